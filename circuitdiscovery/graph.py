@@ -1,0 +1,217 @@
+"""The transformer as a DAG of components that read from and write to the residual stream.
+
+Sources (writers) are `input`, every head `a{l}.h{h}` and every MLP `m{l}`; receivers (readers) are every head's query,
+key and value `a{l}.h{h}<q|k|v>`, every `m{l}` and `logits` (Conmy et al. 2023, arXiv 2304.14997, section 2.1). An edge is
+a pair (source, receiver) with the source upstream. Everything that is known per edge (membership, score) is one
+[sources, receivers] array; this file is the only place that knows which entry is which edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from circuitdiscovery.model import Model
+
+LETTERS = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All edges of one architecture.
+
+    Args:
+        n_layers: blocks.
+        n_heads: query heads per block.
+        n_kv_heads: key/value heads (groups) per block; fewer than `n_heads` is grouped-query attention.
+        parallel: attention and MLP of a block read the same stream (GPT-NeoX), so `m{l}` does not read `a{l}.*`.
+        has_mlp: blocks have an MLP.
+        split_qkv: a head reads its query, key and value through separate edges.
+
+    >>> graph = Graph(n_layers=12, n_heads=12, n_kv_heads=12)
+    >>> len(graph), graph.edges[0], graph.edges[-1]
+    (32491, 'input->a0.h0<q>', 'm11->logits')
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    parallel: bool = False
+    has_mlp: bool = True
+    split_qkv: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
+            raise CircuitDiscoveryError(
+                f"a graph needs at least one layer and head, and n_heads ({self.n_heads}) a multiple of n_kv_heads ({self.n_kv_heads})"
+            )
+        if self.grouped and not self.split_qkv:
+            raise CircuitDiscoveryError(
+                f"split_qkv=False needs one key and value per head, but {self.n_heads} heads share {self.n_kv_heads} key/value groups"
+            )
+
+    @classmethod
+    def from_model(cls, model: Model, split_qkv: bool = True) -> Graph:
+        """The graph of a loaded model (`split_qkv=False` merges a head's three receivers into one)."""
+        return model.graph if split_qkv else replace(model.graph, split_qkv=False)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several heads share a key and a value."""
+        return self.n_kv_heads < self.n_heads
+
+    # ---------------------------------------------------------------- sources
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Writers in topological order: `input`, then per layer its heads and its MLP."""
+        names = ["input"]
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{head}" for head in range(self.n_heads)]
+            names += [f"m{layer}"] if self.has_mlp else []
+        return tuple(names)
+
+    @cached_property
+    def source_index(self) -> Mapping[str, int]:
+        """Source name -> row."""
+        return {name: i for i, name in enumerate(self.sources)}
+
+    def n_upstream(self, layer: int, letter: str = "q") -> int:
+        """How many sources (they are the first ones) a receiver of this layer can read; `layer == n_layers` is `logits`."""
+        before = 1 + layer * (self.n_heads + self.has_mlp)
+        return before + (self.n_heads if letter == "m" and not self.parallel else 0)
+
+    def heads(self, layer: int) -> slice:
+        """The rows of a layer's heads."""
+        start = self.n_upstream(layer)
+        return slice(start, start + self.n_heads)
+
+    def mlp(self, layer: int) -> int:
+        """The row of a layer's MLP."""
+        return self.n_upstream(layer) + self.n_heads
+
+    # -------------------------------------------------------------- receivers
+
+    def _head_receivers(self, layer: int) -> list[str]:
+        if not self.split_qkv:
+            return [f"a{layer}.h{head}" for head in range(self.n_heads)]
+        if not self.grouped:
+            return [f"a{layer}.h{head}<{letter}>" for head in range(self.n_heads) for letter in LETTERS]
+        queries = [f"a{layer}.h{head}<q>" for head in range(self.n_heads)]
+        return queries + [f"a{layer}.kv{group}<{letter}>" for group in range(self.n_kv_heads) for letter in LETTERS[1:]]
+
+    @cached_property
+    def receivers(self) -> tuple[str, ...]:
+        """Readers in topological order: per layer its heads' receivers and its MLP, last `logits`."""
+        names: list[str] = []
+        for layer in range(self.n_layers):
+            names += self._head_receivers(layer) + ([f"m{layer}"] if self.has_mlp else [])
+        return (*names, "logits")
+
+    @cached_property
+    def receiver_index(self) -> Mapping[str, int]:
+        """Receiver name -> column."""
+        return {name: i for i, name in enumerate(self.receivers)}
+
+    def columns(self, layer: int, letter: str) -> np.ndarray:
+        """The columns of a layer's receivers of one letter: [heads] for "q", [groups] for "k" and "v", [1] for "m".
+
+        Where q, k and v are merged, all three letters name the same columns.
+        """
+        if letter == "m":
+            return np.array([self.receiver_index[f"m{layer}"]])
+        prefix, count = ("h", self.n_heads) if letter == "q" or not self.grouped else ("kv", self.n_kv_heads)
+        suffix = f"<{letter}>" if self.split_qkv else ""
+        return np.array([self.receiver_index[f"a{layer}.{prefix}{i}{suffix}"] for i in range(count)])
+
+    def reader_nodes(self, receiver: str) -> tuple[str, ...]:
+        """The sources that a receiver feeds: its head or MLP, every head of its group, none for `logits`."""
+        node = node_of(receiver)
+        if ".kv" not in node:
+            return () if node == "logits" else (node,)
+        layer, group = node.split(".kv")
+        size = self.n_heads // self.n_kv_heads
+        return tuple(f"{layer}.h{head}" for head in range(int(group) * size, (int(group) + 1) * size))
+
+    # ------------------------------------------------------------------ edges
+
+    @cached_property
+    def allowed(self) -> np.ndarray:
+        """[sources, receivers] bool, read-only: True where there is an edge."""
+        allowed = np.zeros((len(self.sources), len(self.receivers)), dtype=bool)
+        for column, receiver in enumerate(self.receivers):
+            node = node_of(receiver)
+            layer = self.n_layers if node == "logits" else int(node[1:].split(".")[0])
+            allowed[: self.n_upstream(layer, node[0]), column] = True
+        allowed.flags.writeable = False
+        return allowed
+
+    def __len__(self) -> int:
+        return int(self.allowed.sum())
+
+    @cached_property
+    def edges(self) -> tuple[str, ...]:
+        """Every edge's name, in index order: by source, then by receiver."""
+        return self.names(self.allowed)
+
+    def names(self, mask: np.ndarray) -> tuple[str, ...]:
+        """The names of the edges that are True in a [sources, receivers] mask, in index order."""
+        return tuple(f"{self.sources[s]}->{self.receivers[r]}" for s, r in np.argwhere(mask))
+
+    def index(self, edge: str) -> tuple[int, int]:
+        """An edge's (row, column); an unknown name is an error that offers the nearest."""
+        source, _, receiver = edge.partition("->")
+        row, column = self.source_index.get(source), self.receiver_index.get(receiver)
+        if row is None or column is None or not self.allowed[row, column]:
+            raise unknown("edge", edge, self.edges)
+        return row, column
+
+    def mask(self, edges: Iterable[str]) -> np.ndarray:
+        """[sources, receivers] bool: True at the named edges."""
+        mask = np.zeros_like(self.allowed)
+        for edge in edges:
+            mask[self.index(edge)] = True
+        return mask
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """A MultiDiGraph over nodes, an edge per edge, keyed by its letter (`q`, `k`, `v`; 0 for MLPs and logits).
+
+        Several heads read through a group's node `a{l}.kv{g}`; its attribute `heads` names them.
+        """
+        return self.networkx_of(self.allowed)
+
+    def networkx_of(self, mask: np.ndarray) -> nx.MultiDiGraph:
+        """The part of `to_networkx()` that is True in a [sources, receivers] mask; nodes without an edge are left out."""
+        import networkx as nx
+
+        view = nx.MultiDiGraph()
+        for row, column in np.argwhere(mask):
+            receiver = self.receivers[column]
+            reader = node_of(receiver)
+            if ".kv" in reader and reader not in view:
+                view.add_node(reader, heads=self.reader_nodes(receiver))
+            view.add_edge(self.sources[row], reader, key=letter_of(receiver) or 0)
+        return view
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments that make this graph again, as JSON."""
+        return asdict(self)
+
+
+def node_of(receiver: str) -> str:
+    """The node a receiver belongs to: `a1.h2<q>` -> `a1.h2`."""
+    return receiver.partition("<")[0]
+
+
+def letter_of(receiver: str) -> str:
+    """The letter of a receiver inside a head, else the empty string: `a1.h2<q>` -> `q`."""
+    return receiver.partition("<")[2].rstrip(">")
