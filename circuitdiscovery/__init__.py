@@ -1,0 +1,92 @@
+"""From a transformer and a task to a measured, drawn circuit.
+
+>>> import circuitdiscovery as cd
+>>> "acdc" in cd.__all__
+True
+
+This page is the table of contents. Each name is imported when it is first used (PEP 562), because `import torch` takes seconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from circuitdiscovery.ablation import Replacements, replacements
+    from circuitdiscovery.circuit import Circuit, Scores, load_circuit
+    from circuitdiscovery.errors import CircuitDiscoveryError
+    from circuitdiscovery.evaluation import Comparison, Curve, Evaluation, compare, curve, evaluate
+    from circuitdiscovery.graph import Graph
+    from circuitdiscovery.loading import load_model
+    from circuitdiscovery.metrics import Metric
+    from circuitdiscovery.model import Model
+    from circuitdiscovery.patching import run_circuit
+    from circuitdiscovery.search.acdc import acdc
+    from circuitdiscovery.search.attribution import clean_corrupted, eap, eap_ig
+    from circuitdiscovery.search.baseline import random_scores
+    from circuitdiscovery.search.exact import exact
+    from circuitdiscovery.task import Example, Task, load_task, shipped_tasks
+
+__all__ = [
+    "Circuit",
+    "CircuitDiscoveryError",
+    "Comparison",
+    "Curve",
+    "Evaluation",
+    "Example",
+    "Graph",
+    "Metric",
+    "Model",
+    "Replacements",
+    "Scores",
+    "Task",
+    "__version__",
+    "acdc",
+    "clean_corrupted",
+    "compare",
+    "curve",
+    "eap",
+    "eap_ig",
+    "evaluate",
+    "exact",
+    "load_circuit",
+    "load_model",
+    "load_task",
+    "random_scores",
+    "replacements",
+    "run_circuit",
+    "shipped_tasks",
+]
+
+_HOME = {
+    "ablation": ("Replacements", "replacements"),
+    "circuit": ("Circuit", "Scores", "load_circuit"),
+    "errors": ("CircuitDiscoveryError",),
+    "evaluation": ("Comparison", "Curve", "Evaluation", "compare", "curve", "evaluate"),
+    "patching": ("run_circuit",),
+    "graph": ("Graph",),
+    "loading": ("load_model",),
+    "metrics": ("Metric",),
+    "model": ("Model",),
+    "search.acdc": ("acdc",),
+    "search.attribution": ("clean_corrupted", "eap", "eap_ig"),
+    "search.baseline": ("random_scores",),
+    "search.exact": ("exact",),
+    "task": ("Example", "Task", "load_task", "shipped_tasks"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(_import_module(f"{__name__}.{_MODULE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

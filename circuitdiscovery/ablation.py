@@ -1,0 +1,246 @@
+"""What a removed edge carries: for every source, example and position a replacement of what the source writes.
+
+| ablation | replacement |
+| --- | --- |
+| `resample` | the paired corrupted run (interchange ablation; Chan et al. 2022, Conmy et al. 2023) |
+| `mean` | mean over the reference rows at that position (Wang et al. 2022), rows of the same template, else of the same length |
+| `mean_all` | mean over all tokens of the reference rows |
+| `zero` | 0 |
+| `noise` | a clean run with Gaussian noise on the token embeddings (Meng et al. 2022, arXiv 2202.05262, section 2.1) |
+| `random` | a Gaussian draw with the reference's mean and variance, per source, position and dimension |
+
+A new ablation is one function and one line in `ABLATIONS`; a user's own is any object with `rows` and `own_run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.forward import embed, plain_run
+from circuitdiscovery.model import Model
+from circuitdiscovery.names import canonical
+from circuitdiscovery.task import Batch, Example, Task
+
+
+class Ablation(Protocol):
+    """What every function that takes `ablation=` accepts beside a name."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    @property
+    def own_run(self) -> bool:
+        """Whether the replacements of an example are one run's own activations; False is always right, True is faster."""
+        ...
+
+    def rows(self, batch: Batch) -> Tensor:
+        """[sources, B, T, d_model]: the replacements for a batch's examples."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnDemand:
+    """An ablation that computes the replacements of a batch when they are asked for."""
+
+    name: str
+    own_run: bool
+    rows: Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Replacements:
+    """Replacements computed once for all examples of a task (see `replacements`)."""
+
+    name: str
+    own_run: bool
+    parts: tuple[tuple[Batch, Tensor], ...]  # (batch, [sources, B, T, d_model])
+
+    def rows(self, batch: Batch) -> Tensor:
+        """[sources, B, T, d_model] for a batch's examples, without a copy for a batch as it was computed."""
+        for part, values in self.parts:
+            if torch.equal(part.rows, batch.rows.to(part.rows.device)) and part.clean.shape == batch.clean.shape:
+                return values
+        where = {row: (values, i) for part, values in self.parts for i, row in enumerate(part.rows.tolist())}
+        missing = [row for row in batch.rows.tolist() if row not in where or where[row][0].shape[2] != batch.clean.shape[1]]
+        if missing:
+            raise CircuitDiscoveryError(f"the given replacements were computed for other prompts: none fit row {missing[0]}")
+        found = [where[row] for row in batch.rows.tolist()]
+        return torch.stack([values[:, i] for values, i in found], dim=1)
+
+
+# ------------------------------------------------------------------ the ablations
+
+
+@torch.no_grad()
+def run_sources(model: Model, start: Tensor) -> Tensor:
+    """[sources, N, T, d_model]: what every source writes, from [N, T] tokens or an [N, T, d_model] embedding."""
+    position = torch.zeros(len(start), dtype=torch.long, device=model.device)
+    sources = plain_run(model, start, position, keep_sources=True).sources
+    assert sources is not None
+    return sources
+
+
+def _resample(model: Model, **_: Any) -> Callable[[Batch], Tensor]:
+    return lambda batch: run_sources(model, batch.corrupted.to(model.device))
+
+
+def _zero(model: Model, **_: Any) -> Callable[[Batch], Tensor]:
+    return lambda batch: torch.zeros(len(model.graph.sources), *batch.clean.shape, model.d_model, device=model.device, dtype=model.dtype)
+
+
+def _noise(model: Model, *, seed: int, k: float, **_: Any) -> Callable[[Batch], Tensor]:
+    deviation = k * float(model.W_E.float().std())
+
+    def rows(batch: Batch) -> Tensor:
+        clean = embed(model, batch.clean.to(model.device))
+        return run_sources(model, clean + deviation * _draws(seed, batch, clean.shape[1:], clean))
+
+    return rows
+
+
+def _mean(model: Model, *, task: Task, reference: Task, **_: Any) -> Callable[[Batch], Tensor]:
+    means = _Statistics(model, reference)
+    return lambda batch: means.of(batch, task)[0]
+
+
+def _random(model: Model, *, task: Task, reference: Task, seed: int, **_: Any) -> Callable[[Batch], Tensor]:
+    statistics = _Statistics(model, reference, variance=True)
+
+    def rows(batch: Batch) -> Tensor:
+        mean, variance = statistics.of(batch, task)
+        draws = _draws(seed, batch, (len(mean), *mean.shape[2:]), mean)  # [B, S, T, D]
+        return mean + variance.sqrt() * draws.transpose(0, 1)
+
+    return rows
+
+
+def _mean_all(model: Model, *, reference: Task, **_: Any) -> Callable[[Batch], Tensor]:
+    total, count = None, 0
+    for batch in reference.batches(_REFERENCE_ROWS):
+        summed = run_sources(model, batch.corrupted.to(model.device)).sum((1, 2))  # [S, D]
+        total, count = (summed if total is None else total + summed), count + batch.corrupted.numel()
+    assert total is not None
+    mean = (total / count)[:, None, None]  # [S, 1, 1, D]
+    return lambda batch: mean.expand(-1, *batch.clean.shape, -1)
+
+
+# name -> (what makes the function from a batch to its replacements, whether they are a run's own activations)
+ABLATIONS: dict[str, tuple[Callable[..., Callable[[Batch], Tensor]], bool]] = {
+    "resample": (_resample, True),
+    "mean": (_mean, False),
+    "mean_all": (_mean_all, False),
+    "zero": (_zero, False),
+    "noise": (_noise, True),
+    "random": (_random, False),
+}
+_REFERENCE_ROWS = 32  # reference prompts in one forward
+
+
+def _draws(seed: int, batch: Batch, shape: Sequence[int], like: Tensor) -> Tensor:
+    """[B, *shape] standard Gaussians, each example's from its own generator, so that batches do not matter."""
+    one = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + row)) for row in batch.rows.tolist()]
+    return torch.stack(one).to(like)
+
+
+class _Statistics:
+    """Mean and variance over reference rows per source, position and dimension, for each template and each length."""
+
+    def __init__(self, model: Model, reference: Task, variance: bool = False) -> None:
+        self._model, self._reference = model, reference
+        self._mean = self._collect(lambda values, _: values)
+        self._variance = self._collect(lambda values, key: (values - self._mean[key][:, None]) ** 2) if variance else {}
+
+    def _collect(self, of: Callable[[Tensor, tuple[int | None, int]], Tensor]) -> dict[tuple[int | None, int], Tensor]:
+        """[S, T, D] mean of a function of the sources, by (template, length); template None is all rows of that length."""
+        totals: dict[tuple[int | None, int], tuple[Tensor | float, int]] = {}
+        for batch in self._reference.batches(_REFERENCE_ROWS):
+            sources = run_sources(self._model, batch.corrupted.to(self._model.device))
+            for key, columns in _by_template(batch, self._reference):
+                total, count = totals.get(key, (0.0, 0))
+                totals[key] = (total + of(sources[:, columns], key).sum(1), count + len(columns))
+        return {key: total / count for key, (total, count) in totals.items()}  # pyright: ignore[reportReturnType]
+
+    def of(self, batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
+        """([S, B, T, D] mean, the same of the variance or of the mean again) for a batch of a task's examples."""
+        length = batch.clean.shape[1]
+        keys = [(task.examples[row].template, length) for row in batch.rows.tolist()]
+        keys = [key if key in self._mean else (None, length) for key in keys]
+        if missing := [row for row, key in zip(batch.rows.tolist(), keys, strict=True) if key not in self._mean]:
+            raise CircuitDiscoveryError(f"row {missing[0]} has {length} tokens, but no row of the reference does")
+        mean = torch.stack([self._mean[key] for key in keys], dim=1)
+        return mean, torch.stack([self._variance[key] for key in keys], dim=1) if self._variance else mean
+
+
+def _by_template(batch: Batch, task: Task) -> Iterator[tuple[tuple[int | None, int], list[int]]]:
+    """((template, length), columns of the batch) for each template in it, and (None, length) for all of them."""
+    templates = [task.examples[row].template for row in batch.rows.tolist()]
+    length = batch.corrupted.shape[1]
+    yield (None, length), list(range(len(templates)))
+    for template in dict.fromkeys(templates):
+        if template is not None:
+            yield (template, length), [i for i, other in enumerate(templates) if other == template]
+
+
+# ------------------------------------------------------------------ by name, or given
+
+
+def on_demand(
+    model: Model, task: Task, ablation: str | Ablation, *, reference: Task | Tensor | Sequence[Sequence[int]] | None = None, seed: int = 0, k: float = 3.0
+) -> Ablation:  # fmt: skip
+    """The ablation by its name, its replacements computed batch by batch; one that is given comes back as it is."""
+    if not isinstance(ablation, str):
+        if not hasattr(ablation, "rows"):
+            raise CircuitDiscoveryError(f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}")
+        return ablation
+    name = canonical("ablation", ablation)
+    make, own_run = ABLATIONS[name]
+    rows = make(model, task=task, reference=_as_reference(task, reference), seed=seed, k=k)
+    return OnDemand(name, own_run, rows)
+
+
+def _as_reference(task: Task, reference: Task | Tensor | Sequence[Sequence[int]] | None) -> Task:
+    """The reference prompts, as the corrupted prompts of a task."""
+    if reference is None:
+        return task
+    if isinstance(reference, Task):
+        return reference
+    rows = reference.tolist() if isinstance(reference, Tensor) else [list(row) for row in reference]
+    if not rows:
+        raise CircuitDiscoveryError("reference: at least one prompt is needed")
+    examples = tuple(Example(tuple(row), tuple(row), (0,), (1,), len(row) - 1, None, "") for row in rows)
+    return replace(task, examples=examples, held_out=None)
+
+
+@torch.no_grad()
+def replacements(
+    model: Model, task: Task, *, ablation: str = "resample", reference: Task | Tensor | Sequence[Sequence[int]] | None = None, seed: int = 0, k: float = 3.0
+) -> Replacements:  # fmt: skip
+    """The replacements of every source on every example, computed once: [sources, examples, positions, d_model] per length.
+
+    Args:
+        model: a loaded model.
+        task: its examples' prompts.
+        ablation: `resample`, `mean`, `mean_all`, `zero`, `noise` or `random`.
+        reference: prompts that `mean`, `mean_all` and `random` take their statistics from: a task (its corrupted prompts) or
+            token ids; by default the task's own corrupted prompts.
+        seed: of the draws of `noise` and `random`.
+        k: the standard deviation of `noise`, in standard deviations of the embedding matrix's entries (3 as in Meng et al.).
+
+    Raises:
+        CircuitDiscoveryError: an unknown ablation; a prompt whose length no reference row has.
+
+    >>> import circuitdiscovery as cd
+    >>> model = cd.load_model("toy")
+    >>> alt = cd.replacements(model, cd.load_task("ioi", model, examples=4), ablation="mean")
+    """
+    computed = on_demand(model, task, ablation, reference=reference, seed=seed, k=k)
+    parts = tuple((batch, computed.rows(batch)) for batch in task.batches())
+    return Replacements(computed.name, computed.own_run, parts)

@@ -1,0 +1,311 @@
+"""The command line. Arguments are checked, and help is given, before torch is imported.
+
+Whatever goes wrong is one line on standard error and exit status 2; Ctrl-C is 130. Set CIRCUITDISCOVERY_DEBUG=1 for a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from circuitdiscovery import __version__, names
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.files import data_folder, read_json, shipped
+
+if TYPE_CHECKING:
+    from circuitdiscovery.circuit import Circuit
+    from circuitdiscovery.run import Options
+
+PROGRAM = "circuitdiscovery"
+FORMATS = ("svg", "png", "pdf", "dot")
+
+
+# ------------------------------------------------------------ argument types
+
+
+class Checked(click.ParamType):
+    """An argument that a function turns into its value or refuses with a CircuitDiscoveryError."""
+
+    def __init__(self, check: Callable[[str], Any], metavar: str) -> None:
+        self.name = metavar
+        self._check = check
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._check(value) if isinstance(value, str) else value
+        except CircuitDiscoveryError as error:
+            self.fail(str(error), param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return self.name
+
+
+def _name(kind: names.Kind) -> Checked:
+    return Checked(lambda value: names.canonical(kind, value), "|".join(name.replace("_", "-") for name in names.VALID[kind]))
+
+
+def _model(name: str) -> str:
+    from circuitdiscovery.run import check_model
+
+    return check_model(name)
+
+
+def _task(name: str) -> str:
+    from circuitdiscovery.taskfile import read_task, task_path
+
+    read_task(name)
+    path = task_path(name)
+    return path.stem if path.parent == data_folder("tasks") else name
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise unknown("device", name, ("cpu", "cuda", "cuda:0", "mps"))
+    return name
+
+
+def _threshold(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise CircuitDiscoveryError(f"{text!r} is not a finite number")
+    return value
+
+
+def _whole(minimum: int) -> Callable[[str], int]:
+    def check(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < minimum:
+            raise CircuitDiscoveryError(f"{text[:40]!r} is not a whole number of at least {minimum}")
+        return int(text)
+
+    return check
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower()[1:] not in FORMATS:
+        raise CircuitDiscoveryError(f"{text!r} must end in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}")
+    if not path.parent.is_dir():
+        raise CircuitDiscoveryError(f"there is no folder {path.parent}")
+    return path
+
+
+MODEL = Checked(_model, "MODEL")
+TASK = Checked(_task, "TASK")
+METRIC = _name("metric")
+ABLATION = _name("ablation")
+DIRECTION = _name("direction")
+COUNT = Checked(_whole(1), "N")
+SEED = Checked(_whole(0), "S")
+DEVICE = Checked(_device, "cpu|cuda|cuda:N|mps")
+DTYPE = _name("dtype")
+as_json = click.option("--json", "as_json", is_flag=True, help="JSON, and nothing else, on standard output.")
+
+
+# ------------------------------------------------------------------ commands
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, no_args_is_help=False)
+@click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
+def cli() -> None:
+    """From a transformer and a task to a measured, drawn circuit."""
+
+
+@cli.command()
+@click.argument("model", type=MODEL)
+@click.argument("task", type=TASK)
+@click.option("--method", type=_name("method"), default="acdc", show_default=True, help="How to search.")
+@click.option("--ablation", type=ABLATION, default="resample", show_default=True, help="What a removed edge carries.")
+@click.option("--metric", type=METRIC, help="What is measured.  [default: kl-divergence to search by acdc and exact, else the task's own]")
+@click.option("--direction", type=DIRECTION, default="noising", show_default=True, help="Damage the clean run, or mend the corrupted one.")
+@click.option(
+    "--threshold",
+    type=Checked(_threshold, "T"),
+    help=f"acdc: remove edges of damage below T  [default: {names.DEFAULT_THRESHOLD}].  Other methods: keep edges that score above T.",
+)
+@click.option(
+    "--edges", type=COUNT, help=f"Not for acdc: keep the N edges of the largest scores.  [default: {names.DEFAULT_SHARE:.0%} of all]"
+)
+@click.option("--no-split-qkv", is_flag=True, help="One edge into a head instead of one each into its query, key and value.")
+@click.option("--examples", type=COUNT, default=64, show_default=True, help="Prompt pairs to search on; as many are held out to evaluate.")
+@click.option("--batch-size", type=COUNT, help="Examples at a time.  [default: what memory allows]")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the examples and everything random.")
+@click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
+@click.option("--dtype", type=DTYPE, default="float32", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="A new or empty folder.  [default: runs/MODEL-TASK-METHOD]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest of this model, task and method.")
+@as_json
+def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:
+    """Find, measure and draw the circuit of MODEL (a bundled or hub name, or a folder) behind TASK (a name, or a .toml, .csv or .jsonl)."""
+    from circuitdiscovery import run
+    from circuitdiscovery.progress import duration
+
+    options = run.Options(split_qkv=not no_split_qkv, **given)
+    folder = run.open_folder(options, out=out, resume=resume)
+    try:
+        summary = run.discover(options, folder, [PROGRAM, *sys.argv[1:]])
+    except KeyboardInterrupt:
+        kept = "" if (folder / run.STATE).exists() else " (from the start: nothing was found yet)"
+        click.echo(f"\ninterrupted; to resume{kept}: {options.resume_command(folder)}", err=True)
+        raise
+    if as_json:
+        _print_json(summary)
+        return
+    _print_summary(summary, duration(sum(summary["seconds"].values())))
+
+
+@cli.command()
+@click.argument("circuit")
+@click.option("--model", type=MODEL, help="[default: the one the circuit was found in]")
+@click.option("--task", type=TASK, help="[default: the one the circuit was found with]")
+@click.option("--ablation", type=ABLATION, help="[default: as the search]")
+@click.option("--metric", type=METRIC, help="[default: as the search, or the task's own]")
+@click.option("--direction", type=DIRECTION, help="[default: as the search]")
+@click.option("--examples", type=COUNT, help="[default: as the search]")
+@click.option("--seed", type=SEED, help="[default: as the search]")
+@click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
+@click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
+@click.option("--dtype", type=DTYPE, default="float32", show_default=True)
+@as_json
+def evaluate(circuit: str, as_json: bool, **given: Any) -> None:
+    """Measure CIRCUIT, a circuit.json or a shipped graph's name: faithfulness, completeness, minimality."""
+    from circuitdiscovery import run
+
+    found = _circuit(circuit)
+    options = _evaluation_options(found, circuit, given)
+    model, task = run.load(options)
+    found.check_model(model)
+    with run.stage("evaluating"):
+        result = run.evaluate(model, task, found, None, options)
+    _print(result, as_json)
+
+
+@cli.command()
+@click.argument("a")
+@click.argument("b")
+@as_json
+def compare(a: str, b: str, as_json: bool) -> None:
+    """Compare circuit A with circuit B, the reference: precision, recall and Jaccard of edges and nodes."""
+    from circuitdiscovery.evaluation import compare
+
+    _print(compare(_circuit(a), _circuit(b)), as_json)
+
+
+@cli.command()
+@click.argument("circuit")
+@click.option("-o", "--out", type=Checked(_picture, "FILE"), required=True, help=f"The picture: .{', .'.join(FORMATS)}.")
+def draw(circuit: str, out: Path) -> None:
+    """Draw CIRCUIT, a circuit.json or a shipped graph's name."""
+    _circuit(circuit).draw(out)
+    click.echo(str(out))
+
+
+@cli.command()
+def models() -> None:
+    """List the bundled models."""
+    for name in shipped("models"):
+        config = read_json(data_folder("models") / name / "config.json")
+        layers, heads = (config.get(a, config.get(b)) for a, b in (("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads")))
+        click.echo(f"{name:<12}{config.get('model_type')}, {layers} layers of {heads} heads")
+    click.echo("Also: a Hugging Face folder, or a hub name such as gpt2 or EleutherAI/pythia-70m", err=True)
+
+
+@cli.command()
+def tasks() -> None:
+    """List the shipped tasks."""
+    from circuitdiscovery.taskfile import Table, read_task
+
+    for name in shipped("tasks"):
+        task = read_task(name)
+        click.echo(f"{name:<24}{'' if isinstance(task, Table) else task.description}")
+
+
+@cli.command()
+def graphs() -> None:
+    """List the shipped circuits: published and planted ones."""
+    for name in shipped("graphs"):
+        click.echo(f"{name:<32}{len(_circuit(name))} edges")
+
+
+# -------------------------------------------------------------------- output
+
+
+def _circuit(path: str) -> Circuit:
+    from circuitdiscovery.circuit import load_circuit
+
+    return load_circuit(path)
+
+
+def _evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> Options:
+    raise NotImplementedError
+
+
+def _print(result: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        click.echo(str(result))
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def _print_summary(summary: dict[str, Any], took: str) -> None:
+    raise NotImplementedError
+
+
+# --------------------------------------------------------------------- errors
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C: the state is kept, the resume command printed
+    try:
+        cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("CIRCUITDISCOVERY_DEBUG"):
+            raise
+        click.echo(f"{PROGRAM}: {_one_line(error)}", err=True)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, click.UsageError):
+        text = f"{error.format_message().rstrip('.')}. {_valid(error)}".removesuffix(". ")
+    elif isinstance(error, click.ClickException):
+        text = error.format_message()
+    elif isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    elif isinstance(error, CircuitDiscoveryError):
+        text = str(error)
+    else:  # a mistake of ours, or memory that ran out
+        text = f"{type(error).__name__}: {error} (CIRCUITDISCOVERY_DEBUG=1 shows where)"
+    return " ".join(text.split())
+
+
+def _valid(error: click.UsageError) -> str:
+    """What would have been valid, where the message does not say it."""
+    context = error.ctx
+    if context is None:
+        return ""
+    if isinstance(error, click.NoSuchOption):
+        options = [name for param in context.command.get_params(context) for name in param.opts if name.startswith("--")]
+        return "Valid options: " + ", ".join(options)
+    if isinstance(context.command, click.Group):
+        return "Valid commands: " + ", ".join(context.command.list_commands(context))
+    return "" if isinstance(error, click.BadParameter) and error.message else context.get_usage()

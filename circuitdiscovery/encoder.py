@@ -1,0 +1,117 @@
+"""From text to tokens: a row of prompts and answers becomes an Example, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.tablefile import Row
+
+
+@dataclass(frozen=True)
+class Example:
+    """One pair of prompts of equal length, as token ids.
+
+    Args:
+        clean, corrupted: the prompts.
+        correct, incorrect: the answers, at least one each, none in both.
+        position: where the answer is read, counted from 0.
+        template: rows with the same number have their words at the same place (up to the words' own lengths); None: unknown.
+        text: the clean prompt, empty where the task came as tokens.
+    """
+
+    clean: tuple[int, ...]
+    corrupted: tuple[int, ...]
+    correct: tuple[int, ...]
+    incorrect: tuple[int, ...]
+    position: int
+    template: int | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer's own call, with its BOS as the tokenizer has it, or put in front (`bos=True`) or taken away (`bos=False`)."""
+
+    tokenizer: Any
+    bos: bool | None = None
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text, unchecked."""
+        ids = tuple(self.tokenizer(text).input_ids)
+        token = self.tokenizer.bos_token_id
+        if self.bos is True and ids[:1] != (token,):
+            if token is None:
+                raise CircuitDiscoveryError("bos = true, but the tokenizer has no BOS token")
+            return (token, *ids)
+        return ids[1:] if self.bos is False and token is not None and ids[:1] == (token,) else ids
+
+    def show(self, ids: Sequence[int]) -> str:
+        """The tokens as text, for errors."""
+        return str(self.tokenizer.convert_ids_to_tokens(list(ids)))
+
+    def knows(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether no token is the unknown one. In some vocabularies it is also BOS, so it may stand first or be written out."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or unknown not in ids[ids[:1] == (self.tokenizer.bos_token_id,) :]:
+            return True
+        return self.tokenizer.unk_token in text
+
+    def prompt(self, text: str, where: str) -> tuple[int, ...]:
+        """The tokens of a prompt; an unknown one is an error."""
+        ids = self.ids(text)
+        if not ids:
+            raise CircuitDiscoveryError(f"{where}: the tokenizer makes no token of {text!r}")
+        if not self.knows(text, ids):
+            raise CircuitDiscoveryError(f"{where}: the tokenizer does not know a word of {text!r}: {self.show(ids)}")
+        return ids
+
+    def answer(self, prompt: str, answer: str, where: str) -> int:
+        """The one token by which the tokens of prompt + answer extend those of the prompt; anything else is an error."""
+        short, long = self.ids(prompt), self.prompt(prompt + answer, where)
+        if long[:-1] == short:
+            return long[-1]
+        spaced = not answer.startswith(" ") and self.ids(f"{prompt} {answer}")[:-1] == short
+        hint = f"; ' {answer}', with a space, would be one" if spaced else ""
+        start = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), min(len(short), len(long)))
+        before, after = self.show(short[start:]), self.show(long[start:])
+        told = f"the answer {answer!r} does not continue {prompt!r} as one token"
+        raise CircuitDiscoveryError(f"{where}: {told}: {before} becomes {after}{hint}")
+
+    def is_single(self, word: str) -> bool:
+        """Whether a word is one token where it follows a space."""
+        once, twice = self.ids(word), self.ids(f"{word} {word}")
+        return len(twice) == len(once) + 1 and twice[:-1] == once and self.knows(word, twice)
+
+    def is_known(self, word: str) -> bool:
+        """Whether a word is made of tokens that are not unknown."""
+        return self.knows(word, self.ids(f"{word} {word}"))
+
+    def example(self, row: Row) -> Example:
+        """The row as tokens, checked: equal lengths, a position inside, answers of one token each that differ."""
+        clean, corrupted = self.prompt(row.clean, row.where), self.prompt(row.corrupted, row.where)
+        if len(clean) != len(corrupted):
+            raise CircuitDiscoveryError(
+                f"{row.where}: clean has {len(clean)} tokens and corrupted {len(corrupted)}: {self.show(clean)} and {self.show(corrupted)}"
+            )
+        answers = [tuple(self._token(row, answer) for answer in side) for side in (row.correct, row.incorrect)]
+        both = set(answers[0]) & set(answers[1])
+        if both:
+            raise CircuitDiscoveryError(f"{row.where}: correct and incorrect are the same token {self.show(sorted(both))}")
+        correct, incorrect = (tuple(dict.fromkeys(side)) for side in answers)
+        position = resolve_position(row.position, len(clean), row.where)
+        return Example(clean, corrupted, correct, incorrect, position, row.template, row.clean)
+
+    def _token(self, row: Row, answer: str | int) -> int:
+        return answer if isinstance(answer, int) else self.answer(row.clean, answer, row.where)
+
+
+def resolve_position(position: int | None, length: int, where: str) -> int:
+    """The position counted from 0; None is the last, negative ones count from the end."""
+    if position is None:
+        return length - 1
+    if not -length <= position < length:
+        raise CircuitDiscoveryError(f"{where}: position {position} is outside of the prompt's {length} tokens")
+    return position % length

@@ -1,0 +1,418 @@
+"""The model as a function of an edge mask.
+
+    every receiver reads  (everything as replaced)  +  sum over kept edges of (current - replacement)
+
+1. `plain_run` is the transformer itself, from an embedding to the logits at the answer's position. It can keep what every
+   source wrote (the replacements of resample ablation) and what every receiver read (for gradients).
+2. A `World` is one batch under one ablation: where the run starts, what a removed edge carries, and the sum of all
+   replacements at each place of the residual stream.
+3. `World.logits` evaluates any mask in one forward, and only the nodes that matter: those with a path of kept edges to the
+   logits and, where every replacement is a run's own activation, with one from the input (elsewhere current equals
+   replacement).
+4. `World.branch` evaluates many alternatives of what one receiver reads, given the state of the rest: only the nodes that
+   the receiver reaches run again. The searches stand on it.
+
+Shapes: R receivers of a layer, S sources, M alternatives, N examples, T positions, D d_model, H heads, K d_head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from circuitdiscovery.graph import Graph
+from circuitdiscovery.model import Block, Model, Norm
+
+# ------------------------------------------------------------------ the program, written once over the architectures' switches
+
+
+def embed(model: Model, tokens: Tensor) -> Tensor:
+    """[N, T] token ids -> [N, T, D]: token plus position embedding, the source `input`."""
+    model.check_tokens(tokens)
+    x = F.embedding(tokens, model.W_E)
+    return x if model.W_pos is None else x + model.W_pos[: tokens.shape[1]]
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One stream for all heads, [1, N, T, D], or one each, [H, N, T, D], through [H, K, D] -> [H, N, T, K]."""
+    n_heads, d_head, _ = weight.shape
+    if len(x) == 1:
+        flat_bias = None if bias is None else bias.flatten()
+        return F.linear(x[0], weight.flatten(0, 1), flat_bias).unflatten(-1, (n_heads, d_head)).movedim(-2, 0)
+    out = torch.bmm(x.flatten(1, 2), weight.transpose(1, 2)).unflatten(1, x.shape[1:3])
+    return out if bias is None else out + bias[:, None, None]
+
+
+def _attend(model: Model, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention per head, [H, N, T, K] each (k and v already repeated per head) -> [H, N, T, K]."""
+    if model.rotary is not None:
+        q, k = model.rotary(q), model.rotary(k)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.scale)
+
+
+def _write(z: Tensor, W_O: Tensor) -> Tensor:
+    """[H, N, T, K] through [H, K, D] -> [H, N, T, D]: what each head adds to the stream (b_O belongs to none)."""
+    return torch.bmm(z.flatten(1, 2), W_O).unflatten(1, z.shape[1:3])
+
+
+def _mlp(model: Model, block: Block, x: Tensor) -> Tensor:
+    """[..., D] normalised -> [..., D]."""
+    hidden = F.linear(x, block.W_in, block.b_in)
+    if block.W_gate is None:
+        hidden = model.activation(hidden)
+    else:
+        hidden = model.activation(F.linear(x, block.W_gate, block.b_gate)) * hidden
+    return F.linear(hidden, block.W_out, block.b_out)
+
+
+def _at(x: Tensor, position: Tensor) -> Tensor:
+    """[..., N, T, D] -> [..., N, D] at each example's position."""
+    return x[..., torch.arange(len(position), device=x.device), position, :]
+
+
+def _unembed(model: Model, x: Tensor) -> Tensor:
+    """[..., D] final residual stream -> [..., vocabulary]."""
+    return F.linear(model.final_norm(x), model.W_U)
+
+
+def _group_of(model: Model) -> Tensor:
+    """[H]: the key/value group of each head."""
+    graph = model.graph
+    return torch.arange(graph.n_heads, device=model.device) // (graph.n_heads // graph.n_kv_heads)
+
+
+def _per_head(model: Model, x: Tensor) -> Tensor:
+    """[groups, ...] -> [H, ...]."""
+    return x if not model.graph.grouped else x[_group_of(model)]
+
+
+# ------------------------------------------------------------------ the whole model
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the receivers of one layer and letter read in a plain run, for the chain rule back to the stream.
+
+    `values` is what `weight` makes of the normalised stream, [R, N, T, K]; where `weight` is None it is the normalised
+    stream itself, [N, T, D] (MLPs) or [N, D] (logits, at the answer's position only).
+    """
+
+    layer: int
+    letter: str
+    stream: Tensor  # [N, T, D] or [N, D], before the norm
+    norm: Norm
+    values: Tensor
+    weight: Tensor | None  # [R, K, D]
+    bias: Tensor | None  # [R, K]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One forward of the whole model."""
+
+    logits: Tensor  # [N, vocabulary] at each example's answer position
+    sources: Tensor | None  # [S, N, T, D]
+    readings: tuple[Reading, ...]
+
+
+def plain_run(
+    model: Model, start: Tensor, position: Tensor, *, keep_sources: bool = False, keep_readings: bool = False
+) -> Run:
+    """The transformer itself.
+
+    Args:
+        model: the model.
+        start: [N, T] token ids, or [N, T, D], what the source `input` writes.
+        position: [N], where the logits are wanted.
+        keep_sources: keep what every source writes.
+        keep_readings: keep what every receiver reads, as part of the autograd graph.
+    """
+    x = embed(model, start) if start.dim() == 2 else start
+    sources = x.new_empty(len(model.graph.sources), *x.shape) if keep_sources else None
+    readings: list[Reading] = []
+    if sources is not None:
+        sources[0] = x.detach()
+    for layer, block in enumerate(model.blocks):
+        u = block.norm1(x)[None]
+        q, k, v = (_project(u, w, b) for w, b in ((block.W_Q, block.b_Q), (block.W_K, block.b_K), (block.W_V, block.b_V)))
+        if keep_readings:
+            readings += [
+                Reading(layer, letter, x, block.norm1, values, weight, bias)
+                for letter, values, weight, bias in (("q", q, block.W_Q, block.b_Q), ("k", k, block.W_K, block.b_K), ("v", v, block.W_V, block.b_V))
+            ]  # fmt: skip
+        z = _attend(model, block, q, _per_head(model, k), _per_head(model, v))  # [H, N, T, K]
+        attended = F.linear(z.permute(1, 2, 0, 3).flatten(2), block.W_O.flatten(0, 1).T, block.b_O)  # [N, T, D]
+        y = x if model.graph.parallel else x + attended
+        u = block.norm2(y)
+        if keep_readings:
+            readings.append(Reading(layer, "m", y, block.norm2, u, None, None))
+        written = _mlp(model, block, u)
+        if sources is not None:
+            torch.bmm(z.detach().flatten(1, 2), block.W_O, out=sources[model.graph.heads(layer)].flatten(1, 2))
+            sources[model.graph.mlp(layer)] = written.detach()
+        x = x + attended + written
+    last = _at(x, position)  # [N, D]
+    u = model.final_norm(last)
+    if keep_readings:
+        readings.append(Reading(len(model.blocks), "logits", last, model.final_norm, u, None, None))
+    return Run(F.linear(u, model.W_U), sources, tuple(readings))
+
+
+# ------------------------------------------------------------------ which nodes matter
+
+
+def live_nodes(graph: Graph, mask: np.ndarray) -> np.ndarray:
+    """[S] bool: the sources with a path of kept edges to the logits."""
+    live = np.zeros(len(graph.sources), dtype=bool)
+    read = mask[:, -1].copy()  # [S]: kept into something live
+    for layer in reversed(range(graph.n_layers)):
+        if graph.has_mlp:
+            mlp = graph.mlp(layer)
+            live[mlp] = read[mlp]
+            if live[mlp]:
+                read |= mask[:, graph.columns(layer, "m")[0]]
+        heads = graph.heads(layer)
+        live[heads] = read[heads]
+        for columns in _live_columns(graph, layer, live[heads]):
+            read |= mask[:, columns].any(1)
+    live[0] = read[0]
+    return live
+
+
+def reached_nodes(graph: Graph, mask: np.ndarray, changed: np.ndarray) -> np.ndarray:
+    """[S] bool: the sources that differ when those in `changed` do, along kept edges."""
+    reached = changed.copy()
+    for layer in range(graph.n_layers):
+        heads = graph.heads(layer)
+        for letter in "qkv":
+            columns = graph.columns(layer, letter)
+            moved = mask[reached][:, columns].any(0)  # [heads] or [groups]
+            reached[heads] |= np.repeat(moved, graph.n_heads // len(columns))
+        if graph.has_mlp:
+            reached[graph.mlp(layer)] |= mask[reached, graph.columns(layer, "m")[0]].any()
+    return reached
+
+
+def _live_columns(graph: Graph, layer: int, live: np.ndarray) -> Iterator[np.ndarray]:
+    """Per letter, the columns of a layer that feed at least one live head."""
+    for letter in "qkv":
+        columns = graph.columns(layer, letter)
+        yield columns[live.reshape(len(columns), -1).any(1)]
+
+
+# ------------------------------------------------------------------ any set of edges
+
+
+@dataclass(frozen=True)
+class State:
+    """What every source adds to its replacement under one mask: where branches start from."""
+
+    difference: Tensor  # [S, N, T, D]: current - replacement
+
+
+@dataclass(frozen=True)
+class Branches:
+    """M alternatives to one state."""
+
+    moved: np.ndarray  # the sources that ran again, in index order
+    difference: Tensor  # [len(moved), M, N, T, D]
+    logits: Tensor  # [M, N, vocabulary]
+
+
+@dataclass(frozen=True)
+class World:
+    """One batch under one ablation.
+
+    Args:
+        model, graph: what runs, and how its edges are counted.
+        start: [N, T, D], what `input` currently writes.
+        replacement: [S, N, T, D], what a removed edge carries.
+        position: [N], where the logits are wanted.
+        own_run: every replacement is some run's own activation, so a node that reads only replacements writes its own.
+    """
+
+    model: Model
+    graph: Graph
+    start: Tensor
+    replacement: Tensor
+    position: Tensor
+    own_run: bool
+
+    @cached_property
+    def bases(self) -> tuple[Tensor, ...]:
+        """What is read when every edge is removed: [N, T, D] by attention and MLP of each layer, [N, D] by the logits."""
+        bases: list[Tensor] = []
+        x = self.replacement[0]
+        for layer, block in enumerate(self.model.blocks):
+            attended = self.replacement[self.graph.heads(layer)].sum(0)
+            y = x + attended if block.b_O is None else x + attended + block.b_O
+            bases += [x, x if self.graph.parallel else y]
+            x = y + self.replacement[self.graph.mlp(layer)]
+        return (*bases, _at(x, self.position))
+
+    def logits(self, mask: np.ndarray) -> Tensor:
+        """[N, vocabulary]: one forward with the True edges of a [S, R] mask kept."""
+        nodes = live_nodes(self.graph, mask)
+        if self.own_run:
+            nodes &= reached_nodes(self.graph, mask, np.arange(len(nodes)) == 0)
+        moved = np.flatnonzero(nodes)
+        start = State((self.start - self.replacement[0])[None])
+        return self._run(mask, start, moved[moved > 0], {}, fixed=moved[moved == 0]).logits[0]
+
+    def state(self, mask: np.ndarray, clean: State, first_layer: int) -> State:
+        """The state under a mask that removes nothing before a layer, where `clean` is the state with every edge kept."""
+        nodes = live_nodes(self.graph, mask)
+        nodes[: self.graph.n_upstream(first_layer)] = False
+        difference = clean.difference.clone()
+        after = self._run(mask, clean, np.flatnonzero(nodes), {}, fixed=np.arange(len(nodes)))
+        difference[torch.from_numpy(after.moved).to(difference.device)] = after.difference[:, 0]
+        return State(difference)
+
+    def stream(self, state: State, receiver: int, kept: np.ndarray) -> Tensor:
+        """What a receiver reads in a state with a [S] bool column of sources kept: [N, T, D], for logits [N, D]."""
+        rows = np.flatnonzero(kept)
+        base, _ = self.place(receiver)
+        return base + self.written(state, receiver, rows).sum(0)
+
+    def written(self, state: State, receiver: int, rows: np.ndarray) -> Tensor:
+        """What some sources add to a receiver's stream: [len(rows), N, T, D], for logits [len(rows), N, D]."""
+        difference = _rows(state.difference, rows)
+        return _at(difference, self.position) if receiver == len(self.graph.receivers) - 1 else difference
+
+    def branch(self, mask: np.ndarray, state: State, receiver: int, streams: Tensor) -> Branches:
+        """Let one receiver read each of [M, N, T, D] streams instead (logits: [M, N, D]); the rest of the mask as it is."""
+        graph = self.graph
+        if receiver == len(graph.receivers) - 1:
+            return Branches(np.array([], dtype=int), streams.new_empty(0), _unembed(self.model, streams))
+        nodes = np.zeros(len(graph.sources), dtype=bool)
+        nodes[[graph.source_index[name] for name in graph.reader_nodes(graph.receivers[receiver])]] = True
+        nodes = reached_nodes(graph, mask, nodes) & live_nodes(graph, mask)
+        return self._run(mask, state, np.flatnonzero(nodes), {receiver: streams}, fixed=np.arange(len(nodes)))
+
+    def place(self, receiver: int) -> tuple[Tensor, int]:
+        """(what the receiver reads when every edge is removed, how many sources are upstream of it)."""
+        graph, name = self.graph, self.graph.receivers[receiver]
+        if name == "logits":
+            return self.bases[-1], len(graph.sources)
+        layer = int(name[1:].split(".")[0])
+        return self.bases[2 * layer + (name[0] == "m")], graph.n_upstream(layer, name[0])
+
+    def _run(self, mask: np.ndarray, state: State, moved: np.ndarray, given: dict[int, Tensor], *, fixed: np.ndarray) -> Branches:
+        """Run the sources `moved` in order, all of `fixed` staying at the state's difference.
+
+        `given` holds alternatives, [M, N, T, D], of what a receiver reads; everything downstream of it has M versions.
+        """
+        graph = self.graph
+        n_alternatives = max((len(streams) for streams in given.values()), default=1)
+        difference = self.start.new_empty(len(moved), n_alternatives, *self.start.shape)
+        reader = _Reader(self, mask, state, given, np.setdiff1d(fixed, moved, assume_unique=True), moved, difference)
+        for layer, block in enumerate(self.model.blocks):
+            heads, mlp = graph.heads(layer), graph.mlp(layer)
+            at = np.flatnonzero((moved >= heads.start) & (moved < heads.stop))
+            if len(at):
+                out = self._heads(reader, layer, block, moved[at] - heads.start)  # [h, M, N, T, D]
+                torch.sub(out, _rows(self.replacement, moved[at])[:, None], out=difference[at[0] : at[-1] + 1])
+            at = np.flatnonzero(moved == mlp)
+            if len(at):
+                x = block.norm2(reader.read(graph.columns(layer, "m"))[0])  # [M, N, T, D]
+                torch.sub(_mlp(self.model, block, x), self.replacement[mlp], out=difference[at[0]])
+        return Branches(moved, difference, _unembed(self.model, reader.read_logits()))
+
+    def _heads(self, reader: _Reader, layer: int, block: Block, heads: np.ndarray) -> Tensor:
+        """What some heads of a layer write: [h, M, N, T, D]."""
+        columns = {letter: self.graph.columns(layer, letter) for letter in "qkv"}
+        groups = {letter: heads // (self.graph.n_heads // len(columns[letter])) for letter in "qkv"}  # each head's column
+        streams, which = reader.read_distinct(np.concatenate([columns[letter][groups[letter]] for letter in "qkv"]))
+        x = block.norm1(streams)  # [U, M, N, T, D]
+        n_alternatives = x.shape[1]
+        projected = []
+        weights = {"q": (block.W_Q, block.b_Q), "k": (block.W_K, block.b_K), "v": (block.W_V, block.b_V)}
+        for letter, part in zip("qkv", np.split(which, 3), strict=True):
+            own, first, back = np.unique(groups[letter], return_index=True, return_inverse=True)
+            weight, bias = (None if w is None else _rows(w, own) for w in weights[letter])
+            assert weight is not None
+            out = _project(_select(x, part[first]).flatten(1, 2), weight, bias)  # [own, M * N, T, K]
+            projected.append(_rows(out, back) if len(own) < len(heads) else out)
+        z = _attend(self.model, block, *projected)
+        return _write(z, _rows(block.W_O, heads)).unflatten(1, (n_alternatives, -1))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What receivers read while the nodes in `moved` are being run, in order."""
+
+    world: World
+    mask: np.ndarray
+    state: State
+    given: dict[int, Tensor]
+    fixed: np.ndarray
+    moved: np.ndarray
+    difference: Tensor  # [len(moved), M, N, T, D], filled up to the receiver's layer
+
+    def read_distinct(self, columns: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """([U, M or 1, N, T, D] distinct streams, [len(columns)] which of them each receiver reads)."""
+        if not self.given.keys().isdisjoint(columns.tolist()):
+            distinct, which = np.unique(columns, return_inverse=True)
+            streams = [self.read(distinct[i : i + 1])[0] for i in range(len(distinct))]
+            return torch.stack(torch.broadcast_tensors(*streams)), which
+        packed = np.packbits(self.mask[:, columns], axis=0)
+        _, first, which = np.unique(packed, axis=1, return_index=True, return_inverse=True)
+        order = np.argsort(first)  # in order of first occurrence, so that a run of receivers is a slice
+        return self.read(columns[first[order]]), np.argsort(order)[which.reshape(-1)]
+
+    def read(self, columns: np.ndarray) -> Tensor:
+        """[len(columns), M or 1, N, T, D]: the streams of receivers at one place."""
+        if int(columns[0]) in self.given:
+            return self.given[int(columns[0])][None]
+        base, upstream = self.world.place(int(columns[0]))
+        kept = self.mask[:, columns]  # [S, R]
+        fixed = self.fixed[self.fixed < upstream]
+        n_moved = int((self.moved < upstream).sum())
+        out = base.expand(len(columns), 1, *base.shape)
+        if (weights := kept[fixed]).any():
+            out = out + _combine(weights, fixed, self.state.difference)[:, None]
+        if (weights := kept[self.moved[:n_moved]]).any():
+            out = out + _combine(weights, np.arange(n_moved), self.difference)
+        return out
+
+    def read_logits(self) -> Tensor:
+        """[M or 1, N, D]: the final residual stream at the answer's position."""
+        kept, position = self.mask[:, -1], self.world.position
+        fixed, moved = self.fixed[kept[self.fixed]], np.flatnonzero(kept[self.moved])
+        out = self.world.bases[-1][None]
+        if len(fixed):
+            out = out + _at(_rows(self.state.difference, fixed), position).sum(0)
+        if len(moved):
+            out = out + _at(_rows(self.difference, moved), position).sum(0)
+        return out
+
+
+def _rows(x: Tensor, rows: np.ndarray) -> Tensor:
+    """x[rows], without a copy where the rows are a range."""
+    if len(rows) and (np.diff(rows) == 1).all():
+        return x[rows[0] : rows[-1] + 1]
+    return x[torch.from_numpy(rows).to(x.device)]
+
+
+def _select(x: Tensor, which: np.ndarray) -> Tensor:
+    """x[which], as one row where all are the same (one stream for all heads is one fused product)."""
+    return x[which[:1]] if (which == which[0]).all() else _rows(x, which)
+
+
+def _combine(kept: np.ndarray, rows: np.ndarray, difference: Tensor) -> Tensor:
+    """Sum over the kept ones of some sources: [s, R] bool, [s] rows of [S, ...] -> [R, ...]."""
+    used = kept.any(1)
+    kept, rows = kept[used], rows[used]
+    span = int(rows[-1] - rows[0]) + 1
+    if span <= 2 * len(rows):  # a range with some zero weights is cheaper than a copy of the rows
+        spread = np.zeros((span, kept.shape[1]), dtype=bool)
+        spread[rows - rows[0]] = kept
+        kept, rows = spread, np.arange(rows[0], rows[-1] + 1)
+    weights = torch.from_numpy(kept.T.copy()).to(difference)  # [R, s]
+    return (weights @ _rows(difference, rows).flatten(1)).unflatten(1, difference.shape[1:])

@@ -1,0 +1,132 @@
+"""A transformer as the forward needs it: its weights, and the few switches that the supported architectures differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.graph import Graph
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm (`centred`) or RMSNorm over d_model."""
+
+    weight: Tensor  # [d_model]
+    bias: Tensor | None  # [d_model]
+    eps: float
+    centred: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., d_model] -> [..., d_model], normalised, scaled and shifted."""
+        if self.centred:
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding of the first `2 * len(frequencies)` dimensions of a head (Su et al. 2021, arXiv 2104.09864)."""
+
+    frequencies: Tensor  # [rotary / 2], float32 as in Hugging Face
+    scaling: float  # of cos and sin (YaRN's attention factor)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., position, d_head] -> the same, each position's pairs turned by its angles."""
+        positions = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)
+        angles = torch.outer(positions, self.frequencies).repeat(1, 2)  # [position, rotary]
+        cos, sin = (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
+        turned, rest = x.split([angles.shape[1], x.shape[-1] - angles.shape[1]], dim=-1)
+        first, second = turned.chunk(2, dim=-1)
+        turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
+        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer's weights; every matrix is a view of the loaded tensor where its layout allows."""
+
+    norm1: Norm
+    W_Q: Tensor  # [heads, d_head, d_model]
+    W_K: Tensor  # [groups, d_head, d_model]
+    W_V: Tensor  # [groups, d_head, d_model]
+    b_Q: Tensor | None  # [heads, d_head]
+    b_K: Tensor | None  # [groups, d_head]
+    b_V: Tensor | None  # [groups, d_head]
+    W_O: Tensor  # [heads, d_head, d_model]
+    b_O: Tensor | None  # [d_model]
+    scale: float  # of the attention scores
+    norm2: Norm
+    W_in: Tensor  # [d_mlp, d_model]
+    b_in: Tensor | None  # [d_mlp]
+    W_gate: Tensor | None  # [d_mlp, d_model]
+    b_gate: Tensor | None  # [d_mlp]
+    W_out: Tensor  # [d_model, d_mlp]
+    b_out: Tensor | None  # [d_model]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded transformer (see `load_model`)."""
+
+    name: str
+    digest: str  # of the weight tensors' names, shapes and bytes
+    tokenizer: Any  # a Hugging Face tokenizer, or None
+    graph: Graph
+    W_E: Tensor  # [vocabulary, d_model]
+    W_pos: Tensor | None  # [n_positions, d_model]
+    blocks: tuple[Block, ...]
+    final_norm: Norm
+    W_U: Tensor  # [vocabulary, d_model]
+    activation: Callable[[Tensor], Tensor]
+    rotary: Rotary | None
+    window: int | None  # the shortest sliding window of any layer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are."""
+        return self.W_E.dtype
+
+    @property
+    def d_model(self) -> int:
+        """The residual stream's width."""
+        return self.W_E.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+        return self.W_U.shape[0]
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest prompt in tokens that the forward is right for; None where nothing bounds it."""
+        bounds = [n for n in (self.window, None if self.W_pos is None else len(self.W_pos)) if n is not None]
+        return min(bounds, default=None)
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Refuse [..., position] token ids that this model cannot read."""
+        length = tokens.shape[-1]
+        if self.window is not None and length > self.window:
+            raise CircuitDiscoveryError(
+                f"{self.name}: a sliding window of {self.window} tokens is shorter than the prompt of {length}, which is not supported"
+            )
+        if self.W_pos is not None and length > len(self.W_pos):
+            raise CircuitDiscoveryError(f"{self.name}: a prompt of {length} tokens is longer than its {len(self.W_pos)} positions")
+        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= len(self.W_E)):
+            worst = int(tokens.max()) if int(tokens.max()) >= len(self.W_E) else int(tokens.min())
+            raise CircuitDiscoveryError(f"{self.name}: token {worst} is not in its vocabulary of {len(self.W_E)} tokens")
+
+    def __repr__(self) -> str:
+        graph = self.graph
+        return f"Model({self.name!r}, layers={graph.n_layers}, heads={graph.n_heads}, d_model={self.d_model}, edges={len(graph)})"

@@ -1,0 +1,38 @@
+"""The names that options take, apart from what they name: the command line checks them before torch is imported."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from circuitdiscovery.errors import unknown
+
+METRIC_NAMES = ("logit_diff", "logit", "probability", "prob_diff", "nll", "accuracy", "kl_divergence")
+ABLATION_NAMES = ("resample", "mean", "mean_all", "zero", "noise", "random")
+METHOD_NAMES = ("acdc", "eap", "eap_ig", "clean_corrupted", "exact", "random")
+DIRECTIONS = ("noising", "denoising")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+DEFAULT_THRESHOLD = 0.003  # acdc, damage in nats of KL: about a tenth of toy's edges are left on ioi, and nearly all of the behaviour
+DEFAULT_SHARE = 0.1  # attribution methods: the part of all edges that is kept
+
+Kind = Literal["metric", "ablation", "method", "direction", "dtype"]
+VALID: dict[Kind, tuple[str, ...]] = {
+    "metric": METRIC_NAMES,
+    "ablation": ABLATION_NAMES,
+    "method": METHOD_NAMES,
+    "direction": DIRECTIONS,
+    "dtype": DTYPES,
+}
+
+
+def canonical(kind: Kind, name: str) -> str:
+    """The name with underscores, where it is one of its kind; hyphens are taken too.
+
+    >>> canonical("method", "eap-ig")
+    'eap_ig'
+    """
+    valid = VALID[kind]
+    found = str(name).replace("-", "_")
+    if found not in valid:
+        raise unknown(kind, name, valid)
+    return found

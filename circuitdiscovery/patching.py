@@ -1,0 +1,120 @@
+"""Circuits on tasks: `run_circuit`, and the worlds (batch by batch) that searches and evaluation stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.ablation import Ablation, on_demand, run_sources
+from circuitdiscovery.circuit import Circuit
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.forward import World, embed
+from circuitdiscovery.graph import Graph
+from circuitdiscovery.metrics import BoundMetric
+from circuitdiscovery.model import Model
+from circuitdiscovery.names import canonical
+from circuitdiscovery.task import Batch, Task
+
+Progress = Callable[[int, int], None]  # (done, total)
+_BATCH_BYTES = 2**28  # of replacements held at once, where no batch size is asked for
+
+
+def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]:
+    """A task's batches on the model's device; without a size, as many examples as keep the replacements in bounded memory."""
+    if batch_size is not None and batch_size < 1:
+        raise CircuitDiscoveryError(f"batch_size must be at least 1, not {batch_size}")
+    if batch_size is None:
+        longest = max(len(example.clean) for example in task.examples)
+        batch_size = max(1, _BATCH_BYTES // (len(model.graph.sources) * longest * model.d_model * model.W_E.element_size()))
+    for batch in task.batches(batch_size):
+        yield batch.to(model.device)
+
+
+@torch.no_grad()
+def worlds(
+    model: Model, task: Task, graph: Graph, *, ablation: str | Ablation, direction: str = "noising", batch_size: int | None = None
+) -> Iterator[tuple[Batch, World]]:
+    """Each batch of a task under an ablation; in a denoising world the mask is that of the edges that are *not* restored."""
+    denoising = canonical("direction", direction) == "denoising"
+    carried = on_demand(model, task, ablation)
+    for batch in batches(model, task, batch_size):
+        if denoising:
+            yield batch, World(model, graph, embed(model, batch.corrupted), run_sources(model, batch.clean), batch.position, True)
+            continue
+        values = carried.rows(batch)
+        expected = (len(graph.sources), *batch.clean.shape, model.d_model)
+        if values.shape != expected:
+            raise CircuitDiscoveryError(f"ablation {carried.name!r} gives replacements of shape {tuple(values.shape)}, not {expected}")
+        yield batch, World(model, graph, embed(model, batch.clean), values.to(model.W_E), batch.position, carried.own_run)
+
+
+def carried_mask(graph: Graph, mask: np.ndarray, direction: str) -> np.ndarray:
+    """The [sources, receivers] edges that carry the current output: the circuit's, or in denoising all others."""
+    return mask if canonical("direction", direction) == "noising" else graph.allowed & ~mask
+
+
+@torch.no_grad()
+def run_circuit(
+    model: Model, task: Task, circuit: Circuit, *, ablation: str | Ablation = "resample", direction: str = "noising", batch_size: int | None = None
+) -> Tensor:  # fmt: skip
+    """The logits of a circuit on a task's examples.
+
+    Args:
+        model: a loaded model.
+        task: its examples are run.
+        circuit: the edges that stay.
+        ablation: what a removed edge carries: a name, or `replacements(...)` computed once.
+        direction: `noising` runs the clean prompt; the circuit's edges carry the current output, the others the replacement.
+            `denoising` runs the corrupted prompt; the circuit's edges carry the clean run's outputs, the others the current
+            output (no ablation enters).
+        batch_size: examples in one forward; by default as many as fit a quarter of a gigabyte of replacements.
+
+    Returns:
+        [examples, vocabulary], at each example's answer position.
+
+    Raises:
+        CircuitDiscoveryError: a circuit of another model or shape; an unknown ablation or direction.
+
+    >>> import circuitdiscovery as cd
+    >>> model = cd.load_model("toy")
+    >>> task = cd.load_task("ioi", model, examples=4)
+    >>> cd.run_circuit(model, task, cd.Circuit.full(model.graph)).shape[0]
+    4
+    """
+    circuit.check_model(model)
+    out = torch.empty(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
+    mask = carried_mask(circuit.graph, circuit.mask, direction)
+    for batch, world in worlds(model, task, circuit.graph, ablation=ablation, direction=direction, batch_size=batch_size):
+        out[batch.rows] = world.logits(mask)
+    return out
+
+
+@torch.no_grad()
+def measure(
+    model: Model,
+    task: Task,
+    graph: Graph,
+    masks: Sequence[np.ndarray],
+    metrics: Sequence[BoundMetric],
+    *,
+    ablation: str | Ablation = "resample",
+    direction: str = "noising",
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """[metrics, masks, examples] float64: each metric of each circuit, given as [sources, receivers] bool, on each example."""
+    out = np.empty((len(metrics), len(masks), len(task)))
+    done = 0
+    for batch, world in worlds(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size):
+        rows = batch.rows.cpu().numpy()
+        for i, mask in enumerate(masks):
+            logits = world.logits(carried_mask(graph, mask, direction))
+            for j, metric in enumerate(metrics):
+                out[j, i, rows] = metric(logits, batch).double().cpu().numpy()
+            done += len(rows)
+            if progress:
+                progress(done, len(masks) * len(task))
+    return out

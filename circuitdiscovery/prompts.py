@@ -1,0 +1,286 @@
+"""Pairs of prompts with their answers, drawn from a task file's templates or, where templates cannot express it, by a generator.
+
+Drawing is without replacement throughout: a prompt's slots that share a word list, a counterfactual's fresh words, and the
+prompts themselves. It depends on the seed, the file and which words the tokenizer has, on nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+
+from circuitdiscovery.encoder import Encoder, Example, resolve_position
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.tablefile import Row
+from circuitdiscovery.taskfile import YEARS, Counterfactual, Ref, TaskFile, Text, generator_aliases
+
+FRESH_TRIES = 200  # counterfactuals drawn for one clean prompt until one is as long
+CLEAN_TRIES = 1000  # clean prompts in a row without a counterfactual that is as long, until that is an error
+Words = Mapping[str, Mapping[str, Sequence[str]]]
+
+
+# ------------------------------------------------------------------- the words
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of a task that a tokenizer has, and those that it has not, both by list."""
+
+    words: Words
+    left_out: Mapping[str, tuple[str, ...]]
+
+
+def vocabulary(task: TaskFile, encoder: Encoder) -> Vocabulary:
+    """The task's words that are single tokens (in all their columns), or, in a list that may hold longer ones, known at all."""
+    kept: dict[str, dict[str, tuple[str, ...]]] = {}
+    left_out: dict[str, tuple[str, ...]] = {}
+    for name, columns in task.words.items():
+        fits = encoder.is_known if name in task.multi_token else encoder.is_single
+        entries = list(zip(*columns.values(), strict=True))
+        good = [entry for entry in entries if all(fits(word) for word in entry)]
+        bad = tuple("/".join(entry) for entry in entries if entry not in good)
+        kept[name] = {column: tuple(entry[i] for entry in good) for i, column in enumerate(columns)}
+        if bad:
+            left_out[name] = bad
+    if task.generator and task.generator.kind == "years":
+        kept[YEARS] = usable_years(task, encoder)
+    return Vocabulary(kept, left_out)
+
+
+def two_digits(task: str, encoder: Encoder) -> list[int]:
+    """The tokens 00 to 99 as they stand inside a year, by value."""
+    numbers = [f"{number:02d}" for number in range(100)]
+    ids = encoder.tokenizer.convert_tokens_to_ids(numbers)
+    if None in ids or encoder.tokenizer.convert_ids_to_tokens(ids) != numbers:
+        raise CircuitDiscoveryError(f"task {task}: the tokenizer does not have the hundred two-digit tokens 00 to 99")
+    return ids
+
+
+def usable_years(task: TaskFile, encoder: Encoder) -> dict[str, tuple[str, ...]]:
+    """Years that are two two-digit tokens; the first and last such year of a century are left out (Hanna et al. 2023, section 2)."""
+    assert task.generator is not None
+    digits = two_digits(task.name, encoder)
+    low, high = task.generator.options["years"]
+    dates: list[tuple[str, str]] = []
+    for century in map(str, task.generator.options["centuries"]):
+        start = encoder.ids(f"year {century}")
+        whole = [year for year in range(100) if encoder.ids(f"year {century}{year:02d}") == (*start, digits[year])]
+        dates += [(century, f"{year:02d}") for year in whole[1:-1] if low <= year <= high]
+    if not dates:
+        written = encoder.show(encoder.ids(" 1732"))
+        raise CircuitDiscoveryError(f"task {task.name} needs years of two two-digit tokens, but the tokenizer writes ' 1732' as {written}")
+    return {"century": tuple(century for century, _ in dates), "year": tuple(year for _, year in dates)}
+
+
+# --------------------------------------------------------------------- drawing
+
+
+@dataclass(frozen=True)
+class Form:
+    """A template in one order and one case: what remains to be drawn are its slots."""
+
+    task: TaskFile
+    words: Words
+    template: int
+    order: str
+    case: str
+
+    @property
+    def id(self) -> int:
+        """The number of template and order. Cases share it, so that a mean over its rows knows no answer."""
+        return self.template * len(self.task.orders) + list(self.task.orders).index(self.order)
+
+    @cached_property
+    def aliases(self) -> dict[str, Text]:
+        return {**self.task.orders[self.order], **self.task.cases[self.case], **generator_aliases(self.task)}
+
+    def slots(self, texts: Iterable[Text], own: Sequence[str] = (), fixed: Iterable[str] = ()) -> list[str]:
+        """The slots to be drawn for these texts: not those that repeat another, unless they are to be drawn on their `own`."""
+        found: dict[str, None] = {}
+        for ref in (ref for text in texts for ref in text.refs if ref.name not in fixed):
+            if ref.name in self.aliases:
+                found |= dict.fromkeys(self.slots([self.aliases[ref.name]], own, fixed))
+            else:
+                repeats = self.task.slots[ref.name].repeats
+                found[ref.name if repeats is None or ref.name in own else repeats] = None
+        return list(found)
+
+    def value(self, ref: Ref, drawn: Mapping[str, int], fixed: Mapping[str, str]) -> str:
+        """What a reference stands for, given the drawn words (as places in their lists) and names with a fixed text."""
+        if ref.name in fixed:
+            return fixed[ref.name]
+        if ref.name in self.aliases:
+            return self.fill(self.aliases[ref.name], drawn, fixed)
+        slot = self.task.slots[ref.name]
+        if ref.name not in drawn and slot.repeats is not None:
+            return self.value(Ref(slot.repeats, ref.column), drawn, fixed)
+        return self.words[slot.words][ref.column][drawn[ref.name]]
+
+    def fill(self, text: Text, drawn: Mapping[str, int], fixed: Mapping[str, str]) -> str:
+        return text.fill(lambda ref: self.value(ref, drawn, fixed))
+
+    @cached_property
+    def needed(self) -> list[str]:
+        """The slots of the clean prompt and its answers."""
+        return self.slots([self.task.templates[self.template], *self.task.correct, *self.task.incorrect])
+
+    def choices(self, slots: Sequence[str], used: Mapping[str, set[int]]) -> list[tuple[str, list[int]]]:
+        """For every slot, the words that it may take, apart from those that are used."""
+        lists = {slot: self.task.slots[slot].words for slot in slots}
+        sizes = {name: len(next(iter(self.words[name].values()))) for name in lists.values()}
+        return [(slot, [i for i in range(sizes[name]) if i not in used.get(name, ())]) for slot, name in lists.items()]
+
+    def draws(self, slots: Sequence[str], rng: random.Random, used: Mapping[str, set[int]]) -> tuple[int, Iterator[dict[str, int]]]:
+        """How many ways there are to fill the slots, those of one list with different words; and all of them in random order."""
+        choices = self.choices(slots, used)
+        radix: list[int] = []
+        for i, (slot, free) in enumerate(choices):
+            taken = sum(self.task.slots[other].words == self.task.slots[slot].words for other, _ in choices[:i])
+            radix.append(max(0, len(free) - taken))
+        count = math.prod(radix)
+        return count, (self._draw(number, choices, radix) for number in shuffled(count, rng))
+
+    def _draw(self, number: int, choices: Sequence[tuple[str, list[int]]], radix: Sequence[int]) -> dict[str, int]:
+        left = {self.task.slots[slot].words: list(free) for slot, free in choices}
+        drawn: dict[str, int] = {}
+        for (slot, _), size in zip(choices, radix, strict=True):
+            number, digit = divmod(number, size)
+            drawn[slot] = left[self.task.slots[slot].words].pop(digit)
+        return drawn
+
+
+def shuffled(count: int, rng: random.Random) -> Iterator[int]:
+    """The numbers below `count` in random order, lazily (Fisher and Yates with the moved entries alone)."""
+    moved: dict[int, int] = {}
+    for i in range(count):
+        j = rng.randrange(i, count)
+        yield moved.get(j, j)
+        moved[j] = moved.pop(i, i)
+
+
+def forms(task: TaskFile, words: Words) -> list[Form]:
+    """Every template in every order and case."""
+    return [Form(task, words, i, order, case) for i in range(len(task.templates)) for order in task.orders for case in task.cases]
+
+
+def corrupted(form: Form, rule: Counterfactual, drawn: Mapping[str, int], rng: random.Random) -> Iterator[str]:
+    """The corrupted prompts that the rule allows for a clean one, in random order."""
+    other = replace(form, case=rule.case.get(form.case, form.case))
+    fixed = {name: form.fill(text, drawn, {}) for name, text in rule.set.items()}
+    kept = {slot: word for slot, word in drawn.items() if slot not in rule.redraw}
+    template = form.task.templates[form.template]
+    fresh = [slot for slot in other.slots([template], rule.redraw, fixed) if slot not in kept]
+    used: dict[str, set[int]] = {}
+    for slot, word in drawn.items():
+        used.setdefault(form.task.slots[slot].words, set()).add(word)
+    _, draws = other.draws(fresh, rng, used)
+    return (other.fill(template, {**kept, **draw}, fixed) for draw in draws)
+
+
+def draw(task: TaskFile, encoder: Encoder, *, counterfactual: str, seed: int) -> tuple[int, Vocabulary, Iterator[Example]]:
+    """How many prompts there may be at most, the words in use, and the examples in random order, round-robin over the templates."""
+    rule = task.counterfactuals[counterfactual]
+    vocab = vocabulary(task, encoder)
+    _check_enough(task, vocab, rule)
+    # Two streams: the clean prompts are the same for every counterfactual. A text as seed, since Random(-1) is Random(1).
+    rng, again = random.Random(f"{seed}"), random.Random(f"{seed} {counterfactual}")
+    everything = forms(task, vocab.words)
+    rng.shuffle(everything)
+    streams = [(form, *form.draws(form.needed, rng, {})) for form in everything]
+    rows = _rows(task, encoder, rule, deque((form, draws) for form, _, draws in streams), again)
+    return sum(count for _, count, _ in streams), vocab, rows
+
+
+def _rows(
+    task: TaskFile, encoder: Encoder, rule: Counterfactual, streams: deque[tuple[Form, Iterator[dict[str, int]]]], rng: random.Random
+) -> Iterator[Example]:
+    seen: set[str] = set()
+    unpaired = 0
+    while streams:
+        form, draws = streams.popleft()
+        drawn = next(draws, None)
+        if drawn is None:
+            continue
+        streams.append((form, draws))
+        clean = form.fill(task.templates[form.template], drawn, {})
+        row = _pair(form, encoder, rule, drawn, clean, rng, last_try=unpaired == CLEAN_TRIES)
+        unpaired = unpaired + 1 if row is None else 0
+        if row is not None and clean not in seen:
+            seen.add(clean)
+            yield encoder.example(replace(row, where=f"task {task.name}, row {len(seen)}"))
+
+
+def _pair(
+    form: Form, encoder: Encoder, rule: Counterfactual, drawn: Mapping[str, int], clean: str, rng: random.Random, *, last_try: bool
+) -> Row | None:
+    """The clean prompt with a counterfactual as long as it.
+
+    None where fresh words give none. One that could not be otherwise, or the last try, stays unequal: `Encoder.example` tells of it.
+    """
+    length, others = len(encoder.ids(clean)), list[str]()
+    for other in islice(corrupted(form, rule, drawn, rng), FRESH_TRIES):
+        others.append(other)
+        if len(encoder.ids(other)) == length:
+            break
+    else:
+        if len(others) > 1 and not last_try:
+            return None
+    correct, incorrect = _answers(form, encoder, drawn)
+    return Row("", clean, others[-1], correct, incorrect, form.task.position, form.id)
+
+
+def _answers(form: Form, encoder: Encoder, drawn: Mapping[str, int]) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
+    task = form.task
+    if task.generator is not None:  # years: every later one against the others
+        digits, year = two_digits(task.name, encoder), int(form.words[YEARS]["year"][drawn["start"]])
+        return tuple(digits[year + 1 :]), tuple(digits[: year + 1])
+    correct, incorrect = (tuple(form.fill(text, drawn, {}) for text in side) for side in (task.correct, task.incorrect))
+    return correct, incorrect
+
+
+def _check_enough(task: TaskFile, vocab: Vocabulary, rule: Counterfactual) -> None:
+    """Enough words are left for the slots of a prompt and for those that its counterfactual draws anew."""
+    fresh = [slot for slot in rule.redraw if slot in task.slots]
+    for name, columns in vocab.words.items():
+        drawn = [slot for slot in task.slots if task.slots[slot].words == name and task.slots[slot].repeats is None]
+        needed = len(drawn) + sum(task.slots[slot].words == name for slot in fresh)
+        have = len(next(iter(columns.values())))
+        if drawn and have < needed:
+            kind = "tokens" if name in task.multi_token else "single tokens"
+            missing = [*vocab.left_out.get(name, ())]
+            listed = ", ".join([*missing[:8], "..."] if len(missing) > 8 else missing)
+            told = f"task {task.name} needs {needed} from the word list {name!r}, but the tokenizer has {have} of its words as {kind}"
+            raise CircuitDiscoveryError(f"{told}; left out: {listed or 'none'}")
+
+
+# ------------------------------------------------------------ repeated tokens
+
+
+def repeated_tokens(task: TaskFile, encoder: Encoder, *, seed: int) -> Iterator[Example]:
+    """Random tokens that repeat themselves; the answer is what followed the last token the time before.
+
+    With period p, the first p tokens are all different and the corrupted prompt has p others in their place.
+    """
+    assert task.generator is not None
+    (length,), periods = task.generator.options["length"], task.generator.options["periods"]
+    rng, start = random.Random(f"{seed}"), encoder.ids("")
+    special = {*encoder.tokenizer.all_special_ids}
+    tokens = [i for i in range(len(encoder.tokenizer)) if i not in special]
+    if len(tokens) < 2 * max(periods):
+        raise CircuitDiscoveryError(f"task {task.name} needs {2 * max(periods)} tokens, but the tokenizer has {len(tokens)}")
+    where = f"task {task.name}"
+    while True:
+        period = rng.choice(periods)
+        drawn = rng.sample(tokens, 2 * period)
+        first, fresh = drawn[:period], drawn[period:]
+        rest = first[: length - period]
+        answer = first[length - period]
+        clean, other = (*start, *first, *rest), (*start, *fresh, *rest)
+        wrong = tuple(token for token in first if token != answer)
+        position = resolve_position(task.position, len(clean), where)
+        yield Example(clean, other, (answer,), wrong, position, periods.index(period), encoder.tokenizer.decode(clean))

@@ -1,0 +1,359 @@
+"""One `discover` from options to a run folder: what is asked, where it goes, the search, the files, and how it resumes.
+
+A folder holds circuit.json, scores.safetensors (where there are scores), evaluation.json, graph.dot, graph.svg and run.json.
+The same options give the same bytes in all of them but run.json, which alone knows times, versions and the command.
+While acdc searches there is also state.json: with it a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.files import read_json, shipped, write_json
+from circuitdiscovery.names import DEFAULT_SHARE, DEFAULT_THRESHOLD
+from circuitdiscovery.progress import Report, stage
+
+if TYPE_CHECKING:
+    from circuitdiscovery.circuit import Circuit, Scores
+    from circuitdiscovery.evaluation import Evaluation
+    from circuitdiscovery.model import Model
+    from circuitdiscovery.task import Task
+
+RUNS = Path("runs")
+FILES = ("circuit.json", "scores.safetensors", "evaluation.json", "graph.dot", "graph.svg", "run.json")
+STATE = "state.json"
+PACKAGES = ("circuitdiscovery", "torch", "transformers", "transformer_lens", "numpy", "safetensors", "pygraphviz")
+ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run that is damaged
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `discover` is asked for, in canonical names; checked when it is made, before torch is imported.
+
+    `threshold` and `edges` are None where the method has its own default; `metric` None is the method's.
+    """
+
+    model: str
+    task: str
+    method: str = "acdc"
+    ablation: str = "resample"
+    metric: str | None = None
+    direction: str = "noising"
+    threshold: float | None = None
+    edges: int | None = None
+    split_qkv: bool = True
+    examples: int = 64
+    batch_size: int | None = None
+    seed: int = 0
+    device: str | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and self.edges is not None:
+            raise CircuitDiscoveryError("--threshold and --edges exclude each other: give one of them")
+        if self.method == "acdc" and self.edges is not None:
+            raise CircuitDiscoveryError("--edges is not for acdc, whose size follows from --threshold; valid with the other methods")
+        if self.direction == "denoising" and self.method not in DENOISING_METHODS:
+            raise CircuitDiscoveryError(f"--direction denoising is not for {self.method}; valid with {' and '.join(DENOISING_METHODS)}")
+        if self.method == "eap" and self.metric == "kl_divergence" and self.direction == "noising":
+            raise CircuitDiscoveryError("--metric kl_divergence has no gradient on the clean run, where eap takes it; use --method eap-ig")
+
+    @property
+    def name(self) -> str:
+        """<model>-<task>-<method>, fit for a folder."""
+        model = Path(self.model).expanduser()
+        parts = (model.resolve().name if model.is_dir() else model.name, Path(self.task).stem, self.method.replace("_", "-"))
+        return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
+
+    def resume_command(self, folder: Path) -> str:
+        """The command line that goes on with this run."""
+        words = ["circuitdiscovery", "discover", self.model, self.task]
+        for field in fields(self)[2:]:
+            value = getattr(self, field.name)
+            if field.name == "split_qkv":
+                words += [] if value else ["--no-split-qkv"]
+            elif value != field.default:
+                words += [f"--{field.name.replace('_', '-')}", str(value)]
+        return shlex.join([*words, "--out", str(folder), "--resume"])
+
+
+def check_model(name: str) -> str:
+    """A bundled model's name, an existing folder or a hub name, as given; anything else is an error. Needs no torch."""
+    path = Path(name).expanduser()
+    if name in shipped("models") or (path / "config.json").is_file():
+        return name
+    if path.exists():
+        raise CircuitDiscoveryError(f"{name} is no model folder: it has no config.json")
+    if name not in ONE_WORD_HUB_NAMES and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        listed = unknown("model", name, shipped("models"), plural="bundled models")
+        raise CircuitDiscoveryError(f"{listed}; or a model's folder, or a hub name such as EleutherAI/pythia-70m")
+    return name
+
+
+# -------------------------------------------------------------------- folder
+
+
+def open_folder(options: Options, *, out: Path | None, resume: bool) -> Path:
+    """The folder of this run: a fresh one, or with `resume` the one to go on with.
+
+    Raises:
+        CircuitDiscoveryError: `out` is a file, holds something, or cannot be made; with `resume`, it holds another run.
+    """
+    if out is None:
+        return _latest(options.name) if resume else _numbered(options.name)
+    if out.exists() and not out.is_dir():
+        raise CircuitDiscoveryError(f"--out {out} is a file; it must be a new or empty folder")
+    if not resume and out.is_dir() and any(_listed(out)):
+        raise CircuitDiscoveryError(f"--out {out} is not empty; give a new or empty folder, or --resume to go on with the run in it")
+    return _make(out)
+
+
+def _folders(name: str) -> Iterator[Path]:
+    yield RUNS / name
+    number = 2
+    while True:
+        yield RUNS / f"{name}-{number}"
+        number += 1
+
+
+def _numbered(name: str) -> Path:
+    for folder in _folders(name):
+        try:
+            return _make(folder, exist_ok=False)
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable")
+
+
+def _latest(name: str) -> Path:
+    latest = RUNS / name
+    for folder in _folders(name):
+        if not folder.is_dir():
+            return _make(latest)
+        latest = folder
+    raise AssertionError("unreachable")
+
+
+def _make(folder: Path, *, exist_ok: bool = True) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise CircuitDiscoveryError(f"cannot make the folder {folder}: {error.strerror}") from None
+    return folder
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise CircuitDiscoveryError(f"cannot read the folder {folder}: {error.strerror}") from None
+
+
+def earlier_run(folder: Path, options: Options) -> Mapping[str, Any] | None:
+    """run.json of the run that is to go on, None where the folder is new; other options than then are an error.
+
+    Device and batch size may differ: they do not change what is found.
+    """
+    if not (folder / "run.json").exists():
+        if any(_listed(folder)):
+            raise CircuitDiscoveryError(f"{folder} has no run.json, so it is no run to resume")
+        return None
+    earlier = read_json(folder / "run.json")
+    then = earlier.get("options") if isinstance(earlier, dict) else None
+    if not isinstance(then, dict):
+        raise CircuitDiscoveryError(f"{folder / 'run.json'}: field options is missing")
+    for name, now in asdict(options).items():
+        if name not in ("device", "batch_size") and then.get(name) != now:
+            raise CircuitDiscoveryError(f"{folder} was begun with {name} {then.get(name)!r}, not {now!r}: resume with the same options")
+    return earlier
+
+
+@contextmanager
+def _cleared_on_error(folder: Path) -> Iterator[None]:
+    """After an error, nothing of a run that cannot go on stays; an interrupted one, or one with a search's state, does."""
+    try:
+        yield
+    except Exception:
+        if not (folder / STATE).exists():
+            for file in FILES:
+                (folder / file).unlink(missing_ok=True)
+            if not _listed(folder):
+                folder.rmdir()
+        raise
+
+
+# ----------------------------------------------------------------------- run
+
+
+def discover(options: Options, folder: Path, command: list[str]) -> dict[str, Any]:
+    """Search, measure, draw and write into `folder`; the summary that is shown and that run.json holds.
+
+    A finished run is not done again. Ctrl-C leaves run.json and the search's state, from which the same call goes on.
+    """
+    earlier = earlier_run(folder, options)
+    if earlier and earlier.get("summary"):
+        return dict(earlier["summary"])
+    for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+        leftover.unlink()
+    record = {"command": command, "options": asdict(options), "started": _now(), "versions": _versions()}
+    with _cleared_on_error(folder):
+        write_json(folder / "run.json", record)
+        clock = _Clock()
+        model, task = load(options)
+        clock.lap("load")
+        circuit, scores = search(model, task, options, state=folder / STATE)
+        clock.lap("search")
+        with stage("evaluating"):
+            evaluation = evaluate(model, task, circuit, scores, options)
+        clock.lap("evaluate")
+        _write(folder, circuit, scores, evaluation)
+        clock.lap("write")
+        summary = _summary(options, folder, circuit, evaluation, clock.laps)
+        write_json(folder / "run.json", record | {"finished": _now(), "threads": _threads(), "summary": summary})
+        (folder / STATE).unlink(missing_ok=True)
+    return summary
+
+
+def load(options: Options) -> tuple[Model, Task]:
+    """The model and the task; this is where torch is imported."""
+    with stage(f"loading {options.model}"):
+        from circuitdiscovery import load_model, load_task
+
+        model = load_model(options.model, device=options.device, dtype=options.dtype)
+        return model, load_task(options.task, model, examples=options.examples, seed=options.seed)
+
+
+def search(model: Model, task: Task, options: Options, *, state: Path | None = None) -> tuple[Circuit, Scores | None]:
+    """The circuit by the method asked for, and the scores it was taken from (None for acdc)."""
+    with stage(f"{options.method.replace('_', '-')} on {options.task}") as report:
+        if options.method == "acdc":
+            return _acdc(model, task, options, report, state), None
+        scores = _scores(model, task, options, report)
+    if options.threshold is not None:
+        return scores.above(options.threshold), scores
+    n_edges = options.edges or max(1, round(DEFAULT_SHARE * len(scores.graph)))
+    return scores.top(n_edges), scores
+
+
+def _acdc(model: Model, task: Task, options: Options, report: Report, state: Path | None) -> Circuit:
+    from circuitdiscovery import acdc
+
+    return acdc(
+        model,
+        task,
+        threshold=DEFAULT_THRESHOLD if options.threshold is None else options.threshold,
+        metric=options.metric,
+        ablation=options.ablation,
+        split_qkv=options.split_qkv,
+        batch_size=options.batch_size,
+        progress=report,
+        state=state,
+    )
+
+
+def _scores(model: Model, task: Task, options: Options, report: Report) -> Scores:
+    import circuitdiscovery as cd
+
+    if options.method == "random":
+        return cd.random_scores(model, task, seed=options.seed, split_qkv=options.split_qkv)
+    shared: dict[str, Any] = {
+        "metric": options.metric,
+        "ablation": options.ablation,
+        "split_qkv": options.split_qkv,
+        "batch_size": options.batch_size,
+        "progress": report,
+    }
+    directed = {"direction": options.direction} if options.method in DENOISING_METHODS else {}
+    return getattr(cd, options.method)(model, task, **shared, **directed)
+
+
+def evaluate(model: Model, task: Task, circuit: Circuit, scores: Scores | None, options: Options) -> Evaluation:
+    """The circuit's evaluation under the options that it was searched with."""
+    from circuitdiscovery import evaluate
+
+    return evaluate(
+        model,
+        task,
+        circuit,
+        ablation=options.ablation,
+        metric=options.metric,
+        direction=options.direction,
+        scores=scores,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+
+
+# --------------------------------------------------------------------- files
+
+
+def _write(folder: Path, circuit: Circuit, scores: Scores | None, evaluation: Evaluation) -> None:
+    with stage("drawing"):
+        circuit.save(folder / "circuit.json")
+        if scores is not None:
+            scores.save(folder / "scores.safetensors")
+        write_json(folder / "evaluation.json", evaluation.to_dict())
+        circuit.draw(folder / "graph.dot")
+        circuit.draw(folder / "graph.svg")
+
+
+def _summary(options: Options, folder: Path, circuit: Circuit, evaluation: Evaluation, seconds: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "model": options.model,
+        "task": options.task,
+        "method": options.method,
+        "edges": len(circuit),
+        "edges_pruned": len(circuit.pruned()),
+        "edges_total": len(circuit.graph),
+        "evaluation": evaluation.to_dict(),
+        "seconds": dict(seconds),
+        "folder": str(folder),
+        "files": [name for name in FILES if name == "run.json" or (folder / name).exists()],
+    }
+
+
+class _Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,234 @@
+"""ACDC: automatic circuit discovery (Conmy et al. 2023, arXiv 2304.14997, algorithm 1), exactly but faster.
+
+1. Start from the full graph. Visit the receivers from the logits back: per layer from the last its MLP, then values, keys
+   and queries, each with its heads (or groups) descending.
+2. For each receiver visit its sources from the latest back (per layer the MLP, then the heads ascending; last `input`).
+   Remove the edge if the damage, new against old, is below the threshold, and go on from there.
+
+What makes it fast, without another decision anywhere:
+
+- While a layer's receivers are decided, everything before the layer is the clean run: only what the receiver reaches runs.
+- A receiver whose node has no kept out-edge changes nothing: the damage of its in-edges is 0 without a forward.
+- One forward evaluates the chain "this one gone", "the first two gone", ...; it is accepted up to the first refusal.
+
+The state is the list of decided receivers and kept edges; it is saved after each receiver, and every receiver starts from a
+state that is computed from its mask alone, so that a resumed search takes the same decisions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from circuitdiscovery.ablation import Ablation
+from circuitdiscovery.circuit import Circuit
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.files import read_json, write_atomically
+from circuitdiscovery.forward import live_nodes
+from circuitdiscovery.graph import Graph
+from circuitdiscovery.metrics import BoundMetric, Metric, bind
+from circuitdiscovery.model import Model
+from circuitdiscovery.patching import Progress
+from circuitdiscovery.search.cases import Case, accept, at_mask, cases, mean_metric, without_more
+from circuitdiscovery.search.provenance import provenance
+from circuitdiscovery.task import Task
+
+
+@torch.no_grad()
+def acdc(
+    model: Model,
+    task: Task,
+    *,
+    threshold: float,
+    metric: str | Metric | Any | None = None,
+    ablation: str | Ablation = "resample",
+    absolute: bool = False,
+    split_qkv: bool = True,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+    state: str | Path | None = None,
+) -> Circuit:
+    """The circuit that is left when no edge can be removed at less damage than the threshold, in ACDC's order.
+
+    Args:
+        model: a loaded model.
+        task: all its examples are used.
+        threshold: an edge is removed if its damage, in the metric's units (nats for kl_divergence), is below it.
+        metric: any; by default kl_divergence, as in the paper.
+        ablation: what a removed edge carries; noising.
+        absolute: compare |damage|; by default, as in the paper, an edge whose removal helps is removed too.
+        split_qkv: query, key and value as separate receivers.
+        batch_size: examples in one forward; another size changes roundings only.
+        progress: called with (edges decided, edges in all).
+        state: a file that the search is saved to as it goes and resumed from where it exists.
+
+    Returns:
+        The circuit, not pruned; the score of an edge is its damage when it was refused.
+
+    Raises:
+        CircuitDiscoveryError: a threshold that is not a finite number; a state of another search.
+
+    >>> import circuitdiscovery as cd
+    >>> model = cd.load_model("toy")
+    >>> circuit = cd.acdc(model, cd.load_task("ioi", model, examples=4), threshold=0.1)
+    """
+    if not math.isfinite(threshold):
+        raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
+    bound = bind(metric or "kl_divergence", model, task)
+    graph = Graph.from_model(model, split_qkv=split_qkv)
+    carried = ablation if isinstance(ablation, str) else ablation.name
+    options = {"threshold": threshold, "absolute": absolute, "metric": bound.name, "ablation": carried, "split_qkv": split_qkv}
+    info = provenance(model, task, "acdc", options)
+    found, _ = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
+    progressed = _Progress.load(graph, info, state)
+    search = _Search(task, graph, bound, threshold, absolute, found)
+    for done, receiver in enumerate(receiver_order(graph)):
+        if done >= progressed.receivers:
+            search.decide(receiver, progressed.mask, progressed.scores)
+            progressed.receivers = done + 1
+            progressed.save(state)
+        if progress:
+            decided = graph.allowed[:, receiver_order(graph)[: done + 1]].sum()
+            progress(int(decided), len(graph))
+    return Circuit(graph, progressed.mask, scores=progressed.scores, info=info)
+
+
+def receiver_order(graph: Graph) -> list[int]:
+    """The receivers' columns in ACDC's order: logits; per layer from the last m, then v, k, q, heads descending."""
+    order = [len(graph.receivers) - 1]
+    for layer in reversed(range(graph.n_layers)):
+        for letter in ("m", "v", "k", "q") if graph.has_mlp else ("v", "k", "q"):
+            order += graph.columns(layer, letter)[::-1].tolist()
+    return list(dict.fromkeys(order))  # merged receivers stand under all three letters
+
+
+def source_order(graph: Graph, receiver: int) -> np.ndarray:
+    """A receiver's sources in ACDC's order: per layer from the latest m, then heads ascending; last `input`."""
+
+    def key(row: int) -> tuple[int, int, int]:
+        name = graph.sources[row]
+        if name == "input":
+            return (1, 0, 0)
+        layer, _, head = name[1:].partition(".h")
+        return (-int(layer), 1 if head else 0, int(head or 0))
+
+    return np.array(sorted(np.flatnonzero(graph.allowed[:, receiver]).tolist(), key=key))
+
+
+@dataclass(frozen=True)
+class _Search:
+    task: Task
+    graph: Graph
+    metric: BoundMetric
+    threshold: float
+    absolute: bool
+    cases: list[Case]
+
+    def refuses(self, damage: float) -> bool:
+        """Whether an edge of this damage stays."""
+        return not (abs(damage) if self.absolute else damage) < self.threshold
+
+    def decide(self, receiver: int, mask: np.ndarray, scores: np.ndarray) -> None:
+        """Decide every in-edge of a receiver: removed ones leave the mask, kept ones get their score."""
+        sources = source_order(self.graph, receiver)
+        if self._dead(receiver, mask):
+            if not self.refuses(0.0):
+                mask[sources, receiver] = False
+            return
+        name = self.graph.receivers[receiver]
+        layer = self.graph.n_layers if name == "logits" else int(name[1:].split(".")[0])
+        current = [at_mask(case, mask, layer) for case in self.cases]
+        old = self._evaluate(current, mask, receiver, sources[:0])[0][0]
+        most = min(case.most_alternatives for case in self.cases) if receiver != len(self.graph.receivers) - 1 else 64
+        size = min(2, most)
+        while len(sources):
+            damage, old_after, accepted = self._chain(current, mask, receiver, sources[:size], old)
+            mask[sources[:accepted], receiver] = False
+            if accepted < len(sources[:size]):
+                scores[sources[accepted], receiver] = damage
+                sources = sources[accepted + 1 :]
+                size = max(1, accepted)
+            else:
+                sources, size = sources[accepted:], min(2 * size, most)
+            old = old_after
+
+    def _dead(self, receiver: int, mask: np.ndarray) -> bool:
+        readers = self.graph.reader_nodes(self.graph.receivers[receiver])
+        return bool(readers) and not live_nodes(self.graph, mask)[[self.graph.source_index[name] for name in readers]].any()
+
+    def _chain(
+        self, current: list[Case], mask: np.ndarray, receiver: int, sources: np.ndarray, old: float
+    ) -> tuple[float, float, int]:
+        """(the refused edge's damage, the metric after the accepted ones, how many of the sources were accepted)."""
+        metrics, branches = self._evaluate(current, mask, receiver, sources)
+        accepted, damage = 0, 0.0
+        for new in metrics.tolist():
+            damage = self.metric.damage(old, new)
+            if self.refuses(damage):
+                break
+            accepted, old = accepted + 1, new
+        if accepted:
+            for case, branch in zip(current, branches, strict=True):
+                accept(case, branch, accepted - 1)
+        return damage, old, accepted
+
+    def _evaluate(self, current: list[Case], mask: np.ndarray, receiver: int, sources: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+        """The mean metric and the branches with the first source gone, the first two, ...; with none gone where none is given."""
+        kept = mask[:, receiver]
+        branches = []
+        for case in current:
+            streams = without_more(case, receiver, kept, sources) if len(sources) else case.world.stream(case.state, receiver, kept)[None]
+            branches.append(case.world.branch(mask, case.state, receiver, streams))
+        return mean_metric(self.task, current, self.metric, [branch.logits for branch in branches]), branches
+
+
+@dataclass
+class _Progress:
+    """What is decided so far, and its file."""
+
+    graph: Graph
+    info: dict[str, Any]
+    mask: np.ndarray  # [S, R]
+    scores: np.ndarray  # [S, R]
+    receivers: int = 0
+
+    @classmethod
+    def load(cls, graph: Graph, info: dict[str, Any], path: str | Path | None) -> _Progress:
+        fresh = cls(graph, info, graph.allowed.copy(), np.zeros(graph.allowed.shape))
+        if path is None or not Path(path).exists():
+            return fresh
+        saved = read_json(Path(path))
+        try:
+            if saved["info"] != json.loads(json.dumps(info)):
+                raise CircuitDiscoveryError(f"{path}: the state of another search ({_difference(saved['info'], info)})")
+            removed, scores, receivers = saved["removed"], saved["scores"], saved["receivers"]
+            fresh.mask &= ~graph.mask(removed)
+            for edge, score in scores.items():
+                fresh.scores[graph.index(edge)] = float(score)
+            fresh.receivers = int(receivers)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CircuitDiscoveryError(f"{path}: not the state of a search ({error})") from error
+        return fresh
+
+    def save(self, path: str | Path | None) -> None:
+        if path is None:
+            return
+        scores = {f"{self.graph.sources[s]}->{self.graph.receivers[r]}": float(self.scores[s, r]) for s, r in np.argwhere(self.scores)}
+        content = {
+            "info": self.info,
+            "receivers": self.receivers,
+            "removed": list(self.graph.names(self.graph.allowed & ~self.mask)),
+            "scores": scores,
+        }
+        write_atomically(Path(path), json.dumps(content))
+
+
+def _difference(saved: Any, ours: dict[str, Any]) -> str:
+    saved = saved if isinstance(saved, dict) else {}
+    return ", ".join(f"{key}: {saved.get(key)!r} there, {value!r} here" for key, value in ours.items() if saved.get(key) != value)

@@ -1,0 +1,24 @@
+"""The random baseline that every search must beat."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from circuitdiscovery.circuit import Scores
+from circuitdiscovery.graph import Graph
+from circuitdiscovery.model import Model
+from circuitdiscovery.search.provenance import provenance
+from circuitdiscovery.task import Task
+
+
+def random_scores(model: Model, task: Task, *, seed: int = 0, split_qkv: bool = True) -> Scores:
+    """Scores drawn from a standard Gaussian, one per edge, by the seed.
+
+    >>> import circuitdiscovery as cd
+    >>> model = cd.load_model("toy")
+    >>> scores = cd.random_scores(model, cd.load_task("ioi", model, examples=4), seed=1)
+    """
+    graph = Graph.from_model(model, split_qkv=split_qkv)
+    values = np.random.default_rng(seed).standard_normal(graph.allowed.shape)
+    info = provenance(model, task, "random", {"seed": seed, "split_qkv": split_qkv})
+    return Scores(graph, np.where(graph.allowed, values, 0.0), info)

@@ -1,0 +1,80 @@
+"""What the exact searches stand on: one receiver's alternatives, evaluated on every example of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.ablation import Ablation
+from circuitdiscovery.forward import Branches, State, World, plain_run
+from circuitdiscovery.graph import Graph
+from circuitdiscovery.metrics import BoundMetric
+from circuitdiscovery.model import Model
+from circuitdiscovery.patching import worlds
+from circuitdiscovery.task import Batch, Task
+
+_TOKENS = {"cpu": 2048}  # alternatives x examples x positions in one forward: enough to fill the cores, little enough for the caches
+_TOKENS_ACCELERATOR = 65536
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch under an ablation, with what every source adds to its replacement."""
+
+    batch: Batch
+    world: World
+    clean: State  # every edge kept
+    state: State  # the edges of some mask kept
+
+    @property
+    def most_alternatives(self) -> int:
+        """How many alternatives are worth one forward."""
+        return max(1, _TOKENS.get(self.batch.clean.device.type, _TOKENS_ACCELERATOR) // self.batch.clean.numel())
+
+
+@torch.no_grad()
+def cases(
+    model: Model, task: Task, graph: Graph, *, ablation: str | Ablation, direction: str = "noising", batch_size: int | None = None
+) -> tuple[list[Case], Tensor]:
+    """(a case per batch, all edges kept; the [examples, vocabulary] logits of that run)."""
+    found: list[Case] = []
+    logits = torch.empty(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
+    for batch, world in worlds(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size):
+        run = plain_run(model, world.start, batch.position, keep_sources=True)
+        assert run.sources is not None
+        clean = State(run.sources - world.replacement)
+        logits[batch.rows] = run.logits
+        found.append(Case(batch, world, clean, clean))
+    return found, logits
+
+
+def mean_metric(task: Task, cases: Sequence[Case], metric: BoundMetric, logits: Sequence[Tensor]) -> np.ndarray:
+    """[M]: the metric's mean over all examples, from each case's [M, N, vocabulary] logits."""
+    total = sum(metric(one, case.batch).double().sum(-1).cpu().numpy() for case, one in zip(cases, logits, strict=True))
+    return np.asarray(total / len(task))
+
+
+def without_each(case: Case, receiver: int, kept: np.ndarray, sources: np.ndarray) -> Tensor:
+    """[len(sources), N, T, D]: what a receiver reads when one source more is removed, one at a time."""
+    return case.world.stream(case.state, receiver, kept) - case.world.written(case.state, receiver, sources)
+
+
+def without_more(case: Case, receiver: int, kept: np.ndarray, sources: np.ndarray) -> Tensor:
+    """[len(sources), N, T, D]: what a receiver reads when the first source is removed, the first two, the first three, ..."""
+    return case.world.stream(case.state, receiver, kept) - case.world.written(case.state, receiver, sources).cumsum(0)
+
+
+def accept(case: Case, branches: Branches, alternative: int) -> None:
+    """Let the case's state be that of one alternative."""
+    rows = torch.from_numpy(branches.moved).to(case.state.difference.device)
+    if len(rows):
+        case.state.difference[rows] = branches.difference[:, alternative]
+
+
+def at_mask(case: Case, mask: np.ndarray, first_layer: int) -> Case:
+    """The case under a mask that removes nothing before a layer."""
+    return replace(case, state=case.world.state(mask, case.clean, first_layer))

@@ -1,0 +1,307 @@
+"""A task: pairs of clean and corrupted prompts with their right and wrong answers, as tokens.
+
+task = load_task("ioi", model, examples=64, seed=0)     a shipped task, a TOML file or a table
+task = Task.from_tokens(clean=..., corrupted=..., correct=..., incorrect=...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from circuitdiscovery.encoder import Encoder, Example, resolve_position
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.names import canonical
+from circuitdiscovery.prompts import Vocabulary, draw, repeated_tokens
+from circuitdiscovery.tablefile import Table
+from circuitdiscovery.taskfile import TaskFile, read_task, shipped_tasks, task_path
+
+__all__ = ["Batch", "Example", "Task", "load_task", "shipped_tasks"]
+
+EXAMPLES = 64  # of a task that can draw as many as it likes: enough for a stable ranking, few enough for a CPU
+PAD = -1  # in place of an answer where a row has fewer than the batch's longest
+
+
+class HasTokenizer(Protocol):
+    """What `load_task` asks of a model."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one length T as tensors.
+
+    Args:
+        rows: [B], their indices in the task's examples.
+        clean, corrupted: [B, T] token ids.
+        position: [B], where the answer is read.
+        correct, incorrect: [B, k] answer ids, padded with -1.
+    """
+
+    rows: Tensor
+    clean: Tensor
+    corrupted: Tensor
+    position: Tensor
+    correct: Tensor
+    incorrect: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True, repr=False)
+class Task:
+    """Examples of a behaviour, and how it is measured.
+
+    Args:
+        name: a shipped task's, a file's without its suffix, or `tokens`.
+        examples: what searches and `run_circuit` use, in this order.
+        held_out: what `evaluate` uses, drawn apart: no clean prompt is in both; None where there is none.
+        metric: the task's own.
+        seed: of the drawing or of the split; None where nothing was random.
+        info: what else is known, ready for JSON: version, source, counterfactual, the words left out by list.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    held_out: Task | None = None
+    metric: str = "logit_diff"
+    seed: int | None = None
+    info: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def from_tokens(cls, *, clean: Any, corrupted: Any, correct: Any, incorrect: Any, position: Any = None) -> Task:
+        """A task from token ids, used as given.
+
+        Args:
+            clean, corrupted: [n, T] integers, or a list of n sequences of any lengths, equal for the two of a row.
+            correct, incorrect: [n], [n, k] padded with -1, or a list of n lists.
+            position: where the answer is read: an integer for all rows or one per row, negative from the end; None: the last token.
+
+        Raises:
+            CircuitDiscoveryError: for anything else; names the row, counted from 0.
+
+        >>> Task.from_tokens(clean=[[5, 6]], corrupted=[[5, 7]], correct=[1], incorrect=[2])
+        <Task tokens: 1 example of 2 tokens, none held out, logit_diff>
+        """
+        sides = {"clean": _token_rows("clean", clean), "corrupted": _token_rows("corrupted", corrupted)}
+        sides |= {"correct": _token_rows("correct", correct), "incorrect": _token_rows("incorrect", incorrect)}
+        counts = {name: len(rows) for name, rows in sides.items()}
+        if len(set(counts.values())) != 1 or not counts["clean"]:
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise CircuitDiscoveryError(f"a task needs rows, as many of each, not {told}")
+        positions = _positions(position, counts["clean"])
+        rows = zip(*sides.values(), positions, strict=True)
+        return cls("tokens", tuple(_token_example(f"row {i}", *row) for i, row in enumerate(rows)))
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __repr__(self) -> str:
+        lengths = sorted({len(example.clean) for example in self.examples})
+        tokens = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]}-{lengths[-1]}"
+        held = "none" if self.held_out is None else str(len(self.held_out))
+        parts = [f"{len(self)} example{'s' * (len(self) > 1)} of {tokens} tokens", f"{held} held out", self.metric]
+        parts += [f"counterfactual {self.info['counterfactual']}"] if "counterfactual" in self.info else []
+        parts += [f"seed {self.seed}"] if self.seed is not None else []
+        return f"<Task {self.name}: {', '.join(parts)}{self._left_out()}>"
+
+    def _left_out(self) -> str:
+        left_out: Mapping[str, Sequence[str]] = self.info.get("left_out", {})
+        told = [f"{len(words)} of {name} ({', '.join(words[:3])}{', ...' if len(words) > 3 else ''})" for name, words in left_out.items()]
+        return "; words left out: " + ", ".join(told) if told else ""
+
+    def select(self, rows: Sequence[int]) -> Task:
+        """The task with these of its examples and none held out."""
+        return replace(self, examples=tuple(self.examples[row] for row in rows), held_out=None)
+
+    def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
+        """The examples as tensors: those of one length together, in order, never padded; at most `batch_size` at once."""
+        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+            raise CircuitDiscoveryError(f"batch_size must be at least 1, not {batch_size}")
+        groups: dict[int, list[int]] = {}
+        for row, example in enumerate(self.examples):
+            groups.setdefault(len(example.clean), []).append(row)
+        for rows in groups.values():
+            size = batch_size or len(rows)
+            yield from (self._batch(rows[start : start + size]) for start in range(0, len(rows), size))
+
+    def _batch(self, rows: list[int]) -> Batch:
+        examples = [self.examples[row] for row in rows]
+        clean = torch.tensor([example.clean for example in examples])  # [B, T]
+        corrupted = torch.tensor([example.corrupted for example in examples])  # [B, T]
+        position = torch.tensor([example.position for example in examples])  # [B]
+        correct, incorrect = _padded([e.correct for e in examples]), _padded([e.incorrect for e in examples])  # [B, k]
+        return Batch(torch.tensor(rows), clean, corrupted, position, correct, incorrect)
+
+    def check(self, vocab_size: int, n_positions: int | None = None) -> None:
+        """Raise an error that names the row where a token is not in the vocabulary or a prompt is longer than the model can read."""
+        for row, example in enumerate(self.examples):
+            where = f"task {self.name}, row {row}"
+            if n_positions is not None and len(example.clean) > n_positions:
+                raise CircuitDiscoveryError(f"{where}: has {len(example.clean)} tokens, but the model reads at most {n_positions}")
+            for name in ("clean", "corrupted", "correct", "incorrect"):
+                worst = max(getattr(example, name))
+                if worst >= vocab_size:
+                    raise CircuitDiscoveryError(f"{where}: {name} has token {worst}, but the model's vocabulary has {vocab_size}")
+        if self.held_out is not None:
+            self.held_out.check(vocab_size, n_positions)
+
+
+def _padded(rows: Sequence[tuple[int, ...]]) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[PAD] * (width - len(row))] for row in rows])
+
+
+# ----------------------------------------------------------------------- tokens
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and arrays as (nested) Python values."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _token_rows(name: str, value: Any) -> list[tuple[int, ...]]:
+    rows = _plain(value)
+    if not isinstance(rows, list | tuple):
+        raise CircuitDiscoveryError(f"{name} must be a list or a tensor with a row per example, not {type(rows).__name__}")
+    answers = name in ("correct", "incorrect")
+    return [_token_row(f"{name}, row {i}", _plain(row), answers) for i, row in enumerate(rows)]
+
+
+def _token_row(where: str, row: Any, answers: bool) -> tuple[int, ...]:
+    values = [row] if answers and type(row) is int else row
+    if not isinstance(values, list | tuple):
+        raise CircuitDiscoveryError(f"{where}: must be token ids, not {type(row).__name__}")
+    ids = [_plain(value) for value in values]
+    for value in ids:
+        if type(value) is not int or value < (PAD if answers else 0):
+            raise CircuitDiscoveryError(
+                f"{where}: must be token ids, not {value if isinstance(value, int | float) else type(value).__name__}"
+            )
+    found = tuple(dict.fromkeys(i for i in ids if i != PAD)) if answers else tuple(ids)
+    if not found:
+        raise CircuitDiscoveryError(f"{where}: has no {'answer' if answers else 'token'}")
+    return found
+
+
+def _positions(position: Any, count: int) -> list[int | None]:
+    value = _plain(position)
+    values: list[Any] = [_plain(each) for each in value] if isinstance(value, list | tuple) else [value] * count
+    if len(values) != count:
+        raise CircuitDiscoveryError(f"position has {len(values)} rows, but clean has {count}")
+    for row, each in enumerate(values):
+        if each is not None and type(each) is not int:
+            raise CircuitDiscoveryError(f"position, row {row}: must be a whole number, not {each!r}")
+    return values
+
+
+def _token_example(
+    where: str,
+    clean: tuple[int, ...],
+    corrupted: tuple[int, ...],
+    correct: tuple[int, ...],
+    incorrect: tuple[int, ...],
+    position: int | None,
+) -> Example:
+    if len(clean) != len(corrupted):
+        told = f"{list(clean)} and {list(corrupted)}"
+        raise CircuitDiscoveryError(f"{where}: clean has {len(clean)} tokens and corrupted {len(corrupted)}: {told}")
+    both = set(correct) & set(incorrect)
+    if both:
+        raise CircuitDiscoveryError(f"{where}: correct and incorrect are the same token {min(both)}")
+    return Example(clean, corrupted, correct, incorrect, resolve_position(position, len(clean), where))
+
+
+# ---------------------------------------------------------------------- loading
+
+
+def load_task(
+    name_or_path: str | Path,
+    model: HasTokenizer,
+    *,
+    examples: int | None = None,
+    seed: int = 0,
+    counterfactual: str | None = None,
+    bos: bool | None = None,
+    metric: str | None = None,
+) -> Task:
+    """A shipped task, or one's own from a .toml, .csv or .jsonl file, in the model's tokens.
+
+    Args:
+        name_or_path: a shipped name (`shipped_tasks()`), or a path.
+        model: whose tokenizer makes the tokens.
+        examples: how many; as many more are held out. None: 64 drawn ones, and half of a table.
+        seed: of everything random. The same seed, file and tokenizer give the same task.
+        counterfactual: one of a TOML file's; None: the one that the file names.
+        bos: put the tokenizer's BOS in front, or take it away; None: as the file says, else as the tokenizer does.
+        metric: in place of the task's own.
+
+    Raises:
+        CircuitDiscoveryError: for a broken file, a row that does not fit, or an option that is not valid; names it.
+    """
+    if examples is not None and (type(examples) is not int or examples < 1):
+        raise CircuitDiscoveryError(f"examples must be a whole number of at least 1, not {examples}")
+    source = read_task(name_or_path)
+    if model.tokenizer is None:
+        raise CircuitDiscoveryError(f"task {source.name} is text, but the model has no tokenizer; give tokens with Task.from_tokens")
+    if isinstance(source, Table):
+        if counterfactual is not None:
+            raise CircuitDiscoveryError(
+                f"{task_path(name_or_path)}: a table has its counterfactuals as rows, not by name ({counterfactual!r})"
+            )
+        task = _from_table(source, Encoder(model.tokenizer, bos), examples, seed)
+    else:
+        encoder = Encoder(model.tokenizer, source.bos if bos is None else bos)
+        task = _from_file(source, encoder, examples or EXAMPLES, seed, counterfactual or source.counterfactual)
+    return replace(task, metric=canonical("metric", metric)) if metric is not None else task
+
+
+def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int) -> Task:
+    everything = [encoder.example(row) for row in table.rows]
+    order = list(range(len(everything)))
+    Random(f"{seed}").shuffle(order)
+    half = (len(order) + 1) // 2
+    if examples is not None and examples > half:
+        raise CircuitDiscoveryError(
+            f"examples must be from 1 to {half}, not {examples}: {table.name} has {len(order)} rows, and half are held out"
+        )
+    chosen, held = (tuple(everything[row] for row in sorted(rows[:examples])) for rows in (order[:half], order[half:]))
+    task = Task(table.name, chosen, seed=seed)
+    return replace(task, held_out=replace(task, examples=held)) if held else task
+
+
+def _from_file(file: TaskFile, encoder: Encoder, examples: int, seed: int, counterfactual: str) -> Task:
+    name = counterfactual.replace("-", "_")
+    if name not in file.counterfactuals:
+        raise unknown("counterfactual", counterfactual, file.counterfactuals)
+    drawn, vocab = _drawn(file, encoder, 2 * examples, seed, name)
+    info = {"version": file.version, "description": file.description, "source": file.source, "counterfactual": name}
+    info |= {"left_out": {key: list(words) for key, words in vocab.left_out.items()}}
+    task = Task(file.name, drawn[:examples], metric=file.metric, seed=seed, info=info)
+    return replace(task, held_out=replace(task, examples=drawn[examples:]))
+
+
+def _drawn(file: TaskFile, encoder: Encoder, count: int, seed: int, counterfactual: str) -> tuple[tuple[Example, ...], Vocabulary]:
+    if file.generator is not None and file.generator.kind == "repeated_tokens":
+        return tuple(islice(repeated_tokens(file, encoder, seed=seed), count)), Vocabulary({}, {})
+    most, vocab, rows = draw(file, encoder, counterfactual=counterfactual, seed=seed)
+    found = tuple(islice(rows, count)) if count <= most else ()
+    if len(found) < count:
+        there = len(found) or most
+        told = f"the task {file.name} makes {there} prompts with this tokenizer, and as many are held out"
+        raise CircuitDiscoveryError(f"examples must be from 1 to {there // 2}, not {count // 2}: {told}")
+    return found, vocab
