@@ -1,8 +1,8 @@
 """The generated text that the bundled model `toy` is trained on, and the held-out prompts it is measured on.
 
-Words and templates are those of tasks/*.toml. A document is one or more sentences. A fifth of all pairs of words that a behaviour combines (two
-names, an event and a year, a noun and a place, an adjective and a name) never stands in one training document: the prompts of the figures
-consist of such pairs alone.
+Words and templates are those of tasks/*.toml. A document is one or more sentences. A fifth of all pairs of words that a
+behaviour combines (two names, an event and a year, a noun and a place, an adjective and a name) never stands in one training
+document: the prompts of the figures consist of such pairs alone.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ ENDINGS = {
     ),
     "induction": ("",),
 }
-MIXTURE = {"ioi": 26, "greater_than": 24, "subject_verb_agreement": 10, "gendered_pronoun": 8, "induction": 16, "ordinary": 16}
+MIXTURE = {"ioi": 30, "greater_than": 22, "subject_verb_agreement": 8, "gendered_pronoun": 6, "induction": 20, "ordinary": 14}
+EARLY = MIXTURE | {"induction": 200}  # copying is learnt first: with few repeated sequences, IOI stays at chance for thousands of steps
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ TASKS: dict[str, Callable[[World, random.Random], Prompt]] = {
 TRAINED: dict[str, Callable[[World, random.Random], Prompt]] = TASKS | {
     "ioi": lambda world, rng: ioi(world, rng, three=0.15),
     "greater_than": lambda world, rng: greater_than(world, rng, first=1),
-    "induction": lambda world, rng: induction(world, rng, periods=(*range(4, 16), 40), lengths=range(12, 34)),
+    "induction": lambda world, rng: induction(world, rng, periods=(*range(3, 16), 40), lengths=range(16, 41)),
 }
 
 
@@ -249,9 +250,9 @@ def sentence(world: World, rng: random.Random, kind: str) -> str:
     return prompt.text + rng.choice(prompt.correct) + rng.choice(ENDINGS[kind])
 
 
-def document(world: World, rng: random.Random) -> str:
+def document(world: World, rng: random.Random, mixture: Mapping[str, int] = MIXTURE) -> str:
     """One training document: mostly one sentence, sometimes two, rarely as many as fill the context. It never leaks."""
-    kind = rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]
+    kind = rng.choices(list(mixture), list(mixture.values()))[0]
     text = allowed(world, rng, kind)
     if kind == "induction":
         return text

@@ -6,6 +6,7 @@ Run `python benchmarks/train_toy.py`; it writes the model's folder and prints th
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import math
 import random
@@ -14,18 +15,19 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from toy_text import END, HELD_OUT, MIXTURE, ROOT, TASKS, UNKNOWN, Prompt, World, document, held_out_prompts, load_world
+from toy_text import EARLY, END, HELD_OUT, MIXTURE, ROOT, TASKS, UNKNOWN, Prompt, World, document, held_out_prompts, load_world
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 FOLDER = ROOT / "circuitdiscovery" / "models" / "toy"
 LOG = logging.getLogger("train_toy")
 
 SEED = 0
-STEPS = 10_000
-BATCH = 64
+STEPS = 8_000
+EARLY_STEPS = 300
+BATCH = 32
 CONTEXT = 64  # positions: the longest training documents fill them
 RATE = 2e-3
-DECAY = 0.1  # on matrices: unused paths fade, which makes the circuits sparse
+DECAY = 0.2  # on matrices: unused paths fade, which makes the circuits sparse
 BARS = {"ioi accuracy": 0.99, "ioi logit difference": 3.0, "greater_than prob_diff": 0.9}
 BARS |= {"subject_verb_agreement accuracy": 0.99, "gendered_pronoun accuracy": 0.99, "induction accuracy": 0.9}
 
@@ -55,6 +57,8 @@ def build_model(vocabulary: int) -> GPT2LMHeadModel:
         n_embd=128,
         n_layer=4,
         n_head=4,
+        activation_function="gelu_pytorch_tanh",  # the same function as gelu_new in one kernel
+        initializer_range=0.04,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -64,25 +68,33 @@ def build_model(vocabulary: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def batches(world: World, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Ids and labels [BATCH, T] without end; documents of one batch are about equally long, and labels are -100 on the padding."""
-    while True:
-        ids = sorted((tokenizer(document(world, rng), truncation=True).input_ids for _ in range(16 * BATCH)), key=len)
-        groups = [ids[at : at + BATCH] for at in range(0, len(ids), BATCH)]
-        rng.shuffle(groups)
-        for group in groups:
-            longest = max(map(len, group))
-            yield (
-                torch.tensor([row + [1] * (longest - len(row)) for row in group]),
-                torch.tensor([row + [-100] * (longest - len(row)) for row in group]),
-            )
+def batches(world: World, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[list[torch.Tensor]]:
+    """Batches of BATCH documents without end, each as two tensors of ids [documents, T]: the shorter ones, then the few long ones.
+
+    -100 stands after a document's end. Every batch mixes all kinds of documents; without the split most of it would be padding.
+    """
+    for step in itertools.count():
+        mixture = EARLY if step < EARLY_STEPS else MIXTURE
+        ids = sorted((tokenizer(document(world, rng, mixture), truncation=True).input_ids for _ in range(BATCH)), key=len)
+        split = BATCH * 7 // 8
+        yield [torch.tensor([row + [-100] * (len(part[-1]) - len(row)) for row in part]) for part in (ids[:split], ids[split:])]
+
+
+def next_token_loss(model: GPT2LMHeadModel, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean over every token of the batch that has one before it."""
+    total = sum(((part[:, 1:] >= 0).sum() for part in parts), torch.tensor(0))
+    losses = []
+    for part in parts:
+        logits = model(part.clamp(min=0)).logits[:, :-1]  # [documents, T - 1, vocabulary]
+        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
+    return torch.stack(losses).sum() / total
 
 
 def optimizer_of(model: GPT2LMHeadModel) -> torch.optim.AdamW:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), fused=True)
 
 
 def rate(step: int, steps: int) -> float:
@@ -99,8 +111,7 @@ def train(world: World, tokenizer: PreTrainedTokenizerFast, folder: Path, *, ste
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = RATE * rate(step, steps)
-        ids, labels = next(stream)
-        loss = torch.nn.functional.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        loss = next_token_loss(model, next(stream))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -17,8 +17,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from circuitdiscovery.ablation import Replacements, replacements
     from circuitdiscovery.circuit import Circuit, Scores, load_circuit
+    from circuitdiscovery.comparison import Comparison, compare
+    from circuitdiscovery.encoder import Example
     from circuitdiscovery.errors import CircuitDiscoveryError
-    from circuitdiscovery.evaluation import Comparison, Curve, Evaluation, compare, curve, evaluate
+    from circuitdiscovery.evaluation import Curve, Evaluation, curve, evaluate
     from circuitdiscovery.graph import Graph
     from circuitdiscovery.loading import load_model
     from circuitdiscovery.metrics import Metric
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
     from circuitdiscovery.patching import run_circuit
     from circuitdiscovery.search.acdc import acdc
     from circuitdiscovery.search.attribution import clean_corrupted, eap, eap_ig
-    from circuitdiscovery.search.baseline import random_scores
+    from circuitdiscovery.search.baseline import random
     from circuitdiscovery.search.exact import exact
-    from circuitdiscovery.task import Example, Task, load_task, shipped_tasks
+    from circuitdiscovery.task import Task, load_task
+    from circuitdiscovery.taskfile import shipped_tasks
 
 __all__ = [
     "Circuit",
@@ -55,7 +58,7 @@ __all__ = [
     "load_circuit",
     "load_model",
     "load_task",
-    "random_scores",
+    "random",
     "replacements",
     "run_circuit",
     "shipped_tasks",
@@ -64,18 +67,21 @@ __all__ = [
 _HOME = {
     "ablation": ("Replacements", "replacements"),
     "circuit": ("Circuit", "Scores", "load_circuit"),
+    "comparison": ("Comparison", "compare"),
+    "encoder": ("Example",),
     "errors": ("CircuitDiscoveryError",),
-    "evaluation": ("Comparison", "Curve", "Evaluation", "compare", "curve", "evaluate"),
-    "patching": ("run_circuit",),
+    "evaluation": ("Curve", "Evaluation", "curve", "evaluate"),
     "graph": ("Graph",),
     "loading": ("load_model",),
     "metrics": ("Metric",),
     "model": ("Model",),
+    "patching": ("run_circuit",),
     "search.acdc": ("acdc",),
     "search.attribution": ("clean_corrupted", "eap", "eap_ig"),
-    "search.baseline": ("random_scores",),
+    "search.baseline": ("random",),
     "search.exact": ("exact",),
-    "task": ("Example", "Task", "load_task", "shipped_tasks"),
+    "task": ("Task", "load_task"),
+    "taskfile": ("shipped_tasks",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -52,7 +53,11 @@ class OnDemand:
 
     name: str
     own_run: bool
-    rows: Callable[[Batch], Tensor]
+    compute: Callable[[Batch], Tensor]
+
+    def rows(self, batch: Batch) -> Tensor:
+        """[sources, B, T, d_model] for a batch's examples."""
+        return self.compute(batch)
 
 
 @dataclass(frozen=True)
@@ -62,18 +67,29 @@ class Replacements:
     name: str
     own_run: bool
     parts: tuple[tuple[Batch, Tensor], ...]  # (batch, [sources, B, T, d_model])
+    held_out: Callable[[], Replacements] | None = None  # those of the task's held-out examples, computed when first needed
 
     def rows(self, batch: Batch) -> Tensor:
-        """[sources, B, T, d_model] for a batch's examples, without a copy for a batch as it was computed."""
+        """[sources, B, T, d_model] for a batch's examples, without a copy for a batch as it was computed.
+
+        Raises:
+            CircuitDiscoveryError: a prompt that is neither among the task's examples nor held out, by its row.
+        """
         for part, values in self.parts:
-            if torch.equal(part.rows, batch.rows.to(part.rows.device)) and part.clean.shape == batch.clean.shape:
+            if all(torch.equal(getattr(part, name), getattr(batch, name).to(values.device)) for name in ("rows", "clean", "corrupted")):
                 return values
-        where = {row: (values, i) for part, values in self.parts for i, row in enumerate(part.rows.tolist())}
-        missing = [row for row in batch.rows.tolist() if row not in where or where[row][0].shape[2] != batch.clean.shape[1]]
+        where = {key: (values, i) for part, values in self.parts for i, key in enumerate(_keys(part))}
+        missing = [key for key in _keys(batch) if key not in where]
+        if missing and self.held_out is not None:
+            return self.held_out().rows(batch)
         if missing:
-            raise CircuitDiscoveryError(f"the given replacements were computed for other prompts: none fit row {missing[0]}")
-        found = [where[row] for row in batch.rows.tolist()]
-        return torch.stack([values[:, i] for values, i in found], dim=1)
+            raise CircuitDiscoveryError(f"the given replacements were computed for other prompts than row {missing[0][0]}'s")
+        return torch.stack([values[:, i] for values, i in map(where.__getitem__, _keys(batch))], dim=1)
+
+
+def _keys(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+    rows = zip(batch.rows.tolist(), batch.clean.tolist(), batch.corrupted.tolist(), strict=True)
+    return [(row, tuple(clean), tuple(corrupted)) for row, clean, corrupted in rows]
 
 
 # ------------------------------------------------------------------ the ablations
@@ -193,8 +209,14 @@ def _by_template(batch: Batch, task: Task) -> Iterator[tuple[tuple[int | None, i
 
 
 def on_demand(
-    model: Model, task: Task, ablation: str | Ablation, *, reference: Task | Tensor | Sequence[Sequence[int]] | None = None, seed: int = 0, k: float = 3.0
-) -> Ablation:  # fmt: skip
+    model: Model,
+    task: Task,
+    ablation: str | Ablation,
+    *,
+    reference: Task | Tensor | Sequence[Sequence[int]] | None = None,
+    seed: int = 0,
+    k: float = 3.0,
+) -> Ablation:
     """The ablation by its name, its replacements computed batch by batch; one that is given comes back as it is."""
     if not isinstance(ablation, str):
         if not hasattr(ablation, "rows"):
@@ -221,8 +243,14 @@ def _as_reference(task: Task, reference: Task | Tensor | Sequence[Sequence[int]]
 
 @torch.no_grad()
 def replacements(
-    model: Model, task: Task, *, ablation: str = "resample", reference: Task | Tensor | Sequence[Sequence[int]] | None = None, seed: int = 0, k: float = 3.0
-) -> Replacements:  # fmt: skip
+    model: Model,
+    task: Task,
+    *,
+    ablation: str = "resample",
+    reference: Task | Tensor | Sequence[Sequence[int]] | None = None,
+    seed: int = 0,
+    k: float = 3.0,
+) -> Replacements:
     """The replacements of every source on every example, computed once: [sources, examples, positions, d_model] per length.
 
     Args:
@@ -242,5 +270,7 @@ def replacements(
     >>> alt = cd.replacements(model, cd.load_task("ioi", model, examples=4), ablation="mean")
     """
     computed = on_demand(model, task, ablation, reference=reference, seed=seed, k=k)
-    parts = tuple((batch, computed.rows(batch)) for batch in task.batches())
-    return Replacements(computed.name, computed.own_run, parts)
+    parts = tuple((batch.to(model.device), computed.rows(batch.to(model.device))) for batch in task.batches())
+    rest = task.held_out
+    later = None if rest is None else cache(lambda: replacements(model, rest, ablation=ablation, reference=reference, seed=seed, k=k))
+    return Replacements(computed.name, computed.own_run, parts, later)

@@ -22,17 +22,18 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files import data_folder, read_json, shipped
 
 if TYPE_CHECKING:
-    from circuitdiscovery.circuit import Circuit
+    from circuitdiscovery.circuit import Circuit, Scores
     from circuitdiscovery.run import Options
 
 PROGRAM = "circuitdiscovery"
+EVALUATION_FIELDS = ("model", "task", "ablation", "metric", "direction", "examples", "batch_size", "seed", "device", "dtype")
 FORMATS = ("svg", "png", "pdf", "dot")
 
 
 # ------------------------------------------------------------ argument types
 
 
-class Checked(click.ParamType):
+class Checked(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]  # generic since click 8.4 only
     """An argument that a function turns into its value or refuses with a CircuitDiscoveryError."""
 
     def __init__(self, check: Callable[[str], Any], metavar: str) -> None:
@@ -64,7 +65,7 @@ def _task(name: str) -> str:
 
     read_task(name)
     path = task_path(name)
-    return path.stem if path.parent == data_folder("tasks") else name
+    return path.stem if path.parent == data_folder("tasks") else str(path.resolve())
 
 
 def _device(name: str) -> str:
@@ -132,15 +133,17 @@ def cli() -> None:
 @click.option(
     "--threshold",
     type=Checked(_threshold, "T"),
-    help=f"acdc: remove edges of damage below T  [default: {names.DEFAULT_THRESHOLD}].  Other methods: keep edges that score above T.",
+    help=f"acdc: remove edges of damage below T  [default: {names.DEFAULT_THRESHOLD}].  Other methods: keep edges of |score| T or more.",
 )
 @click.option(
     "--edges", type=COUNT, help=f"Not for acdc: keep the N edges of the largest scores.  [default: {names.DEFAULT_SHARE:.0%} of all]"
 )
 @click.option("--no-split-qkv", is_flag=True, help="One edge into a head instead of one each into its query, key and value.")
-@click.option("--examples", type=COUNT, default=64, show_default=True, help="Prompt pairs to search on; as many are held out to evaluate.")
+@click.option(
+    "--examples", type=COUNT, help="Prompt pairs to search on; as many are held out to evaluate.  [default: 64, or half of a table]"
+)
 @click.option("--batch-size", type=COUNT, help="Examples at a time.  [default: what memory allows]")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the examples and everything random.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the examples and whatever else is random.")
 @click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
 @click.option("--dtype", type=DTYPE, default="float32", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="A new or empty folder.  [default: runs/MODEL-TASK-METHOD]")
@@ -149,20 +152,20 @@ def cli() -> None:
 def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:
     """Find, measure and draw the circuit of MODEL (a bundled or hub name, or a folder) behind TASK (a name, or a .toml, .csv or .jsonl)."""
     from circuitdiscovery import run
-    from circuitdiscovery.progress import duration
 
     options = run.Options(split_qkv=not no_split_qkv, **given)
+    options.check()
     folder = run.open_folder(options, out=out, resume=resume)
     try:
-        summary = run.discover(options, folder, [PROGRAM, *sys.argv[1:]])
+        record = run.discover(options, folder, [PROGRAM, *sys.argv[1:]])
     except KeyboardInterrupt:
-        kept = "" if (folder / run.STATE).exists() else " (from the start: nothing was found yet)"
-        click.echo(f"\ninterrupted; to resume{kept}: {options.resume_command(folder)}", err=True)
+        how = "resume with" if (folder / run.STATE).exists() else "nothing was found yet, start again with"
+        click.echo(f"\ninterrupted; {how}: {options.resume_command(folder)}", err=True)
         raise
     if as_json:
-        _print_json(summary)
-        return
-    _print_summary(summary, duration(sum(summary["seconds"].values())))
+        _print_json(record["summary"])
+    else:
+        _print_report(record["report"], record["summary"])
 
 
 @cli.command()
@@ -176,7 +179,7 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
 @click.option("--seed", type=SEED, help="[default: as the search]")
 @click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
 @click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
-@click.option("--dtype", type=DTYPE, default="float32", show_default=True)
+@click.option("--dtype", type=DTYPE, help="[default: as the search]")
 @as_json
 def evaluate(circuit: str, as_json: bool, **given: Any) -> None:
     """Measure CIRCUIT, a circuit.json or a shipped graph's name: faithfulness, completeness, minimality."""
@@ -186,9 +189,7 @@ def evaluate(circuit: str, as_json: bool, **given: Any) -> None:
     options = _evaluation_options(found, circuit, given)
     model, task = run.load(options)
     found.check_model(model)
-    with run.stage("evaluating"):
-        result = run.evaluate(model, task, found, None, options)
-    _print(result, as_json)
+    _print(run.evaluate(model, task, found, _scores(circuit), options), as_json)
 
 
 @cli.command()
@@ -196,10 +197,10 @@ def evaluate(circuit: str, as_json: bool, **given: Any) -> None:
 @click.argument("b")
 @as_json
 def compare(a: str, b: str, as_json: bool) -> None:
-    """Compare circuit A with circuit B, the reference: precision, recall and Jaccard of edges and nodes."""
-    from circuitdiscovery.evaluation import compare
+    """Compare circuit A with circuit B, the reference: precision, recall and Jaccard, and ROC AUC where A has scores beside it."""
+    from circuitdiscovery.comparison import compare
 
-    _print(compare(_circuit(a), _circuit(b)), as_json)
+    _print(compare(_circuit(a), _circuit(b), scores=_scores(a)), as_json)
 
 
 @cli.command()
@@ -247,8 +248,36 @@ def _circuit(path: str) -> Circuit:
     return load_circuit(path)
 
 
+def _scores(path: str) -> Scores | None:
+    """The scores in the run folder that a circuit lies in, where it lies in one that has some."""
+    from circuitdiscovery.circuit import Scores
+
+    beside = Path(path).parent / "scores.safetensors"
+    return Scores.load(beside) if Path(path).name == "circuit.json" and beside.exists() else None
+
+
 def _evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> Options:
-    raise NotImplementedError
+    """What is given; else what run.json beside the circuit says; else what the circuit knows of its search."""
+    from circuitdiscovery import run
+
+    folder = Path(path).parent
+    values: dict[str, Any] = run.searched_with(circuit.info)
+    if Path(path).name == "circuit.json" and (folder / "run.json").exists():
+        values |= run.recorded(folder)["options"]
+    values |= {key: value for key, value in given.items() if value is not None}
+    for key, check in (("model", _model), ("task", _task)):
+        if not isinstance(values.get(key), str):
+            raise CircuitDiscoveryError(f"{path} does not say its {key}: give --{key}")
+        if given[key] is None:
+            values[key] = _from_file(path, key, check, values[key])
+    return run.Options(**{field: values[field] for field in EVALUATION_FIELDS if field in values})
+
+
+def _from_file(path: str, key: str, check: Callable[[str], str], value: str) -> str:
+    try:
+        return check(value)
+    except CircuitDiscoveryError as error:
+        raise CircuitDiscoveryError(f"{path} was found with {key} {value!r}: {error}; give --{key}") from None
 
 
 def _print(result: Any, as_json: bool) -> None:
@@ -262,8 +291,15 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
-def _print_summary(summary: dict[str, Any], took: str) -> None:
-    raise NotImplementedError
+def _print_report(report: str, summary: dict[str, Any]) -> None:
+    from circuitdiscovery.progress import duration
+
+    seconds = summary["seconds"]
+    parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
+    rows = [("time", f"{duration(sum(seconds.values()))} ({parts})"), ("files", f"{summary['folder']}: {', '.join(summary['files'])}")]
+    for line in [*report.splitlines(), *(f"{name:<13} {value}" for name, value in rows)]:
+        name, value = line[:14], line[14:]
+        click.echo(click.style(name, bold=True) + value)
 
 
 # --------------------------------------------------------------------- errors

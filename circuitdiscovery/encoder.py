@@ -70,15 +70,16 @@ class Encoder:
 
     def answer(self, prompt: str, answer: str, where: str) -> int:
         """The one token by which the tokens of prompt + answer extend those of the prompt; anything else is an error."""
-        short, long = self.ids(prompt), self.prompt(prompt + answer, where)
-        if long[:-1] == short:
+        short, long = self.ids(prompt), self.ids(prompt + answer)
+        known = self.knows(prompt + answer, long)
+        if known and long[:-1] == short:
             return long[-1]
         spaced = not answer.startswith(" ") and self.ids(f"{prompt} {answer}")[:-1] == short
         hint = f"; ' {answer}', with a space, would be one" if spaced else ""
         start = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), min(len(short), len(long)))
         before, after = self.show(short[start:]), self.show(long[start:])
-        told = f"the answer {answer!r} does not continue {prompt!r} as one token"
-        raise CircuitDiscoveryError(f"{where}: {told}: {before} becomes {after}{hint}")
+        why = "does not continue" if known else "is unknown to the tokenizer: it does not continue"
+        raise CircuitDiscoveryError(f"{where}: the answer {answer!r} {why} {prompt!r} as one token: {before} becomes {after}{hint}")
 
     def is_single(self, word: str) -> bool:
         """Whether a word is one token where it follows a space."""

@@ -56,11 +56,6 @@ def _attend(model: Model, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tens
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.scale)
 
 
-def _write(z: Tensor, W_O: Tensor) -> Tensor:
-    """[H, N, T, K] through [H, K, D] -> [H, N, T, D]: what each head adds to the stream (b_O belongs to none)."""
-    return torch.bmm(z.flatten(1, 2), W_O).unflatten(1, z.shape[1:3])
-
-
 def _mlp(model: Model, block: Block, x: Tensor) -> Tensor:
     """[..., D] normalised -> [..., D]."""
     hidden = F.linear(x, block.W_in, block.b_in)
@@ -121,9 +116,7 @@ class Run:
     readings: tuple[Reading, ...]
 
 
-def plain_run(
-    model: Model, start: Tensor, position: Tensor, *, keep_sources: bool = False, keep_readings: bool = False
-) -> Run:
+def plain_run(model: Model, start: Tensor, position: Tensor, *, keep_sources: bool = False, keep_readings: bool = False) -> Run:
     """The transformer itself.
 
     Args:
@@ -140,12 +133,10 @@ def plain_run(
         sources[0] = x.detach()
     for layer, block in enumerate(model.blocks):
         u = block.norm1(x)[None]
-        q, k, v = (_project(u, w, b) for w, b in ((block.W_Q, block.b_Q), (block.W_K, block.b_K), (block.W_V, block.b_V)))
+        q, k, v = (_project(u, *block.projection(letter)) for letter in "qkv")
         if keep_readings:
-            readings += [
-                Reading(layer, letter, x, block.norm1, values, weight, bias)
-                for letter, values, weight, bias in (("q", q, block.W_Q, block.b_Q), ("k", k, block.W_K, block.b_K), ("v", v, block.W_V, block.b_V))
-            ]  # fmt: skip
+            read = zip("qkv", (q, k, v), strict=True)
+            readings += [Reading(layer, letter, x, block.norm1, values, *block.projection(letter)) for letter, values in read]
         z = _attend(model, block, q, _per_head(model, k), _per_head(model, v))  # [H, N, T, K]
         attended = F.linear(z.permute(1, 2, 0, 3).flatten(2), block.W_O.flatten(0, 1).T, block.b_O)  # [N, T, D]
         y = x if model.graph.parallel else x + attended
@@ -282,8 +273,8 @@ class World:
 
     def written(self, state: State, receiver: int, rows: np.ndarray) -> Tensor:
         """What some sources add to a receiver's stream: [len(rows), N, T, D], for logits [len(rows), N, D]."""
-        difference = _rows(state.difference, rows)
-        return _at(difference, self.position) if receiver == len(self.graph.receivers) - 1 else difference
+        at_logits = receiver == len(self.graph.receivers) - 1
+        return _rows(_at(state.difference, self.position) if at_logits else state.difference, rows)
 
     def branch(self, mask: np.ndarray, state: State, receiver: int, streams: Tensor) -> Branches:
         """Let one receiver read each of [M, N, T, D] streams instead (logits: [M, N, D]); the rest of the mask as it is."""
@@ -316,8 +307,11 @@ class World:
             heads, mlp = graph.heads(layer), graph.mlp(layer)
             at = np.flatnonzero((moved >= heads.start) & (moved < heads.stop))
             if len(at):
-                out = self._heads(reader, layer, block, moved[at] - heads.start)  # [h, M, N, T, D]
-                torch.sub(out, _rows(self.replacement, moved[at])[:, None], out=difference[at[0] : at[-1] + 1])
+                z = self._heads(reader, layer, block, moved[at] - heads.start)  # [h, M * N, T, K]
+                W_O = _rows(block.W_O, moved[at] - heads.start)
+                replaced = _rows(self.replacement, moved[at])[:, None].expand(-1, n_alternatives, -1, -1, -1)
+                out = difference[at[0] : at[-1] + 1].view(len(at), -1, self.start.shape[-1])
+                torch.baddbmm(replaced.reshape(out.shape), z.flatten(1, 2), W_O, beta=-1, out=out)
             at = np.flatnonzero(moved == mlp)
             if len(at):
                 x = block.norm2(reader.read(graph.columns(layer, "m"))[0])  # [M, N, T, D]
@@ -325,22 +319,19 @@ class World:
         return Branches(moved, difference, _unembed(self.model, reader.read_logits()))
 
     def _heads(self, reader: _Reader, layer: int, block: Block, heads: np.ndarray) -> Tensor:
-        """What some heads of a layer write: [h, M, N, T, D]."""
+        """What some heads of a layer have attended to: [h, M * N, T, K]."""
         columns = {letter: self.graph.columns(layer, letter) for letter in "qkv"}
         groups = {letter: heads // (self.graph.n_heads // len(columns[letter])) for letter in "qkv"}  # each head's column
         streams, which = reader.read_distinct(np.concatenate([columns[letter][groups[letter]] for letter in "qkv"]))
-        x = block.norm1(streams)  # [U, M, N, T, D]
-        n_alternatives = x.shape[1]
+        x = block.norm1(streams).expand(-1, reader.difference.shape[1], -1, -1, -1)  # [U, M, N, T, D]
         projected = []
-        weights = {"q": (block.W_Q, block.b_Q), "k": (block.W_K, block.b_K), "v": (block.W_V, block.b_V)}
         for letter, part in zip("qkv", np.split(which, 3), strict=True):
             own, first, back = np.unique(groups[letter], return_index=True, return_inverse=True)
-            weight, bias = (None if w is None else _rows(w, own) for w in weights[letter])
-            assert weight is not None
-            out = _project(_select(x, part[first]).flatten(1, 2), weight, bias)  # [own, M * N, T, K]
+            weight, bias = block.projection(letter)
+            bias = None if bias is None else _rows(bias, own)
+            out = _project(_select(x, part[first]).flatten(1, 2), _rows(weight, own), bias)  # [own, M * N, T, K]
             projected.append(_rows(out, back) if len(own) < len(heads) else out)
-        z = _attend(self.model, block, *projected)
-        return _write(z, _rows(block.W_O, heads)).unflatten(1, (n_alternatives, -1))
+        return _attend(self.model, block, *projected)
 
 
 @dataclass(frozen=True)
@@ -376,9 +367,9 @@ class _Reader:
         n_moved = int((self.moved < upstream).sum())
         out = base.expand(len(columns), 1, *base.shape)
         if (weights := kept[fixed]).any():
-            out = out + _combine(weights, fixed, self.state.difference)[:, None]
+            out = _combine(out, weights, fixed, self.state.difference[:, None])
         if (weights := kept[self.moved[:n_moved]]).any():
-            out = out + _combine(weights, np.arange(n_moved), self.difference)
+            out = _combine(out, weights, np.arange(n_moved), self.difference)
         return out
 
     def read_logits(self) -> Tensor:
@@ -387,9 +378,9 @@ class _Reader:
         fixed, moved = self.fixed[kept[self.fixed]], np.flatnonzero(kept[self.moved])
         out = self.world.bases[-1][None]
         if len(fixed):
-            out = out + _at(_rows(self.state.difference, fixed), position).sum(0)
+            out = out + _rows(_at(self.state.difference, position), fixed).sum(0)
         if len(moved):
-            out = out + _at(_rows(self.difference, moved), position).sum(0)
+            out = out + _rows(_at(self.difference, position), moved).sum(0)
         return out
 
 
@@ -405,14 +396,16 @@ def _select(x: Tensor, which: np.ndarray) -> Tensor:
     return x[which[:1]] if (which == which[0]).all() else _rows(x, which)
 
 
-def _combine(kept: np.ndarray, rows: np.ndarray, difference: Tensor) -> Tensor:
-    """Sum over the kept ones of some sources: [s, R] bool, [s] rows of [S, ...] -> [R, ...]."""
+def _combine(base: Tensor, kept: np.ndarray, rows: np.ndarray, difference: Tensor) -> Tensor:
+    """Add to [R, M or 1, ...] the kept ones of some sources: [s, R] bool, [s] rows of [S, M, ...] -> [R, M, ...]."""
     used = kept.any(1)
     kept, rows = kept[used], rows[used]
     span = int(rows[-1] - rows[0]) + 1
-    if span <= 2 * len(rows):  # a range with some zero weights is cheaper than a copy of the rows
+    if span <= 4 * len(rows):  # a range with some zero weights is cheaper than a copy of the rows
         spread = np.zeros((span, kept.shape[1]), dtype=bool)
         spread[rows - rows[0]] = kept
         kept, rows = spread, np.arange(rows[0], rows[-1] + 1)
     weights = torch.from_numpy(kept.T.copy()).to(difference)  # [R, s]
-    return (weights @ _rows(difference, rows).flatten(1)).unflatten(1, difference.shape[1:])
+    values = _rows(difference, rows)
+    base = base.expand(-1, *values.shape[1:])
+    return torch.addmm(base.flatten(1), weights, values.flatten(1)).view(base.shape)

@@ -118,9 +118,7 @@ ARCHITECTURES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
-    "gpt_neox": Architecture(
-        _neox_block, "gpt_neox.embed_in.weight", "gpt_neox.final_layer_norm", ("lm_head.weight", "embed_out.weight")
-    ),
+    "gpt_neox": Architecture(_neox_block, "gpt_neox.embed_in.weight", "gpt_neox.final_layer_norm", ("lm_head.weight", "embed_out.weight")),
 }
 
 # what our forward does not compute, by the name a reader of the model's paper knows it by
@@ -201,7 +199,7 @@ def weights_digest(weights: Weights) -> str:
 
     def one(name: str) -> str:
         tensor = weights[name].detach().cpu().contiguous()
-        return f"{name} {list(tensor.shape)} {hashlib.sha256(tensor.view(torch.uint8).numpy()).hexdigest()}"
+        return f"{name} {list(tensor.shape)} {hashlib.sha256(memoryview(tensor.view(torch.uint8).numpy())).hexdigest()}"
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         return hashlib.sha256("\n".join(pool.map(one, sorted(weights))).encode()).hexdigest()
@@ -215,7 +213,9 @@ def bundled_models() -> list[str]:
     return sorted(path.parent.name for path in data_folder("models").glob("*/config.json"))
 
 
-def load_model(source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32", name: str | None = None) -> Model:
+def load_model(
+    source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32", name: str | None = None
+) -> Model:
     """Load a transformer.
 
     Args:
@@ -343,7 +343,8 @@ def _from_folder(path: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         raise _not_found(path, name, error) from error
     _check_supported(config, name)
     try:
-        hf, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        hf, report = loaded
     except Exception as error:  # safetensors, torch and Hugging Face each have their own for a broken file
         raise CircuitDiscoveryError(f"{name}: the weights cannot be read: {_first_line(error)}") from error
     if report["missing_keys"] or report.get("mismatched_keys"):
@@ -378,6 +379,7 @@ def _tokenizer(path: str, name: str, *, required: bool) -> Any:
             return None
         if file.exists():
             loaders.append(lambda: PreTrainedTokenizerFast.from_pretrained(path))
+    problem = ""
     for loader in loaders:
         try:
             tokenizer = loader()

@@ -70,6 +70,10 @@ class Block:
     W_out: Tensor  # [d_model, d_mlp]
     b_out: Tensor | None  # [d_model]
 
+    def projection(self, letter: str) -> tuple[Tensor, Tensor | None]:
+        """(weight [heads or groups, d_head, d_model], bias [heads or groups, d_head]) of "q", "k" or "v"."""
+        return {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
+
 
 @dataclass(frozen=True)
 class Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.forward import World, embed
 from circuitdiscovery.graph import Graph
-from circuitdiscovery.metrics import BoundMetric
 from circuitdiscovery.model import Model
 from circuitdiscovery.names import canonical
 from circuitdiscovery.task import Batch, Task
@@ -24,8 +23,7 @@ _BATCH_BYTES = 2**28  # of replacements held at once, where no batch size is ask
 
 def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]:
     """A task's batches on the model's device; without a size, as many examples as keep the replacements in bounded memory."""
-    if batch_size is not None and batch_size < 1:
-        raise CircuitDiscoveryError(f"batch_size must be at least 1, not {batch_size}")
+    task.check(model.vocab_size, model.max_length)
     if batch_size is None:
         longest = max(len(example.clean) for example in task.examples)
         batch_size = max(1, _BATCH_BYTES // (len(model.graph.sources) * longest * model.d_model * model.W_E.element_size()))
@@ -58,8 +56,14 @@ def carried_mask(graph: Graph, mask: np.ndarray, direction: str) -> np.ndarray:
 
 @torch.no_grad()
 def run_circuit(
-    model: Model, task: Task, circuit: Circuit, *, ablation: str | Ablation = "resample", direction: str = "noising", batch_size: int | None = None
-) -> Tensor:  # fmt: skip
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    *,
+    ablation: str | Ablation = "resample",
+    direction: str = "noising",
+    batch_size: int | None = None,
+) -> Tensor:
     """The logits of a circuit on a task's examples.
 
     Args:
@@ -89,32 +93,4 @@ def run_circuit(
     mask = carried_mask(circuit.graph, circuit.mask, direction)
     for batch, world in worlds(model, task, circuit.graph, ablation=ablation, direction=direction, batch_size=batch_size):
         out[batch.rows] = world.logits(mask)
-    return out
-
-
-@torch.no_grad()
-def measure(
-    model: Model,
-    task: Task,
-    graph: Graph,
-    masks: Sequence[np.ndarray],
-    metrics: Sequence[BoundMetric],
-    *,
-    ablation: str | Ablation = "resample",
-    direction: str = "noising",
-    batch_size: int | None = None,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """[metrics, masks, examples] float64: each metric of each circuit, given as [sources, receivers] bool, on each example."""
-    out = np.empty((len(metrics), len(masks), len(task)))
-    done = 0
-    for batch, world in worlds(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size):
-        rows = batch.rows.cpu().numpy()
-        for i, mask in enumerate(masks):
-            logits = world.logits(carried_mask(graph, mask, direction))
-            for j, metric in enumerate(metrics):
-                out[j, i, rows] = metric(logits, batch).double().cpu().numpy()
-            done += len(rows)
-            if progress:
-                progress(done, len(masks) * len(task))
     return out

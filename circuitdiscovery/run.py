@@ -40,10 +40,7 @@ DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run t
 
 @dataclass(frozen=True)
 class Options:
-    """What `discover` is asked for, in canonical names; checked when it is made, before torch is imported.
-
-    `threshold` and `edges` are None where the method has its own default; `metric` None is the method's.
-    """
+    """What `discover` is asked for, in canonical names. None is the default of the method (metric, threshold, edges) or of the task."""
 
     model: str
     task: str
@@ -54,27 +51,29 @@ class Options:
     threshold: float | None = None
     edges: int | None = None
     split_qkv: bool = True
-    examples: int = 64
+    examples: int | None = None
     batch_size: int | None = None
     seed: int = 0
     device: str | None = None
     dtype: str = "float32"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse options that do not go together; needs no torch."""
         if self.threshold is not None and self.edges is not None:
             raise CircuitDiscoveryError("--threshold and --edges exclude each other: give one of them")
         if self.method == "acdc" and self.edges is not None:
             raise CircuitDiscoveryError("--edges is not for acdc, whose size follows from --threshold; valid with the other methods")
         if self.direction == "denoising" and self.method not in DENOISING_METHODS:
-            raise CircuitDiscoveryError(f"--direction denoising is not for {self.method}; valid with {' and '.join(DENOISING_METHODS)}")
+            raise CircuitDiscoveryError(
+                f"--direction denoising is not for {self.method.replace('_', '-')}; valid with {' and '.join(DENOISING_METHODS)}"
+            )
         if self.method == "eap" and self.metric == "kl_divergence" and self.direction == "noising":
             raise CircuitDiscoveryError("--metric kl_divergence has no gradient on the clean run, where eap takes it; use --method eap-ig")
 
     @property
     def name(self) -> str:
         """<model>-<task>-<method>, fit for a folder."""
-        model = Path(self.model).expanduser()
-        parts = (model.resolve().name if model.is_dir() else model.name, Path(self.task).stem, self.method.replace("_", "-"))
+        parts = (Path(self.model).name, Path(self.task).stem, self.method.replace("_", "-"))
         return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
 
     def resume_command(self, folder: Path) -> str:
@@ -90,16 +89,33 @@ class Options:
 
 
 def check_model(name: str) -> str:
-    """A bundled model's name, an existing folder or a hub name, as given; anything else is an error. Needs no torch."""
+    """A bundled model's name, a hub name, or an existing folder, made absolute; anything else is an error. Needs no torch."""
     path = Path(name).expanduser()
-    if name in shipped("models") or (path / "config.json").is_file():
+    if name in shipped("models"):
         return name
+    if (path / "config.json").is_file():
+        return str(path.resolve())
     if path.exists():
         raise CircuitDiscoveryError(f"{name} is no model folder: it has no config.json")
     if name not in ONE_WORD_HUB_NAMES and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         listed = unknown("model", name, shipped("models"), plural="bundled models")
         raise CircuitDiscoveryError(f"{listed}; or a model's folder, or a hub name such as EleutherAI/pythia-70m")
     return name
+
+
+def searched_with(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a circuit's provenance knows.
+
+    The metric that acdc and exact search with by default is not what a circuit is evaluated with: that is the task's own.
+    """
+    model, options = info.get("model"), info.get("options")
+    model = model if isinstance(model, Mapping) else {}
+    options = options if isinstance(options, Mapping) else {}
+    found = {key: options.get(key) for key in ("ablation", "metric", "direction")}
+    found |= {"model": model.get("name"), "dtype": model.get("dtype")} | {key: info.get(key) for key in ("task", "seed", "examples")}
+    if info.get("method") in ("acdc", "exact") and found["metric"] == "kl_divergence":
+        del found["metric"]
+    return {key: value for key, value in found.items() if value is not None}
 
 
 # -------------------------------------------------------------------- folder
@@ -163,7 +179,15 @@ def _listed(folder: Path) -> list[Path]:
         raise CircuitDiscoveryError(f"cannot read the folder {folder}: {error.strerror}") from None
 
 
-def earlier_run(folder: Path, options: Options) -> Mapping[str, Any] | None:
+def recorded(folder: Path) -> dict[str, Any]:
+    """What run.json in a folder says: the options, and once the run is finished its summary."""
+    record = read_json(folder / "run.json")
+    if not isinstance(record, dict) or not isinstance(record.get("options"), dict):
+        raise CircuitDiscoveryError(f"{folder / 'run.json'}: the field 'options' is missing")
+    return record
+
+
+def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
     """run.json of the run that is to go on, None where the folder is new; other options than then are an error.
 
     Device and batch size may differ: they do not change what is found.
@@ -172,10 +196,8 @@ def earlier_run(folder: Path, options: Options) -> Mapping[str, Any] | None:
         if any(_listed(folder)):
             raise CircuitDiscoveryError(f"{folder} has no run.json, so it is no run to resume")
         return None
-    earlier = read_json(folder / "run.json")
-    then = earlier.get("options") if isinstance(earlier, dict) else None
-    if not isinstance(then, dict):
-        raise CircuitDiscoveryError(f"{folder / 'run.json'}: field options is missing")
+    earlier = recorded(folder)
+    then = earlier["options"]
     for name, now in asdict(options).items():
         if name not in ("device", "batch_size") and then.get(name) != now:
             raise CircuitDiscoveryError(f"{folder} was begun with {name} {then.get(name)!r}, not {now!r}: resume with the same options")
@@ -200,16 +222,16 @@ def _cleared_on_error(folder: Path) -> Iterator[None]:
 
 
 def discover(options: Options, folder: Path, command: list[str]) -> dict[str, Any]:
-    """Search, measure, draw and write into `folder`; the summary that is shown and that run.json holds.
+    """Search, measure, draw and write into `folder`; what run.json then holds: among other things `summary`, and `report` for people.
 
     A finished run is not done again. Ctrl-C leaves run.json and the search's state, from which the same call goes on.
     """
     earlier = earlier_run(folder, options)
-    if earlier and earlier.get("summary"):
-        return dict(earlier["summary"])
+    if earlier and "summary" in earlier:
+        return earlier
     for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
         leftover.unlink()
-    record = {"command": command, "options": asdict(options), "started": _now(), "versions": _versions()}
+    record: dict[str, Any] = {"command": command, "options": asdict(options), "started": _now(), "versions": _versions()}
     with _cleared_on_error(folder):
         write_json(folder / "run.json", record)
         clock = _Clock()
@@ -217,15 +239,15 @@ def discover(options: Options, folder: Path, command: list[str]) -> dict[str, An
         clock.lap("load")
         circuit, scores = search(model, task, options, state=folder / STATE)
         clock.lap("search")
-        with stage("evaluating"):
-            evaluation = evaluate(model, task, circuit, scores, options)
+        evaluation = evaluate(model, task, circuit, scores, options)
         clock.lap("evaluate")
         _write(folder, circuit, scores, evaluation)
         clock.lap("write")
         summary = _summary(options, folder, circuit, evaluation, clock.laps)
-        write_json(folder / "run.json", record | {"finished": _now(), "threads": _threads(), "summary": summary})
+        record |= {"finished": _now(), "threads": _threads(), "summary": summary, "report": str(evaluation)}
+        write_json(folder / "run.json", record)
         (folder / STATE).unlink(missing_ok=True)
-    return summary
+    return record
 
 
 def load(options: Options) -> tuple[Model, Task]:
@@ -269,7 +291,7 @@ def _scores(model: Model, task: Task, options: Options, report: Report) -> Score
     import circuitdiscovery as cd
 
     if options.method == "random":
-        return cd.random_scores(model, task, seed=options.seed, split_qkv=options.split_qkv)
+        return cd.random(model, task, seed=options.seed, split_qkv=options.split_qkv)
     shared: dict[str, Any] = {
         "metric": options.metric,
         "ablation": options.ablation,
@@ -285,17 +307,19 @@ def evaluate(model: Model, task: Task, circuit: Circuit, scores: Scores | None, 
     """The circuit's evaluation under the options that it was searched with."""
     from circuitdiscovery import evaluate
 
-    return evaluate(
-        model,
-        task,
-        circuit,
-        ablation=options.ablation,
-        metric=options.metric,
-        direction=options.direction,
-        scores=scores,
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
+    with stage("evaluating") as report:
+        return evaluate(
+            model,
+            task,
+            circuit,
+            ablation=options.ablation,
+            metric=options.metric,
+            direction=options.direction,
+            scores=scores,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            progress=report,
+        )
 
 
 # --------------------------------------------------------------------- files

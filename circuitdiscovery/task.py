@@ -244,7 +244,7 @@ def load_task(
     Args:
         name_or_path: a shipped name (`shipped_tasks()`), or a path.
         model: whose tokenizer makes the tokens.
-        examples: how many; as many more are held out. None: 64 drawn ones, and half of a table.
+        examples: how many; as many more are held out. None: 64 drawn ones (fewer where a file cannot make 128), half of a table.
         seed: of everything random. The same seed, file and tokenizer give the same task.
         counterfactual: one of a TOML file's; None: the one that the file names.
         bos: put the tokenizer's BOS in front, or take it away; None: as the file says, else as the tokenizer does.
@@ -266,7 +266,7 @@ def load_task(
         task = _from_table(source, Encoder(model.tokenizer, bos), examples, seed)
     else:
         encoder = Encoder(model.tokenizer, source.bos if bos is None else bos)
-        task = _from_file(source, encoder, examples or EXAMPLES, seed, counterfactual or source.counterfactual)
+        task = _from_file(source, encoder, examples, seed, counterfactual or source.counterfactual)
     return replace(task, metric=canonical("metric", metric)) if metric is not None else task
 
 
@@ -284,24 +284,29 @@ def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int)
     return replace(task, held_out=replace(task, examples=held)) if held else task
 
 
-def _from_file(file: TaskFile, encoder: Encoder, examples: int, seed: int, counterfactual: str) -> Task:
+def _from_file(file: TaskFile, encoder: Encoder, examples: int | None, seed: int, counterfactual: str) -> Task:
     name = counterfactual.replace("-", "_")
     if name not in file.counterfactuals:
         raise unknown("counterfactual", counterfactual, file.counterfactuals)
-    drawn, vocab = _drawn(file, encoder, 2 * examples, seed, name)
+    drawn, vocab = _drawn(file, encoder, examples, seed, name)
+    half = examples or max(1, len(drawn) // 2)
     info = {"version": file.version, "description": file.description, "source": file.source, "counterfactual": name}
     info |= {"left_out": {key: list(words) for key, words in vocab.left_out.items()}}
-    task = Task(file.name, drawn[:examples], metric=file.metric, seed=seed, info=info)
-    return replace(task, held_out=replace(task, examples=drawn[examples:]))
+    task = Task(file.name, drawn[:half], metric=file.metric, seed=seed, info=info)
+    return replace(task, held_out=replace(task, examples=drawn[half:])) if drawn[half:] else task
 
 
-def _drawn(file: TaskFile, encoder: Encoder, count: int, seed: int, counterfactual: str) -> tuple[tuple[Example, ...], Vocabulary]:
+def _drawn(
+    file: TaskFile, encoder: Encoder, examples: int | None, seed: int, counterfactual: str
+) -> tuple[tuple[Example, ...], Vocabulary]:
+    """Twice as many as asked for, or an error that says how many there are; not asked, at most twice 64."""
+    count = 2 * (examples or EXAMPLES)
     if file.generator is not None and file.generator.kind == "repeated_tokens":
         return tuple(islice(repeated_tokens(file, encoder, seed=seed), count)), Vocabulary({}, {})
     most, vocab, rows = draw(file, encoder, counterfactual=counterfactual, seed=seed)
-    found = tuple(islice(rows, count)) if count <= most else ()
-    if len(found) < count:
+    found = tuple(islice(rows, count)) if count <= most or examples is None else ()
+    if len(found) < count and (examples is not None or not found):
         there = len(found) or most
-        told = f"the task {file.name} makes {there} prompts with this tokenizer, and as many are held out"
+        told = f"the task {file.name} makes {there} different prompts with this tokenizer, and half are held out"
         raise CircuitDiscoveryError(f"examples must be from 1 to {there // 2}, not {count // 2}: {told}")
     return found, vocab

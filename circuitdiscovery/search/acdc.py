@@ -11,7 +11,7 @@ What makes it fast, without another decision anywhere:
 - A receiver whose node has no kept out-edge changes nothing: the damage of its in-edges is 0 without a forward.
 - One forward evaluates the chain "this one gone", "the first two gone", ...; it is accepted up to the first refusal.
 
-The state is the list of decided receivers and kept edges; it is saved after each receiver, and every receiver starts from a
+The state is the list of decided receivers and kept edges; it is saved as receivers are decided, and every receiver starts from a
 state that is computed from its mask alone, so that a resumed search takes the same decisions.
 """
 
@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from circuitdiscovery.patching import Progress
 from circuitdiscovery.search.cases import Case, accept, at_mask, cases, mean_metric, without_more
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task import Task
+
+_SAVE_SECONDS = 2.0  # a search that is killed loses at most so much
 
 
 @torch.no_grad()
@@ -86,17 +89,18 @@ def acdc(
     options = {"threshold": threshold, "absolute": absolute, "metric": bound.name, "ablation": carried, "split_qkv": split_qkv}
     info = provenance(model, task, "acdc", options)
     found, _ = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
-    progressed = _Progress.load(graph, info, state)
+    decisions = _Decisions.load(graph, info, state)
     search = _Search(task, graph, bound, threshold, absolute, found)
-    for done, receiver in enumerate(receiver_order(graph)):
-        if done >= progressed.receivers:
-            search.decide(receiver, progressed.mask, progressed.scores)
-            progressed.receivers = done + 1
-            progressed.save(state)
-        if progress:
-            decided = graph.allowed[:, receiver_order(graph)[: done + 1]].sum()
-            progress(int(decided), len(graph))
-    return Circuit(graph, progressed.mask, scores=progressed.scores, info=info)
+    order = receiver_order(graph)
+    try:
+        for receiver in order[decisions.receivers :]:
+            decisions.take(*search.decide(receiver, decisions.mask, decisions.scores))
+            decisions.save(state, at_most_every=_SAVE_SECONDS)
+            if progress:
+                progress(int(graph.allowed[:, order[: decisions.receivers]].sum()), len(graph))
+    finally:
+        decisions.save(state)
+    return Circuit(graph, decisions.mask, scores=decisions.scores, info=info)
 
 
 def receiver_order(graph: Graph) -> list[int]:
@@ -134,13 +138,13 @@ class _Search:
         """Whether an edge of this damage stays."""
         return not (abs(damage) if self.absolute else damage) < self.threshold
 
-    def decide(self, receiver: int, mask: np.ndarray, scores: np.ndarray) -> None:
-        """Decide every in-edge of a receiver: removed ones leave the mask, kept ones get their score."""
-        sources = source_order(self.graph, receiver)
+    def decide(self, receiver: int, mask: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Decide every in-edge of a receiver: (mask without the removed ones, scores with those of the kept ones)."""
+        mask, scores, sources = mask.copy(), scores.copy(), source_order(self.graph, receiver)
         if self._dead(receiver, mask):
             if not self.refuses(0.0):
                 mask[sources, receiver] = False
-            return
+            return mask, scores
         name = self.graph.receivers[receiver]
         layer = self.graph.n_layers if name == "logits" else int(name[1:].split(".")[0])
         current = [at_mask(case, mask, layer) for case in self.cases]
@@ -157,14 +161,13 @@ class _Search:
             else:
                 sources, size = sources[accepted:], min(2 * size, most)
             old = old_after
+        return mask, scores
 
     def _dead(self, receiver: int, mask: np.ndarray) -> bool:
         readers = self.graph.reader_nodes(self.graph.receivers[receiver])
         return bool(readers) and not live_nodes(self.graph, mask)[[self.graph.source_index[name] for name in readers]].any()
 
-    def _chain(
-        self, current: list[Case], mask: np.ndarray, receiver: int, sources: np.ndarray, old: float
-    ) -> tuple[float, float, int]:
+    def _chain(self, current: list[Case], mask: np.ndarray, receiver: int, sources: np.ndarray, old: float) -> tuple[float, float, int]:
         """(the refused edge's damage, the metric after the accepted ones, how many of the sources were accepted)."""
         metrics, branches = self._evaluate(current, mask, receiver, sources)
         accepted, damage = 0, 0.0
@@ -189,7 +192,7 @@ class _Search:
 
 
 @dataclass
-class _Progress:
+class _Decisions:
     """What is decided so far, and its file."""
 
     graph: Graph
@@ -197,36 +200,39 @@ class _Progress:
     mask: np.ndarray  # [S, R]
     scores: np.ndarray  # [S, R]
     receivers: int = 0
+    saved: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def load(cls, graph: Graph, info: dict[str, Any], path: str | Path | None) -> _Progress:
+    def load(cls, graph: Graph, info: dict[str, Any], path: str | Path | None) -> _Decisions:
+        """From the file where it exists; that of another search is an error."""
         fresh = cls(graph, info, graph.allowed.copy(), np.zeros(graph.allowed.shape))
         if path is None or not Path(path).exists():
             return fresh
-        saved = read_json(Path(path))
+        content = read_json(Path(path))
         try:
-            if saved["info"] != json.loads(json.dumps(info)):
-                raise CircuitDiscoveryError(f"{path}: the state of another search ({_difference(saved['info'], info)})")
-            removed, scores, receivers = saved["removed"], saved["scores"], saved["receivers"]
-            fresh.mask &= ~graph.mask(removed)
-            for edge, score in scores.items():
+            if content["info"] != json.loads(json.dumps(info)):
+                raise CircuitDiscoveryError(f"{path}: the state of another search ({_difference(content['info'], info)})")
+            fresh.mask &= ~graph.mask(content["removed"])
+            for edge, score in content["scores"].items():
                 fresh.scores[graph.index(edge)] = float(score)
-            fresh.receivers = int(receivers)
+            fresh.receivers = int(content["receivers"])
         except (KeyError, TypeError, AttributeError) as error:
             raise CircuitDiscoveryError(f"{path}: not the state of a search ({error})") from error
         return fresh
 
-    def save(self, path: str | Path | None) -> None:
-        if path is None:
+    def take(self, mask: np.ndarray, scores: np.ndarray) -> None:
+        """One receiver more is decided."""
+        self.mask, self.scores, self.receivers = mask, scores, self.receivers + 1
+
+    def save(self, path: str | Path | None, *, at_most_every: float = 0.0) -> None:
+        """Write the file, unless it was written so many seconds ago or less."""
+        if path is None or time.monotonic() - self.saved < at_most_every:
             return
         scores = {f"{self.graph.sources[s]}->{self.graph.receivers[r]}": float(self.scores[s, r]) for s, r in np.argwhere(self.scores)}
-        content = {
-            "info": self.info,
-            "receivers": self.receivers,
-            "removed": list(self.graph.names(self.graph.allowed & ~self.mask)),
-            "scores": scores,
-        }
+        removed = list(self.graph.names(self.graph.allowed & ~self.mask))
+        content = {"info": self.info, "receivers": self.receivers, "removed": removed, "scores": scores}
         write_atomically(Path(path), json.dumps(content))
+        self.saved = time.monotonic()
 
 
 def _difference(saved: Any, ours: dict[str, Any]) -> str:

@@ -158,9 +158,7 @@ def _attribute(
     return Scores(graph, np.where(graph.allowed, values, 0.0), info)
 
 
-def _batch_products(
-    model: Model, graph: Graph, batch: Batch, carried: Ablation, metric: BoundMetric, at: Sequence[float]
-) -> Tensor:
+def _batch_products(model: Model, graph: Graph, batch: Batch, carried: Ablation, metric: BoundMetric, at: Sequence[float]) -> Tensor:
     """[S, R]: (replacement - clean) . gradient, summed over a batch's examples and the points of the line."""
     with torch.no_grad():
         clean = embed(model, batch.clean)

@@ -11,12 +11,12 @@ from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task import Task
 
 
-def random_scores(model: Model, task: Task, *, seed: int = 0, split_qkv: bool = True) -> Scores:
+def random(model: Model, task: Task, *, seed: int = 0, split_qkv: bool = True) -> Scores:
     """Scores drawn from a standard Gaussian, one per edge, by the seed.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
-    >>> scores = cd.random_scores(model, cd.load_task("ioi", model, examples=4), seed=1)
+    >>> scores = cd.random(model, cd.load_task("ioi", model, examples=4), seed=1)
     """
     graph = Graph.from_model(model, split_qkv=split_qkv)
     values = np.random.default_rng(seed).standard_normal(graph.allowed.shape)

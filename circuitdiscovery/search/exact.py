@@ -92,9 +92,7 @@ def _logits_without(graph: Graph, case: Case, receiver: int, kept: np.ndarray, s
     return case.world.branch(graph.allowed, case.state, receiver, without_each(case, receiver, kept, sources)).logits
 
 
-def _nodes(
-    graph: Graph, damage: Callable[[Callable[[Case], torch.Tensor]], np.ndarray], progress: Progress | None
-) -> dict[str, float]:
+def _nodes(graph: Graph, damage: Callable[[Callable[[Case], torch.Tensor]], np.ndarray], progress: Progress | None) -> dict[str, float]:
     values: dict[str, float] = {}
     for row, name in enumerate(graph.sources):
         mask = graph.allowed.copy()

@@ -1,0 +1,273 @@
+"""The slow, obvious version of what the package computes, on TransformerBridge's own split hooks.
+
+It knows nothing of the code under test but the names of sources and receivers (`Graph`). One edge set is one forward with
+all hooks on; one derivative is two forwards; one ACDC decision is one forward.
+
+Facts it stands on (TransformerLens 4.3): `hook_result` holds a head's b_V W_O and not b_O; a block's input is its
+`hook_resid_pre`, so layer 0's is the source `input`; the split hooks give k and v per group and come before the norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.graph import Graph
+
+Hook = tuple[str, Callable[..., Tensor | None]]
+Metric = Callable[[Tensor], Tensor]  # [N, V] logits -> [N]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A bridge with its split hooks on. N examples, T positions, D d_model, V vocabulary, S sources, R receivers."""
+
+    bridge: Any
+    graph: Graph
+    dtype: torch.dtype
+
+    @classmethod
+    def boot(cls, folder: Path, words: Path, dtype: torch.dtype = torch.float32) -> Reference:
+        """The bridge of a model folder; `words` is any tokenizer's folder, which the bridge insists on."""
+        from transformer_lens.model_bridge import TransformerBridge
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(words)
+        bridge = TransformerBridge.boot_transformers(str(folder), dtype=dtype, device="cpu", tokenizer=tokenizer)
+        bridge.set_use_attn_result(True)
+        bridge.set_use_split_qkv_input(True)
+        bridge.set_use_hook_mlp_in(True)
+        return cls(bridge.eval(), graph_of(bridge.original_model.config), dtype)
+
+    # -------------------------------------------------------------- running it
+
+    @torch.no_grad()
+    def _forward(self, tokens: Tensor, hooks: list[Hook]) -> Tensor:
+        with _honest_float64() if self.dtype == torch.float64 else nullcontext(), self.bridge.hooks(fwd_hooks=hooks):
+            return self.bridge(tokens)
+
+    def _written(self, tokens: Tensor) -> tuple[Tensor, list[Hook]]:
+        """An empty [S, N, T, D] and the hooks that fill it with what every source writes."""
+        written = torch.zeros(len(self.graph.sources), *tokens.shape, self.bridge.cfg.d_model, dtype=self.dtype)
+
+        def write_input(x: Tensor, hook: Any) -> None:
+            written[0] = x
+
+        def write_heads(x: Tensor, hook: Any, layer: int) -> None:
+            for head in range(self.graph.n_heads):
+                written[self.graph.source_index[f"a{layer}.h{head}"]] = x[:, :, head]
+
+        def write_mlp(x: Tensor, hook: Any, layer: int) -> None:
+            written[self.graph.source_index[f"m{layer}"]] = x
+
+        hooks: list[Hook] = [("blocks.0.hook_resid_pre", write_input)]
+        for layer in range(self.graph.n_layers):
+            hooks.append((f"blocks.{layer}.attn.hook_result", _at(write_heads, layer)))
+            hooks.append((f"blocks.{layer}.hook_mlp_out", _at(write_mlp, layer)))
+        return written, hooks
+
+    def run(self, tokens: Tensor, *, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(logits [N, T, V], what every source writes [S, N, T, D]); noise [N, T, D] is added to the token embeddings."""
+        written, hooks = self._written(tokens)
+        if noise is not None:
+            hooks.append(("hook_embed", lambda x, hook: x + noise.to(x)))
+        return self._forward(tokens, hooks), written
+
+    def patched(self, tokens: Tensor, carried: Tensor, moved: np.ndarray) -> Tensor:
+        """Logits [N, T, V] where each edge that is True in `moved` [S, R] carries `carried` [S, N, T, D], not the current output."""
+        current, hooks = self._written(tokens)
+        carried = carried.to(self.dtype)
+
+        def change(column: int) -> Tensor | float:
+            sources = torch.from_numpy(np.flatnonzero(moved[:, column]))
+            return (carried[sources] - current[sources]).sum(0) if len(sources) else 0.0  # [N, T, D]
+
+        return self._forward(tokens, hooks + self._at_receivers(change))
+
+    def nudged(self, start: Tensor, tokens: Tensor, receiver: str, nudge: Tensor) -> Tensor:
+        """Logits [N, T, V] of the model from `input` = start [N, T, D], with nudge [N, T, D] added to what one receiver reads."""
+        column = self.graph.receiver_index[receiver]
+        hooks: list[Hook] = [("blocks.0.hook_resid_pre", lambda x, hook: start.to(x))]
+        return self._forward(tokens, hooks + self._at_receivers(lambda c: nudge if c == column else 0.0))
+
+    def _at_receivers(self, change: Callable[[int], Tensor | float]) -> list[Hook]:
+        """Hooks that add change(column) [N, T, D] to what each receiver reads."""
+
+        def read_heads(x: Tensor, hook: Any, layer: int, letter: str) -> Tensor:  # [N, T, heads or groups, D]
+            return torch.stack([x[:, :, i] + change(column) for i, column in enumerate(self.graph.columns(layer, letter))], dim=2)
+
+        def read(x: Tensor, hook: Any, column: int) -> Tensor:  # [N, T, D]
+            return x + change(column)
+
+        hooks: list[Hook] = []
+        for layer in range(self.graph.n_layers):
+            for letter in "qkv":
+                hooks.append((f"blocks.{layer}.attn.hook_{letter}_input", _at(read_heads, layer, letter)))
+            hooks.append((f"blocks.{layer}.hook_mlp_in", _at(read, self.graph.receiver_index[f"m{layer}"])))
+        last = f"blocks.{self.graph.n_layers - 1}.hook_resid_post"
+        return [*hooks, (last, _at(read, self.graph.receiver_index["logits"]))]
+
+    # ----------------------------------------------------------- the contract
+
+    def circuit(self, clean: Tensor, corrupted: Tensor, kept: np.ndarray, carried: Tensor, *, direction: str = "noising") -> Tensor:
+        """Last-position logits [N, V] of a circuit (kept, [S, R]); `carried` [S, N, T, D] is what removed edges carry.
+
+        noising: clean prompt, removed edges carry `carried`. denoising: corrupted prompt, kept edges carry the clean run's outputs.
+        """
+        if direction == "noising":
+            return self.patched(clean, carried, self.graph.allowed & ~kept)[:, -1]
+        return self.patched(corrupted, self.run(clean)[1], self.graph.allowed & kept)[:, -1]
+
+    def with_graph(self, graph: Graph) -> Reference:
+        """The same model, spoken of in another graph's names (merged receivers)."""
+        return Reference(self.bridge, graph, self.dtype)
+
+
+def graph_of(config: Any) -> Graph:
+    """The graph of a Hugging Face config."""
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    return Graph(config.num_hidden_layers, heads, groups, parallel=getattr(config, "use_parallel_residual", False))
+
+
+def _at(hook: Callable[..., Tensor | None], *where: Any) -> Callable[..., Tensor | None]:
+    return lambda x, hook_point=None, **_: hook(x, hook_point, *where)
+
+
+@contextmanager
+def _honest_float64() -> Iterator[None]:
+    """Hugging Face's norms and softmax cast to torch.float32 by name, whatever the model's dtype: let the name mean float64."""
+    with mock.patch.object(torch, "float32", torch.float64):
+        yield
+
+
+# ------------------------------------------------------------------ ablations (contract, section 4)
+
+
+def carried(reference: Reference, ablation: str, corrupted: Tensor) -> Tensor:
+    """What removed edges carry, [S, N, T, D], where all prompts have one length; noise and random are drawn, so not here."""
+    written = reference.run(corrupted)[1]
+    if ablation == "resample":
+        return written
+    if ablation == "mean":
+        return written.mean(1, keepdim=True).expand_as(written)
+    if ablation == "mean_all":
+        return written.mean((1, 2), keepdim=True).expand_as(written)
+    assert ablation == "zero"
+    return torch.zeros_like(written)
+
+
+# ------------------------------------------------------------------ metrics (contract, section 3)
+
+
+def logit_diff(correct: Tensor, incorrect: Tensor) -> Metric:
+    """Correct minus incorrect logit."""
+    return lambda logits: torch.stack([row[c] - row[i] for row, c, i in zip(logits, correct, incorrect, strict=True)])
+
+
+def kl_divergence(full: Tensor) -> Metric:
+    """KL(full || patched) in nats, summed over the vocabulary; full is [N, V] logits."""
+
+    def kl(logits: Tensor) -> Tensor:
+        p, q = full.double().softmax(-1), logits.double().softmax(-1)
+        return torch.stack([sum_of_terms(a, b) for a, b in zip(p, q, strict=True)])
+
+    def sum_of_terms(a: Tensor, b: Tensor) -> Tensor:
+        return (a * (a / b).log()).sum()
+
+    return kl
+
+
+# ------------------------------------------------------------------ searches (contract, section 6)
+
+
+def exact(reference: Reference, clean: Tensor, carried: Tensor, edges: list[str], metric: Metric, *, higher_is_better: bool) -> dict[str, float]:
+    """The damage of ablating each edge alone."""
+    full = metric(reference.run(clean)[0][:, -1]).mean().item()
+    sign = 1.0 if higher_is_better else -1.0
+    return {
+        edge: sign * (full - metric(reference.patched(clean, carried, reference.graph.mask([edge]))[:, -1]).mean().item()) for edge in edges
+    }
+
+
+def edge_derivative(reference: Reference, tokens: Tensor, start: Tensor, edge: str, change: Tensor, metric: Metric) -> float:
+    """d/dt at 0 of the metric's mean, where the edge's receiver reads t * change [S, N, T, D] of its source more; central, float64."""
+    row, column = reference.graph.index(edge)
+    step, receiver = 1e-5, reference.graph.receivers[column]
+    up, down = (metric(reference.nudged(start, tokens, receiver, t * change[row])[:, -1]).mean().item() for t in (step, -step))
+    return (up - down) / (2 * step)
+
+
+def integrated(
+    reference: Reference, clean: Tensor, carried: Tensor, edges: list[str], metric: Metric, alphas: list[float], *, higher_is_better: bool = True
+) -> dict[str, float]:
+    """The estimated damage of ablating each edge, its gradient averaged over runs from `input` = corrupted + alpha (clean - corrupted).
+
+    alphas [1.0] is EAP, several are EAP-IG (inputs), [0.0, 1.0] is clean-corrupted.
+    """
+    current = reference.run(clean)[1]
+    change = carried - current
+    sign = -1.0 if higher_is_better else 1.0
+    starts = [carried[0] + alpha * (current[0] - carried[0]) for alpha in alphas]
+    return {
+        edge: sign * float(np.mean([edge_derivative(reference, clean, start, edge, change, metric) for start in starts])) for edge in edges
+    }
+
+
+def acdc_order(graph: Graph) -> list[str]:
+    """Every edge in the order in which ACDC tries it."""
+    heads, groups = range(graph.n_heads), range(graph.n_kv_heads)
+    receivers = ["logits"]
+    for layer in reversed(range(graph.n_layers)):
+        receivers.append(f"m{layer}")
+        for letter in "vkq" if graph.split_qkv else [""]:
+            grouped = graph.grouped and letter in "kv"
+            suffix = f"<{letter}>" if letter else ""
+            receivers += [f"a{layer}.{'kv' if grouped else 'h'}{i}{suffix}" for i in reversed(groups if grouped else heads)]
+    sources: list[str] = []
+    for layer in reversed(range(graph.n_layers)):
+        sources += [f"m{layer}", *(f"a{layer}.h{head}" for head in heads)]
+    valid = set(graph.edges)
+    return [f"{source}->{receiver}" for receiver in receivers for source in [*sources, "input"] if f"{source}->{receiver}" in valid]
+
+
+@dataclass(frozen=True)
+class Naive:
+    """What a naive ACDC found: the kept edges, each edge's damage when it was tried."""
+
+    kept: frozenset[str]
+    damage: dict[str, float]
+
+
+def naive_damage(
+    reference: Reference, clean: Tensor, carried: Tensor, metric: Metric, edge: str, removed: np.ndarray, *, higher_is_better: bool
+) -> float:
+    """What removing one more edge costs where `removed` [S, R] are gone."""
+    trial = removed | reference.graph.mask([edge])
+    old, new = (metric(reference.patched(clean, carried, mask)[:, -1]).mean().item() for mask in (removed, trial))
+    return old - new if higher_is_better else new - old
+
+
+def naive_acdc(
+    reference: Reference, clean: Tensor, carried: Tensor, metric: Metric, threshold: float, *, higher_is_better: bool, absolute: bool = False
+) -> Naive:
+    """ACDC by its definition: try every edge in order, a full forward each; it goes where the damage is below the threshold."""
+    graph, sign = reference.graph, 1.0 if higher_is_better else -1.0
+    removed = np.zeros_like(graph.allowed)
+    old = metric(reference.run(clean)[0][:, -1]).mean().item()
+    damages: dict[str, float] = {}
+    for edge in acdc_order(graph):
+        trial = removed | graph.mask([edge])
+        new = metric(reference.patched(clean, carried, trial)[:, -1]).mean().item()
+        damage = damages[edge] = sign * (old - new)
+        if (abs(damage) if absolute else damage) < threshold:
+            removed, old = trial, new
+    return Naive(frozenset(graph.names(graph.allowed & ~removed)), damages)

@@ -1,0 +1,566 @@
+"""The command line as a user meets it: what it refuses, what it writes, and what is left when it is stopped."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import circuitdiscovery as cd
+from circuitdiscovery import cli, run
+from circuitdiscovery.files import data_folder
+
+FILES = {"circuit.json", "evaluation.json", "graph.dot", "graph.svg", "run.json"}
+ROOT = Path(cd.__file__).parents[1]
+# a fresh interpreter in which whoever imports torch, or what takes as long, fails
+WITHOUT_TORCH = (
+    "import sys\n"
+    "for name in ('torch', 'transformers', 'transformer_lens'): sys.modules[name] = None\n"
+    "from circuitdiscovery.cli import main\n"
+    "main()"
+)
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Result]
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+
+
+@pytest.fixture
+def light(tmp_path: Path) -> Call:
+    """Runs the command line in a fresh process that has no torch, in an empty folder."""
+
+    def call(*arguments: str) -> Result:
+        command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment())
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """Runs the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: str | Path) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Result(int(exit.value.code or 0), str(out), str(err))
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `discover toy ioi`, to be looked at and not to be written to."""
+    folder = tmp_path_factory.mktemp("finished")
+    subprocess.run([sys.executable, "-m", "circuitdiscovery", *SMALL], cwd=folder, env=environment(), check=True, capture_output=True)
+    return folder / "runs" / "toy-ioi-acdc"
+
+
+SMALL = ("discover", "toy", "ioi", "--examples", "8", "--threshold", "0.05")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a run folder that must not differ between two runs."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "run.json"}
+
+
+def one_line(result: Result) -> str:
+    """The message of a refused call: one line on standard error, nothing on standard output, exit status 2."""
+    assert result.status == 2, result
+    assert result.out == ""
+    assert result.err.endswith("\n") and result.err.count("\n") == 1, result.err
+    assert "Traceback" not in result.err
+    return result.err
+
+
+# ---------------------------------------------------------- before torch is there
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["discover", "--help"], ["evaluate", "-h"], ["--version"], ["tasks"], ["models"]])
+def test_help_and_lists_need_no_torch(light: Call, arguments: list[str]) -> None:
+    result = light(*arguments)
+    assert result.status == 0, result.err
+    assert result.out.strip()
+
+
+def test_help_comes_within_half_a_second() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "circuitdiscovery", "discover", "--help"], env=environment(), check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_help_states_every_choice_and_default(light: Call) -> None:
+    text = " ".join(light("discover", "--help").out.split())
+    for words in (
+        "acdc|eap|eap-ig|clean-corrupted|exact|random",
+        "noising|denoising",
+        "float32|float64|bfloat16|float16",
+        "0.003",
+        "10% of all",
+    ):
+        assert words in text
+
+
+REFUSED = [
+    ("", ["Missing command", "discover", "draw"]),
+    ("discovr toy ioi", ["discovr", "discover, draw"]),
+    ("discover", ["MODEL"]),
+    ("discover gpt2", ["TASK"]),
+    ("discover tooy ioi", ["tooy", "did you mean 'toy'", "folder", "hub name"]),
+    ("discover ./missing ioi", ["./missing"]),
+    ("discover empty ioi", ["empty", "config.json"]),
+    ("discover gpt2 ioy", ["ioy", "did you mean 'ioi'", "greater_than"]),
+    ("discover gpt2 missing.toml", ["missing.toml", "No such file"]),
+    ("discover gpt2 broken.toml", ["broken.toml", "line 2"]),
+    ("discover gpt2 broken.csv", ["broken.csv", "line 1", "correct"]),
+    ("discover gpt2 broken.jsonl", ["broken.jsonl", "line 1"]),
+    ("discover gpt2 task.yaml", ["task.yaml"]),
+    ("discover gpt2 ioi --method acdcc", ["--method", "did you mean 'acdc'", "eap_ig"]),
+    ("discover gpt2 ioi --metric logitdiff", ["--metric", "did you mean 'logit_diff'", "kl_divergence"]),
+    ("discover gpt2 ioi --ablation means", ["--ablation", "did you mean 'mean'", "mean_all"]),
+    ("discover gpt2 ioi --direction up", ["--direction", "noising, denoising"]),
+    ("discover gpt2 ioi --device tpu", ["--device", "cpu, cuda, cuda:0, mps"]),
+    ("discover gpt2 ioi --device cuda:x", ["--device", "cuda:x"]),
+    ("discover gpt2 ioi --dtype float23", ["--dtype", "did you mean 'float32'", "bfloat16"]),
+    ("discover gpt2 ioi --threshold nan", ["--threshold", "finite"]),
+    ("discover gpt2 ioi --threshold -inf", ["--threshold", "finite"]),
+    ("discover gpt2 ioi --threshold much", ["--threshold", "'much'"]),
+    ("discover gpt2 ioi --examples 0", ["--examples", "at least 1"]),
+    ("discover gpt2 ioi --examples -3", ["--examples", "at least 1"]),
+    ("discover gpt2 ioi --examples 2.5", ["--examples", "whole number"]),
+    ("discover gpt2 ioi --batch-size 0", ["--batch-size", "at least 1"]),
+    ("discover gpt2 ioi --seed -1", ["--seed", "at least 0"]),
+    ("discover gpt2 ioi --method eap --edges 0", ["--edges", "at least 1"]),
+    ("discover gpt2 ioi --edges 10", ["--edges", "acdc", "--threshold"]),
+    ("discover gpt2 ioi --method eap --edges 10 --threshold 1", ["--edges", "--threshold"]),
+    ("discover gpt2 ioi --direction denoising", ["--direction", "acdc", "eap and exact"]),
+    ("discover gpt2 ioi --method eap-ig --direction denoising", ["--direction", "eap-ig", "eap and exact"]),
+    ("discover gpt2 ioi --method eap --metric kl-divergence", ["kl_divergence", "eap-ig"]),
+    ("discover gpt2 ioi --edgs 3", ["--edgs", "--edges"]),
+    ("discover gpt2 ioi --examples", ["--examples"]),
+    ("discover gpt2 ioi more", ["more"]),
+    ("discover gpt2 ioi --out file", ["file", "--out"]),
+    ("discover gpt2 ioi --out full", ["full", "not empty", "--resume"]),
+    ("discover gpt2 ioi --out full --resume", ["full", "run.json"]),
+    ("discover gpt2 ioi --out file/below", ["file/below"]),
+    ("discover gpt2 ioi --out other --resume", ["other", "seed", "7", "0"]),
+    ("discover gpt2 ioi --out torn --resume", ["torn/run.json", "line 1"]),
+    ("evaluate missing.json", ["missing.json"]),
+    ("evaluate torn/run.json", ["torn/run.json", "line 1"]),
+    ("evaluate gpt3/ioi", ["gpt3/ioi"]),
+    ("compare missing.json missing.json", ["missing.json"]),
+    ("compare missing.json", ["'B'"]),
+    ("draw missing.json", ["--out"]),
+    ("draw missing.json -o a.gif", ["a.gif", ".svg, .png, .pdf or .dot"]),
+    ("draw missing.json -o nowhere/a.svg", ["nowhere"]),
+    ("draw missing.json -o a.svg", ["missing.json"]),
+    ("models toy", ["toy"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), REFUSED, ids=[arguments for arguments, _ in REFUSED])
+def test_bad_arguments_are_refused_before_torch_is_imported(tmp_path: Path, light: Call, arguments: str, says: list[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in ("empty", "full", "other", "torn"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "other" / "run.json").write_text(json.dumps({"options": {"model": "gpt2", "task": "ioi"} | OTHER}))
+    (tmp_path / "torn" / "run.json").write_text('{"options": {')
+    (tmp_path / "broken.toml").write_text("version = 1\ntemplates = = 2\n")
+    (tmp_path / "broken.csv").write_text("clean,corrupted\na,b\n")
+    (tmp_path / "broken.jsonl").write_text('{"clean": \n')
+    before = sorted(path for path in tmp_path.rglob("*"))
+    message = one_line(light(*arguments.split()))
+    assert not [word for word in says if word not in message], message
+    assert sorted(path for path in tmp_path.rglob("*")) == before  # nothing was made, nothing was lost
+
+
+OTHER = {
+    "method": "acdc",
+    "ablation": "resample",
+    "metric": None,
+    "direction": "noising",
+    "threshold": None,
+    "edges": None,
+    "split_qkv": True,
+    "examples": None,
+    "seed": 7,
+    "dtype": "float32",
+}
+
+
+def test_names_take_hyphens_and_underscores(light: Call) -> None:
+    """Whatever is spelled right gets as far as torch."""
+    for spelled in ("--method eap_ig", "--method eap-ig", "--metric prob-diff", "--metric prob_diff", "--ablation mean-all --method eap"):
+        message = one_line(light("discover", "gpt2", "greater-than", *spelled.split()))
+        assert "torch" in message, message
+
+
+def test_the_lists_name_what_is_shipped(light: Call) -> None:
+    assert re.search(r"^ioi +Indirect object", light("tasks").out, re.MULTILINE)
+    assert re.search(r"^toy +gpt2, \d+ layers of \d+ heads$", light("models").out, re.MULTILINE)
+    graphs = light("graphs")
+    assert graphs.status == 0, graphs.err
+    for path in data_folder("graphs").glob("*/*.json"):
+        assert f"{path.parent.name}/{path.stem} " in graphs.out
+
+
+# ------------------------------------------------------------------- discover
+
+
+def test_discover_finds_measures_draws_and_says_so(call: Call, tmp_path: Path) -> None:
+    result = call("discover", "toy", "ioi")
+    assert result.status == 0, result.err
+    folder = tmp_path / "runs" / "toy-ioi-acdc"
+    assert {path.name for path in folder.iterdir()} == FILES
+    circuit, model = cd.load_circuit(folder / "circuit.json"), cd.load_model("toy")
+    circuit.check_model(model)
+    total = len(cd.Graph.from_model(model))
+    assert 0 < len(circuit) <= 0.15 * total  # the issue's bounds for the main job
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert cd.evaluate(model, cd.load_task("ioi", model), circuit).to_dict() == evaluation
+    assert ElementTree.parse(folder / "graph.svg").getroot().tag.endswith("svg")
+    assert (folder / "graph.dot").read_text().lstrip().startswith("digraph")
+    for shown in (f"{len(circuit)}", f"{len(circuit.pruned())}", f"{total}", "faithfulness", str(Path("runs") / "toy-ioi-acdc"), *FILES):
+        assert shown in result.out
+    record = json.loads((folder / "run.json").read_text())
+    assert record["command"][:3] == ["circuitdiscovery", "discover", "toy"] or record["command"][0] == "circuitdiscovery"
+    assert record["options"]["task"] == "ioi" and record["versions"]["torch"].startswith("2.")
+    assert sum(record["summary"]["seconds"].values()) > 0
+
+
+def test_the_same_call_twice_gives_the_same_bytes(call: Call, tmp_path: Path, finished: Path) -> None:
+    for _ in range(2):
+        assert call(*SMALL).status == 0
+    first, second = tmp_path / "runs" / "toy-ioi-acdc", tmp_path / "runs" / "toy-ioi-acdc-2"
+    assert contents(first) == contents(second) == contents(finished)
+    assert all(str(tmp_path).encode() not in data for data in contents(first).values())
+
+
+def test_json_stands_alone_on_standard_output(call: Call, tmp_path: Path) -> None:
+    result = call(*SMALL, "--json", "--out", "here")
+    summary = json.loads(result.out)
+    circuit = json.loads((tmp_path / "here" / "circuit.json").read_text())
+    assert summary["edges"] == len(circuit["edges"]) == len(cd.load_circuit(tmp_path / "here" / "circuit.json"))
+    assert summary["evaluation"] == json.loads((tmp_path / "here" / "evaluation.json").read_text())
+    assert summary["edges_pruned"] <= summary["edges"] <= summary["edges_total"]
+    assert set(summary["files"]) == FILES
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "clean-corrupted", "exact", "random"])
+def test_methods_with_scores_keep_as_many_edges_as_asked(call: Call, tmp_path: Path, method: str) -> None:
+    result = call("discover", "toy", "ioi", "--method", method, "--examples", "4", "--edges", "20", "--json")
+    assert result.status == 0, result.err
+    folder = tmp_path / "runs" / f"toy-ioi-{method}"
+    assert {path.name for path in folder.iterdir()} == FILES | {"scores.safetensors"}
+    circuit, scores = cd.load_circuit(folder / "circuit.json"), cd.Scores.load(folder / "scores.safetensors")
+    assert len(circuit) == 20 and json.loads(result.out)["edges"] == 20
+    kept = min(abs(scores[edge]) for edge in circuit.edges)
+    dropped = max(abs(scores[edge]) for edge in set(scores.graph.edges) - set(circuit.edges))
+    assert kept >= dropped
+
+
+def test_a_threshold_keeps_the_scores_from_it_on(call: Call, tmp_path: Path) -> None:
+    assert call("discover", "toy", "ioi", "--method", "eap", "--examples", "4", "--threshold", "0.1", "--out", "a").status == 0
+    scores = cd.Scores.load(tmp_path / "a" / "scores.safetensors")
+    expected = {edge for edge in scores.graph.edges if abs(scores[edge]) >= 0.1}
+    assert 0 < len(expected) < len(scores.graph)
+    assert set(cd.load_circuit(tmp_path / "a" / "circuit.json").edges) == expected
+
+
+def test_without_either_a_tenth_of_the_edges_is_kept(call: Call) -> None:
+    summary = json.loads(call("discover", "toy", "ioi", "--method", "eap", "--examples", "4", "--json").out)
+    assert summary["edges"] == round(summary["edges_total"] / 10)
+
+
+def test_options_reach_the_search(call: Call, tmp_path: Path) -> None:
+    options = [
+        "--direction",
+        "denoising",
+        "--metric",
+        "prob-diff",
+        "--ablation",
+        "zero",
+        "--no-split-qkv",
+        "--seed",
+        "3",
+        "--batch-size",
+        "2",
+    ]
+    assert call("discover", "toy", "ioi", "--method", "eap", "--examples", "4", "--out", "a", *options).status == 0
+    circuit = cd.load_circuit(tmp_path / "a" / "circuit.json")
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=4, seed=3)
+    scores = cd.eap(model, task, metric="prob_diff", ablation="zero", direction="denoising", split_qkv=False, batch_size=2)
+    assert set(circuit.edges) == set(scores.top(len(circuit)).edges)
+    assert "<q>" not in "".join(circuit.edges)
+
+
+def test_more_edges_than_there_are_is_one_line_and_leaves_nothing(call: Call, tmp_path: Path) -> None:
+    message = one_line(call("discover", "toy", "ioi", "--method", "random", "--examples", "4", "--edges", "1000000"))
+    assert "1000000" in message and str(len(cd.load_model("toy").graph)) in message
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+
+
+def test_a_device_that_is_not_there_is_one_line(call: Call) -> None:
+    assert "cuda:99" in one_line(call("discover", "toy", "ioi", "--device", "cuda:99"))
+
+
+def test_a_table_of_ones_own(call: Call, tmp_path: Path) -> None:
+    model = cd.load_model("toy")
+    decode = model.tokenizer.decode
+    lines = [
+        ",".join(
+            ['"' + decode(prompt) + '"' for prompt in (e.clean, e.corrupted)] + [" " + decode(a).strip() for a in (e.correct, e.incorrect)]
+        )
+        for e in cd.load_task("ioi", model, examples=4).examples
+    ]
+    (tmp_path / "mine.csv").write_text("clean,corrupted,correct,incorrect\n" + "\n".join(lines) + "\n")
+    result = call("discover", "toy", "mine.csv", "--method", "eap", "--json")
+    assert result.status == 0, result.err
+    assert Path(json.loads(result.out)["folder"]) == Path("runs/toy-mine-eap")
+    again = call("evaluate", "runs/toy-mine-eap/circuit.json", "--json")
+    assert json.loads(again.out) == json.loads(result.out)["evaluation"]
+
+
+# ------------------------------------------------------- stopped, and gone on with
+
+
+class Stop:
+    """Stands in for the function that saves a search's state, and raises at one of its calls."""
+
+    def __init__(self, after: int, error: BaseException, write: Callable[..., None]) -> None:
+        self.left, self.error, self.write = after, error, write
+
+    def __call__(self, path: Path, data: Any) -> None:
+        if path.name == run.STATE:
+            self.left -= 1
+            if self.left == 0:
+                raise self.error
+        self.write(path, data)
+
+
+@pytest.mark.parametrize("after", [1, 2, 20])
+def test_an_interrupted_search_resumes_to_the_same_circuit(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path, after: int
+) -> None:
+    from circuitdiscovery.search import acdc
+
+    with monkeypatch.context() as patch:
+        patch.setattr(acdc, "write_atomically", Stop(after, KeyboardInterrupt(), acdc.write_atomically))
+        stopped = call(*SMALL)
+    assert stopped.status == 130
+    assert "Traceback" not in stopped.err and stopped.out == ""
+    folder = tmp_path / "runs" / "toy-ioi-acdc"
+    assert {path.name for path in folder.iterdir()} == {"run.json"} | ({"state.json"} if after > 1 else set())
+    command = shlex.split(stopped.err.strip().splitlines()[-1].partition(": ")[2])
+    assert command[0] == "circuitdiscovery" and command[-1] == "--resume"
+    resumed = call(*command[1:])
+    assert resumed.status == 0, resumed.err
+    assert contents(folder) == contents(finished)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"toy-ioi-acdc"}
+
+
+def test_the_resumed_search_does_not_begin_again(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from circuitdiscovery.search import acdc
+
+    count: list[Path] = []
+    original = acdc.write_atomically
+    with monkeypatch.context() as patch:
+        patch.setattr(acdc, "write_atomically", Stop(20, KeyboardInterrupt(), original))
+        assert call(*SMALL).status == 130
+        patch.setattr(acdc, "write_atomically", lambda path, data: (count.append(path), original(path, data)))
+        assert call(*SMALL, "--resume").status == 0
+    receivers = len(cd.load_model("toy").graph.receivers)
+    assert len(count) == receivers - 19
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_real_signal_in_the_middle(tmp_path: Path, finished: Path, signal_: signal.Signals) -> None:
+    command = [sys.executable, "-m", "circuitdiscovery", *SMALL]
+    folder = tmp_path / "runs" / "toy-ioi-acdc"
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (folder / "state.json").exists():
+        time.sleep(0.002)
+    process.send_signal(signal_)
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err and out == ""
+    if signal_ == signal.SIGKILL:
+        assert process.returncode == -signal_
+    else:
+        assert process.returncode == 130
+        assert "--resume" in err
+    assert (folder / "state.json").exists()
+    done = subprocess.run([*command, "--resume"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert contents(folder) == contents(finished)
+
+
+def test_resuming_a_finished_run_does_nothing(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    monkeypatch.setattr(run, "load", None)  # whoever calls it fails
+    result = call(*SMALL, "--out", finished, "--resume", "--json")
+    assert result.status == 0, result.err
+    assert json.loads(result.out)["edges"] == len(cd.load_circuit(finished / "circuit.json"))
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+def test_resume_refuses_other_options(call: Call, finished: Path) -> None:
+    message = one_line(call("discover", "toy", "ioi", "--examples", "8", "--threshold", "0.06", "--out", finished, "--resume"))
+    assert "threshold" in message and "0.05" in message and "0.06" in message
+
+
+# ----------------------------------------------------------------- a full disk
+
+
+@pytest.mark.parametrize("file", ["run.json", "state.json", "circuit.json", "evaluation.json", "graph.dot", "graph.svg"])
+def test_a_full_disk_is_one_line_and_nothing_half_written_stays(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path, file: str
+) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if file not in path.name:
+            return write(path, data)
+        write(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        message = one_line(call(*SMALL, "--out", "out"))
+    assert f"out/{file}" in message and "No space left on device" in message
+    left = {path.name for path in (tmp_path / "out").iterdir()} if (tmp_path / "out").exists() else set()
+    if file in ("run.json", "state.json"):
+        assert left == set()
+        return
+    assert "state.json" in left and "run.json" in left and file not in left
+    assert left <= FILES | {"state.json"}
+    assert call(*SMALL, "--out", "out", "--resume").status == 0
+    assert contents(tmp_path / "out") == contents(finished)
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """The system refuses files of more than two kilobytes."""
+    command = [
+        sys.executable,
+        "-B",
+        "-m",
+        "circuitdiscovery",
+        "discover",
+        "toy",
+        "ioi",
+        "--method",
+        "random",
+        "--examples",
+        "2",
+        "--edges",
+        "50",
+    ]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, preexec_fn=limit)
+    message = one_line(Result(done.returncode, done.stdout, done.stderr.splitlines(keepends=True)[-1]))  # after lines on the progress
+    assert "runs/toy-ioi-random/" in message and os.strerror(errno.EFBIG) in message
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# --------------------------------------------------- evaluate, compare, draw
+
+
+def test_evaluate_gives_what_discover_gave(call: Call, finished: Path) -> None:
+    result = call("evaluate", finished / "circuit.json", "--json")
+    assert result.status == 0, result.err
+    assert json.loads(result.out) == json.loads((finished / "evaluation.json").read_text())
+
+
+def test_evaluate_knows_the_search_from_the_circuit_alone(call: Call, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "moved.json").write_bytes((finished / "circuit.json").read_bytes())
+    result = call("evaluate", "moved.json", "--json")
+    assert json.loads(result.out) == json.loads((finished / "evaluation.json").read_text())
+
+
+def test_evaluate_takes_other_options(call: Call, finished: Path) -> None:
+    result = call("evaluate", finished / "circuit.json", "--ablation", "mean", "--examples", "4", "--metric", "prob-diff", "--json")
+    model = cd.load_model("toy")
+    expected = cd.evaluate(
+        model, cd.load_task("ioi", model, examples=4), cd.load_circuit(finished / "circuit.json"), ablation="mean", metric="prob_diff"
+    )
+    assert json.loads(result.out) == expected.to_dict()
+
+
+def test_evaluate_prints_for_people(call: Call, finished: Path) -> None:
+    result = call("evaluate", finished / "circuit.json", "--examples", "4")
+    assert result.status == 0 and "faithfulness" in result.out
+
+
+def test_a_circuit_of_another_model_names_both(call: Call, finished: Path, tmp_path: Path) -> None:
+    text = (finished / "circuit.json").read_text()
+    digest = json.loads(text)["model"]["digest"] if "model" in json.loads(text) else cd.load_model("toy").digest
+    (tmp_path / "other.json").write_text(text.replace(digest, "0" * len(digest)))
+    message = one_line(call("evaluate", "other.json"))
+    assert "toy" in message
+
+
+def test_compare_with_itself_and_with_another(call: Call, finished: Path, tmp_path: Path) -> None:
+    circuit = cd.load_circuit(finished / "circuit.json")
+    cd.Circuit.from_edges(circuit.graph, circuit.edges[: len(circuit) // 2]).save(tmp_path / "half.json")
+    same = call("compare", finished / "circuit.json", finished / "circuit.json")
+    assert same.status == 0 and same.out.strip()
+    result = json.loads(call("compare", finished / "circuit.json", "half.json", "--json").out)
+    half = (len(circuit) // 2) / len(circuit)
+    assert result["edges"]["jaccard"] == pytest.approx(half)
+    assert result["edges"]["precision"] == pytest.approx(half)
+    assert result["edges"]["recall"] == 1
+
+
+@pytest.mark.parametrize(("suffix", "starts"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF"), ("dot", b"digraph")])
+def test_draw_writes_every_format(call: Call, finished: Path, tmp_path: Path, suffix: str, starts: bytes) -> None:
+    assert call("draw", finished / "circuit.json", "-o", f"picture.{suffix}").status == 0
+    assert (tmp_path / f"picture.{suffix}").read_bytes().lstrip().startswith(starts)
+
+
+def test_a_bug_of_ours_is_one_line_too(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr(run, "load", fail)
+    assert "ZeroDivisionError: two lines" in one_line(call("evaluate", finished / "circuit.json"))
+    monkeypatch.setenv("CIRCUITDISCOVERY_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["evaluate", str(finished / "circuit.json")])

@@ -1,0 +1,162 @@
+"""The package as it is imported, built and installed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import circuitdiscovery as cd
+
+PACKAGE = Path(cd.__file__).parent
+ROOT = PACKAGE.parent
+
+# The files in the order of the data flow: each imports only from files above it.
+ORDER = [
+    *("errors", "names", "files", "graph"),
+    *("tablefile", "taskfile", "encoder", "prompts", "task"),
+    *("model", "forward", "loading", "metrics", "ablation", "schema", "mib", "circuit", "comparison", "patching"),
+    *("search", "search.provenance", "search.cases", "search.attribution", "search.acdc", "search.exact", "search.baseline"),
+    *("evaluation", "draw", "progress", "run", "cli", "__main__"),
+]
+
+in_checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs the checkout")
+
+
+def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(a) for a in arguments], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+# ------------------------------------------------------------------- imports
+
+
+@pytest.mark.parametrize("module", ["circuitdiscovery", "circuitdiscovery.cli", "circuitdiscovery.run", "circuitdiscovery.taskfile"])
+def test_import_is_light(module: str) -> None:
+    code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
+    loaded = json.loads(run(sys.executable, "-c", code).stdout)
+    assert module in loaded
+    assert not {"torch", "transformers", "transformer_lens", "numpy", "networkx", "pygraphviz", "rich"} & set(loaded)
+
+
+def test_circuits_need_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import circuitdiscovery as cd; cd.Graph, cd.Scores, cd.load_circuit, cd.compare"
+    result = run(sys.executable, "-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """The modules of this package that a file imports when it is imported."""
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE.name}."):
+            yield str(node.module).removeprefix(f"{PACKAGE.name}.")
+        elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE.name:
+            yield from (alias.name for alias in node.names if (PACKAGE / f"{alias.name}.py").exists())
+
+
+def test_files_import_only_from_files_above_them() -> None:
+    modules = {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in PACKAGE.rglob("*.py")}
+    assert set(modules) == {*ORDER, "__init__"}
+    wrong = [f"{name} imports {other}" for i, name in enumerate(ORDER) for other in _imports(modules[name]) if other not in ORDER[:i]]
+    assert not wrong
+
+
+# -------------------------------------------------------------- public names
+
+
+def _declared() -> dict[str, str]:
+    """Public name -> module, as type checkers read it from the TYPE_CHECKING block."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    return {alias.asname or alias.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+
+def test_all_is_exactly_the_public_names() -> None:
+    declared = _declared()
+    assert set(cd.__all__) == {*declared, "__version__"}
+    assert dir(cd) == cd.__all__ == sorted(cd.__all__)
+    for name, module in declared.items():
+        assert getattr(cd, name).__module__ == module  # the lazy import and the checkers' one agree, and both are its home
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        cd.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_public_names_are_documented() -> None:
+    undocumented = [name for name in cd.__all__ if name != "__version__" and not (getattr(cd, name).__doc__ or "").strip()]
+    assert not undocumented
+
+
+@in_checkout
+def test_the_docs_say_the_version_that_is_built() -> None:
+    head = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert head.index("## [Unreleased]") < head.find(f"## [{cd.__version__}]") or f"## [{cd.__version__}]" not in head
+
+
+@in_checkout
+def test_constraints_pin_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    names = {requirement.partition(">")[0].partition("[")[0].lower().replace("_", "-") for requirement in wanted}
+    assert names <= pinned
+    assert "torch==2.13.0" in lines
+
+
+# ------------------------------------------------------------------ the wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    result = run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return next(folder.glob("*.whl"))
+
+
+@in_checkout
+@pytest.mark.slow
+def test_the_wheel_holds_code_and_data_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for file in [*(ROOT / "tasks").glob("*.toml"), *(ROOT / "graphs").glob("*/*.json")]:
+        assert f"circuitdiscovery/_data/{file.relative_to(ROOT).as_posix()}" in names
+    assert "circuitdiscovery/py.typed" in names
+    assert {name.split("/")[0] for name in names} == {"circuitdiscovery", f"circuitdiscovery-{cd.__version__}.dist-info"}
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+@in_checkout
+@pytest.mark.slow
+def test_the_wheel_runs_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:
+    """Away from the checkout, with nothing but the wheel and the dependencies of this environment."""
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=False)
+    site = next(home.glob("lib/*/site-packages"))
+    result = run(sys.executable, "-m", "pip", "--python", home, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    assert result.returncode == 0, result.stderr
+    # last on the path, so that an editable install of this checkout cannot stand in for the wheel
+    dependencies = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "dependencies.pth").write_text("import sys; sys.path += " + repr(dependencies) + "\n")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | {"HF_HUB_OFFLINE": "1"}
+    where = {"cwd": tmp_path, "env": environment}
+    listed = run(home / "bin/circuitdiscovery", "tasks", **where)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert {line.split()[0] for line in listed.stdout.splitlines()} >= {"ioi", "greater_than", "induction"}
+    code = (
+        "import circuitdiscovery as cd; print(cd.__file__);"
+        "model = cd.load_model('toy'); task = cd.load_task('ioi', model, examples=4);"
+        "print(len(task), len(cd.acdc(model, task, threshold=1.0).graph))"
+    )
+    ran = run(home / "bin/python", "-c", code, **where)
+    assert ran.returncode == 0, ran.stderr
+    file, counts = ran.stdout.splitlines()
+    assert Path(file).is_relative_to(home)
+    assert counts.split() == ["4", str(len(cd.Graph.from_model(cd.load_model("toy"))))]

@@ -1,0 +1,526 @@
+"""Tasks as tokens: what the papers say about the shipped ones, and every row that does not fit is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from circuitdiscovery.encoder import Encoder
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.prompts import shuffled
+from circuitdiscovery.task import Example, Task, load_task
+from circuitdiscovery.taskfile import TaskFile, read_task, shipped_tasks
+
+MODELS = Path(__file__).parents[2] / "shared" / "models"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """As much of a model as a task needs."""
+
+    tokenizer: Any
+
+
+def shared_tokenizer(name: str) -> Reader:
+    if not (MODELS / name).is_dir():
+        pytest.skip(f"needs the tokenizer of {name} in a folder 'shared' beside the repository")
+    return Reader(AutoTokenizer.from_pretrained(MODELS / name, local_files_only=True))
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Reader:
+    return shared_tokenizer("gpt2-tokenizer")
+
+
+@pytest.fixture(scope="module")
+def stories() -> Reader:
+    return shared_tokenizer("stories260K")
+
+
+def word_level(words: list[str]) -> Reader:
+    """A tokenizer of whole words, punctuation marks and pairs of digits, as the bundled model has."""
+    vocab = {word: i for i, word in enumerate(["<unk>", "<bos>", *dict.fromkeys(words)])}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    digits = pre_tokenizers.Split(Regex(r"\d\d"), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), digits])  # type: ignore[assignment]
+    return Reader(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<bos>"))
+
+
+@pytest.fixture(scope="module")
+def words() -> Reader:
+    """Every word of the shipped tasks."""
+    found = [f"{number:02d}" for number in range(100)]
+    for name in shipped_tasks():
+        task = read_task(name)
+        assert isinstance(task, TaskFile)
+        lists = [column for columns in task.words.values() for column in columns.values()]
+        texts = [*task.templates, *(text for case in task.cases.values() for text in case.values())]
+        found += [word for column in lists for word in column]
+        found += re.findall(r"\w+|[^\w\s]", " ".join(text.fill(lambda ref: " ") for text in texts))
+    return word_level(found)
+
+
+def names_in(task: Task, model: Reader, list_name: str = "name") -> list[tuple[list[str], list[str]]]:
+    """The listed words of every clean and corrupted prompt, in order."""
+    file = read_task(task.name)
+    assert isinstance(file, TaskFile)
+    listed = set(file.words[list_name][""])
+
+    def found(ids: tuple[int, ...]) -> list[str]:
+        return [word for word in re.findall(r"\w+", model.tokenizer.decode(ids)) if word in listed]
+
+    return [(found(example.clean), found(example.corrupted)) for example in task.examples]
+
+
+def decoded(model: Reader, ids: tuple[int, ...]) -> list[str]:
+    return [model.tokenizer.decode([i]) for i in ids]
+
+
+# ------------------------------------------------------------------ the literature
+
+
+def test_ioi_tokenises_as_gpt2_writes_it(gpt2: Reader, tmp_path: Path) -> None:
+    clean = "When Mary and John went to the store, John gave a drink to"
+    row = {"clean": clean, "corrupted": clean.replace("John gave", "Mary gave"), "correct": " Mary", "incorrect": " John"}
+    path = tmp_path / "paper.jsonl"
+    path.write_text(json.dumps(row))
+    (example,) = load_task(path, gpt2).examples
+    assert example.correct == (5335,) and example.incorrect == (1757,)
+    assert example.clean == (2215, 5335, 290, 1757, 1816, 284, 262, 3650, 11, 1757, 2921, 257, 4144, 284)
+    assert example.position == 13
+
+
+def test_acdcs_ioi_prompts_have_15_tokens(gpt2: Reader) -> None:
+    task = load_task("ioi", gpt2, examples=200)
+    first = [example for example in task.examples if example.template == 0]  # the first sentence, order ABBA
+    assert first and {len(example.clean) for example in first} == {15}
+    assert all(example.text.startswith("Then, ") for example in first)
+    order = [names for names, example in zip(names_in(task, gpt2), task.examples, strict=True) if example.template == 0]
+    assert all(second == third != first for (first, second, third), _ in order)
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "words"])
+def test_every_ioi_template_and_order_occurs_in_examples_and_held_out(tokenizer: str, request: pytest.FixtureRequest) -> None:
+    task = load_task("ioi", request.getfixturevalue(tokenizer))
+    assert task.held_out is not None and len(task) == len(task.held_out) == 64
+    for half in (task, task.held_out):
+        assert {example.template for example in half.examples} == set(range(30))
+
+
+def test_abc_draws_three_names_that_are_new_and_different(gpt2: Reader) -> None:
+    """The widely copied generator repeats a name in 3.1% of these: 2,000 rows would hold some sixty."""
+    pairs = names_in(load_task("ioi", gpt2, examples=2000), gpt2)
+    assert all(len(clean) == 3 and len(set(clean)) == 2 for clean, _ in pairs)
+    assert all(len(set(corrupted)) == 3 and not set(corrupted) & set(clean) for clean, corrupted in pairs)
+
+
+def test_flip_turns_the_second_mention_round_and_nothing_else(gpt2: Reader) -> None:
+    task = load_task("ioi", gpt2, counterfactual="flip")
+    for example, (clean, corrupted) in zip(task.examples, names_in(task, gpt2), strict=True):
+        other = next(name for name in clean if clean.count(name) == 1)
+        assert sum(a != b for a, b in zip(example.clean, example.corrupted, strict=True)) == 1
+        assert corrupted == [*clean[:2], other] and decoded(gpt2, example.correct) == [f" {other}"]
+    same = load_task("ioi", gpt2)
+    assert [example.clean for example in task.examples] == [example.clean for example in same.examples]
+
+
+def test_greater_than_is_hannas(gpt2: Reader) -> None:
+    task = load_task("greater_than", gpt2, examples=1000)
+    pattern = r"The (\w+) lasted from the year (1[1-7])(\d\d) to the year (1[1-7])"
+    found = [re.fullmatch(pattern, example.text) for example in task.examples]
+    years = [match[3] for match in found if match]
+    assert len(years) == 1000 and all(match and match[2] == match[4] for match in found)
+    assert not {"00", "01", "99"} & set(years) and min(years) == "02" and max(years) == "98"
+    assert {match[2] for match in found if match} == {str(century) for century in range(11, 18)}
+    for example, year in zip(task.examples, years, strict=True):
+        assert decoded(gpt2, example.correct) == [f"{later:02d}" for later in range(int(year) + 1, 100)]
+        assert decoded(gpt2, example.incorrect) == [f"{other:02d}" for other in range(int(year) + 1)]
+        (place,) = [i for i, (a, b) in enumerate(zip(example.clean, example.corrupted, strict=True)) if a != b]
+        assert decoded(gpt2, (example.clean[place], example.corrupted[place])) == [year, "01"]
+
+
+def test_a_centurys_first_and_last_whole_year_are_left_out(gpt2: Reader) -> None:
+    """In GPT-2's tokens the twelfth century ends with 1189 (1190 to 1199 are ` 119` and a digit), so 1188 is its last."""
+    task = load_task("greater_than", gpt2, examples=3000)
+    twelfth = {example.text.split()[6] for example in task.examples if " 11" in example.text}
+    assert max(twelfth) == "1188" and "1102" not in twelfth and "1189" not in twelfth
+
+
+def test_agreement_flips_the_subject_and_varies_the_other_noun(gpt2: Reader) -> None:
+    task = load_task("subject_verb_agreement", gpt2)
+    file = read_task("subject_verb_agreement")
+    assert isinstance(file, TaskFile)
+    one, many = (file.words["noun"][number] for number in ("singular", "plural"))
+    seen: Counter[tuple[str, bool]] = Counter()
+    for example in task.examples:
+        _, subject, _, _, other = example.text.split()
+        plural = subject in many
+        assert decoded(gpt2, example.correct + example.incorrect) == ([" are", " is"] if plural else [" is", " are"])
+        flipped = one[many.index(subject)] if plural else many[one.index(subject)]
+        assert gpt2.tokenizer.decode(example.corrupted) == example.text.replace(f" {subject} ", f" {flipped} ")
+        seen[subject, other.endswith("s")] += 1
+    assert {plural for _, plural in seen} == {True, False}
+
+
+def test_a_template_has_one_number_for_both_answers(words: Reader) -> None:
+    """A mean over a template's rows must not know the answer: singular and plural share the template."""
+    task = load_task("subject_verb_agreement", words)
+    answers = {number: {example.correct for example in task.examples if example.template == number} for number in range(12)}
+    assert all(len(found) == 2 for found in answers.values())
+
+
+def test_pronouns_work_with_a_llama_tokenizer(stories: Reader) -> None:
+    task = load_task("gendered_pronoun", stories)
+    for example in task.examples:
+        girl = " girl " in example.text
+        assert example.clean[0] == stories.tokenizer.bos_token_id and len(example.clean) == len(example.corrupted)
+        assert (" boy " if girl else " girl ") in stories.tokenizer.decode(example.corrupted)
+        assert example.correct == ((338,) if girl else (346,)) and example.incorrect == ((346,) if girl else (338,))
+    assert stories.tokenizer.convert_ids_to_tokens([338, 346]) == ["▁She", "▁He"]
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "stories", "words"])
+def test_induction_repeats_and_its_counterfactual_does_not(tokenizer: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(tokenizer)
+    task = load_task("induction", model)
+    for example in task.examples:
+        body = [token for token in example.clean if token not in model.tokenizer.all_special_ids]
+        before = body.index(body[-1])
+        assert len(body) == 20 and before < 19 and example.correct == (body[before + 1],)
+        assert example.correct[0] not in example.corrupted and set(example.incorrect) <= set(body)
+        period = 19 - before
+        ending = len(body) - period
+        assert body[period:] == body[:ending] and example.corrupted[-ending:] == example.clean[-ending:]
+        assert not set(example.corrupted[:-ending]) & set(body)
+    assert len({example.template for example in task.examples}) == 5
+
+
+@pytest.mark.parametrize("name", shipped_tasks())
+def test_a_word_level_tokenizer_makes_every_shipped_task(name: str, words: Reader) -> None:
+    task = load_task(name, words)
+    assert task.held_out is not None
+    assert words.tokenizer.unk_token_id not in {token for example in task.examples for token in example.clean + example.corrupted}
+    assert not {e.clean for e in task.examples} & {e.clean for e in task.held_out.examples}
+    assert len({e.clean for e in task.examples + task.held_out.examples}) == 128
+    task.check(len(words.tokenizer), 24)
+
+
+def test_the_years_are_two_tokens_of_the_word_level_tokenizer(words: Reader) -> None:
+    example = load_task("greater_than", words).examples[0]
+    tokens = words.tokenizer.convert_ids_to_tokens(list(example.clean))
+    assert len(tokens) == 12 and f"{tokens[6]}{tokens[7]}" == example.text.split()[6]
+
+
+# -------------------------------------------------------------------- reproducible
+
+
+def test_the_seed_alone_decides_in_any_process(words: Reader) -> None:
+    assert load_task("ioi", words, seed=1) == load_task("ioi", words, seed=1)
+    one, other = load_task("ioi", words, seed=1), load_task("ioi", words, seed=-1)
+    assert [e.clean for e in one.examples] != [e.clean for e in other.examples]
+
+
+DRAW = """
+import zlib
+from types import SimpleNamespace
+from circuitdiscovery.encoder import Encoder
+from circuitdiscovery.prompts import draw
+from circuitdiscovery.taskfile import read_task
+class Tokenizer:
+    bos_token_id = unk_token_id = None
+    def __call__(self, text):
+        return SimpleNamespace(input_ids=[zlib.crc32(word.encode()) for word in text.split()])
+for name, rule in ("ioi", "abc"), ("subject_verb_agreement", "number"), ("gendered_pronoun", "gender"):
+    _, _, rows = draw(read_task(name), Encoder(Tokenizer()), counterfactual=rule, seed=0)
+    print([next(rows) for _ in range(100)])
+"""
+
+
+def test_drawing_does_not_follow_pythons_hashes() -> None:
+    """The same examples under several hash seeds: no order comes from a set (trap 10)."""
+    root = Path(__file__).parents[1]
+    outputs = set[bytes]()
+    for seed in ("1", "2", "3"):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(root)}
+        outputs.add(subprocess.run([sys.executable, "-c", DRAW], check=True, env=environment, capture_output=True).stdout)
+    assert len(outputs) == 1 and outputs != {b""}
+
+
+def test_a_lazy_shuffle_is_a_permutation_and_uniform() -> None:
+    from random import Random
+
+    assert sorted(shuffled(100, Random(0))) == list(range(100))
+    orders = Counter(tuple(shuffled(3, Random(seed))) for seed in range(6000))
+    assert len(orders) == 6 and all(abs(count - 1000) < 150 for count in orders.values())
+
+
+# ------------------------------------------------------------------ left-out words
+
+
+def test_words_that_are_not_single_tokens_are_left_out_and_told() -> None:
+    file = read_task("ioi")
+    assert isinstance(file, TaskFile)
+    texts = " ".join(text.fill(lambda ref: " ") for text in file.templates)
+    few = ["Mary", "John", "Paul", "Susan", "Thomas", "Helen"]
+    model = word_level([*re.findall(r"\w+|[^\w\s]", texts), *few, *file.words["place"][""], *file.words["object"][""]])
+    task = load_task("ioi", model)
+    assert (
+        set(task.info["left_out"]) == {"name"} and len(task.info["left_out"]["name"]) == 94 and "Mary" not in task.info["left_out"]["name"]
+    )
+    assert "94 of name (Adam, Alan, Alex, ...)" in repr(task)
+    assert {name for clean, corrupted in names_in(task, model) for name in clean + corrupted} <= set(few)
+
+
+def test_too_few_words_left_is_an_error_that_names_list_and_words() -> None:
+    with pytest.raises(CircuitDiscoveryError, match=r"task ioi needs 5 from the word list 'name', .* has 2 .* left out: Adam"):
+        load_task("ioi", word_level(["Mary", "John"]))
+
+
+def test_years_of_other_tokens_are_an_error(stories: Reader) -> None:
+    with pytest.raises(CircuitDiscoveryError, match=r"greater_than.* two-digit tokens 00 to 99"):
+        load_task("greater_than", stories)
+
+
+# ------------------------------------------------------------------ tables, options
+
+TABLE = "clean,corrupted,correct,incorrect\n" + "".join(f"one {w} two,two {w} two, {w}, one\n" for w in ("a", "b", "c", "d", "e"))
+SMALL = ["one", "two", "a", "b", "c", "d", "e"]
+
+
+def csv_task(folder: Path, text: str, model: Any = None, **options: Any) -> Task:
+    path = folder / "mine.csv"
+    path.write_text(text)
+    return load_task(path, model or word_level(SMALL), **options)
+
+
+def test_a_table_is_split_in_half_by_the_seed(tmp_path: Path) -> None:
+    tasks = [csv_task(tmp_path, TABLE, seed=seed) for seed in range(8)]
+    texts = [f"one {w} two" for w in "abcde"]
+    for task in tasks:
+        assert task.held_out is not None and (len(task), len(task.held_out)) == (3, 2) and task.metric == "logit_diff"
+        assert sorted(e.text for e in task.examples + task.held_out.examples) == texts
+        assert [e.text for e in task.examples] == sorted(e.text for e in task.examples)
+    assert len({tuple(e.text for e in task.examples) for task in tasks}) > 1
+
+
+def test_a_table_of_one_row_has_none_held_out(tmp_path: Path) -> None:
+    assert csv_task(tmp_path, "\n".join(TABLE.splitlines()[:2])).held_out is None
+
+
+def test_several_answers_and_a_position(tmp_path: Path) -> None:
+    text = "clean,corrupted,correct,incorrect,position\none two a b,two two a b, a| b, c,-2\n"
+    (example,) = csv_task(tmp_path, text).examples
+    assert len(example.correct) == 2 and example.position == 2
+
+
+BAD_ROWS = {
+    "lengths": ("one two,one, a, b", ["row 1", "clean has 2 tokens and corrupted 1", "['one', 'two']", "['one']"]),
+    "several tokens": ("one two,two two, a b, c", ["row 1", "' a b'", "one token", "['a', 'b']"]),
+    "no token": ("one two,two two, , c", ["row 1", "' '", "one token"]),
+    "unknown in clean": ("one six,two two, a, b", ["row 1", "does not know", "'<unk>'"]),
+    "unknown in corrupted": ("one two,two six, a, b", ["row 1", "does not know", "'<unk>'"]),
+    "unknown answer": ("one two,two two, a| six, b", ["row 1", "' six' is unknown", "'<unk>'"]),
+    "no space": ("one two,two two,a, b", ["row 1", "'a'", "' a', with a space, would be"]),
+    "same answers": ("one two,two two, a| b, c| b", ["row 1", "same token", "'b'"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_row_that_does_not_fit_is_named_with_its_tokens(tmp_path: Path, name: str) -> None:
+    row, parts = BAD_ROWS[name]
+    with pytest.raises(CircuitDiscoveryError) as caught:
+        csv_task(tmp_path, f"clean,corrupted,correct,incorrect\n{row}\n")
+    assert all(part in str(caught.value) for part in ["mine.csv", *parts]), caught.value
+
+
+def test_a_position_outside_of_the_prompt_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CircuitDiscoveryError, match=r"row 1: position 2 is outside of the prompt's 2 tokens"):
+        csv_task(tmp_path, "clean,corrupted,correct,incorrect,position\none two,two two, a, b,2\n")
+
+
+def test_a_forgotten_space_is_told(gpt2: Reader, tmp_path: Path) -> None:
+    with pytest.raises(CircuitDiscoveryError, match="' Cambridge', with a space, would be one"):
+        csv_task(tmp_path, "clean,corrupted,correct,incorrect\nI live in,You live in,Cambridge, Paris\n", gpt2)
+
+
+def test_bos_is_put_in_front_or_taken_away(gpt2: Reader, stories: Reader) -> None:
+    plain, started = load_task("ioi", gpt2), load_task("ioi", gpt2, bos=True)
+    assert [(50256, *e.clean) for e in plain.examples] == [e.clean for e in started.examples]
+    assert started.examples[0].position == plain.examples[0].position + 1
+    assert all(e.clean[0] != 1 for e in load_task("gendered_pronoun", stories, bos=False).examples)
+    model = word_level(["a"])
+    model.tokenizer.bos_token = None
+    with pytest.raises(CircuitDiscoveryError, match="no BOS"):
+        Encoder(model.tokenizer, bos=True).ids("a")
+
+
+def test_an_end_of_text_that_is_also_the_unknown_token_may_be_written_out(gpt2: Reader) -> None:
+    """GPT-2's <|endoftext|> is BOS, EOS and unknown token at once."""
+    encoder = Encoder(gpt2.tokenizer)
+    assert encoder.prompt("<|endoftext|>Hi<|endoftext|>", "row")[0] == 50256
+
+
+def test_options_are_checked(words: Reader, tmp_path: Path) -> None:
+    for examples in (0, -3, True, 2.5):
+        with pytest.raises(CircuitDiscoveryError, match="examples must be a whole number of at least 1"):
+            load_task("ioi", words, examples=examples)  # type: ignore[arg-type]
+    with pytest.raises(CircuitDiscoveryError, match="no counterfactual 'abd'; did you mean 'abc'"):
+        load_task("ioi", words, counterfactual="abd")
+    with pytest.raises(CircuitDiscoveryError, match="no metric 'logits'"):
+        load_task("ioi", words, metric="logits")
+    with pytest.raises(CircuitDiscoveryError, match="from 1 to 3, not 4: mine has 5 rows"):
+        csv_task(tmp_path, TABLE, examples=4)
+    with pytest.raises(CircuitDiscoveryError, match="no tokenizer; give tokens"):
+        load_task("ioi", Reader(None))
+    with pytest.raises(CircuitDiscoveryError, match="table has its counterfactuals as rows"):
+        csv_task(tmp_path, TABLE, counterfactual="abc")
+    assert load_task("ioi", words, metric="kl-divergence").metric == "kl_divergence"
+
+
+TINY = """
+description = "two words of four, and which is missing does not matter"
+correct = " {A}"
+incorrect = " {B}"
+templates = ["one {A} {B}"]
+[slots]
+A = "w"
+B = "w"
+[counterfactuals.other]
+redraw = ["A", "B"]
+[words]
+w = ["a", "b", "c", "d"]
+"""
+
+
+def toml_task(folder: Path, text: str, **options: Any) -> Task:
+    path = folder / "tiny.toml"
+    path.write_text(text)
+    return load_task(path, word_level(SMALL), **options)
+
+
+def test_a_task_gives_all_its_prompts_and_says_how_many_there_are(tmp_path: Path) -> None:
+    """Four words, two slots: 12 prompts, each drawn once."""
+    task = toml_task(tmp_path, TINY, examples=6)
+    assert task.held_out is not None
+    texts = {e.text for e in task.examples + task.held_out.examples}
+    assert texts == {f"one {a} {b}" for a in "abcd" for b in "abcd" if a != b}
+    with pytest.raises(CircuitDiscoveryError, match="examples must be from 1 to 6, not 7: the task tiny makes 12 different prompts"):
+        toml_task(tmp_path, TINY, examples=7)
+    assert len(toml_task(tmp_path, TINY)) == 6  # not asked for a number, it takes what there is
+
+
+def test_prompts_that_two_templates_share_count_once(tmp_path: Path) -> None:
+    twice = TINY.replace('["one {A} {B}"]', '["one {A} {B}", "one {B} {A}"]')
+    with pytest.raises(CircuitDiscoveryError, match="from 1 to 6, not 7: the task tiny makes 12 different prompts"):
+        toml_task(tmp_path, twice, examples=7)
+
+
+def test_a_counterfactual_of_another_length_names_row_and_tokens(tmp_path: Path) -> None:
+    longer = TINY.replace('redraw = ["A", "B"]', 'set = { A = "a b" }')
+    with pytest.raises(CircuitDiscoveryError, match=r"task tiny, row 1: clean has 3 tokens and corrupted 4: \['one'"):
+        toml_task(tmp_path, longer, examples=2)
+    named = TINY.replace('redraw = ["A", "B"]', 'redraw = ["B"]').replace("description", 'multi_token = ["w"]\ndescription')
+    with pytest.raises(CircuitDiscoveryError, match=r"task tiny, row 1: clean has \d tokens and corrupted \d: \['one'"):
+        toml_task(tmp_path, named.replace('["a", "b", "c", "d"]', '["a", "a b", "a b c"]'), examples=1)
+
+
+def test_a_swap_of_two_slots_is_one_of_the_clean_words(tmp_path: Path) -> None:
+    task = toml_task(tmp_path, TINY.replace('redraw = ["A", "B"]', 'set = { A = "{B}", B = "{A}" }'), examples=6)
+    for example in task.examples:
+        assert example.corrupted == (example.clean[0], example.clean[2], example.clean[1])
+
+
+# ------------------------------------------------------------------------- tensors
+
+ROWS: dict[str, Any] = {"clean": [[5, 6, 7], [8, 9, 1]], "corrupted": [[5, 5, 7], [8, 8, 1]], "correct": [1, 2], "incorrect": [3, 4]}
+
+
+def test_tensors_arrays_and_lists_are_the_same_task() -> None:
+    plain = Task.from_tokens(**ROWS)
+    assert plain == Task.from_tokens(**{name: torch.tensor(rows) for name, rows in ROWS.items()})
+    assert plain == Task.from_tokens(**{name: np.array(rows) for name, rows in ROWS.items()})
+    assert plain == Task.from_tokens(
+        **ROWS | {"clean": [torch.tensor(row) for row in ROWS["clean"]], "correct": torch.tensor([[1, -1], [2, -1]])}
+    )
+    assert plain.examples[0] == Example((5, 6, 7), (5, 5, 7), (1,), (3,), 2) and plain.held_out is None and plain.seed is None
+
+
+def test_positions_are_given_for_all_or_for_each() -> None:
+    assert [e.position for e in Task.from_tokens(**ROWS, position=-2).examples] == [1, 1]
+    assert [e.position for e in Task.from_tokens(**ROWS, position=torch.tensor([0, -1])).examples] == [0, 2]
+
+
+BAD_TOKENS: dict[str, tuple[dict[str, Any], str]] = {
+    "floats": ({"clean": torch.tensor([[5.0, 6, 7], [8, 9, 1]])}, "clean, row 0: must be token ids"),
+    "a negative token": ({"corrupted": [[5, 5, 7], [8, -1, 1]]}, "corrupted, row 1: .* not -1"),
+    "unequal lengths": ({"clean": [[5, 6, 7], [8, 9]]}, r"row 1: clean has 2 tokens and corrupted 3: \[8, 9\] and"),
+    "unequal counts": ({"correct": [1]}, "clean 2, corrupted 2, correct 1, incorrect 2"),
+    "no rows": ({name: [] for name in ROWS}, "needs rows"),
+    "no token": ({"clean": [[], [8, 9, 1]]}, "clean, row 0: has no token"),
+    "no answer": ({"correct": [[1], [-1]]}, "correct, row 1: has no answer"),
+    "same answers": ({"correct": [1, [2, 4]]}, "row 1: correct and incorrect are the same token 4"),
+    "a flag": ({"correct": [1, True]}, "correct, row 1"),
+    "NaN": ({"correct": [1, float("nan")]}, "correct, row 1: must be token ids, not float"),
+    "text": ({"clean": "abc"}, "clean must be a list or a tensor"),
+    "a position outside": ({"position": 3}, "row 0: position 3 is outside of the prompt's 3 tokens"),
+    "positions of another number": ({"position": [1]}, "position has 1 rows, but clean has 2"),
+    "a position of another type": ({"position": 1.5}, "position, row 0: must be a whole number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TOKENS)
+def test_tokens_that_do_not_fit_are_named_with_their_row(name: str) -> None:
+    changed, told = BAD_TOKENS[name]
+    with pytest.raises(CircuitDiscoveryError, match=told):
+        Task.from_tokens(**ROWS | changed)
+
+
+def test_check_names_what_a_model_cannot_read() -> None:
+    task = Task.from_tokens(**ROWS)
+    task.check(10, 3)
+    with pytest.raises(CircuitDiscoveryError, match="row 1: clean has token 9, but the model's vocabulary has 9"):
+        task.check(9)
+    with pytest.raises(CircuitDiscoveryError, match="row 0: has 3 tokens, but the model reads at most 2"):
+        task.check(10, 2)
+
+
+def test_batches_hold_every_row_once_by_length_and_never_padded() -> None:
+    """Nothing is dropped at the end of a batch (trap 13)."""
+    prompts = [[1, 2], [3, 4, 5], [6, 7], [8, 9], [1, 3, 4]]
+    task = Task.from_tokens(
+        clean=prompts, corrupted=prompts, correct=[[1], [2, 3], [4], [5], [6]], incorrect=[9] * 5, position=[0, 1, 1, -1, -1]
+    )
+    assert [batch.rows.tolist() for batch in task.batches()] == [[0, 2, 3], [1, 4]]
+    batches = list(task.batches(2))
+    assert [batch.rows.tolist() for batch in batches] == [[0, 2], [3], [1, 4]]
+    assert batches[2].clean.tolist() == [[3, 4, 5], [1, 3, 4]] and batches[2].correct.tolist() == [[2, 3], [6, -1]]
+    assert batches[0].position.tolist() == [0, 1] and batches[2].position.tolist() == [1, 2] and len(batches[1]) == 1
+    assert all(tensor.dtype == torch.long for tensor in (batches[0].clean, batches[0].correct, batches[0].rows))
+    assert batches[0].to("meta").clean.device.type == "meta"
+    with pytest.raises(CircuitDiscoveryError, match="batch_size"):
+        list(task.batches(0))
+
+
+def test_select_keeps_the_rows_in_the_order_given() -> None:
+    task = Task.from_tokens(**ROWS)
+    assert task.select([1, 0]).examples == task.examples[::-1]
+
+
+def test_info_is_ready_for_json_and_a_task_prints_as_a_line(words: Reader) -> None:
+    task = load_task("ioi", words)
+    assert json.loads(json.dumps(dict(task.info)))["counterfactual"] == "abc"
+    assert re.fullmatch(r"<Task ioi: 64 examples of 14-19 tokens, 64 held out, logit_diff, counterfactual abc, seed 0>", str(task))
+    assert hash(task) == hash(load_task("ioi", words))

@@ -1,0 +1,142 @@
+"""Tiny random models of every supported architecture, and random prompts for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from reference import Reference
+from torch import Tensor
+
+import circuitdiscovery as cd
+
+VOCABULARY = 101
+ARCHITECTURES = ("gpt2", "llama", "llama_biased", "mistral", "qwen2", "neox_parallel", "neox_serial")
+REAL = ("stories260K", "toy")  # trained models, one outside the repository
+
+
+def tiny_config(name: str, **changes: Any) -> Any:
+    """The Hugging Face config of a tiny model: 3 layers, 4 heads (two groups where grouped), d_model 32, 101 tokens."""
+    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
+
+    llama: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    }
+    neox = {key: value for key, value in llama.items() if key != "num_key_value_heads"}
+    scaled = {
+        "rope_type": "llama3",
+        "rope_theta": 100.0,
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }
+    gpt2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 1}
+    makers: dict[str, Callable[[], Any]] = {
+        "gpt2": lambda: GPT2Config(**(gpt2 | changes)),
+        "llama": lambda: LlamaConfig(**(llama | changes)),
+        "llama_biased": lambda: LlamaConfig(**(llama | {"attention_bias": True, "mlp_bias": True, "rope_parameters": scaled} | changes)),
+        "mistral": lambda: MistralConfig(**(llama | {"head_dim": 16} | changes)),
+        "qwen2": lambda: Qwen2Config(**(llama | changes)),
+        "neox_parallel": lambda: GPTNeoXConfig(**(neox | {"use_parallel_residual": True} | changes)),
+        "neox_serial": lambda: GPTNeoXConfig(**(neox | {"use_parallel_residual": False} | changes)),
+    }
+    return makers[name]()
+
+
+def random_model(config: Any, seed: int = 0) -> Any:
+    """A Hugging Face causal language model whose every parameter matters: no norm at one, no bias at zero."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.copy_(parameter + 0.3 * noise)
+            else:  # queries and keys strong enough for attention to differ from uniform
+                fan_in = 4.0 if "wte" in name or "wpe" in name or "embed" in name else float(config.hidden_size)
+                parameter.copy_(1.3 * noise / fan_in**0.5)
+    return model
+
+
+def save_tiny(folder: Path, name: str, **changes: Any) -> Path:
+    """Write a tiny random model as a Hugging Face folder without a tokenizer."""
+    random_model(tiny_config(name, **changes)).save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Token pairs and their answers."""
+
+    clean: Tensor  # [N, T]
+    corrupted: Tensor  # [N, T]
+    correct: Tensor  # [N]
+    incorrect: Tensor  # [N]
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @cached_property
+    def task(self) -> Any:
+        """The same as a task."""
+        return cd.Task.from_tokens(clean=self.clean, corrupted=self.corrupted, correct=self.correct, incorrect=self.incorrect)
+
+
+def random_prompts(vocabulary: int, n_examples: int = 5, length: int = 6, seed: int = 0) -> Prompts:
+    """Random token pairs; correct and incorrect answers differ."""
+    generator = torch.Generator().manual_seed(seed)
+    clean, corrupted = torch.randint(vocabulary, (2, n_examples, length), generator=generator)
+    correct = torch.randint(vocabulary, (n_examples,), generator=generator)
+    incorrect = (correct + 1 + torch.randint(vocabulary - 1, (n_examples,), generator=generator)) % vocabulary
+    return Prompts(clean, corrupted, correct, incorrect)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One model folder, and everything that the tests want of it, made when it is first asked for."""
+
+    name: str
+    folder: Path
+    words: Path  # a tokenizer, which TransformerBridge insists on
+
+    @cached_property
+    def hf(self) -> Any:
+        """The Hugging Face model in float32."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The slow reference in float32."""
+        return Reference.boot(self.folder, self.words)
+
+    @cached_property
+    def reference64(self) -> Reference:
+        """The slow reference in float64."""
+        return Reference.boot(self.folder, self.words, dtype=torch.float64)
+
+    @cached_property
+    def model(self) -> Any:
+        """What is tested."""
+        return cd.load_model(self.folder)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Five pairs of six random tokens."""
+        return random_prompts(self.hf.config.vocab_size)
