@@ -14,12 +14,12 @@ import argparse
 import datetime
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -93,7 +93,7 @@ def acdc_decisions(model: cd.Model, task: cd.Task, receivers: int, edges: int) -
         scores = np.zeros(mask.shape)
         search = _Search(task, graph, metric, threshold_of(model, task, found, metric, mask, order[position], keep), False, found)
         start = time.perf_counter()
-        search.decide(order[position], mask, scores)
+        search.decide(order[position], mask, scores)  # as the search itself does
         spent += time.perf_counter() - start
         decided += int(graph.allowed[:, order[position]].sum())
     return spent / decided, decided
@@ -102,8 +102,7 @@ def acdc_decisions(model: cd.Model, task: cd.Task, receivers: int, edges: int) -
 def threshold_of(model: cd.Model, task: cd.Task, found: Any, metric: Any, mask: np.ndarray, receiver: int, keep: float) -> float:
     """A threshold at which about a share `keep` of a receiver's edges stay."""
     trial = _Search(task, model.graph, metric, -float("inf"), True, found)
-    scores = np.zeros(mask.shape)
-    trial.decide(receiver, mask.copy(), scores)
+    _, scores = trial.decide(receiver, mask, np.zeros(mask.shape))
     damage = np.abs(scores[model.graph.allowed[:, receiver], receiver])
     return float(np.quantile(damage, 1 - keep))
 
@@ -118,9 +117,16 @@ def print_peak(row: str, arguments: argparse.Namespace) -> None:
     model = cd.load_model((hugging_face_model(), None))
     task = random_task(arguments.prompts, arguments.length)
     work = {"eap": lambda: cd.eap(model, task), "eap_ig": lambda: cd.eap_ig(model, task)}.get(row) or workloads(model, task)[row]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (Linux)
+    before = kilobytes("VmRSS")
     work()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+    print((kilobytes("VmHWM") - before) / 2**20)
+
+
+def kilobytes(field: str) -> int:
+    """A field of this process's memory status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def main() -> None:
@@ -155,7 +161,8 @@ def main() -> None:
         "half": "a circuit's logits, replacements given: random half of the edges",
         "best": "a circuit's logits, replacements given: best 1,000 edges",
     }
-    print(f"{datetime.date.today()}, {platform.machine()}, {arguments.threads} threads, {arguments.prompts} prompts of {arguments.length} tokens, F = {timed['F']:.2f} s\n")  # fmt: skip
+    size = f"{arguments.prompts} prompts of {arguments.length} tokens"
+    print(f"{datetime.date.today()}, {platform.machine()}, {arguments.threads} threads, {size}, F = {timed['F']:.2f} s\n")
     print("| | time in F | peak above the loaded model |\n| --- | --- | --- |")
     for row in ROWS:
         print(f"| {names[row]} | {timed[row] / timed['F']:.2f} | {peak_above_model(row, arguments):.2f} GB |")

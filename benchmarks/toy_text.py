@@ -62,8 +62,8 @@ ENDINGS = {
     ),
     "induction": ("",),
 }
-MIXTURE = {"ioi": 30, "greater_than": 22, "subject_verb_agreement": 8, "gendered_pronoun": 6, "induction": 20, "ordinary": 14}
-EARLY = MIXTURE | {"induction": 200}  # copying is learnt first: with few repeated sequences, IOI stays at chance for thousands of steps
+MIXTURE = {"ioi": 26, "greater_than": 30, "subject_verb_agreement": 7, "gendered_pronoun": 5, "induction": 20, "ordinary": 12}
+EARLY = {"ioi": 50, "induction": 50}  # copying is learnt first: in the mixture it stays at chance for thousands of steps
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def document(world: World, rng: random.Random, mixture: Mapping[str, int] = MIXT
         return text
     more = rng.choices([0, 1, 5], [80, 16, 4])[0]
     for _ in range(more):
-        kind = rng.choice([kind for kind in MIXTURE if kind != "induction"])
+        kind = rng.choice([kind for kind in mixture if kind != "induction"])
         longer = f"{text} {sentence(world, rng, kind)}"
         text = text if leaks(world, longer) else longer
     return text + END

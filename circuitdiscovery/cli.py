@@ -20,10 +20,10 @@ import click
 from circuitdiscovery import __version__, names
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files import data_folder, read_json, shipped
+from circuitdiscovery.options import Options, check_model, searched_with
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit import Circuit, Scores
-    from circuitdiscovery.run import Options
 
 PROGRAM = "circuitdiscovery"
 EVALUATION_FIELDS = ("model", "task", "ablation", "metric", "direction", "examples", "batch_size", "seed", "device", "dtype")
@@ -52,12 +52,6 @@ class Checked(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]  #
 
 def _name(kind: names.Kind) -> Checked:
     return Checked(lambda value: names.canonical(kind, value), "|".join(name.replace("_", "-") for name in names.VALID[kind]))
-
-
-def _model(name: str) -> str:
-    from circuitdiscovery.run import check_model
-
-    return check_model(name)
 
 
 def _task(name: str) -> str:
@@ -102,7 +96,7 @@ def _picture(text: str) -> Path:
     return path
 
 
-MODEL = Checked(_model, "MODEL")
+MODEL = Checked(check_model, "MODEL")
 TASK = Checked(_task, "TASK")
 METRIC = _name("metric")
 ABLATION = _name("ablation")
@@ -153,7 +147,7 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
     """Find, measure and draw the circuit of MODEL (a bundled or hub name, or a folder) behind TASK (a name, or a .toml, .csv or .jsonl)."""
     from circuitdiscovery import run
 
-    options = run.Options(split_qkv=not no_split_qkv, **given)
+    options = Options(split_qkv=not no_split_qkv, **given)
     options.check()
     folder = run.open_folder(options, out=out, resume=resume)
     try:
@@ -261,16 +255,16 @@ def _evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> O
     from circuitdiscovery import run
 
     folder = Path(path).parent
-    values: dict[str, Any] = run.searched_with(circuit.info)
+    values: dict[str, Any] = searched_with(circuit.info)
     if Path(path).name == "circuit.json" and (folder / "run.json").exists():
         values |= run.recorded(folder)["options"]
     values |= {key: value for key, value in given.items() if value is not None}
-    for key, check in (("model", _model), ("task", _task)):
+    for key, check in (("model", check_model), ("task", _task)):
         if not isinstance(values.get(key), str):
             raise CircuitDiscoveryError(f"{path} does not say its {key}: give --{key}")
         if given[key] is None:
             values[key] = _from_file(path, key, check, values[key])
-    return run.Options(**{field: values[field] for field in EVALUATION_FIELDS if field in values})
+    return Options(**{field: values[field] for field in EVALUATION_FIELDS if field in values})
 
 
 def _from_file(path: str, key: str, check: Callable[[str], str], value: str) -> str:

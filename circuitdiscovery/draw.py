@@ -65,7 +65,7 @@ def to_dot(circuit: Circuit, *, scores: Scores | None = None, roles: Roles | Non
     """The picture in Graphviz' DOT language; arguments as in `draw`.
 
     >>> circuit = Circuit.from_edges(Graph(n_layers=1, n_heads=1, n_kv_heads=1), ["input->a0.h0<v>", "a0.h0->logits"])
-    >>> "a0.h0:n -> logits:s" in to_dot(circuit).replace('"', "")
+    >>> '"a0.h0":box:n -> logits' in to_dot(circuit)
     True
     """
     import graphviz

@@ -168,11 +168,16 @@ class Graph:
         return tuple(f"{self.sources[s]}->{self.receivers[r]}" for s, r in np.argwhere(mask))
 
     def index(self, edge: str) -> tuple[int, int]:
-        """An edge's (row, column); an unknown name is an error that offers the nearest."""
-        source, _, receiver = edge.partition("->")
-        row, column = self.source_index.get(source), self.receiver_index.get(receiver)
-        if row is None or column is None or not self.allowed[row, column]:
-            raise unknown("edge", edge, self.edges)
+        """An edge's (row, column); an unknown name is an error that says which end is wrong and offers the nearest."""
+        source, arrow, receiver = edge.partition("->")
+        if not arrow:
+            raise CircuitDiscoveryError(f"no edge {edge!r}; an edge is SOURCE->RECEIVER, for example {self.edges[0]}")
+        for kind, name, index in (("source", source, self.source_index), ("receiver", receiver, self.receiver_index)):
+            if name not in index:
+                raise CircuitDiscoveryError(f"no edge {edge!r}: {unknown(kind, name, index)}")
+        row, column = self.source_index[source], self.receiver_index[receiver]
+        if not self.allowed[row, column]:
+            raise CircuitDiscoveryError(f"no edge {edge!r}: {receiver} comes before {source} is written")
         return row, column
 
     def mask(self, edges: Iterable[str]) -> np.ndarray:

@@ -199,7 +199,7 @@ def weights_digest(weights: Weights) -> str:
 
     def one(name: str) -> str:
         tensor = weights[name].detach().cpu().contiguous()
-        return f"{name} {list(tensor.shape)} {hashlib.sha256(memoryview(tensor.view(torch.uint8).numpy())).hexdigest()}"
+        return f"{name} {list(tensor.shape)} {hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()}"
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         return hashlib.sha256("\n".join(pool.map(one, sorted(weights))).encode()).hexdigest()

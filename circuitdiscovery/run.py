@@ -1,4 +1,4 @@
-"""One `discover` from options to a run folder: what is asked, where it goes, the search, the files, and how it resumes.
+"""One `discover`, from options to a run folder: where it goes, the search, the files, and how it resumes.
 
 A folder holds circuit.json, scores.safetensors (where there are scores), evaluation.json, graph.dot, graph.svg and run.json.
 The same options give the same bytes in all of them but run.json, which alone knows times, versions and the command.
@@ -8,20 +8,19 @@ While acdc searches there is also state.json: with it a run that was stopped goe
 from __future__ import annotations
 
 import platform
-import re
-import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.files import read_json, shipped, write_json
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.files import read_json, write_json
 from circuitdiscovery.names import DEFAULT_SHARE, DEFAULT_THRESHOLD
+from circuitdiscovery.options import DENOISING_METHODS, Options
 from circuitdiscovery.progress import Report, stage
 
 if TYPE_CHECKING:
@@ -34,88 +33,6 @@ RUNS = Path("runs")
 FILES = ("circuit.json", "scores.safetensors", "evaluation.json", "graph.dot", "graph.svg", "run.json")
 STATE = "state.json"
 PACKAGES = ("circuitdiscovery", "torch", "transformers", "transformer_lens", "numpy", "safetensors", "pygraphviz")
-ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
-DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run that is damaged
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `discover` is asked for, in canonical names. None is the default of the method (metric, threshold, edges) or of the task."""
-
-    model: str
-    task: str
-    method: str = "acdc"
-    ablation: str = "resample"
-    metric: str | None = None
-    direction: str = "noising"
-    threshold: float | None = None
-    edges: int | None = None
-    split_qkv: bool = True
-    examples: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    device: str | None = None
-    dtype: str = "float32"
-
-    def check(self) -> None:
-        """Refuse options that do not go together; needs no torch."""
-        if self.threshold is not None and self.edges is not None:
-            raise CircuitDiscoveryError("--threshold and --edges exclude each other: give one of them")
-        if self.method == "acdc" and self.edges is not None:
-            raise CircuitDiscoveryError("--edges is not for acdc, whose size follows from --threshold; valid with the other methods")
-        if self.direction == "denoising" and self.method not in DENOISING_METHODS:
-            raise CircuitDiscoveryError(
-                f"--direction denoising is not for {self.method.replace('_', '-')}; valid with {' and '.join(DENOISING_METHODS)}"
-            )
-        if self.method == "eap" and self.metric == "kl_divergence" and self.direction == "noising":
-            raise CircuitDiscoveryError("--metric kl_divergence has no gradient on the clean run, where eap takes it; use --method eap-ig")
-
-    @property
-    def name(self) -> str:
-        """<model>-<task>-<method>, fit for a folder."""
-        parts = (Path(self.model).name, Path(self.task).stem, self.method.replace("_", "-"))
-        return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
-
-    def resume_command(self, folder: Path) -> str:
-        """The command line that goes on with this run."""
-        words = ["circuitdiscovery", "discover", self.model, self.task]
-        for field in fields(self)[2:]:
-            value = getattr(self, field.name)
-            if field.name == "split_qkv":
-                words += [] if value else ["--no-split-qkv"]
-            elif value != field.default:
-                words += [f"--{field.name.replace('_', '-')}", str(value)]
-        return shlex.join([*words, "--out", str(folder), "--resume"])
-
-
-def check_model(name: str) -> str:
-    """A bundled model's name, a hub name, or an existing folder, made absolute; anything else is an error. Needs no torch."""
-    path = Path(name).expanduser()
-    if name in shipped("models"):
-        return name
-    if (path / "config.json").is_file():
-        return str(path.resolve())
-    if path.exists():
-        raise CircuitDiscoveryError(f"{name} is no model folder: it has no config.json")
-    if name not in ONE_WORD_HUB_NAMES and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        listed = unknown("model", name, shipped("models"), plural="bundled models")
-        raise CircuitDiscoveryError(f"{listed}; or a model's folder, or a hub name such as EleutherAI/pythia-70m")
-    return name
-
-
-def searched_with(info: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a circuit's provenance knows.
-
-    The metric that acdc and exact search with by default is not what a circuit is evaluated with: that is the task's own.
-    """
-    model, options = info.get("model"), info.get("options")
-    model = model if isinstance(model, Mapping) else {}
-    options = options if isinstance(options, Mapping) else {}
-    found = {key: options.get(key) for key in ("ablation", "metric", "direction")}
-    found |= {"model": model.get("name"), "dtype": model.get("dtype")} | {key: info.get(key) for key in ("task", "seed", "examples")}
-    if info.get("method") in ("acdc", "exact") and found["metric"] == "kl_divergence":
-        del found["metric"]
-    return {key: value for key, value in found.items() if value is not None}
 
 
 # -------------------------------------------------------------------- folder
@@ -136,30 +53,24 @@ def open_folder(options: Options, *, out: Path | None, resume: bool) -> Path:
     return _make(out)
 
 
-def _folders(name: str) -> Iterator[Path]:
-    yield RUNS / name
-    number = 2
-    while True:
-        yield RUNS / f"{name}-{number}"
-        number += 1
+def _folder(name: str, number: int) -> Path:
+    return RUNS / (name if number == 1 else f"{name}-{number}")
 
 
 def _numbered(name: str) -> Path:
-    for folder in _folders(name):
+    number = 1
+    while True:
         try:
-            return _make(folder, exist_ok=False)
+            return _make(_folder(name, number), exist_ok=False)
         except FileExistsError:
-            continue
-    raise AssertionError("unreachable")
+            number += 1
 
 
 def _latest(name: str) -> Path:
-    latest = RUNS / name
-    for folder in _folders(name):
-        if not folder.is_dir():
-            return _make(latest)
-        latest = folder
-    raise AssertionError("unreachable")
+    number = 1
+    while _folder(name, number + 1).is_dir():
+        number += 1
+    return _make(_folder(name, number))
 
 
 def _make(folder: Path, *, exist_ok: bool = True) -> Path:
@@ -252,7 +163,7 @@ def discover(options: Options, folder: Path, command: list[str]) -> dict[str, An
 
 def load(options: Options) -> tuple[Model, Task]:
     """The model and the task; this is where torch is imported."""
-    with stage(f"loading {options.model}"):
+    with stage("loading"):
         from circuitdiscovery import load_model, load_task
 
         model = load_model(options.model, device=options.device, dtype=options.dtype)
@@ -261,7 +172,7 @@ def load(options: Options) -> tuple[Model, Task]:
 
 def search(model: Model, task: Task, options: Options, *, state: Path | None = None) -> tuple[Circuit, Scores | None]:
     """The circuit by the method asked for, and the scores it was taken from (None for acdc)."""
-    with stage(f"{options.method.replace('_', '-')} on {options.task}") as report:
+    with stage(options.name) as report:
         if options.method == "acdc":
             return _acdc(model, task, options, report, state), None
         scores = _scores(model, task, options, report)

@@ -35,14 +35,6 @@ class Agreement:
         return Prompts(*(torch.tensor(self.results[key]) for key in ("clean", "corrupted", "correct", "incorrect")))
 
 
-def as_array(graph: Graph, scores: dict[str, float]) -> np.ndarray:
-    """[S, R] from scores by edge name."""
-    values = np.zeros(graph.allowed.shape)
-    for edge, score in scores.items():
-        values[graph.index(edge)] = score
-    return values
-
-
 def random_masks(graph: Graph, n: int, seed: int = 0) -> list[np.ndarray]:
     """Random edge sets of every density."""
     rng = np.random.default_rng(seed)

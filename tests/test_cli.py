@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 import circuitdiscovery as cd
 from circuitdiscovery import cli, run
 from circuitdiscovery.files import data_folder
+from circuitdiscovery.search import acdc
 
 FILES = {"circuit.json", "evaluation.json", "graph.dot", "graph.svg", "run.json"}
 ROOT = Path(cd.__file__).parents[1]
@@ -45,7 +47,8 @@ Call = Callable[..., Result]
 
 def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    threads = str(torch.get_num_threads())  # as in this process: bytes are the same for the same number of threads
+    return os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": threads}
 
 
 @pytest.fixture
@@ -358,33 +361,29 @@ def test_a_table_of_ones_own(call: Call, tmp_path: Path) -> None:
 # ------------------------------------------------------- stopped, and gone on with
 
 
-class Stop:
-    """Stands in for the function that saves a search's state, and raises at one of its calls."""
+def stop(patch: pytest.MonkeyPatch, after: int) -> None:
+    """Ctrl-C when the search begins with its receiver number `after`."""
+    decide, count = acdc._Search.decide, iter(range(1, 10_000))
 
-    def __init__(self, after: int, error: BaseException, write: Callable[..., None]) -> None:
-        self.left, self.error, self.write = after, error, write
+    def decide_or_stop(*arguments: Any) -> Any:
+        if next(count) == after:
+            raise KeyboardInterrupt
+        return decide(*arguments)
 
-    def __call__(self, path: Path, data: Any) -> None:
-        if path.name == run.STATE:
-            self.left -= 1
-            if self.left == 0:
-                raise self.error
-        self.write(path, data)
+    patch.setattr(acdc._Search, "decide", decide_or_stop)
 
 
 @pytest.mark.parametrize("after", [1, 2, 20])
 def test_an_interrupted_search_resumes_to_the_same_circuit(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path, after: int
 ) -> None:
-    from circuitdiscovery.search import acdc
-
     with monkeypatch.context() as patch:
-        patch.setattr(acdc, "write_atomically", Stop(after, KeyboardInterrupt(), acdc.write_atomically))
+        stop(patch, after)
         stopped = call(*SMALL)
     assert stopped.status == 130
     assert "Traceback" not in stopped.err and stopped.out == ""
     folder = tmp_path / "runs" / "toy-ioi-acdc"
-    assert {path.name for path in folder.iterdir()} == {"run.json"} | ({"state.json"} if after > 1 else set())
+    assert {path.name for path in folder.iterdir()} == {"run.json", "state.json"}
     command = shlex.split(stopped.err.strip().splitlines()[-1].partition(": ")[2])
     assert command[0] == "circuitdiscovery" and command[-1] == "--resume"
     resumed = call(*command[1:])
@@ -393,25 +392,37 @@ def test_an_interrupted_search_resumes_to_the_same_circuit(
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"toy-ioi-acdc"}
 
 
-def test_the_resumed_search_does_not_begin_again(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from circuitdiscovery.search import acdc
+def test_a_run_that_is_stopped_before_it_searches_goes_on_too(call: Call, monkeypatch: pytest.MonkeyPatch, finished: Path) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
 
-    count: list[Path] = []
-    original = acdc.write_atomically
     with monkeypatch.context() as patch:
-        patch.setattr(acdc, "write_atomically", Stop(20, KeyboardInterrupt(), original))
+        patch.setattr(run, "load", interrupted)
+        stopped = call(*SMALL, "--out", "here")
+    assert stopped.status == 130
+    assert os.listdir("here") == ["run.json"]
+    resumed = call(*shlex.split(stopped.err.strip().splitlines()[-1].partition(": circuitdiscovery ")[2]))
+    assert resumed.status == 0, resumed.err
+    assert contents(Path("here")) == contents(finished)
+
+
+def test_the_resumed_search_does_not_begin_again(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    decide, decided = acdc._Search.decide, []
+    with monkeypatch.context() as patch:
+        stop(patch, 20)
         assert call(*SMALL).status == 130
-        patch.setattr(acdc, "write_atomically", lambda path, data: (count.append(path), original(path, data)))
+    with monkeypatch.context() as patch:
+        patch.setattr(acdc._Search, "decide", lambda *arguments: (decided.append(arguments[1]), decide(*arguments))[1])
         assert call(*SMALL, "--resume").status == 0
-    receivers = len(cd.load_model("toy").graph.receivers)
-    assert len(count) == receivers - 19
+    assert len(decided) == len(cd.load_model("toy").graph.receivers) - 19
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_real_signal_in_the_middle(tmp_path: Path, finished: Path, signal_: signal.Signals) -> None:
-    command = [sys.executable, "-m", "circuitdiscovery", *SMALL]
+    saving = "from circuitdiscovery.search import acdc; acdc._SAVE_SECONDS = 0.0; from circuitdiscovery.cli import main; main()"
+    command = [sys.executable, "-c", saving, *SMALL]
     folder = tmp_path / "runs" / "toy-ioi-acdc"
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (folder / "state.json").exists():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -44,9 +46,7 @@ def test_published_node_counts() -> None:
     assert (len(GPT2_SMALL.sources), len(GPT2_SMALL.receivers)) == (157, 445)
 
 
-def test_the_fixture_names_the_same_edges(shared: Any) -> None:
-    import json
-
+def test_the_fixture_names_the_same_edges(shared: Path) -> None:
     results = json.loads((shared / "fixtures" / "agreement" / "results.json").read_text("utf-8"))
     assert set(Graph(n_layers=4, n_heads=4, n_kv_heads=4).edges) == set(results["eap"])
 
@@ -123,10 +123,12 @@ def test_columns_name_the_receivers() -> None:
         assert GROUPED.sources[GROUPED.mlp(layer)] == f"m{layer}"
 
 
-@pytest.mark.parametrize("wrong", ["a9.h6->a10.h0", "a9.h6->a10.h12<q>", "a10.h0->a9.h6<q>", "logits->input", "", "input", "input->"])
+@pytest.mark.parametrize(
+    "wrong", ["a0.h1->a1.h0", "a0.h1->a1.h8<q>", "a1.h0->a0.h1<q>", "a0.h1->a1.h0<k>", "logits->input", "", "input", "input->"]
+)
 def test_an_unknown_edge_is_an_error(wrong: str) -> None:
     with pytest.raises(CircuitDiscoveryError, match="no edge"):
-        GPT2_SMALL.index(wrong)
+        GROUPED.index(wrong)
 
 
 def test_an_unknown_edge_offers_the_nearest() -> None:

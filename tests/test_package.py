@@ -26,7 +26,7 @@ ORDER = [
     *("tablefile", "taskfile", "encoder", "prompts", "task"),
     *("model", "forward", "loading", "metrics", "ablation", "schema", "mib", "circuit", "comparison", "patching"),
     *("search", "search.provenance", "search.cases", "search.attribution", "search.acdc", "search.exact", "search.baseline"),
-    *("evaluation", "draw", "progress", "run", "cli", "__main__"),
+    *("evaluation", "draw", "progress", "options", "run", "cli", "__main__"),
 ]
 
 in_checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs the checkout")
@@ -39,7 +39,9 @@ def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProces
 # ------------------------------------------------------------------- imports
 
 
-@pytest.mark.parametrize("module", ["circuitdiscovery", "circuitdiscovery.cli", "circuitdiscovery.run", "circuitdiscovery.taskfile"])
+@pytest.mark.parametrize(
+    "module", ["circuitdiscovery", "circuitdiscovery.cli", "circuitdiscovery.run", "circuitdiscovery.options", "circuitdiscovery.taskfile"]
+)
 def test_import_is_light(module: str) -> None:
     code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(run(sys.executable, "-c", code).stdout)

@@ -1,0 +1,96 @@
+"""What a run is asked for, checked without torch: the options, what goes together, and which models there are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.files import shipped
+
+ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run that is damaged
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `discover` is asked for, in canonical names. None is the default of the method (metric, threshold, edges) or of the task."""
+
+    model: str
+    task: str
+    method: str = "acdc"
+    ablation: str = "resample"
+    metric: str | None = None
+    direction: str = "noising"
+    threshold: float | None = None
+    edges: int | None = None
+    split_qkv: bool = True
+    examples: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    device: str | None = None
+    dtype: str = "float32"
+
+    def check(self) -> None:
+        """Refuse options that do not go together; needs no torch."""
+        if self.threshold is not None and self.edges is not None:
+            raise CircuitDiscoveryError("--threshold and --edges exclude each other: give one of them")
+        if self.method == "acdc" and self.edges is not None:
+            raise CircuitDiscoveryError("--edges is not for acdc, whose size follows from --threshold; valid with the other methods")
+        if self.direction == "denoising" and self.method not in DENOISING_METHODS:
+            raise CircuitDiscoveryError(
+                f"--direction denoising is not for {self.method.replace('_', '-')}; valid with {' and '.join(DENOISING_METHODS)}"
+            )
+        if self.method == "eap" and self.metric == "kl_divergence" and self.direction == "noising":
+            raise CircuitDiscoveryError("--metric kl_divergence has no gradient on the clean run, where eap takes it; use --method eap-ig")
+
+    @property
+    def name(self) -> str:
+        """<model>-<task>-<method>, fit for a folder."""
+        parts = (Path(self.model).name, Path(self.task).stem, self.method.replace("_", "-"))
+        return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
+
+    def resume_command(self, folder: Path) -> str:
+        """The command line that goes on with this run."""
+        words = ["circuitdiscovery", "discover", self.model, self.task]
+        for field in fields(self)[2:]:
+            value = getattr(self, field.name)
+            if field.name == "split_qkv":
+                words += [] if value else ["--no-split-qkv"]
+            elif value != field.default:
+                words += [f"--{field.name.replace('_', '-')}", str(value)]
+        return shlex.join([*words, "--out", str(folder), "--resume"])
+
+
+def check_model(name: str) -> str:
+    """A bundled model's name, a hub name, or an existing folder, made absolute; anything else is an error. Needs no torch."""
+    path = Path(name).expanduser()
+    if name in shipped("models"):
+        return name
+    if (path / "config.json").is_file():
+        return str(path.resolve())
+    if path.exists():
+        raise CircuitDiscoveryError(f"{name} is no model folder: it has no config.json")
+    if name not in ONE_WORD_HUB_NAMES and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        listed = unknown("model", name, shipped("models"), plural="bundled models")
+        raise CircuitDiscoveryError(f"{listed}; or a model's folder, or a hub name such as EleutherAI/pythia-70m")
+    return name
+
+
+def searched_with(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a circuit's provenance knows.
+
+    The metric that acdc and exact search with by default is not what a circuit is evaluated with: that is the task's own.
+    """
+    model, options = info.get("model"), info.get("options")
+    model = model if isinstance(model, Mapping) else {}
+    options = options if isinstance(options, Mapping) else {}
+    found = {key: options.get(key) for key in ("ablation", "metric", "direction")}
+    found |= {"model": model.get("name"), "dtype": model.get("dtype")} | {key: info.get(key) for key in ("task", "seed", "examples")}
+    if info.get("method") in ("acdc", "exact") and found["metric"] == "kl_divergence":
+        del found["metric"]
+    return {key: value for key, value in found.items() if value is not None}

@@ -1,0 +1,218 @@
+"""Evaluation against the definitions, computed one circuit at a time with run_circuit and plain arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from tiny import Tiny, random_prompts
+from torch.nn.functional import kl_div
+
+import circuitdiscovery as cd
+from circuitdiscovery.evaluation import MIB_FRACTIONS, Bench
+
+EDGES = ("input->a0.h1<v>", "input->m0", "a0.h1->m1", "m0->a2.h0<v>", "m0->a2.h0<q>", "a2.h0->logits", "m1->m2", "m2->logits", "input->logits")
+
+
+@pytest.fixture(scope="module")
+def setting(gpt2: Tiny) -> tuple[Any, Any, Any]:
+    """(model, task of 8 examples, a circuit of nine edges)."""
+    return gpt2.model, random_prompts(101, n_examples=8, seed=3).task, cd.Circuit.from_edges(gpt2.model.graph, EDGES)
+
+
+@pytest.fixture(scope="module")
+def result(setting: tuple[Any, Any, Any]) -> Any:
+    return cd.evaluate(*setting)
+
+
+def each(setting: tuple[Any, Any, Any], circuit: Any, **options: Any) -> np.ndarray:
+    """[examples]: the logit difference of a circuit, by the tests' own metric."""
+    model, task, _ = setting
+    (batch,) = task.batches()
+    logits = cd.run_circuit(model, task, circuit, **options)
+    return (logits.gather(1, batch.correct) - logits.gather(1, batch.incorrect))[:, 0].double().numpy()
+
+
+def mean(setting: tuple[Any, Any, Any], circuit: Any, **options: Any) -> float:
+    return float(each(setting, circuit, **options).mean())
+
+
+def full(setting: tuple[Any, Any, Any]) -> Any:
+    return cd.Circuit.full(setting[2].graph)
+
+
+def empty(setting: tuple[Any, Any, Any]) -> Any:
+    return cd.Circuit.empty(setting[2].graph)
+
+
+def test_faithfulness_is_the_paper_s_difference(setting: tuple[Any, Any, Any], result: Any) -> None:
+    m, c, e = (mean(setting, circuit) for circuit in (full(setting), setting[2], empty(setting)))
+    assert result.faithfulness == pytest.approx(abs(m - c), rel=1e-5)
+    assert (result.full, result.circuit, result.empty) == pytest.approx((m, c, e), rel=1e-5)
+    if result.normalized is not None:
+        assert result.normalized == pytest.approx((c - e) / (m - e), rel=1e-5)
+
+
+def test_kl_and_agreement_compare_with_the_model(setting: tuple[Any, Any, Any], result: Any) -> None:
+    model, task, circuit = setting
+    ours, theirs = cd.run_circuit(model, task, circuit), cd.run_circuit(model, task, full(setting))
+    assert result.kl == pytest.approx(float(kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean")), rel=1e-4)
+    assert result.agreement == float((ours.argmax(-1) == theirs.argmax(-1)).double().mean())
+
+
+def test_the_full_circuit_is_perfect_and_the_empty_one_is_nothing(setting: tuple[Any, Any, Any]) -> None:
+    model, task, _ = setting
+    # an answer that tells clean from corrupted, so that there is something to normalize by
+    clean, corrupted = (cd.run_circuit(model, task, end(setting)) for end in (full, empty))
+    answers = (clean - corrupted).argmax(-1), (clean - corrupted).argmin(-1)
+    (batch,) = task.batches()
+    told = cd.Task.from_tokens(clean=batch.clean, corrupted=batch.corrupted, correct=answers[0], incorrect=answers[1])
+    perfect, nothing = cd.evaluate(model, told, full(setting)), cd.evaluate(model, told, empty(setting))
+    assert (perfect.normalized, perfect.faithfulness, perfect.agreement) == (1, 0, 1)
+    assert perfect.kl == pytest.approx(0, abs=1e-6)
+    assert perfect.completeness.max == 0
+    assert nothing.normalized == 0
+    assert nothing.circuit == nothing.empty
+
+
+def test_no_normalized_faithfulness_where_model_and_empty_cannot_be_told_apart(setting: tuple[Any, Any, Any]) -> None:
+    model, task, circuit = setting
+    (batch,) = task.batches()
+    same = cd.Task.from_tokens(clean=batch.clean, corrupted=batch.clean, correct=batch.correct, incorrect=batch.incorrect)
+    result = cd.evaluate(model, same, circuit)
+    assert result.normalized is None
+    assert result.reason is not None and "0" in result.reason
+    assert result.reason in str(result)
+
+
+def test_incompleteness_of_every_set_follows_its_definition(setting: tuple[Any, Any, Any], result: Any) -> None:
+    circuit = setting[2]
+    kinds = [knockout.kind for knockout in result.completeness.sets]
+    assert kinds == ["empty", *["random"] * 20, "greedy"]
+    for knockout in result.completeness.sets:
+        c, m = (mean(setting, whole.without(knockout.nodes)) for whole in (circuit, full(setting)))
+        assert knockout.incompleteness == pytest.approx(abs(c - m), abs=1e-5)
+    values = [float(knockout.incompleteness) for knockout in result.completeness.sets]
+    assert result.completeness.max == pytest.approx(max(values))
+    assert result.completeness.mean == pytest.approx(np.mean(values))
+
+
+def test_greedy_takes_the_node_that_raises_incompleteness_most(setting: tuple[Any, Any, Any], result: Any) -> None:
+    circuit = setting[2]
+
+    def incompleteness(nodes: tuple[str, ...]) -> float:
+        return abs(mean(setting, circuit.without(nodes)) - mean(setting, full(setting).without(nodes)))
+
+    nodes = [node for node in circuit.nodes if node not in ("input", "logits")]
+    chosen: tuple[str, ...] = ()
+    while len(chosen) < 10:
+        tried = {node: incompleteness((*chosen, node)) for node in nodes if node not in chosen}
+        if not tried or max(tried.values()) <= incompleteness(chosen):
+            break
+        chosen = (*chosen, max(tried, key=lambda node: tried[node]))
+    assert result.completeness.sets[-1].nodes == chosen
+
+
+def test_roles_of_a_circuit_are_sets_of_completeness(setting: tuple[Any, Any, Any]) -> None:
+    model, task, circuit = setting
+    named = cd.Circuit(circuit.graph, circuit.mask, info={"roles": {"mover": ["a2.h0"]}})
+    knockout = cd.evaluate(model, task, named).completeness.sets[1]
+    assert (knockout.kind, knockout.nodes) == ("role mover", ("a2.h0",))
+
+
+def test_minimality_is_the_largest_effect_of_a_node_over_the_sets(setting: tuple[Any, Any, Any], result: Any) -> None:
+    circuit = setting[2]
+    sets = [knockout.nodes for knockout in result.completeness.sets]
+    assert set(result.minimality.scores) == set(circuit.nodes) - {"input", "logits"}
+    for node in ("a2.h0", "m1"):
+        rest = [tuple(n for n in nodes if n != node) for nodes in sets]
+        effects = [abs(mean(setting, circuit.without((*k, node))) - mean(setting, circuit.without(k))) for k in rest]
+        assert result.minimality.scores[node] == pytest.approx(max(effects), abs=1e-5)
+
+
+def test_a_node_that_leads_nowhere_is_named_as_not_minimal(setting: tuple[Any, Any, Any], result: Any) -> None:
+    model, task, circuit = setting
+    padded = circuit | cd.Circuit.from_edges(circuit.graph, ["input->a1.h3<v>"])
+    found = cd.evaluate(model, task, padded)
+    assert "a1.h3" in found.minimality.below
+    assert found.minimality.scores["a1.h3"] == 0
+    assert (found.edges, found.edges_pruned) == (len(EDGES) + 1, len(circuit.pruned()))
+    assert found.circuit == result.circuit
+
+
+def test_intervals_agree_with_scipy_s_bootstrap(setting: tuple[Any, Any, Any], result: Any) -> None:
+    values = each(setting, setting[2])
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)).confidence_interval
+    width = theirs.high - theirs.low
+    assert (result.circuit.low, result.circuit.high) == pytest.approx((theirs.low, theirs.high), abs=0.1 * width)
+
+
+def test_the_curve_s_areas_are_mib_s_trapezoids(setting: tuple[Any, Any, Any]) -> None:
+    model, task, _ = setting
+    (batch,) = task.batches()
+    clean, corrupted = (cd.run_circuit(model, task, end(setting)) for end in (full, empty))
+    told = cd.Task.from_tokens(
+        clean=batch.clean, corrupted=batch.corrupted, correct=(clean - corrupted).argmax(-1), incorrect=(clean - corrupted).argmin(-1)
+    )
+    scores = cd.eap(model, told)
+    curve = cd.curve(model, told, scores)
+    inner = (model, told, None)
+    ends = mean(inner, cd.Circuit.full(scores.graph)), mean(inner, cd.Circuit.empty(scores.graph))
+    points = []
+    for fraction in MIB_FRACTIONS:
+        circuit = scores.top(round(fraction * len(scores.graph)))
+        points.append((len(circuit.pruned()) / len(scores.graph), (mean(inner, circuit) - ends[1]) / (ends[0] - ends[1])))
+    pairs = list(itertools.pairwise(points))
+    cpr = sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in pairs)
+    cmd = sum((x2 - x1) * (abs(1 - y1) + abs(1 - y2)) / 2 for (x1, y1), (x2, y2) in pairs)
+    assert (curve.cpr, curve.cmd) == pytest.approx((cpr, cmd), abs=1e-5)
+    assert curve.normalized[-1] == 1
+    assert curve.edges[-1] == len(scores.graph)
+
+
+def test_denoising_starts_at_the_corrupted_run(setting: tuple[Any, Any, Any]) -> None:
+    result = cd.evaluate(*setting, direction="denoising")
+    assert result.circuit == pytest.approx(mean(setting, setting[2], direction="denoising"), rel=1e-5)
+    assert result.empty == pytest.approx(mean(setting, empty(setting)), rel=1e-5)  # the corrupted prompt either way
+
+
+def test_held_out_examples_are_used_where_there_are_some(setting: tuple[Any, Any, Any], result: Any) -> None:
+    from dataclasses import replace
+
+    model, task, circuit = setting
+    held = random_prompts(101, n_examples=4, seed=9).task
+    found = cd.evaluate(model, replace(task, held_out=held), circuit)
+    assert (result.part, found.part, found.examples) == ("examples", "held_out", 4)
+    assert found.circuit == pytest.approx(mean((model, held, None), circuit), rel=1e-5)
+
+
+def test_given_replacements_serve_the_held_out_examples_too(setting: tuple[Any, Any, Any]) -> None:
+    from dataclasses import replace
+
+    model, task, circuit = setting
+    both = replace(task, held_out=random_prompts(101, n_examples=4, seed=9).task)
+    given = cd.evaluate(model, both, circuit, ablation=cd.replacements(model, both, ablation="mean"))
+    assert given.to_dict() == cd.evaluate(model, both, circuit, ablation="mean").to_dict()
+
+
+def test_replacements_of_other_prompts_are_refused(setting: tuple[Any, Any, Any]) -> None:
+    model, task, circuit = setting
+    other = cd.replacements(model, random_prompts(101, n_examples=8, seed=4).task)
+    with pytest.raises(cd.CircuitDiscoveryError, match="row 0"):
+        cd.run_circuit(model, task, circuit, ablation=other)
+
+
+def test_the_same_evaluation_twice_is_the_same(setting: tuple[Any, Any, Any], result: Any) -> None:
+    assert cd.evaluate(*setting).to_dict() == result.to_dict()
+
+
+def test_circuits_that_differ_in_dead_edges_only_run_once(setting: tuple[Any, Any, Any]) -> None:
+    model, task, circuit = setting
+    bench = Bench.build(model, task, circuit.graph, "resample", "logit_diff", "noising", None, 0)
+    padded = circuit | cd.Circuit.from_edges(circuit.graph, ["input->a1.h3<v>"])
+    torch.testing.assert_close(torch.tensor(bench.values(padded.mask)), torch.tensor(each(setting, padded)), atol=1e-5, rtol=0)
+    assert bench.values(circuit.mask) is bench.values(padded.mask)

@@ -1,0 +1,379 @@
+"""Gates 4 and 5, and two independent implementations: scores are derivatives and damages, ACDC is the naive one's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fixture import ACDC_THRESHOLDS, Agreement
+from reference import Metric, acdc_order, carried, exact, integrated, kl_divergence, logit_diff, naive_acdc, naive_damage
+from tiny import Prompts, Tiny, random_model, random_prompts
+from torch import Tensor
+
+import circuitdiscovery as cd
+
+MIDPOINTS = [0.1, 0.3, 0.5, 0.7, 0.9]
+LEFT = [0.0, 0.2, 0.4, 0.6, 0.8]
+
+
+def sample(graph: Any, n: int = 24, seed: int = 0) -> list[str]:
+    """Random edges, and one into each kind of receiver."""
+    kinds = {receiver.partition("<")[2] or receiver[0]: f"input->{receiver}" for receiver in graph.receivers}
+    return sorted({*kinds.values(), *(str(e) for e in np.random.default_rng(seed).choice(graph.edges, n, replace=False))})
+
+
+def agree(scores: Any, expected: Mapping[str, float]) -> None:
+    """To 1e-4 of the largest score."""
+    scale = float(np.abs(scores.values).max())
+    assert scale > 0.01  # or nothing would be compared
+    assert {edge: scores[edge] for edge in expected} == pytest.approx(dict(expected), rel=0, abs=1e-4 * scale)
+
+
+def nll(correct: Tensor) -> Metric:
+    return lambda logits: -torch.stack([row.log_softmax(-1)[c] for row, c in zip(logits, correct, strict=True)])
+
+
+# ------------------------------------------------------------------ gate 4: attribution is a derivative
+
+
+@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
+def test_gate_4_eap_is_the_finite_difference(any_model: Tiny, ablation: str) -> None:
+    prompts, reference = any_model.prompts, any_model.reference64
+    scores = cd.eap(any_model.model, prompts.task, ablation=ablation)
+    replacement = carried(reference, ablation, prompts.corrupted)
+    metric = logit_diff(prompts.correct, prompts.incorrect)
+    agree(scores, integrated(reference, prompts.clean, replacement, sample(scores.graph), metric, [1.0]))
+
+
+def test_gate_4_every_edge_of_the_tiny_gpt2(gpt2: Tiny) -> None:
+    prompts, reference = gpt2.prompts, gpt2.reference64
+    scores = cd.eap(gpt2.model, prompts.task)
+    replacement = carried(reference, "resample", prompts.corrupted)
+    metric = logit_diff(prompts.correct, prompts.incorrect)
+    agree(scores, integrated(reference, prompts.clean, replacement, list(scores.graph.edges), metric, [1.0]))
+
+
+def test_gate_4_where_lower_is_better(tiny: Tiny) -> None:
+    prompts, reference = tiny.prompts, tiny.reference64
+    scores = cd.eap(tiny.model, prompts.task, metric="nll")
+    replacement = carried(reference, "resample", prompts.corrupted)
+    edges = sample(scores.graph, 10)
+    agree(scores, integrated(reference, prompts.clean, replacement, edges, nll(prompts.correct), [1.0], higher_is_better=False))
+
+
+def test_gate_4_merged_receivers(gpt2: Tiny) -> None:
+    """A merged edge's score is the sum over its query, key and value: to first order they are moved together."""
+    split, merged = (cd.eap(gpt2.model, gpt2.prompts.task, split_qkv=which) for which in (True, False))
+    expected = {e: sum(split[f"{e}<{x}>"] for x in "qkv") if f"{e}<q>" in split.graph.edges else split[e] for e in merged.graph.edges}
+    agree(merged, expected)
+
+
+@pytest.mark.parametrize(("rule", "alphas"), [("midpoint", MIDPOINTS), ("left", LEFT)])
+def test_eap_ig_averages_the_gradient_along_the_line(tiny: Tiny, rule: str, alphas: list[float]) -> None:
+    prompts, reference = tiny.prompts, tiny.reference64
+    scores = cd.eap_ig(tiny.model, prompts.task, steps=5, rule=rule)
+    replacement = carried(reference, "resample", prompts.corrupted)
+    metric = logit_diff(prompts.correct, prompts.incorrect)
+    agree(scores, integrated(reference, prompts.clean, replacement, sample(scores.graph, 8), metric, alphas))
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_eap_ig_with_kl_and_other_ablations(gpt2: Tiny, llama: Tiny, ablation: str) -> None:
+    for tiny in (gpt2, llama):
+        prompts, reference = tiny.prompts, tiny.reference64
+        scores = cd.eap_ig(tiny.model, prompts.task, steps=5, metric="kl_divergence", ablation=ablation)
+        replacement = carried(reference, ablation, prompts.corrupted)
+        metric = kl_divergence(reference.run(prompts.clean)[0][:, -1])
+        edges = sample(scores.graph, 10)
+        agree(scores, integrated(reference, prompts.clean, replacement, edges, metric, MIDPOINTS, higher_is_better=False))
+
+
+def test_clean_corrupted_is_the_mean_of_both_ends(tiny: Tiny) -> None:
+    prompts, reference = tiny.prompts, tiny.reference64
+    scores = cd.clean_corrupted(tiny.model, prompts.task)
+    replacement = carried(reference, "resample", prompts.corrupted)
+    metric = logit_diff(prompts.correct, prompts.incorrect)
+    agree(scores, integrated(reference, prompts.clean, replacement, sample(scores.graph, 10), metric, [0.0, 1.0]))
+
+
+def test_searches_read_the_answer_where_the_task_says(llama: Tiny) -> None:
+    """With the answer at position 2, what stands behind it does not matter."""
+    prompts = llama.prompts
+    answers = {"correct": prompts.correct, "incorrect": prompts.incorrect}
+    inside = cd.Task.from_tokens(clean=prompts.clean, corrupted=prompts.corrupted, position=2, **answers)
+    short = cd.Task.from_tokens(clean=prompts.clean[:, :3], corrupted=prompts.corrupted[:, :3], **answers)
+    for method in (cd.eap, cd.eap_ig, cd.clean_corrupted, cd.exact):
+        expected = method(llama.model, short)
+        agree(method(llama.model, inside), {edge: expected[edge] for edge in expected.graph.edges})
+    assert cd.acdc(llama.model, inside, threshold=0.02).edges == cd.acdc(llama.model, short, threshold=0.02).edges
+
+
+def test_eap_denoising_has_its_gradient_on_the_corrupted_run(gpt2: Tiny) -> None:
+    prompts, reference = gpt2.prompts, gpt2.reference64
+    scores = cd.eap(gpt2.model, prompts.task, direction="denoising")
+    replacement = carried(reference, "resample", prompts.corrupted)
+    metric = logit_diff(prompts.correct, prompts.incorrect)
+    agree(scores, integrated(reference, prompts.clean, replacement, sample(scores.graph), metric, [0.0]))
+
+
+def test_eap_is_transformer_lens_attribution_patching(gpt2: Tiny) -> None:
+    """`attribution_patch` points from its corrupt run, where it has its gradient, to its clean one: our clean, our corrupted."""
+    from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, Node, attribution_patch
+
+    def ours(source: Node, reader: Node) -> str:
+        writer = {"embed": "input", "attn_head_out": f"a{source.layer}.h{source.head}", "mlp_out": f"m{source.layer}"}[source.kind]
+        letter = reader.kind[0]
+        return f"{writer}->" + {"m": f"m{reader.layer}", "l": "logits"}.get(letter, f"a{reader.layer}.h{reader.head}<{letter}>")
+
+    prompts, scores = gpt2.prompts, cd.eap(gpt2.model, gpt2.prompts.task)
+    summed = dict.fromkeys(scores.graph.edges, 0.0)
+    for row in range(len(prompts)):
+        correct, incorrect = int(prompts.correct[row]), int(prompts.incorrect[row])
+        result = attribution_patch(
+            gpt2.reference.bridge,
+            prompts.corrupted[row : row + 1],
+            prompts.clean[row : row + 1],
+            lambda logits, c=correct, i=incorrect: logits[0, -1, c] - logits[0, -1, i],
+            EdgeAttributionConfig(granularity="edge"),
+        )
+        for (source, reader), score in result.edge_scores.items():
+            summed[ours(source, reader)] -= score / len(prompts)
+    agree(scores, summed)
+
+
+def test_kl_has_no_gradient_on_the_clean_run(gpt2: Tiny) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match="eap_ig"):
+        cd.eap(gpt2.model, gpt2.prompts.task, metric="kl_divergence")
+    assert np.abs(cd.eap_ig(gpt2.model, gpt2.prompts.task, metric="kl_divergence").values).max() > 0.01
+
+
+# ------------------------------------------------------------------ exact
+
+
+@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
+def test_exact_is_the_damage_of_each_edge_alone(any_model: Tiny, ablation: str) -> None:
+    prompts, reference = any_model.prompts, any_model.reference64
+    scores = cd.exact(any_model.model, prompts.task, ablation=ablation)
+    replacement = carried(reference, ablation, prompts.corrupted)
+    kl = kl_divergence(reference.run(prompts.clean)[0][:, -1])
+    agree(scores, exact(reference, prompts.clean, replacement, sample(scores.graph), kl, higher_is_better=False))
+
+
+def test_exact_of_another_metric(tiny: Tiny) -> None:
+    prompts, reference = tiny.prompts, tiny.reference64
+    scores = cd.exact(tiny.model, prompts.task, metric="logit_diff")
+    replacement = carried(reference, "resample", prompts.corrupted)
+    metric = logit_diff(prompts.correct, prompts.incorrect)
+    agree(scores, exact(reference, prompts.clean, replacement, sample(scores.graph), metric, higher_is_better=True))
+
+
+def test_exact_merged(gpt2: Tiny) -> None:
+    prompts = gpt2.prompts
+    scores = cd.exact(gpt2.model, prompts.task, split_qkv=False)
+    reference = gpt2.reference64.with_graph(scores.graph)
+    replacement = carried(reference, "resample", prompts.corrupted)
+    kl = kl_divergence(reference.run(prompts.clean)[0][:, -1])
+    agree(scores, exact(reference, prompts.clean, replacement, sample(scores.graph), kl, higher_is_better=False))
+
+
+def test_exact_nodes_lose_all_their_edges_at_once(llama: Tiny) -> None:
+    prompts, reference = llama.prompts, llama.reference64
+    graph, replacement = reference.graph, carried(reference, "resample", prompts.corrupted)
+    metric = logit_diff(prompts.correct, prompts.incorrect)
+    full = metric(reference.run(prompts.clean)[0][:, -1]).mean().item()
+    expected = {}
+    for row, name in enumerate(graph.sources):
+        moved = np.zeros_like(graph.allowed)
+        moved[row] = graph.allowed[row]
+        expected[name] = full - metric(reference.patched(prompts.clean, replacement, moved)[:, -1]).mean().item()
+    assert cd.exact(llama.model, prompts.task, level="node", metric="logit_diff") == pytest.approx(expected, abs=1e-4)
+
+
+# ------------------------------------------------------------------ gate 5: ACDC
+
+
+def compare_with_naive(tiny: Tiny, prompts: Prompts, threshold: float, *, ablation: str = "resample", graph: Any = None, **options: Any) -> Any:
+    """ACDC and the naive one, edge for edge, and the scores of the kept edges; no decision may hang on a rounding."""
+    reference = tiny.reference64 if graph is None else tiny.reference64.with_graph(graph)
+    replacement = carried(reference, ablation, prompts.corrupted)
+    if options.get("metric") == "logit_diff":
+        metric, higher = logit_diff(prompts.correct, prompts.incorrect), True
+    else:
+        metric, higher = kl_divergence(reference.run(prompts.clean)[0][:, -1]), False
+    absolute = options.get("absolute", False)
+    naive = naive_acdc(reference, prompts.clean, replacement, metric, threshold, higher_is_better=higher, absolute=absolute)
+    damages = np.array(list(naive.damage.values()))
+    assert np.abs((np.abs(damages) if absolute else damages) - threshold).min() > 1e-6, "another threshold, please"
+    found = cd.acdc(tiny.model, prompts.task, threshold=threshold, ablation=ablation, **options)
+    assert set(found.edges) == naive.kept
+    assert 0 < len(naive.kept) < len(reference.graph)  # or nothing would be compared
+    for edge in found.edges:
+        assert found.score(edge) == pytest.approx(naive.damage[edge], abs=1e-4)
+    return found
+
+
+PAIRS = random_prompts(101, 4, 5, seed=20)
+
+
+def test_gate_5_acdc_is_the_naive_one(tiny: Tiny) -> None:
+    compare_with_naive(tiny, PAIRS, 0.02)
+
+
+@pytest.mark.parametrize("threshold", [0.0003, 0.07])
+def test_gate_5_dense_and_sparse(gpt2: Tiny, llama: Tiny, threshold: float) -> None:
+    for tiny in (gpt2, llama):
+        compare_with_naive(tiny, PAIRS, threshold)
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_gate_5_other_ablations(gpt2: Tiny, llama: Tiny, ablation: str) -> None:
+    for tiny in (gpt2, llama):
+        compare_with_naive(tiny, PAIRS, 0.1, ablation=ablation)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_gate_5_signed_and_absolute(gpt2: Tiny, absolute: bool) -> None:
+    found = compare_with_naive(gpt2, PAIRS, 0.05, metric="logit_diff", absolute=absolute)
+    assert (min(score for edge in found.edges if (score := found.score(edge)) is not None) < 0) is absolute
+
+
+def test_gate_5_merged_receivers(gpt2: Tiny) -> None:
+    compare_with_naive(gpt2, PAIRS, 0.05, graph=cd.Graph.from_model(gpt2.model, split_qkv=False), split_qkv=False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_gate_5_batches_do_not_matter(tiny: Tiny, batch_size: int) -> None:
+    whole, parts = (cd.acdc(tiny.model, PAIRS.task, threshold=0.05, batch_size=size) for size in (None, batch_size))
+    assert whole.edges == parts.edges
+
+
+def kl_of_circuit(model: Any, task: Any, mask: np.ndarray, ablation: Any) -> float:
+    """By a full forward of the mask and torch's own KL."""
+    full = cd.run_circuit(model, task, cd.Circuit.full(model.graph)).double().log_softmax(-1)
+    patched = cd.run_circuit(model, task, cd.Circuit(model.graph, mask), ablation=ablation).double().log_softmax(-1)
+    return torch.nn.functional.kl_div(patched, full, log_target=True, reduction="batchmean").item()
+
+
+@pytest.mark.parametrize("ablation", ["noise", "random", "mean"])
+def test_gate_5_prompts_of_two_lengths(llama: Tiny, ablation: str) -> None:
+    """The naive search by `run_circuit`, which gate 3 holds to the reference, under the drawn ablations too."""
+    parts = [random_prompts(101, 2, length, seed=length) for length in (4, 6)]
+    columns = {key: [row for part in parts for row in getattr(part, key).tolist()] for key in Prompts.__dataclass_fields__}
+    task, graph, threshold = cd.Task.from_tokens(**columns), llama.model.graph, 0.05
+    alt = cd.replacements(llama.model, task, ablation=ablation)
+    mask, old = graph.allowed.copy(), 0.0
+    for edge in acdc_order(graph):
+        trial = mask & ~graph.mask([edge])
+        new = kl_of_circuit(llama.model, task, trial, alt)
+        assert abs(new - old - threshold) > 1e-6, "another threshold, please"
+        if new - old < threshold:
+            mask, old = trial, new
+    assert 0 < mask.sum() < len(graph)
+    for given in (alt, ablation):
+        assert cd.acdc(llama.model, task, threshold=threshold, ablation=given).edges == graph.names(mask)
+
+
+@pytest.mark.slow
+def test_gate_5_at_the_shape_of_gpt2_small() -> None:
+    """The naive decision from 300 states sampled from a finished search is the one that was taken."""
+    from transformers import GPT2Config
+
+    model = cd.load_model(random_model(GPT2Config(vocab_size=997)), name="gpt2-shape")
+    task, graph, threshold = random_prompts(997, 2, 4, seed=22).task, model.graph, 0.02
+    assert len(graph) == 32491
+    alt = cd.replacements(model, task)
+    found = cd.acdc(model, task, threshold=threshold, ablation=alt)
+    order, kept = acdc_order(graph), set(found.edges)
+    rng = np.random.default_rng(0)
+    tried = [i for i, edge in enumerate(order) if edge in kept]
+    for i in sorted({*rng.choice(tried, 100, replace=False).tolist(), *rng.choice(len(order), 200, replace=False).tolist()}):
+        before = graph.allowed & ~graph.mask(edge for edge in order[:i] if edge not in kept)
+        damage = kl_of_circuit(model, task, before & ~graph.mask([order[i]]), alt) - kl_of_circuit(model, task, before, alt)
+        if abs(damage - threshold) > 1e-5:
+            assert (damage >= threshold) == (order[i] in kept), (order[i], damage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stories260K", "toy"])
+def test_gate_5_sampled_states_of_trained_models(tinies: Callable[[str], Tiny], name: str) -> None:
+    """The naive decision from 60 states of a finished search is the one that was taken."""
+    tiny = tinies(name)
+    threshold, prompts = 0.005, random_prompts(tiny.hf.config.vocab_size, 4, 8, seed=21)
+    found = cd.acdc(tiny.model, prompts.task, threshold=threshold)
+    check_sampled_states(tiny.reference64, prompts, found, threshold, 60)
+
+
+def check_sampled_states(reference: Any, prompts: Prompts, found: Any, threshold: float, n: int) -> None:
+    order, kept = acdc_order(reference.graph), set(found.edges)
+    assert 0 < len(kept) < len(order)
+    replacement = carried(reference, "resample", prompts.corrupted)
+    kl = kl_divergence(reference.run(prompts.clean)[0][:, -1])
+    rng = np.random.default_rng(0)
+    some_kept = rng.choice([i for i, edge in enumerate(order) if edge in kept], min(len(kept), n // 2), replace=False)
+    for i in {*some_kept.tolist(), *rng.choice(len(order), n // 2, replace=False).tolist()}:
+        removed = reference.graph.mask(edge for edge in order[:i] if edge not in kept)
+        damage = naive_damage(reference, prompts.clean, replacement, kl, order[i], removed, higher_is_better=False)
+        if abs(damage - threshold) > 1e-5:
+            assert (damage >= threshold) == (order[i] in kept), (order[i], damage)
+
+
+def test_acdc_resumes_where_it_was_killed(llama: Tiny, tmp_path: Any) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done > total / 2:
+            raise Killed
+
+    state = tmp_path / "state.json"
+    expected = cd.acdc(llama.model, PAIRS.task, threshold=0.05)
+    with pytest.raises(Killed):
+        cd.acdc(llama.model, PAIRS.task, threshold=0.05, state=state, progress=kill)
+    assert cd.acdc(llama.model, PAIRS.task, threshold=0.05, state=state) == expected
+    with pytest.raises(cd.CircuitDiscoveryError, match="another search"):
+        cd.acdc(llama.model, PAIRS.task, threshold=0.06, state=state)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
+def test_a_threshold_is_a_finite_number(gpt2: Tiny, threshold: float) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match="threshold"):
+        cd.acdc(gpt2.model, PAIRS.task, threshold=threshold)
+
+
+# ------------------------------------------------------------------ gate 6, and the fixture
+
+
+@pytest.mark.parametrize("method", ["eap", "eap_ig", "clean_corrupted", "exact", "acdc", "random"])
+def test_gate_6_twice_the_same_bytes(llama: Tiny, tmp_path: Any, method: str) -> None:
+    options = {"threshold": 0.05} if method == "acdc" else {}
+    suffix = "json" if method == "acdc" else "safetensors"
+    for name in "ab":
+        getattr(cd, method)(llama.model, PAIRS.task, **options).save(tmp_path / f"{name}.{suffix}")
+    assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
+FIXTURE_SCORES: dict[str, Callable[..., Any]] = {
+    "eap": cd.eap,
+    "clean_corrupted": cd.clean_corrupted,
+    "eap_ig_5_left_riemann_token_embedding": lambda model, task: cd.eap_ig(model, task, steps=5, rule="left"),
+}
+
+
+@pytest.mark.parametrize("name", FIXTURE_SCORES)
+def test_the_fixtures_attributions(agreement: Agreement, name: str) -> None:
+    agree(FIXTURE_SCORES[name](agreement.tiny.model, agreement.prompts.task), agreement.results[name])
+
+
+@pytest.mark.parametrize("metric", ["logit_diff", "kl_divergence"])
+def test_the_fixtures_exact_damages(agreement: Agreement, metric: str) -> None:
+    scores = cd.exact(agreement.tiny.model, agreement.prompts.task, metric=metric)
+    agree(scores, agreement.results["exact"][metric])
+
+
+@pytest.mark.parametrize("threshold", ACDC_THRESHOLDS)
+def test_the_fixtures_acdc(agreement: Agreement, threshold: str) -> None:
+    found = cd.acdc(agreement.tiny.model, agreement.prompts.task, threshold=float(threshold))
+    assert set(found.edges) == set(agreement.results["acdc"][threshold]["kept"])
