@@ -78,13 +78,17 @@ class Replacements:
         for part, values in self.parts:
             if all(torch.equal(getattr(part, name), getattr(batch, name).to(values.device)) for name in ("rows", "clean", "corrupted")):
                 return values
-        where = {key: (values, i) for part, values in self.parts for i, key in enumerate(_keys(part))}
-        missing = [key for key in _keys(batch) if key not in where]
-        if missing and self.held_out is not None:
+        where: dict[tuple[Any, ...], tuple[Tensor, int]] = {}
+        for part, values in reversed(self.parts):  # the first of equal prompts stands for those of another row
+            for i, key in reversed(list(enumerate(_keys(part)))):
+                where[key] = where[key[1:]] = (values, i)
+        found = [where.get(key, where.get(key[1:])) for key in _keys(batch)]
+        if None in found and self.held_out is not None:
             return self.held_out().rows(batch)
-        if missing:
-            raise CircuitDiscoveryError(f"the given replacements were computed for other prompts than row {missing[0][0]}'s")
-        return torch.stack([values[:, i] for values, i in map(where.__getitem__, _keys(batch))], dim=1)
+        if None in found:
+            row = batch.rows.tolist()[found.index(None)]
+            raise CircuitDiscoveryError(f"the given replacements were computed for other prompts than row {row}'s")
+        return torch.stack([each[0][:, each[1]] for each in found if each is not None], dim=1)
 
 
 def _keys(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:

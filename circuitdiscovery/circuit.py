@@ -105,7 +105,7 @@ class Scores:
         Every edge leads to the logits; not every one needs to be on a path from `input`. Ties by index; nothing pruned.
         """
         self._check_count(n)
-        keys, mask, feeds = self._keys(absolute), np.zeros_like(self.graph.allowed), _feeds(self.graph)
+        keys, mask, feeds = self._keys(absolute), np.zeros_like(self.graph.allowed), self.graph.feeds
         reached: set[int] = set()
         heap: list[tuple[float, int, int]] = []
 
@@ -318,7 +318,7 @@ class Circuit:
 
     def pruned(self) -> Circuit:
         """The edges that lie on a path from `input` to `logits`."""
-        feeds = _feeds(self.graph)  # [receivers, sources]
+        feeds = self.graph.feeds  # [receivers, sources]
         reached, leads = np.zeros(len(self.graph.sources), dtype=bool), np.zeros(len(self.graph.receivers), dtype=bool)
         reading, leads[-1] = np.zeros_like(leads), True
         for row in range(len(reached)):  # topological order: a source's receivers are decided before it
@@ -430,15 +430,6 @@ def check_same_graph(a: Circuit | Scores, b: Circuit | Scores) -> None:
     if a.graph != b.graph:
         mine, theirs = (_described(x.info.get("model", {}).get("name"), x.graph) for x in (a, b))
         raise CircuitDiscoveryError(f"circuits of different graphs: {mine} and {theirs}")
-
-
-def _feeds(graph: Graph) -> np.ndarray:
-    """[receivers, sources] bool: the source is what the receiver's node writes (for a group, each of its heads)."""
-    feeds = np.zeros((len(graph.receivers), len(graph.sources)), dtype=bool)
-    for column, receiver in enumerate(graph.receivers):
-        for node in graph.reader_nodes(receiver):
-            feeds[column, graph.source_index[node]] = True
-    return feeds
 
 
 def _nodes(graph: Graph, names: Iterable[str]) -> set[str]:

@@ -155,7 +155,7 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
     except KeyboardInterrupt:
         how = "resume with" if (folder / run.STATE).exists() else "nothing was found yet, start again with"
         click.echo(f"\ninterrupted; {how}: {options.resume_command(folder)}", err=True)
-        raise
+        sys.exit(130)
     if as_json:
         _print_json(record["summary"])
     else:

@@ -17,7 +17,12 @@ def unknown(kind: str, name: object, valid: Iterable[str], *, plural: str | None
     "no task 'ioy'; did you mean 'ioi'? Valid tasks: greater_than, ioi"
     """
     names = list(valid)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    near = nearest(str(name), names)[:1]
     hint = f"did you mean {near[0]!r}? " if near else ""
     listed = names if len(names) <= 30 else [*names[:12], "...", names[-1]]
     return CircuitDiscoveryError(f"no {kind} {name!r}; {hint}Valid {plural or kind + 's'}: {', '.join(listed)}")
+
+
+def nearest(name: str, valid: Iterable[str]) -> list[str]:
+    """Up to three of `valid` that look like the name, the nearest first."""
+    return difflib.get_close_matches(name, list(valid), n=3, cutoff=0.5)

@@ -193,7 +193,7 @@ def evaluate(
     bench = Bench.build(model, used, *setup, progress)
     nodes = _removable(circuit)
     bench.expected = 3 + 2 * RANDOM_SETS + (2 + RANDOM_SETS) * len(nodes)
-    ranking = bench if len(used) <= GREEDY_EXAMPLES else Bench.build(model, used.select(range(GREEDY_EXAMPLES)), *setup)
+    ranking = bench if len(used) <= GREEDY_EXAMPLES else Bench.build(model, _of_one_length(used, GREEDY_EXAMPLES), *setup)
     full, kept, empty = (bench.values(mask) for mask in (circuit.graph.allowed, circuit.mask, np.zeros_like(circuit.mask)))
     normalized, reason = bench.normalized(kept, full, empty)
     sets = _knockouts(ranking, circuit, nodes, seed)
@@ -345,12 +345,19 @@ def _normalized(kept: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.nda
 
 def _effective(graph: Graph, mask: np.ndarray) -> np.ndarray:
     """The edges that can matter: those into receivers that feed a node with a path to the logits."""
-    live = live_nodes(graph, mask)
-    feeds = [name == "logits" or any(live[graph.source_index[node]] for node in graph.reader_nodes(name)) for name in graph.receivers]
-    return mask & np.array(feeds)
+    matters = (graph.feeds & live_nodes(graph, mask)).any(1)  # [R]
+    matters[-1] = True
+    return mask & matters
 
 
 # ------------------------------------------------------------------ the criteria
+
+
+def _of_one_length(task: Task, count: int) -> Task:
+    """The first examples of the most frequent length, which run as one batch."""
+    lengths = [len(example.clean) for example in task.examples]
+    most = max(sorted(set(lengths)), key=lengths.count)
+    return task.select([row for row, length in enumerate(lengths) if length == most][:count])
 
 
 def _removable(circuit: Circuit) -> list[str]:

@@ -281,9 +281,7 @@ class World:
         graph = self.graph
         if receiver == len(graph.receivers) - 1:
             return Branches(np.array([], dtype=int), streams.new_empty(0), _unembed(self.model, streams))
-        nodes = np.zeros(len(graph.sources), dtype=bool)
-        nodes[[graph.source_index[name] for name in graph.reader_nodes(graph.receivers[receiver])]] = True
-        nodes = reached_nodes(graph, mask, nodes) & live_nodes(graph, mask)
+        nodes = reached_nodes(graph, mask, graph.feeds[receiver]) & live_nodes(graph, mask)
         return self._run(mask, state, np.flatnonzero(nodes), {receiver: streams}, fixed=np.arange(len(nodes)))
 
     def place(self, receiver: int) -> tuple[Tensor, int]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError, nearest
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -127,11 +127,19 @@ class Graph:
 
         Where q, k and v are merged, all three letters name the same columns.
         """
-        if letter == "m":
-            return np.array([self.receiver_index[f"m{layer}"]])
-        prefix, count = ("h", self.n_heads) if letter == "q" or not self.grouped else ("kv", self.n_kv_heads)
-        suffix = f"<{letter}>" if self.split_qkv else ""
-        return np.array([self.receiver_index[f"a{layer}.{prefix}{i}{suffix}"] for i in range(count)])
+        return self._columns[layer, letter]
+
+    @cached_property
+    def _columns(self) -> Mapping[tuple[int, str], np.ndarray]:
+        found: dict[tuple[int, str], np.ndarray] = {}
+        for layer in range(self.n_layers):
+            for letter in LETTERS:
+                prefix, count = ("h", self.n_heads) if letter == "q" or not self.grouped else ("kv", self.n_kv_heads)
+                suffix = f"<{letter}>" if self.split_qkv else ""
+                found[layer, letter] = np.array([self.receiver_index[f"a{layer}.{prefix}{i}{suffix}"] for i in range(count)])
+            if self.has_mlp:
+                found[layer, "m"] = np.array([self.receiver_index[f"m{layer}"]])
+        return found
 
     def reader_nodes(self, receiver: str) -> tuple[str, ...]:
         """The sources that a receiver feeds: its head or MLP, every head of its group, none for `logits`."""
@@ -141,6 +149,15 @@ class Graph:
         layer, group = node.split(".kv")
         size = self.n_heads // self.n_kv_heads
         return tuple(f"{layer}.h{head}" for head in range(int(group) * size, (int(group) + 1) * size))
+
+    @cached_property
+    def feeds(self) -> np.ndarray:
+        """[receivers, sources] bool, read-only: the source is what the receiver's node writes (for a group, each of its heads)."""
+        feeds = np.zeros((len(self.receivers), len(self.sources)), dtype=bool)
+        for column, receiver in enumerate(self.receivers):
+            feeds[column, [self.source_index[node] for node in self.reader_nodes(receiver)]] = True
+        feeds.flags.writeable = False
+        return feeds
 
     # ------------------------------------------------------------------ edges
 
@@ -168,17 +185,19 @@ class Graph:
         return tuple(f"{self.sources[s]}->{self.receivers[r]}" for s, r in np.argwhere(mask))
 
     def index(self, edge: str) -> tuple[int, int]:
-        """An edge's (row, column); an unknown name is an error that says which end is wrong and offers the nearest."""
-        source, arrow, receiver = edge.partition("->")
-        if not arrow:
-            raise CircuitDiscoveryError(f"no edge {edge!r}; an edge is SOURCE->RECEIVER, for example {self.edges[0]}")
-        for kind, name, index in (("source", source, self.source_index), ("receiver", receiver, self.receiver_index)):
-            if name not in index:
-                raise CircuitDiscoveryError(f"no edge {edge!r}: {unknown(kind, name, index)}")
-        row, column = self.source_index[source], self.receiver_index[receiver]
-        if not self.allowed[row, column]:
-            raise CircuitDiscoveryError(f"no edge {edge!r}: {receiver} comes before {source} is written")
+        """An edge's (row, column); an unknown name is an error that offers the nearest."""
+        source, _, receiver = edge.partition("->")
+        row, column = self.source_index.get(source), self.receiver_index.get(receiver)
+        if row is None or column is None or not self.allowed[row, column]:
+            raise CircuitDiscoveryError(self._no_edge(edge, source, receiver))
         return row, column
+
+    def _no_edge(self, edge: str, source: str, receiver: str) -> str:
+        """The sentence for an unknown edge; its two ends are looked up apart, for there are tens of thousands of edges."""
+        sources, receivers = nearest(source, self.sources), nearest(receiver, self.receivers)
+        near = [f"{s}->{r}" for s in sources for r in receivers if self.allowed[self.source_index[s], self.receiver_index[r]]]
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"no edge {edge!r}; {hint}Valid edges: {self.edges[0]}, ..., {self.edges[-1]} (a source, and a receiver after it)"
 
     def mask(self, edges: Iterable[str]) -> np.ndarray:
         """[sources, receivers] bool: True at the named edges."""

@@ -15,7 +15,17 @@ from torch.nn.functional import kl_div
 import circuitdiscovery as cd
 from circuitdiscovery.evaluation import MIB_FRACTIONS, Bench
 
-EDGES = ("input->a0.h1<v>", "input->m0", "a0.h1->m1", "m0->a2.h0<v>", "m0->a2.h0<q>", "a2.h0->logits", "m1->m2", "m2->logits", "input->logits")
+EDGES = (
+    "input->a0.h1<v>",
+    "input->m0",
+    "a0.h1->m1",
+    "m0->a2.h0<v>",
+    "m0->a2.h0<q>",
+    "a2.h0->logits",
+    "m1->m2",
+    "m2->logits",
+    "input->logits",
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,9 @@ def test_faithfulness_is_the_paper_s_difference(setting: tuple[Any, Any, Any], r
 def test_kl_and_agreement_compare_with_the_model(setting: tuple[Any, Any, Any], result: Any) -> None:
     model, task, circuit = setting
     ours, theirs = cd.run_circuit(model, task, circuit), cd.run_circuit(model, task, full(setting))
-    assert result.kl == pytest.approx(float(kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean")), rel=1e-4)
+    assert result.kl == pytest.approx(
+        float(kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean")), rel=1e-4
+    )
     assert result.agreement == float((ours.argmax(-1) == theirs.argmax(-1)).double().mean())
 
 
@@ -194,7 +206,7 @@ def test_given_replacements_serve_the_held_out_examples_too(setting: tuple[Any, 
     from dataclasses import replace
 
     model, task, circuit = setting
-    both = replace(task, held_out=random_prompts(101, n_examples=4, seed=9).task)
+    both = replace(task, held_out=random_prompts(101, n_examples=20, seed=9).task)
     given = cd.evaluate(model, both, circuit, ablation=cd.replacements(model, both, ablation="mean"))
     assert given.to_dict() == cd.evaluate(model, both, circuit, ablation="mean").to_dict()
 

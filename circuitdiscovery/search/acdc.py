@@ -164,8 +164,9 @@ class _Search:
         return mask, scores
 
     def _dead(self, receiver: int, mask: np.ndarray) -> bool:
-        readers = self.graph.reader_nodes(self.graph.receivers[receiver])
-        return bool(readers) and not live_nodes(self.graph, mask)[[self.graph.source_index[name] for name in readers]].any()
+        """Whether nothing that the receiver feeds leads anywhere."""
+        feeds = self.graph.feeds[receiver]
+        return bool(feeds.any()) and not (feeds & live_nodes(self.graph, mask)).any()
 
     def _chain(self, current: list[Case], mask: np.ndarray, receiver: int, sources: np.ndarray, old: float) -> tuple[float, float, int]:
         """(the refused edge's damage, the metric after the accepted ones, how many of the sources were accepted)."""
