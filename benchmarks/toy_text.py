@@ -46,6 +46,7 @@ ORDINARY = (
     "The {place} was old, and the {noun} was {colour}.",
     "The {adjective} people of the {place} talked about the {event}.",
     "After the {event} everybody went home.",
+    "In the years of the {event} the {place} was {colour}.",
     "The {colour} {noun} fell from the {spot} in the morning.",
 )
 COLOURS = ("red", "blue", "green", "old", "new", "small", "large", "white", "black", "broken")
@@ -62,8 +63,8 @@ ENDINGS = {
     ),
     "induction": ("",),
 }
-MIXTURE = {"ioi": 26, "greater_than": 30, "subject_verb_agreement": 7, "gendered_pronoun": 5, "induction": 20, "ordinary": 12}
-EARLY = {"ioi": 50, "induction": 50}  # copying is learnt first: in the mixture it stays at chance for thousands of steps
+MIXTURE = {"ioi": 22, "greater_than": 30, "years": 10, "subject_verb_agreement": 6, "gendered_pronoun": 4, "induction": 18, "ordinary": 10}
+EARLY = {"ioi": 45, "induction": 40, "years": 15}  # copying is learnt first: in the mixture it stays at chance for thousands of steps
 
 
 @dataclass(frozen=True)
@@ -242,10 +243,17 @@ def ordinary(world: World, rng: random.Random) -> str:
     return rng.choice(ORDINARY).format(name=name, other=other, colour=colour, other_colour=other_colour, year=year, **slots)
 
 
+def years(world: World, rng: random.Random) -> str:
+    """A sentence with several years of one century in their order: from these the order of numbers is learnt sooner."""
+    century = rng.choice(world.tasks["greater_than"]["generator"]["centuries"])
+    *before, last = (f"{century}{year:02d}" for year in sorted(rng.sample(range(100), rng.randint(2, 5))))
+    return f"{rng.choice(world.names)} was at the {rng.choice(world.words('ioi', 'place'))} in the years {', '.join(before)} and {last}."
+
+
 def sentence(world: World, rng: random.Random, kind: str) -> str:
     """A sentence of one kind, finished."""
-    if kind == "ordinary":
-        return ordinary(world, rng)
+    if kind in ("ordinary", "years"):
+        return (ordinary if kind == "ordinary" else years)(world, rng)
     prompt = TRAINED[kind](world, rng)
     return prompt.text + rng.choice(prompt.correct) + rng.choice(ENDINGS[kind])
 

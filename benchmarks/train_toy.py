@@ -22,7 +22,7 @@ FOLDER = ROOT / "circuitdiscovery" / "models" / "toy"
 LOG = logging.getLogger("train_toy")
 
 SEED = 0
-STEPS = 7_000
+STEPS = 12_000
 EARLY_STEPS = 1_500
 BATCH = 32
 CONTEXT = 64  # positions: the longest training documents fill them
@@ -181,7 +181,7 @@ A small GPT-2 that knows the shipped tasks, so that the package can be tried wit
   Unknown words are `{UNKNOWN}`.
 - Data: generated English-like documents of one or more sentences, from the words and templates of `tasks/*.toml`, and
   ordinary sentences with the same words (first sentences: {mixture};
-  in the first {EARLY_STEPS:,} steps only IOI and repeated sequences, from which copying is learnt).
+  in the first {EARLY_STEPS:,} steps only IOI, repeated sequences and lists of years).
   In 15% of the IOI sentences the giver is a third person. Loss: the next token, on every token.
 - Held out: one pair in {HELD_OUT} of two names, of an event and a year's last two digits, of a noun and a place, of an adjective
   and a name never stands in one training document. Random sequences are always new.

@@ -345,9 +345,9 @@ def _normalized(kept: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.nda
 
 def _effective(graph: Graph, mask: np.ndarray) -> np.ndarray:
     """The edges that can matter: those into receivers that feed a node with a path to the logits."""
-    matters = (graph.feeds & live_nodes(graph, mask)).any(1)  # [R]
-    matters[-1] = True
-    return mask & matters
+    matters = np.any(graph.feeds & live_nodes(graph, mask), axis=1)  # [R]
+    logits = np.arange(len(matters)) == len(matters) - 1
+    return mask & (matters | logits)
 
 
 # ------------------------------------------------------------------ the criteria

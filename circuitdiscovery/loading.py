@@ -239,20 +239,25 @@ def load_model(
             path, shown = _resolve(str(source))
             hf, tokenizer = _from_folder(path, shown, precision)
         else:
-            hf, tokenizer = source if isinstance(source, tuple) else (source, getattr(source, "tokenizer", None))
+            hf, tokenizer = source if isinstance(source, tuple) and len(source) == 2 else (source, getattr(source, "tokenizer", None))
+            _check_is_model(hf)
             target = _device(device or next(hf.parameters()).device)
             shown = _object_name(hf)
         model = _from_object(hf, tokenizer, name or shown, target, precision)
     return model
 
 
+def _check_is_model(source: Any) -> None:
+    if not hasattr(getattr(getattr(source, "original_model", source), "config", None), "model_type"):
+        raise CircuitDiscoveryError(
+            f"{type(source).__name__} is not a model: give a name, a folder, a Hugging Face causal language model, "
+            "a pair (model, tokenizer) or a TransformerBridge"
+        )
+
+
 def _from_object(hf: Any, tokenizer: Any, name: str, device: torch.device, dtype: torch.dtype) -> Model:
     hf = getattr(hf, "original_model", hf)  # a TransformerBridge wraps the Hugging Face model
-    config = getattr(hf, "config", None)
-    if config is None or not hasattr(config, "model_type"):
-        raise CircuitDiscoveryError(
-            f"{type(hf).__name__} is not a model: give a name, a folder, a Hugging Face causal language model or a TransformerBridge"
-        )
+    config = hf.config
     _check_supported(config, name)
     weights = {key: value.detach().to(device, dtype) for key, value in _named_weights(hf).items()}
     if tokenizer is None and getattr(config, "_name_or_path", ""):
