@@ -252,16 +252,14 @@ class World:
         nodes = live_nodes(self.graph, mask)
         if self.own_run:
             nodes &= reached_nodes(self.graph, mask, np.arange(len(nodes)) == 0)
-        moved = np.flatnonzero(nodes)
-        start = State((self.start - self.replacement[0])[None])
-        return self._run(mask, start, moved[moved > 0], {}, fixed=moved[moved == 0]).logits[0]
+        return self._run(mask, np.flatnonzero(nodes), None, {}).logits[0]
 
     def state(self, mask: np.ndarray, clean: State, first_layer: int) -> State:
         """The state under a mask that removes nothing before a layer, where `clean` is the state with every edge kept."""
         nodes = live_nodes(self.graph, mask)
         nodes[: self.graph.n_upstream(first_layer)] = False
         difference = clean.difference.clone()
-        after = self._run(mask, clean, np.flatnonzero(nodes), {}, fixed=np.arange(len(nodes)))
+        after = self._run(mask, np.flatnonzero(nodes), clean, {})
         difference[torch.from_numpy(after.moved).to(difference.device)] = after.difference[:, 0]
         return State(difference)
 
@@ -282,7 +280,7 @@ class World:
         if receiver == len(graph.receivers) - 1:
             return Branches(np.array([], dtype=int), streams.new_empty(0), _unembed(self.model, streams))
         nodes = reached_nodes(graph, mask, graph.feeds[receiver]) & live_nodes(graph, mask)
-        return self._run(mask, state, np.flatnonzero(nodes), {receiver: streams}, fixed=np.arange(len(nodes)))
+        return self._run(mask, np.flatnonzero(nodes), state, {receiver: streams})
 
     def place(self, receiver: int) -> tuple[Tensor, int]:
         """(what the receiver reads when every edge is removed, how many sources are upstream of it)."""
@@ -292,15 +290,17 @@ class World:
         layer = int(name[1:].split(".")[0])
         return self.bases[2 * layer + (name[0] == "m")], graph.n_upstream(layer, name[0])
 
-    def _run(self, mask: np.ndarray, state: State, moved: np.ndarray, given: dict[int, Tensor], *, fixed: np.ndarray) -> Branches:
-        """Run the sources `moved` in order, all of `fixed` staying at the state's difference.
+    def _run(self, mask: np.ndarray, moved: np.ndarray, state: State | None, given: dict[int, Tensor]) -> Branches:
+        """Run the sources `moved` in order; all others stay at the state's difference, or are replaced where there is none.
 
         `given` holds alternatives, [M, N, T, D], of what a receiver reads; everything downstream of it has M versions.
         """
         graph = self.graph
         n_alternatives = max((len(streams) for streams in given.values()), default=1)
-        difference = self.start.new_empty(len(moved), n_alternatives, *self.start.shape)
-        reader = _Reader(self, mask, state, given, np.setdiff1d(fixed, moved, assume_unique=True), moved, difference)
+        reader = _Reader.build(self, mask, moved, state, given, n_alternatives)
+        difference = reader.buffer[1:]
+        if len(moved) and moved[0] == 0:
+            torch.sub(self.start, self.replacement[0], out=difference[0, 0])
         for layer, block in enumerate(self.model.blocks):
             heads, mlp = graph.heads(layer), graph.mlp(layer)
             at = np.flatnonzero((moved >= heads.start) & (moved < heads.stop))
@@ -321,7 +321,7 @@ class World:
         columns = {letter: self.graph.columns(layer, letter) for letter in "qkv"}
         groups = {letter: heads // (self.graph.n_heads // len(columns[letter])) for letter in "qkv"}  # each head's column
         streams, which = reader.read_distinct(np.concatenate([columns[letter][groups[letter]] for letter in "qkv"]))
-        x = block.norm1(streams).expand(-1, reader.difference.shape[1], -1, -1, -1)  # [U, M, N, T, D]
+        x = block.norm1(streams).expand(-1, reader.buffer.shape[1], -1, -1, -1)  # [U, M, N, T, D]
         projected = []
         for letter, part in zip("qkv", np.split(which, 3), strict=True):
             own, first, back = np.unique(groups[letter], return_index=True, return_inverse=True)
@@ -338,11 +338,20 @@ class _Reader:
 
     world: World
     mask: np.ndarray
-    state: State
-    given: dict[int, Tensor]
-    fixed: np.ndarray
     moved: np.ndarray
-    difference: Tensor  # [len(moved), M, N, T, D], filled up to the receiver's layer
+    fixed: np.ndarray
+    state: State | None
+    given: dict[int, Tensor]
+    buffer: Tensor  # [1 + len(moved), M, N, T, D]: scratch for a base, then the differences, filled up to the receiver's layer
+
+    @classmethod
+    def build(
+        cls, world: World, mask: np.ndarray, moved: np.ndarray, state: State | None, given: dict[int, Tensor], n_alternatives: int
+    ) -> _Reader:
+        """With an empty buffer."""
+        fixed = np.setdiff1d(np.arange(len(mask)), moved, assume_unique=True) if state is not None else moved[:0]
+        buffer = world.start.new_empty(1 + len(moved), n_alternatives, *world.start.shape)
+        return cls(world, mask, moved, fixed, state, given, buffer)
 
     def read_distinct(self, columns: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """([U, M or 1, N, T, D] distinct streams, [len(columns)] which of them each receiver reads)."""
@@ -361,13 +370,14 @@ class _Reader:
             return self.given[int(columns[0])][None]
         base, upstream = self.world.place(int(columns[0]))
         kept = self.mask[:, columns]  # [S, R]
-        fixed = self.fixed[self.fixed < upstream]
-        n_moved = int((self.moved < upstream).sum())
+        fixed, moved = self.fixed[self.fixed < upstream], self.moved[self.moved < upstream]
         out = base.expand(len(columns), 1, *base.shape)
-        if (weights := kept[fixed]).any():
-            out = _combine(out, weights, fixed, self.state.difference[:, None])
-        if (weights := kept[self.moved[:n_moved]]).any():
-            out = _combine(out, weights, np.arange(n_moved), self.difference)
+        if kept[moved].any():
+            self.buffer[0] = base  # as one source more, so that one product makes the whole stream
+            weights = np.concatenate([np.ones((1, len(columns)), dtype=bool), kept[moved]])
+            out = _combine(weights, np.arange(len(weights)), self.buffer)
+        if self.state is not None and kept[fixed].any():
+            out = out + _combine(kept[fixed], fixed, self.state.difference)[:, None]
         return out
 
     def read_logits(self) -> Tensor:
@@ -375,10 +385,10 @@ class _Reader:
         kept, position = self.mask[:, -1], self.world.position
         fixed, moved = self.fixed[kept[self.fixed]], np.flatnonzero(kept[self.moved])
         out = self.world.bases[-1][None]
-        if len(fixed):
+        if self.state is not None and len(fixed):
             out = out + _rows(_at(self.state.difference, position), fixed).sum(0)
         if len(moved):
-            out = out + _rows(_at(self.difference, position), moved).sum(0)
+            out = out + _rows(_at(self.buffer, position), 1 + moved).sum(0)
         return out
 
 
@@ -394,8 +404,8 @@ def _select(x: Tensor, which: np.ndarray) -> Tensor:
     return x[which[:1]] if (which == which[0]).all() else _rows(x, which)
 
 
-def _combine(base: Tensor, kept: np.ndarray, rows: np.ndarray, difference: Tensor) -> Tensor:
-    """Add to [R, M or 1, ...] the kept ones of some sources: [s, R] bool, [s] rows of [S, M, ...] -> [R, M, ...]."""
+def _combine(kept: np.ndarray, rows: np.ndarray, values: Tensor) -> Tensor:
+    """Sum over the kept ones of some sources: [s, R] bool, [s] rows of [S, ...] -> [R, ...]."""
     used = kept.any(1)
     kept, rows = kept[used], rows[used]
     span = int(rows[-1] - rows[0]) + 1
@@ -403,7 +413,5 @@ def _combine(base: Tensor, kept: np.ndarray, rows: np.ndarray, difference: Tenso
         spread = np.zeros((span, kept.shape[1]), dtype=bool)
         spread[rows - rows[0]] = kept
         kept, rows = spread, np.arange(rows[0], rows[-1] + 1)
-    weights = torch.from_numpy(kept.T.copy()).to(difference)  # [R, s]
-    values = _rows(difference, rows)
-    base = base.expand(-1, *values.shape[1:])
-    return torch.addmm(base.flatten(1), weights, values.flatten(1)).view(base.shape)
+    weights = torch.from_numpy(kept.T.copy()).to(values)  # [R, s]
+    return (weights @ _rows(values, rows).flatten(1)).unflatten(1, values.shape[1:])

@@ -189,7 +189,9 @@ def kl_divergence(full: Tensor) -> Metric:
 # ------------------------------------------------------------------ searches (contract, section 6)
 
 
-def exact(reference: Reference, clean: Tensor, carried: Tensor, edges: list[str], metric: Metric, *, higher_is_better: bool) -> dict[str, float]:
+def exact(
+    reference: Reference, clean: Tensor, carried: Tensor, edges: list[str], metric: Metric, *, higher_is_better: bool
+) -> dict[str, float]:
     """The damage of ablating each edge alone."""
     full = metric(reference.run(clean)[0][:, -1]).mean().item()
     sign = 1.0 if higher_is_better else -1.0
@@ -207,7 +209,14 @@ def edge_derivative(reference: Reference, tokens: Tensor, start: Tensor, edge: s
 
 
 def integrated(
-    reference: Reference, clean: Tensor, carried: Tensor, edges: list[str], metric: Metric, alphas: list[float], *, higher_is_better: bool = True
+    reference: Reference,
+    clean: Tensor,
+    carried: Tensor,
+    edges: list[str],
+    metric: Metric,
+    alphas: list[float],
+    *,
+    higher_is_better: bool = True,
 ) -> dict[str, float]:
     """The estimated damage of ablating each edge, its gradient averaged over runs from `input` = corrupted + alpha (clean - corrupted).
 
@@ -257,7 +266,14 @@ def naive_damage(
 
 
 def naive_acdc(
-    reference: Reference, clean: Tensor, carried: Tensor, metric: Metric, threshold: float, *, higher_is_better: bool, absolute: bool = False
+    reference: Reference,
+    clean: Tensor,
+    carried: Tensor,
+    metric: Metric,
+    threshold: float,
+    *,
+    higher_is_better: bool,
+    absolute: bool = False,
 ) -> Naive:
     """ACDC by its definition: try every edge in order, a full forward each; it goes where the damage is below the threshold."""
     graph, sign = reference.graph, 1.0 if higher_is_better else -1.0

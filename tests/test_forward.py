@@ -232,8 +232,10 @@ def test_mean_is_over_rows_of_the_same_template(gpt2: Tiny) -> None:
 def mixed(n_each: int = 3) -> tuple[Any, list[Prompts]]:
     """A task of two lengths, interleaved, and its parts."""
     parts = [random_prompts(101, n_each, 4, seed=11), random_prompts(101, n_each, 7, seed=12)]
-    columns = [[t for pair in zip(*(getattr(p, key).tolist() for p in parts), strict=True) for t in pair] for key in Prompts.__dataclass_fields__]
-    return cd.Task.from_tokens(**dict(zip(Prompts.__dataclass_fields__, columns, strict=True))), parts
+    columns: dict[str, list[Any]] = {}
+    for key in Prompts.__dataclass_fields__:
+        columns[key] = [row for pair in zip(*(getattr(part, key).tolist() for part in parts), strict=True) for row in pair]
+    return cd.Task.from_tokens(**columns), parts
 
 
 @pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
@@ -320,9 +322,12 @@ def test_running_a_circuit_changes_no_input(gpt2: Tiny) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"ablation": "men"}, "no ablation 'men'; did you mean 'mean'"), ({"direction": "nosing"}, "no direction 'nosing'; did you mean 'noising'")],
+    [
+        ({"ablation": "men"}, "no ablation 'men'; did you mean 'mean'"),
+        ({"direction": "nosing"}, "no direction 'nosing'; did you mean 'noising'"),
+    ],
 )
-def test_unknown_options_are_refused(gpt2: Tiny, options: dict[str, str], message: str) -> None:
+def test_unknown_options_are_refused(gpt2: Tiny, options: dict[str, Any], message: str) -> None:
     with pytest.raises(cd.CircuitDiscoveryError, match=message):
         cd.run_circuit(gpt2.model, gpt2.prompts.task, cd.Circuit.full(gpt2.model.graph), **options)
 

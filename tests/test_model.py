@@ -165,8 +165,8 @@ UNSUPPORTED = [
     ("Qwen3Config", GROUPED | {"head_dim": 8}, "(?i)qwen3.*norm on queries and keys"),
     ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "(?i)bloom.*alibi"),
     ("MptConfig", {"d_model": 32, "n_layers": 2, "n_heads": 4}, "(?i)mpt.*alibi"),
-    ("OPTConfig", {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}, "(?i)opt.*gpt2"),
-    ("PhiConfig", SIZES, "(?i)phi.*gpt2"),
+    ("OPTConfig", {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}, "(?i)'opt'.*gpt2"),
+    ("PhiConfig", SIZES, "(?i)'phi'.*gpt2"),
     ("T5Config", {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}, "(?i)t5.*encoder"),
     ("BertConfig", SIZES, "(?i)bert.*encoder"),
     ("MambaConfig", {"hidden_size": 32, "num_hidden_layers": 2}, "(?i)mamba.*state space"),
@@ -186,7 +186,7 @@ def test_a_sliding_window_shorter_than_the_prompt_is_refused(tmp_path: Path) -> 
     model, short, long = cd.load_model(folder), random_prompts(101, 2, 4), random_prompts(101, 2, 8)
     assert full_logits(model, short).shape == (2, 101)
     for call in (lambda: full_logits(model, long), lambda: cd.eap(model, long.task), lambda: cd.acdc(model, long.task, threshold=0.1)):
-        with pytest.raises(cd.CircuitDiscoveryError, match="4.*8|8.*4"):
+        with pytest.raises(cd.CircuitDiscoveryError, match=r"4.*8|8.*4"):
             call()
     long_enough = random_model(tiny_config("mistral", sliding_window=4096))
     agrees(long_enough, long_enough, length=8)
@@ -195,7 +195,7 @@ def test_a_sliding_window_shorter_than_the_prompt_is_refused(tmp_path: Path) -> 
 def test_a_sliding_window_of_some_layers_is_refused_too(tmp_path: Path) -> None:
     changes = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
     model, long = cd.load_model(save_tiny(tmp_path / "layers", "qwen2", **changes)), random_prompts(101, 2, 8)
-    with pytest.raises(cd.CircuitDiscoveryError, match="4.*8|8.*4"):
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"4.*8|8.*4"):
         full_logits(model, long)
 
 
@@ -221,12 +221,7 @@ def test_a_bridge_with_folded_norms_is_refused(gpt2: Tiny, words: Path) -> None:
 
     bridge = Reference.boot(gpt2.folder, words).bridge
     bridge.enable_compatibility_mode(disable_warnings=True)
-    try:
-        model = cd.load_model(bridge)
-    except cd.CircuitDiscoveryError:
-        return
-    expected = hf_logits(gpt2.hf, gpt2.prompts.clean).log_softmax(-1)  # folding moves all logits of a row alike
-    torch.testing.assert_close(full_logits(model, gpt2.prompts).log_softmax(-1), expected, atol=1e-4, rtol=0)
+    refused(bridge, "compatibility mode")
 
 
 def test_unknown_names(tmp_path: Path) -> None:

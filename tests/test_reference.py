@@ -42,7 +42,8 @@ def test_the_sources_and_b_o_are_the_residual_stream(tiny: Tiny) -> None:
     written = tiny.reference.run(tiny.prompts.clean)[1]
     with torch.no_grad():
         before_norm: list[torch.Tensor] = []
-        norm = tiny.hf.get_submodule({"gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}.get(tiny.hf.config.model_type, "model.norm"))
+        norms = {"gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}
+        norm = tiny.hf.get_submodule(norms.get(tiny.hf.config.model_type, "model.norm"))
         handle = norm.register_forward_pre_hook(lambda module, args: before_norm.append(args[0]))
         tiny.hf(tiny.prompts.clean)
         handle.remove()
@@ -56,7 +57,6 @@ def test_one_edge_moves_the_logits_only_through_its_receiver(gpt2: Tiny) -> None
     """The edge a2.h1->m2 changes what m2 writes, and nothing that is written before it."""
     reference, prompts = gpt2.reference, gpt2.prompts
     replacement = carried(reference, "resample", prompts.corrupted)
-    written, hooks = reference._written(prompts.clean)
     moved = reference.graph.mask(["a2.h1->m2"])
     logits = reference.patched(prompts.clean, replacement, moved)
     clean_logits, clean_written = reference.run(prompts.clean)
@@ -111,7 +111,7 @@ def test_fixture_circuits(agreement: Agreement) -> None:
 def test_fixture_scores(agreement: Agreement) -> None:
     """A sample of edges under every score that the fixture has."""
     results, prompts, reference = agreement.results, agreement.prompts, agreement.tiny.reference64
-    edges = [str(edge) for edge in np.random.default_rng(0).choice(reference.graph.edges, 12, replace=False)]
+    edges = [str(edge) for edge in np.random.default_rng(0).choice(reference.graph.edges, 8, replace=False)]
     replacement = carried(reference, "resample", prompts.corrupted)
     metric, kl = logit_diff(prompts.correct, prompts.incorrect), kl_divergence(reference.run(prompts.clean)[0][:, -1])
     left_riemann = [0.0, 0.2, 0.4, 0.6, 0.8]
@@ -121,7 +121,8 @@ def test_fixture_scores(agreement: Agreement) -> None:
         "eap_ig_5_left_riemann_token_embedding": integrated(reference, prompts.clean, replacement, edges, metric, left_riemann),
     }
     for name, scores in found.items():
-        assert scores == pytest.approx({edge: results[name][edge] for edge in edges}, abs=1e-4 * max(map(abs, results[name].values()))), name
+        largest = max(map(abs, results[name].values()))
+        assert scores == pytest.approx({edge: results[name][edge] for edge in edges}, abs=1e-4 * largest), name
     for name, m, higher in (("logit_diff", metric, True), ("kl_divergence", kl, False)):
         scores = exact(reference, prompts.clean, replacement, edges, m, higher_is_better=higher)
         expected = results["exact"][name]

@@ -47,9 +47,8 @@ def test_trap_2_a_nodes_score_is_of_its_output(llama: Tiny) -> None:
     for row, name in enumerate(reference.graph.sources):
         moved = np.zeros_like(reference.graph.allowed)
         moved[row] = reference.graph.allowed[row]
-        up, down = (
-            metric(reference.patched(prompts.clean, current + t * (replacement - current), moved)[:, -1]).mean().item() for t in (step, -step)
-        )
+        points = (current + t * (replacement - current) for t in (step, -step))
+        up, down = (metric(reference.patched(prompts.clean, point, moved)[:, -1]).mean().item() for point in points)
         assert scores[name] == pytest.approx(-(up - down) / (2 * step), abs=1e-4 * max(map(abs, scores.values()))), name
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,41 +18,41 @@ ARCHITECTURES = ("gpt2", "llama", "llama_biased", "mistral", "qwen2", "neox_para
 REAL = ("stories260K", "toy")  # trained models, one outside the repository
 
 
+_COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1}
+_GPT2: dict[str, Any] = _COMMON | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
+_NEOX: dict[str, Any] = _COMMON | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+_LLAMA: dict[str, Any] = _NEOX | {"num_key_value_heads": 2}
+_SCALED: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2Config", _GPT2),
+    "llama": ("LlamaConfig", _LLAMA),
+    "llama_biased": ("LlamaConfig", _LLAMA | {"attention_bias": True, "mlp_bias": True, "rope_parameters": _SCALED}),
+    "mistral": ("MistralConfig", _LLAMA | {"head_dim": 16}),
+    "qwen2": ("Qwen2Config", _LLAMA),
+    "neox_parallel": ("GPTNeoXConfig", _NEOX | {"use_parallel_residual": True}),
+    "neox_serial": ("GPTNeoXConfig", _NEOX | {"use_parallel_residual": False}),
+}
+
+
 def tiny_config(name: str, **changes: Any) -> Any:
     """The Hugging Face config of a tiny model: 3 layers, 4 heads (two groups where grouped), d_model 32, 101 tokens."""
-    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
+    import transformers
 
-    llama: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "bos_token_id": 1,
-        "eos_token_id": 1,
-    }
-    neox = {key: value for key, value in llama.items() if key != "num_key_value_heads"}
-    scaled = {
-        "rope_type": "llama3",
-        "rope_theta": 100.0,
-        "factor": 4.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16,
-    }
-    gpt2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 1}
-    makers: dict[str, Callable[[], Any]] = {
-        "gpt2": lambda: GPT2Config(**(gpt2 | changes)),
-        "llama": lambda: LlamaConfig(**(llama | changes)),
-        "llama_biased": lambda: LlamaConfig(**(llama | {"attention_bias": True, "mlp_bias": True, "rope_parameters": scaled} | changes)),
-        "mistral": lambda: MistralConfig(**(llama | {"head_dim": 16} | changes)),
-        "qwen2": lambda: Qwen2Config(**(llama | changes)),
-        "neox_parallel": lambda: GPTNeoXConfig(**(neox | {"use_parallel_residual": True} | changes)),
-        "neox_serial": lambda: GPTNeoXConfig(**(neox | {"use_parallel_residual": False} | changes)),
-    }
-    return makers[name]()
+    kind, options = _CONFIGS[name]
+    return getattr(transformers, kind)(**(options | changes))
 
 
 def random_model(config: Any, seed: int = 0) -> Any:

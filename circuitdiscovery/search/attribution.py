@@ -14,6 +14,7 @@ Clean-corrupted: the mean of the gradients at both ends.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -176,8 +177,9 @@ def _batch_products(model: Model, graph: Graph, batch: Batch, carried: Ablation,
     total = difference.new_zeros(graph.allowed.shape, dtype=torch.promote_types(model.dtype, torch.float32))
     for weight in at:
         readings, gradients = line.pop() if weight == 1.0 else _readings(model, start + weight * (clean - start), batch, metric)[:2]
-        for reading, gradient in zip(readings, gradients, strict=True):
-            _add_products(total, graph, difference, batch.position, reading, gradient)
+        pairs = zip(readings, gradients, strict=True)
+        for _, place in groupby(pairs, key=lambda pair: (pair[0].layer, pair[0].weight is None)):  # a layer's q, k and v together
+            _add_products(total, graph, difference, batch.position, list(place))
     return total
 
 
@@ -195,33 +197,40 @@ def _readings(
 
 
 @torch.no_grad()
-def _add_products(total: Tensor, graph: Graph, difference: Tensor, position: Tensor, reading: Reading, gradient: Tensor) -> None:
-    """Add the products of the (centred) differences with one reading's gradients to `total` [S, R]."""
-    at_stream = _pull_back(reading, gradient)  # [R', N, T, D]
-    if reading.letter == "logits":
+def _add_products(total: Tensor, graph: Graph, difference: Tensor, position: Tensor, place: Sequence[tuple[Reading, Tensor]]) -> None:
+    """Add the products of the (centred) differences with the gradients of all readings of one stream to `total` [S, R]."""
+    first = place[0][0]
+    at_stream = _pull_back(place)  # [R', N, T, D]
+    if first.letter == "logits":
         upstream, columns = len(difference), np.array([len(graph.receivers) - 1])
         difference = difference[:, torch.arange(len(position), device=position.device), position]  # [S, N, D]
     else:
-        upstream, columns = graph.n_upstream(reading.layer, reading.letter), graph.columns(reading.layer, reading.letter)
+        upstream = graph.n_upstream(first.layer, first.letter)
+        columns = np.concatenate([graph.columns(reading.layer, reading.letter) for reading, _ in place])
     products = difference[:upstream].flatten(1) @ at_stream.flatten(1).T  # [S', R']
-    total[:upstream, torch.from_numpy(columns).to(total.device)] += products.to(total.dtype)
+    # merged receivers stand several times in `columns`, and get the sum
+    total[:upstream].index_add_(1, torch.from_numpy(columns).to(total.device), products.to(total.dtype))
 
 
-def _pull_back(reading: Reading, gradient: Tensor) -> Tensor:
-    """The gradient at the stream before the norm, less a constant over d_model where the norm is centred: [R', ..., D]."""
-    norm, stream = reading.norm, reading.stream.detach()
+def _pull_back(place: Sequence[tuple[Reading, Tensor]]) -> Tensor:
+    """The gradients at the stream before the norm, less a constant over d_model where the norm is centred: [R', ..., D]."""
+    norm, stream = place[0][0].norm, place[0][0].stream.detach()
     if norm.centred:
         stream = stream - stream.mean(-1, keepdim=True)
     inverse = torch.rsqrt(stream.square().mean(-1, keepdim=True) + norm.eps)  # [..., 1]
     normalised = stream * inverse
-    if reading.weight is None:
-        pulled = gradient[None] * (norm.weight * inverse)
-        along = (pulled * normalised).mean(-1, keepdim=True)
-    else:  # in head space the product with the normalised stream is one over d_head, not d_model
-        gradient = gradient * inverse
-        pulled = torch.bmm(gradient.flatten(1, 2), reading.weight * norm.weight).unflatten(1, gradient.shape[1:3])
-        along = (gradient * _without_bias(reading)).sum(-1, keepdim=True) / stream.shape[-1]
-    return pulled.addcmul_(normalised[None], along, value=-1)
+    rows = [1 if reading.weight is None else len(reading.weight) for reading, _ in place]
+    pulled = stream.new_empty(sum(rows), *stream.shape)
+    for (reading, gradient), out in zip(place, pulled.split(rows), strict=True):
+        if reading.weight is None:
+            torch.mul(gradient, norm.weight * inverse, out=out[0])
+            along = (out * normalised).mean(-1, keepdim=True)
+        else:  # in head space the product with the normalised stream is one over d_head, not d_model
+            gradient = gradient * inverse  # [R, N, T, K]
+            torch.bmm(gradient.flatten(1, 2), reading.weight * norm.weight, out=out.flatten(1, 2))
+            along = (gradient * _without_bias(reading)).sum(-1, keepdim=True) / stream.shape[-1]
+        out.addcmul_(normalised, along, value=-1)
+    return pulled
 
 
 def _without_bias(reading: Reading) -> Tensor:
