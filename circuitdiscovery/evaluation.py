@@ -368,7 +368,9 @@ def _knockouts(bench: Bench, circuit: Circuit, nodes: Sequence[str], seed: int) 
     """(kind, K): the empty set, the roles that the circuit names, random sets and the greedy one."""
     rng = np.random.default_rng(seed)
     sets: list[tuple[str, tuple[str, ...]]] = [("empty", ())]
-    sets += [(f"role {role}", tuple(set(members) - {"input", "logits"})) for role, members in circuit.roles.items()]
+    sets += [
+        (f"role {role}", tuple(node for node in members if node not in ("input", "logits"))) for role, members in circuit.roles.items()
+    ]
     if nodes:
         sets += [("random", tuple(np.array(nodes)[rng.random(len(nodes)) < 0.5].tolist())) for _ in range(RANDOM_SETS)]
         sets.append(("greedy", _greedy(bench, circuit, nodes)))

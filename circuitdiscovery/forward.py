@@ -208,15 +208,6 @@ class State:
 
 
 @dataclass(frozen=True)
-class Branches:
-    """M alternatives to one state."""
-
-    moved: np.ndarray  # the sources that ran again, in index order
-    difference: Tensor  # [len(moved), M, N, T, D]
-    logits: Tensor  # [M, N, vocabulary]
-
-
-@dataclass(frozen=True)
 class World:
     """One batch under one ablation.
 
@@ -252,15 +243,15 @@ class World:
         nodes = live_nodes(self.graph, mask)
         if self.own_run:
             nodes &= reached_nodes(self.graph, mask, np.arange(len(nodes)) == 0)
-        return self._run(mask, np.flatnonzero(nodes), None, {}).logits[0]
+        return self._run(mask, np.flatnonzero(nodes), None, {})[1][0]
 
     def state(self, mask: np.ndarray, clean: State, first_layer: int) -> State:
         """The state under a mask that removes nothing before a layer, where `clean` is the state with every edge kept."""
         nodes = live_nodes(self.graph, mask)
         nodes[: self.graph.n_upstream(first_layer)] = False
         difference = clean.difference.clone()
-        after = self._run(mask, np.flatnonzero(nodes), clean, {})
-        difference[torch.from_numpy(after.moved).to(difference.device)] = after.difference[:, 0]
+        moved = np.flatnonzero(nodes)
+        difference[torch.from_numpy(moved).to(difference.device)] = self._run(mask, moved, clean, {})[0][:, 0]
         return State(difference)
 
     def stream(self, state: State, receiver: int, kept: np.ndarray) -> Tensor:
@@ -274,13 +265,13 @@ class World:
         at_logits = receiver == len(self.graph.receivers) - 1
         return _rows(_at(state.difference, self.position) if at_logits else state.difference, rows)
 
-    def branch(self, mask: np.ndarray, state: State, receiver: int, streams: Tensor) -> Branches:
-        """Let one receiver read each of [M, N, T, D] streams instead (logits: [M, N, D]); the rest of the mask as it is."""
+    def branch(self, mask: np.ndarray, state: State, receiver: int, streams: Tensor) -> Tensor:
+        """[M, N, vocabulary]: let one receiver read each of [M, N, T, D] streams instead (logits: [M, N, D])."""
         graph = self.graph
         if receiver == len(graph.receivers) - 1:
-            return Branches(np.array([], dtype=int), streams.new_empty(0), _unembed(self.model, streams))
+            return _unembed(self.model, streams)
         nodes = reached_nodes(graph, mask, graph.feeds[receiver]) & live_nodes(graph, mask)
-        return self._run(mask, np.flatnonzero(nodes), state, {receiver: streams})
+        return self._run(mask, np.flatnonzero(nodes), state, {receiver: streams})[1]
 
     def place(self, receiver: int) -> tuple[Tensor, int]:
         """(what the receiver reads when every edge is removed, how many sources are upstream of it)."""
@@ -290,9 +281,10 @@ class World:
         layer = int(name[1:].split(".")[0])
         return self.bases[2 * layer + (name[0] == "m")], graph.n_upstream(layer, name[0])
 
-    def _run(self, mask: np.ndarray, moved: np.ndarray, state: State | None, given: dict[int, Tensor]) -> Branches:
-        """Run the sources `moved` in order; all others stay at the state's difference, or are replaced where there is none.
+    def _run(self, mask: np.ndarray, moved: np.ndarray, state: State | None, given: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """([len(moved), M, N, T, D] differences, [M, N, vocabulary] logits) with the sources `moved` run, in order.
 
+        All others stay at the state's difference, or are replaced where there is no state.
         `given` holds alternatives, [M, N, T, D], of what a receiver reads; everything downstream of it has M versions.
         """
         graph = self.graph
@@ -314,7 +306,7 @@ class World:
             if len(at):
                 x = block.norm2(reader.read(graph.columns(layer, "m"))[0])  # [M, N, T, D]
                 torch.sub(_mlp(self.model, block, x), self.replacement[mlp], out=difference[at[0]])
-        return Branches(moved, difference, _unembed(self.model, reader.read_logits()))
+        return difference, _unembed(self.model, reader.read_logits())
 
     def _heads(self, reader: _Reader, layer: int, block: Block, heads: np.ndarray) -> Tensor:
         """What some heads of a layer have attended to: [h, M * N, T, K]."""

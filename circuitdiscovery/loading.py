@@ -239,7 +239,9 @@ def load_model(
             path, shown = _resolve(str(source))
             hf, tokenizer = _from_folder(path, shown, precision)
         else:
-            hf, tokenizer = source if isinstance(source, tuple) and len(source) == 2 else (source, getattr(source, "tokenizer", None))
+            hf, tokenizer = source, getattr(source, "tokenizer", None)
+            if isinstance(source, tuple) and len(source) == 2:
+                hf, tokenizer = source
             _check_is_model(hf)
             target = _device(device or next(hf.parameters()).device)
             shown = _object_name(hf)

@@ -113,10 +113,14 @@ class Model:
         return self.W_U.shape[0]
 
     @property
+    def n_positions(self) -> int | None:
+        """How many positions it has learnt; None where positions are rotary."""
+        return None if self.W_pos is None else len(self.W_pos)
+
+    @property
     def max_length(self) -> int | None:
         """The longest prompt in tokens that the forward is right for; None where nothing bounds it."""
-        bounds = [n for n in (self.window, None if self.W_pos is None else len(self.W_pos)) if n is not None]
-        return min(bounds, default=None)
+        return min((n for n in (self.window, self.n_positions) if n is not None), default=None)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Refuse [..., position] token ids that this model cannot read."""

@@ -23,7 +23,7 @@ _BATCH_BYTES = 2**28  # of replacements held at once, where no batch size is ask
 
 def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]:
     """A task's batches on the model's device; without a size, as many examples as keep the replacements in bounded memory."""
-    task.check(model.vocab_size, model.max_length)
+    task.check(model.vocab_size, model.n_positions)
     if batch_size is None:
         longest = max(len(example.clean) for example in task.examples)
         batch_size = max(1, _BATCH_BYTES // (len(model.graph.sources) * longest * model.d_model * model.W_E.element_size()))

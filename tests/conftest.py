@@ -73,7 +73,7 @@ def _folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return save_tiny(tmp_path_factory.mktemp(name), name)
     folder = SHARED / "models" / name if name != "toy" else data_folder("models") / name
     if not (folder / "config.json").is_file():
-        pytest.skip(f"the model {name!r} is absent")
+        pytest.skip(f"the model {name!r} is absent: no {folder.parent.parent.name}/{folder.parent.name}/{name}")
     return folder
 
 

@@ -46,7 +46,7 @@ def test_gate_5_naive_decisions_agree_at_gpt2_small_s_shape(model: Any) -> None:
 
     order = [graph.index(edge) for edge in acdc_order(graph)]
     # edges into nodes that lead nowhere go without a forward; two of three states are from the others
-    alive = circuit.mask.any(1)
+    alive = np.asarray(circuit.mask.any(axis=1))
     weights = np.array([1.0 if _alive(graph, column, alive) else 0.1 for _, column in order])
     weights /= weights.sum()
     close = 0

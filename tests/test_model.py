@@ -127,6 +127,7 @@ def test_graph_of_each_architecture(tiny: Tiny) -> None:
         ("mistral", {"sliding_window": 4096}),
         ("mistral", {"sliding_window": None}),
         ("qwen2", {"use_sliding_window": False, "sliding_window": 4}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}),
         ("neox_parallel", {"rotary_pct": 1.0}),
         ("neox_parallel", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}}),
         ("neox_parallel", {"attention_bias": False}),
@@ -186,7 +187,7 @@ def test_a_sliding_window_shorter_than_the_prompt_is_refused(tmp_path: Path) -> 
     model, short, long = cd.load_model(folder), random_prompts(101, 2, 4), random_prompts(101, 2, 8)
     assert full_logits(model, short).shape == (2, 101)
     for call in (lambda: full_logits(model, long), lambda: cd.eap(model, long.task), lambda: cd.acdc(model, long.task, threshold=0.1)):
-        with pytest.raises(cd.CircuitDiscoveryError, match=r"4.*8|8.*4"):
+        with pytest.raises(cd.CircuitDiscoveryError, match="sliding window"):
             call()
     long_enough = random_model(tiny_config("mistral", sliding_window=4096))
     agrees(long_enough, long_enough, length=8)
@@ -195,7 +196,7 @@ def test_a_sliding_window_shorter_than_the_prompt_is_refused(tmp_path: Path) -> 
 def test_a_sliding_window_of_some_layers_is_refused_too(tmp_path: Path) -> None:
     changes = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
     model, long = cd.load_model(save_tiny(tmp_path / "layers", "qwen2", **changes)), random_prompts(101, 2, 8)
-    with pytest.raises(cd.CircuitDiscoveryError, match=r"4.*8|8.*4"):
+    with pytest.raises(cd.CircuitDiscoveryError, match="sliding window"):
         full_logits(model, long)
 
 

@@ -36,11 +36,12 @@ from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress
-from circuitdiscovery.search.cases import Case, accept, at_mask, cases, mean_metric, without_more
+from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, without_more
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task import Task
 
 _SAVE_SECONDS = 2.0  # a search that is killed loses at most so much
+_MOST_AT_LOGITS = 64  # alternatives in one forward where only the unembedding runs
 
 
 @torch.no_grad()
@@ -148,48 +149,42 @@ class _Search:
         name = self.graph.receivers[receiver]
         layer = self.graph.n_layers if name == "logits" else int(name[1:].split(".")[0])
         current = [at_mask(case, mask, layer) for case in self.cases]
-        old = self._evaluate(current, mask, receiver, sources[:0])[0][0]
-        most = min(case.most_alternatives for case in self.cases) if receiver != len(self.graph.receivers) - 1 else 64
+        old = float(self._evaluate(current, mask, receiver, sources[:0])[0])
+        most = min(case.most_alternatives for case in self.cases) if name != "logits" else _MOST_AT_LOGITS
         size = min(2, most)
         while len(sources):
-            damage, old_after, accepted = self._chain(current, mask, receiver, sources[:size], old)
-            mask[sources[:accepted], receiver] = False
-            if accepted < len(sources[:size]):
-                scores[sources[accepted], receiver] = damage
-                sources = sources[accepted + 1 :]
-                size = max(1, accepted)
-            else:
+            chain = sources[:size]
+            accepted, old, refused = self._accept(old, self._evaluate(current, mask, receiver, chain))
+            mask[chain[:accepted], receiver] = False
+            if refused is None:
                 sources, size = sources[accepted:], min(2 * size, most)
-            old = old_after
+            else:
+                scores[chain[accepted], receiver] = refused
+                sources, size = sources[accepted + 1 :], max(1, accepted)
         return mask, scores
+
+    def _accept(self, old: float, metrics: np.ndarray) -> tuple[int, float, float | None]:
+        """(how many of a chain are accepted, the metric after them, the refused one's damage or None)."""
+        for accepted, new in enumerate(metrics.tolist()):
+            damage = self.metric.damage(old, new)
+            if self.refuses(damage):
+                return accepted, old, damage
+            old = new
+        return len(metrics), old, None
 
     def _dead(self, receiver: int, mask: np.ndarray) -> bool:
         """Whether nothing that the receiver feeds leads anywhere."""
         feeds = self.graph.feeds[receiver]
         return bool(feeds.any()) and not (feeds & live_nodes(self.graph, mask)).any()
 
-    def _chain(self, current: list[Case], mask: np.ndarray, receiver: int, sources: np.ndarray, old: float) -> tuple[float, float, int]:
-        """(the refused edge's damage, the metric after the accepted ones, how many of the sources were accepted)."""
-        metrics, branches = self._evaluate(current, mask, receiver, sources)
-        accepted, damage = 0, 0.0
-        for new in metrics.tolist():
-            damage = self.metric.damage(old, new)
-            if self.refuses(damage):
-                break
-            accepted, old = accepted + 1, new
-        if accepted:
-            for case, branch in zip(current, branches, strict=True):
-                accept(case, branch, accepted - 1)
-        return damage, old, accepted
-
-    def _evaluate(self, current: list[Case], mask: np.ndarray, receiver: int, sources: np.ndarray) -> tuple[np.ndarray, list[Any]]:
-        """The mean metric and the branches with the first source gone, the first two, ...; with none gone where none is given."""
+    def _evaluate(self, current: list[Case], mask: np.ndarray, receiver: int, sources: np.ndarray) -> np.ndarray:
+        """[M]: the mean metric with the first source gone, the first two, ...; with none gone where none is given."""
         kept = mask[:, receiver]
-        branches = []
+        logits = []
         for case in current:
             streams = without_more(case, receiver, kept, sources) if len(sources) else case.world.stream(case.state, receiver, kept)[None]
-            branches.append(case.world.branch(mask, case.state, receiver, streams))
-        return mean_metric(self.task, current, self.metric, [branch.logits for branch in branches]), branches
+            logits.append(case.world.branch(mask, case.state, receiver, streams))
+        return mean_metric(self.task, current, self.metric, logits)
 
 
 @dataclass

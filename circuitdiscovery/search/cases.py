@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.ablation import Ablation
-from circuitdiscovery.forward import Branches, State, World, plain_run
+from circuitdiscovery.forward import State, World, plain_run
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric
 from circuitdiscovery.model import Model
@@ -66,13 +66,6 @@ def without_each(case: Case, receiver: int, kept: np.ndarray, sources: np.ndarra
 def without_more(case: Case, receiver: int, kept: np.ndarray, sources: np.ndarray) -> Tensor:
     """[len(sources), N, T, D]: what a receiver reads when the first source is removed, the first two, the first three, ..."""
     return case.world.stream(case.state, receiver, kept) - case.world.written(case.state, receiver, sources).cumsum(0)
-
-
-def accept(case: Case, branches: Branches, alternative: int) -> None:
-    """Let the case's state be that of one alternative."""
-    rows = torch.from_numpy(branches.moved).to(case.state.difference.device)
-    if len(rows):
-        case.state.difference[rows] = branches.difference[:, alternative]
 
 
 def at_mask(case: Case, mask: np.ndarray, first_layer: int) -> Case:

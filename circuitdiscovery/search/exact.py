@@ -89,7 +89,7 @@ def _edges(
 
 
 def _logits_without(graph: Graph, case: Case, receiver: int, kept: np.ndarray, sources: np.ndarray) -> torch.Tensor:
-    return case.world.branch(graph.allowed, case.state, receiver, without_each(case, receiver, kept, sources)).logits
+    return case.world.branch(graph.allowed, case.state, receiver, without_each(case, receiver, kept, sources))
 
 
 def _nodes(graph: Graph, damage: Callable[[Callable[[Case], torch.Tensor]], np.ndarray], progress: Progress | None) -> dict[str, float]:
