@@ -212,6 +212,11 @@ def _by_template(batch: Batch, task: Task) -> Iterator[tuple[tuple[int | None, i
 # ------------------------------------------------------------------ by name, or given
 
 
+def name_of(ablation: str | Ablation) -> str:
+    """What reports call an ablation; an object without a name goes by its class."""
+    return canonical("ablation", ablation) if isinstance(ablation, str) else str(getattr(ablation, "name", type(ablation).__name__))
+
+
 def on_demand(
     model: Model,
     task: Task,
@@ -223,9 +228,9 @@ def on_demand(
 ) -> Ablation:
     """The ablation by its name, its replacements computed batch by batch; one that is given comes back as it is."""
     if not isinstance(ablation, str):
-        if not hasattr(ablation, "rows"):
+        if not callable(getattr(ablation, "rows", None)):
             raise CircuitDiscoveryError(f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}")
-        return ablation
+        return OnDemand(name_of(ablation), getattr(ablation, "own_run", False), ablation.rows)
     name = canonical("ablation", ablation)
     make, own_run = ABLATIONS[name]
     rows = make(model, task=task, reference=_as_reference(task, reference), seed=seed, k=k)

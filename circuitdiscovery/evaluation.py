@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuitdiscovery.ablation import Ablation
+from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.circuit import Circuit, Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.forward import live_nodes
@@ -203,7 +203,7 @@ def evaluate(
         part="examples" if task.held_out is None else "held_out",
         examples=bench.count,
         metric=bench.metric.name,
-        ablation=ablation if isinstance(ablation, str) else ablation.name,
+        ablation=name_of(ablation),
         direction=direction,
         edges=len(circuit),
         edges_pruned=len(circuit.pruned()),

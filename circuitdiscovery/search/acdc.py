@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuitdiscovery.ablation import Ablation
+from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import read_json, write_atomically
@@ -86,8 +86,7 @@ def acdc(
         raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
     bound = bind(metric or "kl_divergence", model, task)
     graph = Graph.from_model(model, split_qkv=split_qkv)
-    carried = ablation if isinstance(ablation, str) else ablation.name
-    options = {"threshold": threshold, "absolute": absolute, "metric": bound.name, "ablation": carried, "split_qkv": split_qkv}
+    options = {"threshold": threshold, "absolute": absolute, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}
     info = provenance(model, task, "acdc", options)
     found, _ = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
     decisions = _Decisions.load(graph, info, state)

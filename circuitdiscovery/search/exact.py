@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuitdiscovery.ablation import Ablation
+from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph import Graph
@@ -68,8 +68,7 @@ def exact(
     if level == "node":
         return _nodes(graph, damage, progress)
     values = _edges(graph, found, damage, progress)
-    carried = ablation if isinstance(ablation, str) else ablation.name
-    options = {"metric": bound.name, "ablation": carried, "direction": direction, "split_qkv": split_qkv}
+    options = {"metric": bound.name, "ablation": name_of(ablation), "direction": direction, "split_qkv": split_qkv}
     return Scores(graph, values, provenance(model, task, "exact", options))
 
 

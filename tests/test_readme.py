@@ -1,0 +1,30 @@
+"""The README's Python runs as it stands, and prints what the README says, up to the machine's last digits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"-?\d+\.?\d*", text.replace(",", ""))]
+
+
+@pytest.mark.slow
+def test_the_ten_lines_print_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = re.findall(r"```python\n(.*?)```\s*```\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"ioi.json", "ioi.svg"}
+    assert re.sub(r"-?\d+\.?\d*", "#", printed.replace(",", "")) == re.sub(r"-?\d+\.?\d*", "#", output.replace(",", ""))
+    assert numbers(printed) == pytest.approx(numbers(output), rel=0.02, abs=0.02)
+
+
+def test_the_pictures_are_there() -> None:
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", README.read_text(encoding="utf-8")):
+        assert (README.parent / path).is_file()
