@@ -67,6 +67,12 @@ MIXTURE = {"ioi": 22, "greater_than": 30, "years": 10, "subject_verb_agreement":
 EARLY = {"ioi": 45, "induction": 40, "years": 15}  # copying is learnt first: in the mixture it stays at chance for thousands of steps
 
 
+def later(ioi: int, greater_than: int, induction: int) -> dict[str, int]:
+    """The mixture of a later phase of training."""
+    rest = {"subject_verb_agreement": 5, "gendered_pronoun": 3, "induction": induction, "ordinary": 8}
+    return {"ioi": ioi, "greater_than": greater_than, "years": 8} | rest
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A prompt, what may follow, what may not, and the two words it combines (None: nothing that could be held out)."""
@@ -250,33 +256,35 @@ def years(world: World, rng: random.Random) -> str:
     return f"{rng.choice(world.names)} was at the {rng.choice(world.words('ioi', 'place'))} in the years {', '.join(before)} and {last}."
 
 
-def sentence(world: World, rng: random.Random, kind: str) -> str:
-    """A sentence of one kind, finished."""
+def sentence(world: World, rng: random.Random, kind: str, slip: float | None = None) -> str:
+    """A sentence of one kind, finished; a share `slip` of IOI sentences names the giver again, so that nothing is certain."""
     if kind in ("ordinary", "years"):
         return (ordinary if kind == "ordinary" else years)(world, rng)
     prompt = TRAINED[kind](world, rng)
+    if slip is not None and kind == "ioi" and prompt.pair and rng.random() < slip:
+        prompt = Prompt(prompt.text, prompt.incorrect, prompt.correct, prompt.pair)
     return prompt.text + rng.choice(prompt.correct) + rng.choice(ENDINGS[kind])
 
 
-def document(world: World, rng: random.Random, mixture: Mapping[str, int] = MIXTURE) -> str:
+def document(world: World, rng: random.Random, mixture: Mapping[str, int] = MIXTURE, slip: float | None = None) -> str:
     """One training document: mostly one sentence, sometimes two, rarely as many as fill the context. It never leaks."""
     kind = rng.choices(list(mixture), list(mixture.values()))[0]
-    text = allowed(world, rng, kind)
+    text = allowed(world, rng, kind, slip)
     if kind == "induction":
         return text
     more = rng.choices([0, 1, 5], [80, 16, 4])[0]
     for _ in range(more):
         kind = rng.choice([kind for kind in mixture if kind != "induction"])
-        longer = f"{text} {sentence(world, rng, kind)}"
+        longer = f"{text} {sentence(world, rng, kind, slip)}"
         text = text if leaks(world, longer) else longer
     return text + END
 
 
-def allowed(world: World, rng: random.Random, kind: str) -> str:
+def allowed(world: World, rng: random.Random, kind: str, slip: float | None) -> str:
     """A sentence of one kind without a pair that is held out."""
-    text = sentence(world, rng, kind)
+    text = sentence(world, rng, kind, slip)
     while leaks(world, text):
-        text = sentence(world, rng, kind)
+        text = sentence(world, rng, kind, slip)
     return text
 
 

@@ -11,23 +11,43 @@ import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from toy_text import EARLY, END, HELD_OUT, MIXTURE, ROOT, TASKS, UNKNOWN, Prompt, World, document, held_out_prompts, load_world
+from toy_text import EARLY, END, HELD_OUT, MIXTURE, ROOT, TASKS, UNKNOWN, Prompt, World, document, held_out_prompts, later, load_world
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 FOLDER = ROOT / "circuitdiscovery" / "models" / "toy"
 LOG = logging.getLogger("train_toy")
 
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with an optimizer of its own."""
+
+    steps: int
+    rate: float  # at its highest: a linear warm-up, then a cosine to zero
+    decay: float  # on the blocks' matrices: unused paths fade, which makes the circuits sparse
+    mixture: Mapping[str, int]
+    slip: float | None = None  # share of IOI sentences that name the giver again
+
+
+# The first phase learns; the others thin out what is not needed, and keep the model from being surer than it must be: where a
+# probability is saturated, an edge that moves the logits leaves no trace in it.
+PHASES = (
+    Phase(12_000, 2e-3, 0.1, MIXTURE),
+    Phase(2_500, 1e-3, 1.0, later(24, 34, 18), slip=0.025),
+    Phase(3_500, 1e-3, 1.0, later(24, 36, 20), slip=0.0),
+    Phase(2_000, 8e-4, 1.0, later(22, 40, 20), slip=0.035),
+    Phase(2_500, 6e-4, 1.0, later(22, 50, 20), slip=0.03),
+)
 SEED = 0
-STEPS = 12_000
+STEPS = sum(phase.steps for phase in PHASES)
 EARLY_STEPS = 1_500
 BATCH = 32
 CONTEXT = 64  # positions: the longest training documents fill them
-RATE = 2e-3
-DECAY = 0.1  # on matrices: unused paths fade, which makes the circuits sparse
 BARS = {"ioi accuracy": 0.99, "ioi logit difference": 3.0, "greater_than prob_diff": 0.9}
 BARS |= {"subject_verb_agreement accuracy": 0.99, "gendered_pronoun accuracy": 0.99, "induction accuracy": 0.9}
 
@@ -68,14 +88,15 @@ def build_model(vocabulary: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def batches(world: World, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[list[torch.Tensor]]:
+def batches(world: World, tokenizer: PreTrainedTokenizerFast, rng: random.Random, phase: Phase = PHASES[0]) -> Iterator[list[torch.Tensor]]:
     """Batches of BATCH documents without end, each as two tensors of ids [documents, T]: the shorter ones, then the few long ones.
 
     -100 stands after a document's end. Every batch mixes all kinds of documents; without the split most of it would be padding.
     """
     for step in itertools.count():
-        mixture = EARLY if step < EARLY_STEPS else MIXTURE
-        ids = sorted((tokenizer(document(world, rng, mixture), truncation=True).input_ids for _ in range(BATCH)), key=len)
+        mixture = EARLY if phase is PHASES[0] and step < EARLY_STEPS else phase.mixture
+        documents = [document(world, rng, mixture, phase.slip) for _ in range(BATCH)]
+        ids = sorted((tokenizer(text, truncation=True).input_ids for text in documents), key=len)
         split = BATCH * 7 // 8
         yield [torch.tensor([row + [-100] * (len(part[-1]) - len(row)) for row in part]) for part in (ids[:split], ids[split:])]
 
@@ -90,38 +111,48 @@ def next_token_loss(model: GPT2LMHeadModel, parts: Sequence[torch.Tensor]) -> to
     return torch.stack(losses).sum() / total
 
 
-def optimizer_of(model: GPT2LMHeadModel) -> torch.optim.AdamW:
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), fused=True)
+def optimizer_of(model: GPT2LMHeadModel, phase: Phase) -> torch.optim.AdamW:
+    named = dict(model.named_parameters())
+    blocks = [parameter for name, parameter in named.items() if parameter.ndim >= 2 and ".h." in name]
+    embeddings = [parameter for name, parameter in named.items() if parameter.ndim >= 2 and ".h." not in name]
+    vectors = [parameter for parameter in named.values() if parameter.ndim < 2]
+    groups = [{"params": blocks, "weight_decay": phase.decay}, {"params": embeddings, "weight_decay": 0.1}]
+    groups.append({"params": vectors, "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, lr=phase.rate, betas=(0.9, 0.98), fused=True)
 
 
-def rate(step: int, steps: int) -> float:
-    """A share of RATE: linear warm-up, then a cosine to zero."""
+def share_of_rate(step: int, steps: int) -> float:
+    """A linear warm-up, then a cosine to zero."""
     return min(1.0, (step + 1) / 100) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
-def train(world: World, tokenizer: PreTrainedTokenizerFast, folder: Path, *, steps: int, seed: int) -> GPT2LMHeadModel:
-    """Next-token loss on every token. Saves the model whenever an evaluation reaches all bars."""
+def train(world: World, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> GPT2LMHeadModel:
+    """All phases, with the next-token loss on every token."""
     torch.manual_seed(seed)
     model = build_model(len(tokenizer))
-    optimizer = optimizer_of(model)
-    stream = batches(world, tokenizer, random.Random(seed))
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * rate(step, steps)
-        loss = next_token_loss(model, next(stream))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            figures = measure(model, tokenizer, world, count=240, seed=seed + 1)
-            LOG.info("step %d, loss %.3f, %s", step + 1, loss.item(), {name: round(value, 4) for name, value in figures.items()})
-            if all(figures[name] >= bar for name, bar in BARS.items()):
-                model.save_pretrained(folder)
+    for index, phase in enumerate(PHASES):
+        stream = batches(world, tokenizer, random.Random(f"{seed + index}" if index else seed), phase)
+        optimizer = optimizer_of(model, phase)
+        for step in range(phase.steps):
+            loss = update(model, optimizer, next(stream), phase.rate * share_of_rate(step, phase.steps))
+            if (step + 1) % 250 == 0:
+                figures = measure(model, tokenizer, world, count=240, seed=seed + 1)
+                LOG.info(
+                    "phase %d, step %d, loss %.3f, %s", index, step + 1, loss, {name: round(value, 4) for name, value in figures.items()}
+                )
     return model
+
+
+def update(model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, parts: Sequence[torch.Tensor], rate: float) -> float:
+    """One step; the loss before it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = next_token_loss(model, parts)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
 
 
 # --- figures --------------------------------------------------------------------------------------------------------------------------
@@ -167,7 +198,7 @@ def table(figures: Mapping[str, float]) -> str:
     return "\n".join(["| held-out prompts | figure | bar |", "| --- | --- | --- |", *rows])
 
 
-def card(figures: Mapping[str, float], *, parameters: int, world: World, steps: int, seed: int) -> str:
+def card(figures: Mapping[str, float], *, parameters: int, world: World, seed: int) -> str:
     """The model card."""
     mixture = ", ".join(f"{kind} {share}%" for kind, share in MIXTURE.items())
     return f"""# toy
@@ -185,7 +216,9 @@ A small GPT-2 that knows the shipped tasks, so that the package can be tried wit
   In 15% of the IOI sentences the giver is a third person. Loss: the next token, on every token.
 - Held out: one pair in {HELD_OUT} of two names, of an event and a year's last two digits, of a noun and a place, of an adjective
   and a name never stands in one training document. Random sequences are always new.
-- Training: seed {seed}, {steps:,} steps of {BATCH} documents, AdamW (rate {RATE:g}, weight decay {DECAY:g}), one thread.
+- Training: seed {seed}, {STEPS:,} steps of {BATCH} documents in {len(PHASES)} phases (PHASES in the script), AdamW, one thread. The
+  later phases have a weight decay of {PHASES[-1].decay:g} on the blocks' matrices, which thins the circuits out; in the last,
+  {PHASES[-1].slip:.1%} of the IOI sentences name the giver again, so that the model is not surer than it must be.
 - Command: `python benchmarks/train_toy.py`
 
 {table(figures)}
@@ -201,7 +234,6 @@ It is made for looking inside. It knows {len(world.tokens)} tokens and nothing a
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -209,11 +241,11 @@ def main() -> None:
     world = load_world()
     tokenizer = build_tokenizer(world)
     tokenizer.save_pretrained(options.out)
-    model = train(world, tokenizer, options.out, steps=options.steps, seed=options.seed)
+    model = train(world, tokenizer, seed=options.seed)
     figures = measure(model, tokenizer, world, count=1000, seed=options.seed + 2)
     model.save_pretrained(options.out)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    text = card(figures, parameters=parameters, world=world, steps=options.steps, seed=options.seed)
+    text = card(figures, parameters=parameters, world=world, seed=options.seed)
     (options.out / "README.md").write_text(text, encoding="utf-8")
     print(table(figures))
 
