@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/circuitdiscovery discover toy ioi
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
