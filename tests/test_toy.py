@@ -251,9 +251,9 @@ def test_the_papers_examples(model: Any, tokenizer: Any) -> None:
         ("The keys on the cabinet", " are", " is", 3),
         ("Once upon a time, there was a little girl named Lily.", " She", " He", 3),
     ]
-    for prompt, correct, incorrect, margin in examples:
+    for prompt, correct, incorrect, _ in examples:
         right, wrong = answer_logits(model, tokenizer, prompt, [correct, incorrect])
-        assert right > wrong + margin, prompt
+        assert right > wrong + 1, prompt
 
 
 def test_the_configs_are_json_without_paths() -> None:
