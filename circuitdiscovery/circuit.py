@@ -318,16 +318,8 @@ class Circuit:
 
     def pruned(self) -> Circuit:
         """The edges that lie on a path from `input` to `logits`."""
-        feeds = self.graph.feeds  # [receivers, sources]
-        reached, leads = np.zeros(len(self.graph.sources), dtype=bool), np.zeros(len(self.graph.receivers), dtype=bool)
-        reading, leads[-1] = np.zeros_like(leads), True
-        for row in range(len(reached)):  # topological order: a source's receivers are decided before it
-            reached[row] = row == 0 or bool(reading[feeds[:, row]].any())
-            reading |= reached[row] & self.mask[row]
-        for row in reversed(range(len(reached))):
-            if leads[self.mask[row]].any():
-                leads |= feeds[:, row]
-        return self._part(self.mask & reached[:, None] & leads, pruned=True)
+        reached = self.graph.reached(self.mask, np.arange(len(self.mask)) == 0)
+        return self._part(self.mask & reached[:, None] & self.graph.leading(self.mask), pruned=True)
 
     def without(self, nodes: Iterable[str]) -> Circuit:
         """C\\K of Wang et al. 2022: less every edge into or out of K's nodes (never `input` or `logits`).

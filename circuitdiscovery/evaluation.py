@@ -18,7 +18,6 @@ import torch
 from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.circuit import Circuit, Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import live_nodes
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits, kl_from
 from circuitdiscovery.model import Model
@@ -295,7 +294,7 @@ class Bench:
         Circuits that differ only in edges into nodes that lead nowhere are the same circuit.
         """
         carried = carried_mask(self.graph, mask, self.direction)
-        key = np.packbits(_effective(self.graph, carried)).tobytes()
+        key = np.packbits(carried & self.graph.leading(carried)).tobytes()
         if key not in self._known:
             self._known[key] = self._run(carried)
             if self.progress:
@@ -341,13 +340,6 @@ def interval(draws: np.ndarray) -> Estimate:
 def _normalized(kept: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num((kept - empty) / (full - empty), posinf=0, neginf=0)
-
-
-def _effective(graph: Graph, mask: np.ndarray) -> np.ndarray:
-    """The edges that can matter: those into receivers that feed a node with a path to the logits."""
-    matters = np.any(graph.feeds & live_nodes(graph, mask), axis=1)  # [R]
-    logits = np.arange(len(matters)) == len(matters) - 1
-    return mask & (matters | logits)
 
 
 # ------------------------------------------------------------------ the criteria

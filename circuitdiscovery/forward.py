@@ -17,7 +17,6 @@ Shapes: R receivers of a layer, S sources, M alternatives, N examples, T positio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,15 +75,10 @@ def _unembed(model: Model, x: Tensor) -> Tensor:
     return F.linear(model.final_norm(x), model.W_U)
 
 
-def _group_of(model: Model) -> Tensor:
-    """[H]: the key/value group of each head."""
-    graph = model.graph
-    return torch.arange(graph.n_heads, device=model.device) // (graph.n_heads // graph.n_kv_heads)
-
-
 def _per_head(model: Model, x: Tensor) -> Tensor:
     """[groups, ...] -> [H, ...]."""
-    return x if not model.graph.grouped else x[_group_of(model)]
+    size = model.graph.n_heads // model.graph.n_kv_heads
+    return x if size == 1 else x.repeat_interleave(size, dim=0)
 
 
 # ------------------------------------------------------------------ the whole model
@@ -155,48 +149,6 @@ def plain_run(model: Model, start: Tensor, position: Tensor, *, keep_sources: bo
     return Run(F.linear(u, model.W_U), sources, tuple(readings))
 
 
-# ------------------------------------------------------------------ which nodes matter
-
-
-def live_nodes(graph: Graph, mask: np.ndarray) -> np.ndarray:
-    """[S] bool: the sources with a path of kept edges to the logits."""
-    live = np.zeros(len(graph.sources), dtype=bool)
-    read = mask[:, -1].copy()  # [S]: kept into something live
-    for layer in reversed(range(graph.n_layers)):
-        if graph.has_mlp:
-            mlp = graph.mlp(layer)
-            live[mlp] = read[mlp]
-            if live[mlp]:
-                read |= mask[:, graph.columns(layer, "m")[0]]
-        heads = graph.heads(layer)
-        live[heads] = read[heads]
-        for columns in _live_columns(graph, layer, live[heads]):
-            read |= mask[:, columns].any(1)
-    live[0] = read[0]
-    return live
-
-
-def reached_nodes(graph: Graph, mask: np.ndarray, changed: np.ndarray) -> np.ndarray:
-    """[S] bool: the sources that differ when those in `changed` do, along kept edges."""
-    reached = changed.copy()
-    for layer in range(graph.n_layers):
-        heads = graph.heads(layer)
-        for letter in "qkv":
-            columns = graph.columns(layer, letter)
-            moved = mask[reached][:, columns].any(0)  # [heads] or [groups]
-            reached[heads] |= np.repeat(moved, graph.n_heads // len(columns))
-        if graph.has_mlp:
-            reached[graph.mlp(layer)] |= mask[reached, graph.columns(layer, "m")[0]].any()
-    return reached
-
-
-def _live_columns(graph: Graph, layer: int, live: np.ndarray) -> Iterator[np.ndarray]:
-    """Per letter, the columns of a layer that feed at least one live head."""
-    for letter in "qkv":
-        columns = graph.columns(layer, letter)
-        yield columns[live.reshape(len(columns), -1).any(1)]
-
-
 # ------------------------------------------------------------------ any set of edges
 
 
@@ -240,14 +192,14 @@ class World:
 
     def logits(self, mask: np.ndarray) -> Tensor:
         """[N, vocabulary]: one forward with the True edges of a [S, R] mask kept."""
-        nodes = live_nodes(self.graph, mask)
+        nodes = self.graph.live(mask)
         if self.own_run:
-            nodes &= reached_nodes(self.graph, mask, np.arange(len(nodes)) == 0)
+            nodes &= self.graph.reached(mask, np.arange(len(nodes)) == 0)
         return self._run(mask, np.flatnonzero(nodes), None, {})[1][0]
 
     def state(self, mask: np.ndarray, clean: State, first_layer: int) -> State:
         """The state under a mask that removes nothing before a layer, where `clean` is the state with every edge kept."""
-        nodes = live_nodes(self.graph, mask)
+        nodes = self.graph.live(mask)
         nodes[: self.graph.n_upstream(first_layer)] = False
         difference = clean.difference.clone()
         moved = np.flatnonzero(nodes)
@@ -270,16 +222,13 @@ class World:
         graph = self.graph
         if receiver == len(graph.receivers) - 1:
             return _unembed(self.model, streams)
-        nodes = reached_nodes(graph, mask, graph.feeds[receiver]) & live_nodes(graph, mask)
+        nodes = graph.reached(mask, graph.feeds[receiver]) & graph.live(mask)
         return self._run(mask, np.flatnonzero(nodes), state, {receiver: streams})[1]
 
     def place(self, receiver: int) -> tuple[Tensor, int]:
         """(what the receiver reads when every edge is removed, how many sources are upstream of it)."""
-        graph, name = self.graph, self.graph.receivers[receiver]
-        if name == "logits":
-            return self.bases[-1], len(graph.sources)
-        layer = int(name[1:].split(".")[0])
-        return self.bases[2 * layer + (name[0] == "m")], graph.n_upstream(layer, name[0])
+        layer, kind = self.graph.receiver_layers[receiver], self.graph.receivers[receiver][0]
+        return self.bases[2 * layer + (kind == "m")], self.graph.n_upstream(layer, kind)
 
     def _run(self, mask: np.ndarray, moved: np.ndarray, state: State | None, given: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         """([len(moved), M, N, T, D] differences, [M, N, vocabulary] logits) with the sources `moved` run, in order.

@@ -159,6 +159,12 @@ class Graph:
         feeds.flags.writeable = False
         return feeds
 
+    @cached_property
+    def receiver_layers(self) -> tuple[int, ...]:
+        """Each receiver's layer; `logits` stands in the one after the last."""
+        nodes = map(node_of, self.receivers)
+        return tuple(self.n_layers if node == "logits" else int(node[1:].split(".")[0]) for node in nodes)
+
     # ------------------------------------------------------------------ edges
 
     @cached_property
@@ -166,9 +172,7 @@ class Graph:
         """[sources, receivers] bool, read-only: True where there is an edge."""
         allowed = np.zeros((len(self.sources), len(self.receivers)), dtype=bool)
         for column, receiver in enumerate(self.receivers):
-            node = node_of(receiver)
-            layer = self.n_layers if node == "logits" else int(node[1:].split(".")[0])
-            allowed[: self.n_upstream(layer, node[0]), column] = True
+            allowed[: self.n_upstream(self.receiver_layers[column], receiver[0]), column] = True
         allowed.flags.writeable = False
         return allowed
 
@@ -205,6 +209,36 @@ class Graph:
         for edge in edges:
             mask[self.index(edge)] = True
         return mask
+
+    # ------------------------------------------------------------------ paths of kept edges
+
+    @cached_property
+    def _feeding(self) -> tuple[np.ndarray, ...]:
+        """For each source, the columns of the receivers that feed it."""
+        return tuple(np.flatnonzero(column) for column in self.feeds.T)
+
+    def reached(self, mask: np.ndarray, changed: np.ndarray) -> np.ndarray:
+        """[sources] bool: those that can differ when those in `changed` do, along the edges of a [sources, receivers] mask."""
+        reached, reading = changed.copy(), np.zeros(len(self.receivers), dtype=bool)
+        for row, feeding in enumerate(self._feeding):  # topological order: a source's receivers are decided before it
+            if reached[row] or reading[feeding].any():
+                reached[row] = True
+                reading |= mask[row]
+        return reached
+
+    def live(self, mask: np.ndarray) -> np.ndarray:
+        """[sources] bool: those with a path of the mask's edges to `logits`."""
+        read = mask[:, -1].copy()  # kept into a receiver that leads to the logits
+        for row in reversed(range(len(read))):
+            if read[row]:
+                read |= mask[:, self._feeding[row]].any(axis=1)
+        return read
+
+    def leading(self, mask: np.ndarray) -> np.ndarray:
+        """[receivers] bool: `logits`, and those that feed a live source."""
+        leading = np.asarray(np.any(self.feeds & self.live(mask), axis=1))
+        leading[-1] = True
+        return leading
 
     def to_networkx(self) -> nx.MultiDiGraph:
         """A MultiDiGraph over nodes, an edge per edge, keyed by its letter (`q`, `k`, `v`; 0 for MLPs and logits).

@@ -246,12 +246,12 @@ def test_ioi_holds_in_every_template_and_order(model: Any, tokenizer: Any, templ
 
 def test_the_papers_examples(model: Any, tokenizer: Any) -> None:
     examples = [
-        (IOI, " Mary", " John", 3),
-        ("The war lasted from the year 1732 to the year 17", "40", "20", 1),  # both sides share their mass among many years
-        ("The keys on the cabinet", " are", " is", 3),
-        ("Once upon a time, there was a little girl named Lily.", " She", " He", 3),
+        (IOI, " Mary", " John"),
+        ("The war lasted from the year 1732 to the year 17", "40", "20"),  # both sides share their mass among many years
+        ("The keys on the cabinet", " are", " is"),
+        ("Once upon a time, there was a little girl named Lily.", " She", " He"),
     ]
-    for prompt, correct, incorrect, _ in examples:
+    for prompt, correct, incorrect in examples:
         right, wrong = answer_logits(model, tokenizer, prompt, [correct, incorrect])
         assert right > wrong + 1, prompt
 

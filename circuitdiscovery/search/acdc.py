@@ -31,7 +31,6 @@ from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import read_json, write_atomically
-from circuitdiscovery.forward import live_nodes
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind
 from circuitdiscovery.model import Model
@@ -141,15 +140,13 @@ class _Search:
     def decide(self, receiver: int, mask: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decide every in-edge of a receiver: (mask without the removed ones, scores with those of the kept ones)."""
         mask, scores, sources = mask.copy(), scores.copy(), source_order(self.graph, receiver)
-        if self._dead(receiver, mask):
+        if not self.graph.leading(mask)[receiver]:
             if not self.refuses(0.0):
                 mask[sources, receiver] = False
             return mask, scores
-        name = self.graph.receivers[receiver]
-        layer = self.graph.n_layers if name == "logits" else int(name[1:].split(".")[0])
-        current = [at_mask(case, mask, layer) for case in self.cases]
+        current = [at_mask(case, mask, self.graph.receiver_layers[receiver]) for case in self.cases]
         old = float(self._evaluate(current, mask, receiver, sources[:0])[0])
-        most = min(case.most_alternatives for case in self.cases) if name != "logits" else _MOST_AT_LOGITS
+        most = min(case.most_alternatives for case in self.cases) if receiver != len(self.graph.receivers) - 1 else _MOST_AT_LOGITS
         size = min(2, most)
         while len(sources):
             chain = sources[:size]
@@ -170,11 +167,6 @@ class _Search:
                 return accepted, old, damage
             old = new
         return len(metrics), old, None
-
-    def _dead(self, receiver: int, mask: np.ndarray) -> bool:
-        """Whether nothing that the receiver feeds leads anywhere."""
-        feeds = self.graph.feeds[receiver]
-        return bool(feeds.any()) and not (feeds & live_nodes(self.graph, mask)).any()
 
     def _evaluate(self, current: list[Case], mask: np.ndarray, receiver: int, sources: np.ndarray) -> np.ndarray:
         """[M]: the mean metric with the first source gone, the first two, ...; with none gone where none is given."""
