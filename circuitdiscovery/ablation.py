@@ -102,8 +102,7 @@ def _keys(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
 @torch.no_grad()
 def run_sources(model: Model, start: Tensor) -> Tensor:
     """[sources, N, T, d_model]: what every source writes, from [N, T] tokens or an [N, T, d_model] embedding."""
-    position = torch.zeros(len(start), dtype=torch.long, device=model.device)
-    sources = plain_run(model, start, position, keep_sources=True).sources
+    sources = plain_run(model, start, None, keep_sources=True).sources
     assert sources is not None
     return sources
 

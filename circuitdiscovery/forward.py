@@ -6,17 +6,19 @@
    source wrote (the replacements of resample ablation) and what every receiver read (for gradients).
 2. A `World` is one batch under one ablation: where the run starts, what a removed edge carries, and the sum of all
    replacements at each place of the residual stream.
-3. `World.logits` evaluates any mask in one forward, and only the nodes that matter: those with a path of kept edges to the
-   logits and, where every replacement is a run's own activation, with one from the input (elsewhere current equals
-   replacement).
+3. `World.logits` evaluates any mask in one forward, and only what matters: the nodes with a path of kept edges to the logits
+   and, where every replacement is a run's own activation, with one from the input (elsewhere current equals replacement);
+   and of a node that no key and no value reads on the way to the logits, the answer's position alone.
 4. `World.branch` evaluates many alternatives of what one receiver reads, given the state of the rest: only the nodes that
    the receiver reaches run again. The searches stand on it.
 
-Shapes: R receivers of a layer, S sources, M alternatives, N examples, T positions, D d_model, H heads, K d_head.
+Shapes: R receivers, S sources, M alternatives, N examples, T positions, D d_model, H heads, h some of them, K d_head;
+P = N * T places, or N where only the answer's position matters; B = M * P.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,6 +29,10 @@ from torch.nn import functional as F
 
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.model import Block, Model, Norm
+
+# costs of moving one stream of a source, in multiples of its share in a product (measured on two cores)
+_ADD = 10
+_COPY = 20
 
 # ------------------------------------------------------------------ the program, written once over the architectures' switches
 
@@ -39,20 +45,29 @@ def embed(model: Model, tokens: Tensor) -> Tensor:
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One stream for all heads, [1, N, T, D], or one each, [H, N, T, D], through [H, K, D] -> [H, N, T, K]."""
-    n_heads, d_head, _ = weight.shape
-    if len(x) == 1:
-        flat_bias = None if bias is None else bias.flatten()
-        return F.linear(x[0], weight.flatten(0, 1), flat_bias).unflatten(-1, (n_heads, d_head)).movedim(-2, 0)
-    out = torch.bmm(x.flatten(1, 2), weight.transpose(1, 2)).unflatten(1, x.shape[1:3])
-    return out if bias is None else out + bias[:, None, None]
+    """One stream for all heads: [..., D] through [h, K, D] -> [h, ..., K]."""
+    out = F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
+    return out.unflatten(-1, weight.shape[:2]).movedim(-2, 0)
 
 
-def _attend(model: Model, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention per head, [H, N, T, K] each (k and v already repeated per head) -> [H, N, T, K]."""
+def _project_each(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One stream for each head: [B, h, D] through [h, K, D] -> [h, B, K]."""
+    out = torch.bmm(x.transpose(0, 1), weight.transpose(1, 2))
+    return out if bias is None else out.add_(bias[:, None])
+
+
+def _attend(model: Model, block: Block, q: Tensor, k: Tensor, v: Tensor, position: Tensor | None = None) -> Tensor:
+    """Causal attention per head, [h, N, T, K] each (k and v already repeated per head) -> [h, N, T, K].
+
+    With [N] positions q is [h, N, 1, K], the query at that position of each example, and so is what comes out.
+    """
+    at = None if position is None else position[:, None]  # [N, 1]
     if model.rotary is not None:
-        q, k = model.rotary(q), model.rotary(k)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.scale)
+        q, k = model.rotary(q, at), model.rotary(k)
+    if at is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.scale)
+    seen = torch.arange(k.shape[-2], device=k.device) <= at
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], scale=block.scale)
 
 
 def _mlp(model: Model, block: Block, x: Tensor) -> Tensor:
@@ -66,8 +81,8 @@ def _mlp(model: Model, block: Block, x: Tensor) -> Tensor:
 
 
 def _at(x: Tensor, position: Tensor) -> Tensor:
-    """[..., N, T, D] -> [..., N, D] at each example's position."""
-    return x[..., torch.arange(len(position), device=x.device), position, :]
+    """[N, T, ...] -> [N, ...] at each example's position."""
+    return x[torch.arange(len(position), device=x.device), position]
 
 
 def _unembed(model: Model, x: Tensor) -> Tensor:
@@ -89,12 +104,13 @@ class Reading:
     """What the receivers of one layer and letter read in a plain run, for the chain rule back to the stream.
 
     `values` is what `weight` makes of the normalised stream, [R, N, T, K]; where `weight` is None it is the normalised
-    stream itself, [N, T, D] (MLPs) or [N, D] (logits, at the answer's position only).
+    stream itself. T is 1 where only the answer's position matters: in the last layer except for its keys and values.
     """
 
     layer: int
     letter: str
-    stream: Tensor  # [N, T, D] or [N, D], before the norm
+    at_answer: bool
+    stream: Tensor  # [N, T, D], before the norm
     norm: Norm
     values: Tensor
     weight: Tensor | None  # [R, K, D]
@@ -105,48 +121,62 @@ class Reading:
 class Run:
     """One forward of the whole model."""
 
-    logits: Tensor  # [N, vocabulary] at each example's answer position
+    logits: Tensor  # [N, vocabulary] at each example's answer position; [0, vocabulary] where there is none
     sources: Tensor | None  # [S, N, T, D]
     readings: tuple[Reading, ...]
 
 
-def plain_run(model: Model, start: Tensor, position: Tensor, *, keep_sources: bool = False, keep_readings: bool = False) -> Run:
+def plain_run(model: Model, start: Tensor, position: Tensor | None, *, keep_sources: bool = False, keep_readings: bool = False) -> Run:
     """The transformer itself.
 
     Args:
         model: the model.
         start: [N, T] token ids, or [N, T, D], what the source `input` writes.
-        position: [N], where the logits are wanted.
+        position: [N], where the logits are wanted; the last layer then runs there alone, and what its sources write elsewhere
+            is kept as 0. None runs all of it, without logits.
         keep_sources: keep what every source writes.
         keep_readings: keep what every receiver reads, as part of the autograd graph.
     """
     x = embed(model, start) if start.dim() == 2 else start
-    sources = x.new_empty(len(model.graph.sources), *x.shape) if keep_sources else None
+    graph, rows = model.graph, torch.arange(len(x), device=x.device)
+    sources = x.new_empty(len(graph.sources), *x.shape) if keep_sources else None
     readings: list[Reading] = []
+    at = None
     if sources is not None:
         sources[0] = x.detach()
     for layer, block in enumerate(model.blocks):
-        u = block.norm1(x)[None]
-        q, k, v = (_project(u, *block.projection(letter)) for letter in "qkv")
-        if keep_readings:
-            read = zip("qkv", (q, k, v), strict=True)
-            readings += [Reading(layer, letter, x, block.norm1, values, *block.projection(letter)) for letter, values in read]
-        z = _attend(model, block, q, _per_head(model, k), _per_head(model, v))  # [H, N, T, K]
+        stream, u = x, block.norm1(x)
+        k, v = (_project(u, *block.projection(letter)) for letter in "kv")
+        if position is not None and layer == graph.n_layers - 1:
+            at, x, u = position, _at(x, position)[:, None], _at(u, position)[:, None]
+            if sources is not None:
+                sources[graph.n_upstream(layer) :] = 0
+        q = _project(u, *block.projection("q"))
+        z = _attend(model, block, q, _per_head(model, k), _per_head(model, v), at)  # [H, N, T, K]
         attended = F.linear(z.permute(1, 2, 0, 3).flatten(2), block.W_O.flatten(0, 1).T, block.b_O)  # [N, T, D]
-        y = x if model.graph.parallel else x + attended
-        u = block.norm2(y)
+        y = x if graph.parallel else x + attended
+        normalised = block.norm2(y)
+        written = _mlp(model, block, normalised)
         if keep_readings:
-            readings.append(Reading(layer, "m", y, block.norm2, u, None, None))
-        written = _mlp(model, block, u)
-        if sources is not None:
-            torch.bmm(z.detach().flatten(1, 2), block.W_O, out=sources[model.graph.heads(layer)].flatten(1, 2))
-            sources[model.graph.mlp(layer)] = written.detach()
+            read = (("q", x, q), ("k", stream, k), ("v", stream, v))
+            readings += [
+                Reading(layer, letter, at is not None and letter == "q", before, block.norm1, values, *block.projection(letter))
+                for letter, before, values in read
+            ]
+            readings.append(Reading(layer, "m", at is not None, y, block.norm2, normalised, None, None))
+        if sources is not None and at is None:
+            torch.bmm(z.detach().flatten(1, 2), block.W_O, out=sources[graph.heads(layer)].flatten(1, 2))
+            sources[graph.mlp(layer)] = written.detach()
+        elif sources is not None:
+            sources[graph.heads(layer), rows, at] = torch.bmm(z.detach().flatten(1, 2), block.W_O)
+            sources[graph.mlp(layer), rows, at] = written[:, 0].detach()
         x = x + attended + written
-    last = _at(x, position)  # [N, D]
-    u = model.final_norm(last)
+    if at is None:
+        return Run(x.new_empty(0, model.vocab_size), sources, tuple(readings))
+    normalised = model.final_norm(x)
     if keep_readings:
-        readings.append(Reading(len(model.blocks), "logits", last, model.final_norm, u, None, None))
-    return Run(F.linear(u, model.W_U), sources, tuple(readings))
+        readings.append(Reading(graph.n_layers, "logits", True, x, model.final_norm, normalised, None, None))
+    return Run(F.linear(normalised[:, 0], model.W_U), sources, tuple(readings))
 
 
 # ------------------------------------------------------------------ any set of edges
@@ -156,7 +186,8 @@ def plain_run(model: Model, start: Tensor, position: Tensor, *, keep_sources: bo
 class State:
     """What every source adds to its replacement under one mask: where branches start from."""
 
-    difference: Tensor  # [S, N, T, D]: current - replacement
+    difference: Tensor  # [N, T, S, D]: current - replacement; 0 where no receiver reads it
+    at_answer: Tensor  # [N, S, D]: the same at the answer's position
 
 
 @dataclass(frozen=True)
@@ -180,7 +211,7 @@ class World:
 
     @cached_property
     def bases(self) -> tuple[Tensor, ...]:
-        """What is read when every edge is removed: [N, T, D] by attention and MLP of each layer, [N, D] by the logits."""
+        """[N, T, D] each: what is read when every edge is removed, by attention and MLP of each layer, last by the logits."""
         bases: list[Tensor] = []
         x = self.replacement[0]
         for layer, block in enumerate(self.model.blocks):
@@ -188,171 +219,275 @@ class World:
             y = x + attended if block.b_O is None else x + attended + block.b_O
             bases += [x, x if self.graph.parallel else y]
             x = y + self.replacement[self.graph.mlp(layer)]
-        return (*bases, _at(x, self.position))
+        return (*bases, x)
 
     def logits(self, mask: np.ndarray) -> Tensor:
         """[N, vocabulary]: one forward with the True edges of a [S, R] mask kept."""
         nodes = self.graph.live(mask)
         if self.own_run:
             nodes &= self.graph.reached(mask, np.arange(len(nodes)) == 0)
-        return self._run(mask, np.flatnonzero(nodes), None, {})[1][0]
+        return self._logits(self._run(mask, nodes, None)[1])[0]
+
+    def clean_state(self, sources: Tensor) -> State:
+        """The state with every edge kept, from [S, N, T, D], what every source then writes."""
+        difference = sources.new_empty(*sources.shape[1:3], len(sources), sources.shape[3])
+        torch.sub(sources, self.replacement, out=difference.permute(2, 0, 1, 3))
+        return State(difference, _at(difference, self.position))
 
     def state(self, mask: np.ndarray, clean: State, first_layer: int) -> State:
         """The state under a mask that removes nothing before a layer, where `clean` is the state with every edge kept."""
+        upstream = self.graph.n_upstream(first_layer)
         nodes = self.graph.live(mask)
-        nodes[: self.graph.n_upstream(first_layer)] = False
-        difference = clean.difference.clone()
-        moved = np.flatnonzero(nodes)
-        difference[torch.from_numpy(moved).to(difference.device)] = self._run(mask, moved, clean, {})[0][:, 0]
-        return State(difference)
+        nodes[:upstream] = False
+        everywhere, at_answer = self._run(mask, nodes, clean)
+        difference, last = torch.zeros_like(clean.difference), clean.at_answer.clone()
+        difference[:, :, :upstream] = clean.difference[:, :, :upstream]
+        difference.flatten(0, 1)[:, _index(everywhere.moved)] = everywhere.buffer[0, :, 1:]
+        last[:, _index(at_answer.moved)] = at_answer.buffer[0, :, 1:]
+        return State(difference, last)
 
-    def stream(self, state: State, receiver: int, kept: np.ndarray) -> Tensor:
-        """What a receiver reads in a state with a [S] bool column of sources kept: [N, T, D], for logits [N, D]."""
-        rows = np.flatnonzero(kept)
-        base, _ = self.place(receiver)
-        return base + self.written(state, receiver, rows).sum(0)
+    def branch(self, mask: np.ndarray, state: State, receiver: int, kept: np.ndarray) -> Tensor:
+        """[M, N, vocabulary]: the logits in a state, for [M, S] alternatives of the sources that one receiver keeps."""
+        nodes = self.graph.reached(mask, self.graph.feeds[receiver]) & self.graph.live(mask)
+        at_answer = self._run(mask, nodes, state, receiver, kept)[1]
+        return self._logits(at_answer).expand(len(kept), -1, -1)
 
-    def written(self, state: State, receiver: int, rows: np.ndarray) -> Tensor:
-        """What some sources add to a receiver's stream: [len(rows), N, T, D], for logits [len(rows), N, D]."""
-        at_logits = receiver == len(self.graph.receivers) - 1
-        return _rows(_at(state.difference, self.position) if at_logits else state.difference, rows)
+    def spreads(self, mask: np.ndarray, receiver: int) -> bool:
+        """Whether alternatives of what a receiver reads differ at other positions than the answer's."""
+        moved = self.graph.reached(mask, self.graph.feeds[receiver])
+        return bool((moved & self.graph.everywhere(mask)).any())
 
-    def branch(self, mask: np.ndarray, state: State, receiver: int, streams: Tensor) -> Tensor:
-        """[M, N, vocabulary]: let one receiver read each of [M, N, T, D] streams instead (logits: [M, N, D])."""
-        graph = self.graph
-        if receiver == len(graph.receivers) - 1:
-            return _unembed(self.model, streams)
-        nodes = graph.reached(mask, graph.feeds[receiver]) & graph.live(mask)
-        return self._run(mask, np.flatnonzero(nodes), state, {receiver: streams})[1]
+    def _logits(self, at_answer: _Places) -> Tensor:
+        """[M or 1, N, vocabulary]."""
+        return _unembed(self.model, at_answer.read(np.array([len(self.graph.receivers) - 1]))[:, :, 0])
 
-    def place(self, receiver: int) -> tuple[Tensor, int]:
-        """(what the receiver reads when every edge is removed, how many sources are upstream of it)."""
-        layer, kind = self.graph.receiver_layers[receiver], self.graph.receivers[receiver][0]
-        return self.bases[2 * layer + (kind == "m")], self.graph.n_upstream(layer, kind)
+    def _run(
+        self, mask: np.ndarray, nodes: np.ndarray, state: State | None, receiver: int = -1, alternatives: np.ndarray | None = None
+    ) -> tuple[_Places, _Places]:
+        """What the sources in a [S] bool `nodes` write, at all positions and at the answer's alone.
 
-    def _run(self, mask: np.ndarray, moved: np.ndarray, state: State | None, given: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-        """([len(moved), M, N, T, D] differences, [M, N, vocabulary] logits) with the sources `moved` run, in order.
-
-        All others stay at the state's difference, or are replaced where there is no state.
-        `given` holds alternatives, [M, N, T, D], of what a receiver reads; everything downstream of it has M versions.
+        All other sources stay as in the state, or are replaced where there is none. `alternatives`, [M, S], are what one
+        receiver keeps; everything downstream of it has M versions.
         """
-        graph = self.graph
-        n_alternatives = max((len(streams) for streams in given.values()), default=1)
-        reader = _Reader.build(self, mask, moved, state, given, n_alternatives)
-        difference = reader.buffer[1:]
-        if len(moved) and moved[0] == 0:
-            torch.sub(self.start, self.replacement[0], out=difference[0, 0])
-        for layer, block in enumerate(self.model.blocks):
-            heads, mlp = graph.heads(layer), graph.mlp(layer)
-            at = np.flatnonzero((moved >= heads.start) & (moved < heads.stop))
-            if len(at):
-                z = self._heads(reader, layer, block, moved[at] - heads.start)  # [h, M * N, T, K]
-                W_O = _rows(block.W_O, moved[at] - heads.start)
-                replaced = _rows(self.replacement, moved[at])[:, None].expand(-1, n_alternatives, -1, -1, -1)
-                out = difference[at[0] : at[-1] + 1].view(len(at), -1, self.start.shape[-1])
-                torch.baddbmm(replaced.reshape(out.shape), z.flatten(1, 2), W_O, beta=-1, out=out)
-            at = np.flatnonzero(moved == mlp)
-            if len(at):
-                x = block.norm2(reader.read(graph.columns(layer, "m"))[0])  # [M, N, T, D]
-                torch.sub(_mlp(self.model, block, x), self.replacement[mlp], out=difference[at[0]])
-        return difference, _unembed(self.model, reader.read_logits())
+        graph, wide = self.graph, self.graph.everywhere(mask)
+        heads = [graph.heads(layer).start + np.flatnonzero(nodes[graph.heads(layer)]) for layer in range(graph.n_layers)]
+        heads = [rows[np.argsort(~wide[rows], kind="stable")] for rows in heads]  # first those that are needed everywhere
+        mlps = [graph.mlp(layer) + np.arange(int(nodes[graph.mlp(layer)])) for layer in range(graph.n_layers)]
+        moved = np.concatenate([np.arange(int(nodes[0])), *(rows for pair in zip(heads, mlps, strict=True) for rows in pair)])
+        changed = mask, ~nodes, receiver, np.zeros((1, 0), dtype=bool) if alternatives is None else alternatives
+        everywhere = _Places.build(self, None, moved[wide[moved]], state and state.difference.flatten(0, 1), *changed)
+        at_answer = _Places.build(self, self.position, moved, state and state.at_answer, *changed)
 
-    def _heads(self, reader: _Reader, layer: int, block: Block, heads: np.ndarray) -> Tensor:
-        """What some heads of a layer have attended to: [h, M * N, T, K]."""
-        columns = {letter: self.graph.columns(layer, letter) for letter in "qkv"}
-        groups = {letter: heads // (self.graph.n_heads // len(columns[letter])) for letter in "qkv"}  # each head's column
-        streams, which = reader.read_distinct(np.concatenate([columns[letter][groups[letter]] for letter in "qkv"]))
-        x = block.norm1(streams).expand(-1, reader.buffer.shape[1], -1, -1, -1)  # [U, M, N, T, D]
-        projected = []
-        for letter, part in zip("qkv", np.split(which, 3), strict=True):
-            own, first, back = np.unique(groups[letter], return_index=True, return_inverse=True)
-            weight, bias = block.projection(letter)
-            bias = None if bias is None else _rows(bias, own)
-            out = _project(_select(x, part[first]).flatten(1, 2), _rows(weight, own), bias)  # [own, M * N, T, K]
-            projected.append(_rows(out, back) if len(own) < len(heads) else out)
-        return _attend(self.model, block, *projected)
+        def write(row: int, of: Callable[[_Places], Tensor]) -> None:
+            """One source that is no head, [M or 1, P, D] at some places: at all positions if needed, and at the answer's."""
+            places = everywhere if wide[row] else at_answer
+            places.write(row, of(places))
+            if wide[row]:
+                at_answer.copy(everywhere, np.array([row]))
+
+        if nodes[0]:
+            write(0, lambda places: places.of(self.start)[None])
+        for layer, block in enumerate(self.model.blocks):
+            if len(heads[layer]):
+                self._run_heads(layer, block, heads[layer], wide, everywhere, at_answer)
+            if len(mlps[layer]):
+                columns = graph.columns(layer, "m")
+                write(graph.mlp(layer), lambda places, b=block, c=columns: _mlp(self.model, b, b.norm2(places.read(c)[:, :, 0])))
+        return everywhere, at_answer
+
+    def _run_heads(self, layer: int, block: Block, rows: np.ndarray, wide: np.ndarray, everywhere: _Places, at_answer: _Places) -> None:
+        """Some heads of a layer, those that are needed everywhere first: what they attend to and write."""
+        heads, n_wide = rows - self.graph.heads(layer).start, int(wide[rows].sum())
+        q, k, v = everywhere.project(layer, {"q": heads[:n_wide], "k": heads, "v": heads})
+        for places, some in ((everywhere, slice(n_wide)), (at_answer, slice(n_wide, None))):
+            if not len(heads[some]):
+                continue
+            if places is at_answer:
+                (q,) = places.project(layer, {"q": heads[some]})
+            z = _attend(self.model, block, q, k[some], v[some], places.positions)
+            places.write_heads(rows[some], z, _take(block.W_O, heads[some]))
+        at_answer.copy(everywhere, rows[:n_wide])
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """What receivers read while the nodes in `moved` are being run, in order."""
+class _Places:
+    """What some sources write and what receivers read at the same places: all positions, or the answer's alone."""
 
     world: World
+    position: Tensor | None  # [N]; None: all positions
+    moved: np.ndarray  # the sources that run, in the buffer's order
+    state: Tensor | None  # [P, S, D], for the other sources
     mask: np.ndarray
-    moved: np.ndarray
-    fixed: np.ndarray
-    state: State | None
-    given: dict[int, Tensor]
-    buffer: Tensor  # [1 + len(moved), M, N, T, D]: scratch for a base, then the differences, filled up to the receiver's layer
+    fixed: np.ndarray  # [S] bool: the sources that stay as in the state
+    receiver: int  # reads each of
+    alternatives: np.ndarray  # [M, S] bool
+    buffer: Tensor  # [M, P, 1 + len(moved), D]: scratch for a base, then current - replacement, filled up to the receiver's layer
 
     @classmethod
     def build(
-        cls, world: World, mask: np.ndarray, moved: np.ndarray, state: State | None, given: dict[int, Tensor], n_alternatives: int
-    ) -> _Reader:
+        cls,
+        world: World,
+        position: Tensor | None,
+        moved: np.ndarray,
+        state: Tensor | None,
+        mask: np.ndarray,
+        fixed: np.ndarray,
+        receiver: int,
+        alternatives: np.ndarray,
+    ) -> _Places:
         """With an empty buffer."""
-        fixed = np.setdiff1d(np.arange(len(mask)), moved, assume_unique=True) if state is not None else moved[:0]
-        buffer = world.start.new_empty(1 + len(moved), n_alternatives, *world.start.shape)
-        return cls(world, mask, moved, fixed, state, given, buffer)
+        n_places = len(world.start) * (world.start.shape[1] if position is None else 1)
+        buffer = world.start.new_empty(len(alternatives), n_places, 1 + len(moved), world.start.shape[-1])
+        return cls(world, position, moved, state, mask, fixed, receiver, alternatives, buffer)
 
-    def read_distinct(self, columns: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """([U, M or 1, N, T, D] distinct streams, [len(columns)] which of them each receiver reads)."""
-        if not self.given.keys().isdisjoint(columns.tolist()):
-            distinct, which = np.unique(columns, return_inverse=True)
-            streams = [self.read(distinct[i : i + 1])[0] for i in range(len(distinct))]
-            return torch.stack(torch.broadcast_tensors(*streams)), which
-        packed = np.packbits(self.mask[:, columns], axis=0)
-        _, first, which = np.unique(packed, axis=1, return_index=True, return_inverse=True)
-        order = np.argsort(first)  # in order of first occurrence, so that a run of receivers is a slice
-        return self.read(columns[first[order]]), np.argsort(order)[which.reshape(-1)]
+    @property
+    def positions(self) -> Tensor | None:
+        """[M * N], where there is one position only."""
+        return None if self.position is None else self.position.repeat(len(self.alternatives))
+
+    def of(self, x: Tensor) -> Tensor:
+        """[N, T, D] -> [P, D]."""
+        return x.flatten(0, 1) if self.position is None else _at(x, self.position)
+
+    # -------------------------------------------------------------- writing
+
+    def _slots(self, rows: np.ndarray) -> Tensor:
+        """[M, P, len(rows), D]: where some sources that follow each other among the moved ones write to."""
+        first = 1 + int(np.flatnonzero(self.moved == rows[0])[0])
+        return self.buffer[:, :, first : first + len(rows)]
+
+    def write(self, row: int, written: Tensor) -> None:
+        """What `input` or an MLP writes, [M or 1, P, D]."""
+        torch.sub(written, self.of(self.world.replacement[row]), out=self._slots(np.array([row]))[:, :, 0])
+
+    def write_heads(self, rows: np.ndarray, z: Tensor, W_O: Tensor) -> None:
+        """What some heads of a layer write, from what they attended to, [h, M * N, T, K], and [h, K, D]."""
+        out = self._slots(rows)
+        for i, row in enumerate(rows):
+            torch.neg(self.of(self.world.replacement[row]).expand_as(out[:, :, i]), out=out[:, :, i])
+        out.flatten(0, 1).transpose(0, 1).baddbmm_(z.flatten(1, 2), W_O)
+
+    def copy(self, everywhere: _Places, rows: np.ndarray) -> None:
+        """What some sources write at these places, from what they write everywhere."""
+        if len(rows):
+            written = everywhere._slots(rows).unflatten(1, self.world.start.shape[:2])  # [M, N, T, r, D]
+            examples = torch.arange(len(self.world.start), device=written.device)
+            self._slots(rows).copy_(written[:, examples, self.position])
+
+    # -------------------------------------------------------------- reading
 
     def read(self, columns: np.ndarray) -> Tensor:
-        """[len(columns), M or 1, N, T, D]: the streams of receivers at one place."""
-        if int(columns[0]) in self.given:
-            return self.given[int(columns[0])][None]
-        base, upstream = self.world.place(int(columns[0]))
-        kept = self.mask[:, columns]  # [S, R]
-        fixed, moved = self.fixed[self.fixed < upstream], self.moved[self.moved < upstream]
-        out = base.expand(len(columns), 1, *base.shape)
-        if kept[moved].any():
-            self.buffer[0] = base  # as one source more, so that one product makes the whole stream
-            weights = np.concatenate([np.ones((1, len(columns)), dtype=bool), kept[moved]])
-            out = _combine(weights, np.arange(len(weights)), self.buffer)
+        """[M or 1, P, len(columns), D]: the streams of receivers at one place of the residual stream."""
+        graph = self.world.graph
+        layer, kind = graph.receiver_layers[columns[0]], graph.receivers[columns[0]][0]
+        base, upstream = self.of(self.world.bases[2 * layer + (kind == "m")]), graph.n_upstream(layer, kind)
+        if columns[0] == self.receiver:  # alternatives of what it reads from a state
+            assert self.state is not None
+            kept = self.alternatives[:, :upstream].T
+            return base[None, :, None] + _combine(kept, np.arange(upstream), self.state).transpose(0, 1)[:, :, None]
+        kept = self.mask[:, columns]
+        slots = np.flatnonzero(self.moved < upstream)
+        x = base[None, :, None].expand(1, -1, len(columns), -1)
+        if kept[self.moved[slots]].any():
+            self.buffer[:, :, 0] = base  # as one source more, so that one product makes the whole stream
+            weights = np.concatenate([np.ones((1, len(columns)), dtype=bool), kept[self.moved[slots]]])
+            x = _combine(weights, np.append(0, 1 + slots), self.buffer.flatten(0, 1)).unflatten(0, self.buffer.shape[:2])
+        fixed = np.flatnonzero(self.fixed[:upstream])
         if self.state is not None and kept[fixed].any():
-            out = out + _combine(kept[fixed], fixed, self.state.difference)[:, None]
+            x = x + _combine(kept[fixed], fixed, self.state)
+        return x
+
+    def project(self, layer: int, asked: Mapping[str, np.ndarray]) -> list[Tensor]:
+        """For each letter the projections of what some heads of a layer read, [h, M * N, T, K]."""
+        graph, block = self.world.graph, self.world.model.blocks[layer]
+        columns = {letter: graph.columns(layer, letter) for letter in asked}
+        own = {letter: np.unique(heads // (graph.n_heads // len(columns[letter])), return_inverse=True) for letter, heads in asked.items()}
+        streams, which = self._distinct(np.concatenate([columns[letter][some] for letter, (some, _) in own.items()]))
+        streams = [block.norm1(x) for x in streams]
+        out: list[Tensor] = []
+        for letter, (some, back) in own.items():
+            mine, which = np.split(which, [len(some)])
+            weight, bias = (None if x is None else _take(x, some) for x in block.projection(letter))
+            assert weight is not None
+            each = _take(self._projected(streams, mine, weight, bias), back)
+            out.append(each.unflatten(1, (-1, self.buffer.shape[1] // len(self.world.start))))
         return out
 
-    def read_logits(self) -> Tensor:
-        """[M or 1, N, D]: the final residual stream at the answer's position."""
-        kept, position = self.mask[:, -1], self.world.position
-        fixed, moved = self.fixed[kept[self.fixed]], np.flatnonzero(kept[self.moved])
-        out = self.world.bases[-1][None]
-        if self.state is not None and len(fixed):
-            out = out + _rows(_at(self.state.difference, position), fixed).sum(0)
-        if len(moved):
-            out = out + _rows(_at(self.buffer, position), 1 + moved).sum(0)
-        return out
+    def _distinct(self, columns: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
+        """(tensors [M or 1, P, u, D] of distinct streams, [len(columns), 2] which tensor and stream each receiver reads).
+
+        Streams of which there are M versions stand apart from those of which there is one.
+        """
+        kept = self.mask[:, columns]
+        kind = np.where(columns == self.receiver, 2, kept[self.moved].any(axis=0))
+        _, first, which = np.unique(np.vstack([kind, np.packbits(kept, axis=0)]), axis=1, return_index=True, return_inverse=True)
+        first, order = np.sort(first), np.argsort(np.argsort(first))  # by first occurrence, so that a run of receivers is a slice
+        which = order[which.reshape(-1)]
+        streams, place = [], np.zeros((len(first), 2), dtype=int)
+        for value in np.unique(kind):
+            alike = np.flatnonzero(kind[first] == value)
+            place[alike] = np.stack([np.full(len(alike), len(streams)), np.arange(len(alike))], axis=1)
+            streams.append(self.read(columns[first[alike]]))
+        return streams, place[which]
+
+    def _projected(self, streams: list[Tensor], which: np.ndarray, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[h, B, K]: for each head one of the normalised streams, through its [h, K, D]; heads that share one in one product."""
+        out = self.buffer.new_empty(len(which), *self.buffer.shape[:2], weight.shape[1])
+        for number, x in enumerate(streams):
+            members = np.flatnonzero(which[:, 0] == number)
+            readers = np.bincount(which[members, 1], minlength=x.shape[2])  # of each stream
+            x, versions = x.flatten(0, 1), x.shape[:2]
+            for stream in np.flatnonzero(readers > 1):
+                heads = members[which[members, 1] == stream]
+                each = _project(x[:, stream], _take(weight, heads), None if bias is None else _take(bias, heads))
+                out[_index(heads)] = each.unflatten(1, versions)
+            heads = members[readers[which[members, 1]] == 1]
+            if len(heads):
+                own = _take(x, which[heads, 1], dim=1)
+                each = _project_each(own, _take(weight, heads), None if bias is None else _take(bias, heads))
+                out[_index(heads)] = each.unflatten(1, versions)
+        return out.flatten(1, 2)
 
 
-def _rows(x: Tensor, rows: np.ndarray) -> Tensor:
-    """x[rows], without a copy where the rows are a range."""
+def _index(rows: np.ndarray) -> slice | Tensor:
+    """Rows as an index to write to: a slice where they follow each other."""
     if len(rows) and (np.diff(rows) == 1).all():
-        return x[rows[0] : rows[-1] + 1]
-    return x[torch.from_numpy(rows).to(x.device)]
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return torch.from_numpy(rows)
 
 
-def _select(x: Tensor, which: np.ndarray) -> Tensor:
-    """x[which], as one row where all are the same (one stream for all heads is one fused product)."""
-    return x[which[:1]] if (which == which[0]).all() else _rows(x, which)
+def _take(x: Tensor, rows: np.ndarray, dim: int = 0) -> Tensor:
+    """Some rows, without a copy where they follow each other."""
+    index = _index(rows)
+    if isinstance(index, slice):
+        return x.narrow(dim, index.start, len(rows))
+    return x.index_select(dim, index.to(x.device))
 
 
 def _combine(kept: np.ndarray, rows: np.ndarray, values: Tensor) -> Tensor:
-    """Sum over the kept ones of some sources: [s, R] bool, [s] rows of [S, ...] -> [R, ...]."""
-    used = kept.any(1)
+    """Sums over the kept ones of some sources: [s, R] bool, [s] rows of [B, S, D] -> [B, R, D].
+
+    By whichever moves least: adding up the kept ones, a product with the range that they span, or one with a copy of them.
+    """
+    used = kept.any(axis=1)
     kept, rows = kept[used], rows[used]
+    if not len(rows):
+        return values.new_zeros(len(values), kept.shape[1], values.shape[2])
     span = int(rows[-1] - rows[0]) + 1
-    if span <= 4 * len(rows):  # a range with some zero weights is cheaper than a copy of the rows
-        spread = np.zeros((span, kept.shape[1]), dtype=bool)
+    n_readers = kept.shape[1]
+    costs = {"add": _ADD * int(kept.sum()), "span": n_readers * span, "copy": n_readers * len(rows) + _COPY * len(rows)}
+    way = min(costs, key=costs.__getitem__)
+    if way == "add":
+        reader, source = np.nonzero(kept.T)
+        starts = torch.from_numpy(np.searchsorted(reader, np.arange(n_readers)))
+        places = torch.arange(len(values))[:, None]
+        index = (places * values.shape[1] + torch.from_numpy(rows[source])).flatten().to(values.device)
+        offsets = (places * len(source) + starts).flatten().to(values.device)
+        return F.embedding_bag(index, values.flatten(0, 1), offsets, mode="sum").unflatten(0, (len(values), n_readers))
+    if way == "span":
+        spread = np.zeros((span, n_readers), dtype=bool)
         spread[rows - rows[0]] = kept
-        kept, rows = spread, np.arange(rows[0], rows[-1] + 1)
-    weights = torch.from_numpy(kept.T.copy()).to(values)  # [R, s]
-    return (weights @ _rows(values, rows).flatten(1)).unflatten(1, values.shape[1:])
+        kept, values = spread, values[:, rows[0] : rows[-1] + 1]
+    else:
+        values = _take(values, rows, dim=1)
+    return torch.from_numpy(kept.T.copy()).to(values) @ values

@@ -240,6 +240,26 @@ class Graph:
         leading[-1] = True
         return leading
 
+    @cached_property
+    def _reads_across(self) -> np.ndarray:
+        """[receivers] bool: a key or a value, which other positions read than the one it stands at."""
+        kinds = [letter_of(receiver) or receiver[0] for receiver in self.receivers]
+        return np.array([kind in "kva" for kind in kinds])  # "a": query, key and value merged
+
+    def everywhere(self, mask: np.ndarray) -> np.ndarray:
+        """[sources] bool: those that matter to `logits` at other positions than the answer's too.
+
+        These are read by a key or a value, or by a query or an MLP of one of them.
+        """
+        leading = self.leading(mask)
+        across = leading & self._reads_across
+        everywhere = np.zeros(len(self.sources), dtype=bool)
+        for row in reversed(range(len(everywhere))):
+            if mask[row, across].any():
+                everywhere[row] = True
+                across[self._feeding[row]] |= leading[self._feeding[row]]
+        return everywhere
+
     def to_networkx(self) -> nx.MultiDiGraph:
         """A MultiDiGraph over nodes, an edge per edge, keyed by its letter (`q`, `k`, `v`; 0 for MLPs and logits).
 

@@ -37,12 +37,14 @@ class Rotary:
     frequencies: Tensor  # [rotary / 2], float32 as in Hugging Face
     scaling: float  # of cos and sin (YaRN's attention factor)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., position, d_head] -> the same, each position's pairs turned by its angles."""
-        positions = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)
-        angles = torch.outer(positions, self.frequencies).repeat(1, 2)  # [position, rotary]
+    def __call__(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """[..., position, d_head] -> the same, each position's pairs turned by its angles; positions are 0, 1, ... unless given."""
+        if positions is None:
+            positions = torch.arange(x.shape[-2], device=x.device)
+        angles = positions.float()[..., None] * self.frequencies
+        angles = torch.cat([angles, angles], dim=-1)  # [..., position, rotary]
         cos, sin = (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
-        turned, rest = x.split([angles.shape[1], x.shape[-1] - angles.shape[1]], dim=-1)
+        turned, rest = x.split([angles.shape[-1], x.shape[-1] - angles.shape[-1]], dim=-1)
         first, second = turned.chunk(2, dim=-1)
         turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
         return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned

@@ -40,7 +40,6 @@ from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task import Task
 
 _SAVE_SECONDS = 2.0  # a search that is killed loses at most so much
-_MOST_AT_LOGITS = 64  # alternatives in one forward where only the unembedding runs
 
 
 @torch.no_grad()
@@ -146,7 +145,7 @@ class _Search:
             return mask, scores
         current = [at_mask(case, mask, self.graph.receiver_layers[receiver]) for case in self.cases]
         old = float(self._evaluate(current, mask, receiver, sources[:0])[0])
-        most = min(case.most_alternatives for case in self.cases) if receiver != len(self.graph.receivers) - 1 else _MOST_AT_LOGITS
+        most = min(case.most_alternatives(mask, receiver) for case in current)
         size = min(2, most)
         while len(sources):
             chain = sources[:size]
@@ -171,10 +170,8 @@ class _Search:
     def _evaluate(self, current: list[Case], mask: np.ndarray, receiver: int, sources: np.ndarray) -> np.ndarray:
         """[M]: the mean metric with the first source gone, the first two, ...; with none gone where none is given."""
         kept = mask[:, receiver]
-        logits = []
-        for case in current:
-            streams = without_more(case, receiver, kept, sources) if len(sources) else case.world.stream(case.state, receiver, kept)[None]
-            logits.append(case.world.branch(mask, case.state, receiver, streams))
+        alternatives = without_more(kept, sources) if len(sources) else kept[None]
+        logits = [case.world.branch(mask, case.state, receiver, alternatives) for case in current]
         return mean_metric(self.task, current, self.metric, logits)
 
 

@@ -7,13 +7,15 @@ Clean-corrupted: the mean of the gradients at both ends.
 2. At each point of the straight line between the two values of `input`, run forward and backward and keep the metric's
    gradient at what every receiver reads, as far back as its projection (query, key, value) or its norm's output.
 3. Pull it back through the projection and the norm to the residual stream. The norm's Jacobian at stream x with
-   normalised x' and deviation s is g -> (centre(g) - x' mean(g x')) / s; centring is done once, on the differences.
-4. One product per layer and letter of the sources' differences with these gradients gives the score of every edge.
+   normalised x' and deviation s is g -> (centre(g) - x' mean(g x')) / s. All of this is linear in the gradient: g / s is
+   summed over the points of the line while it is small, and goes through the projection once.
+4. One product per place of the stream, of the sources' differences with these gradients, gives the score of every edge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -172,14 +174,15 @@ def _batch_products(model: Model, graph: Graph, batch: Batch, carried: Ablation,
         start = replacement[0]
         line = [at_clean[:2]] if at_clean is not None else []
         del replacement, at_clean
-        if model.final_norm.centred:
-            difference -= difference.mean(-1, keepdim=True)
-    total = difference.new_zeros(graph.allowed.shape, dtype=torch.promote_types(model.dtype, torch.float32))
+    places: dict[tuple[int, bool, bool], _Place] = {}
     for weight in at:
         readings, gradients = line.pop() if weight == 1.0 else _readings(model, start + weight * (clean - start), batch, metric)[:2]
         pairs = zip(readings, gradients, strict=True)
-        for _, place in groupby(pairs, key=lambda pair: (pair[0].layer, pair[0].weight is None)):  # a layer's q, k and v together
-            _add_products(total, graph, difference, batch.position, list(place))
+        for key, place in groupby(pairs, key=lambda pair: (pair[0].layer, pair[0].weight is None, pair[0].at_answer)):
+            places.setdefault(key, _Place()).add(list(place))
+    total = difference.new_zeros(graph.allowed.shape, dtype=torch.promote_types(model.dtype, torch.float32))
+    while places:
+        places.popitem()[1].add_products(total, graph, difference, batch.position)
     return total
 
 
@@ -193,50 +196,82 @@ def _readings(
         if not measured.requires_grad or metric.name == "accuracy":
             raise CircuitDiscoveryError(f"metric {metric.name!r} has no gradient; attribution needs a differentiable one (or use exact)")
         gradients = torch.autograd.grad(measured, [reading.values for reading in run.readings])
-    return run.readings, gradients, run.sources
+    return (
+        tuple(replace(reading, stream=reading.stream.detach(), values=reading.values.detach()) for reading in run.readings),
+        gradients,
+        run.sources,
+    )
 
 
-@torch.no_grad()
-def _add_products(total: Tensor, graph: Graph, difference: Tensor, position: Tensor, place: Sequence[tuple[Reading, Tensor]]) -> None:
-    """Add the products of the (centred) differences with the gradients of all readings of one stream to `total` [S, R]."""
-    first = place[0][0]
-    at_stream = _pull_back(place)  # [R', N, T, D]
-    if first.letter == "logits":
-        upstream, columns = len(difference), np.array([len(graph.receivers) - 1])
-        difference = difference[:, torch.arange(len(position), device=position.device), position]  # [S, N, D]
-    else:
-        upstream = graph.n_upstream(first.layer, first.letter)
-        columns = np.concatenate([graph.columns(reading.layer, reading.letter) for reading, _ in place])
-    products = difference[:upstream].flatten(1) @ at_stream.flatten(1).T  # [S', R']
-    # merged receivers stand several times in `columns`, and get the sum
-    total[:upstream].index_add_(1, torch.from_numpy(columns).to(total.device), products.to(total.dtype))
+class _Place:
+    """The gradients of the receivers that read at one place of the stream, summed over the points of the line.
 
+    P places are examples and positions, or examples where only the answer's position is read.
+    """
 
-def _pull_back(place: Sequence[tuple[Reading, Tensor]]) -> Tensor:
-    """The gradients at the stream before the norm, less a constant over d_model where the norm is centred: [R', ..., D]."""
-    norm, stream = place[0][0].norm, place[0][0].stream.detach()
-    if norm.centred:
-        stream = stream - stream.mean(-1, keepdim=True)
-    inverse = torch.rsqrt(stream.square().mean(-1, keepdim=True) + norm.eps)  # [..., 1]
-    normalised = stream * inverse
-    rows = [1 if reading.weight is None else len(reading.weight) for reading, _ in place]
-    pulled = stream.new_empty(sum(rows), *stream.shape)
-    for (reading, gradient), out in zip(place, pulled.split(rows), strict=True):
-        if reading.weight is None:
-            torch.mul(gradient, norm.weight * inverse, out=out[0])
-            along = (out * normalised).mean(-1, keepdim=True)
+    def __init__(self) -> None:
+        self.readings: list[Reading] = []  # of the first point: layer, letters and weights
+        self.scaled: list[Tensor] = []  # per letter [R, P, K], over the deviation; at the stream itself [1, P, D] for MLPs and logits
+        self.normalised: list[Tensor] = []  # per point [P, D]
+        self.along: list[Tensor] = []  # per point [R', P]: what the norm takes away, in multiples of `normalised`
+
+    @torch.no_grad()
+    def add(self, pairs: Sequence[tuple[Reading, Tensor]]) -> None:
+        """One point of the line: the letters' readings and gradients."""
+        norm, stream = pairs[0][0].norm, pairs[0][0].stream.flatten(0, 1)
+        stream = stream - stream.mean(-1, keepdim=True) if norm.centred else stream
+        inverse = torch.rsqrt(stream.square().mean(-1, keepdim=True) + norm.eps)  # [P, 1]
+        normalised = stream * inverse
+        if pairs[0][0].weight is None:
+            pulled = pairs[0][1].flatten(0, 1) * norm.weight * inverse
+            pulled -= (pulled * normalised).mean(-1, keepdim=True) * normalised
+            scaled = [pulled - pulled.mean(-1, keepdim=True) if norm.centred else pulled]
         else:  # in head space the product with the normalised stream is one over d_head, not d_model
-            gradient = gradient * inverse  # [R, N, T, K]
-            torch.bmm(gradient.flatten(1, 2), reading.weight * norm.weight, out=out.flatten(1, 2))
-            along = (gradient * _without_bias(reading)).sum(-1, keepdim=True) / stream.shape[-1]
-        out.addcmul_(normalised, along, value=-1)
-    return pulled
+            scaled = [gradient.flatten(1, 2) * inverse for _, gradient in pairs]
+            along = [(g * _without_bias(reading)).sum(-1) / stream.shape[-1] for g, (reading, _) in zip(scaled, pairs, strict=True)]
+            self.along.append(torch.cat(along))
+            self.normalised.append(normalised)
+        if not self.scaled:
+            self.readings, self.scaled = [reading for reading, _ in pairs], scaled
+        else:
+            for summed, more in zip(self.scaled, scaled, strict=True):
+                summed += more
+
+    def at_stream(self) -> Tensor:
+        """[R', P, D]: the gradients at the stream before the norm, over all letters."""
+        if not self.along:
+            return self.scaled[0][None]
+        norm = self.readings[0].norm
+        pulled = self.scaled[0].new_empty(sum(map(len, self.scaled)), *self.normalised[0].shape)
+        for reading, scaled, out in zip(self.readings, self.scaled, pulled.split([len(each) for each in self.scaled]), strict=True):
+            assert reading.weight is not None
+            weight = reading.weight * norm.weight
+            torch.bmm(scaled, weight - weight.mean(-1, keepdim=True) if norm.centred else weight, out=out)
+        along, normalised = torch.stack(self.along, dim=-1), torch.stack(self.normalised, dim=1)  # [R', P, points], [P, points, D]
+        pulled.transpose(0, 1).baddbmm_(along.transpose(0, 1), normalised, alpha=-1)
+        return pulled
+
+    @torch.no_grad()
+    def add_products(self, total: Tensor, graph: Graph, difference: Tensor, position: Tensor) -> None:
+        """Add the products with the sources' differences, [S, N, T, D], to `total` [S, R]."""
+        first = self.readings[0]
+        if first.letter == "logits":
+            upstream, columns = len(difference), np.array([len(graph.receivers) - 1])
+        else:
+            upstream = graph.n_upstream(first.layer, first.letter)
+            columns = np.concatenate([graph.columns(reading.layer, reading.letter) for reading in self.readings])
+        difference = difference[:upstream]
+        if first.at_answer:
+            difference = difference[:, torch.arange(len(position), device=position.device), position]
+        products = self.at_stream().flatten(1) @ difference.flatten(1).T  # [R', S']
+        # merged receivers stand several times in `columns`, and get the sum
+        total[:upstream].index_add_(1, torch.from_numpy(columns).to(total.device), products.T.to(total.dtype))
 
 
 def _without_bias(reading: Reading) -> Tensor:
-    """[R, N, T, K]: the values less what they would be at a normalised stream of 0."""
-    values, weight = reading.values.detach(), reading.weight
+    """[R, P, K]: the values less what they would be at a normalised stream of 0."""
+    weight, values = reading.weight, reading.values.flatten(1, 2)
     assert weight is not None
     offset = torch.zeros_like(weight[..., 0]) if reading.norm.bias is None else weight @ reading.norm.bias
     offset = offset if reading.bias is None else offset + reading.bias
-    return values - offset[:, None, None]
+    return values - offset[:, None]

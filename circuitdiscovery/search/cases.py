@@ -30,10 +30,10 @@ class Case:
     clean: State  # every edge kept
     state: State  # the edges of some mask kept
 
-    @property
-    def most_alternatives(self) -> int:
-        """How many alternatives are worth one forward."""
-        return max(1, _TOKENS.get(self.batch.clean.device.type, _TOKENS_ACCELERATOR) // self.batch.clean.numel())
+    def most_alternatives(self, mask: np.ndarray, receiver: int) -> int:
+        """How many alternatives of what a receiver reads are worth one forward."""
+        places = self.batch.clean.numel() if self.world.spreads(mask, receiver) else len(self.batch.clean)
+        return max(1, _TOKENS.get(self.batch.clean.device.type, _TOKENS_ACCELERATOR) // places)
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def cases(
     for batch, world in worlds(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size):
         run = plain_run(model, world.start, batch.position, keep_sources=True)
         assert run.sources is not None
-        clean = State(run.sources - world.replacement)
+        clean = world.clean_state(run.sources)
         logits[batch.rows] = run.logits
         found.append(Case(batch, world, clean, clean))
     return found, logits
@@ -58,14 +58,16 @@ def mean_metric(task: Task, cases: Sequence[Case], metric: BoundMetric, logits: 
     return np.asarray(total / len(task))
 
 
-def without_each(case: Case, receiver: int, kept: np.ndarray, sources: np.ndarray) -> Tensor:
-    """[len(sources), N, T, D]: what a receiver reads when one source more is removed, one at a time."""
-    return case.world.stream(case.state, receiver, kept) - case.world.written(case.state, receiver, sources)
+def without_each(kept: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """[len(sources), S] bool: a receiver's kept sources less one more, one at a time."""
+    alternatives = np.repeat(kept[None], len(sources), axis=0)
+    alternatives[np.arange(len(sources)), sources] = False
+    return alternatives
 
 
-def without_more(case: Case, receiver: int, kept: np.ndarray, sources: np.ndarray) -> Tensor:
-    """[len(sources), N, T, D]: what a receiver reads when the first source is removed, the first two, the first three, ..."""
-    return case.world.stream(case.state, receiver, kept) - case.world.written(case.state, receiver, sources).cumsum(0)
+def without_more(kept: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """[len(sources), S] bool: a receiver's kept sources less the first, the first two, the first three, ..."""
+    return np.logical_and.accumulate(without_each(kept, sources), axis=0)
 
 
 def at_mask(case: Case, mask: np.ndarray, first_layer: int) -> Case:

@@ -76,19 +76,16 @@ def _edges(
     graph: Graph, found: list[Case], damage: Callable[[Callable[[Case], torch.Tensor]], np.ndarray], progress: Progress | None
 ) -> np.ndarray:
     values = np.zeros(graph.allowed.shape)
-    size = min(case.most_alternatives for case in found)
     for receiver in range(len(graph.receivers)):
+        size = min(case.most_alternatives(graph.allowed, receiver) for case in found)
         kept = graph.allowed[:, receiver]
         sources = np.flatnonzero(kept)
         for some in np.array_split(sources, -(-len(sources) // size)):
-            values[some, receiver] = damage(lambda case, r=receiver, k=kept, s=some: _logits_without(graph, case, r, k, s))
+            alternatives = without_each(kept, some)
+            values[some, receiver] = damage(lambda case, r=receiver, a=alternatives: case.world.branch(graph.allowed, case.state, r, a))
         if progress:
             progress(receiver + 1, len(graph.receivers))
     return values
-
-
-def _logits_without(graph: Graph, case: Case, receiver: int, kept: np.ndarray, sources: np.ndarray) -> torch.Tensor:
-    return case.world.branch(graph.allowed, case.state, receiver, without_each(case, receiver, kept, sources))
 
 
 def _nodes(graph: Graph, damage: Callable[[Callable[[Case], torch.Tensor]], np.ndarray], progress: Progress | None) -> dict[str, float]:
