@@ -18,6 +18,7 @@ P = N * T places, or N where only the answer's position matters; B = M * P.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -221,6 +222,11 @@ class World:
             x = y + self.replacement[self.graph.mlp(layer)]
         return (*bases, x)
 
+    @cached_property
+    def _memory(self) -> dict[bool, Tensor]:
+        """What one run after the other writes to, for all positions (True) and for the answer's: new memory costs page faults."""
+        return {}
+
     def logits(self, mask: np.ndarray) -> Tensor:
         """[N, vocabulary]: one forward with the True edges of a [S, R] mask kept."""
         nodes = self.graph.live(mask)
@@ -337,7 +343,11 @@ class _Places:
     ) -> _Places:
         """With an empty buffer."""
         n_places = len(world.start) * (world.start.shape[1] if position is None else 1)
-        buffer = world.start.new_empty(len(alternatives), n_places, 1 + len(moved), world.start.shape[-1])
+        shape = len(alternatives), n_places, 1 + len(moved), world.start.shape[-1]
+        memory = world._memory.get(position is None)
+        if memory is None or memory.numel() < math.prod(shape):
+            memory = world._memory[position is None] = world.start.new_empty(math.prod(shape))
+        buffer = memory[: math.prod(shape)].view(shape)
         return cls(world, position, moved, state, mask, fixed, receiver, alternatives, buffer)
 
     @property
