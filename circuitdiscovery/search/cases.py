@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation
 from circuitdiscovery.forward import State, World, plain_run
 from circuitdiscovery.graph import Graph
@@ -30,32 +31,36 @@ class Case:
     clean: State  # every edge kept
     state: State  # the edges of some mask kept
 
-    @property
-    def most_alternatives(self) -> int:
-        """How many alternatives are worth one forward."""
-        return max(1, _TOKENS.get(self.batch.clean.device.type, _TOKENS_ACCELERATOR) // self.batch.clean.numel())
-
 
 @torch.no_grad()
 def cases(
     model: Model, task: Task, graph: Graph, *, ablation: str | Ablation, direction: str = "noising", batch_size: int | None = None
 ) -> tuple[list[Case], Tensor]:
-    """(a case per batch, all edges kept; the [examples, vocabulary] logits of that run)."""
+    """(a case per batch of this process's share, all edges kept; the [examples, vocabulary] logits of that run on all examples)."""
     found: list[Case] = []
-    logits = torch.empty(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
+    logits = torch.zeros(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
     for batch, world in worlds(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size):
         run = plain_run(model, world.start, batch.position, keep_sources=True)
         assert run.sources is not None
         clean = State(run.sources - world.replacement)
         logits[batch.rows] = run.logits
         found.append(Case(batch, world, clean, clean))
-    return found, logits
+    return found, distributed.total(logits)
+
+
+def most_alternatives(cases: Sequence[Case]) -> int:
+    """How many alternatives are worth one forward of every case: the same in every process, which all run as many forwards."""
+    worth = [_TOKENS.get(case.batch.clean.device.type, _TOKENS_ACCELERATOR) // case.batch.clean.numel() for case in cases]
+    return max(1, distributed.least(min(worth, default=_TOKENS_ACCELERATOR)))
 
 
 def mean_metric(task: Task, cases: Sequence[Case], metric: BoundMetric, logits: Sequence[Tensor]) -> np.ndarray:
     """[M]: the metric's mean over all examples, from each case's [M, N, vocabulary] logits."""
-    total = sum(metric(one, case.batch).double().sum(-1).cpu().numpy() for case, one in zip(cases, logits, strict=True))
-    return np.asarray(total / len(task))
+    own = sum(metric(one, case.batch).double().sum(-1).cpu().numpy() for case, one in zip(cases, logits, strict=True))
+    total = np.array(own, dtype=np.float64)  # of this process's cases; a plain 0 where it has none
+    if len(task) < distributed.world_size():
+        total = np.resize(total, distributed.from_first(lambda: total.shape))
+    return distributed.total(torch.from_numpy(total)).numpy() / len(task)
 
 
 def without_each(case: Case, receiver: int, kept: np.ndarray, sources: np.ndarray) -> Tensor:

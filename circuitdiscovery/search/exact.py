@@ -20,7 +20,7 @@ from circuitdiscovery.metrics import Metric, bind
 from circuitdiscovery.model import Model
 from circuitdiscovery.names import canonical
 from circuitdiscovery.patching import Progress
-from circuitdiscovery.search.cases import Case, cases, mean_metric, without_each
+from circuitdiscovery.search.cases import Case, cases, mean_metric, most_alternatives, without_each
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task import Task
 
@@ -76,7 +76,7 @@ def _edges(
     graph: Graph, found: list[Case], damage: Callable[[Callable[[Case], torch.Tensor]], np.ndarray], progress: Progress | None
 ) -> np.ndarray:
     values = np.zeros(graph.allowed.shape)
-    size = min(case.most_alternatives for case in found)
+    size = most_alternatives(found)
     for receiver in range(len(graph.receivers)):
         kept = graph.allowed[:, receiver]
         sources = np.flatnonzero(kept)
