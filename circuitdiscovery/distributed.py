@@ -6,8 +6,10 @@ a group, one process has all the work, and nothing here does anything.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -86,3 +88,40 @@ def from_first(make: Callable[[], T]) -> T:
     if answer[1] is not None:
         raise answer[1]
     return answer[0]
+
+
+# ------------------------------------------------------------ the command line
+
+
+@contextmanager
+def launched() -> Iterator[None]:
+    """The processes that torchrun started, as one group while this lasts; nothing where it started none or one.
+
+    Only the first process writes to standard output and error meanwhile. An error comes out of the process that met it first;
+    the others, which met the same or were left alone, exit with 2.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % gpus)
+    backend = "cpu:gloo,cuda:nccl" if gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", 1)) else "gloo"  # nccl: no two on one GPU
+    store, number, size = next(rendezvous("env://"))
+    dist.init_process_group(backend, store=store, rank=number, world_size=size)
+    try:
+        if number == 0:
+            yield
+        else:
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+                yield
+    except Exception as error:
+        if store.add("circuitdiscovery/failed", 1) > 1:
+            raise SystemExit(2) from error
+        raise
+    finally:
+        dist.destroy_process_group()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,11 +24,12 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 import circuitdiscovery as cd
-from circuitdiscovery import distributed, evaluation
+from circuitdiscovery import cli, distributed, evaluation
 from circuitdiscovery.metrics import clean_logits
 from circuitdiscovery.patching import batches
 from circuitdiscovery.search import acdc, cases
 
+ROOT = Path(cd.__file__).parents[1]
 Results = dict[str, np.ndarray]
 
 
@@ -194,3 +200,49 @@ def test_shares_are_balanced(processes: int, monkeypatch: pytest.MonkeyPatch) ->
     tokens = [sum(len(task.examples[row].clean) for row in rows) for rows in shares]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert max(tokens) - min(tokens) <= 6 + 2  # one prompt, and the difference of the longest and the shortest
+
+
+# ------------------------------------------------------------ the command line
+
+
+DISCOVER = ("discover", "toy", "ioi", "--examples", "3", "--threshold", "0.05", "--json")
+
+
+def torchrun(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in two processes."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "circuitdiscovery")
+    return subprocess.run([sys.executable, *launch, *arguments], capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+@pytest.mark.slow
+def test_torchrun_discovers_what_one_process_discovers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "1", tmp_path / "2"]
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*DISCOVER, "--out", str(folders[0])])
+    result = torchrun(tmp_path, *DISCOVER, "--out", "2")
+    assert result.returncode == 0, result.stderr
+    one, two = (json.loads(out) for out in (capsys.readouterr().out, result.stdout))  # printed once, or it were no JSON
+    assert {path.name for path in folders[0].iterdir()} == {path.name for path in folders[1].iterdir()} == set(two["files"])
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+    assert [json.loads((folder / "run.json").read_text())["processes"] for folder in folders] == [1, 2]
+    masks = [cd.load_circuit(folder / "circuit.json").mask for folder in folders]
+    assert np.array_equal(masks[0], masks[1])
+    for field, value in one["evaluation"].items():
+        numbers, words = _leaves(value)
+        assert words == _leaves(two["evaluation"][field])[1]
+        assert np.allclose(numbers, _leaves(two["evaluation"][field])[0], rtol=0, atol=1e-5 * max(map(abs, numbers), default=0)), field
+
+
+@pytest.mark.slow
+def test_an_error_is_printed_once_and_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    result = torchrun(tmp_path, *DISCOVER, "--out", "full")
+    assert (result.returncode, result.stdout) == (1, "")  # torchrun's own status
+    assert result.stderr.count("--out full is not empty") == result.stderr.count("circuitdiscovery: ") == 1, result.stderr
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"full", "full/file"}
