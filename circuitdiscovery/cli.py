@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from circuitdiscovery import __version__, names
+from circuitdiscovery import __version__, distributed, names
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files import data_folder, read_json, shipped
 from circuitdiscovery.options import Options, check_model, searched_with
@@ -149,7 +149,7 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
 
     options = Options(split_qkv=not no_split_qkv, **given)
     options.check()
-    folder = run.open_folder(options, out=out, resume=resume)
+    folder = distributed.from_first(lambda: run.open_folder(options, out=out, resume=resume))
     try:
         record = run.discover(options, folder, [PROGRAM, *sys.argv[1:]])
     except KeyboardInterrupt:
@@ -303,7 +303,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C: the state is kept, the resume command printed
     try:
-        cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        with distributed.launched():
+            cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except Exception as error:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.circuit import Circuit, Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -263,7 +264,7 @@ class Bench:
     direction: str
     count: int
     draws: np.ndarray  # [resamples, examples]: how often each example is drawn, as weights that sum to 1
-    batches: list[Any]  # (batch, world)
+    batches: list[Any]  # (batch, world) of this process's share
     reference: torch.Tensor  # [examples, vocabulary]: the full model's logits
     progress: Progress | None = None
     expected: int = 0
@@ -303,13 +304,13 @@ class Bench:
 
     @torch.no_grad()
     def _run(self, carried: np.ndarray) -> dict[str, np.ndarray]:
-        out = {name: np.zeros(self.count) for name in ("metric", "kl", "agreement")}
+        metric, kl, agreement = out = np.zeros((3, self.count))
         for batch, world in self.batches:
             logits, reference, rows = world.logits(carried), self.reference[batch.rows], batch.rows.cpu().numpy()
-            out["metric"][rows] = self.metric(logits, batch).double().cpu().numpy()
-            out["kl"][rows] = kl_from(reference, logits).double().cpu().numpy()
-            out["agreement"][rows] = (reference.argmax(-1) == logits.argmax(-1)).double().cpu().numpy()
-        return out
+            metric[rows] = self.metric(logits, batch).double().cpu().numpy()
+            kl[rows] = kl_from(reference, logits).double().cpu().numpy()
+            agreement[rows] = (reference.argmax(-1) == logits.argmax(-1)).double().cpu().numpy()
+        return dict(zip(("metric", "kl", "agreement"), distributed.total(torch.from_numpy(out)).numpy(), strict=True))
 
     def resampled(self, values: np.ndarray) -> np.ndarray:
         """[1 + resamples]: the mean over the examples, then over each bootstrap draw of them."""

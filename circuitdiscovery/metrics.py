@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from circuitdiscovery import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.forward import plain_run
 from circuitdiscovery.model import Model
@@ -167,11 +168,8 @@ def _kl_divergence(model: Model, task: Task) -> BoundMetric:
 @torch.no_grad()
 def clean_logits(model: Model, task: Task) -> Tensor:
     """[examples, vocabulary]: the full model's logits on the clean prompts, at the answers' positions."""
-    logits: Tensor | None = None
-    for batch in task.batches(64):
+    logits = torch.zeros(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
+    for batch in task.batches(64, distributed.share(task)):
         batch = batch.to(model.device)
-        run = plain_run(model, batch.clean, batch.position)
-        logits = run.logits.new_empty(len(task), run.logits.shape[-1]) if logits is None else logits
-        logits[batch.rows] = run.logits
-    assert logits is not None  # a task is never empty
-    return logits
+        logits[batch.rows] = plain_run(model, batch.clean, batch.position).logits
+    return distributed.total(logits)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, on_demand, run_sources
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -22,12 +23,15 @@ _BATCH_BYTES = 2**28  # of replacements held at once, where no batch size is ask
 
 
 def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]:
-    """A task's batches on the model's device; without a size, as many examples as keep the replacements in bounded memory."""
+    """This process's share of a task in batches on the model's device.
+
+    Without a size, as many examples as keep the replacements in bounded memory.
+    """
     task.check(model.vocab_size, model.n_positions)
     if batch_size is None:
         longest = max(len(example.clean) for example in task.examples)
         batch_size = max(1, _BATCH_BYTES // (len(model.graph.sources) * longest * model.d_model * model.W_E.element_size()))
-    for batch in task.batches(batch_size):
+    for batch in task.batches(batch_size, distributed.share(task)):
         yield batch.to(model.device)
 
 
@@ -35,7 +39,7 @@ def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]
 def worlds(
     model: Model, task: Task, graph: Graph, *, ablation: str | Ablation, direction: str = "noising", batch_size: int | None = None
 ) -> Iterator[tuple[Batch, World]]:
-    """Each batch of a task under an ablation; in a denoising world the mask is that of the edges that are *not* restored."""
+    """Each batch of this process's share under an ablation; in a denoising world the mask is that of the edges that are *not* restored."""
     denoising = canonical("direction", direction) == "denoising"
     carried = on_demand(model, task, ablation)
     for batch in batches(model, task, batch_size):
@@ -89,8 +93,8 @@ def run_circuit(
     4
     """
     circuit.check_model(model)
-    out = torch.empty(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
+    out = torch.zeros(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
     mask = carried_mask(circuit.graph, circuit.mask, direction)
     for batch, world in worlds(model, task, circuit.graph, ablation=ablation, direction=direction, batch_size=batch_size):
         out[batch.rows] = world.logits(mask)
-    return out
+    return distributed.total(out)

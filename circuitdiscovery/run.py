@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuitdiscovery import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import read_json, write_json
 from circuitdiscovery.names import DEFAULT_SHARE, DEFAULT_THRESHOLD
@@ -136,29 +137,45 @@ def discover(options: Options, folder: Path, command: list[str]) -> dict[str, An
     """Search, measure, draw and write into `folder`; what run.json then holds: among other things `summary`, and `report` for people.
 
     A finished run is not done again. Ctrl-C leaves run.json and the search's state, from which the same call goes on.
+    Of several processes all search and measure, and the first one writes.
     """
-    earlier = earlier_run(folder, options)
+    earlier = distributed.from_first(lambda: earlier_run(folder, options))
     if earlier and "summary" in earlier:
         return earlier
+    record: dict[str, Any] = {}
+    if distributed.rank() == 0:
+        record = _recorded(options, folder, command)
+    else:
+        _found(options, folder, _Clock())
+    return distributed.from_first(lambda: record)
+
+
+def _recorded(options: Options, folder: Path, command: list[str]) -> dict[str, Any]:
     for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
         leftover.unlink()
     record: dict[str, Any] = {"command": command, "options": asdict(options), "started": _now(), "versions": _versions()}
     with _cleared_on_error(folder):
         write_json(folder / "run.json", record)
         clock = _Clock()
-        model, task = load(options)
-        clock.lap("load")
-        circuit, scores = search(model, task, options, state=folder / STATE)
-        clock.lap("search")
-        evaluation = evaluate(model, task, circuit, scores, options)
-        clock.lap("evaluate")
+        circuit, scores, evaluation = _found(options, folder, clock)
         _write(folder, circuit, scores, evaluation)
         clock.lap("write")
         summary = _summary(options, folder, circuit, evaluation, clock.laps)
-        record |= {"finished": _now(), "threads": _threads(), "summary": summary, "report": str(evaluation)}
+        record |= {"finished": _now(), "threads": _threads(), "processes": distributed.world_size()}
+        record |= {"summary": summary, "report": str(evaluation)}
         write_json(folder / "run.json", record)
         (folder / STATE).unlink(missing_ok=True)
     return record
+
+
+def _found(options: Options, folder: Path, clock: _Clock) -> tuple[Circuit, Scores | None, Evaluation]:
+    model, task = load(options)
+    clock.lap("load")
+    circuit, scores = search(model, task, options, state=folder / STATE)
+    clock.lap("search")
+    evaluation = evaluate(model, task, circuit, scores, options)
+    clock.lap("evaluate")
+    return circuit, scores, evaluation
 
 
 def load(options: Options) -> tuple[Model, Task]:

@@ -128,16 +128,19 @@ class Task:
         """The task with these of its examples and none held out."""
         return replace(self, examples=tuple(self.examples[row] for row in rows), held_out=None)
 
-    def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """The examples as tensors: those of one length together, in order, never padded; at most `batch_size` at once."""
+    def batches(self, batch_size: int | None = None, rows: Sequence[int] | None = None) -> Iterator[Batch]:
+        """The examples as tensors: those of one length together, in order, never padded; at most `batch_size` at once.
+
+        With `rows`, only these of the examples.
+        """
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise CircuitDiscoveryError(f"batch_size must be at least 1, not {batch_size}")
         groups: dict[int, list[int]] = {}
-        for row, example in enumerate(self.examples):
-            groups.setdefault(len(example.clean), []).append(row)
-        for rows in groups.values():
-            size = batch_size or len(rows)
-            yield from (self._batch(rows[start : start + size]) for start in range(0, len(rows), size))
+        for row in range(len(self)) if rows is None else rows:
+            groups.setdefault(len(self.examples[row].clean), []).append(row)
+        for group in groups.values():
+            size = batch_size or len(group)
+            yield from (self._batch(group[start : start + size]) for start in range(0, len(group), size))
 
     def _batch(self, rows: list[int]) -> Batch:
         examples = [self.examples[row] for row in rows]

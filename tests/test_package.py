@@ -22,7 +22,7 @@ ROOT = PACKAGE.parent
 
 # The files in the order of the data flow: each imports only from files above it.
 ORDER = [
-    *("errors", "names", "files", "graph"),
+    *("errors", "names", "files", "graph", "distributed"),
     *("tablefile", "taskfile", "encoder", "prompts", "task"),
     *("model", "forward", "loading", "metrics", "ablation", "schema", "mib", "circuit", "comparison", "patching"),
     *("search", "search.provenance", "search.cases", "search.attribution", "search.acdc", "search.exact", "search.baseline"),

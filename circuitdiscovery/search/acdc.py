@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -35,7 +36,7 @@ from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress
-from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, without_more
+from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, most_alternatives, without_more
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task import Task
 
@@ -87,7 +88,7 @@ def acdc(
     options = {"threshold": threshold, "absolute": absolute, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}
     info = provenance(model, task, "acdc", options)
     found, _ = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
-    decisions = _Decisions.load(graph, info, state)
+    decisions = distributed.from_first(lambda: _Decisions.load(graph, info, state))
     search = _Search(task, graph, bound, threshold, absolute, found)
     order = receiver_order(graph)
     try:
@@ -145,7 +146,7 @@ class _Search:
             return mask, scores
         current = [at_mask(case, mask, self.graph.receiver_layers[receiver]) for case in self.cases]
         old = float(self._evaluate(current, mask, receiver, sources[:0])[0])
-        most = min(case.most_alternatives(mask, receiver) for case in current)
+        most = most_alternatives(current, mask, receiver)
         size = min(2, most)
         while len(sources):
             chain = sources[:size]
@@ -210,7 +211,7 @@ class _Decisions:
 
     def save(self, path: str | Path | None, *, at_most_every: float = 0.0) -> None:
         """Write the file, unless it was written so many seconds ago or less."""
-        if path is None or time.monotonic() - self.saved < at_most_every:
+        if path is None or distributed.rank() or time.monotonic() - self.saved < at_most_every:
             return
         scores = {f"{self.graph.sources[s]}->{self.graph.receivers[r]}": float(self.scores[s, r]) for s, r in np.argwhere(self.scores)}
         removed = list(self.graph.names(self.graph.allowed & ~self.mask))

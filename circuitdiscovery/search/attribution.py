@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, on_demand, run_sources
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -59,7 +60,7 @@ def eap(
         direction: `denoising` takes the gradient on the corrupted run, and the corrupted run as the replacement.
         split_qkv: query, key and value as separate receivers.
         batch_size: examples in one forward and backward; scores do not depend on it.
-        progress: called with (examples done, examples in all).
+        progress: called with (examples done, examples in all), of this process's share.
 
     Raises:
         CircuitDiscoveryError: kl_divergence with noising, whose gradient is zero on the clean run.
@@ -149,14 +150,14 @@ def _attribute(
     graph = Graph.from_model(model, split_qkv=split_qkv)
     carried = on_demand(model, task, ablation)
     total = torch.zeros(graph.allowed.shape, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
-    done = 0
+    done, share = 0, len(distributed.share(task))
     for batch in batches(model, task, batch_size):
         total += _batch_products(model, graph, batch, carried, bound, at)
         done += len(batch.rows)
         if progress:
-            progress(done, len(task))
+            progress(done, share)
     sign = -1.0 if bound.higher_is_better else 1.0  # damage = -(replacement - clean) . gradient, where higher is better
-    values = (total.double().cpu().numpy() * (sign / (len(at) * len(task)))).astype(np.float64)
+    values = (distributed.total(total).double().cpu().numpy() * (sign / (len(at) * len(task)))).astype(np.float64)
     info = provenance(model, task, method, {**options, "metric": bound.name, "ablation": carried.name, "split_qkv": split_qkv})
     return Scores(graph, np.where(graph.allowed, values, 0.0), info)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation
 from circuitdiscovery.forward import State, World, plain_run
 from circuitdiscovery.graph import Graph
@@ -30,32 +31,39 @@ class Case:
     clean: State  # every edge kept
     state: State  # the edges of some mask kept
 
-    def most_alternatives(self, mask: np.ndarray, receiver: int) -> int:
-        """How many alternatives of what a receiver reads are worth one forward."""
-        places = self.batch.clean.numel() if self.world.spreads(mask, receiver) else len(self.batch.clean)
-        return max(1, _TOKENS.get(self.batch.clean.device.type, _TOKENS_ACCELERATOR) // places)
-
 
 @torch.no_grad()
 def cases(
     model: Model, task: Task, graph: Graph, *, ablation: str | Ablation, direction: str = "noising", batch_size: int | None = None
 ) -> tuple[list[Case], Tensor]:
-    """(a case per batch, all edges kept; the [examples, vocabulary] logits of that run)."""
+    """(a case per batch of this process's share, all edges kept; the [examples, vocabulary] logits of that run on all examples)."""
     found: list[Case] = []
-    logits = torch.empty(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
+    logits = torch.zeros(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
     for batch, world in worlds(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size):
         run = plain_run(model, world.start, batch.position, keep_sources=True)
         assert run.sources is not None
         clean = world.clean_state(run.sources)
         logits[batch.rows] = run.logits
         found.append(Case(batch, world, clean, clean))
-    return found, logits
+    return found, distributed.total(logits)
+
+
+def most_alternatives(cases: Sequence[Case], mask: np.ndarray, receiver: int) -> int:
+    """How many alternatives of what a receiver reads are worth one forward: the same number in every process."""
+    worth = [_TOKENS_ACCELERATOR]
+    for case in cases:
+        places = case.batch.clean.numel() if case.world.spreads(mask, receiver) else len(case.batch.clean)
+        worth.append(_TOKENS.get(case.batch.clean.device.type, _TOKENS_ACCELERATOR) // places)
+    return max(1, distributed.least(min(worth)))
 
 
 def mean_metric(task: Task, cases: Sequence[Case], metric: BoundMetric, logits: Sequence[Tensor]) -> np.ndarray:
     """[M]: the metric's mean over all examples, from each case's [M, N, vocabulary] logits."""
-    total = sum(metric(one, case.batch).double().sum(-1).cpu().numpy() for case, one in zip(cases, logits, strict=True))
-    return np.asarray(total / len(task))
+    own = sum(metric(one, case.batch).double().sum(-1).cpu().numpy() for case, one in zip(cases, logits, strict=True))
+    total = np.array(own, dtype=np.float64)  # of this process's cases; a plain 0 where it has none
+    if len(task) < distributed.world_size():
+        total = np.resize(total, distributed.from_first(lambda: total.shape))
+    return distributed.total(torch.from_numpy(total)).numpy() / len(task)
 
 
 def without_each(kept: np.ndarray, sources: np.ndarray) -> np.ndarray:

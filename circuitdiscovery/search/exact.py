@@ -20,7 +20,7 @@ from circuitdiscovery.metrics import Metric, bind
 from circuitdiscovery.model import Model
 from circuitdiscovery.names import canonical
 from circuitdiscovery.patching import Progress
-from circuitdiscovery.search.cases import Case, cases, mean_metric, without_each
+from circuitdiscovery.search.cases import Case, cases, mean_metric, most_alternatives, without_each
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task import Task
 
@@ -77,7 +77,7 @@ def _edges(
 ) -> np.ndarray:
     values = np.zeros(graph.allowed.shape)
     for receiver in range(len(graph.receivers)):
-        size = min(case.most_alternatives(graph.allowed, receiver) for case in found)
+        size = most_alternatives(found, graph.allowed, receiver)
         kept = graph.allowed[:, receiver]
         sources = np.flatnonzero(kept)
         for some in np.array_split(sources, -(-len(sources) // size)):
