@@ -1,132 +1,164 @@
 """What the engine costs, in multiples of F: one plain Hugging Face forward of the same batch in the same process.
 
-    python benchmarks/speed.py [--prompts 16] [--length 16] [--threads 2] [--receivers 24]
+    python benchmarks/speed.py [--peer NAME=PYTHON ...] [--skip acdc ...]
 
-A random model of GPT-2 small's shape (12 layers, 12 heads, d_model 768, 32,491 edges). Every row is the median of
-interleaved repetitions. Memory is the peak of the process's resident set above the loaded model, each row in its own child process.
-ACDC decisions are timed on receivers spread over all layers, from states in which every later receiver keeps a sample of
-its edges, so that a whole search ends at about `--edges` edges; the row says "sampled".
+A random model of GPT-2 small's shape (12 layers, 12 heads, d_model 768, 32,491 edges), 16 prompts of 16 tokens. A row is the
+median of interleaved repetitions; memory is the peak of the resident set above the loaded model, each row in a child process.
+ACDC runs whole. Exact patching, the naive search (one forward of a circuit per edge, from the embedding) and a peer's ACDC
+are timed on edges stratified by the receiver's layer and multiplied up: "estimated". A peer runs in its own environment:
+`--peer auto_circuit=env/bin/python` calls `benchmarks/peers/auto_circuit.py` there (see `benchmarks/peers/README.md`).
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import os
-import platform
-import statistics
+import json
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from workload import N_BEST, Size, Workload, machine, peak_in_child, print_peak, seconds
 
 import circuitdiscovery as cd
 from circuitdiscovery.metrics import bind
-from circuitdiscovery.search.acdc import _Search, receiver_order
-from circuitdiscovery.search.cases import cases
+from circuitdiscovery.patching import worlds
+from circuitdiscovery.search.cases import cases, mean_metric, most_alternatives, without_each
 
-ROWS = ("eap", "eap_ig", "half", "best")
+NAMES = {
+    "eap": "EAP, every edge",
+    "eap_ig": "EAP-IG, 5 steps, every edge",
+    "half": "a circuit's logits, replacements given: random half of the edges",
+    "best": f"a circuit's logits, replacements given: best {N_BEST:,} edges",
+}
+SKIPPABLE = ("acdc", "exact", "naive", "large", "transformer_lens")
+LARGE = 64  # prompts of the chunked row
 
-
-def hugging_face_model() -> GPT2LMHeadModel:
-    """GPT-2 small's shape with random weights, seeded."""
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0)).eval()
-
-
-def random_task(prompts: int, length: int) -> cd.Task:
-    """Random tokens and answers, seeded."""
-    generator = torch.Generator().manual_seed(1)
-    clean, corrupted = torch.randint(50257, (2, prompts, length), generator=generator)
-    answers = torch.randperm(50257, generator=generator)[: 2 * prompts].reshape(2, prompts)
-    return cd.Task.from_tokens(clean=clean, corrupted=corrupted, correct=answers[0], incorrect=answers[1])
+Row = tuple[str, str, str]  # what, time, memory
 
 
-def seconds(functions: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
-    """The median time of each function, all of them called in turn."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repetitions + 1):
-        for name, function in functions.items():
+def exact_per_edge(work: Workload, decisions: int) -> float:
+    """Seconds that every edge takes alone, estimated: per layer and letter from as many edges of one receiver as run together."""
+    graph, task = work.model.graph, work.task
+    metric = bind("kl_divergence", work.model, task)
+    with torch.no_grad():
+        found, _ = cases(work.model, task, graph, ablation="resample")
+        kinds = [(layer, letter) for layer in range(graph.n_layers) for letter in "qkvm"]
+        total = 0.0
+        for layer, letter in [*kinds, (graph.n_layers, "logits")]:
+            columns = graph.columns(layer, letter) if layer < graph.n_layers else np.array([len(graph.receivers) - 1])
+            receiver = int(columns[len(columns) // 2])
+            size = most_alternatives(found, graph.allowed, receiver)
+            sources = np.flatnonzero(graph.allowed[:, receiver])
+            some = sources[: max(size, -(-decisions // len(kinds)))]
+            for repetition in range(2):  # the first warms up
+                start = time.perf_counter()
+                for chunk in np.array_split(some, -(-len(some) // size)):
+                    alternatives = without_each(graph.allowed[:, receiver], chunk)
+                    logits = [case.world.branch(graph.allowed, case.state, receiver, alternatives) for case in found]
+                    mean_metric(task, found, metric, logits)
+                if repetition:
+                    total += (time.perf_counter() - start) / len(some) * len(columns) * len(sources)
+    return total
+
+
+def naive_per_edge(work: Workload, decisions: int) -> float:
+    """Seconds that a search takes which runs the whole circuit for each edge, estimated from edges of every layer's receivers."""
+    graph, rng = work.model.graph, np.random.default_rng(0)
+    metric = bind("kl_divergence", work.model, work.task)
+    ((batch, world),) = worlds(work.model, work.task, graph, ablation="resample")
+    total = 0.0
+    with torch.no_grad():
+        world.logits(graph.allowed)
+        for layer in range(graph.n_layers + 1):
+            edges = [(s, r) for s, r in np.argwhere(graph.allowed) if graph.receiver_layers[r] == layer]
+            some = rng.permutation(edges)[: -(-decisions // (graph.n_layers + 1))]
             start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each[1:]) for name, each in times.items()}  # the first call warms up
+            for source, receiver in some:
+                mask = graph.allowed.copy()
+                mask[source, receiver] = False
+                metric(world.logits(mask), batch).mean()
+            total += (time.perf_counter() - start) / len(some) * len(edges)
+    return total
 
 
-def workloads(model: cd.Model, task: cd.Task) -> dict[str, Callable[[], Any]]:
-    """The timed calls, by row."""
-    graph = model.graph
-    rng = np.random.default_rng(0)
-    alt = cd.replacements(model, task)
-    half = cd.Circuit(graph, graph.allowed & (rng.random(graph.allowed.shape) < 0.5))
-    best = cd.eap(model, task).greedy(1000)
-    return {
-        "eap": lambda: cd.eap(model, task),
-        "eap_ig": lambda: cd.eap_ig(model, task, steps=5),
-        "half": lambda: cd.run_circuit(model, task, half, ablation=alt),
-        "best": lambda: cd.run_circuit(model, task, best, ablation=alt),
-    }
+def peer_folder(work: Workload, folder: Path) -> None:
+    """The weights, the prompts and the two circuits, for the drivers in `peers`."""
+    work.hugging_face.save_pretrained(folder)
+    tokens = {name: getattr(work, name).tolist() for name in ("clean", "corrupted", "correct", "incorrect")}
+    circuits = {"edges": work.model.graph.names(work.best().mask), "half": work.model.graph.names(work.half().mask)}
+    (folder / "prompts.json").write_text(json.dumps({**tokens, **circuits, "metric": "logit_diff"}))
 
 
-def acdc_decisions(model: cd.Model, task: cd.Task, receivers: int, edges: int) -> tuple[float, int]:
-    """(seconds a decision, decisions) over receivers spread over the whole order."""
-    graph = model.graph
-    metric = bind("kl_divergence", model, task)
-    found, _ = cases(model, task, graph, ablation="resample")
-    order = receiver_order(graph)
-    rng = np.random.default_rng(0)
-    keep = edges / len(graph)
-    spent, decided = 0.0, 0
-    for position in np.linspace(0, len(order) - 1, receivers).astype(int):
-        mask = graph.allowed.copy()
-        for done in order[:position]:
-            mask[:, done] &= rng.random(len(mask)) < keep
-        mask[:, -1] |= position > 0  # every node stays alive, so that each decision needs its forward
-        scores = np.zeros(mask.shape)
-        search = _Search(task, graph, metric, threshold_of(model, task, found, metric, mask, order[position], keep), False, found)
-        start = time.perf_counter()
-        search.decide(order[position], mask, scores)  # as the search itself does
-        spent += time.perf_counter() - start
-        decided += int(graph.allowed[:, order[position]].sum())
-    return spent / decided, decided
+def peer_rows(folder: Path, driver: str, python: str, arguments: argparse.Namespace, *more: str) -> Iterator[Row]:
+    """What a driver measured, in its own F."""
+    script = Path(__file__).parent / "peers" / f"{driver}.py"
+    command = [python, str(script), str(folder), "--threads", str(arguments.threads), "--repetitions", "2", *more]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    name = f"{found['peer']} {found['version']}{', repaired' if found.get('repaired') else ''}"
+    for row, measured in found["rows"].items():
+        what = NAMES.get(row, {"acdc": "ACDC", "attribution_patch": "attribution_patch, two prompts"}.get(row, row))
+        yield f"{name}: {what}", _cost(measured["seconds"], found["F"], measured.get("estimated", False)), _gigabytes(measured)
 
 
-def threshold_of(model: cd.Model, task: cd.Task, found: Any, metric: Any, mask: np.ndarray, receiver: int, keep: float) -> float:
-    """A threshold at which about a share `keep` of a receiver's edges stay."""
-    trial = _Search(task, model.graph, metric, -float("inf"), True, found)
-    _, scores = trial.decide(receiver, mask, np.zeros(mask.shape))
-    damage = np.abs(scores[model.graph.allowed[:, receiver], receiver])
-    return float(np.quantile(damage, 1 - keep))
+def _gigabytes(measured: dict[str, Any]) -> str:
+    return f"{measured['gigabytes']:.2f} GB" if "gigabytes" in measured else ""
 
 
-def peak_above_model(row: str, arguments: argparse.Namespace) -> float:
-    """GB of peak resident memory above the loaded model, of one row in a child process."""
-    command = [sys.executable, __file__, "--memory", row, "--prompts", str(arguments.prompts), "--length", str(arguments.length)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def _cost(taken: float, forward: float, estimated: bool = False) -> str:
+    whole = f"{taken / forward:,.0f} F, {taken:,.0f} s" if taken > 100 * forward else f"{taken / forward:.2f} F"
+    return f"{whole} (estimated)" if estimated else whole
 
 
-def print_peak(row: str, arguments: argparse.Namespace) -> None:
-    model = cd.load_model((hugging_face_model(), None))
-    task = random_task(arguments.prompts, arguments.length)
-    work = {"eap": lambda: cd.eap(model, task), "eap_ig": lambda: cd.eap_ig(model, task)}.get(row) or workloads(model, task)[row]
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (Linux)
-    before = kilobytes("VmRSS")
-    work()
-    print((kilobytes("VmHWM") - before) / 2**20)
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    """The table, row by row as they are measured."""
+    size = Size(arguments.prompts, arguments.length)
+    work = Workload(size)
+    short = seconds(work.rows(["F", *NAMES]), arguments.repetitions)
+    forward = short["F"]
+    yield "F, one Hugging Face forward", f"1 F, {forward:.2f} s", ""
+    for row, name in NAMES.items():
+        yield name, _cost(short[row], forward), f"{peak_in_child(__file__, row, size):.2f} GB"
+    if "large" not in arguments.skip:
+        large = replace(size, prompts=LARGE)
+        taken = seconds(Workload(large).rows(["F", "eap"]), 3)
+        yield f"EAP, every edge, {LARGE} prompts", _cost(taken["eap"], taken["F"]), f"{peak_in_child(__file__, 'eap', large):.2f} GB"
+    if "exact" not in arguments.skip:
+        yield "exact patching of every edge", _cost(exact_per_edge(work, arguments.decisions), _f(work), estimated=True), ""
+    if "naive" not in arguments.skip:
+        yield "naive search, a whole circuit per edge", _cost(naive_per_edge(work, arguments.decisions), _f(work), estimated=True), ""
+    if "acdc" not in arguments.skip:
+        before, start = _f(work), time.perf_counter()
+        found = cd.acdc(work.model, work.task, threshold=arguments.threshold, progress=_progress)
+        taken = time.perf_counter() - start
+        yield f"ACDC, whole, to {len(found):,} edges (threshold {arguments.threshold:g})", _cost(taken, (before + _f(work)) / 2), ""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        peer_folder(work, folder)
+        del work
+        if "transformer_lens" not in arguments.skip:
+            yield from peer_rows(folder, "transformer_lens_attribution", sys.executable, arguments)
+        for peer in arguments.peer:
+            driver, _, python = peer.partition("=")
+            yield from peer_rows(folder, driver, python, arguments, "--decisions", str(arguments.decisions))
+            yield from peer_rows(folder, driver, python, arguments, "--decisions", str(arguments.decisions), "--repaired")
+    yield "ACDC, 200 prompts, on an H200", "not measured", ""
+    yield "EAP, Llama-3.1-8B's shape in bfloat16, on an H200", "not measured", ""
 
 
-def kilobytes(field: str) -> int:
-    """A field of this process's memory status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+def _f(work: Workload) -> float:
+    return seconds({"F": work.forward}, 5)["F"]
+
+
+def _progress(done: int, total: int) -> None:
+    print(f"\racdc {done:,} of {total:,} edges", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -135,38 +167,20 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--receivers", type=int, default=24)
-    parser.add_argument("--edges", type=int, default=1000)
-    parser.add_argument("--memory", choices=ROWS, help=argparse.SUPPRESS)
+    parser.add_argument("--threshold", type=float, default=2.5e-5, help="of ACDC, in nats")
+    parser.add_argument("--decisions", type=int, default=208, help="edges timed where a row is estimated")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="a driver in peers/ and its environment")
+    parser.add_argument("--skip", nargs="*", choices=SKIPPABLE, default=[])
+    parser.add_argument("--memory", choices=tuple(NAMES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory:
-        print_peak(arguments.memory, arguments)
+        print_peak(arguments.memory, Size(arguments.prompts, arguments.length))
         return
-    hf = hugging_face_model()
-    task = random_task(arguments.prompts, arguments.length)
-    clean = torch.tensor([example.clean for example in task.examples])
-    model = cd.load_model((hf, None))
-
-    @torch.no_grad()
-    def forward() -> Any:
-        return hf(clean).logits
-
-    timed = seconds({"F": forward, **workloads(model, task)}, arguments.repetitions)
-    decision, decided = acdc_decisions(model, task, arguments.receivers, arguments.edges)
-    again = seconds({"F": forward}, arguments.repetitions)["F"]
-    names = {
-        "eap": f"EAP, all {len(model.graph):,} edges",
-        "eap_ig": "EAP-IG, 5 steps",
-        "half": "a circuit's logits, replacements given: random half of the edges",
-        "best": "a circuit's logits, replacements given: best 1,000 edges",
-    }
-    size = f"{arguments.prompts} prompts of {arguments.length} tokens"
-    print(f"{datetime.date.today()}, {platform.machine()}, {arguments.threads} threads, {size}, F = {timed['F']:.2f} s\n")
-    print("| | time in F | peak above the loaded model |\n| --- | --- | --- |")
-    for row in ROWS:
-        print(f"| {names[row]} | {timed[row] / timed['F']:.2f} | {peak_above_model(row, arguments):.2f} GB |")
-    print(f"| one ACDC decision (sampled, {decided}) | {decision / statistics.mean([timed['F'], again]):.2f} | |")
+    print(f"{datetime.date.today()}, {machine()}, {arguments.prompts} prompts of {arguments.length} tokens\n")
+    print("| | time | peak above the loaded model |\n| --- | --- | --- |")
+    for row in rows(arguments):
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":

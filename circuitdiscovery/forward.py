@@ -398,13 +398,15 @@ class _Places:
         kept = self.mask[:, columns]
         slots = np.flatnonzero(self.moved < upstream)
         x = base[None, :, None].expand(1, -1, len(columns), -1)
-        if kept[self.moved[slots]].any():
+        moves = bool(kept[self.moved[slots]].any())
+        if moves:
             self.buffer[:, :, 0] = base  # as one source more, so that one product makes the whole stream
             weights = np.concatenate([np.ones((1, len(columns)), dtype=bool), kept[self.moved[slots]]])
             x = _combine(weights, np.append(0, 1 + slots), self.buffer.flatten(0, 1)).unflatten(0, self.buffer.shape[:2])
         fixed = np.flatnonzero(self.fixed[:upstream])
         if self.state is not None and kept[fixed].any():
-            x = x + _combine(kept[fixed], fixed, self.state)
+            from_state = _combine(kept[fixed], fixed, self.state)
+            x = x.add_(from_state) if moves else x + from_state
         return x
 
     def project(self, layer: int, asked: Mapping[str, np.ndarray]) -> list[Tensor]:
