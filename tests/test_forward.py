@@ -274,6 +274,31 @@ class Constant:
         return torch.ones(16, *batch.clean.shape, 32)
 
 
+@dataclass(frozen=True)
+class Given:
+    """Replacements as they are."""
+
+    values: Tensor
+    name: str = "given"
+    own_run: bool = False
+
+    def rows(self, batch: Any) -> Tensor:
+        return self.values
+
+
+def test_what_nobody_reads_does_not_matter(tiny: Tiny) -> None:
+    """Of the last layer's nodes only the answer's position is read: what they would write elsewhere may be anything."""
+    prompts, model = tiny.prompts, tiny.model
+    carried = cd.replacements(model, prompts.task).rows(only_batch(prompts.task))
+    n_last = model.graph.n_heads + 1
+    spoilt = carried.clone()
+    spoilt[-n_last:, :, :-1] = torch.nan
+    for mask in random_masks(model.graph, 3):
+        circuit = cd.Circuit(model.graph, mask)
+        expected = cd.run_circuit(model, prompts.task, circuit)
+        torch.testing.assert_close(cd.run_circuit(model, prompts.task, circuit, ablation=Given(spoilt)), expected, atol=1e-5, rtol=0)
+
+
 def test_an_ablation_of_ones_own(gpt2: Tiny) -> None:
     prompts, model = gpt2.prompts, gpt2.model
     mask = random_masks(model.graph, 3, seed=8)[1]

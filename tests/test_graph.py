@@ -152,3 +152,22 @@ def test_impossible_graphs_are_refused(arguments: dict[str, Any], message: str) 
 def test_allowed_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="read-only"):
         GPT2_SMALL.allowed[0, 0] = False
+
+
+@each_shape
+def test_everywhere_is_what_a_key_or_a_value_leads_on(graph: Graph) -> None:
+    rng = np.random.default_rng(0)
+    for density in (0.1, 0.3, 1.0):
+        mask = graph.allowed & (rng.random(graph.allowed.shape) < density)
+        view = graph.networkx_of(mask)
+        for node, heads in list(view.nodes(data="heads")):
+            view.add_edges_from((node, head) for head in heads or ())
+        view.add_nodes_from(["logits", *graph.sources])
+        leads = nx.ancestors(view, "logits")
+        across = {  # ends of kept edges that other positions read; 0 is also the key of MLPs, logits and of a group to its heads
+            source
+            for source, reader, key in view.edges(keys=True)
+            if reader in leads and (key in ("k", "v") or (key == 0 and not graph.split_qkv and ".h" in reader))
+        }
+        expected = across | {node for source in across for node in nx.ancestors(view, source)}
+        assert {name for name, is_so in zip(graph.sources, graph.everywhere(mask), strict=True) if is_so} == expected & set(graph.sources)
