@@ -141,14 +141,15 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         yield f"ACDC, whole, to {len(found):,} edges (threshold {arguments.threshold:g})", _cost(taken, (before + _f(work)) / 2), ""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        peer_folder(work, folder)
+        if arguments.peer or "transformer_lens" not in arguments.skip:
+            peer_folder(work, folder)
         del work
         if "transformer_lens" not in arguments.skip:
             yield from peer_rows(folder, "transformer_lens_attribution", sys.executable, arguments)
         for peer in arguments.peer:
             driver, _, python = peer.partition("=")
-            yield from peer_rows(folder, driver, python, arguments, "--decisions", str(arguments.decisions))
-            yield from peer_rows(folder, driver, python, arguments, "--decisions", str(arguments.decisions), "--repaired")
+            for repair in ([], ["--repaired"]):
+                yield from peer_rows(folder, driver, python, arguments, "--decisions", str(arguments.decisions), *repair)
     yield "ACDC, 200 prompts, on an H200", "not measured", ""
     yield "EAP, Llama-3.1-8B's shape in bfloat16, on an H200", "not measured", ""
 

@@ -7,7 +7,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from peers.measure import peak_gigabytes, times
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import circuitdiscovery as cd
@@ -83,13 +83,8 @@ class Workload:
 
 def seconds(functions: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
     """The median time of each function, all of them called in turn."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repetitions + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each[1:]) for name, each in times.items()}  # the first call warms up
+    taken = times(functions, repetitions + 1)
+    return {name: statistics.median(each[1:]) for name, each in taken.items()}  # the first call warms up
 
 
 def peak_in_child(script: str, row: str, size: Size) -> float:
@@ -100,17 +95,7 @@ def peak_in_child(script: str, row: str, size: Size) -> float:
 
 def print_peak(row: str, size: Size) -> None:
     """In the child: run one row once and print the peak."""
-    work = Workload(size).rows([row])[row]
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (Linux)
-    before = _kilobytes("VmRSS")
-    work()
-    print((_kilobytes("VmHWM") - before) / 2**20)
-
-
-def _kilobytes(field: str) -> int:
-    """A field of this process's memory status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    print(peak_gigabytes(Workload(size).rows([row])[row]))
 
 
 def machine() -> str:
