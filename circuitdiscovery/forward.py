@@ -101,21 +101,33 @@ def _per_head(model: Model, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What the receivers of one layer and letter read in a plain run, for the chain rule back to the stream.
-
-    `values` is what `weight` makes of the normalised stream, [R, N, T, K]; where `weight` is None it is the normalised
-    stream itself. T is 1 where only the answer's position matters: in the last layer except for its keys and values.
-    """
+class Readers:
+    """The receivers of one layer and letter, and how they read the stream: through a norm and, in attention, a projection."""
 
     layer: int
     letter: str
-    at_answer: bool
-    stream: Tensor  # [N, T, D], before the norm
+    at_answer: bool  # only at the answer's position: in the last layer except for its keys and values
     norm: Norm
+    weight: Tensor | None = None  # [R, K, D]
+    bias: Tensor | None = None  # [R, K]
+
+    @property
+    def place(self) -> tuple[int, str, bool]:
+        """Where in the residual stream they read, which queries, keys and values of a layer have in common."""
+        return self.layer, "attention" if self.weight is not None else self.letter, self.at_answer
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What some receivers read in a plain run, for the chain rule back to the stream.
+
+    `values` is what the projection makes of the normalised stream, [R, N, T, K]; where there is none it is the normalised
+    stream itself. T is 1 where only the answer's position is read.
+    """
+
+    readers: Readers
+    stream: Tensor  # [N, T, D], before the norm
     values: Tensor
-    weight: Tensor | None  # [R, K, D]
-    bias: Tensor | None  # [R, K]
 
 
 @dataclass(frozen=True)
@@ -161,10 +173,10 @@ def plain_run(model: Model, start: Tensor, position: Tensor | None, *, keep_sour
         if keep_readings:
             read = (("q", x, q), ("k", stream, k), ("v", stream, v))
             readings += [
-                Reading(layer, letter, at is not None and letter == "q", before, block.norm1, values, *block.projection(letter))
+                Reading(Readers(layer, letter, at is not None and letter == "q", block.norm1, *block.projection(letter)), before, values)
                 for letter, before, values in read
             ]
-            readings.append(Reading(layer, "m", at is not None, y, block.norm2, normalised, None, None))
+            readings.append(Reading(Readers(layer, "m", at is not None, block.norm2), y, normalised))
         if sources is not None and at is None:
             torch.bmm(z.detach().flatten(1, 2), block.W_O, out=sources[graph.heads(layer)].flatten(1, 2))
             sources[graph.mlp(layer)] = written.detach()
@@ -176,7 +188,7 @@ def plain_run(model: Model, start: Tensor, position: Tensor | None, *, keep_sour
         return Run(x.new_empty(0, model.vocab_size), sources, tuple(readings))
     normalised = model.final_norm(x)
     if keep_readings:
-        readings.append(Reading(graph.n_layers, "logits", True, x, model.final_norm, normalised, None, None))
+        readings.append(Reading(Readers(graph.n_layers, "logits", True, model.final_norm), x, normalised))
     return Run(F.linear(normalised[:, 0], model.W_U), sources, tuple(readings))
 
 

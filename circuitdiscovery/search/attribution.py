@@ -27,7 +27,7 @@ from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, on_demand, run_sources
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import Reading, embed, plain_run
+from circuitdiscovery.forward import Readers, Reading, embed, plain_run
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind
 from circuitdiscovery.model import Model
@@ -175,12 +175,15 @@ def _batch_products(model: Model, graph: Graph, batch: Batch, carried: Ablation,
         start = replacement[0]
         line = [at_clean[:2]] if at_clean is not None else []
         del replacement, at_clean
-    places: dict[tuple[int, bool, bool], _Place] = {}
+    places: dict[tuple[int, str, bool], _Place] = {}
     for weight in at:
         readings, gradients = line.pop() if weight == 1.0 else _readings(model, start + weight * (clean - start), batch, metric)[:2]
         pairs = zip(readings, gradients, strict=True)
-        for key, place in groupby(pairs, key=lambda pair: (pair[0].layer, pair[0].weight is None, pair[0].at_answer)):
-            places.setdefault(key, _Place()).add(list(place))
+        for key, group in groupby(pairs, key=lambda pair: pair[0].readers.place):
+            same = list(group)
+            if key not in places:
+                places[key] = _Place([reading.readers for reading, _ in same])
+            places[key].add(same)
     total = difference.new_zeros(graph.allowed.shape, dtype=torch.promote_types(model.dtype, torch.float32))
     while places:
         places.popitem()[1].add_products(total, graph, difference, batch.position)
@@ -210,8 +213,9 @@ class _Place:
     P places are examples and positions, or examples where only the answer's position is read.
     """
 
-    def __init__(self) -> None:
-        self.readings: list[Reading] = []  # of the first point: layer, letters and weights
+    def __init__(self, readers: Sequence[Readers]) -> None:
+        self.readers = readers  # the letters
+        self.offsets = [_offset(each) for each in readers]  # per letter [R, 1, K]
         self.scaled: list[Tensor] = []  # per letter [R, P, K], over the deviation; at the stream itself [1, P, D] for MLPs and logits
         self.normalised: list[Tensor] = []  # per point [P, D]
         self.along: list[Tensor] = []  # per point [R', P]: what the norm takes away, in multiples of `normalised`
@@ -219,21 +223,21 @@ class _Place:
     @torch.no_grad()
     def add(self, pairs: Sequence[tuple[Reading, Tensor]]) -> None:
         """One point of the line: the letters' readings and gradients."""
-        norm, stream = pairs[0][0].norm, pairs[0][0].stream.flatten(0, 1)
+        norm, stream = self.readers[0].norm, pairs[0][0].stream.flatten(0, 1)
         stream = stream - stream.mean(-1, keepdim=True) if norm.centred else stream
         inverse = torch.rsqrt(stream.square().mean(-1, keepdim=True) + norm.eps)  # [P, 1]
         normalised = stream * inverse
-        if pairs[0][0].weight is None:
+        if self.readers[0].weight is None:
             pulled = pairs[0][1].flatten(0, 1) * norm.weight * inverse
             pulled -= (pulled * normalised).mean(-1, keepdim=True) * normalised
             scaled = [pulled - pulled.mean(-1, keepdim=True) if norm.centred else pulled]
         else:  # in head space the product with the normalised stream is one over d_head, not d_model
             scaled = [gradient.flatten(1, 2) * inverse for _, gradient in pairs]
-            along = [(g * _without_bias(reading)).sum(-1) / stream.shape[-1] for g, (reading, _) in zip(scaled, pairs, strict=True)]
-            self.along.append(torch.cat(along))
+            linear = [reading.values.flatten(1, 2) - offset for (reading, _), offset in zip(pairs, self.offsets, strict=True)]
+            self.along.append(torch.cat([(g * values).sum(-1) / stream.shape[-1] for g, values in zip(scaled, linear, strict=True)]))
             self.normalised.append(normalised)
         if not self.scaled:
-            self.readings, self.scaled = [reading for reading, _ in pairs], scaled
+            self.scaled = scaled
         else:
             for summed, more in zip(self.scaled, scaled, strict=True):
                 summed += more
@@ -242,11 +246,11 @@ class _Place:
         """[R', P, D]: the gradients at the stream before the norm, over all letters."""
         if not self.along:
             return self.scaled[0][None]
-        norm = self.readings[0].norm
+        norm = self.readers[0].norm
         pulled = self.scaled[0].new_empty(sum(map(len, self.scaled)), *self.normalised[0].shape)
-        for reading, scaled, out in zip(self.readings, self.scaled, pulled.split([len(each) for each in self.scaled]), strict=True):
-            assert reading.weight is not None
-            weight = reading.weight * norm.weight
+        for readers, scaled, out in zip(self.readers, self.scaled, pulled.split([len(each) for each in self.scaled]), strict=True):
+            assert readers.weight is not None
+            weight = readers.weight * norm.weight
             torch.bmm(scaled, weight - weight.mean(-1, keepdim=True) if norm.centred else weight, out=out)
         along, normalised = torch.stack(self.along, dim=-1), torch.stack(self.normalised, dim=1)  # [R', P, points], [P, points, D]
         pulled.transpose(0, 1).baddbmm_(along.transpose(0, 1), normalised, alpha=-1)
@@ -254,13 +258,13 @@ class _Place:
 
     @torch.no_grad()
     def add_products(self, total: Tensor, graph: Graph, difference: Tensor, position: Tensor) -> None:
-        """Add the products with the sources' differences, [S, N, T, D], to `total` [S, R]."""
-        first = self.readings[0]
+        """Adds the products with the sources' differences, [S, N, T, D], to `total` [S, R]."""
+        first = self.readers[0]
         if first.letter == "logits":
             upstream, columns = len(difference), np.array([len(graph.receivers) - 1])
         else:
             upstream = graph.n_upstream(first.layer, first.letter)
-            columns = np.concatenate([graph.columns(reading.layer, reading.letter) for reading in self.readings])
+            columns = np.concatenate([graph.columns(each.layer, each.letter) for each in self.readers])
         difference = difference[:upstream]
         if first.at_answer:
             difference = difference[:, torch.arange(len(position), device=position.device), position]
@@ -269,10 +273,9 @@ class _Place:
         total[:upstream].index_add_(1, torch.from_numpy(columns).to(total.device), products.T.to(total.dtype))
 
 
-def _without_bias(reading: Reading) -> Tensor:
-    """[R, P, K]: the values less what they would be at a normalised stream of 0."""
-    weight, values = reading.weight, reading.values.flatten(1, 2)
-    assert weight is not None
-    offset = torch.zeros_like(weight[..., 0]) if reading.norm.bias is None else weight @ reading.norm.bias
-    offset = offset if reading.bias is None else offset + reading.bias
-    return values - offset[:, None]
+def _offset(readers: Readers) -> Tensor | float:
+    """[R, 1, K]: what a projection makes of a normalised stream of 0, which is no part of what it makes of the stream."""
+    if readers.weight is None:
+        return 0.0
+    offset = torch.zeros_like(readers.weight[..., 0]) if readers.norm.bias is None else readers.weight @ readers.norm.bias
+    return (offset if readers.bias is None else offset + readers.bias)[:, None]
