@@ -38,7 +38,7 @@ NAMES = {
     "half": "a circuit's logits, replacements given: random half of the edges",
     "best": f"a circuit's logits, replacements given: best {N_BEST:,} edges",
 }
-SKIPPABLE = ("acdc", "exact", "naive", "large", "transformer_lens")
+SKIPPABLE = ("acdc", "exact", "naive", "large", "transformer_lens", "as_installed")
 LARGE = 64  # prompts of the chunked row
 
 Row = tuple[str, str, str]  # what, time, memory
@@ -148,7 +148,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
             yield from peer_rows(folder, "transformer_lens_attribution", sys.executable, arguments)
         for peer in arguments.peer:
             driver, _, python = peer.partition("=")
-            for repair in ([], ["--repaired"]):
+            for repair in [["--repaired"]] if "as_installed" in arguments.skip else [[], ["--repaired"]]:
                 yield from peer_rows(folder, driver, python, arguments, "--decisions", str(arguments.decisions), *repair)
     yield "ACDC, 200 prompts, on an H200", "not measured", ""
     yield "EAP, Llama-3.1-8B's shape in bfloat16, on an H200", "not measured", ""

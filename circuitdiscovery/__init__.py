@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from circuitdiscovery.errors import CircuitDiscoveryError
     from circuitdiscovery.evaluation import Curve, Evaluation, curve, evaluate
     from circuitdiscovery.graph import Graph
+    from circuitdiscovery.hypothesis import HypothesisTests, hypothesis_tests
     from circuitdiscovery.loading import load_model
     from circuitdiscovery.metrics import Metric
     from circuitdiscovery.model import Model
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from circuitdiscovery.search.acdc import acdc
     from circuitdiscovery.search.attribution import clean_corrupted, eap, eap_ig
     from circuitdiscovery.search.baseline import random
+    from circuitdiscovery.search.edge_pruning import edge_pruning
     from circuitdiscovery.search.exact import exact
+    from circuitdiscovery.search.hybrid import hybrid
+    from circuitdiscovery.stability import Stability, stability
     from circuitdiscovery.task import Task, load_task
     from circuitdiscovery.taskfile import shipped_tasks
 
@@ -41,10 +45,12 @@ __all__ = [
     "Evaluation",
     "Example",
     "Graph",
+    "HypothesisTests",
     "Metric",
     "Model",
     "Replacements",
     "Scores",
+    "Stability",
     "Task",
     "__version__",
     "acdc",
@@ -53,8 +59,11 @@ __all__ = [
     "curve",
     "eap",
     "eap_ig",
+    "edge_pruning",
     "evaluate",
     "exact",
+    "hybrid",
+    "hypothesis_tests",
     "load_circuit",
     "load_model",
     "load_task",
@@ -62,6 +71,7 @@ __all__ = [
     "replacements",
     "run_circuit",
     "shipped_tasks",
+    "stability",
 ]
 
 _HOME = {
@@ -72,6 +82,7 @@ _HOME = {
     "errors": ("CircuitDiscoveryError",),
     "evaluation": ("Curve", "Evaluation", "curve", "evaluate"),
     "graph": ("Graph",),
+    "hypothesis": ("HypothesisTests", "hypothesis_tests"),
     "loading": ("load_model",),
     "metrics": ("Metric",),
     "model": ("Model",),
@@ -79,7 +90,10 @@ _HOME = {
     "search.acdc": ("acdc",),
     "search.attribution": ("clean_corrupted", "eap", "eap_ig"),
     "search.baseline": ("random",),
+    "search.edge_pruning": ("edge_pruning",),
     "search.exact": ("exact",),
+    "search.hybrid": ("hybrid",),
+    "stability": ("Stability", "stability"),
     "task": ("Task", "load_task"),
     "taskfile": ("shipped_tasks",),
 }

@@ -62,6 +62,10 @@ def _task(name: str) -> str:
     return path.stem if path.parent == data_folder("tasks") else str(path.resolve())
 
 
+def _benchmark_method(name: str) -> str:
+    return name if ":" in name else names.canonical("benchmark method", name)
+
+
 def _device(name: str) -> str:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise unknown("device", name, ("cpu", "cuda", "cuda:0", "mps"))
@@ -149,7 +153,7 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
 
     options = Options(split_qkv=not no_split_qkv, **given)
     options.check()
-    folder = distributed.from_first(lambda: run.open_folder(options, out=out, resume=resume))
+    folder = distributed.from_first(lambda: run.open_folder(options.name, out=out, resume=resume))
     try:
         record = run.discover(options, folder, [PROGRAM, *sys.argv[1:]])
     except KeyboardInterrupt:
@@ -204,6 +208,45 @@ def draw(circuit: str, out: Path) -> None:
     """Draw CIRCUIT, a circuit.json or a shipped graph's name."""
     _circuit(circuit).draw(out)
     click.echo(str(out))
+
+
+@cli.command()
+@click.argument("suite", type=_name("suite"))
+@click.option(
+    "--method",
+    "methods",
+    type=Checked(_benchmark_method, "M"),
+    multiple=True,
+    help="A method, or one's own as module:function; repeat it for more.",
+)
+@click.option("--model", type=MODEL, help="Of the published circuits.  [default: gpt2]")
+@click.option("--quick", is_flag=True, help="Fewer examples, problems and methods: under two minutes on two cores for planted.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the prompts.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="A new or empty folder.  [default: runs/benchmark-SUITE]")
+@click.option("--resume", is_flag=True, help="Go on with the benchmark in --out, or with the latest of this suite.")
+@as_json
+def benchmark(out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:
+    """Compare methods on a SUITE: planted (known circuits), toy, published (GPT-2 small), or one published circuit."""
+    from circuitdiscovery import run
+    from circuitdiscovery.benchmark.options import BenchmarkOptions
+
+    options = BenchmarkOptions(**given)
+    options.check()
+    folder = run.open_folder(options.name, out=out, resume=resume)
+    from circuitdiscovery.benchmark.run import run as run_benchmark
+    from circuitdiscovery.progress import stage
+
+    try:
+        with stage(options.name) as report:
+            run_benchmark(options, folder, [PROGRAM, *sys.argv[1:]], report)
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; resume with: {options.resume_command(folder)}", err=True)
+        sys.exit(130)
+    if as_json:
+        _print_json(read_json(folder / "benchmark.json"))
+    else:
+        click.echo((folder / "benchmark.md").read_text("utf-8"))
+        click.echo(f"files: {folder}: benchmark.md, benchmark.json, benchmark.png", err=True)
 
 
 @cli.command()

@@ -59,6 +59,7 @@ class Comparison:
         total_edges: of the graph.
         auc_pessimistic: area under the edges' ROC by the lower staircase; None without scores, or where the reference has no or every edge.
         auc_trapezoid: the same by straight lines.
+        auc_nodes_pessimistic, auc_nodes_trapezoid: the same for heads and MLPs, by the sum of a node's out-edges.
     """
 
     edges: Overlap
@@ -66,6 +67,8 @@ class Comparison:
     total_edges: int
     auc_pessimistic: float | None = None
     auc_trapezoid: float | None = None
+    auc_nodes_pessimistic: float | None = None
+    auc_nodes_trapezoid: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure, as JSON."""
@@ -79,6 +82,9 @@ class Comparison:
         rows.append(f"of {self.total_edges:,} edges in all; nodes are heads and MLPs")
         if self.auc_pessimistic is not None:
             rows.append(f"ROC AUC of the scores, edges: {_shown(self.auc_pessimistic)} pessimistic, {_shown(self.auc_trapezoid)} trapezoid")
+        if self.auc_nodes_pessimistic is not None:
+            both = f"{_shown(self.auc_nodes_pessimistic)} pessimistic, {_shown(self.auc_nodes_trapezoid)} trapezoid"
+            rows.append(f"ROC AUC of the scores, nodes: {both}")
         return "\n".join(rows)
 
 
@@ -106,7 +112,7 @@ def compare(a: Circuit, b: Circuit, *, scores: Scores | None = None, absolute: b
         check_same_graph(scores, b)
         points = _areas(scores, b, absolute)
     edges = Overlap(len(a), len(b), int((a.mask & b.mask).sum()))
-    return Comparison(edges, Overlap.of(_components(a), _components(b)), len(a.graph), **points)
+    return Comparison(edges, Overlap.of(components(a), components(b)), len(a.graph), **points)
 
 
 def pessimistic_auc(fpr: ArrayLike, tpr: ArrayLike) -> float:
@@ -128,16 +134,31 @@ def trapezoid_auc(fpr: ArrayLike, tpr: ArrayLike) -> float:
     return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
 
 
-def _areas(scores: Scores, reference: Circuit, absolute: bool) -> dict[str, float | None]:
-    allowed = scores.graph.allowed
-    values, positive = (np.abs(scores.values) if absolute else scores.values)[allowed], reference.mask[allowed]
-    if positive.all() or not positive.any():
-        return {}
+def roc(values: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """([points] false, [points] true positive rates) of [n] values against [n] bool; tied values come in together.
+
+    >>> fpr, tpr = roc(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
+    >>> fpr.tolist(), tpr.tolist()
+    ([0.0, 1.0, 1.0], [0.5, 0.5, 1.0])
+    """
     order = np.argsort(-values, kind="stable")
-    ends = np.flatnonzero(np.diff(values[order], append=np.nan) != 0)  # tied edges come in together
-    tpr = np.cumsum(positive[order])[ends] / positive.sum()
-    fpr = np.cumsum(~positive[order])[ends] / (~positive).sum()
-    return {"auc_pessimistic": pessimistic_auc(fpr, tpr), "auc_trapezoid": trapezoid_auc(fpr, tpr)}
+    ends = np.flatnonzero(np.diff(values[order], append=np.nan) != 0)
+    return np.cumsum(~positive[order])[ends] / (~positive).sum(), np.cumsum(positive[order])[ends] / positive.sum()
+
+
+def _areas(scores: Scores, reference: Circuit, absolute: bool) -> dict[str, float | None]:
+    allowed, sources = scores.graph.allowed, scores.graph.sources[1:]
+    members, by_node = components(reference), scores.by_node()
+    levels = {
+        "auc": (scores.values[allowed], reference.mask[allowed]),
+        "auc_nodes": (np.array([by_node[name] for name in sources]), np.array([name in members for name in sources])),
+    }
+    found: dict[str, float | None] = {}
+    for level, (values, positive) in levels.items():
+        if positive.any() and not positive.all():
+            points = roc(np.abs(values) if absolute else values, positive)
+            found |= {f"{level}_pessimistic": pessimistic_auc(*points), f"{level}_trapezoid": trapezoid_auc(*points)}
+    return found
 
 
 def _with_corners(fpr: ArrayLike, tpr: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +167,8 @@ def _with_corners(fpr: ArrayLike, tpr: ArrayLike) -> tuple[np.ndarray, np.ndarra
     return x[order], y[order]
 
 
-def _components(circuit: Circuit) -> set[str]:
+def components(circuit: Circuit) -> set[str]:
+    """Its heads and MLPs."""
     return set(circuit.nodes) & set(circuit.graph.sources[1:])
 
 

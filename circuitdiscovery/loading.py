@@ -50,12 +50,12 @@ def _gpt2_block(config: Any, weights: Weights, layer: int) -> Block:
     b_q, b_k, b_v = weights[at + "attn.c_attn.bias"].chunk(3)
     scale = d_head**-0.5 if config.scale_attn_weights else 1.0
     return Block(
-        norm1=Norm(weights[at + "ln_1.weight"], weights[at + "ln_1.bias"], config.layer_norm_epsilon, centred=True),
+        norm1=Norm(weights[at + "ln_1.weight"], weights[at + "ln_1.bias"], config.layer_norm_epsilon, kind="layer"),
         W_Q=_heads(w_q, d_head), W_K=_heads(w_k, d_head), W_V=_heads(w_v, d_head),
         b_Q=_heads(b_q, d_head), b_K=_heads(b_k, d_head), b_V=_heads(b_v, d_head),
         W_O=_heads(weights[at + "attn.c_proj.weight"], d_head), b_O=weights[at + "attn.c_proj.bias"],
         scale=scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale,
-        norm2=Norm(weights[at + "ln_2.weight"], weights[at + "ln_2.bias"], config.layer_norm_epsilon, centred=True),
+        norm2=Norm(weights[at + "ln_2.weight"], weights[at + "ln_2.bias"], config.layer_norm_epsilon, kind="layer"),
         W_in=weights[at + "mlp.c_fc.weight"].T, b_in=weights[at + "mlp.c_fc.bias"], W_gate=None, b_gate=None,
         W_out=weights[at + "mlp.c_proj.weight"].T, b_out=weights[at + "mlp.c_proj.bias"],
     )  # fmt: skip
@@ -67,14 +67,14 @@ def _llama_block(config: Any, weights: Weights, layer: int) -> Block:
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     b_q, b_k, b_v = (_optional_heads(weights.get(f"{attention}{x}_proj.bias"), d_head) for x in "qkv")
     return Block(
-        norm1=Norm(weights[at + "input_layernorm.weight"], None, config.rms_norm_eps, centred=False),
+        norm1=Norm(weights[at + "input_layernorm.weight"], None, config.rms_norm_eps, kind="rms"),
         W_Q=_heads(weights[attention + "q_proj.weight"], d_head),
         W_K=_heads(weights[attention + "k_proj.weight"], d_head),
         W_V=_heads(weights[attention + "v_proj.weight"], d_head),
         b_Q=b_q, b_K=b_k, b_V=b_v,
         W_O=_heads(weights[attention + "o_proj.weight"].T, d_head), b_O=weights.get(attention + "o_proj.bias"),
         scale=d_head**-0.5,
-        norm2=Norm(weights[at + "post_attention_layernorm.weight"], None, config.rms_norm_eps, centred=False),
+        norm2=Norm(weights[at + "post_attention_layernorm.weight"], None, config.rms_norm_eps, kind="rms"),
         W_in=weights[mlp + "up_proj.weight"], b_in=weights.get(mlp + "up_proj.bias"),
         W_gate=weights[mlp + "gate_proj.weight"], b_gate=weights.get(mlp + "gate_proj.bias"),
         W_out=weights[mlp + "down_proj.weight"], b_out=weights.get(mlp + "down_proj.bias"),
@@ -89,7 +89,7 @@ def _neox_block(config: Any, weights: Weights, layer: int) -> Block:
     bias = _optional_heads(weights.get(at + "attention.query_key_value.bias"), 3 * d_head)
     b_q, b_k, b_v = (None, None, None) if bias is None else bias.chunk(3, dim=1)
     norms = [
-        Norm(weights[f"{at}{name}.weight"], weights[f"{at}{name}.bias"], config.layer_norm_eps, centred=True)
+        Norm(weights[f"{at}{name}.weight"], weights[f"{at}{name}.bias"], config.layer_norm_eps, kind="layer")
         for name in ("input_layernorm", "post_attention_layernorm")
     ]
     return Block(
@@ -186,7 +186,7 @@ def _build(config: Any, weights: Weights, name: str, tokenizer: Any) -> Model:
         W_E=weights[architecture.embedding],
         W_pos=weights[architecture.positions] if architecture.positions else None,
         blocks=blocks,
-        final_norm=Norm(weights[final + ".weight"], weights.get(final + ".bias"), norm.eps, norm.centred),
+        final_norm=Norm(weights[final + ".weight"], weights.get(final + ".bias"), norm.eps, norm.kind),
         W_U=next(weights[key] for key in (*architecture.unembedding, architecture.embedding) if key in weights),
         activation=_activation(config.activation_function if config.model_type == "gpt2" else config.hidden_act),
         rotary=_rotary(config),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,18 +16,36 @@ from circuitdiscovery.graph import Graph
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm (`centred`) or RMSNorm over d_model."""
+    """LayerNorm, RMSNorm or none (a weight of ones and no bias) over d_model."""
 
     weight: Tensor  # [d_model]
     bias: Tensor | None  # [d_model]
     eps: float
-    centred: bool
+    kind: Literal["layer", "rms", "none"]
+
+    @property
+    def centred(self) -> bool:
+        """Whether the mean over d_model is taken away."""
+        return self.kind == "layer"
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., d_model] -> [..., d_model], normalised, scaled and shifted."""
-        if self.centred:
+        if self.kind == "layer":
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        if self.kind == "rms":
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return x.view_as(x)  # a tensor of its own, so that its gradient is what its readers alone send back
+
+    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(x' [..., d_model], 1 / s [..., 1]) of the Jacobian g -> (centre(g) - x' mean(g x')) / s at a stream, before the weight.
+
+        x' is the normalised stream and s its deviation; without a norm they are 0 and 1.
+        """
+        if self.kind == "none":
+            return torch.zeros_like(x), torch.ones_like(x[..., :1])
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return x * inverse, inverse
 
 
 @dataclass(frozen=True)

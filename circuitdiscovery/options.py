@@ -14,6 +14,7 @@ from circuitdiscovery.files import shipped
 
 ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run that is damaged
+SIZED_METHODS = ("hybrid", "edge_pruning")  # search for a circuit of a given number of edges
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Options:
             raise CircuitDiscoveryError("--threshold and --edges exclude each other: give one of them")
         if self.method == "acdc" and self.edges is not None:
             raise CircuitDiscoveryError("--edges is not for acdc, whose size follows from --threshold; valid with the other methods")
+        if self.method in SIZED_METHODS and self.threshold is not None:
+            raise CircuitDiscoveryError(
+                f"--threshold is not for {self.method.replace('_', '-')}, which searches for a number of edges: give --edges"
+            )
         if self.direction == "denoising" and self.method not in DENOISING_METHODS:
             raise CircuitDiscoveryError(
                 f"--direction denoising is not for {self.method.replace('_', '-')}; valid with {' and '.join(DENOISING_METHODS)}"

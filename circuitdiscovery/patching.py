@@ -19,7 +19,7 @@ from circuitdiscovery.names import canonical
 from circuitdiscovery.task import Batch, Task
 
 Progress = Callable[[int, int], None]  # (done, total)
-_BATCH_BYTES = 2**28  # of replacements held at once, where no batch size is asked for
+_BATCH_BYTES = 2**27  # of replacements held at once, where no batch size is asked for; more is no faster (benchmarks/speed.py)
 
 
 def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]:
@@ -78,7 +78,7 @@ def run_circuit(
         direction: `noising` runs the clean prompt; the circuit's edges carry the current output, the others the replacement.
             `denoising` runs the corrupted prompt; the circuit's edges carry the clean run's outputs, the others the current
             output (no ablation enters).
-        batch_size: examples in one forward; by default as many as fit a quarter of a gigabyte of replacements.
+        batch_size: examples in one forward; by default as many as fit an eighth of a gigabyte of replacements.
 
     Returns:
         [examples, vocabulary], at each example's answer position.

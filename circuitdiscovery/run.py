@@ -21,12 +21,13 @@ from circuitdiscovery import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import read_json, write_json
 from circuitdiscovery.names import DEFAULT_SHARE, DEFAULT_THRESHOLD
-from circuitdiscovery.options import DENOISING_METHODS, Options
+from circuitdiscovery.options import DENOISING_METHODS, SIZED_METHODS, Options
 from circuitdiscovery.progress import Report, stage
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit import Circuit, Scores
     from circuitdiscovery.evaluation import Evaluation
+    from circuitdiscovery.graph import Graph
     from circuitdiscovery.model import Model
     from circuitdiscovery.task import Task
 
@@ -39,14 +40,14 @@ PACKAGES = ("circuitdiscovery", "torch", "transformers", "transformer_lens", "nu
 # -------------------------------------------------------------------- folder
 
 
-def open_folder(options: Options, *, out: Path | None, resume: bool) -> Path:
-    """The folder of this run: a fresh one, or with `resume` the one to go on with.
+def open_folder(name: str, *, out: Path | None, resume: bool) -> Path:
+    """The folder of a run of this name: a fresh one, or with `resume` the one to go on with.
 
     Raises:
         CircuitDiscoveryError: `out` is a file, holds something, or cannot be made; with `resume`, it holds another run.
     """
     if out is None:
-        return _latest(options.name) if resume else _numbered(options.name)
+        return _latest(name) if resume else _numbered(name)
     if out.exists() and not out.is_dir():
         raise CircuitDiscoveryError(f"--out {out} is a file; it must be a new or empty folder")
     if not resume and out.is_dir() and any(_listed(out)):
@@ -195,8 +196,11 @@ def search(model: Model, task: Task, options: Options, *, state: Path | None = N
         scores = _scores(model, task, options, report)
     if options.threshold is not None:
         return scores.above(options.threshold), scores
-    n_edges = options.edges or max(1, round(DEFAULT_SHARE * len(scores.graph)))
-    return scores.top(n_edges), scores
+    return scores.top(_n_edges(scores.graph, options)), scores
+
+
+def _n_edges(graph: Graph, options: Options) -> int:
+    return options.edges or max(1, round(DEFAULT_SHARE * len(graph)))
 
 
 def _acdc(model: Model, task: Task, options: Options, report: Report, state: Path | None) -> Circuit:
@@ -227,8 +231,13 @@ def _scores(model: Model, task: Task, options: Options, report: Report) -> Score
         "batch_size": options.batch_size,
         "progress": report,
     }
-    directed = {"direction": options.direction} if options.method in DENOISING_METHODS else {}
-    return getattr(cd, options.method)(model, task, **shared, **directed)
+    if options.method in DENOISING_METHODS:
+        shared["direction"] = options.direction
+    if options.method in SIZED_METHODS:
+        shared["edges"] = _n_edges(cd.Graph.from_model(model, split_qkv=options.split_qkv), options)
+    if options.method == "edge_pruning":
+        shared["seed"] = options.seed
+    return getattr(cd, options.method)(model, task, **shared)
 
 
 def evaluate(model: Model, task: Task, circuit: Circuit, scores: Scores | None, options: Options) -> Evaluation:

@@ -26,7 +26,22 @@ ORDER = [
     *("tablefile", "taskfile", "encoder", "prompts", "task"),
     *("model", "forward", "loading", "metrics", "ablation", "schema", "mib", "circuit", "comparison", "patching"),
     *("search", "search.provenance", "search.cases", "search.attribution", "search.acdc", "search.exact", "search.baseline"),
-    *("evaluation", "draw", "progress", "options", "run", "cli", "__main__"),
+    *(
+        "search.edge_pruning",
+        "search.hybrid",
+        "evaluation",
+        "significance",
+        "randompaths",
+        "stability",
+        "hypothesis",
+        "draw",
+        "progress",
+        "options",
+        "run",
+    ),
+    *("planted", "planted.problem", "planted.compiler", "planted.programs", "planted.hard", "planted.semisynthetic", "planted.suite"),
+    *("benchmark", "benchmark.options", "benchmark.measure", "benchmark.methods", "benchmark.suites", "benchmark.report", "benchmark.run"),
+    *("cli", "__main__"),
 ]
 
 in_checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs the checkout")
@@ -40,7 +55,7 @@ def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize(
-    "module", ["circuitdiscovery", "circuitdiscovery.cli", "circuitdiscovery.run", "circuitdiscovery.options", "circuitdiscovery.taskfile"]
+    "module", ["circuitdiscovery", *(f"circuitdiscovery.{name}" for name in ("cli", "run", "options", "taskfile", "benchmark.options"))]
 )
 def test_import_is_light(module: str) -> None:
     code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"

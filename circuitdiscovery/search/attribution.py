@@ -223,10 +223,8 @@ class _Place:
     @torch.no_grad()
     def add(self, pairs: Sequence[tuple[Reading, Tensor]]) -> None:
         """One point of the line: the letters' readings and gradients."""
-        norm, stream = self.readers[0].norm, pairs[0][0].stream.flatten(0, 1)
-        stream = stream - stream.mean(-1, keepdim=True) if norm.centred else stream
-        inverse = torch.rsqrt(stream.square().mean(-1, keepdim=True) + norm.eps)  # [P, 1]
-        normalised = stream * inverse
+        norm = self.readers[0].norm
+        normalised, inverse = norm.jacobian(pairs[0][0].stream.flatten(0, 1))  # [P, D], [P, 1]
         if self.readers[0].weight is None:
             pulled = pairs[0][1].flatten(0, 1) * norm.weight * inverse
             pulled -= (pulled * normalised).mean(-1, keepdim=True) * normalised
@@ -234,7 +232,7 @@ class _Place:
         else:  # in head space the product with the normalised stream is one over d_head, not d_model
             scaled = [gradient.flatten(1, 2) * inverse for _, gradient in pairs]
             linear = [reading.values.flatten(1, 2) - offset for (reading, _), offset in zip(pairs, self.offsets, strict=True)]
-            self.along.append(torch.cat([(g * values).sum(-1) / stream.shape[-1] for g, values in zip(scaled, linear, strict=True)]))
+            self.along.append(torch.cat([(g * values).sum(-1) / normalised.shape[-1] for g, values in zip(scaled, linear, strict=True)]))
             self.normalised.append(normalised)
         if not self.scaled:
             self.scaled = scaled

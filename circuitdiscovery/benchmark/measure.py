@@ -1,0 +1,203 @@
+"""How well search methods do: what they recover of a known circuit, and how faithful their circuits are at equal sparsity.
+
+1. A problem is a model, a task and, where it is known, the true circuit.
+2. A method is a function (model, task) -> Scores, a Circuit, or a sweep (a sequence of circuits).
+3. `measure` runs one method on one problem: seconds and F; ROC AUC, precision, recall and Jaccard against the truth; normalized
+   faithfulness and KL on held-out examples at fixed numbers of edges; CPR and CMD of MIB (Mueller et al. 2025, arXiv 2504.13151).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from circuitdiscovery.circuit import Circuit, Scores
+from circuitdiscovery.comparison import Overlap, compare, components, pessimistic_auc, roc, trapezoid_auc
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.evaluation import MIB_FRACTIONS, Bench
+from circuitdiscovery.forward import plain_run
+from circuitdiscovery.model import Model
+from circuitdiscovery.task import Task
+
+RULES = {"pessimistic": pessimistic_auc, "trapezoid": trapezoid_auc}
+SPARSITIES = (0.02, 0.05, 0.1)  # parts of all edges at which methods are compared where no truth says how many there are
+
+
+@dataclass(frozen=True)
+class At:
+    """A method's circuit at a number of edges."""
+
+    asked: int  # edges at most
+    edges: int
+    normalized: float | None  # None: the full and the empty model do the task equally well
+    kl: float  # nats
+    overlap: Overlap | None  # of the edges with the truth's
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method on one problem.
+
+    Args:
+        problem, method: names.
+        edges_total: of the graph.
+        truth: the number of true edges; None where they are not known.
+        seconds: that the search took.
+        forwards: the same in plain forwards of the model on the same examples.
+        areas: ROC AUC of `edges` and `nodes` by the rules `pessimistic` and `trapezoid`; empty without a truth.
+        roc: [points, 2] false and true positive rates of the edges.
+        at: its circuits at fixed numbers of edges.
+        curve: [points, 2] actual number of edges and normalized faithfulness.
+        cpr, cmd: the areas under f and |1 - f| over the part of edges kept.
+        missed: the true edges that the circuit of the truth's size lacks.
+    """
+
+    problem: str
+    method: str
+    edges_total: int
+    truth: int | None
+    seconds: float
+    forwards: float
+    areas: Mapping[str, float]
+    roc: list[list[float]]
+    at: list[At]
+    curve: list[list[float]]
+    cpr: float | None
+    cmd: float | None
+    missed: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Measured:
+        """What `to_dict` gave."""
+        at = [At(**{**each, "overlap": each["overlap"] and Overlap(**each["overlap"])}) for each in data["at"]]
+        return cls(**{**data, "at": at})
+
+
+def measure(problem: str, model: Model, task: Task, truth: Circuit | None, method: str, search: Callable[[Model, Task], Any]) -> Measured:
+    """Run a method on a problem and measure what it finds, on the task's held-out examples where there are some.
+
+    Raises:
+        CircuitDiscoveryError: a method that gives something else than Scores, a Circuit or circuits of the model's graph.
+    """
+    start = time.perf_counter()
+    found = search(model, task)
+    seconds = time.perf_counter() - start
+    sweep = Sweep.of(found, method)
+    if truth is not None and truth.graph != sweep.graph:
+        raise CircuitDiscoveryError(f"method {method!r} gives circuits of another graph than the true one on {problem!r}")
+    bench = Bench.build(model, task.held_out or task, sweep.graph, "resample", task.metric, "noising", None, 0)
+    counts = [len(truth)] if truth is not None else [round(part * len(sweep.graph)) for part in SPARSITIES]
+    at = [_at(bench, sweep.at_most(count), count, truth) for count in counts]
+    curve = sweep.curve(bench)
+    cpr, cmd = _areas_under(curve, len(sweep.graph)) if curve else (None, None)
+    levels = {} if truth is None else {level: sweep.roc(truth, level) for level in ("edges", "nodes")}
+    return Measured(
+        problem=problem,
+        method=method,
+        edges_total=len(sweep.graph),
+        truth=None if truth is None else len(truth),
+        seconds=seconds,
+        forwards=seconds / one_forward(model, task),
+        areas={f"{level}_{rule}": area(*points) for level, points in levels.items() for rule, area in RULES.items()},
+        roc=np.stack(levels["edges"], axis=1).tolist() if levels else [],
+        at=at,
+        curve=[[float(n), float(f)] for n, f in curve],
+        cpr=cpr,
+        cmd=cmd,
+        missed=[] if truth is None else list((truth - sweep.at_most(len(truth))).edges),
+    )
+
+
+def _at(bench: Bench, circuit: Circuit, asked: int, truth: Circuit | None) -> At:
+    normalized = _faithfulness(bench, circuit)
+    kl = float(bench.values(circuit.mask, "kl").mean())
+    return At(asked, len(circuit), normalized, kl, None if truth is None else compare(circuit, truth).edges)
+
+
+def _faithfulness(bench: Bench, circuit: Circuit) -> float | None:
+    """Normalized faithfulness."""
+    full, empty = (bench.values(mask) for mask in (circuit.graph.allowed, np.zeros_like(circuit.mask)))
+    estimate, _ = bench.normalized(bench.values(circuit.mask), full, empty)
+    return None if estimate is None else float(estimate)
+
+
+def _areas_under(curve: Sequence[tuple[int, float]], total: int) -> tuple[float, float]:
+    """(CPR, CMD) over the actual part of edges."""
+    x, f = np.array([n for n, _ in curve]) / total, np.array([f for _, f in curve])
+    return float(np.trapezoid(f, x)), float(np.trapezoid(np.abs(1 - f), x))
+
+
+@torch.no_grad()
+def one_forward(model: Model, task: Task) -> float:
+    """Seconds of a plain forward of the model on a task's clean prompts, the median of five."""
+    batches = [batch.to(model.device) for batch in task.batches()]
+    taken = []
+    for _ in range(6):
+        start = time.perf_counter()
+        for batch in batches:
+            plain_run(model, batch.clean, batch.position)
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken[1:]))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a method found, as circuits from sparse to dense."""
+
+    circuits: Sequence[Circuit]  # ascending number of edges
+    scores: Scores | None  # from which any number of edges can be taken
+
+    @classmethod
+    def of(cls, found: Any, method: str) -> Sweep:
+        """From scores, one circuit or several."""
+        if isinstance(found, Scores):
+            total = len(found.graph)
+            return cls([found.top(n) for n in sorted({round(part * total) for part in MIB_FRACTIONS})], found)
+        circuits = [found] if isinstance(found, Circuit) else list(found) if isinstance(found, Sequence) else []
+        if not circuits or not all(isinstance(circuit, Circuit) for circuit in circuits):
+            raise CircuitDiscoveryError(
+                f"method {method!r} must give Scores, a Circuit or a sequence of circuits, not {type(found).__name__}"
+            )
+        return cls(sorted(circuits, key=len), None)
+
+    @property
+    def graph(self) -> Any:
+        """The graph whose edges these are."""
+        return self.circuits[0].graph
+
+    def at_most(self, edges: int) -> Circuit:
+        """The densest circuit of at most so many edges."""
+        if self.scores is not None:
+            return self.scores.top(min(edges, len(self.graph)))
+        return max((circuit for circuit in self.circuits if len(circuit) <= edges), key=len, default=Circuit.empty(self.graph))
+
+    def curve(self, bench: Bench) -> list[tuple[int, float]]:
+        """[(edges after pruning, normalized faithfulness)], ascending; the full model ends a sweep that lacks it."""
+        circuits = [*self.circuits, *([] if len(self.circuits[-1]) == len(self.graph) else [Circuit.full(self.graph)])]
+        points = [(len(circuit.pruned()), _faithfulness(bench, circuit)) for circuit in circuits]
+        return sorted((n, f) for n, f in points if f is not None)
+
+    def roc(self, truth: Circuit, level: str) -> tuple[np.ndarray, np.ndarray]:
+        """([points] false, [points] true positive rates) of the edges, or of the nodes: heads and MLPs."""
+        kept = self.graph.allowed if level == "edges" else None
+        positive = truth.mask[kept] if kept is not None else _membership(truth)
+        if self.scores is not None:
+            values = self.scores.values[kept] if kept is not None else np.array(list(self.scores.by_node().values())[1:])
+            return roc(np.abs(values), positive)
+        found = [circuit.mask[kept] if kept is not None else _membership(circuit) for circuit in self.circuits]
+        return np.array([mask[~positive].mean() for mask in found]), np.array([mask[positive].mean() for mask in found])
+
+
+def _membership(circuit: Circuit) -> np.ndarray:
+    """[heads and MLPs] bool."""
+    inside = components(circuit)
+    return np.array([name in inside for name in circuit.graph.sources[1:]])

@@ -1,0 +1,86 @@
+"""The methods that the benchmark knows by name, and how a user's own becomes one more.
+
+A method is a function (model, task) -> Scores, one Circuit, or a sequence of circuits from sparse to dense. A new one is a line in
+`METHODS`; one's own is named `module:function`, where the module is importable or a file in the working directory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from circuitdiscovery.circuit import Circuit, Scores
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.model import Model
+from circuitdiscovery.search.acdc import acdc
+from circuitdiscovery.search.attribution import clean_corrupted, eap, eap_ig
+from circuitdiscovery.search.baseline import random
+from circuitdiscovery.search.edge_pruning import edge_pruning
+from circuitdiscovery.search.exact import exact
+from circuitdiscovery.search.hybrid import hybrid
+from circuitdiscovery.task import Task
+
+Found = Scores | Circuit | Sequence[Circuit]
+Method = Callable[[Model, Task], Found]
+THRESHOLDS = tuple(10 ** (-power / 2) for power in range(-1, 9))  # nats of KL, 3.2 to 1e-4: from almost nothing to almost everything
+SIZES = (0.01, 0.02, 0.05, 0.1, 0.2)  # parts of all edges that a method which needs a number of edges is run for
+
+
+def acdc_sweep(model: Model, task: Task) -> list[Circuit]:
+    """ACDC at every threshold, as its paper draws a ROC curve (Conmy et al. 2023, section 4)."""
+    return [acdc(model, task, threshold=threshold) for threshold in THRESHOLDS]
+
+
+def edge_pruning_sweep(model: Model, task: Task) -> list[Circuit]:
+    """Edge pruning at every size; each is a search of its own."""
+    return [edge_pruning(model, task, edges=n).top(n) for n in sizes(model)]
+
+
+def hybrid_sweep(model: Model, task: Task) -> list[Circuit]:
+    """The hybrid at every size."""
+    return [hybrid(model, task, edges=n).top(n) for n in sizes(model)]
+
+
+def sizes(model: Model) -> list[int]:
+    """SIZES as numbers of edges."""
+    return sorted({max(1, round(part * len(model.graph))) for part in SIZES})
+
+
+METHODS: dict[str, Method] = {
+    "acdc": acdc_sweep,
+    "eap": eap,
+    "eap_denoising": lambda model, task: eap(model, task, direction="denoising"),
+    "eap_ig": eap_ig,
+    "clean_corrupted": clean_corrupted,
+    "exact": exact,
+    "exact_denoising": lambda model, task: exact(model, task, direction="denoising"),
+    "edge_pruning": edge_pruning_sweep,
+    "hybrid": hybrid_sweep,
+    "random": random,
+}
+
+
+def resolve(name: str) -> tuple[str, Method]:
+    """(what tables call it, the function) of a method by its name or `module:function`.
+
+    Raises:
+        CircuitDiscoveryError: an unknown name; a module that cannot be imported or has no such function.
+    """
+    if ":" not in name:
+        known = name.replace("-", "_")
+        if known not in METHODS:
+            raise CircuitDiscoveryError(f"{unknown('method', name, METHODS)}; or one's own as module:function")
+        return known, METHODS[known]
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CircuitDiscoveryError(f"method {name!r}: {error}") from None
+    if not callable(found):
+        raise CircuitDiscoveryError(f"method {name!r} is a {type(found).__name__}, not a function (model, task)")
+    return name, found

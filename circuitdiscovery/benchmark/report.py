@@ -1,0 +1,159 @@
+"""What a benchmark run found, for people: one Markdown table per question, and one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from circuitdiscovery.benchmark.measure import Measured
+from circuitdiscovery.files import write_atomically
+
+FAILED = 0.9  # an AUROC below it is reported with what was missed
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8B00")  # Okabe and Ito's, and one more
+_STYLES = ("-", "--", ":", "-.")
+
+Rows = list[list[str]]
+
+
+def markdown(results: Sequence[Measured], why: dict[str, str], heading: str) -> str:
+    """The whole report."""
+    parts = [heading]
+    known = [result for result in results if result.truth is not None]
+    if known:
+        parts += ["What is recovered: medians over the problems, AUROC by the pessimistic rule.", _table(*_by_method(known))]
+        parts += ["Edge AUROC by problem.", _table(*_by_problem(known))]
+        parts += _failures(known, why)
+    parts += ["Faithfulness on held-out examples at equal numbers of edges: normalized, and KL in nats.", _table(*_faithfulness(results))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Iterable[str], rows: Rows) -> str:
+    head = list(head)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _names(results: Sequence[Measured], field: str) -> list[str]:
+    return list(dict.fromkeys(getattr(result, field) for result in results))
+
+
+def _by_method(results: Sequence[Measured]) -> tuple[list[str], Rows]:
+    head = ["method", "edge AUROC", "easy", "hard", "trained", "node AUROC", "precision", "recall", "Jaccard", "KL", "CMD", "CPR", "F"]
+    rows = []
+    for method in _names(results, "method"):
+        mine = [result for result in results if result.method == method]
+        kinds = {kind: [result for result in mine if _kind(result.problem) == kind] for kind in ("easy", "hard", "trained")}
+        areas = [_median(part, lambda r: r.areas["edges_pessimistic"]) for part in (mine, *kinds.values())]
+        overlaps = [_median(mine, lambda r, name=name: getattr(r.at[0].overlap, name)) for name in ("precision", "recall", "jaccard")]
+        rest = [_median(mine, of) for of in (lambda r: r.at[0].kl, lambda r: r.cmd, lambda r: r.cpr)]
+        nodes = _median(mine, lambda r: r.areas["nodes_pessimistic"])
+        rows.append([method, *areas, nodes, *overlaps, *rest, _median(mine, lambda r: r.forwards, ",.0f")])
+    return head, rows
+
+
+def _kind(problem: str) -> str:
+    return "trained" if problem.startswith("semisynthetic") else "hard" if "-hard" in problem else "easy"
+
+
+def _median(results: Sequence[Measured], of: Callable[[Measured], float | None], form: str = ".2f") -> str:
+    values = [value for value in map(of, results) if value is not None]
+    return format(median(values), form) if values else "-"
+
+
+def _by_problem(results: Sequence[Measured]) -> tuple[list[str], Rows]:
+    methods = _names(results, "method")
+    found = {(result.problem, result.method): result for result in results}
+    rows = []
+    for problem in _names(results, "problem"):
+        one = next(result for result in results if result.problem == problem)
+        cells = [found.get((problem, method)) for method in methods]
+        rows.append(
+            [problem, f"{one.truth} of {one.edges_total:,}", *("" if r is None else f"{r.areas['edges_pessimistic']:.2f}" for r in cells)]
+        )
+    return ["problem", "edges", *methods], rows
+
+
+def _failures(results: Sequence[Measured], why: dict[str, str]) -> list[str]:
+    lines = []
+    for result in results:
+        area = result.areas["edges_pessimistic"]
+        if area < FAILED and result.method != "random":
+            missed = f"lacks {', '.join(result.missed)} at {result.truth} edges" if result.missed else "the sweep is too coarse"
+            reason = f" ({why[result.problem]})" if why.get(result.problem) else ""
+            lines.append(f"- {result.method} on {result.problem}, {area:.2f}: {missed}{reason}")
+    return ["Where a method falls short of .9, and what is known of the problem.", "\n".join(lines)] if lines else []
+
+
+def _faithfulness(results: Sequence[Measured]) -> tuple[list[str], Rows]:
+    rows = []
+    for result in results:
+        at = [f"{each.edges}: {_number(each.normalized)}, KL {each.kl:.3f}" for each in result.at]
+        rest = [_number(result.cmd), _number(result.cpr), f"{result.seconds:.1f}", f"{result.forwards:,.0f}"]
+        rows.append([result.problem, result.method, f"{result.edges_total:,}", "; ".join(at), *rest])
+    return ["problem", "method", "edges in all", "edges kept: normalized faithfulness, KL", "CMD", "CPR", "seconds", "F"], rows
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+# ------------------------------------------------------------------ the picture
+
+
+def picture(results: Sequence[Measured], path: Path) -> None:
+    """ROC curves (where there is a truth) and faithfulness curves of every method, means over the problems, as a .png."""
+    from io import BytesIO
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    known = [result for result in results if result.truth is not None]
+    panels: list[tuple[str, Sequence[Measured]]] = [("roc", known)] if known else []
+    problems = _names(results, "problem")
+    panels += [("faithfulness", results)] if known else [(problem, [r for r in results if r.problem == problem]) for problem in problems]
+    figure = Figure(figsize=(5.5 * len(panels), 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        (_draw_roc if name == "roc" else _draw_faithfulness)(axes, shown)
+        axes.set_title({"roc": "edges of the true circuit", "faithfulness": "faithfulness"}.get(name, name))
+        axes.grid(alpha=0.25)
+    figure.axes[-1].legend(fontsize=8, loc="lower right")
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())
+
+
+def _style(results: Sequence[Measured], method: str) -> dict[str, Any]:
+    index = _names(results, "method").index(method)
+    return {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _STYLES[index % len(_STYLES)], "label": method, "linewidth": 1.8}
+
+
+def _draw_roc(axes: Any, results: Sequence[Measured]) -> None:
+    grid = np.linspace(0, 1, 401)
+    for method in _names(results, "method"):
+        curves = [_staircase(np.array(result.roc), grid) for result in results if result.method == method]
+        axes.plot(grid, np.mean(curves, axis=0), **_style(results, method))
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1), ylim=(0, 1.02))
+
+
+def _staircase(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The best true positive rate up to each false positive rate: the lower staircase through the points."""
+    x, y = np.append(points[:, 0], [0, 1]), np.append(points[:, 1], [0, 1])
+    return np.array([y[x <= at + 1e-12].max() for at in grid])
+
+
+def _draw_faithfulness(axes: Any, results: Sequence[Measured]) -> None:
+    grid = np.geomspace(0.002, 1, 200)
+    for method in _names(results, "method"):
+        curves = [
+            np.interp(grid, np.array(result.curve)[:, 0] / result.edges_total, np.array(result.curve)[:, 1])
+            for result in results
+            if result.method == method and result.curve
+        ]
+        if curves:
+            axes.plot(grid, np.mean(curves, axis=0), **_style(results, method))
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.set(xlabel="part of all edges (after pruning)", ylabel="normalized faithfulness", xscale="log", ylim=(-0.5, 1.6))

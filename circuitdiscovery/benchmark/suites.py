@@ -1,0 +1,101 @@
+"""What the benchmark runs on: problems by name.
+
+| suite | problems | truth |
+| --- | --- | --- |
+| `planted` | constructed and semi-synthetic models | the program that the weights hold |
+| `toy` | the bundled model on IOI and greater-than | none: faithfulness at equal sparsity |
+| `published` | GPT-2 small on IOI and greater-than | the circuits of the papers, in `graphs/gpt2/` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from circuitdiscovery.circuit import Circuit, load_circuit
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.loading import load_model
+from circuitdiscovery.model import Model
+from circuitdiscovery.names import canonical
+from circuitdiscovery.planted.problem import Problem
+from circuitdiscovery.planted.suite import planted
+from circuitdiscovery.task import Task, load_task
+
+PUBLISHED = ("ioi", "greater_than")
+EXAMPLES = {"planted": 32, "toy": 64, "published": 64}
+QUICK_EXAMPLES = {"planted": 16, "toy": 32, "published": 16}
+QUICK_PLANTED = ("-hard",)  # endings that are left out of a quick run: LayerNorm is the harder one
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A problem of the benchmark."""
+
+    model: Model
+    task: Task
+    truth: Circuit | None
+    why: str = ""
+
+
+Entries = Mapping[str, Callable[[], Entry]]
+
+
+def entries(suite: str, *, model: str | None = None, quick: bool = False, seed: int = 0) -> Entries:
+    """Name -> a function that makes the problem.
+
+    Args:
+        suite: `planted`, `toy`, `published`, or one of the published circuits.
+        model: of the published suite: a name or a folder; by default gpt2.
+        quick: fewer examples, fewer hard forms.
+        seed: of the prompts.
+
+    Raises:
+        CircuitDiscoveryError: an unknown suite; weights that cannot be had.
+    """
+    name = canonical("suite", suite)
+    counts = QUICK_EXAMPLES if quick else EXAMPLES
+    count = counts.get(name, counts["published"])
+    if name == "planted":
+        problems = planted(examples=count, seed=seed)
+        return {each: partial(_planted, make) for each, make in problems.items() if not (quick and each.endswith(QUICK_PLANTED))}
+    if name == "toy":
+        return {task: partial(_measured, "toy", task, count, seed) for task in PUBLISHED}
+    wanted = PUBLISHED if name == "published" else (name,)
+    loaded = _Once(model or "gpt2")
+    return {f"gpt2/{task}": partial(_published, loaded, task, count, seed) for task in wanted}
+
+
+def _planted(make: Callable[[], Problem]) -> Entry:
+    problem = make()
+    return Entry(problem.model, problem.task, problem.truth, problem.why)
+
+
+def _measured(model: str, task: str, examples: int, seed: int) -> Entry:
+    loaded = load_model(model)
+    return Entry(loaded, load_task(task, loaded, examples=examples, seed=seed), None)
+
+
+class _Once:
+    """A model that is loaded when it is first needed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._model: Model | None = None
+
+    def __call__(self) -> Model:
+        if self._model is None:
+            try:
+                self._model = load_model(self.name)
+            except CircuitDiscoveryError as error:
+                raise CircuitDiscoveryError(
+                    f"the published circuits are GPT-2 small's, and its weights are needed: {error}; give --model FOLDER with "
+                    "config.json, model.safetensors and tokenizer.json of openai-community/gpt2 (550 MB)"
+                ) from None
+        return self._model
+
+
+def _published(loaded: _Once, task: str, examples: int, seed: int) -> Entry:
+    model, truth = loaded(), load_circuit(f"gpt2/{task}")
+    truth.check_model(model)
+    return Entry(model, load_task(task, model, examples=examples, seed=seed), truth)

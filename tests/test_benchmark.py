@@ -1,0 +1,225 @@
+"""The benchmark measures what it says, takes a user's own method, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import circuitdiscovery as cd
+from circuitdiscovery.benchmark.measure import Measured, measure
+from circuitdiscovery.benchmark.methods import resolve
+from circuitdiscovery.benchmark.options import BenchmarkOptions
+from circuitdiscovery.benchmark.report import markdown
+from circuitdiscovery.benchmark.run import run
+from circuitdiscovery.planted.problem import Problem
+from circuitdiscovery.planted.programs import RECIPES
+
+
+@pytest.fixture(scope="module")
+def ioi() -> Problem:
+    return RECIPES["ioi"].problem("ioi", examples=16)
+
+
+def measured(problem: Problem, found: object) -> Measured:
+    return measure(problem.name, problem.model, problem.task, problem.truth, "given", lambda *_: found)
+
+
+def with_scores(problem: Problem, values: np.ndarray) -> cd.Scores:
+    return cd.Scores(problem.model.graph, values)
+
+
+def test_the_truth_scores_perfectly(ioi: Problem) -> None:
+    for found in (with_scores(ioi, ioi.truth.mask.astype(float)), ioi.truth, [ioi.truth, cd.Circuit.empty(ioi.model.graph)]):
+        result = measured(ioi, found)
+        assert set(result.areas.values()) == {1.0}
+        (at,) = result.at
+        assert at.overlap is not None
+        assert (at.asked, at.edges, at.overlap.jaccard, result.missed) == (7, 7, 1.0, [])
+        assert at.normalized == pytest.approx(1, abs=1e-5) and at.kl == pytest.approx(0, abs=1e-5)
+
+
+def test_rates_by_hand(ioi: Problem) -> None:
+    """Four of seven true edges and 20 false ones: one ROC point, and the areas of its two rules."""
+    graph, truth = ioi.model.graph, ioi.truth
+    false = list((cd.Circuit.full(graph) - truth).edges[:20])
+    result = measured(ioi, cd.Circuit.from_edges(graph, [*truth.edges[:4], *false]))
+    fpr, tpr = 20 / (len(graph) - 7), 4 / 7
+    assert result.roc == [[pytest.approx(fpr), pytest.approx(tpr)]]
+    assert result.areas["edges_pessimistic"] == pytest.approx((1 - fpr) * tpr)
+    assert result.areas["edges_trapezoid"] == pytest.approx(fpr * tpr / 2 + (1 - fpr) * (tpr + 1) / 2)
+    assert set(result.missed) == set(truth.edges)  # no circuit of at most seven edges was given
+    assert result.at[0].edges == 0 and result.at[0].normalized == pytest.approx(0, abs=1e-5)
+
+
+def test_the_ranking_of_scikit_learn(ioi: Problem) -> None:
+    """The trapezoid area is the probability that a true edge outranks a false one, ties counting half."""
+    values = np.random.default_rng(0).normal(size=ioi.truth.mask.shape).round(1) + 0.5 * ioi.truth.mask
+    result = measured(ioi, with_scores(ioi, values))
+    kept = np.abs(values[ioi.model.graph.allowed])
+    true = ioi.truth.mask[ioi.model.graph.allowed]
+    pairs = np.sign(kept[true][:, None] - kept[~true][None])
+    assert result.areas["edges_trapezoid"] == pytest.approx(((pairs + 1) / 2).mean())
+
+
+def test_the_curve_is_the_public_one(ioi: Problem) -> None:
+    scores = cd.eap_ig(ioi.model, ioi.task)
+    result, curve = measured(ioi, scores), cd.curve(ioi.model, ioi.task, scores)
+    assert result.cmd == pytest.approx(float(curve.cmd), abs=1e-6) and result.cpr == pytest.approx(float(curve.cpr), abs=1e-6)
+
+
+def test_results_are_json_and_come_back(ioi: Problem) -> None:
+    result = measured(ioi, cd.eap(ioi.model, ioi.task))
+    assert Measured.from_dict(json.loads(json.dumps(result.to_dict()))).to_dict() == result.to_dict()
+
+
+def test_a_method_that_gives_something_else(ioi: Problem) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match="must give Scores, a Circuit or a sequence of circuits, not str"):
+        measured(ioi, "edges")
+    with pytest.raises(cd.CircuitDiscoveryError, match="another graph"):
+        measured(ioi, cd.Circuit.full(cd.Graph(2, 4, 4)))
+
+
+def test_failures_are_told_with_their_reason() -> None:
+    problem = RECIPES["or"].problem("or", examples=16)
+    result = measure("or", problem.model, problem.task, problem.truth, "exact", lambda model, task: cd.exact(model, task))
+    assert result.areas["edges_pessimistic"] < 0.5  # only the edge after the gate shows
+    text = markdown([result], {"or": problem.why}, "heading")
+    assert "- exact on or, " in text and "input->a0.h1<v>" in text and "an OR" in text
+
+
+# ------------------------------------------------------------------ runs
+
+OWN = """
+import circuitdiscovery as cd
+
+def by_size(model, task):
+    calls.append(task.name)
+    return cd.eap(model, task)
+
+calls = []
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "mymethod.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mymethod", raising=False)
+    return "mymethod:by_size"
+
+
+def test_a_method_of_ones_own_is_one_more_row_and_a_stopped_run_goes_on(own: str, tmp_path: Path) -> None:
+    options = BenchmarkOptions("toy", (own, "random"), quick=True)
+    folder = tmp_path / "out"
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        assert total == 4
+        if done == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(options, folder, ["circuitdiscovery"], stop)
+    assert not (folder / "benchmark.md").exists()
+    first = {path.name: path.read_bytes() for path in (folder / "cells").iterdir()}
+    assert len(first) == 3
+    run(options, folder, ["circuitdiscovery"], lambda *_: None)
+    assert first.items() <= {path.name: path.read_bytes() for path in (folder / "cells").iterdir()}.items()
+    calls = sys.modules["mymethod"].calls  # type: ignore[attr-defined]
+    assert sorted(calls) == ["greater_than", "ioi"]  # each once, though there were two runs
+    table = (folder / "benchmark.md").read_text()
+    assert "mymethod:by_size" in table and "greater_than" in table
+    data = json.loads((folder / "benchmark.json").read_text())
+    assert {result["method"] for result in data["results"]} == {own, "random"}
+    assert (folder / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(cd.CircuitDiscoveryError, match="seed 0, not 1"):
+        run(replace(options, seed=1), folder, [], lambda *_: None)
+
+
+def test_a_method_that_is_none(own: str) -> None:
+    for name, message in (("eapig", "did you mean"), ("nowhere:f", "No module named 'nowhere'"), ("mymethod:g", "no attribute 'g'")):
+        with pytest.raises(cd.CircuitDiscoveryError, match=message):
+            resolve(name)
+    with pytest.raises(cd.CircuitDiscoveryError, match="is a list, not a function"):
+        resolve("mymethod:calls")
+
+
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # tiny models gain nothing from more threads
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = ENVIRONMENT | {"HF_HOME": str(cwd / "empty")}
+    program = [sys.executable, "-m", "circuitdiscovery", "benchmark", *arguments]
+    return subprocess.run(program, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["planed"], "did you mean 'planted'"),
+        (["planted", "--method", "eapig"], "did you mean 'eap_ig'"),
+        (["planted", "--model", "toy"], "the suite planted has models of its own"),
+        (["toy", "--out", "full"], "is not empty"),
+        (["ioi"], "GPT-2 small's, and its weights are needed"),
+        (["ioi", "--model", "toy"], "this is a circuit of"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    result = command(*arguments, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_benchmark_resumes(tmp_path: Path) -> None:
+    """SIGKILL in the middle, then --resume: what was measured stays as it is, byte for byte."""
+    arguments = ["toy", "--quick", "--method", "random", "--method", "eap", "--method", "eap_ig", "--out", "out"]
+    program = [sys.executable, "-m", "circuitdiscovery", "benchmark", *arguments]
+    running = subprocess.Popen(program, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    cells = tmp_path / "out" / "cells"
+    while not list(cells.glob("*.json")) and running.poll() is None:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    before = {path.name: path.read_bytes() for path in cells.glob("*.json")}
+    assert 0 < len(before) < 6
+    result = command(*arguments, "--resume", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)["results"]) == 6
+    assert all((cells / name).read_bytes() == data for name, data in before.items())
+
+
+@pytest.mark.slow
+def test_published_circuits_of_a_model_of_that_shape(tmp_path: Path, shared: Path) -> None:
+    """Random weights of GPT-2 small's shape with its tokenizer: every row is there, and no method recovers anything."""
+    import shutil
+
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path / "gpt2"
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(n_embd=96)).save_pretrained(folder)
+    for file in (shared / "models" / "gpt2-tokenizer").iterdir():
+        shutil.copy(file, folder)
+    result = command("ioi", "--model", str(folder), "--quick", "--method", "eap", "--method", "random", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)["results"]
+    assert [row["method"] for row in rows] == ["eap", "random"]
+    for row in rows:
+        assert (row["problem"], row["truth"], row["edges_total"]) == ("gpt2/ioi", 963, 32491)
+        assert 0.3 < row["areas"]["edges_trapezoid"] < 0.75
