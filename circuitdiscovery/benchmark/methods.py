@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from circuitdiscovery.circuit import Circuit, Scores
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
@@ -83,4 +83,4 @@ def resolve(name: str) -> tuple[str, Method]:
         raise CircuitDiscoveryError(f"method {name!r}: {error}") from None
     if not callable(found):
         raise CircuitDiscoveryError(f"method {name!r} is a {type(found).__name__}, not a function (model, task)")
-    return name, found
+    return name, cast(Method, found)

@@ -135,8 +135,8 @@ def _reverse_row(rng: Random) -> Row:
         clean, corrupted = ([rng.randrange(_FIRST, 16) for _ in range(n)] for _ in range(2))
         if clean[asked - 1] != corrupted[asked - 1]:
             slots = [_SLOT] * (_WIDTH - at - 1)
-            rows = ([BOS, *letters, _SEPARATOR, *slots] for letters in (clean, corrupted))
-            return *rows, [clean[asked - 1]], [corrupted[asked - 1]]
+            asking = [_SEPARATOR, *slots]
+            return [BOS, *clean, *asking], [BOS, *corrupted, *asking], [clean[asked - 1]], [corrupted[asked - 1]]
 
 
 # ------------------------------------------------------------------ Tracr's fraction of previous tokens (Lindner et al. 2023, section 4)
