@@ -220,7 +220,7 @@ def draw(circuit: str, out: Path) -> None:
     help="A method, or one's own as module:function; repeat it for more.",
 )
 @click.option("--model", type=MODEL, help="Of the published circuits.  [default: gpt2]")
-@click.option("--quick", is_flag=True, help="Fewer examples, problems and methods: under two minutes on two cores for planted.")
+@click.option("--quick", is_flag=True, help="Fewer examples and methods: under two minutes on two cores.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the prompts.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="A new or empty folder.  [default: runs/benchmark-SUITE]")
 @click.option("--resume", is_flag=True, help="Go on with the benchmark in --out, or with the latest of this suite.")

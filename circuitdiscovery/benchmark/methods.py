@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, cast
 
+from circuitdiscovery.benchmark.measure import SPARSITIES
 from circuitdiscovery.circuit import Circuit, Scores
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.model import Model
@@ -26,7 +27,6 @@ from circuitdiscovery.task import Task
 Found = Scores | Circuit | Sequence[Circuit]
 Method = Callable[[Model, Task], Found]
 THRESHOLDS = tuple(10 ** (-power / 2) for power in range(-1, 9))  # nats of KL, 3.2 to 1e-4: from almost nothing to almost everything
-SIZES = (0.01, 0.02, 0.05, 0.1, 0.2)  # parts of all edges that a method which needs a number of edges is run for
 
 
 def acdc_sweep(model: Model, task: Task) -> list[Circuit]:
@@ -45,8 +45,8 @@ def hybrid_sweep(model: Model, task: Task) -> list[Circuit]:
 
 
 def sizes(model: Model) -> list[int]:
-    """SIZES as numbers of edges."""
-    return sorted({max(1, round(part * len(model.graph))) for part in SIZES})
+    """SPARSITIES as numbers of edges: where methods that need one are run."""
+    return sorted({max(1, round(part * len(model.graph))) for part in SPARSITIES})
 
 
 METHODS: dict[str, Method] = {

@@ -20,7 +20,7 @@ class BenchmarkOptions:
         suite: `planted`, `toy`, `published`, or a published circuit.
         methods: names, or `module:function`; empty: the default ones.
         model: of the published circuits: a name or a folder; None: gpt2.
-        quick: fewer examples, problems and methods.
+        quick: fewer examples and methods.
         seed: of the prompts.
     """
 

@@ -25,7 +25,6 @@ from circuitdiscovery.task import Task, load_task
 PUBLISHED = ("ioi", "greater_than")
 EXAMPLES = {"planted": 32, "toy": 64, "published": 64}
 QUICK_EXAMPLES = {"planted": 16, "toy": 32, "published": 16}
-QUICK_PLANTED = ("-hard",)  # endings that are left out of a quick run: LayerNorm is the harder one
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def entries(suite: str, *, model: str | None = None, quick: bool = False, seed: 
     Args:
         suite: `planted`, `toy`, `published`, or one of the published circuits.
         model: of the published suite: a name or a folder; by default gpt2.
-        quick: fewer examples, fewer hard forms.
+        quick: fewer examples.
         seed: of the prompts.
 
     Raises:
@@ -58,7 +57,7 @@ def entries(suite: str, *, model: str | None = None, quick: bool = False, seed: 
     count = counts.get(name, counts["published"])
     if name == "planted":
         problems = planted(examples=count, seed=seed)
-        return {each: partial(_planted, make) for each, make in problems.items() if not (quick and each.endswith(QUICK_PLANTED))}
+        return {each: partial(_planted, make) for each, make in problems.items()}
     if name == "toy":
         return {task: partial(_measured, "toy", task, count, seed) for task in PUBLISHED}
     wanted = PUBLISHED if name == "published" else (name,)
