@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from circuitdiscovery.metrics import Metric
     from circuitdiscovery.model import Model
     from circuitdiscovery.patching import run_circuit
+    from circuitdiscovery.reruns import Stability, stability
     from circuitdiscovery.search.acdc import acdc
     from circuitdiscovery.search.attribution import clean_corrupted, eap, eap_ig
     from circuitdiscovery.search.baseline import random
     from circuitdiscovery.search.edge_pruning import edge_pruning
     from circuitdiscovery.search.exact import exact
     from circuitdiscovery.search.hybrid import hybrid
-    from circuitdiscovery.stability import Stability, stability
     from circuitdiscovery.task import Task, load_task
     from circuitdiscovery.taskfile import shipped_tasks
 
@@ -87,13 +87,13 @@ _HOME = {
     "metrics": ("Metric",),
     "model": ("Model",),
     "patching": ("run_circuit",),
+    "reruns": ("Stability", "stability"),
     "search.acdc": ("acdc",),
     "search.attribution": ("clean_corrupted", "eap", "eap_ig"),
     "search.baseline": ("random",),
     "search.edge_pruning": ("edge_pruning",),
     "search.exact": ("exact",),
     "search.hybrid": ("hybrid",),
-    "stability": ("Stability", "stability"),
     "task": ("Task", "load_task"),
     "taskfile": ("shipped_tasks",),
 }

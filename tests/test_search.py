@@ -14,6 +14,7 @@ from tiny import Prompts, Tiny, random_prompts
 from torch import Tensor
 
 import circuitdiscovery as cd
+from circuitdiscovery.search.acdc import receiver_order, source_order
 
 MIDPOINTS = [0.1, 0.3, 0.5, 0.7, 0.9]
 LEFT = [0.0, 0.2, 0.4, 0.6, 0.8]
@@ -327,6 +328,86 @@ def test_acdc_resumes_where_it_was_killed(llama: Tiny, tmp_path: Any) -> None:
 def test_a_threshold_is_a_finite_number(gpt2: Tiny, threshold: float) -> None:
     with pytest.raises(cd.CircuitDiscoveryError, match="threshold"):
         cd.acdc(gpt2.model, PAIRS.task, threshold=threshold)
+
+
+# ------------------------------------------------------------------ ACDC in other orders
+
+
+def order_of_edges(graph: Any, order: int | None) -> list[str]:
+    """Every edge in the order in which a search with this `order` tries it."""
+    receivers = receiver_order(graph, order)
+    return [f"{graph.sources[row]}->{graph.receivers[column]}" for column in receivers for row in source_order(graph, column, order)]
+
+
+def naive_in(edges: list[str], model: Any, task: Any, threshold: float) -> dict[str, float]:
+    """The kept edges and their damages, by a full forward per edge."""
+    graph = model.graph
+    kl, mask, old, kept = kl_by_full_forwards(model, task, "resample"), graph.allowed.copy(), 0.0, {}
+    for edge in edges:
+        trial = mask & ~graph.mask([edge])
+        new = kl(trial)
+        assert abs(new - old - threshold) > 1e-6, "another threshold, please"
+        if new - old < threshold:
+            mask, old = trial, new
+        else:
+            kept[edge] = new - old
+    return kept
+
+
+@pytest.mark.parametrize(("name", "order"), [("gpt2", 0), ("gpt2", 1), ("gpt2", 2), ("llama", 0), ("neox_parallel", 0)])
+def test_acdc_in_a_random_order_is_the_naive_one_in_that_order(tinies: Callable[[str], Tiny], name: str, order: int) -> None:
+    model = tinies(name).model
+    found = cd.acdc(model, PAIRS.task, threshold=0.05, order=order)
+    naive = naive_in(order_of_edges(model.graph, order), model, PAIRS.task, 0.05)
+    assert 0 < len(naive) < len(model.graph)
+    assert {edge: found.score(edge) for edge in found.edges} == pytest.approx(naive, abs=1e-4)
+
+
+@pytest.mark.parametrize("split_qkv", [True, False])
+def test_an_order_is_a_permutation_that_keeps_readers_before_what_they_read(gpt2: Tiny, llama: Tiny, split_qkv: bool) -> None:
+    for tiny in (gpt2, llama) if split_qkv else (gpt2,):
+        graph = cd.Graph.from_model(tiny.model, split_qkv=split_qkv)
+        orders = [order_of_edges(graph, order) for order in (None, 0, 1, 2)]
+        assert orders[0] == acdc_order(graph)
+        assert len({tuple(edges) for edges in orders}) == len({tuple(receiver_order(graph, order)) for order in (None, 0, 1, 2)}) == 4
+        for edges in orders:
+            assert sorted(edges) == sorted(graph.edges)
+            decided: set[str] = set()  # a node's in-edges are tried when all its out-edges have been
+            for edge in edges:
+                source, _, receiver = edge.partition("->")
+                assert not decided & {source}
+                decided |= set(graph.reader_nodes(receiver))
+
+
+def test_orders_differ_in_what_they_find_and_each_finds_the_same_again(gpt2: Tiny) -> None:
+    found = [cd.acdc(gpt2.model, PAIRS.task, threshold=0.05, order=order) for order in (None, 0, 1, 0)]
+    assert len({circuit.edges for circuit in found}) == 3
+    assert found[1].to_dict() == found[3].to_dict()
+    assert [circuit.info["options"].get("order") for circuit in found] == [None, 0, 1, 0]
+    assert "order" not in found[0].info["options"]  # the contract's order writes what it always wrote
+
+
+def test_a_search_is_resumed_in_its_own_order_only(gpt2: Tiny, tmp_path: Any) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done > total / 2:
+            raise Killed
+
+    state, whole = tmp_path / "state.json", cd.acdc(gpt2.model, PAIRS.task, threshold=0.05, order=1)
+    with pytest.raises(Killed):
+        cd.acdc(gpt2.model, PAIRS.task, threshold=0.05, order=1, state=state, progress=kill)
+    for other in (None, 2):
+        with pytest.raises(cd.CircuitDiscoveryError, match="another search"):
+            cd.acdc(gpt2.model, PAIRS.task, threshold=0.05, order=other, state=state)
+    assert cd.acdc(gpt2.model, PAIRS.task, threshold=0.05, order=1, state=state).to_dict() == whole.to_dict()
+
+
+@pytest.mark.parametrize("order", [-1, 1.5, True])
+def test_an_order_is_a_whole_number(gpt2: Tiny, order: Any) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match="order"):
+        cd.acdc(gpt2.model, PAIRS.task, threshold=0.05, order=order)
 
 
 # ------------------------------------------------------------------ gate 6, and the fixture

@@ -53,6 +53,7 @@ def acdc(
     ablation: str | Ablation = "resample",
     absolute: bool = False,
     split_qkv: bool = True,
+    order: int | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
     state: str | Path | None = None,
@@ -67,6 +68,8 @@ def acdc(
         ablation: what a removed edge carries; noising.
         absolute: compare |damage|; by default, as in the paper, an edge whose removal helps is removed too.
         split_qkv: query, key and value as separate receivers.
+        order: None is the order above. What is found depends on it; a number seeds a random one of those that algorithm 1 allows,
+            with every reader before what it reads: the sources of each receiver, and the queries, keys and values of each layer.
         batch_size: examples in one forward; another size changes roundings only.
         progress: called with (edges decided, edges in all).
         state: a file that the search is saved to as it goes and resumed from where it exists.
@@ -75,7 +78,7 @@ def acdc(
         The circuit, not pruned; the score of an edge is its damage when it was refused.
 
     Raises:
-        CircuitDiscoveryError: a threshold that is not a finite number; a state of another search.
+        CircuitDiscoveryError: a threshold that is not a finite number; an order that is not a whole number; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -83,36 +86,43 @@ def acdc(
     """
     if not math.isfinite(threshold):
         raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
+    if order is not None and (type(order) is not int or order < 0):
+        raise CircuitDiscoveryError(f"order must be a whole number of at least 0, or None, not {order!r}")
     bound = bind(metric or "kl_divergence", model, task)
     graph = Graph.from_model(model, split_qkv=split_qkv)
     options = {"threshold": threshold, "absolute": absolute, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}
-    info = provenance(model, task, "acdc", options)
+    info = provenance(model, task, "acdc", options if order is None else options | {"order": order})
     found, _ = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
     decisions = distributed.from_first(lambda: _Decisions.load(graph, info, state))
-    search = _Search(task, graph, bound, threshold, absolute, found)
-    order = receiver_order(graph)
+    search = _Search(task, graph, bound, threshold, absolute, found, order)
+    receivers = receiver_order(graph, order)
     try:
-        for receiver in order[decisions.receivers :]:
+        for receiver in receivers[decisions.receivers :]:
             decisions.take(*search.decide(receiver, decisions.mask, decisions.scores))
             decisions.save(state, at_most_every=_SAVE_SECONDS)
             if progress:
-                progress(int(graph.allowed[:, order[: decisions.receivers]].sum()), len(graph))
+                progress(int(graph.allowed[:, receivers[: decisions.receivers]].sum()), len(graph))
     finally:
         decisions.save(state)
     return Circuit(graph, decisions.mask, scores=decisions.scores, info=info)
 
 
-def receiver_order(graph: Graph) -> list[int]:
-    """The receivers' columns in ACDC's order: logits; per layer from the last m, then v, k, q, heads descending."""
-    order = [len(graph.receivers) - 1]
+def receiver_order(graph: Graph, order: int | None = None) -> list[int]:
+    """The receivers' columns in ACDC's order: logits; per layer from the last m, then v, k, q, heads descending.
+
+    With a number, v, k and q of a layer come in a random order; the layers stay as they are, and so does m before the heads it reads.
+    """
+    found = [len(graph.receivers) - 1]
     for layer in reversed(range(graph.n_layers)):
-        for letter in ("m", "v", "k", "q") if graph.has_mlp else ("v", "k", "q"):
-            order += graph.columns(layer, letter)[::-1].tolist()
-    return list(dict.fromkeys(order))  # merged receivers stand under all three letters
+        heads = [column for letter in "vkq" for column in graph.columns(layer, letter)[::-1].tolist()]
+        heads = list(dict.fromkeys(heads))  # merged receivers stand under all three letters
+        found += graph.columns(layer, "m").tolist() if graph.has_mlp else []
+        found += heads if order is None else np.random.default_rng((order, layer)).permutation(heads).tolist()
+    return found
 
 
-def source_order(graph: Graph, receiver: int) -> np.ndarray:
-    """A receiver's sources in ACDC's order: per layer from the latest m, then heads ascending; last `input`."""
+def source_order(graph: Graph, receiver: int, order: int | None = None) -> np.ndarray:
+    """A receiver's sources in ACDC's order: per layer from the latest m, then heads ascending; last `input`; with a number a random one."""
 
     def key(row: int) -> tuple[int, int, int]:
         name = graph.sources[row]
@@ -121,7 +131,9 @@ def source_order(graph: Graph, receiver: int) -> np.ndarray:
         layer, _, head = name[1:].partition(".h")
         return (-int(layer), 1 if head else 0, int(head or 0))
 
-    return np.array(sorted(np.flatnonzero(graph.allowed[:, receiver]).tolist(), key=key))
+    sources = np.array(sorted(np.flatnonzero(graph.allowed[:, receiver]).tolist(), key=key))
+    # a generator of its own for each receiver, so that a resumed search goes on in the same order
+    return sources if order is None else np.random.default_rng((order, graph.n_layers, receiver)).permutation(sources)
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,7 @@ class _Search:
     threshold: float
     absolute: bool
     cases: list[Case]
+    order: int | None
 
     def refuses(self, damage: float) -> bool:
         """Whether an edge of this damage stays."""
@@ -139,7 +152,7 @@ class _Search:
 
     def decide(self, receiver: int, mask: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decide every in-edge of a receiver: (mask without the removed ones, scores with those of the kept ones)."""
-        mask, scores, sources = mask.copy(), scores.copy(), source_order(self.graph, receiver)
+        mask, scores, sources = mask.copy(), scores.copy(), source_order(self.graph, receiver, self.order)
         if not self.graph.leading(mask)[receiver]:
             if not self.refuses(0.0):
                 mask[sources, receiver] = False
