@@ -32,7 +32,7 @@ ORDER = [
         "evaluation",
         "significance",
         "randompaths",
-        "stability",
+        "reruns",
         "hypothesis",
         "draw",
         "progress",
