@@ -82,6 +82,18 @@ def test_results_are_json_and_come_back(ioi: Problem) -> None:
     assert Measured.from_dict(json.loads(json.dumps(result.to_dict()))).to_dict() == result.to_dict()
 
 
+def test_a_method_that_needs_sizes_is_told_them(ioi: Problem) -> None:
+    """The number of true edges, and 2, 5 and 10% of all 761."""
+    told: list[int] = []
+
+    def sized(model: cd.Model, task: cd.Task, sizes: list[int]) -> list[cd.Circuit]:
+        told.extend(sizes)
+        return [cd.eap(model, task).top(n) for n in sizes]
+
+    result = measure("ioi", ioi.model, ioi.task, ioi.truth, "sized", sized)
+    assert told == [7, 15, 38, 76] and len(result.roc) == 4
+
+
 def test_a_method_that_gives_something_else(ioi: Problem) -> None:
     with pytest.raises(cd.CircuitDiscoveryError, match="must give Scores, a Circuit or a sequence of circuits, not str"):
         measured(ioi, "edges")

@@ -138,7 +138,7 @@ def test_help_comes_within_half_a_second() -> None:
 def test_help_states_every_choice_and_default(light: Call) -> None:
     text = " ".join(light("discover", "--help").out.split())
     for words in (
-        "acdc|eap|eap-ig|clean-corrupted|exact|random",
+        "acdc|eap|eap-ig|clean-corrupted|exact|hybrid|edge-pruning|random",
         "noising|denoising",
         "float32|float64|bfloat16|float16",
         str(names.DEFAULT_THRESHOLD),
@@ -180,6 +180,7 @@ REFUSED = [
     ("discover gpt2 ioi --edges 10", ["--edges", "acdc", "--threshold"]),
     ("discover gpt2 ioi --method eap --edges 10 --threshold 1", ["--edges", "--threshold"]),
     ("discover gpt2 ioi --direction denoising", ["--direction", "acdc", "eap and exact"]),
+    ("discover gpt2 ioi --method hybrid --threshold 0.1", ["--threshold", "hybrid", "--edges"]),
     ("discover gpt2 ioi --method eap-ig --direction denoising", ["--direction", "eap-ig", "eap and exact"]),
     ("discover gpt2 ioi --method eap --metric kl-divergence", ["kl_divergence", "eap-ig"]),
     ("discover gpt2 ioi --edgs 3", ["--edgs", "--edges"]),
@@ -294,7 +295,7 @@ def test_json_stands_alone_on_standard_output(call: Call, tmp_path: Path) -> Non
     assert set(summary["files"]) == FILES
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig", "clean-corrupted", "exact", "random"])
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "clean-corrupted", "exact", "hybrid", "edge-pruning", "random"])
 def test_methods_with_scores_keep_as_many_edges_as_asked(call: Call, tmp_path: Path, method: str) -> None:
     result = call("discover", "toy", "ioi", "--method", method, "--examples", "4", "--edges", "20", "--json")
     assert result.status == 0, result.err

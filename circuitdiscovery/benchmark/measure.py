@@ -1,7 +1,8 @@
 """How well search methods do: what they recover of a known circuit, and how faithful their circuits are at equal sparsity.
 
 1. A problem is a model, a task and, where it is known, the true circuit.
-2. A method is a function (model, task) -> Scores, a Circuit, or a sweep (a sequence of circuits).
+2. A method is a function (model, task) -> Scores, a Circuit, or a sweep (a sequence of circuits). One that searches for a given
+   number of edges takes `sizes` as well, and gives a circuit for each.
 3. `measure` runs one method on one problem: seconds and F; ROC AUC, precision, recall and Jaccard against the truth; normalized
    faithfulness and KL on held-out examples at fixed numbers of edges; CPR and CMD of MIB (Mueller et al. 2025, arXiv 2504.13151).
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from circuitdiscovery.model import Model
 from circuitdiscovery.task import Task
 
 RULES = {"pessimistic": pessimistic_auc, "trapezoid": trapezoid_auc}
-SPARSITIES = (0.02, 0.05, 0.1)  # parts of all edges at which methods are compared where no truth says how many there are
+SPARSITIES = (0.02, 0.05, 0.1)  # parts of all edges, at most, at which methods are compared where no truth says how many there are
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,22 @@ class Measured:
         return cls(**{**data, "at": at})
 
 
-def measure(problem: str, model: Model, task: Task, truth: Circuit | None, method: str, search: Callable[[Model, Task], Any]) -> Measured:
+def measure(problem: str, model: Model, task: Task, truth: Circuit | None, method: str, search: Callable[..., Any]) -> Measured:
     """Run a method on a problem and measure what it finds, on the task's held-out examples where there are some.
 
     Raises:
         CircuitDiscoveryError: a method that gives something else than Scores, a Circuit or circuits of the model's graph.
     """
+    parts = sorted({max(1, int(part * len(model.graph))) for part in SPARSITIES})
+    counts = parts if truth is None else [len(truth)]
+    options = {"sizes": sorted({*parts, *counts})} if "sizes" in signature(search).parameters else {}
     start = time.perf_counter()
-    found = search(model, task)
+    found = search(model, task, **options)
     seconds = time.perf_counter() - start
     sweep = Sweep.of(found, method)
     if truth is not None and truth.graph != sweep.graph:
         raise CircuitDiscoveryError(f"method {method!r} gives circuits of another graph than the true one on {problem!r}")
     bench = Bench.build(model, task.held_out or task, sweep.graph, "resample", task.metric, "noising", None, 0)
-    counts = [len(truth)] if truth is not None else [round(part * len(sweep.graph)) for part in SPARSITIES]
     at = [_at(bench, sweep.at_most(count), count, truth) for count in counts]
     curve = sweep.curve(bench)
     cpr, cmd = _areas_under(curve, len(sweep.graph)) if curve else (None, None)

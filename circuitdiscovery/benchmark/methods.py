@@ -1,7 +1,8 @@
 """The methods that the benchmark knows by name, and how a user's own becomes one more.
 
-A method is a function (model, task) -> Scores, one Circuit, or a sequence of circuits from sparse to dense. A new one is a line in
-`METHODS`; one's own is named `module:function`, where the module is importable or a file in the working directory.
+A method is a function (model, task) -> Scores, one Circuit, or a sequence of circuits. One that searches for a given number of edges
+has a third argument `sizes`, and gives a circuit for each. A new one is a line in `METHODS`; one's own is named `module:function`,
+where the module is importable or a file in the working directory.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, cast
 
-from circuitdiscovery.benchmark.measure import SPARSITIES
 from circuitdiscovery.circuit import Circuit, Scores
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.model import Model
@@ -25,7 +25,7 @@ from circuitdiscovery.search.hybrid import hybrid
 from circuitdiscovery.task import Task
 
 Found = Scores | Circuit | Sequence[Circuit]
-Method = Callable[[Model, Task], Found]
+Method = Callable[..., Found]
 THRESHOLDS = tuple(10 ** (-power / 2) for power in range(-1, 9))  # nats of KL, 3.2 to 1e-4: from almost nothing to almost everything
 
 
@@ -34,19 +34,14 @@ def acdc_sweep(model: Model, task: Task) -> list[Circuit]:
     return [acdc(model, task, threshold=threshold) for threshold in THRESHOLDS]
 
 
-def edge_pruning_sweep(model: Model, task: Task) -> list[Circuit]:
+def edge_pruning_sweep(model: Model, task: Task, sizes: Sequence[int]) -> list[Circuit]:
     """Edge pruning at every size; each is a search of its own."""
-    return [edge_pruning(model, task, edges=n).top(n) for n in sizes(model)]
+    return [edge_pruning(model, task, edges=n).top(n) for n in sizes]
 
 
-def hybrid_sweep(model: Model, task: Task) -> list[Circuit]:
+def hybrid_sweep(model: Model, task: Task, sizes: Sequence[int]) -> list[Circuit]:
     """The hybrid at every size."""
-    return [hybrid(model, task, edges=n).top(n) for n in sizes(model)]
-
-
-def sizes(model: Model) -> list[int]:
-    """SPARSITIES as numbers of edges: where methods that need one are run."""
-    return sorted({max(1, round(part * len(model.graph))) for part in SPARSITIES})
+    return [hybrid(model, task, edges=n).top(n) for n in sizes]
 
 
 METHODS: dict[str, Method] = {
