@@ -134,6 +134,7 @@ def test_the_edges_that_can_matter_are_found(seed: int) -> None:
     assert list(edge_pruning(model, prompts.task, edges=10, steps=150, seed=seed).top(10).edges) == sorted(KNOWN, key=model.graph.index)
 
 
+@pytest.mark.slow
 def test_better_than_attribution_and_chance_on_ioi() -> None:
     model = cd.load_model("toy")
     task = cd.load_task("ioi", model, examples=16)

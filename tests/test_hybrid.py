@@ -63,6 +63,7 @@ def test_more_rounds_are_never_worse(gpt2: Tiny) -> None:
     assert losses[2] < losses[0]  # and here they pay
 
 
+@pytest.mark.slow
 def test_better_than_attribution_and_chance_on_ioi() -> None:
     model = cd.load_model("toy")
     task = cd.load_task("ioi", model, examples=24)
@@ -70,6 +71,14 @@ def test_better_than_attribution_and_chance_on_ioi() -> None:
     kl_ig = cd.eap_ig(model, task, metric="kl_divergence")
     others = [cd.eap_ig(model, task).top(47), cd.eap_ig(model, task).greedy(47), kl_ig.top(47), kl_ig.greedy(47)]
     assert ours < 0.5 * min(held_out_kl(model, task, c) for c in [*others, cd.random(model, task).top(47)])
+
+
+@pytest.mark.slow
+def test_edges_that_stand_in_for_each_other_do_not_go_at_once() -> None:
+    """On these prompts many edges are redundant one by one; removed a fifth at a time, a KL of 4 nats is left."""
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=16)
+    assert mean_kl(model, task, hybrid(model, task, edges=47, rounds=0).top(47)) < 1
 
 
 @pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])

@@ -4,8 +4,8 @@ The loss is what evaluation reports: KL(model || circuit), plus |1 - normalized 
 
 1. EAP-IG (Hanna et al. 2024, arXiv 2403.17806) of KL scores every edge; the best few times as many as are wanted are the pool.
 2. Elimination: the exact damage of removing each kept edge alone *from the circuit that is left* is measured, as ACDC does
-   (Conmy et al. 2023, arXiv 2304.14997); the least needed fifth goes, or fewer where
-   together they do far more damage than each alone, and again, until the wanted number is left.
+   (Conmy et al. 2023, arXiv 2304.14997); the least needed fifth goes, or fewer where together they do far more damage than each
+   alone, and again, until the wanted number is left.
 3. Floating (after the floating search of feature selection, Pudil et al. 1994): the absent edges with the steepest gradient of
    the loss, in a mask that opens all absent edges a little, come back, and elimination returns to the wanted number. That is
    kept where the loss fell; otherwise half as many edges are tried.
