@@ -185,8 +185,9 @@ class Sweep:
         return max((circuit for circuit in self.circuits if len(circuit) <= edges), key=len, default=Circuit.empty(self.graph))
 
     def curve(self, bench: Bench) -> list[tuple[int, float]]:
-        """[(edges after pruning, normalized faithfulness)], ascending; the full model ends a sweep that lacks it."""
-        circuits = [*self.circuits, *([] if len(self.circuits[-1]) == len(self.graph) else [Circuit.full(self.graph)])]
+        """[(edges after pruning, normalized faithfulness)], ascending; a sweep is between the empty and the full model."""
+        ends = [] if self.scores is not None else [Circuit.empty(self.graph), Circuit.full(self.graph)]
+        circuits = [*self.circuits, *(end for end in ends if end not in self.circuits)]
         points = [(len(circuit.pruned()), _faithfulness(bench, circuit)) for circuit in circuits]
         return sorted((n, f) for n, f in points if f is not None)
 

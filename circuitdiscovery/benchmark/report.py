@@ -13,7 +13,7 @@ from circuitdiscovery.benchmark.measure import Measured
 from circuitdiscovery.files import write_atomically
 
 FAILED = 0.9  # an AUROC below it is reported with what was missed
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8B00")  # Okabe and Ito's, and one more
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8B00", "#999999")  # Okabe and Ito's, and two
 _STYLES = ("-", "--", ":", "-.")
 
 Rows = list[list[str]]
@@ -117,13 +117,13 @@ def picture(results: Sequence[Measured], path: Path) -> None:
     panels: list[tuple[str, Sequence[Measured]]] = [("roc", known)] if known else []
     problems = _names(results, "problem")
     panels += [("faithfulness", results)] if known else [(problem, [r for r in results if r.problem == problem]) for problem in problems]
-    figure = Figure(figsize=(5.5 * len(panels), 4.6), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(panels) + 1.5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         (_draw_roc if name == "roc" else _draw_faithfulness)(axes, shown)
         axes.set_title({"roc": "edges of the true circuit", "faithfulness": "faithfulness"}.get(name, name))
         axes.grid(alpha=0.25)
-    figure.axes[-1].legend(fontsize=8, loc="upper left")
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     write_atomically(path, buffer.getvalue())
@@ -149,7 +149,7 @@ def _staircase(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
 
 
 def _draw_faithfulness(axes: Any, results: Sequence[Measured]) -> None:
-    grid = np.geomspace(0.002, 1, 200)
+    grid = np.geomspace(0.002, 1, 400)
     for method in _names(results, "method"):
         curves = [
             np.interp(grid, np.array(result.curve)[:, 0] / result.edges_total, np.array(result.curve)[:, 1])
