@@ -20,6 +20,7 @@ import circuitdiscovery as cd
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RUNS = 10  # of each search
+LABELS = {"examples": "draws of the examples", "seeds": "seeds", "order": "edge orders"}
 SEARCHES: dict[str, dict[str, Callable[..., cd.Circuit]]] = {  # by what varies
     "examples": {
         "acdc, threshold .002": lambda model, task: cd.acdc(model, task, threshold=0.002),
@@ -53,7 +54,7 @@ def stability(model: cd.Model, task: cd.Task) -> str:
             sizes = [len(circuit) for circuit in found.circuits]
             edges = f"{min(sizes)} to {max(sizes)}" if len(set(sizes)) > 1 else str(sizes[0])
             shares = f"{found.edge_jaccard} | {found.node_jaccard} | {len(found.in_all)} | {len(found.in_any)}"
-            rows.append(f"| {name} | {RUNS} {over} | {edges} | {shares} |")
+            rows.append(f"| {name} | {RUNS} {LABELS[over]} | {edges} | {shares} |")
     return "\n".join(rows)
 
 
@@ -84,9 +85,9 @@ def main() -> None:
         if not kept.exists():
             text = make()
             kept.write_text(text, "utf-8")
-        begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, _, rest = page.partition(begin)
-        page = f"{before}{begin}{kept.read_text('utf-8')}{end}{rest.partition(end)[2]}"
+        page = f"{before}{begin}\n\n{kept.read_text('utf-8')}\n\n{end}{rest.partition(end)[2]}"
     (DOCS / "benchmark.md").write_text(page, "utf-8")
 
 
