@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +18,7 @@ from peers.measure import peak_gigabytes, times
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import circuitdiscovery as cd
+from circuitdiscovery.benchmark.run import machine as machine
 
 N_BEST = 1000
 
@@ -96,14 +95,3 @@ def peak_in_child(script: str, row: str, size: Size) -> float:
 def print_peak(row: str, size: Size) -> None:
     """In the child: run one row once and print the peak."""
     print(peak_gigabytes(Workload(size).rows([row])[row]))
-
-
-def machine() -> str:
-    """The processor, as the system names it."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    )
-    return (
-        f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
