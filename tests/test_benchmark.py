@@ -195,6 +195,7 @@ def test_wrong_arguments_are_one_line(arguments: list[str], message: str, tmp_pa
     result = command(*arguments, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert message in result.stderr and result.stderr.count("\n") == 1
+    assert not list((tmp_path / "runs").glob("*"))  # no folder is left of what cannot be
 
 
 @pytest.mark.slow

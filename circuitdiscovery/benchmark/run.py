@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -18,10 +19,10 @@ import torch
 
 from circuitdiscovery import __version__
 from circuitdiscovery.benchmark.measure import Measured, measure
-from circuitdiscovery.benchmark.methods import resolve
+from circuitdiscovery.benchmark.methods import Method, resolve
 from circuitdiscovery.benchmark.options import BenchmarkOptions
 from circuitdiscovery.benchmark.report import markdown, picture
-from circuitdiscovery.benchmark.suites import Entry, entries
+from circuitdiscovery.benchmark.suites import Entries, Entry, entries
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import read_json, write_atomically, write_json
 from circuitdiscovery.progress import Report
@@ -33,12 +34,36 @@ def run(options: BenchmarkOptions, folder: Path, command: Sequence[str], report:
     Raises:
         CircuitDiscoveryError: a folder of a benchmark with other options; whatever a method or a problem raises.
     """
-    methods = [resolve(name) for name in options.chosen]
-    problems = entries(options.suite, model=options.model, quick=options.quick, seed=options.seed)
     cells = folder / "cells"
-    cells.mkdir(parents=True, exist_ok=True)
-    _check_same(folder, options)
-    done, results, why = 0, [], {}
+    with _cleared_on_error(folder, cells):
+        methods = [resolve(name) for name in options.chosen]
+        problems = entries(options.suite, model=options.model, quick=options.quick, seed=options.seed)
+        cells.mkdir(parents=True, exist_ok=True)
+        _check_same(folder, options)
+        results, why = _measured(problems, methods, cells, report)
+    _write(folder, options, results, why, command)
+    return results
+
+
+@contextmanager
+def _cleared_on_error(folder: Path, cells: Path) -> Iterator[None]:
+    """After an error, nothing stays of a benchmark that has measured nothing."""
+    try:
+        yield
+    except Exception:
+        if not list(cells.glob("*")) and not (folder / "benchmark.md").exists():
+            (folder / "options.json").unlink(missing_ok=True)
+            for empty in (cells, folder):
+                if empty.is_dir() and not list(empty.iterdir()):
+                    empty.rmdir()
+        raise
+
+
+def _measured(
+    problems: Entries, methods: Sequence[tuple[str, Method]], cells: Path, report: Report
+) -> tuple[list[Measured], dict[str, str]]:
+    """(every method on every problem, why problems are hard): what has no file in `cells` is measured."""
+    done, results, why = 0, list[Measured](), dict[str, str]()
     for problem, make in problems.items():
         entry: Entry | None = None
         for name, method in methods:
@@ -52,8 +77,7 @@ def run(options: BenchmarkOptions, folder: Path, command: Sequence[str], report:
             results.append(Measured.from_dict(data))
             done += 1
             report(done, len(problems) * len(methods))
-    _write(folder, options, results, why, command)
-    return results
+    return results, why
 
 
 def _file_name(text: str) -> str:
