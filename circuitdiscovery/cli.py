@@ -233,6 +233,7 @@ def benchmark(out: Path | None, resume: bool, as_json: bool, **given: Any) -> No
     options = BenchmarkOptions(**given)
     options.check()
     folder = run.open_folder(options.name, out=out, resume=resume)
+    # imports torch: only now that the folder is known to be good
     from circuitdiscovery.benchmark.run import run as run_benchmark
     from circuitdiscovery.progress import stage
 

@@ -57,7 +57,7 @@ def _project_each(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out.add_(bias[:, None])
 
 
-def _attend(model: Model, block: Block, q: Tensor, k: Tensor, v: Tensor, position: Tensor | None = None) -> Tensor:
+def attend(model: Model, block: Block, q: Tensor, k: Tensor, v: Tensor, position: Tensor | None = None) -> Tensor:
     """Causal attention per head, [h, N, T, K] each (k and v already repeated per head) -> [h, N, T, K].
 
     With [N] positions q is [h, N, 1, K], the query at that position of each example, and so is what comes out.
@@ -71,7 +71,7 @@ def _attend(model: Model, block: Block, q: Tensor, k: Tensor, v: Tensor, positio
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], scale=block.scale)
 
 
-def _mlp(model: Model, block: Block, x: Tensor) -> Tensor:
+def mlp(model: Model, block: Block, x: Tensor) -> Tensor:
     """[..., D] normalised -> [..., D]."""
     hidden = F.linear(x, block.W_in, block.b_in)
     if block.W_gate is None:
@@ -81,17 +81,17 @@ def _mlp(model: Model, block: Block, x: Tensor) -> Tensor:
     return F.linear(hidden, block.W_out, block.b_out)
 
 
-def _at(x: Tensor, position: Tensor) -> Tensor:
+def at_position(x: Tensor, position: Tensor) -> Tensor:
     """[N, T, ...] -> [N, ...] at each example's position."""
     return x[torch.arange(len(position), device=x.device), position]
 
 
-def _unembed(model: Model, x: Tensor) -> Tensor:
+def unembed(model: Model, x: Tensor) -> Tensor:
     """[..., D] final residual stream -> [..., vocabulary]."""
     return F.linear(model.final_norm(x), model.W_U)
 
 
-def _per_head(model: Model, x: Tensor) -> Tensor:
+def per_head(model: Model, x: Tensor) -> Tensor:
     """[groups, ...] -> [H, ...]."""
     size = model.graph.n_heads // model.graph.n_kv_heads
     return x if size == 1 else x.repeat_interleave(size, dim=0)
@@ -161,15 +161,15 @@ def plain_run(model: Model, start: Tensor, position: Tensor | None, *, keep_sour
         stream, u = x, block.norm1(x)
         k, v = (_project(u, *block.projection(letter)) for letter in "kv")
         if position is not None and layer == graph.n_layers - 1:
-            at, x, u = position, _at(x, position)[:, None], _at(u, position)[:, None]
+            at, x, u = position, at_position(x, position)[:, None], at_position(u, position)[:, None]
             if sources is not None:
                 sources[graph.n_upstream(layer) :] = 0
         q = _project(u, *block.projection("q"))
-        z = _attend(model, block, q, _per_head(model, k), _per_head(model, v), at)  # [H, N, T, K]
+        z = attend(model, block, q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]
         attended = F.linear(z.permute(1, 2, 0, 3).flatten(2), block.W_O.flatten(0, 1).T, block.b_O)  # [N, T, D]
         y = x if graph.parallel else x + attended
         normalised = block.norm2(y)
-        written = _mlp(model, block, normalised)
+        written = mlp(model, block, normalised)
         if keep_readings:
             read = (("q", x, q), ("k", stream, k), ("v", stream, v))
             readings += [
@@ -250,7 +250,7 @@ class World:
         """The state with every edge kept, from [S, N, T, D], what every source then writes."""
         difference = sources.new_empty(*sources.shape[1:3], len(sources), sources.shape[3])
         torch.sub(sources, self.replacement, out=difference.permute(2, 0, 1, 3))
-        return State(difference, _at(difference, self.position))
+        return State(difference, at_position(difference, self.position))
 
     def state(self, mask: np.ndarray, clean: State, first_layer: int) -> State:
         """The state under a mask that removes nothing before a layer, where `clean` is the state with every edge kept."""
@@ -277,7 +277,7 @@ class World:
 
     def _logits(self, at_answer: _Places) -> Tensor:
         """[M or 1, N, vocabulary]."""
-        return _unembed(self.model, at_answer.read(np.array([len(self.graph.receivers) - 1]))[:, :, 0])
+        return unembed(self.model, at_answer.read(np.array([len(self.graph.receivers) - 1]))[:, :, 0])
 
     def _run(
         self, mask: np.ndarray, nodes: np.ndarray, state: State | None, receiver: int = -1, alternatives: np.ndarray | None = None
@@ -310,7 +310,7 @@ class World:
                 self._run_heads(layer, block, heads[layer], wide, everywhere, at_answer)
             if len(mlps[layer]):
                 columns = graph.columns(layer, "m")
-                write(graph.mlp(layer), lambda places, b=block, c=columns: _mlp(self.model, b, b.norm2(places.read(c)[:, :, 0])))
+                write(graph.mlp(layer), lambda places, b=block, c=columns: mlp(self.model, b, b.norm2(places.read(c)[:, :, 0])))
         return everywhere, at_answer
 
     def _run_heads(self, layer: int, block: Block, rows: np.ndarray, wide: np.ndarray, everywhere: _Places, at_answer: _Places) -> None:
@@ -322,7 +322,7 @@ class World:
                 continue
             if places is at_answer:
                 (q,) = places.project(layer, {"q": heads[some]})
-            z = _attend(self.model, block, q, k[some], v[some], places.positions)
+            z = attend(self.model, block, q, k[some], v[some], places.positions)
             places.write_heads(rows[some], z, _take(block.W_O, heads[some]))
         at_answer.copy(everywhere, rows[:n_wide])
 
@@ -369,7 +369,7 @@ class _Places:
 
     def of(self, x: Tensor) -> Tensor:
         """[N, T, D] -> [P, D]."""
-        return x.flatten(0, 1) if self.position is None else _at(x, self.position)
+        return x.flatten(0, 1) if self.position is None else at_position(x, self.position)
 
     # -------------------------------------------------------------- writing
 

@@ -141,7 +141,7 @@ def hypothesis_tests(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> HypothesisTests:
-    """Test whether a circuit is equivalent, independent, minimal and sufficient; epsilon, quantile and counts are the paper's.
+    """Test whether a circuit is equivalent, independent, minimal and sufficient; epsilon, quantile and counts are the authors' code's.
 
     It runs 3 + 3 * `reference` circuits and one per tested edge, noising; exactly the circuit's edges, nothing pruned.
 
@@ -156,7 +156,7 @@ def hypothesis_tests(
         quantile: the share of the references that an edge, or the circuit, is to surpass.
         reference: random circuits, and as many redundant edges.
         permutations: of the test of independence.
-        correction: of minimality's p-values for the number of edges: `holm`, `bonferroni` (the paper's) or `none`.
+        correction: of minimality's p-values for the number of edges: `holm`, `bonferroni` (the authors') or `none`.
         edges: test at most so many edges, drawn by the seed; None: all.
         batch_size: examples in one forward.
         seed: of everything random.

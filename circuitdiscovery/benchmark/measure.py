@@ -23,6 +23,7 @@ from circuitdiscovery.comparison import Overlap, compare, components, pessimisti
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.evaluation import MIB_FRACTIONS, Bench
 from circuitdiscovery.forward import plain_run
+from circuitdiscovery.graph import Graph
 from circuitdiscovery.model import Model
 from circuitdiscovery.task import Task
 
@@ -49,7 +50,7 @@ class Measured:
         problem, method: names.
         edges_total: of the graph.
         truth: the number of true edges; None where they are not known.
-        seconds: that the search took.
+        seconds: that the search took; of a sweep, all its searches.
         forwards: the same in plain forwards of the model on the same examples.
         areas: ROC AUC of `edges` and `nodes` by the rules `pessimistic` and `trapezoid`; empty without a truth.
         roc: [points, 2] false and true positive rates of the edges.
@@ -174,7 +175,7 @@ class Sweep:
         return cls(sorted(circuits, key=len), None)
 
     @property
-    def graph(self) -> Any:
+    def graph(self) -> Graph:
         """The graph whose edges these are."""
         return self.circuits[0].graph
 
@@ -192,17 +193,18 @@ class Sweep:
         return sorted((n, f) for n, f in points if f is not None)
 
     def roc(self, truth: Circuit, level: str) -> tuple[np.ndarray, np.ndarray]:
-        """([points] false, [points] true positive rates) of the edges, or of the nodes: heads and MLPs."""
-        kept = self.graph.allowed if level == "edges" else None
-        positive = truth.mask[kept] if kept is not None else _membership(truth)
+        """([points] false, [points] true positive rates) of the `edges`, or of the `nodes`: heads and MLPs."""
+        positive = _members(truth, level)
         if self.scores is not None:
-            values = self.scores.values[kept] if kept is not None else np.array(list(self.scores.by_node().values())[1:])
-            return roc(np.abs(values), positive)
-        found = [circuit.mask[kept] if kept is not None else _membership(circuit) for circuit in self.circuits]
-        return np.array([mask[~positive].mean() for mask in found]), np.array([mask[positive].mean() for mask in found])
+            by_node = list(self.scores.by_node().values())[1:]  # without `input`
+            return roc(np.abs(self.scores.values[self.graph.allowed] if level == "edges" else by_node), positive)
+        found = np.stack([_members(circuit, level) for circuit in self.circuits])
+        return found[:, ~positive].mean(1), found[:, positive].mean(1)
 
 
-def _membership(circuit: Circuit) -> np.ndarray:
-    """[heads and MLPs] bool."""
+def _members(circuit: Circuit, level: str) -> np.ndarray:
+    """[edges], or [heads and MLPs], bool."""
+    if level == "edges":
+        return circuit.mask[circuit.graph.allowed]
     inside = components(circuit)
     return np.array([name in inside for name in circuit.graph.sources[1:]])

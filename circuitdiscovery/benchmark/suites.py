@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from circuitdiscovery.circuit import Circuit, load_circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -58,11 +58,12 @@ def entries(suite: str, *, model: str | None = None, quick: bool = False, seed: 
     if name == "planted":
         problems = planted(examples=count, seed=seed)
         return {each: partial(_planted, make) for each, make in problems.items()}
+    # loaded when it is first needed, once for all of its tasks
+    loaded = cache(partial(load_model, "toy") if name == "toy" else partial(_gpt2, model or "gpt2"))
     if name == "toy":
-        return {task: partial(_measured, "toy", task, count, seed) for task in PUBLISHED}
+        return {task: partial(_on, loaded, task, count, seed) for task in PUBLISHED}
     wanted = PUBLISHED if name == "published" else (name,)
-    loaded = _Once(model or "gpt2")
-    return {f"gpt2/{task}": partial(_published, loaded, task, count, seed) for task in wanted}
+    return {f"gpt2/{task}": partial(_on, loaded, task, count, seed, f"gpt2/{task}") for task in wanted}
 
 
 def _planted(make: Callable[[], Problem]) -> Entry:
@@ -70,31 +71,19 @@ def _planted(make: Callable[[], Problem]) -> Entry:
     return Entry(problem.model, problem.task, problem.truth, problem.why)
 
 
-def _measured(model: str, task: str, examples: int, seed: int) -> Entry:
-    loaded = load_model(model)
-    return Entry(loaded, load_task(task, loaded, examples=examples, seed=seed), None)
+def _on(loaded: Callable[[], Model], task: str, examples: int, seed: int, truth: str | None = None) -> Entry:
+    """A task on a model, with the name of a shipped circuit where the truth is known."""
+    model, circuit = loaded(), None if truth is None else load_circuit(truth)
+    if circuit is not None:
+        circuit.check_model(model)
+    return Entry(model, load_task(task, model, examples=examples, seed=seed), circuit)
 
 
-class _Once:
-    """A model that is loaded when it is first needed."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._model: Model | None = None
-
-    def __call__(self) -> Model:
-        if self._model is None:
-            try:
-                self._model = load_model(self.name)
-            except CircuitDiscoveryError as error:
-                raise CircuitDiscoveryError(
-                    f"the published circuits are GPT-2 small's, and its weights are needed: {error}; give --model FOLDER with "
-                    "config.json, model.safetensors and tokenizer.json of openai-community/gpt2 (550 MB)"
-                ) from None
-        return self._model
-
-
-def _published(loaded: _Once, task: str, examples: int, seed: int) -> Entry:
-    model, truth = loaded(), load_circuit(f"gpt2/{task}")
-    truth.check_model(model)
-    return Entry(model, load_task(task, model, examples=examples, seed=seed), truth)
+def _gpt2(name: str) -> Model:
+    try:
+        return load_model(name)
+    except CircuitDiscoveryError as error:
+        raise CircuitDiscoveryError(
+            f"the published circuits are GPT-2 small's, and its weights are needed: {error}; give --model FOLDER with "
+            "config.json, model.safetensors and tokenizer.json of openai-community/gpt2 (550 MB)"
+        ) from None

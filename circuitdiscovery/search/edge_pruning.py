@@ -28,7 +28,7 @@ from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import World, _at, _attend, _mlp, _per_head, _unembed
+from circuitdiscovery.forward import World, at_position, attend, mlp, per_head, unembed
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits
 from circuitdiscovery.model import Model
@@ -218,13 +218,13 @@ def relaxed_logits(model: Model, graph: Graph, start: Tensor, replacement: Tenso
         streams = block.norm1(read(bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer)))
         parts = zip(streams.split([len(each) for each in columns]), "qkv", strict=True)
         q, k, v = (_project_own(stream, *block.projection(letter)) for stream, letter in parts)
-        z = _attend(model, block, q, _per_head(model, k), _per_head(model, v))  # [H, N, T, K]
+        z = attend(model, block, q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
         written = torch.bmm(z.flatten(1, 2), block.W_O).unflatten(1, start.shape[:2])  # [H, N, T, D]
         difference = torch.cat([difference, written - replacement[graph.heads(layer)]])
         stream = read(bases[2 * layer + 1], graph.columns(layer, "m"), graph.n_upstream(layer, "m"))  # [1, N, T, D]
-        difference = torch.cat([difference, _mlp(model, block, block.norm2(stream)) - replacement[graph.mlp(layer)]])
+        difference = torch.cat([difference, mlp(model, block, block.norm2(stream)) - replacement[graph.mlp(layer)]])
     last = read(bases[-1], np.array([len(graph.receivers) - 1]), len(difference))[0]
-    return _unembed(model, _at(last, position))
+    return unembed(model, at_position(last, position))
 
 
 def _project_own(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
