@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.tablefile import Row
+from circuitdiscovery.taskfile import END
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Example:
         position: where the answer is read, counted from 0.
         template: rows with the same number have their words at the same place (up to the words' own lengths); None: unknown.
         text: the clean prompt, empty where the task came as tokens.
+        positions: where the clean prompt's named words stand (their last tokens), such as IO; END, the answer's position, always.
+        variables: what the clean prompt was made of, such as IO = "Mary"; empty where it is unknown.
     """
 
     clean: tuple[int, ...]
@@ -29,6 +32,11 @@ class Example:
     position: int
     template: int | None = None
     text: str = ""
+    positions: Mapping[str, int] = field(default_factory=dict, hash=False)
+    variables: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", {**self.positions, END: self.position})
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,14 @@ class Encoder:
             raise CircuitDiscoveryError(f"{row.where}: correct and incorrect are the same token {self.show(sorted(both))}")
         correct, incorrect = (tuple(dict.fromkeys(side)) for side in answers)
         position = resolve_position(row.position, len(clean), row.where)
-        return Example(clean, corrupted, correct, incorrect, position, row.template, row.clean)
+        places = {name: self._index(row.clean, end, clean) for name, end in row.ends.items()}
+        named = {name: index for name, index in places.items() if index is not None}
+        return Example(clean, corrupted, correct, incorrect, position, row.template, row.clean, named, row.variables)
+
+    def _index(self, text: str, end: int, ids: Sequence[int]) -> int | None:
+        """The token of a text's ids that ends at a character; None where the tokenizer joins it with what follows."""
+        before = self.ids(text[:end])
+        return len(before) - 1 if before and before == tuple(ids[: len(before)]) else None
 
     def _token(self, row: Row, answer: str | int) -> int:
         return answer if isinstance(answer, int) else self.answer(row.clean, answer, row.where)

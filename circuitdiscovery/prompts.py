@@ -124,6 +124,30 @@ class Form:
     def fill(self, text: Text, drawn: Mapping[str, int], fixed: Mapping[str, str]) -> str:
         return text.fill(lambda ref: self.value(ref, drawn, fixed))
 
+    def ends(self, drawn: Mapping[str, int]) -> dict[str, int]:
+        """Where the task's named positions end in the clean prompt, in characters: each at the first place that stands for its name."""
+        found: dict[str, int] = {}
+        end = 0
+        for part in self.task.templates[self.template].parts:
+            end += len(part if isinstance(part, str) else self.value(part, drawn, {}))
+            for name, ref in self.task.positions.items():
+                if isinstance(part, Ref) and (part == ref or self._means(part, ref)):
+                    found.setdefault(name, end)
+        return found
+
+    def _means(self, part: Ref, ref: Ref) -> bool:
+        """Whether a name of the order or the case is nothing but this reference."""
+        return part.name in self.aliases and self.aliases[part.name].parts == (ref,)
+
+    def variables(self, drawn: Mapping[str, int]) -> dict[str, str]:
+        """What the clean prompt is made of: the words of its slots, what order and case call by a name, and which these are."""
+        found = {"template": str(self.template), "order": self.order, "case": self.case}
+        for name, slot in self.task.slots.items():
+            known = name in drawn or slot.repeats in drawn
+            if known and slot.words != YEARS:
+                found[name] = self.value(Ref(name, next(iter(self.words[slot.words]))), drawn, {})
+        return found | {name: self.fill(text, drawn, {}) for name, text in self.aliases.items()}
+
     @cached_property
     def needed(self) -> list[str]:
         """The slots of the clean prompt and its answers."""
@@ -231,7 +255,7 @@ def _pair(
         if len(others) > 1 and not last_try:
             return None
     correct, incorrect = _answers(form, encoder, drawn)
-    return Row("", clean, others[-1], correct, incorrect, form.task.position, form.id)
+    return Row("", clean, others[-1], correct, incorrect, form.task.position, form.id, form.ends(drawn), form.variables(drawn))
 
 
 def _answers(form: Form, encoder: Encoder, drawn: Mapping[str, int]) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
@@ -283,4 +307,8 @@ def repeated_tokens(task: TaskFile, encoder: Encoder, *, seed: int) -> Iterator[
         clean, other = (*start, *first, *rest), (*start, *fresh, *rest)
         wrong = tuple(token for token in first if token != answer)
         position = resolve_position(task.position, len(clean), where)
-        yield Example(clean, other, (answer,), wrong, position, periods.index(period), encoder.tokenizer.decode(clean))
+        decode = encoder.tokenizer.decode
+        previous = len(clean) - 1 - period
+        positions = {"previous": previous, "next": previous + 1}
+        variables = {"token": decode([clean[-1]]), "answer": decode([answer]), "period": str(period)}
+        yield Example(clean, other, (answer,), wrong, position, periods.index(period), decode(clean), positions, variables)

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ COLUMNS = ("clean", "corrupted", "correct", "incorrect", "position")
 
 @dataclass(frozen=True)
 class Row:
-    """One pair of prompts as text. An answer is a text that continues the clean prompt, or a token id; `where` names the row in errors."""
+    """One pair of prompts as text. An answer is a text that continues the clean prompt, or a token id; `where` names the row in errors.
+
+    `ends` are where the clean prompt's named words end, in characters; `variables` are what the prompt was made of.
+    """
 
     where: str
     clean: str
@@ -30,6 +33,8 @@ class Row:
     incorrect: tuple[str | int, ...]
     position: int | None = None
     template: int | None = None
+    ends: Mapping[str, int] = field(default_factory=dict, hash=False)
+    variables: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

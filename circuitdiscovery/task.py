@@ -21,7 +21,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.names import canonical
 from circuitdiscovery.prompts import Vocabulary, draw, repeated_tokens
 from circuitdiscovery.tablefile import Table
-from circuitdiscovery.taskfile import TaskFile, read_task, shipped_tasks, task_path
+from circuitdiscovery.taskfile import END, TaskFile, read_task, shipped_tasks, task_path
 
 __all__ = ["Batch", "Example", "Task", "load_task", "shipped_tasks"]
 
@@ -83,13 +83,25 @@ class Task:
     info: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
-    def from_tokens(cls, *, clean: Any, corrupted: Any, correct: Any, incorrect: Any, position: Any = None) -> Task:
+    def from_tokens(
+        cls,
+        *,
+        clean: Any,
+        corrupted: Any,
+        correct: Any,
+        incorrect: Any,
+        position: Any = None,
+        positions: Mapping[str, Any] | None = None,
+        variables: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Task:
         """A task from token ids, used as given.
 
         Args:
             clean, corrupted: [n, T] integers, or a list of n sequences of any lengths, equal for the two of a row.
             correct, incorrect: [n], [n, k] padded with -1, or a list of n lists.
             position: where the answer is read: an integer for all rows or one per row, negative from the end; None: the last token.
+            positions: further positions by name, such as {"IO": 3, "S2": [9, 10, ...]}, as `position`.
+            variables: what the clean prompts are made of, a value per row, such as {"IO": ["Mary", "Anna", ...]}, taken as text.
 
         Raises:
             CircuitDiscoveryError: for anything else; names the row, counted from 0.
@@ -103,9 +115,10 @@ class Task:
         if len(set(counts.values())) != 1 or not counts["clean"]:
             told = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise CircuitDiscoveryError(f"a task needs rows, as many of each, not {told}")
-        positions = _positions(position, counts["clean"])
-        rows = zip(*sides.values(), positions, strict=True)
-        return cls("tokens", tuple(_token_example(f"row {i}", *row) for i, row in enumerate(rows)))
+        answers = _positions("position", position, counts["clean"])
+        rows = zip(*sides.values(), answers, strict=True)
+        examples = [_token_example(f"row {i}", *row) for i, row in enumerate(rows)]
+        return cls("tokens", tuple(_named(examples, positions or {}, variables or {})))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -201,15 +214,29 @@ def _token_row(where: str, row: Any, answers: bool) -> tuple[int, ...]:
     return found
 
 
-def _positions(position: Any, count: int) -> list[int | None]:
+def _positions(what: str, position: Any, count: int) -> list[int | None]:
     value = _plain(position)
     values: list[Any] = [_plain(each) for each in value] if isinstance(value, list | tuple) else [value] * count
     if len(values) != count:
-        raise CircuitDiscoveryError(f"position has {len(values)} rows, but clean has {count}")
+        raise CircuitDiscoveryError(f"{what} has {len(values)} rows, but clean has {count}")
     for row, each in enumerate(values):
         if each is not None and type(each) is not int:
-            raise CircuitDiscoveryError(f"position, row {row}: must be a whole number, not {each!r}")
+            raise CircuitDiscoveryError(f"{what}, row {row}: must be a whole number, not {each!r}")
     return values
+
+
+def _named(examples: list[Example], positions: Mapping[str, Any], variables: Mapping[str, Sequence[Any]]) -> Iterator[Example]:
+    """The examples with their named positions and variables."""
+    if END in positions:
+        raise CircuitDiscoveryError(f"positions: {END} is the answer's position, which has that name already")
+    columns = {name: _positions(f"positions[{name!r}]", value, len(examples)) for name, value in positions.items()}
+    for name, values in variables.items():
+        if isinstance(values, str) or len(_plain(values)) != len(examples):
+            raise CircuitDiscoveryError(f"variables[{name!r}] must hold a value per row, {len(examples)}")
+    for row, example in enumerate(examples):
+        length = len(example.clean)
+        places = {name: resolve_position(column[row], length, f"positions[{name!r}], row {row}") for name, column in columns.items()}
+        yield replace(example, positions=places, variables={name: str(_plain(values)[row]) for name, values in variables.items()})
 
 
 def _token_example(

@@ -21,6 +21,7 @@ from circuitdiscovery.tablefile import Table, kind_of, read_table
 T = TypeVar("T")
 SUFFIXES = (".toml", ".csv", ".jsonl")
 PLAIN = ""  # the column of a word list that has only one
+END = "END"  # the name of the answer's position
 YEARS = "<years>"  # the word list that the generator of years makes, with the columns century and year
 GENERATORS = {"years": ("centuries", "years"), "repeated_tokens": ("length", "periods")}
 
@@ -97,6 +98,7 @@ class TaskFile:
     generator: Generator | None
     bos: bool | None
     position: int | None
+    positions: Mapping[str, Ref]
 
 
 # --------------------------------------------------------------- names and paths
@@ -254,6 +256,7 @@ def _task(name: str, fields: _Fields) -> TaskFile:
         generator=generator,
         bos=fields.take("bos", bool, needed=False),
         position=fields.take("position", int, needed=False),
+        positions=_named_positions(fields),
     )
     fields.done()
     return task
@@ -302,6 +305,17 @@ def _aliases(fields: _Fields, name: str) -> dict[str, dict[str, Text]]:
         if missing:
             raise fields.error(name, f"must give the same names everywhere, but {sorted(missing)[0]!r} is not in all, see {key!r}")
     return tables or {"": {}}
+
+
+def _named_positions(fields: _Fields) -> dict[str, Ref]:
+    table = _Fields(f"{fields.where}: [positions]", fields.take("positions", dict, {}))
+    texts = {name: table.text(name, value) for name, value in table.left.items()}
+    for name, text in texts.items():
+        if name == END:
+            raise table.error(name, "is the answer's position, which has that name already")
+        if len(text.parts) != 1 or not text.refs:
+            raise table.error(name, f"must be one name in braces, as it stands in the templates, not {table.left[name]!r}")
+    return {name: text.refs[0] for name, text in texts.items()}
 
 
 def _counterfactual(fields: _Fields) -> Counterfactual:
@@ -362,8 +376,7 @@ def _check_periods(fields: _Fields, options: Mapping[str, tuple[int, ...]]) -> N
 
 def _check_references(where: str, task: TaskFile) -> None:
     """Every name that a text, a slot or a counterfactual uses is there, and no alias leads back to itself."""
-    aliases = {name: text for table in (*task.orders.values(), *task.cases.values()) for name, text in table.items()}
-    aliases |= generator_aliases(task)
+    aliases = dict(_all_aliases(task)) | generator_aliases(task)
     both = aliases.keys() & task.slots.keys() | next(iter(task.orders.values())).keys() & next(iter(task.cases.values())).keys()
     if both:
         raise CircuitDiscoveryError(
@@ -378,6 +391,12 @@ def _check_references(where: str, task: TaskFile) -> None:
                 raise CircuitDiscoveryError(f"{where}: orders and cases refer to slots, not to each other")
     for name, rule in task.counterfactuals.items():
         _check_rule(f"{where}: [counterfactuals.{name}]", task, aliases, rule)
+    written = {ref for text in task.templates for ref in text.refs}
+    written |= {ref for name, text in _all_aliases(task) for ref in text.refs if Ref(name) in written}
+    for name, ref in task.positions.items():
+        _check_ref(f"{where}: field 'positions.{name}'", task, aliases, ref)
+        if ref not in written:
+            raise CircuitDiscoveryError(f"{where}: field 'positions.{name}': {{{'.'.join(filter(None, ref))}}} stands in no template")
     for name in task.multi_token:
         if name not in task.words:
             raise CircuitDiscoveryError(f"{where}: multi_token: {unknown('list', name, task.words)}")
@@ -389,6 +408,11 @@ def generator_aliases(task: TaskFile) -> dict[str, Text]:
     """The names that the task's generator gives."""
     years = task.generator is not None and task.generator.kind == "years"
     return {name: Text((Ref("start", name),)) for name in ("century", "year")} if years else {}
+
+
+def _all_aliases(task: TaskFile) -> Iterator[tuple[str, Text]]:
+    for table in (*task.orders.values(), *task.cases.values()):
+        yield from table.items()
 
 
 def _all_texts(task: TaskFile) -> Iterator[tuple[str, Text]]:

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from circuitdiscovery.encoder import Encoder
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.prompts import shuffled
+from circuitdiscovery.tablefile import Row
 from circuitdiscovery.task import Example, Task, load_task
 from circuitdiscovery.taskfile import TaskFile, read_task, shipped_tasks
 
@@ -443,6 +444,59 @@ def test_a_swap_of_two_slots_is_one_of_the_clean_words(tmp_path: Path) -> None:
         assert example.corrupted == (example.clean[0], example.clean[2], example.clean[1])
 
 
+# ------------------------------------------------------------- named positions
+
+
+def word_at(reader: Reader, example: Example, name: str) -> str:
+    return reader.tokenizer.decode(example.clean[example.positions[name]]).strip()
+
+
+@pytest.mark.parametrize("tokenizer", ["words", "gpt2"])
+def test_named_positions_are_where_the_words_stand(tokenizer: str, request: pytest.FixtureRequest) -> None:
+    reader: Reader = request.getfixturevalue(tokenizer)
+    for example in load_task("ioi", reader, examples=40).examples:
+        words = re.findall(r"\w+", example.text)
+        name, subject = example.variables["IO"], example.variables["S"]
+        assert word_at(reader, example, "IO") == name and words.count(name) == 1
+        assert word_at(reader, example, "S1") == word_at(reader, example, "S2") == subject and words.count(subject) == 2
+        assert example.positions["S1"] < example.positions["S2"] < example.positions["END"] == len(example.clean) - 1
+        assert (example.positions["IO"] < example.positions["S1"]) == (example.variables["order"] == "ABBA")
+        assert example.variables["first"] == (name if example.variables["order"] == "ABBA" else subject)
+    for example in load_task("greater_than", reader, examples=40).examples:
+        century, year = re.findall(r"(\d\d)(\d\d)", example.text)[0]
+        assert (example.variables["century"], example.variables["year"]) == (century, year)
+        assert word_at(reader, example, "XX") == century and word_at(reader, example, "YY") == year
+        assert example.positions["YY"] == example.positions["XX"] + 1
+    for example in load_task("subject_verb_agreement", reader, examples=40).examples:
+        subject = example.text.split()[1]
+        assert word_at(reader, example, "subject") == subject == example.variables["subject"]
+        assert (subject == example.variables["noun"]) == (example.variables["case"] == "singular")
+
+
+def test_named_positions_of_a_name_of_several_tokens_are_its_last(stories: Reader) -> None:
+    for example in load_task("gendered_pronoun", stories, examples=20).examples:
+        here = example.positions["name"]
+        until = stories.tokenizer.decode(example.clean[: here + 1], skip_special_tokens=True)
+        assert until.endswith(f" {example.variables['name']}") and example.text.startswith(until)
+
+
+def test_induction_names_what_stood_before(words: Reader) -> None:
+    for example in load_task("induction", words, examples=20).examples:
+        assert example.clean[example.positions["previous"]] == example.clean[-1]
+        assert example.clean[example.positions["next"]] == example.correct[0]
+        assert example.positions["next"] == example.positions["previous"] + 1 < len(example.clean) - 1
+
+
+def test_a_word_that_the_tokenizer_joins_with_the_next_has_no_position() -> None:
+    """`ab` is one token: a prompt that ends in `a` is not a part of it."""
+    vocab = {"<unk>": 0, "ab": 1, "a": 2, "c": 3, "d": 4}
+    inner = Tokenizer(models.WordPiece(vocab, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>"))
+    row = Row("row 1", "c ab", "c d", (4,), (3,), ends={"a": len("c a"), "c": 1})
+    assert dict(encoder.example(row).positions) == {"c": 0, "END": 1}
+
+
 # ------------------------------------------------------------------------- tensors
 
 ROWS: dict[str, Any] = {"clean": [[5, 6, 7], [8, 9, 1]], "corrupted": [[5, 5, 7], [8, 8, 1]], "correct": [1, 2], "incorrect": [3, 4]}
@@ -463,6 +517,13 @@ def test_positions_are_given_for_all_or_for_each() -> None:
     assert [e.position for e in Task.from_tokens(**ROWS, position=torch.tensor([0, -1])).examples] == [0, 2]
 
 
+def test_named_positions_and_variables_are_given_per_row() -> None:
+    task = Task.from_tokens(**ROWS, position=-2, positions={"a": -1, "b": torch.tensor([0, 1])}, variables={"x": ["p", 3]})
+    assert [dict(e.positions) for e in task.examples] == [{"a": 2, "b": 0, "END": 1}, {"a": 2, "b": 1, "END": 1}]
+    assert [dict(e.variables) for e in task.examples] == [{"x": "p"}, {"x": "3"}]
+    assert dict(Task.from_tokens(**ROWS).examples[0].positions) == {"END": 2}
+
+
 BAD_TOKENS: dict[str, tuple[dict[str, Any], str]] = {
     "floats": ({"clean": torch.tensor([[5.0, 6, 7], [8, 9, 1]])}, "clean, row 0: must be token ids"),
     "a negative token": ({"corrupted": [[5, 5, 7], [8, -1, 1]]}, "corrupted, row 1: .* not -1"),
@@ -477,6 +538,10 @@ BAD_TOKENS: dict[str, tuple[dict[str, Any], str]] = {
     "text": ({"clean": "abc"}, "clean must be a list or a tensor"),
     "a position outside": ({"position": 3}, "row 0: position 3 is outside of the prompt's 3 tokens"),
     "positions of another number": ({"position": [1]}, "position has 1 rows, but clean has 2"),
+    "a named position outside": ({"positions": {"a": [0, 5]}}, r"positions\['a'\], row 1: position 5 is outside"),
+    "a position named END": ({"positions": {"END": 0}}, "END is the answer's position"),
+    "a variable of another number": ({"variables": {"x": ["p"]}}, r"variables\['x'\] must hold a value per row, 2"),
+    "a variable as one text": ({"variables": {"x": "pq"}}, r"variables\['x'\] must hold a value per row"),
     "a position of another type": ({"position": 1.5}, "position, row 0: must be a whole number"),
 }
 

@@ -146,6 +146,13 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
     "generator's number": (GOOD + '[generator]\nkind = "years"\ncenturies = [1.5]\nyears = [2, 98]\n', ["'centuries'", "a number"]),
     "generator's range": (GOOD + '[generator]\nkind = "years"\ncenturies = [17]\nyears = [2, 198]\n', ["'years'", "0 to 99"]),
     "answers beside a generator": (GOOD + '[generator]\nkind = "years"\ncenturies = [17]\nyears = [2, 98]\n', ["no field 'correct'"]),
+    "a position of two words": (GOOD + '[positions]\nX = "{A} {B}"\n', ["[positions]", "'X'", "one name in braces"]),
+    "a position of nothing": (GOOD + '[positions]\nX = "{C}"\n', ["positions.X", "no slot 'C'"]),
+    "a position that no template has": (
+        GOOD.replace("{first}", "he") + '[positions]\nX = "{first}"\n',
+        ["positions.X", "stands in no template"],
+    ),
+    "a position named END": (GOOD + '[positions]\nEND = "{A}"\n', ["[positions]", "'END'", "already"]),
     "a period too short": ('[generator]\nkind = "repeated_tokens"\nlength = 20\nperiods = [10]\n', ["'periods'", "half of length"]),
 }
 

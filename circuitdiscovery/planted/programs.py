@@ -34,6 +34,7 @@ class Recipe:
         row: draws a clean and a corrupted prompt with their answers.
         edges: the circuit.
         roles: what its nodes do.
+        named: a clean prompt's named positions, and what it is made of.
         probe: draws the rows on which every edge of the circuit matters alone; None: those of the task.
         why: what makes the problem hard for some methods.
     """
@@ -44,15 +45,25 @@ class Recipe:
     roles: dict[str, list[str]] = field(default_factory=dict)
     probe: Callable[[Random], Row] | None = None
     why: str = ""
+    named: Callable[[list[int]], tuple[dict[str, int], dict[str, int]]] = lambda _: ({}, {})
 
     def problem(self, name: str, *, examples: int = 64, seed: int = 0) -> Problem:
         """The program as a search problem: as many examples held out, and as many to prove the circuit on."""
         model = self.build().compile(name)
         rows = _distinct(self.row, 2 * examples, Random(f"{name} {seed}"))
-        task = _task(name, rows[:examples], seed)
-        task = replace(task, held_out=_task(name, rows[examples:], seed))
-        probe = task if self.probe is None else _task(name, _distinct(self.probe, examples, Random(f"{name} probe {seed}")), seed)
+        task = self._task(name, rows[:examples], seed)
+        task = replace(task, held_out=self._task(name, rows[examples:], seed))
+        probe = task if self.probe is None else self._task(name, _distinct(self.probe, examples, Random(f"{name} probe {seed}")), seed)
         return Problem(name, model, task, self.truth(model, name), probe, bound=1e-4, why=self.why)
+
+    def _task(self, name: str, rows: list[Row], seed: int) -> Task:
+        clean, corrupted, correct, incorrect = map(list, zip(*rows, strict=True))
+        named = [self.named(prompt) for prompt in clean]
+        positions, variables = ({key: [row[part][key] for row in named] for key in named[0][part]} for part in (0, 1))
+        task = Task.from_tokens(
+            clean=clean, corrupted=corrupted, correct=correct, incorrect=incorrect, positions=positions, variables=variables
+        )
+        return replace(task, name=name, seed=seed)
 
     def truth(self, model: Model, name: str) -> Circuit:
         """The circuit in a model of the program's shape."""
@@ -68,12 +79,6 @@ def _distinct(row: Callable[[Random], Row], count: int, rng: Random) -> list[Row
         if len(found) == count:
             break
     return list(found.values())
-
-
-def _task(name: str, rows: list[Row], seed: int) -> Task:
-    clean, corrupted, correct, incorrect = zip(*rows, strict=True)
-    task = Task.from_tokens(clean=list(clean), corrupted=list(corrupted), correct=list(correct), incorrect=list(incorrect))
-    return replace(task, name=name, seed=seed)
 
 
 def _copied(variable: Variable, times: float = 1.0) -> dict[Variable, Tensor]:
@@ -100,6 +105,11 @@ def _repeating(rng: Random) -> tuple[list[int], int]:
     letters = rng.sample(range(1, _LETTERS), _LENGTH - 2)
     at = rng.randrange(len(letters) - 1)
     return [BOS, *letters, letters[at]], letters[at + 1]
+
+
+def _induction_named(prompt: list[int]) -> tuple[dict[str, int], dict[str, int]]:
+    previous = prompt.index(prompt[-1])
+    return {"previous": previous, "next": previous + 1}, {"token": prompt[-1], "answer": prompt[previous + 1]}
 
 
 def _induction_row(rng: Random) -> Row:
@@ -193,6 +203,12 @@ def _ioi() -> Program:
     return program
 
 
+def _ioi_named(prompt: list[int]) -> tuple[dict[str, int], dict[str, int]]:
+    first = prompt[_FIRST_NAME] == prompt[_SUBJECT]
+    name, subject = (_SECOND_NAME, _FIRST_NAME) if first else (_FIRST_NAME, _SECOND_NAME)
+    return {"IO": name, "S1": subject, "S2": _SUBJECT}, {"IO": prompt[name], "S": prompt[subject]}
+
+
 def _ioi_row(rng: Random) -> Row:
     name, subject, *others = rng.sample(_NAMES, 5)
     sentence = [BOS, *rng.choices(_FILLERS, k=_END)]
@@ -253,6 +269,7 @@ RECIPES: dict[str, Recipe] = {
         ("input->a0.h2<v>", "a0.h2->a1.h1<k>", "input->a1.h1<q>", "input->a1.h1<v>", "a1.h1->logits"),
         {"previous token": ["a0.h2"], "induction": ["a1.h1"]},
         why="query and key act through a saturated softmax: to first order they hardly matter",
+        named=_induction_named,
     ),
     "reverse": Recipe(_reverse, _reverse_row, ("input->a3.h0<v>", "a3.h0->logits"), {"reverse": ["a3.h0"]}),
     "xproportion": Recipe(
@@ -263,6 +280,7 @@ RECIPES: dict[str, Recipe] = {
         _ioi_row,
         ("input->m0", "m0->a1.h1<v>", "m0->a2.h1<v>", "m0->a4.h1<v>", "a1.h1->a2.h1<v>", "a2.h1->a4.h1<v>", "a4.h1->logits"),
         {"duplicate token": ["a1.h1"], "S-inhibition": ["a2.h1"], "name mover": ["a4.h1"], "names": ["m0"]},
+        named=_ioi_named,
     ),
     "and": Recipe(
         lambda: _gate(both=1.0, either=0.0),
