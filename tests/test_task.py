@@ -504,8 +504,10 @@ ROWS: dict[str, Any] = {"clean": [[5, 6, 7], [8, 9, 1]], "corrupted": [[5, 5, 7]
 
 def test_tensors_arrays_and_lists_are_the_same_task() -> None:
     plain = Task.from_tokens(**ROWS)
-    assert plain == Task.from_tokens(**{name: torch.tensor(rows) for name, rows in ROWS.items()})
-    assert plain == Task.from_tokens(**{name: np.array(rows) for name, rows in ROWS.items()})
+    tensors: dict[str, Any] = {name: torch.tensor(rows) for name, rows in ROWS.items()}
+    assert plain == Task.from_tokens(**tensors)
+    arrays: dict[str, Any] = {name: np.array(rows) for name, rows in ROWS.items()}
+    assert plain == Task.from_tokens(**arrays)
     assert plain == Task.from_tokens(
         **ROWS | {"clean": [torch.tensor(row) for row in ROWS["clean"]], "correct": torch.tensor([[1, -1], [2, -1]])}
     )
