@@ -1,10 +1,11 @@
-# make demo: find, measure and draw a circuit.   make test: the test suite.   Both work from a fresh clone.
+# make demo: find, measure and draw a circuit.   make test: the test suite.   make docs: the documentation, into site/.
+# All work from a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check install clean
+.PHONY: demo test check docs install clean
 
 demo: $(VENV)/installed
 	$(BIN)/circuitdiscovery discover toy ioi
@@ -16,6 +17,9 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs build --strict --quiet
 
 install: $(VENV)/installed-dev
 
@@ -32,4 +36,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) dist site

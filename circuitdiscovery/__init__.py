@@ -16,40 +16,51 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from circuitdiscovery.ablation import Replacements, replacements
+    from circuitdiscovery.cards import Card, Explanation
     from circuitdiscovery.circuit import Circuit, Scores, load_circuit
     from circuitdiscovery.comparison import Comparison, compare
     from circuitdiscovery.encoder import Example
     from circuitdiscovery.errors import CircuitDiscoveryError
     from circuitdiscovery.evaluation import Curve, Evaluation, curve, evaluate
+    from circuitdiscovery.explanation import explain
     from circuitdiscovery.graph import Graph
     from circuitdiscovery.hypothesis import HypothesisTests, hypothesis_tests
     from circuitdiscovery.loading import load_model
     from circuitdiscovery.metrics import Metric
     from circuitdiscovery.model import Model
     from circuitdiscovery.patching import run_circuit
+    from circuitdiscovery.reporting.page import report
     from circuitdiscovery.reruns import Stability, stability
+    from circuitdiscovery.scrubbing import Scrubbing, scrub
+    from circuitdiscovery.scrubfile import Hypothesis, load_hypothesis
     from circuitdiscovery.search.acdc import acdc
     from circuitdiscovery.search.attribution import clean_corrupted, eap, eap_ig
     from circuitdiscovery.search.baseline import random
     from circuitdiscovery.search.edge_pruning import edge_pruning
     from circuitdiscovery.search.exact import exact
     from circuitdiscovery.search.hybrid import hybrid
+    from circuitdiscovery.search.path_patching import PathEffects, path_patching, trace_back
     from circuitdiscovery.task import Task, load_task
     from circuitdiscovery.taskfile import shipped_tasks
 
 __all__ = [
+    "Card",
     "Circuit",
     "CircuitDiscoveryError",
     "Comparison",
     "Curve",
     "Evaluation",
     "Example",
+    "Explanation",
     "Graph",
+    "Hypothesis",
     "HypothesisTests",
     "Metric",
     "Model",
+    "PathEffects",
     "Replacements",
     "Scores",
+    "Scrubbing",
     "Stability",
     "Task",
     "__version__",
@@ -62,38 +73,50 @@ __all__ = [
     "edge_pruning",
     "evaluate",
     "exact",
+    "explain",
     "hybrid",
     "hypothesis_tests",
     "load_circuit",
+    "load_hypothesis",
     "load_model",
     "load_task",
+    "path_patching",
     "random",
     "replacements",
+    "report",
     "run_circuit",
+    "scrub",
     "shipped_tasks",
     "stability",
+    "trace_back",
 ]
 
 _HOME = {
     "ablation": ("Replacements", "replacements"),
+    "cards": ("Card", "Explanation"),
     "circuit": ("Circuit", "Scores", "load_circuit"),
     "comparison": ("Comparison", "compare"),
     "encoder": ("Example",),
     "errors": ("CircuitDiscoveryError",),
     "evaluation": ("Curve", "Evaluation", "curve", "evaluate"),
+    "explanation": ("explain",),
     "graph": ("Graph",),
     "hypothesis": ("HypothesisTests", "hypothesis_tests"),
     "loading": ("load_model",),
     "metrics": ("Metric",),
     "model": ("Model",),
     "patching": ("run_circuit",),
+    "reporting.page": ("report",),
     "reruns": ("Stability", "stability"),
+    "scrubbing": ("Scrubbing", "scrub"),
+    "scrubfile": ("Hypothesis", "load_hypothesis"),
     "search.acdc": ("acdc",),
     "search.attribution": ("clean_corrupted", "eap", "eap_ig"),
     "search.baseline": ("random",),
     "search.edge_pruning": ("edge_pruning",),
     "search.exact": ("exact",),
     "search.hybrid": ("hybrid",),
+    "search.path_patching": ("PathEffects", "path_patching", "trace_back"),
     "task": ("Task", "load_task"),
     "taskfile": ("shipped_tasks",),
 }

@@ -126,15 +126,19 @@ def cli() -> None:
 @click.argument("task", type=TASK)
 @click.option("--method", type=_name("method"), default="acdc", show_default=True, help="How to search.")
 @click.option("--ablation", type=ABLATION, default="resample", show_default=True, help="What a removed edge carries.")
-@click.option("--metric", type=METRIC, help="What is measured.  [default: kl-divergence to search by acdc and exact, else the task's own]")
+@click.option(
+    "--metric", type=METRIC, help="What is measured.  [default: kl-divergence to search by acdc, exact, trace-back, else the task's]"
+)
 @click.option("--direction", type=DIRECTION, default="noising", show_default=True, help="Damage the clean run, or mend the corrupted one.")
 @click.option(
     "--threshold",
     type=Checked(_threshold, "T"),
-    help=f"acdc: remove edges of damage below T  [default: {names.DEFAULT_THRESHOLD}].  Other methods: keep edges of |score| T or more.",
+    help=f"acdc, trace-back: no edge of damage below T  [default: {names.DEFAULT_THRESHOLD}].  Others: keep edges of |score| T or more.",
 )
 @click.option(
-    "--edges", type=COUNT, help=f"Not for acdc: keep the N edges of the largest scores.  [default: {names.DEFAULT_SHARE:.0%} of all]"
+    "--edges",
+    type=COUNT,
+    help=f"Not for acdc, trace-back: keep the N edges of the largest scores.  [default: {names.DEFAULT_SHARE:.0%} of all]",
 )
 @click.option("--no-split-qkv", is_flag=True, help="One edge into a head instead of one each into its query, key and value.")
 @click.option(
@@ -208,6 +212,16 @@ def draw(circuit: str, out: Path) -> None:
     """Draw CIRCUIT, a circuit.json or a shipped graph's name."""
     _circuit(circuit).draw(out)
     click.echo(str(out))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="The page: .html.  [default: RUN/report.html]")
+def report(run: Path, out: Path | None) -> None:
+    """Write the page of RUN, the folder of a finished discover: the circuit, its measures and what its nodes do, in one HTML file."""
+    from circuitdiscovery.reporting.page import report
+
+    click.echo(str(report(run, out)))
 
 
 @cli.command()

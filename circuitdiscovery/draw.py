@@ -61,8 +61,13 @@ def draw(circuit: Circuit, path: str | Path, *, scores: Scores | None = None, ro
     write_atomically(path, dot if kind == "dot" else _render(dot, kind, _engine(circuit)))
 
 
-def to_dot(circuit: Circuit, *, scores: Scores | None = None, roles: Roles | None = None) -> str:
-    """The picture in Graphviz' DOT language; arguments as in `draw`.
+def to_svg(circuit: Circuit, *, scores: Scores | None = None, roles: Roles | None = None, heading: bool = True) -> str:
+    """The picture as SVG; arguments as in `to_dot`."""
+    return _render(to_dot(circuit, scores=scores, roles=roles, heading=heading), "svg", _engine(circuit)).decode()
+
+
+def to_dot(circuit: Circuit, *, scores: Scores | None = None, roles: Roles | None = None, heading: bool = True) -> str:
+    """The picture in Graphviz' DOT language; arguments as in `draw`, and whether title, counts and legend stand above it.
 
     >>> circuit = Circuit.from_edges(Graph(n_layers=1, n_heads=1, n_kv_heads=1), ["input->a0.h0<v>", "a0.h0->logits"])
     >>> '"a0.h0":box:n -> logits' in to_dot(circuit)
@@ -74,7 +79,8 @@ def to_dot(circuit: Circuit, *, scores: Scores | None = None, roles: Roles | Non
     role_of = _role_of(circuit.graph, circuit.roles if roles is None else roles, circuit.nodes)
     colours = {role: ROLE_COLOURS[i % len(ROLE_COLOURS)] for i, role in enumerate(dict.fromkeys(role_of.values()))}
     picture = graphviz.Digraph("circuit", graph_attr=_graph_style(circuit), node_attr=_NODE_STYLE, edge_attr=_EDGE_STYLE)
-    picture.attr(label=_heading(circuit, colours, values))
+    if heading:
+        picture.attr(label=_heading(circuit, colours, values))
     _add_rows(picture, circuit, {node: colours[role] for node, role in role_of.items()}, role_of)
     _add_group_links(picture, circuit)
     _add_edges(picture, circuit, values)
@@ -135,7 +141,9 @@ def _add_rows(picture: graphviz.Digraph, circuit: Circuit, colours: Mapping[str,
         rank.node(f"row{number}", heading, shape="plaintext", fontcolor=FAINT, fontsize="11", pos=f"{-left},{number}!")
         for i, node in enumerate(nodes):
             place = f"{i - (len(nodes) - 1) / 2},{number}!"  # in inches, for neato; dot finds its own
-            rank.node(node, **_node(node, letters.get(node, ""), colours.get(node)), tooltip=role_of.get(node, node), pos=place)
+            rank.node(
+                node, **_node(node, letters.get(node, ""), colours.get(node)), tooltip=graphviz.escape(role_of.get(node, node)), pos=place
+            )
         picture.subgraph(rank)
         if number:
             picture.edge(f"row{number - 1}", f"row{number}", style="invis", weight="1000")

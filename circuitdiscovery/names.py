@@ -8,13 +8,15 @@ from circuitdiscovery.errors import unknown
 
 METRIC_NAMES = ("logit_diff", "logit", "probability", "prob_diff", "nll", "accuracy", "kl_divergence")
 ABLATION_NAMES = ("resample", "mean", "mean_all", "zero", "noise", "random")
-METHOD_NAMES = ("acdc", "eap", "eap_ig", "clean_corrupted", "exact", "hybrid", "edge_pruning", "random")
+METHOD_NAMES = ("acdc", "eap", "eap_ig", "clean_corrupted", "exact", "trace_back", "hybrid", "edge_pruning", "random")
 BENCHMARK_METHODS = (*METHOD_NAMES, "eap_denoising", "exact_denoising")
 SUITE_NAMES = ("planted", "toy", "published", "ioi", "greater_than")  # the last two: one of the published circuits
 DIRECTIONS = ("noising", "denoising")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-DEFAULT_THRESHOLD = 0.002  # acdc, damage in nats of KL: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
+DEFAULT_THRESHOLD = (
+    0.002  # acdc and trace_back, damage in nats of KL: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
+)
 DEFAULT_SHARE = 0.1  # attribution methods: the part of all edges that is kept
 
 Kind = Literal["metric", "ablation", "method", "direction", "dtype", "suite", "benchmark method"]

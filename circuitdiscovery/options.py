@@ -14,6 +14,7 @@ from circuitdiscovery.files import shipped
 
 ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run that is damaged
+THRESHOLD_METHODS = ("acdc", "trace_back")  # give a circuit whose size follows from a threshold
 SIZED_METHODS = ("hybrid", "edge_pruning")  # search for a circuit of a given number of edges
 
 
@@ -40,8 +41,10 @@ class Options:
         """Refuse options that do not go together; needs no torch."""
         if self.threshold is not None and self.edges is not None:
             raise CircuitDiscoveryError("--threshold and --edges exclude each other: give one of them")
-        if self.method == "acdc" and self.edges is not None:
-            raise CircuitDiscoveryError("--edges is not for acdc, whose size follows from --threshold; valid with the other methods")
+        if self.method in THRESHOLD_METHODS and self.edges is not None:
+            raise CircuitDiscoveryError(
+                f"--edges is not for {self.method.replace('_', '-')}, whose size follows from --threshold; valid with the other methods"
+            )
         if self.method in SIZED_METHODS and self.threshold is not None:
             raise CircuitDiscoveryError(
                 f"--threshold is not for {self.method.replace('_', '-')}, which searches for a number of edges: give --edges"
@@ -89,13 +92,13 @@ def check_model(name: str) -> str:
 def searched_with(info: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a circuit's provenance knows.
 
-    The metric that acdc and exact search with by default is not what a circuit is evaluated with: that is the task's own.
+    The metric that acdc, exact and trace_back search with by default is not what a circuit is evaluated with: that is the task's own.
     """
     model, options = info.get("model"), info.get("options")
     model = model if isinstance(model, Mapping) else {}
     options = options if isinstance(options, Mapping) else {}
     found = {key: options.get(key) for key in ("ablation", "metric", "direction")}
     found |= {"model": model.get("name"), "dtype": model.get("dtype")} | {key: info.get(key) for key in ("task", "seed", "examples")}
-    if info.get("method") in ("acdc", "exact") and found["metric"] == "kl_divergence":
+    if info.get("method") in ("acdc", "exact", "trace_back") and found["metric"] == "kl_divergence":
         del found["metric"]
     return {key: value for key, value in found.items() if value is not None}

@@ -1,6 +1,7 @@
 """One `discover`, from options to a run folder: where it goes, the search, the files, and how it resumes.
 
-A folder holds circuit.json, scores.safetensors (where there are scores), evaluation.json, graph.dot, graph.svg and run.json.
+A folder holds circuit.json, scores.safetensors (where there are scores), evaluation.json, explanation.json (the nodes' cards), report.json
+(what else the page shows), graph.dot, graph.svg, report.html (the page) and run.json.
 The same options give the same bytes in all of them but run.json, which alone knows times, versions and the command.
 While acdc searches there is also state.json: with it a run that was stopped goes on where it was.
 """
@@ -14,25 +15,29 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from circuitdiscovery import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files import read_json, write_json
+from circuitdiscovery.files import write_json
 from circuitdiscovery.names import DEFAULT_SHARE, DEFAULT_THRESHOLD
-from circuitdiscovery.options import DENOISING_METHODS, SIZED_METHODS, Options
-from circuitdiscovery.progress import Report, stage
+from circuitdiscovery.options import Options
+from circuitdiscovery.progress import stage
+from circuitdiscovery.reporting.folder import CONTENTS, EXPLANATION, PAGE, load, recorded
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit import Circuit, Scores
     from circuitdiscovery.evaluation import Evaluation
-    from circuitdiscovery.graph import Graph
     from circuitdiscovery.model import Model
     from circuitdiscovery.task import Task
 
 RUNS = Path("runs")
-FILES = ("circuit.json", "scores.safetensors", "evaluation.json", "graph.dot", "graph.svg", "run.json")
+FILES = (
+    *("circuit.json", "scores.safetensors", "evaluation.json", EXPLANATION, CONTENTS),
+    *("graph.dot", "graph.svg", PAGE, "run.json"),
+)
 STATE = "state.json"
 PACKAGES = ("circuitdiscovery", "torch", "transformers", "transformer_lens", "numpy", "safetensors", "pygraphviz")
 
@@ -90,14 +95,6 @@ def _listed(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError as error:
         raise CircuitDiscoveryError(f"cannot read the folder {folder}: {error.strerror}") from None
-
-
-def recorded(folder: Path) -> dict[str, Any]:
-    """What run.json in a folder says: the options, and once the run is finished its summary."""
-    record = read_json(folder / "run.json")
-    if not isinstance(record, dict) or not isinstance(record.get("options"), dict):
-        raise CircuitDiscoveryError(f"{folder / 'run.json'}: the field 'options' is missing")
-    return record
 
 
 def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
@@ -158,86 +155,58 @@ def _recorded(options: Options, folder: Path, command: list[str]) -> dict[str, A
     with _cleared_on_error(folder):
         write_json(folder / "run.json", record)
         clock = _Clock()
-        circuit, scores, evaluation = _found(options, folder, clock)
-        _write(folder, circuit, scores, evaluation)
+        found = _found(options, folder, clock)
+        _write(folder, found)
         clock.lap("write")
-        summary = _summary(options, folder, circuit, evaluation, clock.laps)
+        summary = _summary(options, folder, found, clock.laps)
         record |= {"finished": _now(), "threads": _threads(), "processes": distributed.world_size()}
-        record |= {"summary": summary, "report": str(evaluation)}
+        record |= {"summary": summary, "report": str(found.evaluation)}
         write_json(folder / "run.json", record)
         (folder / STATE).unlink(missing_ok=True)
     return record
 
 
-def _found(options: Options, folder: Path, clock: _Clock) -> tuple[Circuit, Scores | None, Evaluation]:
+class Found(NamedTuple):
+    """What a run found, before it is written: of the last two see reporting/contents.py."""
+
+    circuit: Circuit
+    scores: Scores | None
+    evaluation: Evaluation
+    explanation: dict[str, Any] | None
+    contents: dict[str, Any]
+
+
+def _found(options: Options, folder: Path, clock: _Clock) -> Found:
+    from circuitdiscovery.reporting.contents import gather
+
     model, task = load(options)
     clock.lap("load")
     circuit, scores = search(model, task, options, state=folder / STATE)
     clock.lap("search")
     evaluation = evaluate(model, task, circuit, scores, options)
     clock.lap("evaluate")
-    return circuit, scores, evaluation
-
-
-def load(options: Options) -> tuple[Model, Task]:
-    """The model and the task; this is where torch is imported."""
-    with stage("loading"):
-        from circuitdiscovery import load_model, load_task
-
-        model = load_model(options.model, device=options.device, dtype=options.dtype)
-        return model, load_task(options.task, model, examples=options.examples, seed=options.seed)
+    gathered = gather(model, task, circuit, scores, evaluation.to_dict(), options)
+    clock.lap("explain")
+    return Found(circuit, scores, evaluation, *gathered)
 
 
 def search(model: Model, task: Task, options: Options, *, state: Path | None = None) -> tuple[Circuit, Scores | None]:
-    """The circuit by the method asked for, and the scores it was taken from (None for acdc)."""
-    with stage(options.name) as report:
-        if options.method == "acdc":
-            return _acdc(model, task, options, report, state), None
-        scores = _scores(model, task, options, report)
-    if options.threshold is not None:
-        return scores.above(options.threshold), scores
-    return scores.top(_n_edges(scores.graph, options)), scores
+    """The circuit by the method asked for, and the scores it was taken from (None where the method gives a circuit).
 
-
-def _n_edges(graph: Graph, options: Options) -> int:
-    return options.edges or max(1, round(DEFAULT_SHARE * len(graph)))
-
-
-def _acdc(model: Model, task: Task, options: Options, report: Report, state: Path | None) -> Circuit:
-    from circuitdiscovery import acdc
-
-    return acdc(
-        model,
-        task,
-        threshold=DEFAULT_THRESHOLD if options.threshold is None else options.threshold,
-        metric=options.metric,
-        ablation=options.ablation,
-        split_qkv=options.split_qkv,
-        batch_size=options.batch_size,
-        progress=report,
-        state=state,
-    )
-
-
-def _scores(model: Model, task: Task, options: Options, report: Report) -> Scores:
+    A method takes of the options those that its signature names.
+    """
     import circuitdiscovery as cd
 
-    if options.method == "random":
-        return cd.random(model, task, seed=options.seed, split_qkv=options.split_qkv)
-    shared: dict[str, Any] = {
-        "metric": options.metric,
-        "ablation": options.ablation,
-        "split_qkv": options.split_qkv,
-        "batch_size": options.batch_size,
-        "progress": report,
-    }
-    if options.method in DENOISING_METHODS:
-        shared["direction"] = options.direction
-    if options.method in SIZED_METHODS:
-        shared["edges"] = _n_edges(cd.Graph.from_model(model, split_qkv=options.split_qkv), options)
-    if options.method == "edge_pruning":
-        shared["seed"] = options.seed
-    return getattr(cd, options.method)(model, task, **shared)
+    function = getattr(cd, options.method)
+    accepted = signature(function).parameters.keys() - {"model", "task"}
+    edges = options.edges or max(1, round(DEFAULT_SHARE * len(cd.Graph.from_model(model, split_qkv=options.split_qkv))))
+    threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
+    with stage(options.name) as report:
+        given = asdict(options) | {"edges": edges, "threshold": threshold, "progress": report, "state": state}
+        found = function(model, task, **{name: value for name, value in given.items() if name in accepted})
+    if isinstance(found, cd.Circuit):
+        return found, None
+    return found.top(edges) if options.threshold is None else found.above(options.threshold), found
 
 
 def evaluate(model: Model, task: Task, circuit: Circuit, scores: Scores | None, options: Options) -> Evaluation:
@@ -262,25 +231,31 @@ def evaluate(model: Model, task: Task, circuit: Circuit, scores: Scores | None, 
 # --------------------------------------------------------------------- files
 
 
-def _write(folder: Path, circuit: Circuit, scores: Scores | None, evaluation: Evaluation) -> None:
+def _write(folder: Path, found: Found) -> None:
+    from circuitdiscovery.reporting.page import write_page
+
     with stage("drawing"):
-        circuit.save(folder / "circuit.json")
-        if scores is not None:
-            scores.save(folder / "scores.safetensors")
-        write_json(folder / "evaluation.json", evaluation.to_dict())
-        circuit.draw(folder / "graph.dot")
-        circuit.draw(folder / "graph.svg")
+        found.circuit.save(folder / "circuit.json")
+        if found.scores is not None:
+            found.scores.save(folder / "scores.safetensors")
+        write_json(folder / "evaluation.json", found.evaluation.to_dict())
+        if found.explanation is not None:
+            write_json(folder / EXPLANATION, found.explanation)
+        write_json(folder / CONTENTS, found.contents)
+        found.circuit.draw(folder / "graph.dot")
+        found.circuit.draw(folder / "graph.svg")
+        write_page(folder, folder / PAGE)
 
 
-def _summary(options: Options, folder: Path, circuit: Circuit, evaluation: Evaluation, seconds: Mapping[str, float]) -> dict[str, Any]:
+def _summary(options: Options, folder: Path, found: Found, seconds: Mapping[str, float]) -> dict[str, Any]:
     return {
         "model": options.model,
         "task": options.task,
         "method": options.method,
-        "edges": len(circuit),
-        "edges_pruned": len(circuit.pruned()),
-        "edges_total": len(circuit.graph),
-        "evaluation": evaluation.to_dict(),
+        "edges": len(found.circuit),
+        "edges_pruned": len(found.circuit.pruned()),
+        "edges_total": len(found.circuit.graph),
+        "evaluation": found.evaluation.to_dict(),
         "seconds": dict(seconds),
         "folder": str(folder),
         "files": [name for name in FILES if name == "run.json" or (folder / name).exists()],

@@ -91,8 +91,8 @@ class Task:
         correct: Any,
         incorrect: Any,
         position: Any = None,
-        positions: Mapping[str, Any] | None = None,
-        variables: Mapping[str, Sequence[Any]] | None = None,
+        positions: Any = None,
+        variables: Any = None,
     ) -> Task:
         """A task from token ids, used as given.
 
@@ -227,6 +227,9 @@ def _positions(what: str, position: Any, count: int) -> list[int | None]:
 
 def _named(examples: list[Example], positions: Mapping[str, Any], variables: Mapping[str, Sequence[Any]]) -> Iterator[Example]:
     """The examples with their named positions and variables."""
+    for what, named in (("positions", positions), ("variables", variables)):
+        if not isinstance(named, Mapping):
+            raise CircuitDiscoveryError(f"{what} must be a mapping from names to values, not {type(named).__name__}")
     if END in positions:
         raise CircuitDiscoveryError(f"positions: {END} is the answer's position, which has that name already")
     columns = {name: _positions(f"positions[{name!r}]", value, len(examples)) for name, value in positions.items()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import html
 import json
 import os
 import re
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +27,8 @@ from circuitdiscovery import cli, evaluation, names, run
 from circuitdiscovery.files import data_folder
 from circuitdiscovery.search import acdc
 
-FILES = {"circuit.json", "evaluation.json", "graph.dot", "graph.svg", "run.json"}
+EXPLAINED = {"explanation.json", "report.json", "report.html"}
+FILES = {"circuit.json", "evaluation.json", "graph.dot", "graph.svg", "run.json"} | EXPLAINED
 ROOT = Path(cd.__file__).parents[1]
 # a fresh interpreter in which whoever imports torch, or what takes as long, fails
 WITHOUT_TORCH = (
@@ -138,7 +141,7 @@ def test_help_comes_within_half_a_second() -> None:
 def test_help_states_every_choice_and_default(light: Call) -> None:
     text = " ".join(light("discover", "--help").out.split())
     for words in (
-        "acdc|eap|eap-ig|clean-corrupted|exact|hybrid|edge-pruning|random",
+        "acdc|eap|eap-ig|clean-corrupted|exact|trace-back|hybrid|edge-pruning|random",
         "noising|denoising",
         "float32|float64|bfloat16|float16",
         str(names.DEFAULT_THRESHOLD),
@@ -201,6 +204,13 @@ REFUSED = [
     ("draw missing.json -o a.gif", ["a.gif", ".svg, .png, .pdf or .dot"]),
     ("draw missing.json -o nowhere/a.svg", ["nowhere"]),
     ("draw missing.json -o a.svg", ["missing.json"]),
+    ("report", ["RUN"]),
+    ("report missing", ["missing is no run folder", "there is no such folder"]),
+    ("report empty", ["empty is no run folder", "run.json"]),
+    ("report file", ["file is no run folder", "it is a file"]),
+    ("report torn", ["torn/run.json", "line 1"]),
+    ("report other", ["other", "not finished", "circuitdiscovery discover gpt2 ioi", "--out other --resume"]),
+    ("report other --json", ["--json", "--out"]),
     ("models toy", ["toy"]),
 ]
 
@@ -306,6 +316,15 @@ def test_methods_with_scores_keep_as_many_edges_as_asked(call: Call, tmp_path: P
     kept = min(abs(scores[edge]) for edge in circuit.edges)
     dropped = max(abs(scores[edge]) for edge in set(scores.graph.edges) - set(circuit.edges))
     assert kept >= dropped
+
+
+def test_trace_back_gives_its_circuit_at_a_threshold(call: Call, tmp_path: Path) -> None:
+    asked = ("discover", "toy", "ioi", "--method", "trace-back", "--examples", "4", "--out", "a")
+    assert "--edges is not for trace-back" in one_line(call(*asked, "--edges", "20"))
+    assert call(*asked, "--threshold", "0.05").status == 0
+    model = cd.load_model("toy")
+    expected = cd.trace_back(model, cd.load_task("ioi", model, examples=4), threshold=0.05)
+    assert 0 < len(expected) < 100 and cd.load_circuit(tmp_path / "a" / "circuit.json") == expected
 
 
 def test_a_threshold_keeps_the_scores_from_it_on(call: Call, tmp_path: Path) -> None:
@@ -470,7 +489,9 @@ def test_resume_refuses_other_options(call: Call, finished: Path) -> None:
 # ----------------------------------------------------------------- a full disk
 
 
-@pytest.mark.parametrize("file", ["run.json", "state.json", "circuit.json", "evaluation.json", "graph.dot", "graph.svg"])
+@pytest.mark.parametrize(
+    "file", ["run.json", "state.json", "circuit.json", "evaluation.json", "explanation.json", "report.json", "graph.svg", "report.html"]
+)
 def test_a_full_disk_is_one_line_and_nothing_half_written_stays(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path, file: str
 ) -> None:
@@ -576,6 +597,106 @@ def test_compare_with_itself_and_with_another(call: Call, finished: Path, tmp_pa
 def test_draw_writes_every_format(call: Call, finished: Path, tmp_path: Path, suffix: str, starts: bytes) -> None:
     assert call("draw", finished / "circuit.json", "-o", f"picture.{suffix}").status == 0
     assert (tmp_path / f"picture.{suffix}").read_bytes().lstrip().startswith(starts)
+
+
+# -------------------------------------------------------------------- report
+
+
+def test_an_older_runs_folder_gets_the_same_page(call: Call, finished: Path, tmp_path: Path) -> None:
+    """Without what an older version did not write, everything is computed again, to the same bytes."""
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns(*EXPLAINED))
+    result = call("report", "run")
+    assert (result.status, result.out) == (0, "run/report.html\n"), result.err
+    assert contents(tmp_path / "run") == contents(finished)
+
+
+def test_an_older_run_with_scores_gets_its_curve(call: Call, tmp_path: Path) -> None:
+    assert call("discover", "toy", "ioi", "--method", "eap-ig", "--examples", "8", "--out", "run").status == 0
+    before = contents(tmp_path / "run")
+    for name in EXPLAINED:
+        (tmp_path / "run" / name).unlink()
+    evaluation = json.loads(before["evaluation.json"])
+    curve = evaluation.pop("curve")
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps(evaluation))
+    assert call("report", "run", "-o", "page.html").out == "page.html\n"
+    assert not EXPLAINED & set(os.listdir(tmp_path / "run"))  # only the file that was asked for is written
+    assert (tmp_path / "page.html").read_bytes() == before["report.html"]
+    assert call("report", "run").status == 0
+    known = json.loads((tmp_path / "run" / "report.json").read_bytes())["curve"]
+    assert known == {"ranking": "scores"} | {name: curve[name] for name in ("edges", "normalized", "cpr", "cmd")}
+
+
+def test_the_page_of_a_finished_run_needs_no_model(call: Call, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cd.loading, "load_model", None)  # whoever calls it fails
+    assert call("report", finished, "-o", "page.html").status == 0
+    assert (tmp_path / "page.html").read_bytes() == (finished / "report.html").read_bytes()
+
+
+def test_weights_that_changed_are_refused(call: Call, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    text = (finished / "circuit.json").read_text()
+    digest = json.loads(text)["model"]["digest"]
+    (tmp_path / "run" / "circuit.json").write_text(text.replace(digest, "0" * len(digest)))
+    message = one_line(call("report", "run"))
+    assert "toy (weights 000000000000)" in message and digest[:12] in message
+    assert (tmp_path / "run" / "report.html").read_bytes() == (finished / "report.html").read_bytes()
+
+
+def test_a_circuit_without_scores_stands_beside_the_curve_of_eap_ig(finished: Path) -> None:
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=8)
+    curve = cd.curve(model, task, cd.eap_ig(model, task))
+    known = json.loads((finished / "report.json").read_bytes())["curve"]
+    assert known["ranking"] == "eap_ig" and known["edges"] == list(curve.edges)
+    assert [each["value"] for each in known["normalized"]] == pytest.approx(list(curve.normalized), abs=1e-5)
+    assert known["cmd"]["value"] == pytest.approx(curve.cmd, abs=1e-5)
+
+
+def test_the_prompts_are_what_the_model_and_the_circuit_say(finished: Path) -> None:
+    """The model's side by Hugging Face; the circuit's by a run of its own."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = data_folder("models") / "toy"
+    bridge, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=8).held_out
+    assert task is not None
+    kept = cd.run_circuit(model, task, cd.load_circuit(finished / "circuit.json"))
+    rows = json.loads((finished / "report.json").read_bytes())["prompts"]
+    assert len(rows) == len(task) == 8
+    for row, example, circuit in zip(rows, task.examples, kept, strict=True):
+        with torch.no_grad():
+            logits = bridge(torch.tensor([example.clean])).logits[0, example.position]
+        assert row["text"] == tokenizer.decode(example.clean)
+        for side, values in (("full", logits), ("circuit", circuit)):
+            probability, top = values.softmax(-1).max(-1)
+            assert row[side]["token"] == tokenizer.decode([int(top)])
+            assert row[side]["probability"] == pytest.approx(float(probability), abs=1e-4)
+            assert row[side]["logit_diff"] == pytest.approx(float(values[example.correct[0]] - values[example.incorrect[0]]), abs=1e-3)
+            assert row[side]["right"] == (int(top) == example.correct[0])
+        assert row["agree"] == (int(logits.argmax()) == int(circuit.argmax()))
+
+
+def test_the_page_of_a_real_run_says_what_its_files_say(finished: Path) -> None:
+    text = (finished / "report.html").read_text("utf-8")
+    explanation, evaluation = (json.loads((finished / f"{name}.json").read_bytes()) for name in ("explanation", "evaluation"))
+    circuit = cd.load_circuit(finished / "circuit.json")
+    assert set(explanation["cards"]) == set(circuit.nodes) - {"input", "logits"} == set(re.findall(r'id="card-([^"]+)"', text))
+    assert set(re.findall(r'data-edge="([^"]+)"', text)) == {edge.replace("<", "&lt;").replace(">", "&gt;") for edge in circuit.edges}
+    assert f"{evaluation['normalized']['value']:.0%} [".replace("-", "\N{MINUS SIGN}") in text
+    assert len(text) < 1_500_000
+    evidence = [sentence for card in explanation["cards"].values() for sentence in card["evidence"]]
+    assert evidence and all(html.escape(sentence, quote=False) in text.replace("&#39;", "'").replace("&#34;", '"') for sentence in evidence)
+
+
+def test_a_table_of_ones_own_has_a_page_without_paths(call: Call, tmp_path: Path) -> None:
+    lines = ["clean,corrupted,correct,incorrect"]
+    lines += [f"Then {a} met {b} and {a} met,Then {a} met {b} and {b} met, {b}, {a}" for a, b in (("Amy", "Jim"), ("Kate", "Paul")) * 4]
+    (tmp_path / "mine.csv").write_text("\n".join(dict.fromkeys(lines)) + "\n")
+    assert call("discover", "toy", "mine.csv", "--method", "eap", "--out", "run").status == 0
+    text = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "circuitdiscovery discover toy ./mine.csv --method eap" in text
+    assert str(tmp_path) not in text and str(tmp_path) not in (tmp_path / "run" / "explanation.json").read_text("utf-8")
 
 
 def test_a_bug_of_ours_is_one_line_too(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

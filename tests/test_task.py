@@ -541,6 +541,7 @@ BAD_TOKENS: dict[str, tuple[dict[str, Any], str]] = {
     "a position outside": ({"position": 3}, "row 0: position 3 is outside of the prompt's 3 tokens"),
     "positions of another number": ({"position": [1]}, "position has 1 rows, but clean has 2"),
     "a named position outside": ({"positions": {"a": [0, 5]}}, r"positions\['a'\], row 1: position 5 is outside"),
+    "positions without names": ({"positions": [1, 2]}, "positions must be a mapping from names to values, not list"),
     "a position named END": ({"positions": {"END": 0}}, "END is the answer's position"),
     "a variable of another number": ({"variables": {"x": ["p"]}}, r"variables\['x'\] must hold a value per row, 2"),
     "a variable as one text": ({"variables": {"x": "pq"}}, r"variables\['x'\] must hold a value per row"),

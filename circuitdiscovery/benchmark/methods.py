@@ -22,6 +22,7 @@ from circuitdiscovery.search.baseline import random
 from circuitdiscovery.search.edge_pruning import edge_pruning
 from circuitdiscovery.search.exact import exact
 from circuitdiscovery.search.hybrid import hybrid
+from circuitdiscovery.search.path_patching import trace_back
 from circuitdiscovery.task import Task
 
 Found = Scores | Circuit | Sequence[Circuit]
@@ -32,6 +33,11 @@ THRESHOLDS = tuple(10 ** (-power / 2) for power in range(-1, 9))  # nats of KL, 
 def acdc_sweep(model: Model, task: Task) -> list[Circuit]:
     """ACDC at every threshold, as its paper draws a ROC curve (Conmy et al. 2023, section 4)."""
     return [acdc(model, task, threshold=threshold) for threshold in THRESHOLDS]
+
+
+def trace_back_sweep(model: Model, task: Task) -> list[Circuit]:
+    """Path patching from the logits back, at the same thresholds."""
+    return [trace_back(model, task, threshold=threshold) for threshold in THRESHOLDS]
 
 
 def edge_pruning_sweep(model: Model, task: Task, sizes: Sequence[int]) -> list[Circuit]:
@@ -54,6 +60,7 @@ METHODS: dict[str, Method] = {
     "exact_denoising": lambda model, task: exact(model, task, direction="denoising"),
     "edge_pruning": edge_pruning_sweep,
     "hybrid": hybrid_sweep,
+    "trace_back": trace_back_sweep,
     "random": random,
 }
 

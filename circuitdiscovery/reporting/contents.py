@@ -1,0 +1,174 @@
+"""What the page shows and no other file of a run folder holds: the cards (explanation.json), and report.json with the task in words,
+an example pair, what model and circuit answer to the first prompts, and the faithfulness curve.
+
+A circuit that was not taken from scores (acdc's, trace_back's) is shown beside the curve of EAP-IG's ranking, under the run's own options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.options import Options
+from circuitdiscovery.progress import stage
+from circuitdiscovery.reporting.folder import FORMAT, fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from circuitdiscovery.circuit import Circuit, Scores
+    from circuitdiscovery.encoder import Example
+    from circuitdiscovery.model import Model
+    from circuitdiscovery.task import Task
+
+PROMPTS = 20  # rows of the table
+ANSWERS = 3  # of several right answers that are named; greater_than has up to 98
+_IN_WORDS = ("description", "source", "counterfactual")
+
+Json = dict[str, Any]
+
+
+def gather(
+    model: Model, task: Task, circuit: Circuit, scores: Scores | None, evaluation: Mapping[str, Any], options: Options
+) -> tuple[Json | None, Json]:
+    """(explanation.json or None, report.json), as JSON: the same for the same run.
+
+    Args:
+        model, task: the run's.
+        circuit: what it found.
+        scores: what the circuit was taken from; None where the method gives a circuit.
+        evaluation: evaluation.json, whose curve is taken where it has one.
+        options: the run's.
+    """
+    used = task.held_out or task
+    explanation, no_cards = _explanation(model, task, circuit, options)
+    curve, no_curve = _curve(model, task, circuit, scores, evaluation, options)
+    report: Json = {"format": FORMAT, "circuit": fingerprint(circuit)}
+    report |= {"task": {"name": task.name} | {key: task.info.get(key) for key in _IN_WORDS}}
+    report |= {"example": _example(model, used.examples[0]), "prompts": _prompts(model, used, circuit, options)}
+    return explanation, report | {"curve": curve, "no_curve": no_curve, "no_cards": no_cards}
+
+
+def _explanation(model: Model, task: Task, circuit: Circuit, options: Options) -> tuple[Json | None, str | None]:
+    """The cards; or None, and why there are none. An exotic circuit shall not cost a search of an hour its files."""
+    from circuitdiscovery.explanation import explain
+
+    with stage("explaining") as progress:
+        try:
+            found = explain(
+                model, task, circuit, metric=options.metric, ablation=options.ablation, batch_size=options.batch_size, progress=progress
+            )
+        except CircuitDiscoveryError as error:
+            return None, str(error)
+    return found.to_dict(), None
+
+
+# --------------------------------------------------------------------- curve
+
+
+def _curve(
+    model: Model, task: Task, circuit: Circuit, scores: Scores | None, evaluation: Mapping[str, Any], options: Options
+) -> tuple[Json | None, str | None]:
+    """The curve and what ranked its edges; or None, and why there is none."""
+    if evaluation["reason"] is not None:
+        return None, str(evaluation["reason"])
+    known = evaluation.get("curve")
+    if known is not None:
+        return _curve_of("scores", known), None
+    try:
+        if scores is not None:
+            return _curve_of("scores", _measured(model, task, scores, options)), None
+        return _curve_of("eap_ig", _measured(model, task, _ranking(model, task, circuit, options), options)), None
+    except CircuitDiscoveryError as error:
+        return None, str(error)
+
+
+def _ranking(model: Model, task: Task, circuit: Circuit, options: Options) -> Scores:
+    from circuitdiscovery.search.attribution import eap_ig
+
+    with stage("ranking for the curve") as progress:
+        return eap_ig(
+            model,
+            task,
+            metric=options.metric,
+            ablation=options.ablation,
+            split_qkv=circuit.graph.split_qkv,
+            batch_size=options.batch_size,
+            progress=progress,
+        )
+
+
+def _measured(model: Model, task: Task, scores: Scores, options: Options) -> Json:
+    from circuitdiscovery.evaluation import curve
+
+    with stage("curve"):
+        found = curve(
+            model,
+            task,
+            scores,
+            ablation=options.ablation,
+            metric=options.metric,
+            direction=options.direction,
+            batch_size=options.batch_size,
+            seed=options.seed,
+        )
+    estimates = {"normalized": [each.to_dict() for each in found.normalized]}
+    return {"edges": list(found.edges), **estimates, "cpr": found.cpr.to_dict(), "cmd": found.cmd.to_dict()}
+
+
+def _curve_of(ranking: str, found: Mapping[str, Any]) -> Json:
+    return {"ranking": ranking} | {name: found[name] for name in ("edges", "normalized", "cpr", "cmd")}
+
+
+# ------------------------------------------------------------------- prompts
+
+
+def _example(model: Model, example: Example) -> Json:
+    sides = {"clean": _tokens(model, example.clean), "corrupted": _tokens(model, example.corrupted)}
+    return sides | {"positions": dict(example.positions)} | _answers(model, example)
+
+
+def _prompts(model: Model, task: Task, circuit: Circuit, options: Options) -> list[Json]:
+    """The first prompts with what the model and the circuit answer, each run on all examples: a mean ablation is one over all."""
+    from circuitdiscovery.metrics import clean_logits
+    from circuitdiscovery.patching import run_circuit
+
+    with stage("answers"):
+        full = clean_logits(model, task).float().cpu()  # [examples, vocabulary]
+        options_of_run = {"ablation": options.ablation, "direction": options.direction, "batch_size": options.batch_size}
+        kept = run_circuit(model, task, circuit, **options_of_run).float().cpu()  # [examples, vocabulary]
+    return [
+        {"text": example.text or _decoded(model, example.clean)}
+        | _answers(model, example)
+        | {"full": _answered(model, example, full[row]), "circuit": _answered(model, example, kept[row])}
+        | {"agree": bool(full[row].argmax() == kept[row].argmax())}
+        for row, example in enumerate(task.examples[:PROMPTS])
+    ]
+
+
+def _answered(model: Model, example: Example, logits: Tensor) -> Json:
+    """The top token of [vocabulary] logits, its probability, whether it is right, and correct minus incorrect (mean logits)."""
+    top = int(logits.argmax())
+    difference = logits[list(example.correct)].mean() - logits[list(example.incorrect)].mean()
+    numbers = {"probability": _rounded(float(logits.softmax(-1)[top])), "logit_diff": _rounded(float(difference))}
+    return {"token": _tokens(model, [top])[0], **numbers, "right": top in example.correct}
+
+
+def _answers(model: Model, example: Example) -> Json:
+    sides = {"correct": example.correct, "incorrect": example.incorrect}
+    return {name: {"tokens": _tokens(model, ids[:ANSWERS]), "count": len(ids)} for name, ids in sides.items()}
+
+
+def _tokens(model: Model, ids: Sequence[int]) -> list[str]:
+    return [_decoded(model, [token]) for token in ids]
+
+
+def _decoded(model: Model, ids: Sequence[int]) -> str:
+    """The text of tokens; their numbers where the model has no tokenizer."""
+    return " ".join(map(str, ids)) if model.tokenizer is None else str(model.tokenizer.decode(list(ids)))
+
+
+def _rounded(value: float) -> float:
+    """Six significant digits: more would only make two machines' files differ."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,135 @@
+"""Graphviz' drawing of a circuit made over for the page: colours by class, so that the style sheet decides them; nodes that link to
+their cards; edges that say their name and score; and a letter for each role, so that colour alone never says one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from string import ascii_uppercase
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from circuitdiscovery.draw import INK, PLAIN_HEAD, PLAIN_MLP, ROLE_COLOURS, to_svg
+
+if TYPE_CHECKING:
+    from circuitdiscovery.circuit import Circuit
+
+MOST_EDGES = 2000  # that the page draws, the strongest; a page of more is slow, and shows no more
+_SVG, _TITLE = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}title"
+_GEOMETRY = ("d", "points", "x", "y", "text-anchor", "font-size", "stroke-width", "stroke-opacity", "fill-opacity", "stroke-dasharray")
+_CLASS_OF = {INK.lower(): "ink", PLAIN_HEAD.lower(): "head", PLAIN_MLP.lower(): "mlp", "none": "outline", "white": "paper"}
+
+
+def letters(roles: Sequence[str]) -> dict[str, str]:
+    """A letter for each role: A to Z, then AA to AZ, ...
+
+    >>> letters(["name mover", "induction"])
+    {'name mover': 'A', 'induction': 'B'}
+    """
+    return {role: ("" if i < 26 else ascii_uppercase[i // 26 - 1]) + ascii_uppercase[i % 26] for i, role in enumerate(roles)}
+
+
+def colours(roles: Sequence[str]) -> dict[str, str]:
+    """The colour of each role, as in draw.py."""
+    return {role: ROLE_COLOURS[i % len(ROLE_COLOURS)] for i, role in enumerate(roles)}
+
+
+def strongest(circuit: Circuit, count: int = MOST_EDGES) -> Circuit:
+    """The circuit's `count` edges of the highest |score|; all of them where they are fewer, the first where none has a score."""
+    from circuitdiscovery.circuit import Circuit
+
+    if len(circuit) <= count:
+        return circuit
+    edges = sorted(circuit.edges, key=lambda edge: -abs(circuit.score(edge) or 0.0))
+    return Circuit(circuit.graph, circuit.graph.mask(edges[:count]), circuit.scores, circuit.info)
+
+
+def drawing(circuit: Circuit, roles: Mapping[str, Sequence[str]], cards: Sequence[str]) -> str:
+    """The <svg> element.
+
+    Args:
+        circuit: what is drawn.
+        roles: role -> nodes.
+        cards: the nodes that have a card, to which they link.
+    """
+    root = ElementTree.fromstring(to_svg(circuit, roles=roles, heading=False))
+    picture = next(root.iter(f"{_SVG}g"))
+    groups = [group for group in picture.iter(f"{_SVG}g") if group.get("class") in ("edge", "node")]
+    marks = {node: (role, letter) for role, letter in reversed(letters(list(roles)).items()) for node in roles[role]}
+    edges = [_edge(circuit, group) for group in groups if group.get("class") == "edge"]
+    nodes = [_node(group, marks, cards) for group in groups if group.get("class") == "node"]
+    width, height = (round(float(size)) for size in root.get("viewBox", "").split()[2:])
+    head = f'<svg id="drawing" class="drawing" viewBox="0 0 {width} {height}" style="--width:{width};--height:{height}" role="group"'
+    inside = f'<g transform="{escape(picture.get("transform", ""))}"><g>{"".join(edges)}</g><g>{"".join(nodes)}</g></g>'
+    return f'{head} aria-label="The circuit, from input at the bottom to logits at the top">{inside}</svg>'
+
+
+# --------------------------------------------------------------------- edges
+
+
+def _edge(circuit: Circuit, group: ElementTree.Element) -> str:
+    ends = (group.findtext(f"{_SVG}title") or "").split("->")
+    source, reader = (end.split(":")[0] for end in ends)
+    data = f'data-from="{escape(source)}" data-to="{escape(reader)}"'
+    tip = next((a.get(_TITLE) for a in group.iter(f"{_SVG}a")), None)
+    if tip is None:  # from a group's keys and values to one of its heads
+        return f'<g class="edge group" {data}>{"".join(_shapes(group))}</g>'
+    name = tip.split()[0]
+    score = circuit.score(name)
+    sign = "unscored" if score is None else "helps" if score >= 0 else "hurts"
+    said = "no score" if score is None else f"score {score:+.4g}"
+    data += f' data-edge="{escape(name)}"' + ("" if score is None else f' data-score="{score!r}"')
+    curve = next(shape.get("d", "") for shape in group.iter(f"{_SVG}path"))
+    label = escape(f"{name}, {said}")
+    inside = f'<title>{label}</title><path class="hit" d="{curve}"/>{"".join(_shapes(group))}'
+    return f'<g class="edge {sign}" {data} role="img" aria-label="{label}">{inside}</g>'
+
+
+# --------------------------------------------------------------------- nodes
+
+
+def _node(group: ElementTree.Element, marks: Mapping[str, tuple[str, str]], cards: Sequence[str]) -> str:
+    name = group.findtext(f"{_SVG}title") or ""
+    shapes = "".join(_shapes(group))
+    if re.fullmatch(r"row\d+", name):
+        return f'<g class="row">{shapes}</g>'
+    role, letter = marks.get(name, ("", ""))
+    label = escape(f"{name}, {role}" if role else name)
+    link = f' href="#card-{escape(name)}"' if name in cards else ""
+    badge = _badge(group, letter) if letter else ""
+    return f'<a class="node" data-node="{escape(name)}"{link} aria-label="{label}"><title>{label}</title>{shapes}{badge}</a>'
+
+
+def _badge(group: ElementTree.Element, letter: str) -> str:
+    """The role's letter at the box's upper right corner."""
+    numbers = [tuple(map(float, pair)) for text in _outlines(group) for pair in re.findall(r"(-?[\d.]+),(-?[\d.]+)", text)]
+    x, y = max(x for x, _ in numbers), min(y for _, y in numbers)
+    return f'<g class="badge"><circle cx="{x:.1f}" cy="{y:.1f}" r="7.5"/><text x="{x:.1f}" y="{y + 3.2:.1f}">{letter}</text></g>'
+
+
+def _outlines(group: ElementTree.Element) -> list[str]:
+    return [shape.get("d") or shape.get("points") or "" for shape in group.iter() if shape.tag in (f"{_SVG}path", f"{_SVG}polygon")]
+
+
+# -------------------------------------------------------------------- shapes
+
+
+def _shapes(group: ElementTree.Element) -> Iterator[str]:
+    """A group's lines, boxes and texts, with a class in place of the colour where the style sheet has one."""
+    for shape in group.iter():
+        tag = shape.tag.removeprefix(_SVG)
+        if tag not in ("path", "polygon", "polyline", "ellipse", "text"):
+            continue
+        attributes = " ".join(f'{key}="{escape(value)}"' for key, value in shape.items() if key in _GEOMETRY)
+        style = _style(group.get("class", ""), shape.get("fill", "black"))
+        yield f"<{tag} {style} {attributes}" + (f">{escape((shape.text or '').strip())}</text>" if tag == "text" else "/>")
+
+
+def _style(kind: str, fill: str) -> str:
+    if kind == "edge":
+        return 'class="line"' if fill == "none" else 'class="tip"'
+    if fill.upper() in ROLE_COLOURS:
+        return f'class="role" fill="{fill}"'
+    return f'class="{_CLASS_OF.get(fill, "faint")}"'

@@ -1,0 +1,232 @@
+"""A run folder read back: what each file must say, and the model and the task that the run names.
+
+Files of an older version may lack what the page shows (`explanation.json`, `report.json`); what they hold is checked all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.files import read_json, to_json
+from circuitdiscovery.options import Options
+from circuitdiscovery.progress import stage
+
+if TYPE_CHECKING:
+    from circuitdiscovery.circuit import Circuit, Scores
+    from circuitdiscovery.model import Model
+    from circuitdiscovery.task import Task
+
+EXPLANATION, CONTENTS, PAGE = "explanation.json", "report.json", "report.html"
+FORMAT = "circuitdiscovery report 1"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder's files.
+
+    Args:
+        options: what the run was asked for.
+        circuit: what it found.
+        evaluation: evaluation.json.
+        explanation: explanation.json; None where there is none of this circuit.
+        contents: report.json (see reporting/contents.py); None where there is none of this circuit.
+        missing: why `explanation` and `contents` could not be made, where that was tried.
+    """
+
+    folder: Path
+    options: Options
+    circuit: Circuit
+    evaluation: Mapping[str, Any]
+    explanation: Mapping[str, Any] | None
+    contents: Mapping[str, Any] | None
+    missing: str | None = None
+
+    def scores(self) -> Scores | None:
+        """The scores that the circuit was taken from, where there are some."""
+        from circuitdiscovery.circuit import Scores
+
+        path = self.folder / "scores.safetensors"
+        return Scores.load(path) if path.exists() else None
+
+
+# ------------------------------------------------------------------- reading
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What run.json in a folder says: the options, and once the run is finished its summary."""
+    record = read_json(folder / "run.json")
+    if not isinstance(record, dict) or not isinstance(record.get("options"), dict):
+        raise CircuitDiscoveryError(f"{folder / 'run.json'}: the field 'options' is missing")
+    return record
+
+
+def finished(folder: Path) -> None:
+    """Refuse what is no folder of a finished run."""
+    if not folder.is_dir() or not (folder / "run.json").exists():
+        what = "it has no run.json" if folder.is_dir() else "it is a file" if folder.exists() else "there is no such folder"
+        raise CircuitDiscoveryError(f"{folder} is no run folder: {what}")
+    record = recorded(folder)
+    if "summary" not in record:
+        how = _options(record, folder).resume_command(folder)
+        raise CircuitDiscoveryError(f"the run in {folder} is not finished; go on with: {how}")
+
+
+def read(folder: Path) -> Run:
+    """The files of a run folder, checked.
+
+    Raises:
+        CircuitDiscoveryError: a file that is missing, broken, or of another circuit than circuit.json; by file and field.
+    """
+    from circuitdiscovery.circuit import load_circuit
+
+    options = _options(recorded(folder), folder)
+    circuit = load_circuit(folder / "circuit.json")
+    path = folder / "evaluation.json"
+    evaluation = _like(read_json(path), EVALUATION, str(path))
+    if evaluation["edges"] != len(circuit):
+        raise CircuitDiscoveryError(f"{path} is of a circuit of {evaluation['edges']} edges, but circuit.json has {len(circuit)}")
+    run = Run(folder, options, circuit, evaluation, None, None)
+    return replace(run, **_explained(folder, circuit))
+
+
+def _explained(folder: Path, circuit: Circuit) -> dict[str, Any]:
+    """explanation.json and report.json, where both are there and of this circuit."""
+    if not (folder / CONTENTS).exists():
+        return {}
+    contents = _like(read_json(folder / CONTENTS), CONTENTS_SHAPE, str(folder / CONTENTS))
+    _same_length(folder / CONTENTS, "example", contents["example"]["clean"], contents["example"]["corrupted"])
+    if contents["curve"] is not None:
+        _same_length(folder / CONTENTS, "curve", contents["curve"]["edges"], contents["curve"]["normalized"])
+    if contents["format"] != FORMAT or contents["circuit"] != fingerprint(circuit):
+        return {}
+    if contents["no_cards"] is not None:
+        return {"contents": contents}
+    if not (folder / EXPLANATION).exists():
+        return {}
+    explanation = _like(read_json(folder / EXPLANATION), EXPLANATION_SHAPE, str(folder / EXPLANATION))
+    for node, card in explanation["cards"].items():
+        for pattern in card["patterns"]:
+            _same_length(folder / EXPLANATION, f"cards.{node}.patterns", pattern["tokens"], pattern["weights"], *pattern["weights"])
+    strangers = set(explanation["cards"]) - set(circuit.nodes)
+    return {} if strangers else {"contents": contents, "explanation": explanation}
+
+
+def _same_length(path: Path, field: str, *lists: Sequence[Any]) -> None:
+    if len({len(each) for each in lists}) > 1 or not lists[0]:
+        raise CircuitDiscoveryError(f"{path}: the field {field!r} holds lists that do not fit together")
+
+
+def fingerprint(circuit: Circuit) -> str:
+    """The same for the same circuit, found in the same weights in the same way."""
+    return sha256(to_json(circuit.to_dict()).encode()).hexdigest()
+
+
+def _options(record: Mapping[str, Any], folder: Path) -> Options:
+    """The options in run.json; an older version's may be fewer."""
+    kinds, values = get_type_hints(Options), record["options"]
+    known = {field.name: values[field.name] for field in fields(Options) if field.name in values}
+    for name in ("model", "task"):
+        if name not in known:
+            raise CircuitDiscoveryError(f"{folder / 'run.json'}: the field 'options.{name}' is missing")
+    for name, value in known.items():
+        kind = kinds[name] | int if isinstance(value, int) and not isinstance(value, bool) and name == "threshold" else kinds[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and name != "split_qkv"):
+            raise CircuitDiscoveryError(f"{folder / 'run.json'}: the field 'options.{name}' must not be {value!r}")
+    return Options(**known)
+
+
+def load(options: Options) -> tuple[Model, Task]:
+    """The model and the task that options name; this is where torch is imported."""
+    with stage("loading"):
+        from circuitdiscovery import load_model, load_task
+
+        model = load_model(options.model, device=options.device, dtype=options.dtype)
+        return model, load_task(options.task, model, examples=options.examples, seed=options.seed)
+
+
+# -------------------------------------------------------------------- shapes
+
+# What a file must hold at least: a type; [what each element is], or of several [what the first is, the second, ...]; {name: what its
+# value is}, or {"*": what every value is}; or a tuple of these to choose from.
+Shape = Any
+NUMBER = (int, float)
+ESTIMATE = {"value": NUMBER, "low": NUMBER, "high": NUMBER}
+PAIRS = [[str, NUMBER]]
+EDGES = [[str, (*NUMBER, type(None))]]
+EVALUATION: Shape = {
+    **dict.fromkeys(("model", "task", "part", "metric", "ablation", "direction"), str),
+    **dict.fromkeys(("examples", "edges", "edges_pruned", "edges_total"), int),
+    **dict.fromkeys(("full", "circuit", "empty", "faithfulness", "kl", "agreement"), ESTIMATE),
+    "normalized": (ESTIMATE, type(None)),
+    "reason": (str, type(None)),
+    "completeness": {"sets": [{"kind": str, "nodes": [str], "incompleteness": ESTIMATE}], "max": ESTIMATE, "mean": ESTIMATE},
+    "minimality": {"scores": {"*": ESTIMATE}, "below": [str], "bar": NUMBER},
+}
+_ANSWER = {"token": str, "probability": NUMBER, "logit_diff": NUMBER, "right": bool}
+_ANSWERS = {"tokens": [str], "count": int}
+CONTENTS_SHAPE: Shape = {
+    "format": str,
+    "circuit": str,
+    "task": {"*": (str, type(None))},
+    "example": {"clean": [str], "corrupted": [str], "positions": {"*": int}, "correct": _ANSWERS, "incorrect": _ANSWERS},
+    "prompts": [{"text": str, "correct": _ANSWERS, "incorrect": _ANSWERS, "full": _ANSWER, "circuit": _ANSWER, "agree": bool}],
+    "curve": ({"ranking": str, "edges": [int], "normalized": [ESTIMATE], "cpr": ESTIMATE, "cmd": ESTIMATE}, type(None)),
+    "no_curve": (str, type(None)),
+    "no_cards": (str, type(None)),
+}
+_CARD = {
+    "node": str,
+    "kind": str,
+    "role": (str, type(None)),
+    "evidence": [str],
+    **dict.fromkeys(("effect", "direct"), ESTIMATE),
+    "attention": [[str, str, NUMBER]],
+    "attended": PAIRS,
+    **dict.fromkeys(("in_edges", "out_edges"), EDGES),
+    "scores": {"*": NUMBER},
+    "patterns": [{"text": str, "tokens": [str], "weights": [[NUMBER]], "positions": {"*": int}}],
+    "lens": [{"text": str, "at": str, "promoted": PAIRS, "suppressed": PAIRS}],
+}
+EXPLANATION_SHAPE: Shape = {"cards": {"*": _CARD}}
+
+
+def _like(value: Any, shape: Shape, where: str, field: str = "") -> Any:
+    """The value where it is of that shape, else an error that names the file and the field."""
+    problem = _problem(value, shape, field)
+    if problem is not None:
+        raise CircuitDiscoveryError(f"{where}: {problem}")
+    return value
+
+
+def _problem(value: Any, shape: Shape, field: str) -> str | None:
+    """What is wrong with a value, or None."""
+    if value is ...:
+        return f"the field {field!r} is missing"
+    if isinstance(shape, tuple):
+        problems = [_problem(value, each, field) for each in shape]
+        return None if None in problems else problems[0]
+    if isinstance(shape, type):
+        right = isinstance(value, shape) and (shape is bool or not isinstance(value, bool))
+        return None if right else f"the field {field!r} must not be {_shown(value)}"
+    if not isinstance(value, type(shape)):
+        return f"the field {field!r} must not be {_shown(value)}" if field else f"must hold an object, not {_shown(value)}"
+    if isinstance(shape, list):
+        if len(value) != len(shape) > 1:
+            return f"the field {field!r} must hold {len(shape)} things, not {len(value)}"
+        parts = [(str(i), each, shape[i] if len(shape) > 1 else shape[0]) for i, each in enumerate(value)]
+    elif "*" in shape:
+        parts = [(name, each, shape["*"]) for name, each in value.items()]
+    else:
+        parts = [(name, value.get(name, ...), each) for name, each in shape.items()]
+    found = (_problem(each, wanted, f"{field}.{name}".lstrip(".")) for name, each, wanted in parts)
+    return next((problem for problem in found if problem is not None), None)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,348 @@
+"""The page: what a run folder holds, as one self-contained HTML file.
+
+Everything is inline and a policy in the page itself forbids the network. What stands in the page is the same for the same files:
+no time, no path. Every text of a run (prompts, tokens, names) is escaped by the template's autoescape or by `html.escape`.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitdiscovery import distributed
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.files import write_atomically, write_json
+from circuitdiscovery.graph import letter_of, node_of
+from circuitdiscovery.reporting import charts, words
+from circuitdiscovery.reporting.drawing import MOST_EDGES, colours, drawing, letters, strongest
+from circuitdiscovery.reporting.folder import CONTENTS, EXPLANATION, PAGE, Run, finished, load, read
+from circuitdiscovery.taskfile import END
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+HERE = Path(__file__).parent
+BESIDE = 900  # points of width up to which a drawing can be read beside the cards
+LOOKS = 0.2  # mean attention from which on a pair of positions is named in a summary
+TOLD = 24  # nodes with a role up to which the table of roles says why
+Json = Mapping[str, Any]
+
+
+def report(run_folder: str | Path, path: str | Path | None = None) -> Path:
+    """Write the page of a run folder, and give its path.
+
+    What a folder of an older version lacks is computed, which needs the run's model; where that cannot be loaded, the page says so and
+    goes without. Without `path` what was computed is kept in the folder.
+
+    Args:
+        run_folder: of a finished `discover`.
+        path: an .html file; by default report.html in the folder.
+
+    Raises:
+        CircuitDiscoveryError: no folder of a finished run; a missing or broken file; weights that have changed since.
+    """
+    folder = Path(run_folder)
+    finished(folder)
+    target = folder / PAGE if path is None else _target(Path(path))
+    run = _completed(read(folder))
+    if distributed.rank() == 0:
+        if path is None and run.contents is not None:
+            _keep(run)
+        _write(run, target)
+    return target
+
+
+def write_page(folder: Path, path: Path) -> None:
+    """Write the page of a folder that holds everything, of a run that may not have said yet that it is finished."""
+    _write(read(folder), path)
+
+
+def _target(path: Path) -> Path:
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise CircuitDiscoveryError(f"{path} must end in .html")
+    if not path.parent.is_dir():
+        raise CircuitDiscoveryError(f"there is no folder {path.parent}")
+    return path
+
+
+def _completed(run: Run) -> Run:
+    """The run with what its folder lacks."""
+    if run.contents is not None:
+        return run
+    from circuitdiscovery.reporting.contents import gather
+
+    scores = run.scores()
+    try:
+        model, task = load(run.options)
+    except (CircuitDiscoveryError, OSError) as error:
+        return replace(run, missing=words.without_paths(str(error), run.options))
+    run.circuit.check_model(model)
+    explanation, contents = gather(model, task, run.circuit, scores, run.evaluation, run.options)
+    return replace(run, explanation=explanation, contents=contents)
+
+
+def _keep(run: Run) -> None:
+    for name, value in ((EXPLANATION, run.explanation), (CONTENTS, run.contents)):
+        if value is not None and not (run.folder / name).exists():
+            write_json(run.folder / name, value)
+
+
+def _write(run: Run, path: Path) -> None:
+    write_atomically(path, render(run))
+
+
+# ------------------------------------------------------------------- template
+
+
+def render(run: Run) -> str:
+    """The page as text, the same for the same run."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {name: getattr(words, name) for name in ("number", "percent", "interval", "token", "plural")}
+    environment.filters |= {"quoted": charts.quoted, "share": lambda estimate: words.interval(estimate, words.percent)}
+    style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "script.js"))
+    inline = {"style": Markup(style), "script": Markup(script), "script_hash": _digest(script)}
+    return environment.get_template("page.html.j2").render(**inline, **_context(run, Markup)) + "\n"
+
+
+def _digest(script: str) -> str:
+    """What the page's policy allows: this script and no other, whatever a prompt may hold."""
+    return "sha256-" + b64encode(sha256(script.encode()).digest()).decode()
+
+
+def _context(run: Run, safe: type[Markup]) -> dict[str, Any]:
+    circuit, evaluation, contents = run.circuit, run.evaluation, run.contents
+    cards = dict(run.explanation["cards"]) if run.explanation else {}
+    roles = _roles(cards)
+    nodes = [node for node in circuit.nodes if node not in ("input", "logits")]
+    heads = circuit.graph.n_layers * (circuit.graph.n_heads + circuit.graph.has_mlp)
+    drawn = strongest(circuit)
+    picture = drawing(drawn, roles, list(cards))
+    missing = run.missing or (contents["no_cards"] if contents else None)
+    return {
+        "run": run,
+        "facts": _facts(run),
+        "command": words.command(run.options),
+        "task": _task(run),
+        "example": _example(contents),
+        "verdict": words.verdict(evaluation, len([node for node in nodes if ".kv" not in node]), heads),
+        "metric": words.METRICS.get(evaluation["metric"], evaluation["metric"]),
+        "metric_meaning": words.METRIC_MEANING.get(evaluation["metric"]),
+        "ablation": words.ABLATIONS.get(evaluation["ablation"], evaluation["ablation"]),
+        "drawing": safe(picture),
+        "large": int(re.findall(r"--width:(\d+)", picture)[0]) > BESIDE,
+        "drawn": len(drawn),
+        "scored": circuit.scores is not None,
+        "signs": _signs(circuit.score(edge) for edge in drawn.edges),
+        "roles": _role_rows(roles, cards),
+        "why": sum(map(len, roles.values())) <= TOLD,
+        "roleless": [cards[node] for node in cards if cards[node]["role"] is None],
+        "cards": _cards(cards, roles, safe),
+        "missing": missing,
+        "curve": _curve(run, safe),
+        "sets": _sets(evaluation),
+        "minimality": _minimality(evaluation),
+        "prompts": contents["prompts"] if contents else None,
+        "most_edges": MOST_EDGES,
+    }
+
+
+# --------------------------------------------------------------------- header
+
+
+_USUAL = {"split_qkv": True, "absolute": False}
+_TOLD = ("ablation", "metric", "direction")  # of a search's options, in lines of their own
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    circuit, options, evaluation = run.circuit, run.options, run.evaluation
+    info, graph = circuit.info, circuit.graph
+    model = info.get("model", {})
+    shape = f"{words.plural(graph.n_layers, 'layer')} of {words.plural(graph.n_heads, 'head')}"
+    shape += f" in {graph.n_kv_heads} groups" if graph.grouped else ""
+    shape += "" if graph.has_mlp else ", no MLPs"
+    used = info.get("options", {})
+    told = {key: value for key, value in used.items() if key not in _TOLD and value is not None and _USUAL.get(key) is not value}
+    details = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in told.items())
+    searched = used.get("metric") or evaluation["metric"]
+    versions = ", ".join(f"{name} {version}" for name, version in info.get("versions", {}).items() if version)
+    held_out = f"{evaluation['examples']} more held out to evaluate" if evaluation["part"] == "held_out" else "none held out"
+    return [
+        ("model", f"{model.get('name', Path(options.model).name)}: {shape}, {model.get('dtype', options.dtype)}"),
+        ("weights", f"{model['digest'][:12]}" if "digest" in model else "unknown"),
+        ("search", f"{options.method.replace('_', '-')}{f' ({details})' if details else ''}, by {searched}"),
+        ("measured", f"{evaluation['metric']}, {evaluation['ablation']} ablation, {evaluation['direction']}"),
+        ("examples", f"{info.get('examples', evaluation['examples'])} prompt pairs, {held_out}; seed {options.seed}"),
+        ("versions", versions or "unknown"),
+    ]
+
+
+def _plain(value: Any) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def _task(run: Run) -> dict[str, Any]:
+    """The task in words: as the run kept them, else as its file says now."""
+    name = Path(run.options.task).stem
+    if run.contents is not None:
+        return {"description": None, "source": None, "counterfactual": None} | dict(run.contents["task"]) | {"name": name}
+    from circuitdiscovery.taskfile import TaskFile, read_task
+
+    try:
+        file = read_task(run.options.task)
+    except CircuitDiscoveryError:
+        file = None
+    known = {key: getattr(file, key) if isinstance(file, TaskFile) else None for key in ("description", "source", "counterfactual")}
+    return known | {"name": name}
+
+
+def _example(contents: Json | None) -> dict[str, Any] | None:
+    """The example pair's tokens, each with the name of its position and whether the corrupted prompt differs there."""
+    if contents is None:
+        return None
+    example = contents["example"]
+    places = {index: name for name, index in example["positions"].items()}
+    pairs = list(zip(example["clean"], example["corrupted"], strict=True))
+    sides = {
+        side: [{"text": pair[i], "place": places.get(at), "differs": pair[0] != pair[1]} for at, pair in enumerate(pairs)]
+        for i, side in enumerate(("clean", "corrupted"))
+    }
+    return sides | {name: example[name] for name in ("correct", "incorrect")}
+
+
+# ---------------------------------------------------------------------- nodes
+
+
+def _roles(cards: Mapping[str, Json]) -> dict[str, list[str]]:
+    """Role -> nodes, in the order in which they act."""
+    roles: dict[str, list[str]] = {}
+    for node, card in cards.items():
+        if card["role"] is not None:
+            roles.setdefault(card["role"], []).append(node)
+    return roles
+
+
+def _role_rows(roles: Mapping[str, Sequence[str]], cards: Mapping[str, Json]) -> list[dict[str, Any]]:
+    marks, tints = letters(list(roles)), colours(list(roles))
+    return [
+        {
+            "role": role,
+            "letter": marks[role],
+            "colour": tints[role],
+            "meaning": words.meaning(role),
+            "cards": [dict(cards[node]) | {"looks": _looks(cards[node])} for node in nodes],
+        }
+        for role, nodes in roles.items()
+    ]
+
+
+def _cards(cards: Mapping[str, Json], roles: Mapping[str, Sequence[str]], safe: type[Markup]) -> list[dict[str, Any]]:
+    marks, tints = letters(list(roles)), colours(list(roles))
+    limit = charts.cells_each(sum(len(card["patterns"]) for card in cards.values()))
+    each = 3 if limit else 1
+    limit = limit or charts.cells_each(sum(bool(card["patterns"]) for card in cards.values()))
+    return [
+        dict(card)
+        | {"letter": marks.get(card["role"]), "colour": tints.get(card["role"]), "looks": _looks(card), "table": _table(card)}
+        | {"reads": [_in_edge(*edge) for edge in card["in_edges"]], "read_by": [_out_edge(*edge) for edge in card["out_edges"]]}
+        | {"maps": [(pattern["text"], safe(charts.heat_map(pattern, limit))) for pattern in card["patterns"][: each if limit else 0]]}
+        for card in cards.values()
+    ]
+
+
+def _in_edge(edge: str, score: float | None) -> tuple[str, str, float | None]:
+    """(the source, the letter that reads it, the score) of an edge into a card's node."""
+    source, _, receiver = edge.partition("->")
+    return source, f"into {letter_of(receiver)}" if letter_of(receiver) else "", score
+
+
+def _out_edge(edge: str, score: float | None) -> tuple[str, str, float | None]:
+    """(the reader, its letter, the score) of an edge out of a card's node."""
+    receiver = edge.partition("->")[2]
+    return node_of(receiver), f"by its {letter_of(receiver)}" if letter_of(receiver) else "", score
+
+
+def _attention(card: Json) -> list[tuple[str, str, float]]:
+    """(from, to, mean weight) of the named positions."""
+    return [(source, target, weight) for source, target, weight in card["attention"]]
+
+
+def _looks(card: Json) -> list[tuple[str, str, float]]:
+    """Where a head looks most, if anywhere: between which named positions, or else to which tokens END looks; two at most."""
+    pairs = [pair for pair in _attention(card) if pair[0] != pair[1]]
+    tokens = [(END, f'"{words.token(name)}"', weight) for name, weight in card["attended"] if name != END]
+    for found in (pairs, tokens):
+        strong = sorted((pair for pair in found if pair[2] >= LOOKS), key=lambda pair: -pair[2])
+        if strong:
+            return strong[:2]
+    return []
+
+
+def _table(card: Json) -> dict[str, Any] | None:
+    """Mean attention from each named position (rows) to each (columns)."""
+    known = {(source, target): weight for source, target, weight in _attention(card)}
+    if not known:
+        return None
+    names = list(dict.fromkeys(name for pair in known for name in pair))
+    return {"columns": names, "rows": [(source, [known.get((source, target)) for target in names]) for source in names]}
+
+
+def _signs(scores: Iterable[float | None]) -> dict[str, bool]:
+    """Which kinds of edges the drawing has, for its legend."""
+    known = list(scores)
+    return {
+        "helps": any(score is not None and score >= 0 for score in known),
+        "hurts": any(score is not None and score < 0 for score in known),
+        "unscored": any(score is None for score in known),
+    }
+
+
+# ------------------------------------------------------------------ measures
+
+
+def _curve(run: Run, safe: type[Markup]) -> dict[str, Any]:
+    """The chart, what ranked its edges, and the areas; or why there is none."""
+    known = run.contents["curve"] if run.contents else None
+    if known is None or run.evaluation["normalized"] is None:
+        why = run.contents["no_curve"] if run.contents else run.missing
+        return {"svg": None, "why": why}
+    chart = charts.curve(
+        known, edges=run.evaluation["edges_pruned"], normalized=run.evaluation["normalized"], total=run.evaluation["edges_total"]
+    )
+    return {"svg": safe(chart), "ranking": known["ranking"], "cpr": known["cpr"], "cmd": known["cmd"]}
+
+
+def _bar(estimate: Mapping[str, float], largest: float) -> dict[str, Any]:
+    """An estimate with where its bar and interval end, in percent of the track."""
+    at = {name: round(100 * estimate[name] / largest, 2) if largest else 0.0 for name in ("value", "low", "high")}
+    return {"estimate": estimate, "at": at}
+
+
+_KINDS = {"empty": "nothing knocked out", "random": "a random half of the nodes", "greedy": "the nodes that drive them furthest apart"}
+
+
+def _sets(evaluation: Json) -> list[dict[str, Any]]:
+    """The sets K of completeness, by kind."""
+    sets = evaluation["completeness"]["sets"]
+    largest = max((each["incompleteness"]["high"] for each in sets), default=0.0)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for each in sets:
+        groups.setdefault(each["kind"], []).append({"nodes": each["nodes"]} | _bar(each["incompleteness"], largest))
+    return [{"kind": kind, "said": _KINDS.get(kind, kind), "rows": rows} for kind, rows in groups.items()]
+
+
+def _minimality(evaluation: Json) -> dict[str, Any]:
+    scores, bar = evaluation["minimality"]["scores"], evaluation["minimality"]["bar"]
+    largest = max([bar, *(score["high"] for score in scores.values())])
+    below = set(evaluation["minimality"]["below"])
+    rows = [{"node": node, "below": node in below} | _bar(score, largest) for node, score in scores.items()]
+    return {"rows": rows, "bar": bar, "at": round(100 * bar / largest, 2) if largest else 0.0}

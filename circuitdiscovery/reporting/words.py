@@ -1,0 +1,233 @@
+"""What the page says in words: numbers for people, the names of metrics and ablations, roles, and the verdict from the figures."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from circuitdiscovery.options import Options
+
+METRICS = {
+    "logit_diff": "logit difference",
+    "logit": "logit of the right answer",
+    "probability": "probability of the right answer",
+    "prob_diff": "probability difference",
+    "nll": "negative log-likelihood",
+    "accuracy": "accuracy",
+    "kl_divergence": "KL divergence from the model",
+}
+METRIC_MEANING = {
+    "logit_diff": "the logit of the right answer minus that of the wrong one (means, where there are several)",
+    "logit": "the logit of the right answer",
+    "probability": "the probability of the right answers together",
+    "prob_diff": "the probability of the right answers minus that of the wrong ones",
+    "nll": "minus the logarithm of the right answers' probability, in nats",
+    "accuracy": "how often a right answer is above every wrong one",
+    "kl_divergence": "how far the distribution of the next token is from the whole model's, in nats",
+}
+ABLATIONS = {
+    "resample": "what it carries on the corrupted prompt",
+    "mean": "its mean over corrupted prompts at that position",
+    "mean_all": "its mean over all tokens of the corrupted prompts",
+    "zero": "zero",
+    "noise": "what it carries when noise is added to the clean prompt's embeddings",
+    "random": "random values of the same mean and variance",
+}
+# What a head of that role does, for somebody who meets the word for the first time.
+ROLES = {
+    "previous token": "attends to the token just before",
+    "duplicate token": "tells that a token has stood there before",
+    "induction": "attends to what followed an earlier copy of the token it stands at",
+    "S-inhibition": "attends to the subject's second mention, and acts through the heads that move the answer",
+    "name mover": "copies the name that is the answer to the output",
+    "negative name mover": "writes against the name that is the answer",
+    "mover": "copies the word that is the answer to the output",
+    "negative mover": "writes against the word that is the answer",
+    "mover of": "carries the word at {} to another position",
+}
+NOTHING = {"noising": "every edge ablated", "denoising": "no edge restored"}
+MINUS = "\N{MINUS SIGN}"
+FAITHFUL, NEAR, PART, WIDE = (0.9, 1.1), (0.8, 1.2), 0.5, 0.5
+
+
+# ------------------------------------------------------------------- numbers
+
+
+def number(value: float) -> str:
+    """Three significant digits, with a minus sign that is one.
+
+    >>> number(0.05761), number(1234.5), number(0)
+    ('0.0576', '1,230', '0')
+    """
+    rounded = float(f"{value:.3g}")
+    text = f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:g}"
+    return text.replace("-", MINUS)
+
+
+def percent(value: float) -> str:
+    """A share in percent; never 100% or 0% for what only rounds to it.
+
+    >>> percent(0.97), percent(0.9999), percent(0.001)
+    ('97%', '>99%', '<1%')
+    """
+    rounded = round(100 * value)
+    if rounded == 100 and value < 1:
+        return ">99%"
+    if rounded == 0 and value > 0:
+        return "<1%"
+    return f"{rounded:,}%".replace("-", MINUS)
+
+
+def interval(estimate: Mapping[str, float], form: Any = number) -> str:
+    """The value with its interval: `0.147 [0.0119, 0.436]`."""
+    return f"{form(estimate['value'])} [{form(estimate['low'])}, {form(estimate['high'])}]"
+
+
+def token(text: str) -> str:
+    """A token as people read it: without the space in front, and with what is not seen made visible."""
+    shown = text.strip(" ").replace("\n", "⏎").replace("\t", "⇥")
+    return shown or "␣" * max(1, len(text))
+
+
+def plural(count: int, word: str) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def meaning(role: str) -> str | None:
+    """What a role's heads do, where it is known.
+
+    >>> meaning("mover of YY")
+    'carries the word at YY to another position'
+    """
+    kind, _, place = role.partition(" of ")
+    return ROLES["mover of"].format(place) if kind == "mover" and place else ROLES.get(role)
+
+
+# ------------------------------------------------------------------- verdict
+
+
+class Verdict(NamedTuple):
+    """A word, a headline with the figure it stands on, and the paragraph."""
+
+    word: str
+    headline: str
+    sentences: tuple[str, ...]
+
+
+def verdict(evaluation: Mapping[str, Any], nodes: int, all_nodes: int) -> Verdict:
+    """What the figures say of a circuit of `nodes` of the model's `all_nodes` heads and MLPs."""
+    word, headline = _headline(evaluation)
+    sentences = (_size(evaluation, nodes, all_nodes), _faithfulness(evaluation), _answers(evaluation))
+    sentences += (_completeness(evaluation), _minimality(evaluation), *_caveats(evaluation))
+    return Verdict(word, headline, sentences)
+
+
+def _headline(evaluation: Mapping[str, Any]) -> tuple[str, str]:
+    kept = evaluation["normalized"]
+    edges = f"{evaluation['edges']:,} of {plural(evaluation['edges_total'], 'edge')}"
+    if kept is None:
+        return "Cannot be said", f"whether these {edges} carry the behaviour"
+    value, low, high = (kept[name] for name in ("value", "low", "high"))
+    carry = "carries" if evaluation["edges"] == 1 else "carry"
+    share = f"{edges} {carry} {percent(value)} of the behaviour"
+    if high - low > WIDE:
+        return "Uncertain", f"{share}, but it may be anything from {percent(low)} to {percent(high)}"
+    if FAITHFUL[0] <= low and high <= FAITHFUL[1]:
+        return "Faithful", share
+    if NEAR[0] <= value <= NEAR[1]:
+        return "Mostly faithful", share
+    if value > NEAR[1]:
+        return "Not faithful", f"{edges} overdo the behaviour: {percent(value)} of the model's"
+    if value >= PART:
+        return "Partly faithful", share
+    return "Not faithful", f"{edges} {carry} only {percent(value)} of the behaviour"
+
+
+def _size(evaluation: Mapping[str, Any], nodes: int, all_nodes: int) -> str:
+    edges, pruned, total = (evaluation[name] for name in ("edges", "edges_pruned", "edges_total"))
+    text = f"The circuit has {plural(edges, 'edge')} ({percent(edges / total)} of the model's {total:,}) "
+    text += f"between {nodes} of its {all_nodes} heads and MLPs"
+    return f"{text}." if pruned == edges else f"{text}; {pruned:,} of them lie on a path from the input to the logits."
+
+
+def _faithfulness(evaluation: Mapping[str, Any]) -> str:
+    metric = METRICS.get(evaluation["metric"], evaluation["metric"])
+    full, kept, empty = (number(evaluation[name]["value"]) for name in ("full", "circuit", "empty"))
+    nothing = NOTHING.get(evaluation["direction"], "nothing kept")
+    ends = f"the {metric} is {kept} with the circuit alone, {full} with the whole model and {empty} with {nothing}"
+    off = f"|F(M) {MINUS} F(C)| = {interval(evaluation['faithfulness'])}"
+    if evaluation["normalized"] is None:
+        return f"How much of the behaviour it keeps cannot be said, because {evaluation['reason']}: {ends} ({off})."
+    kept_share = interval(evaluation["normalized"], percent)
+    return f"On {_prompts(evaluation)}, {ends} ({off}): the circuit goes {kept_share} of the way from nothing to the model."
+
+
+def _answers(evaluation: Mapping[str, Any]) -> str:
+    same, kl = interval(evaluation["agreement"], percent), interval(evaluation["kl"])
+    return f"Its most likely next token is the model's on {same} of the prompts; its whole distribution is {kl} nats of KL divergence away."
+
+
+def _prompts(evaluation: Mapping[str, Any]) -> str:
+    count = evaluation["examples"]
+    if evaluation["part"] == "held_out":
+        return plural(count, "prompt") + " that the search has not seen"
+    return f"the {plural(count, 'prompt')} that it was found on (none were held out)"
+
+
+def _completeness(evaluation: Mapping[str, Any]) -> str:
+    most, mean = evaluation["completeness"]["max"], evaluation["completeness"]["mean"]
+    span = abs(evaluation["full"]["value"] - evaluation["empty"]["value"])
+    share = f", {percent(most['value'] / span)} of the span" if span and evaluation["normalized"] is not None else ""
+    apart = f"circuit and model stay within {interval(most)} of each other{share}"
+    return f"When the same nodes are knocked out of both, {apart} (completeness; {number(mean['value'])} on average)."
+
+
+def _minimality(evaluation: Mapping[str, Any]) -> str:
+    scores, below = evaluation["minimality"]["scores"], evaluation["minimality"]["below"]
+    if not scores:
+        return "It has no head or MLP, so there is nothing to say of minimality."
+    if not below:
+        return f"Each of its {plural(len(scores), 'node')} matters by 1% of the span or more (minimality)."
+    return (
+        f"{len(below)} of its {plural(len(scores), 'node')} never matter by 1% of the span, and could go: {', '.join(below)} (minimality)."
+    )
+
+
+def _caveats(evaluation: Mapping[str, Any]) -> list[str]:
+    kept, same = evaluation["normalized"], evaluation["agreement"]["value"]
+    said = []
+    if kept is not None and kept["high"] - kept["low"] > 0.2:
+        said.append("The interval is wide: more examples (--examples) would narrow it.")
+    if kept is not None and kept["value"] >= NEAR[0] and same < 0.8:
+        said.append(
+            f"The mean is kept better than each answer: on {percent(1 - same)} of the prompts the most likely token is another one."
+        )
+    if kept is not None and kept["value"] < PART:
+        said.append("What is drawn below is not enough to explain the behaviour: more edges, or a lower threshold, would keep more of it.")
+    return said
+
+
+# -------------------------------------------------------------------- how made
+
+
+def command(options: Options) -> str:
+    """The command line that repeats a run; where a model or a task is a path, its last part, to be run where that lies."""
+    model, task = (_local(name) for name in (options.model, options.task))
+    plain = replace(options, model=model, task=task, device=None, batch_size=None)  # these two do not change what is found
+    return shlex.join(shlex.split(plain.resume_command(Path()))[: -len(("--out", "DIR", "--resume"))])
+
+
+def _local(name: str) -> str:
+    path = Path(name)
+    return f"./{path.name}" if path.is_absolute() else name
+
+
+def without_paths(text: str, options: Options) -> str:
+    """A message in which a model's or a task's path is only its last part: a page must not say where it was made."""
+    for name in (options.model, options.task):
+        text = text.replace(name, Path(name).name)
+    return text

@@ -1,0 +1,363 @@
+"""Path patching: which nodes act on a receiver directly, and the walk from the logits back to the embedding that follows them.
+
+Wang et al. 2022 (arXiv 2211.00593, section 3 and appendix B) and Goldowsky-Dill et al. 2023 (arXiv 2304.05969). For one sender:
+
+1. Freeze every head as it is on the clean prompt, and replace what the sender writes. The MLPs after it are computed anew
+   (`through_mlps`, as Wang et al. do: paths through MLPs count as direct) and their changes add up in the residual stream.
+2. The receivers read that stream, and nothing else that has changed. Everything downstream of them runs again.
+3. The sender's effect on the receivers is the damage to the metric.
+
+With frozen MLPs as well, a direct path is an edge of the graph: the edges from the sender to the receivers are then patched
+together, and with one receiver it is the edge's `exact` score. `trace_back` takes these steps by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery import distributed
+from circuitdiscovery.ablation import Ablation, name_of
+from circuitdiscovery.circuit import Circuit
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.evaluation import Bench, Estimate
+from circuitdiscovery.forward import World, at_position, mlp, plain_run
+from circuitdiscovery.graph import LETTERS, Graph, letter_of, node_of
+from circuitdiscovery.metrics import Metric, bind
+from circuitdiscovery.model import Model
+from circuitdiscovery.patching import Progress
+from circuitdiscovery.search.cases import cases, mean_metric, most_alternatives, without_each
+from circuitdiscovery.search.provenance import provenance
+from circuitdiscovery.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = 20  # senders that a printed result names
+
+
+@dataclass(frozen=True)
+class PathEffects:
+    """What `path_patching` measured.
+
+    Args:
+        model, task, metric, ablation: on what, and how.
+        examples: of the task, all of them.
+        through_mlps: whether MLPs between sender and receiver were computed anew.
+        receivers: who read the change, in index order.
+        full: the metric of the model itself.
+        effects: sender -> the damage to the metric, with its interval over the examples; in topological order.
+        graph: whose names these are.
+    """
+
+    model: str
+    task: str
+    examples: int
+    metric: str
+    ablation: str
+    through_mlps: bool
+    receivers: tuple[str, ...]
+    full: Estimate
+    effects: Mapping[str, Estimate]
+    graph: Graph = field(repr=False)
+
+    def __getitem__(self, sender: str) -> Estimate:
+        if sender not in self.effects:
+            raise unknown("sender", sender, self.effects)
+        return self.effects[sender]
+
+    def ranking(self) -> tuple[str, ...]:
+        """Every sender, the largest |effect| first, ties in topological order."""
+        return tuple(sorted(self.effects, key=lambda sender: -abs(self.effects[sender])))
+
+    def strongest(self, n: int | None = None, *, threshold: float | None = None) -> tuple[str, ...]:
+        """The n senders of the largest |effect|, or all with at least a threshold's, the largest first.
+
+        A head that acts against the behaviour is among them: its effect is negative.
+        """
+        if (n is None) == (threshold is None):
+            raise CircuitDiscoveryError("give either n, how many senders, or threshold, the least |effect|")
+        if n is None:
+            assert threshold is not None
+            return tuple(sender for sender in self.ranking() if abs(self.effects[sender]) >= _finite(threshold))
+        if type(n) is not int or not 0 <= n <= len(self.effects):
+            raise CircuitDiscoveryError(f"n must be a whole number from 0 to {len(self.effects)}, the number of senders, not {n!r}")
+        return self.ranking()[:n]
+
+    def back(self, letter: str | None = None, n: int | None = None, *, threshold: float | None = None) -> tuple[str, ...]:
+        """The receivers of the strongest senders, for the next step; of heads those of one letter, or all.
+
+        `input` reads nothing, so it has no receivers. Where heads share keys and values, these are the group's.
+        """
+        if letter is not None and letter not in LETTERS:
+            raise unknown("letter", letter, LETTERS)
+        nodes = self.strongest(n, threshold=threshold)
+        columns = [column for node in nodes for column in np.flatnonzero(self.graph.feeds[:, self.graph.source_index[node]])]
+        names = [self.graph.receivers[column] for column in sorted(set(columns))]
+        return tuple(name for name in names if letter is None or letter_of(name) in ("", letter))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, as JSON."""
+        return {
+            "model": self.model,
+            "task": self.task,
+            "examples": self.examples,
+            "metric": self.metric,
+            "ablation": self.ablation,
+            "through_mlps": self.through_mlps,
+            "receivers": list(self.receivers),
+            "full": self.full.to_dict(),
+            "effects": {sender: effect.to_dict() for sender, effect in self.effects.items()},
+        }
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per sender, in topological order: sender, effect, low, high. Needs pandas."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise CircuitDiscoveryError("to_dataframe needs pandas: pip install 'circuitdiscovery[pandas]'") from None
+        rows = [(sender, float(effect), effect.low, effect.high) for sender, effect in self.effects.items()]
+        return pd.DataFrame(rows, columns=["sender", "effect", "low", "high"])
+
+    def __str__(self) -> str:
+        through = "MLPs between computed anew" if self.through_mlps else "MLPs between frozen"
+        shown, rest = self.ranking()[:_SHOWN], max(0, len(self.effects) - _SHOWN)
+        lines = [
+            f"damage to {self.metric} ({self.full}) on {self.examples} examples, {self.ablation} ablation, {through}",
+            f"of what each sender writes to {', '.join(self.receivers)}",
+            *(f"{sender:<10} {self.effects[sender]}" for sender in shown),
+        ]
+        return "\n".join(lines + ([f"and {rest} weaker ones"] if rest else []))
+
+
+@torch.no_grad()
+def path_patching(
+    model: Model,
+    task: Task,
+    *,
+    receivers: str | Iterable[str] = ("logits",),
+    senders: Iterable[str] | None = None,
+    through_mlps: bool = True,
+    metric: str | Metric | Any | None = None,
+    ablation: str | Ablation = "resample",
+    split_qkv: bool = True,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> PathEffects:
+    """The damage of replacing what each sender writes, along the direct paths to some receivers alone.
+
+    Args:
+        model: a loaded model.
+        task: all its examples are used.
+        receivers: such as `a1.h2<q>`, `m1` or `logits`; a node's name means all it reads by (of grouped heads: the group's key and
+            value too).
+        senders: heads, MLPs or `input`; by default every source upstream of a receiver.
+        through_mlps: a path through MLPs alone is direct, and where one receiver is downstream of another it does not read what the
+            other changed (Wang et al.). False: the edges from the sender to the receivers are patched, together, as `run_circuit` does.
+        metric: by default the task's own.
+        ablation: what the sender writes instead.
+        split_qkv: query, key and value as separate receivers.
+        batch_size: examples in one forward; another size changes roundings only.
+        progress: called with (senders done, in all), over every batch.
+
+    Raises:
+        CircuitDiscoveryError: an unknown receiver or sender; a sender that is upstream of no receiver.
+
+    >>> import circuitdiscovery as cd
+    >>> from circuitdiscovery.search.path_patching import path_patching
+    >>> model = cd.load_model("toy")
+    >>> task = cd.load_task("ioi", model, examples=8)
+    >>> step = path_patching(model, task)  # who writes to the logits
+    >>> sorted(step.strongest(2))
+    ['a2.h0', 'a2.h2']
+    >>> step = path_patching(model, task, receivers=step.back("q", 2))  # and who to their queries
+    """
+    graph = Graph.from_model(model, split_qkv=split_qkv)
+    columns = _columns(graph, [receivers] if isinstance(receivers, str) else receivers)
+    rows = _rows(graph, senders, columns)
+    bench = Bench.build(model, task, graph, ablation, metric or task.metric, "noising", batch_size, seed=0)
+    patched = np.zeros((len(rows), bench.count))
+    for number, (batch, world) in enumerate(bench.batches):
+        paths = _Paths.of(world, columns, through_mlps)
+        where = batch.rows.cpu().numpy()
+        for i, row in enumerate(rows):
+            patched[i, where] = bench.metric(paths.logits(row), batch).double().cpu().numpy()
+            if progress:
+                progress(number * len(rows) + i + 1, len(bench.batches) * len(rows))
+    patched = distributed.total(torch.from_numpy(patched)).numpy()
+    full = bench.values(graph.allowed)
+    return PathEffects(
+        model=model.name,
+        task=task.name,
+        examples=len(task),
+        metric=bench.metric.name,
+        ablation=name_of(ablation),
+        through_mlps=through_mlps,
+        receivers=tuple(graph.receivers[column] for column in columns),
+        full=bench.mean(full),
+        effects={graph.sources[row]: bench.mean(bench.metric.damage(full, new)) for row, new in zip(rows, patched, strict=True)},
+        graph=graph,
+    )
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """One batch, with what every source writes on the clean prompts."""
+
+    world: World
+    clean: Tensor  # [S, N, T, D]
+    columns: np.ndarray  # of the receivers
+    through_mlps: bool
+
+    @classmethod
+    def of(cls, world: World, columns: np.ndarray, through_mlps: bool) -> _Paths:
+        clean = plain_run(world.model, world.start, world.position, keep_sources=True).sources
+        assert clean is not None
+        if not through_mlps or world.graph.receivers[columns[0]] != "logits":
+            return cls(world, clean, columns, through_mlps)
+        # no head runs again, and MLPs act on each position alone: the answer's is enough
+
+        def at_answer(sources: Tensor) -> Tensor:  # [S, N, T, D] -> [S, N, 1, D]
+            return at_position(sources.movedim(0, 2), world.position).movedim(1, 0)[:, :, None]
+
+        start = at_position(world.start, world.position)[:, None]
+        short = replace(world, start=start, replacement=at_answer(world.replacement), position=torch.zeros_like(world.position))
+        return cls(short, at_answer(clean), columns, through_mlps)
+
+    @cached_property
+    def _streams(self) -> tuple[Tensor, ...]:
+        """[N, T, D] each: what attention and MLP of each layer, and the logits, read on the clean prompts."""
+        return replace(self.world, replacement=self.clean).bases
+
+    def logits(self, row: int) -> Tensor:
+        """[N, vocabulary]: the receivers read one sender's replacement."""
+        mask = self.world.graph.allowed.copy()
+        if not self.through_mlps:
+            mask[row, self.columns] = False
+            return self.world.logits(mask)
+        mask[:, self.columns] = False  # they read the stream of `_written`, and of the rest's changes nothing
+        return replace(self.world, replacement=self._written(row), own_run=False).logits(mask)
+
+    def _written(self, row: int) -> Tensor:
+        """[S, N, T, D]: what every source writes where the sender's is replaced, MLPs are computed anew and heads are frozen."""
+        model, graph, written = self.world.model, self.world.graph, self.clean.clone()
+        written[row] = self.world.replacement[row]
+        change = written[row] - self.clean[row]  # [N, T, D], in the stream so far
+        for layer, block in enumerate(model.blocks):
+            if graph.allowed[row, graph.columns(layer, "m")[0]]:
+                own = graph.mlp(layer)
+                written[own] = mlp(model, block, block.norm2(self._streams[2 * layer + 1] + change))
+                change = change + written[own] - self.clean[own]
+        return written
+
+
+def _columns(graph: Graph, names: Iterable[str]) -> np.ndarray:
+    """The columns of receivers, or of all receivers of nodes, in index order."""
+    found: set[int] = set()
+    for name in names:
+        named = [i for i, receiver in enumerate(graph.receivers) if name in (receiver, node_of(receiver), *graph.reader_nodes(receiver))]
+        if not named:
+            raise _no_receiver(graph, name)
+        found |= set(named)
+    if not found:
+        raise CircuitDiscoveryError("receivers: at least one is needed, such as 'logits'")
+    return np.array(sorted(found))
+
+
+def _no_receiver(graph: Graph, name: str) -> CircuitDiscoveryError:
+    letter = letter_of(name)
+    for group in graph.receivers:
+        if letter and letter_of(group) == letter and node_of(name) in graph.reader_nodes(group):
+            return CircuitDiscoveryError(f"no receiver {name!r}; {', '.join(graph.reader_nodes(group))} share {group}")
+    return unknown("receiver", name, [*graph.receivers, *graph.sources[1:]])
+
+
+def _rows(graph: Graph, senders: Iterable[str] | None, columns: np.ndarray) -> list[int]:
+    """The rows of the senders, in index order."""
+    upstream = np.asarray(np.any(graph.allowed[:, columns], axis=1))
+    if senders is None:
+        return np.flatnonzero(upstream).tolist()
+    names = [senders] if isinstance(senders, str) else list(senders)
+    for name in names:
+        if name not in graph.source_index:
+            raise unknown("sender", name, graph.sources)
+        if not upstream[graph.source_index[name]]:
+            latest = graph.sources[int(np.flatnonzero(upstream)[-1])]
+            raise CircuitDiscoveryError(f"sender {name!r} is upstream of no receiver; the last one that is: {latest}")
+    if not names:
+        raise CircuitDiscoveryError("senders: at least one is needed; leave them out for every source upstream of a receiver")
+    return sorted({graph.source_index[name] for name in names})
+
+
+def _finite(threshold: float) -> float:
+    if not math.isfinite(threshold):
+        raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
+    return threshold
+
+
+# ------------------------------------------------------------------ the steps as a search
+
+
+@torch.no_grad()
+def trace_back(
+    model: Model,
+    task: Task,
+    *,
+    threshold: float,
+    metric: str | Metric | Any | None = None,
+    ablation: str | Ablation = "resample",
+    split_qkv: bool = True,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Circuit:
+    """From the logits back: the edges that alone do at least the threshold's damage, among those into nodes that were kept.
+
+    What is kept is what `exact` scores at least the threshold, as far as it is connected to the logits by kept edges; other
+    receivers are never evaluated. MLPs are nodes like any other.
+
+    Args:
+        model: a loaded model.
+        task: all its examples are used.
+        threshold: an edge is kept if its damage alone, in the metric's units (nats for kl_divergence), is at least this.
+        metric: any; by default kl_divergence, as for `acdc` and `exact`.
+        ablation: what a removed edge carries; noising.
+        split_qkv: query, key and value as separate receivers.
+        batch_size: examples in one forward; another size changes roundings only.
+        progress: called with (receivers done or passed over, in all).
+
+    Returns:
+        The circuit, not pruned; the score of an edge is its damage.
+
+    Raises:
+        CircuitDiscoveryError: a threshold that is not a finite number; an unknown metric or ablation.
+
+    >>> import circuitdiscovery as cd
+    >>> from circuitdiscovery.search.path_patching import trace_back
+    >>> model = cd.load_model("toy")
+    >>> circuit = trace_back(model, cd.load_task("ioi", model, examples=4), threshold=0.1)
+    """
+    _finite(threshold)
+    bound = bind(metric or "kl_divergence", model, task)
+    graph = Graph.from_model(model, split_qkv=split_qkv)
+    found, logits = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
+    old = float(mean_metric(task, found, bound, [logits[None, case.batch.rows] for case in found])[0])
+    mask, scores = np.zeros_like(graph.allowed), np.zeros(graph.allowed.shape)
+    for done, receiver in enumerate(reversed(range(len(graph.receivers)))):  # every reader before what it reads
+        if graph.leading(mask)[receiver]:
+            kept = graph.allowed[:, receiver]
+            sources = np.flatnonzero(kept)
+            for some in np.array_split(sources, -(-len(sources) // most_alternatives(found, graph.allowed, receiver))):
+                each = [case.world.branch(graph.allowed, case.state, receiver, without_each(kept, some)) for case in found]
+                scores[some, receiver] = bound.damage(old, mean_metric(task, found, bound, each))
+            mask[:, receiver] = kept & (scores[:, receiver] >= threshold)
+        if progress:
+            progress(done + 1, len(graph.receivers))
+    options = {"threshold": threshold, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}
+    return Circuit(graph, mask, scores, provenance(model, task, "trace_back", options))
