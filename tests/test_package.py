@@ -36,6 +36,7 @@ ORDER = [
         "hypothesis",
         "search.path_patching",
         "scrubfile",
+        "scrubtree",
         "scrubbing",
     ),
     *("attention", "headscores", "cards", "interventions", "roles", "explanation", "draw", "progress", "options"),

@@ -22,8 +22,9 @@ import circuitdiscovery as cd
 from circuitdiscovery import scrubbing
 from circuitdiscovery.files import data_folder
 from circuitdiscovery.planted.suite import planted
-from circuitdiscovery.scrubbing import Drawn, Prompts, Scrubbing, scrub
+from circuitdiscovery.scrubbing import Scrubbing, scrub
 from circuitdiscovery.scrubfile import Hypothesis, load_hypothesis, shipped_hypotheses
+from circuitdiscovery.scrubtree import Drawn, Prompts
 
 
 def with_variables(task: Any, variables: Callable[[int, Any], Mapping[str, str]]) -> Any:
@@ -402,19 +403,17 @@ def test_prompts_of_another_length_stand_apart(gpt2: Tiny, monkeypatch: pytest.M
     """Each length has its own prompts, and the answer is read where the example says."""
     trees = drawn_trees(monkeypatch)
     generator = torch.Generator().manual_seed(0)
-    rows = [torch.randint(101, (length,), generator=generator).tolist() for length in (4, 6, 4, 6, 6, 4, 4)]
-    answers: dict[str, Any] = {"correct": [1] * 7, "incorrect": [2] * 7, "variables": {"id": [*range(7)], "a": [0] * 7}}
-    at_end = cd.Task.from_tokens(clean=rows, corrupted=rows, **answers)
-    hypothesis = Hypothesis("tokens", {"m2": ["a"], "a1.h1": ["a"]}, shared=())
-    result = scrub(gpt2.model, at_end, hypothesis, draws=2, renamed=0)
-    lengths = [{len(example.clean) for example in prompts.examples} for _, prompts, _ in trees]
-    assert lengths == [{4}, {6}, {4}, {6}] and result.prompts == 7
-    longer = [[*row, 3] for row in rows]
-    inside = cd.Task.from_tokens(clean=longer, corrupted=longer, position=-2, **answers)
-    trees.clear()
-    shifted = scrub(gpt2.model, inside, Hypothesis("tokens", {n: ["id"] for n in ("m2", "a1.h1")}, shared=()), draws=2, renamed=0)
-    at_end_too = scrub(gpt2.model, at_end, Hypothesis("tokens", {n: ["id"] for n in ("m2", "a1.h1")}, shared=()), draws=2, renamed=0)
-    assert float(shifted.full) == pytest.approx(float(at_end_too.full), abs=1e-4)
+    rows = [torch.randint(101, (length,), generator=generator).tolist() for length in (4, 6, 6, 4)]  # of each two: no choice
+    answers: dict[str, Any] = {"correct": [1, 2, 3, 4], "incorrect": [5, 6, 7, 8]}
+    longer = [[*row, 9, 10] for row in rows]
+    hypothesis = Hypothesis("tokens", {"m2": [], "a1.h1": [], "input": []}, shared=())
+    at_end = scrub(gpt2.model, cd.Task.from_tokens(clean=rows, corrupted=rows, **answers), hypothesis, draws=2, renamed=0)
+    assert [{len(example.clean) for example in prompts.examples} for _, prompts, _ in trees] == [{4}, {6}, {4}, {6}]
+    inside = cd.Task.from_tokens(clean=longer, corrupted=longer, position=[3, 5, 5, 3], **answers)
+    shifted = scrub(gpt2.model, inside, hypothesis, draws=2, renamed=0)
+    for name in ("full", "scrubbed", "resampled"):
+        assert float(getattr(shifted, name)) == pytest.approx(float(getattr(at_end, name)), abs=1e-4)
+    assert at_end.prompts == 4 and len({round(float(x), 3) for x in (at_end.full, at_end.scrubbed, at_end.resampled)}) == 3
 
 
 def test_more_prompts_to_draw_from(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
