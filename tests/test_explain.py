@@ -124,18 +124,18 @@ def slow_place(circuit: cd.Circuit, weights: Tensor, node: str, end: int) -> np.
             there = slow_place(circuit, weights, reader, end)
             if there.sum() == 0:
                 continue
-            if receiver.endswith(("<k>", "<v>")):
+            if receiver[0] == "a" and not receiver.endswith("<q>"):
                 layer, head = map(int, reader[1:].split(".h"))
-                there = np.array([sum(there[q] * float(weights[layer, head, q, k]) for q in range(length)) for k in range(length)])
+                across = np.array([sum(there[q] * float(weights[layer, head, q, k]) for q in range(length)) for k in range(length)])
+                there = across if "<" in receiver else np.mean([there, across, across], axis=0)  # merged: as query, key and value
             total, count = total + (1.0 if share is None else abs(share)) * there, count + 1
     return total / total.sum() if count else total
 
 
-@pytest.mark.parametrize("scored", [False, True])
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_where_a_node_is_read_follows_the_circuits_edges(name: str, scored: bool, tinies: Callable[[str], Tiny]) -> None:
+@pytest.mark.parametrize(("name", "split_qkv", "scored"), [("gpt2", True, False), ("llama", True, True), ("gpt2", False, True)])
+def test_where_a_node_is_read_follows_the_circuits_edges(name: str, split_qkv: bool, scored: bool, tinies: Callable[[str], Tiny]) -> None:
     tiny = tinies(name)
-    graph, rng = tiny.model.graph, np.random.default_rng(0)
+    graph, rng = cd.Graph.from_model(tiny.model, split_qkv=split_qkv), np.random.default_rng(0)
     mask = graph.allowed & (rng.random(graph.allowed.shape) < 0.2)
     circuit = cd.Circuit(graph, mask, rng.normal(size=mask.shape) if scored else None)
     task = task_of(tiny, position=4)
