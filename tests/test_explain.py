@@ -81,11 +81,11 @@ def test_attention_between_positions_is_a_mean_over_the_examples_that_have_both(
 def test_what_end_attends_to_goes_by_name_or_by_text(gpt2: Tiny) -> None:
     clean = gpt2.prompts.clean.clone()
     clean[:, 1] = clean[:, 2] = 7  # one text twice
-    task = replace(task_of(gpt2, clean=clean, position=4, positions={"A": 3}))
+    task = replace(task_of(gpt2, clean=clean, position=4, positions={"A": 3, "Z": 4}))
     weights = bridge_attention(gpt2.reference, clean)[0, :, 1, 4]  # [N, T]
     expected: dict[str, float] = {
         "A": float(weights[:, 3].mean()),
-        "END": float(weights[:, 4].mean()),
+        "Z": float(weights[:, 4].mean()),
         "7": float(weights[:, 1:3].sum(1).mean()),
     }
     for row in range(5):

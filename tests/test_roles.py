@@ -88,7 +88,7 @@ def test_edges_alone_are_ablated_alone(gpt2: Tiny) -> None:
 
 
 def test_attention_without_the_copies_of_the_last_token(gpt2: Tiny) -> None:
-    rows = [[5, 6, 7, 8, 5], [9, 10, 9, 11, 9], [12, 13, 14, 15, 16]]
+    rows = [[5, 6, 7, 8, 5], [9, 10, 9, 11, 9], [12, 13, 14, 16, 16]]  # of the last one's copy END itself is what follows
     task = Task.from_tokens(clean=rows, corrupted=rows, correct=[1, 2, 3], incorrect=[4, 5, 6])
     # each copy gives way to the next example's token at its place, if that is new to the prompt
     changed = {0: ([9, 6, 7, 8, 5], [1]), 1: ([12, 10, 14, 11, 9], [1, 3])}
