@@ -64,7 +64,7 @@ def hypotheses(model: cd.Model) -> str:
     for name in ("ioi", "greater_than"):
         task = cd.load_task(name, model)
         circuit = cd.hybrid(model, task, edges=47).top(47)
-        parts.append(f"hybrid, 47 edges, {name}:\n\n```\n{cd.hypothesis_tests(model, task, circuit)}\n```")
+        parts.append(f"hybrid, 47 edges, {name}:\n\n```log\n{cd.hypothesis_tests(model, task, circuit)}\n```")
     return "\n\n".join(parts)
 
 

@@ -184,8 +184,8 @@ def evaluate(
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
     >>> task = cd.load_task("ioi", model, examples=8)
-    >>> float(cd.evaluate(model, task, cd.Circuit.full(model.graph)).normalized)
-    1.0
+    >>> float(cd.evaluate(model, task, cd.Circuit.empty(model.graph)).normalized)
+    0.0
     """
     circuit.check_model(model)
     used = task.held_out or task

@@ -444,9 +444,10 @@ class _Places:
         """
         kept = self.mask[:, columns]
         kind = np.where(columns == self.receiver, 2, kept[self.moved].any(axis=0))
-        _, first, which = np.unique(np.vstack([kind, np.packbits(kept, axis=0)]), axis=1, return_index=True, return_inverse=True)
-        first, order = np.sort(first), np.argsort(np.argsort(first))  # by first occurrence, so that a run of receivers is a slice
-        which = order[which.reshape(-1)]
+        numbers: dict[tuple[int, bytes], int] = {}  # by first occurrence, so that a run of receivers is a slice
+        kinds_and_sets = zip(kind.tolist(), np.packbits(kept, axis=0).T, strict=True)
+        which = np.array([numbers.setdefault((each, packed.tobytes()), len(numbers)) for each, packed in kinds_and_sets])
+        first = np.array([np.argmax(which == number) for number in range(len(numbers))])
         streams, place = [], np.zeros((len(first), 2), dtype=int)
         for value in np.unique(kind):
             alike = np.flatnonzero(kind[first] == value)
@@ -475,8 +476,9 @@ class _Places:
 
 def _index(rows: np.ndarray) -> slice | Tensor:
     """Rows as an index to write to: a slice where they follow each other."""
-    if len(rows) and (np.diff(rows) == 1).all():
-        return slice(int(rows[0]), int(rows[-1]) + 1)
+    numbers = rows.tolist()
+    if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return slice(numbers[0], numbers[0] + len(numbers))
     return torch.from_numpy(rows)
 
 

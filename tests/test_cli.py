@@ -101,7 +101,7 @@ BRIEF = (
     "evaluation.RANDOM_SETS, evaluation.GREEDY_NODES, acdc._SAVE_SECONDS = 2, 1, 0.0\n"
     "main()"
 )
-SMALL = ("discover", "toy", "ioi", "--examples", "8", "--threshold", "0.05")
+SMALL = ("discover", "toy", "ioi", "--examples", "4", "--threshold", "0.05")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -482,7 +482,7 @@ def test_resuming_a_finished_run_does_nothing(call: Call, finished: Path, monkey
 
 
 def test_resume_refuses_other_options(call: Call, finished: Path) -> None:
-    message = one_line(call("discover", "toy", "ioi", "--examples", "8", "--threshold", "0.06", "--out", finished, "--resume"))
+    message = one_line(call("discover", "toy", "ioi", "--examples", "4", "--threshold", "0.06", "--out", finished, "--resume"))
     assert "threshold" in message and "0.05" in message and "0.06" in message
 
 
@@ -644,7 +644,7 @@ def test_weights_that_changed_are_refused(call: Call, finished: Path, tmp_path: 
 
 def test_a_circuit_without_scores_stands_beside_the_curve_of_eap_ig(finished: Path) -> None:
     model = cd.load_model("toy")
-    task = cd.load_task("ioi", model, examples=8)
+    task = cd.load_task("ioi", model, examples=4)
     curve = cd.curve(model, task, cd.eap_ig(model, task))
     known = json.loads((finished / "report.json").read_bytes())["curve"]
     assert known["ranking"] == "eap_ig" and known["edges"] == list(curve.edges)
@@ -659,11 +659,11 @@ def test_the_prompts_are_what_the_model_and_the_circuit_say(finished: Path) -> N
     folder = data_folder("models") / "toy"
     bridge, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     model = cd.load_model("toy")
-    task = cd.load_task("ioi", model, examples=8).held_out
+    task = cd.load_task("ioi", model, examples=4).held_out
     assert task is not None
     kept = cd.run_circuit(model, task, cd.load_circuit(finished / "circuit.json"))
     rows = json.loads((finished / "report.json").read_bytes())["prompts"]
-    assert len(rows) == len(task) == 8
+    assert len(rows) == len(task) == 4
     for row, example, circuit in zip(rows, task.examples, kept, strict=True):
         with torch.no_grad():
             logits = bridge(torch.tensor([example.clean])).logits[0, example.position]

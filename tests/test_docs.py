@@ -4,6 +4,7 @@
 ```console         every line that begins with `$ ` runs as a command in that folder
 ```text            directly after one of these: what it printed, up to the last digits of numbers
 ```LANG title="F"  is written to the file F
+```html, svg, log  shows what a file holds, or what the command printed that wrote the page
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 NOTEBOOKS = sorted(path.name for path in (DOCS / "notebooks").glob("*.ipynb"))
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-SHOWN = {"html", "svg"}  # blocks that show what a file holds
+SHOWN = {"html", "svg", "log"}  # blocks that show what a file holds
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def test_every_block_runs_and_prints_what_the_page_says(page: str, tmp_path: Pat
 def test_every_notebook_runs_from_top_to_bottom(notebook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the other test processes have the other cores
     cells = nbformat.read(DOCS / "notebooks" / notebook, as_version=4)
     assert sum(cell.cell_type == "code" for cell in cells.cells) >= 5
     NotebookClient(cells, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()

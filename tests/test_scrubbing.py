@@ -612,6 +612,6 @@ def test_they_are_what_they_are_with_every_exchange_made(toy: Any, tmp_path: Pat
     model = toy[0]
     task, prompts = (cd.load_task(tmp_path / "ioi.toml", model, examples=n, seed=seed) for n, seed in ((64, 0), (8192, 1)))
     for name, least, most in (("toy/ioi-position", 0.8, 1.1), ("toy/ioi-no-duplicate", -0.2, 0.2)):
-        result = scrub(model, task, load_hypothesis(name), prompts=prompts, draws=4, renamed=0)
+        result = scrub(model, task, load_hypothesis(name), prompts=prompts, draws=2, renamed=0)
         assert max(result.own.values()) < 0.05
         assert least < float(result.recovered or 0) < most

@@ -34,7 +34,7 @@ def test_the_model_prefers_the_pronoun_by_the_known_margins(model: Any) -> None:
 
 @pytest.mark.slow
 def test_its_gendered_pronoun_circuit_is_found(model: Any) -> None:
-    task = cd.load_task("gendered_pronoun", model, examples=16)
+    task = cd.load_task("gendered_pronoun", model, examples=8)
     circuit = cd.acdc(model, task, threshold=0.003)
     random = cd.random(model, task).top(len(circuit))
     held_out: Any = task.held_out
