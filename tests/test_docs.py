@@ -31,7 +31,7 @@ from circuitdiscovery.cli import cli
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-NOTEBOOKS = sorted(path.name for path in (DOCS / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = {"ioi.ipynb": "tutorials/ioi.md", "greater_than.ipynb": "tutorials/greater-than.md"}  # and the page with the same blocks
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 SHOWN = {"html", "svg", "log"}  # blocks that show what a file holds
 
@@ -89,7 +89,7 @@ def assert_printed(printed: str, told: str, where: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", sorted(set(PAGES) - set(NOTEBOOKS.values())))
 def test_every_block_runs_and_prints_what_the_page_says(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -114,13 +114,28 @@ def test_every_block_runs_and_prints_what_the_page_says(page: str, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_every_notebook_runs_from_top_to_bottom(notebook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_notebook_runs_from_top_to_bottom_and_prints_what_its_page_says(
+    notebook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cells are the page's blocks in their order, at most with a picture after them."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the other test processes have the other cores
-    cells = nbformat.read(DOCS / "notebooks" / notebook, as_version=4)
-    assert sum(cell.cell_type == "code" for cell in cells.cells) >= 5
-    NotebookClient(cells, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    stored = nbformat.read(DOCS / "notebooks" / notebook, as_version=4)
+    NotebookClient(stored, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    cells = [cell for cell in stored.cells if cell.cell_type == "code"]
+    page = list(blocks(NOTEBOOKS[notebook]))
+    assert len(cells) == sum(block.language == "python" for block in page) >= 5
+    at, printed = -1, ""
+    for block in page:
+        where = f"{NOTEBOOKS[notebook]}, line {block.line}"
+        if block.language == "python":
+            at += 1
+            assert block.text.strip() in cells[at].source, where
+            printed = "".join(output.text for output in cells[at].outputs if output.get("name") == "stdout")
+        else:
+            assert block.language == "text" and block.follows, where
+            assert_printed(printed, block.text, where)
 
 
 def test_the_api_page_has_every_public_name() -> None:
@@ -128,8 +143,9 @@ def test_the_api_page_has_every_public_name() -> None:
     assert sorted(told) == sorted(set(cd.__all__) - {"__version__"})
 
 
-def test_there_are_two_notebooks() -> None:
-    assert len(NOTEBOOKS) == 2
+def test_every_notebook_has_its_page() -> None:
+    assert set(NOTEBOOKS) == {path.name for path in (DOCS / "notebooks").glob("*.ipynb")}
+    assert set(NOTEBOOKS.values()) <= set(PAGES)
 
 
 def test_pictures_are_there() -> None:

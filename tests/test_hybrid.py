@@ -77,7 +77,7 @@ def test_better_than_attribution_and_chance_on_ioi() -> None:
 def test_edges_that_stand_in_for_each_other_do_not_go_at_once() -> None:
     """On these prompts many edges are redundant one by one; removed a fifth at a time, a KL of 4 nats is left."""
     model = cd.load_model("toy")
-    task = cd.load_task("ioi", model, examples=16)
+    task = cd.load_task("ioi", model, examples=12)
     assert mean_kl(model, task, hybrid(model, task, edges=47, rounds=0).top(47)) < 1
 
 
