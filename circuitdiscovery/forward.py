@@ -444,10 +444,10 @@ class _Places:
         """
         kept = self.mask[:, columns]
         kind = np.where(columns == self.receiver, 2, kept[self.moved].any(axis=0))
-        numbers: dict[tuple[int, bytes], int] = {}  # by first occurrence, so that a run of receivers is a slice
-        kinds_and_sets = zip(kind.tolist(), np.packbits(kept, axis=0).T, strict=True)
-        which = np.array([numbers.setdefault((each, packed.tobytes()), len(numbers)) for each, packed in kinds_and_sets])
-        first = np.array([np.argmax(which == number) for number in range(len(numbers))])
+        seen: dict[tuple[int, bytes], int] = {}  # a stream -> the first that reads it
+        pairs = zip(kind.tolist(), np.packbits(kept, axis=0).T, strict=True)
+        same = [seen.setdefault((each, packed.tobytes()), reader) for reader, (each, packed) in enumerate(pairs)]
+        first, which = np.unique(same, return_inverse=True)  # in the receivers' order, so that a run of them is a slice
         streams, place = [], np.zeros((len(first), 2), dtype=int)
         for value in np.unique(kind):
             alike = np.flatnonzero(kind[first] == value)

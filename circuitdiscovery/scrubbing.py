@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from circuitdiscovery.ablation import run_sources
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.evaluation import Estimate, interval
-from circuitdiscovery.forward import World, attend, embed, mlp, unembed
+from circuitdiscovery.forward import World, at_position, attend, embed, mlp, unembed
 from circuitdiscovery.graph import Graph, letter_of
 from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits
 from circuitdiscovery.model import Model
@@ -250,55 +250,48 @@ class _Written:
         stream = next(iter(self.streams.values()))[0]
         return max(1, _STREAM_BYTES // (draws * stream.numel() * stream.element_size()))
 
+    def write(self, drawn: Drawn, some: slice) -> Tensor:
+        """[draws * examples, T, D]: what a source writes, scrubbed, for some of the examples."""
+        if drawn.rest is None:
+            return self.sources[drawn.node][self._numbers(drawn.prompt, some)]
+        graph = self.model.graph
+        columns = np.flatnonzero(graph.feeds[:, drawn.node]).tolist()
+        streams, layer = self._read(drawn, columns, some), graph.receiver_layers[columns[0]]
+        block = self.model.blocks[layer]
+        if not letter_of(graph.receivers[columns[0]]):
+            return mlp(self.model, block, block.norm2(streams[columns[0]]))
+        head, projected = drawn.node - graph.heads(layer).start, {}
+        for column in columns:
+            letter = letter_of(graph.receivers[column])
+            weight, bias = block.projection(letter)
+            own = head * len(weight) // graph.n_heads
+            projected[letter] = F.linear(block.norm1(streams[column]), weight[own], None if bias is None else bias[own])[None]
+        return attend(self.model, block, projected["q"], projected["k"], projected["v"])[0] @ block.W_O[head]  # [1, draws * examples, T, K]
+
     def logits(self, drawn: Drawn, some: slice, position: Tensor) -> Tensor:
         """[draws, examples, vocabulary] at the answers' positions, for some of the examples."""
         column, draws = len(self.model.graph.receivers) - 1, len(drawn.prompt)
-        x = self._read(drawn, column, some, position.repeat(draws))  # [draws * examples, D]
+        x = self._read(drawn, [column], some, position.repeat(draws))[column]  # [draws * examples, D]
         return unembed(self.model, x).unflatten(0, (draws, -1))
 
-    def write(self, drawn: Drawn, some: slice, at: Tensor | None) -> Tensor:
-        """[B, T, D], or [B, D] at [B] positions, for B = draws * examples: what a source writes, scrubbed, for some of the examples.
-
-        What is wanted at one position alone is read there alone, but for keys and values.
-        """
-        if drawn.rest is None:
-            return _rows(self.sources[drawn.node], self._numbers(drawn.prompt, some), at)
-        graph = self.model.graph
-        columns = {letter_of(graph.receivers[column]): int(column) for column in np.flatnonzero(graph.feeds[:, drawn.node])}
-        layer = graph.receiver_layers[next(iter(columns.values()))]
-        block = self.model.blocks[layer]
-        if "" in columns:
-            return mlp(self.model, block, block.norm2(self._read(drawn, columns[""], some, at)))
-        head, projected = drawn.node - graph.heads(layer).start, {}
-        for letter, column in columns.items():
-            x = self._read(drawn, column, some, at if letter == "q" else None)
-            weight, bias = block.projection(letter)
-            own = head * len(weight) // graph.n_heads
-            projected[letter] = F.linear(block.norm1(x), weight[own], None if bias is None else bias[own])[None]
-        q, k, v = (projected[letter] for letter in "qkv")
-        if at is None:
-            return attend(self.model, block, q, k, v)[0] @ block.W_O[head]
-        return attend(self.model, block, q[:, :, None], k, v, at)[0, :, 0] @ block.W_O[head]
-
-    def _read(self, drawn: Drawn, column: int, some: slice, at: Tensor | None) -> Tensor:
-        """[B, T, D], or [B, D] at positions: the stream of a receiver."""
+    def _read(self, drawn: Drawn, columns: Sequence[int], some: slice, at: Tensor | None = None) -> dict[int, Tensor]:
+        """Receiver's column -> [draws * examples, T, D], or [draws * examples, D] at positions, for receivers at one place."""
         assert drawn.rest is not None
         rest = self._numbers(drawn.rest, some)
-        x = _rows(self.streams[_place(self.model.graph, column)], rest, at)
-        for into, below in drawn.inputs:
-            if into == column:
-                x += self.write(below, some, at)
-                x -= _rows(self.sources[below.node], rest, at)
-        return x
+
+        def on_rest(x: Tensor) -> Tensor:
+            return x[rest] if at is None else x[rest, at]
+
+        streams = dict.fromkeys(columns, on_rest(self.streams[_place(self.model.graph, columns[0])]))
+        for column, below in drawn.inputs:
+            written = self.write(below, some)
+            written = written if at is None else at_position(written, at)
+            streams[column] = streams[column] + written - on_rest(self.sources[below.node])
+        return streams
 
     def _numbers(self, drawn: np.ndarray, some: slice) -> Tensor:
         """[draws * examples]: the prompts drawn for some of the examples."""
         return torch.from_numpy(drawn[:, some].ravel()).to(self.model.device)
-
-
-def _rows(x: Tensor, prompts: Tensor, at: Tensor | None) -> Tensor:
-    """[P, T, D] -> [B, T, D], or [B, D] at positions."""
-    return x[prompts] if at is None else x[prompts, at]
 
 
 def _place(graph: Graph, column: int) -> int:

@@ -266,24 +266,24 @@ def test_the_lists_name_what_is_shipped(light: Call) -> None:
 
 
 def test_discover_finds_measures_draws_and_says_so(call: Call, tmp_path: Path) -> None:
-    result = call("discover", "toy", "greater-than")
+    result = call("discover", "toy", "ioi")
     assert result.status == 0, result.err
-    folder = tmp_path / "runs" / "toy-greater_than-acdc"
+    folder = tmp_path / "runs" / "toy-ioi-acdc"
     assert {path.name for path in folder.iterdir()} == FILES
     circuit, model = cd.load_circuit(folder / "circuit.json"), cd.load_model("toy")
     circuit.check_model(model)
     total = len(cd.Graph.from_model(model))
     assert 0 < len(circuit) <= 0.15 * total
     measured = json.loads((folder / "evaluation.json").read_text())
-    assert cd.evaluate(model, cd.load_task("greater_than", model), circuit).to_dict() == measured
-    assert measured["part"] == "held_out" and measured["normalized"]["value"] >= 0.9
+    assert cd.evaluate(model, cd.load_task("ioi", model), circuit).to_dict() == measured
+    assert measured["part"] == "held_out" and measured["normalized"]["value"] >= 0.95
     assert ElementTree.parse(folder / "graph.svg").getroot().tag.endswith("svg")
     assert (folder / "graph.dot").read_text().lstrip().startswith("digraph")
     for shown in (f"{len(circuit)}", f"{len(circuit.pruned())}", f"{total}", "faithfulness", str(Path("runs") / folder.name), *FILES):
         assert shown in result.out
     record = json.loads((folder / "run.json").read_text())
     assert record["command"][0] == "circuitdiscovery"
-    assert record["options"]["task"] == "greater_than" and record["versions"]["torch"].startswith("2.")
+    assert record["options"]["task"] == "ioi" and record["versions"]["torch"].startswith("2.")
     assert sum(record["summary"]["seconds"].values()) > 0
 
 

@@ -33,7 +33,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 NOTEBOOKS = {"ioi.ipynb": "tutorials/ioi.md", "greater_than.ipynb": "tutorials/greater-than.md"}  # and the page with the same blocks
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-SHOWN = {"html", "svg", "log"}  # blocks that show what a file holds
+SHOWN = {"html", "svg", "log"}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.nn.functional import kl_div
 import circuitdiscovery as cd
 
 THRESHOLD = 0.01
-STATES = 60
+STATES = 300
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def test_more_rounds_are_never_worse(gpt2: Tiny) -> None:
 @pytest.mark.slow
 def test_better_than_attribution_and_chance_on_ioi() -> None:
     model = cd.load_model("toy")
-    task = cd.load_task("ioi", model, examples=20)
+    task = cd.load_task("ioi", model, examples=24)
     ours = held_out_kl(model, task, hybrid(model, task, edges=47, rounds=1).top(47))
     kl_ig = cd.eap_ig(model, task, metric="kl_divergence")
     others = [cd.eap_ig(model, task).top(47), cd.eap_ig(model, task).greedy(47), kl_ig.top(47), kl_ig.greedy(47)]
@@ -77,7 +77,7 @@ def test_better_than_attribution_and_chance_on_ioi() -> None:
 def test_edges_that_stand_in_for_each_other_do_not_go_at_once() -> None:
     """On these prompts many edges are redundant one by one; removed a fifth at a time, a KL of 4 nats is left."""
     model = cd.load_model("toy")
-    task = cd.load_task("ioi", model, examples=12)
+    task = cd.load_task("ioi", model, examples=16)
     assert mean_kl(model, task, hybrid(model, task, edges=47, rounds=0).top(47)) < 1
 
 
