@@ -14,8 +14,8 @@ A new ablation is one function and one line in `ABLATIONS`; a user's own is any 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import embed, plain_run
+from circuitdiscovery.forward import World, embed, plain_run
 from circuitdiscovery.model import Model
 from circuitdiscovery.names import canonical
 from circuitdiscovery.task import Batch, Example, Task
@@ -68,6 +68,7 @@ class Replacements:
     own_run: bool
     parts: tuple[tuple[Batch, Tensor], ...]  # (batch, [sources, B, T, d_model])
     held_out: Callable[[], Replacements] | None = None  # those of the task's held-out examples, computed when first needed
+    worlds: dict[Hashable, World] = field(default_factory=dict, compare=False, repr=False)  # what follows from them alone
 
     def rows(self, batch: Batch) -> Tensor:
         """[sources, B, T, d_model] for a batch's examples, without a copy for a batch as it was computed.

@@ -141,6 +141,7 @@ def cli() -> None:
     help=f"Not for acdc, trace-back: keep the N edges of the largest scores.  [default: {names.DEFAULT_SHARE:.0%} of all]",
 )
 @click.option("--no-split-qkv", is_flag=True, help="One edge into a head instead of one each into its query, key and value.")
+@click.option("--group-testing", is_flag=True, help="acdc: remove edges together where they do no harm; faster, not always the same edges.")
 @click.option(
     "--examples", type=COUNT, help="Prompt pairs to search on; as many are held out to evaluate.  [default: 64, or half of a table]"
 )

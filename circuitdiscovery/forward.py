@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from circuitdiscovery.model import Block, Model, Norm
 # costs of moving one stream of a source, in multiples of its share in a product (measured on two cores)
 _ADD = 10
 _COPY = 20
+_PIECE_BYTES = 2**23  # of streams that are read, normalised and projected at once, where there are several alternatives
 
 # ------------------------------------------------------------------ the program, written once over the architectures' switches
 
@@ -139,7 +141,15 @@ class Run:
     readings: tuple[Reading, ...]
 
 
-def plain_run(model: Model, start: Tensor, position: Tensor | None, *, keep_sources: bool = False, keep_readings: bool = False) -> Run:
+def plain_run(
+    model: Model,
+    start: Tensor,
+    position: Tensor | None,
+    *,
+    keep_sources: bool = False,
+    less: Tensor | None = None,
+    keep_readings: bool = False,
+) -> Run:
     """The transformer itself.
 
     Args:
@@ -148,21 +158,26 @@ def plain_run(model: Model, start: Tensor, position: Tensor | None, *, keep_sour
         position: [N], where the logits are wanted; the last layer then runs there alone, and what its sources write elsewhere
             is kept as 0. None runs all of it, without logits.
         keep_sources: keep what every source writes.
+        less: [S, N, T, D], instead: what every source writes is taken from it, in place, where a receiver reads it.
         keep_readings: keep what every receiver reads, as part of the autograd graph.
     """
     x = embed(model, start) if start.dim() == 2 else start
     graph, rows = model.graph, torch.arange(len(x), device=x.device)
-    sources = x.new_empty(len(graph.sources), *x.shape) if keep_sources else None
+    sources = x.new_empty(len(graph.sources), *x.shape) if keep_sources else less
     readings: list[Reading] = []
     at = None
+
+    def keep(sources: Tensor, where: Any, written: Tensor) -> None:
+        sources[where] = written.detach() if less is None else less[where] - written.detach()
+
     if sources is not None:
-        sources[0] = x.detach()
+        keep(sources, 0, x)
     for layer, block in enumerate(model.blocks):
         stream, u = x, block.norm1(x)
         k, v = (_project(u, *block.projection(letter)) for letter in "kv")
         if position is not None and layer == graph.n_layers - 1:
             at, x, u = position, at_position(x, position)[:, None], at_position(u, position)[:, None]
-            if sources is not None:
+            if sources is not None and less is None:
                 sources[graph.n_upstream(layer) :] = 0
         q = _project(u, *block.projection("q"))
         z = attend(model, block, q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]
@@ -178,11 +193,12 @@ def plain_run(model: Model, start: Tensor, position: Tensor | None, *, keep_sour
             ]
             readings.append(Reading(Readers(layer, "m", at is not None, block.norm2), y, normalised))
         if sources is not None and at is None:
-            torch.bmm(z.detach().flatten(1, 2), block.W_O, out=sources[graph.heads(layer)].flatten(1, 2))
-            sources[graph.mlp(layer)] = written.detach()
+            beta, alpha = (0, 1) if less is None else (1, -1)
+            sources[graph.heads(layer)].flatten(1, 2).baddbmm_(z.detach().flatten(1, 2), block.W_O, beta=beta, alpha=alpha)
+            keep(sources, graph.mlp(layer), written)
         elif sources is not None:
-            sources[graph.heads(layer), rows, at] = torch.bmm(z.detach().flatten(1, 2), block.W_O)
-            sources[graph.mlp(layer), rows, at] = written[:, 0].detach()
+            keep(sources, (graph.heads(layer), rows, at), torch.bmm(z.detach().flatten(1, 2), block.W_O))
+            keep(sources, (graph.mlp(layer), rows, at), written[:, 0])
         x = x + attended + written
     if at is None:
         return Run(x.new_empty(0, model.vocab_size), sources, tuple(readings))
@@ -235,9 +251,34 @@ class World:
         return (*bases, x)
 
     @cached_property
-    def _memory(self) -> dict[bool, Tensor]:
-        """What one run after the other writes to, for all positions (True) and for the answer's: new memory costs page faults."""
+    def at_answer(self) -> Tensor:
+        """[S, N, D]: the replacements at the answer's position."""
+        return self.replacement[:, torch.arange(len(self.position), device=self.position.device), self.position]
+
+    @cached_property
+    def _fixed(self) -> dict[tuple[int, str, bool], Tensor]:
         return {}
+
+    def replaced(self, layer: int, letter: str, at_answer: bool) -> Tensor:
+        """[heads or groups, P, K]: a layer's queries, keys or values where every edge into them is removed."""
+        key = layer, letter, at_answer
+        if key not in self._fixed:
+            block, base = self.model.blocks[layer], self.bases[2 * layer]
+            base = at_position(base, self.position) if at_answer else base.flatten(0, 1)
+            self._fixed[key] = _project(block.norm1(base), *block.projection(letter))
+        return self._fixed[key]
+
+    @cached_property
+    def _memory(self) -> dict[str, Tensor]:
+        return {}
+
+    def memory(self, name: str, *shape: int) -> Tensor:
+        """Uninitialised, and the same memory for a name in one run after the other: new memory costs page faults."""
+        held, size = self._memory.get(name), math.prod(shape)
+        if held is None or len(held) < size:
+            self._memory.pop(name, held)  # before the larger one is taken
+            held = self._memory[name] = self.start.new_empty(size)
+        return held[:size].view(shape)
 
     def logits(self, mask: np.ndarray) -> Tensor:
         """[N, vocabulary]: one forward with the True edges of a [S, R] mask kept."""
@@ -355,11 +396,8 @@ class _Places:
     ) -> _Places:
         """With an empty buffer."""
         n_places = len(world.start) * (world.start.shape[1] if position is None else 1)
-        shape = len(alternatives), n_places, 1 + len(moved), world.start.shape[-1]
-        memory = world._memory.get(position is None)
-        if memory is None or memory.numel() < math.prod(shape):
-            memory = world._memory[position is None] = world.start.new_empty(math.prod(shape))
-        buffer = memory[: math.prod(shape)].view(shape)
+        name = "everywhere" if position is None else "at the answer"
+        buffer = world.memory(name, len(alternatives), n_places, 1 + len(moved), world.start.shape[-1])
         return cls(world, position, moved, state, mask, fixed, receiver, alternatives, buffer)
 
     @property
@@ -371,6 +409,11 @@ class _Places:
         """[N, T, D] -> [P, D]."""
         return x.flatten(0, 1) if self.position is None else at_position(x, self.position)
 
+    @property
+    def replacement(self) -> Tensor:
+        """[S, P, D]."""
+        return self.world.replacement.flatten(1, 2) if self.position is None else self.world.at_answer
+
     # -------------------------------------------------------------- writing
 
     def _slots(self, rows: np.ndarray) -> Tensor:
@@ -380,13 +423,12 @@ class _Places:
 
     def write(self, row: int, written: Tensor) -> None:
         """What `input` or an MLP writes, [M or 1, P, D]."""
-        torch.sub(written, self.of(self.world.replacement[row]), out=self._slots(np.array([row]))[:, :, 0])
+        torch.sub(written, self.replacement[row], out=self._slots(np.array([row]))[:, :, 0])
 
     def write_heads(self, rows: np.ndarray, z: Tensor, W_O: Tensor) -> None:
         """What some heads of a layer write, from what they attended to, [h, M * N, T, K], and [h, K, D]."""
         out = self._slots(rows)
-        for i, row in enumerate(rows):
-            torch.neg(self.of(self.world.replacement[row]).expand_as(out[:, :, i]), out=out[:, :, i])
+        torch.neg(_take(self.replacement, rows).transpose(0, 1).expand_as(out), out=out)
         out.flatten(0, 1).transpose(0, 1).baddbmm_(z.flatten(1, 2), W_O)
 
     def copy(self, everywhere: _Places, rows: np.ndarray) -> None:
@@ -398,23 +440,28 @@ class _Places:
 
     # -------------------------------------------------------------- reading
 
-    def read(self, columns: np.ndarray) -> Tensor:
-        """[M or 1, P, len(columns), D]: the streams of receivers at one place of the residual stream."""
+    def read(self, columns: np.ndarray, versions: slice = slice(None)) -> Tensor:
+        """[m or 1, P, len(columns), D]: the streams of receivers at one place of the residual stream.
+
+        By default for all M alternatives; receivers that read nothing which runs have one version. It is valid until the next.
+        """
         graph = self.world.graph
         layer, kind = graph.receiver_layers[columns[0]], graph.receivers[columns[0]][0]
         base, upstream = self.of(self.world.bases[2 * layer + (kind == "m")]), graph.n_upstream(layer, kind)
         if columns[0] == self.receiver:  # alternatives of what it reads from a state
             assert self.state is not None
-            kept = self.alternatives[:, :upstream].T
+            kept = self.alternatives[versions, :upstream].T
             return base[None, :, None] + _combine(kept, np.arange(upstream), self.state).transpose(0, 1)[:, :, None]
         kept = self.mask[:, columns]
         slots = np.flatnonzero(self.moved < upstream)
         x = base[None, :, None].expand(1, -1, len(columns), -1)
         moves = bool(kept[self.moved[slots]].any())
         if moves:
-            self.buffer[:, :, 0] = base  # as one source more, so that one product makes the whole stream
+            buffer = self.buffer[versions]
+            out = self.world.memory("streams", len(buffer) * buffer.shape[1], len(columns), buffer.shape[-1])
+            buffer[:, :, 0] = base  # as one source more, so that one product makes the whole stream
             weights = np.concatenate([np.ones((1, len(columns)), dtype=bool), kept[self.moved[slots]]])
-            x = _combine(weights, np.append(0, 1 + slots), self.buffer.flatten(0, 1)).unflatten(0, self.buffer.shape[:2])
+            x = _combine(weights, np.append(0, 1 + slots), buffer.flatten(0, 1), out).unflatten(0, buffer.shape[:2])
         fixed = np.flatnonzero(self.fixed[:upstream])
         if self.state is not None and kept[fixed].any():
             from_state = _combine(kept[fixed], fixed, self.state)
@@ -427,51 +474,74 @@ class _Places:
         columns = {letter: graph.columns(layer, letter) for letter in asked}
         own = {letter: np.unique(heads // (graph.n_heads // len(columns[letter])), return_inverse=True) for letter, heads in asked.items()}
         streams, which = self._distinct(np.concatenate([columns[letter][some] for letter, (some, _) in own.items()]))
-        streams = [block.norm1(x) for x in streams]
-        out: list[Tensor] = []
-        for letter, (some, back) in own.items():
+        parts: list[tuple[np.ndarray, Tensor, Tensor | None, Tensor]] = []  # per letter: streams, weight, bias, what comes out
+        for letter, (some, _) in own.items():
             mine, which = np.split(which, [len(some)])
             weight, bias = (None if x is None else _take(x, some) for x in block.projection(letter))
             assert weight is not None
-            each = _take(self._projected(streams, mine, weight, bias), back)
-            out.append(each.unflatten(1, (-1, self.buffer.shape[1] // len(self.world.start))))
-        return out
+            out = self.buffer.new_empty(len(some), *self.buffer.shape[:2], weight.shape[1])
+            if len(replaced := np.flatnonzero(mine[:, 0] < 0)):
+                out[_index(replaced)] = _take(self.world.replaced(layer, letter, self.position is not None), some[replaced])[:, None]
+            parts.append((mine, weight, bias, out))
+        for number, readers in enumerate(streams):
+            for versions in self._pieces(readers):
+                x = block.norm1(self.read(readers, versions))
+                for mine, weight, bias, out in parts:
+                    heads = np.flatnonzero(mine[:, 0] == number)
+                    _project_some(x, mine[heads, 1], heads, weight, bias, out[:, versions])
+        n_examples = len(self.world.start)
+        return [
+            _take(out, back).flatten(1, 2).unflatten(1, (-1, out.shape[2] // n_examples))
+            for (_, _, _, out), (_, back) in zip(parts, own.values(), strict=True)
+        ]
 
-    def _distinct(self, columns: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
-        """(tensors [M or 1, P, u, D] of distinct streams, [len(columns), 2] which tensor and stream each receiver reads).
+    def _pieces(self, columns: np.ndarray) -> list[slice]:
+        """Slices of the alternatives, so few in each that what some receivers read stays in the caches."""
+        if not self._moves(columns).any():
+            return [slice(None)]
+        places, width = self.buffer.shape[1], self.buffer.shape[-1]
+        size = max(1, _PIECE_BYTES // (places * len(columns) * width * self.buffer.element_size()))
+        return [slice(first, first + size) for first in range(0, len(self.alternatives), size)]
 
-        Streams of which there are M versions stand apart from those of which there is one.
+    def _moves(self, columns: np.ndarray) -> np.ndarray:
+        """For each receiver 2 if it is the one of the alternatives, 1 if it reads anything that runs, else 0."""
+        return np.where(columns == self.receiver, 2, self.mask[np.ix_(self.moved, columns)].any(axis=0))
+
+    def _distinct(self, columns: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """(receivers that read one distinct stream each, [len(columns), 2] which of these lists and stream each receiver reads).
+
+        Streams of which there are M versions stand apart from those of which there is one; list -1 is that all edges are removed.
         """
-        kept = self.mask[:, columns]
-        kind = np.where(columns == self.receiver, 2, kept[self.moved].any(axis=0))
+        kind = self._moves(columns)
+        kind[~self.mask[:, columns].any(axis=0) & (kind < 2)] = -1
         seen: dict[tuple[int, bytes], int] = {}  # a stream -> the first that reads it
-        pairs = zip(kind.tolist(), np.packbits(kept, axis=0).T, strict=True)
+        pairs = zip(kind.tolist(), np.packbits(self.mask[:, columns], axis=0).T, strict=True)
         same = [seen.setdefault((each, packed.tobytes()), reader) for reader, (each, packed) in enumerate(pairs)]
         first, which = np.unique(same, return_inverse=True)  # in the receivers' order, so that a run of them is a slice
-        streams, place = [], np.zeros((len(first), 2), dtype=int)
-        for value in np.unique(kind):
+        streams, place = [], np.full((len(first), 2), -1)
+        for value in np.unique(kind[kind >= 0]):
             alike = np.flatnonzero(kind[first] == value)
             place[alike] = np.stack([np.full(len(alike), len(streams)), np.arange(len(alike))], axis=1)
-            streams.append(self.read(columns[first[alike]]))
+            streams.append(columns[first[alike]])
         return streams, place[which]
 
-    def _projected(self, streams: list[Tensor], which: np.ndarray, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """[h, B, K]: for each head one of the normalised streams, through its [h, K, D]; heads that share one in one product."""
-        out = self.buffer.new_empty(len(which), *self.buffer.shape[:2], weight.shape[1])
-        for number, x in enumerate(streams):
-            members = np.flatnonzero(which[:, 0] == number)
-            readers = np.bincount(which[members, 1], minlength=x.shape[2])  # of each stream
-            x, versions = x.flatten(0, 1), x.shape[:2]
-            for stream in np.flatnonzero(readers > 1):
-                heads = members[which[members, 1] == stream]
-                each = _project(x[:, stream], _take(weight, heads), None if bias is None else _take(bias, heads))
-                out[_index(heads)] = each.unflatten(1, versions)
-            heads = members[readers[which[members, 1]] == 1]
-            if len(heads):
-                own = _take(x, which[heads, 1], dim=1)
-                each = _project_each(own, _take(weight, heads), None if bias is None else _take(bias, heads))
-                out[_index(heads)] = each.unflatten(1, versions)
-        return out.flatten(1, 2)
+
+def _project_some(x: Tensor, which: np.ndarray, heads: np.ndarray, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """To [h, m, P, K], at some heads: one of the normalised streams [m or 1, P, u, D] for each, through its part of [h, K, D].
+
+    Heads that share a stream go through one product.
+    """
+    readers = np.bincount(which, minlength=x.shape[2])  # of each stream
+    x, shape = x.flatten(0, 1), x.shape[:2]
+    for stream in np.flatnonzero(readers > 1):
+        rows = heads[which == stream]
+        each = _project(x[:, stream], _take(weight, rows), None if bias is None else _take(bias, rows))
+        out[_index(rows)] = each.unflatten(1, shape)
+    alone = readers[which] == 1
+    if alone.any():
+        rows = heads[alone]
+        each = _project_each(_take(x, which[alone], dim=1), _take(weight, rows), None if bias is None else _take(bias, rows))
+        out[_index(rows)] = each.unflatten(1, shape)
 
 
 def _index(rows: np.ndarray) -> slice | Tensor:
@@ -490,8 +560,8 @@ def _take(x: Tensor, rows: np.ndarray, dim: int = 0) -> Tensor:
     return x.index_select(dim, index.to(x.device))
 
 
-def _combine(kept: np.ndarray, rows: np.ndarray, values: Tensor) -> Tensor:
-    """Sums over the kept ones of some sources: [s, R] bool, [s] rows of [B, S, D] -> [B, R, D].
+def _combine(kept: np.ndarray, rows: np.ndarray, values: Tensor, out: Tensor | None = None) -> Tensor:
+    """Sums over the kept ones of some sources: [s, R] bool, [s] rows of [B, S, D] -> [B, R, D], which may be written to `out`.
 
     By whichever moves least: adding up the kept ones, a product with the range that they span, or one with a copy of them.
     """
@@ -516,4 +586,4 @@ def _combine(kept: np.ndarray, rows: np.ndarray, values: Tensor) -> Tensor:
         kept, values = spread, values[:, rows[0] : rows[-1] + 1]
     else:
         values = _take(values, rows, dim=1)
-    return torch.from_numpy(kept.T.copy()).to(values) @ values
+    return torch.matmul(torch.from_numpy(kept.T.copy()).to(values), values, out=out)

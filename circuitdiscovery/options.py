@@ -31,6 +31,7 @@ class Options:
     threshold: float | None = None
     edges: int | None = None
     split_qkv: bool = True
+    group_testing: bool = False
     examples: int | None = None
     batch_size: int | None = None
     seed: int = 0
@@ -49,6 +50,8 @@ class Options:
             raise CircuitDiscoveryError(
                 f"--threshold is not for {self.method.replace('_', '-')}, which searches for a number of edges: give --edges"
             )
+        if self.group_testing and self.method != "acdc":
+            raise CircuitDiscoveryError(f"--group-testing is not for {self.method.replace('_', '-')}; valid with acdc")
         if self.direction == "denoising" and self.method not in DENOISING_METHODS:
             raise CircuitDiscoveryError(
                 f"--direction denoising is not for {self.method.replace('_', '-')}; valid with {' and '.join(DENOISING_METHODS)}"
@@ -69,6 +72,8 @@ class Options:
             value = getattr(self, field.name)
             if field.name == "split_qkv":
                 words += [] if value else ["--no-split-qkv"]
+            elif value is True:
+                words += [f"--{field.name.replace('_', '-')}"]
             elif value != field.default:
                 words += [f"--{field.name.replace('_', '-')}", str(value)]
         return shlex.join([*words, "--out", str(folder), "--resume"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery import distributed
-from circuitdiscovery.ablation import Ablation, on_demand, run_sources
+from circuitdiscovery.ablation import Ablation, Replacements, on_demand, run_sources
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.forward import World, embed
@@ -50,7 +50,18 @@ def worlds(
         expected = (len(graph.sources), *batch.clean.shape, model.d_model)
         if values.shape != expected:
             raise CircuitDiscoveryError(f"ablation {carried.name!r} gives replacements of shape {tuple(values.shape)}, not {expected}")
-        yield batch, World(model, graph, embed(model, batch.clean), values.to(model.W_E), batch.position, carried.own_run)
+        made = lambda b=batch, v=values: World(model, graph, embed(model, b.clean), v.to(model.W_E), b.position, carried.own_run)  # noqa: E731
+        yield batch, _kept(ablation, model, graph, batch, values, made)
+
+
+def _kept(given: str | Ablation, model: Model, graph: Graph, batch: Batch, values: Tensor, made: Callable[[], World]) -> World:
+    """A batch's world, made once for replacements that are given as they were computed."""
+    if not isinstance(given, Replacements) or not any(values is part for _, part in given.parts):
+        return made()
+    key = id(model), graph.split_qkv, id(values), tuple(batch.position.tolist())
+    if key not in given.worlds:
+        given.worlds[key] = made()
+    return given.worlds[key]
 
 
 def carried_mask(graph: Graph, mask: np.ndarray, direction: str) -> np.ndarray:

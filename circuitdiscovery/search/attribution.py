@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery import distributed
-from circuitdiscovery.ablation import Ablation, on_demand, run_sources
+from circuitdiscovery.ablation import Ablation, on_demand
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.forward import Readers, Reading, embed, plain_run
@@ -149,10 +149,11 @@ def _attribute(
         raise CircuitDiscoveryError(_NO_GRADIENT)
     graph = Graph.from_model(model, split_qkv=split_qkv)
     carried = on_demand(model, task, ablation)
+    given = not isinstance(ablation, str)  # and not to be written to
     total = torch.zeros(graph.allowed.shape, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
     done, share = 0, len(distributed.share(task))
     for batch in batches(model, task, batch_size):
-        total += _batch_products(model, graph, batch, carried, bound, at)
+        total += _batch_products(model, graph, batch, _own(carried.rows(batch), given), bound, at)
         done += len(batch.rows)
         if progress:
             progress(done, share)
@@ -162,22 +163,24 @@ def _attribute(
     return Scores(graph, np.where(graph.allowed, values, 0.0), info)
 
 
-def _batch_products(model: Model, graph: Graph, batch: Batch, carried: Ablation, metric: BoundMetric, at: Sequence[float]) -> Tensor:
+@torch.no_grad()
+def _own(replacement: Tensor, given: bool) -> Tensor:
+    """[S, N, T, D] that may be written to."""
+    return replacement.clone(memory_format=torch.contiguous_format) if given else replacement.contiguous()
+
+
+def _batch_products(model: Model, graph: Graph, batch: Batch, replacement: Tensor, metric: BoundMetric, at: Sequence[float]) -> Tensor:
     """[S, R]: (replacement - clean) . gradient, summed over a batch's examples and the points of the line."""
-    with torch.no_grad():
-        clean = embed(model, batch.clean)
-        replacement = carried.rows(batch)
-    # the clean end's run serves twice: its sources, and its gradients
-    at_clean = _readings(model, clean, batch, metric, keep_sources=True) if 1.0 in at else None
-    with torch.no_grad():
-        difference = run_sources(model, clean) if at_clean is None else at_clean[2]
-        torch.sub(replacement, difference, out=difference)  # [S, N, T, D]
-        start = replacement[0]
-        line = [at_clean[:2]] if at_clean is not None else []
-        del replacement, at_clean
+    clean, start = embed(model, batch.clean), replacement[0].clone()
+    # the clean end's run serves twice: its sources, taken from the replacements [S, N, T, D] in place, and its gradients
+    line = [_readings(model, clean, batch, metric, less=replacement)] if 1.0 in at else []
+    if not line:
+        with torch.no_grad():
+            plain_run(model, clean, None, less=replacement)
+    difference = replacement
     places: dict[tuple[int, str, bool], _Place] = {}
     for weight in at:
-        readings, gradients = line.pop() if weight == 1.0 else _readings(model, start + weight * (clean - start), batch, metric)[:2]
+        readings, gradients = line.pop() if weight == 1.0 else _readings(model, start + weight * (clean - start), batch, metric)
         pairs = zip(readings, gradients, strict=True)
         for key, group in groupby(pairs, key=lambda pair: pair[0].readers.place):
             same = list(group)
@@ -191,11 +194,11 @@ def _batch_products(model: Model, graph: Graph, batch: Batch, carried: Ablation,
 
 
 def _readings(
-    model: Model, start: Tensor, batch: Batch, metric: BoundMetric, *, keep_sources: bool = False
-) -> tuple[tuple[Reading, ...], tuple[Tensor, ...], Tensor | Any]:
-    """(what every receiver read, the summed metric's gradient at each reading's values, the sources) of a plain run."""
+    model: Model, start: Tensor, batch: Batch, metric: BoundMetric, *, less: Tensor | None = None
+) -> tuple[tuple[Reading, ...], tuple[Tensor, ...]]:
+    """(what every receiver read, the summed metric's gradient at each reading's values) of a plain run."""
     with torch.enable_grad():
-        run = plain_run(model, start.detach().requires_grad_(), batch.position, keep_sources=keep_sources, keep_readings=True)
+        run = plain_run(model, start.detach().requires_grad_(), batch.position, less=less, keep_readings=True)
         measured = metric(run.logits, batch).sum()
         if not measured.requires_grad or metric.name == "accuracy":
             raise CircuitDiscoveryError(f"metric {metric.name!r} has no gradient; attribution needs a differentiable one (or use exact)")
@@ -203,7 +206,6 @@ def _readings(
     return (
         tuple(replace(reading, stream=reading.stream.detach(), values=reading.values.detach()) for reading in run.readings),
         gradients,
-        run.sources,
     )
 
 
