@@ -138,7 +138,13 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         before, start = _f(work), time.perf_counter()
         found = cd.acdc(work.model, work.task, threshold=arguments.threshold, progress=_progress)
         taken = time.perf_counter() - start
-        yield f"ACDC, whole, to {len(found):,} edges (threshold {arguments.threshold:g})", _cost(taken, (before + _f(work)) / 2), ""
+        after = _f(work)
+        yield f"ACDC, whole, to {len(found):,} edges (threshold {arguments.threshold:g})", _cost(taken, (before + after) / 2), ""
+        start = time.perf_counter()
+        grouped = cd.acdc(work.model, work.task, threshold=arguments.threshold, group_testing=True, progress=_progress)
+        taken = time.perf_counter() - start
+        what = f"the same by group testing, to {len(grouped):,} edges, {len(grouped & found):,} of them in common"
+        yield what, _cost(taken, (after + _f(work)) / 2), ""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arguments.peer or "transformer_lens" not in arguments.skip:

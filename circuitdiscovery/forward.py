@@ -219,6 +219,22 @@ class State:
     at_answer: Tensor  # [N, S, D]: the same at the answer's position
 
 
+class Memory:
+    """Uninitialised tensors, the same memory each time for a name: new memory costs page faults."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like  # of its type, on its device
+        self._held: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """Of a shape, in the memory of this name."""
+        held, size = self._held.get(name), math.prod(shape)
+        if held is None or len(held) < size:
+            self._held.pop(name, held)  # before the larger one is taken
+            held = self._held[name] = self._like.new_empty(size)
+        return held[:size].view(shape)
+
+
 @dataclass(frozen=True)
 class World:
     """One batch under one ablation.
@@ -269,16 +285,9 @@ class World:
         return self._fixed[key]
 
     @cached_property
-    def _memory(self) -> dict[str, Tensor]:
-        return {}
-
-    def memory(self, name: str, *shape: int) -> Tensor:
-        """Uninitialised, and the same memory for a name in one run after the other: new memory costs page faults."""
-        held, size = self._memory.get(name), math.prod(shape)
-        if held is None or len(held) < size:
-            self._memory.pop(name, held)  # before the larger one is taken
-            held = self._memory[name] = self.start.new_empty(size)
-        return held[:size].view(shape)
+    def memory(self) -> Memory:
+        """What one run after the other writes to."""
+        return Memory(self.start)
 
     def logits(self, mask: np.ndarray) -> Tensor:
         """[N, vocabulary]: one forward with the True edges of a [S, R] mask kept."""

@@ -11,6 +11,7 @@ from reference import acdc_order
 from torch.nn.functional import kl_div
 
 import circuitdiscovery as cd
+from circuitdiscovery.forward import World
 
 THRESHOLD = 0.01
 STATES = 300
@@ -30,11 +31,40 @@ def model() -> Any:
     return cd.load_model((hf, None))
 
 
-@pytest.mark.slow
-def test_gate_5_naive_decisions_agree_at_gpt2_small_s_shape(model: Any) -> None:
+@pytest.fixture(scope="module")
+def task() -> Any:
     tokens = torch.randint(2000, (2, 2, 6), generator=torch.Generator().manual_seed(1))
-    task = cd.Task.from_tokens(clean=tokens[0], corrupted=tokens[1], correct=[1, 2], incorrect=[3, 4])
-    circuit = cd.acdc(model, task, threshold=THRESHOLD)
+    return cd.Task.from_tokens(clean=tokens[0], corrupted=tokens[1], correct=[1, 2], incorrect=[3, 4])
+
+
+@pytest.fixture(scope="module")
+def found(model: Any, task: Any) -> dict[bool, tuple[Any, int]]:
+    """With and without group testing the circuit, and how many alternatives were evaluated."""
+    evaluated, branch = [0], World.branch
+
+    def counted(self: World, mask: np.ndarray, state: Any, receiver: int, kept: np.ndarray) -> torch.Tensor:
+        evaluated[0] += len(kept)
+        return branch(self, mask, state, receiver, kept)
+
+    found: dict[bool, tuple[Any, int]] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(World, "branch", counted)
+        for group_testing in (False, True):
+            evaluated[0] = 0
+            found[group_testing] = cd.acdc(model, task, threshold=THRESHOLD, group_testing=group_testing), evaluated[0]
+    return found
+
+
+@pytest.mark.slow
+def test_group_testing_evaluates_less_and_finds_most_of_the_edges(found: dict[bool, tuple[Any, int]]) -> None:
+    (exactly, each), (grouped, together) = found[False], found[True]
+    assert together < 0.6 * each
+    assert len(grouped & exactly) > 0.8 * len(grouped | exactly)
+
+
+@pytest.mark.slow
+def test_gate_5_naive_decisions_agree_at_gpt2_small_s_shape(model: Any, task: Any, found: dict[bool, tuple[Any, int]]) -> None:
+    circuit = found[False][0]
     graph = circuit.graph
     assert len(graph) == 32491
     assert 50 < len(circuit) < 500

@@ -307,6 +307,21 @@ def check_sampled_states(reference: Any, prompts: Prompts, found: Any, threshold
             assert (damage >= threshold) == (order[i] in kept), (order[i], damage)
 
 
+@pytest.mark.parametrize("threshold", [0.0003, 0.02, 0.07])
+def test_group_testing_keeps_only_edges_that_do_damage(tiny: Tiny, threshold: float) -> None:
+    """Each kept edge, by full forwards, where those before it in ACDC's order are decided as the search did."""
+    model, found = tiny.model, cd.acdc(tiny.model, PAIRS.task, threshold=threshold, group_testing=True)
+    assert 0 < len(found) < len(model.graph)
+    kl, mask = kl_by_full_forwards(model, PAIRS.task, "resample"), model.graph.allowed.copy()
+    for edge in acdc_order(model.graph):
+        place = model.graph.index(edge)
+        if found.mask[place]:
+            old, trial = kl(mask), mask & ~model.graph.mask([edge])
+            assert kl(trial) - old == pytest.approx(found.score(edge), abs=1e-5)
+            assert kl(trial) - old > threshold - 1e-5
+        mask[place] = found.mask[place]
+
+
 def test_acdc_resumes_where_it_was_killed(llama: Tiny, tmp_path: Any) -> None:
     class Killed(Exception):
         pass

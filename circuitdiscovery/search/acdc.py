@@ -44,6 +44,7 @@ from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, mos
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task import Task
 
+_GROUPS = 8  # that a receiver's sources are divided into first
 _SAVE_SECONDS = 2.0  # a search that is killed loses at most so much
 
 
@@ -169,7 +170,10 @@ class _Search:
         current = [at_mask(case, mask, self.graph.receiver_layers[receiver]) for case in self.cases]
         most = most_alternatives(current, mask, receiver)
         # how many links the next chain has, and how many sources go with each
-        length, group = (most, -(-len(sources) // most)) if self.group_testing else (min(2, most), 1)
+        length, group = min(2, most), 1
+        if self.group_testing:
+            length = most = min(most, _GROUPS)
+            group = -(-len(sources) // most)
         old: float | None = None  # the metric before the chain; the first one evaluates it too
         while len(sources):
             chain = sources[: length * group]

@@ -27,7 +27,7 @@ from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, on_demand
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import Readers, Reading, embed, plain_run
+from circuitdiscovery.forward import Memory, Readers, Reading, embed, plain_run
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind
 from circuitdiscovery.model import Model
@@ -151,9 +151,10 @@ def _attribute(
     carried = on_demand(model, task, ablation)
     given = not isinstance(ablation, str)  # and not to be written to
     total = torch.zeros(graph.allowed.shape, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
+    memory = Memory(model.W_E)
     done, share = 0, len(distributed.share(task))
     for batch in batches(model, task, batch_size):
-        total += _batch_products(model, graph, batch, _own(carried.rows(batch), given), bound, at)
+        total += _batch_products(model, graph, batch, _own(carried.rows(batch), given), bound, at, memory)
         done += len(batch.rows)
         if progress:
             progress(done, share)
@@ -169,7 +170,9 @@ def _own(replacement: Tensor, given: bool) -> Tensor:
     return replacement.clone(memory_format=torch.contiguous_format) if given else replacement.contiguous()
 
 
-def _batch_products(model: Model, graph: Graph, batch: Batch, replacement: Tensor, metric: BoundMetric, at: Sequence[float]) -> Tensor:
+def _batch_products(
+    model: Model, graph: Graph, batch: Batch, replacement: Tensor, metric: BoundMetric, at: Sequence[float], memory: Memory
+) -> Tensor:
     """[S, R]: (replacement - clean) . gradient, summed over a batch's examples and the points of the line."""
     clean, start = embed(model, batch.clean), replacement[0].clone()
     # the clean end's run serves twice: its sources, taken from the replacements [S, N, T, D] in place, and its gradients
@@ -189,7 +192,7 @@ def _batch_products(model: Model, graph: Graph, batch: Batch, replacement: Tenso
             places[key].add(same)
     total = difference.new_zeros(graph.allowed.shape, dtype=torch.promote_types(model.dtype, torch.float32))
     while places:
-        places.popitem()[1].add_products(total, graph, difference, batch.position)
+        places.popitem()[1].add_products(total, graph, difference, batch.position, memory)
     return total
 
 
@@ -242,12 +245,12 @@ class _Place:
             for summed, more in zip(self.scaled, scaled, strict=True):
                 summed += more
 
-    def at_stream(self) -> Tensor:
+    def at_stream(self, memory: Memory) -> Tensor:
         """[R', P, D]: the gradients at the stream before the norm, over all letters."""
         if not self.along:
             return self.scaled[0][None]
         norm = self.readers[0].norm
-        pulled = self.scaled[0].new_empty(sum(map(len, self.scaled)), *self.normalised[0].shape)
+        pulled = memory("at the stream", sum(map(len, self.scaled)), *self.normalised[0].shape)
         for readers, scaled, out in zip(self.readers, self.scaled, pulled.split([len(each) for each in self.scaled]), strict=True):
             assert readers.weight is not None
             weight = readers.weight * norm.weight
@@ -257,7 +260,7 @@ class _Place:
         return pulled
 
     @torch.no_grad()
-    def add_products(self, total: Tensor, graph: Graph, difference: Tensor, position: Tensor) -> None:
+    def add_products(self, total: Tensor, graph: Graph, difference: Tensor, position: Tensor, memory: Memory) -> None:
         """Adds the products with the sources' differences, [S, N, T, D], to `total` [S, R]."""
         first = self.readers[0]
         if first.letter == "logits":
@@ -268,7 +271,7 @@ class _Place:
         difference = difference[:upstream]
         if first.at_answer:
             difference = difference[:, torch.arange(len(position), device=position.device), position]
-        products = self.at_stream().flatten(1) @ difference.flatten(1).T  # [R', S']
+        products = self.at_stream(memory).flatten(1) @ difference.flatten(1).T  # [R', S']
         # merged receivers stand several times in `columns`, and get the sum
         total[:upstream].index_add_(1, torch.from_numpy(columns).to(total.device), products.T.to(total.dtype))
 
