@@ -25,6 +25,7 @@ import torch
 import circuitdiscovery as cd
 from circuitdiscovery import cli, evaluation, names, run
 from circuitdiscovery.files import data_folder
+from circuitdiscovery.options import Options
 from circuitdiscovery.search import acdc
 
 EXPLAINED = {"explanation.json", "report.json", "report.html"}
@@ -325,6 +326,18 @@ def test_trace_back_gives_its_circuit_at_a_threshold(call: Call, tmp_path: Path)
     model = cd.load_model("toy")
     expected = cd.trace_back(model, cd.load_task("ioi", model, examples=4), threshold=0.05)
     assert 0 < len(expected) < 100 and cd.load_circuit(tmp_path / "a" / "circuit.json") == expected
+
+
+def test_group_testing_is_acdc_s(call: Call, tmp_path: Path) -> None:
+    asked = ("discover", "toy", "ioi", "--examples", "4", "--threshold", "0.05", "--group-testing")
+    assert "--group-testing is not for eap" in one_line(call(*asked, "--method", "eap"))
+    assert call(*asked, "--out", "a").status == 0
+    model = cd.load_model("toy")
+    expected = cd.acdc(model, cd.load_task("ioi", model, examples=4), threshold=0.05, group_testing=True)
+    found = cd.load_circuit(tmp_path / "a" / "circuit.json")
+    assert found == expected and found.info["options"]["group_testing"] is True
+    options = Options(model="toy", task="ioi", group_testing=True)
+    assert options.resume_command(tmp_path) == f"circuitdiscovery discover toy ioi --group-testing --out {tmp_path} --resume"
 
 
 def test_a_threshold_keeps_the_scores_from_it_on(call: Call, tmp_path: Path) -> None:
