@@ -135,7 +135,7 @@ def _options(record: Mapping[str, Any], folder: Path) -> Options:
             raise CircuitDiscoveryError(f"{folder / 'run.json'}: the field 'options.{name}' is missing")
     for name, value in known.items():
         kind = kinds[name] | int if isinstance(value, int) and not isinstance(value, bool) and name == "threshold" else kinds[name]
-        if not isinstance(value, kind) or (isinstance(value, bool) and name != "split_qkv"):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise CircuitDiscoveryError(f"{folder / 'run.json'}: the field 'options.{name}' must not be {value!r}")
     return Options(**known)
 
