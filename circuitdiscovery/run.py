@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from inspect import signature
@@ -108,9 +108,10 @@ def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
         return None
     earlier = recorded(folder)
     then = earlier["options"]
-    for name, now in asdict(options).items():
-        if name not in ("device", "batch_size") and then.get(name) != now:
-            raise CircuitDiscoveryError(f"{folder} was begun with {name} {then.get(name)!r}, not {now!r}: resume with the same options")
+    for field in fields(options):
+        before, now = then.get(field.name, field.default), getattr(options, field.name)  # an older version's may be fewer
+        if field.name not in ("device", "batch_size") and before != now:
+            raise CircuitDiscoveryError(f"{folder} was begun with {field.name} {before!r}, not {now!r}: resume with the same options")
     return earlier
 
 
