@@ -262,6 +262,8 @@ def replacements(
 ) -> Replacements:
     """The replacements of every source on every example, computed once: [sources, examples, positions, d_model] per length.
 
+    What circuits need of them beside is kept with them from their first use on, and takes about as much memory again.
+
     Args:
         model: a loaded model.
         task: its examples' prompts.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
 import torch
@@ -50,18 +50,13 @@ def worlds(
         expected = (len(graph.sources), *batch.clean.shape, model.d_model)
         if values.shape != expected:
             raise CircuitDiscoveryError(f"ablation {carried.name!r} gives replacements of shape {tuple(values.shape)}, not {expected}")
-        made = lambda b=batch, v=values: World(model, graph, embed(model, b.clean), v.to(model.W_E), b.position, carried.own_run)  # noqa: E731
-        yield batch, _kept(ablation, model, graph, batch, values, made)
-
-
-def _kept(given: str | Ablation, model: Model, graph: Graph, batch: Batch, values: Tensor, made: Callable[[], World]) -> World:
-    """A batch's world, made once for replacements that are given as they were computed."""
-    if not isinstance(given, Replacements) or not any(values is part for _, part in given.parts):
-        return made()
-    key = id(model), graph.split_qkv, id(values), tuple(batch.position.tolist())
-    if key not in given.worlds:
-        given.worlds[key] = made()
-    return given.worlds[key]
+        kept: dict[Hashable, World] = {}
+        if isinstance(ablation, Replacements) and any(values is part for _, part in ablation.parts):
+            kept = ablation.worlds
+        key = id(model), graph.split_qkv, id(values), tuple(batch.position.tolist())
+        if key not in kept:
+            kept[key] = World(model, graph, embed(model, batch.clean), values.to(model.W_E), batch.position, carried.own_run)
+        yield batch, kept[key]
 
 
 def carried_mask(graph: Graph, mask: np.ndarray, direction: str) -> np.ndarray:

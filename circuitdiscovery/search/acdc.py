@@ -11,7 +11,7 @@ What makes it fast, without another decision anywhere:
 - A receiver whose node has no kept out-edge changes nothing: the damage of its in-edges is 0 without a forward.
 - One forward evaluates the chain "this one gone", "the first two gone", ...; it is accepted up to the first refusal.
 
-Group testing (Dorfman 1943) is faster still and no longer exact by construction: the chain is that of groups of edges, "the
+Group testing (Dorfman 1943) evaluates less in large models and is no longer exact: the chain is that of groups of edges, "the
 first ten gone", "the first twenty gone", ...; a group that does less damage than the threshold goes as a whole, and one that
 does more is taken apart, at last into edges. An edge that algorithm 1 keeps is lost where others of its group make up for it.
 
@@ -76,8 +76,8 @@ def acdc(
         split_qkv: query, key and value as separate receivers.
         order: None is the order above. What is found depends on it; a number seeds a random one of those that algorithm 1 allows,
             with every reader before what it reads: the sources of each receiver, and the queries, keys and values of each layer.
-        group_testing: remove several sources of a receiver at once where together they do less damage than the threshold. Several
-            times faster where few edges are kept; by default every edge is decided by its own damage.
+        group_testing: remove several sources of a receiver at once where together they do less damage than the threshold: half
+            the evaluations or fewer in large models, and not always the same edges. By default each is decided by its own damage.
         batch_size: examples in one forward; another size changes roundings only.
         progress: called with (edges decided, edges in all).
         state: a file that the search is saved to as it goes and resumed from where it exists.

@@ -154,7 +154,7 @@ def _attribute(
     memory = Memory(model.W_E)
     done, share = 0, len(distributed.share(task))
     for batch in batches(model, task, batch_size):
-        total += _batch_products(model, graph, batch, _own(carried.rows(batch), given), bound, at, memory)
+        total += _batch_products(model, graph, batch, _own(carried.rows(batch), model, given), bound, at, memory)
         done += len(batch.rows)
         if progress:
             progress(done, share)
@@ -165,9 +165,9 @@ def _attribute(
 
 
 @torch.no_grad()
-def _own(replacement: Tensor, given: bool) -> Tensor:
-    """[S, N, T, D] that may be written to."""
-    return replacement.clone(memory_format=torch.contiguous_format) if given else replacement.contiguous()
+def _own(replacement: Tensor, model: Model, given: bool) -> Tensor:
+    """[S, N, T, D] as the model's weights are, that may be written to: the clean run is taken from it in place."""
+    return replacement.to(model.W_E, copy=given).contiguous()
 
 
 def _batch_products(
