@@ -314,6 +314,17 @@ class Circuit:
         info = {name: self.info[name] for name in shared if name in self.info}
         return Circuit(self.graph, operation(self.mask, other.mask), self.scores, info)
 
+    def strongest(self, n: int) -> tuple[str, ...]:
+        """The n heads and MLPs that write the most into it, in topological order: by the sum of |score| over their kept out-edges.
+
+        Without scores by the number of these edges; ties by index; all of them where there are fewer.
+        """
+        weights = self.mask.astype(float) if self.scores is None else np.nan_to_num(np.abs(self.scores))
+        writing = np.flatnonzero(self.mask.any(axis=1))
+        writing = writing[writing > 0]  # without `input`
+        best = writing[np.argsort(-weights.sum(axis=1)[writing], kind="stable")[:n]]
+        return tuple(self.graph.sources[row] for row in np.sort(best))
+
     # --------------------------------------------------------------- smaller
 
     def pruned(self) -> Circuit:

@@ -363,6 +363,19 @@ def test_without_keeps_what_the_rest_of_a_group_reads() -> None:
     assert not [edge for edge in full.without(["a1.h0", "a1.h1"]).edges if "a1.kv0" in edge]
 
 
+def test_the_strongest_nodes_by_hand() -> None:
+    graph = Graph(n_layers=2, n_heads=1, n_kv_heads=1)
+    edges = {"input->m0": 9.0, "a0.h0->m0": -3.0, "m0->m1": 1.0, "m0->logits": 1.0, "m1->logits": 2.5}
+    values = np.zeros(graph.allowed.shape)
+    for name, value in edges.items():
+        values[graph.index(name)] = value
+    scored = Circuit(graph, graph.mask(edges), values)
+    assert scored.strongest(2) == ("a0.h0", "m1")
+    assert scored.strongest(9) == ("a0.h0", "m0", "m1")
+    assert Circuit.from_edges(graph, edges).strongest(1) == ("m0",)
+    assert Circuit.empty(graph).strongest(3) == ()
+
+
 def test_networkx_view_has_edges_letters_and_scores() -> None:
     circuit = random_scores(GROUPED).top(30)
     view = circuit.to_networkx()
