@@ -28,12 +28,13 @@ from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import World, at_position, attend, mlp, per_head, unembed
+from circuitdiscovery.forward import World
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress, worlds
 from circuitdiscovery.search.provenance import provenance
+from circuitdiscovery.search.relaxed import Relaxed, graph_mask
 from circuitdiscovery.task import Batch, Task
 
 _GAMMA, _ZETA, _BETA = -0.1, 1.1, 2 / 3  # Louizos et al. 2018, section 4; Bhaskar et al. have the same
@@ -115,11 +116,6 @@ def check_edges(graph: Graph, edges: int) -> None:
         raise CircuitDiscoveryError(f"edges must be a whole number from 1 to {len(graph)}, the number there is, not {edges!r}")
 
 
-def graph_mask(graph: Graph, values: Tensor) -> Tensor:
-    """[E] values in index order -> [S, R], 0 where there is no edge."""
-    return torch.zeros(graph.allowed.shape, dtype=values.dtype).masked_scatter(torch.tensor(graph.allowed), values)
-
-
 # ------------------------------------------------------------------ the gates
 
 
@@ -176,15 +172,19 @@ def mask_gradient(graph: Graph, loss: BoundMetric, parts: Sequence[tuple[Batch, 
         CircuitDiscoveryError: a metric without a gradient.
     """
     total = torch.zeros(graph.allowed.shape, dtype=torch.float64)
+
+    def summed(logits: Tensor, batch: Batch) -> Tensor:
+        measured = loss(logits, batch).sum()
+        if not measured.requires_grad or loss.name == "accuracy":
+            raise CircuitDiscoveryError(f"metric {loss.name!r} has no gradient; edges are pruned by a differentiable one")
+        return measured
+
     for batch, world in parts:
         if not len(batch):
             continue
-        with torch.enable_grad():
-            relaxed = mask.to(world.start).requires_grad_()
-            measured = loss(relaxed_logits(world.model, graph, world.start, world.replacement, batch.position, relaxed), batch).sum()
-            if not measured.requires_grad or loss.name == "accuracy":
-                raise CircuitDiscoveryError(f"metric {loss.name!r} has no gradient; edges are pruned by a differentiable one")
-            total += torch.autograd.grad(measured, relaxed)[0].double().cpu()
+        total += (
+            Relaxed.build(world.model, graph).gradient(world, mask, lambda logits, batch=batch: summed(logits, batch))[1].double().cpu()
+        )
     return distributed.total(total).numpy() / n_examples
 
 
@@ -193,41 +193,3 @@ def _some(batch: Batch, world: World, rows: Tensor) -> tuple[Batch, World]:
     at = torch.isin(batch.rows, rows.to(batch.rows.device))
     batch = Batch(*(getattr(batch, field.name)[at] for field in fields(batch)))
     return batch, replace(world, start=world.start[at], replacement=world.replacement[:, at], position=world.position[at])
-
-
-def relaxed_logits(model: Model, graph: Graph, start: Tensor, replacement: Tensor, position: Tensor, mask: Tensor) -> Tensor:
-    """[N, vocabulary]: one forward in which every edge carries a part of its source; differentiable in the mask.
-
-    Args:
-        model, graph: what runs, and how its edges are counted.
-        start: [N, T, D], what `input` currently writes.
-        replacement: [S, N, T, D], what a removed edge carries.
-        position: [N], where the logits are wanted.
-        mask: [S, R] real: receiver r reads (everything as replaced) + sum over s of mask[s, r] * (current - replacement) of s.
-    """
-    bases = World(model, graph, start, replacement, position, own_run=False).bases
-    difference = (start - replacement[0])[None]  # [sources so far, N, T, D]: current - replacement
-
-    def read(base: Tensor, columns: np.ndarray, upstream: int) -> Tensor:
-        """[R, N, T, D]."""
-        kept = mask[:upstream, torch.from_numpy(columns).to(mask.device)]  # [S', R]
-        return base + (kept.T @ difference[:upstream].flatten(1)).unflatten(1, base.shape)
-
-    for layer, block in enumerate(model.blocks):
-        columns = [graph.columns(layer, letter) for letter in "qkv"]
-        streams = block.norm1(read(bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer)))
-        parts = zip(streams.split([len(each) for each in columns]), "qkv", strict=True)
-        q, k, v = (_project_own(stream, *block.projection(letter)) for stream, letter in parts)
-        z = attend(model, block, q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
-        written = torch.bmm(z.flatten(1, 2), block.W_O).unflatten(1, start.shape[:2])  # [H, N, T, D]
-        difference = torch.cat([difference, written - replacement[graph.heads(layer)]])
-        stream = read(bases[2 * layer + 1], graph.columns(layer, "m"), graph.n_upstream(layer, "m"))  # [1, N, T, D]
-        difference = torch.cat([difference, mlp(model, block, block.norm2(stream)) - replacement[graph.mlp(layer)]])
-    last = read(bases[-1], np.array([len(graph.receivers) - 1]), len(difference))[0]
-    return unembed(model, at_position(last, position))
-
-
-def _project_own(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Each receiver's own stream, [R, N, T, D], through [R, K, D] -> [R, N, T, K]."""
-    out = torch.bmm(x.flatten(1, 2), weight.mT).unflatten(1, x.shape[1:3])
-    return out if bias is None else out + bias[:, None, None]
