@@ -35,6 +35,8 @@ from circuitdiscovery.model import Block, Model, Norm
 # costs of moving one stream of a source, in multiples of its share in a product (measured on two cores)
 _ADD = 10
 _COPY = 20
+_RUN_FLOP = {"cpu": 5e8, "accelerator": 1e12}  # that could be done while Python prepares a run
+_RUN_TOKENS = 16  # whose products take as long as reading the weights
 _PIECE_BYTES = 2**23  # of streams that are read, normalised and projected at once, where there are several alternatives
 
 # ------------------------------------------------------------------ the program, written once over the architectures' switches
@@ -97,6 +99,12 @@ def per_head(model: Model, x: Tensor) -> Tensor:
     """[groups, ...] -> [H, ...]."""
     size = model.graph.n_heads // model.graph.n_kv_heads
     return x if size == 1 else x.repeat_interleave(size, dim=0)
+
+
+def run_tokens(model: Model) -> float:
+    """How many tokens cost as much as what a run costs beside its tokens: calls from Python, reading the weights."""
+    parameters = sum(w.numel() for b in model.blocks for w in (b.W_Q, b.W_K, b.W_V, b.W_O, b.W_in, b.W_out))
+    return _RUN_FLOP["cpu" if model.device.type == "cpu" else "accelerator"] / (2 * parameters) + _RUN_TOKENS
 
 
 # ------------------------------------------------------------------ the whole model

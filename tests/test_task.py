@@ -565,7 +565,7 @@ def test_check_names_what_a_model_cannot_read() -> None:
         task.check(10, 2)
 
 
-def test_batches_hold_every_row_once_by_length_and_never_padded() -> None:
+def test_batches_hold_every_row_once_by_length_and_without_pads() -> None:
     """Nothing is dropped at the end of a batch (trap 13)."""
     prompts = [[1, 2], [3, 4, 5], [6, 7], [8, 9], [1, 3, 4]]
     task = Task.from_tokens(
@@ -577,6 +577,7 @@ def test_batches_hold_every_row_once_by_length_and_never_padded() -> None:
     assert batches[2].clean.tolist() == [[3, 4, 5], [1, 3, 4]] and batches[2].correct.tolist() == [[2, 3], [6, -1]]
     assert batches[0].position.tolist() == [0, 1] and batches[2].position.tolist() == [1, 2] and len(batches[1]) == 1
     assert all(tensor.dtype == torch.long for tensor in (batches[0].clean, batches[0].correct, batches[0].rows))
+    assert batches[1].lengths.tolist() == [2] and batches[2].lengths.tolist() == [3, 3] and not any(batch.padded for batch in batches)
     assert batches[0].to("meta").clean.device.type == "meta"
     with pytest.raises(CircuitDiscoveryError, match="batch_size"):
         list(task.batches(0))
