@@ -8,7 +8,7 @@ from circuitdiscovery.errors import unknown
 
 METRIC_NAMES = ("logit_diff", "logit", "probability", "prob_diff", "nll", "accuracy", "kl_divergence")
 ABLATION_NAMES = ("resample", "mean", "mean_all", "zero", "noise", "random")
-METHOD_NAMES = ("acdc", "eap", "eap_ig", "clean_corrupted", "exact", "trace_back", "hybrid", "edge_pruning", "random")
+METHOD_NAMES = ("acdc", "eap", "eap_ig", "clean_corrupted", "exact", "trace_back", "hybrid", "edge_pruning", "matryoshka", "random")
 BENCHMARK_METHODS = (*METHOD_NAMES, "eap_denoising", "exact_denoising")
 SUITE_NAMES = ("planted", "toy", "published", "ioi", "greater_than")  # the last two: one of the published circuits
 DIRECTIONS = ("noising", "denoising")

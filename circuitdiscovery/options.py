@@ -15,7 +15,7 @@ from circuitdiscovery.files import shipped
 ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run that is damaged
 THRESHOLD_METHODS = ("acdc", "trace_back")  # give a circuit whose size follows from a threshold
-SIZED_METHODS = ("hybrid", "edge_pruning")  # search for a circuit of a given number of edges
+SIZED_METHODS = ("hybrid", "edge_pruning", "matryoshka")  # search for a circuit of a given number of edges
 
 
 @dataclass(frozen=True)
