@@ -4,14 +4,14 @@ After arXiv 2609.25518 (Matryoshka Attribution). Each step draws a size k, relax
 that adds up to k, and descends through it:
 
 1. The mask of scores theta at size k and temperature T is sigmoid((theta - tau) / T), with tau such that it adds up to k (bisection).
-2. The loss of some prompts is KL(model || circuit) + |F(circuit) - F(model)| / |F(model)|, the mean over them. Its gradient g in the
+2. The loss of some prompts is KL(model || circuit) + 2 |F(circuit) - F(model)| / |F(model)|, the mean over them. Its gradient g in the
    mask (relaxed.py) goes through the threshold too: dL/dtheta = w / T (g - sum(g w) / sum(w)), w = m (1 - m). Adam descends.
 
 What is ours, and what it is for:
 
 3. The scores start in the order of EAP-IG's (Hanna et al. 2024, arXiv 2403.17806), as normal quantiles: a few hundred steps are then
    enough where thousands are needed from nothing.
-4. In the second half of the steps the size is the wanted one, and what runs is the circuit itself, its best k edges and nothing of
+4. In the second part of the steps the size is the wanted one, and what runs is the circuit itself, its best k edges and nothing of
    the others; the gradient is taken there and goes back as if the mask had been soft (straight through). A soft mask of a small
    size is mostly edges that are half open, which no circuit has.
 5. The result is a running mean of the scores. Some prompts are set apart and not learnt from; the mean is tried on them now and
@@ -49,11 +49,12 @@ from circuitdiscovery.task import Batch, Task
 
 SIZES = (0.01, 0.02)  # of all edges, that the finish is for where no number is asked for
 _LEAST, _MOST = 0.003, 0.1  # the sizes of the first part, as shares of all edges; log-uniform
-_FIRST = 0.5  # of the steps are the first part
+_FIRST = 0.4  # of the steps are the first part
 _AT_ONCE, _ANY = 16, 1e9  # examples in one forward, whatever their lengths
-_MEMORY = 50  # steps that the running mean reaches back
+_MEMORY = 100  # steps that the running mean reaches back
 _PROMPTS = 4  # in one step: more steps are worth more than quieter ones
 _APART, _MOST_APART = 8, 16  # one in so many prompts is set apart, at most so many
+_WEIGHT = 2.0  # of the metric's difference beside KL: at 1, small circuits do too little of the behaviour
 _LOOK = 25  # steps from one look at them to the next
 _SPREAD = 2.0  # standard deviation of the scores at the start
 _TEMPERATURE, _SHARP = 0.5, 0.2  # in the first part, in the second
@@ -68,7 +69,7 @@ def matryoshka(
     task: Task,
     *,
     edges: int | None = None,
-    steps: int = 500,
+    steps: int = 600,
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
@@ -83,9 +84,9 @@ def matryoshka(
     Args:
         model: a loaded model.
         task: its examples; one in eight is set apart to choose by, 16 at most.
-        edges: the size that the second half of the steps is for; None: 1% and 2% of all edges.
+        edges: the size that the second part of the steps is for; None: 1% and 2% of all edges.
         steps: of gradient descent; each is a relaxed forward and backward of four examples.
-        metric: differentiable; the loss is KL(model || circuit) + |F(circuit) - F(model)| / |F(model)|. By default the task's own;
+        metric: differentiable; the loss is KL(model || circuit) + 2 |F(circuit) - F(model)| / |F(model)|. By default the task's own;
             for kl_divergence the second part is left out.
         ablation: what a closed edge carries; noising.
         split_qkv: query, key and value as separate receivers.
@@ -148,7 +149,7 @@ class _Learnt:
     """The scores of E edges, and all that the rest of the search stands on."""
 
     theta: Tensor  # [E]
-    smooth: Tensor  # [E], its running mean over the second half of the steps
+    smooth: Tensor  # [E], its running mean over the second part of the steps
     mean: Tensor  # [E], of the gradient; Adam's two moments
     square: Tensor  # [E]
     best: Tensor  # [E], of those that the prompts apart were measured with
@@ -314,4 +315,4 @@ class _Search:
         difference = self.metric(logits, batch) - self.metric(full, batch)
         if torch.is_grad_enabled() and (not difference.requires_grad or self.metric.name == "accuracy"):
             raise CircuitDiscoveryError(f"metric {self.metric.name!r} has no gradient; matryoshka needs a differentiable one")
-        return kl + difference.abs() / self.span
+        return kl + _WEIGHT * difference.abs() / self.span
