@@ -25,7 +25,8 @@ ORDER = [
     *("errors", "names", "files", "graph", "distributed"),
     *("tablefile", "taskfile", "encoder", "prompts", "task"),
     *("model", "forward", "loading", "metrics", "ablation", "schema", "mib", "circuit", "comparison", "patching"),
-    *("search", "search.provenance", "search.state", "search.cases", "search.attribution", "search.acdc", "search.exact", "search.baseline"),
+    *("search", "search.provenance", "search.state", "search.cases"),
+    *("search.attribution", "search.acdc", "search.exact", "search.baseline"),
     *(
         "search.edge_pruning",
         "search.hybrid",

@@ -106,11 +106,11 @@ def acdc(
             progress(ends[done], len(graph))
         found, _ = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
         search = _Search(task, graph, bound, threshold, absolute, found, order, group_testing)
-        for done, receiver in enumerate(receivers[done:], done + 1):
-            mask, scores = search.decide(receiver, mask, scores)
-            saved.keep({"kept": mask, "scores": scores}, receivers=done)
+        for at in range(done, len(receivers)):
+            mask, scores = search.decide(receivers[at], mask, scores)
+            saved.keep({"kept": mask, "scores": scores}, receivers=at + 1)
             if progress:
-                progress(ends[done], len(graph))
+                progress(ends[at + 1], len(graph))
     return Circuit(graph, mask, scores=scores, info=info)
 
 

@@ -26,6 +26,8 @@ from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import saved_in
 from circuitdiscovery.task import Task
 
+Damage = Callable[[Callable[[Case], torch.Tensor]], np.ndarray]  # of what gives each batch's [M, N, vocabulary] logits: [M]
+
 
 @torch.no_grad()
 def exact(
@@ -88,7 +90,7 @@ def exact(
     return dict(zip(graph.sources, values.tolist(), strict=True)) if level == "node" else Scores(graph, values, info)
 
 
-def _edges_into(graph: Graph, receiver: int, found: list[Case], damage: Callable[[Callable[[Case], torch.Tensor]], np.ndarray]) -> np.ndarray:
+def _edges_into(graph: Graph, receiver: int, found: list[Case], damage: Damage) -> np.ndarray:
     """[S]: the damage of each edge into a receiver alone."""
     values, kept = np.zeros(len(graph.sources)), graph.allowed[:, receiver]
     sources, size = np.flatnonzero(kept), most_alternatives(found, graph.allowed, receiver)
@@ -98,7 +100,7 @@ def _edges_into(graph: Graph, receiver: int, found: list[Case], damage: Callable
     return values
 
 
-def _node(graph: Graph, row: int, damage: Callable[[Callable[[Case], torch.Tensor]], np.ndarray]) -> float:
+def _node(graph: Graph, row: int, damage: Damage) -> float:
     """The damage of all out-edges of a source at once."""
     mask = graph.allowed.copy()
     mask[row] = False
