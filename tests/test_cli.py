@@ -97,9 +97,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # a fresh interpreter in which an evaluation is as brief as in `call`, and a search is saved at every step
 BRIEF = (
     "from circuitdiscovery import evaluation\n"
-    "from circuitdiscovery.search import acdc\n"
+    "from circuitdiscovery.search import acdc, state\n"
     "from circuitdiscovery.cli import main\n"
-    "evaluation.RANDOM_SETS, evaluation.GREEDY_NODES, acdc._SAVE_SECONDS = 2, 1, 0.0\n"
+    "evaluation.RANDOM_SETS, evaluation.GREEDY_NODES, state.SAVE_SECONDS = 2, 1, 0.0\n"
     "main()"
 )
 SMALL = ("discover", "toy", "ioi", "--examples", "4", "--threshold", "0.05")

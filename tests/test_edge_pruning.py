@@ -180,7 +180,7 @@ def test_batches_do_not_matter(llama: Tiny) -> None:
 def test_progress_counts_steps(gpt2: Tiny) -> None:
     seen: list[tuple[int, int]] = []
     edge_pruning(gpt2.model, gpt2.prompts.task, edges=5, steps=3, progress=lambda *now: seen.append(now))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(

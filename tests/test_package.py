@@ -25,10 +25,12 @@ ORDER = [
     *("errors", "names", "files", "graph", "distributed"),
     *("tablefile", "taskfile", "encoder", "prompts", "task"),
     *("model", "forward", "loading", "metrics", "ablation", "schema", "mib", "circuit", "comparison", "patching", "threads"),
-    *("search", "search.provenance", "search.cases", "search.attribution", "search.acdc", "search.exact", "search.baseline"),
+    *("search", "search.provenance", "search.state", "search.cases"),
+    *("search.attribution", "search.acdc", "search.exact", "search.baseline", "search.relaxed"),
     *(
         "search.edge_pruning",
         "search.hybrid",
+        "search.matryoshka",
         "evaluation",
         "significance",
         "randompaths",

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress, worlds
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.relaxed import Relaxed, graph_mask
+from circuitdiscovery.search.state import State, saved_in
 from circuitdiscovery.task import Batch, Task
 
 _GAMMA, _ZETA, _BETA = -0.1, 1.1, 2 / 3  # Louizos et al. 2018, section 4; Bhaskar et al. have the same
@@ -58,6 +60,7 @@ def edge_pruning(
     batch_size: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    state: str | Path | None = None,
 ) -> Scores:
     """How probably each edge is open after its gate was learnt; `scores.top(edges)` is the circuit.
 
@@ -75,12 +78,13 @@ def edge_pruning(
         batch_size: examples in one forward and backward; another size changes roundings only.
         seed: of the gates' draws.
         progress: called with (steps done, steps).
+        state: a file that the search is saved to as it goes and resumed from where it exists.
 
     Returns:
         Probabilities in [0, 1].
 
     Raises:
-        CircuitDiscoveryError: a number of edges or steps that there cannot be; a metric without a gradient.
+        CircuitDiscoveryError: a number of edges or steps that there cannot be; a metric without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.edge_pruning import edge_pruning
@@ -92,22 +96,28 @@ def edge_pruning(
     if steps < 1:
         raise CircuitDiscoveryError(f"steps must be at least 1, not {steps}")
     bound = bind(metric or "kl_divergence", model, task)
-    distance = distance_to(model, task, bound)
-    parts = list(worlds(model, task, graph, ablation=ablation, batch_size=batch_size))
-    gates, opened = _Gates(len(graph), seed), torch.zeros(len(graph), dtype=torch.float64)
-    for step in range(steps):
-        sample = gates.sample()
-        rows = gates.draw(len(task))
-        gradient = mask_gradient(graph, distance, [_some(*part, rows) for part in parts], graph_mask(graph, sample.detach()), len(rows))
-        wanted = 1 - (1 - edges / len(graph)) * min(1.0, (step + 1) / (_RAMP * steps))
-        gates.step(sample, torch.from_numpy(gradient[graph.allowed]), wanted)
-        if step >= int(_RAMP * steps):
-            opened += gates.open_probability().detach() / (steps - int(_RAMP * steps))
-        if progress:
-            progress(step + 1, steps)
     options = {"edges": edges, "steps": steps, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv, "seed": seed}
-    values = graph_mask(graph, opened)
-    return Scores(graph, values.numpy(), provenance(model, task, "edge_pruning", options))
+    info = provenance(model, task, "edge_pruning", options)
+    with saved_in(state, task, info) as saved:
+        done = saved.number("step", 0)
+        if progress:
+            progress(done, steps)
+        gates = _Gates(len(graph), seed, saved)
+        opened = saved.tensor("opened", torch.zeros(len(graph), dtype=torch.float64))
+        distance = distance_to(model, task, bound)
+        parts = list(worlds(model, task, graph, ablation=ablation, batch_size=batch_size))
+        for step in range(done, steps):
+            sample = gates.sample()
+            rows = gates.draw(len(task))
+            gradient = mask_gradient(graph, distance, [_some(*part, rows) for part in parts], graph_mask(graph, sample.detach()), len(rows))
+            wanted = 1 - (1 - edges / len(graph)) * min(1.0, (step + 1) / (_RAMP * steps))
+            gates.step(sample, torch.from_numpy(gradient[graph.allowed]), wanted)
+            if step >= int(_RAMP * steps):
+                opened += gates.open_probability().detach() / (steps - int(_RAMP * steps))
+            saved.keep({"opened": opened, **gates.arrays()}, step=step + 1)
+            if progress:
+                progress(step + 1, steps)
+    return Scores(graph, graph_mask(graph, opened).numpy(), info)
 
 
 def check_edges(graph: Graph, edges: int) -> None:
@@ -122,12 +132,26 @@ def check_edges(graph: Graph, edges: int) -> None:
 class _Gates:
     """Hard-concrete gates of E edges, and the two multipliers of their number."""
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.log_alpha = torch.full((count,), _START, dtype=torch.float64, requires_grad=True)
-        self.multipliers = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, count: int, seed: int, saved: State) -> None:
+        self.log_alpha = saved.tensor("log alpha", torch.full((count,), _START, dtype=torch.float64)).requires_grad_()
+        self.multipliers = saved.tensor("multipliers", torch.zeros(2, dtype=torch.float64)).requires_grad_()
+        self._generator = saved.generator("generator", torch.Generator().manual_seed(seed))
         up = {"params": [self.multipliers], "lr": _RATE_LAMBDA, "maximize": True}
         self._adam = torch.optim.Adam([{"params": [self.log_alpha]}, up], lr=_RATE)
+        for name, values in self._learnt.items() if saved.found else ():
+            moments = {part: saved.tensor(f"{name} {part}", torch.zeros_like(values)) for part in ("exp_avg", "exp_avg_sq")}
+            self._adam.state[values] = {"step": saved.tensor(f"{name} step", torch.tensor(0.0)), **moments}
+
+    @property
+    def _learnt(self) -> dict[str, Tensor]:
+        return {"log alpha": self.log_alpha, "multipliers": self.multipliers}
+
+    def arrays(self) -> dict[str, Tensor | torch.Generator]:
+        """Everything that the next step stands on, by the names that they are saved by."""
+        arrays: dict[str, Tensor | torch.Generator] = {"generator": self._generator, **self._learnt}
+        for name, values in self._learnt.items():
+            arrays |= {f"{name} {part}": moment for part, moment in self._adam.state[values].items()}
+        return arrays
 
     def sample(self) -> Tensor:
         """[E] in [0, 1], differentiable in log alpha."""
