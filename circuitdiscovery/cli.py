@@ -164,7 +164,10 @@ def cli() -> None:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest of this model, task and method.")
 @as_json
 def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:
-    """Find, measure and draw the circuit of MODEL (a bundled or hub name, a folder, or a .gguf file) behind TASK (a name, or a .toml, .csv or .jsonl)."""
+    """Find, measure and draw the circuit of MODEL behind TASK.
+
+    MODEL is a bundled or hub name, a folder, or a .gguf file; TASK is a name, or a .toml, .csv or .jsonl file.
+    """
     from circuitdiscovery import run
 
     given["counterfactual"] = _counterfactual(given["task"], given["counterfactual"])

@@ -83,28 +83,29 @@ def vocabulary(task: TaskFile, encoder: Encoder) -> Vocabulary:
 
 
 def contexts(task: TaskFile) -> dict[str, list[str | None]]:
-    """What the words of each list follow in the task's prompts and answers, as `Encoder.is_single` takes it; a space where they stand nowhere."""
+    """What the words of each list follow in the task's prompts and answers, as `Encoder.is_single` takes it."""
     found: dict[str, dict[str | None, None]] = {name: {} for name in task.words}
     for form in forms(task, Vocabulary({}, {})):
         for fixed in ({}, *(rule.set for rule in task.counterfactuals.values())):
-            prompt = form.flat(task.templates[form.template], fixed)
+            prompt = list(form.flat(task.templates[form.template], fixed))
             for answer in (*task.correct, *task.incorrect, Text(())):
                 _note(task, [*prompt, *form.flat(answer)], found)
-    return {name: list(befores) or [" "] for name, befores in found.items()}
+    return {name: list(each) or [" "] for name, each in found.items()}
 
 
 def _note(task: TaskFile, parts: Iterable[str | Ref], found: Mapping[str, dict[str | None, None]]) -> None:
-    before, literal = "", ""  # of the text so far: whether there is any, and what stands since the last word
+    """Add what the words of this text follow to `found`, by list."""
+    since: str | None = ""  # the text since the last word, None where there is none
     for part in parts:
         if isinstance(part, str):
-            literal += part
-        elif task.slots[part.name].words in found:
+            since = (since or "") + part
+            continue
+        name = task.slots[part.name].words
+        if name in found:
             # from the last space on: a tokenizer may join a mark with the space in front of it
-            near = " " if literal.endswith(" ") else literal[max(0, literal.rfind(" ")) :]
-            found[task.slots[part.name].words].setdefault(None if before and not literal else near)
-        if isinstance(part, Ref):
-            literal = ""
-        before = "some"
+            near = " " if since and since[-1] == " " else since and since[max(0, since.rfind(" ")) :]
+            found[name].setdefault(near)
+        since = None
 
 
 def usable_years(task: TaskFile, encoder: Encoder) -> Years:
@@ -114,8 +115,8 @@ def usable_years(task: TaskFile, encoder: Encoder) -> Years:
     years = _two_digit_years(task, encoder) or _tens_of_years(task, encoder, cut=0) or _tens_of_years(task, encoder, cut=2)
     if years is None:
         raise CircuitDiscoveryError(
-            f"task {task.name} needs years that end in a token of two digits (17|32), in two digits on their own (1|7|3|2) or in a token of "
-            f"three and a digit (173|2), but the tokenizer writes ' 1732' as {encoder.show(encoder.ids(' 1732'))}"
+            f"task {task.name} needs years that end in a token of two digits (17|32), in two digits on their own (1|7|3|2) "
+            f"or in a token of three and a digit (173|2), but the tokenizer writes ' 1732' as {encoder.show(encoder.ids(' 1732'))}"
         )
     return years
 
@@ -142,21 +143,30 @@ def _two_digit_years(task: TaskFile, encoder: Encoder) -> Years | None:
 
 
 def _tens_of_years(task: TaskFile, encoder: Encoder, *, cut: int) -> Years | None:
-    """Years of which the token after the prompt tells the tens digit and no more: after the century, or (cut = 2) after the space before it."""
+    """Years of which the token after the prompt tells the tens digit and no more.
+
+    The prompt ends after the century, or, with a cut of 2, before it.
+    """
     assert task.generator is not None
-    low, high = task.generator.options["years"]
-    answers: dict[str, tuple[int, ...]] = {}
-    for century in map(str, task.generator.options["centuries"]):
-        start = encoder.ids(f"year {century}"[: -cut or None])
-        whole = [encoder.ids(f"year {century}{year:02d}") for year in range(100)]
-        following = [ids[len(start)] for ids in whole if ids[: len(start)] == start and len(ids) > len(start)]
-        if len(following) == 100 and all(len(set(following[ten : ten + 10])) == 1 for ten in range(0, 100, 10)):
-            answers[century] = tuple(following[::10])
-    answers = {century: tokens for century, tokens in answers.items() if len(set(tokens)) == 10}
-    dates = [(century, f"{year:02d}") for century in answers for year in range(low, high + 1) if year // 10 in DECADES]
-    if cut and any(text.parts[-1] != Ref("century") for text in task.templates):
+    if any(text.parts[-1] != Ref("century") for text in task.templates):
         return None
+    low, high = task.generator.options["years"]
+    found = {str(century): _following(encoder, str(century), cut) for century in task.generator.options["centuries"]}
+    answers = {century: tokens for century, tokens in found.items() if tokens is not None}
+    dates = [(century, f"{year:02d}") for century in answers for year in range(low, high + 1) if year // 10 in DECADES]
     return Years(_dates(dates), 1, answers, cut) if dates else None
+
+
+def _following(encoder: Encoder, century: str, cut: int) -> tuple[int, ...] | None:
+    """The token after the prompt for each tens digit; None where it does not depend on that digit alone."""
+    start = encoder.ids(f"year {century}"[: -cut or None])
+    years = [f"year {century}{year:02d}" for year in range(100)]
+    after = [ids[len(start) :] for ids in map(encoder.ids, years) if ids[: len(start)] == start and encoder.knows(years[0], ids)]
+    if len(after) < 100 or not all(after):
+        return None
+    decades = [{ids[0] for ids in after[ten : ten + 10]} for ten in range(0, 100, 10)]
+    tokens = tuple(token for decade in decades for token in decade)
+    return tokens if len(tokens) == 10 == len(set(tokens)) else None
 
 
 # --------------------------------------------------------------------- drawing
