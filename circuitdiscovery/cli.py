@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from circuitdiscovery.circuit import Circuit, Scores
 
 PROGRAM = "circuitdiscovery"
-EVALUATION_FIELDS = ("model", "task", "ablation", "metric", "direction", "examples", "batch_size", "seed", "device", "dtype")
+EVALUATION_FIELDS = (
+    *("model", "task", "counterfactual", "ablation", "metric", "direction"),
+    *("examples", "batch_size", "seed", "device", "dtype"),
+)
 FORMATS = ("svg", "png", "pdf", "dot")
 
 
@@ -60,6 +63,13 @@ def _task(name: str) -> str:
     read_task(name)
     path = task_path(name)
     return path.stem if path.parent == data_folder("tasks") else str(path.resolve())
+
+
+def _counterfactual(task: str, name: str | None) -> str | None:
+    """The canonical name of a task's counterfactual; None is the task's own."""
+    from circuitdiscovery.taskfile import counterfactual_of, read_task
+
+    return None if name is None else counterfactual_of(read_task(task), name)
 
 
 def _benchmark_method(name: str) -> str:
@@ -140,6 +150,7 @@ def cli() -> None:
     type=COUNT,
     help=f"Not for acdc, trace-back: keep the N edges of the largest scores.  [default: {names.DEFAULT_SHARE:.0%} of all]",
 )
+@click.option("--counterfactual", metavar="NAME", help="What the corrupted prompts ask, see `tasks`.  [default: the task's first choice]")
 @click.option("--no-split-qkv", is_flag=True, help="One edge into a head instead of one each into its query, key and value.")
 @click.option("--group-testing", is_flag=True, help="acdc: remove edges together where they do no harm; faster, not always the same edges.")
 @click.option(
@@ -153,9 +164,13 @@ def cli() -> None:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest of this model, task and method.")
 @as_json
 def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:
-    """Find, measure and draw the circuit of MODEL (a bundled or hub name, or a folder) behind TASK (a name, or a .toml, .csv or .jsonl)."""
+    """Find, measure and draw the circuit of MODEL behind TASK.
+
+    MODEL is a bundled or hub name, a folder, or a .gguf file; TASK is a name, or a .toml, .csv or .jsonl file.
+    """
     from circuitdiscovery import run
 
+    given["counterfactual"] = _counterfactual(given["task"], given["counterfactual"])
     options = Options(split_qkv=not no_split_qkv, **given)
     options.check()
     folder = distributed.from_first(lambda: run.open_folder(options.name, out=out, resume=resume))
@@ -175,6 +190,7 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
 @click.argument("circuit")
 @click.option("--model", type=MODEL, help="[default: the one the circuit was found in]")
 @click.option("--task", type=TASK, help="[default: the one the circuit was found with]")
+@click.option("--counterfactual", metavar="NAME", help="[default: as the search]")
 @click.option("--ablation", type=ABLATION, help="[default: as the search]")
 @click.option("--metric", type=METRIC, help="[default: as the search, or the task's own]")
 @click.option("--direction", type=DIRECTION, help="[default: as the search]")
@@ -275,17 +291,22 @@ def models() -> None:
         config = read_json(data_folder("models") / name / "config.json")
         layers, heads = (config.get(a, config.get(b)) for a, b in (("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads")))
         click.echo(f"{name:<12}{config.get('model_type')}, {layers} layers of {heads} heads")
-    click.echo("Also: a Hugging Face folder, or a hub name such as gpt2 or EleutherAI/pythia-70m", err=True)
+    click.echo("Also: a Hugging Face folder, a .gguf file, or a hub name such as gpt2 or EleutherAI/pythia-70m", err=True)
 
 
 @cli.command()
 def tasks() -> None:
-    """List the shipped tasks."""
+    """List the shipped tasks, and what their counterfactuals ask."""
     from circuitdiscovery.taskfile import Table, read_task
 
     for name in shipped("tasks"):
         task = read_task(name)
-        click.echo(f"{name:<24}{'' if isinstance(task, Table) else task.description}")
+        if isinstance(task, Table):
+            click.echo(name)
+            continue
+        click.echo(f"{name:<24}{task.description}")
+        for key, rule in task.counterfactuals.items():
+            click.echo(f"  {f'{key} (default)' if key == task.counterfactual else key:<22}{rule.asks}".rstrip())
 
 
 @cli.command()
@@ -326,6 +347,10 @@ def _evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> O
             raise CircuitDiscoveryError(f"{path} does not say its {key}: give --{key}")
         if given[key] is None:
             values[key] = _from_file(path, key, check, values[key])
+    if given["task"] is not None and given["counterfactual"] is None:
+        values.pop("counterfactual", None)  # was another task's
+    if isinstance(values.get("counterfactual"), str):
+        values["counterfactual"] = _counterfactual(values["task"], values["counterfactual"])
     return Options(**{field: values[field] for field in EVALUATION_FIELDS if field in values})
 
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.encoder import Encoder, Example, resolve_position
-from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.names import canonical
 from circuitdiscovery.prompts import Vocabulary, draw, repeated_tokens
 from circuitdiscovery.tablefile import Table
-from circuitdiscovery.taskfile import END, TaskFile, read_task, shipped_tasks, task_path
+from circuitdiscovery.taskfile import END, TaskFile, counterfactual_of, read_task, shipped_tasks
 
 __all__ = ["Batch", "Example", "Task", "load_task", "shipped_tasks"]
 
@@ -94,7 +94,7 @@ class Task:
         held_out: what `evaluate` uses, drawn apart: no clean prompt is in both; None where there is none.
         metric: the task's own.
         seed: of the drawing or of the split; None where nothing was random.
-        info: what else is known, ready for JSON: version, source, counterfactual, the words left out by list.
+        info: what else is known, ready for JSON: version, source, counterfactual and what it asks, the words left out by list.
     """
 
     name: str
@@ -331,7 +331,8 @@ def load_task(
     Args:
         name_or_path: a shipped name (`shipped_tasks()`), or a path.
         model: whose tokenizer makes the tokens.
-        examples: how many; as many more are held out. None: 64 drawn ones (fewer where a file cannot make 128), half of a table.
+        examples: how many; as many more are held out. None: 64 drawn ones (fewer where a file cannot make 128), half of a table;
+            give 128 or more to search a model of a real size by attribution, whose scores differ more from prompt to prompt.
         seed: of everything random. The same seed, file and tokenizer give the same task.
         counterfactual: one of a TOML file's; None: the one that the file names.
         bos: put the tokenizer's BOS in front, or take it away; None: as the file says, else as the tokenizer does.
@@ -347,9 +348,7 @@ def load_task(
         raise CircuitDiscoveryError(f"task {source.name} is text, but the model has no tokenizer; give tokens with Task.from_tokens")
     if isinstance(source, Table):
         if counterfactual is not None:
-            raise CircuitDiscoveryError(
-                f"{task_path(name_or_path)}: a table has its counterfactuals as rows, not by name ({counterfactual!r})"
-            )
+            counterfactual_of(source, counterfactual)
         task = _from_table(source, Encoder(model.tokenizer, bos), examples, seed)
     else:
         encoder = Encoder(model.tokenizer, source.bos if bos is None else bos)
@@ -372,12 +371,11 @@ def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int)
 
 
 def _from_file(file: TaskFile, encoder: Encoder, examples: int | None, seed: int, counterfactual: str) -> Task:
-    name = counterfactual.replace("-", "_")
-    if name not in file.counterfactuals:
-        raise unknown("counterfactual", counterfactual, file.counterfactuals)
+    name = counterfactual_of(file, counterfactual)
     drawn, vocab = _drawn(file, encoder, examples, seed, name)
     half = examples or max(1, len(drawn) // 2)
     info = {"version": file.version, "description": file.description, "source": file.source, "counterfactual": name}
+    info |= {"asks": file.counterfactuals[name].asks} if file.counterfactuals[name].asks else {}
     info |= {"left_out": {key: list(words) for key, words in vocab.left_out.items()}}
     task = Task(file.name, drawn[:half], metric=file.metric, seed=seed, info=info)
     return replace(task, held_out=replace(task, examples=drawn[half:])) if drawn[half:] else task

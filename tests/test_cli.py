@@ -187,6 +187,12 @@ REFUSED = [
     ("discover gpt2 ioi --method hybrid --threshold 0.1", ["--threshold", "hybrid", "--edges"]),
     ("discover gpt2 ioi --method eap-ig --direction denoising", ["--direction", "eap-ig", "eap and exact"]),
     ("discover gpt2 ioi --method eap --metric kl-divergence", ["kl_divergence", "eap-ig"]),
+    ("discover gpt2 ioi --counterfactual flop", ["'flop'", "did you mean 'flip'", "counterfactuals of ioi: abc, flip"]),
+    ("discover gpt2 rows.csv --counterfactual abc", ["rows", "counterfactuals as rows", "'abc'"]),
+    ("discover missing.gguf ioi", ["missing.gguf", "no such file"]),
+    ("discover below/missing.gguf ioi", ["below/missing.gguf", "no such file"]),
+    ("discover broken.toml ioi", ["broken.toml", ".gguf"]),
+    ("evaluate gpt2/ioi --model gpt2 --task ioi --counterfactual flop", ["'flop'", "counterfactuals of ioi: abc, flip"]),
     ("discover gpt2 ioi --edgs 3", ["--edgs", "--edges"]),
     ("discover gpt2 ioi --examples", ["--examples"]),
     ("discover gpt2 ioi more", ["more"]),
@@ -225,6 +231,7 @@ def test_bad_arguments_are_refused_before_torch_is_imported(tmp_path: Path, ligh
     (tmp_path / "other" / "run.json").write_text(json.dumps({"options": {"model": "gpt2", "task": "ioi"} | OTHER}))
     (tmp_path / "torn" / "run.json").write_text('{"options": {')
     (tmp_path / "broken.toml").write_text("version = 1\ntemplates = = 2\n")
+    (tmp_path / "rows.csv").write_text("clean,corrupted,correct,incorrect\na,b,c,d\n")
     (tmp_path / "broken.csv").write_text("clean,corrupted\na,b\n")
     (tmp_path / "broken.jsonl").write_text('{"clean": \n')
     before = sorted(path for path in tmp_path.rglob("*"))
@@ -255,7 +262,9 @@ def test_names_take_hyphens_and_underscores(light: Call) -> None:
 
 
 def test_the_lists_name_what_is_shipped(light: Call) -> None:
-    assert re.search(r"^ioi +Indirect object", light("tasks").out, re.MULTILINE)
+    tasks = light("tasks").out
+    assert re.search(r"^ioi +Indirect object", tasks, re.MULTILINE)
+    assert re.search(r"^  abc \(default\) +What .*\n  flip +Which ", tasks, re.MULTILINE)
     assert re.search(r"^toy +gpt2, \d+ layers of \d+ heads$", light("models").out, re.MULTILINE)
     graphs = light("graphs")
     assert graphs.status == 0, graphs.err
@@ -570,6 +579,22 @@ def test_evaluate_knows_the_search_from_the_circuit_alone(call: Call, finished: 
     (tmp_path / "moved.json").write_bytes((finished / "circuit.json").read_bytes())
     result = call("evaluate", "moved.json", "--json")
     assert json.loads(result.out) == json.loads((finished / "evaluation.json").read_text())
+
+
+def test_a_counterfactual_goes_from_the_search_to_the_circuit_and_its_evaluation(call: Call, tmp_path: Path) -> None:
+    """The circuit alone knows which question it answers, and another question is another number."""
+    options = ("--method", "eap", "--edges", "60", "--examples", "4", "--json")
+    found = {name: json.loads(call("discover", "toy", "ioi", *options, "--counterfactual", name, "--out", name).out) for name in ("abc", "flip")}
+    for name in found:
+        assert json.loads((tmp_path / name / "circuit.json").read_text())["counterfactual"] == name
+        assert json.loads((tmp_path / name / "run.json").read_text())["options"]["counterfactual"] == name
+    (tmp_path / "alone.json").write_bytes((tmp_path / "flip" / "circuit.json").read_bytes())
+    measured = json.loads(call("evaluate", "alone.json", "--json").out)
+    assert measured["faithfulness"] == found["flip"]["evaluation"]["faithfulness"]
+    other = json.loads(call("evaluate", "alone.json", "--counterfactual", "abc", "--json").out)
+    assert other["empty"] != measured["empty"] == found["flip"]["evaluation"]["empty"]
+    assert other["empty"] == found["abc"]["evaluation"]["empty"]
+    assert call("evaluate", "alone.json", "--task", "induction").status == 0  # flip was ioi's
 
 
 def test_evaluate_takes_other_options(call: Call, finished: Path) -> None:

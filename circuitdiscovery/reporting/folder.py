@@ -146,7 +146,8 @@ def load(options: Options) -> tuple[Model, Task]:
         from circuitdiscovery import load_model, load_task
 
         model = load_model(options.model, device=options.device, dtype=options.dtype)
-        return model, load_task(options.task, model, examples=options.examples, seed=options.seed)
+        drawn = {"examples": options.examples, "seed": options.seed, "counterfactual": options.counterfactual}
+        return model, load_task(options.task, model, **drawn)
 
 
 # -------------------------------------------------------------------- shapes
