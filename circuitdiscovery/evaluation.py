@@ -289,11 +289,6 @@ class Bench:
         draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
         return cls(graph, bound, direction, count, draws, found, clean_logits(model, task), progress)
 
-    def measure(self, masks: Sequence[np.ndarray]) -> None:
-        """Run circuits, so that `values` has them."""
-        for mask in masks:
-            self.values(mask)
-
     def values(self, mask: np.ndarray, what: str = "metric") -> np.ndarray:
         """[examples]: the metric, `kl` or `agreement` of a circuit.
 
