@@ -3,58 +3,49 @@
 F is the mean metric, M the model, C the circuit, and "empty" all edges removed under the same ablation. C\\K removes every
 edge into or out of the nodes in K. All values come from examples that the search has not seen, where the task holds some
 out, and carry 95% bootstrap intervals over these examples.
+
+How much is measured is the effort. *full*: K empty, the roles, 20 random sets and a greedy one, and minimality over them. *quick*: K
+empty and 5 random sets; minimality at K empty, of the 30 nodes that write most. Both say F, KL, agreement and the curve.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from circuitdiscovery import distributed
-from circuitdiscovery.ablation import Ablation, name_of
+from circuitdiscovery.ablation import Ablation, Replacements, name_of
+from circuitdiscovery.bench import Bench, Family, normalized
 from circuitdiscovery.circuit import Circuit, Scores
-from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.graph import Graph
-from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits, kl_from
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.estimates import Estimate, interval
+from circuitdiscovery.metrics import Metric
 from circuitdiscovery.model import Model
-from circuitdiscovery.patching import Progress, carried_mask, worlds
+from circuitdiscovery.patching import Progress
+from circuitdiscovery.plan import Costs
+from circuitdiscovery.saved import digest, saved
 from circuitdiscovery.task import Task
 
+__all__ = [
+    *("Bench", "Completeness", "Curve", "Estimate", "Evaluation", "Knockout", "Minimality"),
+    *("curve", "default_effort", "evaluate", "interval", "price"),
+]
+
+ENDS = ("input", "logits")
+EFFORTS = ("full", "quick")
 RANDOM_SETS = 20  # random K, each node with probability 1/2 (Wang et al. 2022, section 4.2)
+QUICK_SETS = 5
+QUICK_NODES = 30
 GREEDY_NODES = 10
 GREEDY_EXAMPLES = 16  # on which greedy's candidates are ranked; what is reported is measured on all
 NEGLIGIBLE = 0.01  # of |F(M) - F(empty)|: a node that never matters more is named by minimality
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # Mueller et al. 2025, arXiv 2504.13151
-_RESAMPLES = 1000
-
-
-class Estimate(float):
-    """A number with its 95% bootstrap interval `low` to `high` over the examples."""
-
-    low: float
-    high: float
-
-    def __new__(cls, value: float, low: float, high: float) -> Estimate:
-        self = super().__new__(cls, value)
-        self.low, self.high = float(low), float(high)
-        return self
-
-    def __getnewargs__(self) -> tuple[float, float, float]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return float(self), self.low, self.high
-
-    def __str__(self) -> str:
-        return f"{float(self):.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-    __repr__ = __str__
-
-    def to_dict(self) -> dict[str, float]:
-        """Value and interval, as JSON."""
-        return {"value": float(self), "low": self.low, "high": self.high}
+_ROUNDS = 3  # that greedy is expected to take
 
 
 @dataclass(frozen=True)
@@ -77,11 +68,19 @@ class Completeness:
 
 @dataclass(frozen=True)
 class Minimality:
-    """How much each node of the circuit matters in it, at most over the sets K; `below` names the negligible ones."""
+    """How much each node of the circuit matters in it, at most over the sets K.
+
+    Args:
+        scores: of the nodes that were measured.
+        below: those of them that matter less than the bar.
+        bar: what is negligible.
+        unmeasured: the nodes that the effort `quick` left out.
+    """
 
     scores: Mapping[str, Estimate]
     below: tuple[str, ...]
     bar: float
+    unmeasured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,7 @@ class Evaluation:
     metric: str
     ablation: str
     direction: str
+    effort: str  # "full" or "quick"
     edges: int
     edges_pruned: int
     edges_total: int
@@ -121,6 +121,7 @@ class Evaluation:
     normalized: Estimate | None  # (F(C) - F(empty)) / (F(M) - F(empty))
     reason: str | None  # why there is no normalized faithfulness
     kl: Estimate  # KL(M || C), nats
+    empty_kl: Estimate  # KL(M || empty), nats
     agreement: Estimate  # same top token, of all examples
     completeness: Completeness
     minimality: Minimality
@@ -136,16 +137,17 @@ class Evaluation:
     def _lines(self) -> Iterator[tuple[str, str]]:
         where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
         yield "circuit", f"{self.edges:,} edges ({self.edges_pruned:,} on a path from input to logits) of {self.edges_total:,}"
-        yield "measured", f"{self.metric} on {self.examples} {where}, {self.ablation} ablation, {self.direction}"
+        yield "measured", f"{self.metric} on {self.examples} {where}, {self.ablation} ablation, {self.direction} ({self.effort})"
         yield "F", f"model {self.full}, circuit {self.circuit}, empty {self.empty}"
         yield "faithfulness", f"|F(M) - F(C)| {self.faithfulness}"
         yield "normalized", str(self.normalized) if self.reason is None else f"none: {self.reason}"
-        yield "KL", f"{self.kl} nats; same top token {self.agreement}"
+        yield "KL", f"{self.kl} nats (empty {self.empty_kl}); same top token {self.agreement}"
         yield "completeness", f"largest incompleteness {self.completeness.max}, mean {self.completeness.mean}"
         named = f": {', '.join(self.minimality.below)}" if self.minimality.below else ""
+        rest = f"; {len(self.minimality.unmeasured)} not measured" if self.minimality.unmeasured else ""
         yield (
             "minimality",
-            f"{len(self.minimality.below)} of {len(self.minimality.scores)} nodes never matter more than {NEGLIGIBLE:.0%}{named}",
+            f"{len(self.minimality.below)} of {len(self.minimality.scores)} nodes never matter more than {NEGLIGIBLE:.0%}{named}{rest}",
         )
         if self.curve is not None:
             yield "curve", f"CMD {self.curve.cmd}, CPR {self.curve.cpr}"
@@ -160,8 +162,10 @@ def evaluate(
     metric: str | Metric | Any | None = None,
     direction: str = "noising",
     scores: Scores | None = None,
+    effort: str = "full",
     batch_size: int | None = None,
     seed: int = 0,
+    state: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a circuit: exactly its edges, nothing pruned.
@@ -174,12 +178,16 @@ def evaluate(
         metric: by default the task's own.
         direction: `noising` or `denoising`.
         scores: adds the faithfulness curve of their best edges.
-        batch_size: examples in one forward.
+        effort: `full`, or `quick`: K empty and 5 random ones, minimality of the 30 strongest nodes at K empty (see `price`).
+        batch_size: examples in one forward; only so many examples' replacements are held at once.
         seed: of the random sets and the bootstrap.
-        progress: called with (circuits run, circuits expected at most).
+        state: a file that what is measured is saved to as it goes; with it a call that was stopped goes on, to the same result. One
+            of another measurement is an error; the caller deletes it in the end. Of an ablation or a metric of your own it
+            knows the name only.
+        progress: called with (done, total), in hundredths of a plain forward of the examples.
 
     Raises:
-        CircuitDiscoveryError: a circuit of another model; unknown names.
+        CircuitDiscoveryError: a circuit of another model; unknown names; a state file of another measurement.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -187,24 +195,41 @@ def evaluate(
     >>> float(cd.evaluate(model, task, cd.Circuit.empty(model.graph)).normalized)
     0.0
     """
+    if effort not in EFFORTS:
+        raise unknown("effort", effort, EFFORTS)
     circuit.check_model(model)
-    used = task.held_out or task
-    setup = (circuit.graph, ablation, metric or task.metric, direction, batch_size, seed)
-    bench = Bench.build(model, used, *setup, progress)
-    nodes = _removable(circuit)
-    bench.expected = 3 + 2 * RANDOM_SETS + (2 + RANDOM_SETS) * len(nodes)
-    ranking = bench if len(used) <= GREEDY_EXAMPLES else Bench.build(model, _of_one_length(used, GREEDY_EXAMPLES), *setup)
-    full, kept, empty = (bench.values(mask) for mask in (circuit.graph.allowed, circuit.mask, np.zeros_like(circuit.mask)))
+    used, metric = task.held_out or task, metric or task.metric
+    plan = _Sets.of(circuit, effort, seed)
+    of = "" if state is None else digest(*_depends_on(model, used, ablation, metric, direction), circuit.mask, plan, scores and scores.values)
+    with saved(state, of) as kept:
+        setup = (circuit.graph, ablation, metric, direction, batch_size, seed)
+        bench = Bench.build(model, used, *setup, progress, saved=kept)
+        curve = [] if scores is None else [Family([scores.top(n).mask for n in _sizes(scores, MIB_FRACTIONS)])]
+        if effort == "full" and plan.nodes:
+            few = _of_one_length(used, GREEDY_EXAMPLES) if len(used) > GREEDY_EXAMPLES else None
+            ranking = bench if few is None else Bench.build(model, few, *setup, work=bench.work, saved=kept, name="ranking")
+            bench.work.ahead = _expected(bench, ranking, plan) if progress else 0.0
+            bench.measure_families((*curve, *plan.families()))
+            greedy = _greedy(ranking, circuit, plan.nodes)
+            plan = replace(plan, sets=(*plan.sets, ("greedy", greedy)))
+        bench.work.ahead = 0.0
+        bench.measure_families((*curve, *plan.families()))
+        return _evaluation(model, task, bench, plan, scores)
+
+
+def _evaluation(model: Model, task: Task, bench: Bench, plan: _Sets, scores: Scores | None) -> Evaluation:
+    circuit, allowed, nothing = plan.circuit, plan.circuit.graph.allowed, np.zeros_like(plan.circuit.mask)
+    full, kept, empty = (bench.values(mask) for mask in (allowed, circuit.mask, nothing))
     normalized, reason = bench.normalized(kept, full, empty)
-    sets = _knockouts(ranking, circuit, nodes, seed)
     return Evaluation(
         model=model.name,
         task=task.name,
         part="examples" if task.held_out is None else "held_out",
         examples=bench.count,
         metric=bench.metric.name,
-        ablation=name_of(ablation),
-        direction=direction,
+        ablation=bench.ablation,
+        direction=bench.direction,
+        effort=plan.effort,
         edges=len(circuit),
         edges_pruned=len(circuit.pruned()),
         edges_total=len(circuit.graph),
@@ -215,11 +240,20 @@ def evaluate(
         normalized=normalized,
         reason=reason,
         kl=bench.mean(bench.values(circuit.mask, "kl")),
+        empty_kl=bench.mean(bench.values(nothing, "kl")),
         agreement=bench.mean(bench.values(circuit.mask, "agreement")),
-        completeness=_completeness(bench, circuit, sets),
-        minimality=_minimality(bench, circuit, nodes, [nodes for kind, nodes in sets if not kind.startswith("role")]),
+        completeness=_completeness(bench, circuit, plan.sets),
+        minimality=_minimality(bench, plan),
         curve=_curve(bench, scores, MIB_FRACTIONS) if scores is not None and reason is None else None,
     )
+
+
+def _depends_on(model: Model, task: Task, ablation: str | Ablation, metric: Any, direction: str) -> tuple[Any, ...]:
+    """What values are measured of and by, beside the circuit."""
+    given = [part for _, part in ablation.parts] if isinstance(ablation, Replacements) else []
+    arrays = [part.detach().cpu().contiguous().view(torch.uint8).numpy() for part in given]
+    names = name_of(ablation), metric if isinstance(metric, str) else getattr(metric, "name", getattr(metric, "__name__", "metric"))
+    return model.digest, str(model.dtype), model.graph, task.examples, names, direction, *arrays
 
 
 def curve(
@@ -252,97 +286,6 @@ def curve(
     return _curve(bench, scores, fractions)
 
 
-# ------------------------------------------------------------------ measuring masks
-
-
-@dataclass
-class Bench:
-    """A task under an ablation, ready to measure masks; each distinct circuit runs once."""
-
-    graph: Graph
-    metric: BoundMetric
-    direction: str
-    count: int
-    draws: np.ndarray  # [resamples, examples]: how often each example is drawn, as weights that sum to 1
-    batches: list[Any]  # (batch, world) of this process's share
-    reference: torch.Tensor  # [examples, vocabulary]: the full model's logits
-    progress: Progress | None = None
-    expected: int = 0
-    _known: dict[bytes, dict[str, np.ndarray]] = field(default_factory=dict)
-
-    @classmethod
-    def build(
-        cls,
-        model: Model,
-        task: Task,
-        graph: Graph,
-        ablation: Any,
-        metric: Any,
-        direction: str,
-        batch_size: int | None,
-        seed: int,
-        progress: Progress | None = None,
-    ) -> Bench:
-        """The bench on a task's examples."""
-        count, bound = len(task), bind(metric, model, task)
-        found = list(worlds(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size))
-        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
-        return cls(graph, bound, direction, count, draws, found, clean_logits(model, task), progress)
-
-    def values(self, mask: np.ndarray, what: str = "metric") -> np.ndarray:
-        """[examples]: the metric, `kl` or `agreement` of a circuit.
-
-        Circuits that differ only in edges into nodes that lead nowhere are the same circuit.
-        """
-        carried = carried_mask(self.graph, mask, self.direction)
-        key = np.packbits(carried & self.graph.leading(carried)).tobytes()
-        if key not in self._known:
-            self._known[key] = self._run(carried)
-            if self.progress:
-                self.progress(len(self._known), max(self.expected, len(self._known)))
-        return self._known[key][what]
-
-    @torch.no_grad()
-    def _run(self, carried: np.ndarray) -> dict[str, np.ndarray]:
-        metric, kl, agreement = out = np.zeros((3, self.count))
-        for batch, world in self.batches:
-            logits, reference, rows = world.logits(carried), self.reference[batch.rows], batch.rows.cpu().numpy()
-            metric[rows] = self.metric(logits, batch).double().cpu().numpy()
-            kl[rows] = kl_from(reference, logits).double().cpu().numpy()
-            agreement[rows] = (reference.argmax(-1) == logits.argmax(-1)).double().cpu().numpy()
-        return dict(zip(("metric", "kl", "agreement"), distributed.total(torch.from_numpy(out)).numpy(), strict=True))
-
-    def resampled(self, values: np.ndarray) -> np.ndarray:
-        """[1 + resamples]: the mean over the examples, then over each bootstrap draw of them."""
-        return np.concatenate([[values.mean()], self.draws @ values])
-
-    def estimate(self, statistic: Callable[..., Any], *values: np.ndarray) -> Estimate:
-        """A function of means, elementwise over the bootstrap draws, with its interval."""
-        return interval(statistic(*(self.resampled(value) for value in values)))
-
-    def mean(self, values: np.ndarray) -> Estimate:
-        """The mean over the examples with its interval."""
-        return interval(self.resampled(values))
-
-    def normalized(self, kept: np.ndarray, full: np.ndarray, empty: np.ndarray) -> tuple[Estimate | None, str | None]:
-        """(normalized faithfulness, None), or (None, why there is none)."""
-        span = self.estimate(lambda f, e: f - e, full, empty)
-        if span.low <= 0 <= span.high:
-            return None, f"F(M) - F(empty) = {span} is not distinguishable from 0"
-        return self.estimate(_normalized, kept, full, empty), None
-
-
-def interval(draws: np.ndarray) -> Estimate:
-    """The first of [1 + resamples] values with the 95% interval of the others."""
-    low, high = np.quantile(draws[1:], [0.025, 0.975])
-    return Estimate(float(draws[0]), low, high)
-
-
-def _normalized(kept: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num((kept - empty) / (full - empty), posinf=0, neginf=0)
-
-
 # ------------------------------------------------------------------ the criteria
 
 
@@ -354,20 +297,53 @@ def _of_one_length(task: Task, count: int) -> Task:
 
 
 def _removable(circuit: Circuit) -> list[str]:
-    return [node for node in circuit.nodes if node not in ("input", "logits")]
+    return [node for node in circuit.nodes if node not in ENDS]
 
 
-def _knockouts(bench: Bench, circuit: Circuit, nodes: Sequence[str], seed: int) -> list[tuple[str, tuple[str, ...]]]:
-    """(kind, K): the empty set, the roles that the circuit names, random sets and the greedy one."""
-    rng = np.random.default_rng(seed)
-    sets: list[tuple[str, tuple[str, ...]]] = [("empty", ())]
-    sets += [
-        (f"role {role}", tuple(node for node in members if node not in ("input", "logits"))) for role, members in circuit.roles.items()
-    ]
-    if nodes:
-        sets += [("random", tuple(np.array(nodes)[rng.random(len(nodes)) < 0.5].tolist())) for _ in range(RANDOM_SETS)]
-        sets.append(("greedy", _greedy(bench, circuit, nodes)))
-    return sets
+@dataclass(frozen=True)
+class _Sets:
+    """Which sets K are removed from a circuit, and which of its nodes are measured."""
+
+    circuit: Circuit
+    effort: str
+    nodes: tuple[str, ...]
+    sets: tuple[tuple[str, tuple[str, ...]], ...]  # (kind, K)
+
+    @classmethod
+    def of(cls, circuit: Circuit, effort: str, seed: int) -> _Sets:
+        """The empty set, the roles that the circuit names, and random sets; all nodes. `quick` takes fewer, and no roles."""
+        nodes, rng = _removable(circuit), np.random.default_rng(seed)
+        sets: list[tuple[str, tuple[str, ...]]] = [("empty", ())]
+        if effort == "full":
+            sets += [(f"role {role}", tuple(each for each in members if each not in ENDS)) for role, members in circuit.roles.items()]
+        for _ in range((RANDOM_SETS if effort == "full" else QUICK_SETS) if nodes else 0):
+            sets.append(("random", tuple(np.array(nodes)[rng.random(len(nodes)) < 0.5].tolist())))
+        return cls(circuit, effort, tuple(nodes) if effort == "full" else circuit.strongest(QUICK_NODES), tuple(sets))
+
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """The nodes that minimality leaves out."""
+        return tuple(node for node in _removable(self.circuit) if node not in set(self.nodes))
+
+    @property
+    def over(self) -> list[tuple[str, ...]]:
+        """The sets that minimality takes the largest effect over."""
+        return [nodes for kind, nodes in self.sets if kind == "empty" or (self.effort == "full" and not kind.startswith("role"))]
+
+    def families(self) -> Iterator[Family]:
+        """Everything that is to be measured, the curve aside."""
+        circuit, whole = self.circuit, Circuit.full(self.circuit.graph)
+        yield Family([np.zeros_like(circuit.mask)])
+        yield Family([whole.without(removed).mask for _, removed in self.sets], whole.mask)
+        for removed in self.over:
+            yield without_each(circuit, removed, self.nodes)
+        yield Family([circuit.without(removed).mask for _, removed in self.sets], circuit.mask)
+
+
+def without_each(circuit: Circuit, removed: tuple[str, ...], nodes: Sequence[str]) -> Family:
+    """C\\K, and with each of some nodes put in or out of K."""
+    base = circuit.without(removed).mask
+    return Family([base, *(circuit.without(set(removed) ^ {node}).mask for node in nodes)], base)
 
 
 def _incomplete(bench: Bench, circuit: Circuit, removed: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -378,23 +354,34 @@ def _incomplete(bench: Bench, circuit: Circuit, removed: tuple[str, ...]) -> tup
 
 def _greedy(bench: Bench, circuit: Circuit, nodes: Sequence[str]) -> tuple[str, ...]:
     """Up to ten nodes, each the one that raises |F(C\\K) - F(M\\K)| most, until none does."""
+    whole = Circuit.full(circuit.graph)
 
     def of(removed: tuple[str, ...]) -> float:
-        kept, whole = _incomplete(bench, circuit, removed)
-        return abs(float(kept.mean() - whole.mean()))
+        kept, full = _incomplete(bench, circuit, removed)
+        return abs(float(kept.mean() - full.mean()))
 
     chosen: tuple[str, ...] = ()
-    best = of(chosen)
     while len(chosen) < GREEDY_NODES:
-        tried = {node: of((*chosen, node)) for node in nodes if node not in chosen}
+        others = [node for node in nodes if node not in chosen]
+        bench.measure_families([without_each(of_whom, chosen, others) for of_whom in (circuit, whole)])
+        tried = {node: of((*chosen, node)) for node in others}
         node = max(tried, key=tried.__getitem__, default=None)
-        if node is None or tried[node] <= best:
+        if node is None or tried[node] <= of(chosen):
             break
-        chosen, best = (*chosen, node), tried[node]
+        chosen = (*chosen, node)
     return chosen
 
 
-def _completeness(bench: Bench, circuit: Circuit, sets: Sequence[tuple[str, tuple[str, ...]]]) -> Completeness:
+def _expected(bench: Bench, ranking: Bench, plan: _Sets) -> float:
+    """FLOP of a full measurement, from its first two sets and greedy's first round."""
+    circuit, whole = plan.circuit, Circuit.full(plan.circuit.graph)
+    first, second = (bench.cost([without_each(circuit, removed, plan.nodes)]) for removed in plan.over[:2])
+    others = bench.cost([Family([whole.without(removed).mask for _, removed in plan.sets], whole.mask)])
+    rounds = ranking.cost([without_each(each, (), plan.nodes) for each in (circuit, whole)])
+    return first + second * len(plan.over) + others + _ROUNDS * rounds
+
+
+def _completeness(bench: Bench, circuit: Circuit, sets: Iterable[tuple[str, tuple[str, ...]]]) -> Completeness:
     each = []
     for _, removed in sets:
         kept, whole = _incomplete(bench, circuit, removed)
@@ -404,31 +391,35 @@ def _completeness(bench: Bench, circuit: Circuit, sets: Sequence[tuple[str, tupl
     return Completeness(knockouts, interval(found.max(0)), interval(found.mean(0)))
 
 
-def _minimality(bench: Bench, circuit: Circuit, nodes: Sequence[str], sets: Sequence[tuple[str, ...]]) -> Minimality:
-    scores = {}
-    for node in nodes:
+def _minimality(bench: Bench, plan: _Sets) -> Minimality:
+    scores, circuit = {}, plan.circuit
+    for node in plan.nodes:
         differences = []
-        for removed in sets:
+        for removed in plan.over:
             without = tuple(other for other in removed if other != node)
             with_node, without_node = (bench.values(circuit.without(k).mask) for k in (without, (*without, node)))
             differences.append(np.abs(bench.resampled(without_node) - bench.resampled(with_node)))
         scores[node] = interval(np.stack(differences).max(0))
     full, empty = bench.values(circuit.graph.allowed), bench.values(np.zeros_like(circuit.mask))
     bar = NEGLIGIBLE * abs(float(full.mean() - empty.mean()))
-    return Minimality(scores, tuple(node for node in nodes if scores[node] < bar), bar)
+    return Minimality(scores, tuple(node for node in plan.nodes if scores[node] < bar), bar, plan.unmeasured)
+
+
+def _sizes(scores: Scores, fractions: Sequence[float]) -> tuple[int, ...]:
+    return tuple(round(fraction * len(scores.graph)) for fraction in fractions)
 
 
 def _curve(bench: Bench, scores: Scores, fractions: Sequence[float]) -> Curve:
-    total = len(scores.graph)
-    requested = tuple(round(fraction * total) for fraction in fractions)
+    total, requested = len(scores.graph), _sizes(scores, fractions)
     circuits = [scores.top(n) for n in requested]
     edges = tuple(len(circuit.pruned()) for circuit in circuits)
+    bench.measure([scores.graph.allowed, np.zeros_like(scores.graph.allowed), *(circuit.mask for circuit in circuits)])
     full, empty = bench.values(scores.graph.allowed), bench.values(np.zeros_like(scores.graph.allowed))
     _, reason = bench.normalized(full, full, empty)
     if reason is not None:
         raise CircuitDiscoveryError(f"no faithfulness curve: {reason}")
     ends = bench.resampled(full), bench.resampled(empty)
-    f = np.stack([_normalized(bench.resampled(bench.values(circuit.mask)), *ends) for circuit in circuits])  # [points, 1 + resamples]
+    f = np.stack([normalized(bench.resampled(bench.values(circuit.mask)), *ends) for circuit in circuits])  # [points, 1 + resamples]
     x = np.array(edges) / total
     cpr, cmd = (interval(np.trapezoid(y, x, axis=0)) for y in (f, np.abs(1 - f)))
     return Curve(tuple(fractions), requested, edges, tuple(interval(draws) for draws in f), cpr, cmd)

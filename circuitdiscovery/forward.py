@@ -11,6 +11,8 @@
    and of a node that no key and no value reads on the way to the logits, the answer's position alone.
 4. `World.branch` evaluates many alternatives of what one receiver reads, given the state of the rest: only the nodes that
    the receiver reaches run again. The searches stand on it.
+5. `World.begin` keeps the state of a mask's run, and `World.go_on` runs from it only what another mask changes; several
+   versions with other sources silenced (they carry their replacements) go through one run. Measuring stands on it (plan.py).
 
 Shapes: R receivers, S sources, M alternatives, N examples, T positions, D d_model, H heads, h some of them, K d_head;
 P = N * T places, or N where only the answer's position matters; B = M * P.
@@ -219,6 +221,28 @@ class State:
     at_answer: Tensor  # [N, S, D]: the same at the answer's position
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which part of a circuit runs, in M versions.
+
+    Args:
+        mask: [S, R], the edges that are kept, in every version.
+        nodes: [S] bool, the sources that run.
+        wide: [S] bool, the sources that are needed at other positions than the answer's too.
+        silenced: [M, S] bool, the sources that carry their replacement in a version, whatever they read.
+    """
+
+    mask: np.ndarray
+    nodes: np.ndarray
+    wide: np.ndarray
+    silenced: np.ndarray
+
+    @property
+    def held(self) -> np.ndarray:
+        """[S] bool: the sources that do not run, but are silenced in some versions."""
+        return self.silenced.any(axis=0) & ~self.nodes
+
+
 class Memory:
     """Uninitialised tensors, the same memory each time for a name: new memory costs page faults."""
 
@@ -291,10 +315,26 @@ class World:
 
     def logits(self, mask: np.ndarray) -> Tensor:
         """[N, vocabulary]: one forward with the True edges of a [S, R] mask kept."""
-        nodes = self.graph.live(mask)
-        if self.own_run:
-            nodes &= self.graph.reached(mask, np.arange(len(nodes)) == 0)
-        return self._logits(self._run(mask, nodes, None)[1])[0]
+        return self._logits(self._run(mask, self.graph.running(mask, self.own_run), None)[1])[0]
+
+    def begin(self, part: Part) -> tuple[State, Tensor]:
+        """The state after a part of one version ran from nothing, valid until the next, and its [N, vocabulary] logits.
+
+        The logits are the circuit's where the part has all its nodes.
+        """
+        everywhere, at_answer = self._run(part.mask, part.nodes, None, wide=part.wide, silenced=part.silenced)
+        logits = self._logits(at_answer)[0]
+        n_sources, (n_examples, length, width) = len(self.graph.sources), self.start.shape
+        difference = self.memory("state", n_examples, length, n_sources, width).zero_()
+        last = self.memory("state at the answer", n_examples, n_sources, width).zero_()
+        difference.flatten(0, 1)[:, _index(everywhere.moved)] = everywhere.buffer[0, :, 1:]
+        last[:, _index(at_answer.moved)] = at_answer.buffer[0, :, 1:]
+        return State(difference, last), logits
+
+    def go_on(self, part: Part, state: State | None) -> Tensor:
+        """[M, N, vocabulary]: the logits of each version of a part; what does not run is as in the state, or replaced without one."""
+        _, at_answer = self._run(part.mask, part.nodes, state, wide=part.wide, silenced=part.silenced)
+        return self._logits(at_answer).expand(len(part.silenced), -1, -1)
 
     def clean_state(self, sources: Tensor) -> State:
         """The state with every edge kept, from [S, N, T, D], what every source then writes."""
@@ -330,21 +370,38 @@ class World:
         return unembed(self.model, at_answer.read(np.array([len(self.graph.receivers) - 1]))[:, :, 0])
 
     def _run(
-        self, mask: np.ndarray, nodes: np.ndarray, state: State | None, receiver: int = -1, alternatives: np.ndarray | None = None
+        self,
+        mask: np.ndarray,
+        nodes: np.ndarray,
+        state: State | None,
+        receiver: int = -1,
+        alternatives: np.ndarray | None = None,
+        *,
+        wide: np.ndarray | None = None,
+        silenced: np.ndarray | None = None,
     ) -> tuple[_Places, _Places]:
         """What the sources in a [S] bool `nodes` write, at all positions and at the answer's alone.
 
         All other sources stay as in the state, or are replaced where there is none. `alternatives`, [M, S], are what one
-        receiver keeps; everything downstream of it has M versions.
+        receiver keeps; everything downstream of it has M versions. `wide` and `silenced` are those of a `Part`.
         """
-        graph, wide = self.graph, self.graph.everywhere(mask)
+        graph = self.graph
+        wide = graph.everywhere(mask) if wide is None else wide
+        if silenced is None:
+            silenced = np.zeros((1 if alternatives is None else len(alternatives), len(nodes)), dtype=bool)
+        held = np.flatnonzero(silenced.any(axis=0) & ~nodes) if state is not None else np.zeros(0, dtype=int)
         heads = [graph.heads(layer).start + np.flatnonzero(nodes[graph.heads(layer)]) for layer in range(graph.n_layers)]
         heads = [rows[np.argsort(~wide[rows], kind="stable")] for rows in heads]  # first those that are needed everywhere
         mlps = [graph.mlp(layer) + np.arange(int(nodes[graph.mlp(layer)])) for layer in range(graph.n_layers)]
-        moved = np.concatenate([np.arange(int(nodes[0])), *(rows for pair in zip(heads, mlps, strict=True) for rows in pair)])
-        changed = mask, ~nodes, receiver, np.zeros((1, 0), dtype=bool) if alternatives is None else alternatives
+        moved = [held, np.arange(int(nodes[0])), *(rows for pair in zip(heads, mlps, strict=True) for rows in pair)]
+        moved = np.concatenate(moved)
+        fixed = np.ones(len(nodes), dtype=bool)
+        fixed[moved] = False
+        changed = mask, fixed, receiver, np.zeros((len(silenced), 0), dtype=bool) if alternatives is None else alternatives, silenced
         everywhere = _Places.build(self, None, moved[wide[moved]], state and state.difference.flatten(0, 1), *changed)
         at_answer = _Places.build(self, self.position, moved, state and state.at_answer, *changed)
+        everywhere.hold(held[wide[held]])
+        at_answer.hold(held)
 
         def write(row: int, of: Callable[[_Places], Tensor]) -> None:
             """One source that is no head, [M or 1, P, D] at some places: at all positions if needed, and at the answer's."""
@@ -389,6 +446,7 @@ class _Places:
     fixed: np.ndarray  # [S] bool: the sources that stay as in the state
     receiver: int  # reads each of
     alternatives: np.ndarray  # [M, S] bool
+    silenced: np.ndarray  # [M, S] bool
     buffer: Tensor  # [M, P, 1 + len(moved), D]: scratch for a base, then current - replacement, filled up to the receiver's layer
 
     @classmethod
@@ -402,12 +460,13 @@ class _Places:
         fixed: np.ndarray,
         receiver: int,
         alternatives: np.ndarray,
+        silenced: np.ndarray,
     ) -> _Places:
         """With an empty buffer."""
         n_places = len(world.start) * (world.start.shape[1] if position is None else 1)
         name = "everywhere" if position is None else "at the answer"
         buffer = world.memory(name, len(alternatives), n_places, 1 + len(moved), world.start.shape[-1])
-        return cls(world, position, moved, state, mask, fixed, receiver, alternatives, buffer)
+        return cls(world, position, moved, state, mask, fixed, receiver, alternatives, silenced, buffer)
 
     @property
     def positions(self) -> Tensor | None:
@@ -432,13 +491,27 @@ class _Places:
 
     def write(self, row: int, written: Tensor) -> None:
         """What `input` or an MLP writes, [M or 1, P, D]."""
-        torch.sub(written, self.replacement[row], out=self._slots(np.array([row]))[:, :, 0])
+        out = self._slots(np.array([row]))[:, :, 0]
+        torch.sub(written.expand_as(out), self.replacement[row], out=out)
+        self._silence(np.array([row]))
 
     def write_heads(self, rows: np.ndarray, z: Tensor, W_O: Tensor) -> None:
         """What some heads of a layer write, from what they attended to, [h, M * N, T, K], and [h, K, D]."""
         out = self._slots(rows)
         torch.neg(_take(self.replacement, rows).transpose(0, 1).expand_as(out), out=out)
         out.flatten(0, 1).transpose(0, 1).baddbmm_(z.flatten(1, 2), W_O)
+        self._silence(rows)
+
+    def hold(self, rows: np.ndarray) -> None:
+        """What some sources, the first of the moved ones, write in the state, except where they are silenced."""
+        if len(rows):
+            assert self.state is not None
+            self._slots(rows).copy_(_take(self.state, rows, dim=1))
+            self._silence(rows)
+
+    def _silence(self, rows: np.ndarray) -> None:
+        for version, which in np.argwhere(self.silenced[:, rows]):
+            self._slots(rows[which : which + 1])[version].zero_()
 
     def copy(self, everywhere: _Places, rows: np.ndarray) -> None:
         """What some sources write at these places, from what they write everywhere."""

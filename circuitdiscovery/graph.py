@@ -234,6 +234,18 @@ class Graph:
                 read |= mask[:, self._feeding[row]].any(axis=1)
         return read
 
+    def running(self, mask: np.ndarray, own_run: bool) -> np.ndarray:
+        """[sources] bool: those that a run of the mask computes: live and, where replacements are a run's own, reached from `input`.
+
+        All others carry their replacement, or are read by nothing that leads to the logits.
+        """
+        live = self.live(mask)
+        return live & self.reached(mask, np.arange(len(live)) == 0) if own_run else live
+
+    def canonical(self, mask: np.ndarray, own_run: bool) -> np.ndarray:
+        """The mask without the edges that change no logit: circuits with the same canonical mask are the same circuit."""
+        return mask & self.running(mask, own_run)[:, None] & self.leading(mask)
+
     def leading(self, mask: np.ndarray) -> np.ndarray:
         """[receivers] bool: `logits`, and those that feed a live source."""
         leading = np.asarray(np.any(self.feeds & self.live(mask), axis=1))

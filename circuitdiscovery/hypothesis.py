@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from circuitdiscovery.ablation import Ablation, name_of
+from circuitdiscovery.bench import Bench, Family
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.evaluation import Bench
 from circuitdiscovery.metrics import Metric
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress
@@ -160,7 +160,7 @@ def hypothesis_tests(
         edges: test at most so many edges, drawn by the seed; None: all.
         batch_size: examples in one forward.
         seed: of everything random.
-        progress: called with (circuits run, circuits expected at most).
+        progress: called with (done, total), in hundredths of a plain forward of the examples.
 
     Raises:
         CircuitDiscoveryError: a circuit of another model, of no edge or of every edge; an option out of its range.
@@ -181,9 +181,8 @@ def hypothesis_tests(
     bench = Bench.build(model, used, circuit.graph, ablation, metric or task.metric, "noising", batch_size, seed, progress)
     if bench.metric.name == "kl_divergence":
         raise CircuitDiscoveryError("hypothesis tests need a metric of the model itself, such as logit_diff, not kl_divergence")
-    bench.expected = 3 + 3 * reference + min(len(circuit), edges or len(circuit))
-    runs = _Runs(bench, circuit, seed)
-    each = _edges(runs, runs.tested(edges), reference, quantile, alpha, correction)
+    runs = _Runs(bench, circuit, seed, edges, reference)
+    each = _edges(runs, reference, quantile, alpha, correction)
     first = _equivalence(runs, epsilon), _independence(runs, permutations)
     found = *first, _minimality(each, quantile), _sufficiency(runs, reference, quantile)
     p_holm = corrected(np.array([one.p for one in found])).tolist()
@@ -221,13 +220,13 @@ def _independence(runs: _Runs, permutations: int) -> HypothesisTest:
     return HypothesisTest(null, hsic, p, f"HSIC {hsic:.2g} of {runs.bench.metric.name} without the circuit and of the model")
 
 
-def _edges(runs: _Runs, tested: np.ndarray, reference: int, quantile: float, alpha: float, correction: str) -> tuple[EdgeTest, ...]:
-    effects = np.array([runs.effect(runs.circuit.mask, edge) for edge in tested])
+def _edges(runs: _Runs, reference: int, quantile: float, alpha: float, correction: str) -> tuple[EdgeTest, ...]:
+    effects = np.array([runs.effect(runs.circuit.mask, edge) for edge in runs.tested])
     redundant = np.array([runs.redundant_effect(number) for number in range(reference)])
     surpassed = (effects[:, None] > redundant).sum(1)  # [edges]
     p = too_seldom(surpassed, reference, quantile)
     p_corrected, graph = corrected(p, correction), runs.circuit.graph
-    names = [f"{graph.sources[row]}->{graph.receivers[column]}" for row, column in tested]
+    names = [f"{graph.sources[row]}->{graph.receivers[column]}" for row, column in runs.tested]
     figures = (effects, surpassed / reference, p, p_corrected, p_corrected > alpha)
     return tuple(EdgeTest(*one) for one in zip(names, *(column.tolist() for column in figures), strict=True))
 
@@ -253,12 +252,25 @@ def _sufficiency(runs: _Runs, reference: int, quantile: float) -> HypothesisTest
 class _Runs:
     """The circuits that the tests run on one bench. Whatever is random has a generator of its own, so that no test changes another."""
 
-    def __init__(self, bench: Bench, circuit: Circuit, seed: int) -> None:
+    def __init__(self, bench: Bench, circuit: Circuit, seed: int, edges: int | None, reference: int) -> None:
         graph = circuit.graph
         self.bench, self.circuit, self.seed, self.paths = bench, circuit, seed, RandomPaths(graph)
-        self.full, self.kept, self.rest = (bench.values(mask) for mask in (graph.allowed, circuit.mask, graph.allowed & ~circuit.mask))
+        self.tested = self._tested(edges)
+        bench.measure_families(self._families(reference))
+        ends = graph.allowed, circuit.mask, graph.allowed & ~circuit.mask
+        self.full, self.kept, self.rest = (bench.values(mask) for mask in ends)
 
-    def tested(self, most: int | None) -> np.ndarray:
+    def _families(self, reference: int) -> Iterator[Family]:
+        """Everything that the tests ask for."""
+        graph, own = self.circuit.graph, self.circuit.mask
+        yield Family([own, *(without(own, edge) for edge in self.tested)], own)
+        for mask in (graph.allowed, graph.allowed & ~own):
+            yield Family([mask])
+        for number in range(reference):
+            yield self._inflated(number)
+            yield Family([self._random(number)])
+
+    def _tested(self, most: int | None) -> np.ndarray:
         """[edges, 2]: all of the circuit's, or a sample of them, in index order."""
         edges = np.argwhere(self.circuit.mask)
         if most is None or most >= len(edges):
@@ -267,19 +279,32 @@ class _Runs:
 
     def effect(self, mask: np.ndarray, edge: np.ndarray) -> float:
         """How far the metric of a circuit moves when the circuit loses an edge."""
-        without = mask.copy()
-        without[tuple(edge)] = False
-        return distance(self.bench.values(mask), self.bench.values(without))
+        return distance(self.bench.values(mask), self.bench.values(without(mask, edge)))
 
     def redundant_effect(self, number: int) -> float:
         """The effect of a random edge of those by which a random path inflates the circuit."""
-        rng = np.random.default_rng((self.seed, 2, number))
-        added = self.paths.beside(self.circuit.mask, rng)
-        return self.effect(self.circuit.mask | added, rng.choice(np.argwhere(added)))
+        return distance(*(self.bench.values(mask) for mask in self._inflated(number).masks))
 
     def random(self, number: int) -> np.ndarray:
         """[examples]: the metric of a random circuit of as many edges."""
-        return self.bench.values(self.paths.circuit(len(self.circuit), np.random.default_rng((self.seed, 3, number))))
+        return self.bench.values(self._random(number))
+
+    def _inflated(self, number: int) -> Family:
+        """The circuit inflated by a random path, and that less a random edge of the path."""
+        rng = np.random.default_rng((self.seed, 2, number))
+        added = self.paths.beside(self.circuit.mask, rng)
+        whole = self.circuit.mask | added
+        return Family([whole, without(whole, rng.choice(np.argwhere(added)))], whole)
+
+    def _random(self, number: int) -> np.ndarray:
+        return self.paths.circuit(len(self.circuit), np.random.default_rng((self.seed, 3, number)))
+
+
+def without(mask: np.ndarray, edge: np.ndarray) -> np.ndarray:
+    """A mask less one edge."""
+    left = mask.copy()
+    left[tuple(edge)] = False
+    return left
 
 
 def _check(*, correction: str, **numbers: float) -> None:

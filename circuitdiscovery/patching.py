@@ -35,17 +35,26 @@ def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]
         yield batch.to(model.device)
 
 
-@torch.no_grad()
 def worlds(
     model: Model, task: Task, graph: Graph, *, ablation: str | Ablation, direction: str = "noising", batch_size: int | None = None
 ) -> Iterator[tuple[Batch, World]]:
     """Each batch of this process's share under an ablation; in a denoising world the mask is that of the edges that are *not* restored."""
+    make = world_maker(model, task, graph, ablation=ablation, direction=direction)
+    for batch in batches(model, task, batch_size):
+        yield batch, make(batch)
+
+
+def world_maker(
+    model: Model, task: Task, graph: Graph, *, ablation: str | Ablation, direction: str = "noising"
+) -> Callable[[Batch], World]:
+    """What makes the world of a batch of a task's examples; what the ablation needs of the whole task is computed here, once."""
     denoising = canonical("direction", direction) == "denoising"
     carried = on_demand(model, task, ablation)
-    for batch in batches(model, task, batch_size):
+
+    @torch.no_grad()
+    def make(batch: Batch) -> World:
         if denoising:
-            yield batch, World(model, graph, embed(model, batch.corrupted), run_sources(model, batch.clean), batch.position, True)
-            continue
+            return World(model, graph, embed(model, batch.corrupted), run_sources(model, batch.clean), batch.position, True)
         values = carried.rows(batch)
         expected = (len(graph.sources), *batch.clean.shape, model.d_model)
         if values.shape != expected:
@@ -56,7 +65,9 @@ def worlds(
         key = id(model), graph.split_qkv, id(values), tuple(batch.position.tolist())
         if key not in kept:
             kept[key] = World(model, graph, embed(model, batch.clean), values.to(model.W_E), batch.position, carried.own_run)
-        yield batch, kept[key]
+        return kept[key]
+
+    return make
 
 
 def carried_mask(graph: Graph, mask: np.ndarray, direction: str) -> np.ndarray:

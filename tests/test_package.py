@@ -25,6 +25,7 @@ ORDER = [
     *("errors", "names", "files", "graph", "distributed"),
     *("tablefile", "taskfile", "encoder", "prompts", "task"),
     *("model", "forward", "loading", "metrics", "ablation", "schema", "mib", "circuit", "comparison", "patching"),
+    *("estimates", "plan", "saved", "bench"),
     *("search", "search.provenance", "search.cases", "search.attribution", "search.acdc", "search.exact", "search.baseline"),
     *(
         "search.edge_pruning",

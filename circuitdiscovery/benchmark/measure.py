@@ -101,6 +101,7 @@ def measure(problem: str, model: Model, task: Task, truth: Circuit | None, metho
     if truth is not None and truth.graph != sweep.graph:
         raise CircuitDiscoveryError(f"method {method!r} gives circuits of another graph than the true one on {problem!r}")
     bench = Bench.build(model, task.held_out or task, sweep.graph, "resample", task.metric, "noising", None, 0)
+    bench.measure([circuit.mask for circuit in (*sweep.to_the_ends(), *map(sweep.at_most, counts))])
     at = [_at(bench, sweep.at_most(count), count, truth) for count in counts]
     curve = sweep.curve(bench)
     cpr, cmd = _areas_under(curve, len(sweep.graph)) if curve else (None, None)
@@ -185,11 +186,14 @@ class Sweep:
             return self.scores.top(min(edges, len(self.graph)))
         return max((circuit for circuit in self.circuits if len(circuit) <= edges), key=len, default=Circuit.empty(self.graph))
 
-    def curve(self, bench: Bench) -> list[tuple[int, float]]:
-        """[(edges after pruning, normalized faithfulness)], ascending; a sweep is between the empty and the full model."""
+    def to_the_ends(self) -> list[Circuit]:
+        """The circuits with the empty and the full model, between which a sweep is."""
         ends = [] if self.scores is not None else [Circuit.empty(self.graph), Circuit.full(self.graph)]
-        circuits = [*self.circuits, *(end for end in ends if end not in self.circuits)]
-        points = [(len(circuit.pruned()), _faithfulness(bench, circuit)) for circuit in circuits]
+        return [*self.circuits, *(end for end in ends if end not in self.circuits)]
+
+    def curve(self, bench: Bench) -> list[tuple[int, float]]:
+        """[(edges after pruning, normalized faithfulness)], ascending."""
+        points = [(len(circuit.pruned()), _faithfulness(bench, circuit)) for circuit in self.to_the_ends()]
         return sorted((n, f) for n, f in points if f is not None)
 
     def roc(self, truth: Circuit, level: str) -> tuple[np.ndarray, np.ndarray]:

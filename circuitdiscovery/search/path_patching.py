@@ -184,7 +184,7 @@ def path_patching(
     rows = _rows(graph, senders, columns)
     bench = Bench.build(model, task, graph, ablation, metric or task.metric, "noising", batch_size, seed=0)
     patched = np.zeros((len(rows), bench.count))
-    for number, (batch, world) in enumerate(bench.batches):
+    for number, (batch, world) in enumerate(bench.worlds()):
         paths = _Paths.of(world, columns, through_mlps)
         where = batch.rows.cpu().numpy()
         for i, row in enumerate(rows):
