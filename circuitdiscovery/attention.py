@@ -21,7 +21,7 @@ from torch import Tensor
 
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.encoder import Example
-from circuitdiscovery.forward import at_position, per_head, plain_run
+from circuitdiscovery.forward import Run, at_position, per_head, plain_run
 from circuitdiscovery.graph import letter_of
 from circuitdiscovery.model import Model
 from circuitdiscovery.task import Batch, Task
@@ -75,34 +75,51 @@ def through_final_norm(model: Model, stream: Tensor, written: Tensor) -> Tensor:
 @torch.no_grad()
 def attention(model: Model, tokens: Tensor) -> Tensor:
     """[L, H, N, T, T] float32: the weight that each head gives from query to key on [N, T] token ids."""
-    return _run(model, tokens)[0]
+    return _attention(model, plain_run(model, tokens, None, keep_readings=True))
 
 
-def _run(model: Model, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """([L, H, N, T, T] attention, [S, N, T, D] what the sources write)."""
-    run = plain_run(model, tokens, None, keep_sources=True, keep_readings=True)
+def _attention(model: Model, run: Run) -> Tensor:
+    """[L, H, N, T, T] float32, from what a plain run's queries and keys read."""
     read = {(reading.readers.layer, reading.readers.letter): reading.values for reading in run.readings}
-    rotary, ahead = model.rotary, torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).triu(1)
-    weights: list[Tensor] = []
+    out: Tensor | None = None
     for layer, block in enumerate(model.blocks):
         q, k = read[layer, "q"], per_head(model, read[layer, "k"])  # [H, N, T, K]
-        if rotary is not None:
-            q, k = rotary(q), rotary(k)
+        if model.rotary is not None:
+            q, k = model.rotary(q), model.rotary(k)
         scores = (q @ k.transpose(-1, -2)).float() * block.scale
-        weights.append(scores.masked_fill(ahead, -torch.inf).softmax(-1))
-    assert run.sources is not None
-    return torch.stack(weights), run.sources
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        out = scores.new_empty(len(model.blocks), *scores.shape) if out is None else out
+        torch.softmax(scores.masked_fill_(ahead, -torch.inf), -1, out=out[layer])
+    assert out is not None
+    return out
+
+
+def at_once(model: Model, length: int, *, sources: bool = False) -> int:
+    """How many prompts of a length fit the memory for one pass that reads attention, and keeps what every source writes or not."""
+    graph, block = model.graph, model.blocks[0]
+    streams = 3 * model.d_model + (graph.n_heads + 2 * graph.n_kv_heads) * block.W_Q.shape[1]  # that a plain run keeps of a layer
+    each = graph.n_layers * (streams + graph.n_heads * length) + (len(graph.sources) * model.d_model if sources else 0)
+    return max(1, _BYTES // (length * each * model.W_E.element_size()))
 
 
 @torch.no_grad()
 def observe(model: Model, task: Task, batch_size: int | None = None) -> Iterator[Observed]:
     """All of a task's examples, batch by batch."""
     task.check(model.vocab_size, model.n_positions)
-    graph, longest = model.graph, max(len(example.clean) for example in task.examples)
-    each = longest * (len(graph.sources) * model.d_model + graph.n_layers * graph.n_heads * longest) * model.W_E.element_size()
-    for batch in task.batches(batch_size or max(1, _BYTES // each)):
+    longest = max(len(example.clean) for example in task.examples)
+    for batch in task.batches(batch_size or at_once(model, longest, sources=True)):
         batch = batch.to(model.device)
-        yield Observed(model, batch, *_run(model, batch.clean))
+        run = plain_run(model, batch.clean, None, keep_sources=True, keep_readings=True)
+        assert run.sources is not None
+        yield Observed(model, batch, _attention(model, run), run.sources)
+
+
+@torch.no_grad()
+def attention_on(model: Model, task: Task, batch_size: int | None = None) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch of a task with the [L, H, N, T, T] attention on its clean prompts."""
+    longest = max(len(example.clean) for example in task.examples)
+    for batch in task.batches(batch_size or at_once(model, longest)):
+        yield batch, attention(model, batch.clean.to(model.device))
 
 
 # ------------------------------------------------------------------ where in the prompt a node matters
@@ -117,14 +134,16 @@ def read_at(circuit: Circuit, seen: Observed) -> Mapping[str, Tensor]:
     """
     graph, length = circuit.graph, seen.batch.clean.shape[1]
     found = {"logits": torch.nn.functional.one_hot(seen.batch.position, length).to(seen.attention)}
+    read: dict[int, Tensor] = {}  # by column: what any source of its edges has there
     for row in reversed(range(len(graph.sources))):
         columns = np.flatnonzero(circuit.mask[row])
         total = torch.zeros_like(found["logits"])
-        for column, weight in zip(columns, _weights(circuit, row, columns), strict=True):
-            receiver = graph.receivers[column]
-            for node in graph.reader_nodes(receiver) or ("logits",):
-                if node in found:
-                    total += weight * _reading(seen, receiver, node, found[node])
+        for column, weight in zip(columns.tolist(), _weights(circuit, row, columns).tolist(), strict=True):
+            if column not in read:  # all that it feeds come after its sources
+                receiver = graph.receivers[column]
+                nodes = [node for node in graph.reader_nodes(receiver) or ("logits",) if node in found]
+                read[column] = sum((_reading(seen, receiver, node, found[node]) for node in nodes), torch.zeros_like(total))
+            total.add_(read[column], alpha=weight)
         if bool((total.sum(-1) > 0).all()):
             found[graph.sources[row]] = total / total.sum(-1, keepdim=True)
     return found

@@ -18,7 +18,8 @@ from circuitdiscovery.schema import exactly, typed
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = "circuitdiscovery explanation 1"
+FORMAT = "circuitdiscovery explanation 2"
+FORMER = "circuitdiscovery explanation 1"
 _DIGITS = 6  # significant ones in a file: what is beyond differs from machine to machine
 
 Pairs = tuple[tuple[str, float], ...]
@@ -87,14 +88,27 @@ class Card:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """The cards of a circuit's nodes, in index order, and what they were measured on (see `explain`)."""
+    """The cards of a circuit's nodes, in index order, and what they were measured on (see `explain`).
+
+    Args:
+        model, task: their names.
+        part, examples: "held_out" or "examples", and how many: what is seen is of all of them.
+        metric, ablation: of effects.
+        effort: "full" or "quick".
+        intervened: on how many of the examples interventions were made (effects, and those that roles rest on).
+        unmeasured: the circuit's heads and MLPs without a card, in index order.
+        cards: by node.
+    """
 
     model: str
     task: str
-    part: str  # "held_out" or "examples"
+    part: str
     examples: int
     metric: str
     ablation: str
+    effort: str
+    intervened: int
+    unmeasured: tuple[str, ...]
     cards: Mapping[str, Card]
 
     @property
@@ -111,9 +125,15 @@ class Explanation:
 
     def _lines(self) -> Iterator[str]:
         where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
-        yield f"{len(self.cards)} nodes of {self.model} on {self.task}: {self.metric} on {self.examples} {where}, {self.ablation} ablation"
-        if not self.cards:
-            return
+        some = f" (interventions on {self.intervened} of them)" if self.intervened < self.examples else ""
+        told = f"{self.metric} on {self.examples} {where}{some}, {self.ablation} ablation"
+        yield f"{len(self.cards)} nodes of {self.model} on {self.task}: {told}"
+        if self.cards:
+            yield from self._table()
+        if self.unmeasured:
+            yield f"not measured: {', '.join(self.unmeasured)}"
+
+    def _table(self) -> Iterator[str]:
         rows = [("node", "role", "effect", "direct", "END attends to")]
         rows += [(c.node, c.role or "", str(c.effect), str(c.direct), _most(c, 3)) for c in self.cards.values()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -142,7 +162,7 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON, numbers to six significant digits: the same for the same explanation."""
-        known = {name: getattr(self, name) for name in _HEAD}
+        known = {name: getattr(self, name) for name in _HEAD} | {"unmeasured": list(self.unmeasured)}
         return {"format": FORMAT, **known, "cards": {node: _written(card) for node, card in self.cards.items()}}
 
     @classmethod
@@ -152,10 +172,13 @@ class Explanation:
         Raises:
             CircuitDiscoveryError: anything missing, surplus or of another type, by field.
         """
-        exactly(data, ("format", *_HEAD, "cards"), where)
+        if isinstance(data, dict) and data.get("format") == FORMER:  # knew no other effort
+            data = data | {"format": FORMAT, "effort": "full", "intervened": data.get("examples"), "unmeasured": []}
+        exactly(data, ("format", *_HEAD, "unmeasured", "cards"), where)
         if data["format"] != FORMAT:
             raise CircuitDiscoveryError(f"{where}: field 'format' must be {FORMAT!r}, not {data['format']!r}")
         known = {name: typed(data[name], kind, where, name) for name, kind in _HEAD.items()}
+        known["unmeasured"] = tuple(typed(node, str, where, "unmeasured") for node in typed(data["unmeasured"], list, where, "unmeasured"))
         cards = typed(data["cards"], dict, where, "cards")
         return cls(**known, cards={node: _Reader(where, f"cards.{node}").card(node, card) for node, card in cards.items()})
 
@@ -169,7 +192,16 @@ class Explanation:
         return cls.from_dict(read_json(path), str(path))
 
 
-_HEAD: dict[str, type] = {"model": str, "task": str, "part": str, "examples": int, "metric": str, "ablation": str}
+_HEAD: dict[str, type] = {
+    "model": str,
+    "task": str,
+    "part": str,
+    "examples": int,
+    "metric": str,
+    "ablation": str,
+    "effort": str,
+    "intervened": int,
+}
 
 
 def _scores(card: Card, names: Sequence[str]) -> list[float]:

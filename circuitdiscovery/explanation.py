@@ -9,11 +9,14 @@
 4. *lens*: what the node writes at END, through the same frozen norm and the unembedding (nostalgebraist 2020, "logit lens", of one
    node): the tokens that it promotes and suppresses most.
 5. *role*: what the evidence supports (roles.py).
+
+What is seen in plain runs (2, 3, 4) is of all examples. What is intervened on (1, and what roles ask) is measured on them all too, or,
+with `effort="quick"`, on 16 of them and for the 30 nodes of largest score, with intervals that are as wide as 16 examples make them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,19 +28,25 @@ from circuitdiscovery.attention import Observed, Sights, head_of, observe, shown
 from circuitdiscovery.cards import Card, Edges, Explanation, Lens, Pattern
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.encoder import Example
-from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.evaluation import Bench
-from circuitdiscovery.headscores import TOP, CopyScores, PatternScores
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.evaluation import Bench, Estimate, interval
+from circuitdiscovery.headscores import PERIOD, SEQUENCES, TOP, CopyScores, PatternScores, among
 from circuitdiscovery.interventions import Trials
 from circuitdiscovery.metrics import Metric
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress
-from circuitdiscovery.roles import Head, Setting, answer_position, find_roles, standing, word_positions
+from circuitdiscovery.roles import Head, Setting, answer_position, find_roles, matters, standing, word_positions
 from circuitdiscovery.task import Task
 from circuitdiscovery.taskfile import END
+from circuitdiscovery.work import ASKED, BENCH, SEEN, Work, after, asking, mean_length, unembedding
 
+EFFORTS = ("full", "quick")
 PROMPTS = 3  # that are shown whole: enough to see what changes from one to the next
 EDGES = 10  # of a node, each way
+QUICK_NODES = 30  # more cards than anybody reads
+QUICK_EXAMPLES = 16  # drawn once for all: interventions on a quarter of 64, and intervals twice as wide
+RESAMPLES = 1000  # of the bootstrap, as a bench's
+QUICK_TOKENS = 256  # that copy scores are taken on: a share is then right to 0.03
 
 
 @torch.no_grad()
@@ -49,10 +58,12 @@ def explain(
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     prompts: int = PROMPTS,
+    effort: str = "full",
+    nodes: Sequence[str] | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
-    """A card for every head and MLP that writes an edge of a circuit.
+    """A card for every head and MLP of a circuit, or for some of them.
 
     Args:
         model: the model it is a circuit of.
@@ -61,11 +72,15 @@ def explain(
         metric: what effects are measured in; by default the task's own.
         ablation: what an ablated node's edges carry.
         prompts: whose attention and lens are shown whole, the first ones.
-        batch_size: examples in one forward.
-        progress: called with (interventions run, interventions expected).
+        effort: `full` makes every intervention on every example. `quick` makes them on 16 examples, and cards for the 30 nodes
+            of largest score; it takes copy scores on at most 256 tokens.
+        nodes: which of the circuit's heads and MLPs get a card, whatever the effort; what has none stands in `unmeasured`.
+        batch_size: examples in one forward; by default as many as bounded memory holds.
+        progress: called with (done, expected), in prompts that run through the whole model or cost as much.
 
     Raises:
-        CircuitDiscoveryError: a circuit of another model; an unknown metric or ablation; no prompts.
+        CircuitDiscoveryError: a circuit of another model; an unknown metric, ablation or effort; no prompts; a node that is
+            no head or MLP of the circuit.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.explanation import explain
@@ -75,31 +90,88 @@ def explain(
     ('a2.h0',)
     """
     circuit.check_model(model)
+    if effort not in EFFORTS:
+        raise unknown("effort", effort, EFFORTS)
     if type(prompts) is not int or prompts < 1:
         raise CircuitDiscoveryError(f"prompts must be a whole number of at least 1, not {prompts!r}")
-    used = task.held_out or task
+    used, inner = task.held_out or task, tuple(node for node in circuit.graph.sources[1:] if node in circuit.nodes)
+    chosen = _chosen(circuit, inner, nodes, effort)
+    rows = _rows(len(used), effort)
     spec = metric or used.metric
-    bench = Bench.build(model, used, circuit.graph, ablation, spec, "noising", batch_size, 0)
-    nodes = [node for node in circuit.graph.sources[1:] if node in circuit.nodes]
-    expected = len(nodes) * (3 + 3 * len(word_positions(used)))  # at most about so many: itself, its edges, other words
-    trials = Trials(model, used, bench, spec, batch_size, _counter(progress, expected))
-    cards = _cards(trials, circuit, nodes, prompts)
-    part = "examples" if task.held_out is None else "held_out"
-    return Explanation(model.name, task.name, part, len(used), bench.metric.name, name_of(ablation), cards)
+    seen = _Seen(model, used, circuit, chosen, prompts, QUICK_TOKENS if effort == "quick" else None)
+    work = Work(_expected(seen, len(rows)), progress)
+    bench = Bench.build(model, used.select(rows), circuit.graph, ablation, spec, "noising", batch_size, 0)
+    trials = Trials(model, used, rows, bench, spec, batch_size, lambda runs: work.spend(len(rows) * runs))
+    cards = _cards(trials, circuit, seen, work) if chosen else {}
+    work.finish()
+    return Explanation(
+        model=model.name,
+        task=task.name,
+        part="examples" if task.held_out is None else "held_out",
+        examples=len(used),
+        metric=bench.metric.name,
+        ablation=name_of(ablation),
+        effort=effort,
+        intervened=len(rows),
+        unmeasured=tuple(node for node in inner if node not in chosen),
+        cards=cards,
+    )
 
 
-def _cards(trials: Trials, circuit: Circuit, nodes: Sequence[str], prompts: int) -> dict[str, Card]:
-    model, task, bench, graph = trials.model, trials.task, trials.bench, circuit.graph
-    effects = {node: trials.node(node) for node in nodes}
-    seen = _Seen(model, task, circuit, nodes, prompts)
-    for observed in observe(model, task, trials.batch_size) if nodes else ():
+def _chosen(circuit: Circuit, inner: Sequence[str], nodes: Sequence[str] | None, effort: str) -> tuple[str, ...]:
+    """Those of the circuit's heads and MLPs that get cards, in index order."""
+    if nodes is None:
+        return circuit.strongest(QUICK_NODES) if effort == "quick" and len(inner) > QUICK_NODES else tuple(inner)
+    wrong = next((node for node in nodes if node not in inner), None)
+    if wrong is not None:
+        raise unknown("head or MLP", wrong, inner, plural="heads and MLPs of this circuit")
+    return tuple(node for node in inner if node in nodes)
+
+
+def _rows(count: int, effort: str) -> tuple[int, ...]:
+    """The examples that interventions run on: all, or a fixed draw of them, in order."""
+    if effort == "full" or count <= QUICK_EXAMPLES:
+        return tuple(range(count))
+    return tuple(sorted(np.random.default_rng(0).choice(count, QUICK_EXAMPLES, replace=False).tolist()))
+
+
+def _expected(seen: _Seen, rows: int) -> dict[str, float]:
+    """The parts of the work with what they cost, in prompts."""
+    model, task, names = seen.model, seen.task, len(word_positions(seen.task))
+    logits = len(seen.heads) * (len(task) + seen.copying.total) * unembedding(model, task)
+    return {
+        "effects": rows * (BENCH + after(model.graph, seen.nodes)),
+        "seen": len(task) * SEEN + logits,
+        "random tokens": SEQUENCES * (2 * PERIOD + 1) / mean_length(task) if seen.heads else 0.0,
+        "roles": rows * ASKED * asking(model.graph, seen.heads, names),
+    }
+
+
+def _cards(trials: Trials, circuit: Circuit, seen: _Seen, work: Work) -> dict[str, Card]:
+    model, task, graph, nodes, heads = trials.model, trials.task, circuit.graph, seen.nodes, seen.heads
+    work.begin("effects")
+    full, empty = trials.ends()
+    effects = trials.nodes(nodes)
+    work.begin("seen")
+    for observed in observe(model, task, trials.batch_size):
         seen.add(observed)
-    direct = {node: bench.mean(seen.direct[node]) for node in nodes}
-    heads = [node for node in nodes if node[0] == "a"]
-    patterns = PatternScores.measure(model, task) if heads else PatternScores({}, None)
+        work.spend_share(len(observed.batch) / len(task))
+    direct = {node: _mean(values) for node, values in seen.direct.items()}
+    work.begin("random tokens")
+    patterns = PatternScores.measure(model, task, progress=work.spend_share) if heads else PatternScores({}, None)
     scores = {head: patterns.of(head) | seen.copying.of(head) for head in heads}
     known = [Head(head, effects[head], direct[head], scores[head], *seen.shares(head)) for head in heads]
-    roles = find_roles(known, seen.sights, _setting(task, bench, seen, patterns.even), trials) if heads else {}
+    setting = Setting(
+        span=abs(full - empty),
+        logit_diff=float(seen.logit_diff.mean()),
+        stands=sum(bool(standing(example)) for example in task.examples) / len(task),
+        answer=answer_position(task),
+        names=word_positions(task),
+        even=patterns.even,
+    )
+    asked = [head.node for head in known if matters(head, setting)]
+    work.begin("roles", len(trials.rows) * asking(graph, asked, len(setting.names)))
+    roles = find_roles(known, seen.sights, setting, trials) if heads else {}
     return {
         node: Card(
             node=node,
@@ -120,29 +192,11 @@ def _cards(trials: Trials, circuit: Circuit, nodes: Sequence[str], prompts: int)
     }
 
 
-def _setting(task: Task, bench: Bench, seen: _Seen, even: float | None) -> Setting:
-    full, empty = (bench.values(mask).mean() for mask in (bench.graph.allowed, np.zeros_like(bench.graph.allowed)))
-    return Setting(
-        span=abs(float(full - empty)),
-        logit_diff=float(seen.logit_diff.mean()),
-        stands=sum(bool(standing(example)) for example in task.examples) / len(task),
-        answer=answer_position(task),
-        names=word_positions(task),
-        even=even,
-    )
-
-
-def _counter(progress: Progress | None, expected: int) -> Callable[[], None]:
-    """What counts interventions; how many there will be is known only roughly."""
-    done = 0
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, max(done, expected))
-
-    return count
+def _mean(values: np.ndarray) -> Estimate:
+    """Over all [examples], with its interval: drawn as a bench's are."""
+    count = len(values)
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
+    return interval(np.concatenate([[values.mean()], draws @ values]))
 
 
 def _edges(circuit: Circuit, *, rows: Sequence[bool] | None = None, columns: Sequence[bool] | None = None) -> Edges:
@@ -165,10 +219,11 @@ def _direction(model: Model, example: Example) -> Tensor:
 class _Seen:
     """What is seen of some nodes in plain runs on a task's clean prompts."""
 
-    def __init__(self, model: Model, task: Task, circuit: Circuit, nodes: Sequence[str], prompts: int) -> None:
-        heads, count = [node for node in nodes if node[0] == "a"], len(task)
-        self._model, self._task, self._prompts = model, task, prompts
-        self.sights, self.copying = Sights(model, task, circuit, heads), CopyScores(model, task, heads)
+    def __init__(self, model: Model, task: Task, circuit: Circuit, nodes: Sequence[str], prompts: int, tokens: int | None) -> None:
+        heads, count = tuple(node for node in nodes if node[0] == "a"), len(task)
+        self.model, self.task, self.nodes, self.heads = model, task, tuple(nodes), heads
+        self._prompts = prompts
+        self.sights, self.copying = Sights(model, task, circuit, heads), CopyScores(model, task, heads, tokens)
         self.logit_diff = np.zeros(count)  # [examples]
         self.direct = {node: np.zeros(count) for node in nodes}  # [examples] each
         self._near = {head: np.zeros((2, count), dtype=bool) for head in heads}  # [2, examples]: an answer among the highest, the lowest
@@ -178,27 +233,37 @@ class _Seen:
     def add(self, seen: Observed) -> None:
         """Look at one more batch."""
         rows = seen.batch.rows.tolist()
-        examples = [self._task.examples[row] for row in rows]
-        direction = torch.stack([_direction(self._model, example) for example in examples])  # [N, D]
-        self.logit_diff[rows] = _dot(self._model.final_norm(seen.stream), direction)
+        examples = [self.task.examples[row] for row in rows]
+        direction = torch.stack([_direction(self.model, example) for example in examples])  # [N, D]
+        self.logit_diff[rows] = _dot(self.model.final_norm(seen.stream), direction)
+        answers = {i: sorted(found) for i, example in enumerate(examples) if (found := standing(example))}  # by index in the batch
+        shown_whole = [i for i, row in enumerate(rows) if row < self._prompts]
         for node in self.direct:
-            written = seen.written(self._model.graph.source_index[node])  # [N, D]
+            written = seen.written(self.model.graph.source_index[node])  # [N, D]
             self.direct[node][rows] = _dot(written, direction)
-            logits = (written @ self._model.W_U.T).float()  # [N, vocabulary]
-            for sign in (0, 1) if node in self._near else ():
-                near = logits.topk(min(TOP, logits.shape[1]), largest=sign == 0).indices.tolist()
-                self._near[node][sign, rows] = [not standing(e).isdisjoint(found) for e, found in zip(examples, near, strict=True)]
-            for i, row in enumerate(rows):
-                if row < self._prompts:
-                    self._lens[node][row] = self._read(examples[i], logits[i])
-                    if node in self._near:
-                        self._patterns[node][row] = self._pattern(examples[i], seen.attention[head_of(node)][i])
+            if node in self._near and answers:
+                self._near[node][:, [rows[i] for i in answers]] = self._among(written, answers)
+            for i, logits in zip(shown_whole, self._logits(written[shown_whole]), strict=True):
+                self._lens[node][rows[i]] = self._read(examples[i], logits)
+                if node in self._near:
+                    self._patterns[node][rows[i]] = self._pattern(examples[i], seen.attention[head_of(node)][i])
         self.sights.add(seen)
         self.copying.add(seen)
 
+    def _logits(self, written: Tensor) -> Tensor:
+        """[N, vocabulary] float32."""
+        return (written @ self.model.W_U.T).float()
+
+    def _among(self, written: Tensor, answers: Mapping[int, Sequence[int]]) -> np.ndarray:
+        """[2, len(answers)] bool: whether one of the answers is among the highest tokens, the lowest, of [N, D] that is written."""
+        most = max(map(len, answers.values()))
+        padded = [[*found, *[found[0]] * (most - len(found))] for found in answers.values()]
+        tokens = torch.tensor(padded, device=written.device)
+        return torch.stack(among(self._logits(written[list(answers)]), tokens)).cpu().numpy()
+
     def shares(self, head: str) -> tuple[float, float]:
         """Of the examples whose answer stands in the prompt, those where it is among the highest tokens that a head writes, the lowest."""
-        there = [bool(standing(example)) for example in self._task.examples]
+        there = [bool(standing(example)) for example in self.task.examples]
         highest, lowest = self._near[head][:, there].mean(1).tolist() if any(there) else (0.0, 0.0)
         return highest, lowest
 
@@ -211,19 +276,19 @@ class _Seen:
         return tuple(each for _, each in sorted(self._lens[node].items()))
 
     def _text(self, example: Example) -> str:
-        return example.text or shown(self._model, example.clean)
+        return example.text or shown(self.model, example.clean)
 
     def _read(self, example: Example, logits: Tensor) -> Lens:
         """From the [vocabulary] logits of what a node writes."""
         best, worst = (logits.topk(min(TOP, len(logits)), largest=largest) for largest in (True, False))
         promoted, suppressed = (
-            tuple((shown(self._model, [token]), value) for value, token in zip(side.values.tolist(), side.indices.tolist(), strict=True))
+            tuple((shown(self.model, [token]), value) for value, token in zip(side.values.tolist(), side.indices.tolist(), strict=True))
             for side in (best, worst)
         )
         return Lens(self._text(example), END, promoted, suppressed)
 
     def _pattern(self, example: Example, weights: Tensor) -> Pattern:
-        tokens = tuple(shown(self._model, [token]) for token in example.clean)
+        tokens = tuple(shown(self.model, [token]) for token in example.clean)
         return Pattern(self._text(example), tokens, weights.cpu().numpy(), dict(example.positions))
 
 

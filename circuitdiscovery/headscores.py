@@ -13,7 +13,8 @@
    with it; means over all tokens.
 2. The last two are Wang et al.'s copy score (2022, arXiv 2211.00593, section 3.1): the residual stream after the first MLP, at a
    token of the task's prompts, through the head's value and output, the final norm and the unembedding. The tokens are those that
-   are an answer of some example, right or wrong; where there is none, every token of the prompts.
+   are an answer of some example, right or wrong; where there is none, every token of the prompts. Tokens as high as the right one
+   (as low) count against it, so that a head that writes nothing copies nothing.
 
 Shapes: L layers, H heads, T positions, D d_model.
 """
@@ -21,14 +22,14 @@ Shapes: L layers, H heads, T positions, D d_model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.attention import Observed, attention, head_of, stream_after
+from circuitdiscovery.attention import Observed, at_once, attention, head_of, stream_after
 from circuitdiscovery.forward import unembed
 from circuitdiscovery.model import Model
 from circuitdiscovery.task import Task
@@ -37,7 +38,7 @@ PERIOD = 25  # random tokens before they repeat themselves, as in Olsson et al.;
 SHORTEST = 4  # in three tokens a head that always looks at one position passes for any kind
 SEQUENCES = 32  # 800 second occurrences: a mean of weights in [0, 1] is then right to 0.02
 TOP = 5  # tokens, as in Wang et al.
-_ROWS = 1024  # tokens whose logits are held at once
+_BYTES = 2**25  # of logits held at once
 
 
 # ------------------------------------------------------------------ on random tokens
@@ -82,14 +83,17 @@ class PatternScores:
     even: float | None
 
     @classmethod
-    def measure(cls, model: Model, task: Task) -> PatternScores:
-        """The scores of all heads."""
+    def measure(cls, model: Model, task: Task, *, progress: Callable[[float], None] | None = None) -> PatternScores:
+        """The scores of all heads; `progress` is told each forward's share."""
         tokens = repeated_sequences(model, task)
         if tokens is None:
             return cls({}, None)
-        weights = attention(model, tokens.to(model.device)).mean(2)  # [L, H, T, T]
         length = tokens.shape[1]
-        period = length // 2
+        period, weights = length // 2, torch.zeros(())
+        for some in tokens.split(at_once(model, length)):
+            weights = weights + attention(model, some.to(model.device)).sum(2).cpu() / len(tokens)  # [L, H, T, T]
+            if progress is not None:
+                progress(len(some) / len(tokens))
         every, second = torch.arange(1, length), torch.arange(length - period, length)
         looked_at = {
             "previous token": weights[:, :, every, every - 1],
@@ -108,33 +112,54 @@ class PatternScores:
 
 
 class CopyScores:
-    """`copying` and `negative copying` of some heads, added up batch by batch."""
+    """`copying` and `negative copying` of some heads, added up batch by batch.
 
-    def __init__(self, model: Model, task: Task, heads: Sequence[str]) -> None:
+    Args:
+        model, task, heads: whose, and on what.
+        most: of the tokens that are asked for, evenly spaced; None is all of them.
+    """
+
+    def __init__(self, model: Model, task: Task, heads: Sequence[str], most: int | None = None) -> None:
         answers = {token for example in task.examples for token in (*example.correct, *example.incorrect)}
         told = {token for example in task.examples for token in example.clean} & answers
-        self._words = torch.tensor(sorted(told), device=model.device) if told else None
+        places = [(row, at) for row, e in enumerate(task.examples) for at, token in enumerate(e.clean) if not told or token in told]
+        places = places if most is None else places[:: math.ceil(len(places) / most)]
+        self._places: dict[int, list[int]] = {}  # by row
+        for row, at in places:
+            self._places.setdefault(row, []).append(at)
+        self.total = len(places)
         self._counts = {head: np.zeros(2) for head in heads}
-        self._total = 0
 
     @torch.no_grad()
     def add(self, seen: Observed) -> None:
         """Count one more batch."""
-        tokens = seen.batch.clean
-        chosen = torch.ones_like(tokens, dtype=torch.bool) if self._words is None else torch.isin(tokens, self._words)
-        stream, words = stream_after(seen.model, seen.sources, 1)[chosen], tokens[chosen]  # [n, D], [n]
-        for some, right in zip(stream.split(_ROWS), words.split(_ROWS), strict=True):
+        if not self._counts:
+            return
+        chosen = [(i, at) for i, row in enumerate(seen.batch.rows.tolist()) for at in self._places.get(row, ())]
+        if not chosen:
+            return
+        rows, places = (torch.tensor(each, device=seen.sources.device) for each in zip(*chosen, strict=True))
+        early = seen.sources[: seen.model.graph.n_upstream(1)]
+        stream, words = stream_after(seen.model, early[:, rows, places], 1), seen.batch.clean[rows, places]  # [n, D], [n]
+        at_once = max(1, _BYTES // (seen.model.vocab_size * stream.element_size()))
+        for some, right in zip(stream.split(at_once), words.split(at_once), strict=True):
             for head, count in self._counts.items():
-                logits = _copied(seen.model, head, some)  # [n, vocabulary]
-                for sign, best in enumerate((True, False)):
-                    found = logits.topk(min(TOP, logits.shape[1]), largest=best).indices
-                    count[sign] += int((found == right[:, None]).sum())
-        self._total += len(words)
+                count += torch.stack(among(_copied(seen.model, head, some), right[:, None])).sum(1).cpu().numpy()
 
     def of(self, head: str) -> dict[str, float]:
         """The two shares."""
-        copying, negative = (self._counts[head] / max(1, self._total)).tolist()
+        copying, negative = (self._counts[head] / max(1, self.total)).tolist()
         return {"copying": copying, "negative copying": negative}
+
+
+def among(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """[n] bool twice, of [n, vocabulary] logits: whether any of [n, k] tokens is among the TOP highest, among the TOP lowest.
+
+    A token of which there are as many equals as make more than TOP is not: nothing tells it from them.
+    """
+    found = logits.gather(1, tokens)
+    best, least = found.amax(1, keepdim=True), found.amin(1, keepdim=True)
+    return (logits >= best).sum(1) <= TOP, (logits <= least).sum(1) <= TOP
 
 
 def _copied(model: Model, node: str, stream: Tensor) -> Tensor:

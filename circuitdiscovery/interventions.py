@@ -13,138 +13,189 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from circuitdiscovery.ablation import Ablation, OnDemand, run_sources
-from circuitdiscovery.attention import after_copies, attention, head_of
+from circuitdiscovery.attention import after_copies, attention_on, head_of
 from circuitdiscovery.encoder import Example
 from circuitdiscovery.evaluation import Bench, Estimate
+from circuitdiscovery.graph import Graph
 from circuitdiscovery.model import Model
 from circuitdiscovery.task import Batch, Task
+from circuitdiscovery.work import BENCH, MASK, suffix
 
 ENOUGH = 0.5  # of the examples must have another word to change to
 
-
-@dataclass(frozen=True)
-class Depends:
-    """The damage of another word at a named position.
-
-    Args:
-        whole: to all that a head writes.
-        values: seen by the head's values alone: what it moves.
-        keys: seen by its keys alone, at that position alone: what it matches there.
-
-    Where heads share their keys and values, the last two are those of the group.
-    """
-
-    whole: Estimate
-    values: Estimate
-    keys: Estimate
+Cut = tuple[str, tuple[int, ...]]  # a node, and the receivers (columns) that its edges into are ablated
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Interventions on a model, on the examples of a bench.
+    """Interventions on a model, on some of a task's examples.
 
     Args:
-        model, task: what the bench runs.
-        bench: ablates as the caller asks; interventions on words have benches of their own, which hold what every source writes.
+        model: what runs.
+        task: its examples give the other words.
+        rows: the examples that interventions run on.
+        bench: of these, ablates as the caller asks; interventions on words have benches of their own.
         metric, batch_size: as the bench was built with.
-        progress: called after each intervention.
+        progress: told what each measurement cost, in runs of the whole model on these examples.
     """
 
     model: Model
     task: Task
+    rows: tuple[int, ...]
     bench: Bench
     metric: Any
     batch_size: int | None
-    progress: Callable[[], None]
+    progress: Callable[[float], None]
 
-    def node(self, node: str) -> Estimate:
-        """The damage of ablating all that a node writes."""
-        return self._damage(self.bench, self.bench.graph.source_index[node])
+    def ends(self) -> tuple[float, float]:
+        """The mean metric of the whole model, and with every edge ablated."""
+        allowed = self.bench.graph.allowed
+        full, empty = self._values(self.bench, [allowed, np.zeros_like(allowed)])
+        self.progress(BENCH)
+        return float(full.mean()), float(empty.mean())
 
-    def edges(self, node: str, columns: Sequence[int]) -> Estimate:
-        """The damage of ablating a node's edges into some receivers."""
-        return self._damage(self.bench, self.bench.graph.source_index[node], columns)
+    def nodes(self, nodes: Sequence[str]) -> dict[str, Estimate]:
+        """The damage of ablating all that a node writes, for each of some."""
+        graph = self.bench.graph
+        found = self.damages(self.bench, [_without(graph, graph.source_index[node], slice(None)) for node in nodes])
+        return dict(zip(nodes, found, strict=True))
 
-    def other_word(self, heads: Sequence[str], name: str) -> Mapping[str, Depends]:
-        """What it damages that each head has another word at a named position; nothing where there is no other."""
-        other = other_word(self.task, name)
-        if other is None:
-            return {}
-        bench = self._bench(other, "resample")
-        whole = {head: self._damage(bench, bench.graph.source_index[head]) for head in heads}
-        values = {head: self._damage(bench, slice(None), [self._column(head, "v")]) for head in heads}
-        del bench  # before the next one is made: each holds what every source writes
-        bench = self._bench(other, OnDemand(f"another word at {name}", False, self._only_at(name)))
-        return {head: Depends(whole[head], values[head], self._damage(bench, slice(None), [self._column(head, "k")])) for head in heads}
+    def edges(self, cuts: Sequence[Cut]) -> dict[Cut, Estimate]:
+        """The damage of ablating a node's edges into some receivers, for each of some."""
+        graph = self.bench.graph
+        found = self.damages(self.bench, [_without(graph, graph.source_index[node], list(columns)) for node, columns in cuts])
+        return dict(zip(cuts, found, strict=True))
 
-    def _column(self, node: str, letter: str) -> int:
-        graph, (layer, head) = self.model.graph, head_of(node)
-        return int(graph.columns(layer, letter)[head // (graph.n_heads // graph.n_kv_heads)])
+    def damages(self, bench: Bench, masks: Sequence[np.ndarray]) -> list[Estimate]:
+        """The damage of keeping only a mask's edges, for each of some."""
+        if not masks:
+            return []
+        full, *less = self._values(bench, [bench.graph.allowed, *masks])
+        self.progress(MASK * sum(suffix(bench.graph, mask) for mask in masks))
+        return [bench.estimate(bench.metric.damage, full, each) for each in less]
 
-    def _damage(self, bench: Bench, rows: int | slice, columns: Sequence[int] | slice = slice(None)) -> Estimate:
-        mask = bench.graph.allowed.copy()
-        mask[rows, columns] = False
-        found = bench.estimate(bench.metric.damage, bench.values(bench.graph.allowed), bench.values(mask))
-        self.progress()
-        return found
+    def _values(self, bench: Bench, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        bench.measure(masks)
+        return [bench.values(mask) for mask in masks]
 
-    def attention_to_other(self, head: str, query: str, key: str) -> float:
-        """The mean attention of a head from a named position to one where another word stands."""
-        other = other_word(self.task, key)
-        assert other is not None
-        layer, place = head_of(head)
-        weights: list[float] = []
-        for batch in other.batches(self.batch_size):
-            seen = attention(self.model, batch.corrupted.to(self.model.device))[layer, place]  # [N, T, T]
-            for i, row in enumerate(batch.rows.tolist()):
-                at = self.task.examples[row].positions
-                weights += [float(seen[i, at[query], at[key]])] if query in at and key in at else []
-        return float(np.mean(weights))
+    def words(self, name: str) -> Words | None:
+        """The same with another word at a named position; None where there is no other."""
+        other = other_word(self.task, name, self.rows)
+        return None if other is None else Words(self, name, other)
 
     def after_copies(self, heads: Sequence[str]) -> Mapping[str, float]:
         """The mean attention of some heads from END to what followed earlier copies of its token, with other tokens in their place."""
-        changed = [(row, prompt) for row in range(len(self.task)) if (prompt := _without_copies(self.task, row)) is not None]
+        changed = [(row, prompt) for row in self.rows if (prompt := _without_copies(self.task, row)) is not None]
         if not changed:
             return {}
         old = [self.task.examples[row] for row, _ in changed]
         new = [replace(example, clean=prompt) for example, (_, prompt) in zip(old, changed, strict=True)]
         total = np.zeros(len(heads))
         layers, places = zip(*map(head_of, heads), strict=True)
-        for batch in replace(self.task, examples=tuple(new), held_out=None).batches(self.batch_size):
-            weights = attention(self.model, batch.clean.to(self.model.device))[list(layers), list(places)].cpu().numpy()  # [h, N, T, T]
+        for batch, seen in attention_on(self.model, replace(self.task, examples=tuple(new), held_out=None), self.batch_size):
+            weights = seen[list(layers), list(places)].cpu().numpy()  # [h, N, T, T]
             for i, row in enumerate(batch.rows.tolist()):
                 total += weights[:, i, old[row].position, after_copies(old[row])].sum(-1)
         return dict(zip(heads, (total / len(old)).tolist(), strict=True))
 
-    def _only_at(self, name: str) -> Callable[[Batch], Tensor]:
-        def rows(batch: Batch) -> Tensor:
-            values, other = run_sources(self.model, batch.clean), run_sources(self.model, batch.corrupted)  # [S, B, T, D]
-            for i, row in enumerate(batch.rows.tolist()):
-                at = self.task.examples[row].positions.get(name, 0)
-                values[:, i, at] = other[:, i, at]
-            return values
 
-        return rows
+@dataclass(frozen=True)
+class Words:
+    """What heads do where another word stands at a named position.
 
-    def _bench(self, task: Task, ablation: str | Ablation) -> Bench:
-        return Bench.build(self.model, task, self.model.graph, ablation, self.metric, "noising", self.batch_size, 0)
+    Where heads share their keys and values, what `values` and `keys` tell is their group's.
 
-
-def other_word(task: Task, name: str) -> Task | None:
-    """A task's examples, each against itself with another word at a named position.
-
-    The word is that of the example whose answers contradict this one's most, or else the next one's, and not in the prompt.
-    None where less than half of the examples can be changed.
+    Args:
+        trials: what the interventions run on.
+        name: the position.
+        task: the examples, each against itself with the other word.
     """
-    examples = tuple(_with_other_word(task, row, name) for row in range(len(task)))
+
+    trials: Trials
+    name: str
+    task: Task
+
+    def whole(self, heads: Sequence[str]) -> dict[str, Estimate]:
+        """The damage to all that a head writes."""
+        if not heads:
+            return {}
+        index = self.trials.model.graph.source_index
+        return self._damages(self._written, heads, [(index[head], slice(None)) for head in heads])
+
+    def values(self, heads: Sequence[str]) -> dict[str, Estimate]:
+        """The damage of the other word seen by a head's values alone: what it moves."""
+        if not heads:
+            return {}
+        return self._damages(self._written, heads, [(slice(None), self._column(head, "v")) for head in heads])
+
+    def keys(self, heads: Sequence[str]) -> dict[str, Estimate]:
+        """The damage of the other word seen by a head's keys alone, at that position alone: what it matches there."""
+        if not heads:
+            return {}
+        bench = self._bench(OnDemand(f"another word at {self.name}", False, self._only_here))
+        return self._damages(bench, heads, [(slice(None), self._column(head, "k")) for head in heads])
+
+    def attention(self, heads: Sequence[str], query: str) -> dict[str, float]:
+        """The mean attention of some heads from a named position to the other word."""
+        layers, places = zip(*map(head_of, heads), strict=True)
+        weights: list[np.ndarray] = []  # [h] each
+        other = [replace(example, clean=example.corrupted) for example in self.task.examples]
+        for batch, seen in attention_on(self.trials.model, replace(self.task, examples=tuple(other)), self.trials.batch_size):
+            for i, row in enumerate(batch.rows.tolist()):
+                at = self.task.examples[row].positions
+                if query in at and self.name in at:
+                    weights.append(seen[list(layers), list(places), i, at[query], at[self.name]].cpu().numpy())
+        return dict(zip(heads, np.mean(weights, axis=0).tolist(), strict=True))
+
+    @cached_property
+    def _written(self) -> Bench:
+        return self._bench("resample")
+
+    def _bench(self, ablation: str | Ablation) -> Bench:
+        trials = self.trials
+        trials.progress(BENCH)
+        return Bench.build(trials.model, self.task, trials.model.graph, ablation, trials.metric, "noising", trials.batch_size, 0)
+
+    def _damages(self, bench: Bench, heads: Sequence[str], cuts: Sequence[tuple[int | slice, int | slice]]) -> dict[str, Estimate]:
+        found = self.trials.damages(bench, [_without(bench.graph, rows, columns) for rows, columns in cuts])
+        return dict(zip(heads, found, strict=True))
+
+    def _column(self, node: str, letter: str) -> int:
+        graph, (layer, head) = self.trials.model.graph, head_of(node)
+        return int(graph.columns(layer, letter)[head // (graph.n_heads // graph.n_kv_heads)])
+
+    def _only_here(self, batch: Batch) -> Tensor:
+        """[S, B, T, D]: what every source writes on the clean prompts, at the named position on the other ones."""
+        values, other = run_sources(self.trials.model, batch.clean), run_sources(self.trials.model, batch.corrupted)
+        for i, row in enumerate(batch.rows.tolist()):
+            at = self.task.examples[row].positions.get(self.name, 0)
+            values[:, i, at] = other[:, i, at]
+        return values
+
+
+def _without(graph: Graph, rows: int | slice, columns: list[int] | int | slice) -> np.ndarray:
+    """[S, R] bool: all edges but those from some sources into some receivers."""
+    mask = graph.allowed.copy()
+    mask[rows, columns] = False
+    return mask
+
+
+def other_word(task: Task, name: str, rows: Sequence[int] | None = None) -> Task | None:
+    """Some of a task's examples (by default all), each against itself with another word at a named position.
+
+    The word is that of the example of the task whose answers contradict this one's most, or else the next one's, and not in the
+    prompt. None where less than half of the examples can be changed.
+    """
+    examples = tuple(_with_other_word(task, row, name) for row in (range(len(task)) if rows is None else rows))
     changed = sum(example.clean != example.corrupted for example in examples)
-    return replace(task, examples=examples, held_out=None) if changed >= ENOUGH * len(task) else None
+    return replace(task, examples=examples, held_out=None) if changed >= ENOUGH * len(examples) else None
 
 
 def _with_other_word(task: Task, row: int, name: str) -> Example:

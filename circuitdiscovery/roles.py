@@ -18,7 +18,7 @@ positions named IO and S2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from circuitdiscovery.attention import Sights
@@ -27,7 +27,7 @@ from circuitdiscovery.encoder import Example
 from circuitdiscovery.evaluation import Estimate
 from circuitdiscovery.graph import Graph, letter_of
 from circuitdiscovery.headscores import TOP
-from circuitdiscovery.interventions import Depends, Trials
+from circuitdiscovery.interventions import Cut, Trials, Words
 from circuitdiscovery.task import Task
 from circuitdiscovery.taskfile import END
 
@@ -106,27 +106,31 @@ def word_positions(task: Task) -> tuple[str, ...]:
 def find_roles(heads: Sequence[Head], sights: Sights, setting: Setting, trials: Trials) -> Mapping[str, Found]:
     """Node -> (role, evidence), for the heads that have one.
 
-    What a head does on the task's own prompts goes before what it does on random tokens.
+    What a head does on the task's own prompts goes before what it does on random tokens. Interventions are made only where what is
+    seen makes a role possible, and those of all heads together, which then share what they have in common.
     """
     found: dict[str, Found] = {}
 
-    def look(rule: Callable[[Head], Found | None]) -> None:
-        for head in heads:
-            if head.node not in found and (role := rule(head)) is not None:
-                found[head.node] = role
+    def rest() -> list[Head]:
+        return [head for head in heads if head.node not in found]
 
     found |= _induction(heads, sights, trials)
-    look(lambda head: _mover(head, sights, setting, trials))
-    movers = [node for node, (role, _) in found.items() if role in ("name mover", "mover")]
-    look(lambda head: _inhibition(head, movers, sights, setting, trials))
-    look(lambda head: _duplicate(head, sights))
-    look(_on_random_tokens)
-    look(lambda head: _previous(head, sights, setting))
-    rest = [head for head in heads if head.node not in found and _matters(head, setting)]
-    return found | _by_words(rest, sights, setting, trials)
+    movers = {head.node: sign for head in rest() if (sign := _moves(head, sights, setting))}
+    told = [node for node, sign in movers.items() if sign > 0]
+    inhibiting = [head for head in rest() if head.node not in movers and _may_inhibit(head, told, sights, setting)]
+    cuts = {head.node: _inhibition_cuts(trials.bench.graph, head.node, told) for head in inhibiting}
+    costs = trials.edges([*(_to_logits(node) for node in movers), *(cut for each in cuts.values() for cut in each.values())])
+    found |= {head.node: _moving(head, movers[head.node], costs, sights, setting, trials) for head in heads if head.node in movers}
+    for head in inhibiting:
+        role = _inhibition(head, told, {name: costs[cut] for name, cut in cuts[head.node].items()}, sights, trials)
+        found |= {} if role is None else {head.node: role}
+    for rule in (lambda head: _duplicate(head, sights), _on_random_tokens, lambda head: _previous(head, sights, setting)):
+        found |= {head.node: role for head in rest() if (role := rule(head)) is not None}
+    return found | _by_words([head for head in rest() if matters(head, setting)], sights, setting, trials)
 
 
-def _matters(head: Head, setting: Setting) -> bool:
+def matters(head: Head, setting: Setting) -> bool:
+    """Whether ablating a head costs enough for parts of that to say what it is for."""
     return head.effect.low > 0 and head.effect >= MATTERS * setting.span
 
 
@@ -187,69 +191,82 @@ def _previous(head: Head, sights: Sights, setting: Setting) -> Found | None:
 # ------------------------------------------------------------------ by what it writes, and through which edges it acts
 
 
-def _mover(head: Head, sights: Sights, setting: Setting, trials: Trials) -> Found | None:
-    """A head that takes the answer from elsewhere to END; a name mover where the answer is the name at IO."""
+def _moves(head: Head, sights: Sights, setting: Setting) -> int:
+    """1 for a head that takes the answer from elsewhere to END, -1 for one that writes against it, 0 for others."""
     moves = sights.pairs(head.node)[END, END] <= 1 - ATTENDS
     if setting.stands < MAJORITY or setting.logit_diff <= 0 or not moves:
-        return None
+        return 0
     share = head.direct / setting.logit_diff
-    kind = "name mover" if setting.answer == IO else "mover"
     if head.direct.low > 0 and share >= DIRECT and head.promotes >= MAJORITY:
-        return kind, _moving(head, head.promotes, "highest", share, sights, setting, trials)
-    if head.direct.high < 0 and share <= -DIRECT and head.demotes >= MAJORITY:
-        return f"negative {kind}", _moving(head, head.demotes, "lowest", share, sights, setting, trials)
-    return None
+        return 1
+    return -1 if head.direct.high < 0 and share <= -DIRECT and head.demotes >= MAJORITY else 0
 
 
-def _moving(head: Head, told: float, how: str, share: float, sights: Sights, setting: Setting, trials: Trials) -> tuple[str, ...]:
+def _moving(head: Head, sign: int, costs: Mapping[Cut, Estimate], sights: Sights, setting: Setting, trials: Trials) -> Found:
+    """A name mover where the answer is the name at IO."""
+    kind = "name mover" if setting.answer == IO else "mover"
+    told, how = (head.promotes, "highest") if sign > 0 else (head.demotes, "lowest")
     where = f"the answer stands at {setting.answer}" if setting.answer else f"the answer stands in {setting.stands:.0%} of the prompts"
-    return (
+    share = head.direct / setting.logit_diff
+    return kind if sign > 0 else f"negative {kind}", (
         f"In {told:.0%} of the prompts the answer is among the {TOP} {how} tokens of what it writes at END; {where}.",
         f"It writes {head.direct} onto the logit difference, {share:.0%} of the model's {setting.logit_diff:.3g}.",
-        f"Ablating its edge to the logits alone costs {_of(trials.edges(head.node, [-1]), head, trials)}.",
+        f"Ablating its edge to the logits alone costs {_of(costs[_to_logits(head.node)], head, trials)}.",
         f"END attends most to {_listed(sights, head)}.",
     )
 
 
-def _inhibition(head: Head, movers: Sequence[str], sights: Sights, setting: Setting, trials: Trials) -> Found | None:
+def _to_logits(node: str) -> Cut:
+    return node, (-1,)
+
+
+def _may_inhibit(head: Head, movers: Sequence[str], sights: Sights, setting: Setting) -> bool:
+    return sights.pairs(head.node).get((END, S2), 0.0) >= ATTENDS and bool(movers) and matters(head, setting)
+
+
+def _inhibition_cuts(graph: Graph, node: str, movers: Sequence[str]) -> dict[str, Cut]:
+    """A node's edges into all that movers read, to the logits, and into their queries, keys and values where there are any of a letter."""
+    row = graph.source_index[node]
+    read = [not set(graph.reader_nodes(name)).isdisjoint(movers) for name in graph.receivers]
+    into = [column for column, one in enumerate(read) if one and graph.allowed[row, column]]  # for a group, all of its heads
+    letters = {letter: [column for column in into if letter_of(graph.receivers[column]) == letter] for letter in "qkv"}
+    cuts = {"through": (node, tuple(into)), "alone": _to_logits(node)}
+    return cuts | {letter: (node, tuple(some)) for letter, some in letters.items() if some}
+
+
+def _inhibition(head: Head, movers: Sequence[str], costs: Mapping[str, Estimate], sights: Sights, trials: Trials) -> Found | None:
     """A head that tells the name movers who is the subject."""
-    weight = sights.pairs(head.node).get((END, S2), 0.0)
-    if weight < ATTENDS or not movers or not _matters(head, setting):
-        return None
-    graph = trials.bench.graph
-    into = _columns(graph, head.node, movers)
-    through, alone = trials.edges(head.node, into), trials.edges(head.node, [-1])
+    through, alone = costs["through"], costs["alone"]
     if through < MAJORITY * head.effect or abs(alone) > LITTLE * head.effect:
         return None
-    letters = {letter: [column for column in into if letter_of(graph.receivers[column]) == letter] for letter in "qkv"}
-    parts = [f"{trials.edges(head.node, some):.3g} by their {letter}" for letter, some in letters.items() if some]
+    parts = [f"{costs[letter]:.3g} by their {letter}" for letter in "qkv" if letter in costs]
     return "S-inhibition", (
-        f"END gives {weight:.2f} of its attention to {S2}.",
+        f"END gives {sights.pairs(head.node)[END, S2]:.2f} of its attention to {S2}.",
         f"Ablating its edges into {', '.join(movers)} alone costs {_of(through, head, trials)}{_in_brackets(parts)}.",
         f"Ablating its edge to the logits alone costs {alone}.",
     )
-
-
-def _columns(graph: Graph, node: str, readers: Sequence[str]) -> list[int]:
-    """The receivers of some heads (or of their groups) that a node has an edge to."""
-    row = graph.source_index[node]
-    read = [not set(graph.reader_nodes(name)).isdisjoint(readers) for name in graph.receivers]
-    return [column for column, one in enumerate(read) if one and graph.allowed[row, column]]
 
 
 # ------------------------------------------------------------------ by the words that it depends on
 
 
 def _by_words(heads: Sequence[Head], sights: Sights, setting: Setting, trials: Trials) -> dict[str, Found]:
-    """Heads that are for one word: they tell by their keys that it is repeated, or move it elsewhere by their values."""
-    nodes = [head.node for head in heads]
-    depends = {name: trials.other_word(nodes, name) for name in setting.names} if heads else {}
-    found: dict[str, Found] = {}
-    for head in heads:
-        own = {name: each[head.node] for name, each in depends.items() if each}
-        role = _matcher(head, own, sights, trials) or _carrier(head, own, sights, trials)
-        if role is not None:
-            found[head.node] = role
+    """Heads that are for one word: they tell by their keys that it is repeated, or move it elsewhere by their values.
+
+    What each step tells decides which heads the next one is for.
+    """
+    heads = [head for head in heads if sights.copies(head.node) or _may_carry(head, sights)]
+    words = {name: each for name in setting.names if heads and (each := trials.words(name)) is not None}
+    whole = {name: each.whole([head.node for head in heads]) for name, each in words.items()}
+    own = {head.node: {name: each[head.node] for name, each in whole.items()} for head in heads}
+    found = _matchers(heads, own, words, sights, trials)
+    carriers = [(head, name) for head in heads if head.node not in found and (name := _carried(head, own[head.node], sights)) is not None]
+    for name, each in words.items():
+        moving = [head for head, carried in carriers if carried == name]
+        values = each.values([head.node for head in moving])
+        for head in moving:
+            role = _carrier(head, name, own[head.node], values[head.node], sights, trials)
+            found |= {} if role is None else {head.node: role}
     return found
 
 
@@ -257,37 +274,63 @@ def _counts(part: Estimate, whole: float, share: float) -> bool:
     return part.low > 0 and part >= share * whole
 
 
-def _matcher(head: Head, own: Mapping[str, Depends], sights: Sights, trials: Trials) -> Found | None:
-    """It may look at the copy or away from it."""
-    for (later, earlier), weight in sights.copies(head.node).items():
-        cost = own.get(earlier)
-        if cost is None or not _counts(cost.whole, head.effect, PART) or not _counts(cost.keys, cost.whole, MAJORITY):
-            continue
-        otherwise = trials.attention_to_other(head.node, later, earlier)
-        return "duplicate token", (
-            f"{later} repeats {earlier}'s token. Another word there, seen by its keys alone, costs {_of(cost.keys, head, trials)}.",
-            f"{later} gives {weight:.2f} of its attention to {earlier}, {otherwise:.2f} where another word stands there.",
-        )
-    return None
+def _matchers(
+    heads: Sequence[Head], own: Mapping[str, Mapping[str, Estimate]], words: Mapping[str, Words], sights: Sights, trials: Trials
+) -> dict[str, Found]:
+    """Those whose keys tell that a word is repeated; they may look at the copy or away from it."""
+    asked = [
+        (head, later, earlier)
+        for head in heads
+        for later, earlier in sights.copies(head.node)
+        if earlier in own[head.node] and _counts(own[head.node][earlier], head.effect, PART)
+    ]
+    keys = {
+        name: each.keys(list(dict.fromkeys(head.node for head, _, earlier in asked if earlier == name))) for name, each in words.items()
+    }
+    matching: dict[str, tuple[Head, str, str]] = {}
+    for head, later, earlier in asked:
+        if _counts(keys[earlier][head.node], own[head.node][earlier], MAJORITY):
+            matching.setdefault(head.node, (head, later, earlier))
+    found: dict[str, Found] = {}
+    for later, earlier in dict.fromkeys((later, earlier) for _, later, earlier in matching.values()):
+        some = [head for head, *names in matching.values() if names == [later, earlier]]
+        otherwise = words[earlier].attention([head.node for head in some], later)
+        for head in some:
+            weight, cost = sights.copies(head.node)[later, earlier], _of(keys[earlier][head.node], head, trials)
+            found[head.node] = (
+                "duplicate token",
+                (
+                    f"{later} repeats {earlier}'s token. Another word there, seen by its keys alone, costs {cost}.",
+                    f"{later} gives {weight:.2f} of its attention to {earlier}, {otherwise[head.node]:.2f} where another word stands there.",
+                ),
+            )
+    return found
 
 
-def _carrier(head: Head, own: Mapping[str, Depends], sights: Sights, trials: Trials) -> Found | None:
-    name = max(own, key=lambda each: own[each].whole, default=None)
+def _may_carry(head: Head, sights: Sights) -> bool:
     stays = sights.stays(head.node)
-    if name is None or stays is None or stays > 1 - ATTENDS:
+    return stays is not None and stays <= 1 - ATTENDS
+
+
+def _carried(head: Head, own: Mapping[str, Estimate], sights: Sights) -> str | None:
+    """The one name at which another word does damage, if it does; whether by the values is yet to be seen."""
+    name = max(own, key=lambda each: own[each], default=None)
+    if name is None or not _may_carry(head, sights) or not _counts(own[name], head.effect, PART):
         return None
-    cost, rest = own[name], {other: each.whole for other, each in own.items() if other != name}
-    if not _counts(cost.whole, head.effect, PART) or not _counts(cost.values, cost.whole, PART):
+    return None if any(each > LITTLE * own[name] for other, each in own.items() if other != name) else name
+
+
+def _carrier(head: Head, name: str, own: Mapping[str, Estimate], values: Estimate, sights: Sights, trials: Trials) -> Found | None:
+    cost = own[name]
+    if not _counts(values, cost, PART):
         return None
-    if any(each > LITTLE * cost.whole for each in rest.values()):
-        return None
-    others = [f"{each:.3g} with another at {other}" for other, each in rest.items()]
+    others = [f"{each:.3g} with another at {other}" for other, each in own.items() if other != name]
     at_end = (sights.read(head.node, END) or 0.0) >= MAJORITY
     return f"mover of {name}", (
-        f"Writing what it does with another word at {name} costs {_of(cost.whole, head, trials)}{_in_brackets(others)}.",
-        f"Another word there, seen by its values alone, costs {cost.values:.3g}.",
+        f"Writing what it does with another word at {name} costs {_of(cost, head, trials)}{_in_brackets(others)}.",
+        f"Another word there, seen by its values alone, costs {values:.3g}.",
         f"Where the circuit reads it, it gives {sights.looks(head.node, name) or 0.0:.2f} of its attention to {name}, "
-        f"and {stays:.2f} to the position itself.",
+        f"and {sights.stays(head.node):.2f} to the position itself.",
         *([f"END attends most to {_listed(sights, head)}."] if at_end else []),
     )
 
