@@ -133,7 +133,7 @@ class Scores:
         """A heat map of `by_node()`, a row per layer and a column per head and for the MLP; a notebook shows it, a .svg path keeps it."""
         from circuitdiscovery.reporting.charts import Chart, node_scores
 
-        return Chart(node_scores(self.graph, self.by_node())).saved(path)
+        return Chart.standing(node_scores(self.graph, self.by_node())).saved(path)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per edge, in index order: edge, source, receiver, score. Needs pandas."""
@@ -415,7 +415,7 @@ class Circuit:
         roles: Roles | None = None,
         max_edges: int | None = 60,
     ) -> None:
-        """Draw into a .svg, .png, .pdf or .dot file: at most `max_edges` edges, whole paths, the strongest first; see circuitdiscovery.draw."""
+        """Draw into a .svg, .png, .pdf or .dot file, at most `max_edges` edges, whole paths, strongest first; see circuitdiscovery.draw."""
         from circuitdiscovery.draw import draw
 
         draw(self, path, scores=scores, roles=roles, max_edges=max_edges)

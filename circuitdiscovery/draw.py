@@ -41,6 +41,7 @@ PLAIN_HEAD, PLAIN_MLP, INK, FAINT = "#F3F3F3", "#D5DAE1", "#222222", "#9A9A9A"
 ROLE_COLOURS = ("#F6C65B", "#8FD3F4", "#7FD1B3", "#F4E97A", "#E9A5CB", "#F2A97E", "#9DB7E8", "#C9C2A5", "#C6A4E0")
 SPACE = 7  # points at each side of a head
 THIN, THICK = 0.6, 4.6  # line widths in points
+MANY, COARSE = 2000, 60  # edges above which a PNG has so many dots an inch: its cost is its area times its lines
 FONT = "Helvetica,Arial,DejaVu Sans,sans-serif"
 
 
@@ -103,8 +104,9 @@ def to_dot(
     values = _scores(circuit, scores)
     part, note = shown(circuit, values, max_edges)
     values = np.where(part.mask, values, np.nan)
-    role_of = _role_of(circuit.graph, circuit.roles if roles is None else roles, part.nodes)
-    colours = {role: ROLE_COLOURS[i % len(ROLE_COLOURS)] for i, role in enumerate(dict.fromkeys(role_of.values()))}
+    roles = circuit.roles if roles is None else roles
+    role_of = _role_of(circuit.graph, roles, part.nodes)
+    colours = {role: ROLE_COLOURS[i % len(ROLE_COLOURS)] for i, role in enumerate(roles) if role in role_of.values()}
     plan = layout(part)
     picture = graphviz.Digraph("circuit", graph_attr=_graph_style(plan), node_attr=_NODE_STYLE, edge_attr=_EDGE_STYLE)
     if heading:
@@ -148,13 +150,13 @@ def _add_ranks(picture: graphviz.Digraph, plan: Layout, colours: Mapping[str, st
     import graphviz
 
     letters = _letters(plan.circuit)
-    widest = max(len(rank.nodes) for rank in plan.ranks)
     for number, rank in enumerate(plan.ranks):
+        places = plan.places(number)
         row = graphviz.Digraph(graph_attr={"rank": "same"})
-        row.node(f"row{number}", _said(rank), pos=_place(plan, number, widest / 2 + 0.5), **_heading_style(plan))
-        for i, node in enumerate(rank.nodes):
-            tooltip, pos = graphviz.escape(role_of.get(node, node)), _place(plan, number, (len(rank.nodes) - 1) / 2 - i)
-            row.node(node, **_node(node, letters.get(node, ""), colours.get(node), plan.landscape), tooltip=tooltip, pos=pos)
+        row.node(f"row{number}", _said(rank), pos=places[0], **_heading_style(plan))
+        for node, place in zip(rank.nodes, places[1:], strict=True):
+            style = _node(node, letters.get(node, ""), colours.get(node), plan.landscape)
+            row.node(node, **style, tooltip=graphviz.escape(role_of.get(node, node)), pos=place)
         picture.subgraph(row)
         if number:
             picture.edge(f"row{number - 1}", f"row{number}", style="invis", weight="1000")
@@ -171,11 +173,6 @@ def _said(rank: Rank) -> str:
 def _heading_style(plan: Layout) -> dict[str, str]:
     style = {"shape": "plaintext", "fontcolor": FAINT, "fontsize": "11"}
     return style | ({"margin": "0", "width": "0.1", "height": "0.2"} if plan.landscape else {})
-
-
-def _place(plan: Layout, number: int, before: float) -> str:
-    """A node's place in inches, for neato, from its rank and how far it is before the rank's middle; dot finds its own."""
-    return f"{1.4 * number},{0.55 * before}!" if plan.landscape else f"{-before},{number}!"
 
 
 def _letters(circuit: Circuit) -> dict[str, str]:
@@ -322,8 +319,9 @@ def _render(dot: str, kind: str) -> bytes:
     import pygraphviz
 
     picture = pygraphviz.AGraph(dot)
+    coarse = kind == "png" and picture.number_of_edges() > MANY
     with _quiet_fontconfig():
-        rendered: bytes | None = picture.draw(format=kind, prog=picture.graph_attr["layout"])
+        rendered: bytes | None = picture.draw(format=kind, prog=picture.graph_attr["layout"], args=f"-Gdpi={COARSE}" if coarse else "")
     if rendered is None:
         raise CircuitDiscoveryError(f"Graphviz could not render the circuit as {kind}")
     return rendered

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits, kl
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress, carried_mask, worlds
 from circuitdiscovery.task import Task
+
+if TYPE_CHECKING:
+    from circuitdiscovery.reporting.charts import Chart
 
 RANDOM_SETS = 20  # random K, each node with probability 1/2 (Wang et al. 2022, section 4.2)
 GREEDY_NODES = 10
@@ -98,6 +102,13 @@ class Curve:
     normalized: tuple[Estimate, ...]
     cpr: Estimate
     cmd: Estimate
+
+    def plot(self, path: str | Path | None = None) -> Chart:
+        """The curve over a logarithmic axis of edges, with its intervals; a notebook shows it, a .svg path keeps it."""
+        from circuitdiscovery.reporting.charts import Chart, curve
+
+        known = {"edges": self.edges, "normalized": [each.to_dict() for each in self.normalized]}
+        return Chart.standing(curve(known)).saved(path)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class _Paths:
         longest = 2 * graph.n_layers + 1  # edges of a path
         weakness = 1 - size / (size.max(initial=0) or 1.0)
         self._graph, self._new = graph, np.where(mask, 1 + weakness / (2 * longest), np.inf)
-        self._units = [(slice(start, stop), graph.feeds[start:stop].any(axis=0).nonzero()[0]) for start, stop in _units(graph)]
+        self._units = [(slice(start, stop), np.flatnonzero(np.any(graph.feeds[start:stop], axis=0))) for start, stop in _units(graph)]
 
     def measure(self, drawn: np.ndarray) -> None:
         """Take these edges as drawn."""
@@ -198,6 +198,21 @@ class Layout:
         passing = [int(((first < i) & (last > i)).sum()) for i in range(len(self.ranks))]
         height = max(NODE * len(rank.nodes) + LANE * edges for rank, edges in zip(self.ranks, passing, strict=True))
         return self.landscape and COLUMN * len(self.ranks) > 2.2 * height
+
+    def places(self, number: int) -> list[str]:
+        """Where a rank's heading and its nodes stand on the grid, in inches, as Graphviz reads it.
+
+        Columns are spread over half the picture's width. An MLP alone in its column stands on an arc, so that lines from one to a later
+        one do not lie on those between.
+        """
+        nodes, longest = self.ranks[number].nodes, max(len(rank.nodes) for rank in self.ranks)
+        along = np.arange(len(nodes)) - (len(nodes) - 1) / 2
+        if not self.landscape:
+            return [f"{x},{number}!" for x in (-longest / 2 - 0.5, *along)]
+        wide, step = 1.05, max(0.8, 0.52 * len(self.ranks) / longest)
+        height, turn = step * longest, number / (len(self.ranks) - 1)
+        dip = 2 * height * turn * (1 - turn) if len(nodes) == 1 else 0.0
+        return [f"{wide * number:.3f},{y:.3f}!" for y in (-height / 2 - 1, *(-step * along - dip))]
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
