@@ -31,6 +31,7 @@ EVALUATION_FIELDS = (
     *("examples", "batch_size", "seed", "device", "dtype"),
 )
 FORMATS = ("svg", "png", "pdf", "dot")
+MOST_EDGES = 60  # as in layout.py, which imports numpy
 
 
 # ------------------------------------------------------------ argument types
@@ -99,6 +100,15 @@ def _whole(minimum: int) -> Callable[[str], int]:
         return int(text)
 
     return check
+
+
+def _edge_limit(text: str) -> float:
+    """A whole number, or infinity for all."""
+    if text == "all":
+        return math.inf
+    if not re.fullmatch(r"\d{1,18}", text) or int(text) < 1:
+        raise CircuitDiscoveryError(f"{text[:40]!r} is neither a whole number of at least 1 nor all")
+    return int(text)
 
 
 def _picture(text: str) -> Path:
@@ -228,9 +238,20 @@ def compare(a: str, b: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("circuit")
 @click.option("-o", "--out", type=Checked(_picture, "FILE"), required=True, help=f"The picture: .{', .'.join(FORMATS)}.")
-def draw(circuit: str, out: Path) -> None:
-    """Draw CIRCUIT, a circuit.json or a shipped graph's name."""
-    _circuit(circuit).draw(out)
+@click.option(
+    "--max-edges",
+    type=Checked(_edge_limit, "N|all"),
+    default=str(MOST_EDGES),
+    show_default=True,
+    help="Draw at most N edges, 1 or more: the strongest whole paths from input to logits; or all of them.",
+)
+def draw(circuit: str, out: Path, max_edges: float) -> None:
+    """Draw CIRCUIT, a circuit.json or a shipped graph's name; in a run's folder with the roles of its nodes in colour."""
+    from circuitdiscovery.reporting.folder import roles_beside
+
+    found = _circuit(circuit)
+    roles = found.roles or roles_beside(Path(circuit), found)
+    found.draw(out, roles=roles, max_edges=None if max_edges == math.inf else int(max_edges))
     click.echo(str(out))
 
 

@@ -211,6 +211,7 @@ REFUSED = [
     ("draw missing.json -o a.gif", ["a.gif", ".svg, .png, .pdf or .dot"]),
     ("draw missing.json -o nowhere/a.svg", ["nowhere"]),
     ("draw missing.json -o a.svg", ["missing.json"]),
+    *((f"draw gpt2/ioi -o a.svg --max-edges {n}", ["--max-edges", n, "whole number of at least 1 nor all"]) for n in ("0", "-3", "many")),
     ("report", ["RUN"]),
     ("report missing", ["missing is no run folder", "there is no such folder"]),
     ("report empty", ["empty is no run folder", "run.json"]),
@@ -635,6 +636,23 @@ def test_compare_with_itself_and_with_another(call: Call, finished: Path, tmp_pa
 def test_draw_writes_every_format(call: Call, finished: Path, tmp_path: Path, suffix: str, starts: bytes) -> None:
     assert call("draw", finished / "circuit.json", "-o", f"picture.{suffix}").status == 0
     assert (tmp_path / f"picture.{suffix}").read_bytes().lstrip().startswith(starts)
+
+
+def test_draw_takes_a_number_of_edges_or_all(call: Call, tmp_path: Path) -> None:
+    for given, says in (((), "60 of 963 edges shown"), (("--max-edges", "7"), "7 of 963 edges shown"), (("--max-edges", "all"), None)):
+        assert call("draw", "gpt2/ioi", "-o", "a.dot", *given).status == 0
+        text = (tmp_path / "a.dot").read_text("utf-8")
+        assert says in text if says else "shown" not in text and text.count("tooltip=") > 963
+
+
+def test_draw_colours_the_roles_that_a_run_found(call: Call, finished: Path, tmp_path: Path) -> None:
+    cards = json.loads((finished / "explanation.json").read_text("utf-8"))["cards"]
+    roles = {card["role"] for card in cards.values()} - {None}
+    assert call("draw", finished / "circuit.json", "-o", "a.dot").status == 0
+    assert roles and all(role in (tmp_path / "a.dot").read_text("utf-8") for role in roles)
+    shutil.copy(finished / "circuit.json", tmp_path)
+    (tmp_path / "explanation.json").write_text('{"cards": {"m0": {}}}')
+    assert "explanation.json: the field 'cards.m0.role' is missing" in call("draw", "circuit.json", "-o", "a.dot").err
 
 
 # -------------------------------------------------------------------- report

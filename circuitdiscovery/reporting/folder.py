@@ -116,6 +116,18 @@ def _explained(folder: Path, circuit: Circuit) -> dict[str, Any]:
     return {} if strangers else {"contents": contents, "explanation": explanation}
 
 
+def roles_beside(path: Path, circuit: Circuit) -> dict[str, list[str]]:
+    """Role -> nodes by the explanation.json beside a circuit.json, in the order in which they act; none where there is no such file."""
+    file = path.parent / EXPLANATION
+    if path.name != "circuit.json" or not file.exists():
+        return {}
+    roles: dict[str, list[str]] = {}
+    for node, card in _like(read_json(file), ROLES_SHAPE, str(file))["cards"].items():
+        if card["role"] is not None and node in circuit.nodes:
+            roles.setdefault(card["role"], []).append(node)
+    return roles
+
+
 def _same_length(path: Path, field: str, *lists: Sequence[Any]) -> None:
     if len({len(each) for each in lists}) > 1 or not lists[0]:
         raise CircuitDiscoveryError(f"{path}: the field {field!r} holds lists that do not fit together")
@@ -194,6 +206,7 @@ _CARD = {
     "lens": [{"text": str, "at": str, "promoted": PAIRS, "suppressed": PAIRS}],
 }
 EXPLANATION_SHAPE: Shape = {"cards": {"*": _CARD}}
+ROLES_SHAPE: Shape = {"cards": {"*": {"role": (str, type(None))}}}
 
 
 def _like(value: Any, shape: Shape, where: str, field: str = "") -> Any:

@@ -14,12 +14,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from circuitdiscovery import distributed
+from circuitdiscovery.circuit import Scores, check_same_graph
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import write_atomically, write_json
 from circuitdiscovery.graph import letter_of, node_of
 from circuitdiscovery.reporting import charts, words
-from circuitdiscovery.reporting.drawing import MOST_EDGES, colours, drawing, letters, strongest
+from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
 from circuitdiscovery.reporting.folder import CONTENTS, EXPLANATION, PAGE, Run, finished, load, read
 from circuitdiscovery.taskfile import END
 
@@ -109,8 +112,8 @@ def render(run: Run) -> str:
     )
     environment.filters |= {name: getattr(words, name) for name in ("number", "percent", "interval", "token", "plural")}
     environment.filters |= {"quoted": charts.quoted, "share": lambda estimate: words.interval(estimate, words.percent)}
-    style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "script.js"))
-    inline = {"style": Markup(style), "script": Markup(script), "script_hash": _digest(script)}
+    style, chart_style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "charts.css", "script.js"))
+    inline = {"style": Markup(f"{style}{chart_style}"), "script": Markup(script), "script_hash": _digest(script)}
     return environment.get_template("page.html.j2").render(**inline, **_context(run, Markup)) + "\n"
 
 
@@ -125,7 +128,7 @@ def _context(run: Run, safe: type[Markup]) -> dict[str, Any]:
     roles = _roles(cards)
     nodes = [node for node in circuit.nodes if node not in ("input", "logits")]
     heads = circuit.graph.n_layers * (circuit.graph.n_heads + circuit.graph.has_mlp)
-    drawn = strongest(circuit)
+    drawn, shown = part_of(circuit)
     picture = drawing(drawn, roles, list(cards))
     missing = run.missing or (contents["no_cards"] if contents else None)
     return {
@@ -141,6 +144,8 @@ def _context(run: Run, safe: type[Markup]) -> dict[str, Any]:
         "drawing": safe(picture),
         "large": int(re.findall(r"--width:(\d+)", picture)[0]) > BESIDE,
         "drawn": len(drawn),
+        "shown": shown,
+        "node_scores": _node_scores(run, list(cards), safe),
         "scored": circuit.scores is not None,
         "signs": _signs(circuit.score(edge) for edge in drawn.edges),
         "roles": _role_rows(roles, cards),
@@ -152,7 +157,6 @@ def _context(run: Run, safe: type[Markup]) -> dict[str, Any]:
         "sets": _sets(evaluation),
         "minimality": _minimality(evaluation),
         "prompts": contents["prompts"] if contents else None,
-        "most_edges": MOST_EDGES,
     }
 
 
@@ -304,6 +308,21 @@ def _signs(scores: Iterable[float | None]) -> dict[str, bool]:
         "hurts": any(score is not None and score < 0 for score in known),
         "unscored": any(score is None for score in known),
     }
+
+
+def _node_scores(run: Run, cards: Sequence[str], safe: type[Markup]) -> dict[str, Any] | None:
+    """The heat map by the run's own scores, else by those of the circuit's edges; None where there are none."""
+    circuit, own = run.circuit, run.scores()
+    if own is not None:
+        check_same_graph(circuit, own)
+        scores = own
+    elif circuit.scores is not None:
+        scores = Scores(circuit.graph, np.nan_to_num(circuit.scores))
+    else:
+        return None
+    kept = [circuit.graph.sources[row] for row in np.flatnonzero(np.any(circuit.mask, axis=1))]
+    chart = charts.node_scores(circuit.graph, scores.by_node(), kept=kept, cards=cards)
+    return {"svg": safe(chart), "own": own is not None}
 
 
 # ------------------------------------------------------------------ measures
