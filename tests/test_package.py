@@ -42,7 +42,7 @@ ORDER = [
         "scrubtree",
         "scrubbing",
     ),
-    *("attention", "headscores", "cards", "work", "interventions", "roles", "explanation", "layout", "draw", "progress", "options"),
+    *("attention", "headscores", "cards", "work", "interventions", "roles", "explanation", "layout", "draw", "progress", "defaults", "options"),
     *("reporting", "reporting.folder", "reporting.contents", "reporting.words", "reporting.charts", "reporting.drawing", "reporting.page"),
     "run",
     *("planted", "planted.problem", "planted.compiler", "planted.programs", "planted.hard", "planted.semisynthetic", "planted.suite"),
