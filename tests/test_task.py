@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from circuitdiscovery.encoder import Encoder
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.prompts import shuffled
+from circuitdiscovery.prompts import contexts, shuffled
 from circuitdiscovery.tablefile import Row
 from circuitdiscovery.task import Example, Task, load_task
 from circuitdiscovery.taskfile import TaskFile, read_task, shipped_tasks
@@ -398,6 +398,28 @@ def test_words_are_tried_as_the_template_has_them(tmp_path: Path) -> None:
     path.write_text(SUMS.replace('"{B}"', '" {B}"'))  # the answer alone follows a space
     with pytest.raises(CircuitDiscoveryError, match="has 0 of its words"):
         load_task(path, reader)
+
+
+CONTEXTS = {
+    "after marks, and as the second of two answers": (SUMS, ["+", "="]),
+    "at the beginning and after itself": (SUMS.replace("so 1+{A}=", "{A}{A} is "), ["", None, " "]),
+    "after a mark with a space": (SUMS.replace('"so 1+{A}="', "'so (\"{A}\"'"), [' ("', '"']),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_what_words_follow_is_read_from_the_texts(name: str, tmp_path: Path) -> None:
+    text, follow = CONTEXTS[name]
+    path = tmp_path / "sums.toml"
+    path.write_text(text)
+    task = read_task(path)
+    assert isinstance(task, TaskFile) and contexts(task) == {"digit": follow}
+
+
+def test_the_shipped_words_all_follow_a_space() -> None:
+    for name in shipped_tasks():
+        task = read_task(name)
+        assert isinstance(task, TaskFile) and all(follow == [" "] for follow in contexts(task).values())
 
 
 def test_an_answer_with_a_space_too_many_is_told(tmp_path: Path) -> None:
