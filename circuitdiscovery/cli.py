@@ -191,6 +191,9 @@ def evaluate(circuit: str, as_json: bool, **given: Any) -> None:
     found = _circuit(circuit)
     options = _evaluation_options(found, circuit, given)
     model, task = run.load(options)
+    from circuitdiscovery import threads  # imports torch
+
+    threads.choose(model, task, options.batch_size)
     found.check_model(model)
     _print(run.evaluate(model, task, found, _scores(circuit), options), as_json)
 

@@ -101,10 +101,15 @@ def per_head(model: Model, x: Tensor) -> Tensor:
     return x if size == 1 else x.repeat_interleave(size, dim=0)
 
 
+def parameters(model: Model) -> int:
+    """How many weights each token goes through: those of the layers."""
+    weights = (w for b in model.blocks for w in (b.W_Q, b.W_K, b.W_V, b.W_O, b.W_in, b.W_gate, b.W_out))
+    return sum(weight.numel() for weight in weights if weight is not None)
+
+
 def run_tokens(model: Model) -> float:
     """How many tokens cost as much as what a run costs beside its tokens: calls from Python, reading the weights."""
-    parameters = sum(w.numel() for b in model.blocks for w in (b.W_Q, b.W_K, b.W_V, b.W_O, b.W_in, b.W_out))
-    return _RUN_FLOP["cpu" if model.device.type == "cpu" else "accelerator"] / (2 * parameters) + _RUN_TOKENS
+    return _RUN_FLOP["cpu" if model.device.type == "cpu" else "accelerator"] / (2 * parameters(model)) + _RUN_TOKENS
 
 
 # ------------------------------------------------------------------ the whole model

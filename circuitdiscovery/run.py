@@ -141,11 +141,14 @@ def discover(options: Options, folder: Path, command: list[str]) -> dict[str, An
     earlier = distributed.from_first(lambda: earlier_run(folder, options))
     if earlier and "summary" in earlier:
         return earlier
+    from circuitdiscovery import threads
+
     record: dict[str, Any] = {}
-    if distributed.rank() == 0:
-        record = _recorded(options, folder, command)
-    else:
-        _found(options, folder, _Clock())
+    with threads.restored():
+        if distributed.rank() == 0:
+            record = _recorded(options, folder, command)
+        else:
+            _found(options, folder, _Clock())
     return distributed.from_first(lambda: record)
 
 
@@ -178,9 +181,11 @@ class Found(NamedTuple):
 
 
 def _found(options: Options, folder: Path, clock: _Clock) -> Found:
+    from circuitdiscovery import threads
     from circuitdiscovery.reporting.contents import gather
 
     model, task = load(options)
+    threads.choose(model, task, options.batch_size)
     clock.lap("load")
     circuit, scores = search(model, task, options, state=folder / STATE)
     clock.lap("search")

@@ -24,7 +24,7 @@ ROOT = PACKAGE.parent
 ORDER = [
     *("errors", "names", "files", "graph", "distributed"),
     *("tablefile", "taskfile", "encoder", "prompts", "task"),
-    *("model", "forward", "loading", "metrics", "ablation", "schema", "mib", "circuit", "comparison", "patching"),
+    *("model", "forward", "loading", "metrics", "ablation", "schema", "mib", "circuit", "comparison", "patching", "threads"),
     *("search", "search.provenance", "search.cases", "search.attribution", "search.acdc", "search.exact", "search.baseline"),
     *(
         "search.edge_pruning",
