@@ -206,7 +206,9 @@ def main() -> None:
         for name, method in missing:
             print(f"{name}, {method}", flush=True)
             slow = method in SLOW
-            found = slow_cell(model, hf, method, given.minutes, given.out) if slow else cell(model, hf, name, method, given.examples, given.out)
+            found = (
+                slow_cell(model, hf, method, given.minutes, given.out) if slow else cell(model, hf, name, method, given.examples, given.out)
+            )
             write_json(_path(given.out, name, method), found)
     everything = [(task, method) for task in TASKS for method in (*METHODS, *SLOW)]
     cells = [json.loads(path.read_text("utf-8")) for pair in everything if (path := _path(given.out, *pair)).exists()]
