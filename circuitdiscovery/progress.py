@@ -23,8 +23,7 @@ class Pace:
     once (replacements, a compiled kernel) is paid before the second.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._first: int | None = None
         self._began: tuple[float, int] | None = None  # (when, done)
         self._reports = 0
@@ -36,7 +35,7 @@ class Pace:
         Enough is two seconds and, of what was left when the clock started, 2% in three reports or more; or 20 seconds in three
         reports; or a fifth.
         """
-        now = self._clock()
+        now = _now()
         if self._first is None:
             self._first = self._done = done
         if self._began is None:
@@ -86,7 +85,7 @@ def _bar(label: str) -> Iterator[Report]:
 def _lines(label: str) -> Iterator[Report]:
     """Lines in a log: the first after two seconds, whether or not anything was reported by then."""
     pace, done_of, lock = Pace(), "under way", threading.Lock()
-    due, silent = time.monotonic() + FIRST_LINE, True
+    due, silent = _now() + FIRST_LINE, True
 
     def first() -> None:
         with lock:
@@ -95,7 +94,7 @@ def _lines(label: str) -> Iterator[Report]:
 
     def line(text: str) -> None:
         nonlocal due, silent
-        due, silent = time.monotonic() + NEXT_LINE, False
+        due, silent = _now() + NEXT_LINE, False
         say(f"{label}: {text}")
 
     def report(done: int, total: int) -> None:
@@ -103,7 +102,7 @@ def _lines(label: str) -> Iterator[Report]:
         left = pace.left(done, total)
         with lock:
             done_of = f"{done} of {total}"
-            if time.monotonic() >= due and 0 < done < total:
+            if _now() >= due and 0 < done < total:
                 line(done_of if left is None else f"{done_of}, about {duration(left)} left")
 
     timer = threading.Timer(FIRST_LINE, first)
@@ -113,6 +112,10 @@ def _lines(label: str) -> Iterator[Report]:
         yield report
     finally:
         timer.cancel()
+
+
+def _now() -> float:
+    return time.monotonic()
 
 
 def duration(seconds: float) -> str:
