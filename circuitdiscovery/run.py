@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitdiscovery import distributed
+from circuitdiscovery.defaults import default_edges
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import read_json, to_json, write_json
 from circuitdiscovery.journal import STATE, Journal, cleared_on_error, earlier_run, going_on, now, open_folder
-from circuitdiscovery.names import DEFAULT_SHARE, DEFAULT_THRESHOLD
+from circuitdiscovery.names import DEFAULT_THRESHOLD
 from circuitdiscovery.options import Options
 from circuitdiscovery.progress import say, stage
 from circuitdiscovery.reporting.folder import CIRCUIT, CONTENTS, EVALUATION, EXPLANATION, FILES, PAGE, SCORES, load, recorded, roles_of
@@ -119,6 +120,7 @@ class _Run:
             circuit.save(self.folder / CIRCUIT)
 
         self.journal.finish(CIRCUIT, SCORES, write=write)
+        self._forget_states()  # of another circuit, that somebody removed
         if distributed.rank() == 0:
             (self.folder / STATE).unlink(missing_ok=True)
         return circuit, scores
@@ -304,7 +306,7 @@ def search(model: Model, task: Task, options: Options, *, state: Path | None = N
 
     function = getattr(cd, options.method)
     accepted = signature(function).parameters.keys() - {"model", "task"}
-    edges = options.edges or default_edges(cd.Graph.from_model(model, split_qkv=options.split_qkv))
+    edges = options.edges or default_edges(len(cd.Graph.from_model(model, split_qkv=options.split_qkv)))
     threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
     with stage(options.name) as report:
         given = asdict(options) | {"edges": edges, "threshold": threshold, "progress": report, "state": state}
@@ -314,16 +316,11 @@ def search(model: Model, task: Task, options: Options, *, state: Path | None = N
     return chosen(found, options), found
 
 
-def default_edges(graph: Any) -> int:
-    """How many edges are kept where nothing is said of it."""
-    return max(1, round(DEFAULT_SHARE * len(graph)))
-
-
 def chosen(scores: Scores, options: Options) -> Circuit:
     """The circuit that options take from scores."""
     if options.threshold is not None:
         return scores.above(options.threshold)
-    return scores.top(options.edges or default_edges(scores.graph))
+    return scores.top(options.edges or default_edges(len(scores.graph)))
 
 
 def evaluate(

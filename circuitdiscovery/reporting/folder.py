@@ -131,8 +131,8 @@ def _evaluation(record: Mapping[str, Any], folder: Path, circuit: Circuit) -> di
     if record.get("effort") == "none":
         counts = {"edges": edges, "edges_pruned": len(circuit.pruned()), "edges_total": len(circuit.graph)}
         return {"effort": "none", **counts, "normalized": None, "reason": NOT_MEASURED, **NOT_ASKED}
-    known = read_json(path)
-    evaluation = _like({**_SINCE, **known} if isinstance(known, dict) else known, EVALUATION_SHAPE, str(path))
+    evaluation = _like(_since(read_json(path), effort="full", empty_kl=None), EVALUATION_SHAPE, str(path))
+    evaluation |= {"minimality": {"unmeasured": [], **evaluation["minimality"]}}
     if evaluation["edges"] != edges:
         raise CircuitDiscoveryError(f"{path} is of a circuit of {evaluation['edges']} edges, but {CIRCUIT} has {edges}")
     return evaluation
@@ -142,8 +142,8 @@ def _explained(folder: Path, circuit: Circuit, effort: str) -> tuple[dict[str, A
     """explanation.json and report.json, where both are there and of this circuit."""
     if not (folder / CONTENTS).exists():
         return None, None
-    known = read_json(folder / CONTENTS)
-    contents = _like({**_CONTENTS_SINCE, **known} if isinstance(known, dict) else known, CONTENTS_SHAPE, str(folder / CONTENTS))
+    added = {"effort": "full", "scores": None, "searched": None, "asked": NOT_ASKED}
+    contents = _like(_since(read_json(folder / CONTENTS), **added), CONTENTS_SHAPE, str(folder / CONTENTS))
     _same_length(folder / CONTENTS, "example", contents["example"]["clean"], contents["example"]["corrupted"])
     if contents["curve"] is not None:
         _same_length(folder / CONTENTS, "curve", contents["curve"]["edges"], contents["curve"]["normalized"])
@@ -153,7 +153,7 @@ def _explained(folder: Path, circuit: Circuit, effort: str) -> tuple[dict[str, A
         return None, contents
     if not (folder / EXPLANATION).exists():
         return None, None
-    explanation = _like(read_json(folder / EXPLANATION), EXPLANATION_SHAPE, str(folder / EXPLANATION))
+    explanation = _like(_since(read_json(folder / EXPLANATION), unmeasured=[]), EXPLANATION_SHAPE, str(folder / EXPLANATION))
     for node, card in explanation["cards"].items():
         for pattern in card["patterns"]:
             _same_length(folder / EXPLANATION, f"cards.{node}.patterns", pattern["tokens"], pattern["weights"], *pattern["weights"])
@@ -164,13 +164,10 @@ def _explained(folder: Path, circuit: Circuit, effort: str) -> tuple[dict[str, A
 def roles_beside(path: Path, circuit: Circuit) -> dict[str, list[str]]:
     """Role -> nodes by the explanation.json beside a circuit.json, in the order in which they act; none where there is no such file."""
     file = path.parent / EXPLANATION
-    if path.name != "circuit.json" or not file.exists():
+    if path.name != CIRCUIT or not file.exists():
         return {}
-    roles: dict[str, list[str]] = {}
-    for node, card in _like(read_json(file), ROLES_SHAPE, str(file))["cards"].items():
-        if card["role"] is not None and node in circuit.nodes:
-            roles.setdefault(card["role"], []).append(node)
-    return roles
+    cards = _like(read_json(file), ROLES_SHAPE, str(file))["cards"]
+    return roles_of({node: card for node, card in cards.items() if node in circuit.nodes})
 
 
 def _same_length(path: Path, field: str, *lists: Sequence[Any]) -> None:
@@ -236,7 +233,6 @@ EVALUATION_SHAPE: Shape = {
     "effort": str,
     "empty_kl": (ESTIMATE, type(None)),
 }
-_SINCE = {"effort": "full", "empty_kl": None}  # what an older version's file lacks
 _ANSWER = {"token": str, "probability": NUMBER, "logit_diff": NUMBER, "right": bool}
 _ANSWERS = {"tokens": [str], "count": int}
 CONTENTS_SHAPE: Shape = {
@@ -256,7 +252,6 @@ CONTENTS_SHAPE: Shape = {
     "no_curve": (str, type(None)),
     "no_cards": (str, type(None)),
 }
-_CONTENTS_SINCE: dict[str, Any] = {"effort": "full", "scores": None, "searched": None, "asked": NOT_ASKED}
 _CARD = {
     "node": str,
     "kind": str,
@@ -270,8 +265,13 @@ _CARD = {
     "patterns": [{"text": str, "tokens": [str], "weights": [[NUMBER]], "positions": {"*": int}}],
     "lens": [{"text": str, "at": str, "promoted": PAIRS, "suppressed": PAIRS}],
 }
-EXPLANATION_SHAPE: Shape = {"cards": {"*": _CARD}}
+EXPLANATION_SHAPE: Shape = {"cards": {"*": _CARD}, "unmeasured": [str]}
 ROLES_SHAPE: Shape = {"cards": {"*": {"role": (str, type(None))}}}
+
+
+def _since(value: Any, **added: Any) -> Any:
+    """A file's object with what an older version did not write."""
+    return {**added, **value} if isinstance(value, dict) else value
 
 
 def _like(value: Any, shape: Shape, where: str, field: str = "") -> Any:

@@ -139,7 +139,7 @@ def _context(run: Run, safe: type[Markup]) -> dict[str, Any]:
         "example": _example(contents),
         "verdict": words.verdict(evaluation, len([node for node in nodes if ".kv" not in node]), heads, contents),
         "measured": run.effort != "none",
-        "unmeasured": _unmeasured(run),
+        "unmeasured": run.explanation["unmeasured"] if run.explanation else [],
         "metric": words.METRICS.get(evaluation["metric"], evaluation["metric"]),
         "metric_meaning": words.METRIC_MEANING.get(evaluation["metric"]),
         "ablation": words.ABLATIONS.get(evaluation["ablation"], evaluation["ablation"]),
@@ -270,11 +270,6 @@ def _out_edge(edge: str, score: float | None) -> tuple[str, str, float | None]:
     return node_of(receiver), f"by its {letter_of(receiver)}" if letter_of(receiver) else "", score
 
 
-def _unmeasured(run: Run) -> list[str]:
-    """Nodes that a quick measurement has no card of."""
-    return list(run.explanation.get("unmeasured", ())) if run.explanation else []
-
-
 def _attention(card: Json) -> list[tuple[str, str, float]]:
     """(from, to, mean weight) of the named positions."""
     return [(source, target, weight) for source, target, weight in card["attention"]]
@@ -368,5 +363,9 @@ def _minimality(evaluation: Json) -> dict[str, Any]:
     largest = max([bar, *(score["high"] for score in scores.values())])
     below = set(evaluation["minimality"]["below"])
     rows = [{"node": node, "below": node in below} | _bar(score, largest) for node, score in scores.items()]
-    others = list(evaluation["minimality"].get("unmeasured", ()))
-    return {"others": others, "rows": rows, "bar": bar, "at": round(100 * bar / largest, 2) if largest else 0.0}
+    return {
+        "others": evaluation["minimality"]["unmeasured"],
+        "rows": rows,
+        "bar": bar,
+        "at": round(100 * bar / largest, 2) if largest else 0.0,
+    }
