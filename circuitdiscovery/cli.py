@@ -83,6 +83,12 @@ def _device(name: str) -> str:
     return name
 
 
+def _effort(name: str) -> str:
+    if name not in names.MEASURES[1:]:
+        raise unknown("measure", name, names.MEASURES[1:])
+    return name
+
+
 def _threshold(text: str) -> float:
     try:
         value = float(text)
@@ -129,6 +135,7 @@ COUNT = Checked(_whole(1), "N")
 SEED = Checked(_whole(0), "S")
 DEVICE = Checked(_device, "cpu|cuda|cuda:N|mps")
 DTYPE = _name("dtype")
+EFFORT = Checked(_effort, "quick|full")
 as_json = click.option("--json", "as_json", is_flag=True, help="JSON, and nothing else, on standard output.")
 
 
@@ -158,7 +165,7 @@ def cli() -> None:
 @click.option(
     "--edges",
     type=COUNT,
-    help=f"Not for acdc, trace-back: keep the N edges of the largest scores.  [default: {names.DEFAULT_SHARE:.0%} of all]",
+    help=f"Not for acdc, trace-back: keep the N edges of the largest scores.  [default: {names.DEFAULT_SHARE:.0%} of all; 1% above 20,000]",
 )
 @click.option("--counterfactual", metavar="NAME", help="What the corrupted prompts ask, see `tasks`.  [default: the task's first choice]")
 @click.option("--no-split-qkv", is_flag=True, help="One edge into a head instead of one each into its query, key and value.")
@@ -170,8 +177,17 @@ def cli() -> None:
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the examples and whatever else is random.")
 @click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
 @click.option("--dtype", type=DTYPE, default="float32", show_default=True)
+@click.option(
+    "--measure",
+    type=_name("measure"),
+    help="How much of the circuit is measured and explained.  [default: full for small models and circuits, else quick]",
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="A new or empty folder.  [default: runs/MODEL-TASK-METHOD]")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest of this model, task and method.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in --out, or with the latest of this model, task and method; with --measure, measure more of it.",
+)
 @as_json
 def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:
     """Find, measure and draw the circuit of MODEL behind TASK.
@@ -186,9 +202,8 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
     folder = distributed.from_first(lambda: run.open_folder(options.name, out=out, resume=resume))
     try:
         record = run.discover(options, folder, [PROGRAM, *sys.argv[1:]])
-    except KeyboardInterrupt:
-        how = "resume with" if (folder / run.STATE).exists() else "nothing was found yet, start again with"
-        click.echo(f"\ninterrupted; {how}: {options.resume_command(folder)}", err=True)
+    except KeyboardInterrupt as stopped:
+        click.echo(" ".join(["\ninterrupted", *_notes(stopped)]), err=True)
         sys.exit(130)
     if as_json:
         _print_json(record["summary"])
@@ -209,8 +224,9 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
 @click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
 @click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
 @click.option("--dtype", type=DTYPE, help="[default: as the search]")
+@click.option("--measure", type=EFFORT, default="full", show_default=True, help="How much is measured; quick takes some 60 forwards.")
 @as_json
-def evaluate(circuit: str, as_json: bool, **given: Any) -> None:
+def evaluate(circuit: str, measure: str, as_json: bool, **given: Any) -> None:
     """Measure CIRCUIT, a circuit.json or a shipped graph's name: faithfulness, completeness, minimality."""
     from circuitdiscovery import run
 
@@ -221,7 +237,15 @@ def evaluate(circuit: str, as_json: bool, **given: Any) -> None:
 
     threads.choose(model, task, options.batch_size)
     found.check_model(model)
-    _print(run.evaluate(model, task, found, _scores(circuit), options), as_json)
+    scores = _scores(circuit)
+    result = run.evaluate(model, task, found, scores, options, effort=measure)
+    _print(result, as_json)
+    if not as_json:
+        from circuitdiscovery.reporting.contents import mass
+        from circuitdiscovery.reporting.words import told
+
+        for line in told(result.to_dict(), {"scores": mass(scores, None), "searched": None}):
+            click.echo(line)
 
 
 @cli.command()
@@ -259,7 +283,10 @@ def draw(circuit: str, out: Path, max_edges: float) -> None:
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="The page: .html.  [default: RUN/report.html]")
 def report(run: Path, out: Path | None) -> None:
-    """Write the page of RUN, the folder of a finished discover: the circuit, its measures and what its nodes do, in one HTML file."""
+    """Write the page of RUN, the folder of a finished discover: the circuit, its measures and what its nodes do, in one HTML file.
+
+    A circuit that was not measured has one, too; circuitdiscovery discover ... --resume --measure quick measures it.
+    """
     from circuitdiscovery.reporting.page import report
 
     click.echo(str(report(run, out)))
@@ -434,7 +461,13 @@ def _one_line(error: Exception) -> str:
         text = str(error)
     else:  # a mistake of ours, or memory that ran out
         text = f"{type(error).__name__}: {error} (CIRCUITDISCOVERY_DEBUG=1 shows where)"
-    return " ".join(text.split())
+    notes = [f"; stopped {note}" for note in _notes(error)]
+    return " ".join("".join([text, *notes]).split())
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What the run that an exception stopped says of what is left."""
+    return list(getattr(error, "__notes__", ()))
 
 
 def _valid(error: click.UsageError) -> str:

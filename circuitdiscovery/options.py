@@ -13,6 +13,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files import GGUF, needs_gguf, shipped
 
 ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+MAY_DIFFER = ("device", "batch_size", "measure")  # when a run goes on: they do not change what is found
 DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run that is damaged
 THRESHOLD_METHODS = ("acdc", "trace_back")  # give a circuit whose size follows from a threshold
 SIZED_METHODS = ("hybrid", "edge_pruning", "matryoshka")  # search for a circuit of a given number of edges
@@ -20,7 +21,11 @@ SIZED_METHODS = ("hybrid", "edge_pruning", "matryoshka")  # search for a circuit
 
 @dataclass(frozen=True)
 class Options:
-    """What `discover` is asked for, in canonical names. None is the default of the method (metric, threshold, edges) or of the task."""
+    """What `discover` is asked for, in canonical names.
+
+    None is the default of the method (metric, threshold, edges), of the task, or (measure) what the numbers of edges, tokens and
+    parameters allow.
+    """
 
     model: str
     task: str
@@ -38,6 +43,7 @@ class Options:
     seed: int = 0
     device: str | None = None
     dtype: str = "float32"
+    measure: str | None = None
 
     def check(self) -> None:
         """Refuse options that do not go together; needs no torch."""

@@ -44,7 +44,7 @@ ORDER = [
     ),
     *("attention", "headscores", "cards", "work", "interventions", "roles", "explanation", "layout", "draw", "progress", "defaults", "options"),
     *("reporting", "reporting.folder", "reporting.contents", "reporting.words", "reporting.charts", "reporting.drawing", "reporting.page"),
-    "run",
+    *("journal", "run"),
     *("planted", "planted.problem", "planted.compiler", "planted.programs", "planted.hard", "planted.semisynthetic", "planted.suite"),
     *("benchmark", "benchmark.options", "benchmark.measure", "benchmark.methods", "benchmark.suites", "benchmark.report", "benchmark.run"),
     *("cli", "__main__"),
