@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from circuitdiscovery import __version__, distributed, names
+from circuitdiscovery import __version__, defaults, distributed, names
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files import data_folder, read_json, shipped
 from circuitdiscovery.options import Options, check_model, searched_with
@@ -151,7 +151,9 @@ def cli() -> None:
 @cli.command()
 @click.argument("model", type=MODEL)
 @click.argument("task", type=TASK)
-@click.option("--method", type=_name("method"), default="acdc", show_default=True, help="How to search.")
+@click.option(
+    "--method", type=_name("method"), help=f"How to search.  [default: acdc; matryoshka for a graph of more than {defaults.LARGE:,} edges]"
+)
 @click.option("--ablation", type=ABLATION, default="resample", show_default=True, help="What a removed edge carries.")
 @click.option(
     "--metric", type=METRIC, help="What is measured.  [default: kl-divergence to search by acdc, exact, trace-back, else the task's]"
@@ -165,7 +167,7 @@ def cli() -> None:
 @click.option(
     "--edges",
     type=COUNT,
-    help=f"Not for acdc, trace-back: keep the N edges of the largest scores.  [default: {names.DEFAULT_SHARE:.0%} of all; 1% above 20,000]",
+    help=f"Not for acdc, trace-back: keep the N edges of the largest scores.  [default: 10% of all; 1% of more than {defaults.LARGE:,}]",
 )
 @click.option("--counterfactual", metavar="NAME", help="What the corrupted prompts ask, see `tasks`.  [default: the task's first choice]")
 @click.option("--no-split-qkv", is_flag=True, help="One edge into a head instead of one each into its query, key and value.")
@@ -197,6 +199,8 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
     from circuitdiscovery import run
 
     given["counterfactual"] = _counterfactual(given["task"], given["counterfactual"])
+    if given["method"] is None:  # a threshold says that it is acdc
+        given["method"] = "acdc" if given["threshold"] is not None else defaults.default_method(given["model"])
     options = Options(split_qkv=not no_split_qkv, **given)
     options.check()
     folder = distributed.from_first(lambda: run.open_folder(options.name, out=out, resume=resume))

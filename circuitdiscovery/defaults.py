@@ -13,7 +13,6 @@ from typing import Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import GGUF, data_folder, read_json, shipped
-from circuitdiscovery.graph import Graph
 
 LARGE = 20_000  # edges
 _NAMES = {  # of a config's numbers, the first one that it has
@@ -44,6 +43,8 @@ def default_edges(total: int) -> int:
 
 def edges_of(model: str) -> int | None:
     """The edges of a model's graph, from its config alone; None where that does not say it or is not at hand."""
+    from circuitdiscovery.graph import Graph  # numpy, which --help does without
+
     try:
         config = _config(model)
         numbers = {field: next((config[name] for name in names if config.get(name)), None) for field, names in _NAMES.items()}

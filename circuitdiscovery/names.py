@@ -18,7 +18,6 @@ MEASURES = ("none", "quick", "full")  # how much of a found circuit is measured,
 DEFAULT_THRESHOLD = (
     0.002  # acdc and trace_back, damage in nats of KL: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
 )
-DEFAULT_SHARE = 0.1  # attribution methods: the part of all edges that is kept
 
 Kind = Literal["metric", "ablation", "method", "direction", "dtype", "suite", "benchmark method", "measure"]
 VALID: dict[Kind, tuple[str, ...]] = {

@@ -22,6 +22,7 @@ from circuitdiscovery.search.baseline import random
 from circuitdiscovery.search.edge_pruning import edge_pruning
 from circuitdiscovery.search.exact import exact
 from circuitdiscovery.search.hybrid import hybrid
+from circuitdiscovery.search.matryoshka import matryoshka
 from circuitdiscovery.search.path_patching import trace_back
 from circuitdiscovery.task import Task
 
@@ -50,6 +51,11 @@ def hybrid_sweep(model: Model, task: Task, sizes: Sequence[int]) -> list[Circuit
     return [hybrid(model, task, edges=n).top(n) for n in sizes]
 
 
+def matryoshka_sweep(model: Model, task: Task, sizes: Sequence[int]) -> list[Circuit]:
+    """Matryoshka attribution, finished at every size."""
+    return [matryoshka(model, task, edges=n).top(n) for n in sizes]
+
+
 METHODS: dict[str, Method] = {
     "acdc": acdc_sweep,
     "eap": eap,
@@ -60,6 +66,7 @@ METHODS: dict[str, Method] = {
     "exact_denoising": lambda model, task: exact(model, task, direction="denoising"),
     "edge_pruning": edge_pruning_sweep,
     "hybrid": hybrid_sweep,
+    "matryoshka": matryoshka_sweep,
     "trace_back": trace_back_sweep,
     "random": random,
 }
