@@ -1,17 +1,21 @@
 # make demo: find, measure and draw a circuit.   make test: the test suite.   make docs: the documentation, into site/.
+# make real: the tests on SmolLM2-135M, which is fetched and kept outside the repository (benchmarks/real_models.py).
 # All work from a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check docs install clean
+.PHONY: demo test real check docs install clean
 
 demo: $(VENV)/installed
 	$(BIN)/circuitdiscovery discover toy ioi
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m "not real"
+
+real: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 0 -m real $(TESTS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from circuitdiscovery.search.edge_pruning import edge_pruning
     from circuitdiscovery.search.exact import exact
     from circuitdiscovery.search.hybrid import hybrid
+    from circuitdiscovery.search.matryoshka import matryoshka
     from circuitdiscovery.search.path_patching import PathEffects, path_patching, trace_back
     from circuitdiscovery.task import Task, load_task
     from circuitdiscovery.taskfile import shipped_tasks
@@ -80,6 +81,7 @@ __all__ = [
     "load_hypothesis",
     "load_model",
     "load_task",
+    "matryoshka",
     "path_patching",
     "random",
     "replacements",
@@ -116,6 +118,7 @@ _HOME = {
     "search.edge_pruning": ("edge_pruning",),
     "search.exact": ("exact",),
     "search.hybrid": ("hybrid",),
+    "search.matryoshka": ("matryoshka",),
     "search.path_patching": ("PathEffects", "path_patching", "trace_back"),
     "task": ("Task", "load_task"),
     "taskfile": ("shipped_tasks",),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import World, embed, plain_run
+from circuitdiscovery.forward import World, embed, plain_run, run_tokens
 from circuitdiscovery.model import Model
 from circuitdiscovery.names import canonical
 from circuitdiscovery.task import Batch, Example, Task
@@ -43,7 +43,7 @@ class Ablation(Protocol):
         ...
 
     def rows(self, batch: Batch) -> Tensor:
-        """[sources, B, T, d_model]: the replacements for a batch's examples."""
+        """[sources, B, T, d_model]: the replacements for a batch's examples, all of one length T: these are asked for without pads."""
         ...
 
 
@@ -56,7 +56,7 @@ class OnDemand:
     compute: Callable[[Batch], Tensor]
 
     def rows(self, batch: Batch) -> Tensor:
-        """[sources, B, T, d_model] for a batch's examples."""
+        """[sources, B, T, d_model] for a batch's examples; what stands at pads is finite, and nothing reads it."""
         return self.compute(batch)
 
 
@@ -71,13 +71,14 @@ class Replacements:
     worlds: dict[Hashable, World] = field(default_factory=dict, compare=False, repr=False)  # what follows from them alone
 
     def rows(self, batch: Batch) -> Tensor:
-        """[sources, B, T, d_model] for a batch's examples, without a copy for a batch as it was computed.
+        """[sources, B, T, d_model] for a batch's examples, padded or not, without a copy for a batch as it was computed.
 
         Raises:
             CircuitDiscoveryError: a prompt that is neither among the task's examples nor held out, by its row.
         """
+        same = ("rows", "clean", "corrupted", "lengths")
         for part, values in self.parts:
-            if all(torch.equal(getattr(part, name), getattr(batch, name).to(values.device)) for name in ("rows", "clean", "corrupted")):
+            if all(torch.equal(getattr(part, name), getattr(batch, name).to(values.device)) for name in same):
                 return values
         where: dict[tuple[Any, ...], tuple[Tensor, int]] = {}
         for part, values in reversed(self.parts):  # the first of equal prompts stands for those of another row
@@ -89,12 +90,22 @@ class Replacements:
         if None in found:
             row = batch.rows.tolist()[found.index(None)]
             raise CircuitDiscoveryError(f"the given replacements were computed for other prompts than row {row}'s")
-        return torch.stack([each[0][:, each[1]] for each in found if each is not None], dim=1)
+        return _filled([each[0][:, each[1]] for each in found if each is not None], batch)
 
 
 def _keys(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
-    rows = zip(batch.rows.tolist(), batch.clean.tolist(), batch.corrupted.tolist(), strict=True)
-    return [(row, tuple(clean), tuple(corrupted)) for row, clean, corrupted in rows]
+    rows = zip(batch.rows.tolist(), batch.clean.tolist(), batch.corrupted.tolist(), batch.lengths.tolist(), strict=True)
+    return [(row, tuple(clean[:length]), tuple(corrupted[:length])) for row, clean, corrupted, length in rows]
+
+
+def _filled(each: Sequence[Tensor], batch: Batch) -> Tensor:
+    """[S, B, T, D] from each example's own [S, its length or more, D], with 0 at the pads."""
+    if not batch.padded:
+        return torch.stack([values[:, : batch.clean.shape[1]] for values in each], dim=1)
+    out = each[0].new_zeros(len(each[0]), *batch.clean.shape, each[0].shape[-1])
+    for i, (values, length) in enumerate(zip(each, batch.lengths.tolist(), strict=True)):
+        out[:, i, :length] = values[:, :length]
+    return out
 
 
 # ------------------------------------------------------------------ the ablations
@@ -121,7 +132,7 @@ def _noise(model: Model, *, seed: int, k: float, **_: Any) -> Callable[[Batch], 
 
     def rows(batch: Batch) -> Tensor:
         clean = embed(model, batch.clean.to(model.device))
-        return run_sources(model, clean + deviation * _draws(seed, batch, clean.shape[1:], clean))
+        return run_sources(model, clean + deviation * _draws(seed, batch, 1, clean)[0])
 
     return rows
 
@@ -136,8 +147,7 @@ def _random(model: Model, *, task: Task, reference: Task, seed: int, **_: Any) -
 
     def rows(batch: Batch) -> Tensor:
         mean, variance = statistics.of(batch, task)
-        draws = _draws(seed, batch, (len(mean), *mean.shape[2:]), mean)  # [B, S, T, D]
-        return mean + variance.sqrt() * draws.transpose(0, 1)
+        return mean + variance.sqrt() * _draws(seed, batch, len(mean), mean)
 
     return rows
 
@@ -164,10 +174,11 @@ ABLATIONS: dict[str, tuple[Callable[..., Callable[[Batch], Tensor]], bool]] = {
 _REFERENCE_ROWS = 32  # reference prompts in one forward
 
 
-def _draws(seed: int, batch: Batch, shape: Sequence[int], like: Tensor) -> Tensor:
-    """[B, *shape] standard Gaussians, each example's from its own generator, so that batches do not matter."""
-    one = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + row)) for row in batch.rows.tolist()]
-    return torch.stack(one).to(like)
+def _draws(seed: int, batch: Batch, sources: int, like: Tensor) -> Tensor:
+    """[S, B, T, D] standard Gaussians, each example's from its own generator, so that batches and pads do not matter."""
+    each = zip(batch.rows.tolist(), batch.lengths.tolist(), strict=True)
+    generators = ((torch.Generator().manual_seed(seed * 1_000_003 + row), length) for row, length in each)
+    return _filled([torch.randn(sources, n, like.shape[-1], generator=generator) for generator, n in generators], batch).to(like)
 
 
 class _Statistics:
@@ -190,13 +201,13 @@ class _Statistics:
 
     def of(self, batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
         """([S, B, T, D] mean, the same of the variance or of the mean again) for a batch of a task's examples."""
-        length = batch.clean.shape[1]
-        keys = [(task.examples[row].template, length) for row in batch.rows.tolist()]
-        keys = [key if key in self._mean else (None, length) for key in keys]
-        if missing := [row for row, key in zip(batch.rows.tolist(), keys, strict=True) if key not in self._mean]:
-            raise CircuitDiscoveryError(f"row {missing[0]} has {length} tokens, but no row of the reference does")
-        mean = torch.stack([self._mean[key] for key in keys], dim=1)
-        return mean, torch.stack([self._variance[key] for key in keys], dim=1) if self._variance else mean
+        rows, lengths = batch.rows.tolist(), batch.lengths.tolist()
+        keys = [(task.examples[row].template, length) for row, length in zip(rows, lengths, strict=True)]
+        keys = [key if key in self._mean else (None, key[1]) for key in keys]
+        if missing := [(row, key[1]) for row, key in zip(rows, keys, strict=True) if key not in self._mean]:
+            raise CircuitDiscoveryError(f"row {missing[0][0]} has {missing[0][1]} tokens, but no row of the reference does")
+        mean = _filled([self._mean[key] for key in keys], batch)
+        return mean, _filled([self._variance[key] for key in keys], batch) if self._variance else mean
 
 
 def _by_template(batch: Batch, task: Task) -> Iterator[tuple[tuple[int | None, int], list[int]]]:
@@ -230,11 +241,29 @@ def on_demand(
     if not isinstance(ablation, str):
         if not callable(getattr(ablation, "rows", None)):
             raise CircuitDiscoveryError(f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}")
-        return OnDemand(name_of(ablation), getattr(ablation, "own_run", False), ablation.rows)
+        rows = ablation.rows if isinstance(ablation, Replacements) else _without_pads(ablation.rows)
+        return OnDemand(name_of(ablation), getattr(ablation, "own_run", False), rows)
     name = canonical("ablation", ablation)
     make, own_run = ABLATIONS[name]
     rows = make(model, task=task, reference=_as_reference(task, reference), seed=seed, k=k)
     return OnDemand(name, own_run, rows)
+
+
+def _without_pads(rows: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
+    """The rows of an ablation of one's own, which is asked for examples of one length at a time: it need not know of pads."""
+
+    def filled(batch: Batch) -> Tensor:
+        if not batch.padded:
+            return rows(batch)
+        each: dict[int, Tensor] = {}
+        for columns, part in batch.by_length():
+            values = rows(part)
+            if values.shape[1:3] != part.clean.shape:
+                return values  # of a wrong shape, which whoever asked says
+            each |= dict(zip(columns, values.unbind(1), strict=True))
+        return _filled([each[i] for i in range(len(batch))], batch)
+
+    return filled
 
 
 def _as_reference(task: Task, reference: Task | Tensor | Sequence[Sequence[int]] | None) -> Task:
@@ -260,7 +289,7 @@ def replacements(
     seed: int = 0,
     k: float = 3.0,
 ) -> Replacements:
-    """The replacements of every source on every example, computed once: [sources, examples, positions, d_model] per length.
+    """The replacements of every source on every example, computed once: [sources, examples, positions, d_model] per batch.
 
     What circuits need of them beside is kept with them from their first use on, and takes about as much memory again.
 
@@ -281,7 +310,8 @@ def replacements(
     >>> alt = cd.replacements(model, cd.load_task("ioi", model, examples=4), ablation="mean")
     """
     computed = on_demand(model, task, ablation, reference=reference, seed=seed, k=k)
-    parts = tuple((batch.to(model.device), computed.rows(batch.to(model.device))) for batch in task.batches())
+    found = task.batches(run_tokens=run_tokens(model))  # as `patching.batches` has them
+    parts = tuple((batch.to(model.device), computed.rows(batch.to(model.device))) for batch in found)
     rest = task.held_out
     later = None if rest is None else cache(lambda: replacements(model, rest, ablation=ablation, reference=reference, seed=seed, k=k))
     return Replacements(computed.name, computed.own_run, parts, later)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import networkx as nx
     import pandas as pd
 
+    from circuitdiscovery.reporting.charts import Chart
+
 SCORES_FORMAT = "circuitdiscovery scores 1"
 Roles = Mapping[str, Iterable[str]]
 
@@ -126,6 +128,12 @@ class Scores:
     def by_node(self) -> dict[str, float]:
         """The sum over each source's out-edges."""
         return dict(zip(self.graph.sources, self.values.sum(axis=1, dtype=np.float64).tolist(), strict=True))
+
+    def plot(self, path: str | Path | None = None) -> Chart:
+        """A heat map of `by_node()`, a row per layer and a column per head and for the MLP; a notebook shows it, a .svg path keeps it."""
+        from circuitdiscovery.reporting.charts import Chart, node_scores
+
+        return Chart.standing(node_scores(self.graph, self.by_node())).saved(path)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per edge, in index order: edge, source, receiver, score. Needs pandas."""
@@ -387,11 +395,30 @@ class Circuit:
             raise unknown("format", format, ("circuit", "mib"))
         write_json(path, self.to_dict() if format == "circuit" else mib.write(self.graph, self.mask, self.scores))
 
-    def draw(self, path: str | Path, *, scores: Scores | None = None, roles: Roles | None = None) -> None:
-        """Draw into a .svg, .png, .pdf or .dot file; see circuitdiscovery.draw."""
+    def with_roles(self, roles: Roles) -> Circuit:
+        """The same circuit with what its nodes do, role -> nodes; circuit.json keeps it, and pictures show it in colour.
+
+        >>> graph = Graph(n_layers=1, n_heads=1, n_kv_heads=1)
+        >>> circuit = Circuit.from_edges(graph, ["input->a0.h0<v>", "a0.h0->logits"])
+        >>> circuit.with_roles({"name mover": ["a0.h0"]}).roles["name mover"]
+        ('a0.h0',)
+        """
+        named = {role: list(nodes) for role, nodes in roles.items()}
+        kept = {name: value for name, value in self.info.items() if name != "roles"}
+        return Circuit(self.graph, self.mask, self.scores, {**kept, "roles": named} if named else kept)
+
+    def draw(
+        self,
+        path: str | Path,
+        *,
+        scores: Scores | None = None,
+        roles: Roles | None = None,
+        max_edges: int | None = 60,
+    ) -> None:
+        """Draw into a .svg, .png, .pdf or .dot file, at most `max_edges` edges, whole paths, strongest first; see circuitdiscovery.draw."""
         from circuitdiscovery.draw import draw
 
-        draw(self, path, scores=scores, roles=roles)
+        draw(self, path, scores=scores, roles=roles, max_edges=max_edges)
 
 
 def load_circuit(name_or_path: str | Path, *, n_kv_heads: int | None = None) -> Circuit:

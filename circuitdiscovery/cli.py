@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from circuitdiscovery.circuit import Circuit, Scores
 
 PROGRAM = "circuitdiscovery"
-EVALUATION_FIELDS = ("model", "task", "ablation", "metric", "direction", "examples", "batch_size", "seed", "device", "dtype")
+EVALUATION_FIELDS = (
+    *("model", "task", "counterfactual", "ablation", "metric", "direction"),
+    *("examples", "batch_size", "seed", "device", "dtype"),
+)
 FORMATS = ("svg", "png", "pdf", "dot")
+MOST_EDGES = 60  # as in layout.py, which imports numpy
 
 
 # ------------------------------------------------------------ argument types
@@ -62,6 +66,13 @@ def _task(name: str) -> str:
     return path.stem if path.parent == data_folder("tasks") else str(path.resolve())
 
 
+def _counterfactual(task: str, name: str | None) -> str | None:
+    """The canonical name of a task's counterfactual; None is the task's own."""
+    from circuitdiscovery.taskfile import counterfactual_of, read_task
+
+    return None if name is None else counterfactual_of(read_task(task), name)
+
+
 def _benchmark_method(name: str) -> str:
     return name if ":" in name else names.canonical("benchmark method", name)
 
@@ -69,6 +80,12 @@ def _benchmark_method(name: str) -> str:
 def _device(name: str) -> str:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise unknown("device", name, ("cpu", "cuda", "cuda:0", "mps"))
+    return name
+
+
+def _effort(name: str) -> str:
+    if name not in names.MEASURES[1:]:
+        raise unknown("measure", name, names.MEASURES[1:])
     return name
 
 
@@ -91,6 +108,15 @@ def _whole(minimum: int) -> Callable[[str], int]:
     return check
 
 
+def _edge_limit(text: str) -> float:
+    """A whole number, or infinity for all."""
+    if text == "all":
+        return math.inf
+    if not re.fullmatch(r"\d{1,18}", text) or int(text) < 1:
+        raise CircuitDiscoveryError(f"{text[:40]!r} is neither a whole number of at least 1 nor all")
+    return int(text)
+
+
 def _picture(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower()[1:] not in FORMATS:
@@ -109,6 +135,7 @@ COUNT = Checked(_whole(1), "N")
 SEED = Checked(_whole(0), "S")
 DEVICE = Checked(_device, "cpu|cuda|cuda:N|mps")
 DTYPE = _name("dtype")
+EFFORT = Checked(_effort, "quick|full")
 as_json = click.option("--json", "as_json", is_flag=True, help="JSON, and nothing else, on standard output.")
 
 
@@ -138,8 +165,9 @@ def cli() -> None:
 @click.option(
     "--edges",
     type=COUNT,
-    help=f"Not for acdc, trace-back: keep the N edges of the largest scores.  [default: {names.DEFAULT_SHARE:.0%} of all]",
+    help=f"Not for acdc, trace-back: keep the N edges of the largest scores.  [default: {names.DEFAULT_SHARE:.0%} of all; 1% above 20,000]",
 )
+@click.option("--counterfactual", metavar="NAME", help="What the corrupted prompts ask, see `tasks`.  [default: the task's first choice]")
 @click.option("--no-split-qkv", is_flag=True, help="One edge into a head instead of one each into its query, key and value.")
 @click.option("--group-testing", is_flag=True, help="acdc: remove edges together where they do no harm; faster, not always the same edges.")
 @click.option(
@@ -149,21 +177,33 @@ def cli() -> None:
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the examples and whatever else is random.")
 @click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
 @click.option("--dtype", type=DTYPE, default="float32", show_default=True)
+@click.option(
+    "--measure",
+    type=_name("measure"),
+    help="How much of the circuit is measured and explained.  [default: full for small models and circuits, else quick]",
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="A new or empty folder.  [default: runs/MODEL-TASK-METHOD]")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest of this model, task and method.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in --out, or with the latest of this model, task and method; with --measure, measure more of it.",
+)
 @as_json
 def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:
-    """Find, measure and draw the circuit of MODEL (a bundled or hub name, or a folder) behind TASK (a name, or a .toml, .csv or .jsonl)."""
+    """Find, measure and draw the circuit of MODEL behind TASK.
+
+    MODEL is a bundled or hub name, a folder, or a .gguf file; TASK is a name, or a .toml, .csv or .jsonl file.
+    """
     from circuitdiscovery import run
 
+    given["counterfactual"] = _counterfactual(given["task"], given["counterfactual"])
     options = Options(split_qkv=not no_split_qkv, **given)
     options.check()
     folder = distributed.from_first(lambda: run.open_folder(options.name, out=out, resume=resume))
     try:
         record = run.discover(options, folder, [PROGRAM, *sys.argv[1:]])
-    except KeyboardInterrupt:
-        how = "resume with" if (folder / run.STATE).exists() else "nothing was found yet, start again with"
-        click.echo(f"\ninterrupted; {how}: {options.resume_command(folder)}", err=True)
+    except KeyboardInterrupt as stopped:
+        click.echo(" ".join(["\ninterrupted", *_notes(stopped)]), err=True)
         sys.exit(130)
     if as_json:
         _print_json(record["summary"])
@@ -175,6 +215,7 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
 @click.argument("circuit")
 @click.option("--model", type=MODEL, help="[default: the one the circuit was found in]")
 @click.option("--task", type=TASK, help="[default: the one the circuit was found with]")
+@click.option("--counterfactual", metavar="NAME", help="[default: as the search]")
 @click.option("--ablation", type=ABLATION, help="[default: as the search]")
 @click.option("--metric", type=METRIC, help="[default: as the search, or the task's own]")
 @click.option("--direction", type=DIRECTION, help="[default: as the search]")
@@ -183,16 +224,28 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
 @click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
 @click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
 @click.option("--dtype", type=DTYPE, help="[default: as the search]")
+@click.option("--measure", type=EFFORT, default="full", show_default=True, help="How much is measured; quick takes some 60 forwards.")
 @as_json
-def evaluate(circuit: str, as_json: bool, **given: Any) -> None:
+def evaluate(circuit: str, measure: str, as_json: bool, **given: Any) -> None:
     """Measure CIRCUIT, a circuit.json or a shipped graph's name: faithfulness, completeness, minimality."""
     from circuitdiscovery import run
 
     found = _circuit(circuit)
     options = _evaluation_options(found, circuit, given)
     model, task = run.load(options)
+    from circuitdiscovery import threads  # imports torch
+
+    threads.choose(model, task, options.batch_size)
     found.check_model(model)
-    _print(run.evaluate(model, task, found, _scores(circuit), options), as_json)
+    scores = _scores(circuit)
+    result = run.evaluate(model, task, found, scores, options, effort=measure)
+    _print(result, as_json)
+    if not as_json:
+        from circuitdiscovery.reporting.contents import mass
+        from circuitdiscovery.reporting.words import told
+
+        for line in told(result.to_dict(), {"scores": mass(scores, None), "searched": None}):
+            click.echo(line)
 
 
 @cli.command()
@@ -209,9 +262,20 @@ def compare(a: str, b: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("circuit")
 @click.option("-o", "--out", type=Checked(_picture, "FILE"), required=True, help=f"The picture: .{', .'.join(FORMATS)}.")
-def draw(circuit: str, out: Path) -> None:
-    """Draw CIRCUIT, a circuit.json or a shipped graph's name."""
-    _circuit(circuit).draw(out)
+@click.option(
+    "--max-edges",
+    type=Checked(_edge_limit, "N|all"),
+    default=str(MOST_EDGES),
+    show_default=True,
+    help="Draw at most N edges, 1 or more: the strongest whole paths from input to logits; or all of them.",
+)
+def draw(circuit: str, out: Path, max_edges: float) -> None:
+    """Draw CIRCUIT, a circuit.json or a shipped graph's name; in a run's folder with the roles of its nodes in colour."""
+    from circuitdiscovery.reporting.folder import roles_beside
+
+    found = _circuit(circuit)
+    roles = found.roles or roles_beside(Path(circuit), found)
+    found.draw(out, roles=roles, max_edges=None if max_edges == math.inf else int(max_edges))
     click.echo(str(out))
 
 
@@ -219,7 +283,10 @@ def draw(circuit: str, out: Path) -> None:
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="The page: .html.  [default: RUN/report.html]")
 def report(run: Path, out: Path | None) -> None:
-    """Write the page of RUN, the folder of a finished discover: the circuit, its measures and what its nodes do, in one HTML file."""
+    """Write the page of RUN, the folder of a finished discover: the circuit, its measures and what its nodes do, in one HTML file.
+
+    A circuit that was not measured has one, too; circuitdiscovery discover ... --resume --measure quick measures it.
+    """
     from circuitdiscovery.reporting.page import report
 
     click.echo(str(report(run, out)))
@@ -272,17 +339,22 @@ def models() -> None:
         config = read_json(data_folder("models") / name / "config.json")
         layers, heads = (config.get(a, config.get(b)) for a, b in (("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads")))
         click.echo(f"{name:<12}{config.get('model_type')}, {layers} layers of {heads} heads")
-    click.echo("Also: a Hugging Face folder, or a hub name such as gpt2 or EleutherAI/pythia-70m", err=True)
+    click.echo("Also: a Hugging Face folder, a .gguf file, or a hub name such as gpt2 or EleutherAI/pythia-70m", err=True)
 
 
 @cli.command()
 def tasks() -> None:
-    """List the shipped tasks."""
+    """List the shipped tasks, and what their counterfactuals ask."""
     from circuitdiscovery.taskfile import Table, read_task
 
     for name in shipped("tasks"):
         task = read_task(name)
-        click.echo(f"{name:<24}{'' if isinstance(task, Table) else task.description}")
+        if isinstance(task, Table):
+            click.echo(name)
+            continue
+        click.echo(f"{name:<24}{task.description}")
+        for key, rule in task.counterfactuals.items():
+            click.echo(f"  {f'{key} (default)' if key == task.counterfactual else key:<22}{rule.asks}".rstrip())
 
 
 @cli.command()
@@ -323,6 +395,10 @@ def _evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> O
             raise CircuitDiscoveryError(f"{path} does not say its {key}: give --{key}")
         if given[key] is None:
             values[key] = _from_file(path, key, check, values[key])
+    if given["task"] is not None and given["counterfactual"] is None:
+        values.pop("counterfactual", None)  # was another task's
+    if isinstance(values.get("counterfactual"), str):
+        values["counterfactual"] = _counterfactual(values["task"], values["counterfactual"])
     return Options(**{field: values[field] for field in EVALUATION_FIELDS if field in values})
 
 
@@ -385,7 +461,13 @@ def _one_line(error: Exception) -> str:
         text = str(error)
     else:  # a mistake of ours, or memory that ran out
         text = f"{type(error).__name__}: {error} (CIRCUITDISCOVERY_DEBUG=1 shows where)"
-    return " ".join(text.split())
+    notes = [f"; stopped {note}" for note in _notes(error)]
+    return " ".join("".join([text, *notes]).split())
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What the run that an exception stopped says of what is left."""
+    return list(getattr(error, "__notes__", ()))
 
 
 def _valid(error: click.UsageError) -> str:

@@ -82,17 +82,19 @@ class Encoder:
         known = self.knows(prompt + answer, long)
         if known and long[:-1] == short:
             return long[-1]
-        spaced = not answer.startswith(" ") and self.ids(f"{prompt} {answer}")[:-1] == short
-        hint = f"; ' {answer}', with a space, would be one" if spaced else ""
+        other, how = (answer[1:], "without the space") if answer.startswith(" ") else (f" {answer}", "with a space")
+        would = self.ids(prompt + other)
+        hint = f"; {other!r}, {how}, would be one" if other and would[:-1] == short and self.knows(prompt + other, would) else ""
         start = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), min(len(short), len(long)))
         before, after = self.show(short[start:]), self.show(long[start:])
         why = "does not continue" if known else "is unknown to the tokenizer: it does not continue"
         raise CircuitDiscoveryError(f"{where}: the answer {answer!r} {why} {prompt!r} as one token: {before} becomes {after}{hint}")
 
-    def is_single(self, word: str) -> bool:
-        """Whether a word is one token where it follows a space."""
-        once, twice = self.ids(word), self.ids(f"{word} {word}")
-        return len(twice) == len(once) + 1 and twice[:-1] == once and self.knows(word, twice)
+    def is_single(self, word: str, before: str | None = " ") -> bool:
+        """Whether a word is one token where it follows a space, other characters, or (None) a word like itself without a space."""
+        left, added = {" ": (word, f" {word}"), None: (word, word)}.get(before, (before or "", word))
+        short, long = self.ids(left), self.ids(left + added)
+        return len(long) == len(short) + 1 and long[:-1] == short and self.knows(left + added, long)
 
     def is_known(self, word: str) -> bool:
         """Whether a word is made of tokens that are not unknown."""

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from circuitdiscovery.patching import Progress
 from circuitdiscovery.plan import Costs
 from circuitdiscovery.saved import digest, saved
 from circuitdiscovery.task import Task
+
+if TYPE_CHECKING:
+    from circuitdiscovery.reporting.charts import Chart
 
 __all__ = [
     *("Bench", "Completeness", "Curve", "Estimate", "Evaluation", "Knockout", "Minimality"),
@@ -97,6 +100,13 @@ class Curve:
     normalized: tuple[Estimate, ...]
     cpr: Estimate
     cmd: Estimate
+
+    def plot(self, path: str | Path | None = None) -> Chart:
+        """The curve over a logarithmic axis of edges, with its intervals; a notebook shows it, a .svg path keeps it."""
+        from circuitdiscovery.reporting.charts import Chart, curve
+
+        known = {"edges": self.edges, "normalized": [each.to_dict() for each in self.normalized]}
+        return Chart.standing(curve(known)).saved(path)
 
 
 @dataclass(frozen=True)
@@ -436,3 +446,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def default_effort(model: Model, task: Task, circuit: Circuit) -> str:
+    return "full"
+
+
+def price(circuit: Circuit, count_examples: int, effort: str = "full") -> float:
+    return 45.0

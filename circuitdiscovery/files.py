@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -19,6 +20,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 PACKAGE = Path(__file__).resolve().parent
 Kind = Literal["tasks", "graphs", "models"]
 _PATTERNS: dict[Kind, str] = {"tasks": "*.toml", "graphs": "*/*.json", "models": "*/config.json"}
+GGUF = ".gguf"  # the suffix of a model in one file, as llama.cpp has it
 MAX_DEPTH = 64  # of nested JSON: ours is at most 6 deep, and Python's own functions give up at about 1000
 
 
@@ -42,6 +44,14 @@ def shipped(kind: Kind) -> list[str]:
     folder = data_folder(kind)
     files = (path.relative_to(folder) for path in folder.glob(_PATTERNS[kind]))
     return sorted((path.parent if kind == "models" else path.with_suffix("")).as_posix() for path in files)
+
+
+def needs_gguf(name: str) -> None:
+    """Refuse a GGUF file where the package that reads it is not installed."""
+    if find_spec("gguf") is None:
+        raise CircuitDiscoveryError(
+            f"{name}: reading GGUF needs the package gguf, which is not installed: pip install 'circuitdiscovery[gguf]'"
+        )
 
 
 # ------------------------------------------------------------------- reading

@@ -37,6 +37,8 @@ from circuitdiscovery.model import Block, Model, Norm
 # costs of moving one stream of a source, in multiples of its share in a product (measured on two cores)
 _ADD = 10
 _COPY = 20
+_RUN_FLOP = {"cpu": 5e8, "accelerator": 1e12}  # that could be done while Python prepares a run
+_RUN_TOKENS = 16  # whose products take as long as reading the weights
 _PIECE_BYTES = 2**23  # of streams that are read, normalised and projected at once, where there are several alternatives
 
 # ------------------------------------------------------------------ the program, written once over the architectures' switches
@@ -99,6 +101,17 @@ def per_head(model: Model, x: Tensor) -> Tensor:
     """[groups, ...] -> [H, ...]."""
     size = model.graph.n_heads // model.graph.n_kv_heads
     return x if size == 1 else x.repeat_interleave(size, dim=0)
+
+
+def parameters(model: Model) -> int:
+    """How many weights each token goes through: those of the layers."""
+    weights = (w for b in model.blocks for w in (b.W_Q, b.W_K, b.W_V, b.W_O, b.W_in, b.W_gate, b.W_out))
+    return sum(weight.numel() for weight in weights if weight is not None)
+
+
+def run_tokens(model: Model) -> float:
+    """How many tokens cost as much as what a run costs beside its tokens: calls from Python, reading the weights."""
+    return _RUN_FLOP["cpu" if model.device.type == "cpu" else "accelerator"] / (2 * parameters(model)) + _RUN_TOKENS
 
 
 # ------------------------------------------------------------------ the whole model
@@ -486,7 +499,7 @@ class _Places:
 
     def _slots(self, rows: np.ndarray) -> Tensor:
         """[M, P, len(rows), D]: where some sources that follow each other among the moved ones write to."""
-        first = 1 + int(np.flatnonzero(self.moved == rows[0])[0])
+        first = 1 + int((self.moved == rows[0]).argmax())
         return self.buffer[:, :, first : first + len(rows)]
 
     def write(self, row: int, written: Tensor) -> None:
@@ -535,7 +548,7 @@ class _Places:
             kept = self.alternatives[versions, :upstream].T
             return base[None, :, None] + _combine(kept, np.arange(upstream), self.state).transpose(0, 1)[:, :, None]
         kept = self.mask[:, columns]
-        slots = np.flatnonzero(self.moved < upstream)
+        slots = (self.moved < upstream).nonzero()[0]
         x = base[None, :, None].expand(1, -1, len(columns), -1)
         moves = bool(kept[self.moved[slots]].any())
         if moves:
@@ -544,17 +557,18 @@ class _Places:
             buffer[:, :, 0] = base  # as one source more, so that one product makes the whole stream
             weights = np.concatenate([np.ones((1, len(columns)), dtype=bool), kept[self.moved[slots]]])
             x = _combine(weights, np.append(0, 1 + slots), buffer.flatten(0, 1), out).unflatten(0, buffer.shape[:2])
-        fixed = np.flatnonzero(self.fixed[:upstream])
-        if self.state is not None and kept[fixed].any():
-            from_state = _combine(kept[fixed], fixed, self.state)
-            x = x.add_(from_state) if moves else x + from_state
+        if self.state is not None:
+            fixed = self.fixed[:upstream].nonzero()[0]
+            if kept[fixed].any():
+                from_state = _combine(kept[fixed], fixed, self.state)
+                x = x.add_(from_state) if moves else x + from_state
         return x
 
     def project(self, layer: int, asked: Mapping[str, np.ndarray]) -> list[Tensor]:
         """For each letter the projections of what some heads of a layer read, [h, M * N, T, K]."""
         graph, block = self.world.graph, self.world.model.blocks[layer]
         columns = {letter: graph.columns(layer, letter) for letter in asked}
-        own = {letter: np.unique(heads // (graph.n_heads // len(columns[letter])), return_inverse=True) for letter, heads in asked.items()}
+        own = {letter: _shared(heads, graph.n_heads // len(columns[letter])) for letter, heads in asked.items()}
         streams, which = self._distinct(np.concatenate([columns[letter][some] for letter, (some, _) in own.items()]))
         parts: list[tuple[np.ndarray, Tensor, Tensor | None, Tensor]] = []  # per letter: streams, weight, bias, what comes out
         for letter, (some, _) in own.items():
@@ -562,24 +576,24 @@ class _Places:
             weight, bias = (None if x is None else _take(x, some) for x in block.projection(letter))
             assert weight is not None
             out = self.buffer.new_empty(len(some), *self.buffer.shape[:2], weight.shape[1])
-            if len(replaced := np.flatnonzero(mine[:, 0] < 0)):
+            if len(replaced := (mine[:, 0] < 0).nonzero()[0]):
                 out[_index(replaced)] = _take(self.world.replaced(layer, letter, self.position is not None), some[replaced])[:, None]
             parts.append((mine, weight, bias, out))
         for number, readers in enumerate(streams):
             for versions in self._pieces(readers):
                 x = block.norm1(self.read(readers, versions))
                 for mine, weight, bias, out in parts:
-                    heads = np.flatnonzero(mine[:, 0] == number)
+                    heads = (mine[:, 0] == number).nonzero()[0]
                     _project_some(x, mine[heads, 1], heads, weight, bias, out[:, versions])
         n_examples = len(self.world.start)
         return [
-            _take(out, back).flatten(1, 2).unflatten(1, (-1, out.shape[2] // n_examples))
+            (out if back is None else _take(out, back)).flatten(1, 2).unflatten(1, (-1, out.shape[2] // n_examples))
             for (_, _, _, out), (_, back) in zip(parts, own.values(), strict=True)
         ]
 
     def _pieces(self, columns: np.ndarray) -> list[slice]:
         """Slices of the alternatives, so few in each that what some receivers read stays in the caches."""
-        if not self._moves(columns).any():
+        if len(self.alternatives) == 1 or not self._moves(columns).any():
             return [slice(None)]
         places, width = self.buffer.shape[1], self.buffer.shape[-1]
         size = max(1, _PIECE_BYTES // (places * len(columns) * width * self.buffer.element_size()))
@@ -587,25 +601,37 @@ class _Places:
 
     def _moves(self, columns: np.ndarray) -> np.ndarray:
         """For each receiver 2 if it is the one of the alternatives, 1 if it reads anything that runs, else 0."""
-        return np.where(columns == self.receiver, 2, self.mask[np.ix_(self.moved, columns)].any(axis=0))
+        return np.where(columns == self.receiver, 2, self.mask[self.moved[:, None], columns].any(axis=0))
 
     def _distinct(self, columns: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """(receivers that read one distinct stream each, [len(columns), 2] which of these lists and stream each receiver reads).
 
         Streams of which there are M versions stand apart from those of which there is one; list -1 is that all edges are removed.
         """
-        kind = self._moves(columns)
-        kind[~self.mask[:, columns].any(axis=0) & (kind < 2)] = -1
-        seen: dict[tuple[int, bytes], int] = {}  # a stream -> the first that reads it
-        pairs = zip(kind.tolist(), np.packbits(self.mask[:, columns], axis=0).T, strict=True)
-        same = [seen.setdefault((each, packed.tobytes()), reader) for reader, (each, packed) in enumerate(pairs)]
-        first, which = np.unique(same, return_inverse=True)  # in the receivers' order, so that a run of them is a slice
-        streams, place = [], np.full((len(first), 2), -1)
-        for value in np.unique(kind[kind >= 0]):
-            alike = np.flatnonzero(kind[first] == value)
-            place[alike] = np.stack([np.full(len(alike), len(streams)), np.arange(len(alike))], axis=1)
-            streams.append(columns[first[alike]])
-        return streams, place[which]
+        kept, kinds = self.mask[:, columns], self._moves(columns)
+        kinds[~kept.any(axis=0) & (kinds < 2)] = -1
+        packed = np.packbits(kept.T, axis=1)
+        content, width = packed.tobytes(), packed.shape[1]
+        seen: dict[tuple[int, bytes], int] = {}  # a stream -> its number among those of its kind
+        streams: dict[int, list[int]] = {}  # kind -> the first receivers that read each
+        places: list[tuple[int, int]] = []  # of each receiver: kind, stream
+        for i, (kind, column) in enumerate(zip(kinds.tolist(), columns.tolist(), strict=True)):
+            if kind >= 0:
+                alike = streams.setdefault(kind, [])
+                number = seen.setdefault((kind, content[i * width : (i + 1) * width]), len(alike))
+                if number == len(alike):
+                    alike.append(column)
+                places.append((kind, number))
+            else:
+                places.append((-1, -1))
+        order = {kind: number for number, kind in enumerate(sorted(streams))} | {-1: -1}
+        which = np.array([(order[kind], number) for kind, number in places]).reshape(-1, 2)
+        return [np.array(streams[kind]) for kind in sorted(streams)], which
+
+
+def _shared(heads: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """(the groups of so many heads that some heads are in, which of these each head is in); None where each has its own."""
+    return (heads, None) if size == 1 else np.unique(heads // size, return_inverse=True)
 
 
 def _project_some(x: Tensor, which: np.ndarray, heads: np.ndarray, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -615,7 +641,7 @@ def _project_some(x: Tensor, which: np.ndarray, heads: np.ndarray, weight: Tenso
     """
     readers = np.bincount(which, minlength=x.shape[2])  # of each stream
     x, shape = x.flatten(0, 1), x.shape[:2]
-    for stream in np.flatnonzero(readers > 1):
+    for stream in (readers > 1).nonzero()[0]:
         rows = heads[which == stream]
         each = _project(x[:, stream], _take(weight, rows), None if bias is None else _take(bias, rows))
         out[_index(rows)] = each.unflatten(1, shape)
@@ -629,8 +655,8 @@ def _project_some(x: Tensor, which: np.ndarray, heads: np.ndarray, weight: Tenso
 def _index(rows: np.ndarray) -> slice | Tensor:
     """Rows as an index to write to: a slice where they follow each other."""
     numbers = rows.tolist()
-    if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
-        return slice(numbers[0], numbers[0] + len(numbers))
+    if numbers and numbers[-1] - numbers[0] == len(numbers) - 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return slice(numbers[0], numbers[-1] + 1)
     return torch.from_numpy(rows)
 
 

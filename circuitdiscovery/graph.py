@@ -213,26 +213,22 @@ class Graph:
     # ------------------------------------------------------------------ paths of kept edges
 
     @cached_property
-    def _feeding(self) -> tuple[np.ndarray, ...]:
-        """For each source, the columns of the receivers that feed it."""
-        return tuple(np.flatnonzero(column) for column in self.feeds.T)
+    def _feeding(self) -> list[int]:
+        """For each source, the receivers that feed it, as bits."""
+        return _as_bits(self.feeds.T)
 
     def reached(self, mask: np.ndarray, changed: np.ndarray) -> np.ndarray:
         """[sources] bool: those that can differ when those in `changed` do, along the edges of a [sources, receivers] mask."""
-        reached, reading = changed.copy(), np.zeros(len(self.receivers), dtype=bool)
-        for row, feeding in enumerate(self._feeding):  # topological order: a source's receivers are decided before it
-            if reached[row] or reading[feeding].any():
+        reached, reading = changed.tolist(), 0
+        for row, (read, feeding) in enumerate(zip(_as_bits(mask), self._feeding, strict=True)):
+            if reached[row] or reading & feeding:  # topological order: a source's receivers are decided before it
                 reached[row] = True
-                reading |= mask[row]
-        return reached
+                reading |= read
+        return np.array(reached, dtype=bool)
 
     def live(self, mask: np.ndarray) -> np.ndarray:
         """[sources] bool: those with a path of the mask's edges to `logits`."""
-        read = mask[:, -1].copy()  # kept into a receiver that leads to the logits
-        for row in reversed(range(len(read))):
-            if read[row]:
-                read |= mask[:, self._feeding[row]].any(axis=1)
-        return read
+        return np.array(self._live(_as_bits(mask))[0], dtype=bool)
 
     def running(self, mask: np.ndarray, own_run: bool) -> np.ndarray:
         """[sources] bool: those that a run of the mask computes: live and, where replacements are a run's own, reached from `input`.
@@ -248,29 +244,39 @@ class Graph:
 
     def leading(self, mask: np.ndarray) -> np.ndarray:
         """[receivers] bool: `logits`, and those that feed a live source."""
-        leading = np.asarray(np.any(self.feeds & self.live(mask), axis=1))
-        leading[-1] = True
-        return leading
+        _, leading = self._live(_as_bits(mask))
+        size = len(self.receivers)
+        packed = np.frombuffer(leading.to_bytes((size + 7) // 8, "little"), dtype=np.uint8)
+        return np.unpackbits(packed, count=size, bitorder="little").astype(bool)
+
+    def _live(self, reads: list[int]) -> tuple[list[bool], int]:
+        """(which sources are live, the leading receivers as bits), from the receivers that read each source."""
+        live, leading = [False] * len(reads), 1 << (len(self.receivers) - 1)
+        for row in reversed(range(len(reads))):
+            if reads[row] & leading:
+                live[row] = True
+                leading |= self._feeding[row]
+        return live, leading
 
     @cached_property
-    def _reads_across(self) -> np.ndarray:
-        """[receivers] bool: a key or a value, which other positions read than the one it stands at."""
+    def _reads_across(self) -> int:
+        """The keys and the values, as bits: what other positions read than the one it stands at."""
         kinds = [letter_of(receiver) or receiver[0] for receiver in self.receivers]
-        return np.array([kind in "kva" for kind in kinds])  # "a": query, key and value merged
+        return _as_bits(np.array([[kind in "kva" for kind in kinds]]))[0]  # "a": query, key and value merged
 
     def everywhere(self, mask: np.ndarray) -> np.ndarray:
         """[sources] bool: those that matter to `logits` at other positions than the answer's too.
 
         These are read by a key or a value, or by a query or an MLP of one of them.
         """
-        leading = self.leading(mask)
-        across = leading & self._reads_across
-        everywhere = np.zeros(len(self.sources), dtype=bool)
-        for row in reversed(range(len(everywhere))):
-            if mask[row, across].any():
+        reads = _as_bits(mask)
+        _, leading = self._live(reads)
+        across, everywhere = leading & self._reads_across, [False] * len(reads)
+        for row in reversed(range(len(reads))):
+            if reads[row] & across:
                 everywhere[row] = True
-                across[self._feeding[row]] |= leading[self._feeding[row]]
-        return everywhere
+                across |= self._feeding[row] & leading
+        return np.array(everywhere, dtype=bool)
 
     def to_networkx(self) -> nx.MultiDiGraph:
         """A MultiDiGraph over nodes, an edge per edge, keyed by its letter (`q`, `k`, `v`; 0 for MLPs and logits).
@@ -295,6 +301,13 @@ class Graph:
     def to_dict(self) -> dict[str, Any]:
         """The arguments that make this graph again, as JSON."""
         return asdict(self)
+
+
+def _as_bits(rows: np.ndarray) -> list[int]:
+    """The rows of a [n, m] bool array as numbers: Python's are as long as they need to be, and one operation does all bits."""
+    packed = np.packbits(rows, axis=1, bitorder="little")
+    content, width = packed.tobytes(), packed.shape[1]
+    return [int.from_bytes(content[start : start + width], "little") for start in range(0, len(content), width)]
 
 
 def node_of(receiver: str) -> str:

@@ -8,10 +8,12 @@ token ids before it is handed out.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.files import data_folder
+from circuitdiscovery.files import GGUF, data_folder, needs_gguf
 from circuitdiscovery.forward import plain_run
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.model import Block, Model, Norm, Rotary
@@ -219,25 +221,27 @@ def load_model(
     """Load a transformer.
 
     Args:
-        source: a bundled model's name, a Hugging Face folder, a hub name, a Hugging Face causal language model (its
-            tokenizer is looked up by its `name_or_path`), a pair (model, tokenizer), or a TransformerBridge.
+        source: a bundled model's name, a Hugging Face folder, a .gguf file (its weights in full precision; needs the
+            extra `gguf`), a hub name, a Hugging Face causal language model (its tokenizer is looked up by its
+            `name_or_path`), a pair (model, tokenizer), or a TransformerBridge.
         device: a torch device; by default CUDA where there is one, for an object the device it is on.
         dtype: float32, float64, bfloat16 or float16; objects are converted too.
-        name: what files and messages call the model; by default the source's own name.
+        name: what files and messages call the model; by default the source's own name, a file's without its suffix.
 
     Raises:
-        CircuitDiscoveryError: an unknown name, device or dtype; a folder that is no complete model; an architecture or a
+        CircuitDiscoveryError: an unknown name, device or dtype; a folder or a file that is not a complete model; an architecture or a
             feature that the forward does not compute, by name; a forward that differs from the model's own.
 
     >>> load_model("toy").graph.edges[0]
     'input->a0.h0<q>'
     """
     precision = _dtype(dtype)
-    with _quiet_transformers():
+    with quiet_transformers():
         if isinstance(source, (str, Path)):
             target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             path, shown = _resolve(str(source))
-            hf, tokenizer = _from_folder(path, shown, precision)
+            read = read_gguf if Path(path).is_file() else _from_folder
+            hf, tokenizer = read(path, shown, precision)
         else:
             hf, tokenizer = source, getattr(source, "tokenizer", None)
             if isinstance(source, tuple) and len(source) == 2:
@@ -329,8 +333,12 @@ def _resolve(source: str) -> tuple[str, str]:
         if not (path / "config.json").is_file():
             raise CircuitDiscoveryError(f"{source}: not a model folder, config.json is missing")
         return str(path), path.resolve().name
+    if path.suffix.lower() == GGUF:
+        if not path.is_file():
+            raise CircuitDiscoveryError(f"{source}: there is no such file")
+        return str(path), path.stem
     if path.exists():
-        raise CircuitDiscoveryError(f"{source}: a model is a folder with config.json, this is a file")
+        raise CircuitDiscoveryError(f"{source}: a model is a folder with config.json or a {GGUF} file, this is another file")
     return source, source
 
 
@@ -358,6 +366,57 @@ def _from_folder(path: str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         keys = sorted(map(str, report["missing_keys"] or report["mismatched_keys"]))
         raise CircuitDiscoveryError(f"{name}: {len(keys)} weights are missing or of another shape, the first is {keys[0]}")
     return hf, _tokenizer(path, name, required=False)
+
+
+def read_gguf(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The Hugging Face model and the tokenizer (None where there is none) that a .gguf file holds, its weights in full precision.
+
+    Raises:
+        CircuitDiscoveryError: no package `gguf`; a file that cannot be read; an architecture that is not supported; a tensor
+            or a rotary scaling that transformers leaves out, which would make another model of it.
+    """
+    needs_gguf(name)
+    from gguf import GGUFReader
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(Path(path).parent), "gguf_file": Path(path).name}
+    # transformers draws a bar for the conversion with tqdm itself, which its own switch does not turn off
+    with quiet_transformers(), redirect_stderr(io.StringIO()):
+        try:
+            reader = GGUFReader(path)
+            config = AutoConfig.from_pretrained(**where)
+            _check_supported(config, name)
+            hf: Any = AutoModelForCausalLM.from_pretrained(**where, config=config, dtype=dtype)
+        except CircuitDiscoveryError:
+            raise
+        except Exception as error:  # a broken file fails in as many ways as it has fields
+            raise CircuitDiscoveryError(f"{name}: the file {path} cannot be read as GGUF: {_first_line(error)}") from error
+        _check_all_read(reader, hf, name)
+        if "tokenizer.ggml.tokens" not in reader.fields:
+            return hf, None
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+        except Exception as error:  # as above
+            raise CircuitDiscoveryError(f"{name}: the tokenizer cannot be used: {_first_line(error)}") from error
+    if not _encodes(tokenizer):
+        raise CircuitDiscoveryError(f"{name}: the tokenizer cannot be used: it encodes text to nothing")
+    return hf, tokenizer
+
+
+def _check_all_read(reader: Any, hf: Any, name: str) -> None:
+    """Refuse a file with a part that transformers leaves out without a word: biases, rotary factors, a rotary scaling."""
+    free = Counter(tuple(sorted(parameter.shape)) for parameter in hf.parameters())
+    for tensor in sorted(reader.tensors, key=lambda tensor: not tensor.name.endswith(".weight")):
+        shape = tuple(sorted(map(int, tensor.shape)))
+        if not free[shape]:
+            raise CircuitDiscoveryError(f"{name}: transformers leaves out the file's tensor {tensor.name!r} ({hf.config.model_type})")
+        free[shape] -= 1
+    missing = [shape for shape, count in free.items() if count]
+    if missing:
+        raise CircuitDiscoveryError(f"{name}: weights are missing, one of the shape {list(missing[0])}")
+    for key, field in reader.fields.items():
+        if key.endswith(".rope.scaling.type") and field.contents() != "none":
+            raise CircuitDiscoveryError(f"{name}: transformers leaves out the file's rotary scaling {field.contents()!r}")
 
 
 def _not_found(path: str, name: str, error: Exception) -> CircuitDiscoveryError:
@@ -407,7 +466,7 @@ def _encodes(tokenizer: Any) -> bool:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and no warnings from transformers inside, the caller's settings after."""
     from transformers.utils import logging
 

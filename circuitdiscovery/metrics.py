@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitdiscovery import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import plain_run
+from circuitdiscovery.forward import plain_run, run_tokens
 from circuitdiscovery.model import Model
 from circuitdiscovery.names import canonical
 
@@ -171,7 +171,7 @@ def _kl_divergence(model: Model, task: Task) -> BoundMetric:
 def clean_logits(model: Model, task: Task) -> Tensor:
     """[examples, vocabulary]: the full model's logits on the clean prompts, at the answers' positions."""
     logits = torch.zeros(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
-    for batch in task.batches(64, distributed.share(task)):
+    for batch in task.batches(64, distributed.share(task), run_tokens=run_tokens(model)):
         batch = batch.to(model.device)
         logits[batch.rows] = plain_run(model, batch.clean, batch.position).logits
     return distributed.total(logits)

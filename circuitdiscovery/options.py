@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.files import shipped
+from circuitdiscovery.files import GGUF, needs_gguf, shipped
 
 ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+MAY_DIFFER = ("device", "batch_size", "measure")  # when a run goes on: they do not change what is found
 DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run that is damaged
 THRESHOLD_METHODS = ("acdc", "trace_back")  # give a circuit whose size follows from a threshold
-SIZED_METHODS = ("hybrid", "edge_pruning")  # search for a circuit of a given number of edges
+SIZED_METHODS = ("hybrid", "edge_pruning", "matryoshka")  # search for a circuit of a given number of edges
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `discover` is asked for, in canonical names. None is the default of the method (metric, threshold, edges) or of the task."""
+    """What `discover` is asked for, in canonical names.
+
+    None is the default of the method (metric, threshold, edges), of the task, or (measure) what the numbers of edges, tokens and
+    parameters allow.
+    """
 
     model: str
     task: str
@@ -32,11 +37,13 @@ class Options:
     edges: int | None = None
     split_qkv: bool = True
     group_testing: bool = False
+    counterfactual: str | None = None
     examples: int | None = None
     batch_size: int | None = None
     seed: int = 0
     device: str | None = None
     dtype: str = "float32"
+    measure: str | None = None
 
     def check(self) -> None:
         """Refuse options that do not go together; needs no torch."""
@@ -62,7 +69,7 @@ class Options:
     @property
     def name(self) -> str:
         """<model>-<task>-<method>, fit for a folder."""
-        parts = (Path(self.model).name, Path(self.task).stem, self.method.replace("_", "-"))
+        parts = (Path(self.model).name.removesuffix(GGUF), Path(self.task).stem, self.method.replace("_", "-"))
         return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
 
     def resume_command(self, folder: Path) -> str:
@@ -80,17 +87,23 @@ class Options:
 
 
 def check_model(name: str) -> str:
-    """A bundled model's name, a hub name, or an existing folder, made absolute; anything else is an error. Needs no torch."""
+    """A bundled model's name, a hub name, or an existing folder or GGUF file, made absolute; else an error. Needs no torch."""
     path = Path(name).expanduser()
     if name in shipped("models"):
         return name
     if (path / "config.json").is_file():
         return str(path.resolve())
+    if path.suffix.lower() == GGUF and not path.is_dir():
+        if not path.is_file():
+            raise CircuitDiscoveryError(f"{name}: there is no such file")
+        needs_gguf(name)
+        return str(path.resolve())
     if path.exists():
-        raise CircuitDiscoveryError(f"{name} is no model folder: it has no config.json")
+        what = "it has no config.json" if path.is_dir() else f"a model is a folder with config.json or a {GGUF} file"
+        raise CircuitDiscoveryError(f"{name} is not a model: {what}")
     if name not in ONE_WORD_HUB_NAMES and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         listed = unknown("model", name, shipped("models"), plural="bundled models")
-        raise CircuitDiscoveryError(f"{listed}; or a model's folder, or a hub name such as EleutherAI/pythia-70m")
+        raise CircuitDiscoveryError(f"{listed}; or a model's folder or {GGUF} file, or a hub name such as EleutherAI/pythia-70m")
     return name
 
 
@@ -103,7 +116,9 @@ def searched_with(info: Mapping[str, Any]) -> dict[str, Any]:
     model = model if isinstance(model, Mapping) else {}
     options = options if isinstance(options, Mapping) else {}
     found = {key: options.get(key) for key in ("ablation", "metric", "direction")}
-    found |= {"model": model.get("name"), "dtype": model.get("dtype")} | {key: info.get(key) for key in ("task", "seed", "examples")}
+    found |= {"model": model.get("name"), "dtype": model.get("dtype")} | {
+        key: info.get(key) for key in ("task", "counterfactual", "seed", "examples")
+    }
     if info.get("method") in ("acdc", "exact", "trace_back") and found["metric"] == "kl_divergence":
         del found["metric"]
     return {key: value for key, value in found.items() if value is not None}

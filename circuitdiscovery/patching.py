@@ -12,7 +12,7 @@ from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, Replacements, on_demand, run_sources
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import World, embed
+from circuitdiscovery.forward import World, embed, run_tokens
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.model import Model
 from circuitdiscovery.names import canonical
@@ -22,16 +22,20 @@ Progress = Callable[[int, int], None]  # (done, total)
 _BATCH_BYTES = 2**27  # of replacements held at once, where no batch size is asked for; more is no faster (benchmarks/speed.py)
 
 
+def fitting(model: Model, task: Task) -> int:
+    """How many examples are run at once where no batch size is asked for."""
+    longest = max(len(example.clean) for example in task.examples)
+    return max(1, _BATCH_BYTES // (len(model.graph.sources) * longest * model.d_model * model.W_E.element_size()))
+
+
 def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]:
-    """This process's share of a task in batches on the model's device.
+    """This process's share of a task in batches on the model's device, prompts of several lengths together where that is cheaper.
 
     Without a size, as many examples as keep the replacements in bounded memory.
     """
     task.check(model.vocab_size, model.n_positions)
-    if batch_size is None:
-        longest = max(len(example.clean) for example in task.examples)
-        batch_size = max(1, _BATCH_BYTES // (len(model.graph.sources) * longest * model.d_model * model.W_E.element_size()))
-    for batch in task.batches(batch_size, distributed.share(task)):
+    size = fitting(model, task) if batch_size is None else batch_size
+    for batch in task.batches(size, distributed.share(task), run_tokens=run_tokens(model)):
         yield batch.to(model.device)
 
 

@@ -19,6 +19,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.tablefile import Row
 from circuitdiscovery.taskfile import YEARS, Counterfactual, Ref, TaskFile, Text, generator_aliases
 
+DECADES = range(1, 9)  # of a year whose answer is the tens digit: there is an earlier decade, and a later one
 FRESH_TRIES = 200  # counterfactuals drawn for one clean prompt until one is as long
 CLEAN_TRIES = 1000  # clean prompts in a row without a counterfactual that is as long, until that is an error
 Words = Mapping[str, Mapping[str, Sequence[str]]]
@@ -28,53 +29,144 @@ Words = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 @dataclass(frozen=True)
+class Years:
+    """How a tokenizer writes years, and with it what the prompts of a task about years ask.
+
+    Args:
+        dates: the years that may be drawn: the columns century and year.
+        digits: how many digits of the last year the answer token decides: two, or one, the tens digit.
+        answers: by century, the answer tokens by the value of these digits, a hundred or ten.
+        cut: how many characters the prompt lacks at its end: 2 where the century belongs to the answer token.
+    """
+
+    dates: Mapping[str, tuple[str, ...]]
+    digits: int
+    answers: Mapping[str, tuple[int, ...]]
+    cut: int = 0
+
+    def sides(self, century: str, year: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The correct answers and the incorrect ones. Of years of the same decade a tens digit does not say which is later: in neither."""
+        value = int(year[: self.digits])
+        answers = self.answers[century]
+        return answers[value + 1 :], answers[: value + (self.digits == 2)]
+
+
+@dataclass(frozen=True)
 class Vocabulary:
-    """The words of a task that a tokenizer has, and those that it has not, both by list."""
+    """The words of a task that a tokenizer has, and those that it has not, both by list; and how it writes years, for a task about them."""
 
     words: Words
     left_out: Mapping[str, tuple[str, ...]]
+    years: Years | None = None
 
 
 def vocabulary(task: TaskFile, encoder: Encoder) -> Vocabulary:
     """The task's words that are single tokens (in all their columns), or, in a list that may hold longer ones, known at all."""
-    kept: dict[str, dict[str, tuple[str, ...]]] = {}
+    kept: dict[str, Mapping[str, tuple[str, ...]]] = {}
     left_out: dict[str, tuple[str, ...]] = {}
+    before = contexts(task)
     for name, columns in task.words.items():
-        fits = encoder.is_known if name in task.multi_token else encoder.is_single
+
+        def fits(word: str, name: str = name) -> bool:
+            return encoder.is_known(word) if name in task.multi_token else all(encoder.is_single(word, each) for each in before[name])
+
         entries = list(zip(*columns.values(), strict=True))
         good = [entry for entry in entries if all(fits(word) for word in entry)]
         bad = tuple("/".join(entry) for entry in entries if entry not in good)
         kept[name] = {column: tuple(entry[i] for entry in good) for i, column in enumerate(columns)}
         if bad:
             left_out[name] = bad
-    if task.generator and task.generator.kind == "years":
-        kept[YEARS] = usable_years(task, encoder)
-    return Vocabulary(kept, left_out)
+    if task.generator is None or task.generator.kind != "years":
+        return Vocabulary(kept, left_out)
+    years = usable_years(task, encoder)
+    return Vocabulary(kept | {YEARS: years.dates}, left_out, years)
 
 
-def two_digits(task: str, encoder: Encoder) -> list[int]:
-    """The tokens 00 to 99 as they stand inside a year, by value."""
-    numbers = [f"{number:02d}" for number in range(100)]
-    ids = encoder.tokenizer.convert_tokens_to_ids(numbers)
-    if None in ids or encoder.tokenizer.convert_ids_to_tokens(ids) != numbers:
-        raise CircuitDiscoveryError(f"task {task}: the tokenizer does not have the hundred two-digit tokens 00 to 99")
-    return ids
+def contexts(task: TaskFile) -> dict[str, list[str | None]]:
+    """What the words of each list follow in the task's prompts and answers, as `Encoder.is_single` takes it."""
+    found: dict[str, dict[str | None, None]] = {name: {} for name in task.words}
+    for form in forms(task, Vocabulary({}, {})):
+        for fixed in ({}, *(rule.set for rule in task.counterfactuals.values())):
+            prompt = list(form.flat(task.templates[form.template], fixed))
+            for answer in (*task.correct, *task.incorrect, Text(())):
+                _note(task, [*prompt, *form.flat(answer)], found)
+    return {name: list(each) or [" "] for name, each in found.items()}
 
 
-def usable_years(task: TaskFile, encoder: Encoder) -> dict[str, tuple[str, ...]]:
+def _note(task: TaskFile, parts: Iterable[str | Ref], found: Mapping[str, dict[str | None, None]]) -> None:
+    """Add what the words of this text follow to `found`, by list."""
+    since: str | None = ""  # the text since the last word, None where there is none
+    for part in parts:
+        if isinstance(part, str):
+            since = (since or "") + part
+            continue
+        name = task.slots[part.name].words
+        if name in found:
+            # from the last space on: a tokenizer may join a mark with the space in front of it
+            near = " " if since and since[-1] == " " else since and since[max(0, since.rfind(" ")) :]
+            found[name].setdefault(near)
+        since = None
+
+
+def usable_years(task: TaskFile, encoder: Encoder) -> Years:
+    """How the tokenizer writes years: the last two digits as one token, as Hanna et al. 2023 have it; else the tens digit as one (1|7|3|2)
+    or at the end of one (173|2), where that token is all that a model can be asked for at once.
+    """
+    years = _two_digit_years(task, encoder) or _tens_of_years(task, encoder, cut=0) or _tens_of_years(task, encoder, cut=2)
+    if years is None:
+        raise CircuitDiscoveryError(
+            f"task {task.name} needs years that end in a token of two digits (17|32), in two digits on their own (1|7|3|2) "
+            f"or in a token of three and a digit (173|2), but the tokenizer writes ' 1732' as {encoder.show(encoder.ids(' 1732'))}"
+        )
+    return years
+
+
+def _dates(dates: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    return {"century": tuple(century for century, _ in dates), "year": tuple(year for _, year in dates)}
+
+
+def _two_digit_years(task: TaskFile, encoder: Encoder) -> Years | None:
     """Years that are two two-digit tokens; the first and last such year of a century are left out (Hanna et al. 2023, section 2)."""
     assert task.generator is not None
-    digits = two_digits(task.name, encoder)
+    numbers = [f"{number:02d}" for number in range(100)]
+    digits = encoder.tokenizer.convert_tokens_to_ids(numbers)
+    if None in digits or encoder.tokenizer.convert_ids_to_tokens(digits) != numbers:
+        return None
     low, high = task.generator.options["years"]
+    centuries = [str(century) for century in task.generator.options["centuries"]]
     dates: list[tuple[str, str]] = []
-    for century in map(str, task.generator.options["centuries"]):
+    for century in centuries:
         start = encoder.ids(f"year {century}")
         whole = [year for year in range(100) if encoder.ids(f"year {century}{year:02d}") == (*start, digits[year])]
         dates += [(century, f"{year:02d}") for year in whole[1:-1] if low <= year <= high]
-    if not dates:
-        written = encoder.show(encoder.ids(" 1732"))
-        raise CircuitDiscoveryError(f"task {task.name} needs years of two two-digit tokens, but the tokenizer writes ' 1732' as {written}")
-    return {"century": tuple(century for century, _ in dates), "year": tuple(year for _, year in dates)}
+    return Years(_dates(dates), 2, dict.fromkeys(centuries, tuple(digits))) if dates else None
+
+
+def _tens_of_years(task: TaskFile, encoder: Encoder, *, cut: int) -> Years | None:
+    """Years of which the token after the prompt tells the tens digit and no more.
+
+    The prompt ends after the century, or, with a cut of 2, before it.
+    """
+    assert task.generator is not None
+    if any(text.parts[-1] != Ref("century") for text in task.templates):
+        return None
+    low, high = task.generator.options["years"]
+    found = {str(century): _following(encoder, str(century), cut) for century in task.generator.options["centuries"]}
+    answers = {century: tokens for century, tokens in found.items() if tokens is not None}
+    dates = [(century, f"{year:02d}") for century in answers for year in range(low, high + 1) if year // 10 in DECADES]
+    return Years(_dates(dates), 1, answers, cut) if dates else None
+
+
+def _following(encoder: Encoder, century: str, cut: int) -> tuple[int, ...] | None:
+    """The token after the prompt for each tens digit; None where it does not depend on that digit alone."""
+    start = encoder.ids(f"year {century}"[: -cut or None])
+    years = [f"year {century}{year:02d}" for year in range(100)]
+    after = [ids[len(start) :] for ids in map(encoder.ids, years) if ids[: len(start)] == start and encoder.knows(years[0], ids)]
+    if len(after) < 100 or not all(after):
+        return None
+    decades = [{ids[0] for ids in after[ten : ten + 10]} for ten in range(0, 100, 10)]
+    tokens = tuple(token for decade in decades for token in decade)
+    return tokens if len(tokens) == 10 == len(set(tokens)) else None
 
 
 # --------------------------------------------------------------------- drawing
@@ -89,6 +181,7 @@ class Form:
     template: int
     order: str
     case: str
+    years: Years | None = None
 
     @property
     def id(self) -> int:
@@ -124,15 +217,34 @@ class Form:
     def fill(self, text: Text, drawn: Mapping[str, int], fixed: Mapping[str, str]) -> str:
         return text.fill(lambda ref: self.value(ref, drawn, fixed))
 
+    def prompt(self, drawn: Mapping[str, int], fixed: Mapping[str, str]) -> str:
+        """The filled template; without its last century where that belongs to the answer."""
+        text = self.fill(self.task.templates[self.template], drawn, fixed)
+        return text[: len(text) - self.years.cut] if self.years else text
+
+    def flat(self, text: Text, fixed: Mapping[str, Text] | None = None) -> Iterator[str | Ref]:
+        """The text's parts with every name of the order, the case, or `fixed` replaced by what it stands for: literals and slots."""
+        for part in text.parts:
+            if isinstance(part, Ref) and fixed and part.name in fixed:
+                yield from self.flat(fixed[part.name])
+            elif isinstance(part, Ref) and part.name in self.aliases:
+                yield from self.flat(self.aliases[part.name], fixed)
+            else:
+                yield part
+
     def ends(self, drawn: Mapping[str, int]) -> dict[str, int]:
-        """Where the task's named positions end in the clean prompt, in characters: each at the first place that stands for its name."""
+        """Where the task's named positions end in the clean prompt, in characters: each at the first place that stands for its name.
+
+        A year whose tens digit decides ends there.
+        """
         found: dict[str, int] = {}
         end = 0
         for part in self.task.templates[self.template].parts:
             end += len(part if isinstance(part, str) else self.value(part, drawn, {}))
+            tens = self.years is not None and self.years.digits == 1 and part == Ref("year")
             for name, ref in self.task.positions.items():
                 if isinstance(part, Ref) and (part == ref or self._means(part, ref)):
-                    found.setdefault(name, end)
+                    found.setdefault(name, end - tens)
         return found
 
     def _means(self, part: Ref, ref: Ref) -> bool:
@@ -187,9 +299,10 @@ def shuffled(count: int, rng: random.Random) -> Iterator[int]:
         moved[j] = moved.pop(i, i)
 
 
-def forms(task: TaskFile, words: Words) -> list[Form]:
+def forms(task: TaskFile, vocab: Vocabulary) -> list[Form]:
     """Every template in every order and case."""
-    return [Form(task, words, i, order, case) for i in range(len(task.templates)) for order in task.orders for case in task.cases]
+    kinds = ((i, order, case) for i in range(len(task.templates)) for order in task.orders for case in task.cases)
+    return [Form(task, vocab.words, *kind, vocab.years) for kind in kinds]
 
 
 def corrupted(form: Form, rule: Counterfactual, drawn: Mapping[str, int], rng: random.Random) -> Iterator[str]:
@@ -203,7 +316,7 @@ def corrupted(form: Form, rule: Counterfactual, drawn: Mapping[str, int], rng: r
     for slot, word in drawn.items():
         used.setdefault(form.task.slots[slot].words, set()).add(word)
     _, draws = other.draws(fresh, rng, used)
-    return (other.fill(template, {**kept, **draw}, fixed) for draw in draws)
+    return (other.prompt({**kept, **draw}, fixed) for draw in draws)
 
 
 def draw(task: TaskFile, encoder: Encoder, *, counterfactual: str, seed: int) -> tuple[int, Vocabulary, Iterator[Example]]:
@@ -213,7 +326,7 @@ def draw(task: TaskFile, encoder: Encoder, *, counterfactual: str, seed: int) ->
     _check_enough(task, vocab, rule)
     # Two streams: the clean prompts are the same for every counterfactual. A text as seed, since Random(-1) is Random(1).
     rng, again = random.Random(f"{seed}"), random.Random(f"{seed} {counterfactual}")
-    everything = forms(task, vocab.words)
+    everything = forms(task, vocab)
     rng.shuffle(everything)
     streams = [(form, *form.draws(form.needed, rng, {})) for form in everything]
     rows = _rows(task, encoder, rule, deque((form, draws) for form, _, draws in streams), again)
@@ -231,7 +344,7 @@ def _rows(
         if drawn is None:
             continue
         streams.append((form, draws))
-        clean = form.fill(task.templates[form.template], drawn, {})
+        clean = form.prompt(drawn, {})
         row = _pair(form, encoder, rule, drawn, clean, rng, last_try=unpaired == CLEAN_TRIES)
         unpaired = unpaired + 1 if row is None else 0
         if row is not None and clean not in seen:
@@ -254,15 +367,14 @@ def _pair(
     else:
         if len(others) > 1 and not last_try:
             return None
-    correct, incorrect = _answers(form, encoder, drawn)
+    correct, incorrect = _answers(form, drawn)
     return Row("", clean, others[-1], correct, incorrect, form.task.position, form.id, form.ends(drawn), form.variables(drawn))
 
 
-def _answers(form: Form, encoder: Encoder, drawn: Mapping[str, int]) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
+def _answers(form: Form, drawn: Mapping[str, int]) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
     task = form.task
-    if task.generator is not None:  # years: every later one against the others
-        digits, year = two_digits(task.name, encoder), int(form.words[YEARS]["year"][drawn["start"]])
-        return tuple(digits[year + 1 :]), tuple(digits[: year + 1])
+    if form.years is not None:  # every later one against the others
+        return form.years.sides(*(form.words[YEARS][column][drawn["start"]] for column in ("century", "year")))
     correct, incorrect = (tuple(form.fill(text, drawn, {}) for text in side) for side in (task.correct, task.incorrect))
     return correct, incorrect
 

@@ -1,31 +1,29 @@
-"""One `discover`, from options to a run folder: where it goes, the search, the files, and how it resumes.
+"""One `discover`, from options to a run folder, stage by stage; journal.py says how it goes on where it was stopped.
 
 A folder holds circuit.json, scores.safetensors (where there are scores), evaluation.json, explanation.json (the nodes' cards), report.json
-(what else the page shows), graph.dot, graph.svg, report.html (the page) and run.json.
-The same options give the same bytes in all of them but run.json, which alone knows times, versions and the command.
-While acdc searches there is also state.json: with it a run that was stopped goes on where it was.
+(what else the page shows), graph.dot, graph.svg, report.html (the page) and run.json; without a measurement, no evaluation.json and no
+explanation.json. The same options give the same bytes in all of them but run.json, which alone knows times, versions and the command.
 """
 
 from __future__ import annotations
 
-import platform
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, fields
-from datetime import UTC, datetime
-from importlib import metadata
+import json
+from dataclasses import asdict, replace
+from functools import cached_property
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from circuitdiscovery import distributed
+from circuitdiscovery.defaults import default_edges
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files import write_json
-from circuitdiscovery.names import DEFAULT_SHARE, DEFAULT_THRESHOLD
+from circuitdiscovery.files import read_json, to_json, write_json
+from circuitdiscovery.journal import STATE, Journal, cleared_on_error, earlier_run, going_on, now, open_folder
+from circuitdiscovery.names import DEFAULT_THRESHOLD
 from circuitdiscovery.options import Options
-from circuitdiscovery.progress import stage
-from circuitdiscovery.reporting.folder import CONTENTS, EXPLANATION, PAGE, load, recorded
+from circuitdiscovery.progress import say, stage
+from circuitdiscovery.reporting.folder import CIRCUIT, CONTENTS, EVALUATION, EXPLANATION, FILES, PAGE, SCORES, load, recorded, roles_of
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit import Circuit, Scores
@@ -33,162 +31,270 @@ if TYPE_CHECKING:
     from circuitdiscovery.model import Model
     from circuitdiscovery.task import Task
 
-RUNS = Path("runs")
-FILES = (
-    *("circuit.json", "scores.safetensors", "evaluation.json", EXPLANATION, CONTENTS),
-    *("graph.dot", "graph.svg", PAGE, "run.json"),
-)
-STATE = "state.json"
-PACKAGES = ("circuitdiscovery", "torch", "transformers", "transformer_lens", "numpy", "safetensors", "pygraphviz")
+__all__ = ["discover", "evaluate", "load", "open_folder", "recorded", "search"]
+
+WHEELS = ("graphviz", "pygraphviz", "jinja2")  # that only the end of a run needs: it should not begin without them
+Json = dict[str, Any]
 
 
-# -------------------------------------------------------------------- folder
-
-
-def open_folder(name: str, *, out: Path | None, resume: bool) -> Path:
-    """The folder of a run of this name: a fresh one, or with `resume` the one to go on with.
-
-    Raises:
-        CircuitDiscoveryError: `out` is a file, holds something, or cannot be made; with `resume`, it holds another run.
-    """
-    if out is None:
-        return _latest(name) if resume else _numbered(name)
-    if out.exists() and not out.is_dir():
-        raise CircuitDiscoveryError(f"--out {out} is a file; it must be a new or empty folder")
-    if not resume and out.is_dir() and any(_listed(out)):
-        raise CircuitDiscoveryError(f"--out {out} is not empty; give a new or empty folder, or --resume to go on with the run in it")
-    return _make(out)
-
-
-def _folder(name: str, number: int) -> Path:
-    return RUNS / (name if number == 1 else f"{name}-{number}")
-
-
-def _numbered(name: str) -> Path:
-    number = 1
-    while True:
-        try:
-            return _make(_folder(name, number), exist_ok=False)
-        except FileExistsError:
-            number += 1
-
-
-def _latest(name: str) -> Path:
-    number = 1
-    while _folder(name, number + 1).is_dir():
-        number += 1
-    return _make(_folder(name, number))
-
-
-def _make(folder: Path, *, exist_ok: bool = True) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=exist_ok)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise CircuitDiscoveryError(f"cannot make the folder {folder}: {error.strerror}") from None
-    return folder
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError as error:
-        raise CircuitDiscoveryError(f"cannot read the folder {folder}: {error.strerror}") from None
-
-
-def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
-    """run.json of the run that is to go on, None where the folder is new; other options than then are an error.
-
-    Device and batch size may differ: they do not change what is found.
-    """
-    if not (folder / "run.json").exists():
-        if any(_listed(folder)):
-            raise CircuitDiscoveryError(f"{folder} has no run.json, so it is no run to resume")
-        return None
-    earlier = recorded(folder)
-    then = earlier["options"]
-    for field in fields(options):
-        before, now = then.get(field.name, field.default), getattr(options, field.name)  # an older version's may be fewer
-        if field.name not in ("device", "batch_size") and before != now:
-            raise CircuitDiscoveryError(f"{folder} was begun with {field.name} {before!r}, not {now!r}: resume with the same options")
-    return earlier
-
-
-@contextmanager
-def _cleared_on_error(folder: Path) -> Iterator[None]:
-    """After an error, nothing of a run that cannot go on stays; an interrupted one, or one with a search's state, does."""
-    try:
-        yield
-    except Exception:
-        if not (folder / STATE).exists():
-            for file in FILES:
-                (folder / file).unlink(missing_ok=True)
-            if not _listed(folder):
-                folder.rmdir()
-        raise
-
-
-# ----------------------------------------------------------------------- run
-
-
-def discover(options: Options, folder: Path, command: list[str]) -> dict[str, Any]:
+def discover(options: Options, folder: Path, command: list[str]) -> Json:
     """Search, measure, draw and write into `folder`; what run.json then holds: among other things `summary`, and `report` for people.
 
-    A finished run is not done again. Ctrl-C leaves run.json and the search's state, from which the same call goes on.
-    Of several processes all search and measure, and the first one writes.
+    A finished run is not done again, unless more is to be measured than it has. Whatever stops a run leaves what it found, and a note
+    on the exception that says how to go on. Of several processes all search and measure, and the first one writes.
     """
     earlier = distributed.from_first(lambda: earlier_run(folder, options))
-    if earlier and "summary" in earlier:
+    options, over = going_on(options, earlier)
+    if earlier is not None and over:
         return earlier
-    record: dict[str, Any] = {}
-    if distributed.rank() == 0:
-        record = _recorded(options, folder, command)
-    else:
-        _found(options, folder, _Clock())
-    return distributed.from_first(lambda: record)
+    from circuitdiscovery import threads
+
+    with cleared_on_error(folder), threads.restored():
+        _check_wheels()
+        run = _Run(options, Journal(folder, options, command, earlier))
+        with run.journal.told():
+            run.all()
+    return distributed.from_first(lambda: run.journal.record)
 
 
-def _recorded(options: Options, folder: Path, command: list[str]) -> dict[str, Any]:
-    for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-        leftover.unlink()
-    record: dict[str, Any] = {"command": command, "options": asdict(options), "started": _now(), "versions": _versions()}
-    with _cleared_on_error(folder):
-        write_json(folder / "run.json", record)
-        clock = _Clock()
-        found = _found(options, folder, clock)
-        _write(folder, found)
-        clock.lap("write")
-        summary = _summary(options, folder, found, clock.laps)
-        record |= {"finished": _now(), "threads": _threads(), "processes": distributed.world_size()}
-        record |= {"summary": summary, "report": str(found.evaluation)}
-        write_json(folder / "run.json", record)
-        (folder / STATE).unlink(missing_ok=True)
-    return record
+def _check_wheels() -> None:
+    for name in WHEELS:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise CircuitDiscoveryError(f"a run draws with {name}, which cannot be imported ({error}): pip install {name}") from None
 
 
-class Found(NamedTuple):
-    """What a run found, before it is written: of the last two see reporting/contents.py."""
+class _Run:
+    """The stages of a run, in order; each takes what the folder has, or makes it and saves it at once."""
 
-    circuit: Circuit
-    scores: Scores | None
-    evaluation: Evaluation
-    explanation: dict[str, Any] | None
-    contents: dict[str, Any]
+    def __init__(self, options: Options, journal: Journal) -> None:
+        self.options, self.journal, self.folder = options, journal, journal.folder
+
+    @cached_property
+    def loaded(self) -> tuple[Model, Task]:
+        """The model and the task, loaded when a stage first needs them."""
+        from circuitdiscovery import threads
+
+        with self.journal.stage("load", "loading"):
+            model, task = load(self.options)
+            threads.choose(model, task, self.options.batch_size)
+            return model, task
+
+    def all(self) -> None:
+        """Every stage, and run.json with the summary last."""
+        circuit, scores = self.found()
+        effort = self.effort(circuit)
+        evaluation = self.evaluation(circuit, scores, effort)
+        explanation, contents = self.explained(circuit, scores, evaluation, effort)
+        if distributed.rank() == 0:
+            self.drawn(circuit, explanation)
+            self.summarised(circuit, evaluation, contents, effort)
+
+    # ----------------------------------------------------------------- search
+
+    def found(self) -> tuple[Circuit, Scores | None]:
+        """The circuit and the scores it was taken from: the folder's, or what the search finds now."""
+        from circuitdiscovery import schema
+        from circuitdiscovery.circuit import Circuit, Scores
+
+        data, parts = distributed.from_first(self._in_folder)
+        scores = None if parts is None else Scores(*parts)
+        if data is None:
+            circuit, scores = self._searched(scores)
+            data = circuit.to_dict()
+        # as it is read from the file: a run that goes on must not differ in a rounding
+        return Circuit(*schema.read(json.loads(to_json(data)), CIRCUIT)), scores
+
+    def _searched(self, scores: Scores | None) -> tuple[Circuit, Scores | None]:
+        if scores is None:
+            model, task = self.loaded
+            with self.journal.stage("search", "searching"):
+                circuit, scores = search(model, task, self.options, state=self.folder / STATE)
+        else:  # a run that stopped between its two files
+            circuit = chosen(scores, self.options)
+
+        def write() -> None:
+            if scores is not None:
+                scores.save(self.folder / SCORES)
+            circuit.save(self.folder / CIRCUIT)
+
+        self.journal.finish(CIRCUIT, SCORES, write=write)
+        self._forget_states()  # of another circuit, that somebody removed
+        if distributed.rank() == 0:
+            (self.folder / STATE).unlink(missing_ok=True)
+        return circuit, scores
+
+    def _in_folder(self) -> tuple[Any, Any]:
+        """(circuit.json, the arguments of its Scores) where they are there, and of this run."""
+        from circuitdiscovery.circuit import Scores, load_circuit
+
+        known: dict[str, Any] = {}
+        for name, read in ((SCORES, Scores.load), (CIRCUIT, load_circuit)):
+            if (self.folder / name).exists():
+                known[name] = found = read(self.folder / name)
+                if not self.journal.claims(name):
+                    self._check_mine(name, found)
+                elif not self.journal.intact(name):
+                    raise self._foreign(name, "it was changed since")
+        circuit, scores = known.get(CIRCUIT), known.get(SCORES)
+        taken = circuit is not None and "selection" in circuit.info.get("options", {})
+        if scores is None and (taken or SCORES in self.journal.record["done"]):
+            return None, None  # somebody removed the scores
+        if circuit is not None and scores is not None and not _of_scores(circuit, scores):
+            raise self._foreign(CIRCUIT, f"its scores are not those of {SCORES}")
+        data = None if circuit is None else circuit.to_dict()
+        return data, None if scores is None else (scores.graph, scores.values, dict(scores.info))
+
+    def _check_mine(self, name: str, found: Circuit | Scores) -> None:
+        """Whether a file that run.json does not know is of this run: of this model, task and options."""
+        from circuitdiscovery.circuit import Circuit
+
+        model, task = self.loaded
+        try:
+            Circuit(found.graph, found.graph.allowed, None, found.info).check_model(model)
+        except CircuitDiscoveryError as error:
+            raise self._foreign(name, str(error)) from None
+        used = {"split_qkv": found.graph.split_qkv} | found.info.get("options", {})
+        used |= {"method": found.info.get("method"), "task": found.info.get("task"), "seed": found.info.get("seed")}
+        wanted = asdict(self.options) | {"task": task.name, "seed": task.seed}
+        for key in ("method", "task", "seed", "metric", "ablation", "direction", "split_qkv", "threshold", "edges"):
+            if key in used and wanted[key] is not None and used[key] != wanted[key]:
+                raise self._foreign(name, f"its {key} is {used[key]!r}, not {wanted[key]!r}")
+        if found.info.get("examples") != len(task):
+            raise self._foreign(name, f"it is of {found.info.get('examples')} examples, not {len(task)}")
+
+    def _foreign(self, name: str, why: str) -> CircuitDiscoveryError:
+        return CircuitDiscoveryError(f"{self.folder / name} is not of this run: {why}; put its own back, or remove it to search again")
+
+    # ---------------------------------------------------------------- measure
+
+    def effort(self, circuit: Circuit) -> str:
+        """How much is measured; where that is another effort than the run was begun with, what was measured then is made anew."""
+        begun = distributed.from_first(lambda: self.journal.record.get("effort"))
+        effort = self.options.measure or begun
+        if effort is None:
+            from circuitdiscovery.evaluation import default_effort
+
+            effort = default_effort(*self.loaded, circuit)
+        if effort != begun:
+            self.journal.forget(EVALUATION)
+            self.journal.record["effort"] = effort
+            self.journal.save()
+        return effort
+
+    def evaluation(self, circuit: Circuit, scores: Scores | None, effort: str) -> Json | None:
+        """evaluation.json."""
+        if effort == "none":
+            self.journal.record["report"] = _unmeasured(circuit, self.options, self.folder)
+            self._forget_states()
+            return None
+        if self.journal.holds(EVALUATION):
+            return distributed.from_first(lambda: read_json(self.folder / EVALUATION))
+        state = self.folder / f"measured-{effort}.state"
+        model, task = self.loaded
+        with self.journal.stage("evaluate", "measuring"):
+            found = evaluate(model, task, circuit, scores, self.options, effort=effort, state=state)
+        self.journal.record["report"] = str(found)
+        values = json.loads(to_json(found.to_dict()))
+        self.journal.finish(EVALUATION, write=lambda: write_json(self.folder / EVALUATION, values))
+        self._forget_states()
+        return values
+
+    def _forget_states(self) -> None:
+        for left in self.folder.glob("measured-*.state") if distributed.rank() == 0 else ():
+            left.unlink()
+
+    # ---------------------------------------------------------------- explain
+
+    def explained(self, circuit: Circuit, scores: Scores | None, evaluation: Json | None, effort: str) -> tuple[Json | None, Json]:
+        """explanation.json, where there are cards, and report.json."""
+        from circuitdiscovery.reporting.contents import contents_of, explanation_of
+
+        known = [name for name in (EXPLANATION, CONTENTS) if self.journal.holds(name)]
+        explanation, contents = distributed.from_first(
+            lambda: [read_json(self.folder / name) if name in known else None for name in (EXPLANATION, CONTENTS)]
+        )
+        if contents is not None:
+            return explanation, contents
+        model, task = self.loaded
+        no_cards = None
+        if explanation is None:
+            with self.journal.stage("explain", "explaining"):
+                explanation, no_cards = explanation_of(model, task, circuit, self.options, effort)
+
+            def write() -> None:
+                if explanation is None:
+                    (self.folder / EXPLANATION).unlink(missing_ok=True)
+                else:
+                    write_json(self.folder / EXPLANATION, explanation)
+
+            self.journal.finish(EXPLANATION, write=write)
+        with self.journal.stage("compare", "comparing with the model"):
+            contents = contents_of(model, task, circuit, scores, evaluation, self.options, effort, no_cards)
+        self.journal.finish(CONTENTS, write=lambda: write_json(self.folder / CONTENTS, contents))
+        return explanation, contents
+
+    # ------------------------------------------------------------------- draw
+
+    def drawn(self, circuit: Circuit, explanation: Json | None) -> None:
+        """The drawings, with the roles that were found, and the page. For the first process."""
+        from circuitdiscovery.reporting.page import write_page
+
+        with self.journal.stage("write", "drawing"), stage("drawing"):
+            if not (self.journal.intact("graph.dot") and self.journal.intact("graph.svg")):
+                roles = roles_of(explanation["cards"]) if explanation else {}
+                coloured = replace(circuit, info={**circuit.info, "roles": roles}) if roles else circuit
+
+                def write() -> None:
+                    for name in ("graph.dot", "graph.svg"):
+                        coloured.draw(self.folder / name)
+
+                self.journal.finish("graph.dot", "graph.svg", write=write)
+            self.journal.finish(PAGE, write=lambda: write_page(self.folder, self.folder / PAGE))
+
+    def summarised(self, circuit: Circuit, evaluation: Json | None, contents: Json, effort: str) -> None:
+        """run.json's last state. For the first process."""
+        import torch
+
+        from circuitdiscovery.reporting.words import told, warnings
+
+        record = self.journal.record
+        record |= {"finished": now(), "threads": torch.get_num_threads(), "processes": distributed.world_size()}
+        record["report"] = "\n".join([record["report"], *told(evaluation, contents)])
+        record["summary"] = {
+            "model": self.options.model,
+            "task": self.options.task,
+            "method": self.options.method,
+            "edges": len(circuit),
+            "edges_pruned": len(circuit.pruned()),
+            "edges_total": len(circuit.graph),
+            "measured": effort,
+            "evaluation": evaluation,
+            "scores": contents["scores"],
+            "warnings": warnings(evaluation, contents),
+            "seconds": dict(record["seconds"]),
+            "folder": str(self.folder),
+            "files": [name for name in FILES if name == "run.json" or (self.folder / name).exists()],
+        }
+        self.journal.save()
 
 
-def _found(options: Options, folder: Path, clock: _Clock) -> Found:
-    from circuitdiscovery.reporting.contents import gather
+def _of_scores(circuit: Circuit, scores: Scores) -> bool:
+    """Whether a circuit's edges have the scores that they have there."""
+    if circuit.graph != scores.graph or circuit.scores is None:
+        return circuit.graph == scores.graph and len(circuit) == 0
+    return bool((circuit.scores[circuit.mask] == scores.values[circuit.mask]).all())
 
-    model, task = load(options)
-    clock.lap("load")
-    circuit, scores = search(model, task, options, state=folder / STATE)
-    clock.lap("search")
-    evaluation = evaluate(model, task, circuit, scores, options)
-    clock.lap("evaluate")
-    gathered = gather(model, task, circuit, scores, evaluation.to_dict(), options)
-    clock.lap("explain")
-    return Found(circuit, scores, evaluation, *gathered)
+
+def _unmeasured(circuit: Circuit, options: Options, folder: Path) -> str:
+    """What is printed of a circuit that was not measured."""
+    how = replace(options, measure="quick").resume_command(folder)
+    size = f"{len(circuit):,} edges ({len(circuit.pruned()):,} on a path from input to logits) of {len(circuit.graph):,}"
+    return f"{'circuit':<13} {size}\n{'measured':<13} not measured; measure it with: {how}"
+
+
+# ----------------------------------------------------------- search and measure
 
 
 def search(model: Model, task: Task, options: Options, *, state: Path | None = None) -> tuple[Circuit, Scores | None]:
@@ -200,21 +306,40 @@ def search(model: Model, task: Task, options: Options, *, state: Path | None = N
 
     function = getattr(cd, options.method)
     accepted = signature(function).parameters.keys() - {"model", "task"}
-    edges = options.edges or max(1, round(DEFAULT_SHARE * len(cd.Graph.from_model(model, split_qkv=options.split_qkv))))
+    edges = options.edges or default_edges(len(cd.Graph.from_model(model, split_qkv=options.split_qkv)))
     threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
     with stage(options.name) as report:
         given = asdict(options) | {"edges": edges, "threshold": threshold, "progress": report, "state": state}
         found = function(model, task, **{name: value for name, value in given.items() if name in accepted})
     if isinstance(found, cd.Circuit):
         return found, None
-    return found.top(edges) if options.threshold is None else found.above(options.threshold), found
+    return chosen(found, options), found
 
 
-def evaluate(model: Model, task: Task, circuit: Circuit, scores: Scores | None, options: Options) -> Evaluation:
-    """The circuit's evaluation under the options that it was searched with."""
+def chosen(scores: Scores, options: Options) -> Circuit:
+    """The circuit that options take from scores."""
+    if options.threshold is not None:
+        return scores.above(options.threshold)
+    return scores.top(options.edges or default_edges(len(scores.graph)))
+
+
+def evaluate(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    scores: Scores | None,
+    options: Options,
+    *,
+    effort: str = "full",
+    state: Path | None = None,
+) -> Evaluation:
+    """The circuit's evaluation under the options that it was searched with; its price is said first, on standard error."""
     from circuitdiscovery import evaluate
+    from circuitdiscovery.evaluation import price
 
-    with stage("evaluating") as report:
+    examples = len(task.held_out or task)
+    say(f"measuring ({effort}): about {price(circuit, examples, effort):.0f} forwards of {examples} prompts")
+    with stage("measuring") as report:
         return evaluate(
             model,
             task,
@@ -225,72 +350,7 @@ def evaluate(model: Model, task: Task, circuit: Circuit, scores: Scores | None, 
             scores=scores,
             batch_size=options.batch_size,
             seed=options.seed,
+            effort=effort,
+            state=state,
             progress=report,
         )
-
-
-# --------------------------------------------------------------------- files
-
-
-def _write(folder: Path, found: Found) -> None:
-    from circuitdiscovery.reporting.page import write_page
-
-    with stage("drawing"):
-        found.circuit.save(folder / "circuit.json")
-        if found.scores is not None:
-            found.scores.save(folder / "scores.safetensors")
-        write_json(folder / "evaluation.json", found.evaluation.to_dict())
-        if found.explanation is not None:
-            write_json(folder / EXPLANATION, found.explanation)
-        write_json(folder / CONTENTS, found.contents)
-        found.circuit.draw(folder / "graph.dot")
-        found.circuit.draw(folder / "graph.svg")
-        write_page(folder, folder / PAGE)
-
-
-def _summary(options: Options, folder: Path, found: Found, seconds: Mapping[str, float]) -> dict[str, Any]:
-    return {
-        "model": options.model,
-        "task": options.task,
-        "method": options.method,
-        "edges": len(found.circuit),
-        "edges_pruned": len(found.circuit.pruned()),
-        "edges_total": len(found.circuit.graph),
-        "evaluation": found.evaluation.to_dict(),
-        "seconds": dict(seconds),
-        "folder": str(folder),
-        "files": [name for name in FILES if name == "run.json" or (folder / name).exists()],
-    }
-
-
-class _Clock:
-    """Seconds between laps."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 3)
-        self._last = now
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

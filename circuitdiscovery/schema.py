@@ -24,6 +24,7 @@ _WORDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number"
 INFO: Mapping[str, type] = {
     "model": dict,  # {"name": text, "digest": text, ...}
     "task": str,
+    "counterfactual": str,
     "seed": int,
     "examples": int,
     "method": str,
@@ -31,7 +32,8 @@ INFO: Mapping[str, type] = {
     "versions": dict,
     "roles": dict,  # {role: [node, ...]}
 }
-_FIELDS = ("format", *(name for name in INFO if name != "roles"), "graph", "n_edges", "total_edges", "edges")
+_OPTIONAL = ("counterfactual", "roles")  # in a file: older ones lack the first, and both may not apply
+_FIELDS = ("format", *(name for name in INFO if name not in _OPTIONAL), "graph", "n_edges", "total_edges", "edges")
 
 
 def read(data: Any, where: str) -> tuple[Graph, np.ndarray, np.ndarray, Mapping[str, Any]]:
@@ -40,7 +42,7 @@ def read(data: Any, where: str) -> tuple[Graph, np.ndarray, np.ndarray, Mapping[
     Raises:
         CircuitDiscoveryError: anything missing, surplus, of another type or contradictory, by file and field.
     """
-    exactly(data, _FIELDS, where, optional=("roles",))
+    exactly(data, _FIELDS, where, optional=_OPTIONAL)
     if data["format"] != FORMAT:
         raise CircuitDiscoveryError(f"{where}: field 'format' must be {FORMAT!r}, not {_shown(data['format'])}")
     graph = graph_of(data["graph"], where)
@@ -60,7 +62,7 @@ def read(data: Any, where: str) -> tuple[Graph, np.ndarray, np.ndarray, Mapping[
 
 def write(graph: Graph, mask: np.ndarray, scores: np.ndarray | None, info: Mapping[str, Any]) -> dict[str, Any]:
     """What circuit.json says: what `read` reads."""
-    known = {name: info.get(name) for name in INFO if name != "roles" or name in info}
+    known = {name: info.get(name) for name in INFO if name not in _OPTIONAL or name in info}
     counts = {"n_edges": int(mask.sum()), "total_edges": len(graph)}
     values = np.full(mask.sum(), np.nan) if scores is None else scores[mask]
     edges = {name: None if np.isnan(value) else float(value) for name, value in zip(graph.names(mask), values, strict=True)}

@@ -7,26 +7,28 @@ task = Task.from_tokens(clean=..., corrupted=..., correct=..., incorrect=...)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from circuitdiscovery.encoder import Encoder, Example, resolve_position
-from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.names import canonical
 from circuitdiscovery.prompts import Vocabulary, draw, repeated_tokens
 from circuitdiscovery.tablefile import Table
-from circuitdiscovery.taskfile import END, TaskFile, read_task, shipped_tasks, task_path
+from circuitdiscovery.taskfile import END, TaskFile, counterfactual_of, read_task, shipped_tasks
 
 __all__ = ["Batch", "Example", "Task", "load_task", "shipped_tasks"]
 
 EXAMPLES = 64  # of a task that can draw as many as it likes: enough for a stable ranking, few enough for a CPU
 PAD = -1  # in place of an answer where a row has fewer than the batch's longest
+PAD_TOKEN = 0  # behind a prompt that is shorter than the batch's longest; any token would do, for nothing looks ahead
 
 
 class HasTokenizer(Protocol):
@@ -38,13 +40,16 @@ class HasTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one length T as tensors.
+    """Examples as tensors: T tokens each, of which the first `lengths` are the prompt and the others are pads.
+
+    Attention is causal, so that no position of a prompt sees a pad: each example runs as if it ran alone.
 
     Args:
         rows: [B], their indices in the task's examples.
         clean, corrupted: [B, T] token ids.
         position: [B], where the answer is read.
         correct, incorrect: [B, k] answer ids, padded with -1.
+        lengths: [B], each prompt's own number of tokens.
     """
 
     rows: Tensor
@@ -53,9 +58,26 @@ class Batch:
     position: Tensor
     correct: Tensor
     incorrect: Tensor
+    lengths: Tensor
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def padded(self) -> bool:
+        """Whether any prompt is shorter than the batch."""
+        return int(self.lengths.min()) < self.clean.shape[1] if len(self) else False
+
+    def by_length(self) -> Iterator[tuple[list[int], Batch]]:
+        """(which of the examples, a batch of these alone without pads), length by length; where nothing is padded, the batch itself."""
+        if not self.padded:
+            yield list(range(len(self))), self
+            return
+        lengths = self.lengths.tolist()
+        for length in sorted(set(lengths)):
+            columns = [i for i, other in enumerate(lengths) if other == length]
+            parts = {field.name: getattr(self, field.name)[columns] for field in fields(self)}
+            yield columns, Batch(**(parts | {name: parts[name][:, :length] for name in ("clean", "corrupted")}))
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""
@@ -72,7 +94,7 @@ class Task:
         held_out: what `evaluate` uses, drawn apart: no clean prompt is in both; None where there is none.
         metric: the task's own.
         seed: of the drawing or of the split; None where nothing was random.
-        info: what else is known, ready for JSON: version, source, counterfactual, the words left out by list.
+        info: what else is known, ready for JSON: version, source, counterfactual and what it asks, the words left out by list.
     """
 
     name: str
@@ -141,27 +163,36 @@ class Task:
         """The task with these of its examples and none held out."""
         return replace(self, examples=tuple(self.examples[row] for row in rows), held_out=None)
 
-    def batches(self, batch_size: int | None = None, rows: Sequence[int] | None = None) -> Iterator[Batch]:
-        """The examples as tensors: those of one length together, in order, never padded; at most `batch_size` at once.
+    def batches(self, batch_size: int | None = None, rows: Sequence[int] | None = None, *, run_tokens: float = 0.0) -> Iterator[Batch]:
+        """The examples as tensors, at most `batch_size` at once: those of one length together, in order, without pads.
 
-        With `rows`, only these of the examples.
+        Args:
+            batch_size: None puts no bound.
+            rows: only these of the examples.
+            run_tokens: how many tokens a run of one batch more costs. Lengths share a batch, the shortest first and padded on the
+                right, where their pads are fewer than that.
         """
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise CircuitDiscoveryError(f"batch_size must be at least 1, not {batch_size}")
-        groups: dict[int, list[int]] = {}
+        by_length: dict[int, list[int]] = {}
         for row in range(len(self)) if rows is None else rows:
-            groups.setdefault(len(self.examples[row].clean), []).append(row)
-        for group in groups.values():
+            by_length.setdefault(len(self.examples[row].clean), []).append(row)
+        groups = list(by_length.values())
+        if run_tokens > 0 and len(groups) > 1:
+            counts = [(length, len(group)) for length, group in sorted(by_length.items())]
+            shared = _cheapest(counts, batch_size or len(self), run_tokens)
+            groups = [[row for length in lengths for row in by_length[length]] for lengths in shared]
+        for group in groups:
             size = batch_size or len(group)
             yield from (self._batch(group[start : start + size]) for start in range(0, len(group), size))
 
     def _batch(self, rows: list[int]) -> Batch:
         examples = [self.examples[row] for row in rows]
-        clean = torch.tensor([example.clean for example in examples])  # [B, T]
-        corrupted = torch.tensor([example.corrupted for example in examples])  # [B, T]
+        lengths = [len(example.clean) for example in examples]
+        clean, corrupted = (_filled([getattr(e, side) for e in examples], PAD_TOKEN) for side in ("clean", "corrupted"))  # [B, T]
         position = torch.tensor([example.position for example in examples])  # [B]
-        correct, incorrect = _padded([e.correct for e in examples]), _padded([e.incorrect for e in examples])  # [B, k]
-        return Batch(torch.tensor(rows), clean, corrupted, position, correct, incorrect)
+        correct, incorrect = (_filled([getattr(e, side) for e in examples], PAD) for side in ("correct", "incorrect"))  # [B, k]
+        return Batch(torch.tensor(rows), clean, corrupted, position, correct, incorrect, torch.tensor(lengths))
 
     def check(self, vocab_size: int, n_positions: int | None = None) -> None:
         """Raise an error that names the row where a token is not in the vocabulary or a prompt is longer than the model can read."""
@@ -177,9 +208,32 @@ class Task:
             self.held_out.check(vocab_size, n_positions)
 
 
-def _padded(rows: Sequence[tuple[int, ...]]) -> Tensor:
+def _filled(rows: Sequence[tuple[int, ...]], value: int) -> Tensor:
+    """[n, longest]: the rows, with a value behind those that are shorter."""
     width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[PAD] * (width - len(row))] for row in rows])
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def _cheapest(counts: Sequence[tuple[int, int]], batch_size: int, run_tokens: float) -> list[list[int]]:
+    """The lengths of (length, how many) ascending, in groups: those that cost the fewest tokens, pads and `run_tokens` a batch included.
+
+    By dynamic programming over where a group begins and ends.
+    """
+    lengths = np.repeat([length for length, _ in counts], [count for _, count in counts])  # of all rows
+    ends = np.cumsum([0, *(count for _, count in counts)])
+    best: list[tuple[float, int]] = [(0.0, 0)]  # of the first so many lengths: (tokens, where the last group begins)
+    for stop in range(1, len(ends)):
+        options: list[tuple[float, int]] = []
+        for start in range(stop):
+            last = np.minimum(np.arange(ends[start], ends[stop], batch_size) + batch_size, ends[stop])  # where each batch ends
+            sizes = np.diff(last, prepend=ends[start])
+            options.append((best[start][0] + float(sizes @ lengths[last - 1]) + run_tokens * len(last), start))
+        best.append(min(options, key=lambda option: (option[0], -option[1])))
+    groups, stop = [], len(counts)
+    while stop:
+        groups.insert(0, [length for length, _ in counts[best[stop][1] : stop]])
+        stop = best[stop][1]
+    return groups
 
 
 # ----------------------------------------------------------------------- tokens
@@ -277,7 +331,8 @@ def load_task(
     Args:
         name_or_path: a shipped name (`shipped_tasks()`), or a path.
         model: whose tokenizer makes the tokens.
-        examples: how many; as many more are held out. None: 64 drawn ones (fewer where a file cannot make 128), half of a table.
+        examples: how many; as many more are held out. None: 64 drawn ones (fewer where a file cannot make 128), half of a table;
+            give 128 or more to search a model of a real size by attribution, whose scores differ more from prompt to prompt.
         seed: of everything random. The same seed, file and tokenizer give the same task.
         counterfactual: one of a TOML file's; None: the one that the file names.
         bos: put the tokenizer's BOS in front, or take it away; None: as the file says, else as the tokenizer does.
@@ -293,9 +348,7 @@ def load_task(
         raise CircuitDiscoveryError(f"task {source.name} is text, but the model has no tokenizer; give tokens with Task.from_tokens")
     if isinstance(source, Table):
         if counterfactual is not None:
-            raise CircuitDiscoveryError(
-                f"{task_path(name_or_path)}: a table has its counterfactuals as rows, not by name ({counterfactual!r})"
-            )
+            counterfactual_of(source, counterfactual)
         task = _from_table(source, Encoder(model.tokenizer, bos), examples, seed)
     else:
         encoder = Encoder(model.tokenizer, source.bos if bos is None else bos)
@@ -318,12 +371,11 @@ def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int)
 
 
 def _from_file(file: TaskFile, encoder: Encoder, examples: int | None, seed: int, counterfactual: str) -> Task:
-    name = counterfactual.replace("-", "_")
-    if name not in file.counterfactuals:
-        raise unknown("counterfactual", counterfactual, file.counterfactuals)
+    name = counterfactual_of(file, counterfactual)
     drawn, vocab = _drawn(file, encoder, examples, seed, name)
     half = examples or max(1, len(drawn) // 2)
     info = {"version": file.version, "description": file.description, "source": file.source, "counterfactual": name}
+    info |= {"asks": file.counterfactuals[name].asks} if file.counterfactuals[name].asks else {}
     info |= {"left_out": {key: list(words) for key, words in vocab.left_out.items()}}
     task = Task(file.name, drawn[:half], metric=file.metric, seed=seed, info=info)
     return replace(task, held_out=replace(task, examples=drawn[half:])) if drawn[half:] else task

@@ -61,11 +61,15 @@ class Slot:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """How the corrupted prompt differs: slots drawn anew, names set to a text of the clean prompt, the case exchanged."""
+    """How the corrupted prompt differs: slots drawn anew, names set to a text of the clean prompt, the case exchanged.
+
+    What it asks is a sentence for people, empty where the file has none.
+    """
 
     redraw: tuple[str, ...]
     set: Mapping[str, Text]
     case: Mapping[str, str]
+    asks: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,23 @@ def read_task(name_or_path: str | Path) -> TaskFile | Table:
     if path.suffix.lower() == ".toml":
         return _read_toml(path)
     return read_table(path)
+
+
+def counterfactual_of(task: TaskFile | Table, name: str) -> str:
+    """The task's counterfactual of that name; hyphens are taken for underscores.
+
+    Raises:
+        CircuitDiscoveryError: there is none of that name, or the task is a table; names the valid ones.
+
+    >>> counterfactual_of(read_task("ioi"), "flip")
+    'flip'
+    """
+    if isinstance(task, Table):
+        raise CircuitDiscoveryError(f"task {task.name}: a table has its counterfactuals as rows, not by name ({name!r})")
+    found = name if name in task.counterfactuals else name.replace("-", "_")
+    if found not in task.counterfactuals:
+        raise unknown("counterfactual", name, task.counterfactuals, plural=f"counterfactuals of {task.name}")
+    return found
 
 
 # ------------------------------------------------------------------------ TOML
@@ -322,9 +343,10 @@ def _counterfactual(fields: _Fields) -> Counterfactual:
     sets = _Fields(f"{fields.where}: set", fields.take("set", dict, {}))
     cases = _Fields(f"{fields.where}: case", fields.take("case", dict, {}))
     texts = {name: sets.text(name, value) for name, value in sets.left.items()}
-    result = Counterfactual(fields.strings("redraw", []), texts, {name: cases.take(name, str) for name in list(cases.left)})
+    exchanged = {name: cases.take(name, str) for name in list(cases.left)}
+    result = Counterfactual(fields.strings("redraw", []), texts, exchanged, fields.take("asks", str, needed=False) or "")
     fields.done()
-    if result == Counterfactual((), {}, {}):
+    if not (result.redraw or result.set or result.case):
         raise CircuitDiscoveryError(f"{fields.where} changes nothing: give redraw, set or case")
     return result
 

@@ -507,3 +507,14 @@ def test_what_could_not_be_loaded_cannot_be_made() -> None:
         Circuit(SMALL, SMALL.allowed, info={"options": {"threshold": float("nan")}})
     with pytest.raises(CircuitDiscoveryError, match=r"must end in \.json"):
         Circuit.full(SMALL).save("circuit.txt")
+
+
+def test_roles_are_carried_saved_and_replaced(tmp_path: Path) -> None:
+    graph = Graph(2, 2, 2)
+    circuit = Circuit.from_edges(graph, ["input->m0", "m0->logits"])
+    named = circuit.with_roles({"early": ("m0",)})
+    named.save(tmp_path / "c.json")
+    assert named == circuit and not circuit.roles and dict(load_circuit(tmp_path / "c.json").roles) == {"early": ("m0",)}
+    assert dict(named.with_roles({"late": iter(["m1"])}).roles) == {"late": ("m1",)} and not named.with_roles({}).roles
+    with pytest.raises(CircuitDiscoveryError, match="no node 'm7'"):
+        circuit.with_roles({"x": ["m7"]})

@@ -27,7 +27,8 @@ import circuitdiscovery as cd
 from circuitdiscovery import cli, distributed, evaluation
 from circuitdiscovery.metrics import clean_logits
 from circuitdiscovery.patching import batches
-from circuitdiscovery.search import acdc, cases
+from circuitdiscovery.search import cases
+from circuitdiscovery.search import state as state_file
 
 ROOT = Path(cd.__file__).parents[1]
 Results = dict[str, np.ndarray]
@@ -119,7 +120,7 @@ def stop_halfway(done: int, total: int) -> None:
 
 def resumed(model: Any, state: Path) -> np.ndarray:
     """The edges of a search that was stopped and resumed from its state."""
-    with mock.patch.object(acdc, "_SAVE_SECONDS", 0.0), pytest.raises(Stopped):
+    with mock.patch.object(state_file, "SAVE_SECONDS", 0.0), pytest.raises(Stopped):
         cd.acdc(model, TASKS["odd"], threshold=0.02, state=state, progress=stop_halfway)
     first: list[int] = []
     circuit = cd.acdc(model, TASKS["odd"], threshold=0.02, state=state, progress=lambda done, _: first.append(done))

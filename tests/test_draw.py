@@ -14,12 +14,14 @@ import pygraphviz
 import pytest
 
 from circuitdiscovery.circuit import Circuit, Scores
-from circuitdiscovery.draw import CROWDED, FAINT, HELPS, HURTS, ROLE_COLOURS, draw, to_dot
+from circuitdiscovery.draw import FAINT, HELPS, HURTS, ROLE_COLOURS, draw, to_dot, to_svg
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph import Graph, letter_of, node_of
+from circuitdiscovery.layout import CROWDED, layout, strongest_paths
 
 GRAPH = Graph(n_layers=4, n_heads=4, n_kv_heads=4)
 GROUPED = Graph(n_layers=2, n_heads=4, n_kv_heads=2)
+DEEP = Graph(n_layers=30, n_heads=9, n_kv_heads=3)
 INFO = {"model": {"name": "toy<1>", "digest": "0"}, "task": "ioi", "method": "eap"}
 
 
@@ -57,7 +59,7 @@ def _heights(dot: str) -> dict[str, float]:
 
 
 def test_input_is_at_the_bottom_logits_at_the_top_and_layers_in_rows() -> None:
-    y = _heights(to_dot(scored(GRAPH).top(80)))
+    y = _heights(to_dot(scored(GRAPH).top(80), max_edges=None))
     rows = [["input"], *([f"a{layer}.h0", f"m{layer}"] for layer in range(4)), ["logits"]]
     order = [name for row in rows for name in row if name in y]
     assert len(order) > 8 and [y[name] for name in order] == sorted(y[name] for name in order)
@@ -67,7 +69,7 @@ def test_input_is_at_the_bottom_logits_at_the_top_and_layers_in_rows() -> None:
 
 
 def _styles(circuit: Circuit, scores: Scores | None = None) -> dict[str, tuple[str, float]]:
-    picture = parsed(to_dot(circuit, scores=scores))
+    picture = parsed(to_dot(circuit, scores=scores, max_edges=None))
     kept = (edge for edge in picture.edges() if edge.attr["tooltip"])
     return {edge.attr["tooltip"].split()[0]: (edge.attr["color"][:7], float(edge.attr["penwidth"])) for edge in kept}
 
@@ -137,10 +139,12 @@ def test_another_suffix_is_refused_before_anything_is_drawn(tmp_path: Path, name
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("n", [30, CROWDED + 1])
-def test_svg_shows_every_node_and_edge_once(tmp_path: Path, n: int) -> None:
-    circuit = scored(GRAPH).top(n)
-    circuit.draw(tmp_path / "c.svg")
+@pytest.mark.parametrize(("graph", "n"), [(GRAPH, 30), (GRAPH, 479), (DEEP, 100), (DEEP, 1200)])
+def test_svg_shows_every_node_and_edge_once(tmp_path: Path, graph: Graph, n: int) -> None:
+    """In rows, in columns, and on a grid."""
+    circuit = scored(graph).top(n)
+    assert layout(circuit).grid == (n == 1200)
+    circuit.draw(tmp_path / "c.svg", max_edges=None)
     root = ElementTree.parse(tmp_path / "c.svg").getroot()
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     for node in circuit.nodes:
@@ -168,3 +172,152 @@ def test_dot_and_svg_are_the_same_in_every_process(tmp_path: Path) -> None:
 def test_the_empty_circuit_can_be_drawn(tmp_path: Path) -> None:
     Circuit.empty(GRAPH).draw(tmp_path / "c.svg")
     assert b"0 of 479 edges" in (tmp_path / "c.svg").read_bytes()
+
+
+# ------------------------------------------------------------ what is shown
+
+
+def _on_paths(graph: Graph, edges: set[str]) -> set[str]:
+    """The edges on a path from input to logits, by walking from edge to edge."""
+
+    def after(edge: str) -> set[str]:
+        return {other for other in edges if other.split("->")[0] in graph.reader_nodes(edge.split("->")[1])}
+
+    follow = {edge: after(edge) for edge in edges}
+    forth = {edge for edge in edges if edge.startswith("input->")}
+    while more := {other for edge in forth for other in follow[edge]} - forth:
+        forth |= more
+    back = {edge for edge in edges if edge.endswith("->logits")}
+    while more := {edge for edge in edges if follow[edge] & back} - back:
+        back |= more
+    return forth & back
+
+
+def _greedy(circuit: Circuit, count: int) -> set[str]:
+    """Strongest first, each edge with the cheapest whole path through it among all there are."""
+    graph, mine = circuit.graph, _on_paths(circuit.graph, set(circuit.edges))
+
+    def paths(so_far: tuple[str, ...]) -> list[tuple[str, ...]]:
+        receiver = so_far[-1].split("->")[1]
+        if receiver == "logits":
+            return [so_far]
+        on = [edge for edge in mine if edge.split("->")[0] in graph.reader_nodes(receiver)]
+        return [path for edge in on for path in paths((*so_far, edge))]
+
+    every: list[set[str]] = [set(path) for edge in mine if edge.startswith("input->") for path in paths((edge,))]
+    drawn: set[str] = set()
+    by_strength = sorted(mine, key=lambda edge: -abs(circuit.score(edge) or 0))
+    while True:
+        for edge in by_strength:
+            cheapest = min((len(path - drawn) for path in every if edge in path), default=0)
+            if edge not in drawn and cheapest <= count - len(drawn):
+                ways = [path - drawn for path in every if edge in path and len(path - drawn) == cheapest]
+                strength = [sum(abs(circuit.score(each) or 0) for each in way) for way in ways]
+                drawn |= ways[int(np.argmax(strength))]
+                break
+        else:
+            return drawn
+
+
+@pytest.mark.parametrize("graph", [Graph(2, 2, 2), Graph(2, 4, 2), Graph(3, 2, 2, parallel=True), Graph(2, 2, 2, split_qkv=False)], ids=str)
+@pytest.mark.parametrize("count", [1, 4, 9, 15])
+def test_the_strongest_whole_paths_are_those_of_a_search_through_all(graph: Graph, count: int) -> None:
+    for seed in range(3):
+        circuit = scored(graph, seed).top(20)
+        assert circuit.scores is not None
+        found = strongest_paths(circuit, circuit.scores, count)
+        assert set(found.edges) == _greedy(circuit, count) == _on_paths(graph, set(found.edges))
+        assert len(found) <= count
+
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_a_large_circuit_is_shown_by_sixty_edges_on_drawn_paths_and_says_so(scores: bool) -> None:
+    found = scored(DEEP, 3).top(7000)
+    circuit = found if scores else Circuit(DEEP, found.mask)
+    dot = to_dot(circuit)
+    edges = {f"{source}->{reader}<{letter}>" if letter else f"{source}->{reader}" for source, reader, letter in drawn_edges(dot)}
+    assert len(edges) == 60 and _on_paths(DEEP, edges) == edges <= set(circuit.edges)
+    assert f"60 of 7,000 edges shown: the {'strongest' if scores else 'first'} on paths from input to logits" in dot
+    assert "7,000 of 70,651 edges" in dot
+
+
+def test_a_circuit_that_fits_is_drawn_whole() -> None:
+    circuit = scored(GRAPH).top(60)
+    assert circuit.pruned() != circuit and len(drawn_edges(to_dot(circuit))) == 60 and "shown" not in to_dot(circuit)
+    assert len(drawn_edges(to_dot(scored(GRAPH).top(61), max_edges=61))) == 61
+    assert len(drawn_edges(to_dot(scored(GRAPH).top(400), max_edges=None))) == 400
+
+
+def test_without_a_whole_path_the_strongest_edges_are_drawn() -> None:
+    scores = scored(GRAPH)
+    loose = Circuit.from_edges(GRAPH, [edge for edge in GRAPH.edges if not edge.startswith("input")])
+    dot = to_dot(loose, scores=scores, max_edges=7)
+    strongest = sorted(loose.edges, key=lambda edge: -abs(scores[edge]))[:7]
+    assert sorted(drawn_edges(dot)) == sorted((e.split("->")[0], node_of(e.split("->")[1]), letter_of(e.split("->")[1])) for e in strongest)
+    assert f"7 of {len(loose)} edges shown: the strongest; none is on a path from input to logits" in dot
+    direct = Circuit.from_edges(GRAPH, ["input->m0", "m0->logits"])
+    assert "1 of 2 edges shown: the first; a whole path is longer than 1" in to_dot(direct, max_edges=1)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 2.5, "all"])
+def test_max_edges_must_be_a_count(wrong: Any) -> None:
+    with pytest.raises(CircuitDiscoveryError, match="max_edges must be a whole number of at least 1, or None for all edges, not"):
+        to_dot(Circuit.empty(GRAPH), max_edges=wrong)
+
+
+# -------------------------------------------------------------- many layers
+
+
+def _size(svg: str) -> tuple[float, float]:
+    width, height = ElementTree.fromstring(svg).get("viewBox", "").split()[2:]
+    return float(width), float(height)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_deep_models_picture_is_no_strip(seed: int) -> None:
+    width, height = _size(to_svg(scored(DEEP, seed).top(7000), heading=False))
+    assert 0.45 < width / height < 2.3
+
+
+def test_columns_go_from_left_to_right_and_no_node_reads_from_its_own() -> None:
+    circuit = scored(DEEP).top(7000)
+    picture = parsed(to_dot(circuit))
+    picture.layout(prog="dot")
+    x = {str(node): float(node.attr["pos"].split(",")[0]) for node in picture.nodes()}
+    edges = [(edge[0], edge[1]) for edge in picture.edges() if edge.attr["tooltip"]]
+    assert len(edges) == 60 and all(x[source] + 20 < x[reader] for source, reader in edges)
+    assert x["input"] == min(x.values()) and x["logits"] == max(x.values())
+    by_layer = sorted((int(node[1:].split(".")[0]), x[node]) for node in x if node[0] in "am")
+    assert [at for _, at in by_layer] == sorted(at for _, at in by_layer)
+    for group in (node for node in x if ".kv" in node):
+        heads = [head for head in DEEP.reader_nodes(f"{group}<k>") if head in x]
+        assert all(x[head] == pytest.approx(x[group], abs=1) for head in heads)
+
+
+def test_layers_without_a_node_take_no_space_and_are_named() -> None:
+    near, far = Graph(3, 2, 2), Graph(40, 2, 2)
+    edges = ["input->a0.h1<v>", "a0.h1->m0", "m0->a{}.h0<q>", "a{}.h0->logits"]
+    sizes = [_size(to_svg(Circuit.from_edges(graph, [e.format(layer) for e in edges]))) for graph, layer in ((near, 1), (far, 37))]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
+    ranks = {rank.nodes[0]: rank for rank in layout(Circuit.from_edges(far, [e.format(37) for e in edges])).ranks}
+    assert ranks["a37.h0"].folded == "layers 1\N{EN DASH}36" and ranks["logits"].folded == "layers 38\N{EN DASH}39"
+    assert "layers 1\N{EN DASH}36: none" in to_dot(Circuit.from_edges(far, [e.format(37) for e in edges]))
+
+
+@pytest.mark.parametrize("n", [707, 7000])
+def test_crossings_too_many_for_dot_stand_on_a_grid(n: int) -> None:
+    plan = layout(scored(DEEP).top(n))
+    at = {node: i for i, rank in enumerate(plan.ranks) for node in rank.nodes}
+    crossed = sum(at[node_of(edge.split("->")[1])] - at[edge.split("->")[0]] for edge in plan.circuit.edges)
+    assert crossed > CROWDED and plan.grid
+    dot = to_dot(plan.circuit, max_edges=None)
+    assert "layout=neato" in dot and len(drawn_edges(dot)) == n
+
+
+def test_roles_keep_their_colour_where_another_roles_nodes_are_not_shown() -> None:
+    circuit = Circuit.from_edges(GRAPH, ["input->m0", "m0->logits", "input->m1", "m1->logits"])
+    scores = Scores(GRAPH, np.where(GRAPH.mask(["input->m1", "m1->logits"]), 2.0, 1.0))
+    circuit = Circuit(GRAPH, circuit.mask, scores.values).with_roles({"early": ["m0"], "late": ["m1"]})
+    picture = parsed(to_dot(circuit, max_edges=2))
+    assert {str(node): node.attr["fillcolor"] for node in picture.nodes() if str(node)[0] == "m"} == {"m1": ROLE_COLOURS[1]}
+    assert "late" in picture.graph_attr["label"] and "early" not in picture.graph_attr["label"]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import Tiny, random_model, random_prompts, save_tiny, tiny_config
+from tiny import Tiny, random_model, random_prompts, save_gguf, save_tiny, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
+from circuitdiscovery.options import check_model
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = SIZES | {"num_key_value_heads": 2}
@@ -68,6 +71,50 @@ def test_a_folder_with_a_tokenizer_whose_class_is_another(llama: Tiny, tmp_path:
         shutil.copy(file, tmp_path)
     model = cd.load_model(tmp_path)
     assert model.tokenizer("w7 w8").input_ids[-2:] == [7, 8]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_a_gguf_file(name: str, tinies: Callable[[str], Tiny], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Written in llama.cpp's order it is the folder's model again, to the last byte; its name is the file's stem."""
+    tiny = tinies(name)
+    path = save_gguf(tmp_path / "tiny.v1.gguf", tiny.hf)
+    capfd.readouterr()
+    model = agrees(path, tiny.hf)
+    assert capfd.readouterr() == ("", "")  # no bars
+    assert model.name == "tiny.v1" and model.digest == tiny.model.digest == cd.load_model(str(path)).digest and model.tokenizer is None
+    assert cd.load_model(path, dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_a_gguf_file_with_more_or_less_than_transformers_reads_is_refused(llama: Tiny, tmp_path: Path) -> None:
+    """transformers leaves such parts out without a word, and our forward would agree with a model that is not the file's."""
+    bias = {"blk.1.attn_q.bias": torch.ones(llama.hf.config.hidden_size)}
+    refused(save_gguf(tmp_path / "biased.gguf", llama.hf, tensors=bias), "biased.*blk.1.attn_q.bias")
+    factors = {"rope_freqs.weight": torch.ones(4)}
+    refused(save_gguf(tmp_path / "factors.gguf", llama.hf, tensors=factors), "factors.*rope_freqs.weight")
+    refused(save_gguf(tmp_path / "scaled.gguf", llama.hf, rope="yarn"), "scaled.*rotary scaling 'yarn'")
+    tied = random_model(tiny_config("llama", tie_word_embeddings=True))
+    agrees(save_gguf(tmp_path / "tied.gguf", tied), tied)
+    shallow = random_model(tiny_config("llama", num_hidden_layers=2))
+    shallow.config.num_hidden_layers = 3
+    refused(save_gguf(tmp_path / "shallow.gguf", shallow), "shallow.*weights are missing")
+
+
+def test_broken_gguf_files(llama: Tiny, tmp_path: Path) -> None:
+    refused(tmp_path / "absent.gguf", "absent.gguf: there is no such file")
+    (tmp_path / "text.gguf").write_text("not a model at all, but long enough to look")
+    refused(tmp_path / "text.gguf", "text.*cannot be read as GGUF")
+    whole = save_gguf(tmp_path / "whole.gguf", llama.hf)
+    (tmp_path / "cut.gguf").write_bytes(whole.read_bytes()[:5000])
+    refused(tmp_path / "cut.gguf", "cut.*cannot be read as GGUF")
+
+
+def test_a_gguf_file_without_the_package_says_what_to_install(llama: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_gguf(tmp_path / "tiny.gguf", llama.hf)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    told = r"needs the package gguf, which is not installed: pip install 'circuitdiscovery\[gguf\]'"
+    refused(path, told)
+    with pytest.raises(cd.CircuitDiscoveryError, match=told):
+        check_model(str(path))
 
 
 def test_loading_does_not_change_the_users_model(gpt2: Tiny) -> None:

@@ -13,6 +13,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,10 +21,12 @@ import pytest
 from circuitdiscovery.circuit import Circuit, Scores
 from circuitdiscovery.draw import ROLE_COLOURS
 from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.evaluation import Curve, Estimate
 from circuitdiscovery.files import read_json, write_json
 from circuitdiscovery.graph import Graph, node_of
+from circuitdiscovery.layout import strongest_paths
 from circuitdiscovery.reporting import charts, words
-from circuitdiscovery.reporting.drawing import MOST_EDGES, letters
+from circuitdiscovery.reporting.drawing import letters
 from circuitdiscovery.reporting.folder import FORMAT, fingerprint
 from circuitdiscovery.reporting.page import report
 
@@ -304,14 +307,21 @@ def test_the_page_stays_small(tmp_path: Path, graph: Graph, n: int) -> None:
     assert report(run).stat().st_size < 5_000_000
 
 
-def test_a_huge_circuit_is_drawn_in_part_and_says_so(tmp_path: Path) -> None:
-    circuit = circuit_of(Graph(12, 12, 12), MOST_EDGES + 500)
-    page = page_of(make_run(tmp_path / "run", circuit))
-    drawn = {values["data-edge"] for values in page.all("g") if "data-edge" in values}
-    by_size = sorted(circuit.edges, key=lambda edge: -abs(circuit.score(edge) or 0))
-    assert drawn == set(by_size[:MOST_EDGES])
-    assert "2,000 strongest of 2,500 edges" in page.words()
-    assert (tmp_path / "run" / "report.html").stat().st_size < 5_000_000
+def test_a_real_models_circuit_is_drawn_in_part_and_says_so(tmp_path: Path) -> None:
+    """707 edges and some 200 nodes, with every card and attention pattern: still small, and the drawing still one to read."""
+    circuit = circuit_of(Graph(n_layers=30, n_heads=9, n_kv_heads=3), 707)
+    circuit = Circuit(circuit.graph, circuit.mask | circuit.graph.mask(["input->m0", "m0->logits"]), circuit.scores, INFO)
+    text = report(make_run(tmp_path / "run", circuit)).read_text("utf-8")
+    drawn, nodes = (
+        set(re.findall(r'data-edge="([^"]+)"', text.replace("&gt;", ">").replace("&lt;", "<"))),
+        re.findall(r'data-node="([^"]+)"', text),
+    )
+    assert circuit.scores is not None and drawn == set(strongest_paths(circuit, circuit.scores, 60).edges)
+    assert 0 < len(drawn) <= 60 and f"{len(drawn)} of {len(circuit)} edges shown" in text
+    assert text.count("<details") > 150 and len(text) < 5_000_000
+    ends = set(re.findall(r'data-from="([^"]+)" data-to="([^"]+)"', text))
+    groups = [node for node in nodes if ".kv" in node]
+    assert groups and all((group, head) in ends for group in groups for head in circuit.graph.reader_nodes(f"{group}<k>") if head in nodes)
 
 
 # ---------------------------------------------------------------- what it says
@@ -513,6 +523,13 @@ def test_the_role_table_says_which_heads_and_where_they_look(tmp_path: Path, cir
 # ------------------------------------------------------------------ the measures
 
 
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def titles(element: ElementTree.Element) -> list[str]:
+    return [title.text or "" for title in element.iter(f"{SVG}title")]
+
+
 def _points(svg: str) -> list[tuple[float, float]]:
     return [(float(v["cx"]), float(v["cy"])) for v in Page(svg).all("circle", **{"class": "dot"})]
 
@@ -540,6 +557,65 @@ def test_the_curve_takes_any_value(value: float) -> None:
     svg = charts.curve(known, edges=479, normalized=estimate(value, 10.0), total=479)
     numbers = [float(number) for number in re.findall(r"[\d.]+(?=[,\"VhM ])", svg.partition("clip-path")[2])]
     assert all(math.isfinite(number) and number < 1500 for number in numbers)
+
+
+def test_the_curve_stands_alone_as_a_picture(tmp_path: Path) -> None:
+    values = [Estimate(value, value - 0.1, value + 0.1) for value in (0.0, 0.5, 0.996)]
+    found = Curve((0.01, 0.1, 1.0), (5, 48, 479), (0, 40, 479), tuple(values), values[0], values[1])
+    chart = found.plot(tmp_path / "curve.svg")
+    assert chart._repr_svg_() == (tmp_path / "curve.svg").read_text("utf-8")
+    root = ElementTree.fromstring(chart.svg)
+    ys = [float(dot.get("cy", "")) for dot in root.iter(f"{SVG}circle")]
+    assert ys[0] - ys[1] == pytest.approx((ys[0] - ys[2]) * 0.5 / 0.996, abs=0.2)
+    assert 'id="chosen"' not in chart.svg
+    with pytest.raises(CircuitDiscoveryError, match=r"curve\.png must end in \.svg"):
+        found.plot(tmp_path / "curve.png")
+
+
+# ------------------------------------------------------------ layer by head
+
+
+@pytest.mark.parametrize("graph", [Graph(4, 4, 4), Graph(30, 9, 3), Graph(12, 12, 12), Graph(2, 3, 3, has_mlp=False)], ids=str)
+def test_node_scores_stand_by_layer_and_head(tmp_path: Path, graph: Graph) -> None:
+    scores = Scores(graph, np.random.default_rng(1).normal(size=graph.allowed.shape), INFO)
+    chart = scores.plot(tmp_path / "nodes.svg")
+    assert (tmp_path / "nodes.svg").read_text("utf-8") == chart.svg and scores.plot().svg == chart.svg
+    sums = dict.fromkeys(graph.sources[1:], 0.0)
+    for edge, (row, column) in zip(graph.edges, np.argwhere(graph.allowed), strict=True):
+        sums[edge.split("->")[0]] = sums.get(edge.split("->")[0], 0.0) + scores.values[row, column]
+    del sums["input"]
+    cells = {title.split(": ")[0]: (rect, title) for rect in ElementTree.fromstring(chart.svg).iter(f"{SVG}rect") for title in titles(rect)}
+    assert set(cells) == set(sums)
+    xs, ys = ({node: float(rect.get(axis, "")) for node, (rect, _) in cells.items()} for axis in "xy")
+    for node, (rect, title) in cells.items():
+        layer, column = re.findall(r"\d+", node)[0], node.partition(".")[2]
+        assert title == f"{node}: {words.number(sums[node])}" and rect.get("class") == ("plus" if sums[node] >= 0 else "minus")
+        assert ys[node] == ys[f"a{layer}.h0"] and (not column or xs[node] == xs[f"a0.{column}"])
+        assert float(rect.get("fill-opacity", "")) ** 2 == pytest.approx(abs(sums[node]) / max(map(abs, sums.values())), abs=2e-3)
+    places = [(ys[node], xs[node]) for node in graph.sources[1:]]
+    assert places == sorted(places)  # layers downwards, heads to the right, the MLP after them
+
+
+def test_scores_of_nothing_have_a_map_too() -> None:
+    svg = Scores(GRAPH, np.zeros(GRAPH.allowed.shape)).plot().svg
+    assert "nan" not in svg and 'fill-opacity="0.000"' in svg
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_page_has_the_map_of_the_runs_scores_else_of_the_kept_edges(tmp_path: Path, circuit: Circuit, own: bool) -> None:
+    folder = make_run(tmp_path / "run", circuit)
+    scores = Scores(GRAPH, np.random.default_rng(9).normal(size=GRAPH.allowed.shape), INFO)
+    if own:
+        scores.save(folder / "scores.safetensors")
+    text = report(folder).read_text("utf-8")
+    for node in GRAPH.sources[1:]:
+        kept = [edge for edge in circuit.edges if edge.startswith(f"{node}->")]
+        score = scores.by_node()[node] if own else sum(circuit.score(edge) or 0.0 for edge in kept)
+        assert f"<title>{node}: {words.number(score)}</title>" in text
+    figure = Page(text.partition('id="node-scores">')[2].partition("</figure>")[0])
+    assert len(figure.all("rect", **{"class": "kept"})) == 1 + len({edge.split("->")[0] for edge in circuit.edges} - {"input"})
+    without = make_run(tmp_path / "without", circuit_of(scored=False))
+    assert 'id="node-scores"' not in report(without).read_text("utf-8")
 
 
 def test_bars_are_as_long_as_their_values(tmp_path: Path, circuit: Circuit) -> None:
@@ -573,7 +649,7 @@ def test_without_a_curve_the_page_says_why(tmp_path: Path, circuit: Circuit) -> 
     contents = contents_of(circuit) | {"curve": None, "no_curve": "the metric has no gradient"}
     page = page_of(make_run(tmp_path / "run", circuit, report=contents))
     assert "There is no curve: the metric has no gradient." in page.words()
-    assert not page.all("svg", **{"class": "chart"})
+    assert not page.all("polyline", **{"class": "ranked"})
 
 
 # -------------------------------------------------------------- what is refused

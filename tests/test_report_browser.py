@@ -241,13 +241,27 @@ def test_a_circuit_without_scores_has_no_slider(tmp_path: Path, browse: Callable
     assert page.locator('.edge[tabindex="0"]').count() == 1
 
 
-def test_a_drawing_of_many_edges_works(tmp_path: Path, browse: Callable[..., Any]) -> None:
-    circuit = circuit_of(Graph(12, 12, 12), 450)
-    page = browse(report(make_run(tmp_path / "run", circuit)))
-    page.locator(".node[data-node=m5]").click()
-    assert lit(page, "upstream") == nx.ancestors(view(circuit), "m5")
-    page.locator("#weak").fill("400")
-    assert len(shown_edges(page)) == 50
+def test_a_real_models_drawing_works(tmp_path: Path, browse: Callable[..., Any]) -> None:
+    """In columns, with frames for groups; a node that is not drawn is said not to be."""
+    circuit = circuit_of(Graph(n_layers=30, n_heads=9, n_kv_heads=3), 7000, seed=1)
+    page = browse(report(make_run(tmp_path / "run", circuit)), viewport={"width": 1440, "height": 900})
+    drawn = shown_edges(page)
+    assert 0 < len(drawn) <= 60 and f"{len(drawn)} of 7,000 edges shown" in page.locator("#circuit").inner_text()
+    names = page.eval_on_selector_all(".node", "nodes => nodes.map(node => node.dataset.node)")
+    group = next(name for name in names if ".kv" in name)
+    page.locator(f'.node[data-node="{group}"]').click()
+    assert lit(page, "downstream") == nx.descendants(view(circuit, drawn), group)
+    assert lit(page, "upstream") == nx.ancestors(view(circuit, drawn), group)
+    page.locator("#weak").fill(str(len(drawn) - 10))
+    assert len(shown_edges(page)) == 10
+    page.keyboard.press("Escape")
+    missing = next(node for node in circuit.nodes if node not in names and ".kv" not in node)
+    page.locator(f'.nodes a[href="#card-{missing}"]').click()
+    assert page.locator(f'details.current[data-card="{missing}"]').count() == 1
+    assert f"{missing}. It is not in the drawing." in page.locator("#selection").inner_text()
+    assert page.locator(".drawing.lit").count() == 0
+    box = page.locator("#drawing").bounding_box()
+    assert box["width"] < 2.3 * box["height"]
     page.screenshot(path=tmp_path / "many.png")
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from circuitdiscovery.encoder import Encoder
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.prompts import shuffled
+from circuitdiscovery.prompts import contexts, shuffled
 from circuitdiscovery.tablefile import Row
 from circuitdiscovery.task import Example, Task, load_task
 from circuitdiscovery.taskfile import TaskFile, read_task, shipped_tasks
@@ -60,10 +60,9 @@ def word_level(words: list[str]) -> Reader:
     return Reader(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<bos>"))
 
 
-@pytest.fixture(scope="module")
-def words() -> Reader:
+def shipped_words() -> list[str]:
     """Every word of the shipped tasks."""
-    found = [f"{number:02d}" for number in range(100)]
+    found: list[str] = []
     for name in shipped_tasks():
         task = read_task(name)
         assert isinstance(task, TaskFile)
@@ -71,7 +70,24 @@ def words() -> Reader:
         texts = [*task.templates, *(text for case in task.cases.values() for text in case.values())]
         found += [word for column in lists for word in column]
         found += re.findall(r"\w+|[^\w\s]", " ".join(text.fill(lambda ref: " ") for text in texts))
-    return word_level(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def words() -> Reader:
+    """Every word of the shipped tasks, and pairs of digits."""
+    return word_level([f"{number:02d}" for number in range(100)] + shipped_words())
+
+
+def byte_like(words: list[str], most: int) -> Reader:
+    """A tokenizer whose words carry the space before them, and that writes numbers apart from it, in groups of at most so many digits."""
+    digits = [f"{number:0{size}d}" for size in range(1, most + 1) for number in range(10**size)]
+    marks = [mark for mark in words if not mark[0].isalnum()]
+    found = ["<unk>", " ", *digits, *marks, *(f"{space}{word}" for word in words for space in ("", " "))]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(dict.fromkeys(found))}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(rf" ?[A-Za-z]+|\d{{1,{most}}}|."), "isolated")  # type: ignore[assignment]
+    inner.decoder = decoders.Fuse()  # type: ignore[assignment]
+    return Reader(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>"))
 
 
 def names_in(task: Task, model: Reader, list_name: str = "name") -> list[tuple[list[str], list[str]]]:
@@ -158,6 +174,65 @@ def test_a_centurys_first_and_last_whole_year_are_left_out(gpt2: Reader) -> None
     task = load_task("greater_than", gpt2, examples=3000)
     twelfth = {example.text.split()[6] for example in task.examples if " 11" in example.text}
     assert max(twelfth) == "1188" and "1102" not in twelfth and "1189" not in twelfth
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a prompt of greater_than asks: read from its text."""
+
+    example: Example
+    century: str
+    year: str
+
+    @property
+    def tens(self) -> int:
+        return int(self.year[0])
+
+
+def asked(task: Task, ending: str) -> list[Asked]:
+    found = [re.fullmatch(rf"The \w+ lasted from the year (1[1-7])(\d\d) to the year {ending}", example.text) for example in task.examples]
+    assert all(found)
+    return [Asked(example, match[1], match[2]) for example, match in zip(task.examples, found, strict=True) if match]
+
+
+def test_years_in_single_digits_ask_for_the_tens_digit() -> None:
+    reader = byte_like(shipped_words(), 1)
+    rows = asked(load_task("greater_than", reader, examples=1000), r"\1")
+    assert {row.tens for row in rows} == set(range(1, 9)) and {row.year[1] for row in rows} == set("0123456789")
+    assert {row.century for row in rows} == {str(century) for century in range(11, 18)}
+    for row in rows:
+        example, tokens = row.example, decoded(reader, row.example.clean)
+        assert decoded(reader, example.correct) == [str(digit) for digit in range(row.tens + 1, 10)]
+        assert decoded(reader, example.incorrect) == [str(digit) for digit in range(row.tens)]
+        assert tokens[-2:] == list(row.century) and tokens[-8:-2] == [*row.year, " to", " the", " year", " "]
+        changed = [i for i, (a, b) in enumerate(zip(example.clean, example.corrupted, strict=True)) if a != b]
+        assert "".join(decoded(reader, example.corrupted)) == "".join(tokens).replace(f"{row.century}{row.year}", f"{row.century}01")
+        assert example.positions["YY"] in changed and tokens[example.positions["YY"]] == row.year[0]
+        assert example.positions["XX"] == example.positions["YY"] - 1 and tokens[example.positions["XX"]] == row.century[1]
+        assert example.variables["year"] == row.year and example.variables["century"] == row.century
+    by_hand = next(row.example for row in rows if row.century + row.year == "1732")
+    assert decoded(reader, by_hand.correct) == ["4", "5", "6", "7", "8", "9"] and decoded(reader, by_hand.incorrect) == ["0", "1", "2"]
+
+
+def test_years_of_three_digits_and_one_ask_for_the_token_with_the_tens_digit() -> None:
+    """The prompt stops before the century: no text of such a tokenizer has a token that begins after it."""
+    reader = byte_like(shipped_words(), 3)
+    rows = asked(load_task("greater_than", reader, examples=500), "")
+    assert {row.tens for row in rows} == set(range(1, 9))
+    for row in rows:
+        example, tokens = row.example, decoded(reader, row.example.clean)
+        assert decoded(reader, example.correct) == [f"{row.century}{digit}" for digit in range(row.tens + 1, 10)]
+        assert decoded(reader, example.incorrect) == [f"{row.century}{digit}" for digit in range(row.tens)]
+        assert tokens[-2:] == [" year", " "] and tokens[example.positions["YY"]] == f"{row.century}{row.year[0]}"
+        assert "XX" not in example.positions and example.position == len(tokens) - 1
+        assert decoded(reader, example.corrupted)[example.positions["YY"]] == f"{row.century}0"
+
+
+def test_years_that_are_one_word_are_an_error_in_a_line() -> None:
+    whole = word_level([*shipped_words(), "17", "1732", "1755"])
+    whole.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(CircuitDiscoveryError, match=r"greater_than needs years .* \(1\|7\|3\|2\) .* writes ' 1732' as \['1732'\]$"):
+        load_task("greater_than", whole)
 
 
 def test_agreement_flips_the_subject_and_varies_the_other_noun(gpt2: Reader) -> None:
@@ -290,9 +365,67 @@ def test_too_few_words_left_is_an_error_that_names_list_and_words() -> None:
         load_task("ioi", word_level(["Mary", "John"]))
 
 
-def test_years_of_other_tokens_are_an_error(stories: Reader) -> None:
-    with pytest.raises(CircuitDiscoveryError, match=r"greater_than.* two-digit tokens 00 to 99"):
-        load_task("greater_than", stories)
+SUMS = """
+description = "one digit more"
+correct = "{B}"
+incorrect = "{A}"
+templates = ["so 1+{A}="]
+[slots]
+A = "digit"
+B = "digit"
+[counterfactuals.other]
+redraw = ["A"]
+[words]
+digit = ["0", "1", "2", "3", "4", "five"]
+"""
+
+
+def test_words_are_tried_as_the_template_has_them(tmp_path: Path) -> None:
+    """A digit that is one token after `=` and two after a space, and a word that is one token after a space alone."""
+    reader = byte_like(["so", "+", "="], 1)
+    path = tmp_path / "sums.toml"
+    path.write_text(SUMS)
+    task = load_task(path, reader, examples=2)
+    assert task.info["left_out"] == {"digit": ["five"]}
+    for example in task.examples:
+        assert decoded(reader, example.clean)[:4] == ["so", " ", "1", "+"] and len(example.clean) == 6
+        assert decoded(reader, example.correct)[0] in "01234"
+    path.write_text(SUMS.replace("+{A}=", " + {A} = "))
+    with pytest.raises(CircuitDiscoveryError, match=r"sums needs 3 from the word list 'digit'.* has 0 of its words as single tokens"):
+        load_task(path, reader)
+    path.write_text(SUMS.replace("{A}=", "{A}{A}"))  # a digit after a digit
+    assert len(load_task(path, reader, examples=2).examples[0].clean) == 6
+    path.write_text(SUMS.replace('"{B}"', '" {B}"'))  # the answer alone follows a space
+    with pytest.raises(CircuitDiscoveryError, match="has 0 of its words"):
+        load_task(path, reader)
+
+
+CONTEXTS = {
+    "after marks, and as the second of two answers": (SUMS, ["+", "="]),
+    "at the beginning and after itself": (SUMS.replace("so 1+{A}=", "{A}{A} is "), ["", None, " "]),
+    "after a mark with a space": (SUMS.replace('"so 1+{A}="', "'so (\"{A}\"'"), [' ("', '"']),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_what_words_follow_is_read_from_the_texts(name: str, tmp_path: Path) -> None:
+    text, follow = CONTEXTS[name]
+    path = tmp_path / "sums.toml"
+    path.write_text(text)
+    task = read_task(path)
+    assert isinstance(task, TaskFile) and contexts(task) == {"digit": follow}
+
+
+def test_the_shipped_words_all_follow_a_space() -> None:
+    for name in shipped_tasks():
+        task = read_task(name)
+        assert isinstance(task, TaskFile) and all(follow == [" "] for follow in contexts(task).values())
+
+
+def test_an_answer_with_a_space_too_many_is_told(tmp_path: Path) -> None:
+    rows = "clean,corrupted,correct,incorrect\nso 1+2=,so 1+1=, 3,2\n"
+    with pytest.raises(CircuitDiscoveryError, match=r"' 3' does not continue .*'3', without the space, would be one"):
+        csv_task(tmp_path, rows, byte_like(["so", "+", "="], 1))
 
 
 # ------------------------------------------------------------------ tables, options
@@ -565,7 +698,7 @@ def test_check_names_what_a_model_cannot_read() -> None:
         task.check(10, 2)
 
 
-def test_batches_hold_every_row_once_by_length_and_never_padded() -> None:
+def test_batches_hold_every_row_once_by_length_and_without_pads() -> None:
     """Nothing is dropped at the end of a batch (trap 13)."""
     prompts = [[1, 2], [3, 4, 5], [6, 7], [8, 9], [1, 3, 4]]
     task = Task.from_tokens(
@@ -577,6 +710,7 @@ def test_batches_hold_every_row_once_by_length_and_never_padded() -> None:
     assert batches[2].clean.tolist() == [[3, 4, 5], [1, 3, 4]] and batches[2].correct.tolist() == [[2, 3], [6, -1]]
     assert batches[0].position.tolist() == [0, 1] and batches[2].position.tolist() == [1, 2] and len(batches[1]) == 1
     assert all(tensor.dtype == torch.long for tensor in (batches[0].clean, batches[0].correct, batches[0].rows))
+    assert batches[1].lengths.tolist() == [2] and batches[2].lengths.tolist() == [3, 3] and not any(batch.padded for batch in batches)
     assert batches[0].to("meta").clean.device.type == "meta"
     with pytest.raises(CircuitDiscoveryError, match="batch_size"):
         list(task.batches(0))
@@ -585,6 +719,14 @@ def test_batches_hold_every_row_once_by_length_and_never_padded() -> None:
 def test_select_keeps_the_rows_in_the_order_given() -> None:
     task = Task.from_tokens(**ROWS)
     assert task.select([1, 0]).examples == task.examples[::-1]
+
+
+def test_what_a_counterfactual_asks_is_known(words: Reader, tmp_path: Path) -> None:
+    asks = {name: load_task("ioi", words, counterfactual=name).info["asks"] for name in ("abc", "flip")}
+    assert "Three other names" in asks["abc"] and "both names stay" in asks["flip"]
+    assert "asks" not in toml_task(tmp_path, TINY, examples=2).info
+    hyphens = TINY.replace("counterfactuals.other", "counterfactuals.the-other")
+    assert toml_task(tmp_path, hyphens, examples=2).info["counterfactual"] == "the-other"
 
 
 def test_info_is_ready_for_json_and_a_task_prints_as_a_line(words: Reader) -> None:

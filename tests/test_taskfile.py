@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,12 @@ def test_agreement_lists_two_forms_of_each_noun_side_by_side() -> None:
     assert all(plural.endswith("s") and plural != singular for singular, plural in forms.items())
 
 
+@pytest.mark.parametrize("name", shipped_tasks())
+def test_every_shipped_counterfactual_says_what_it_asks(name: str) -> None:
+    for rule in read_file(name).counterfactuals.values():
+        assert re.fullmatch(r"(Which|What) [^?]+\? [A-Z][^\n]+\.", rule.asks), rule.asks
+
+
 def test_names_take_hyphens_and_unknown_ones_are_told_the_nearest() -> None:
     assert task_path("subject-verb-agreement") == task_path("subject_verb_agreement")
     assert "no task 'ioy'; did you mean 'ioi'?" in message("ioy") and "greater_than" in message("ioy")
@@ -120,6 +127,8 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
     "missing counterfactual": (GOOD.replace('[counterfactuals.abc]\nredraw = ["A", "B"]', ""), ["counterfactuals", "missing"]),
     "surplus field": ('template = "x"\n' + GOOD, ["no field 'template'", "did you mean 'templates'"]),
     "surplus in a counterfactual": (GOOD.replace("redraw =", "redrawn ="), ["counterfactuals.abc"]),
+    "a number as what it asks": (GOOD.replace("redraw =", "asks = 3\nredraw ="), ["counterfactuals.abc", "'asks'", "must be a text"]),
+    "asked, but nothing changed": (GOOD.replace('redraw = ["A", "B"]', 'asks = "What?"'), ["counterfactuals.abc", "changes nothing"]),
     "wrong type": (GOOD.replace('"d"', "3"), ["'description'", "must be a text", "a whole number"]),
     "a flag for a number": ("version = true\n" + GOOD, ["'version'", "true or false"]),
     "NaN": ("position = nan\n" + GOOD, ["'position'", "NaN"]),

@@ -116,7 +116,7 @@ def test_trap_7_unequal_lengths_are_refused() -> None:
 
 
 def test_trap_7_rows_of_other_lengths_change_nothing(tiny: Tiny) -> None:
-    """Nothing is padded, so no run can see another's mask: a row alone has the logits and scores it has among longer ones."""
+    """Pads stand on the right and attention is causal: a row alone has the logits and scores that it has among longer ones."""
     short, long = random_prompts(101, 1, 3, seed=1), random_prompts(101, 1, 8, seed=2)
     keys = ("clean", "corrupted", "correct", "incorrect")
     together = cd.Task.from_tokens(**{key: [getattr(short, key)[0].tolist(), getattr(long, key)[0].tolist()] for key in keys})

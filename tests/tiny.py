@@ -78,6 +78,72 @@ def save_tiny(folder: Path, name: str, **changes: Any) -> Path:
     return folder
 
 
+_GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers.": "blk.",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def save_gguf(path: Path, hf: Any, *, tensors: dict[str, Tensor] | None = None, rope: str | None = None, tokenizer: bool = False) -> Path:
+    """Write a Llama or Qwen2 as llama.cpp does: its own names, and for Llama the two halves of a rotary head interleaved.
+
+    `tensors` are added, and a rotary scaling; and a tokenizer of letters that knows the words the and cat.
+    """
+    from gguf import GGUFWriter, RopeScalingType
+
+    config = hf.config
+    writer = GGUFWriter(path, config.model_type)
+    writer.add_name(path.stem)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    if tokenizer:
+        letters, merges = ["<s>", "Ġ", *"abcdefghijklmnopqrstuvwxyz"], ["t h", "th e", "c a", "ca t"]
+        tokens = [*letters, *(merge.replace(" ", "") for merge in merges)]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list([*tokens, *(f"unused{i}" for i in range(len(tokens), config.vocab_size))])
+        writer.add_token_merges(merges)
+        writer.add_bos_token_id(0)
+        writer.add_eos_token_id(0)
+        writer.add_unk_token_id(0)
+    if rope:
+        writer.add_rope_scaling_type(RopeScalingType(rope))
+    for name, tensor in hf.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        for theirs, ours in _GGUF_NAMES.items():
+            name = name.replace(theirs, ours)
+        if config.model_type == "llama" and (".attn_q." in name or ".attn_k." in name):
+            heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
+            tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        writer.add_tensor(name, tensor.contiguous().numpy())
+    for name, tensor in (tensors or {}).items():
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 @dataclass(frozen=True)
 class Prompts:
     """Token pairs and their answers."""

@@ -1,13 +1,22 @@
-"""The page's charts as inline SVG: the faithfulness curve and attention patterns. Their colours are the style sheet's."""
+"""The charts as inline SVG: the faithfulness curve, node scores by layer and head, attention patterns.
+
+Their colours are the page's style sheet's; `Chart` is one outside the page, with charts.css inside it.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.files import write_atomically
+from circuitdiscovery.graph import Graph
 from circuitdiscovery.reporting.words import number, percent, token
 
 WIDTH, HEIGHT = 760, 340
@@ -16,6 +25,49 @@ CELL = 17  # of a heat map, in pixels
 FAINTEST = 0.01  # attention below it is not drawn
 CELLS = 16_000  # of all heat maps of a page together: less than two megabytes
 _FEWEST = 60  # cells of one heat map
+STYLE = Path(__file__).with_name("charts.css")  # in the page too, whose own style sheet has these colours
+_LIGHT = "--page:#ffffff;--line:#d6dae0;--ink:#1b1f24;--muted:#565e68;--helps:#0072b2;--hurts:#d55e00;--good:#006b4c;--bad:#a33b00"
+_DARK = "--page:#14171b;--line:#39404a;--ink:#e8eaed;--muted:#a8b0ba;--helps:#56b4e9;--hurts:#f08c4a;--good:#7fd8b6;--bad:#f5a27c"
+_FONT = '.chart{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",sans-serif}'
+
+
+# ------------------------------------------------------------ outside the page
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture as SVG text, complete with its style, light and dark; a notebook shows it.
+
+    Args:
+        svg: the <svg> element.
+    """
+
+    svg: str
+
+    @classmethod
+    def standing(cls, inline: str) -> Self:
+        """A chart of the page, to stand alone: with its name space, its ground and its style."""
+        head, _, inside = inline.partition(">")
+        left, top, width, height = re.findall(r'viewBox="(\S+) (\S+) (\S+) (\S+)"', head)[0]
+        colours = f".chart{{{_LIGHT}}} @media (prefers-color-scheme: dark) {{ .chart{{{_DARK}}} }}"
+        style = f"<style>{_FONT} {colours} {' '.join(STYLE.read_text('utf-8').split())}</style>"
+        ground = f'<rect class="ground" x="{left}" y="{top}" width="{width}" height="{height}"/>'
+        size = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
+        return cls(f"{head} {size}>{style}{ground}{inside}\n")
+
+    def saved(self, path: str | Path | None) -> Self:
+        """The same, written atomically where there is a path, which must end in .svg."""
+        if path is not None:
+            if Path(path).suffix.lower() != ".svg":
+                raise CircuitDiscoveryError(f"{path} must end in .svg: charts are written as SVG only")
+            write_atomically(path, self.svg)
+        return self
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+    def __repr__(self) -> str:
+        return f"Chart({len(self.svg):,} characters of SVG)"
 
 
 # --------------------------------------------------------------------- curve
@@ -38,25 +90,30 @@ class _Scale(NamedTuple):
         return round(HEIGHT - BOTTOM - (value - self.bottom) / (self.top - self.bottom) * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def curve(known: Mapping[str, Any], *, edges: int, normalized: Mapping[str, float], total: int) -> str:
-    """The curve with the chosen circuit marked.
+def curve(
+    known: Mapping[str, Any], *, edges: int | None = None, normalized: Mapping[str, float] | None = None, total: int | None = None
+) -> str:
+    """The curve, with the chosen circuit marked where there is one.
 
     Args:
         known: of report.json: how the edges were ranked, and at each number of edges the normalized faithfulness with its interval.
-        edges: of the chosen circuit, on a path from input to logits, as the curve counts them.
+        edges: of the chosen circuit, on a path from input to logits, as the curve counts them; None marks none.
         normalized: the chosen circuit's.
-        total: the graph's edges.
+        total: the graph's edges, where the axis ends; by default the curve's last point.
     """
     points = list(zip(known["edges"], known["normalized"], strict=True))
-    scale = _scale([count for count, _ in points] + [edges, total], [each["value"] for _, each in points] + [normalized["value"]])
+    total = max(known["edges"]) if total is None else total
+    marked = [] if edges is None or normalized is None else [(edges, normalized)]
+    scale = _scale([count for count, _ in points + marked] + [total], [each["value"] for _, each in points + marked])
     line = " ".join(f"{scale.x(count)},{scale.y(each['value'])}" for count, each in points)
     dots = "".join(
         f"<g><title>{count:,} edges: {_said(each)}</title>{_whisker(scale, count, each)}"
         f'<circle class="dot" cx="{scale.x(count)}" cy="{scale.y(each["value"])}" r="4"/></g>'
         for count, each in points
     )
-    chosen = _chosen(scale, edges, normalized)
-    label = f"Normalized faithfulness against the number of edges; this circuit: {edges:,} edges, {_said(normalized)}"
+    chosen = "".join(_chosen(scale, *each) for each in marked)
+    label = "Normalized faithfulness against the number of edges"
+    label += "".join(f"; this circuit: {count:,} edges, {_said(each)}" for count, each in marked)
     frame = f'<clipPath id="plot"><rect x="0" y="{TOP - 8}" width="{WIDTH}" height="{HEIGHT - TOP - BOTTOM + 16}"/></clipPath>'
     plot = f'<g clip-path="url(#plot)"><polyline class="ranked" points="{line}"/>{dots}{chosen}</g>'
     return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{frame}{_axes(scale, total)}{plot}</svg>'
@@ -72,7 +129,7 @@ def _scale(counts: Sequence[int], values: Sequence[float]) -> _Scale:
 def _chosen(scale: _Scale, edges: int, normalized: Mapping[str, float]) -> str:
     x, y = scale.x(edges), scale.y(normalized["value"])
     # the corner below the curve, which has risen where it reaches it
-    said = f"this circuit: {edges:,} edges, {percent(normalized['value'])}"
+    said = escape(f"this circuit: {edges:,} edges, {percent(normalized['value'])}")
     text = f'<text class="marker-label" x="{WIDTH - RIGHT - 8}" y="{HEIGHT - BOTTOM - 40}" text-anchor="end">◆ {said}</text>'
     diamond = f'<path class="marker" d="M{x},{y - 8:.1f}l8,8l-8,8l-8,-8z"/>'
     return f'<g id="chosen"><title>{_said(normalized)}</title>{_whisker(scale, edges, normalized)}{diamond}{text}</g>'
@@ -89,7 +146,7 @@ def _axes(scale: _Scale, total: int) -> str:
     for i in range(math.ceil(scale.bottom / step), math.floor(scale.top / step) + 1):
         y, kind = scale.y(i * step), "whole" if i * step == 1 else "nothing" if i == 0 else ""
         parts.append(f'<path class="grid {kind}" d="M{LEFT},{y}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{percent(i * step)}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(percent(i * step))}</text>')
     for count in _ticks(scale, total):
         x = scale.x(count)
         parts.append(f'<path class="grid" d="M{x},{floor}v5"/><text x="{x}" y="{floor + 19}" text-anchor="middle">{count:,}</text>')
@@ -109,7 +166,74 @@ def _ticks(scale: _Scale, total: int) -> list[int]:
 
 
 def _said(estimate: Mapping[str, float]) -> str:
-    return f"{percent(estimate['value'])}, 95% interval {percent(estimate['low'])} to {percent(estimate['high'])}"
+    return escape(f"{percent(estimate['value'])}, 95% interval {percent(estimate['low'])} to {percent(estimate['high'])}")
+
+
+# --------------------------------------------------------------- node scores
+
+WIDE, HIGH, STEPS = 30, 17, 9  # of a node's cell, in pixels; colours on each side of 0 in the legend
+
+
+def node_scores(graph: Graph, values: Mapping[str, float], *, kept: Collection[str] = (), cards: Collection[str] = ()) -> str:
+    """Scores of heads and MLPs: a row per layer, a column per head and one for the MLP; blue above 0, orange below.
+
+    Args:
+        graph: whose nodes.
+        values: node -> score.
+        kept: the nodes that get a frame.
+        cards: the nodes that link to their card.
+    """
+    columns = [f"h{head}" for head in range(graph.n_heads)] + ["MLP"] * graph.has_mlp
+    largest = max((abs(values.get(node, 0.0)) for node in graph.sources[1:]), default=0.0)
+    cells, frames = [], []
+    for layer in range(graph.n_layers):
+        nodes = [f"a{layer}.h{head}" for head in range(graph.n_heads)] + [f"m{layer}"] * graph.has_mlp
+        for column, node in enumerate(nodes):
+            at = f'x="{column * WIDE + GAP * (node == f"m{layer}")}" y="{layer * HIGH}" width="{WIDE}" height="{HIGH}"'
+            cells.append(_node_cell(node, values.get(node, 0.0), largest, at, node in cards))
+            frames += [f'<rect class="kept" {at}/>'] if node in kept else []
+    middle = [column * WIDE + WIDE / 2 + GAP * (name == "MLP") for column, name in enumerate(columns)]
+    heads = "".join(f'<text x="{x:g}" y="-6" text-anchor="middle">{name}</text>' for x, name in zip(middle, columns, strict=True))
+    layers = "".join(f'<text x="-6" y="{layer * HIGH + 12.5}" text-anchor="end">{layer}</text>' for layer in range(graph.n_layers))
+    width, height = len(columns) * WIDE + GAP * graph.has_mlp, graph.n_layers * HIGH
+    corner = '<text x="-6" y="-6" text-anchor="end">layer</text>'
+    left, right, top, bottom = 46, max(width, LEGEND) + 8, 24, height + 74
+    box = f'viewBox="{-left} {-top} {left + right} {top + bottom}" style="width:{left + right}px"'
+    label = "Node scores by layer and head: the sum of each node's scores over its out-edges"
+    inside = f"{corner}{heads}{layers}{''.join(cells)}{''.join(frames)}{_legend(largest, height + 20, bool(kept))}"
+    return f'<svg class="chart nodes" {box} role="img" aria-label="{label}">{inside}</svg>'
+
+
+GAP, LEGEND = 6, 300  # between heads and MLP, and the legend's width, in pixels
+
+
+def _node_cell(node: str, value: float, largest: float, at: str, card: bool) -> str:
+    share = _shade(abs(value) / largest) if largest else 0.0
+    said = (
+        f'<rect class="{"plus" if value >= 0 else "minus"}" fill-opacity="{share:.3f}" {at}><title>{node}: {number(value)}</title></rect>'
+    )
+    cell = f'<rect class="cell" {at}/>{said}'
+    return f'<a class="to-card" href="#card-{node}" tabindex="-1">{cell}</a>' if card else cell
+
+
+def _shade(share: float) -> float:
+    """How dark a share of the largest score is: by its root, for a few nodes have most of it."""
+    return math.sqrt(share)
+
+
+def _legend(largest: float, y: float, framed: bool) -> str:
+    """Colours from the lowest to the highest score of that size, 0 in the middle."""
+    step = 120 / (2 * STEPS + 1)
+    bars = "".join(
+        f'<rect class="{"plus" if i > 0 else "minus"}" fill-opacity="{_shade(abs(i) / STEPS):.3f}" '
+        f'x="{(i + STEPS) * step:.2f}" y="{y}" width="{step:.2f}" height="10"/>'
+        for i in range(-STEPS, STEPS + 1)
+    )
+    ends = [(0, "start", -largest), (60, "middle", 0.0), (120, "end", largest)]
+    marks = "".join(f'<text x="{x}" y="{y + 24}" text-anchor="{anchor}">{number(value)}</text>' for x, anchor, value in ends)
+    kept = f'<rect class="kept" x="136" y="{y - 2}" width="22" height="13"/><text x="164" y="{y + 9}">in the circuit</text>' * framed
+    sense = f'<text x="0" y="{y + 44}">a node\'s score: the sum over the edges that leave it</text>'
+    return f'<rect class="cell" x="0" y="{y}" width="120" height="10"/>{bars}{marks}{kept}{sense}'
 
 
 # ----------------------------------------------------------------- attention

@@ -1,7 +1,9 @@
 """What the page shows and no other file of a run folder holds: the cards (explanation.json), and report.json with the task in words,
-an example pair, what model and circuit answer to the first prompts, and the faithfulness curve.
+an example pair, what model and circuit answer to the first prompts, the faithfulness curve, the mass of the scores, and how faithful the
+circuit is on the prompts that it was searched on.
 
 A circuit that was not taken from scores (acdc's, trace_back's) is shown beside the curve of EAP-IG's ranking, under the run's own options.
+Of a circuit that was not measured there is only what needs no run of the model.
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.options import Options
 from circuitdiscovery.progress import stage
-from circuitdiscovery.reporting.folder import FORMAT, fingerprint
+from circuitdiscovery.reporting.folder import FORMAT, NOT_MEASURED, fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,38 +34,99 @@ Json = dict[str, Any]
 
 
 def gather(
-    model: Model, task: Task, circuit: Circuit, scores: Scores | None, evaluation: Mapping[str, Any], options: Options
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    scores: Scores | None,
+    evaluation: Mapping[str, Any] | None,
+    options: Options,
+    effort: str,
 ) -> tuple[Json | None, Json]:
-    """(explanation.json or None, report.json), as JSON: the same for the same run.
+    """(explanation.json or None, report.json), as JSON: the same for the same run; arguments as in `contents_of`."""
+    explanation, no_cards = explanation_of(model, task, circuit, options, effort)
+    return explanation, contents_of(model, task, circuit, scores, evaluation, options, effort, no_cards)
+
+
+def explanation_of(model: Model, task: Task, circuit: Circuit, options: Options, effort: str) -> tuple[Json | None, str | None]:
+    """The cards; or None, and why there are none. An exotic circuit shall not cost a search of an hour its files."""
+    from circuitdiscovery.explanation import explain
+
+    if effort == "none":
+        return None, NOT_MEASURED
+    given = {"metric": options.metric, "ablation": options.ablation, "batch_size": options.batch_size, "effort": effort}
+    with stage("explaining") as progress:
+        try:
+            found = explain(model, task, circuit, **given, progress=progress)
+        except CircuitDiscoveryError as error:
+            return None, str(error)
+    return found.to_dict(), None
+
+
+def contents_of(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    scores: Scores | None,
+    evaluation: Mapping[str, Any] | None,
+    options: Options,
+    effort: str,
+    no_cards: str | None,
+) -> Json:
+    """report.json, as JSON: the same for the same run.
 
     Args:
         model, task: the run's.
         circuit: what it found.
         scores: what the circuit was taken from; None where the method gives a circuit.
-        evaluation: evaluation.json, whose curve is taken where it has one.
+        evaluation: evaluation.json, whose curve is taken where it has one; None where nothing was measured.
         options: the run's.
+        effort: how much was measured: none, quick or full.
+        no_cards: why there are no cards, where there are none.
     """
     used = task.held_out or task
-    explanation, no_cards = _explanation(model, task, circuit, options)
+    metric = str(evaluation["metric"] if evaluation is not None else options.metric or task.metric)
+    asked = {"metric": metric, "ablation": options.ablation, "direction": options.direction, "examples": len(used)}
+    report: Json = {"format": FORMAT, "circuit": fingerprint(circuit), "effort": effort}
+    report |= {"asked": asked | {"part": "examples" if task.held_out is None else "held_out"}}
+    report |= {"task": {"name": task.name} | {key: task.info.get(key) for key in _IN_WORDS}, "example": _example(model, used.examples[0])}
+    if evaluation is None:
+        unmeasured = {"scores": mass(scores, None), "searched": None, "prompts": None, "curve": None}
+        return report | unmeasured | {"no_curve": NOT_MEASURED, "no_cards": NOT_MEASURED}
+    searched, difference = _searched(model, task, circuit, evaluation, options)
+    report |= {"scores": mass(scores, difference), "searched": searched}
     curve, no_curve = _curve(model, task, circuit, scores, evaluation, options)
-    report: Json = {"format": FORMAT, "circuit": fingerprint(circuit)}
-    report |= {"task": {"name": task.name} | {key: task.info.get(key) for key in _IN_WORDS}}
-    report |= {"example": _example(model, used.examples[0]), "prompts": _prompts(model, used, circuit, options)}
-    return explanation, report | {"curve": curve, "no_curve": no_curve, "no_cards": no_cards}
+    report |= {"prompts": _prompts(model, used, circuit, options), "curve": curve, "no_curve": no_curve}
+    return report | {"no_cards": no_cards}
 
 
-def _explanation(model: Model, task: Task, circuit: Circuit, options: Options) -> tuple[Json | None, str | None]:
-    """The cards; or None, and why there are none. An exotic circuit shall not cost a search of an hour its files."""
-    from circuitdiscovery.explanation import explain
+# -------------------------------------------------------------------- scores
 
-    with stage("explaining") as progress:
-        try:
-            found = explain(
-                model, task, circuit, metric=options.metric, ablation=options.ablation, batch_size=options.batch_size, progress=progress
-            )
-        except CircuitDiscoveryError as error:
-            return None, str(error)
-    return found.to_dict(), None
+
+def mass(scores: Scores | None, difference: float | None) -> Json | None:
+    """The sums of the positive and of the negative scores of all edges, beside F(M) - F(empty) on the prompts of the search."""
+    if scores is None:
+        return None
+    values = scores.values[scores.graph.allowed].astype(float)
+    sums = {"positive": values[values > 0].sum(), "negative": values[values < 0].sum(), "difference": difference}
+    return {name: None if value is None else _rounded(float(value)) for name, value in sums.items()}
+
+
+def _searched(model: Model, task: Task, circuit: Circuit, evaluation: Mapping[str, Any], options: Options) -> tuple[Json | None, float]:
+    """How faithful the circuit is on the prompts of the search, and F(M) - F(empty) there.
+
+    None where the evaluation itself is on them, because none are held out.
+    """
+    from circuitdiscovery.evaluation import Bench
+
+    if task.held_out is None:
+        return None, evaluation["full"]["value"] - evaluation["empty"]["value"]
+    setup = (circuit.graph, options.ablation, options.metric or task.metric, options.direction, options.batch_size, options.seed)
+    with stage("the prompts of the search"):
+        bench = Bench.build(model, task, *setup)
+        full, kept, empty = (bench.values(mask) for mask in (circuit.graph.allowed, circuit.mask, np.zeros_like(circuit.mask)))
+    normalized, _ = bench.normalized(kept, full, empty)
+    estimate = None if normalized is None else {name: _rounded(value) for name, value in normalized.to_dict().items()}
+    return {"examples": len(task), "normalized": estimate}, float(full.mean() - empty.mean())
 
 
 # --------------------------------------------------------------------- curve

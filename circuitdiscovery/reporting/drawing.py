@@ -11,12 +11,14 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+import numpy as np
+
 from circuitdiscovery.draw import INK, PLAIN_HEAD, PLAIN_MLP, ROLE_COLOURS, to_svg
+from circuitdiscovery.layout import MOST_EDGES, layout, shown
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit import Circuit
 
-MOST_EDGES = 2000  # that the page draws, the strongest; a page of more is slow, and shows no more
 _SVG, _TITLE = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}title"
 _GEOMETRY = ("d", "points", "x", "y", "text-anchor", "font-size", "stroke-width", "stroke-opacity", "fill-opacity", "stroke-dasharray")
 _CLASS_OF = {INK.lower(): "ink", PLAIN_HEAD.lower(): "head", PLAIN_MLP.lower(): "mlp", "none": "outline", "white": "paper"}
@@ -36,34 +38,36 @@ def colours(roles: Sequence[str]) -> dict[str, str]:
     return {role: ROLE_COLOURS[i % len(ROLE_COLOURS)] for i, role in enumerate(roles)}
 
 
-def strongest(circuit: Circuit, count: int = MOST_EDGES) -> Circuit:
-    """The circuit's `count` edges of the highest |score|; all of them where they are fewer, the first where none has a score."""
-    from circuitdiscovery.circuit import Circuit
-
-    if len(circuit) <= count:
-        return circuit
-    edges = sorted(circuit.edges, key=lambda edge: -abs(circuit.score(edge) or 0.0))
-    return Circuit(circuit.graph, circuit.graph.mask(edges[:count]), circuit.scores, circuit.info)
+def part_of(circuit: Circuit) -> tuple[Circuit, str | None]:
+    """What the page draws of a circuit, and the sentence that says so where that is not all."""
+    values = np.full(circuit.mask.shape, np.nan) if circuit.scores is None else circuit.scores
+    return shown(circuit, values, MOST_EDGES)
 
 
 def drawing(circuit: Circuit, roles: Mapping[str, Sequence[str]], cards: Sequence[str]) -> str:
     """The <svg> element.
 
     Args:
-        circuit: what is drawn.
+        circuit: what is drawn, all of it.
         roles: role -> nodes.
         cards: the nodes that have a card, to which they link.
     """
-    root = ElementTree.fromstring(to_svg(circuit, roles=roles, heading=False))
+    plan = layout(circuit)
+    root = ElementTree.fromstring(to_svg(circuit, roles=roles, max_edges=None, heading=False))
     picture = next(root.iter(f"{_SVG}g"))
     groups = [group for group in picture.iter(f"{_SVG}g") if group.get("class") in ("edge", "node")]
     marks = {node: (role, letter) for role, letter in reversed(letters(list(roles)).items()) for node in roles[role]}
     edges = [_edge(circuit, group) for group in groups if group.get("class") == "edge"]
     nodes = [_node(group, marks, cards) for group in groups if group.get("class") == "node"]
+    frames = "".join(shape for group in picture.iter(f"{_SVG}g") if group.get("class") == "cluster" for shape in _shapes(group))
+    if frames:  # which stand for the lines from a group's keys and values to its heads
+        edges += [f'<g class="edge group" {_ends(group, head)}></g>' for group, heads in plan.groups.items() for head in heads]
     width, height = (round(float(size)) for size in root.get("viewBox", "").split()[2:])
-    head = f'<svg id="drawing" class="drawing" viewBox="0 0 {width} {height}" style="--width:{width};--height:{height}" role="group"'
-    inside = f'<g transform="{escape(picture.get("transform", ""))}"><g>{"".join(edges)}</g><g>{"".join(nodes)}</g></g>'
-    return f'{head} aria-label="The circuit, from input at the bottom to logits at the top">{inside}</svg>'
+    first, last = ("left", "right") if plan.landscape else ("bottom", "top")
+    label = f'role="group" aria-label="The circuit, from input at the {first} to logits at the {last}"'
+    head = f'<svg id="drawing" class="drawing" viewBox="0 0 {width} {height}" style="--width:{width};--height:{height}" {label}>'
+    parts = f'<g class="frames">{frames}</g><g>{"".join(edges)}</g><g>{"".join(nodes)}</g>'
+    return f'{head}<g transform="{escape(picture.get("transform", ""))}">{parts}</g></svg>'
 
 
 # --------------------------------------------------------------------- edges
@@ -72,7 +76,7 @@ def drawing(circuit: Circuit, roles: Mapping[str, Sequence[str]], cards: Sequenc
 def _edge(circuit: Circuit, group: ElementTree.Element) -> str:
     ends = (group.findtext(f"{_SVG}title") or "").split("->")
     source, reader = (end.split(":")[0] for end in ends)
-    data = f'data-from="{escape(source)}" data-to="{escape(reader)}"'
+    data = _ends(source, reader)
     tip = next((a.get(_TITLE) for a in group.iter(f"{_SVG}a")), None)
     if tip is None:  # from a group's keys and values to one of its heads
         return f'<g class="edge group" {data}>{"".join(_shapes(group))}</g>'
@@ -85,6 +89,10 @@ def _edge(circuit: Circuit, group: ElementTree.Element) -> str:
     label = escape(f"{name}, {said}")
     inside = f'<title>{label}</title><path class="hit" d="{curve}"/>{"".join(_shapes(group))}'
     return f'<g class="edge {sign}" {data} role="img" aria-label="{label}">{inside}</g>'
+
+
+def _ends(source: str, reader: str) -> str:
+    return f'data-from="{escape(source)}" data-to="{escape(reader)}"'
 
 
 # --------------------------------------------------------------------- nodes

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from circuitdiscovery.model import Model
     from circuitdiscovery.task import Task
 
+CIRCUIT, SCORES, EVALUATION = "circuit.json", "scores.safetensors", "evaluation.json"
 EXPLANATION, CONTENTS, PAGE = "explanation.json", "report.json", "report.html"
+FILES = (CIRCUIT, SCORES, EVALUATION, EXPLANATION, CONTENTS, "graph.dot", "graph.svg", PAGE, "run.json")  # in the order of writing
+NOT_MEASURED = "not measured"  # why there is no curve, no card, no table of prompts
+NOT_ASKED: Mapping[str, Any] = {"metric": "", "ablation": "", "direction": "", "part": "", "examples": 0}
 FORMAT = "circuitdiscovery report 1"
 
 
@@ -32,7 +36,7 @@ class Run:
     Args:
         options: what the run was asked for.
         circuit: what it found.
-        evaluation: evaluation.json.
+        evaluation: evaluation.json; of a circuit that was not measured only how large it is, and what was asked.
         explanation: explanation.json; None where there is none of this circuit.
         contents: report.json (see reporting/contents.py); None where there is none of this circuit.
         missing: why `explanation` and `contents` could not be made, where that was tried.
@@ -46,11 +50,16 @@ class Run:
     contents: Mapping[str, Any] | None
     missing: str | None = None
 
+    @property
+    def effort(self) -> str:
+        """How much of the circuit was measured: none, quick or full."""
+        return str(self.evaluation["effort"])
+
     def scores(self) -> Scores | None:
         """The scores that the circuit was taken from, where there are some."""
         from circuitdiscovery.circuit import Scores
 
-        path = self.folder / "scores.safetensors"
+        path = self.folder / SCORES
         return Scores.load(path) if path.exists() else None
 
 
@@ -73,7 +82,26 @@ def finished(folder: Path) -> None:
     record = recorded(folder)
     if "summary" not in record:
         how = _options(record, folder).resume_command(folder)
-        raise CircuitDiscoveryError(f"the run in {folder} is not finished; go on with: {how}")
+        raise CircuitDiscoveryError(f"the run in {folder} is not finished{_lacking(record, folder)}; go on with: {how}")
+
+
+def _lacking(record: Mapping[str, Any], folder: Path) -> str:
+    """What an unfinished run that has found its circuit has not made yet; nothing of one that is still searching."""
+    if not (folder / CIRCUIT).exists():
+        return ""
+    unmeasured = (EVALUATION, EXPLANATION) if record.get("effort") == "none" else ()
+    missing = [name for name in FILES if name not in (SCORES, "run.json", *unmeasured) and not (folder / name).exists()]
+    there = f": {CIRCUIT} is there"
+    return f"{there}, {listed(missing)} {'is' if len(missing) == 1 else 'are'} missing" if missing else there
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`.
+
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def read(folder: Path) -> Run:
@@ -84,36 +112,62 @@ def read(folder: Path) -> Run:
     """
     from circuitdiscovery.circuit import load_circuit
 
-    options = _options(recorded(folder), folder)
-    circuit = load_circuit(folder / "circuit.json")
-    path = folder / "evaluation.json"
-    evaluation = _like(read_json(path), EVALUATION, str(path))
-    if evaluation["edges"] != len(circuit):
-        raise CircuitDiscoveryError(f"{path} is of a circuit of {evaluation['edges']} edges, but circuit.json has {len(circuit)}")
-    run = Run(folder, options, circuit, evaluation, None, None)
-    return replace(run, **_explained(folder, circuit))
+    record = recorded(folder)
+    options = _options(record, folder)
+    circuit = load_circuit(folder / CIRCUIT)
+    run = Run(folder, options, circuit, _evaluation(record, folder, circuit), None, None)
+    return completed(run, *_explained(folder, circuit, run.effort))
 
 
-def _explained(folder: Path, circuit: Circuit) -> dict[str, Any]:
+def completed(run: Run, explanation: Mapping[str, Any] | None, contents: Mapping[str, Any] | None) -> Run:
+    """A run with its cards and what else the page shows."""
+    asked = contents["asked"] if contents is not None and run.effort == "none" else {}
+    return replace(run, explanation=explanation, contents=contents, evaluation={**run.evaluation, **asked})
+
+
+def _evaluation(record: Mapping[str, Any], folder: Path, circuit: Circuit) -> dict[str, Any]:
+    """evaluation.json; where nothing was measured, how large the circuit is."""
+    path, edges = folder / EVALUATION, len(circuit)
+    if record.get("effort") == "none":
+        counts = {"edges": edges, "edges_pruned": len(circuit.pruned()), "edges_total": len(circuit.graph)}
+        return {"effort": "none", **counts, "normalized": None, "reason": NOT_MEASURED, **NOT_ASKED}
+    evaluation = _like(_since(read_json(path), effort="full", empty_kl=None), EVALUATION_SHAPE, str(path))
+    evaluation |= {"minimality": {"unmeasured": [], **evaluation["minimality"]}}
+    if evaluation["edges"] != edges:
+        raise CircuitDiscoveryError(f"{path} is of a circuit of {evaluation['edges']} edges, but {CIRCUIT} has {edges}")
+    return evaluation
+
+
+def _explained(folder: Path, circuit: Circuit, effort: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """explanation.json and report.json, where both are there and of this circuit."""
     if not (folder / CONTENTS).exists():
-        return {}
-    contents = _like(read_json(folder / CONTENTS), CONTENTS_SHAPE, str(folder / CONTENTS))
+        return None, None
+    added = {"effort": "full", "scores": None, "searched": None, "asked": NOT_ASKED}
+    contents = _like(_since(read_json(folder / CONTENTS), **added), CONTENTS_SHAPE, str(folder / CONTENTS))
     _same_length(folder / CONTENTS, "example", contents["example"]["clean"], contents["example"]["corrupted"])
     if contents["curve"] is not None:
         _same_length(folder / CONTENTS, "curve", contents["curve"]["edges"], contents["curve"]["normalized"])
-    if contents["format"] != FORMAT or contents["circuit"] != fingerprint(circuit):
-        return {}
+    if (contents["format"], contents["circuit"], contents["effort"]) != (FORMAT, fingerprint(circuit), effort):
+        return None, None
     if contents["no_cards"] is not None:
-        return {"contents": contents}
+        return None, contents
     if not (folder / EXPLANATION).exists():
-        return {}
-    explanation = _like(read_json(folder / EXPLANATION), EXPLANATION_SHAPE, str(folder / EXPLANATION))
+        return None, None
+    explanation = _like(_since(read_json(folder / EXPLANATION), unmeasured=[]), EXPLANATION_SHAPE, str(folder / EXPLANATION))
     for node, card in explanation["cards"].items():
         for pattern in card["patterns"]:
             _same_length(folder / EXPLANATION, f"cards.{node}.patterns", pattern["tokens"], pattern["weights"], *pattern["weights"])
     strangers = set(explanation["cards"]) - set(circuit.nodes)
-    return {} if strangers else {"contents": contents, "explanation": explanation}
+    return (None, None) if strangers else (explanation, contents)
+
+
+def roles_beside(path: Path, circuit: Circuit) -> dict[str, list[str]]:
+    """Role -> nodes by the explanation.json beside a circuit.json, in the order in which they act; none where there is no such file."""
+    file = path.parent / EXPLANATION
+    if path.name != CIRCUIT or not file.exists():
+        return {}
+    cards = _like(read_json(file), ROLES_SHAPE, str(file))["cards"]
+    return roles_of({node: card for node, card in cards.items() if node in circuit.nodes})
 
 
 def _same_length(path: Path, field: str, *lists: Sequence[Any]) -> None:
@@ -140,13 +194,23 @@ def _options(record: Mapping[str, Any], folder: Path) -> Options:
     return Options(**known)
 
 
+def roles_of(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Role -> nodes, in the order in which they act."""
+    roles: dict[str, list[str]] = {}
+    for node, card in cards.items():
+        if card["role"] is not None:
+            roles.setdefault(card["role"], []).append(node)
+    return roles
+
+
 def load(options: Options) -> tuple[Model, Task]:
     """The model and the task that options name; this is where torch is imported."""
     with stage("loading"):
         from circuitdiscovery import load_model, load_task
 
         model = load_model(options.model, device=options.device, dtype=options.dtype)
-        return model, load_task(options.task, model, examples=options.examples, seed=options.seed)
+        drawn = {"examples": options.examples, "seed": options.seed, "counterfactual": options.counterfactual}
+        return model, load_task(options.task, model, **drawn)
 
 
 # -------------------------------------------------------------------- shapes
@@ -158,7 +222,7 @@ NUMBER = (int, float)
 ESTIMATE = {"value": NUMBER, "low": NUMBER, "high": NUMBER}
 PAIRS = [[str, NUMBER]]
 EDGES = [[str, (*NUMBER, type(None))]]
-EVALUATION: Shape = {
+EVALUATION_SHAPE: Shape = {
     **dict.fromkeys(("model", "task", "part", "metric", "ablation", "direction"), str),
     **dict.fromkeys(("examples", "edges", "edges_pruned", "edges_total"), int),
     **dict.fromkeys(("full", "circuit", "empty", "faithfulness", "kl", "agreement"), ESTIMATE),
@@ -166,6 +230,8 @@ EVALUATION: Shape = {
     "reason": (str, type(None)),
     "completeness": {"sets": [{"kind": str, "nodes": [str], "incompleteness": ESTIMATE}], "max": ESTIMATE, "mean": ESTIMATE},
     "minimality": {"scores": {"*": ESTIMATE}, "below": [str], "bar": NUMBER},
+    "effort": str,
+    "empty_kl": (ESTIMATE, type(None)),
 }
 _ANSWER = {"token": str, "probability": NUMBER, "logit_diff": NUMBER, "right": bool}
 _ANSWERS = {"tokens": [str], "count": int}
@@ -174,7 +240,14 @@ CONTENTS_SHAPE: Shape = {
     "circuit": str,
     "task": {"*": (str, type(None))},
     "example": {"clean": [str], "corrupted": [str], "positions": {"*": int}, "correct": _ANSWERS, "incorrect": _ANSWERS},
-    "prompts": [{"text": str, "correct": _ANSWERS, "incorrect": _ANSWERS, "full": _ANSWER, "circuit": _ANSWER, "agree": bool}],
+    "effort": str,
+    "asked": {**dict.fromkeys(("metric", "ablation", "direction", "part"), str), "examples": int},
+    "scores": ({"positive": NUMBER, "negative": NUMBER, "difference": (*NUMBER, type(None))}, type(None)),
+    "searched": ({"examples": int, "normalized": (ESTIMATE, type(None))}, type(None)),
+    "prompts": (
+        [{"text": str, "correct": _ANSWERS, "incorrect": _ANSWERS, "full": _ANSWER, "circuit": _ANSWER, "agree": bool}],
+        type(None),
+    ),
     "curve": ({"ranking": str, "edges": [int], "normalized": [ESTIMATE], "cpr": ESTIMATE, "cmd": ESTIMATE}, type(None)),
     "no_curve": (str, type(None)),
     "no_cards": (str, type(None)),
@@ -192,7 +265,13 @@ _CARD = {
     "patterns": [{"text": str, "tokens": [str], "weights": [[NUMBER]], "positions": {"*": int}}],
     "lens": [{"text": str, "at": str, "promoted": PAIRS, "suppressed": PAIRS}],
 }
-EXPLANATION_SHAPE: Shape = {"cards": {"*": _CARD}}
+EXPLANATION_SHAPE: Shape = {"cards": {"*": _CARD}, "unmeasured": [str]}
+ROLES_SHAPE: Shape = {"cards": {"*": {"role": (str, type(None))}}}
+
+
+def _since(value: Any, **added: Any) -> Any:
+    """A file's object with what an older version did not write."""
+    return {**added, **value} if isinstance(value, dict) else value
 
 
 def _like(value: Any, shape: Shape, where: str, field: str = "") -> Any:

@@ -14,13 +14,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from circuitdiscovery import distributed
+from circuitdiscovery.circuit import Scores, check_same_graph
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import write_atomically, write_json
 from circuitdiscovery.graph import letter_of, node_of
 from circuitdiscovery.reporting import charts, words
-from circuitdiscovery.reporting.drawing import MOST_EDGES, colours, drawing, letters, strongest
-from circuitdiscovery.reporting.folder import CONTENTS, EXPLANATION, PAGE, Run, finished, load, read
+from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
+from circuitdiscovery.reporting.folder import CONTENTS, EXPLANATION, PAGE, Run, completed, finished, load, read, roles_of
 from circuitdiscovery.taskfile import END
 
 if TYPE_CHECKING:
@@ -82,8 +85,8 @@ def _completed(run: Run) -> Run:
     except (CircuitDiscoveryError, OSError) as error:
         return replace(run, missing=words.without_paths(str(error), run.options))
     run.circuit.check_model(model)
-    explanation, contents = gather(model, task, run.circuit, scores, run.evaluation, run.options)
-    return replace(run, explanation=explanation, contents=contents)
+    evaluation = None if run.effort == "none" else run.evaluation
+    return completed(run, *gather(model, task, run.circuit, scores, evaluation, run.options, run.effort))
 
 
 def _keep(run: Run) -> None:
@@ -109,8 +112,8 @@ def render(run: Run) -> str:
     )
     environment.filters |= {name: getattr(words, name) for name in ("number", "percent", "interval", "token", "plural")}
     environment.filters |= {"quoted": charts.quoted, "share": lambda estimate: words.interval(estimate, words.percent)}
-    style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "script.js"))
-    inline = {"style": Markup(style), "script": Markup(script), "script_hash": _digest(script)}
+    style, chart_style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "charts.css", "script.js"))
+    inline = {"style": Markup(f"{style}{chart_style}"), "script": Markup(script), "script_hash": _digest(script)}
     return environment.get_template("page.html.j2").render(**inline, **_context(run, Markup)) + "\n"
 
 
@@ -122,10 +125,10 @@ def _digest(script: str) -> str:
 def _context(run: Run, safe: type[Markup]) -> dict[str, Any]:
     circuit, evaluation, contents = run.circuit, run.evaluation, run.contents
     cards = dict(run.explanation["cards"]) if run.explanation else {}
-    roles = _roles(cards)
+    roles = roles_of(cards)
     nodes = [node for node in circuit.nodes if node not in ("input", "logits")]
     heads = circuit.graph.n_layers * (circuit.graph.n_heads + circuit.graph.has_mlp)
-    drawn = strongest(circuit)
+    drawn, shown = part_of(circuit)
     picture = drawing(drawn, roles, list(cards))
     missing = run.missing or (contents["no_cards"] if contents else None)
     return {
@@ -134,13 +137,17 @@ def _context(run: Run, safe: type[Markup]) -> dict[str, Any]:
         "command": words.command(run.options),
         "task": _task(run),
         "example": _example(contents),
-        "verdict": words.verdict(evaluation, len([node for node in nodes if ".kv" not in node]), heads),
+        "verdict": words.verdict(evaluation, len([node for node in nodes if ".kv" not in node]), heads, contents),
+        "measured": run.effort != "none",
+        "unmeasured": run.explanation["unmeasured"] if run.explanation else [],
         "metric": words.METRICS.get(evaluation["metric"], evaluation["metric"]),
         "metric_meaning": words.METRIC_MEANING.get(evaluation["metric"]),
         "ablation": words.ABLATIONS.get(evaluation["ablation"], evaluation["ablation"]),
         "drawing": safe(picture),
         "large": int(re.findall(r"--width:(\d+)", picture)[0]) > BESIDE,
         "drawn": len(drawn),
+        "shown": shown,
+        "node_scores": _node_scores(run, list(cards), safe),
         "scored": circuit.scores is not None,
         "signs": _signs(circuit.score(edge) for edge in drawn.edges),
         "roles": _role_rows(roles, cards),
@@ -152,7 +159,6 @@ def _context(run: Run, safe: type[Markup]) -> dict[str, Any]:
         "sets": _sets(evaluation),
         "minimality": _minimality(evaluation),
         "prompts": contents["prompts"] if contents else None,
-        "most_edges": MOST_EDGES,
     }
 
 
@@ -160,6 +166,7 @@ def _context(run: Run, safe: type[Markup]) -> dict[str, Any]:
 
 
 _USUAL = {"split_qkv": True, "absolute": False}
+_EFFORTS = {"none": "not measured", "quick": "quickly (--measure quick)", "full": "in full"}
 _TOLD = ("ablation", "metric", "direction")  # of a search's options, in lines of their own
 
 
@@ -180,7 +187,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("model", f"{model.get('name', Path(options.model).name)}: {shape}, {model.get('dtype', options.dtype)}"),
         ("weights", f"{model['digest'][:12]}" if "digest" in model else "unknown"),
         ("search", f"{options.method.replace('_', '-')}{f' ({details})' if details else ''}, by {searched}"),
-        ("measured", f"{evaluation['metric']}, {evaluation['ablation']} ablation, {evaluation['direction']}"),
+        ("measured", f"{evaluation['metric']}, {evaluation['ablation']} ablation, {evaluation['direction']}; {_EFFORTS[run.effort]}"),
+        *([("scores", words.mass(run.contents["scores"]))] if run.contents and run.contents["scores"] else []),
         ("examples", f"{info.get('examples', evaluation['examples'])} prompt pairs, {held_out}; seed {options.seed}"),
         ("versions", versions or "unknown"),
     ]
@@ -220,15 +228,6 @@ def _example(contents: Json | None) -> dict[str, Any] | None:
 
 
 # ---------------------------------------------------------------------- nodes
-
-
-def _roles(cards: Mapping[str, Json]) -> dict[str, list[str]]:
-    """Role -> nodes, in the order in which they act."""
-    roles: dict[str, list[str]] = {}
-    for node, card in cards.items():
-        if card["role"] is not None:
-            roles.setdefault(card["role"], []).append(node)
-    return roles
 
 
 def _role_rows(roles: Mapping[str, Sequence[str]], cards: Mapping[str, Json]) -> list[dict[str, Any]]:
@@ -306,6 +305,21 @@ def _signs(scores: Iterable[float | None]) -> dict[str, bool]:
     }
 
 
+def _node_scores(run: Run, cards: Sequence[str], safe: type[Markup]) -> dict[str, Any] | None:
+    """The heat map by the run's own scores, else by those of the circuit's edges; None where there are none."""
+    circuit, own = run.circuit, run.scores()
+    if own is not None:
+        check_same_graph(circuit, own)
+        scores = own
+    elif circuit.scores is not None:
+        scores = Scores(circuit.graph, np.nan_to_num(circuit.scores))
+    else:
+        return None
+    kept = [circuit.graph.sources[row] for row in np.flatnonzero(np.any(circuit.mask, axis=1))]
+    chart = charts.node_scores(circuit.graph, scores.by_node(), kept=kept, cards=cards)
+    return {"svg": safe(chart), "own": own is not None}
+
+
 # ------------------------------------------------------------------ measures
 
 
@@ -332,6 +346,8 @@ _KINDS = {"empty": "nothing knocked out", "random": "a random half of the nodes"
 
 def _sets(evaluation: Json) -> list[dict[str, Any]]:
     """The sets K of completeness, by kind."""
+    if evaluation["effort"] == "none":
+        return []
     sets = evaluation["completeness"]["sets"]
     largest = max((each["incompleteness"]["high"] for each in sets), default=0.0)
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -341,8 +357,15 @@ def _sets(evaluation: Json) -> list[dict[str, Any]]:
 
 
 def _minimality(evaluation: Json) -> dict[str, Any]:
+    if evaluation["effort"] == "none":
+        return {}
     scores, bar = evaluation["minimality"]["scores"], evaluation["minimality"]["bar"]
     largest = max([bar, *(score["high"] for score in scores.values())])
     below = set(evaluation["minimality"]["below"])
     rows = [{"node": node, "below": node in below} | _bar(score, largest) for node, score in scores.items()]
-    return {"rows": rows, "bar": bar, "at": round(100 * bar / largest, 2) if largest else 0.0}
+    return {
+        "others": evaluation["minimality"]["unmeasured"],
+        "rows": rows,
+        "bar": bar,
+        "at": round(100 * bar / largest, 2) if largest else 0.0,
+    }

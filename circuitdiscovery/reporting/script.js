@@ -74,7 +74,7 @@ function walk(start, near, far) {
 function light() {
   const [up, into] = selected ? walk(selected, "to", "from") : [new Set(), new Set()];
   const [down, out] = selected ? walk(selected, "from", "to") : [new Set(), new Set()];
-  svg.classList.toggle("lit", selected !== null);
+  svg.classList.toggle("lit", nodes.some(node => node.dataset.node === selected));
   for (const node of nodes) {
     const name = node.dataset.node;
     node.classList.toggle("selected", name === selected);
@@ -86,7 +86,9 @@ function light() {
     edge.el.classList.toggle("upstream", into.has(edge));
     edge.el.classList.toggle("downstream", out.has(edge));
   }
-  told.textContent = selected ? `${selected}. Upstream: ${listed(up)}. Downstream: ${listed(down)}. ` : hint;
+  const drawn = nodes.some(node => node.dataset.node === selected);
+  const said = drawn ? `Upstream: ${listed(up)}. Downstream: ${listed(down)}. ` : "It is not in the drawing. ";
+  told.textContent = selected ? `${selected}. ${said}` : hint;
   const card = selected && cardOf(selected);
   if (card) told.append(Object.assign(document.createElement("a"), { className: "to-card", href: `#${card.id}`, textContent: "Go to its card" }));
 }

@@ -48,6 +48,7 @@ ROLES = {
     "negative mover": "writes against the word that is the answer",
     "mover of": "carries the word at {} to another position",
 }
+Json = Mapping[str, Any]
 NOTHING = {"noising": "every edge ablated", "denoising": "no edge restored"}
 MINUS = "\N{MINUS SIGN}"
 FAITHFUL, NEAR, PART, WIDE = (0.9, 1.1), (0.8, 1.2), 0.5, 0.5
@@ -118,17 +119,27 @@ class Verdict(NamedTuple):
     sentences: tuple[str, ...]
 
 
-def verdict(evaluation: Mapping[str, Any], nodes: int, all_nodes: int) -> Verdict:
-    """What the figures say of a circuit of `nodes` of the model's `all_nodes` heads and MLPs."""
+def verdict(evaluation: Json, nodes: int, all_nodes: int, contents: Json | None = None) -> Verdict:
+    """What the figures say of a circuit of `nodes` of the model's `all_nodes` heads and MLPs; `contents` is report.json."""
     word, headline = _headline(evaluation)
-    sentences = (_size(evaluation, nodes, all_nodes), _faithfulness(evaluation), _answers(evaluation))
-    sentences += (_completeness(evaluation), _minimality(evaluation), *_caveats(evaluation))
+    size = _size(evaluation, nodes, all_nodes)
+    if not _measured(evaluation):
+        how = "the run's command with --resume --measure quick measures it"
+        return Verdict(word, headline, (size, f"It was not measured, so nothing is known of how much of the behaviour it carries; {how}."))
+    sentences = (size, _faithfulness(evaluation), _answers(evaluation))
+    sentences += (_completeness(evaluation), _minimality(evaluation), *_caveats(evaluation), *warnings(evaluation, contents))
     return Verdict(word, headline, sentences)
+
+
+def _measured(evaluation: Json) -> bool:
+    return evaluation.get("effort", "full") != "none"
 
 
 def _headline(evaluation: Mapping[str, Any]) -> tuple[str, str]:
     kept = evaluation["normalized"]
     edges = f"{evaluation['edges']:,} of {plural(evaluation['edges_total'], 'edge')}"
+    if not _measured(evaluation):
+        return "Not measured", f"how much of the behaviour these {edges} carry"
     if kept is None:
         return "Cannot be said", f"whether these {edges} carry the behaviour"
     value, low, high = (kept[name] for name in ("value", "low", "high"))
@@ -168,7 +179,10 @@ def _faithfulness(evaluation: Mapping[str, Any]) -> str:
 
 def _answers(evaluation: Mapping[str, Any]) -> str:
     same, kl = interval(evaluation["agreement"], percent), interval(evaluation["kl"])
-    return f"Its most likely next token is the model's on {same} of the prompts; its whole distribution is {kl} nats of KL divergence away."
+    empty = evaluation.get("empty_kl")
+    beside = "" if empty is None else f" (the empty circuit's {interval(empty)})"
+    away = f"its whole distribution is {kl} nats of KL divergence away{beside}"
+    return f"Its most likely next token is the model's on {same} of the prompts; {away}."
 
 
 def _prompts(evaluation: Mapping[str, Any]) -> str:
@@ -188,13 +202,14 @@ def _completeness(evaluation: Mapping[str, Any]) -> str:
 
 def _minimality(evaluation: Mapping[str, Any]) -> str:
     scores, below = evaluation["minimality"]["scores"], evaluation["minimality"]["below"]
+    others = len(evaluation["minimality"].get("unmeasured", ()))
     if not scores:
         return "It has no head or MLP, so there is nothing to say of minimality."
+    nodes = f"its {plural(len(scores), 'node')}" if not others else f"the {plural(len(scores), 'node')} of largest score"
+    rest = f"; the other {others:,} were not measured" if others else ""
     if not below:
-        return f"Each of its {plural(len(scores), 'node')} matters by 1% of the span or more (minimality)."
-    return (
-        f"{len(below)} of its {plural(len(scores), 'node')} never matter by 1% of the span, and could go: {', '.join(below)} (minimality)."
-    )
+        return f"Each of {nodes} matters by 1% of the span or more (minimality){rest}."
+    return f"{len(below)} of {nodes} never matter by 1% of the span, and could go: {', '.join(below)} (minimality){rest}."
 
 
 def _caveats(evaluation: Mapping[str, Any]) -> list[str]:
@@ -209,6 +224,65 @@ def _caveats(evaluation: Mapping[str, Any]) -> list[str]:
     if kept is not None and kept["value"] < PART:
         said.append("What is drawn below is not enough to explain the behaviour: more edges, or a lower threshold, would keep more of it.")
     return said
+
+
+# ------------------------------------------------------------------- warnings
+
+
+def warnings(evaluation: Json | None, contents: Json | None = None) -> list[str]:
+    """What a reader must know before the figures are believed, a sentence each.
+
+    A circuit is better than the empty one by a measure where the 95% intervals say so: its normalized faithfulness lies above 0, its KL
+    divergence below the empty circuit's. Two halves of the prompts, those of the search and those held out, disagree where the intervals
+    of the normalized faithfulness on them have nothing in common.
+    """
+    if evaluation is None or not _measured(evaluation):
+        return []
+    return [*_beside_empty(evaluation), *_beside_search(evaluation, contents)]
+
+
+def _beside_empty(evaluation: Json) -> list[str]:
+    kept, kl, empty = evaluation["normalized"], evaluation["kl"], evaluation.get("empty_kl")
+    if kept is None or empty is None:
+        return []
+    by_metric, by_kl = kept["low"] > 0, kl["high"] < empty["low"]
+    share = f"it keeps {interval(kept, percent)} of the behaviour"
+    apart = f"KL divergence is {interval(kl)} nats, the empty circuit's {interval(empty)}"
+    if by_metric and by_kl:
+        return []
+    if by_metric:
+        return [f"Only one of two measures finds it better than the empty circuit: {share}, but its {apart}."]
+    if by_kl:
+        return [f"Only one of two measures finds it better than the empty circuit: its {apart}, but {share}."]
+    return [f"It is not better than the empty circuit: {share}, and its {apart}."]
+
+
+def _beside_search(evaluation: Json, contents: Json | None) -> list[str]:
+    kept, searched = evaluation["normalized"], contents["searched"] if contents else None
+    there = searched["normalized"] if searched else None
+    if kept is None or searched is None or there is None or (kept["low"] <= there["high"] and there["low"] <= kept["high"]):
+        return []
+    on_search = f"on the {plural(searched['examples'], 'prompt')} of the search it keeps {interval(there, percent)} of the behaviour"
+    on_others = f"on the {evaluation['examples']:,} that it has not seen {interval(kept, percent)}"
+    return [f"The two halves of the prompts disagree: {on_search}, {on_others}; search on more prompts (--examples)."]
+
+
+def told(evaluation: Json | None, contents: Json) -> list[str]:
+    """What a terminal shows beside the evaluation: the mass of the scores, the prompts of the search, and the warnings."""
+    rows, scores, searched = [], contents["scores"], contents["searched"]
+    if scores is not None:
+        rows.append(("scores", mass(scores)))
+    if searched is not None and searched["normalized"] is not None:
+        value = interval(searched["normalized"])
+        rows.append(("searched", f"normalized {value} on the {searched['examples']} examples of the search"))
+    rows += [("warning", sentence) for sentence in warnings(evaluation, contents)]
+    return [f"{name:<13} {value}".replace(MINUS, "-") for name, value in rows]
+
+
+def mass(scores: Json) -> str:
+    """`positive 66.2, negative -49.1; F(M) - F(empty) 4.32`."""
+    text = f"positive {number(scores['positive'])}, negative {number(scores['negative'])}"
+    return text if scores["difference"] is None else f"{text}; F(M) {MINUS} F(empty) {number(scores['difference'])}"
 
 
 # -------------------------------------------------------------------- how made

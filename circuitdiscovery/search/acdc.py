@@ -15,37 +15,33 @@ Group testing (Dorfman 1943) evaluates less in large models and is no longer exa
 first ten gone", "the first twenty gone", ...; a group that does less damage than the threshold goes as a whole, and one that
 does more is taken apart, at last into edges. An edge that algorithm 1 keeps is lost where others of its group make up for it.
 
-The state is the list of decided receivers and kept edges; it is saved as receivers are decided, and every receiver starts from a
+The state is the number of decided receivers and the kept edges; it is saved as receivers are decided, and every receiver starts from a
 state that is computed from its mask alone, so that a resumed search takes the same decisions.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files import read_json, write_atomically
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress
 from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, most_alternatives, without_more
 from circuitdiscovery.search.provenance import provenance
+from circuitdiscovery.search.state import saved_in
 from circuitdiscovery.task import Task
 
 _GROUPS = 8  # that a receiver's sources are divided into first
-_SAVE_SECONDS = 2.0  # a search that is killed loses at most so much
 
 
 @torch.no_grad()
@@ -101,19 +97,21 @@ def acdc(
     options = {"threshold": threshold, "absolute": absolute, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}
     options |= ({} if order is None else {"order": order}) | ({"group_testing": True} if group_testing else {})
     info = provenance(model, task, "acdc", options)
-    found, _ = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
-    decisions = distributed.from_first(lambda: _Decisions.load(graph, info, state))
-    search = _Search(task, graph, bound, threshold, absolute, found, order, group_testing)
     receivers = receiver_order(graph, order)
-    try:
-        for receiver in receivers[decisions.receivers :]:
-            decisions.take(*search.decide(receiver, decisions.mask, decisions.scores))
-            decisions.save(state, at_most_every=_SAVE_SECONDS)
+    ends = np.cumsum([0, *graph.allowed[:, receivers].sum(axis=0)]).tolist()  # edges decided after each receiver
+    with saved_in(state, task, info) as saved:
+        mask, scores = saved.array("kept", graph.allowed), saved.array("scores", np.zeros(graph.allowed.shape))
+        done = saved.number("receivers", 0)
+        if progress:
+            progress(ends[done], len(graph))
+        found, _ = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
+        search = _Search(task, graph, bound, threshold, absolute, found, order, group_testing)
+        for at in range(done, len(receivers)):
+            mask, scores = search.decide(receivers[at], mask, scores)
+            saved.keep({"kept": mask, "scores": scores}, receivers=at + 1)
             if progress:
-                progress(int(graph.allowed[:, receivers[: decisions.receivers]].sum()), len(graph))
-    finally:
-        decisions.save(state)
-    return Circuit(graph, decisions.mask, scores=decisions.scores, info=info)
+                progress(ends[at + 1], len(graph))
+    return Circuit(graph, mask, scores=scores, info=info)
 
 
 def receiver_order(graph: Graph, order: int | None = None) -> list[int]:
@@ -208,52 +206,3 @@ class _Search:
         """[M]: the mean metric for [M, S] alternatives of the sources that a receiver keeps."""
         logits = [case.world.branch(mask, case.state, receiver, alternatives) for case in current]
         return mean_metric(self.task, current, self.metric, logits)
-
-
-@dataclass
-class _Decisions:
-    """What is decided so far, and its file."""
-
-    graph: Graph
-    info: dict[str, Any]
-    mask: np.ndarray  # [S, R]
-    scores: np.ndarray  # [S, R]
-    receivers: int = 0
-    saved: float = field(default_factory=time.monotonic)
-
-    @classmethod
-    def load(cls, graph: Graph, info: dict[str, Any], path: str | Path | None) -> _Decisions:
-        """From the file where it exists; that of another search is an error."""
-        fresh = cls(graph, info, graph.allowed.copy(), np.zeros(graph.allowed.shape))
-        if path is None or not Path(path).exists():
-            return fresh
-        content = read_json(Path(path))
-        try:
-            if content["info"] != json.loads(json.dumps(info)):
-                raise CircuitDiscoveryError(f"{path}: the state of another search ({_difference(content['info'], info)})")
-            fresh.mask &= ~graph.mask(content["removed"])
-            for edge, score in content["scores"].items():
-                fresh.scores[graph.index(edge)] = float(score)
-            fresh.receivers = int(content["receivers"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CircuitDiscoveryError(f"{path}: not the state of a search ({error})") from error
-        return fresh
-
-    def take(self, mask: np.ndarray, scores: np.ndarray) -> None:
-        """One receiver more is decided."""
-        self.mask, self.scores, self.receivers = mask, scores, self.receivers + 1
-
-    def save(self, path: str | Path | None, *, at_most_every: float = 0.0) -> None:
-        """Write the file, unless it was written so many seconds ago or less."""
-        if path is None or distributed.rank() or time.monotonic() - self.saved < at_most_every:
-            return
-        scores = {f"{self.graph.sources[s]}->{self.graph.receivers[r]}": float(self.scores[s, r]) for s, r in np.argwhere(self.scores)}
-        removed = list(self.graph.names(self.graph.allowed & ~self.mask))
-        content = {"info": self.info, "receivers": self.receivers, "removed": removed, "scores": scores}
-        write_atomically(Path(path), json.dumps(content))
-        self.saved = time.monotonic()
-
-
-def _difference(saved: Any, ours: dict[str, Any]) -> str:
-    saved = saved if isinstance(saved, dict) else {}
-    return ", ".join(f"{key}: {saved.get(key)!r} there, {value!r} here" for key, value in ours.items() if saved.get(key) != value)

@@ -148,11 +148,13 @@ def _attribute(
     if bound.name == "kl_divergence" and tuple(at) == (1.0,):
         raise CircuitDiscoveryError(_NO_GRADIENT)
     graph = Graph.from_model(model, split_qkv=split_qkv)
+    done, share = 0, len(distributed.share(task))
+    if progress:
+        progress(done, share)
     carried = on_demand(model, task, ablation)
     given = not isinstance(ablation, str)  # and not to be written to
     total = torch.zeros(graph.allowed.shape, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
     memory = Memory(model.W_E)
-    done, share = 0, len(distributed.share(task))
     for batch in batches(model, task, batch_size):
         total += _batch_products(model, graph, batch, _own(carried.rows(batch), model, given), bound, at, memory)
         done += len(batch.rows)

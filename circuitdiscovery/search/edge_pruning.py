@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,14 @@ from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import World, at_position, attend, mlp, per_head, unembed
+from circuitdiscovery.forward import World
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress, worlds
 from circuitdiscovery.search.provenance import provenance
+from circuitdiscovery.search.relaxed import Relaxed, graph_mask
+from circuitdiscovery.search.state import State, saved_in
 from circuitdiscovery.task import Batch, Task
 
 _GAMMA, _ZETA, _BETA = -0.1, 1.1, 2 / 3  # Louizos et al. 2018, section 4; Bhaskar et al. have the same
@@ -57,6 +60,7 @@ def edge_pruning(
     batch_size: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    state: str | Path | None = None,
 ) -> Scores:
     """How probably each edge is open after its gate was learnt; `scores.top(edges)` is the circuit.
 
@@ -74,12 +78,13 @@ def edge_pruning(
         batch_size: examples in one forward and backward; another size changes roundings only.
         seed: of the gates' draws.
         progress: called with (steps done, steps).
+        state: a file that the search is saved to as it goes and resumed from where it exists.
 
     Returns:
         Probabilities in [0, 1].
 
     Raises:
-        CircuitDiscoveryError: a number of edges or steps that there cannot be; a metric without a gradient.
+        CircuitDiscoveryError: a number of edges or steps that there cannot be; a metric without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.edge_pruning import edge_pruning
@@ -91,22 +96,28 @@ def edge_pruning(
     if steps < 1:
         raise CircuitDiscoveryError(f"steps must be at least 1, not {steps}")
     bound = bind(metric or "kl_divergence", model, task)
-    distance = distance_to(model, task, bound)
-    parts = list(worlds(model, task, graph, ablation=ablation, batch_size=batch_size))
-    gates, opened = _Gates(len(graph), seed), torch.zeros(len(graph), dtype=torch.float64)
-    for step in range(steps):
-        sample = gates.sample()
-        rows = gates.draw(len(task))
-        gradient = mask_gradient(graph, distance, [_some(*part, rows) for part in parts], graph_mask(graph, sample.detach()), len(rows))
-        wanted = 1 - (1 - edges / len(graph)) * min(1.0, (step + 1) / (_RAMP * steps))
-        gates.step(sample, torch.from_numpy(gradient[graph.allowed]), wanted)
-        if step >= int(_RAMP * steps):
-            opened += gates.open_probability().detach() / (steps - int(_RAMP * steps))
-        if progress:
-            progress(step + 1, steps)
     options = {"edges": edges, "steps": steps, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv, "seed": seed}
-    values = graph_mask(graph, opened)
-    return Scores(graph, values.numpy(), provenance(model, task, "edge_pruning", options))
+    info = provenance(model, task, "edge_pruning", options)
+    with saved_in(state, task, info) as saved:
+        done = saved.number("step", 0)
+        if progress:
+            progress(done, steps)
+        gates = _Gates(len(graph), seed, saved)
+        opened = saved.tensor("opened", torch.zeros(len(graph), dtype=torch.float64))
+        distance = distance_to(model, task, bound)
+        parts = list(worlds(model, task, graph, ablation=ablation, batch_size=batch_size))
+        for step in range(done, steps):
+            sample = gates.sample()
+            rows = gates.draw(len(task))
+            gradient = mask_gradient(graph, distance, [_some(*part, rows) for part in parts], graph_mask(graph, sample.detach()), len(rows))
+            wanted = 1 - (1 - edges / len(graph)) * min(1.0, (step + 1) / (_RAMP * steps))
+            gates.step(sample, torch.from_numpy(gradient[graph.allowed]), wanted)
+            if step >= int(_RAMP * steps):
+                opened += gates.open_probability().detach() / (steps - int(_RAMP * steps))
+            saved.keep({"opened": opened, **gates.arrays()}, step=step + 1)
+            if progress:
+                progress(step + 1, steps)
+    return Scores(graph, graph_mask(graph, opened).numpy(), info)
 
 
 def check_edges(graph: Graph, edges: int) -> None:
@@ -115,23 +126,32 @@ def check_edges(graph: Graph, edges: int) -> None:
         raise CircuitDiscoveryError(f"edges must be a whole number from 1 to {len(graph)}, the number there is, not {edges!r}")
 
 
-def graph_mask(graph: Graph, values: Tensor) -> Tensor:
-    """[E] values in index order -> [S, R], 0 where there is no edge."""
-    return torch.zeros(graph.allowed.shape, dtype=values.dtype).masked_scatter(torch.tensor(graph.allowed), values)
-
-
 # ------------------------------------------------------------------ the gates
 
 
 class _Gates:
     """Hard-concrete gates of E edges, and the two multipliers of their number."""
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.log_alpha = torch.full((count,), _START, dtype=torch.float64, requires_grad=True)
-        self.multipliers = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, count: int, seed: int, saved: State) -> None:
+        self.log_alpha = saved.tensor("log alpha", torch.full((count,), _START, dtype=torch.float64)).requires_grad_()
+        self.multipliers = saved.tensor("multipliers", torch.zeros(2, dtype=torch.float64)).requires_grad_()
+        self._generator = saved.generator("generator", torch.Generator().manual_seed(seed))
         up = {"params": [self.multipliers], "lr": _RATE_LAMBDA, "maximize": True}
         self._adam = torch.optim.Adam([{"params": [self.log_alpha]}, up], lr=_RATE)
+        for name, values in self._learnt.items() if saved.found else ():
+            moments = {part: saved.tensor(f"{name} {part}", torch.zeros_like(values)) for part in ("exp_avg", "exp_avg_sq")}
+            self._adam.state[values] = {"step": saved.tensor(f"{name} step", torch.tensor(0.0)), **moments}
+
+    @property
+    def _learnt(self) -> dict[str, Tensor]:
+        return {"log alpha": self.log_alpha, "multipliers": self.multipliers}
+
+    def arrays(self) -> dict[str, Tensor | torch.Generator]:
+        """Everything that the next step stands on, by the names that they are saved by."""
+        arrays: dict[str, Tensor | torch.Generator] = {"generator": self._generator, **self._learnt}
+        for name, values in self._learnt.items():
+            arrays |= {f"{name} {part}": moment for part, moment in self._adam.state[values].items()}
+        return arrays
 
     def sample(self) -> Tensor:
         """[E] in [0, 1], differentiable in log alpha."""
@@ -176,15 +196,19 @@ def mask_gradient(graph: Graph, loss: BoundMetric, parts: Sequence[tuple[Batch, 
         CircuitDiscoveryError: a metric without a gradient.
     """
     total = torch.zeros(graph.allowed.shape, dtype=torch.float64)
+
+    def summed(logits: Tensor, batch: Batch) -> Tensor:
+        measured = loss(logits, batch).sum()
+        if not measured.requires_grad or loss.name == "accuracy":
+            raise CircuitDiscoveryError(f"metric {loss.name!r} has no gradient; edges are pruned by a differentiable one")
+        return measured
+
     for batch, world in parts:
         if not len(batch):
             continue
-        with torch.enable_grad():
-            relaxed = mask.to(world.start).requires_grad_()
-            measured = loss(relaxed_logits(world.model, graph, world.start, world.replacement, batch.position, relaxed), batch).sum()
-            if not measured.requires_grad or loss.name == "accuracy":
-                raise CircuitDiscoveryError(f"metric {loss.name!r} has no gradient; edges are pruned by a differentiable one")
-            total += torch.autograd.grad(measured, relaxed)[0].double().cpu()
+        total += (
+            Relaxed.build(world.model, graph).gradient(world, mask, lambda logits, batch=batch: summed(logits, batch))[1].double().cpu()
+        )
     return distributed.total(total).numpy() / n_examples
 
 
@@ -193,41 +217,3 @@ def _some(batch: Batch, world: World, rows: Tensor) -> tuple[Batch, World]:
     at = torch.isin(batch.rows, rows.to(batch.rows.device))
     batch = Batch(*(getattr(batch, field.name)[at] for field in fields(batch)))
     return batch, replace(world, start=world.start[at], replacement=world.replacement[:, at], position=world.position[at])
-
-
-def relaxed_logits(model: Model, graph: Graph, start: Tensor, replacement: Tensor, position: Tensor, mask: Tensor) -> Tensor:
-    """[N, vocabulary]: one forward in which every edge carries a part of its source; differentiable in the mask.
-
-    Args:
-        model, graph: what runs, and how its edges are counted.
-        start: [N, T, D], what `input` currently writes.
-        replacement: [S, N, T, D], what a removed edge carries.
-        position: [N], where the logits are wanted.
-        mask: [S, R] real: receiver r reads (everything as replaced) + sum over s of mask[s, r] * (current - replacement) of s.
-    """
-    bases = World(model, graph, start, replacement, position, own_run=False).bases
-    difference = (start - replacement[0])[None]  # [sources so far, N, T, D]: current - replacement
-
-    def read(base: Tensor, columns: np.ndarray, upstream: int) -> Tensor:
-        """[R, N, T, D]."""
-        kept = mask[:upstream, torch.from_numpy(columns).to(mask.device)]  # [S', R]
-        return base + (kept.T @ difference[:upstream].flatten(1)).unflatten(1, base.shape)
-
-    for layer, block in enumerate(model.blocks):
-        columns = [graph.columns(layer, letter) for letter in "qkv"]
-        streams = block.norm1(read(bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer)))
-        parts = zip(streams.split([len(each) for each in columns]), "qkv", strict=True)
-        q, k, v = (_project_own(stream, *block.projection(letter)) for stream, letter in parts)
-        z = attend(model, block, q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
-        written = torch.bmm(z.flatten(1, 2), block.W_O).unflatten(1, start.shape[:2])  # [H, N, T, D]
-        difference = torch.cat([difference, written - replacement[graph.heads(layer)]])
-        stream = read(bases[2 * layer + 1], graph.columns(layer, "m"), graph.n_upstream(layer, "m"))  # [1, N, T, D]
-        difference = torch.cat([difference, mlp(model, block, block.norm2(stream)) - replacement[graph.mlp(layer)]])
-    last = read(bases[-1], np.array([len(graph.receivers) - 1]), len(difference))[0]
-    return unembed(model, at_position(last, position))
-
-
-def _project_own(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Each receiver's own stream, [R, N, T, D], through [R, K, D] -> [R, N, T, K]."""
-    out = torch.bmm(x.flatten(1, 2), weight.mT).unflatten(1, x.shape[1:3])
-    return out if bias is None else out + bias[:, None, None]

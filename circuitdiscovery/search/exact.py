@@ -7,6 +7,7 @@ downstream of the receiver run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,10 @@ from circuitdiscovery.names import canonical
 from circuitdiscovery.patching import Progress
 from circuitdiscovery.search.cases import Case, cases, mean_metric, most_alternatives, without_each
 from circuitdiscovery.search.provenance import provenance
+from circuitdiscovery.search.state import saved_in
 from circuitdiscovery.task import Task
+
+Damage = Callable[[Callable[[Case], torch.Tensor]], np.ndarray]  # of what gives each batch's [M, N, vocabulary] logits: [M]
 
 
 @torch.no_grad()
@@ -37,6 +41,7 @@ def exact(
     split_qkv: bool = True,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    state: str | Path | None = None,
 ) -> Any:
     """The damage of ablating each edge alone; in denoising, how much restoring it alone improves the corrupted run.
 
@@ -46,9 +51,10 @@ def exact(
         metric: any; by default kl_divergence, which misses no change of the output.
         direction: `noising` or `denoising`.
         progress: called with (receivers or nodes done, in all).
+        state: a file that the search is saved to as it goes and resumed from where it exists.
 
     Raises:
-        CircuitDiscoveryError: an unknown level, metric, ablation or direction.
+        CircuitDiscoveryError: an unknown level, metric, ablation or direction; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -58,42 +64,44 @@ def exact(
         raise CircuitDiscoveryError(f"no level {level!r}; valid levels: edge, node")
     bound = bind(metric or "kl_divergence", model, task)
     graph = Graph.from_model(model, split_qkv=split_qkv)
-    found, logits = cases(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size)
-    old = float(mean_metric(task, found, bound, [logits[None, case.batch.rows] for case in found])[0])
-    sign = 1 if canonical("direction", direction) == "noising" else -1
-
-    def damage(of: Callable[[Case], torch.Tensor]) -> np.ndarray:
-        return sign * bound.damage(old, mean_metric(task, found, bound, [of(case) for case in found]))
-
-    if level == "node":
-        return _nodes(graph, damage, progress)
-    values = _edges(graph, found, damage, progress)
     options = {"metric": bound.name, "ablation": name_of(ablation), "direction": direction, "split_qkv": split_qkv}
-    return Scores(graph, values, provenance(model, task, "exact", options))
-
-
-def _edges(
-    graph: Graph, found: list[Case], damage: Callable[[Callable[[Case], torch.Tensor]], np.ndarray], progress: Progress | None
-) -> np.ndarray:
-    values = np.zeros(graph.allowed.shape)
-    for receiver in range(len(graph.receivers)):
-        size = most_alternatives(found, graph.allowed, receiver)
-        kept = graph.allowed[:, receiver]
-        sources = np.flatnonzero(kept)
-        for some in np.array_split(sources, -(-len(sources) // size)):
-            alternatives = without_each(kept, some)
-            values[some, receiver] = damage(lambda case, r=receiver, a=alternatives: case.world.branch(graph.allowed, case.state, r, a))
+    info = provenance(model, task, "exact", options)
+    count = len(graph.receivers if level == "edge" else graph.sources)
+    with saved_in(state, task, info | {"level": level}) as saved:
+        values = saved.array("damages", np.zeros(graph.allowed.shape if level == "edge" else count))
+        done = saved.number("done", 0)
         if progress:
-            progress(receiver + 1, len(graph.receivers))
+            progress(done, count)
+        found, logits = cases(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size)
+        old = float(mean_metric(task, found, bound, [logits[None, case.batch.rows] for case in found])[0])
+        sign = 1 if canonical("direction", direction) == "noising" else -1
+
+        def damage(of: Callable[[Case], torch.Tensor]) -> np.ndarray:
+            return sign * bound.damage(old, mean_metric(task, found, bound, [of(case) for case in found]))
+
+        for at in range(done, count):
+            if level == "node":
+                values[at] = _node(graph, at, damage)
+            else:
+                values[:, at] = _edges_into(graph, at, found, damage)
+            saved.keep({"damages": values}, done=at + 1)
+            if progress:
+                progress(at + 1, count)
+    return dict(zip(graph.sources, values.tolist(), strict=True)) if level == "node" else Scores(graph, values, info)
+
+
+def _edges_into(graph: Graph, receiver: int, found: list[Case], damage: Damage) -> np.ndarray:
+    """[S]: the damage of each edge into a receiver alone."""
+    values, kept = np.zeros(len(graph.sources)), graph.allowed[:, receiver]
+    sources, size = np.flatnonzero(kept), most_alternatives(found, graph.allowed, receiver)
+    for some in np.array_split(sources, -(-len(sources) // size)):
+        alternatives = without_each(kept, some)
+        values[some] = damage(lambda case, a=alternatives: case.world.branch(graph.allowed, case.state, receiver, a))
     return values
 
 
-def _nodes(graph: Graph, damage: Callable[[Callable[[Case], torch.Tensor]], np.ndarray], progress: Progress | None) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for row, name in enumerate(graph.sources):
-        mask = graph.allowed.copy()
-        mask[row] = False
-        values[name] = float(damage(lambda case, m=mask: case.world.logits(m)[None])[0])
-        if progress:
-            progress(row + 1, len(graph.sources))
-    return values
+def _node(graph: Graph, row: int, damage: Damage) -> float:
+    """The damage of all out-edges of a source at once."""
+    mask = graph.allowed.copy()
+    mask[row] = False
+    return float(damage(lambda case: case.world.logits(mask)[None])[0])

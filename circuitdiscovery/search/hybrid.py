@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, most_alternatives, without_each
 from circuitdiscovery.search.edge_pruning import check_edges, mask_gradient
 from circuitdiscovery.search.provenance import provenance
+from circuitdiscovery.search.state import State, saved_in
 from circuitdiscovery.task import Task
 
 _POOL = 3  # times the wanted edges enter elimination
@@ -43,6 +45,7 @@ _AT_ONCE = 0.2  # of the kept edges are removed on one measurement
 _SLACK, _FREE = 2.0, 0.01  # together they may do this many times what each does alone, and a hundredth of a nat
 _AJAR = 0.1  # how far absent edges are open where the gradient is taken, so that paths of several absent edges show
 _FLOAT = 0.5  # of the wanted edges come back at first
+_RANKING, _PASS, _EACH = 20, 5, 0.4  # forwards, about: of the ranking, of each measurement but its edges, and of each edge at first
 
 
 def hybrid(
@@ -56,6 +59,7 @@ def hybrid(
     split_qkv: bool = True,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    state: str | Path | None = None,
 ) -> Scores:
     """Every edge's place in the order that the search ends with; `scores.top(edges)` is the circuit.
 
@@ -68,14 +72,15 @@ def hybrid(
         ablation: what a removed edge carries; noising.
         split_qkv: query, key and value as separate receivers.
         batch_size: examples in one forward; another size changes roundings only.
-        progress: called with (rounds done, rounds), the first elimination being one.
+        progress: called with (forwards of all examples done, in all): the second is an estimate, and better as it goes.
+        state: a file that the search is saved to as it goes and resumed from where it exists.
 
     Returns:
         Places from 1 / all edges (the worst) to 1: the circuit's edges come first, by their exact damage in the circuit,
         then the others by |EAP-IG|. They are no damages.
 
     Raises:
-        CircuitDiscoveryError: a number of edges that there cannot be; a metric without a gradient.
+        CircuitDiscoveryError: a number of edges that there cannot be; a metric without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.hybrid import hybrid
@@ -87,25 +92,31 @@ def hybrid(
     if rounds < 0:
         raise CircuitDiscoveryError(f"rounds must be at least 0, not {rounds}")
     bound = bind(metric or task.metric, model, task)
-    options = {"metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}
+    options = {"edges": edges, "rounds": rounds, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}
+    info = provenance(model, task, "hybrid", options)
     shared: dict[str, Any] = {"ablation": ablation, "split_qkv": split_qkv, "batch_size": batch_size}
-    ranked = eap_ig(model, task, metric="kl_divergence", **shared)
-    found, _ = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
-    search = _Search(task, graph, found, _Loss.of(model, task, graph, bound, found))
-    mask = search.eliminate(ranked.top(min(_POOL * edges, len(graph))).mask, edges)
-    if progress:
-        progress(1, 1 + rounds)
-    mask = search.improve(mask, rounds, progress)
-    values = _places(graph, mask, search.damages(mask), ranked)
-    return Scores(graph, values, provenance(model, task, "hybrid", {"edges": edges, "rounds": rounds, **options}))
+    with saved_in(state, task, info) as saved:
+        walk = _Walk(graph, edges, rounds, _Cost.of(model, task, graph), saved, progress)
+        walk.show()
+        if walk.stage == 0:
+            ranked = eap_ig(model, task, metric="kl_divergence", **shared, progress=walk.show_ranking)
+            walk.begin(ranked.values, ranked.top(min(_POOL * edges, len(graph))).mask)
+        found, _ = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
+        search = _Search(task, graph, found, _Loss.of(model, task, graph, bound, found))
+        while walk.stage <= 1 + rounds:
+            search.eliminate(walk)
+            search.compare(walk)
+        values = _places(graph, walk.mask, search.damages(walk), walk.ranked)
+        walk.show()
+    return Scores(graph, values, info)
 
 
-def _places(graph: Graph, mask: np.ndarray, damages: np.ndarray, ranked: Scores) -> np.ndarray:
+def _places(graph: Graph, mask: np.ndarray, damages: np.ndarray, ranked: np.ndarray) -> np.ndarray:
     """[S, R]: 1 for the first edge, 1 / E for the last one."""
     places = np.zeros(graph.allowed.shape)
     rows, columns = np.nonzero(graph.allowed)
     kept = mask[rows, columns]
-    key = np.where(kept, damages[rows, columns], np.abs(ranked.values[rows, columns]))
+    key = np.where(kept, damages[rows, columns], np.abs(ranked[rows, columns]))
     order = np.lexsort((-key, ~kept))
     places[rows[order], columns[order]] = 1 - np.arange(len(order)) / len(order)
     return places
@@ -143,6 +154,128 @@ class _Loss:
         return BoundMetric("loss", False, lambda given, batch: self.kl(given, batch) + weight * self.metric(given, batch))
 
 
+def _gone(kept: int, edges: int) -> int:
+    """How many edges one measurement removes."""
+    return min(kept - edges, max(1, int(_AT_ONCE * kept)))
+
+
+def _passes(kept: int, edges: int) -> list[int]:
+    """How many edges each measurement of an elimination measures, where all goes well."""
+    passes: list[int] = []
+    while kept > edges:
+        passes.append(kept)
+        kept -= _gone(kept, edges)
+    return passes
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """How much of a model's forward one alternative of what a receiver reads is: by the weights that it meets, at each position."""
+
+    graph: Graph
+    nodes: np.ndarray  # [S]: of a source at one position, in forwards
+    unembed: float
+    length: float  # positions
+
+    @classmethod
+    def of(cls, model: Model, task: Task, graph: Graph) -> _Cost:
+        """By the mean length of a task's prompts."""
+        nodes, length = np.zeros(len(graph.sources)), float(np.mean([len(example.clean) for example in task.examples]))
+        for layer, block in enumerate(model.blocks):
+            head = sum(model.d_model * block.W_Q.shape[1] * count for count in (2, 2 * graph.n_kv_heads / graph.n_heads))
+            nodes[graph.heads(layer)] = head
+            if graph.has_mlp:
+                nodes[graph.mlp(layer)] = block.W_in.numel() + block.W_out.numel()
+        forward = length * nodes.sum() + model.W_U.numel()
+        return cls(graph, nodes / forward, model.W_U.numel() / forward, length)
+
+    def of_each(self, mask: np.ndarray, receivers: Sequence[int]) -> list[float]:
+        """Of all kept in-edges of each receiver, one after the other, under a mask."""
+        at = np.where(self.graph.everywhere(mask), self.length, 1.0) * self.nodes * self.graph.live(mask)
+        reached = (self.graph.reached(mask, self.graph.feeds[receiver]) for receiver in receivers)
+        return [int(mask[:, r].sum()) * (float(at[moved].sum()) + self.unembed) for r, moved in zip(receivers, reached, strict=True)]
+
+
+class _Walk:
+    """Where the search is, kept as it goes on; and how much of it is left, in forwards of all examples.
+
+    Stages: 0 ranking, 1 the first elimination, then one for each round of floating, last the measurement of what was found.
+    """
+
+    def __init__(self, graph: Graph, edges: int, rounds: int, cost: _Cost, saved: State, progress: Progress | None) -> None:
+        self.graph, self.edges, self.rounds = graph, edges, rounds
+        self._cost, self._saved, self._progress = cost, saved, progress
+        none, zeros = np.zeros_like(graph.allowed), np.zeros(graph.allowed.shape)
+        self.ranked = saved.array("ranked", zeros)
+        self.mask = saved.array("mask", none)  # the best circuit so far
+        self.trial = saved.array("trial", none)  # the edges that are eliminated from
+        self.damages = saved.array("damages", zeros)  # of the trial's edges, as far as they are measured
+        self.receivers = saved.number("receivers", 0)  # how many of `readers` are measured
+        self.stage = saved.number("stage", 0)
+        self.loss = saved.number("loss", 0.0)  # of `mask`
+        self.size = saved.number("size", max(1, int(_FLOAT * edges)))  # how many edges come back
+        self.done = saved.number("done", 0.0)  # forwards
+        self._look()
+
+    def _look(self) -> None:
+        """What is to be measured of the trial, and what it costs."""
+        self.readers: list[int] = np.flatnonzero(self.graph.leading(self.trial) & self.trial.any(axis=0)).tolist()
+        self._costs = self._cost.of_each(self.trial, self.readers)
+
+    def begin(self, ranked: np.ndarray, pool: np.ndarray) -> None:
+        """The edges are ranked: on to the first elimination."""
+        self.done = float(_RANKING)
+        self.ranked = ranked
+        self.enter(1, self.mask, self.loss, self.size, pool)
+
+    def enter(self, stage: int, mask: np.ndarray, loss: float, size: int, trial: np.ndarray) -> None:
+        """The next stage."""
+        self.stage, self.mask, self.loss, self.size = stage, mask, loss, size
+        self.turn_to(trial)
+
+    def turn_to(self, trial: np.ndarray) -> None:
+        """A trial of which nothing is measured yet."""
+        self.done += _PASS
+        self.trial, self.damages, self.receivers = trial, np.zeros(trial.shape), 0
+        self._look()
+        self._keep()
+
+    def measured(self, receiver: int, sources: np.ndarray, damages: np.ndarray) -> None:
+        """What the next of `readers` reads is measured."""
+        self.damages[sources, receiver] = damages
+        self.done += self._costs[self.receivers]
+        self.receivers += 1
+        self._keep()
+        self.show()
+
+    def _keep(self) -> None:
+        arrays = {"ranked": self.ranked, "mask": self.mask, "trial": self.trial, "damages": self.damages}
+        numbers = {"receivers": self.receivers, "stage": self.stage, "loss": self.loss, "size": self.size, "done": self.done}
+        self._saved.keep(arrays, **numbers)
+
+    def show_ranking(self, done: int, total: int) -> None:
+        """How far the ranking is."""
+        self.done = _RANKING * done / total
+        self.show()
+
+    def show(self) -> None:
+        """Forwards done, and those with what is left, if later rounds are like this one."""
+        if self._progress:
+            done = int(self.done)
+            self._progress(done, max(done, round(self.done + self._left())))
+
+    def _left(self) -> float:
+        kept = int(self.trial.sum()) if self.stage else _POOL * self.edges
+        each = sum(self._costs) / kept if self._costs else _EACH  # of one edge
+        left = sum(self._costs[self.receivers :]) if self.stage else _RANKING - self.done + kept * each
+        later = _passes(kept, self.edges)[1:]
+        for _ in range(max(self.stage, 1), 1 + self.rounds):
+            later += _passes(self.edges + self.size, self.edges)
+        if self.stage <= 1 + self.rounds:
+            later += [self.edges]
+        return left + sum(count * each + _PASS for count in later)
+
+
 @dataclass(frozen=True)
 class _Search:
     task: Task
@@ -156,31 +289,31 @@ class _Search:
         return [case.world.logits(mask)[None] for case in self.cases]
 
     @torch.no_grad()
-    def damages(self, mask: np.ndarray) -> np.ndarray:
-        """[S, R]: how much the loss rises when each of a mask's edges goes alone; 0 elsewhere."""
-        damages, old, leading = np.zeros(mask.shape), self.loss(self.logits(mask)), self.graph.leading(mask)
+    def damages(self, walk: _Walk) -> np.ndarray:
+        """[S, R]: how much the loss rises when each of the trial's edges goes alone; 0 elsewhere."""
+        mask, old = walk.trial, self.loss(self.logits(walk.trial))
         current = [at_mask(case, mask, 0) for case in self.cases]
-        for receiver in np.flatnonzero(leading & mask.any(axis=0)).tolist():
-            sources = np.flatnonzero(mask[:, receiver])
+        for receiver in walk.readers[walk.receivers :]:
+            sources, damages = np.flatnonzero(mask[:, receiver]), []
             size = most_alternatives(current, mask, receiver)
             for some in np.array_split(sources, -(-len(sources) // size)):
                 alternatives = without_each(mask[:, receiver], some)
-                damages[some, receiver] = self.loss([c.world.branch(mask, c.state, receiver, alternatives) for c in current]) - old
-        return damages
+                damages.append(self.loss([c.world.branch(mask, c.state, receiver, alternatives) for c in current]) - old)
+            walk.measured(receiver, sources, np.concatenate(damages))
+        return walk.damages
 
     def value(self, mask: np.ndarray) -> float:
         """The loss with a mask's edges kept."""
         return float(self.loss(self.logits(mask))[0])
 
-    def eliminate(self, mask: np.ndarray, edges: int) -> np.ndarray:
-        """So many of a mask's edges: the least needed fifth goes, again and again."""
-        while (kept := int(mask.sum())) > edges:
-            mask = self.less(mask, min(kept - edges, max(1, int(_AT_ONCE * kept))))
-        return mask
+    def eliminate(self, walk: _Walk) -> None:
+        """As many of the trial's edges as are wanted: the least needed fifth goes, again and again."""
+        while (kept := int(walk.trial.sum())) > walk.edges:
+            walk.turn_to(self.less(walk, _gone(kept, walk.edges)))
 
-    def less(self, mask: np.ndarray, most: int) -> np.ndarray:
-        """The mask without its least needed edges: `most`, or fewer where edges that stand in for each other would all go."""
-        damages, old = self.damages(mask), self.value(mask)
+    def less(self, walk: _Walk, most: int) -> np.ndarray:
+        """The trial without its least needed edges: `most`, or fewer where edges that stand in for each other would all go."""
+        mask, damages, old = walk.trial, self.damages(walk), self.value(walk.trial)
         rows, columns = np.nonzero(mask)
         order = np.argsort(damages[rows, columns], kind="stable")
         while True:
@@ -191,22 +324,17 @@ class _Search:
                 return smaller
             most //= 2
 
-    def improve(self, mask: np.ndarray, rounds: int, progress: Progress | None) -> np.ndarray:
-        """As many edges with at most the same loss: some come back, as many go."""
-        edges, old = int(mask.sum()), self.value(mask)
-        size = max(1, int(_FLOAT * edges))
-        for done in range(rounds):
-            trial = self.eliminate(self.grow(mask, size), edges)
-            new = self.value(trial)
-            if new < old:
-                mask, old = trial, new
-            elif size == 1:
-                break
-            else:
-                size = size // 2
-            if progress:
-                progress(2 + done, 1 + rounds)
-        return mask
+    def compare(self, walk: _Walk) -> None:
+        """Keep the trial where its loss fell, else let fewer edges come back; then the next stage's trial."""
+        mask, loss, size, stage = walk.mask, walk.loss, walk.size, walk.stage + 1
+        new = self.value(walk.trial)
+        if walk.stage == 1 or new < loss:
+            mask, loss = walk.trial, new
+        elif size == 1:
+            stage = 2 + walk.rounds
+        else:
+            size = size // 2
+        walk.enter(stage, mask, loss, size, self.grow(mask, size) if stage <= 1 + walk.rounds else mask)
 
     def grow(self, mask: np.ndarray, size: int) -> np.ndarray:
         """The mask with so many absent edges more: those whose opening lowers the loss most, to first order."""

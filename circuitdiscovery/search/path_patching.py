@@ -346,6 +346,8 @@ def trace_back(
     _finite(threshold)
     bound = bind(metric or "kl_divergence", model, task)
     graph = Graph.from_model(model, split_qkv=split_qkv)
+    if progress:
+        progress(0, len(graph.receivers))
     found, logits = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
     old = float(mean_metric(task, found, bound, [logits[None, case.batch.rows] for case in found])[0])
     mask, scores = np.zeros_like(graph.allowed), np.zeros(graph.allowed.shape)

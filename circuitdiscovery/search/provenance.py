@@ -13,10 +13,11 @@ _PACKAGES = ("circuitdiscovery", "torch", "transformers", "numpy")
 
 
 def provenance(model: Model, task: Task, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Model name and digest, task, seed, examples, method and options, versions: JSON, the same for the same search."""
+    """Model name and digest, task, counterfactual, seed, examples, method and options, versions: JSON, the same for the same search."""
     return {
         "model": {"name": model.name, "digest": model.digest, "dtype": str(model.dtype).removeprefix("torch.")},
         "task": task.name,
+        "counterfactual": task.info.get("counterfactual"),
         "seed": task.seed,
         "examples": len(task),
         "method": method,

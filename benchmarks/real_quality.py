@@ -1,0 +1,228 @@
+"""What searches find on a real model, SmolLM2-135M: how faithful circuits of .5 to 5% of the edges are, and what finding them costs.
+
+    python benchmarks/real_quality.py [--out runs/real-quality] [--examples 64] [--only TASK:METHOD ...] [--page docs/real-models.md]
+
+Every cell (a task and a method) is a file in the folder, written when it is done: a run that was stopped goes on with the next one,
+and a search within a cell from its state. At the end the table is printed, or written into the page between two marks.
+
+1. A search uses the task's examples, its circuits are measured on as many held-out ones: normalized faithfulness and KL of the best
+   edges on paths (`Scores.best`), with 95% bootstrap intervals, beside the empty circuit's.
+2. Its cost is in F, one Hugging Face forward of the search's prompts, measured before and after it in the same process.
+3. hybrid, edge_pruning and acdc run on one task, from 16 prompts, as long as `--minutes` allows; of what takes longer the cost is
+   estimated from the part that was done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import circuitdiscovery as cd
+from benchmarks.real_models import smollm2
+from circuitdiscovery.evaluation import Bench, Estimate
+from circuitdiscovery.files import write_atomically, write_json
+
+TASKS = ("ioi", "greater_than", "subject_verb_agreement", "gendered_pronoun", "induction")
+SHARES = (0.005, 0.01, 0.02, 0.05)
+METHODS: dict[str, Callable[..., cd.Scores]] = {
+    "eap": cd.eap,
+    "eap_ig": cd.eap_ig,
+    "eap_ig with KL": partial(cd.eap_ig, metric="kl_divergence"),
+    "clean_corrupted": cd.clean_corrupted,
+    "matryoshka": cd.matryoshka,
+    "random": cd.random,
+}
+SLOW_TASK, SLOW_EXAMPLES, SLOW_SHARE = "subject_verb_agreement", 16, 0.01
+SLOW = ("edge_pruning", "hybrid", "acdc")
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+class OutOfTime(Exception):
+    """The minutes that a slow search may take are over."""
+
+
+@torch.no_grad()
+def seconds_of_forward(hf: Any, task: cd.Task) -> float:
+    """One Hugging Face forward of a task's prompts, length by length; the faster of two."""
+
+    def once() -> float:
+        begun = time.perf_counter()
+        for batch in task.batches(64):
+            hf(batch.clean)
+        return time.perf_counter() - begun
+
+    return min(once() for _ in range(2))
+
+
+def measured(bench: Bench, scores: cd.Scores) -> list[dict[str, Any]]:
+    """Of the best edges at each share: how many are kept, normalized faithfulness and KL."""
+    circuits = [scores.best(max(1, round(share * len(scores.graph)))) for share in SHARES]
+    allowed = scores.graph.allowed
+    bench.measure([allowed, np.zeros_like(allowed), *(circuit.mask for circuit in circuits)])
+    return [row(bench, circuit) for circuit in circuits]
+
+
+def row(bench: Bench, circuit: cd.Circuit) -> dict[str, Any]:
+    """One circuit's figures."""
+    full, empty = bench.values(circuit.graph.allowed), bench.values(np.zeros_like(circuit.mask))
+    kept, reason = bench.normalized(bench.values(circuit.mask), full, empty)
+    assert kept is not None, reason
+    return {"edges": len(circuit), "normalized": kept.to_dict(), "kl": bench.mean(bench.values(circuit.mask, "kl")).to_dict()}
+
+
+def cell(model: Any, hf: Any, name: str, method: str, examples: int, folder: Path) -> dict[str, Any]:
+    """One task and method, searched and measured."""
+    task = cd.load_task(name, model, examples=examples)
+    held = task.held_out or task
+    bench = Bench.build(model, held, model.graph, "resample", task.metric, "noising", None, 0)
+    before = seconds_of_forward(hf, task)
+    begun = time.perf_counter()
+    more = {"state": folder / f"{name}-{method}.state"} if method == "matryoshka" else {}
+    scores = METHODS[method](model, task, **more)
+    spent = time.perf_counter() - begun
+    after = seconds_of_forward(hf, task)
+    rows = measured(bench, scores)
+    nothing = bench.mean(bench.values(np.zeros_like(model.graph.allowed), "kl"))
+    for path in more.values():
+        path.unlink(missing_ok=True)
+    return {
+        "task": name,
+        "method": method,
+        "examples": len(task),
+        "held out": len(held),
+        "full": bench.mean(bench.values(model.graph.allowed)).to_dict(),
+        "empty kl": nothing.to_dict(),
+        "F": spent / ((before + after) / 2),
+        "rows": rows,
+    }
+
+
+def slow_cell(model: Any, hf: Any, method: str, minutes: float, folder: Path) -> dict[str, Any]:
+    """A slow search at one size: measured where it ends in time, else its estimated cost."""
+    task = cd.load_task(SLOW_TASK, model, examples=SLOW_EXAMPLES)
+    count = round(SLOW_SHARE * len(model.graph))
+    before, begun = seconds_of_forward(hf, task), time.perf_counter()
+    seen = [0, 1]
+
+    def progress(done: int, total: int) -> None:
+        seen[:] = done, total
+        if time.perf_counter() - begun > 60 * minutes and done < total:
+            raise OutOfTime
+
+    options: dict[str, Any] = {"threshold": 0.01} if method == "acdc" else {"edges": count}
+    found: dict[str, Any] = {"task": SLOW_TASK, "method": method, "examples": len(task)}
+    try:
+        result = getattr(cd, method)(model, task, progress=progress, state=folder / f"{method}.state", **options)
+    except OutOfTime:
+        share = _weighted(model.graph, seen[0]) if method == "acdc" else seen[0] / seen[1]
+        return found | {"F": (time.perf_counter() - begun) / before / max(share, 1e-9), "share": share, "rows": []}
+    spent = time.perf_counter() - begun
+    bench = Bench.build(model, task.held_out or task, model.graph, "resample", task.metric, "noising", None, 0)
+    circuit = result if isinstance(result, cd.Circuit) else result.best(count)
+    return found | {"F": spent / before, "held out": len(task.held_out or task), "rows": [row(bench, circuit)]}
+
+
+def _weighted(graph: cd.Graph, decided: int) -> float:
+    """The part of ACDC's work that so many decisions are: one in layer l of L runs the layers from l on."""
+    per_layer = np.bincount(graph.receiver_layers, weights=graph.allowed.sum(0))[::-1]  # of the logits first
+    depth = np.arange(1, len(per_layer) + 1)
+    before = np.concatenate([[0], np.cumsum(per_layer)])
+    done = np.clip(decided - before[:-1], 0, per_layer)
+    return float((done * depth).sum() / (per_layer * depth).sum())
+
+
+# ------------------------------------------------------------------ the table
+
+
+def table(cells: list[dict[str, Any]]) -> Iterator[str]:
+    """Lines of Markdown."""
+    for name in TASKS:
+        mine = [each for each in cells if each["task"] == name and each["method"] in METHODS]
+        if not mine:
+            continue
+        one = mine[0]
+        yield f"### {name}"
+        yield ""
+        yield (
+            f"{one['examples']} prompts to search, {one['held out']} held out; F(M) {_number(one['full'])}; "
+            f"empty circuit: KL {_number(one['empty kl'])}."
+        )
+        yield ""
+        yield f"| method | F | {' | '.join(f'{share:.1%}' for share in SHARES)} |"
+        yield f"| --- | --- |{' --- |' * len(SHARES)}"
+        for each in mine:
+            yield f"| {each['method']} | {each['F']:,.3g} | {' | '.join(map(_figures, each['rows']))} |"
+        yield ""
+    slow = [each for each in cells if each["method"] in SLOW]
+    if slow:
+        yield f"### Slow searches: {SLOW_TASK}, {SLOW_SHARE:.0%} of the edges, {SLOW_EXAMPLES} prompts"
+        yield ""
+        yield "| method | F | edges | normalized; KL |"
+        yield "| --- | --- | --- | --- |"
+        for each in slow:
+            if each["rows"]:
+                yield f"| {each['method']} | {each['F']:,.3g} | {each['rows'][0]['edges']:,} | {_figures(each['rows'][0])} |"
+            else:
+                yield f"| {each['method']} | about {each['F']:,.2g} (estimated from {each['share']:.1%} of it) | | |"
+        yield ""
+
+
+def _number(figure: dict[str, float]) -> str:
+    return str(Estimate(figure["value"], figure["low"], figure["high"]))
+
+
+def _figures(found: dict[str, Any]) -> str:
+    kept = found["normalized"]
+    return f"{kept['value']:.2f} [{kept['low']:.2f}, {kept['high']:.2f}]; {found['kl']['value']:.2f}"
+
+
+def main() -> None:
+    """Run what is missing, then print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/real-quality"))
+    parser.add_argument("--examples", type=int, default=64)
+    parser.add_argument("--minutes", type=float, default=10, help="that hybrid, edge_pruning and acdc may take each")
+    parser.add_argument("--only", nargs="*", help="TASK:METHOD; by default all")
+    parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    wanted = [(task, method) for method in METHODS for task in TASKS] + [(SLOW_TASK, method) for method in SLOW]
+    if given.only is not None:
+        wanted = [pair for pair in wanted if ":".join(pair) in given.only]
+    missing = [pair for pair in wanted if not _path(given.out, *pair).exists()]
+    if missing:
+        from transformers import AutoModelForCausalLM
+
+        folder = smollm2()
+        model, hf = cd.load_model(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        for name, method in missing:
+            print(f"{name}, {method}", flush=True)
+            slow = method in SLOW
+            found = (
+                slow_cell(model, hf, method, given.minutes, given.out) if slow else cell(model, hf, name, method, given.examples, given.out)
+            )
+            write_json(_path(given.out, name, method), found)
+    everything = [(task, method) for task in TASKS for method in (*METHODS, *SLOW)]
+    cells = [json.loads(path.read_text("utf-8")) for pair in everything if (path := _path(given.out, *pair)).exists()]
+    text = "\n".join(table(cells))
+    if given.page is None:
+        print(text)
+        return
+    before, _, rest = given.page.read_text("utf-8").partition(BEGIN)
+    write_atomically(given.page, f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
+
+
+def _path(folder: Path, task: str, method: str) -> Path:
+    return folder / f"{task}-{method.replace(' ', '-')}.json"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""Matryoshka attribution: one score for every edge, learnt so that the best edges of every size are a good circuit.
+
+After arXiv 2609.25518 (Matryoshka Attribution). Each step draws a size k, relaxes "the k highest scores" to a mask of real numbers
+that adds up to k, and descends through it:
+
+1. The mask of scores theta at size k and temperature T is sigmoid((theta - tau) / T), with tau such that it adds up to k (bisection).
+2. The loss of some prompts is KL(model || circuit) + 2 |F(circuit) - F(model)| / |F(model)|, the mean over them. Its gradient g in the
+   mask (relaxed.py) goes through the threshold too: dL/dtheta = w / T (g - sum(g w) / sum(w)), w = m (1 - m). Adam descends.
+
+What is ours, and what it is for:
+
+3. The scores start in the order of EAP-IG's (Hanna et al. 2024, arXiv 2403.17806), as normal quantiles: a few hundred steps are then
+   enough where thousands are needed from nothing.
+4. In the second part of the steps the size is the wanted one, and what runs is the circuit itself, its best k edges and nothing of
+   the others; the gradient is taken there and goes back as if the mask had been soft (straight through). A soft mask of a small
+   size is mostly edges that are half open, which no circuit has.
+5. The result is a running mean of the scores. Some prompts are set apart and not learnt from; the mean is tried on them now and
+   then, and the best one is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+from circuitdiscovery import distributed
+from circuitdiscovery.ablation import Ablation, name_of, on_demand, replacements
+from circuitdiscovery.circuit import Scores
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.forward import World, embed
+from circuitdiscovery.graph import Graph
+from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits, kl_from
+from circuitdiscovery.model import Model
+from circuitdiscovery.patching import Progress
+from circuitdiscovery.search.attribution import eap_ig
+from circuitdiscovery.search.edge_pruning import check_edges
+from circuitdiscovery.search.provenance import provenance
+from circuitdiscovery.search.relaxed import Relaxed, graph_mask
+from circuitdiscovery.search.state import State, saved_in
+from circuitdiscovery.task import Batch, Task
+
+SIZES = (0.01, 0.02)  # of all edges, that the finish is for where no number is asked for
+_LEAST, _MOST = 0.003, 0.1  # the sizes of the first part, as shares of all edges; log-uniform
+_FIRST = 0.4  # of the steps are the first part
+_AT_ONCE, _ANY = 16, 1e9  # examples in one forward, whatever their lengths
+_MEMORY = 100  # steps that the running mean reaches back
+_PROMPTS = 4  # in one step: more steps are worth more than quieter ones
+_APART, _MOST_APART = 8, 16  # one in so many prompts is set apart, at most so many
+_WEIGHT = 2.0  # of the metric's difference beside KL: at 1, small circuits do too little of the behaviour
+_LOOK = 25  # steps from one look at them to the next
+_SPREAD = 2.0  # standard deviation of the scores at the start
+_TEMPERATURE, _SHARP = 0.5, 0.2  # in the first part, in the second
+_RATE, _SLOW = 0.05, 0.02  # of Adam, in the first part, in the second
+_START_PROMPTS = 32  # whose EAP-IG scores are where the order starts
+_START = 16  # steps that this costs, for the estimate of time
+_KEPT_BYTES = 2**31  # of replacements that are computed once, where all of them are not more
+
+
+def matryoshka(
+    model: Model,
+    task: Task,
+    *,
+    edges: int | None = None,
+    steps: int = 600,
+    metric: str | Metric | Any | None = None,
+    ablation: str | Ablation = "resample",
+    split_qkv: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+    state: str | Path | None = None,
+) -> Scores:
+    """Scores learnt so that the best edges of every size are a good circuit, the best ones of the wanted size most of all.
+
+    The scores order the edges and are not damages: they are not negative, and a larger one is kept longer.
+
+    Args:
+        model: a loaded model.
+        task: its examples; one in eight is set apart to choose by, 16 at most.
+        edges: the size that the second part of the steps is for; None: 1% and 2% of all edges.
+        steps: of gradient descent; each is a relaxed forward and backward of four examples.
+        metric: differentiable; the loss is KL(model || circuit) + 2 |F(circuit) - F(model)| / |F(model)|. By default the task's own;
+            for kl_divergence the second part is left out.
+        ablation: what a closed edge carries; noising.
+        split_qkv: query, key and value as separate receivers.
+        seed: of the sizes and the order of the examples.
+        progress: called with (steps done, steps), the start by EAP-IG counted as some steps.
+        state: a file that the search is saved to as it goes and resumed from where it exists.
+
+    Returns:
+        Scores that are not negative.
+
+    Raises:
+        CircuitDiscoveryError: an impossible number of edges or steps; a metric without a gradient; a state of another search.
+
+    >>> import circuitdiscovery as cd
+    >>> model = cd.load_model("toy")
+    >>> scores = cd.matryoshka(model, cd.load_task("ioi", model, examples=8), edges=40, steps=4)
+    """
+    graph = Graph.from_model(model, split_qkv=split_qkv)
+    if edges is not None:
+        check_edges(graph, edges)
+    if type(steps) is not int or steps < 2:
+        raise CircuitDiscoveryError(f"steps must be a whole number of at least 2, not {steps!r}")
+    report = progress or (lambda done, total: None)
+    report(0, _START + steps)
+    bound = bind(metric or task.metric, model, task)
+    options = {"edges": edges, "steps": steps, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv, "seed": seed}
+    info = provenance(model, task, "matryoshka", options)
+    with saved_in(state, task, info) as saved:
+        if saved.found:
+            start = np.zeros(len(graph))
+        else:
+            start = _start(model, task, graph, metric, ablation, lambda done: report(done, _START + steps))
+        learnt = _Learnt.resumed(saved, start, len(task), seed)
+        search = _Search.build(model, task, graph, bound, ablation)
+        sizes = [edges] if edges is not None else [max(1, round(share * len(graph))) for share in SIZES]
+        report(_START + learnt.steps, _START + steps)
+        while learnt.steps < steps:
+            search.step(learnt, steps, sizes)
+            learnt.keep(saved)
+            report(_START + learnt.steps, _START + steps)
+    values = learnt.best - learnt.best.min()
+    return Scores(graph, graph_mask(graph, values).numpy(), info)
+
+
+def _start(model: Model, task: Task, graph: Graph, metric: Any, ablation: str | Ablation, progress: Callable[[int], None]) -> np.ndarray:
+    """[E]: normal quantiles in the order of EAP-IG's |scores|, on some of the examples."""
+    every = max(1, len(task) // _START_PROMPTS)
+    some = task.select(range(0, len(task), every)[:_START_PROMPTS])
+    options = {"metric": metric, "ablation": ablation, "split_qkv": graph.split_qkv}
+    scores = eap_ig(model, some, progress=lambda done, total: progress(_START * done // total), **options)
+    rank = np.argsort(np.argsort(np.abs(scores.values[graph.allowed]), kind="stable"), kind="stable")
+    return norm.ppf((rank + 0.5) / len(rank)) * _SPREAD
+
+
+# ------------------------------------------------------------------ what is learnt
+
+
+@dataclass
+class _Learnt:
+    """The scores of E edges, and all that the rest of the search stands on."""
+
+    theta: Tensor  # [E]
+    smooth: Tensor  # [E], its running mean over the second part of the steps
+    mean: Tensor  # [E], of the gradient; Adam's two moments
+    square: Tensor  # [E]
+    best: Tensor  # [E], of those that the prompts apart were measured with
+    loss: float  # of these
+    waiting: Tensor  # [examples]: the rows in their drawn order, -1 where one has been taken
+    draw: torch.Generator
+    steps: int
+
+    @classmethod
+    def resumed(cls, saved: State, start: np.ndarray, examples: int, seed: int) -> _Learnt:
+        """As it was saved, or at the start."""
+        theta = saved.tensor("theta", torch.from_numpy(start))
+        smooth = saved.tensor("smooth", theta.clone())
+        mean, square = (saved.tensor(name, torch.zeros_like(theta)) for name in ("mean", "square"))
+        waiting = saved.tensor("waiting", torch.full((examples,), -1))
+        draw = saved.generator("draw", torch.Generator().manual_seed(seed))
+        best, loss = saved.tensor("best", theta.clone()), saved.number("loss", math.inf)
+        return cls(theta, smooth, mean, square, best, loss, waiting, draw, saved.number("steps", 0))
+
+    def keep(self, saved: State) -> None:
+        """All of it, in the search's state."""
+        arrays = {name: getattr(self, name) for name in ("theta", "smooth", "mean", "square", "best", "waiting", "draw")}
+        saved.keep(arrays, loss=self.loss, steps=self.steps)
+
+    def rows(self, rows: Sequence[int]) -> list[int]:
+        """The next step's examples: all are taken once before any is taken again."""
+        left = [row for row in self.waiting.tolist() if row >= 0]
+        if len(left) < min(_PROMPTS, len(rows)):
+            left = [rows[i] for i in torch.randperm(len(rows), generator=self.draw).tolist()]
+        taken, left = left[:_PROMPTS], left[_PROMPTS:]
+        self.waiting[:] = -1
+        self.waiting[: len(left)] = torch.tensor(left, dtype=torch.long)
+        return taken
+
+    def descend(self, gradient: Tensor, rate: float) -> None:
+        """One step of Adam."""
+        self.steps += 1
+        self.mean = 0.9 * self.mean + 0.1 * gradient
+        self.square = 0.99 * self.square + 0.01 * gradient.square()
+        corrected = self.mean / (1 - 0.9**self.steps), self.square / (1 - 0.99**self.steps)
+        self.theta = self.theta - rate * corrected[0] / (corrected[1].sqrt() + 1e-8)
+
+
+def soft_top(theta: Tensor, size: float, temperature: float) -> Tensor:
+    """[E] in [0, 1] that add up to a size: sigmoid((theta - tau) / temperature), tau by bisection."""
+    reach = temperature * (math.log(len(theta)) + 10)
+    low, high = float(theta.min()) - reach, float(theta.max()) + reach
+    while True:
+        tau = (low + high) / 2
+        mask = torch.sigmoid((theta - tau) / temperature)
+        if not low < tau < high or high - low < 1e-12 * reach:
+            return mask
+        low, high = (tau, high) if float(mask.sum()) > size else (low, tau)
+
+
+def through_soft_top(mask: Tensor, gradient: Tensor, temperature: float) -> Tensor:
+    """The gradient in theta of a loss that has a gradient in `soft_top(theta, size, temperature)` = mask; it adds up to 0."""
+    weights = mask * (1 - mask)
+    return weights / temperature * (gradient - (gradient * weights).sum() / weights.sum().clamp(min=1e-12))
+
+
+def hard_top(theta: Tensor, size: int) -> Tensor:
+    """[E] of 0 and 1: the best ones of a number, ties by index."""
+    mask = torch.zeros_like(theta)
+    mask[torch.sort(theta, descending=True, stable=True).indices[:size]] = 1
+    return mask
+
+
+# ------------------------------------------------------------------ the search
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A task under an ablation, and the loss of a mask on some of its examples.
+
+    Args:
+        learning, apart: the rows that are learnt from, and those that are chosen by.
+        full: [examples, vocabulary], the model's logits.
+        span: |F(model)|, which differences of the metric are measured in; None where the loss is KL alone.
+    """
+
+    task: Task
+    relaxed: Relaxed
+    metric: BoundMetric
+    carried: Ablation
+    learning: tuple[int, ...]
+    apart: tuple[int, ...]
+    full: Tensor
+    span: float | None
+
+    @classmethod
+    def build(cls, model: Model, task: Task, graph: Graph, metric: BoundMetric, ablation: str | Ablation) -> _Search:
+        """Ready for the first step."""
+        task.check(model.vocab_size, model.n_positions)
+        longest = max(len(example.clean) for example in task.examples)
+        size = len(task) * len(graph.sources) * longest * model.d_model * model.W_E.element_size()
+        carried = on_demand(model, task, ablation)
+        if isinstance(ablation, str) and size <= _KEPT_BYTES:
+            carried = replacements(model, task, ablation=ablation)
+        apart = tuple(range(0, len(task), _APART)[:_MOST_APART]) if len(task) >= _APART else ()
+        learning = tuple(row for row in range(len(task)) if row not in apart)
+        full = clean_logits(model, task)
+        found = [float(metric(full[batch.rows], batch.to(model.device)).sum()) for batch in task.batches()]
+        span = None if metric.name == "kl_divergence" else max(abs(sum(found)) / len(task), 1e-6)
+        return cls(task, Relaxed.build(model, graph), metric, carried, learning, apart, full, span)
+
+    def step(self, learnt: _Learnt, steps: int, sizes: Sequence[int]) -> None:
+        """One step of descent, of `steps` in all."""
+        done, first = learnt.steps, int(_FIRST * steps)
+        if done < first:
+            drawn = float(torch.rand(1, generator=learnt.draw))
+            size = len(self.relaxed.graph) * math.exp(math.log(_LEAST) + drawn * math.log(_MOST / _LEAST))
+            soft = used = soft_top(learnt.theta, size, _TEMPERATURE)
+            temperature, rate = _TEMPERATURE, _RATE * (1 - 0.7 * done / first)
+        else:
+            past = (done - first) / (steps - first)
+            size = sizes[done % len(sizes)]
+            soft, used = soft_top(learnt.theta, size, _SHARP), hard_top(learnt.theta, size)
+            temperature, rate = _SHARP, _SLOW * (1 - 0.9 * past)
+        gradient = self.gradient(used, learnt.rows(self.learning))
+        learnt.descend(through_soft_top(soft, gradient, temperature), rate)
+        if learnt.steps <= first:
+            learnt.smooth = learnt.theta
+        else:
+            learnt.smooth = learnt.smooth + (learnt.theta - learnt.smooth) / min(learnt.steps - first, _MEMORY)
+        if learnt.steps == steps or (learnt.steps > first and (learnt.steps - first) % _LOOK == 0):
+            loss = sum(self.loss_apart(hard_top(learnt.smooth, size)) for size in sizes) / len(sizes)
+            if loss <= learnt.loss:
+                learnt.best, learnt.loss = learnt.smooth, loss
+
+    def gradient(self, mask: Tensor, rows: Sequence[int]) -> Tensor:
+        """[E]: of the mean loss of some examples in a mask [E] of real numbers."""
+        graph, values = self.relaxed.graph, graph_mask(self.relaxed.graph, mask)
+        total = torch.zeros(graph.allowed.shape, dtype=torch.float64)
+        for batch, world in self.worlds(rows):
+            found = self.relaxed.gradient(world, values, lambda logits, batch=batch: self.losses(logits, batch).sum())[1]
+            total += found.double().cpu()
+        return (distributed.total(total) / len(rows))[torch.tensor(graph.allowed)]
+
+    @torch.no_grad()
+    def loss_apart(self, mask: Tensor) -> float:
+        """The mean loss of a circuit, [E] of 0 and 1, on the examples that are set apart; of 0 where there are none."""
+        kept = graph_mask(self.relaxed.graph, mask).numpy() > 0
+        found = [self.losses(world.logits(kept), batch).sum().double().cpu() for batch, world in self.worlds(self.apart)]
+        total = distributed.total(torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64))
+        return float(total) / max(1, len(self.apart))
+
+    def worlds(self, rows: Sequence[int]) -> Iterator[tuple[Batch, World]]:
+        """This process's share of some examples, in batches."""
+        model = self.relaxed.model
+        own = sorted(rows)[distributed.rank() :: distributed.world_size()]
+        for batch in self.task.batches(_AT_ONCE, own, run_tokens=_ANY):
+            batch = batch.to(model.device)
+            values = self.carried.rows(batch).to(model.W_E)
+            yield batch, World(model, self.relaxed.graph, embed(model, batch.clean), values, batch.position, self.carried.own_run)
+
+    def losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        """[B]: of a circuit's logits."""
+        full = self.full[batch.rows]
+        kl = kl_from(full, logits)
+        if self.span is None:
+            return kl
+        difference = self.metric(logits, batch) - self.metric(full, batch)
+        if torch.is_grad_enabled() and (not difference.requires_grad or self.metric.name == "accuracy"):
+            raise CircuitDiscoveryError(f"metric {self.metric.name!r} has no gradient; matryoshka needs a differentiable one")
+        return kl + _WEIGHT * difference.abs() / self.span

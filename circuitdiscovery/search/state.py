@@ -1,0 +1,181 @@
+"""A search's state in one file, so that a search that was stopped goes on where it was and ends with the same bytes.
+
+    with saved_in(state, task, info) as saved:
+        weights = saved.array("weights", np.zeros(count))  # as the file has it; the default where there is no file
+        drawn = saved.generator("drawn", torch.Generator().manual_seed(seed))
+        for step in range(saved.number("step", 0), steps):
+            ...  # one step
+            saved.keep({"weights": weights, "drawn": drawn}, step=step + 1)
+
+`keep` copies what it is given, which costs little, and writes it every few seconds. Whatever ends the block, an error or Ctrl-C in the
+middle of a step too, what was kept last is in the file then. So call it where a step is whole, with all that the next step stands on,
+the generators of random numbers among it.
+
+The file holds the arrays, bit by bit (safetensors), and as JSON the numbers and what search this is: `info`, which is the result's
+provenance with all options, and a digest of the examples. The state of any other search is an error that names what differs.
+Of several processes the first one reads and writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+
+from circuitdiscovery import distributed
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.files import write_atomically
+from circuitdiscovery.task import Task
+
+FORMAT = "circuitdiscovery state 1"
+SAVE_SECONDS = 2.0  # a search that is killed loses at most so much,
+_SHARE = 20  # or so many times what writing a large state takes
+
+Number = TypeVar("Number", int, float, str)
+Array = np.ndarray | torch.Tensor | torch.Generator
+_Content = tuple[dict[str, np.ndarray], dict[str, Any]]
+
+
+class State:
+    """What a search has kept, and what it began with; made by `saved_in`."""
+
+    def __init__(self, path: Path | None, search: Mapping[str, Any], found: _Content | None) -> None:
+        self.path = path
+        self.found = found is not None
+        self._search = search
+        self._arrays, self._values = found or ({}, {})
+        self._kept: _Content | None = None  # since it was last written
+        self._due = time.monotonic() + SAVE_SECONDS
+
+    def array(self, name: str, default: np.ndarray) -> np.ndarray:
+        """A copy of an array as it was kept, or of the default where the search is a fresh one.
+
+        Raises:
+            CircuitDiscoveryError: the file has none of that name, or of another shape or type.
+        """
+        if not self.found:
+            return default.copy()
+        kept = self._arrays.get(name)
+        if kept is None or kept.shape != default.shape or kept.dtype != default.dtype:
+            raise self._broken(f"{name} should be {default.dtype} of shape {list(default.shape)}")
+        return kept.copy()
+
+    def tensor(self, name: str, default: torch.Tensor) -> torch.Tensor:
+        """As `array`, where the default is."""
+        return torch.from_numpy(self.array(name, default.detach().cpu().numpy())).to(default.device)
+
+    def generator(self, name: str, default: torch.Generator) -> torch.Generator:
+        """The default, set to where it was when it was kept."""
+        try:
+            default.set_state(self.tensor(name, default.get_state()))
+        except RuntimeError as error:
+            raise self._broken(f"{name}: {error}") from None
+        return default
+
+    def number(self, name: str, default: Number) -> Number:
+        """A number (or text) as it was kept, or the default where the search is a fresh one."""
+        if not self.found:
+            return default
+        kept: object = self._values.get(name)
+        if type(kept) is not type(default):
+            raise self._broken(f"{name} should be of type {type(default).__name__}")
+        return cast(Number, kept)
+
+    def keep(self, arrays: Mapping[str, Array], **numbers: int | float | str) -> None:
+        """Take copies of everything that the rest of the search stands on; written now and then, and when the block ends."""
+        if self.path is None or distributed.rank():
+            return
+        self._kept = {name: _copied(values) for name, values in arrays.items()}, dict(numbers)
+        if time.monotonic() >= self._due:
+            self.write()
+
+    def write(self) -> None:
+        """Write what was kept since the last time, now."""
+        if self.path is None or self._kept is None:
+            return
+        from safetensors.numpy import save
+
+        started = time.monotonic()
+        arrays, numbers = self._kept
+        header = {"format": FORMAT, "search": self._search, "numbers": numbers, "arrays": sorted(arrays)}
+        write_atomically(self.path, save(arrays, {"circuitdiscovery": json.dumps(header)}))
+        self._kept = None
+        self._due = time.monotonic() + max(SAVE_SECONDS, _SHARE * (time.monotonic() - started))
+
+    def _broken(self, what: str) -> CircuitDiscoveryError:
+        return CircuitDiscoveryError(f"{self.path}: not the state of a search ({what})")
+
+
+@contextmanager
+def saved_in(path: str | Path | None, task: Task, info: Mapping[str, Any]) -> Iterator[State]:
+    """A search's state while the block lasts, from the file where it exists; with None nothing is kept.
+
+    Args:
+        path: the file.
+        task: whose examples are searched on.
+        info: the provenance of what is searched for, with all options that change it.
+
+    Raises:
+        CircuitDiscoveryError: the file is the state of another search, or of none.
+    """
+    file = None if path is None else Path(path)
+    search = json.loads(json.dumps({**info, "examples' digest": _digest(task)}))
+    state = State(file, search, distributed.from_first(lambda: _read(file, search)))
+    try:
+        yield state
+    finally:
+        state.write()
+
+
+def _digest(task: Task) -> str:
+    """Of the tokens, answers and positions of a task's examples."""
+    rows = [(e.clean, e.corrupted, e.position, e.correct, e.incorrect) for e in task.examples]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+
+def _copied(values: Array) -> np.ndarray:
+    if isinstance(values, torch.Generator):
+        return values.get_state().numpy()
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    return np.array(values, order="C")  # a copy
+
+
+def _read(path: Path | None, search: Mapping[str, Any]) -> _Content | None:
+    """(arrays, numbers) of a file, None where there is none."""
+    if path is None or not path.exists():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get("circuitdiscovery", "null"))
+            arrays = {name: file.get_tensor(name) for name in list(file.keys())}
+    except OSError as error:
+        raise CircuitDiscoveryError(f"cannot read {path}: {error}") from None
+    except (SafetensorError, TypeError, ValueError, RecursionError) as error:
+        raise CircuitDiscoveryError(f"{path}: not the state of a search ({error})") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("arrays") != sorted(arrays):
+        raise CircuitDiscoveryError(f"{path}: not the state of a search ({FORMAT!r} is expected)")
+    if header.get("search") != search:
+        raise CircuitDiscoveryError(f"{path}: the state of another search ({_difference(header.get('search'), search)})")
+    return arrays, header.get("numbers", {})
+
+
+def _difference(saved: Any, ours: Mapping[str, Any]) -> str:
+    """What is not the same, down to the one option."""
+    saved = saved if isinstance(saved, dict) else {}
+    told: list[str] = []
+    for key in dict.fromkeys([*ours, *saved]):
+        there, here = saved.get(key), ours.get(key)
+        if there != here:
+            parts = f": {_difference(there, here)}" if isinstance(there, dict) and isinstance(here, dict) else ""
+            told.append(key + (parts or f" {there!r} there, {here!r} here"))
+    return ", ".join(told)

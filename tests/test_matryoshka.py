@@ -1,0 +1,111 @@
+"""Matryoshka attribution: its relaxed top edges add up, their gradient is a derivative, and what it finds is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_edge_pruning import KNOWN, cut_model, held_out_kl
+from tiny import Tiny, random_prompts
+
+import circuitdiscovery as cd
+from circuitdiscovery.search.matryoshka import hard_top, soft_top, through_soft_top
+
+
+@pytest.mark.parametrize(("size", "temperature"), [(1, 0.5), (7.5, 0.02), (99, 0.5), (40, 3.0)])
+def test_the_soft_mask_adds_up_to_its_size(size: float, temperature: float) -> None:
+    theta = torch.randn(100, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
+    mask = soft_top(theta, size, temperature)
+    assert float(mask.sum()) == pytest.approx(size, abs=1e-7)
+    assert mask.argsort().tolist() == theta.argsort().tolist() or temperature < 0.1  # saturated ones tie
+    assert 0 <= float(mask.min()) <= float(mask.max()) <= 1
+
+
+def test_the_gradient_through_the_threshold_is_the_finite_difference() -> None:
+    draw = torch.Generator().manual_seed(2)
+    theta, weights, nudge = (torch.randn(50, generator=draw, dtype=torch.float64) for _ in range(3))
+
+    def loss(theta: Any) -> float:
+        return float((weights * soft_top(theta, 12, 0.5)).sum())
+
+    expected = (loss(theta + 1e-5 * nudge) - loss(theta - 1e-5 * nudge)) / 2e-5
+    got = through_soft_top(soft_top(theta, 12, 0.5), weights, 0.5)
+    assert float((got * nudge).sum()) == pytest.approx(expected, rel=1e-4)
+    assert float(got.sum()) == pytest.approx(0, abs=1e-9)
+
+
+def test_ties_go_by_index() -> None:
+    assert hard_top(torch.tensor([1.0, 3.0, 1.0, 1.0]), 3).tolist() == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_edges_that_can_matter_are_found(seed: int) -> None:
+    model, prompts = cut_model(), random_prompts(101, 8, 5, seed=6)
+    scores = cd.matryoshka(model, prompts.task, edges=10, steps=100, seed=seed)
+    assert list(scores.top(10).edges) == sorted(KNOWN, key=model.graph.index)
+    assert scores.values.min() >= 0
+
+
+def test_better_than_attribution_on_ioi() -> None:
+    """At a tenth of toy's edges the divergence that EAP-IG leaves is at least halved."""
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=32)
+    ours = held_out_kl(model, task, cd.matryoshka(model, task, edges=47, steps=120).top(47))
+    assert ours < 0.5 * held_out_kl(model, task, cd.eap_ig(model, task).top(47))
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_under_any_ablation(tiny: Tiny, ablation: str) -> None:
+    scores = cd.matryoshka(tiny.model, tiny.prompts.task, ablation=ablation, metric="kl_divergence", steps=4)
+    assert len(scores.top(5)) == 5
+
+
+def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(llama: Tiny, tmp_path: Path) -> None:
+    prompts = random_prompts(101, 9, 5, seed=3)
+
+    def searched(name: str, stop: int | None = None) -> bytes:
+        def progress(done: int, total: int) -> None:
+            assert 0 <= done <= total
+            if done == stop:
+                raise KeyboardInterrupt
+
+        options: dict[str, Any] = {"edges": 30, "steps": 6, "progress": progress, "state": tmp_path / f"{name}.state"}
+        cd.matryoshka(llama.model, prompts.task, **options).save(tmp_path / f"{name}.safetensors")
+        return (tmp_path / f"{name}.safetensors").read_bytes()
+
+    whole = searched("whole")
+    for stop in (0, 16, 17, 19, 21):  # before the start, after it, in both halves
+        with pytest.raises(KeyboardInterrupt):
+            searched("stopped", stop)
+        assert searched("stopped") == whole
+        (tmp_path / "stopped.state").unlink(missing_ok=True)
+
+
+def test_another_search_is_not_resumed(llama: Tiny, tmp_path: Path) -> None:
+    cd.matryoshka(llama.model, llama.prompts.task, edges=9, steps=2, state=tmp_path / "s")
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"the state of another search .*edges 9 there, 10 here"):
+        cd.matryoshka(llama.model, llama.prompts.task, edges=10, steps=2, state=tmp_path / "s")
+
+
+def test_twice_the_same_and_another_draw(llama: Tiny) -> None:
+    a, b, c = (cd.matryoshka(llama.model, llama.prompts.task, steps=3, seed=seed).values for seed in (0, 0, 1))
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"edges": 0}, "edges must be a whole number from 1 to"),
+        ({"edges": 10**6}, "edges must be a whole number from 1 to"),
+        ({"steps": 1}, "steps must be a whole number of at least 2, not 1"),
+        ({"metric": "accuracy"}, "'accuracy' has no gradient"),
+        ({"metric": "nonsense"}, "no metric 'nonsense'"),
+    ],
+)
+def test_what_is_refused(llama: Tiny, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match=message):
+        cd.matryoshka(llama.model, llama.prompts.task, **options)

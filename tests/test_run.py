@@ -1,0 +1,434 @@
+"""A run that is stopped anywhere keeps what it found, says how to go on, and ends with the bytes of one that was never stopped."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import circuitdiscovery as cd
+from circuitdiscovery import cli, draw, evaluation, explanation, run
+from circuitdiscovery.journal import Journal
+from circuitdiscovery.options import Options
+from circuitdiscovery.reporting import contents, page
+from circuitdiscovery.reporting.folder import fingerprint
+
+FOUND = {"circuit.json", "scores.safetensors", "run.json"}
+MEASURED = FOUND | {"evaluation.json"}
+CARDS = MEASURED | {"explanation.json"}
+COMPARED = CARDS | {"report.json"}
+DRAWN = COMPARED | {"graph.dot", "graph.svg"}
+ALL = DRAWN | {"report.html"}
+SMALL = Options("toy", "ioi", method="eap", edges=12, examples=3, measure="quick")
+ARGUMENTS = ("discover", "toy", "ioi", "--method", "eap", "--edges", "12", "--examples", "3", "--measure", "quick")
+
+# where a run is stopped: what is replaced by something that stops it, what it was doing then, and what is in the folder
+STOPS: dict[str, tuple[Any, str, str, set[str]]] = {
+    "before the search": (run, "search", "searching", {"run.json"}),
+    "between the scores and the circuit": (cd.Circuit, "save", "searching", FOUND - {"circuit.json"}),
+    "before it measures": (evaluation, "evaluate", "measuring", FOUND),
+    "before it explains": (explanation, "explain", "explaining", MEASURED),
+    "before the curve": (contents, "_curve", "comparing with the model", CARDS),
+    "before it draws": (draw, "draw", "drawing", COMPARED),
+    "before the page": (page, "render", "drawing", DRAWN),
+    "before the summary": (run._Run, "summarised", "drawing", ALL),
+}
+WORK = {  # and the file that it ends with
+    (run, "search"): "scores.safetensors",
+    (evaluation, "evaluate"): "evaluation.json",
+    (explanation, "explain"): "explanation.json",
+    (contents, "_curve"): "report.json",
+    (draw, "draw"): "graph.svg",
+}
+
+
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which is called once for the same circuit at the same effort."""
+    known: dict[Any, Any] = {}
+
+    def once(model: Any, task: Any, circuit: cd.Circuit, *given: Any, **options: Any) -> Any:
+        key = (fingerprint(circuit), task.name, len(task), options.get("effort"))
+        if key not in known:
+            known[key] = function(model, task, circuit, *given, **options)
+        return known[key]
+
+    return once
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _brief() -> Iterator[None]:
+    """The model is loaded once, and each circuit is measured and explained once: these tests are about what becomes of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((evaluation, "evaluate"), (explanation, "explain"), (contents, "_searched"), (contents, "_prompts")):
+            patch.setattr(module, name, remembered(getattr(module, name)))
+        patch.setattr(cd, "evaluate", evaluation.evaluate, raising=False)
+        patch.setattr(evaluation, "RANDOM_SETS", 1)
+        patch.setattr(evaluation, "GREEDY_NODES", 1)
+        model = cd.load_model("toy")
+        tasks = {3: cd.load_task("ioi", model, examples=3), 4: cd.load_task("ioi", model, examples=4)}
+        patch.setattr(run, "load", lambda options: (model, tasks[options.examples]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped, to be looked at only."""
+    folder = tmp_path_factory.mktemp("whole")
+    run.discover(SMALL, folder, ["x"])
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file that must not differ between two runs."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "run.json"}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.startswith("measured-")}
+
+
+def stop(patch: pytest.MonkeyPatch, where: str, how: Callable[..., Any]) -> None:
+    module, name, _, _ = STOPS[where]
+    patch.setattr(module, name, how)
+    if name in ("evaluate", "explain"):  # `cd.evaluate` and the like are looked up once
+        monkeypatched = getattr(cd, name, None)
+        if monkeypatched is not None:
+            patch.setattr(cd, name, how, raising=False)
+
+
+def counted(patch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the work that is done from now on, as it is done."""
+    done: list[str] = []
+    for module, name in WORK:
+        function = getattr(module, name)
+
+        def count(*given: Any, _function: Any = function, _name: str = name, **options: Any) -> Any:
+            done.append(_name)
+            return _function(*given, **options)
+
+        patch.setattr(module, name, count)
+        if hasattr(cd, name):
+            patch.setattr(cd, name, count, raising=False)
+    return done
+
+
+def killed(folder: Path, where: str, number: int) -> tuple[int, str]:
+    """(exit status, standard error) of a process of its own that a signal stops there."""
+    log = folder.with_suffix(".log")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads that wait for work
+        child = os.fork()
+    if child == 0:
+        with pytest.MonkeyPatch.context() as patch, open(log, "w") as sys.stderr, open(os.devnull, "w") as sys.stdout:
+            stop(patch, where, lambda *_, **__: (os.kill(os.getpid(), number), signal.pause()))
+            try:
+                cli.main([*ARGUMENTS, "--out", str(folder)])
+            except SystemExit as end:
+                sys.stderr.flush()
+                os._exit(int(end.code or 0))
+            finally:
+                os._exit(99)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), log.read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("where", STOPS)
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """SIGKILL: nothing can be said, nothing can be tidied."""
+    status, said = killed(tmp_path / "run", where, signal.SIGKILL)
+    assert status == -signal.SIGKILL and "Traceback" not in said
+    assert names(tmp_path / "run") == STOPS[where][3]
+    done = counted(monkeypatch)
+    run.discover(SMALL, tmp_path / "run", ["x"])
+    assert files(tmp_path / "run") == files(whole)
+    assert set(done) == {name for (_, name), file in WORK.items() if file not in STOPS[where][3]}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [("before the search", signal.SIGTERM), ("before it measures", signal.SIGINT), ("before it explains", signal.SIGTERM)],
+)
+def test_an_interrupted_run_says_what_is_there_and_how_to_go_on(tmp_path: Path, whole: Path, where: str, number: signal.Signals) -> None:
+    folder = tmp_path / "run"
+    status, said = killed(folder, where, number)
+    _, _, doing, there = STOPS[where]
+    assert status == 130 and "Traceback" not in said and names(folder) == there
+    sentence, _, command = said.strip().splitlines()[-1].rpartition(": ")
+    assert sentence.startswith(f"interrupted while {doing}; ")
+    assert all((name in sentence) == (name in there) for name in ALL - {"run.json"})
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(shlex.split(command)[1:])
+    assert files(folder) == files(whole)
+
+
+@pytest.mark.parametrize("where", list(STOPS)[1:])
+def test_a_failure_is_one_line_that_says_what_is_there(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no more")
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop(patch, where, fail)
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*ARGUMENTS, "--out", str(folder)])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    _, _, doing, there = STOPS[where]
+    assert f"MemoryError: no more (CIRCUITDISCOVERY_DEBUG=1 shows where); stopped while {doing}; " in said
+    assert f" in {folder}; go on with: circuitdiscovery discover toy ioi " in said and said.endswith("--resume")
+    assert names(folder) == there
+    run.discover(SMALL, folder, ["x"])
+    assert files(folder) == files(whole)
+
+
+@pytest.mark.parametrize("file", sorted(ALL))
+def test_a_full_disk_at_any_file_keeps_what_is_there(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    write = Path.write_bytes
+    allowed = 1 if file == "run.json" else 0  # a run that cannot even begin leaves nothing; this one can
+
+    def full(path: Path, data: bytes) -> int:
+        nonlocal allowed
+        if f".{file}." in path.name:
+            allowed -= 1
+            if allowed < 0:
+                write(path, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, data)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(cd.CircuitDiscoveryError, match=re.escape(f"cannot write {folder / file}: No space left on device")):
+            run.discover(SMALL, folder, ["x"]) if folder.mkdir() is None else None
+    if file == "scores.safetensors":  # nothing was found that could be kept
+        assert not folder.exists()
+        return
+    assert file == "run.json" or file not in names(folder)
+    assert {"scores.safetensors", "run.json"} <= names(folder)
+    done = counted(monkeypatch)
+    run.discover(SMALL, folder, ["x"])
+    assert files(folder) == files(whole) and "search" not in done
+
+
+# --------------------------------------------------- whose files a folder holds
+
+
+def stopped(folder: Path, where: str, options: Options = SMALL) -> Path:
+    """The folder of a run that an error stopped."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, where, fail)
+        with pytest.raises(MemoryError):
+            run.discover(options, folder, ["x"])
+    return folder
+
+
+def change(path: Path, edit: Callable[[Any], None]) -> None:
+    value = json.loads(path.read_text())
+    edit(value)
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda circuit: circuit["model"].update(digest="0" * 64), "weights 000000000000"),
+        (lambda circuit: circuit.update(seed=5), "its seed is 5, not 0"),
+        (lambda circuit: circuit.update(examples=9), "it is of 9 examples, not 3"),
+        (lambda circuit: circuit.update(method="exact"), "its method is 'exact', not 'eap'"),
+        (lambda circuit: circuit["options"].update(ablation="mean"), "its ablation is 'mean', not 'resample'"),
+        (lambda circuit: circuit["edges"].update({next(iter(circuit["edges"])): 7.0}), "its scores are not those of scores.safetensors"),
+    ],
+)
+def test_a_circuit_of_another_run_is_refused(tmp_path: Path, edit: Callable[[Any], None], says: str) -> None:
+    """Where a process died between circuit.json and run.json, the circuit itself says whose it is."""
+    folder = stopped(tmp_path / "run", "before it measures")
+    change(folder / "run.json", lambda record: record.update(done={}))
+    change(folder / "circuit.json", edit)
+    with pytest.raises(cd.CircuitDiscoveryError, match=re.escape(says)) as caught:
+        run.discover(SMALL, folder, ["x"])
+    assert str(caught.value).startswith(f"{folder / 'circuit.json'} is not of this run: ")
+    assert names(folder) == FOUND
+
+
+def test_a_circuit_that_run_json_does_not_know_yet_is_taken(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = stopped(tmp_path / "run", "before it measures")
+    change(folder / "run.json", lambda record: record.update(done={}))
+    done = counted(monkeypatch)
+    run.discover(SMALL, folder, ["x"])
+    assert "search" not in done and files(folder) == files(whole)
+
+
+@pytest.mark.parametrize("name", ["circuit.json", "scores.safetensors"])
+def test_what_was_found_and_changed_since_is_refused(tmp_path: Path, whole: Path, name: str) -> None:
+    folder = stopped(tmp_path / "run", "before it measures")
+    other = stopped(tmp_path / "other", "before it measures", Options("toy", "ioi", method="eap", edges=12, examples=4, measure="quick"))
+    (folder / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(cd.CircuitDiscoveryError, match=rf"{name} is not of this run: it was changed since"):
+        run.discover(SMALL, folder, ["x"])
+    (folder / name).unlink()
+    run.discover(SMALL, folder, ["x"])
+    assert files(folder) == files(whole)
+
+
+def test_a_measurement_that_was_changed_since_is_made_again(tmp_path: Path, whole: Path) -> None:
+    folder = stopped(tmp_path / "run", "before it draws")
+    change(folder / "evaluation.json", lambda values: values["kl"].update(value=9.0))
+    run.discover(SMALL, folder, ["x"])
+    assert files(folder) == files(whole)
+
+
+def test_an_unfinished_run_says_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = stopped(tmp_path / "run", "before it explains")
+    with pytest.raises(cd.CircuitDiscoveryError) as caught:
+        page.report(folder)
+    lacking = "explanation.json, report.json, graph.dot, graph.svg and report.html are missing"
+    assert str(caught.value) == (
+        f"the run in {folder} is not finished: circuit.json is there, {lacking}; go on with: {SMALL.resume_command(folder)}"
+    )
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["evaluate", str(folder / "circuit.json"), "--measure", "quick", "--json"])
+    assert json.loads(capsys.readouterr().out) == json.loads((folder / "evaluation.json").read_text())
+
+
+@pytest.mark.parametrize("wheel", ["pygraphviz", "jinja2"])
+def test_a_missing_wheel_is_said_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wheel: str
+) -> None:
+    monkeypatch.setitem(sys.modules, wheel, None)  # an import of it fails
+    monkeypatch.setattr(run, "load", None)  # whoever calls it fails
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*ARGUMENTS, "--out", str(tmp_path / "run")])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert wheel in said and said.endswith(f"pip install {wheel}")
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------ how much is measured
+
+
+def with_measure(measure: str | None) -> Options:
+    return Options("toy", "ioi", method="eap", edges=12, examples=3, measure=measure)
+
+
+def test_what_was_not_measured_can_be_measured_later(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with monkeypatch.context() as patch:
+        done = counted(patch)
+        record = run.discover(with_measure("none"), folder, ["x"])
+        assert done == ["search", "draw", "draw"]
+    assert names(folder) == ALL - {"evaluation.json", "explanation.json"}
+    assert record["summary"]["measured"] == "none" and record["summary"]["evaluation"] is None
+    assert "not measured; measure it with: circuitdiscovery discover" in record["report"]
+    text = (folder / "report.html").read_text("utf-8")
+    assert "Not measured" in text and "There is no curve: not measured." in text and text.count('class="edge ') == 12
+    again = page.report(folder, tmp_path / "again.html")
+    assert again.read_text("utf-8") == text
+    done = counted(monkeypatch)
+    assert run.discover(with_measure(None), folder, ["x"]) == record and not done
+    record = run.discover(with_measure("quick"), folder, ["x"])
+    assert "search" not in done and record["summary"]["measured"] == "quick"
+    assert files(folder) == files(whole)
+    done.clear()
+    for less in ("none", "quick", None):
+        assert run.discover(with_measure(less), folder, ["x"]) == record and not done
+
+
+def test_a_run_that_goes_on_never_measures_less_than_it_has(tmp_path: Path) -> None:
+    full = stopped(tmp_path / "full", "before it draws", with_measure("full"))
+    record = run.discover(with_measure("none"), full, ["x"])
+    assert record["summary"]["measured"] == json.loads((full / "evaluation.json").read_text())["effort"] == "full"
+    assert record["options"]["measure"] == "full"
+    less = stopped(tmp_path / "less", "before it measures", with_measure("full"))
+    record = run.discover(with_measure("quick"), less, ["x"])
+    assert record["summary"]["measured"] == json.loads((less / "evaluation.json").read_text())["effort"] == "quick"
+
+
+def test_the_price_is_said_before_it_is_paid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def asked(*_: Any, **options: Any) -> None:
+        said = capsys.readouterr().err
+        price = evaluation.price(cd.load_circuit(tmp_path / "circuit.json"), 3, "quick")
+        assert f"measuring (quick): about {price:.0f} forwards of 3 prompts\n" in said
+        assert options["effort"] == "quick" and options["state"].parent == tmp_path
+        raise ZeroDivisionError
+
+    stop(monkeypatch, "before it measures", asked)
+    with pytest.raises(ZeroDivisionError):
+        run.discover(SMALL, tmp_path, ["x"])
+
+
+def test_by_default_the_counts_say_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(evaluation, "default_effort", lambda model, task, circuit: seen.append(len(circuit)) or "quick")
+    record = run.discover(with_measure(None), tmp_path, ["x"])
+    assert seen == [12] and record["effort"] == record["summary"]["measured"] == "quick" and record["options"]["measure"] is None
+    assert "--measure" not in (tmp_path / "report.html").read_text("utf-8").partition("To repeat it")[2].partition("</p>")[0]
+
+
+# ----------------------------------------------------------------- what it says
+
+
+def test_the_mass_of_the_scores_is_that_of_all_edges(whole: Path) -> None:
+    scores = cd.Scores.load(whole / "scores.safetensors")
+    values = [scores[edge] for edge in scores.graph.edges]
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=3)
+    ends = [cd.run_circuit(model, task, getattr(cd.Circuit, name)(scores.graph)) for name in ("full", "empty")]
+    full, empty = (
+        sum(float(row[e.correct[0]] - row[e.incorrect[0]]) for row, e in zip(logits, task.examples, strict=True)) / 3 for logits in ends
+    )
+    said = json.loads((whole / "report.json").read_text())["scores"]
+    assert said["positive"] == pytest.approx(sum(value for value in values if value > 0), rel=1e-4)
+    assert said["negative"] == pytest.approx(sum(value for value in values if value < 0), rel=1e-4) and said["negative"] < 0
+    assert said["difference"] == pytest.approx(full - empty, rel=1e-4)
+    record = json.loads((whole / "run.json").read_text())
+    assert record["summary"]["scores"] == said
+    assert re.search(r"^scores +positive [\d.]+, negative -[\d.]+; F\(M\) - F\(empty\) ", record["report"], re.MULTILINE)
+
+
+def test_the_prompts_of_the_search_are_measured_beside_those_held_out() -> None:
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=12)
+    circuit = cd.eap_ig(model, task).top(60)
+    setup = (circuit.graph, "resample", "logit_diff", "noising", None, 0)
+    bench = evaluation.Bench.build(model, cd.Task(task.name, task.examples), *setup)
+    ends = [bench.values(mask) for mask in (circuit.mask, circuit.graph.allowed, circuit.mask & False)]
+    expected, _ = bench.normalized(*ends)
+    said, difference = contents._searched(model, task, circuit, {}, SMALL)
+    assert expected is not None and said is not None and said["examples"] == 12
+    assert said["normalized"] == pytest.approx(expected.to_dict(), rel=1e-5)
+    assert difference == pytest.approx(ends[1].mean() - ends[2].mean())
+
+
+def test_a_journal_forgets_what_comes_after(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, SMALL, ["x"], None)
+    for name in ("circuit.json", "evaluation.json", "report.json"):
+        (tmp_path / name).write_text("{}")
+        journal.finish(name, write=lambda: None)
+    assert all(journal.holds(name) for name in ("circuit.json", "evaluation.json", "report.json"))
+    journal.finish("evaluation.json", write=lambda: None)
+    assert [journal.holds(name) for name in ("circuit.json", "evaluation.json", "report.json")] == [True, True, False]
+    (tmp_path / "circuit.json").write_text("[]")
+    assert journal.claims("circuit.json") and not journal.holds("circuit.json")
+    assert Journal(tmp_path, SMALL, ["y"], json.loads((tmp_path / "run.json").read_text())).holds("evaluation.json")

@@ -1,0 +1,182 @@
+"""A search's state: what was kept comes back bit by bit, however the search ended, and only to the same search."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import Tiny, random_prompts
+
+import circuitdiscovery as cd
+from circuitdiscovery.search import state as state_file
+from circuitdiscovery.search.state import saved_in
+
+TASK = random_prompts(101, 4, 5, seed=2).task
+INFO = {"method": "mine", "options": {"edges": 5, "seed": 0}, "model": {"name": "toy", "digest": "ab"}}
+EMPTY = np.zeros(3)
+
+
+class Stopped(BaseException):
+    """Like Ctrl-C, it is not an Exception."""
+
+
+def stopped_at(step: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done >= step:
+            raise Stopped
+
+    return progress
+
+
+# ------------------------------------------------------------------ the file
+
+
+def test_what_was_kept_last_comes_back_bit_by_bit(tmp_path: Path) -> None:
+    odd = np.array([0.1, -0.0, 5e-324, np.nan, np.inf, 1e308])
+    flags, steps = np.array([[True, False]]), torch.tensor(7.0)
+    drawn, following = torch.Generator().manual_seed(3), torch.empty(0)
+    with pytest.raises(Stopped), saved_in(tmp_path / "s", TASK, INFO) as saved:
+        assert not saved.found and saved.number("step", 0) == 0
+        saved.keep({"odd": EMPTY}, step=1)
+        torch.rand(5, generator=drawn)
+        saved.keep({"odd": odd, "flags": flags, "steps": steps, "drawn": drawn}, step=2, loss=0.1 + 0.2)
+        odd[0] = 9.0  # after it was kept: in the middle of the next step
+        following = torch.rand(5, generator=drawn)
+        raise Stopped
+    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+        expected = np.array([0.1, -0.0, 5e-324, np.nan, np.inf, 1e308])
+        assert saved.found and saved.array("odd", np.zeros(6)).tobytes() == expected.tobytes()
+        assert saved.array("flags", np.zeros((1, 2), dtype=bool)).tolist() == [[True, False]]
+        assert saved.tensor("steps", torch.tensor(0.0)) == 7.0
+        assert (saved.number("step", 0), saved.number("loss", 0.0)) == (2, 0.1 + 0.2)
+        assert torch.equal(torch.rand(5, generator=saved.generator("drawn", torch.Generator())), following)
+
+
+def test_it_is_written_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(state_file.time, "monotonic", lambda: now[0])
+    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+        saved.keep({"x": EMPTY}, step=1)
+        assert not (tmp_path / "s").exists()
+        now[0] += state_file.SAVE_SECONDS
+        saved.keep({"x": EMPTY}, step=2)
+        first = (tmp_path / "s").read_bytes()
+        saved.keep({"x": EMPTY}, step=3)
+        assert (tmp_path / "s").read_bytes() == first
+    assert (tmp_path / "s").read_bytes() != first
+    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+        assert saved.number("step", 0) == 3
+
+
+def test_without_a_path_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with saved_in(None, TASK, INFO) as saved:
+        saved.keep({"x": EMPTY}, step=1)
+        assert saved.array("x", EMPTY) is not EMPTY
+    assert not list(tmp_path.iterdir())
+
+
+OTHER_ANSWER = dataclasses.replace(TASK.examples[0], correct=TASK.examples[0].incorrect, incorrect=TASK.examples[0].correct)
+
+
+@pytest.mark.parametrize(
+    ("task", "info", "message"),
+    [
+        (TASK, INFO | {"options": {"edges": 6, "seed": 0}}, "s: the state of another search (options: edges 5 there, 6 here)"),
+        (TASK, INFO | {"model": {"name": "toy", "digest": "cd"}}, "(model: digest 'ab' there, 'cd' here)"),
+        (TASK, INFO | {"method": "yours"}, "(method 'mine' there, 'yours' here)"),
+        (TASK, {"method": "mine", "model": INFO["model"]}, "(options {'edges': 5, 'seed': 0} there, None here)"),
+        (dataclasses.replace(TASK, examples=(OTHER_ANSWER, *TASK.examples[1:])), INFO, "(examples' digest '"),
+        (dataclasses.replace(TASK, examples=TASK.examples[::-1]), INFO, "(examples' digest '"),
+    ],
+)
+def test_the_state_of_another_search_is_refused_by_name(tmp_path: Path, task: Any, info: dict[str, Any], message: str) -> None:
+    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+        saved.keep({"x": EMPTY}, step=1)
+    before = (tmp_path / "s").read_bytes()
+    with pytest.raises(cd.CircuitDiscoveryError) as error, saved_in(tmp_path / "s", task, info):
+        pass
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert (tmp_path / "s").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x00" * 100, b"cut"])
+def test_a_file_that_is_no_state_is_refused(tmp_path: Path, content: bytes) -> None:
+    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+        saved.keep({"x": EMPTY}, step=1)
+    (tmp_path / "s").write_bytes((tmp_path / "s").read_bytes()[:-4] if content == b"cut" else content)
+    with pytest.raises(cd.CircuitDiscoveryError, match="s: not the state of a search"), saved_in(tmp_path / "s", TASK, INFO):
+        pass
+
+
+def test_scores_are_no_state(tmp_path: Path, gpt2: Tiny) -> None:
+    cd.random(gpt2.model, TASK).save(tmp_path / "s.safetensors")
+    with pytest.raises(cd.CircuitDiscoveryError, match="not the state of a search"), saved_in(tmp_path / "s.safetensors", TASK, INFO):
+        pass
+
+
+def test_an_entry_of_another_shape_or_type_is_refused(tmp_path: Path) -> None:
+    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+        saved.keep({"x": EMPTY}, step=1)
+    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+        for name, default in (("x", np.zeros(4)), ("x", np.zeros(3, dtype=np.float32)), ("y", EMPTY)):
+            with pytest.raises(cd.CircuitDiscoveryError, match=f"not the state of a search .{name} should be"):
+                saved.array(name, default)
+        with pytest.raises(cd.CircuitDiscoveryError, match="step should be of type float"):
+            saved.number("step", 0.5)
+        with pytest.raises(cd.CircuitDiscoveryError, match=r"not the state of a search .x"):
+            saved.generator("x", torch.Generator())
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match="cannot write"), saved_in(tmp_path / "no" / "s", TASK, INFO) as saved:
+        saved.keep({"x": EMPTY}, step=1)
+
+
+# -------------------------------------------------------------- the searches
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "acdc": {"threshold": 0.05},
+    "edge_pruning": {"edges": 20, "steps": 7},
+    "hybrid": {"edges": 15, "rounds": 2},
+    "exact": {},
+    "exact node": {"level": "node"},
+}
+
+
+def found_by(tiny: Tiny, name: str, **options: Any) -> Any:
+    """What a search finds, as something that is equal where every bit is."""
+    found = getattr(cd, name.split()[0])(tiny.model, tiny.prompts.task, **(SEARCHES[name] | options))
+    if isinstance(found, cd.Circuit):
+        return found.to_dict()
+    return (found.values.tobytes(), dict(found.info)) if isinstance(found, cd.Scores) else found
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_that_is_stopped_goes_on_to_the_same_bytes(llama: Tiny, tmp_path: Path, name: str) -> None:
+    seen: list[tuple[int, int]] = []
+    whole = found_by(llama, name, progress=lambda *now: seen.append(now))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen) and seen[0][0] == 0 and seen[-1][0] == seen[-1][1]
+    for at in seen[:: max(1, len(seen) // 3)]:
+        state = tmp_path / f"{at[0]}"
+        with pytest.raises(Stopped):
+            found_by(llama, name, state=state, progress=stopped_at(at[0]))
+        begun: list[int] = []
+        assert found_by(llama, name, state=state, progress=lambda done, total: begun.append(done)) == whole  # noqa: B023
+        assert begun[0] == at[0]  # nothing is done twice
+        assert found_by(llama, name, state=state) == whole  # and a finished one is as it was
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_progress_is_shown_before_anything_is_run(llama: Tiny, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops at the first sight of it: no forward was run, though every search looks at the replacements first."""
+    ran: list[object] = []
+    monkeypatch.setattr("circuitdiscovery.patching.batches", lambda *given: ran.append(given))
+    with pytest.raises(Stopped):
+        found_by(llama, name, progress=stopped_at(0))
+    assert not ran
