@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.evaluation import Estimate
+from circuitdiscovery.estimates import Estimate
 from circuitdiscovery.files import read_json, write_json
 from circuitdiscovery.schema import exactly, typed
 

@@ -25,11 +25,13 @@ from torch import Tensor
 
 from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.attention import Observed, Sights, head_of, observe, shown
+from circuitdiscovery.bench import Bench
 from circuitdiscovery.cards import Card, Edges, Explanation, Lens, Pattern
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.encoder import Example
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.evaluation import Bench, Estimate, interval
+from circuitdiscovery.estimates import Estimate, interval
+from circuitdiscovery.graph import Graph
 from circuitdiscovery.headscores import PERIOD, SEQUENCES, TOP, CopyScores, PatternScores, among
 from circuitdiscovery.interventions import Trials
 from circuitdiscovery.metrics import Metric
@@ -38,11 +40,13 @@ from circuitdiscovery.patching import Progress
 from circuitdiscovery.roles import Head, Setting, answer_position, find_roles, matters, standing, word_positions
 from circuitdiscovery.task import Task
 from circuitdiscovery.taskfile import END
-from circuitdiscovery.work import ASKED, BENCH, SEEN, Work, after, asking, mean_length, unembedding
 
 EFFORTS = ("full", "quick")
 PROMPTS = 3  # that are shown whole: enough to see what changes from one to the next
 EDGES = 10  # of a node, each way
+SEEN = 2.0  # runs that a plain run counts as which keeps sources and attention
+BENCH = 3.5  # runs that a bench's plain run, its replacements and its run of all edges count as
+ASKED = 0.4  # of the heads are asked about other words, as far as that can be told before anything is measured
 QUICK_NODES = 30  # more cards than anybody reads
 QUICK_EXAMPLES = 16  # drawn once for all: interventions on a quarter of 64, and intervals twice as wide
 RESAMPLES = 1000  # of the bootstrap, as a bench's
@@ -99,11 +103,8 @@ def explain(
     rows = _rows(len(used), effort)
     spec = metric or used.metric
     seen = _Seen(model, used, circuit, chosen, prompts, QUICK_TOKENS if effort == "quick" else None)
-    work = Work(_expected(seen, len(rows)), progress)
-    bench = Bench.build(model, used.select(rows), circuit.graph, ablation, spec, "noising", batch_size, 0)
-    trials = Trials(model, used, rows, bench, spec, batch_size, lambda runs: work.spend(len(rows) * runs))
-    cards = _cards(trials, circuit, seen, work) if chosen else {}
-    work.finish()
+    bench = Bench.build(model, used.select(rows), circuit.graph, ablation, spec, "noising", batch_size, 0, progress)
+    cards = _cards(Trials(model, used, rows, bench, spec, batch_size, bench.work), circuit, seen) if chosen else {}
     return Explanation(
         model=model.name,
         task=task.name,
@@ -135,30 +136,21 @@ def _rows(count: int, effort: str) -> tuple[int, ...]:
     return tuple(sorted(np.random.default_rng(0).choice(count, QUICK_EXAMPLES, replace=False).tolist()))
 
 
-def _expected(seen: _Seen, rows: int) -> dict[str, float]:
-    """The parts of the work with what they cost, in prompts."""
-    model, task, names = seen.model, seen.task, len(word_positions(seen.task))
-    logits = len(seen.heads) * (len(task) + seen.copying.total) * unembedding(model, task)
-    return {
-        "effects": rows * (BENCH + after(model.graph, seen.nodes)),
-        "seen": len(task) * SEEN + logits,
-        "random tokens": SEQUENCES * (2 * PERIOD + 1) / mean_length(task) if seen.heads else 0.0,
-        "roles": rows * ASKED * asking(model.graph, seen.heads, names),
-    }
-
-
-def _cards(trials: Trials, circuit: Circuit, seen: _Seen, work: Work) -> dict[str, Card]:
-    model, task, graph, nodes, heads = trials.model, trials.task, circuit.graph, seen.nodes, seen.heads
-    work.begin("effects")
-    full, empty = trials.ends()
-    effects = trials.nodes(nodes)
-    work.begin("seen")
+def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
+    model, task, graph, nodes, heads, work = trials.model, trials.task, circuit.graph, seen.nodes, seen.heads, trials.work
+    forward, names = trials.bench.costs.forward, len(word_positions(task))  # FLOP, of the examples that interventions run on
+    plain = forward * len(task) / len(trials.rows)
+    looking = SEEN * plain + 2.0 * model.W_U.numel() * len(heads) * (len(task) + seen.copying.total)
+    random = bool(heads) * plain * SEQUENCES * (2 * PERIOD + 1) / sum(len(example.clean) for example in task.examples)
+    work.ahead = looking + random + forward * (BENCH + _after(graph, nodes) + ASKED * _asking(graph, heads, names))
+    full, empty, effects = trials.nodes(nodes)
+    work.plan(looking)
     for observed in observe(model, task, trials.batch_size):
         seen.add(observed)
-        work.spend_share(len(observed.batch) / len(task))
+        work.did(looking * len(observed.batch) / len(task))
     direct = {node: _mean(values) for node, values in seen.direct.items()}
-    work.begin("random tokens")
-    patterns = PatternScores.measure(model, task, progress=work.spend_share) if heads else PatternScores({}, None)
+    work.plan(random)
+    patterns = PatternScores.measure(model, task, progress=lambda share: work.did(random * share)) if heads else PatternScores({}, None)
     scores = {head: patterns.of(head) | seen.copying.of(head) for head in heads}
     known = [Head(head, effects[head], direct[head], scores[head], *seen.shares(head)) for head in heads]
     setting = Setting(
@@ -169,9 +161,10 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen, work: Work) -> dict[st
         names=word_positions(task),
         even=patterns.even,
     )
-    asked = [head.node for head in known if matters(head, setting)]
-    work.begin("roles", len(trials.rows) * asking(graph, asked, len(setting.names)))
+    work.ahead = forward * _asking(graph, [head.node for head in known if matters(head, setting)], names)
     roles = find_roles(known, seen.sights, setting, trials) if heads else {}
+    work.ahead = 0.0
+    work.report()
     return {
         node: Card(
             node=node,
@@ -190,6 +183,16 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen, work: Work) -> dict[st
         )
         for node in nodes
     }
+
+
+def _after(graph: Graph, nodes: Sequence[str]) -> float:
+    """Runs of the whole model that running what follows each of some nodes amounts to."""
+    return sum(1 - (int(node[1:].split(".")[0]) + (node[0] == "m")) / graph.n_layers for node in nodes)
+
+
+def _asking(graph: Graph, heads: Sequence[str], names: int) -> float:
+    """The same for asking each of some heads about each named position and, once, about its values or keys."""
+    return (names + 1) * _after(graph, heads) + names * BENCH if heads else 0.0
 
 
 def _mean(values: np.ndarray) -> Estimate:

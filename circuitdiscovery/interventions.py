@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from circuitdiscovery.ablation import Ablation, OnDemand, run_sources
 from circuitdiscovery.attention import after_copies, attention_on, head_of
+from circuitdiscovery.bench import Bench, Family, Work
 from circuitdiscovery.encoder import Example
-from circuitdiscovery.evaluation import Bench, Estimate
+from circuitdiscovery.estimates import Estimate
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.model import Model
 from circuitdiscovery.task import Batch, Task
-from circuitdiscovery.work import BENCH, MASK, suffix
 
 ENOUGH = 0.5  # of the examples must have another word to change to
 
@@ -43,7 +43,7 @@ class Trials:
         rows: the examples that interventions run on.
         bench: of these, ablates as the caller asks; interventions on words have benches of their own.
         metric, batch_size: as the bench was built with.
-        progress: told what each measurement cost, in runs of the whole model on these examples.
+        work: what all benches are part of.
     """
 
     model: Model
@@ -52,20 +52,15 @@ class Trials:
     bench: Bench
     metric: Any
     batch_size: int | None
-    progress: Callable[[float], None]
+    work: Work
 
-    def ends(self) -> tuple[float, float]:
-        """The mean metric of the whole model, and with every edge ablated."""
-        allowed = self.bench.graph.allowed
-        full, empty = self._values(self.bench, [allowed, np.zeros_like(allowed)])
-        self.progress(BENCH)
-        return float(full.mean()), float(empty.mean())
-
-    def nodes(self, nodes: Sequence[str]) -> dict[str, Estimate]:
-        """The damage of ablating all that a node writes, for each of some."""
+    def nodes(self, nodes: Sequence[str]) -> tuple[float, float, dict[str, Estimate]]:
+        """The mean metric of the whole model and with every edge ablated, and the damage of ablating all that each of some nodes writes."""
         graph = self.bench.graph
-        found = self.damages(self.bench, [_without(graph, graph.source_index[node], slice(None)) for node in nodes])
-        return dict(zip(nodes, found, strict=True))
+        less = [_without(graph, graph.source_index[node], slice(None)) for node in nodes]
+        self.bench.measure_families([Family([graph.allowed, *less]), Family([np.zeros_like(graph.allowed)])])
+        full, empty = (float(self.bench.values(mask).mean()) for mask in (graph.allowed, np.zeros_like(graph.allowed)))
+        return full, empty, dict(zip(nodes, self.damages(self.bench, less), strict=True))
 
     def edges(self, cuts: Sequence[Cut]) -> dict[Cut, Estimate]:
         """The damage of ablating a node's edges into some receivers, for each of some."""
@@ -77,13 +72,9 @@ class Trials:
         """The damage of keeping only a mask's edges, for each of some."""
         if not masks:
             return []
-        full, *less = self._values(bench, [bench.graph.allowed, *masks])
-        self.progress(MASK * sum(suffix(bench.graph, mask) for mask in masks))
-        return [bench.estimate(bench.metric.damage, full, each) for each in less]
-
-    def _values(self, bench: Bench, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
-        bench.measure(masks)
-        return [bench.values(mask) for mask in masks]
+        full = bench.graph.allowed
+        bench.measure([full, *masks])
+        return [bench.estimate(bench.metric.damage, bench.values(full), bench.values(mask)) for mask in masks]
 
     def words(self, name: str) -> Words | None:
         """The same with another word at a named position; None where there is no other."""
@@ -160,8 +151,8 @@ class Words:
 
     def _bench(self, ablation: str | Ablation) -> Bench:
         trials = self.trials
-        trials.progress(BENCH)
-        return Bench.build(trials.model, self.task, trials.model.graph, ablation, trials.metric, "noising", trials.batch_size, 0)
+        given = ablation, trials.metric, "noising", trials.batch_size, 0
+        return Bench.build(trials.model, self.task, trials.model.graph, *given, work=trials.work)
 
     def _damages(self, bench: Bench, heads: Sequence[str], cuts: Sequence[tuple[int | slice, int | slice]]) -> dict[str, Estimate]:
         found = self.trials.damages(bench, [_without(bench.graph, rows, columns) for rows, columns in cuts])

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from circuitdiscovery.attention import Sights
 from circuitdiscovery.cards import visible
 from circuitdiscovery.encoder import Example
-from circuitdiscovery.evaluation import Estimate
+from circuitdiscovery.estimates import Estimate
 from circuitdiscovery.graph import Graph, letter_of
 from circuitdiscovery.headscores import TOP
 from circuitdiscovery.interventions import Cut, Trials, Words
