@@ -401,7 +401,7 @@ def test_words_are_tried_as_the_template_has_them(tmp_path: Path) -> None:
 
 
 CONTEXTS = {
-    "after marks, and as the second of two answers": (SUMS, ["+", "="]),
+    "after marks, and as the second of two answers": (SUMS, [" 1+", "="]),
     "at the beginning and after itself": (SUMS.replace("so 1+{A}=", "{A}{A} is "), ["", None, " "]),
     "after a mark with a space": (SUMS.replace('"so 1+{A}="', "'so (\"{A}\"'"), [' ("', '"']),
 }
