@@ -373,7 +373,7 @@ def test_without_script_everything_is_there(browse: Callable[..., Any], path: Pa
     assert page.locator(".card-body").first.is_visible() and page.locator(".heat").first.is_visible()
     assert page.locator(".edge[data-edge]").count() == len(circuit)
     assert page.locator("#weak").is_hidden() and page.locator("#selection").is_hidden()
-    assert page.locator(".chart").is_visible()
+    assert page.locator("#curve .chart").is_visible()
 
 
 def test_a_prompt_cannot_run_anything(tmp_path: Path, browse: Callable[..., Any]) -> None:
