@@ -18,6 +18,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files import data_folder, read_json, shipped, write_atomically, write_json
 from circuitdiscovery.graph import Graph, node_of
 from circuitdiscovery.schema import exactly, graph_of, info_of, typed
+from circuitdiscovery.selection import best_mask
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -93,6 +94,15 @@ class Scores:
         mask = np.zeros_like(self.graph.allowed)
         mask[tuple(self.ranking(absolute)[:n].T)] = True
         return self._circuit(mask, selection="top", edges=n, absolute=absolute)
+
+    def best(self, n: int, absolute: bool = True) -> Circuit:
+        """At most n edges, each on a path from `input` to `logits`, of the greatest total |score| (or, signed, score) that is found.
+
+        Small graphs by a mixed-integer programme, others greedily by whole paths (selection.py); `info["options"]["solver"]` says which.
+        """
+        self._check_count(n)
+        mask, solver = best_mask(self.graph, self._keys(absolute), n)
+        return self._circuit(mask, selection="best", edges=n, absolute=absolute, solver=solver)
 
     def above(self, threshold: float, absolute: bool = True) -> Circuit:
         """The edges whose |score| (or, signed, score) is at least the threshold, as acdc keeps them; nothing pruned."""

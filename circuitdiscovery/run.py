@@ -320,7 +320,7 @@ def chosen(scores: Scores, options: Options) -> Circuit:
     """The circuit that options take from scores."""
     if options.threshold is not None:
         return scores.above(options.threshold)
-    return scores.top(options.edges or default_edges(len(scores.graph)))
+    return scores.best(options.edges or default_edges(len(scores.graph)))
 
 
 def evaluate(
