@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitdiscovery import distributed
-from circuitdiscovery.defaults import default_edges
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import read_json, to_json, write_json
 from circuitdiscovery.journal import STATE, Journal, cleared_on_error, earlier_run, going_on, now, open_folder
@@ -303,6 +302,7 @@ def search(model: Model, task: Task, options: Options, *, state: Path | None = N
     A method takes of the options those that its signature names.
     """
     import circuitdiscovery as cd
+    from circuitdiscovery.defaults import default_edges  # imports numpy
 
     function = getattr(cd, options.method)
     accepted = signature(function).parameters.keys() - {"model", "task"}
@@ -318,6 +318,8 @@ def search(model: Model, task: Task, options: Options, *, state: Path | None = N
 
 def chosen(scores: Scores, options: Options) -> Circuit:
     """The circuit that options take from scores."""
+    from circuitdiscovery.defaults import default_edges
+
     if options.threshold is not None:
         return scores.above(options.threshold)
     return scores.best(options.edges or default_edges(len(scores.graph)))

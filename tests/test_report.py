@@ -414,6 +414,84 @@ WARNED: dict[str, dict[str, Any]] = {
 }
 
 
+BESIDE_EMPTY = {
+    "better by both": (estimate(0.96, 0.03), estimate(0.1, 0.05), None),
+    "better by neither": (estimate(0.02, 0.05), estimate(3.0, 0.6), "It is not better than the empty circuit: it keeps 2%"),
+    "worse than nothing": (estimate(-0.3, 0.05), estimate(5.7, 0.6), "It is not better than the empty circuit"),
+    "by the metric only": (
+        estimate(0.9, 0.1),
+        estimate(5.7, 0.6),
+        "Only one of two measures finds it better than the empty circuit: it keeps",
+    ),
+    "by KL only": (estimate(0.03, 0.04), estimate(2.0, 0.2), "Only one of two measures finds it better than the empty circuit: its KL"),
+    "touching": (estimate(0.05, 0.05), estimate(2.6, 0.5), "It is not better than the empty circuit"),  # [0, ..]; 3.1 is above 3.0
+    "no share": (None, estimate(2.6, 0.5), None),
+}
+
+
+@pytest.mark.parametrize(("kept", "kl", "says"), BESIDE_EMPTY.values(), ids=BESIDE_EMPTY)
+def test_a_circuit_that_is_no_better_than_none_is_warned_of(kept: Any, kl: dict[str, float], says: str | None) -> None:
+    """The empty circuit's KL is 3.7 [3.0, 4.4]."""
+    evaluation = evaluation_of(circuit_of()) | {"normalized": kept, "kl": kl, "empty_kl": estimate(3.7, 0.7), "reason": "small"}
+    found = words.warnings(evaluation)
+    assert len(found) == (says is not None) and (says or "") in " ".join(found)
+    assert all(sentence in words.verdict(evaluation, 9, 15).sentences for sentence in found)
+    assert "(the empty circuit's 3.7 [3, 4.4])" in " ".join(words.verdict(evaluation, 9, 15).sentences)
+    if says:
+        assert f"{words.interval(kl)} nats, the empty circuit's 3.7 [3, 4.4]" in found[0]
+
+
+@pytest.mark.parametrize(("there", "says"), [(0.96, False), (0.9, False), (0.8, True), (1.2, True)])
+def test_halves_of_the_prompts_that_disagree_are_warned_of(circuit: Circuit, there: float, says: bool) -> None:
+    """Held out: 0.96 [0.93, 0.99]; on the search's prompts an interval of 0.04 to each side."""
+    contents = contents_of(circuit) | {"searched": {"examples": 48, "normalized": estimate(there, 0.04)}, "scores": None}
+    found = words.warnings(evaluation_of(circuit), contents)
+    assert len(found) == says
+    for sentence in found:
+        assert "two halves of the prompts disagree: on the 48 prompts of the search" in sentence
+        assert f"{there:.0%} [" in sentence and "on the 64 that it has not seen 96% [93%, 99%]" in sentence
+        assert f"warning       {sentence}" in words.told(evaluation_of(circuit), contents)
+    assert not words.warnings(evaluation_of(circuit) | {"normalized": None}, contents)
+    contents["searched"]["normalized"] = None
+    assert not words.warnings(evaluation_of(circuit), contents)
+
+
+def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path, circuit: Circuit) -> None:
+    evaluation = evaluation_of(circuit) | {"effort": "quick", "empty_kl": estimate(3.7, 0.7)}
+    evaluation["minimality"]["unmeasured"] = ["m1", "a2.h3"]
+    contents = contents_of(circuit) | {"effort": "quick", "scores": {"positive": 66.25, "negative": -49.125, "difference": 4.25}}
+    explanation = explanation_of(circuit) | {"unmeasured": ["a1.h1", "m2"]}
+    record = {"options": {"model": "toy", "task": "ioi"}, "summary": {}, "effort": "quick"}
+    text = page_of(make_run(tmp_path / "run", circuit, evaluation=evaluation, report=contents, explanation=explanation, run=record)).words()
+    assert "logit_diff, resample ablation, noising; quickly (--measure quick)" in text
+    assert f"positive 66.2, negative {words.MINUS}49.1; F(M) {words.MINUS} F(empty) 4.25" in text
+    assert "0.0113 to 0.0133; empty circuit 3.7" in text
+    assert "Not measured, because their scores are smaller: m1, a2.h3." in text
+    assert "Not measured, because their scores are smaller: a1.h1, m2." in text
+    assert "nodes of largest score never matter by 1% of the span" in text and "; the other 2 were not measured." in text
+
+
+def test_a_circuit_that_was_not_measured_has_a_page_that_says_so(tmp_path: Path, circuit: Circuit) -> None:
+    asked = {"metric": "logit_diff", "ablation": "resample", "direction": "noising", "examples": 64, "part": "held_out"}
+    contents = contents_of(circuit) | {"effort": "none", "asked": asked, "prompts": None, "curve": None}
+    contents |= {"no_curve": "not measured", "no_cards": "not measured", "scores": {"positive": 3.0, "negative": -1.0, "difference": None}}
+    record = {"options": {"model": "toy", "task": "ioi", "measure": "none"}, "summary": {}, "effort": "none"}
+    page = page_of(make_run(tmp_path / "run", circuit, evaluation=None, explanation=None, report=contents, run=record))
+    text = page.words()
+    for said in (
+        "Not measured how much of the behaviour these 40 of",
+        "There are no cards: not measured.",
+        "There is no curve: not measured.",
+    ):
+        assert said in text, said
+    assert "There is no table of prompts: not measured." in text and "the logit difference" in text and "Who gets it" in text
+    assert f"positive 3, negative {words.MINUS}1" in text and "F(empty)" not in text
+    assert "%" not in text.partition("Not measured how")[2].partition("40 of")[0] and not page.all("table", **{"class": "bars"})
+    assert {values["data-edge"] for values in page.all("g") if "data-edge" in values} == set(circuit.edges)
+    targets = {values["href"][1:] for values in page.all("a") if "href" in values}
+    assert targets <= set(page.ids)
+
+
 @pytest.mark.parametrize("value", [0.000123456, 0.0576, 0.97, 4.936, 57.61, 999.4, 1234.5, 1e6, -3.2])
 def test_numbers_keep_three_digits(value: float) -> None:
     text = words.number(value)
@@ -663,7 +741,8 @@ def test_what_is_no_run_folder_is_refused(tmp_path: Path, circuit: Circuit) -> N
             report(tmp_path / name)
     unfinished = make_run(tmp_path / "run", circuit, run={"options": {"model": "toy", "task": "ioi", "seed": 3}})
     with pytest.raises(
-        CircuitDiscoveryError, match=r"not finished; go on with: circuitdiscovery discover toy ioi --seed 3 --out .*run --resume"
+        CircuitDiscoveryError,
+        match=r"report\.html are missing; go on with: circuitdiscovery discover toy ioi --seed 3 --out .*run --resume",
     ):
         report(unfinished)
     run = make_run(tmp_path / "good", circuit)
@@ -681,6 +760,11 @@ BROKEN = [
     ("evaluation", "kl.low", ..., "evaluation.json: the field 'kl.low' is missing"),
     ("evaluation", "kl", 3, "evaluation.json: the field 'kl' must not be 3"),
     ("evaluation", "examples", True, "evaluation.json: the field 'examples' must not be True"),
+    ("evaluation", "minimality.unmeasured", [3], "evaluation.json: the field 'minimality.unmeasured.0' must not be 3"),
+    ("evaluation", "empty_kl", 3, "evaluation.json: the field 'empty_kl' must not be 3"),
+    ("explanation", "unmeasured", "m0", "explanation.json: the field 'unmeasured' must not be 'm0'"),
+    ("report", "searched", {"examples": 3}, "report.json: the field 'searched.normalized' is missing"),
+    ("report", "scores", 1, "report.json: the field 'scores' must not be 1"),
     ("evaluation", "completeness.sets.1.nodes", [4], "evaluation.json: the field 'completeness.sets.1.nodes.0' must not be 4"),
     ("evaluation", "edges", 7, "of a circuit of 7 edges, but circuit.json has 40"),
     ("explanation", "cards.m0.effect.value", "big", "explanation.json: the field 'cards.m0.effect.value' must not be 'big'"),

@@ -131,8 +131,10 @@ def _evaluation(record: Mapping[str, Any], folder: Path, circuit: Circuit) -> di
     if record.get("effort") == "none":
         counts = {"edges": edges, "edges_pruned": len(circuit.pruned()), "edges_total": len(circuit.graph)}
         return {"effort": "none", **counts, "normalized": None, "reason": NOT_MEASURED, **NOT_ASKED}
-    evaluation = _like(_since(read_json(path), effort="full", empty_kl=None), EVALUATION_SHAPE, str(path))
-    evaluation |= {"minimality": {"unmeasured": [], **evaluation["minimality"]}}
+    known = _since(read_json(path), effort="full", empty_kl=None)
+    if isinstance(known, dict) and "minimality" in known:
+        known["minimality"] = _since(known["minimality"], unmeasured=[])
+    evaluation = _like(known, EVALUATION_SHAPE, str(path))
     if evaluation["edges"] != edges:
         raise CircuitDiscoveryError(f"{path} is of a circuit of {evaluation['edges']} edges, but {CIRCUIT} has {edges}")
     return evaluation
@@ -229,7 +231,7 @@ EVALUATION_SHAPE: Shape = {
     "normalized": (ESTIMATE, type(None)),
     "reason": (str, type(None)),
     "completeness": {"sets": [{"kind": str, "nodes": [str], "incompleteness": ESTIMATE}], "max": ESTIMATE, "mean": ESTIMATE},
-    "minimality": {"scores": {"*": ESTIMATE}, "below": [str], "bar": NUMBER},
+    "minimality": {"scores": {"*": ESTIMATE}, "below": [str], "bar": NUMBER, "unmeasured": [str]},
     "effort": str,
     "empty_kl": (ESTIMATE, type(None)),
 }
