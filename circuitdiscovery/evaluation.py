@@ -27,7 +27,7 @@ from circuitdiscovery.estimates import Estimate, interval
 from circuitdiscovery.metrics import Metric
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress
-from circuitdiscovery.plan import Costs
+from circuitdiscovery.plan import model_flop
 from circuitdiscovery.saved import digest, saved
 from circuitdiscovery.task import Task
 
@@ -35,8 +35,18 @@ if TYPE_CHECKING:
     from circuitdiscovery.reporting.charts import Chart
 
 __all__ = [
-    *("Bench", "Completeness", "Curve", "Estimate", "Evaluation", "Knockout", "Minimality"),
-    *("curve", "default_effort", "evaluate", "interval", "price"),
+    "Bench",
+    "Completeness",
+    "Curve",
+    "Estimate",
+    "Evaluation",
+    "Knockout",
+    "Minimality",
+    "curve",
+    "default_effort",
+    "evaluate",
+    "interval",
+    "price",
 ]
 
 ENDS = ("input", "logits")
@@ -48,6 +58,12 @@ GREEDY_NODES = 10
 GREEDY_EXAMPLES = 16  # on which greedy's candidates are ranked; what is reported is measured on all
 NEGLIGIBLE = 0.01  # of |F(M) - F(empty)|: a node that never matters more is named by minimality
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # Mueller et al. 2025, arXiv 2504.13151
+_AFFORDABLE = 1e13  # FLOP of a full measurement that is done unasked: some minutes on two cores
+# in plain forwards of the examples, about:
+_WORLD = 2.2  # the replacements, and the full model's logits
+_RUN = 0.2  # what any run costs, and
+_MASKED = 1.3  # a run of every source more
+_THINNED = 0.7  # of what a node costs at K empty, what it costs at a random K
 _ROUNDS = 3  # that greedy is expected to take
 
 
@@ -210,7 +226,11 @@ def evaluate(
     circuit.check_model(model)
     used, metric = task.held_out or task, metric or task.metric
     plan = _Sets.of(circuit, effort, seed)
-    of = "" if state is None else digest(*_depends_on(model, used, ablation, metric, direction), circuit.mask, plan, scores and scores.values)
+    of = (
+        ""
+        if state is None
+        else digest(*_depends_on(model, used, ablation, metric, direction), circuit.mask, plan, scores and scores.values)
+    )
     with saved(state, of) as kept:
         setup = (circuit.graph, ablation, metric, direction, batch_size, seed)
         bench = Bench.build(model, used, *setup, progress, saved=kept)
@@ -264,6 +284,41 @@ def _depends_on(model: Model, task: Task, ablation: str | Ablation, metric: Any,
     arrays = [part.detach().cpu().contiguous().view(torch.uint8).numpy() for part in given]
     names = name_of(ablation), metric if isinstance(metric, str) else getattr(metric, "name", getattr(metric, "__name__", "metric"))
     return model.digest, str(model.dtype), model.graph, task.examples, names, direction, *arrays
+
+
+def price(circuit: Circuit, count_examples: int, effort: str = "full") -> float:
+    """What measuring a circuit costs, in plain forwards of the examples, within a factor of 2 or so; a curve is counted in.
+
+    >>> import circuitdiscovery as cd
+    >>> graph = cd.Graph(n_layers=30, n_heads=9, n_kv_heads=3)
+    >>> sparse = cd.Circuit.from_nodes(graph, ["a3.h0", "m3", "a20.h1"])
+    >>> price(sparse, 64, "quick") < price(sparse, 64, "full")
+    True
+    """
+    if effort not in EFFORTS:
+        raise unknown("effort", effort, EFFORTS)
+    size, removable = len(circuit.graph.sources), len(_removable(circuit))
+    share = int(circuit.pruned().mask.any(axis=1).sum()) / size  # of the sources that run
+    whole, half, kept = (_RUN + _MASKED * part for part in (1.0, share / 2, share))
+    follows = _RUN + _MASKED * share / 2  # what follows a node that is left out
+    once = _WORLD + whole + kept + len(MIB_FRACTIONS) * (_RUN + _MASKED * 0.8)
+    if effort == "quick":
+        return once + QUICK_SETS * (whole + half) + min(QUICK_NODES, removable) * follows
+    rounds = _ROUNDS * removable * (follows + whole / 2) * min(1.0, GREEDY_EXAMPLES / count_examples)
+    return once + (RANDOM_SETS + 1) * (whole + half + removable * follows * _THINNED) + rounds
+
+
+def default_effort(model: Model, task: Task, circuit: Circuit) -> str:
+    """`full` where it costs little, else `quick`; it depends on counts alone, so that it is the same everywhere.
+
+    >>> import circuitdiscovery as cd
+    >>> model = cd.load_model("toy")
+    >>> default_effort(model, cd.load_task("ioi", model), cd.Circuit.full(model.graph))
+    'full'
+    """
+    used = task.held_out or task
+    forward = model_flop(model) * sum(len(example.clean) for example in used.examples)
+    return "full" if price(circuit, len(used), "full") * forward <= _AFFORDABLE else "quick"
 
 
 def curve(

@@ -25,7 +25,16 @@ from circuitdiscovery.model import Model
 
 _MERGED_BYTES = 2**25  # of what sources write in one run of several versions
 _OVERHEAD = 3e7  # FLOP in the time that a layer costs beside its products
+_KEPT = 32  # FLOP in the time that a number costs which is kept for later
 _ADDED = 10  # adding up a stream's sources costs so many times its share in a product (as in forward.py)
+
+
+def model_flop(model: Model) -> float:
+    """Of a plain forward per token, the logits of every token among them."""
+    matrices = [
+        each for block in model.blocks for each in (block.W_Q, block.W_K, block.W_V, block.W_O, block.W_in, block.W_gate, block.W_out)
+    ]
+    return 2.0 * (model.W_U.numel() + sum(each.numel() for each in matrices if each is not None))
 
 
 @dataclass(frozen=True)
@@ -48,14 +57,18 @@ class Costs:
 
     @cached_property
     def forward(self) -> float:
-        """Of the whole model, the logits of every token among them: what a plain Hugging Face forward is."""
-        per_token = self._per_token[0].sum() + 2 * self.model.W_U.numel()
-        return float(self.tokens * per_token + self.batches * self.graph.n_layers * _OVERHEAD)
+        """Of the whole model."""
+        return self.tokens * model_flop(self.model) + self.batches * self.graph.n_layers * _OVERHEAD
 
     @cached_property
     def world(self) -> float:
         """Of a batch's replacements and the full model's logits, for all batches."""
         return 2.2 * self.forward
+
+    @property
+    def state(self) -> float:
+        """Of keeping what every source writes."""
+        return float(_KEPT * self.tokens * len(self.graph.sources) * self.model.d_model)
 
     @cached_property
     def _per_token(self) -> tuple[np.ndarray, np.ndarray]:
@@ -81,15 +94,13 @@ class Costs:
         kept = part.mask.sum(0)
         reading = 2.0 * self.model.d_model * np.minimum(_ADDED * kept, part.mask.shape[0] - part.mask[::-1].argmax(0))
         feeds = self.graph.feeds
-        at_all = feeds[:, wide].any(axis=1)
-        at_answer = feeds[:, narrow].any(axis=1) & ~at_all
+        at_all = np.any(feeds[:, wide], axis=1)
+        at_answer = np.asarray(np.any(feeds[:, narrow], axis=1)) & ~at_all
         at_answer[-1] = True
         per_token = everywhere[wide].sum() + always[narrow].sum() + reading[at_all].sum()
         per_example = (everywhere - always)[narrow].sum() + reading[at_answer].sum() + 2.0 * self.model.W_U.numel()
         layers = len(np.unique(self._layer[nodes])) + 1
-        return float(
-            len(part.silenced) * (self.tokens * per_token + self.examples * per_example) + self.batches * layers * _OVERHEAD
-        )
+        return float(len(part.silenced) * (self.tokens * per_token + self.examples * per_example) + self.batches * layers * _OVERHEAD)
 
     def most_versions(self, part: Part) -> int:
         """How many versions fit in bounded memory."""
@@ -154,6 +165,10 @@ class Planner:
         plain += [step for each, step in alone.items() if each not in done]
         return [*plans, Plan(None, tuple(plain))] if plain else plans
 
+    def fed(self, receivers: np.ndarray) -> np.ndarray:
+        """[S] bool: the sources that any of some receivers feeds."""
+        return np.asarray(np.any(self.graph.feeds[receivers], axis=0))
+
     def _silent(self, versions: int) -> np.ndarray:
         return np.zeros((versions, len(self.graph.sources)), dtype=bool)
 
@@ -182,23 +197,21 @@ class Planner:
     def _silenced(self, common: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
         """[S] bool: the fewest sources that turn the common mask into this one if they are silenced; None where none do."""
         graph, running = self.graph, _running(mask)
-        read = graph.feeds[:, running].any(axis=1)  # by what runs
+        read = np.asarray(np.any(graph.feeds[:, running], axis=1))  # by what runs
         read[-1] = True
-        silenced = _running(common) & ~running & common[:, read].any(axis=1)
+        silenced = _running(common) & ~running & np.any(common[:, read], axis=1)
         same = np.array_equal(graph.canonical(common & ~silenced[:, None], self.own_run), mask)
         return silenced if same else None
 
     # ------------------------------------------------------------------ any other change
 
-    def _changed(
-        self, base: np.ndarray, key: bytes | None, masks: Mapping[bytes, np.ndarray], alone: Mapping[bytes, Step]
-    ) -> Plan | None:
+    def _changed(self, base: np.ndarray, key: bytes | None, masks: Mapping[bytes, np.ndarray], alone: Mapping[bytes, Step]) -> Plan | None:
         """The plan of circuits of which only what differs from the base runs, if it pays."""
         graph, steps = self.graph, []
         needed, wide = np.zeros((2, len(graph.sources)), dtype=bool)
         for each, mask in masks.items():
             whole = alone[each].part
-            moved = graph.reached(mask, graph.feeds[(mask != base).any(axis=0)].any(axis=0))
+            moved = graph.reached(mask, self.fed(np.any(mask != base, axis=0)))
             part = replace(whole, nodes=whole.nodes & moved)
             step = Step((each,), part, self.costs.of(part))
             if step.cost < alone[each].cost:
@@ -215,7 +228,7 @@ class Planner:
     def _if_it_pays(
         self, key: bytes | None, start: Part, base: np.ndarray, steps: Sequence[Step], alone: Mapping[bytes, Step]
     ) -> Plan | None:
-        first = Step(() if key is None else (key,), start, self.costs.of(start))
+        first = Step(() if key is None else (key,), start, self.costs.of(start) + self.costs.state)
         without = sum(alone[each].cost for step in steps for each in step.keys)
         without += 0.0 if key is None else self.plain(key, base).cost
         plan = Plan(first, tuple(steps))
@@ -224,7 +237,7 @@ class Planner:
 
 def _running(mask: np.ndarray) -> np.ndarray:
     """[S] bool: the sources that a run of a canonical mask computes, which are those that write any edge of it."""
-    return mask.any(axis=1)
+    return np.asarray(np.any(mask, axis=1))
 
 
 @dataclass(frozen=True)
@@ -252,11 +265,11 @@ class _Versions:
 
     def step(self, keys: tuple[bytes, ...]) -> Step:
         """One run of some circuits: of the sources that any of them silences or wakes, and all that follows."""
-        graph = self.planner.graph
+        planner, graph = self.planner, self.planner.graph
         silenced = np.stack([self.silenced[key] for key in keys])
-        mask = np.logical_or.reduce([self.masks[key] for key in keys]) if len(keys) > 1 else self.masks[keys[0]]
-        flipped = (silenced ^ self.off).any(axis=0)
-        following = graph.reached(self.common, graph.feeds[self.common[flipped].any(axis=0)].any(axis=0))
+        mask = self.masks[keys[0]] if len(keys) == 1 else np.logical_or.reduce([self.masks[key] for key in keys])
+        flipped = np.any(silenced ^ self.off, axis=0)
+        following = graph.reached(self.common, planner.fed(np.any(self.common[flipped], axis=0)))
         nodes = _running(mask) & (following | (flipped & self.off))
         part = Part(mask, nodes, graph.everywhere(mask), silenced & _running(mask) & (flipped | nodes))
-        return Step(keys, part, self.planner.costs.of(part))
+        return Step(keys, part, planner.costs.of(part))

@@ -103,7 +103,9 @@ def _read(path: Path, fingerprint: str) -> dict[tuple[str, bytes], tuple[np.ndar
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CircuitDiscoveryError(f"{path} is not a saved measurement; delete it, or give another path")
     if header["of"] != fingerprint:
-        raise CircuitDiscoveryError(f"{path} was saved by another measurement (other model, task, circuit or options); delete it to measure anew")
+        raise CircuitDiscoveryError(
+            f"{path} was saved by another measurement (other model, task, circuit or options); delete it to measure anew"
+        )
     values = {}
     for i, name in enumerate(header["names"]):
         rows = zip(tensors[f"{i}.keys"], tensors[f"{i}.known"], tensors[f"{i}.values"], strict=True)
