@@ -501,11 +501,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def default_effort(model: Model, task: Task, circuit: Circuit) -> str:
-    return "full"
-
-
-def price(circuit: Circuit, count_examples: int, effort: str = "full") -> float:
-    return 45.0

@@ -46,7 +46,6 @@ ORDER = [
         "attention",
         "headscores",
         "cards",
-        "work",
         "interventions",
         "roles",
         "explanation",
