@@ -210,7 +210,7 @@ def _task(run: Run) -> dict[str, Any]:
     except CircuitDiscoveryError:
         file = None
     known = {key: getattr(file, key) if isinstance(file, TaskFile) else None for key in ("description", "source", "counterfactual")}
-    return known | {"name": name}
+    return known | {"name": name, "counterfactual": run.options.counterfactual or known["counterfactual"]}
 
 
 def _example(contents: Json | None) -> dict[str, Any] | None:
