@@ -188,13 +188,13 @@ class Bench:
         out = {key: np.zeros((len(KINDS), self.count)) for key in keys}
         parts = [batch.clean.numel() / max(1, self.costs.tokens) for batch in self.batches]
         todo = [self._todo(plans, batch, out) for batch in self.batches]
-        whole = sum(plan.cost for plan in plans)
+        whole, building = sum(plan.cost for plan in plans), 0.0 if self._kept else self.costs.world
         for left, part in zip(todo, parts, strict=True):
-            self.work.plan((whole + (self._building if left else 0.0)) * part, (whole - sum(plan.cost for plan in left)) * part)
+            self.work.plan((whole + (building if left else 0.0)) * part, (whole - sum(plan.cost for plan in left)) * part)
         self.work.report()
         for number, (left, part) in enumerate(zip(todo, parts, strict=True)):
             if left:
-                self._run_batch(number, left, part, out)
+                self._run_batch(number, left, part, building * part, out)
         found = distributed.total(torch.from_numpy(np.stack([out[key] for key in keys]))).numpy()
         for key, values in zip(keys, found, strict=True):
             self._known[key] = dict(zip(KINDS, values, strict=True))
@@ -250,10 +250,10 @@ class Bench:
                 left.append(Plan(plan.start, tuple(step for step in open_steps if step is not plan.start)))
         return left
 
-    def _run_batch(self, number: int, plans: Sequence[Plan], share: float, out: dict[bytes, np.ndarray]) -> None:
+    def _run_batch(self, number: int, plans: Sequence[Plan], share: float, building: float, out: dict[bytes, np.ndarray]) -> None:
         batch = self.batches[number]
         world, reference = self._world(number)
-        self.work.did(self._building * share)
+        self.work.did(building)
         for plan in plans:
             state = None
             if plan.start is not None:
@@ -286,11 +286,6 @@ class Bench:
         """Each batch of this process's share under the ablation."""
         for number, batch in enumerate(self.batches):
             yield batch, self._world(number)[0]
-
-    @property
-    def _building(self) -> float:
-        """FLOP of all batches' replacements and the full model's logits, as far as they are to be computed."""
-        return 0.0 if self._kept else self.costs.world
 
     def _world(self, number: int) -> tuple[World, Tensor]:
         """A batch's world, and the full model's [N, vocabulary] logits on it."""

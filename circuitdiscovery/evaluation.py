@@ -244,6 +244,7 @@ def evaluate(
             plan = replace(plan, sets=(*plan.sets, ("greedy", greedy)))
         bench.work.ahead = 0.0
         bench.measure_families((*curve, *plan.families()))
+        bench.work.report()
         return _evaluation(model, task, bench, plan, scores)
 
 
