@@ -7,9 +7,10 @@ and a search within a cell from its state. At the end the table is printed, or w
 
 1. A search uses the task's examples, its circuits are measured on as many held-out ones: normalized faithfulness and KL of the best
    edges on paths (`Scores.best`), with 95% bootstrap intervals, beside the empty circuit's.
-2. Its cost is in F, one Hugging Face forward of the search's prompts, measured before and after it in the same process.
-3. hybrid, edge_pruning and acdc run on one task, from 16 prompts, as long as `--minutes` allows; of what takes longer the cost is
-   estimated from the part that was done.
+2. Its cost is in F, one Hugging Face forward of the search's prompts, measured before and after it in the same process; both in
+   CPU time, so that what else the machine does matters little. OMP_NUM_THREADS=1 lets several runs share a machine.
+3. hybrid, edge_pruning and acdc run on one task, from 16 prompts, as long as `--minutes` of CPU time allow. Of what takes longer the
+   cost is estimated from the part that was done.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from real_models import smollm2
 
 import circuitdiscovery as cd
-from benchmarks.real_models import smollm2
 from circuitdiscovery.evaluation import Bench, Estimate
 from circuitdiscovery.files import write_atomically, write_json
 
@@ -54,10 +55,10 @@ def seconds_of_forward(hf: Any, task: cd.Task) -> float:
     """One Hugging Face forward of a task's prompts, length by length; the faster of two."""
 
     def once() -> float:
-        begun = time.perf_counter()
+        begun = time.process_time()
         for batch in task.batches(64):
             hf(batch.clean)
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
     return min(once() for _ in range(2))
 
@@ -84,10 +85,10 @@ def cell(model: Any, hf: Any, name: str, method: str, examples: int, folder: Pat
     held = task.held_out or task
     bench = Bench.build(model, held, model.graph, "resample", task.metric, "noising", None, 0)
     before = seconds_of_forward(hf, task)
-    begun = time.perf_counter()
+    begun = time.process_time()
     more = {"state": folder / f"{name}-{method}.state"} if method == "matryoshka" else {}
     scores = METHODS[method](model, task, **more)
-    spent = time.perf_counter() - begun
+    spent = time.process_time() - begun
     after = seconds_of_forward(hf, task)
     rows = measured(bench, scores)
     nothing = bench.mean(bench.values(np.zeros_like(model.graph.allowed), "kl"))
@@ -109,12 +110,12 @@ def slow_cell(model: Any, hf: Any, method: str, minutes: float, folder: Path) ->
     """A slow search at one size: measured where it ends in time, else its estimated cost."""
     task = cd.load_task(SLOW_TASK, model, examples=SLOW_EXAMPLES)
     count = round(SLOW_SHARE * len(model.graph))
-    before, begun = seconds_of_forward(hf, task), time.perf_counter()
+    before, begun = seconds_of_forward(hf, task), time.process_time()
     seen = [0, 1]
 
     def progress(done: int, total: int) -> None:
         seen[:] = done, total
-        if time.perf_counter() - begun > 60 * minutes and done < total:
+        if time.process_time() - begun > 60 * minutes and done < total:
             raise OutOfTime
 
     options: dict[str, Any] = {"threshold": 0.01} if method == "acdc" else {"edges": count}
@@ -123,8 +124,8 @@ def slow_cell(model: Any, hf: Any, method: str, minutes: float, folder: Path) ->
         result = getattr(cd, method)(model, task, progress=progress, state=folder / f"{method}.state", **options)
     except OutOfTime:
         share = _weighted(model.graph, seen[0]) if method == "acdc" else seen[0] / seen[1]
-        return found | {"F": (time.perf_counter() - begun) / before / max(share, 1e-9), "share": share, "rows": []}
-    spent = time.perf_counter() - begun
+        return found | {"F": (time.process_time() - begun) / before / max(share, 1e-9), "share": share, "rows": []}
+    spent = time.process_time() - begun
     bench = Bench.build(model, task.held_out or task, model.graph, "resample", task.metric, "noising", None, 0)
     circuit = result if isinstance(result, cd.Circuit) else result.best(count)
     return found | {"F": spent / before, "held out": len(task.held_out or task), "rows": [row(bench, circuit)]}
