@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.real_models import smollm2
 
 import circuitdiscovery as cd
-from benchmarks.real_models import smollm2
 from circuitdiscovery.evaluation import Bench, Estimate
 from circuitdiscovery.files import write_atomically, write_json
 
@@ -206,7 +206,9 @@ def main() -> None:
         for name, method in missing:
             print(f"{name}, {method}", flush=True)
             slow = method in SLOW
-            found = slow_cell(model, hf, method, given.minutes, given.out) if slow else cell(model, hf, name, method, given.examples, given.out)
+            found = (
+                slow_cell(model, hf, method, given.minutes, given.out) if slow else cell(model, hf, name, method, given.examples, given.out)
+            )
             write_json(_path(given.out, name, method), found)
     everything = [(task, method) for task in TASKS for method in (*METHODS, *SLOW)]
     cells = [json.loads(path.read_text("utf-8")) for pair in everything if (path := _path(given.out, *pair)).exists()]
