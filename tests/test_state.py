@@ -143,7 +143,7 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 SEARCHES: dict[str, dict[str, Any]] = {
     "acdc": {"threshold": 0.05},
     "edge_pruning": {"edges": 20, "steps": 7},
-    "hybrid": {"edges": 15, "rounds": 2},
+    "hybrid": {"edges": 9, "rounds": 1},
     "exact": {},
     "exact node": {"level": "node"},
 }

@@ -45,7 +45,7 @@ _AT_ONCE = 0.2  # of the kept edges are removed on one measurement
 _SLACK, _FREE = 2.0, 0.01  # together they may do this many times what each does alone, and a hundredth of a nat
 _AJAR = 0.1  # how far absent edges are open where the gradient is taken, so that paths of several absent edges show
 _FLOAT = 0.5  # of the wanted edges come back at first
-_RANKING, _PASS, _EACH = 20, 5, 0.4  # forwards, about: of the ranking, of each measurement but its edges, and of each edge at first
+_RANKING, _PASS, _EACH = 20.0, 5.0, 0.2  # forwards, about: of the ranking, of each measurement but its edges, and of each edge at first
 
 
 def hybrid(
@@ -154,17 +154,17 @@ class _Loss:
         return BoundMetric("loss", False, lambda given, batch: self.kl(given, batch) + weight * self.metric(given, batch))
 
 
-def _gone(kept: int, edges: int) -> int:
-    """How many edges one measurement removes."""
-    return min(kept - edges, max(1, int(_AT_ONCE * kept)))
+def _gone(kept: int, edges: int, share: float = _AT_ONCE) -> int:
+    """How many edges one measurement removes, at most."""
+    return min(kept - edges, max(1, int(share * kept)))
 
 
-def _passes(kept: int, edges: int) -> list[int]:
-    """How many edges each measurement of an elimination measures, where all goes well."""
+def _passes(kept: int, edges: int, share: float) -> list[int]:
+    """How many edges each measurement of an elimination measures, where each removes such a share."""
     passes: list[int] = []
     while kept > edges:
         passes.append(kept)
-        kept -= _gone(kept, edges)
+        kept -= _gone(kept, edges, share)
     return passes
 
 
@@ -180,10 +180,11 @@ class _Cost:
     @classmethod
     def of(cls, model: Model, task: Task, graph: Graph) -> _Cost:
         """By the mean length of a task's prompts."""
-        nodes, length = np.zeros(len(graph.sources)), float(np.mean([len(example.clean) for example in task.examples]))
+        length = float(np.mean([len(example.clean) for example in task.examples]))
+        nodes = np.zeros(len(graph.sources))
         for layer, block in enumerate(model.blocks):
-            head = sum(model.d_model * block.W_Q.shape[1] * count for count in (2, 2 * graph.n_kv_heads / graph.n_heads))
-            nodes[graph.heads(layer)] = head
+            heads = (block.W_Q, block.W_K, block.W_V, block.W_O)
+            nodes[graph.heads(layer)] = sum(weight.numel() for weight in heads) / graph.n_heads
             if graph.has_mlp:
                 nodes[graph.mlp(layer)] = block.W_in.numel() + block.W_out.numel()
         forward = length * nodes.sum() + model.W_U.numel()
@@ -215,6 +216,7 @@ class _Walk:
         self.loss = saved.number("loss", 0.0)  # of `mask`
         self.size = saved.number("size", max(1, int(_FLOAT * edges)))  # how many edges come back
         self.done = saved.number("done", 0.0)  # forwards
+        self.share = saved.number("share", _AT_ONCE)  # of the kept edges, that a measurement has removed of late
         self._look()
 
     def _look(self) -> None:
@@ -224,7 +226,7 @@ class _Walk:
 
     def begin(self, ranked: np.ndarray, pool: np.ndarray) -> None:
         """The edges are ranked: on to the first elimination."""
-        self.done = float(_RANKING)
+        self.done = _RANKING
         self.ranked = ranked
         self.enter(1, self.mask, self.loss, self.size, pool)
 
@@ -250,8 +252,8 @@ class _Walk:
 
     def _keep(self) -> None:
         arrays = {"ranked": self.ranked, "mask": self.mask, "trial": self.trial, "damages": self.damages}
-        numbers = {"receivers": self.receivers, "stage": self.stage, "loss": self.loss, "size": self.size, "done": self.done}
-        self._saved.keep(arrays, **numbers)
+        numbers = {"receivers": self.receivers, "stage": self.stage, "loss": self.loss, "size": self.size}
+        self._saved.keep(arrays, **numbers, done=float(self.done), share=self.share)
 
     def show_ranking(self, done: int, total: int) -> None:
         """How far the ranking is."""
@@ -268,9 +270,9 @@ class _Walk:
         kept = int(self.trial.sum()) if self.stage else _POOL * self.edges
         each = sum(self._costs) / kept if self._costs else _EACH  # of one edge
         left = sum(self._costs[self.receivers :]) if self.stage else _RANKING - self.done + kept * each
-        later = _passes(kept, self.edges)[1:]
+        later = _passes(kept, self.edges, self.share)[1:]
         for _ in range(max(self.stage, 1), 1 + self.rounds):
-            later += _passes(self.edges + self.size, self.edges)
+            later += _passes(self.edges + self.size, self.edges, self.share)
         if self.stage <= 1 + self.rounds:
             later += [self.edges]
         return left + sum(count * each + _PASS for count in later)
@@ -309,7 +311,11 @@ class _Search:
     def eliminate(self, walk: _Walk) -> None:
         """As many of the trial's edges as are wanted: the least needed fifth goes, again and again."""
         while (kept := int(walk.trial.sum())) > walk.edges:
-            walk.turn_to(self.less(walk, _gone(kept, walk.edges)))
+            smaller = self.less(walk, _gone(kept, walk.edges))
+            gone = kept - int(smaller.sum())
+            if gone < kept - walk.edges:  # it was not the last few
+                walk.share = (walk.share + gone / kept) / 2
+            walk.turn_to(smaller)
 
     def less(self, walk: _Walk, most: int) -> np.ndarray:
         """The trial without its least needed edges: `most`, or fewer where edges that stand in for each other would all go."""
