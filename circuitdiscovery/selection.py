@@ -75,7 +75,7 @@ def _programmed(graph: Graph, weights: np.ndarray, n: int) -> np.ndarray | None:
         -weights[graph.allowed] / scale,
         integrality=np.ones(count),
         bounds=Bounds(0, 1),
-        constraints=LinearConstraint(vstack([connected, size]).tocsr(), -np.inf, limits),
+        constraints=LinearConstraint(vstack([connected, size]).tocsr(), -np.inf, limits),  # pyright: ignore[reportArgumentType]
         options={"node_limit": _MILP_NODES, "mip_rel_gap": 1e-6},
     )
     if found.status != 0 or found.x is None:
@@ -135,10 +135,7 @@ class _Paths:
             if path is None:
                 return mask
             mask[path] = True
-            while True:  # edges that connect what is connected need no path
-                more = self._between(mask) & (gains > 0) & ~mask
-                if not more.any():
-                    break
+            while (more := self._between(mask) & (gains > 0) & ~mask).any():  # what connects connected nodes needs no path
                 mask |= more
             if mask.sum() > n:
                 return None
@@ -147,7 +144,7 @@ class _Paths:
         """[S, R] bool: the graph's edges from connected sources into receivers of connected nodes."""
         connected = self.graph.reached(mask, np.arange(len(mask)) == 0) & self.graph.live(mask)
         connected[0] = True
-        receivers = self.graph.feeds[:, connected & (np.arange(len(mask)) > 0)].any(axis=1)
+        receivers = np.asarray(np.any(self.graph.feeds[:, connected & (np.arange(len(mask)) > 0)], axis=1))
         receivers[-1] = True
         return self.graph.allowed & connected[:, None] & receivers
 

@@ -534,7 +534,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written_stays(
         assert left == set()
         return
     assert left == {"run.json", "state.json"}  # test_run.py has the files that come later
-    assert f"; stopped while searching; the search so far is in out; go on with: circuitdiscovery discover toy ioi --" in message
+    assert "; stopped while searching; the search so far is in out; go on with: circuitdiscovery discover toy ioi --" in message
     assert call(*SMALL, "--out", "out", "--resume").status == 0
     assert contents(tmp_path / "out") == contents(finished)
 

@@ -136,8 +136,11 @@ class Relaxed:
         columns = [graph.columns(layer, letter) for letter in "qkv"]
         streams = self._read(world.bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer), mask, difference)
         streams, inverse = _centred(block.norm1, streams)
-        parts = zip(streams.split([len(each) for each in columns]), inverse.split([len(each) for each in columns]), "qkv", strict=True)
-        projected = tuple(_projected(block.norm1, *part, *block.projection(letter)).requires_grad_() for *part, letter in parts)
+        sizes = [len(each) for each in columns]
+        parts = zip(streams.split(sizes), inverse.split(sizes), "qkv", strict=True)
+        projected = tuple(
+            _projected(block.norm1, stream, scale, *block.projection(letter)).requires_grad_() for stream, scale, letter in parts
+        )
         with torch.enable_grad():
             q, k, v = (each.unflatten(1, shape[:2]) for each in projected)
             z = attend(model, block, q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
@@ -171,17 +174,12 @@ class Relaxed:
         (sent[m],) = torch.autograd.grad(kept.written, kept.read, received(slice(mlp_row, mlp_row + 1), m + 1)[0])
         gradients = torch.autograd.grad(kept.attended, kept.projected, received(graph.heads(layer), m))
         columns = [graph.columns(layer, letter) for letter in "qkv"]
+        sizes = [len(each) for each in columns]
+        parts = zip(kept.streams.split(sizes), kept.inverse.split(sizes), gradients, kept.projected, "qkv", strict=True)
         pulled = torch.cat(
             [
-                _pulled(block.norm1, *part, gradient, projected, *block.projection(letter))
-                for *part, gradient, projected, letter in zip(
-                    kept.streams.split([len(each) for each in columns]),
-                    kept.inverse.split([len(each) for each in columns]),
-                    gradients,
-                    kept.projected,
-                    "qkv",
-                    strict=True,
-                )
+                _pulled(block.norm1, *block.projection(letter), stream, scale, sent_back, made)
+                for stream, scale, sent_back, made, letter in parts
             ]
         )
         if not graph.split_qkv:  # the three read the same
@@ -218,7 +216,7 @@ def _projected(norm: Norm, x: Tensor, inverse: Tensor, weight: Tensor, bias: Ten
     return out if offset is None else out.add_(offset)
 
 
-def _pulled(norm: Norm, x: Tensor, inverse: Tensor, gradient: Tensor, projected: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _pulled(norm: Norm, weight: Tensor, bias: Tensor | None, x: Tensor, inverse: Tensor, gradient: Tensor, projected: Tensor) -> Tensor:
     """[R, P, D]: a gradient at what the projection makes, [R, P, K], back through it and the norm."""
     scaled = weight * norm.weight
     if norm.kind == "none":
