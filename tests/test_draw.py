@@ -279,6 +279,12 @@ def test_a_deep_models_picture_is_no_strip(seed: int) -> None:
     assert 0.45 < width / height < 2.3
 
 
+def test_a_chain_is_no_strip_either() -> None:
+    chain = ["input->m0", *(f"m{layer}->m{layer + 1}" for layer in range(15)), "m15->logits"]
+    width, height = _size(to_svg(Circuit.from_edges(DEEP, chain), heading=False))
+    assert width / height < 2.1
+
+
 def test_columns_go_from_left_to_right_and_no_node_reads_from_its_own() -> None:
     circuit = scored(DEEP).top(7000)
     picture = parsed(to_dot(circuit))

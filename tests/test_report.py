@@ -660,7 +660,7 @@ def test_node_scores_stand_by_layer_and_head(tmp_path: Path, graph: Graph) -> No
     assert (tmp_path / "nodes.svg").read_text("utf-8") == chart.svg and scores.plot().svg == chart.svg
     sums = dict.fromkeys(graph.sources[1:], 0.0)
     for edge, (row, column) in zip(graph.edges, np.argwhere(graph.allowed), strict=True):
-        sums[edge.split("->")[0]] = sums.get(edge.split("->")[0], 0.0) + scores.values[row, column]
+        sums[edge.split("->")[0]] = sums.get(edge.split("->")[0], 0.0) + float(scores.values[row, column])
     del sums["input"]
     cells = {title.split(": ")[0]: (rect, title) for rect in ElementTree.fromstring(chart.svg).iter(f"{SVG}rect") for title in titles(rect)}
     assert set(cells) == set(sums)
