@@ -46,7 +46,7 @@ ORDER = [
         "attention",
         "headscores",
         "cards",
-        "work",
+        "interchange",
         "interventions",
         "roles",
         "explanation",
