@@ -21,7 +21,7 @@ from torch import Tensor
 
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.encoder import Example
-from circuitdiscovery.forward import Run, at_position, per_head, plain_run
+from circuitdiscovery.forward import Run, at_position, per_head, plain_run, run_tokens
 from circuitdiscovery.graph import letter_of
 from circuitdiscovery.model import Model
 from circuitdiscovery.task import Batch, Task
@@ -35,7 +35,7 @@ _BYTES = 2**27  # of sources and attention held at once, where no batch size is 
 
 @dataclass(frozen=True)
 class Observed:
-    """One batch's plain run on the clean prompts."""
+    """One batch's plain run on the clean prompts; what stands at pads means nothing."""
 
     model: Model
     batch: Batch
@@ -107,7 +107,7 @@ def observe(model: Model, task: Task, batch_size: int | None = None) -> Iterator
     """All of a task's examples, batch by batch."""
     task.check(model.vocab_size, model.n_positions)
     longest = max(len(example.clean) for example in task.examples)
-    for batch in task.batches(batch_size or at_once(model, longest, sources=True)):
+    for batch in task.batches(batch_size or at_once(model, longest, sources=True), run_tokens=run_tokens(model)):
         batch = batch.to(model.device)
         run = plain_run(model, batch.clean, None, keep_sources=True, keep_readings=True)
         assert run.sources is not None
@@ -116,9 +116,9 @@ def observe(model: Model, task: Task, batch_size: int | None = None) -> Iterator
 
 @torch.no_grad()
 def attention_on(model: Model, task: Task, batch_size: int | None = None) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch of a task with the [L, H, N, T, T] attention on its clean prompts."""
+    """Each batch of a task with the [L, H, N, T, T] attention on its clean prompts, padded or not."""
     longest = max(len(example.clean) for example in task.examples)
-    for batch in task.batches(batch_size or at_once(model, longest)):
+    for batch in task.batches(batch_size or at_once(model, longest), run_tokens=run_tokens(model)):
         yield batch, attention(model, batch.clean.to(model.device))
 
 

@@ -11,7 +11,7 @@
 5. *role*: what the evidence supports (roles.py).
 
 What is seen in plain runs (2, 3, 4) is of all examples. What is intervened on (1, and what roles ask) is measured on them all too, or,
-with `effort="quick"`, on 16 of them and for the 30 nodes of largest score, with intervals that are as wide as 16 examples make them.
+with `effort="quick"`, on 24 of them and for the 30 nodes of largest score, with intervals that are as wide as 24 examples make them.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.ablation import Ablation, name_of
+from circuitdiscovery.ablation import Ablation, name_of, on_demand
 from circuitdiscovery.attention import Observed, Sights, head_of, observe, shown
-from circuitdiscovery.bench import Bench
+from circuitdiscovery.bench import Work
 from circuitdiscovery.cards import Card, Edges, Explanation, Lens, Pattern
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.encoder import Example
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.estimates import Estimate, interval
-from circuitdiscovery.graph import Graph
+from circuitdiscovery.estimates import interval
+from circuitdiscovery.forward import parameters
 from circuitdiscovery.headscores import PERIOD, SEQUENCES, TOP, CopyScores, PatternScores, among
-from circuitdiscovery.interventions import Trials
-from circuitdiscovery.metrics import Metric
+from circuitdiscovery.interventions import Trials, resampled
+from circuitdiscovery.metrics import Metric, bind
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress
-from circuitdiscovery.roles import Head, Setting, answer_position, find_roles, matters, standing, word_positions
+from circuitdiscovery.roles import Look, Setting, answer_position, find_roles, standing, word_positions
 from circuitdiscovery.task import Task
 from circuitdiscovery.taskfile import END
 
@@ -45,11 +45,10 @@ EFFORTS = ("full", "quick")
 PROMPTS = 3  # that are shown whole: enough to see what changes from one to the next
 EDGES = 10  # of a node, each way
 SEEN = 2.0  # runs that a plain run counts as which keeps sources and attention
-BENCH = 3.5  # runs that a bench's plain run, its replacements and its run of all edges count as
 ASKED = 0.4  # of the heads are asked about other words, as far as that can be told before anything is measured
 QUICK_NODES = 30  # more cards than anybody reads
-QUICK_EXAMPLES = 16  # drawn once for all: interventions on a quarter of 64, and intervals twice as wide
-RESAMPLES = 1000  # of the bootstrap, as a bench's
+QUICK_EXAMPLES = 24  # drawn once for all, for interventions: of a task of 64 the intervals are then 1.6 times as wide
+UNITS = 100  # of progress in a plain run of the examples
 QUICK_TOKENS = 256  # that copy scores are taken on: a share is then right to 0.03
 
 
@@ -76,7 +75,7 @@ def explain(
         metric: what effects are measured in; by default the task's own.
         ablation: what an ablated node's edges carry.
         prompts: whose attention and lens are shown whole, the first ones.
-        effort: `full` makes every intervention on every example. `quick` makes them on 16 examples, and cards for the 30 nodes
+        effort: `full` makes every intervention on every example. `quick` makes them on 24 examples, and cards for the 30 nodes
             of largest score; it takes copy scores on at most 256 tokens.
         nodes: which of the circuit's heads and MLPs get a card, whatever the effort; what has none stands in `unmeasured`.
         batch_size: examples in one forward; by default as many as bounded memory holds.
@@ -101,16 +100,16 @@ def explain(
     used, inner = task.held_out or task, tuple(node for node in circuit.graph.sources[1:] if node in circuit.nodes)
     chosen = _chosen(circuit, inner, nodes, effort)
     rows = _rows(len(used), effort)
-    spec = metric or used.metric
-    seen = _Seen(model, used, circuit, chosen, prompts, QUICK_TOKENS if effort == "quick" else None)
-    bench = Bench.build(model, used.select(rows), circuit.graph, ablation, spec, "noising", batch_size, 0, progress)
-    cards = _cards(Trials(model, used, rows, bench, spec, batch_size, bench.work), circuit, seen) if chosen else {}
+    seen, some = _Seen(model, used, circuit, chosen, prompts, QUICK_TOKENS if effort == "quick" else None), used.select(rows)
+    bound, carried = bind(metric or used.metric, model, some), on_demand(model, some, ablation)
+    work = Work(progress, 2.0 * parameters(model) * sum(len(example.clean) for example in used.examples) / UNITS)
+    cards = _cards(Trials(model, circuit.graph, used, rows, bound, carried, batch_size, work), circuit, seen) if chosen else {}
     return Explanation(
         model=model.name,
         task=task.name,
         part="examples" if task.held_out is None else "held_out",
         examples=len(used),
-        metric=bench.metric.name,
+        metric=bound.name,
         ablation=name_of(ablation),
         effort=effort,
         intervened=len(rows),
@@ -138,31 +137,29 @@ def _rows(count: int, effort: str) -> tuple[int, ...]:
 
 def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
     model, task, graph, nodes, heads, work = trials.model, trials.task, circuit.graph, seen.nodes, seen.heads, trials.work
-    forward, names = trials.bench.costs.forward, len(word_positions(task))  # FLOP, of the examples that interventions run on
-    plain = forward * len(task) / len(trials.rows)
-    looking = SEEN * plain + 2.0 * model.W_U.numel() * len(heads) * (len(task) + seen.copying.total)
-    random = bool(heads) * plain * SEQUENCES * (2 * PERIOD + 1) / sum(len(example.clean) for example in task.examples)
-    work.ahead = looking + random + forward * (BENCH + _after(graph, nodes) + ASKED * _asking(graph, heads, names))
-    full, empty, effects = trials.nodes(nodes)
+    names = word_positions(task)
+    tokens = sum(len(example.clean) for example in task.examples)
+    forward = 2.0 * parameters(model)
+    looking = SEEN * forward * tokens + 2.0 * model.W_U.numel() * len(heads) * (len(task) + seen.copying.total)
+    random = forward * SEQUENCES * (2 * PERIOD + 1) if heads else 0.0
+    work.ahead = looking + random + trials.ablating(nodes) + ASKED * trials.asking(heads, len(names))
     work.plan(looking)
     for observed in observe(model, task, trials.batch_size):
         seen.add(observed)
         work.did(looking * len(observed.batch) / len(task))
-    direct = {node: _mean(values) for node, values in seen.direct.items()}
     work.plan(random)
     patterns = PatternScores.measure(model, task, progress=lambda share: work.did(random * share)) if heads else PatternScores({}, None)
+    direct = {node: interval(resampled(values)) for node, values in seen.direct.items()}
     scores = {head: patterns.of(head) | seen.copying.of(head) for head in heads}
-    known = [Head(head, effects[head], direct[head], scores[head], *seen.shares(head)) for head in heads]
     setting = Setting(
-        span=abs(full - empty),
         logit_diff=float(seen.logit_diff.mean()),
         stands=sum(bool(standing(example)) for example in task.examples) / len(task),
         answer=answer_position(task),
-        names=word_positions(task),
+        names=names,
         even=patterns.even,
     )
-    work.ahead = forward * _asking(graph, [head.node for head in known if matters(head, setting)], names)
-    roles = find_roles(known, seen.sights, setting, trials) if heads else {}
+    looks = [Look(head, direct[head], scores[head], *seen.shares(head)) for head in heads]
+    ablated, roles = find_roles(looks, nodes, seen.sights, setting, trials)
     work.ahead = 0.0
     work.report()
     return {
@@ -171,7 +168,7 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
             kind="head" if node in heads else "mlp",
             role=roles[node][0] if node in roles else None,
             evidence=roles[node][1] if node in roles else (),
-            effect=effects[node],
+            effect=ablated.nodes[node],
             direct=direct[node],
             attention=seen.sights.pairs(node) if node in heads else {},
             attended=seen.sights.attended(node) if node in heads else (),
@@ -183,23 +180,6 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
         )
         for node in nodes
     }
-
-
-def _after(graph: Graph, nodes: Sequence[str]) -> float:
-    """Runs of the whole model that running what follows each of some nodes amounts to."""
-    return sum(1 - (int(node[1:].split(".")[0]) + (node[0] == "m")) / graph.n_layers for node in nodes)
-
-
-def _asking(graph: Graph, heads: Sequence[str], names: int) -> float:
-    """The same for asking each of some heads about each named position and, once, about its values or keys."""
-    return (names + 1) * _after(graph, heads) + names * BENCH if heads else 0.0
-
-
-def _mean(values: np.ndarray) -> Estimate:
-    """Over all [examples], with its interval: drawn as a bench's are."""
-    count = len(values)
-    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
-    return interval(np.concatenate([[values.mean()], draws @ values]))
 
 
 def _edges(circuit: Circuit, *, rows: Sequence[bool] | None = None, columns: Sequence[bool] | None = None) -> Edges:
@@ -291,6 +271,7 @@ class _Seen:
         return Lens(self._text(example), END, promoted, suppressed)
 
     def _pattern(self, example: Example, weights: Tensor) -> Pattern:
+        weights = weights[: len(example.clean), : len(example.clean)]  # without pads
         tokens = tuple(shown(self.model, [token]) for token in example.clean)
         return Pattern(self._text(example), tokens, weights.cpu().numpy(), dict(example.positions))
 

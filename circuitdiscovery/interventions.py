@@ -11,26 +11,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from circuitdiscovery.ablation import Ablation, OnDemand, run_sources
-from circuitdiscovery.attention import after_copies, attention_on, head_of
-from circuitdiscovery.bench import Bench, Family, Work
+from circuitdiscovery import distributed
+from circuitdiscovery.ablation import Ablation
+from circuitdiscovery.attention import after_copies, attention_on, head_of, stream_after
+from circuitdiscovery.bench import Work
 from circuitdiscovery.encoder import Example
-from circuitdiscovery.estimates import Estimate
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.estimates import Estimate, interval
+from circuitdiscovery.forward import parameters, unembed
 from circuitdiscovery.graph import Graph
+from circuitdiscovery.interchange import Change, Plain, changed_logits, cost, receivers
+from circuitdiscovery.metrics import BoundMetric
 from circuitdiscovery.model import Model
+from circuitdiscovery.patching import batches
 from circuitdiscovery.task import Batch, Task
 
 ENOUGH = 0.5  # of the examples must have another word to change to
+RESAMPLES = 1000  # of the bootstrap
+ABLATE_RUNS = 2.5  # that the plain run and the replacements count as
 
 Cut = tuple[str, tuple[int, ...]]  # a node, and the receivers (columns) that its edges into are ablated
+Part = Literal["whole", "values", "keys"]
+Asked = tuple[str, str, Part]  # a head, a named position, and what of the head sees the other word
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """What ablations did.
+
+    Args:
+        full: the mean metric of the whole model.
+        empty: the same with every edge ablated.
+        nodes: the damage of ablating all that a node writes.
+        edges: that of ablating its edges into some receivers.
+    """
+
+    full: float
+    empty: float
+    nodes: Mapping[str, Estimate]
+    edges: Mapping[Cut, Estimate]
 
 
 @dataclass(frozen=True)
@@ -38,48 +65,121 @@ class Trials:
     """Interventions on a model, on some of a task's examples.
 
     Args:
-        model: what runs.
+        model, graph: what runs, and how its edges are counted.
         task: its examples give the other words.
         rows: the examples that interventions run on.
-        bench: of these, ablates as the caller asks; interventions on words have benches of their own.
-        metric, batch_size: as the bench was built with.
-        work: what all benches are part of.
+        metric: what damage is measured in, bound to these.
+        ablation: what an ablated edge carries on these, computed batch by batch.
+        batch_size: examples in one forward; by default as many as bounded memory holds.
+        work: what it is part of.
     """
 
     model: Model
+    graph: Graph
     task: Task
     rows: tuple[int, ...]
-    bench: Bench
-    metric: Any
+    metric: BoundMetric
+    ablation: Ablation
     batch_size: int | None
     work: Work
 
-    def nodes(self, nodes: Sequence[str]) -> tuple[float, float, dict[str, Estimate]]:
-        """The mean metric of the whole model and with every edge ablated, and the damage of ablating all that each of some nodes writes."""
-        graph = self.bench.graph
-        less = [_without(graph, graph.source_index[node], slice(None)) for node in nodes]
-        self.bench.measure_families([Family([graph.allowed, *less]), Family([np.zeros_like(graph.allowed)])])
-        full, empty = (float(self.bench.values(mask).mean()) for mask in (graph.allowed, np.zeros_like(graph.allowed)))
-        return full, empty, dict(zip(nodes, self.damages(self.bench, less), strict=True))
+    @property
+    def forward(self) -> float:
+        """FLOP of the examples' run through the whole model."""
+        return 2.0 * parameters(self.model) * sum(len(self.task.examples[row].clean) for row in self.rows)
 
-    def edges(self, cuts: Sequence[Cut]) -> dict[Cut, Estimate]:
-        """The damage of ablating a node's edges into some receivers, for each of some."""
-        graph = self.bench.graph
-        found = self.damages(self.bench, [_without(graph, graph.source_index[node], list(columns)) for node, columns in cuts])
-        return dict(zip(cuts, found, strict=True))
+    def ablating(self, nodes: Sequence[str]) -> float:
+        """About what `ablate` costs, in FLOP."""
+        return self.forward * (ABLATE_RUNS + self._after(nodes))
 
-    def damages(self, bench: Bench, masks: Sequence[np.ndarray]) -> list[Estimate]:
-        """The damage of keeping only a mask's edges, for each of some."""
-        if not masks:
-            return []
-        full = bench.graph.allowed
-        bench.measure([full, *masks])
-        return [bench.estimate(bench.metric.damage, bench.values(full), bench.values(mask)) for mask in masks]
+    def asking(self, heads: Sequence[str], names: int) -> float:
+        """About what it costs, in FLOP, to ask each of some heads about each named position and once about its values or keys."""
+        return self.forward * (2 * (1 + names) + (1 + names) * self._after(heads)) if heads and names else 0.0
 
-    def words(self, name: str) -> Words | None:
-        """The same with another word at a named position; None where there is no other."""
-        other = other_word(self.task, name, self.rows)
-        return None if other is None else Words(self, name, other)
+    def _after(self, nodes: Sequence[str]) -> float:
+        """Runs of the whole model that running what follows each of some nodes amounts to."""
+        layers = self.graph.n_layers
+        return sum(1 - (int(node[1:].split(".")[0]) + (node[0] == "m")) / layers for node in nodes)
+
+    def ablate(self, nodes: Sequence[str], cuts: Sequence[Cut]) -> Ablated:
+        """Ablate all that some nodes write, one after the other, and some nodes' edges into some receivers."""
+        index = self.graph.source_index
+        reads = [(node, receivers(self.graph, columns)) for node, columns in cuts]
+
+        def changes(batch: Batch, plain: Plain) -> tuple[list[Change], list[Tensor]]:
+            carried = self._carried(batch)
+            whole = {node: plain.change(node, carried[index[node]]) for node in dict.fromkeys([*nodes, *(node for node, _ in cuts)])}
+            last = carried[:, torch.arange(len(batch), device=carried.device), batch.position]  # [S, N, D]
+            empty = unembed(self.model, stream_after(self.model, last, self.graph.n_layers))
+            return [*(whole[node] for node in nodes), *(replace(whole[node], reads=each) for node, each in reads)], [empty]
+
+        full, empty, *others = self._values(ABLATE_RUNS, len(nodes) + len(cuts), changes)
+        damages = [self._damage(full, each) for each in others]
+        parts = dict(zip(nodes, damages, strict=False)), dict(zip(cuts, damages[len(nodes) :], strict=True))
+        return Ablated(float(full.mean()), float(empty.mean()), *parts)
+
+    def other_words(self, asked: Sequence[Asked], others: Mapping[str, Task]) -> dict[Asked, Estimate]:
+        """The damage of another word at a named position: to all that a head writes (what it has from there), seen by its values
+        alone (what it moves), or by its keys alone at that position alone (what it matches).
+
+        Where heads share their keys and values, the last two are those of the group.
+
+        Args:
+            asked: which of these, each for a head and a position.
+            others: the examples, each against itself with another word, by position (see `other_words`).
+        """
+        deepest = {name: 1 + max(head_of(head)[0] for head, other, _ in asked if other == name) for _, name, _ in asked}
+
+        def changes(batch: Batch, plain: Plain) -> tuple[list[Change], list[Tensor]]:
+            runs = {name: Plain.run(self.model, _corrupted(batch, others[name]), layers) for name, layers in deepest.items()}
+            places = {name: self._places(batch, name) for name in runs}
+            return [_change(plain, head, runs[name], part, places[name]) for head, name, part in asked], []
+
+        full, *values = self._values(1 + len(deepest), len(asked), changes) if asked else [np.zeros(0)]
+        return {each: self._damage(full, value) for each, value in zip(asked, values, strict=True)}
+
+    def _carried(self, batch: Batch) -> Tensor:
+        """[S, N, T, D]: the replacements."""
+        values = self.ablation.rows(batch)
+        expected = (len(self.graph.sources), *batch.clean.shape, self.model.d_model)
+        if values.shape != expected:
+            shape = tuple(values.shape)
+            raise CircuitDiscoveryError(f"ablation {self.ablation.name!r} gives replacements of shape {shape}, not {expected}")
+        return values.to(self.model.W_E)
+
+    def _places(self, batch: Batch, name: str) -> Tensor:
+        """[N]: the named position; 0 where an example has none, whose word is its own."""
+        at = [self.task.examples[self.rows[row]].positions.get(name, 0) for row in batch.rows.tolist()]
+        return torch.tensor(at, device=batch.clean.device)
+
+    def _values(self, runs: float, count: int, changes: Callable[[Batch, Plain], tuple[list[Change], list[Tensor]]]) -> list[np.ndarray]:
+        """[examples] each: the metric of the plain runs, of other logits, and of changed runs, as many as `count`.
+
+        `changes` gives a batch's changes, and its other logits, [N, V] each; `runs` is what that costs.
+        """
+        chosen, out, planned = self.task.select(self.rows), np.zeros((0, len(self.rows))), False
+        for batch in batches(self.model, chosen, self.batch_size):
+            share, rows = int(batch.lengths.sum()) / sum(len(e.clean) for e in chosen.examples), batch.rows.cpu().numpy()
+            plain = Plain.run(self.model, batch.clean)
+            made, others = changes(batch, plain)
+            known = [plain.logits(batch.position), *others]
+            if not planned:
+                out, planned = np.zeros((len(known) + count, len(self.rows))), True
+                self.work.plan(self.forward * (runs + sum(cost(self.model, each) for each in made)))
+            self.work.did(self.forward * share * runs)
+            out[: len(known), rows] = np.stack([self._metric(each, batch) for each in known])
+            for which, logits in changed_logits(plain, batch.position, made):
+                for i, values in zip(which, self._metric(logits, batch), strict=True):
+                    out[len(known) + i, rows] = values
+                self.work.did(self.forward * share * sum(cost(self.model, made[i]) for i in which))
+        return list(distributed.total(torch.from_numpy(out)).numpy())
+
+    def _metric(self, logits: Tensor, batch: Batch) -> np.ndarray:
+        """[..., N] of [..., N, V]."""
+        return self.metric(logits, batch).double().cpu().numpy()
+
+    def _damage(self, full: np.ndarray, less: np.ndarray) -> Estimate:
+        return interval(self.metric.damage(resampled(full), resampled(less)))
 
     def after_copies(self, heads: Sequence[str]) -> Mapping[str, float]:
         """The mean attention of some heads from END to what followed earlier copies of its token, with other tokens in their place."""
@@ -88,94 +188,54 @@ class Trials:
             return {}
         old = [self.task.examples[row] for row, _ in changed]
         new = [replace(example, clean=prompt) for example, (_, prompt) in zip(old, changed, strict=True)]
-        total = np.zeros(len(heads))
+        found = [weights[:, old[row].position, after_copies(old[row])].sum(-1) for row, weights in self._attention(new, heads)]
+        return dict(zip(heads, np.mean(found, axis=0).tolist(), strict=True))
+
+    def attention_to_other(self, heads: Sequence[str], query: str, key: str, other: Task) -> dict[str, float]:
+        """The mean attention of some heads from a named position to one where another word stands."""
+        new = [replace(example, clean=example.corrupted) for example in other.examples]
+        found: list[np.ndarray] = []
+        for row, weights in self._attention(new, heads):
+            at = other.examples[row].positions
+            if query in at and key in at:
+                found.append(weights[:, at[query], at[key]])
+        return dict(zip(heads, np.mean(found, axis=0).tolist(), strict=True))
+
+    def _attention(self, examples: Sequence[Example], heads: Sequence[str]) -> Iterator[tuple[int, np.ndarray]]:
+        """(which of some examples, [h, T, T] the attention of some heads on its clean prompt)."""
         layers, places = zip(*map(head_of, heads), strict=True)
-        for batch, seen in attention_on(self.model, replace(self.task, examples=tuple(new), held_out=None), self.batch_size):
+        for batch, seen in attention_on(self.model, replace(self.task, examples=tuple(examples), held_out=None), self.batch_size):
             weights = seen[list(layers), list(places)].cpu().numpy()  # [h, N, T, T]
             for i, row in enumerate(batch.rows.tolist()):
-                total += weights[:, i, old[row].position, after_copies(old[row])].sum(-1)
-        return dict(zip(heads, (total / len(old)).tolist(), strict=True))
+                yield row, weights[:, i]
 
 
-@dataclass(frozen=True)
-class Words:
-    """What heads do where another word stands at a named position.
-
-    Where heads share their keys and values, what `values` and `keys` tell is their group's.
-
-    Args:
-        trials: what the interventions run on.
-        name: the position.
-        task: the examples, each against itself with the other word.
-    """
-
-    trials: Trials
-    name: str
-    task: Task
-
-    def whole(self, heads: Sequence[str]) -> dict[str, Estimate]:
-        """The damage to all that a head writes."""
-        if not heads:
-            return {}
-        index = self.trials.model.graph.source_index
-        return self._damages(self._written, heads, [(index[head], slice(None)) for head in heads])
-
-    def values(self, heads: Sequence[str]) -> dict[str, Estimate]:
-        """The damage of the other word seen by a head's values alone: what it moves."""
-        if not heads:
-            return {}
-        return self._damages(self._written, heads, [(slice(None), self._column(head, "v")) for head in heads])
-
-    def keys(self, heads: Sequence[str]) -> dict[str, Estimate]:
-        """The damage of the other word seen by a head's keys alone, at that position alone: what it matches there."""
-        if not heads:
-            return {}
-        bench = self._bench(OnDemand(f"another word at {self.name}", False, self._only_here))
-        return self._damages(bench, heads, [(slice(None), self._column(head, "k")) for head in heads])
-
-    def attention(self, heads: Sequence[str], query: str) -> dict[str, float]:
-        """The mean attention of some heads from a named position to the other word."""
-        layers, places = zip(*map(head_of, heads), strict=True)
-        weights: list[np.ndarray] = []  # [h] each
-        other = [replace(example, clean=example.corrupted) for example in self.task.examples]
-        for batch, seen in attention_on(self.trials.model, replace(self.task, examples=tuple(other)), self.trials.batch_size):
-            for i, row in enumerate(batch.rows.tolist()):
-                at = self.task.examples[row].positions
-                if query in at and self.name in at:
-                    weights.append(seen[list(layers), list(places), i, at[query], at[self.name]].cpu().numpy())
-        return dict(zip(heads, np.mean(weights, axis=0).tolist(), strict=True))
-
-    @cached_property
-    def _written(self) -> Bench:
-        return self._bench("resample")
-
-    def _bench(self, ablation: str | Ablation) -> Bench:
-        trials = self.trials
-        given = ablation, trials.metric, "noising", trials.batch_size, 0
-        return Bench.build(trials.model, self.task, trials.model.graph, *given, work=trials.work)
-
-    def _damages(self, bench: Bench, heads: Sequence[str], cuts: Sequence[tuple[int | slice, int | slice]]) -> dict[str, Estimate]:
-        found = self.trials.damages(bench, [_without(bench.graph, rows, columns) for rows, columns in cuts])
-        return dict(zip(heads, found, strict=True))
-
-    def _column(self, node: str, letter: str) -> int:
-        graph, (layer, head) = self.trials.model.graph, head_of(node)
-        return int(graph.columns(layer, letter)[head // (graph.n_heads // graph.n_kv_heads)])
-
-    def _only_here(self, batch: Batch) -> Tensor:
-        """[S, B, T, D]: what every source writes on the clean prompts, at the named position on the other ones."""
-        values, other = run_sources(self.trials.model, batch.clean), run_sources(self.trials.model, batch.corrupted)
-        for i, row in enumerate(batch.rows.tolist()):
-            at = self.task.examples[row].positions.get(self.name, 0)
-            values[:, i, at] = other[:, i, at]
-        return values
+def resampled(values: np.ndarray) -> np.ndarray:
+    """[1 + resamples]: the mean over [examples], then over bootstrap draws of them, as a bench of seed 0 draws."""
+    count = len(values)
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
+    return np.concatenate([[values.mean()], draws @ values])
 
 
-def _without(graph: Graph, rows: int | slice, columns: list[int] | int | slice) -> np.ndarray:
-    """[S, R] bool: all edges but those from some sources into some receivers."""
-    mask = graph.allowed.copy()
-    mask[rows, columns] = False
-    return mask
+def _change(plain: Plain, head: str, other: Plain, part: Part, places: Tensor) -> Change:
+    if part == "whole":
+        return plain.change(head, other.written(head))
+    return plain.changed_values(head, other) if part == "values" else plain.changed_keys(head, other, places)
+
+
+def _corrupted(batch: Batch, task: Task) -> Tensor:
+    """[N, T]: the corrupted prompts of a task's examples, as long as a batch's clean ones."""
+    tokens = batch.clean.clone()
+    for i, row in enumerate(batch.rows.tolist()):
+        prompt = task.examples[row].corrupted
+        tokens[i, : len(prompt)] = torch.tensor(prompt, device=tokens.device)
+    return tokens
+
+
+def other_words(task: Task, names: Sequence[str], rows: Sequence[int]) -> dict[str, Task]:
+    """By named position what `other_word` gives, where it gives something."""
+    found = {name: other_word(task, name, rows) for name in names}
+    return {name: other for name, other in found.items() if other is not None}
 
 
 def other_word(task: Task, name: str, rows: Sequence[int] | None = None) -> Task | None:

@@ -27,7 +27,7 @@ from circuitdiscovery.encoder import Example
 from circuitdiscovery.estimates import Estimate
 from circuitdiscovery.graph import Graph, letter_of
 from circuitdiscovery.headscores import TOP
-from circuitdiscovery.interventions import Cut, Trials, Words
+from circuitdiscovery.interventions import Ablated, Asked, Cut, Trials, other_words
 from circuitdiscovery.task import Task
 from circuitdiscovery.taskfile import END
 
@@ -44,12 +44,11 @@ Found = tuple[str, tuple[str, ...]]  # a role and its evidence
 
 
 @dataclass(frozen=True)
-class Head:
-    """What was measured of one head.
+class Look:
+    """What is seen of one head in plain runs.
 
     Args:
         node: which.
-        effect: damage of ablating it.
         direct: what it writes onto the logit difference.
         scores: as in headscores.py.
         promotes: the share, of the prompts in which the answer stands, where it is among the highest tokens of what the head writes.
@@ -57,7 +56,6 @@ class Head:
     """
 
     node: str
-    effect: Estimate
     direct: Estimate
     scores: Mapping[str, float]
     promotes: float
@@ -65,11 +63,17 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Head(Look):
+    """The same with `effect`, the damage of ablating it."""
+
+    effect: Estimate
+
+
+@dataclass(frozen=True)
 class Setting:
     """What the heads of a task have in common.
 
     Args:
-        span: |F(M) - F(empty)|, in the metric that effects are measured in.
         logit_diff: the model's, of which direct effects are parts.
         stands: the share of the prompts in which an answer stands before END.
         answer: the named position where it mostly stands.
@@ -77,7 +81,6 @@ class Setting:
         even: the score `previous token` of a head that attends to all tokens alike; None where there are no such scores.
     """
 
-    span: float
     logit_diff: float
     stands: float
     answer: str | None
@@ -103,41 +106,48 @@ def word_positions(task: Task) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for e in task.examples for name, at in e.positions.items() if at != e.position))
 
 
-def find_roles(heads: Sequence[Head], sights: Sights, setting: Setting, trials: Trials) -> Mapping[str, Found]:
-    """Node -> (role, evidence), for the heads that have one.
+def find_roles(
+    looks: Sequence[Look], nodes: Sequence[str], sights: Sights, setting: Setting, trials: Trials
+) -> tuple[Ablated, Mapping[str, Found]]:
+    """(the ablations of some nodes, the heads among them too; head -> (role, evidence), for those that have one).
 
     What a head does on the task's own prompts goes before what it does on random tokens. Interventions are made only where what is
-    seen makes a role possible, and those of all heads together, which then share what they have in common.
+    seen makes a role possible, and those of all heads together.
     """
-    found: dict[str, Found] = {}
-
-    def rest() -> list[Head]:
-        return [head for head in heads if head.node not in found]
-
-    found |= _induction(heads, sights, trials)
-    movers = {head.node: sign for head in rest() if (sign := _moves(head, sights, setting))}
-    told = [node for node, sign in movers.items() if sign > 0]
-    inhibiting = [head for head in rest() if head.node not in movers and _may_inhibit(head, told, sights, setting)]
-    cuts = {head.node: _inhibition_cuts(trials.bench.graph, head.node, told) for head in inhibiting}
-    costs = trials.edges([*(_to_logits(node) for node in movers), *(cut for each in cuts.values() for cut in each.values())])
-    found |= {head.node: _moving(head, movers[head.node], costs, sights, setting, trials) for head in heads if head.node in movers}
-    for head in inhibiting:
-        role = _inhibition(head, told, {name: costs[cut] for name, cut in cuts[head.node].items()}, sights, trials)
-        found |= {} if role is None else {head.node: role}
+    found = _induction(looks, sights, trials)
+    rest = [look for look in looks if look.node not in found]
+    moving = {look.node: sign for look in rest if (sign := _moves(look, sights, setting))}
+    told = [node for node, sign in moving.items() if sign > 0]
+    inhibiting = {
+        look.node: _inhibition_cuts(trials.graph, look.node, told)
+        for look in rest
+        if told and look.node not in moving and sights.pairs(look.node).get((END, S2), 0.0) >= ATTENDS
+    }
+    cuts = [*map(_to_logits, moving), *(cut for each in inhibiting.values() for cut in each.values())]
+    ablated = trials.ablate(nodes, list(dict.fromkeys(cuts)))
+    heads = [Head(**vars(look), effect=ablated.nodes[look.node]) for look in looks]
+    for head in heads:
+        if head.node in moving:
+            found[head.node] = _moving(head, moving[head.node], ablated, sights, setting, trials)
+        elif head.node in inhibiting and matters(head, ablated):
+            costs = {name: ablated.edges[cut] for name, cut in inhibiting[head.node].items()}
+            role = _inhibition(head, told, costs, sights, trials)
+            found |= {} if role is None else {head.node: role}
     for rule in (lambda head: _duplicate(head, sights), _on_random_tokens, lambda head: _previous(head, sights, setting)):
-        found |= {head.node: role for head in rest() if (role := rule(head)) is not None}
-    return found | _by_words([head for head in rest() if matters(head, setting)], sights, setting, trials)
+        found |= {head.node: role for head in heads if head.node not in found and (role := rule(head)) is not None}
+    asked = [head for head in heads if head.node not in found and matters(head, ablated)]
+    return ablated, found | _by_words(asked, sights, setting, trials)
 
 
-def matters(head: Head, setting: Setting) -> bool:
+def matters(head: Head, ablated: Ablated) -> bool:
     """Whether ablating a head costs enough for parts of that to say what it is for."""
-    return head.effect.low > 0 and head.effect >= MATTERS * setting.span
+    return head.effect.low > 0 and head.effect >= MATTERS * abs(ablated.full - ablated.empty)
 
 
 # ------------------------------------------------------------------ by what a head looks at
 
 
-def _induction(heads: Sequence[Head], sights: Sights, trials: Trials) -> dict[str, Found]:
+def _induction(heads: Sequence[Look], sights: Sights, trials: Trials) -> dict[str, Found]:
     """Heads that find the token after an earlier copy of END's because of the copy."""
     weights = {head.node: sights.induction(head.node) or 0.0 for head in heads}
     looking = [node for node, weight in weights.items() if weight >= MAJORITY]
@@ -155,7 +165,7 @@ def _induction(heads: Sequence[Head], sights: Sights, trials: Trials) -> dict[st
     return found
 
 
-def _duplicate(head: Head, sights: Sights) -> Found | None:
+def _duplicate(head: Look, sights: Sights) -> Found | None:
     for (later, earlier), weight in sights.copies(head.node).items():
         if weight >= ATTENDS:
             return "duplicate token", (f"{later} gives {weight:.2f} of its attention to {earlier}, where the same token stands.",)
@@ -169,7 +179,7 @@ _LOOKS_AT = {
 }
 
 
-def _on_random_tokens(head: Head) -> Found | None:
+def _on_random_tokens(head: Look) -> Found | None:
     known = {role: head.scores[role] for role in _LOOKS_AT if role in head.scores}
     role = max(known, key=known.__getitem__, default=None)
     if role is None or known[role] < MAJORITY:
@@ -177,7 +187,7 @@ def _on_random_tokens(head: Head) -> Found | None:
     return role, (f"On random tokens {_LOOKS_AT[role]} with {known[role]:.2f} of the weight.",)
 
 
-def _previous(head: Head, sights: Sights, setting: Setting) -> Found | None:
+def _previous(head: Look, sights: Sights, setting: Setting) -> Found | None:
     """A head that attends to the token before where its readers attend to; elsewhere, only more than evenly."""
     weight, score = sights.before(head.node), head.scores.get("previous token", 0.0)
     if weight is None or weight < MAJORITY or setting.even is None or score < ABOVE_EVEN * setting.even:
@@ -191,7 +201,7 @@ def _previous(head: Head, sights: Sights, setting: Setting) -> Found | None:
 # ------------------------------------------------------------------ by what it writes, and through which edges it acts
 
 
-def _moves(head: Head, sights: Sights, setting: Setting) -> int:
+def _moves(head: Look, sights: Sights, setting: Setting) -> int:
     """1 for a head that takes the answer from elsewhere to END, -1 for one that writes against it, 0 for others."""
     moves = sights.pairs(head.node)[END, END] <= 1 - ATTENDS
     if setting.stands < MAJORITY or setting.logit_diff <= 0 or not moves:
@@ -202,7 +212,7 @@ def _moves(head: Head, sights: Sights, setting: Setting) -> int:
     return -1 if head.direct.high < 0 and share <= -DIRECT and head.demotes >= MAJORITY else 0
 
 
-def _moving(head: Head, sign: int, costs: Mapping[Cut, Estimate], sights: Sights, setting: Setting, trials: Trials) -> Found:
+def _moving(head: Head, sign: int, ablated: Ablated, sights: Sights, setting: Setting, trials: Trials) -> Found:
     """A name mover where the answer is the name at IO."""
     kind = "name mover" if setting.answer == IO else "mover"
     told, how = (head.promotes, "highest") if sign > 0 else (head.demotes, "lowest")
@@ -211,17 +221,13 @@ def _moving(head: Head, sign: int, costs: Mapping[Cut, Estimate], sights: Sights
     return kind if sign > 0 else f"negative {kind}", (
         f"In {told:.0%} of the prompts the answer is among the {TOP} {how} tokens of what it writes at END; {where}.",
         f"It writes {head.direct} onto the logit difference, {share:.0%} of the model's {setting.logit_diff:.3g}.",
-        f"Ablating its edge to the logits alone costs {_of(costs[_to_logits(head.node)], head, trials)}.",
+        f"Ablating its edge to the logits alone costs {_of(ablated.edges[_to_logits(head.node)], head, trials)}.",
         f"END attends most to {_listed(sights, head)}.",
     )
 
 
 def _to_logits(node: str) -> Cut:
     return node, (-1,)
-
-
-def _may_inhibit(head: Head, movers: Sequence[str], sights: Sights, setting: Setting) -> bool:
-    return sights.pairs(head.node).get((END, S2), 0.0) >= ATTENDS and bool(movers) and matters(head, setting)
 
 
 def _inhibition_cuts(graph: Graph, node: str, movers: Sequence[str]) -> dict[str, Cut]:
@@ -256,17 +262,28 @@ def _by_words(heads: Sequence[Head], sights: Sights, setting: Setting, trials: T
     What each step tells decides which heads the next one is for.
     """
     heads = [head for head in heads if sights.copies(head.node) or _may_carry(head, sights)]
-    words = {name: each for name in setting.names if heads and (each := trials.words(name)) is not None}
-    whole = {name: each.whole([head.node for head in heads]) for name, each in words.items()}
-    own = {head.node: {name: each[head.node] for name, each in whole.items()} for head in heads}
-    found = _matchers(heads, own, words, sights, trials)
-    carriers = [(head, name) for head in heads if head.node not in found and (name := _carried(head, own[head.node], sights)) is not None]
-    for name, each in words.items():
-        moving = [head for head, carried in carriers if carried == name]
-        values = each.values([head.node for head in moving])
-        for head in moving:
-            role = _carrier(head, name, own[head.node], values[head.node], sights, trials)
-            found |= {} if role is None else {head.node: role}
+    others = other_words(trials.task, setting.names, trials.rows) if heads else {}
+    trials.work.ahead = trials.asking([head.node for head in heads], len(others))
+    whole = trials.other_words([(head.node, name, "whole") for head in heads for name in others], others)
+    own = {head.node: {name: whole[head.node, name, "whole"] for name in others} for head in heads}
+    matching = [(head, *pair) for head in heads for pair in sights.copies(head.node) if _may_match(head, pair[1], own[head.node])]
+    carrying = [(head, name) for head in heads if (name := _carried(head, own[head.node], sights)) is not None]
+    keys: list[Asked] = [(head.node, earlier, "keys") for head, _, earlier in matching]
+    values: list[Asked] = [(head.node, name, "values") for head, name in carrying]
+    parts = trials.other_words(list(dict.fromkeys([*keys, *values])), others)
+    found: dict[str, Found] = {}
+    matching = [each for each, key in zip(matching, keys, strict=True) if _counts(parts[key], own[key[0]][key[1]], MAJORITY)]
+    matching = list({head.node: (head, *pair) for head, *pair in reversed(matching)}.values())  # the first pair of each
+    for later, earlier in dict.fromkeys((later, earlier) for _, later, earlier in matching):
+        some = [head for head, *pair in matching if pair == [later, earlier]]
+        otherwise = trials.attention_to_other([head.node for head in some], later, earlier, others[earlier])
+        for head in some:
+            cost = parts[head.node, earlier, "keys"]
+            found[head.node] = _matcher(head, later, earlier, cost, otherwise[head.node], sights, trials)
+    for head, name in carrying:
+        value = parts[head.node, name, "values"]
+        if head.node not in found and _counts(value, own[head.node][name], PART):
+            found[head.node] = _carrier(head, name, own[head.node], value, sights, trials)
     return found
 
 
@@ -274,37 +291,18 @@ def _counts(part: Estimate, whole: float, share: float) -> bool:
     return part.low > 0 and part >= share * whole
 
 
-def _matchers(
-    heads: Sequence[Head], own: Mapping[str, Mapping[str, Estimate]], words: Mapping[str, Words], sights: Sights, trials: Trials
-) -> dict[str, Found]:
-    """Those whose keys tell that a word is repeated; they may look at the copy or away from it."""
-    asked = [
-        (head, later, earlier)
-        for head in heads
-        for later, earlier in sights.copies(head.node)
-        if earlier in own[head.node] and _counts(own[head.node][earlier], head.effect, PART)
-    ]
-    keys = {
-        name: each.keys(list(dict.fromkeys(head.node for head, _, earlier in asked if earlier == name))) for name, each in words.items()
-    }
-    matching: dict[str, tuple[Head, str, str]] = {}
-    for head, later, earlier in asked:
-        if _counts(keys[earlier][head.node], own[head.node][earlier], MAJORITY):
-            matching.setdefault(head.node, (head, later, earlier))
-    found: dict[str, Found] = {}
-    for later, earlier in dict.fromkeys((later, earlier) for _, later, earlier in matching.values()):
-        some = [head for head, *names in matching.values() if names == [later, earlier]]
-        otherwise = words[earlier].attention([head.node for head in some], later)
-        for head in some:
-            weight, cost = sights.copies(head.node)[later, earlier], _of(keys[earlier][head.node], head, trials)
-            found[head.node] = (
-                "duplicate token",
-                (
-                    f"{later} repeats {earlier}'s token. Another word there, seen by its keys alone, costs {cost}.",
-                    f"{later} gives {weight:.2f} of its attention to {earlier}, {otherwise[head.node]:.2f} where another word stands there.",
-                ),
-            )
-    return found
+def _may_match(head: Head, earlier: str, own: Mapping[str, Estimate]) -> bool:
+    """Whether another word there does damage; whether by the keys is yet to be seen."""
+    return earlier in own and _counts(own[earlier], head.effect, PART)
+
+
+def _matcher(head: Head, later: str, earlier: str, cost: Estimate, otherwise: float, sights: Sights, trials: Trials) -> Found:
+    """Its keys tell that a word is repeated; it may look at the copy or away from it."""
+    weight = sights.copies(head.node)[later, earlier]
+    return "duplicate token", (
+        f"{later} repeats {earlier}'s token. Another word there, seen by its keys alone, costs {_of(cost, head, trials)}.",
+        f"{later} gives {weight:.2f} of its attention to {earlier}, {otherwise:.2f} where another word stands there.",
+    )
 
 
 def _may_carry(head: Head, sights: Sights) -> bool:
@@ -320,10 +318,8 @@ def _carried(head: Head, own: Mapping[str, Estimate], sights: Sights) -> str | N
     return None if any(each > LITTLE * own[name] for other, each in own.items() if other != name) else name
 
 
-def _carrier(head: Head, name: str, own: Mapping[str, Estimate], values: Estimate, sights: Sights, trials: Trials) -> Found | None:
+def _carrier(head: Head, name: str, own: Mapping[str, Estimate], values: Estimate, sights: Sights, trials: Trials) -> Found:
     cost = own[name]
-    if not _counts(values, cost, PART):
-        return None
     others = [f"{each:.3g} with another at {other}" for other, each in own.items() if other != name]
     at_end = (sights.read(head.node, END) or 0.0) >= MAJORITY
     return f"mover of {name}", (
@@ -339,7 +335,7 @@ def _carrier(head: Head, name: str, own: Mapping[str, Estimate], values: Estimat
 
 
 def _of(cost: Estimate, head: Head, trials: Trials) -> str:
-    return f"{cost} of {trials.bench.metric.name}; ablating it whole costs {head.effect:.3g}"
+    return f"{cost} of {trials.metric.name}; ablating it whole costs {head.effect:.3g}"
 
 
 def _in_brackets(parts: Sequence[str]) -> str:

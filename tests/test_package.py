@@ -46,6 +46,7 @@ ORDER = [
         "attention",
         "headscores",
         "cards",
+        "interchange",
         "interventions",
         "roles",
         "explanation",
