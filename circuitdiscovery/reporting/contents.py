@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PROMPTS = 20  # rows of the table
 ANSWERS = 3  # of several right answers that are named; greater_than has up to 98
+_BY_ROW = ("resample", "zero")  # ablations that give a prompt the same whatever stands beside it
 _IN_WORDS = ("description", "source", "counterfactual")
 
 Json = dict[str, Any]
@@ -121,9 +122,11 @@ def _searched(model: Model, task: Task, circuit: Circuit, evaluation: Mapping[st
     if task.held_out is None:
         return None, evaluation["full"]["value"] - evaluation["empty"]["value"]
     setup = (circuit.graph, options.ablation, options.metric or task.metric, options.direction, options.batch_size, options.seed)
-    with stage("the prompts of the search"):
-        bench = Bench.build(model, task, *setup)
-        full, kept, empty = (bench.values(mask) for mask in (circuit.graph.allowed, circuit.mask, np.zeros_like(circuit.mask)))
+    masks = circuit.graph.allowed, circuit.mask, np.zeros_like(circuit.mask)
+    with stage("the prompts of the search") as progress:
+        bench = Bench.build(model, task, *setup, progress)
+        bench.measure(masks)
+        full, kept, empty = map(bench.values, masks)
     normalized, _ = bench.normalized(kept, full, empty)
     estimate = None if normalized is None else {name: _rounded(value) for name, value in normalized.to_dict().items()}
     return {"examples": len(task), "normalized": estimate}, float(full.mean() - empty.mean())
@@ -195,10 +198,12 @@ def _example(model: Model, example: Example) -> Json:
 
 
 def _prompts(model: Model, task: Task, circuit: Circuit, options: Options) -> list[Json]:
-    """The first prompts with what the model and the circuit answer, each run on all examples: a mean ablation is one over all."""
+    """The first prompts with what the model and the circuit answer; run on all examples where an ablation depends on them all."""
     from circuitdiscovery.metrics import clean_logits
     from circuitdiscovery.patching import run_circuit
 
+    if options.ablation in _BY_ROW:
+        task = task.select(range(min(PROMPTS, len(task))))
     with stage("answers"):
         full = clean_logits(model, task).float().cpu()  # [examples, vocabulary]
         options_of_run = {"ablation": options.ablation, "direction": options.direction, "batch_size": options.batch_size}
