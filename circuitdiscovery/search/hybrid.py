@@ -45,6 +45,7 @@ _AT_ONCE = 0.2  # of the kept edges are removed on one measurement
 _SLACK, _FREE = 2.0, 0.01  # together they may do this many times what each does alone, and a hundredth of a nat
 _AJAR = 0.1  # how far absent edges are open where the gradient is taken, so that paths of several absent edges show
 _FLOAT = 0.5  # of the wanted edges come back at first
+_PRIOR = 3  # measurements count as if they had removed all that one may, in the estimate of how many there will be
 _RANKING, _PASS, _EACH = 20.0, 5.0, 0.2  # forwards, about: of the ranking, of each measurement but its edges, and of each edge at first
 
 
@@ -216,7 +217,8 @@ class _Walk:
         self.loss = saved.number("loss", 0.0)  # of `mask`
         self.size = saved.number("size", max(1, int(_FLOAT * edges)))  # how many edges come back
         self.done = saved.number("done", 0.0)  # forwards
-        self.share = saved.number("share", _AT_ONCE)  # of the kept edges, that a measurement has removed of late
+        self.passes = saved.number("passes", _PRIOR)  # measurements, and the logarithm of the share that they left
+        self.shrunk = saved.number("shrunk", _PRIOR * math.log(1 - _AT_ONCE))
         self._look()
 
     def _look(self) -> None:
@@ -250,10 +252,15 @@ class _Walk:
         self._keep()
         self.show()
 
+    def learn(self, kept: int, left: int) -> None:
+        """How much a measurement removes, for the estimate; the last one of an elimination removes what is wanted."""
+        if left > self.edges:
+            self.passes, self.shrunk = self.passes + 1, self.shrunk + math.log(left / kept)
+
     def _keep(self) -> None:
         arrays = {"ranked": self.ranked, "mask": self.mask, "trial": self.trial, "damages": self.damages}
-        numbers = {"receivers": self.receivers, "stage": self.stage, "loss": self.loss, "size": self.size}
-        self._saved.keep(arrays, **numbers, done=float(self.done), share=self.share)
+        numbers = {"receivers": self.receivers, "stage": self.stage, "loss": self.loss, "size": self.size, "passes": self.passes}
+        self._saved.keep(arrays, **numbers, done=float(self.done), shrunk=self.shrunk)
 
     def show_ranking(self, done: int, total: int) -> None:
         """How far the ranking is."""
@@ -264,15 +271,16 @@ class _Walk:
         """Forwards done, and those with what is left, if later rounds are like this one."""
         if self._progress:
             done = int(self.done)
-            self._progress(done, max(done, round(self.done + self._left())))
+            self._progress(done, int(self.done + self._left()))
 
     def _left(self) -> float:
-        kept = int(self.trial.sum()) if self.stage else _POOL * self.edges
+        kept = int(self.trial.sum()) if self.stage else min(_POOL * self.edges, len(self.graph))
+        share = 1 - math.exp(self.shrunk / self.passes)
         each = sum(self._costs) / kept if self._costs else _EACH  # of one edge
         left = sum(self._costs[self.receivers :]) if self.stage else _RANKING - self.done + kept * each
-        later = _passes(kept, self.edges, self.share)[1:]
+        later = _passes(kept, self.edges, share)[1:]
         for _ in range(max(self.stage, 1), 1 + self.rounds):
-            later += _passes(self.edges + self.size, self.edges, self.share)
+            later += _passes(self.edges + self.size, self.edges, share)
         if self.stage <= 1 + self.rounds:
             later += [self.edges]
         return left + sum(count * each + _PASS for count in later)
@@ -312,9 +320,7 @@ class _Search:
         """As many of the trial's edges as are wanted: the least needed fifth goes, again and again."""
         while (kept := int(walk.trial.sum())) > walk.edges:
             smaller = self.less(walk, _gone(kept, walk.edges))
-            gone = kept - int(smaller.sum())
-            if gone < kept - walk.edges:  # it was not the last few
-                walk.share = (walk.share + gone / kept) / 2
+            walk.learn(kept, int(smaller.sum()))
             walk.turn_to(smaller)
 
     def less(self, walk: _Walk, most: int) -> np.ndarray:
