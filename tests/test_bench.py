@@ -260,7 +260,8 @@ def test_a_full_measurement_goes_on_too(setting: tuple[Any, Any, Any], tmp_path:
     "other", [{"effort": "full"}, {"ablation": "zero"}, {"metric": "prob_diff"}, {"direction": "denoising"}, {"seed": 1}]
 )
 def test_a_file_of_another_measurement_is_refused(setting: tuple[Any, Any, Any], tmp_path: Path, other: dict[str, Any]) -> None:
-    asked, state = {"effort": "quick"}, tmp_path / "measured"
+    asked: dict[str, Any] = {"effort": "quick"}
+    state = tmp_path / "measured"
     with pytest.raises(Stopped):
         cd.evaluate(*setting, **asked, state=state, progress=stop_after(2))
     before = state.read_bytes()

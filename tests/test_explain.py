@@ -395,7 +395,7 @@ def test_copying_is_of_all_tokens_where_no_answer_stands_in_a_prompt(gpt2: Tiny)
     counts = CopyScores(gpt2.model, task, ["a0.h0"])
     for seen in observe(gpt2.model, task, 2):
         counts.add(seen)
-    assert counts._total == clean.numel()
+    assert counts.total == clean.numel()
 
 
 @pytest.fixture(scope="module")
@@ -513,8 +513,10 @@ def test_few_nodes_or_none(gpt2: Tiny) -> None:
 def test_progress_counts_up(gpt2: Tiny) -> None:
     calls: list[tuple[int, int]] = []
     explain(gpt2, task_of(gpt2, positions={"X": 1}), progress=lambda done, total: calls.append((done, total)))
-    assert [done for done, _ in calls] == list(range(1, len(calls) + 1)) and len(calls) >= len(gpt2.model.graph.sources) - 1
-    assert all(done <= total for done, total in calls)
+    done, totals = zip(*calls, strict=True)
+    assert list(done) == sorted(done) and len(calls) > 3
+    assert all(now <= total for now, total in calls) and done[-1] == totals[-1]
+    assert max(totals) <= 2 * totals[len(totals) // 4]  # what there is to do is known early
 
 
 def test_bad_input_is_told_in_one_line(gpt2: Tiny, toy: Tiny) -> None:

@@ -15,23 +15,27 @@ from tiny import Tiny
 from torch import Tensor
 
 import circuitdiscovery as cd
+from circuitdiscovery.ablation import on_demand
 from circuitdiscovery.attention import Sights, observe
+from circuitdiscovery.bench import Work
 from circuitdiscovery.cards import Explanation
-from circuitdiscovery.evaluation import Bench
-from circuitdiscovery.interventions import Trials, other_word
+from circuitdiscovery.interventions import Part, Trials, other_word
+from circuitdiscovery.metrics import bind
 from circuitdiscovery.planted.problem import Problem
 from circuitdiscovery.planted.suite import planted
 from circuitdiscovery.task import Batch, Task
 
 PLANTED = planted()
+PARTS: tuple[Part, ...] = ("whole", "values", "keys")
 
 
 # ------------------------------------------------------------------ interventions
 
 
 def trials_of(tiny: Tiny, task: Task) -> Trials:
-    bench = Bench.build(tiny.model, task, tiny.model.graph, "resample", "logit_diff", "noising", None, 0)
-    return Trials(tiny.model, task, bench, "logit_diff", None, lambda: None)
+    model, rows = tiny.model, tuple(range(len(task)))
+    metric, ablation = bind("logit_diff", model, task), on_demand(model, task, "resample")
+    return Trials(model, model.graph, task, rows, metric, ablation, None, Work(None, 1.0))
 
 
 def test_another_word_is_another_examples_and_new_to_the_prompt(gpt2: Tiny) -> None:
@@ -72,18 +76,20 @@ def test_another_word_changes_what_a_head_writes_moves_or_matches(name: str, tin
         rows = torch.arange(5)
         return float(((full - less)[rows, tiny.prompts.correct] - (full - less)[rows, tiny.prompts.incorrect]).mean())
 
-    found = trials_of(tiny, task).other_word(["a1.h3", "a2.h1"], "X")
+    asked = [(node, "X", part) for node in ("a1.h3", "a2.h1") for part in PARTS]
+    found = trials_of(tiny, task).other_words(asked, {"X": other})
     for node, layer, head in (("a1.h3", 1, 3), ("a2.h1", 2, 1)):
         group = head // (graph.n_heads // graph.n_kv_heads)
-        assert float(found[node].whole) == pytest.approx(damage(carried, graph.source_index[node], slice(None)), abs=1e-4)
-        for values, letter, told in ((carried, "v", found[node].values), (at_x, "k", found[node].keys)):
+        assert float(found[node, "X", "whole"]) == pytest.approx(damage(carried, graph.source_index[node], slice(None)), abs=1e-4)
+        for values, letter, told in ((carried, "v", found[node, "X", "values"]), (at_x, "k", found[node, "X", "keys"])):
             assert float(told) == pytest.approx(damage(values, slice(None), graph.columns(layer, letter)[group]), abs=1e-4)
 
 
 def test_edges_alone_are_ablated_alone(gpt2: Tiny) -> None:
     scores = cd.exact(gpt2.model, task_of(gpt2), metric="logit_diff")
     graph = gpt2.model.graph
-    found = trials_of(gpt2, task_of(gpt2)).edges("a1.h0", [graph.receiver_index["a2.h2<k>"]])
+    cut = ("a1.h0", (graph.receiver_index["a2.h2<k>"],))
+    found = trials_of(gpt2, task_of(gpt2)).ablate([], [cut]).edges[cut]
     assert float(found) == pytest.approx(scores["a1.h0->a2.h2<k>"], abs=2e-5)
 
 
