@@ -19,7 +19,7 @@ from circuitdiscovery.ablation import on_demand
 from circuitdiscovery.attention import Sights, observe
 from circuitdiscovery.bench import Work
 from circuitdiscovery.cards import Explanation
-from circuitdiscovery.interventions import Part, Trials, other_word
+from circuitdiscovery.interventions import Asked, Part, Trials, other_word
 from circuitdiscovery.metrics import bind
 from circuitdiscovery.planted.problem import Problem
 from circuitdiscovery.planted.suite import planted
@@ -76,7 +76,7 @@ def test_another_word_changes_what_a_head_writes_moves_or_matches(name: str, tin
         rows = torch.arange(5)
         return float(((full - less)[rows, tiny.prompts.correct] - (full - less)[rows, tiny.prompts.incorrect]).mean())
 
-    asked = [(node, "X", part) for node in ("a1.h3", "a2.h1") for part in PARTS]
+    asked: list[Asked] = [(node, "X", part) for node in ("a1.h3", "a2.h1") for part in PARTS]
     found = trials_of(tiny, task).other_words(asked, {"X": other})
     for node, layer, head in (("a1.h3", 1, 3), ("a2.h1", 2, 1)):
         group = head // (graph.n_heads // graph.n_kv_heads)
