@@ -143,7 +143,8 @@ def test_help_comes_within_half_a_second() -> None:
 def test_help_states_every_choice_and_default(light: Call) -> None:
     text = " ".join(light("discover", "--help").out.split())
     for words in (
-        "acdc|eap|eap-ig|clean-corrupted|exact|trace-back|hybrid|edge-pruning|random",
+        "acdc|eap|eap-ig|clean-corrupted|exact|trace-back|hybrid|edge-pruning|matryoshka|random",
+        "matryoshka for a graph of more than 20,000 edges",
         "noising|denoising",
         "float32|float64|bfloat16|float16",
         str(names.DEFAULT_THRESHOLD),
