@@ -318,17 +318,16 @@ def test_json_stands_alone_on_standard_output(call: Call, tmp_path: Path) -> Non
     assert set(summary["files"]) == FILES
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig", "clean-corrupted", "exact", "hybrid", "edge-pruning", "random"])
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "clean-corrupted", "exact", "hybrid", "edge-pruning", "matryoshka", "random"])
 def test_methods_with_scores_keep_as_many_edges_as_asked(call: Call, tmp_path: Path, method: str) -> None:
     result = call("discover", "toy", "ioi", "--method", method, "--examples", "4", "--edges", "20", "--json")
     assert result.status == 0, result.err
     folder = tmp_path / "runs" / f"toy-ioi-{method}"
     assert {path.name for path in folder.iterdir()} == FILES | {"scores.safetensors"}
     circuit, scores = cd.load_circuit(folder / "circuit.json"), cd.Scores.load(folder / "scores.safetensors")
-    assert len(circuit) == 20 and json.loads(result.out)["edges"] == 20
-    kept = min(abs(scores[edge]) for edge in circuit.edges)
-    dropped = max(abs(scores[edge]) for edge in set(scores.graph.edges) - set(circuit.edges))
-    assert kept >= dropped
+    assert len(circuit) == len(circuit.pruned()) == 20 and json.loads(result.out)["edges"] == 20
+    reached = scores.top(20).pruned()  # of the highest alone, what lies on a path
+    assert sum(abs(scores[edge]) for edge in circuit.edges) >= sum(abs(scores[edge]) for edge in reached.edges)
 
 
 def test_trace_back_gives_its_circuit_at_a_threshold(call: Call, tmp_path: Path) -> None:
