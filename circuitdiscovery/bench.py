@@ -182,7 +182,8 @@ class Bench:
 
     @torch.no_grad()
     def _measure(self, plans: Sequence[Plan]) -> None:
-        keys = [key for plan in plans for step in plan.all_steps for key in step.keys]
+        # sorted, for processes that have other examples may plan in another order, and what they found is summed
+        keys = sorted(key for plan in plans for step in plan.all_steps for key in step.keys)
         if not keys:
             return
         out = {key: np.zeros((len(KINDS), self.count)) for key in keys}

@@ -106,7 +106,8 @@ class Costs:
         """How many versions fit in bounded memory."""
         moved = part.nodes | part.held
         places = self.places * (1 + int((moved & part.wide).sum())) + self.places // 10
-        return max(1, int(_MERGED_BYTES // (places * self.model.d_model * self.model.W_E.element_size())))
+        # a process without examples has no places
+        return max(1, int(_MERGED_BYTES // max(1, places * self.model.d_model * self.model.W_E.element_size())))
 
 
 @dataclass(frozen=True)
