@@ -61,9 +61,9 @@ MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # M
 _AFFORDABLE = 1e13  # FLOP of a full measurement that is done unasked: some minutes on two cores
 # in plain forwards of the examples, about:
 _WORLD = 2.2  # the replacements, and the full model's logits
-_RUN = 0.2  # what any run costs, and
-_MASKED = 1.3  # a run of every source more
-_THINNED = 0.7  # of what a node costs at K empty, what it costs at a random K
+_RUN = 0.05  # what any run costs, and
+_MASKED = 1.1  # a run of every source more
+_THINNED = 0.5  # of what a node costs at K empty, what it costs at a random K
 _ROUNDS = 3  # that greedy is expected to take
 
 
