@@ -143,12 +143,15 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
     looking = SEEN * forward * tokens + 2.0 * model.W_U.numel() * len(heads) * (len(task) + seen.copying.total)
     random = forward * SEQUENCES * (2 * PERIOD + 1) if heads else 0.0
     work.ahead = looking + random + trials.ablating(nodes) + ASKED * trials.asking(heads, len(names))
+    work.report()
     work.plan(looking)
     for observed in observe(model, task, trials.batch_size):
         seen.add(observed)
         work.did(looking * len(observed.batch) / len(task))
     work.plan(random)
-    patterns = PatternScores.measure(model, task, progress=lambda share: work.did(random * share)) if heads else PatternScores({}, None)
+    patterns = PatternScores({}, None)
+    if heads:
+        patterns = PatternScores.measure(model, task, batch_size=trials.batch_size, progress=lambda share: work.did(random * share))
     direct = {node: interval(resampled(values)) for node, values in seen.direct.items()}
     scores = {head: patterns.of(head) | seen.copying.of(head) for head in heads}
     setting = Setting(

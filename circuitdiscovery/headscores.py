@@ -83,14 +83,16 @@ class PatternScores:
     even: float | None
 
     @classmethod
-    def measure(cls, model: Model, task: Task, *, progress: Callable[[float], None] | None = None) -> PatternScores:
+    def measure(
+        cls, model: Model, task: Task, *, batch_size: int | None = None, progress: Callable[[float], None] | None = None
+    ) -> PatternScores:
         """The scores of all heads; `progress` is told each forward's share."""
         tokens = repeated_sequences(model, task)
         if tokens is None:
             return cls({}, None)
         length = tokens.shape[1]
         period, weights = length // 2, torch.zeros(())
-        for some in tokens.split(at_once(model, length)):
+        for some in tokens.split(batch_size or at_once(model, length)):
             weights = weights + attention(model, some.to(model.device)).sum(2).cpu() / len(tokens)  # [L, H, T, T]
             if progress is not None:
                 progress(len(some) / len(tokens))

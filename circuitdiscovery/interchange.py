@@ -26,6 +26,7 @@ from circuitdiscovery.forward import Reading, at_position, attend, mlp, per_head
 from circuitdiscovery.graph import Graph, letter_of
 from circuitdiscovery.model import Block, Model
 
+ATTENTION = 0.3  # of what a layer costs
 _BYTES = 2**27  # of what changed runs hold at once
 _LOGIT_BYTES = 2**25
 
@@ -158,6 +159,11 @@ class Change:
             return min(layer for layer, _ in self.reads), False
         return (self.layer + 1, False) if self.after_mlp else (self.layer, True)
 
+    def runs(self, model: Model) -> float:
+        """What it makes run again, in runs of the whole model."""
+        layer, late = self.joins
+        return (len(model.blocks) - layer - late * ATTENTION) / len(model.blocks)
+
 
 def receivers(graph: Graph, columns: Sequence[int]) -> Reads:
     """Receivers by their layer and letter, as a `Change` takes them."""
@@ -169,12 +175,6 @@ def receivers(graph: Graph, columns: Sequence[int]) -> Reads:
             index = int(np.flatnonzero(graph.columns(layer, letter) == graph.receiver_index[name])[0]) if name != "logits" else 0
             reads.setdefault((layer, letter), []).append(index)
     return reads
-
-
-def cost(model: Model, change: Change) -> float:
-    """Of what a change makes run again, in runs of the whole model."""
-    layer, late = change.joins
-    return (len(model.blocks) - layer - late * 0.3) / len(model.blocks)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.estimates import Estimate, interval
 from circuitdiscovery.forward import parameters, unembed
 from circuitdiscovery.graph import Graph
-from circuitdiscovery.interchange import Change, Plain, changed_logits, cost, receivers
+from circuitdiscovery.interchange import Change, Plain, changed_logits, receivers
 from circuitdiscovery.metrics import BoundMetric
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import batches
@@ -113,7 +113,7 @@ class Trials:
             empty = unembed(self.model, stream_after(self.model, last, self.graph.n_layers))
             return [*(whole[node] for node in nodes), *(replace(whole[node], reads=each) for node, each in reads)], [empty]
 
-        full, empty, *others = self._values(ABLATE_RUNS, len(nodes) + len(cuts), changes)
+        full, empty, *others = self._values(ABLATE_RUNS, 1, len(nodes) + len(cuts), changes)
         damages = [self._damage(full, each) for each in others]
         parts = dict(zip(nodes, damages, strict=False)), dict(zip(cuts, damages[len(nodes) :], strict=True))
         return Ablated(float(full.mean()), float(empty.mean()), *parts)
@@ -135,7 +135,7 @@ class Trials:
             places = {name: self._places(batch, name) for name in runs}
             return [_change(plain, head, runs[name], part, places[name]) for head, name, part in asked], []
 
-        full, *values = self._values(1 + len(deepest), len(asked), changes) if asked else [np.zeros(0)]
+        full, *values = self._values(1 + len(deepest), 0, len(asked), changes) if asked else [np.zeros(0)]
         return {each: self._damage(full, value) for each, value in zip(asked, values, strict=True)}
 
     def _carried(self, batch: Batch) -> Tensor:
@@ -152,26 +152,29 @@ class Trials:
         at = [self.task.examples[self.rows[row]].positions.get(name, 0) for row in batch.rows.tolist()]
         return torch.tensor(at, device=batch.clean.device)
 
-    def _values(self, runs: float, count: int, changes: Callable[[Batch, Plain], tuple[list[Change], list[Tensor]]]) -> list[np.ndarray]:
-        """[examples] each: the metric of the plain runs, of other logits, and of changed runs, as many as `count`.
+    def _values(
+        self, runs: float, others: int, count: int, changes: Callable[[Batch, Plain], tuple[list[Change], list[Tensor]]]
+    ) -> list[np.ndarray]:
+        """[examples] each: the metric of the plain runs, of `others` logits beside, and of changed runs, as many as `count`.
 
         `changes` gives a batch's changes, and its other logits, [N, V] each; `runs` is what that costs.
         """
-        chosen, out, planned = self.task.select(self.rows), np.zeros((0, len(self.rows))), False
+        chosen, known, planned = self.task.select(self.rows), 1 + others, False
+        out, tokens = np.zeros((known + count, len(chosen))), sum(len(example.clean) for example in chosen.examples)
         for batch in batches(self.model, chosen, self.batch_size):
-            share, rows = int(batch.lengths.sum()) / sum(len(e.clean) for e in chosen.examples), batch.rows.cpu().numpy()
+            cost, rows = self.forward * int(batch.lengths.sum()) / tokens, batch.rows.cpu().numpy()
             plain = Plain.run(self.model, batch.clean)
-            made, others = changes(batch, plain)
-            known = [plain.logits(batch.position), *others]
+            made, beside = changes(batch, plain)
             if not planned:
-                out, planned = np.zeros((len(known) + count, len(self.rows))), True
-                self.work.plan(self.forward * (runs + sum(cost(self.model, each) for each in made)))
-            self.work.did(self.forward * share * runs)
-            out[: len(known), rows] = np.stack([self._metric(each, batch) for each in known])
+                self.work.plan(self.forward * (runs + sum(each.runs(self.model) for each in made)))
+                planned = True
+            self.work.did(cost * runs)
+            for i, logits in enumerate([plain.logits(batch.position), *beside]):
+                out[i, rows] = self._metric(logits, batch)
             for which, logits in changed_logits(plain, batch.position, made):
                 for i, values in zip(which, self._metric(logits, batch), strict=True):
-                    out[len(known) + i, rows] = values
-                self.work.did(self.forward * share * sum(cost(self.model, made[i]) for i in which))
+                    out[known + i, rows] = values
+                self.work.did(cost * sum(made[i].runs(self.model) for i in which))
         return list(distributed.total(torch.from_numpy(out)).numpy())
 
     def _metric(self, logits: Tensor, batch: Batch) -> np.ndarray:

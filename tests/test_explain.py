@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from tiny import Tiny
 from torch import Tensor
 
 import circuitdiscovery as cd
+from circuitdiscovery import ablation, explanation, interchange
+from circuitdiscovery import attention as attention_module
 from circuitdiscovery.attention import attention, observe, read_at
 from circuitdiscovery.cards import Explanation
+from circuitdiscovery.forward import plain_run
 from circuitdiscovery.headscores import CopyScores, PatternScores, repeated_sequences
 from circuitdiscovery.planted.suite import planted
 from circuitdiscovery.task import Task
@@ -510,13 +513,94 @@ def test_few_nodes_or_none(gpt2: Tiny) -> None:
         assert Explanation.from_dict(found.to_dict()).to_dict() == found.to_dict() and len(found.to_dataframe()) == len(nodes)
 
 
-def test_progress_counts_up(gpt2: Tiny) -> None:
-    calls: list[tuple[int, int]] = []
-    explain(gpt2, task_of(gpt2, positions={"X": 1}), progress=lambda done, total: calls.append((done, total)))
-    done, totals = zip(*calls, strict=True)
-    assert list(done) == sorted(done) and len(calls) > 3
-    assert all(now <= total for now, total in calls) and done[-1] == totals[-1]
-    assert max(totals) <= 2 * totals[len(totals) // 4]  # what there is to do is known early
+def test_progress_goes_to_an_end_that_is_known_from_the_start(toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]) -> None:
+    task, circuit, _ = ioi
+    for effort in ("full", "quick"):
+        calls: list[tuple[int, int]] = []
+        cd.explain(toy.model, task, circuit, effort=effort, progress=lambda done, total, c=calls: c.append((done, total)))
+        done, totals = zip(*calls, strict=True)
+        assert list(done) == sorted(done) and all(a <= b for a, b in calls) and done[-1] == totals[-1]
+        assert done[0] == 0 and len(calls) > 8 and all(totals[-1] / 2 <= total <= 2 * totals[-1] for total in totals)
+
+
+# ------------------------------------------------------------------ effort
+
+
+def test_quick_intervenes_on_some_examples_and_nodes_and_sees_all(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(explanation, "QUICK_NODES", 4)
+    monkeypatch.setattr(explanation, "QUICK_EXAMPLES", 3)
+    task, graph = task_of(gpt2), gpt2.model.graph
+    circuit = cd.eap(gpt2.model, task, metric="logit_diff").top(40)
+    found, whole = explain(gpt2, task, circuit, effort="quick"), explain(gpt2, task, circuit)
+    assert set(found.cards) == set(circuit.strongest(4)) and list(found.cards) == sorted(found.cards, key=graph.sources.index)
+    assert set(found.cards) | set(found.unmeasured) == set(whole.cards) and whole.unmeasured == () and len(found.cards) == 4
+    assert (found.effort, found.intervened, found.examples) == ("quick", 3, 5) and (whole.effort, whole.intervened) == ("full", 5)
+    rows = {
+        rows
+        for rows in combinations(range(5), 3)
+        for effects in [cd.exact(gpt2.model, task.select(rows), level="node", metric="logit_diff")]
+        if all(abs(float(card.effect) - effects[node]) < 2e-5 for node, card in found.cards.items())
+    }
+    assert len(rows) == 1  # these three examples it was
+    for node, card in found.cards.items():
+        assert float(card.direct) == pytest.approx(float(whole.cards[node].direct), abs=1e-6)
+        assert card.attention == pytest.approx(whole.cards[node].attention) and len(card.patterns) == len(whole.cards[node].patterns)
+    lines = str(found).splitlines()
+    assert "5 examples (none are held out) (interventions on 3 of them)" in lines[0]
+    assert lines[-1] == f"not measured: {', '.join(found.unmeasured)}" and "not measured" not in str(whole)
+    found.save(tmp_path / "a.json")
+    again = Explanation.load(tmp_path / "a.json")
+    assert again.unmeasured == found.unmeasured and again.to_dict() == found.to_dict() and str(again).splitlines()[-1] == lines[-1]
+
+
+def test_copying_is_taken_on_some_tokens_evenly(gpt2: Tiny) -> None:
+    task = task_of(gpt2, clean=gpt2.prompts.clean % 50, correct=[60] * 5, incorrect=[61] * 5)  # 30 tokens, none an answer
+    heads = [f"a2.h{head}" for head in range(4)]
+    some = CopyScores(gpt2.model, task, heads, most=10)
+    for seen in observe(gpt2.model, task, 2):
+        some.add(seen)
+    (seen,) = observe(gpt2.model, task)
+    kept = torch.arange(30).reshape(5, 6) % 3 == 0  # every third
+    block, stream, expected = gpt2.model.blocks[2], (seen.sources[:6].sum(0) + gpt2.model.blocks[0].b_O)[kept], []
+    for head in range(4):
+        logits = gpt2.model.final_norm((block.norm1(stream) @ block.W_V[head].T + block.b_V[head]) @ block.W_O[head]) @ gpt2.model.W_U.T
+        for sign in (1, -1):
+            near = zip(seen.batch.clean[kept].tolist(), (sign * logits).topk(5).indices.tolist(), strict=True)
+            expected.append(np.mean([word in each for word, each in near]))
+    assert some.total == 10 and any(expected)
+    assert [share for head in heads for share in some.of(head).values()] == pytest.approx(expected)
+
+
+def test_the_nodes_that_are_asked_for_have_cards(gpt2: Tiny) -> None:
+    whole = explain(gpt2)
+    found = explain(gpt2, nodes=["m1", "a0.h2"])
+    assert list(found.cards) == ["a0.h2", "m1"] and len(found.unmeasured) == len(whole.cards) - 2
+    assert found.to_dict()["cards"]["m1"]["lens"] == whole.to_dict()["cards"]["m1"]["lens"]
+    assert float(found.cards["m1"].effect) == pytest.approx(float(whole.cards["m1"].effect), abs=1e-6)
+    assert explain(gpt2, nodes=[]).cards == {}
+
+
+def test_no_forward_holds_more_prompts_than_the_batch_size(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def counted(model: Any, start: Tensor, *others: Any, **options: Any) -> Any:
+        sizes.append(len(start))
+        return plain_run(model, start, *others, **options)
+
+    for module in (ablation, attention_module, interchange):
+        monkeypatch.setattr(module, "plain_run", counted)
+    explain(llama, task_of(llama, positions={"X": [1, 2, 1, 3, 2], "Y": 0}), batch_size=2)
+    assert set(sizes) == {1, 2}
+
+
+def test_an_explanation_of_the_former_format_is_read(ioi: tuple[Task, cd.Circuit, Explanation]) -> None:
+    data = ioi[2].to_dict()
+    for field in ("effort", "intervened", "unmeasured"):
+        del data[field]
+    with pytest.raises(cd.CircuitDiscoveryError, match="lacks 'effort'"):
+        Explanation.from_dict(data)
+    again = Explanation.from_dict(data | {"format": "circuitdiscovery explanation 1"})
+    assert again.to_dict() == ioi[2].to_dict()
 
 
 def test_bad_input_is_told_in_one_line(gpt2: Tiny, toy: Tiny) -> None:
@@ -527,6 +611,9 @@ def test_bad_input_is_told_in_one_line(gpt2: Tiny, toy: Tiny) -> None:
         (lambda: cd.explain(gpt2.model, task, full, metric="logits"), "no metric 'logits'"),
         (lambda: cd.explain(gpt2.model, task, full, ablation="none"), "no ablation 'none'"),
         (lambda: cd.explain(gpt2.model, task, full, batch_size=0), "batch_size must be"),
+        (lambda: cd.explain(gpt2.model, task, full, effort="fast"), "no effort 'fast'; Valid efforts: full, quick"),
+        (lambda: cd.explain(gpt2.model, task, full, nodes=["a0.h9"]), "no head or MLP 'a0.h9'; did you mean 'a0.h"),
+        (lambda: cd.explain(gpt2.model, task, full, nodes=["input"]), "no head or MLP 'input'"),
         *((lambda n=n: cd.explain(gpt2.model, task, full, prompts=n), "prompts must be a whole number of at least 1") for n in bad),
     ):
         with pytest.raises(cd.CircuitDiscoveryError, match=told) as caught:

@@ -287,6 +287,15 @@ def test_toys_ioi_roles_are_what_interventions_find(toy: Tiny, ioi: tuple[Task, 
     assert set(explained.roles) == {"name mover", "S-inhibition", "duplicate token", "mover of IO"}
 
 
+def test_a_quick_explanation_names_the_same_roles(toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]) -> None:
+    task, circuit, explained = ioi
+    quick = cd.explain(toy.model, task, circuit, effort="quick")
+    assert quick.roles == explained.roles and quick.intervened == 24 and quick.unmeasured == ()
+    for node, card in quick.cards.items():
+        assert float(card.direct) == float(explained.cards[node].direct)  # what is seen is of all examples
+        assert card.effect.high - card.effect.low > explained.cards[node].effect.high - explained.cards[node].effect.low
+
+
 def test_toys_movers_carry_the_answer_and_its_inhibition_heads_turn_it_round(toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]) -> None:
     task, _, explained = ioi
     assert task.held_out is not None
