@@ -238,6 +238,8 @@ def on_demand(
     k: float = 3.0,
 ) -> Ablation:
     """The ablation by its name, its replacements computed batch by batch; one that is given comes back as it is."""
+    if isinstance(ablation, OnDemand):
+        return ablation
     if not isinstance(ablation, str):
         if not callable(getattr(ablation, "rows", None)):
             raise CircuitDiscoveryError(f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}")

@@ -17,19 +17,18 @@ from torch import Tensor
 
 from circuitdiscovery import distributed
 from circuitdiscovery.ablation import name_of, on_demand
-from circuitdiscovery.estimates import Estimate, interval
+from circuitdiscovery.estimates import Estimate, bootstrap, interval
 from circuitdiscovery.forward import World, plain_run
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, bind, kl_from
 from circuitdiscovery.model import Model
 from circuitdiscovery.names import canonical
-from circuitdiscovery.patching import Progress, batches, carried_mask, world_maker
+from circuitdiscovery.patching import Progress, batches, carried_mask, replacement_bytes, world_maker
 from circuitdiscovery.plan import Costs, Plan, Planner
 from circuitdiscovery.saved import KEY_BYTES, Saved
 from circuitdiscovery.task import Batch, Task
 
 KINDS = ("metric", "kl", "agreement")
-_RESAMPLES = 1000
 _KEPT_BYTES = 2**27  # of replacements of all batches together, which are then computed only once
 _MASK_BYTES = 2**28  # of masks in one pass over the batches
 _UNITS = 100  # of progress in a plain forward of the examples
@@ -129,8 +128,7 @@ class Bench:
         own_run = canonical("direction", direction) == "denoising" or getattr(ablation, "own_run", False)
         tokens = [batch.clean.numel() for batch in found]
         costs = Costs(model, graph, sum(map(len, found)), sum(tokens), len(found), max(tokens, default=0))
-        size = len(graph.sources) * sum(tokens) * model.d_model * model.W_E.element_size()
-        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
+        draws = bootstrap(count, seed) / count
         return cls(
             graph,
             _bound(metric, model, task),
@@ -146,7 +144,7 @@ class Bench:
             _model=model,
             _make=world_maker(model, task, graph, ablation=ablation, direction=direction),
             _own_run=own_run,
-            _kept={} if size <= _KEPT_BYTES else None,
+            _kept={} if replacement_bytes(model, sum(tokens)) <= _KEPT_BYTES else None,
         )
 
     # ------------------------------------------------------------------ measuring

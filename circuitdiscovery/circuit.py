@@ -15,7 +15,7 @@ import numpy as np
 
 from circuitdiscovery import mib, schema
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.files import data_folder, read_json, shipped, write_atomically, write_json
+from circuitdiscovery.files import data_folder, read_arrays, read_json, shipped, write_atomically, write_json
 from circuitdiscovery.graph import Graph, node_of
 from circuitdiscovery.schema import exactly, graph_of, info_of, typed
 from circuitdiscovery.selection import best_mask
@@ -189,23 +189,12 @@ class Scores:
 
 
 def _scores_from_safetensors(path: str | Path) -> Scores:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header, names = file.metadata() or {}, list(file.keys())
-            values = file.get_tensor("scores") if names == ["scores"] else None
-    except (OSError, SafetensorError, TypeError, ValueError) as error:
-        raise CircuitDiscoveryError(f"cannot read {path}: {error}") from None
-    try:
-        described = json.loads(header.get("circuitdiscovery", "null"))
-    except (ValueError, RecursionError):
-        described = None
-    if values is None or not isinstance(described, dict) or described.get("format") != SCORES_FORMAT:
+    described, arrays = read_arrays(path)
+    if list(arrays) != ["scores"] or described.get("format") != SCORES_FORMAT:
         raise CircuitDiscoveryError(f"{path} holds no scores of circuitdiscovery")
     exactly(described, ("format", "graph", "info"), str(path))
     graph = graph_of(described["graph"], str(path))
-    return _named(str(path), lambda: Scores(graph, values, typed(described["info"], dict, str(path), "info")))
+    return _named(str(path), lambda: Scores(graph, arrays["scores"], typed(described["info"], dict, str(path), "info")))
 
 
 # ------------------------------------------------------------------- circuit
@@ -347,8 +336,7 @@ class Circuit:
 
     def pruned(self) -> Circuit:
         """The edges that lie on a path from `input` to `logits`."""
-        reached = self.graph.reached(self.mask, np.arange(len(self.mask)) == 0)
-        return self._part(self.mask & reached[:, None] & self.graph.leading(self.mask), pruned=True)
+        return self._part(self.graph.canonical(self.mask, own_run=True), pruned=True)
 
     def without(self, nodes: Iterable[str]) -> Circuit:
         """C\\K of Wang et al. 2022: less every edge into or out of K's nodes (never `input` or `logits`).

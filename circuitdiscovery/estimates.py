@@ -29,6 +29,19 @@ class Estimate(float):
         return {"value": float(self), "low": self.low, "high": self.high}
 
 
+RESAMPLES = 1000
+
+
+def bootstrap(count: int, seed: int) -> np.ndarray:
+    """[resamples, count]: how often each of `count` things is in each draw of as many with replacement."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+
+
+def resampled(values: np.ndarray, seed: int) -> np.ndarray:
+    """[1 + resamples]: the mean of [count] values, then that of each bootstrap draw."""
+    return np.concatenate([[values.mean()], bootstrap(len(values), seed) / len(values) @ values])
+
+
 def interval(draws: np.ndarray) -> Estimate:
     """The first of [1 + resamples] values with the 95% interval of the others."""
     low, high = np.quantile(draws[1:], [0.025, 0.975])

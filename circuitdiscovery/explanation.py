@@ -30,10 +30,10 @@ from circuitdiscovery.cards import Card, Edges, Explanation, Lens, Pattern
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.encoder import Example
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.estimates import interval
+from circuitdiscovery.estimates import interval, resampled
 from circuitdiscovery.forward import parameters
 from circuitdiscovery.headscores import PERIOD, SEQUENCES, TOP, CopyScores, PatternScores, among
-from circuitdiscovery.interventions import Trials, resampled
+from circuitdiscovery.interventions import SEED, Trials
 from circuitdiscovery.metrics import Metric, bind
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress
@@ -152,7 +152,7 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
     patterns = PatternScores({}, None)
     if heads:
         patterns = PatternScores.measure(model, task, batch_size=trials.batch_size, progress=lambda share: work.did(random * share))
-    direct = {node: interval(resampled(values)) for node, values in seen.direct.items()}
+    direct = {node: interval(resampled(values, SEED)) for node, values in seen.direct.items()}
     scores = {head: patterns.of(head) | seen.copying.of(head) for head in heads}
     setting = Setting(
         logit_diff=float(seen.logit_diff.mean()),

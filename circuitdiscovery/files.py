@@ -57,6 +57,27 @@ def needs_gguf(name: str) -> None:
 # ------------------------------------------------------------------- reading
 
 
+def read_arrays(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what a .safetensors file of ours says of itself, its arrays by name); nothing is said by a file of somebody else's.
+
+    Raises:
+        CircuitDiscoveryError: a file that cannot be read, or is not of that kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = (file.metadata() or {}).get("circuitdiscovery", "null")
+            arrays = {name: file.get_tensor(name) for name in list(file.keys())}
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        raise CircuitDiscoveryError(f"cannot read {path}: {error}") from None
+    try:
+        told = json.loads(header)
+    except (ValueError, RecursionError):
+        told = None
+    return told if isinstance(told, dict) else {}, arrays
+
+
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file; one that is missing, empty or not text is an error that names it."""
     try:

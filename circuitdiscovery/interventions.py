@@ -25,7 +25,7 @@ from circuitdiscovery.attention import after_copies, attention_on, head_of, stre
 from circuitdiscovery.bench import Work
 from circuitdiscovery.encoder import Example
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.estimates import Estimate, interval
+from circuitdiscovery.estimates import Estimate, interval, resampled
 from circuitdiscovery.forward import parameters, unembed
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.interchange import Change, Plain, changed_logits, receivers
@@ -35,7 +35,7 @@ from circuitdiscovery.patching import batches
 from circuitdiscovery.task import Batch, Task
 
 ENOUGH = 0.5  # of the examples must have another word to change to
-RESAMPLES = 1000  # of the bootstrap
+SEED = 0  # of the bootstrap, as `evaluate` has it by default
 ABLATE_RUNS = 2.5  # that the plain run and the replacements count as
 
 Cut = tuple[str, tuple[int, ...]]  # a node, and the receivers (columns) that its edges into are ablated
@@ -182,7 +182,7 @@ class Trials:
         return self.metric(logits, batch).double().cpu().numpy()
 
     def _damage(self, full: np.ndarray, less: np.ndarray) -> Estimate:
-        return interval(self.metric.damage(resampled(full), resampled(less)))
+        return interval(self.metric.damage(resampled(full, SEED), resampled(less, SEED)))
 
     def after_copies(self, heads: Sequence[str]) -> Mapping[str, float]:
         """The mean attention of some heads from END to what followed earlier copies of its token, with other tokens in their place."""
@@ -211,13 +211,6 @@ class Trials:
             weights = seen[list(layers), list(places)].cpu().numpy()  # [h, N, T, T]
             for i, row in enumerate(batch.rows.tolist()):
                 yield row, weights[:, i]
-
-
-def resampled(values: np.ndarray) -> np.ndarray:
-    """[1 + resamples]: the mean over [examples], then over bootstrap draws of them, as a bench of seed 0 draws."""
-    count = len(values)
-    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
-    return np.concatenate([[values.mean()], draws @ values])
 
 
 def _change(plain: Plain, head: str, other: Plain, part: Part, places: Tensor) -> Change:

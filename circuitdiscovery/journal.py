@@ -28,7 +28,7 @@ from circuitdiscovery.options import MAY_DIFFER, Options
 from circuitdiscovery.reporting.folder import CIRCUIT, EVALUATION, FILES, SCORES, listed, recorded
 
 RUNS = Path("runs")
-STATE = "state.json"
+STATE = "search.state"
 KEPT = ("started", "effort", "done", "seconds", "report")  # of an earlier process's run.json
 PACKAGES = ("circuitdiscovery", "torch", "transformers", "transformer_lens", "numpy", "safetensors", "pygraphviz")
 

@@ -22,10 +22,15 @@ Progress = Callable[[int, int], None]  # (done, total)
 _BATCH_BYTES = 2**27  # of replacements held at once, where no batch size is asked for; more is no faster (benchmarks/speed.py)
 
 
+def replacement_bytes(model: Model, tokens: int) -> int:
+    """What the replacements of so many tokens take: everything that every source writes."""
+    return len(model.graph.sources) * tokens * model.d_model * model.W_E.element_size()
+
+
 def fitting(model: Model, task: Task) -> int:
     """How many examples are run at once where no batch size is asked for."""
     longest = max(len(example.clean) for example in task.examples)
-    return max(1, _BATCH_BYTES // (len(model.graph.sources) * longest * model.d_model * model.W_E.element_size()))
+    return max(1, _BATCH_BYTES // replacement_bytes(model, longest))
 
 
 def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]:

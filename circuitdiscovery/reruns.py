@@ -21,7 +21,7 @@ import numpy as np
 from circuitdiscovery.circuit import Circuit, check_same_graph
 from circuitdiscovery.comparison import Overlap, compare
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.evaluation import Estimate, interval
+from circuitdiscovery.estimates import Estimate, bootstrap, interval
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress
 from circuitdiscovery.task import Task
@@ -31,7 +31,6 @@ OVER: Mapping[str, str] = {  # what is changed from run to run, in words
     "seeds": "other seeds",
     "order": "other orders of the edges",
 }
-_RESAMPLES = 1000
 _FEWEST = 3  # runs; the bootstrap of two has one pair only, and so no width
 
 
@@ -160,7 +159,7 @@ def mean_over_pairs(values: np.ndarray, runs: int, seed: int = 0) -> Estimate:
     0.5 [0.5, 0.5]
     """
     first, second = np.array(list(combinations(range(runs), 2))).T
-    drawn = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), size=_RESAMPLES)  # how often each run is
+    drawn = bootstrap(runs, seed)  # how often each run is
     weights = drawn[:, first] * drawn[:, second]  # [resamples, pairs]: how many pairs of distinct runs a draw has
     weights = weights[weights.any(axis=1)]  # a draw of one run alone has none
     return interval(np.concatenate([[values.mean()], weights @ values / weights.sum(axis=1)]))

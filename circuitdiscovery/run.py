@@ -242,8 +242,7 @@ class _Run:
 
         with self.journal.stage("write", "drawing"), stage("drawing"):
             if not (self.journal.intact("graph.dot") and self.journal.intact("graph.svg")):
-                roles = roles_of(explanation["cards"]) if explanation else {}
-                coloured = replace(circuit, info={**circuit.info, "roles": roles}) if roles else circuit
+                coloured = circuit.with_roles(roles_of(explanation["cards"])) if explanation else circuit
 
                 def write() -> None:
                     for name in ("graph.dot", "graph.svg"):

@@ -20,7 +20,7 @@ import numpy as np
 
 from circuitdiscovery import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files import write_atomically
+from circuitdiscovery.files import read_arrays, write_atomically
 
 FORMAT = "circuitdiscovery measured 1"
 KEY_BYTES = 16
@@ -90,26 +90,22 @@ def saved(path: Path | None, fingerprint: str) -> Iterator[Saved]:
 
 
 def _read(path: Path, fingerprint: str) -> dict[tuple[str, bytes], tuple[np.ndarray, np.ndarray]]:
-    from safetensors import SafetensorError, safe_open
-
     if not path.exists():
         return {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get("circuitdiscovery", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
-        raise CircuitDiscoveryError(f"cannot read {path} as a saved measurement: {error}") from None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    header, tensors = read_arrays(path)
+    if header.get("format") != FORMAT:
         raise CircuitDiscoveryError(f"{path} is not a saved measurement; delete it, or give another path")
-    if header["of"] != fingerprint:
+    if header.get("of") != fingerprint:
         raise CircuitDiscoveryError(
             f"{path} was saved by another measurement (other model, task, circuit or options); delete it to measure anew"
         )
     values = {}
-    for i, name in enumerate(header["names"]):
-        rows = zip(tensors[f"{i}.keys"], tensors[f"{i}.known"], tensors[f"{i}.values"], strict=True)
-        values |= {(name, key.tobytes()): (known.copy(), kept.copy()) for key, known, kept in rows}
+    try:
+        for i, name in enumerate(header["names"]):
+            rows = zip(tensors[f"{i}.keys"], tensors[f"{i}.known"], tensors[f"{i}.values"], strict=True)
+            values |= {(name, key.tobytes()): (known.copy(), kept.copy()) for key, known, kept in rows}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CircuitDiscoveryError(f"{path} is a broken measurement ({error!r}); delete it to measure anew") from None
     return values
 
 

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from circuitdiscovery.ablation import run_sources
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.evaluation import Estimate, interval
+from circuitdiscovery.estimates import Estimate, interval
+from circuitdiscovery.estimates import resampled as bootstrapped
 from circuitdiscovery.forward import World, at_position, attend, embed, mlp, unembed
 from circuitdiscovery.graph import Graph, letter_of
 from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits
@@ -39,7 +40,6 @@ from circuitdiscovery.task import Example, Task
 
 RENAMED = 20  # hypotheses of the same shape about other heads: a share of 0 among them is p < 0.05
 TOO_FEW = 0.1  # of the draws; where more of them are the prompt itself, the result says so
-_RESAMPLES = 1000
 _SOURCE_BYTES = 2**27  # of what all sources write, held at once
 _STREAM_BYTES = 2**22  # of one receiver's stream over a batch and its draws
 
@@ -421,20 +421,13 @@ def _share(scrubbed: Any, full: Any, resampled: Any) -> Any:
         return np.nan_to_num((scrubbed - resampled) / (full - resampled), posinf=0, neginf=0)
 
 
-def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
-    """[1 + resamples]: the mean, then that of each bootstrap draw."""
-    count = len(values)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
-    return np.concatenate([[values.mean()], weights @ values])
-
-
 def _mean(values: np.ndarray, seed: int) -> Estimate:
-    return interval(_resampled(values, seed))
+    return interval(bootstrapped(values, seed))
 
 
 def _recovered(scrubbed: np.ndarray, full: np.ndarray, resampled: np.ndarray, seed: int) -> tuple[Estimate | None, str | None]:
     """(how much is recovered, None), or (None, why it cannot be said)."""
-    kept, whole, nothing = (_resampled(values, seed) for values in (scrubbed, full, resampled))
+    kept, whole, nothing = (bootstrapped(values, seed) for values in (scrubbed, full, resampled))
     span = interval(whole - nothing)
     if span.low <= 0 <= span.high:
         return None, f"F(model) - F(everything resampled) = {span} is not distinguishable from 0"

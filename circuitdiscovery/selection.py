@@ -23,6 +23,7 @@ from circuitdiscovery.graph import Graph
 MILP_EDGES = 2_000  # of a graph; larger ones take minutes
 _MILP_NODES = 2_000  # of branch and bound, at most
 _PRICES = 14  # steps of a bisection
+_NOTHING = 1e-12  # of gain, in multiples of the greatest weight: a sum of so many rounds to as much
 _SHORT_PATHS = 50  # at most, that spend what is left
 
 
@@ -82,12 +83,7 @@ def _programmed(graph: Graph, weights: np.ndarray, n: int) -> np.ndarray | None:
         return None
     mask = np.zeros_like(graph.allowed)
     mask[tuple(edges[found.x > 0.5].T)] = True
-    return mask if mask.sum() <= n and np.array_equal(_on_paths(graph, mask), mask) else None
-
-
-def _on_paths(graph: Graph, mask: np.ndarray) -> np.ndarray:
-    reached = graph.reached(mask, np.arange(len(mask)) == 0)
-    return mask & reached[:, None] & graph.leading(mask)
+    return mask if mask.sum() <= n and np.array_equal(graph.canonical(mask, own_run=True), mask) else None
 
 
 # ------------------------------------------------------------------ by whole paths
@@ -98,32 +94,26 @@ class _Paths:
 
     def __init__(self, graph: Graph, weights: np.ndarray) -> None:
         self.graph = graph
-        self.weights = np.where(graph.allowed, weights, -np.inf).astype(np.float64)
+        most = float(np.abs(weights[graph.allowed]).max())
+        self.weights = np.where(graph.allowed, weights / (most or 1.0), -np.inf)  # at most 1, so that rounding is of a known size
         self._feeding = [np.flatnonzero(column) for column in graph.feeds.T]  # of each source, the receivers that feed it
 
     def chosen(self, n: int) -> np.ndarray:
         """At most n connected edges."""
         if n == 0:
             return np.zeros_like(self.graph.allowed)
-        # every edge may be bought at this price; below it none is left that adds anything
-        low, high = 0.0, 2.0 * float(np.max(self.weights[self.graph.allowed], initial=0.0)) * len(self.graph.sources)
-        kept = self._bought(low, n)
+        kept = self._bought(0.0, n)
         if kept is None:
-            ranked = np.sort(self.weights[self.graph.allowed])[::-1]
-            high = min(high, float(ranked[0]) * (len(self.graph.sources) + 1))
             kept = np.zeros_like(self.graph.allowed)
-            low, guess = 0.0, float(ranked[min(n, len(ranked)) - 1])  # the price is near the n-th weight
+            low, high = 0.0, 1.0  # too much is bought, nothing is
+            price = max(0.0, float(np.sort(self.weights[self.graph.allowed])[-n]))  # near it, if the best are connected
             for _ in range(_PRICES):
-                found = self._bought(guess, n)
+                found = self._bought(price, n)
                 if found is None:
-                    low = guess
+                    low = price
                 else:
-                    high = guess
-                    if found.sum() >= kept.sum():
-                        kept = found
-                    if found.sum() == n:
-                        break
-                guess = (low + high) / 2 if high < 4 * max(low, guess) else 2 * max(guess, 1e-300)
+                    high, kept = price, found if found.sum() >= kept.sum() else kept
+                price = (low + high) / 2
         return self._filled(kept, n)
 
     def _bought(self, price: float, n: int) -> np.ndarray | None:
@@ -162,7 +152,7 @@ class _Paths:
             better = way > best
             best[better] = way[better]
             source[better] = row
-        if not best[-1] > 1e-12 * max(1.0, float(np.abs(best[-1]))):
+        if best[-1] < _NOTHING:
             return None
         rows, columns, column = [], [], gains.shape[1] - 1
         while True:
@@ -191,8 +181,7 @@ class _Paths:
 
     def _short_path(self, mask: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray] | None:
         """(rows, columns) of the new edges of a path, at most so many: the path at the lowest price at which it is that short."""
-        found, low, high = None, 0.0, float(np.max(self.weights[self.graph.allowed]))
-        price = high / 2
+        found, low, high, price = None, 0.0, 1.0, 0.5
         for _ in range(_PRICES):
             path = self._best_path(np.where(mask, 0.0, self.weights - price))
             if path is None:

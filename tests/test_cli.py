@@ -439,7 +439,7 @@ def test_an_interrupted_search_resumes_to_the_same_circuit(
     assert stopped.status == 130
     assert "Traceback" not in stopped.err and stopped.out == ""
     folder = tmp_path / "runs" / "toy-ioi-acdc"
-    assert {path.name for path in folder.iterdir()} == {"run.json"} | ({"state.json"} if after > 1 else set())
+    assert {path.name for path in folder.iterdir()} == {"run.json"} | ({"search.state"} if after > 1 else set())
     command = shlex.split(stopped.err.strip().splitlines()[-1].partition(": ")[2])
     assert command[0] == "circuitdiscovery" and command[-1] == "--resume"
     resumed = call(*command[1:])
@@ -480,7 +480,7 @@ def test_a_real_signal_in_the_middle(tmp_path: Path, finished: Path, signal_: si
     command = [sys.executable, "-c", BRIEF, *SMALL]
     folder = tmp_path / "runs" / "toy-ioi-acdc"
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (folder / "state.json").exists():
+    while process.poll() is None and not (folder / "search.state").exists():
         time.sleep(0.002)
     process.send_signal(signal_)
     out, err = process.communicate(timeout=60)
@@ -490,7 +490,7 @@ def test_a_real_signal_in_the_middle(tmp_path: Path, finished: Path, signal_: si
     else:
         assert process.returncode == 130
         assert "--resume" in err
-    assert (folder / "state.json").exists()
+    assert (folder / "search.state").exists()
     done = subprocess.run([*command, "--resume"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert contents(folder) == contents(finished)
@@ -513,7 +513,7 @@ def test_resume_refuses_other_options(call: Call, finished: Path) -> None:
 # ----------------------------------------------------------------- a full disk
 
 
-@pytest.mark.parametrize("file", ["run.json", "state.json", "circuit.json"])
+@pytest.mark.parametrize("file", ["run.json", "search.state", "circuit.json"])
 def test_a_full_disk_is_one_line_and_nothing_half_written_stays(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path, file: str
 ) -> None:
@@ -530,10 +530,10 @@ def test_a_full_disk_is_one_line_and_nothing_half_written_stays(
         message = one_line(call(*SMALL, "--out", "out"))
     assert f"out/{file}" in message and "No space left on device" in message
     left = {path.name for path in (tmp_path / "out").iterdir()} if (tmp_path / "out").exists() else set()
-    if file in ("run.json", "state.json"):
+    if file in ("run.json", "search.state"):
         assert left == set()
         return
-    assert left == {"run.json", "state.json"}  # test_run.py has the files that come later
+    assert left == {"run.json", "search.state"}  # test_run.py has the files that come later
     assert "; stopped while searching; the search so far is in out; go on with: circuitdiscovery discover toy ioi --" in message
     assert call(*SMALL, "--out", "out", "--resume").status == 0
     assert contents(tmp_path / "out") == contents(finished)

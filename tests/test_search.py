@@ -330,7 +330,7 @@ def test_acdc_resumes_where_it_was_killed(llama: Tiny, tmp_path: Any) -> None:
         if done > total / 2:
             raise Killed
 
-    state = tmp_path / "state.json"
+    state = tmp_path / "search.state"
     expected = cd.acdc(llama.model, PAIRS.task, threshold=0.05)
     with pytest.raises(Killed):
         cd.acdc(llama.model, PAIRS.task, threshold=0.05, state=state, progress=kill)
@@ -410,7 +410,7 @@ def test_a_search_is_resumed_in_its_own_order_only(gpt2: Tiny, tmp_path: Any) ->
         if done > total / 2:
             raise Killed
 
-    state, whole = tmp_path / "state.json", cd.acdc(gpt2.model, PAIRS.task, threshold=0.05, order=1)
+    state, whole = tmp_path / "search.state", cd.acdc(gpt2.model, PAIRS.task, threshold=0.05, order=1)
     with pytest.raises(Killed):
         cd.acdc(gpt2.model, PAIRS.task, threshold=0.05, order=1, state=state, progress=kill)
     for other in (None, 2):

@@ -39,7 +39,7 @@ from circuitdiscovery.forward import World, embed
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits, kl_from
 from circuitdiscovery.model import Model
-from circuitdiscovery.patching import Progress
+from circuitdiscovery.patching import Progress, replacement_bytes
 from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.edge_pruning import check_edges
 from circuitdiscovery.search.provenance import provenance
@@ -244,8 +244,7 @@ class _Search:
     def build(cls, model: Model, task: Task, graph: Graph, metric: BoundMetric, ablation: str | Ablation) -> _Search:
         """Ready for the first step."""
         task.check(model.vocab_size, model.n_positions)
-        longest = max(len(example.clean) for example in task.examples)
-        size = len(task) * len(graph.sources) * longest * model.d_model * model.W_E.element_size()
+        size = replacement_bytes(model, len(task) * max(len(example.clean) for example in task.examples))
         carried = on_demand(model, task, ablation)
         if isinstance(ablation, str) and size <= _KEPT_BYTES:
             carried = replacements(model, task, ablation=ablation)

@@ -31,7 +31,7 @@ import torch
 
 from circuitdiscovery import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files import write_atomically
+from circuitdiscovery.files import read_arrays, write_atomically
 from circuitdiscovery.task import Task
 
 FORMAT = "circuitdiscovery state 1"
@@ -152,17 +152,11 @@ def _read(path: Path | None, search: Mapping[str, Any]) -> _Content | None:
     """(arrays, numbers) of a file, None where there is none."""
     if path is None or not path.exists():
         return None
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get("circuitdiscovery", "null"))
-            arrays = {name: file.get_tensor(name) for name in list(file.keys())}
-    except OSError as error:
-        raise CircuitDiscoveryError(f"cannot read {path}: {error}") from None
-    except (SafetensorError, TypeError, ValueError, RecursionError) as error:
+        header, arrays = read_arrays(path)
+    except CircuitDiscoveryError as error:
         raise CircuitDiscoveryError(f"{path}: not the state of a search ({error})") from None
-    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("arrays") != sorted(arrays):
+    if header.get("format") != FORMAT or header.get("arrays") != sorted(arrays):
         raise CircuitDiscoveryError(f"{path}: not the state of a search ({FORMAT!r} is expected)")
     if header.get("search") != search:
         raise CircuitDiscoveryError(f"{path}: the state of another search ({_difference(header.get('search'), search)})")
