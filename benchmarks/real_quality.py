@@ -1,6 +1,6 @@
 """What searches find on a real model, SmolLM2-135M: how faithful circuits of .5 to 5% of the edges are, and what finding them costs.
 
-    python benchmarks/real_quality.py [--out runs/real-quality] [--examples 64] [--only TASK:METHOD ...] [--page docs/real-models.md]
+    python benchmarks/real_quality.py [--out runs/real-quality] [--examples 64] [--only CELL ...] [--page docs/real-models.md]
 
 Every cell (a task and a method) is a file in the folder, written when it is done: a run that was stopped goes on with the next one,
 and a search within a cell from its state. At the end the table is printed, or written into the page between two marks.
@@ -9,7 +9,9 @@ and a search within a cell from its state. At the end the table is printed, or w
    edges on paths (`Scores.best`), with 95% bootstrap intervals, beside the empty circuit's.
 2. Its cost is in F, one Hugging Face forward of the search's prompts, measured before and after it in the same process; both in
    CPU time, so that what else the machine does matters little. OMP_NUM_THREADS=1 lets several runs share a machine.
-3. hybrid, edge_pruning and acdc run on one task, from 16 prompts, as long as `--minutes` of CPU time allow. Of what takes longer the
+3. `matryoshka`, the default on large models, is asked for one size at a time too, on IOI with 128 prompts: three seeds (of the examples
+   and of the search) at 1% and at 2%, and 1% of the counterfactual `flip`.
+4. hybrid, edge_pruning and acdc run on one task, from 16 prompts, as long as `--minutes` of CPU time allow. Of what takes longer the
    cost is estimated from the part that was done.
 """
 
@@ -41,6 +43,8 @@ METHODS: dict[str, Callable[..., cd.Scores]] = {
     "matryoshka": cd.matryoshka,
     "random": cd.random,
 }
+ONE_SIZE = [*(("abc", share, seed) for share in (0.01, 0.02) for seed in range(3)), ("flip", 0.01, 0)]
+ONE_SIZE_EXAMPLES = 128
 SLOW_TASK, SLOW_EXAMPLES, SLOW_SHARE = "subject_verb_agreement", 16, 0.01
 SLOW = ("edge_pruning", "hybrid", "acdc")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -79,7 +83,7 @@ def row(bench: Bench, circuit: cd.Circuit) -> dict[str, Any]:
     return {"edges": len(circuit), "normalized": kept.to_dict(), "kl": bench.mean(bench.values(circuit.mask, "kl")).to_dict()}
 
 
-def cell(model: Any, hf: Any, name: str, method: str, examples: int, folder: Path) -> dict[str, Any]:
+def cell(name: str, method: str, examples: int, model: Any, hf: Any, folder: Path) -> dict[str, Any]:
     """One task and method, searched and measured."""
     task = cd.load_task(name, model, examples=examples)
     held = task.held_out or task
@@ -106,7 +110,32 @@ def cell(model: Any, hf: Any, name: str, method: str, examples: int, folder: Pat
     }
 
 
-def slow_cell(model: Any, hf: Any, method: str, minutes: float, folder: Path) -> dict[str, Any]:
+def one_size_cell(counterfactual: str, share: float, seed: int, model: Any, hf: Any, folder: Path) -> dict[str, Any]:
+    """matryoshka on IOI, finished at the one size that is measured."""
+    task = cd.load_task("ioi", model, examples=ONE_SIZE_EXAMPLES, seed=seed, counterfactual=counterfactual)
+    held, count = task.held_out or task, round(share * len(model.graph))
+    before, begun = seconds_of_forward(hf, task), time.process_time()
+    state = folder / f"one-size-{counterfactual}-{share:g}-{seed}.state"
+    scores = cd.matryoshka(model, task, edges=count, seed=seed, state=state)
+    spent = time.process_time() - begun
+    after = seconds_of_forward(hf, task)
+    bench = Bench.build(model, held, model.graph, "resample", task.metric, "noising", None, 0)
+    found = row(bench, scores.best(count))
+    state.unlink(missing_ok=True)
+    return {
+        "task": "ioi",
+        "method": "matryoshka",
+        "counterfactual": counterfactual,
+        "seed": seed,
+        "examples": len(task),
+        "held out": len(held),
+        "empty kl": bench.mean(bench.values(np.zeros_like(model.graph.allowed), "kl")).to_dict(),
+        "F": spent / ((before + after) / 2),
+        "rows": [found],
+    }
+
+
+def slow_cell(method: str, minutes: float, model: Any, hf: Any, folder: Path) -> dict[str, Any]:
     """A slow search at one size: measured where it ends in time, else its estimated cost."""
     task = cd.load_task(SLOW_TASK, model, examples=SLOW_EXAMPLES)
     count = round(SLOW_SHARE * len(model.graph))
@@ -146,7 +175,7 @@ def _weighted(graph: cd.Graph, decided: int) -> float:
 def table(cells: list[dict[str, Any]]) -> Iterator[str]:
     """Lines of Markdown."""
     for name in TASKS:
-        mine = [each for each in cells if each["task"] == name and each["method"] in METHODS]
+        mine = [each for each in cells if each["task"] == name and each["method"] in METHODS and "seed" not in each]
         if not mine:
             continue
         one = mine[0]
@@ -161,6 +190,17 @@ def table(cells: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| --- | --- |{' --- |' * len(SHARES)}"
         for each in mine:
             yield f"| {each['method']} | {each['F']:,.3g} | {' | '.join(map(_figures, each['rows']))} |"
+        yield ""
+    single = [each for each in cells if each["method"] == "matryoshka" and "seed" in each]
+    if single:
+        yield f"### matryoshka at one size: ioi, {ONE_SIZE_EXAMPLES} prompts"
+        yield ""
+        yield "| counterfactual | seed | edges | F | normalized; KL | KL of the empty circuit |"
+        yield "| --- | --- | --- | --- | --- | --- |"
+        for each in single:
+            found, empty = each["rows"][0], each["empty kl"]["value"]
+            figures = f"{found['edges']:,} | {each['F']:,.3g} | {_figures(found)} | {empty:.2f}"
+            yield f"| {each['counterfactual']} | {each['seed']} | {figures} |"
         yield ""
     slow = [each for each in cells if each["method"] in SLOW]
     if slow:
@@ -191,38 +231,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/real-quality"))
     parser.add_argument("--examples", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=10, help="that hybrid, edge_pruning and acdc may take each")
-    parser.add_argument("--only", nargs="*", help="TASK:METHOD; by default all")
+    parser.add_argument(
+        "--only", nargs="*", help="cells, such as ioi:eap_ig, ioi-abc:0.01:0 or subject_verb_agreement:acdc; by default all"
+    )
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    wanted = [(task, method) for method in METHODS for task in TASKS] + [(SLOW_TASK, method) for method in SLOW]
-    if given.only is not None:
-        wanted = [pair for pair in wanted if ":".join(pair) in given.only]
-    missing = [pair for pair in wanted if not _path(given.out, *pair).exists()]
+    wanted = {f"{task}:{method}": partial(cell, task, method, given.examples) for method in METHODS for task in TASKS}
+    wanted |= {f"ioi-{name}:{share:g}:{seed}": partial(one_size_cell, name, share, seed) for name, share, seed in ONE_SIZE}
+    wanted |= {f"{SLOW_TASK}:{method}": partial(slow_cell, method, given.minutes) for method in SLOW}
+    paths = {name: given.out / f"{name.replace(':', '-').replace(' ', '-')}.json" for name in wanted}
+    missing = [name for name in (given.only or wanted) if not paths[name].exists()]
     if missing:
         from transformers import AutoModelForCausalLM
 
         folder = smollm2()
         model, hf = cd.load_model(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        for name, method in missing:
-            print(f"{name}, {method}", flush=True)
-            slow = method in SLOW
-            found = (
-                slow_cell(model, hf, method, given.minutes, given.out) if slow else cell(model, hf, name, method, given.examples, given.out)
-            )
-            write_json(_path(given.out, name, method), found)
-    everything = [(task, method) for task in TASKS for method in (*METHODS, *SLOW)]
-    cells = [json.loads(path.read_text("utf-8")) for pair in everything if (path := _path(given.out, *pair)).exists()]
+        for name in missing:
+            print(name, flush=True)
+            write_json(paths[name], wanted[name](model, hf, given.out))
+    cells = [json.loads(path.read_text("utf-8")) for path in paths.values() if path.exists()]
     text = "\n".join(table(cells))
     if given.page is None:
         print(text)
         return
     before, _, rest = given.page.read_text("utf-8").partition(BEGIN)
     write_atomically(given.page, f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
-
-
-def _path(folder: Path, task: str, method: str) -> Path:
-    return folder / f"{task}-{method.replace(' ', '-')}.json"
 
 
 if __name__ == "__main__":
