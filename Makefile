@@ -1,21 +1,31 @@
 # make demo: find, measure and draw a circuit.   make test: the test suite.   make docs: the documentation, into site/.
 # make real: the tests on SmolLM2-135M, which is fetched and kept outside the repository (benchmarks/real_models.py).
+# make installs: whether the pinned versions go together, for every Python that is there.
+# make check: lint, format, types (installs what the documentation needs as well).
 # All work from a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Quiet unless it fails: then its last lines, which name the package.
+define pip
+@echo "pip install $(1)"
+@$(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt $(1) > $(VENV)/pip.log 2>&1 \
+  || { grep -v "^WARNING" $(VENV)/pip.log | tail -n 25 >&2; exit 1; }
+endef
 
-.PHONY: demo test real check docs install clean
+.PHONY: demo test real installs check docs install clean
 
 demo: $(VENV)/installed
 	$(BIN)/circuitdiscovery discover toy ioi
 
-test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto -m "not real"
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n auto -m "not real and not installs"
 
-real: $(VENV)/installed-dev
+real: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 0 -m real $(TESTS)
+
+installs: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n 0 -m installs
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -31,12 +41,16 @@ install: $(VENV)/installed-dev
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("circuitdiscovery needs Python 3.11 or newer; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch
-	$(PIP) --editable .
+	$(call pip,torch)
+	$(call pip,--editable .)
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) --editable '.[dev]'
+$(VENV)/installed-test: $(VENV)/installed
+	$(call pip,--editable '.[test]')
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed-test
+	$(call pip,--editable '.[dev]')
 	@touch $@
 
 clean:
