@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 	$(BIN)/circuitdiscovery discover toy ioi
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto -m "not real and not installs"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not real and not installs"
 
 real: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 0 -m real $(TESTS)
