@@ -134,7 +134,7 @@ def contents_of(circuit: Circuit, tokens: list[str] = TOKENS) -> dict[str, Any]:
         "circuit": fingerprint(circuit),
         "no_curve": None,
         "no_cards": None,
-        "task": {"name": "ioi", "description": "Who gets it", "source": "somebody", "counterfactual": "abc"},
+        "task": {"name": "ioi", "description": "Who gets it", "source": "somebody", "counterfactual": "abc", "asks": "Whose?"},
         "example": {"clean": tokens, "corrupted": [*tokens[:-1], " from"], "positions": {"S1": 1, "IO": 3, "END": len(tokens) - 1}, **side},
         "prompts": prompts,
         "curve": curve | {"normalized": [estimate(value) for value in (0.0, 0.1, 0.4, 0.9, 1.0)]},
@@ -334,6 +334,7 @@ def test_the_header_says_what_was_asked_and_how(tmp_path: Path, circuit: Circuit
         "0123456789ab",
         "Who gets it",
         "somebody",
+        "Corrupted prompts: abc. Whose?",
         "logit_diff",
         "resample",
         "noising",
@@ -817,6 +818,7 @@ def test_without_its_model_an_older_run_still_has_a_page(tmp_path: Path, circuit
     assert not page.all("details") and not page.all("table", **{"class": "prompts"})
     assert {values["data-edge"] for values in page.all("g") if "data-edge" in values} == set(circuit.edges)
     assert "96% [93%, 99%]" in page.words() and "Indirect object identification" in page.words()
+    assert "abc. What tells the name at all?" in page.words()  # as the task's file says
     assert {path.name for path in run.iterdir()} == {"circuit.json", "evaluation.json", "run.json", "report.html"}
 
 

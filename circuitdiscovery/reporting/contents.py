@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PROMPTS = 20  # rows of the table
 ANSWERS = 3  # of several right answers that are named; greater_than has up to 98
 _BY_ROW = ("resample", "zero")  # ablations that give a prompt the same whatever stands beside it
-_IN_WORDS = ("description", "source", "counterfactual")
+_IN_WORDS = ("description", "source", "counterfactual", "asks")
 
 Json = dict[str, Any]
 

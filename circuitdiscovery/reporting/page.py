@@ -202,7 +202,7 @@ def _task(run: Run) -> dict[str, Any]:
     """The task in words: as the run kept them, else as its file says now."""
     name = Path(run.options.task).stem
     if run.contents is not None:
-        return {"description": None, "source": None, "counterfactual": None} | dict(run.contents["task"]) | {"name": name}
+        return {"description": None, "source": None, "counterfactual": None, "asks": None} | dict(run.contents["task"]) | {"name": name}
     from circuitdiscovery.taskfile import TaskFile, read_task
 
     try:
@@ -210,7 +210,9 @@ def _task(run: Run) -> dict[str, Any]:
     except CircuitDiscoveryError:
         file = None
     known = {key: getattr(file, key) if isinstance(file, TaskFile) else None for key in ("description", "source", "counterfactual")}
-    return known | {"name": name, "counterfactual": run.options.counterfactual or known["counterfactual"]}
+    chosen = run.options.counterfactual or known["counterfactual"]
+    rule = file.counterfactuals.get(chosen) if isinstance(file, TaskFile) and chosen else None
+    return known | {"name": name, "counterfactual": chosen, "asks": rule.asks if rule else None}
 
 
 def _example(contents: Json | None) -> dict[str, Any] | None:
