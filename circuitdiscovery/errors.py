@@ -26,3 +26,9 @@ def unknown(kind: str, name: object, valid: Iterable[str], *, plural: str | None
 def nearest(name: str, valid: Iterable[str]) -> list[str]:
     """Up to three of `valid` that look like the name, the nearest first."""
     return difflib.get_close_matches(name, list(valid), n=3, cutoff=0.5)
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error of another package says, on one line and not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}..."

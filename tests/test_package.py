@@ -24,7 +24,8 @@ ROOT = PACKAGE.parent
 ORDER = [
     *("errors", "names", "files", "graph", "distributed"),
     *("tablefile", "taskfile", "encoder", "prompts", "task"),
-    *("model", "forward", "loading", "metrics", "ablation", "schema", "mib", "selection", "circuit", "comparison", "patching", "threads"),
+    *("model", "forward", "interchange", "architectures", "proof", "modelfolder", "ggufmodel", "modelobject"),
+    *("loading", "metrics", "ablation", "schema", "mib", "selection", "circuit", "comparison", "patching", "threads"),
     *("estimates", "plan", "saved", "bench"),
     *("search", "search.provenance", "search.state", "search.cases"),
     *("search.attribution", "search.acdc", "search.exact", "search.baseline", "search.relaxed"),
@@ -46,7 +47,6 @@ ORDER = [
         "attention",
         "headscores",
         "cards",
-        "interchange",
         "interventions",
         "roles",
         "explanation",
