@@ -1,6 +1,6 @@
 """A task under an ablation, ready to measure circuits: batch after batch, in each batch every circuit that is asked for.
 
-What a batch needs (its replacements, the full model's logits) is computed once for all circuits and dropped before the next batch;
+What a batch needs (its replacements, the full circuit's logits) is computed once for all circuits and dropped before the next batch;
 only where all batches together are small are they kept.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from circuitdiscovery import distributed
 from circuitdiscovery.ablation import name_of, on_demand
 from circuitdiscovery.estimates import Estimate, bootstrap, interval
-from circuitdiscovery.forward import World, plain_run
+from circuitdiscovery.forward import World
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, bind, kl_from
 from circuitdiscovery.model import Model
@@ -89,11 +90,11 @@ class Bench:
     work: Work
     saved: Saved | None = None
     name: str = "bench"  # in what is saved
-    _model: Model = field(kw_only=True)
     _make: Callable[[Batch], World] = field(kw_only=True)
     _own_run: bool = field(kw_only=True)
-    _kept: dict[int, tuple[World, Tensor]] | None = field(kw_only=True)  # by batch: its world and the full model's logits
+    _kept: dict[int, tuple[World, Tensor]] | None = field(kw_only=True)  # by batch: its world and the full circuit's logits
     _known: dict[bytes, dict[str, np.ndarray]] = field(default_factory=dict)
+    _last: tuple[Batch, Tensor] | None = None  # the batch that is measured, and the full circuit's logits on it
 
     @classmethod
     def build(
@@ -129,9 +130,12 @@ class Bench:
         tokens = [batch.clean.numel() for batch in found]
         costs = Costs(model, graph, sum(map(len, found)), sum(tokens), len(found), max(tokens, default=0))
         draws = bootstrap(count, seed) / count
-        return cls(
+        by_kl = isinstance(metric, str) and canonical("metric", metric) == "kl_divergence"
+        bench = cls(
             graph,
-            _bound(metric, model, task),
+            BoundMetric("kl_divergence", False, lambda logits, batch: kl_from(bench._reference(batch), logits))
+            if by_kl
+            else bind(metric, model, task),
             direction,
             count,
             draws,
@@ -141,11 +145,11 @@ class Bench:
             work or Work(progress, max(costs.forward, 1.0) / _UNITS),
             saved,
             name,
-            _model=model,
             _make=world_maker(model, task, graph, ablation=ablation, direction=direction),
             _own_run=own_run,
             _kept={} if replacement_bytes(model, sum(tokens)) <= _KEPT_BYTES else None,
         )
+        return bench
 
     # ------------------------------------------------------------------ measuring
 
@@ -265,9 +269,15 @@ class Bench:
                 self.work.did(step.cost * share)
 
     def _note(self, keys: Sequence[bytes], batch: Batch, reference: Tensor, logits: Tensor, out: dict[bytes, np.ndarray]) -> None:
-        """The values of [versions, N, vocabulary] logits."""
+        """The values of [versions, N, vocabulary] logits.
+
+        The full circuit's are the reference itself: runs that share their start with another circuit's round elsewhere, which in a half
+        precision is seen.
+        """
         if not keys:
             return
+        if self._full[0] in keys:
+            logits = torch.stack([reference if key == self._full[0] else each for key, each in zip(keys, logits, strict=True)])
         rows = batch.rows.cpu().numpy()
         best = reference.argmax(-1) == logits.argmax(-1)
         metric = self.metric(logits, batch)
@@ -286,14 +296,27 @@ class Bench:
         for number, batch in enumerate(self.batches):
             yield batch, self._world(number)[0]
 
+    @cached_property
+    def _full(self) -> tuple[bytes, np.ndarray]:
+        """The circuit of every edge, which stands for the model: the same arithmetic as any circuit's, unlike a plain run."""
+        return self._identity(self.graph.allowed)
+
+    def _reference(self, batch: Batch) -> Tensor:
+        """[N, vocabulary]: the full circuit's logits on a batch."""
+        if self._last is None or self._last[0] is not batch:
+            self._world(next(i for i, each in enumerate(self.batches) if each is batch))
+        assert self._last is not None
+        return self._last[1]
+
     def _world(self, number: int) -> tuple[World, Tensor]:
-        """A batch's world, and the full model's [N, vocabulary] logits on it."""
-        if self._kept is not None and number in self._kept:
-            return self._kept[number]
-        batch = self.batches[number]
-        found = self._make(batch), plain_run(self._model, batch.clean, batch.position).logits
+        """A batch's world, and the full circuit's [N, vocabulary] logits on it."""
+        found = None if self._kept is None else self._kept.get(number)
+        if found is None:
+            world = self._make(self.batches[number])
+            found = world, world.logits(self._full[1])
         if self._kept is not None:
             self._kept[number] = found
+        self._last = self.batches[number], found[1]
         return found
 
     # ------------------------------------------------------------------ statistics
@@ -322,17 +345,3 @@ def normalized(kept: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndar
     """(kept - empty) / (full - empty), elementwise; 0 where there is nothing to divide by."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num((kept - empty) / (full - empty), posinf=0, neginf=0)
-
-
-def _bound(metric: Any, model: Model, task: Task) -> BoundMetric:
-    """As `bind`, but of KL the full model's logits are computed batch by batch."""
-    if not (isinstance(metric, str) and canonical("metric", metric) == "kl_divergence"):
-        return bind(metric, model, task)
-    last: list[tuple[Batch, Tensor]] = []
-
-    def from_full(logits: Tensor, batch: Batch) -> Tensor:
-        if not last or last[0][0] is not batch:
-            last[:] = [(batch, plain_run(model, batch.clean, batch.position).logits)]
-        return kl_from(last[0][1], logits)
-
-    return BoundMetric("kl_divergence", False, from_full)

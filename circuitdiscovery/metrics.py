@@ -46,12 +46,17 @@ class BoundMetric:
     function: Callable[[Tensor, Batch], Tensor]
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
-        """[..., B, vocabulary] logits of a batch's examples -> [..., B]."""
-        return self.function(logits, batch)
+        """[..., B, vocabulary] logits of a batch's examples -> [..., B], in float32 at least."""
+        return self.function(precise(logits), batch)
 
     def damage(self, old: Any, new: Any) -> Any:
         """How much worse `new` is than `old`."""
         return old - new if self.higher_is_better else new - old
+
+
+def precise(logits: Tensor) -> Tensor:
+    """Logits in float32 at least: a sum over a vocabulary in a half precision is no more than a guess."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def _gather(values: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,8 +112,8 @@ def accuracy(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def kl_from(reference: Tensor, logits: Tensor) -> Tensor:
-    """KL(reference || logits) over the whole vocabulary, summed, in nats: [..., V] logits each -> [...]."""
-    expected, given = reference.log_softmax(-1), logits.log_softmax(-1)
+    """KL(reference || logits) over the whole vocabulary, summed, in nats and float32 at least: [..., V] logits each -> [...]."""
+    expected, given = precise(reference).log_softmax(-1), precise(logits).log_softmax(-1)
     # what is given may be gigabytes: its own memory is used where no gradient is asked for
     difference = given - expected if given.requires_grad else given.sub_(expected)
     return -torch.einsum("...v,...v->...", expected.exp(), difference)

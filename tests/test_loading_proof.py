@@ -86,7 +86,9 @@ def test_the_digest_does_not_depend_on_the_dtype_that_is_asked_for(gpt2: Tiny, h
     """It is the file's, or the object's; and a half precision's is that of the same values in float32."""
     name = str(half).removeprefix("torch.")
     whole = gpt2.model.digest
-    assert {cd.load_model(source, dtype=dtype).digest for source in (gpt2.folder, gpt2.hf) for dtype in ("float32", name, "float64")} == {whole}
+    assert {cd.load_model(source, dtype=dtype).digest for source in (gpt2.folder, gpt2.hf) for dtype in ("float32", name, "float64")} == {
+        whole
+    }
     rounded = copy.deepcopy(gpt2.hf).to(half)
     rounded.save_pretrained(tmp_path / "half")
     digests = {cd.load_model(tmp_path / "half", dtype=dtype).digest for dtype in ("float32", name)}
