@@ -20,6 +20,7 @@ from circuitdiscovery.modelfolder import ATTENTION
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WRAPPED = "._original_component"  # what TransformerBridge puts into names
 _SHARDED = ("FullyShardedDataParallel", "FlatParameter", "DTensor", "DeepSpeedEngine")
+_GATHER = "the weights are sharded over processes; gather them into a plain model first, and give that"
 _PRECISION = "load it again in float32 or bfloat16, without a quantization config"
 
 
@@ -49,7 +50,7 @@ def unwrapped(source: Any) -> Any:
     found = source
     while True:
         if type(found).__name__ in _SHARDED:
-            raise CircuitDiscoveryError(f"{type(found).__name__}: {_gather(found)}")
+            raise CircuitDiscoveryError(f"{type(found).__name__}: {_GATHER}")
         parts = getattr(found, "__dict__", {}).get("_modules", {}) if isinstance(found, nn.Module) else {}
         inner = parts.get("_orig_mod") or (parts.get("module") if _kind(found) is None else None)
         inner = inner if inner is not None else getattr(found, "original_model", None) if not isinstance(found, type) else None
@@ -57,10 +58,8 @@ def unwrapped(source: Any) -> Any:
             break
         found = inner
     if isinstance(found, type) or _kind(found) is None or not isinstance(found, nn.Module):
-        raise CircuitDiscoveryError(
-            f"{type(source).__name__} is not a model{_hint(source)}: give a name, a folder, a Hugging Face causal language model, "
-            "a pair (model, tokenizer) or a TransformerBridge"
-        )
+        valid = "a name, a folder, a Hugging Face causal language model, a pair (model, tokenizer) or a TransformerBridge"
+        raise CircuitDiscoveryError(f"{type(source).__name__} is not a model: give {_inside(source) or valid}")
     return found
 
 
@@ -68,17 +67,13 @@ def _kind(model: Any) -> Any:
     return getattr(getattr(model, "config", None), "model_type", None)
 
 
-def _gather(model: Any) -> str:
-    return "its weights are sharded over processes; gather them into a plain model first, and give that"
-
-
-def _hint(source: Any) -> str:
+def _inside(source: Any) -> str | None:
     """Where a model may be found in something that is not one."""
     attributes = vars(source) if hasattr(source, "__dict__") and not isinstance(source, type) else {}
     for name, value in {**attributes, **attributes.get("_modules", {})}.items():
         if isinstance(value, nn.Module) and _kind(value) is not None:
-            return f", but its .{name} is one ({type(value).__name__}), give that"
-    return ""
+            return f"its .{name}, which is one ({type(value).__name__})"
+    return None
 
 
 def held(source: Any, name: str) -> Held:
@@ -110,8 +105,8 @@ def _prefix(state: dict[str, Tensor], embedding: str) -> str | None:
 def _headless(model: Any, state: dict[str, Tensor]) -> str:
     head = [key for key in state if key.startswith(("score.", "classifier.", "qa_outputs."))]
     if head or getattr(model, "get_output_embeddings", lambda: None)() is None:
-        return f"{type(model).__name__} has no head that predicts the next token; load it with AutoModelForCausalLM"
-    return f"{type(model).__name__}'s weights are not named as transformers names those of {model.config.model_type!r}"
+        return f"there is no head that predicts the next token in a {type(model).__name__}; load it with AutoModelForCausalLM"
+    return f"the weights are not named as transformers names those of {model.config.model_type!r}"
 
 
 # ------------------------------------------------------------------ weights
@@ -125,7 +120,7 @@ def _check_in_memory(model: Any, name: str) -> None:
                 "load the model without offloading, such as with device_map=None"
             )
         if type(value).__name__ in _SHARDED:
-            raise CircuitDiscoveryError(f"{name}: {_gather(model)}")
+            raise CircuitDiscoveryError(f"{name}: {_GATHER}")
 
 
 def _state(model: Any, name: str) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -103,10 +103,11 @@ def _part(hf: Any, name: str, model: Model) -> tuple[Any, tuple[int, ...]]:
     return nn.Module.float(part), chosen  # what was read from GGUF refuses its own float()
 
 
-def _rotaries(hf: Any) -> Any:
+def _rotaries(hf: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    """The modules that hold a table of rotary frequencies: what holds them, its name there, and itself."""
     for parent in hf.modules():
         for child, module in parent.named_children():
-            if isinstance(getattr(module, "inv_freq", None), Tensor) and hasattr(module, "config"):
+            if "inv_freq" in module._buffers and hasattr(module, "config"):
                 yield parent, child, module
 
 
