@@ -362,7 +362,8 @@ class Circuit:
         merged = None if model.graph.grouped else replace(model.graph, split_qkv=False)
         if self.graph not in (model.graph, merged):
             raise CircuitDiscoveryError(
-                f"this is a circuit of {_described(own.get('name'), self.graph)}, not of {_described(model.name, model.graph)}"
+                f"this is a circuit of {_described(own.get('name') or _published(self), self.graph)}, "
+                f"not of {_described(model.name, model.graph)}"
             )
         if own.get("digest", model.digest) != model.digest:
             raise CircuitDiscoveryError(
@@ -498,6 +499,13 @@ def _suffix(path: str | Path, valid: tuple[str, ...]) -> str:
     if suffix not in valid:
         raise CircuitDiscoveryError(f"{path} must end in {' or '.join(valid)}")
     return suffix
+
+
+def _published(circuit: Circuit) -> str | None:
+    """Which of the shipped circuits it is, or a part of: one that names no model."""
+    task = circuit.info.get("task")
+    alike = [name for name in shipped("graphs") if name.endswith(f"/{task}") and circuit.info.get("method") == "published"]
+    return next((name for name in alike if load_circuit(name).graph == circuit.graph), None)
 
 
 def _described(name: str | None, graph: Graph) -> str:

@@ -6,13 +6,12 @@ kept most of the behaviour at that size (docs/real-models.md) where a decision f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files import GGUF, data_folder, read_json, shipped
+from circuitdiscovery.files import GGUF, HUB_NAME, data_folder, read_json, shipped
 
 LARGE = 20_000  # edges
 _NAMES = {  # of a config's numbers, the first one that it has
@@ -62,9 +61,17 @@ def _config(model: str) -> Mapping[str, Any]:
         return _gguf_config(path)
     if path.is_dir():
         return read_json(path / "config.json")
+    if not HUB_NAME.fullmatch(model):
+        raise CircuitDiscoveryError(f"there is no folder {model}")
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
-    return json.loads(Path(hf_hub_download(model, "config.json")).read_text("utf-8"))
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # it tells of every try without a network
+    try:
+        return read_json(hf_hub_download(model, "config.json"))
+    finally:
+        logging.set_verbosity(before)
 
 
 def _gguf_config(path: Path) -> Mapping[str, Any]:

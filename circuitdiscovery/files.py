@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).resolve().parent
 Kind = Literal["tasks", "graphs", "models"]
 _PATTERNS: dict[Kind, str] = {"tasks": "*.toml", "graphs": "*/*.json", "models": "*/config.json"}
 GGUF = ".gguf"  # the suffix of a model in one file, as llama.cpp has it
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a model on the Hugging Face hub
 MAX_DEPTH = 64  # of nested JSON: ours is at most 6 deep, and Python's own functions give up at about 1000
 
 

@@ -8,7 +8,6 @@ token ids before it is handed out.
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 from circuitdiscovery.architectures import build, weights_digest
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line, unknown
-from circuitdiscovery.files import GGUF, data_folder
+from circuitdiscovery.files import GGUF, HUB_NAME, data_folder
 from circuitdiscovery.ggufmodel import read_gguf
 from circuitdiscovery.model import Model
 from circuitdiscovery.modelfolder import CONFIG, from_hub, quiet_transformers, read_folder, tokenizer_of
@@ -61,11 +60,13 @@ def load_model(
             else:
                 hf, tokenizer = read_folder(path, shown)
             return _model(hf, tokenizer, name or shown, target, precision, in_place=True)
+        if isinstance(source, Model):
+            raise CircuitDiscoveryError(f"{source.name} is loaded already; use it as it is")
         hf, tokenizer = source, getattr(source, "tokenizer", None)
         if isinstance(source, tuple) and len(source) == 2:
             hf, tokenizer = source
         hf = unwrapped(hf)
-        target = _device(device or next(hf.parameters()).device)
+        target = _device(device or next((parameter.device for parameter in hf.parameters()), "cpu"))
         if tokenizer is None and getattr(hf.config, "_name_or_path", ""):
             tokenizer = tokenizer_of(str(hf.config._name_or_path))
         return _model(hf, tokenizer, name or _object_name(hf), target, precision)
@@ -76,6 +77,7 @@ def _model(hf: Any, tokenizer: Any, name: str, device: torch.device, dtype: torc
     found = held(hf, name)
     digest = weights_digest(found.weights)
     if in_place:  # its tables stay as precise as they are
+        del found  # the weights in the dtype of the file, which are dropped one by one
         for parameter in hf.parameters():
             parameter.data = parameter.data.to(dtype)
         found = held(hf, name)
@@ -94,9 +96,9 @@ def _model(hf: Any, tokenizer: Any, name: str, device: torch.device, dtype: torc
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    return DTYPES[str(dtype)]
+    return DTYPES[dtype]
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -113,7 +115,9 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _resolve(source: str | Path) -> tuple[Path, str]:
     """(a folder or a .gguf file, what we call it)."""
-    text = str(source)
+    text = str(source) if str(source).isprintable() else repr(str(source))
+    if not str(source):
+        raise CircuitDiscoveryError(f"an empty text is not a model; a model is {_listed()}")
     if text in bundled_models():
         return data_folder("models") / text, text
     try:
@@ -131,8 +135,10 @@ def _resolve(source: str | Path) -> tuple[Path, str]:
         return path, path.stem
     if exists:
         raise CircuitDiscoveryError(f"{text}: a model is a folder with {CONFIG} or a {GGUF} file, this is another file")
-    if isinstance(source, Path) or not _HUB_NAME.fullmatch(text):
+    if isinstance(source, Path) or not HUB_NAME.fullmatch(text):
         raise CircuitDiscoveryError(f"there is no folder {text}; a model is {_listed()}")
+    if text.lower() in (*_ALSO_CALLED, *bundled_models()):
+        raise CircuitDiscoveryError(_no_model(text))
     try:
         return from_hub(text), text
     except CircuitDiscoveryError:
@@ -142,9 +148,8 @@ def _resolve(source: str | Path) -> tuple[Path, str]:
         raise CircuitDiscoveryError(f"{_no_model(text)}; {why}") from error
 
 
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # what TransformerLens and papers call models, for the families that are supported
-_ALSO_CALLED = {"gpt2-small": "gpt2", "distillgpt2": "distilbert/distilgpt2", "distilgpt2": "distilbert/distilgpt2"}
+_ALSO_CALLED = {"gpt2-small": "gpt2"}
 _MAKERS = {
     "pythia": "EleutherAI", "smollm": "HuggingFaceTB", "qwen2": "Qwen", "mistral-7b": "mistralai", "llama-3": "meta-llama",
     "llama-2": "meta-llama", "tinyllama": "TinyLlama",

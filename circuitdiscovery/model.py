@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -95,6 +95,25 @@ class Block:
         return {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
 
 
+class _NoAttribute(CircuitDiscoveryError, AttributeError):
+    """An attribute that another library's models have, with ours; still an AttributeError, so that `hasattr` works."""
+
+
+_OURS = {
+    "cfg": "its sizes are model.n_layers, .n_heads, .d_model and .vocab_size, its edges model.graph",
+    "to": "give load_model the device and the dtype",
+    "cuda": 'give load_model device="cuda"',
+    "cpu": 'give load_model device="cpu"',
+    "half": 'give load_model dtype="float16"',
+    "bfloat16": 'give load_model dtype="bfloat16"',
+    "float": 'give load_model dtype="float32"',
+    "run_with_cache": "explain(model, task, circuit) says what nodes do",
+    "generate": "it is for circuits alone; generate with the Hugging Face model",
+    "to_tokens": "encode with model.tokenizer",
+}
+_OURS |= {"config": _OURS["cfg"], "to_str_tokens": _OURS["to_tokens"], "hooks": _OURS["run_with_cache"]}
+
+
 @dataclass(frozen=True)
 class Model:
     """A loaded transformer (see `load_model`)."""
@@ -121,6 +140,16 @@ class Model:
     def dtype(self) -> torch.dtype:
         """What the weights are."""
         return self.W_E.dtype
+
+    @property
+    def n_layers(self) -> int:
+        """The number of layers."""
+        return self.graph.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """The number of heads in a layer."""
+        return self.graph.n_heads
 
     @property
     def d_model(self) -> int:
@@ -154,6 +183,20 @@ class Model:
         if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= len(self.W_E)):
             worst = int(tokens.max()) if int(tokens.max()) >= len(self.W_E) else int(tokens.min())
             raise CircuitDiscoveryError(f"{self.name}: token {worst} is not in its vocabulary of {len(self.W_E)} tokens")
+
+    if not TYPE_CHECKING:  # which would take any attribute for one
+
+        def __getattr__(self, name: str) -> Any:
+            """What is not there, with what is."""
+            if name in _OURS:
+                raise _NoAttribute(f"a Model has no {name!r}: {_OURS[name]}")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """A model is run by `run_circuit`."""
+        raise CircuitDiscoveryError(
+            "a Model is not called: run_circuit(model, task, Circuit.full(model.graph)) gives the logits of the whole model on a task"
+        )
 
     def __repr__(self) -> str:
         graph = self.graph

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitdiscovery.architectures import check_kind, check_supported
+from circuitdiscovery.architectures import ARCHITECTURES, check_kind, check_supported
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files import read_json
 
@@ -51,7 +51,9 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CircuitDiscoveryError(f"{name}: {CONFIG} must be an object, not {type(data).__name__}")
     _refuse_code(data, CONFIG, name)
-    check_kind(data.get("model_type"), name)
+    if data.get("model_type") is None:
+        raise CircuitDiscoveryError(f"{name}: {CONFIG} does not say which architecture it is of (model_type)")
+    check_kind(data["model_type"], name)
     if data.get("quantization_config"):
         raise CircuitDiscoveryError(f"{name}: quantized weights (quantization_config) are not supported; give the model in full precision")
     return data
@@ -60,10 +62,9 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 def _refuse_code(data: Mapping[str, Any], file: str, name: str) -> None:
     if code := data.get("auto_map"):
         named = ", ".join(map(str, code.values())) if isinstance(code, dict) else str(code)
-        raise CircuitDiscoveryError(
-            f"{name}: {file} asks for Python code of its own (auto_map: {named[:100]}), which is never run; "
-            "without auto_map it is taken for what transformers itself has under its name"
-        )
+        known = data.get("model_type") in [*ARCHITECTURES] and file == CONFIG
+        hint = f"; without auto_map it would be a plain {data['model_type']}" if known else ""
+        raise CircuitDiscoveryError(f"{name}: {file} asks for Python code of its own (auto_map: {named[:100]}), which is never run{hint}")
 
 
 def _config(data: Mapping[str, Any], name: str) -> Any:
@@ -310,10 +311,12 @@ def from_hub(name: str) -> Path:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars and no warnings from transformers inside, the caller's settings after."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, hub_level, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -321,5 +324,6 @@ def quiet_transformers() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
         if bars:
             logging.enable_progress_bar()

@@ -36,15 +36,19 @@ FILES = (
 MEMORY = 2**29  # bytes that a refusal may take
 
 ODD: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 7, 10**6, 10**9, 10**15, 2**63, 10**400, 0.0, 0.5, -2.5, 1e-30, 1e30, float("nan"), float("inf"), "", "x",
+    None, True, False, 0, 1, -1, 2, 3, 7, 10**6, 10**9, 10**15, 2**63, 10**400, 0.0, 0.5, -2.5, 1e-30, 1e30, float("nan"),
+    float("inf"), "", "x",
     "4", "gpt2", "llama", "t5", "relu", "gelu_new", "../../evil", "\x00", "é" * 300, [], [1], ["full_attention"] * 3, [[[]]], {}, {"a": 1},
     {"rope_type": "yarn"}, {"rope_type": "default", "rope_theta": 0}, {"rope_type": 3}, "kernels-community/flash-attn", "evil.Model",
 ]  # fmt: skip
 NAMES = [
-    "auto_map", "_attn_implementation", "attn_implementation", "quantization_config", "num_hidden_layers", "n_layer", "vocab_size", "n_embd",
+    "auto_map", "_attn_implementation", "attn_implementation", "quantization_config", "num_hidden_layers", "n_layer", "vocab_size",
+    "n_embd",
     "hidden_size", "num_attention_heads", "n_head", "num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "rope_parameters",
-    "rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "sliding_window", "layer_types", "tie_word_embeddings", "hidden_act",
-    "activation_function", "is_decoder", "is_causal", "return_dict", "output_attentions", "output_hidden_states", "use_cache", "dtype",
+    "rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "sliding_window", "layer_types", "tie_word_embeddings",
+    "hidden_act",
+    "activation_function", "is_decoder", "is_causal", "return_dict", "output_attentions", "output_hidden_states", "use_cache",
+    "dtype",
     "torch_dtype", "fusion_config", "transformers_weights", "max_position_embeddings", "n_positions", "rms_norm_eps", "layer_norm_epsilon",
     "use_parallel_residual", "attention_bias", "mlp_bias", "scale_attn_weights", "pad_token_id", "id2label", "num_labels", "architectures",
     "distributed_config", "tokenizer_class", "chunk_size_feed_forward", "attention_dropout", "experts_implementation", "model_type",
