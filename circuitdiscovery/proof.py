@@ -20,8 +20,8 @@ from circuitdiscovery.forward import unembed
 from circuitdiscovery.interchange import Plain
 from circuitdiscovery.model import Block, Model, Norm
 
-LENGTHS = (1, 4, 20)  # of the prompts that are compared
-PART_LENGTHS = (1, 9, 40)  # where two layers run alone
+LENGTHS = (1, 4, 16)  # of the prompts that are compared
+PART_LENGTHS = (1, 6, 24)  # where two layers run alone
 TIGHT = 2e-5  # of the largest logit: float32 agrees to about 1e-6 of it
 LOOSE = 0.1  # of it too, in a half precision: SmolLM2 is .04 off in bfloat16
 SMALL = 2**24  # weights of a model that is proved in float32 as a whole
