@@ -48,43 +48,34 @@ def folder(gpt2: Tiny, words: Path, tmp_path: Path) -> Path:
 
 SCRIPT = """
 import sys, circuitdiscovery as cd
-try:
-    cd.load_model(sys.argv[1])
-except cd.CircuitDiscoveryError as error:
-    print(str(error).count(chr(10)), error)
+for folder in sys.argv[1:]:
+    try:
+        cd.load_model(folder)
+    except cd.CircuitDiscoveryError as error:
+        print(str(error).count(chr(10)), error)
 """
 
 
-def run_with_yes(folder: Path, where: Path) -> subprocess.CompletedProcess[str]:
-    """Load in a process whose standard input says yes to everything."""
-    command = [sys.executable, "-c", SCRIPT, str(folder)]
-    return subprocess.run(command, input="y\n" * 20, capture_output=True, text=True, cwd=where, check=False)
-
-
 CODE = "open('this-model-ran-code', 'w').write('x')\nfrom transformers import GPT2Config as C, GPT2LMHeadModel as M, GPT2Tokenizer as T\n"
+ASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "unknown": ("config.json", {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}),
+    "known": ("config.json", {"auto_map": {"AutoModelForCausalLM": "code.M"}}),
+    "tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["code.T", None]}}),
+}
 
 
-@pytest.mark.parametrize(
-    ("file", "changes"),
-    [
-        ("config.json", {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}),
-        ("config.json", {"auto_map": {"AutoModelForCausalLM": "code.M"}}),
-        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["code.T", None]}}),
-    ],
-    ids=["config", "known", "tokenizer"],
-)
-def test_code_in_a_folder_never_runs(folder: Path, tmp_path: Path, file: str, changes: dict[str, Any]) -> None:
-    """Nor is anybody asked whether it may."""
+def test_code_in_a_folder_never_runs(folder: Path, tmp_path: Path) -> None:
+    """Nor is anybody asked whether it may, in a process whose standard input says yes to everything."""
     (folder / "code.py").write_text(CODE)
-    result = run_with_yes(edit(folder, file, **changes), tmp_path)
-    assert result.stdout.startswith(f"0 model: {file} asks for Python code") and result.stdout.count("\n") == 1
-    assert result.stderr == "" and not list(tmp_path.rglob("this-model-ran-code"))
-
-
-def test_the_given_folder_with_code(shared: Path, tmp_path: Path) -> None:
-    copied = shutil.copytree(shared / "faults" / "remote-code", tmp_path / "remote-code")
-    result = run_with_yes(copied, tmp_path)
-    assert result.stdout.startswith("0 remote-code: config.json asks for Python code of its own (auto_map: evil.EvilConfig")
+    folders = [edit(Path(shutil.copytree(folder, tmp_path / name)), file, **changes) for name, (file, changes) in ASKS.items()]
+    given = Path(__file__).resolve().parents[2] / "shared" / "faults" / "remote-code"
+    folders += [Path(shutil.copytree(given, tmp_path / "remote-code"))] if given.is_dir() else []
+    command = [sys.executable, "-c", SCRIPT, *map(str, folders)]
+    result = subprocess.run(command, input="y\n" * 20, capture_output=True, text=True, cwd=tmp_path, check=False)
+    lines = result.stdout.splitlines()
+    expected = [f"0 {name}: {file} asks for Python code of its own" for name, (file, _) in ASKS.items()]
+    expected += ["0 remote-code: config.json asks for Python code of its own (auto_map: evil.EvilConfig"] * given.is_dir()
+    assert len(lines) == len(expected) and all(map(str.startswith, lines, expected))
     assert result.stderr == "" and not list(tmp_path.rglob("this-model-ran-code"))
 
 
@@ -140,7 +131,7 @@ def test_the_given_folder_with_fewer_layers(shared: Path) -> None:
         ({"vocab_size": 10**11}, r"wte.weight has shape \[101, 32\], but by config.json \[100000000000, 32\]"),
         ({"n_inner": 10**12}, "mlp.c_fc"),
         ({"n_positions": 10**10}, "wpe.weight"),
-        ({"n_embd": 2**24}, "wte.weight"),
+        ({"n_embd": 2**24}, r"h.0.attn.c_attn.bias has shape \[96\]"),
         ({"n_embd": 2**40}, "cannot be used"),
         ({"n_embd": 2**70}, "cannot be used"),
         ({"n_head": 5}, "cannot be used"),
