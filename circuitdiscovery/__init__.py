@@ -128,10 +128,20 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(_no_attribute(name))
     value = getattr(_import_module(f"{__name__}.{_MODULE[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _no_attribute(name: str) -> str:
+    from circuitdiscovery.errors import nearest
+
+    told = f"module {__name__!r} has no attribute {name!r}"
+    if name == "discover":
+        return f"{told}; `discover` is a command; in Python a search is one of acdc, eap, eap_ig, exact, hybrid, edge_pruning, ..."
+    near = [] if name.startswith("_") else nearest(name, __all__)
+    return f"{told}; did you mean {near[0]!r}?" if near else told
 
 
 def __dir__() -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.forward import World, embed, plain_run, run_tokens
 from circuitdiscovery.model import Model
@@ -281,6 +282,7 @@ def _as_reference(task: Task, reference: Task | Tensor | Sequence[Sequence[int]]
     return replace(task, examples=examples, held_out=None)
 
 
+@guarded
 @torch.no_grad()
 def replacements(
     model: Model,

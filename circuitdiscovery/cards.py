@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.estimates import Estimate
-from circuitdiscovery.files import read_json, write_json
+from circuitdiscovery.files import read_json
 from circuitdiscovery.schema import exactly, typed
+from circuitdiscovery.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,8 +55,8 @@ class Lens:
     suppressed: Pairs
 
 
-@dataclass(frozen=True, eq=False)
-class Card:
+@dataclass(frozen=True, eq=False, repr=False)
+class Card(Value):
     """What is known of one node.
 
     Args:
@@ -85,9 +87,17 @@ class Card:
     in_edges: Edges
     out_edges: Edges
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON, numbers to six significant digits."""
+        return _written(self)
 
-@dataclass(frozen=True, eq=False)
-class Explanation:
+    def __str__(self) -> str:
+        lines = [f"{'node':<13} {self.node}{f', {self.role}' if self.role else ''}", f"{'effect':<13} {self.effect}"]
+        return "\n".join([*lines, f"{'direct':<13} {self.direct}", *(f"{'':<13} {sentence}" for sentence in self.evidence)])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation(Value):
     """The cards of a circuit's nodes, in index order, and what they were measured on (see `explain`).
 
     Args:
@@ -119,6 +129,11 @@ class Explanation:
             if card.role is not None:
                 found[card.role] = (*found.get(card.role, ()), node)
         return MappingProxyType(found)
+
+    def _repr_html_(self) -> str:
+        from circuitdiscovery.reporting.notebook import of_explanation
+
+        return of_explanation(self)
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -182,11 +197,8 @@ class Explanation:
         cards = typed(data["cards"], dict, where, "cards")
         return cls(**known, cards={node: _Reader(where, f"cards.{node}").card(node, card) for node, card in cards.items()})
 
-    def save(self, path: str | Path) -> None:
-        """Write a .json file, atomically; the same explanation gives the same bytes."""
-        write_json(path, self.to_dict())
-
     @classmethod
+    @guarded
     def load(cls, path: str | Path) -> Explanation:
         """Read what `save` wrote; a broken file is an error that names it and the field."""
         return cls.from_dict(read_json(path), str(path))

@@ -5,18 +5,20 @@ from __future__ import annotations
 import heapq
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from circuitdiscovery import mib, schema
-from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.files import data_folder, read_arrays, read_json, shipped, write_atomically, write_json
-from circuitdiscovery.graph import Graph, node_of
+from circuitdiscovery.arguments import guarded
+from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
+from circuitdiscovery.files import data_folder, is_folder, read_arrays, read_json, shipped, write_atomically, write_json
+from circuitdiscovery.graph import Edge, Edges, Graph, no_node, node_of
 from circuitdiscovery.schema import exactly, graph_of, info_of, typed
 from circuitdiscovery.selection import best_mask
 
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from circuitdiscovery.reporting.charts import Chart
+    from circuitdiscovery.reporting.notebook import Drawing
 
+CIRCUIT_FILE = "circuit.json"  # in the folder of a run
 SCORES_FORMAT = "circuitdiscovery scores 1"
 Roles = Mapping[str, Iterable[str]]
+Made = TypeVar("Made")
 
 
 class ModelLike(Protocol):
@@ -77,11 +82,30 @@ class Scores:
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "info", info_of(self.info, self.graph))
 
-    def __getitem__(self, edge: str) -> float:
+    def __getitem__(self, edge: Edge) -> float:
         return float(self.values[self.graph.index(edge)])
+
+    def __len__(self) -> int:
+        return len(self.graph)
+
+    def __iter__(self) -> Iterator[str]:
+        """The edges, in index order."""
+        return iter(self.graph.edges)
+
+    def __contains__(self, edge: object) -> bool:
+        """Whether there is such an edge."""
+        return _is_edge(self.graph, edge)
 
     def __repr__(self) -> str:
         return f"Scores({len(self.graph):,} edges{_origin(self.info)})"
+
+    def _repr_html_(self) -> str:
+        from circuitdiscovery.reporting.notebook import of_scores
+
+        return of_scores(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Scores, (self.graph, self.values, dict(self.info))
 
     def ranking(self, absolute: bool = True) -> np.ndarray:
         """[edges, 2]: every edge's (row, column), the highest |score| (or score) first, ties by index."""
@@ -104,6 +128,7 @@ class Scores:
         mask, solver = best_mask(self.graph, self._keys(absolute), n)
         return self._circuit(mask, selection="best", edges=n, absolute=absolute, solver=solver)
 
+    @guarded
     def above(self, threshold: float, absolute: bool = True) -> Circuit:
         """The edges whose |score| (or, signed, score) is at least the threshold, as acdc keeps them; nothing pruned."""
         if not math.isfinite(threshold):
@@ -139,6 +164,7 @@ class Scores:
         """The sum over each source's out-edges."""
         return dict(zip(self.graph.sources, self.values.sum(axis=1, dtype=np.float64).tolist(), strict=True))
 
+    @guarded
     def plot(self, path: str | Path | None = None) -> Chart:
         """A heat map of `by_node()`, a row per layer and a column per head and for the MLP; a notebook shows it, a .svg path keeps it."""
         from circuitdiscovery.reporting.charts import Chart, node_scores
@@ -147,14 +173,9 @@ class Scores:
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per edge, in index order: edge, source, receiver, score. Needs pandas."""
-        try:
-            import pandas as pd
-        except ImportError:
-            raise CircuitDiscoveryError("to_dataframe needs pandas: pip install 'circuitdiscovery[pandas]'") from None
-        rows, columns = np.nonzero(self.graph.allowed)
-        sources, receivers = [self.graph.sources[i] for i in rows], [self.graph.receivers[i] for i in columns]
-        return pd.DataFrame({"edge": self.graph.edges, "source": sources, "receiver": receivers, "score": self.values[rows, columns]})
+        return _table(self.graph, self.graph.allowed, self.values)
 
+    @guarded
     def save(self, path: str | Path) -> None:
         """Write a .safetensors file, or MIB's JSON (.json, no edge in the circuit); atomically, the same scores the same bytes."""
         if _suffix(path, (".safetensors", ".json")) == ".json":
@@ -166,6 +187,7 @@ class Scores:
         write_atomically(path, save({"scores": np.ascontiguousarray(self.values)}, {"circuitdiscovery": json.dumps(header)}))
 
     @classmethod
+    @guarded
     def load(cls, path: str | Path, *, n_kv_heads: int | None = None) -> Scores:
         """Read a .safetensors file of ours, or MIB's JSON (.json; `n_kv_heads` as in `load_circuit`)."""
         if _suffix(path, (".safetensors", ".json")) == ".safetensors":
@@ -182,7 +204,7 @@ class Scores:
     def _check_count(self, n: int) -> None:
         total = len(self.graph)
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 0 <= n <= total:
-            raise CircuitDiscoveryError(f"edges must be a whole number from 0 to {total}, the number there is, not {n!r}")
+            raise CircuitDiscoveryError(f"edges must be a whole number from 0 to {total}, the number there is, not {shown(n)}")
 
     def _circuit(self, mask: np.ndarray, **selection: Any) -> Circuit:
         return Circuit(self.graph, mask, self.values, {**self.info, "options": {**self.info.get("options", {}), **selection}})
@@ -222,7 +244,7 @@ class Circuit:
     info: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        mask = np.array(self.mask, dtype=bool)
+        mask = _booleans(self.mask)
         _check_shape("a circuit's mask", mask, self.graph)
         if (mask & ~self.graph.allowed).any():
             raise CircuitDiscoveryError(f"the graph has no edge {self.graph.names(mask & ~self.graph.allowed)[0]}")
@@ -243,11 +265,13 @@ class Circuit:
         return None if np.isnan(scores).all() else scores
 
     @classmethod
-    def from_edges(cls, graph: Graph, names: Iterable[str]) -> Circuit:
-        """The named edges, nothing pruned; an unknown name is an error."""
+    @guarded
+    def from_edges(cls, graph: Graph, names: Edges) -> Circuit:
+        """Some edges, each by its name or its two ends', nothing pruned; an unknown one is an error. For `graph` a model will do."""
         return cls(graph, graph.mask(names))
 
     @classmethod
+    @guarded
     def from_nodes(cls, graph: Graph, names: Iterable[str]) -> Circuit:
         """Every edge between the named nodes, `input` and `logits`, which belong to every circuit of nodes.
 
@@ -259,11 +283,13 @@ class Circuit:
         return cls(graph, graph.allowed & sources[:, None] & receivers)
 
     @classmethod
+    @guarded
     def full(cls, graph: Graph) -> Circuit:
         """Every edge."""
         return cls(graph, graph.allowed)
 
     @classmethod
+    @guarded
     def empty(cls, graph: Graph) -> Circuit:
         """No edge."""
         return cls(graph, np.zeros_like(graph.allowed))
@@ -290,9 +316,29 @@ class Circuit:
     def __len__(self) -> int:
         return int(self.mask.sum())
 
-    def __contains__(self, edge: str) -> bool:
-        """Whether an edge is kept; a name that the graph does not have is an error."""
-        return bool(self.mask[self.graph.index(edge)])
+    def __iter__(self) -> Iterator[str]:
+        """The edges, in index order."""
+        return iter(self.edges)
+
+    def __getitem__(self, at: int | slice) -> Any:
+        """The edge at an index, or those of a slice.
+
+        >>> Circuit.full(Graph(n_layers=1, n_heads=1, n_kv_heads=1))[-1]
+        'm0->logits'
+        """
+        if not isinstance(at, slice | Integral):
+            raise CircuitDiscoveryError(
+                f"a circuit's index is a whole number or a slice, not {shown(at)}; an edge's score is circuit.score(edge)"
+            )
+        return self.edges[at]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def __contains__(self, part: object) -> bool:
+        """Whether an edge (its name, or a pair of its ends' names) or a node is kept; a name that the graph does not have is an error."""
+        if isinstance(part, str) and "->" not in part:
+            if part not in (valid := node_order(self.graph)):
+                raise no_node(part, valid)
+            return part in self.nodes
+        return bool(self.mask[self.graph.index(part)])  # pyright: ignore[reportArgumentType]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Circuit) and self.graph == other.graph and np.array_equal(self.mask, other.mask)
@@ -302,6 +348,14 @@ class Circuit:
 
     def __repr__(self) -> str:
         return f"Circuit({len(self):,} of {len(self.graph):,} edges{_origin(self.info)})"
+
+    def _repr_html_(self) -> str:
+        from circuitdiscovery.reporting.notebook import of_circuit
+
+        return of_circuit(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Circuit, (self.graph, self.mask, self.scores, dict(self.info))
 
     def __or__(self, other: Circuit) -> Circuit:
         return self._combined(other, np.logical_or)
@@ -338,6 +392,7 @@ class Circuit:
         """The edges that lie on a path from `input` to `logits`."""
         return self._part(self.graph.canonical(self.mask, own_run=True), pruned=True)
 
+    @guarded
     def without(self, nodes: Iterable[str]) -> Circuit:
         """C\\K of Wang et al. 2022: less every edge into or out of K's nodes (never `input` or `logits`).
 
@@ -378,7 +433,11 @@ class Circuit:
             data |= {} if score is None else {"score": score}
         return view
 
-    def score(self, edge: str) -> float | None:
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per edge of the circuit, in index order: edge, source, receiver, score (NaN: none). Needs pandas."""
+        return _table(self.graph, self.mask, np.full(self.mask.shape, np.nan) if self.scores is None else self.scores)
+
+    def score(self, edge: Edge) -> float | None:
         """The edge's score; None where it has none."""
         at = self.graph.index(edge)
         return None if self.scores is None or np.isnan(self.scores[at]) else float(self.scores[at])
@@ -387,13 +446,20 @@ class Circuit:
         """What circuit.json says, the same for the same circuit."""
         return schema.write(self.graph, self.mask, self.scores, self.info)
 
+    @guarded
     def save(self, path: str | Path, *, format: Literal["circuit", "mib"] = "circuit") -> None:
-        """Write circuit.json, or MIB's JSON; atomically, the same circuit the same bytes."""
+        """Write circuit.json, or MIB's JSON; atomically, the same circuit the same bytes. `load_circuit` and `Circuit.load` read it."""
         _suffix(path, (".json",))
         if format not in ("circuit", "mib"):
             raise unknown("format", format, ("circuit", "mib"))
         write_json(path, self.to_dict() if format == "circuit" else mib.write(self.graph, self.mask, self.scores))
 
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Circuit:
+        """As `load_circuit`."""
+        return load_circuit(name_or_path)
+
+    @guarded
     def with_roles(self, roles: Roles) -> Circuit:
         """The same circuit with what its nodes do, role -> nodes; circuit.json keeps it, and pictures show it in colour.
 
@@ -406,40 +472,66 @@ class Circuit:
         kept = {name: value for name, value in self.info.items() if name != "roles"}
         return Circuit(self.graph, self.mask, self.scores, {**kept, "roles": named} if named else kept)
 
+    def plot(self, path: str | Path | None = None) -> Drawing:
+        """As `draw`."""
+        return self.draw(path)
+
+    @guarded
     def draw(
         self,
-        path: str | Path,
+        path: str | Path | None = None,
         *,
         scores: Scores | None = None,
         roles: Roles | None = None,
         max_edges: int | None = 60,
-    ) -> None:
-        """Draw into a .svg, .png, .pdf or .dot file, at most `max_edges` edges, whole paths, strongest first; see circuitdiscovery.draw."""
-        from circuitdiscovery.draw import draw
+    ) -> Drawing:
+        """The drawing, which a notebook shows, of at most `max_edges` edges: whole paths, strongest first (see circuitdiscovery.draw).
 
-        draw(self, path, scores=scores, roles=roles, max_edges=max_edges)
+        A path keeps it, as a .svg, .png, .pdf or .dot file.
+        """
+        from circuitdiscovery.reporting.notebook import Drawing
+
+        drawing = Drawing(self, scores, roles, max_edges)
+        if path is not None:
+            drawing.save(path)
+        return drawing
 
 
+@guarded
 def load_circuit(name_or_path: str | Path, *, n_kv_heads: int | None = None) -> Circuit:
-    """A circuit from a .json file (circuit.json, or MIB's), or a shipped one such as "gpt2/ioi".
+    """A circuit from a .json file (circuit.json, or MIB's), from the folder of a run, or a shipped one such as "gpt2/ioi".
 
     Args:
-        name_or_path: what ends in .json is a path.
+        name_or_path: what ends in .json is a path, and so is a folder.
         n_kv_heads: key/value groups of the model; MIB's JSON does not say where they are fewer than heads.
 
     Raises:
         CircuitDiscoveryError: no such circuit; a file that says something else than a circuit, by file and field.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".json":
-        names = shipped("graphs")
-        if str(name_or_path) not in names:
-            raise CircuitDiscoveryError(f"{unknown('graph', str(name_or_path), names)}; or a path that ends in .json")
-        path = data_folder("graphs") / f"{name_or_path}.json"
+    path = circuit_file(name_or_path)
     data = read_json(path)
     if mib.is_mib(data):
         return Circuit(*mib.read(data, str(path), n_kv_heads))
-    return Circuit(*schema.read(data, str(path)))
+    return _named(str(path), lambda: Circuit(*schema.read(data, str(path))))
+
+
+def circuit_file(name_or_path: str | Path) -> Path:
+    """The file that a shipped circuit's name, a path or a run's folder means."""
+    name, path = str(name_or_path), Path(name_or_path)
+    names = shipped("graphs")
+    if name in names:
+        return data_folder("graphs") / f"{name}.json"
+    if is_folder(path):
+        if not (path / CIRCUIT_FILE).is_file():
+            what = "the run in it has found none yet" if (path / "run.json").is_file() else "it is not the folder of a run"
+            raise CircuitDiscoveryError(f"{path} holds no {CIRCUIT_FILE}: {what}")
+        return path / CIRCUIT_FILE
+    if path.suffix.lower() == ".json":
+        return path
+    family = name.partition("/")[0]
+    if "/" in name and family in shipped("models"):
+        raise CircuitDiscoveryError(f"no circuit of {family} is shipped; find one, such as cd.acdc. Valid graphs: {', '.join(names)}")
+    raise CircuitDiscoveryError(f"{unknown('graph', name, names)}; or a path that ends in .json, or the folder of a run")
 
 
 # -------------------------------------------------------------------- shared
@@ -464,7 +556,7 @@ def check_same_graph(a: Circuit | Scores, b: Circuit | Scores) -> None:
 def _nodes(graph: Graph, names: Iterable[str]) -> set[str]:
     valid, named = node_order(graph), set(names)
     if wrong := sorted(named - set(valid)):
-        raise unknown("node", wrong[0], valid)
+        raise no_node(wrong[0], valid)
     return named
 
 
@@ -487,11 +579,43 @@ def _check_shape(what: str, array: np.ndarray, graph: Graph) -> None:
         raise CircuitDiscoveryError(f"{what} must be [sources, receivers] = {list(graph.allowed.shape)}, not {list(array.shape)}")
 
 
-def _named(where: str, make: Callable[[], Scores]) -> Scores:
+def _booleans(values: Any) -> np.ndarray:
+    """A new array of True and False; 0 and 1 are taken, too."""
+    try:
+        array = np.array(values)
+        plain = array.dtype == bool or (array.dtype.kind in "iuf" and bool(np.isin(array, (0, 1)).all()))
+    except (TypeError, ValueError) as error:
+        raise CircuitDiscoveryError(f"a circuit's mask must hold True and False: {error}") from None
+    if not plain:
+        raise CircuitDiscoveryError(f"a circuit's mask must hold True and False, not {array.dtype} values")
+    return array.astype(bool)
+
+
+def _is_edge(graph: Graph, edge: object) -> bool:
+    try:
+        graph.index(edge)  # pyright: ignore[reportArgumentType]
+    except CircuitDiscoveryError:
+        return False
+    return True
+
+
+def _table(graph: Graph, mask: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+    """One row per edge of a [sources, receivers] mask."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise CircuitDiscoveryError("to_dataframe needs pandas: pip install 'circuitdiscovery[pandas]'") from None
+    rows, columns = np.nonzero(mask)
+    sources, receivers = [graph.sources[i] for i in rows], [graph.receivers[i] for i in columns]
+    return pd.DataFrame({"edge": graph.names(mask), "source": sources, "receiver": receivers, "score": scores[rows, columns]})
+
+
+def _named(where: str, make: Callable[[], Made]) -> Made:
     try:
         return make()
     except CircuitDiscoveryError as error:
-        raise CircuitDiscoveryError(f"{where}: {error}") from None
+        told = str(error)
+        raise CircuitDiscoveryError(told if told.startswith(where) else f"{where}: {told}") from None
 
 
 def _suffix(path: str | Path, valid: tuple[str, ...]) -> str:

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Circuit, Scores, check_same_graph
+from circuitdiscovery.values import Value
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Overlap:
         return asdict(self) | {"precision": self.precision, "recall": self.recall, "jaccard": self.jaccard}
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Value):
     """What `compare` found.
 
     Args:
@@ -74,6 +76,11 @@ class Comparison:
         """Every figure, as JSON."""
         return asdict(self) | {"edges": self.edges.to_dict(), "nodes": self.nodes.to_dict()}
 
+    def _repr_html_(self) -> str:
+        from circuitdiscovery.reporting.notebook import of_comparison
+
+        return of_comparison(self)
+
     def __str__(self) -> str:
         rows = [f"{'':6} {'found':>6} {'reference':>9} {'common':>6} {'precision':>9} {'recall':>6} {'Jaccard':>7}"]
         for name, part in (("edges", self.edges), ("nodes", self.nodes)):
@@ -88,6 +95,7 @@ class Comparison:
         return "\n".join(rows)
 
 
+@guarded
 def compare(a: Circuit, b: Circuit, *, scores: Scores | None = None, absolute: bool = True) -> Comparison:
     """Compare a circuit with a reference of the same graph.
 

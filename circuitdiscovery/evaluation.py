@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from circuitdiscovery.ablation import Ablation, Replacements, name_of
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.bench import Bench, Family, normalized
 from circuitdiscovery.circuit import Circuit, Scores
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
@@ -30,6 +31,7 @@ from circuitdiscovery.patching import Progress
 from circuitdiscovery.plan import model_flop
 from circuitdiscovery.saved import digest, saved
 from circuitdiscovery.task import Task
+from circuitdiscovery.values import Value
 
 if TYPE_CHECKING:
     from circuitdiscovery.reporting.charts import Chart
@@ -102,8 +104,8 @@ class Minimality:
     unmeasured: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Curve:
+@dataclass(frozen=True, repr=False)
+class Curve(Value):
     """Faithfulness against the number of edges, for the best edges by score at MIB's fractions.
 
     `edges` counts what is left after pruning, which is what the areas are taken over (linear trapezoid from the first
@@ -124,9 +126,16 @@ class Curve:
         known = {"edges": self.edges, "normalized": [each.to_dict() for each in self.normalized]}
         return Chart.standing(curve(known)).saved(path)
 
+    def _repr_html_(self) -> str:
+        return self.plot().svg
 
-@dataclass(frozen=True)
-class Evaluation:
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return _plain(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation(Value):
     """What `evaluate` measured."""
 
     model: str
@@ -179,6 +188,7 @@ class Evaluation:
             yield "curve", f"CMD {self.curve.cmd}, CPR {self.curve.cpr}"
 
 
+@guarded
 def evaluate(
     model: Model,
     task: Task,
@@ -287,6 +297,7 @@ def _depends_on(model: Model, task: Task, ablation: str | Ablation, metric: Any,
     return model.digest, str(model.dtype), model.graph, task.examples, names, direction, *arrays
 
 
+@guarded
 def price(circuit: Circuit, count_examples: int, effort: str = "full") -> float:
     """What measuring a circuit costs, in plain forwards of the examples, within a factor of 2 or so; a curve is counted in.
 
@@ -309,6 +320,7 @@ def price(circuit: Circuit, count_examples: int, effort: str = "full") -> float:
     return once + (RANDOM_SETS + 1) * (whole + half + removable * follows * _THINNED) + rounds
 
 
+@guarded
 def default_effort(model: Model, task: Task, circuit: Circuit) -> str:
     """`full` where it costs little, else `quick`; it depends on counts alone, so that it is the same everywhere.
 
@@ -322,6 +334,7 @@ def default_effort(model: Model, task: Task, circuit: Circuit) -> str:
     return "full" if price(circuit, len(used), "full") * forward <= _AFFORDABLE else "quick"
 
 
+@guarded
 def curve(
     model: Model,
     task: Task,

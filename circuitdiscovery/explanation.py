@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.ablation import Ablation, name_of, on_demand
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.attention import Observed, Sights, head_of, observe, shown
 from circuitdiscovery.bench import Work
 from circuitdiscovery.cards import Card, Edges, Explanation, Lens, Pattern
@@ -32,6 +33,7 @@ from circuitdiscovery.encoder import Example
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.estimates import interval, resampled
 from circuitdiscovery.forward import parameters
+from circuitdiscovery.graph import no_node
 from circuitdiscovery.headscores import PERIOD, SEQUENCES, TOP, CopyScores, PatternScores, among
 from circuitdiscovery.interventions import SEED, Trials
 from circuitdiscovery.metrics import Metric, bind
@@ -52,6 +54,7 @@ UNITS = 100  # of progress in a plain run of the examples
 QUICK_TOKENS = 256  # that copy scores are taken on: a share is then right to 0.03
 
 
+@guarded
 @torch.no_grad()
 def explain(
     model: Model,
@@ -124,7 +127,7 @@ def _chosen(circuit: Circuit, inner: Sequence[str], nodes: Sequence[str] | None,
         return circuit.strongest(QUICK_NODES) if effort == "quick" and len(inner) > QUICK_NODES else tuple(inner)
     wrong = next((node for node in nodes if node not in inner), None)
     if wrong is not None:
-        raise unknown("head or MLP", wrong, inner, plural="heads and MLPs of this circuit")
+        raise no_node(wrong, inner, "head or MLP", "heads and MLPs of this circuit")
     return tuple(node for node in inner if node in nodes)
 
 

@@ -58,6 +58,14 @@ def needs_gguf(name: str) -> None:
 # ------------------------------------------------------------------- reading
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder of that name; of a name that no folder can have, False."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def read_arrays(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what a .safetensors file of ours says of itself, its arrays by name); nothing is said by a file of somebody else's.
 
@@ -83,7 +91,7 @@ def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file; one that is missing, empty or not text is an error that names it."""
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
         raise _cannot("read", path, error) from None
     try:
         text = data.decode("utf-8-sig")
@@ -174,9 +182,14 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
 
     Whatever happens on the way (a full disk, Ctrl-C), what was at `path` before is untouched and nothing half-written stays.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise CircuitDiscoveryError(f"cannot write {path}: it is not a regular file")
+    path = Path(path).expanduser()
+    try:
+        if path.exists() and not path.is_file():
+            raise CircuitDiscoveryError(f"cannot write {path}: it is not a regular file")
+        if not path.parent.exists():
+            raise CircuitDiscoveryError(f"cannot write {path}: there is no folder {path.parent}")
+    except OSError as error:  # a name that is too long
+        raise _cannot("write", path, error) from None
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
@@ -185,7 +198,7 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _cannot("write", path, error) from None
 
 
@@ -199,5 +212,5 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, to_json(value))
 
 
-def _cannot(verb: str, path: str | Path, error: OSError) -> CircuitDiscoveryError:
-    return CircuitDiscoveryError(f"cannot {verb} {path}: {error.strerror or error}")
+def _cannot(verb: str, path: str | Path, error: OSError | ValueError) -> CircuitDiscoveryError:
+    return CircuitDiscoveryError(f"cannot {verb} {path}: {getattr(error, 'strerror', None) or error}")

@@ -8,14 +8,17 @@ a pair (source, receiver) with the source upstream. Everything that is known per
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuitdiscovery.errors import CircuitDiscoveryError, nearest
+from circuitdiscovery.arguments import guarded
+from circuitdiscovery.errors import CircuitDiscoveryError, nearest, shown, unknown
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from circuitdiscovery.model import Model
 
 LETTERS = ("q", "k", "v")
+Edge = str | tuple[Any, ...]  # "a->b", (a, b), (a, b, letter) as networkx has it, or (row, column)
+Edges = Iterable[Edge]
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Graph:
     split_qkv: bool = True
 
     def __post_init__(self) -> None:
+        for part in fields(self):
+            self._check_kind(part.name, part.type == "bool")
         if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
             raise CircuitDiscoveryError(
                 f"a graph needs at least one layer and head, and n_heads ({self.n_heads}) a multiple of n_kv_heads ({self.n_kv_heads})"
@@ -59,7 +66,15 @@ class Graph:
                 f"split_qkv=False needs one key and value per head, but {self.n_heads} heads share {self.n_kv_heads} key/value groups"
             )
 
+    def _check_kind(self, name: str, switch: bool) -> None:
+        value = getattr(self, name)
+        wanted = "True or False" if switch else "a whole number"
+        if isinstance(value, bool) != switch or not (switch or isinstance(value, Integral)):
+            raise CircuitDiscoveryError(f"a graph's {name} must be {wanted}, not {shown(value)}")
+        object.__setattr__(self, name, value if switch else int(value))  # of numpy, too
+
     @classmethod
+    @guarded
     def from_model(cls, model: Model, split_qkv: bool = True) -> Graph:
         """The graph of a loaded model (`split_qkv=False` merges a head's three receivers into one)."""
         return model.graph if split_qkv else replace(model.graph, split_qkv=False)
@@ -188,23 +203,37 @@ class Graph:
         """The names of the edges that are True in a [sources, receivers] mask, in index order."""
         return tuple(f"{self.sources[s]}->{self.receivers[r]}" for s, r in np.argwhere(mask))
 
-    def index(self, edge: str) -> tuple[int, int]:
-        """An edge's (row, column); an unknown name is an error that offers the nearest."""
-        source, _, receiver = edge.partition("->")
-        row, column = self.source_index.get(source), self.receiver_index.get(receiver)
+    def index(self, edge: Edge) -> tuple[int, int]:
+        """An edge's (row, column), by its name or its two ends'; an unknown one is an error that offers the nearest."""
+        source, receiver = ends_of(edge)
+        row, column = self._place(source, self.source_index), self._place(receiver, self.receiver_index)
         if row is None or column is None or not self.allowed[row, column]:
-            raise CircuitDiscoveryError(self._no_edge(edge, source, receiver))
+            name = edge if isinstance(edge, str) else f"{source}->{receiver}"
+            raise CircuitDiscoveryError(self._no_edge(name, str(source), str(receiver)))
         return row, column
+
+    def _place(self, end: Any, index: Mapping[str, int]) -> int | None:
+        """The row of a source or the column of a receiver; of a number itself, where there is such a one."""
+        if isinstance(end, str):
+            return index.get(end)
+        return int(end) if 0 <= end < len(index) else None
 
     def _no_edge(self, edge: str, source: str, receiver: str) -> str:
         """The sentence for an unknown edge; its two ends are looked up apart, for there are tens of thousands of edges."""
+        if max(len(source), len(receiver)) > 200:
+            return f"no edge {shown(edge, 100)}; Valid edges: {self.edges[0]}, ..., {self.edges[-1]} (a source, and a receiver after it)"
+        several = [name for name in self.receivers if receiver == node_of(name) or receiver in self.reader_nodes(name)]
+        if several and receiver not in self.receiver_index and source in self.source_index:
+            listed = f"{', '.join(several[:-1])} and {several[-1]}" if several[1:] else several[0]
+            return f"no edge {edge!r}; {receiver} is not one receiver: it reads by {listed}, such as {source}->{several[0]}"
         sources, receivers = nearest(source, self.sources), nearest(receiver, self.receivers)
         near = [f"{s}->{r}" for s in sources for r in receivers if self.allowed[self.source_index[s], self.receiver_index[r]]]
         hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"no edge {edge!r}; {hint}Valid edges: {self.edges[0]}, ..., {self.edges[-1]} (a source, and a receiver after it)"
+        return f"no edge {shown(edge, 100)}; {hint}Valid edges: {self.edges[0]}, ..., {self.edges[-1]} (a source, and a receiver after it)"
 
-    def mask(self, edges: Iterable[str]) -> np.ndarray:
-        """[sources, receivers] bool: True at the named edges."""
+    @guarded
+    def mask(self, edges: Edges) -> np.ndarray:
+        """[sources, receivers] bool: True at the edges, each by its name or its two ends'."""
         mask = np.zeros_like(self.allowed)
         for edge in edges:
             mask[self.index(edge)] = True
@@ -308,6 +337,42 @@ def _as_bits(rows: np.ndarray) -> list[int]:
     packed = np.packbits(rows, axis=1, bitorder="little")
     content, width = packed.tobytes(), packed.shape[1]
     return [int.from_bytes(content[start : start + width], "little") for start in range(0, len(content), width)]
+
+
+def ends_of(edge: Any) -> tuple[Any, Any]:
+    """The source and the receiver of an edge: texts, or row and column.
+
+    >>> ends_of("m0->a1.h0<q>"), ends_of(("m0", "logits")), ends_of(("m0", "a1.h0", "q"))
+    (('m0', 'a1.h0<q>'), ('m0', 'logits'), ('m0', 'a1.h0<q>'))
+    """
+    if isinstance(edge, str):
+        source, _, receiver = edge.partition("->")
+        return source, receiver
+    ends = edge.tolist() if hasattr(edge, "tolist") else edge
+    if isinstance(ends, Sequence) and not isinstance(ends, bytes) and len(ends) in (2, 3):
+        source, receiver, *letter = ends
+        if isinstance(source, str) and isinstance(receiver, str) and all(isinstance(each, str) or each == 0 for each in letter):
+            return source, f"{receiver}<{letter[0]}>" if any(letter) else receiver
+        if all(isinstance(each, Integral) and not isinstance(each, bool) for each in ends) and not letter:
+            return source, receiver
+    raise CircuitDiscoveryError(f"an edge is a text such as 'm0->logits' or a pair such as ('m0', 'logits'), not {shown(edge)}")
+
+
+def no_node(name: object, valid: Sequence[str], kind: str = "node", plural: str | None = None) -> CircuitDiscoveryError:
+    """The error for what is not the name of a node; it knows how other libraries write heads and layers.
+
+    >>> str(no_node("L1H2", ["input", "a1.h2", "m1", "logits"]))
+    "no node 'L1H2'; did you mean 'a1.h2'? Valid nodes: input, a1.h2, m1, logits (a head is a{layer}.h{head}, an MLP m{layer})"
+    """
+    if not isinstance(name, str) and isinstance(name, Sequence):
+        name = ".".join(map(str, name))
+    numbers = re.findall(r"[0-9]{1,4}", str(name)[:200])
+    mlp = numbers[:1] if "mlp" in str(name)[:200].lower() else []
+    meant = f"m{int(mlp[0])}" if mlp else f"a{int(numbers[0])}.h{int(numbers[1])}" if len(numbers) > 1 else ""
+    told = str(unknown(kind, name, valid, plural=plural))
+    if meant in valid and name != meant:
+        told = re.sub(r"; (did you mean '[^']*'\? )?", f"; did you mean {meant!r}? ", told, count=1)
+    return CircuitDiscoveryError(f"{told} (a head is a{{layer}}.h{{head}}, an MLP m{{layer}})")
 
 
 def node_of(receiver: str) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from circuitdiscovery.ablation import Ablation, name_of
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.bench import Bench, Family
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
@@ -34,6 +35,7 @@ from circuitdiscovery.patching import Progress
 from circuitdiscovery.randompaths import RandomPaths
 from circuitdiscovery.significance import corrected, distance, independence_test, often_enough, same, sign_test, too_seldom
 from circuitdiscovery.task import Task
+from circuitdiscovery.values import Value
 
 CORRECTIONS = ("holm", "bonferroni", "none")
 TESTS = ("equivalence", "independence", "minimality", "sufficiency")
@@ -80,8 +82,8 @@ class EdgeTest:
     needed: bool  # H0 is retained
 
 
-@dataclass(frozen=True)
-class HypothesisTests:
+@dataclass(frozen=True, repr=False)
+class HypothesisTests(Value):
     """What `hypothesis_tests` found."""
 
     model: str
@@ -123,6 +125,7 @@ class HypothesisTests:
             yield "not needed", ", ".join(self.unneeded[:10]) + (", ..." if len(self.unneeded) > 10 else "")
 
 
+@guarded
 def hypothesis_tests(
     model: Model,
     task: Task,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from circuitdiscovery.architectures import build, weights_digest
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line, unknown
 from circuitdiscovery.files import GGUF, HUB_NAME, data_folder
 from circuitdiscovery.ggufmodel import read_gguf
@@ -30,6 +31,7 @@ def bundled_models() -> list[str]:
     return sorted(path.parent.name for path in data_folder("models").glob("*/config.json"))
 
 
+@guarded
 def load_model(
     source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32", name: str | None = None
 ) -> Model:

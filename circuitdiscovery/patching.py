@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, Replacements, on_demand, run_sources
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.forward import World, embed, run_tokens
@@ -84,6 +85,7 @@ def carried_mask(graph: Graph, mask: np.ndarray, direction: str) -> np.ndarray:
     return mask if canonical("direction", direction) == "noising" else graph.allowed & ~mask
 
 
+@guarded
 @torch.no_grad()
 def run_circuit(
     model: Model,

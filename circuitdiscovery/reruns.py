@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Circuit, check_same_graph
 from circuitdiscovery.comparison import Overlap, compare
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
@@ -25,6 +26,7 @@ from circuitdiscovery.estimates import Estimate, bootstrap, interval
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress
 from circuitdiscovery.task import Task
+from circuitdiscovery.values import Value
 
 OVER: Mapping[str, str] = {  # what is changed from run to run, in words
     "examples": "the task's examples drawn with replacement, as many",
@@ -34,8 +36,8 @@ OVER: Mapping[str, str] = {  # what is changed from run to run, in words
 _FEWEST = 3  # runs; the bootstrap of two has one pair only, and so no width
 
 
-@dataclass(frozen=True, eq=False)
-class Stability:
+@dataclass(frozen=True, eq=False, repr=False)
+class Stability(Value):
     """What `stability` found. Pairs stand in the order of `itertools.combinations(range(runs), 2)`.
 
     Args:
@@ -100,6 +102,7 @@ class Stability:
         yield "in every run", f"{len(self.in_all):,} of the {len(self.in_any):,} edges that any run found"
 
 
+@guarded
 def stability(
     search: Callable[..., Circuit],
     model: Model,

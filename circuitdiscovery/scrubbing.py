@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from circuitdiscovery.ablation import run_sources
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.estimates import Estimate, interval
 from circuitdiscovery.estimates import resampled as bootstrapped
@@ -37,6 +38,7 @@ from circuitdiscovery.patching import Progress
 from circuitdiscovery.scrubfile import Hypothesis, Variables
 from circuitdiscovery.scrubtree import Drawn, Prompts, count_places, draw_tree, other_heads
 from circuitdiscovery.task import Example, Task
+from circuitdiscovery.values import Value
 
 RENAMED = 20  # hypotheses of the same shape about other heads: a share of 0 among them is p < 0.05
 TOO_FEW = 0.1  # of the draws; where more of them are the prompt itself, the result says so
@@ -44,8 +46,8 @@ _SOURCE_BYTES = 2**27  # of what all sources write, held at once
 _STREAM_BYTES = 2**22  # of one receiver's stream over a batch and its draws
 
 
-@dataclass(frozen=True)
-class Scrubbing:
+@dataclass(frozen=True, repr=False)
+class Scrubbing(Value):
     """What `scrub` found.
 
     Args:
@@ -123,6 +125,7 @@ class Scrubbing:
             yield "too few", f"prompts: {told} of the draws were the prompt itself, which tests nothing; draw from more (`prompts=`)"
 
 
+@guarded
 @torch.no_grad()
 def scrub(
     model: Model,

@@ -26,16 +26,18 @@ from typing import Any, Literal
 
 import numpy as np
 
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files import data_folder, read_text
 from circuitdiscovery.graph import Graph, node_of
 from circuitdiscovery.tablefile import kind_of
+from circuitdiscovery.values import brief
 
 Variables = tuple[str, ...]
 FIELDS = ("task", "description", "shared", "nodes", "edges")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Hypothesis:
     """What a behaviour's nodes and edges may depend on (see the file's head for the rule).
 
@@ -73,6 +75,18 @@ class Hypothesis:
             checked = {name: self._variables(f"{table}: {name!r}", each, removed=table == "edges") for name, each in value.items()}
             object.__setattr__(self, table, MappingProxyType(checked))
         object.__setattr__(self, "shared", self._variables("shared", self.shared, removed=False))
+
+    def __repr__(self) -> str:
+        return brief(self)
+
+    def _repr_html_(self) -> str:
+        listed = [(name, ", ".join(each) if each else "nothing") for name, each in {**self.nodes, **self.edges}.items()]
+        from circuitdiscovery.values import table
+
+        return table(listed, head=("node or edge", "may depend on"), note=f"{self.name}: {self.description}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hypothesis, (self.task, dict(self.nodes), dict(self.edges), self.shared, self.name, self.description)
 
     def _error(self, message: str) -> CircuitDiscoveryError:
         return CircuitDiscoveryError(f"hypothesis {self.name}: {message}")
@@ -148,6 +162,7 @@ def shipped_hypotheses() -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.toml"))
 
 
+@guarded
 def load_hypothesis(name_or_path: str | Path) -> Hypothesis:
     """A hypothesis from a .toml file, or a shipped one.
 

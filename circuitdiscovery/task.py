@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.encoder import Encoder, Example, resolve_position
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.names import canonical
@@ -153,6 +154,18 @@ class Task:
         parts += [f"counterfactual {self.info['counterfactual']}"] if "counterfactual" in self.info else []
         parts += [f"seed {self.seed}"] if self.seed is not None else []
         return f"<Task {self.name}: {', '.join(parts)}{self._left_out()}>"
+
+    def __getitem__(self, row: int) -> Example:
+        """The example of a row."""
+        return self.examples[row]
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.examples)
+
+    def _repr_html_(self) -> str:
+        from circuitdiscovery.reporting.notebook import of_task
+
+        return of_task(self)
 
     def _left_out(self) -> str:
         left_out: Mapping[str, Sequence[str]] = self.info.get("left_out", {})
@@ -316,6 +329,7 @@ def _token_example(
 # ---------------------------------------------------------------------- loading
 
 
+@guarded
 def load_task(
     name_or_path: str | Path,
     model: HasTokenizer,

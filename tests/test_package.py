@@ -22,7 +22,7 @@ ROOT = PACKAGE.parent
 
 # The files in the order of the data flow: each imports only from files above it.
 ORDER = [
-    *("errors", "names", "files", "graph", "distributed"),
+    *("errors", "names", "files", "arguments", "values", "graph", "distributed"),
     *("tablefile", "taskfile", "encoder", "prompts", "task"),
     *("model", "forward", "interchange", "architectures", "proof", "modelfolder", "ggufmodel", "modelobject"),
     *("loading", "metrics", "ablation", "schema", "mib", "selection", "circuit", "comparison", "patching", "threads"),
@@ -56,7 +56,16 @@ ORDER = [
         "defaults",
         "options",
     ),
-    *("reporting", "reporting.folder", "reporting.contents", "reporting.words", "reporting.charts", "reporting.drawing", "reporting.page"),
+    *(
+        "reporting",
+        "reporting.folder",
+        "reporting.contents",
+        "reporting.words",
+        "reporting.charts",
+        "reporting.notebook",
+        "reporting.drawing",
+        "reporting.page",
+    ),
     *("journal", "run"),
     *("planted", "planted.problem", "planted.compiler", "planted.programs", "planted.hard", "planted.semisynthetic", "planted.suite"),
     *("benchmark", "benchmark.options", "benchmark.measure", "benchmark.methods", "benchmark.suites", "benchmark.report", "benchmark.run"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitdiscovery import distributed
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Scores, check_same_graph
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import write_atomically, write_json
@@ -36,6 +37,7 @@ TOLD = 24  # nodes with a role up to which the table of roles says why
 Json = Mapping[str, Any]
 
 
+@guarded
 def report(run_folder: str | Path, path: str | Path | None = None) -> Path:
     """Write the page of a run folder, and give its path.
 

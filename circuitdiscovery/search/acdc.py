@@ -30,11 +30,13 @@ import numpy as np
 import torch
 
 from circuitdiscovery.ablation import Ablation, name_of
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind
 from circuitdiscovery.model import Model
+from circuitdiscovery.names import DEFAULT_THRESHOLD
 from circuitdiscovery.patching import Progress
 from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, most_alternatives, without_more
 from circuitdiscovery.search.provenance import provenance
@@ -44,12 +46,13 @@ from circuitdiscovery.task import Task
 _GROUPS = 8  # that a receiver's sources are divided into first
 
 
+@guarded
 @torch.no_grad()
 def acdc(
     model: Model,
     task: Task,
     *,
-    threshold: float,
+    threshold: float = DEFAULT_THRESHOLD,
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     absolute: bool = False,
@@ -65,7 +68,7 @@ def acdc(
     Args:
         model: a loaded model.
         task: all its examples are used.
-        threshold: an edge is removed if its damage, in the metric's units (nats for kl_divergence), is below it.
+        threshold: an edge is removed if its damage, in the metric's units (nats for kl_divergence), is below it; 0.002 nats by default.
         metric: any; by default kl_divergence, as in the paper.
         ablation: what a removed edge carries; noising.
         absolute: compare |damage|; by default, as in the paper, an edge whose removal helps is removed too.

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, on_demand
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.forward import Memory, Readers, Reading, embed, plain_run
@@ -39,6 +40,7 @@ from circuitdiscovery.task import Batch, Task
 _NO_GRADIENT = "metric 'kl_divergence' has no gradient on the clean run, where it is 0 at its least; use eap_ig (or exact)"
 
 
+@guarded
 def eap(
     model: Model,
     task: Task,
@@ -76,6 +78,7 @@ def eap(
     return _attribute(model, task, at, "eap", options, metric, carried, split_qkv, batch_size, progress)
 
 
+@guarded
 def eap_ig(
     model: Model,
     task: Task,
@@ -112,6 +115,7 @@ def eap_ig(
     return _attribute(model, task, at, "eap_ig", {"steps": steps, "rule": rule}, metric, ablation, split_qkv, batch_size, progress)
 
 
+@guarded
 def clean_corrupted(
     model: Model,
     task: Task,

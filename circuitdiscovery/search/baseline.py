@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.model import Model
@@ -11,6 +12,7 @@ from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task import Task
 
 
+@guarded
 def random(model: Model, task: Task, *, seed: int = 0, split_qkv: bool = True) -> Scores:
     """Scores drawn from a standard Gaussian, one per edge, by the seed.
 

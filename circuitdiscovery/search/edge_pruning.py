@@ -27,6 +27,7 @@ from torch import Tensor
 
 from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, name_of
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.forward import World
@@ -48,6 +49,7 @@ _EXAMPLES = 32  # in one step, as in the paper
 _RAMP = 5 / 6  # of the steps, as in the paper's runs on GPT-2 (2,500 of 3,000)
 
 
+@guarded
 def edge_pruning(
     model: Model,
     task: Task,

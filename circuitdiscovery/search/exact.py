@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from circuitdiscovery.ablation import Ablation, name_of
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph import Graph
@@ -29,6 +30,7 @@ from circuitdiscovery.task import Task
 Damage = Callable[[Callable[[Case], torch.Tensor]], np.ndarray]  # of what gives each batch's [M, N, vocabulary] logits: [M]
 
 
+@guarded
 @torch.no_grad()
 def exact(
     model: Model,

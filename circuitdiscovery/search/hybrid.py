@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.ablation import Ablation, name_of
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph import Graph
@@ -49,6 +50,7 @@ _PRIOR = 3  # measurements count as if they had removed all that one may, in the
 _RANKING, _PASS, _EACH = 20.0, 5.0, 0.2  # forwards, about: of the ranking, of each measurement but its edges, and of each edge at first
 
 
+@guarded
 def hybrid(
     model: Model,
     task: Task,

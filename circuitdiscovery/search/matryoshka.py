@@ -33,6 +33,7 @@ from torch import Tensor
 
 from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, name_of, on_demand, replacements
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.forward import World, embed
@@ -64,6 +65,7 @@ _START = 16  # steps that this costs, for the estimate of time
 _KEPT_BYTES = 2**31  # of replacements that are computed once, where all of them are not more
 
 
+@guarded
 def matryoshka(
     model: Model,
     task: Task,

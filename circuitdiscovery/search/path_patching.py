@@ -25,17 +25,20 @@ from torch import Tensor
 
 from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, name_of
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.evaluation import Bench, Estimate
 from circuitdiscovery.forward import World, at_position, mlp, plain_run
-from circuitdiscovery.graph import LETTERS, Graph, letter_of, node_of
+from circuitdiscovery.graph import LETTERS, Graph, letter_of, no_node, node_of
 from circuitdiscovery.metrics import Metric, bind
 from circuitdiscovery.model import Model
+from circuitdiscovery.names import DEFAULT_THRESHOLD
 from circuitdiscovery.patching import Progress
 from circuitdiscovery.search.cases import cases, mean_metric, most_alternatives, without_each
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task import Task
+from circuitdiscovery.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +46,8 @@ if TYPE_CHECKING:
 _SHOWN = 20  # senders that a printed result names
 
 
-@dataclass(frozen=True)
-class PathEffects:
+@dataclass(frozen=True, repr=False)
+class PathEffects(Value):
     """What `path_patching` measured.
 
     Args:
@@ -137,6 +140,7 @@ class PathEffects:
         return "\n".join(lines + ([f"and {rest} weaker ones"] if rest else []))
 
 
+@guarded
 @torch.no_grad()
 def path_patching(
     model: Model,
@@ -276,7 +280,7 @@ def _no_receiver(graph: Graph, name: str) -> CircuitDiscoveryError:
     for group in graph.receivers:
         if letter and letter_of(group) == letter and node_of(name) in graph.reader_nodes(group):
             return CircuitDiscoveryError(f"no receiver {name!r}; {', '.join(graph.reader_nodes(group))} share {group}")
-    return unknown("receiver", name, [*graph.receivers, *graph.sources[1:]])
+    return no_node(name, [*graph.receivers, *graph.sources[1:]], "receiver")
 
 
 def _rows(graph: Graph, senders: Iterable[str] | None, columns: np.ndarray) -> list[int]:
@@ -287,7 +291,7 @@ def _rows(graph: Graph, senders: Iterable[str] | None, columns: np.ndarray) -> l
     names = [senders] if isinstance(senders, str) else list(senders)
     for name in names:
         if name not in graph.source_index:
-            raise unknown("sender", name, graph.sources)
+            raise no_node(name, graph.sources, "sender")
         if not upstream[graph.source_index[name]]:
             latest = graph.sources[int(np.flatnonzero(upstream)[-1])]
             raise CircuitDiscoveryError(f"sender {name!r} is upstream of no receiver; the last one that is: {latest}")
@@ -305,12 +309,13 @@ def _finite(threshold: float) -> float:
 # ------------------------------------------------------------------ the steps as a search
 
 
+@guarded
 @torch.no_grad()
 def trace_back(
     model: Model,
     task: Task,
     *,
-    threshold: float,
+    threshold: float = DEFAULT_THRESHOLD,
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
