@@ -91,7 +91,7 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
                     call.made[name] = check(call, name, given[name])
             made = given | call.made
             places = [made.pop(name) for name in by_position[: len(args)]]  # first: the rest goes by name
-            return function(*cast(Any, places), **cast(Any, made))
+            return cast(Any, function)(*places, **made)
 
     return door
 
@@ -241,8 +241,8 @@ def ablation(call: Call, name: str, value: Any) -> Any:
     """An ablation's name, or an ablation of one's own."""
     if isinstance(value, str):
         return canonical("ablation", value)
-    if isinstance(value, type) or not (hasattr(value, "rows") and hasattr(value, "own_run") and hasattr(value, "name")):
-        raise _refused(call, name, f"one of {', '.join(ABLATION_NAMES)}, or what cd.replacements gives", value)
+    if isinstance(value, type) or not hasattr(value, "rows"):
+        raise _refused(call, name, f"one of {', '.join(ABLATION_NAMES)}, or an object with `rows`, such as cd.replacements gives", value)
     return value
 
 
@@ -362,7 +362,7 @@ def task(call: Call, name: str, value: Any) -> Any:
     from_pandas: Any = getattr(Task, "from_pandas", None)
     if is_table(value) and from_pandas is not None:
         return from_pandas(value, call.model())
-    return load_task(value if is_table(value) else path(call, name, value), call.model())
+    return load_task(cast(Any, value) if is_table(value) else path(call, name, value), call.model())
 
 
 def is_table(value: Any) -> bool:
@@ -393,7 +393,7 @@ def graph(call: Call, name: str, value: Any) -> Any:
 
 def edges(call: Call, name: str, value: Any) -> Any:
     """Several edges: texts "a->b", pairs, or a table of them; a circuit's or a graph's."""
-    if isinstance(value, str | bytes) or (isinstance(value, Mapping) and not value):
+    if isinstance(value, str | bytes):
         raise _refused(call, name, "a list of edges, such as ['input->m0', ('m0', 'logits')]", value)
     if is_a(value, "graph", "Graph") or is_a(value, "circuit", "Circuit"):
         return value.edges

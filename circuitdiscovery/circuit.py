@@ -531,6 +531,10 @@ def circuit_file(name_or_path: str | Path) -> Path:
     family = name.partition("/")[0]
     if "/" in name and family in shipped("models"):
         raise CircuitDiscoveryError(f"no circuit of {family} is shipped; find one, such as cd.acdc. Valid graphs: {', '.join(names)}")
+    if "/" in name and family not in {other.partition("/")[0] for other in names} and not path.exists():
+        raise CircuitDiscoveryError(
+            f"there is no folder {shown(name)}; a circuit is a .json file, the folder of a run, or one of {', '.join(names)}"
+        )
     raise CircuitDiscoveryError(f"{unknown('graph', name, names)}; or a path that ends in .json, or the folder of a run")
 
 

@@ -5,6 +5,7 @@ Whatever goes wrong is one line on standard error and exit status 2; Ctrl-C is 1
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from circuitdiscovery import __version__, defaults, distributed, names
-from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError, one_line, shown, unknown
 from circuitdiscovery.files import data_folder, read_json, shipped
 from circuitdiscovery.options import Options, check_model, searched_with
 
@@ -31,6 +32,19 @@ EVALUATION_FIELDS = (
     *("examples", "batch_size", "seed", "device", "dtype"),
 )
 FORMATS = ("svg", "png", "pdf", "dot")
+COMPLETE = "_CIRCUITDISCOVERY_COMPLETE={shell}_source circuitdiscovery"
+# What people look for among the commands, and where it is.
+ELSEWHERE = {
+    "help": "circuitdiscovery --help lists the commands, circuitdiscovery COMMAND --help the options of one",
+    "path_patching": "it is circuitdiscovery trace",
+    "patch": "it is circuitdiscovery trace",
+    "stability": "in Python it is circuitdiscovery.stability",
+    "hypothesis_tests": "in Python it is circuitdiscovery.hypothesis_tests",
+    "curve": "circuitdiscovery discover measures the curve; in Python it is circuitdiscovery.curve",
+    "search": "it is circuitdiscovery discover",
+    "run": "it is circuitdiscovery discover",
+    **{name: f"it is circuitdiscovery discover --method {name.replace('_', '-')}" for name in names.METHOD_NAMES},
+}
 MOST_EDGES = 60  # as in layout.py, which imports numpy
 
 
@@ -142,13 +156,28 @@ as_json = click.option("--json", "as_json", is_flag=True, help="JSON, and nothin
 # ------------------------------------------------------------------ commands
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, no_args_is_help=False)
+class Commands(click.Group):
+    """The commands; what is one in Python only, or is called otherwise here, is told."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is None and (meant := ELSEWHERE.get(cmd_name.replace("-", "_").lower())):
+            raise CircuitDiscoveryError(f"no command {cmd_name!r}: {meant}")
+        return found
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    no_args_is_help=False,
+    epilog=f"\b\nShell completion (bash, zsh or fish): this prints the script\n  {COMPLETE.format(shell='bash')}",
+)
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def cli() -> None:
     """From a transformer and a task to a measured, drawn circuit."""
 
 
-@cli.command()
+@cli.command(short_help="Find, measure and draw the circuit of MODEL behind TASK.")
 @click.argument("model", type=MODEL)
 @click.argument("task", type=TASK)
 @click.option(
@@ -175,6 +204,8 @@ def cli() -> None:
 @click.option(
     "--examples", type=COUNT, help="Prompt pairs to search on; as many are held out to evaluate.  [default: 64, or half of a table]"
 )
+@click.option("--steps", type=COUNT, metavar="N", help="eap-ig, edge-pruning, matryoshka: how many.  [default: 5, 200, 600]")
+@click.option("--rounds", type=Checked(_whole(0), "N"), help="hybrid: how often it looks again.  [default: 4]")
 @click.option("--batch-size", type=COUNT, help="Examples at a time.  [default: what memory allows]")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the examples and whatever else is random.")
 @click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
@@ -215,7 +246,7 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
         _print_report(record["report"], record["summary"])
 
 
-@cli.command()
+@cli.command(short_help="Measure CIRCUIT: faithfulness, completeness, minimality.")
 @click.argument("circuit")
 @click.option("--model", type=MODEL, help="[default: the one the circuit was found in]")
 @click.option("--task", type=TASK, help="[default: the one the circuit was found with]")
@@ -231,16 +262,10 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
 @click.option("--measure", type=EFFORT, default="full", show_default=True, help="How much is measured; quick takes some 60 forwards.")
 @as_json
 def evaluate(circuit: str, measure: str, as_json: bool, **given: Any) -> None:
-    """Measure CIRCUIT, a circuit.json or a shipped graph's name: faithfulness, completeness, minimality."""
+    """Measure CIRCUIT, a circuit.json, a run's folder or a shipped graph's name: faithfulness, completeness, minimality."""
     from circuitdiscovery import run
 
-    found = _circuit(circuit)
-    options = _evaluation_options(found, circuit, given)
-    model, task = run.load(options)
-    from circuitdiscovery import threads  # imports torch
-
-    threads.choose(model, task, options.batch_size)
-    found.check_model(model)
+    model, task, found, options = _searched_in(circuit, given)
     scores = _scores(circuit)
     result = run.evaluate(model, task, found, scores, options, effort=measure)
     _print(result, as_json)
@@ -252,7 +277,107 @@ def evaluate(circuit: str, measure: str, as_json: bool, **given: Any) -> None:
             click.echo(line)
 
 
-@cli.command()
+def _searched_in(circuit: str, given: dict[str, Any]) -> tuple[Any, Any, Circuit, Options]:
+    """(model, task, circuit, options) of a command about a circuit: what is given, else as it was searched."""
+    from circuitdiscovery import run
+
+    found = _circuit(circuit)
+    options = _evaluation_options(found, circuit, given)
+    model, task = run.load(options)
+    from circuitdiscovery import threads  # imports torch
+
+    threads.choose(model, task, options.batch_size)
+    found.check_model(model)
+    return model, task, found, options
+
+
+@cli.command(short_help="Say what the heads and MLPs of CIRCUIT do.")
+@click.argument("circuit")
+@click.option("--model", type=MODEL, help="[default: the one the circuit was found in]")
+@click.option("--task", type=TASK, help="[default: the one the circuit was found with]")
+@click.option("--counterfactual", metavar="NAME", help="[default: as the search]")
+@click.option("--ablation", type=ABLATION, help="[default: as the search]")
+@click.option("--metric", type=METRIC, help="[default: as the search, or the task's own]")
+@click.option("--examples", type=COUNT, help="[default: as the search]")
+@click.option("--seed", type=SEED, help="[default: as the search]")
+@click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
+@click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
+@click.option("--dtype", type=DTYPE, help="[default: as the search]")
+@click.option("--node", "nodes", multiple=True, metavar="NODE", help="Of this head or MLP only; repeat it for more.")
+@click.option("--effort", type=EFFORT, default="full", show_default=True, help="How many examples are intervened on.")
+@as_json
+def explain(circuit: str, nodes: tuple[str, ...], effort: str, as_json: bool, **given: Any) -> None:
+    """Say what the heads and MLPs of CIRCUIT do, a circuit.json, a run's folder or a shipped graph's name: a card for each."""
+    model, task, found, options = _searched_in(circuit, given)
+    import circuitdiscovery as cd
+    from circuitdiscovery.progress import stage
+
+    with stage("explaining") as report:
+        chosen: dict[str, Any] = {"nodes": nodes or None, "effort": effort, "batch_size": options.batch_size, "progress": report}
+        result = cd.explain(model, task, found, metric=options.metric, ablation=options.ablation, **chosen)
+    _print(result, as_json)
+
+
+@cli.command(short_help="Patch the paths from every node to RECEIVERs.")
+@click.argument("model", type=MODEL)
+@click.argument("task", type=TASK)
+@click.argument("receivers", nargs=-1, metavar="[RECEIVER]...")
+@click.option("--ablation", type=ABLATION, default="resample", show_default=True, help="What a sender writes instead.")
+@click.option("--metric", type=METRIC, help="[default: the task's]")
+@click.option("--counterfactual", metavar="NAME", help="[default: the task's first choice]")
+@click.option("--examples", type=COUNT, help="Prompt pairs.  [default: 64, or half of a table]")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the examples.")
+@click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
+@click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
+@click.option("--dtype", type=DTYPE, default="float32", show_default=True)
+@as_json
+def trace(receivers: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Path patching in MODEL on TASK: how much each node matters for what the RECEIVERs read, such as a2.h0<q>.  [default: logits]"""
+    from circuitdiscovery import run
+
+    given["counterfactual"] = _counterfactual(given["task"], given["counterfactual"])
+    options = Options(**given)
+    model, task = run.load(options)
+    import circuitdiscovery as cd
+    from circuitdiscovery.progress import stage
+
+    with stage("patching paths") as report:
+        how: dict[str, Any] = {"metric": options.metric, "ablation": options.ablation, "batch_size": options.batch_size, "progress": report}
+        result = cd.path_patching(model, task, receivers=receivers or "logits", **how)
+    _print(result, as_json)
+
+
+@cli.command(short_help="Test a HYPOTHESIS by causal scrubbing.")
+@click.argument("model", type=MODEL)
+@click.argument("hypothesis", metavar="HYPOTHESIS")
+@click.option("--task", type=TASK, help="[default: the one that the hypothesis names]")
+@click.option("--metric", type=METRIC, help="[default: the task's]")
+@click.option("--draws", type=COUNT, default="5", show_default=True, help="How often each prompt is scrubbed.")
+@click.option("--examples", type=COUNT, help="Prompt pairs.  [default: 64, or half of a table]")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the examples and the prompts that stand in for them.")
+@click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
+@click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
+@click.option("--dtype", type=DTYPE, default="float32", show_default=True)
+@as_json
+def scrub(hypothesis: str, draws: int, as_json: bool, **given: Any) -> None:
+    """Test HYPOTHESIS, a .toml file or a shipped one such as toy/ioi-position, in MODEL by causal scrubbing."""
+    from circuitdiscovery import run
+    from circuitdiscovery.scrubfile import load_hypothesis
+
+    held = load_hypothesis(hypothesis)
+    given["task"] = given["task"] or _task(held.task)
+    options = Options(**given)
+    model, task = run.load(options)
+    import circuitdiscovery as cd
+    from circuitdiscovery.progress import stage
+
+    with stage("scrubbing") as report:
+        how: dict[str, Any] = {"metric": options.metric, "seed": options.seed, "batch_size": options.batch_size, "progress": report}
+        result = cd.scrub(model, task, held, draws=draws, **how)
+    _print(result, as_json)
+
+
+@cli.command(short_help="Compare circuit A with circuit B, the reference.")
 @click.argument("a")
 @click.argument("b")
 @as_json
@@ -263,7 +388,7 @@ def compare(a: str, b: str, as_json: bool) -> None:
     _print(compare(_circuit(a), _circuit(b), scores=_scores(a)), as_json)
 
 
-@cli.command()
+@cli.command(short_help="Draw CIRCUIT into a picture.")
 @click.argument("circuit")
 @click.option("-o", "--out", type=Checked(_picture, "FILE"), required=True, help=f"The picture: .{', .'.join(FORMATS)}.")
 @click.option(
@@ -274,16 +399,16 @@ def compare(a: str, b: str, as_json: bool) -> None:
     help="Draw at most N edges, 1 or more: the strongest whole paths from input to logits; or all of them.",
 )
 def draw(circuit: str, out: Path, max_edges: float) -> None:
-    """Draw CIRCUIT, a circuit.json or a shipped graph's name; in a run's folder with the roles of its nodes in colour."""
+    """Draw CIRCUIT, a circuit.json, a run's folder or a shipped graph's name; of a run with the roles of its nodes in colour."""
     from circuitdiscovery.reporting.folder import roles_beside
 
     found = _circuit(circuit)
-    roles = found.roles or roles_beside(Path(circuit), found)
+    roles = found.roles or roles_beside(Path(_file(circuit)), found)
     found.draw(out, roles=roles, max_edges=None if max_edges == math.inf else int(max_edges))
     click.echo(str(out))
 
 
-@cli.command()
+@cli.command(short_help="Write the page of RUN, the folder of a finished discover.")
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="The page: .html.  [default: RUN/report.html]")
 def report(run: Path, out: Path | None) -> None:
@@ -296,7 +421,7 @@ def report(run: Path, out: Path | None) -> None:
     click.echo(str(report(run, out)))
 
 
-@cli.command()
+@cli.command(short_help="Compare methods on a SUITE of known circuits.")
 @click.argument("suite", type=_name("suite"))
 @click.option(
     "--method",
@@ -336,7 +461,7 @@ def benchmark(out: Path | None, resume: bool, as_json: bool, **given: Any) -> No
         click.echo(f"files: {folder}: benchmark.md, benchmark.json, benchmark.png", err=True)
 
 
-@cli.command()
+@cli.command(short_help="List the bundled models.")
 def models() -> None:
     """List the bundled models."""
     for name in shipped("models"):
@@ -346,22 +471,27 @@ def models() -> None:
     click.echo("Also: a Hugging Face folder, a .gguf file, or a hub name such as gpt2 or EleutherAI/pythia-70m", err=True)
 
 
-@cli.command()
-def tasks() -> None:
-    """List the shipped tasks, and what their counterfactuals ask."""
+@cli.command(short_help="List the shipped tasks, or show one.")
+@click.argument("task", required=False)
+def tasks(task: str | None) -> None:
+    """List the shipped tasks, and what their counterfactuals ask; or show TASK: its prompts, its words and how many there are."""
     from circuitdiscovery.taskfile import Table, read_task
 
+    if task is not None:
+        from circuitdiscovery.taskview import shown_task
+
+        return click.echo("\n".join(shown_task(read_task(task))))
     for name in shipped("tasks"):
-        task = read_task(name)
-        if isinstance(task, Table):
+        file = read_task(name)
+        if isinstance(file, Table):
             click.echo(name)
             continue
-        click.echo(f"{name:<24}{task.description}")
-        for key, rule in task.counterfactuals.items():
-            click.echo(f"  {f'{key} (default)' if key == task.counterfactual else key:<22}{rule.asks}".rstrip())
+        click.echo(f"{name:<24}{file.description}")
+        for key, rule in file.counterfactuals.items():
+            click.echo(f"  {f'{key} (default)' if key == file.counterfactual else key:<22}{rule.asks}".rstrip())
 
 
-@cli.command()
+@cli.command(short_help="List the shipped circuits.")
 def graphs() -> None:
     """List the shipped circuits: published and planted ones."""
     for name in shipped("graphs"):
@@ -377,10 +507,22 @@ def _circuit(path: str) -> Circuit:
     return load_circuit(path)
 
 
+def _file(path: str) -> str:
+    """The circuit.json of a run's folder; anything else as it is."""
+    from circuitdiscovery.files import is_folder
+
+    if path in shipped("graphs") or not is_folder(path):
+        return path
+    from circuitdiscovery.circuit import circuit_file
+
+    return str(circuit_file(path))
+
+
 def _scores(path: str) -> Scores | None:
     """The scores in the run folder that a circuit lies in, where it lies in one that has some."""
     from circuitdiscovery.circuit import Scores
 
+    path = _file(path)
     beside = Path(path).parent / "scores.safetensors"
     return Scores.load(beside) if Path(path).name == "circuit.json" and beside.exists() else None
 
@@ -389,6 +531,7 @@ def _evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> O
     """What is given; else what run.json beside the circuit says; else what the circuit knows of its search."""
     from circuitdiscovery import run
 
+    path = _file(path)
     folder = Path(path).parent
     values: dict[str, Any] = searched_with(circuit.info)
     if Path(path).name == "circuit.json" and (folder / "run.json").exists():
@@ -455,7 +598,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, click.UsageError):
+    if isinstance(error, click.NoSuchOption):
+        text = _no_option(error)
+    elif isinstance(error, click.UsageError):
         text = f"{error.format_message().rstrip('.')}. {_valid(error)}".removesuffix(". ")
     elif isinstance(error, click.ClickException):
         text = error.format_message()
@@ -466,7 +611,7 @@ def _one_line(error: Exception) -> str:
     else:  # a mistake of ours, or memory that ran out
         text = f"{type(error).__name__}: {error} (CIRCUITDISCOVERY_DEBUG=1 shows where)"
     notes = [f"; stopped {note}" for note in _notes(error)]
-    return " ".join("".join([text, *notes]).split())
+    return one_line(" ".join("".join([text, *notes]).split()))
 
 
 def _notes(error: BaseException) -> list[str]:
@@ -474,14 +619,24 @@ def _notes(error: BaseException) -> list[str]:
     return list(getattr(error, "__notes__", ()))
 
 
+def _no_option(error: click.NoSuchOption) -> str:
+    """The sentence for an option that there is not."""
+    if "completion" in error.option_name:
+        shells = ", ".join(COMPLETE.format(shell=shell) for shell in ("bash", "zsh", "fish"))
+        return f"no option {error.option_name!r}; these commands print the script that completes words in a shell: {shells}"
+    params = [] if error.ctx is None else error.ctx.command.get_params(error.ctx)
+    options = [name for param in params for name in param.opts if name.startswith("--")]
+    wanted = error.option_name.lstrip("-").replace("_", "-")
+    near = difflib.get_close_matches(wanted, [name[2:] for name in options], n=1, cutoff=0.65)
+    hint = f"did you mean '--{near[0]}'? " if near else ""
+    return f"no option {shown(error.option_name)}; {hint}Valid options: {', '.join(options)}"
+
+
 def _valid(error: click.UsageError) -> str:
     """What would have been valid, where the message does not say it."""
     context = error.ctx
     if context is None:
         return ""
-    if isinstance(error, click.NoSuchOption):
-        options = [name for param in context.command.get_params(context) for name in param.opts if name.startswith("--")]
-        return "Valid options: " + ", ".join(options)
     if isinstance(context.command, click.Group):
         return "Valid commands: " + ", ".join(context.command.list_commands(context))
     return "" if isinstance(error, click.BadParameter) and error.message else context.get_usage()

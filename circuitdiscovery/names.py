@@ -32,14 +32,22 @@ VALID: dict[Kind, tuple[str, ...]] = {
 }
 
 
-def canonical(kind: Kind, name: str) -> str:
-    """The name with underscores, where it is one of its kind; hyphens are taken too.
+# What people call them elsewhere.
+ALIASES: dict[Kind, dict[str, str]] = {
+    "metric": {"kl": "kl_divergence", "kl_div": "kl_divergence", "logit_difference": "logit_diff", "prob": "probability"},
+    "ablation": {"patch": "resample", "corrupt": "resample", "corrupted": "resample", "interchange": "resample", "zeros": "zero"},
+}
 
-    >>> canonical("method", "eap-ig")
-    'eap_ig'
+
+def canonical(kind: Kind, name: str) -> str:
+    """The name with underscores, where it is one of its kind; hyphens are taken too, and what others call it.
+
+    >>> canonical("method", "eap-ig"), canonical("metric", "kl")
+    ('eap_ig', 'kl_divergence')
     """
     valid = VALID[kind]
     found = str(name).replace("-", "_")
+    found = ALIASES.get(kind, {}).get(found, found)
     if found not in valid:
         raise unknown(kind, name, valid)
     return found

@@ -9,13 +9,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.files import GGUF, needs_gguf, shipped
 
 ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+LONGEST_NAME = 4096  # of a path
 MAY_DIFFER = ("device", "batch_size", "measure")  # when a run goes on: they do not change what is found
 DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run that is damaged
 THRESHOLD_METHODS = ("acdc", "trace_back")  # give a circuit whose size follows from a threshold
+STEPPED_METHODS = ("eap_ig", "edge_pruning", "matryoshka")
+ROUND_METHODS = ("hybrid",)
 SIZED_METHODS = ("hybrid", "edge_pruning", "matryoshka")  # search for a circuit of a given number of edges
 
 
@@ -44,6 +47,8 @@ class Options:
     device: str | None = None
     dtype: str = "float32"
     measure: str | None = None
+    steps: int | None = None
+    rounds: int | None = None
 
     def check(self) -> None:
         """Refuse options that do not go together; needs no torch."""
@@ -59,6 +64,10 @@ class Options:
             )
         if self.group_testing and self.method != "acdc":
             raise CircuitDiscoveryError(f"--group-testing is not for {self.method.replace('_', '-')}; valid with acdc")
+        for name, methods in (("steps", STEPPED_METHODS), ("rounds", ROUND_METHODS)):
+            if getattr(self, name) is not None and self.method not in methods:
+                valid = " and ".join(each.replace("_", "-") for each in methods)
+                raise CircuitDiscoveryError(f"--{name} is not for {self.method.replace('_', '-')}; valid with {valid}")
         if self.direction == "denoising" and self.method not in DENOISING_METHODS:
             raise CircuitDiscoveryError(
                 f"--direction denoising is not for {self.method.replace('_', '-')}; valid with {' and '.join(DENOISING_METHODS)}"
@@ -86,13 +95,22 @@ class Options:
         return shlex.join([*words, "--out", str(folder), "--resume"])
 
 
+def is_task(name: str) -> bool:
+    """Whether a text can be a task's name alone: a shipped one's, or a file's of a task."""
+    return name.replace("-", "_") in shipped("tasks") or Path(name).suffix.lower() in (".toml", ".csv", ".jsonl")
+
+
 def check_model(name: str) -> str:
     """A bundled model's name, a hub name, or an existing folder or GGUF file, made absolute; else an error. Needs no torch."""
     path = Path(name).expanduser()
     if name in shipped("models"):
         return name
+    if "\0" in name or len(name) > LONGEST_NAME:
+        raise CircuitDiscoveryError(f"no model {shown(name)}: neither a folder nor a hub model has such a name")
     if (path / "config.json").is_file():
         return str(path.resolve())
+    if not path.exists() and is_task(name):
+        raise CircuitDiscoveryError(f"{name} is a task, not a model; the model comes first: MODEL TASK")
     if path.suffix.lower() == GGUF and not path.is_dir():
         if not path.is_file():
             raise CircuitDiscoveryError(f"{name}: there is no such file")
@@ -101,6 +119,8 @@ def check_model(name: str) -> str:
     if path.exists():
         what = "it has no config.json" if path.is_dir() else f"a model is a folder with config.json or a {GGUF} file"
         raise CircuitDiscoveryError(f"{name} is not a model: {what}")
+    if name.startswith((".", "/", "~")):
+        raise CircuitDiscoveryError(f"there is no folder {name}; a model is a folder with config.json or a {GGUF} file, or a hub name")
     if name not in ONE_WORD_HUB_NAMES and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         listed = unknown("model", name, shipped("models"), plural="bundled models")
         raise CircuitDiscoveryError(f"{listed}; or a model's folder or {GGUF} file, or a hub name such as EleutherAI/pythia-70m")

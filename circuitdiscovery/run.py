@@ -309,6 +309,7 @@ def search(model: Model, task: Task, options: Options, *, state: Path | None = N
     threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
     with stage(options.name) as report:
         given = asdict(options) | {"edges": edges, "threshold": threshold, "progress": report, "state": state}
+        given = {name: value for name, value in given.items() if value is not None or name not in ("steps", "rounds")}
         found = function(model, task, **{name: value for name, value in given.items() if name in accepted})
     if isinstance(found, cd.Circuit):
         return found, None

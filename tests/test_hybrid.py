@@ -142,7 +142,7 @@ def test_progress_ends_at_its_total(gpt2: Tiny) -> None:
     ("options", "message"),
     [
         ({"edges": 0}, "edges must be a whole number from 1 to"),
-        ({"edges": 1.5}, "edges must be a whole number from 1 to"),
+        ({"edges": 1.5}, "edges must be a whole number, not 1.5"),
         ({"edges": 5, "rounds": -1}, "rounds must be at least 0, not -1"),
         ({"edges": 5, "metric": "nonsense"}, "no metric 'nonsense'"),
     ],

@@ -23,7 +23,7 @@ ROOT = PACKAGE.parent
 # The files in the order of the data flow: each imports only from files above it.
 ORDER = [
     *("errors", "names", "files", "arguments", "values", "graph", "distributed"),
-    *("tablefile", "taskfile", "encoder", "prompts", "task"),
+    *("tablefile", "taskfile", "taskview", "encoder", "prompts", "task"),
     *("model", "forward", "interchange", "architectures", "proof", "modelfolder", "ggufmodel", "modelobject"),
     *("loading", "metrics", "ablation", "schema", "mib", "selection", "circuit", "comparison", "patching", "threads"),
     *("estimates", "plan", "saved", "bench"),

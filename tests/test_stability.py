@@ -16,6 +16,7 @@ from circuitdiscovery.graph import Graph
 from circuitdiscovery.reruns import Stability, mean_over_pairs, stability
 
 GRAPH = Graph(n_layers=1, n_heads=2, n_kv_heads=2)
+MODEL = cd.load_model("toy")  # that the searches here do not look at
 TASK = random_prompts(101, n_examples=40, length=3).task
 NAMES = [
     ["input->a0.h0<v>", "a0.h0->logits"],
@@ -32,7 +33,7 @@ def searching(lists: Sequence[Sequence[str]]) -> Callable[..., Any]:
 
 
 def found(lists: Sequence[Sequence[str]] = NAMES, **options: Any) -> Stability:
-    return stability(searching(lists), None, TASK, runs=len(lists), **options)  # type: ignore[arg-type]
+    return stability(searching(lists), MODEL, TASK, runs=len(lists), **options)
 
 
 def test_jaccards_by_hand() -> None:
@@ -116,7 +117,7 @@ def recorded(over: str, **options: Any) -> list[tuple[Any, dict[str, int]]]:
         seen.append((task, given))
         return cd.Circuit.empty(GRAPH)
 
-    stability(search, None, TASK, over=over, **options)  # type: ignore[arg-type]
+    stability(search, MODEL, TASK, over=over, **options)
     return seen
 
 
@@ -171,7 +172,7 @@ def test_what_is_wrong_is_named() -> None:
     with pytest.raises(cd.CircuitDiscoveryError, match="at least 3, not 2"):
         found(NAMES[:2])
     with pytest.raises(cd.CircuitDiscoveryError, match=r"must return a Circuit, .*not list"):
-        stability(lambda model, task: [], None, TASK, runs=3)  # type: ignore[arg-type,return-value]
+        stability(lambda model, task: [], MODEL, TASK, runs=3)  # type: ignore[arg-type,return-value]
     other = iter([GRAPH, GRAPH, Graph(2, 2, 2)])
     with pytest.raises(cd.CircuitDiscoveryError, match="different graphs"):
-        stability(lambda model, task: cd.Circuit.empty(next(other)), None, TASK, runs=3)  # type: ignore[arg-type]
+        stability(lambda model, task: cd.Circuit.empty(next(other)), MODEL, TASK, runs=3)

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from inspect import signature
 from typing import Any, cast
 
 from circuitdiscovery.circuit import Circuit, Scores
@@ -88,8 +89,15 @@ def resolve(name: str) -> tuple[str, Method]:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CircuitDiscoveryError(f"method {name!r}: {error}") from None
+    except Exception as error:  # whatever a module of one's own raises while it is imported
+        kind = "" if isinstance(error, ImportError | AttributeError | ValueError) else f"{type(error).__name__}: "
+        raise CircuitDiscoveryError(f"method {name!r}: {kind}{error}") from None
     if not callable(found):
         raise CircuitDiscoveryError(f"method {name!r} is a {type(found).__name__}, not a function (model, task)")
+    try:
+        signature(found).bind(None, None)
+    except ValueError:  # nothing is known of it
+        pass
+    except TypeError as error:
+        raise CircuitDiscoveryError(f"method {name!r} is not a function of (model, task): {error}") from None
     return name, cast(Method, found)
