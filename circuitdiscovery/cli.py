@@ -21,7 +21,7 @@ import click
 from circuitdiscovery import __version__, defaults, distributed, names
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line, shown, unknown
 from circuitdiscovery.files import data_folder, read_json, shipped
-from circuitdiscovery.options import Options, check_model, searched_with
+from circuitdiscovery.options import Options, check_model, checked, searched_with
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit import Circuit, Scores
@@ -533,9 +533,10 @@ def _evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> O
 
     path = _file(path)
     folder = Path(path).parent
-    values: dict[str, Any] = searched_with(circuit.info)
+    asked_anew = {key for key, value in given.items() if value is not None}
+    values = checked({key: value for key, value in searched_with(circuit.info).items() if key not in asked_anew}, path)
     if Path(path).name == "circuit.json" and (folder / "run.json").exists():
-        values |= run.recorded(folder)["options"]
+        values |= checked(run.recorded(folder)["options"], str(folder / "run.json"))
     values |= {key: value for key, value in given.items() if value is not None}
     for key, check in (("model", check_model), ("task", _task)):
         if not isinstance(values.get(key), str):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_type_hints
 
+from circuitdiscovery import names
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.files import GGUF, needs_gguf, shipped
 
 ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+LEAST = {"edges": 1, "examples": 1, "batch_size": 1, "seed": 0, "steps": 1, "rounds": 0}
+MOST = 2**63 - 1
 LONGEST_NAME = 4096  # of a path
 MAY_DIFFER = ("device", "batch_size", "measure")  # when a run goes on: they do not change what is found
 DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run that is damaged
@@ -93,6 +97,34 @@ class Options:
             elif value != field.default:
                 words += [f"--{field.name.replace('_', '-')}", str(value)]
         return shlex.join([*words, "--out", str(folder), "--resume"])
+
+
+def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Options that a file gives: each of its kind, in its range, of a name that there is; others are left out.
+
+    Raises:
+        CircuitDiscoveryError: one that is not, by file and name.
+    """
+    kinds, found = get_type_hints(Options), {}
+    for field in fields(Options):
+        if field.name not in values:
+            continue
+        name, value, kind = field.name, values[field.name], kinds[field.name]
+        real = name == "threshold" and isinstance(value, int) and not isinstance(value, bool) and abs(value) < MOST
+        right = real or (isinstance(value, kind) and (not isinstance(value, bool) or kind is bool))
+        if right and isinstance(value, float) and not math.isfinite(value):
+            right = False
+        if right and isinstance(value, int) and name in LEAST:
+            right = LEAST[name] <= value <= MOST
+        if not right:
+            raise CircuitDiscoveryError(f"{where}: the field 'options.{name}' must not be {shown(value)}")
+        if isinstance(value, str) and name in names.VALID:
+            try:
+                value = names.canonical(cast(names.Kind, name), value)
+            except CircuitDiscoveryError as error:
+                raise CircuitDiscoveryError(f"{where}: the field 'options.{name}': {error}") from None
+        found[name] = value
+    return found
 
 
 def is_task(name: str) -> bool:

@@ -36,12 +36,25 @@ _OPTIONAL = ("counterfactual", "roles")  # in a file: older ones lack the first,
 _FIELDS = ("format", *(name for name in INFO if name not in _OPTIONAL), "graph", "n_edges", "total_edges", "edges")
 
 
+# The fields that tell our other files apart from a circuit.
+_OTHER_FILES: Mapping[str, set[str]] = {
+    "an evaluation": {"faithfulness", "completeness", "minimality"},
+    "an explanation": {"cards", "intervened"},
+    "the record of a run": {"command", "options", "started"},
+    "what a report shows": {"circuit", "example", "prompts"},
+    "a benchmark": {"options", "results"},
+}
+
+
 def read(data: Any, where: str) -> tuple[Graph, np.ndarray, np.ndarray, Mapping[str, Any]]:
     """circuit.json as a graph, the mask and the scores (NaN: none), both [sources, receivers], and the provenance.
 
     Raises:
         CircuitDiscoveryError: anything missing, surplus, of another type or contradictory, by file and field.
     """
+    for kind, fields_of in _OTHER_FILES.items():
+        if isinstance(data, dict) and fields_of <= data.keys():
+            raise CircuitDiscoveryError(f"{where} is {kind}, not a circuit; a run's circuit is circuit.json")
     exactly(data, _FIELDS, where, optional=_OPTIONAL)
     if data["format"] != FORMAT:
         raise CircuitDiscoveryError(f"{where}: field 'format' must be {FORMAT!r}, not {_shown(data['format'])}")
@@ -131,5 +144,7 @@ def graph_of(data: Any, where: str, field: str = "graph") -> Graph:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, int) and abs(value) >= 10**60:
+        return "a number of so many digits"  # Python refuses to print thousands
     text = "null" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
