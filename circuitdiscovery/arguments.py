@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from circuitdiscovery.errors import ArgumentError, shown, unknown
-from circuitdiscovery.files import shipped
+from circuitdiscovery.files import can_be_a_path, shipped
 from circuitdiscovery.names import ABLATION_NAMES, METRIC_NAMES, canonical
 
 P = ParamSpec("P")
@@ -196,7 +196,7 @@ def path(call: Call, name: str, value: Any) -> Any:
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise _refused(call, name, "a name or a path" if name.startswith("name_or") else "a path", value)
     found = os.fspath(value)
-    if "\0" in found or not found:
+    if not found or not can_be_a_path(found):
         raise ArgumentError(f"{call.function}: {name} must be a path, not {shown(found)}")
     if found.startswith("~"):
         return Path(found).expanduser()
@@ -211,16 +211,21 @@ def file(call: Call, name: str, value: Any) -> Path:
 def fractions(call: Call, name: str, value: Any) -> Any:
     """Several numbers."""
     value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+    if not _several(value):
         raise _refused(call, name, "a list of numbers", value)
     return [number(call, f"{name}[{i}]", each) for i, each in enumerate(value)]
+
+
+def _several(value: Any) -> bool:
+    """Whether a value holds others, in an order of their own."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) and getattr(value, "shape", None) != ()
 
 
 def names(call: Call, name: str, value: Any) -> list[str]:
     """Names of nodes: one, or several."""
     if isinstance(value, str):
         return [value]
-    if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
+    if not _several(value):
         raise _refused(call, name, "a list of names such as 'a0.h1' and 'm0'", value)
     found = list(value)
     for each in found:
@@ -376,7 +381,7 @@ def reference(call: Call, name: str, value: Any) -> Any:
         return value
     if isinstance(value, str | os.PathLike):
         return task(call, name, value)
-    if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable) or getattr(value, "shape", None) == ():
+    if not _several(value):
         raise _refused(call, name, "a task, or rows of token ids", value)
     return value
 
@@ -401,7 +406,9 @@ def edges(call: Call, name: str, value: Any) -> Any:
         return _edges_of_table(call, name, value)
     if hasattr(value, "edges") and hasattr(value, "is_multigraph"):  # of networkx
         return list(value.edges(keys=True) if value.is_multigraph() else value.edges)
-    if not isinstance(value, Iterable):
+    if isinstance(value, Mapping):  # such as edges with their scores
+        return list(value)
+    if not _several(value):
         raise _refused(call, name, "a list of edges, such as ['input->m0', ('m0', 'logits')]", value)
     return list(cast(Iterable[Any], value))
 
@@ -433,7 +440,7 @@ def circuit(call: Call, name: str, value: Any) -> Any:
     own = call.graph()
     if getattr(value, "dtype", None) is not None and str(value.dtype).endswith("bool") and own is not None:
         return Circuit(own, value)
-    if isinstance(value, Mapping | bytes) or is_a(value, "graph", "Graph") or not (isinstance(value, Iterable) or is_table(value)):
+    if is_a(value, "graph", "Graph") or not (_several(value) or is_table(value) or hasattr(value, "is_multigraph")):
         raise _refused(call, name, valid, value)
     if any(is_a(value, *each) for each in (("task", "Task"), ("model", "Model"), ("cards", "Explanation"))):
         raise _refused(call, name, valid, value)

@@ -16,7 +16,7 @@ import numpy as np
 
 from circuitdiscovery import mib, schema
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError, PlaceError, shown, unknown
 from circuitdiscovery.files import data_folder, is_folder, read_arrays, read_json, shipped, write_atomically, write_json
 from circuitdiscovery.graph import Edge, Edges, Graph, no_node, node_of
 from circuitdiscovery.schema import exactly, graph_of, info_of, typed
@@ -330,7 +330,10 @@ class Circuit:
             raise CircuitDiscoveryError(
                 f"a circuit's index is a whole number or a slice, not {shown(at)}; an edge's score is circuit.score(edge)"
             )
-        return self.edges[at]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        edges = self.edges
+        if isinstance(at, Integral) and not -len(edges) <= at < len(edges):  # pyright: ignore[reportOperatorIssue]
+            raise PlaceError(f"there is no edge {shown(at)}: the circuit has {len(edges)}, counted from 0")
+        return edges[at]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     def __contains__(self, part: object) -> bool:
         """Whether an edge (its name, or a pair of its ends' names) or a node is kept; a name that the graph does not have is an error."""
@@ -573,8 +576,10 @@ def _floats(values: Any) -> np.ndarray:
     """The array as it is where it is of float32 or float64, else as float64."""
     try:
         array = np.asarray(values)
+        if array.dtype.kind not in "biufO":
+            raise TypeError(f"not {array.dtype} values")
         return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CircuitDiscoveryError(f"scores must be numbers: {error}") from None
 
 
@@ -588,7 +593,7 @@ def _booleans(values: Any) -> np.ndarray:
     try:
         array = np.array(values)
         plain = array.dtype == bool or (array.dtype.kind in "iuf" and bool(np.isin(array, (0, 1)).all()))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CircuitDiscoveryError(f"a circuit's mask must hold True and False: {error}") from None
     if not plain:
         raise CircuitDiscoveryError(f"a circuit's mask must hold True and False, not {array.dtype} values")

@@ -17,6 +17,10 @@ class ArgumentError(CircuitDiscoveryError, TypeError):
     """A call with an argument of another kind than the function takes, too many of them, or too few."""
 
 
+class PlaceError(CircuitDiscoveryError, IndexError):
+    """An index at which there is nothing."""
+
+
 def printable(text: str) -> str:
     """The text without line breaks; what cannot be printed (a file's own bytes, a name with control characters) as its escape.
 

@@ -58,6 +58,19 @@ def needs_gguf(name: str) -> None:
 # ------------------------------------------------------------------- reading
 
 
+def can_be_a_path(name: str | Path) -> bool:
+    """Whether a file system could have a file of that name.
+
+    >>> can_be_a_path("runs/toy"), can_be_a_path("a" * 5000), can_be_a_path("a" + chr(0))
+    (True, False, False)
+    """
+    try:
+        parts = os.fsencode(name).split(b"/")
+    except (UnicodeError, ValueError):
+        return False
+    return all(len(part) <= 255 and b"\0" not in part for part in parts) and sum(map(len, parts)) + len(parts) <= 4096
+
+
 def is_folder(path: str | Path) -> bool:
     """Whether there is a folder of that name; of a name that no folder can have, False."""
     try:

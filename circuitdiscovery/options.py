@@ -12,12 +12,11 @@ from typing import Any, cast, get_type_hints
 
 from circuitdiscovery import names
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
-from circuitdiscovery.files import GGUF, needs_gguf, shipped
+from circuitdiscovery.files import GGUF, can_be_a_path, needs_gguf, shipped
 
 ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 LEAST = {"edges": 1, "examples": 1, "batch_size": 1, "seed": 0, "steps": 1, "rounds": 0}
 MOST = 2**63 - 1
-LONGEST_NAME = 4096  # of a path
 MAY_DIFFER = ("device", "batch_size", "measure")  # when a run goes on: they do not change what is found
 DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run that is damaged
 THRESHOLD_METHODS = ("acdc", "trace_back")  # give a circuit whose size follows from a threshold
@@ -137,7 +136,7 @@ def check_model(name: str) -> str:
     path = Path(name).expanduser()
     if name in shipped("models"):
         return name
-    if "\0" in name or len(name) > LONGEST_NAME:
+    if not can_be_a_path(name):
         raise CircuitDiscoveryError(f"no model {shown(name)}: neither a folder nor a hub model has such a name")
     if (path / "config.json").is_file():
         return str(path.resolve())
