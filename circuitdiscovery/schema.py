@@ -17,6 +17,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.graph import Graph
 
 FORMAT = "circuitdiscovery circuit 1"
+MOST = 2**63 - 1  # what numpy holds
 MAX_CELLS = 10**9  # sources x receivers of a graph read from a file; the largest open model (405B) has 8e8
 _WORDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
 
@@ -87,6 +88,8 @@ def typed(value: Any, kind: type, where: str, field: str) -> Any:
     kinds = (int, float) if kind is float else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
         raise CircuitDiscoveryError(f"{where}: field {field!r} must be {_WORDS[kind]}, not {_shown(value)}")
+    if isinstance(value, int) and abs(value) > MOST:
+        raise CircuitDiscoveryError(f"{where}: field {field!r} must be {_WORDS[kind]} of fewer digits")
     return value
 
 
