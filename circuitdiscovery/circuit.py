@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from circuitdiscovery.reporting.charts import Chart
     from circuitdiscovery.reporting.notebook import Drawing
 
+LARGEST = 1e30  # of a score
 CIRCUIT_FILE = "circuit.json"  # in the folder of a run
 SCORES_FORMAT = "circuitdiscovery scores 1"
 Roles = Mapping[str, Iterable[str]]
@@ -78,6 +79,7 @@ class Scores:
         if not np.isfinite(values).all():
             edge = self.graph.names(~np.isfinite(values))[0]
             raise CircuitDiscoveryError(f"the score of {edge} is {values[self.graph.index(edge)]}; scores must be finite numbers")
+        _check_size(values, self.graph)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "info", info_of(self.info, self.graph))
@@ -261,6 +263,7 @@ class Circuit:
         scores = np.where(self.mask, given, given.dtype.type(np.nan))
         if np.isinf(scores).any():
             raise CircuitDiscoveryError(f"the score of {self.graph.names(np.isinf(scores))[0]} is infinite")
+        _check_size(scores, self.graph)
         scores.flags.writeable = False
         return None if np.isnan(scores).all() else scores
 
@@ -581,6 +584,14 @@ def _floats(values: Any) -> np.ndarray:
         return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise CircuitDiscoveryError(f"scores must be numbers: {error}") from None
+
+
+def _check_size(scores: np.ndarray, graph: Graph) -> None:
+    """Refuse scores whose sums, or their values in float32, would be infinite."""
+    large = np.abs(scores) > LARGEST
+    if large.any():
+        edge = graph.names(large)[0]
+        raise CircuitDiscoveryError(f"the score of {edge} is {scores[graph.index(edge)]:.3g}; no score can be larger than {LARGEST:g}")
 
 
 def _check_shape(what: str, array: np.ndarray, graph: Graph) -> None:

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.files import read_json, to_json
 from circuitdiscovery.options import Options, checked
 from circuitdiscovery.progress import stage
@@ -27,6 +27,7 @@ FILES = (CIRCUIT, SCORES, EVALUATION, EXPLANATION, CONTENTS, "graph.dot", "graph
 NOT_MEASURED = "not measured"  # why there is no curve, no card, no table of prompts
 NOT_ASKED: Mapping[str, Any] = {"metric": "", "ablation": "", "direction": "", "part": "", "examples": 0}
 FORMAT = "circuitdiscovery report 1"
+LARGEST = 1e30  # of any number: what is larger is of a broken file, and its square would be infinite
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,7 @@ def _problem(value: Any, shape: Shape, field: str) -> str | None:
         return None if None in problems else problems[0]
     if isinstance(shape, type):
         right = isinstance(value, shape) and (shape is bool or not isinstance(value, bool))
+        right = right and not (isinstance(value, int | float) and abs(value) > LARGEST)
         return None if right else f"the field {field!r} must not be {_shown(value)}"
     if not isinstance(value, type(shape)):
         return f"the field {field!r} must not be {_shown(value)}" if field else f"must hold an object, not {_shown(value)}"
@@ -304,5 +306,4 @@ def _problem(value: Any, shape: Shape, field: str) -> str | None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else shown(value)
