@@ -98,8 +98,8 @@ class Options:
         return shlex.join([*words, "--out", str(folder), "--resume"])
 
 
-def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Options that a file gives: each of its kind, in its range, of a name that there is; others are left out.
+def checked(values: Mapping[str, Any], where: str, *, names_too: bool = True) -> dict[str, Any]:
+    """Options that a file gives: each of its kind, in its range, (`names_too`) of a name that there is; others are left out.
 
     Raises:
         CircuitDiscoveryError: one that is not, by file and name.
@@ -117,7 +117,7 @@ def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             right = LEAST[name] <= value <= MOST
         if not right:
             raise CircuitDiscoveryError(f"{where}: the field 'options.{name}' must not be {shown(value)}")
-        if isinstance(value, str) and name in names.VALID:
+        if names_too and isinstance(value, str) and name in names.VALID:
             try:
                 value = names.canonical(cast(names.Kind, name), value)
             except CircuitDiscoveryError as error:

@@ -3,6 +3,7 @@
 A kind of input is a function of (random, folder) that writes one broken input into the folder and gives what reads it.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 from __future__ import annotations
 
 import contextlib

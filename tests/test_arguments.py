@@ -1,5 +1,6 @@
 """The door of public functions: all have it, it takes what it should, and nothing raw comes through it."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 from __future__ import annotations
 
 import inspect

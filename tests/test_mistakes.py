@@ -3,6 +3,7 @@
 The numbers are those of the table in issue 14.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 from __future__ import annotations
 
 import copy

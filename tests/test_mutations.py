@@ -10,8 +10,16 @@ from mutations import Whole, outcome
 import circuitdiscovery as cd
 
 COUNTS = {
-    "circuit.json": 25, "scores": 15, "MIB's JSON": 8, "task file": 10, "table": 15, "hypothesis": 20, "command line": 25,
-    "state of a search": 6, "run folder": 6, "weights": 6,
+    "circuit.json": 25,
+    "scores": 15,
+    "MIB's JSON": 8,
+    "task file": 10,
+    "table": 15,
+    "hypothesis": 20,
+    "command line": 25,
+    "state of a search": 6,
+    "run folder": 6,
+    "weights": 6,
 }
 
 

@@ -1,5 +1,6 @@
 """What people do with a value: print it, look at it in a notebook, copy it, keep it."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 from __future__ import annotations
 
 import copy

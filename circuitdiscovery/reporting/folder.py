@@ -185,7 +185,7 @@ def fingerprint(circuit: Circuit) -> str:
 
 def _options(record: Mapping[str, Any], folder: Path) -> Options:
     """The options in run.json; an older version's may be fewer."""
-    known = checked(record["options"], str(folder / "run.json"))
+    known = checked(record["options"], str(folder / "run.json"), names_too=False)  # they are only shown
     for name in ("model", "task"):
         if name not in known:
             raise CircuitDiscoveryError(f"{folder / 'run.json'}: the field 'options.{name}' is missing")
