@@ -521,6 +521,15 @@ def load_circuit(name_or_path: str | Path, *, n_kv_heads: int | None = None) -> 
     return _named(str(path), lambda: Circuit(*schema.read(data, str(path))))
 
 
+def _why_none(record: Path) -> str:
+    """Why a folder has no circuit."""
+    if not record.is_file():
+        return "it is not the folder of a run"
+    known = read_json(record)
+    finished = isinstance(known, dict) and "summary" in known
+    return "it was removed from the finished run there" if finished else "the run in it has found none yet"
+
+
 def circuit_file(name_or_path: str | Path) -> Path:
     """The file that a shipped circuit's name, a path or a run's folder means."""
     name, path = str(name_or_path), Path(name_or_path)
@@ -529,7 +538,7 @@ def circuit_file(name_or_path: str | Path) -> Path:
         return data_folder("graphs") / f"{name}.json"
     if is_folder(path):
         if not (path / CIRCUIT_FILE).is_file():
-            what = "the run in it has found none yet" if (path / "run.json").is_file() else "it is not the folder of a run"
+            what = _why_none(path / "run.json")
             raise CircuitDiscoveryError(f"{path} holds no {CIRCUIT_FILE}: {what}")
         return path / CIRCUIT_FILE
     if path.suffix.lower() == ".json":

@@ -45,6 +45,8 @@ def discover(options: Options, folder: Path, command: list[str]) -> Json:
     earlier = distributed.from_first(lambda: earlier_run(folder, options))
     options, over = going_on(options, earlier)
     if earlier is not None and over:
+        if not (folder / CIRCUIT).is_file():
+            raise CircuitDiscoveryError(f"{folder} holds no {CIRCUIT}: it was removed from the finished run there; search in a new folder")
         return earlier
     from circuitdiscovery import threads
 

@@ -285,3 +285,12 @@ def test_help_fits_eighty_columns(capsys: pytest.CaptureFixture[str], monkeypatc
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert not [line for line in lines if line.endswith("...") and "ARGS" not in line]
+
+
+def test_a_circuit_that_was_removed_from_its_run(given: Given) -> None:
+    folder = given.tmp / "gone"
+    folder.mkdir()
+    for record, told in (("{}", "has found none yet"), ('{"summary": {}}', "was removed from the finished run")):
+        (folder / "run.json").write_text(record)
+        with pytest.raises(cd.CircuitDiscoveryError, match=f"holds no circuit.json: .*{told}"):
+            cd.load_circuit(folder)
