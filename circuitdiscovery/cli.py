@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from circuitdiscovery import __version__, defaults, distributed, names
-from circuitdiscovery.errors import CircuitDiscoveryError, one_line, shown, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError, printable, shown, unknown
 from circuitdiscovery.files import data_folder, read_json, shipped
 from circuitdiscovery.options import Options, check_model, checked, searched_with
 
@@ -612,7 +612,7 @@ def _one_line(error: Exception) -> str:
     else:  # a mistake of ours, or memory that ran out
         text = f"{type(error).__name__}: {error} (CIRCUITDISCOVERY_DEBUG=1 shows where)"
     notes = [f"; stopped {note}" for note in _notes(error)]
-    return one_line(" ".join("".join([text, *notes]).split()))
+    return printable(" ".join("".join([text, *notes]).split()))
 
 
 def _notes(error: BaseException) -> list[str]:

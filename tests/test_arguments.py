@@ -14,7 +14,7 @@ import pytest
 
 import circuitdiscovery as cd
 from circuitdiscovery.arguments import check_of, guarded
-from circuitdiscovery.errors import ArgumentError, one_line, shown
+from circuitdiscovery.errors import ArgumentError, printable, shown
 
 FUNCTIONS = [name for name in cd.__all__ if inspect.isfunction(getattr(cd, name)) and inspect.signature(getattr(cd, name)).parameters]
 METHODS = [(cd.Circuit, name) for name in ("from_edges", "from_nodes", "full", "empty", "without", "with_roles", "draw", "save")]
@@ -106,7 +106,7 @@ def test_wrong_kinds(options: dict[str, Any], told: str) -> None:
 
 def test_an_error_is_one_line_that_can_be_printed() -> None:
     odd = "a\nb\r\n\x00\x1b[31m\u2028c"
-    for text in (one_line(odd), str(cd.CircuitDiscoveryError(odd)), str(ArgumentError(odd))):
+    for text in (printable(odd), str(cd.CircuitDiscoveryError(odd)), str(ArgumentError(odd))):
         assert text.isprintable() and text.startswith("a b \\x00\\x1b[31m c")
     assert shown("x" * 1000) == "'" + "x" * 56 + "..."
 
