@@ -124,9 +124,10 @@ class Bench:
         """
         count = len(task)
         found = list(batches(model, task, batch_size))
-        if isinstance(ablation, str):
+        denoising = canonical("direction", direction) == "denoising"
+        if isinstance(ablation, str) and not denoising:
             ablation = on_demand(model, task, ablation)
-        own_run = canonical("direction", direction) == "denoising" or getattr(ablation, "own_run", False)
+        own_run = denoising or getattr(ablation, "own_run", False)
         tokens = [batch.clean.numel() for batch in found]
         costs = Costs(model, graph, sum(map(len, found)), sum(tokens), len(found), max(tokens, default=0))
         draws = bootstrap(count, seed) / count

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery import distributed
-from circuitdiscovery.ablation import Ablation, Replacements, on_demand, run_sources
+from circuitdiscovery.ablation import Ablation, Replacements, name_of, on_demand, run_sources
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.forward import World, embed, run_tokens
@@ -58,7 +58,7 @@ def world_maker(
 ) -> Callable[[Batch], World]:
     """What makes the world of a batch of a task's examples; what the ablation needs of the whole task is computed here, once."""
     denoising = canonical("direction", direction) == "denoising"
-    carried = on_demand(model, task, ablation)
+    carried = on_demand(model, task, "zero" if denoising and name_of(ablation) else ablation)  # no ablation enters denoising
 
     @torch.no_grad()
     def make(batch: Batch) -> World:

@@ -6,7 +6,7 @@ task = Task.from_tokens(clean=..., corrupted=..., correct=..., incorrect=...)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from circuitdiscovery.encoder import Encoder, Example, resolve_position
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.names import canonical
-from circuitdiscovery.prompts import Vocabulary, draw, repeated_tokens
+from circuitdiscovery.prompts import Apart, Vocabulary, draw, repeated_tokens
 from circuitdiscovery.tablefile import Table
 from circuitdiscovery.taskfile import END, TaskFile, counterfactual_of, read_task, shipped_tasks
 
@@ -95,6 +95,8 @@ class Task:
         metric: the task's own.
         seed: of the drawing or of the split; None where nothing was random.
         info: what else is known, ready for JSON: version, source, counterfactual and what it asks, the words left out by list.
+        others: further rows of its kind, in none of the examples, that means are taken over beside the examples themselves.
+        apart: draws prompts of its kind that means are taken over; None where it has none but its rows.
     """
 
     name: str
@@ -103,6 +105,8 @@ class Task:
     metric: str = "logit_diff"
     seed: int | None = None
     info: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    others: tuple[Example, ...] = field(default=(), compare=False)
+    apart: Callable[[], tuple[Example, ...]] | None = field(default=None, compare=False)
 
     @classmethod
     def from_tokens(
@@ -160,8 +164,10 @@ class Task:
         return "; words left out: " + ", ".join(told) if told else ""
 
     def select(self, rows: Sequence[int]) -> Task:
-        """The task with these of its examples and none held out."""
-        return replace(self, examples=tuple(self.examples[row] for row in rows), held_out=None)
+        """The task with these of its examples and none held out; means are taken over the same prompts as before."""
+        chosen = set(rows)
+        others = (*self.others, *(example for row, example in enumerate(self.examples) if row not in chosen))
+        return replace(self, examples=tuple(self.examples[row] for row in rows), held_out=None, others=others)
 
     def batches(self, batch_size: int | None = None, rows: Sequence[int] | None = None, *, run_tokens: float = 0.0) -> Iterator[Batch]:
         """The examples as tensors, at most `batch_size` at once: those of one length together, in order, without pads.
@@ -366,7 +372,8 @@ def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int)
             f"examples must be from 1 to {half}, not {examples}: {table.name} has {len(order)} rows, and half are held out"
         )
     chosen, held = (tuple(everything[row] for row in sorted(rows[:examples])) for rows in (order[:half], order[half:]))
-    task = Task(table.name, chosen, seed=seed)
+    rest = tuple(everything[row] for row in sorted({*order} - {*order[:half][:examples], *order[half:][:examples]}))
+    task = Task(table.name, chosen, seed=seed, others=rest)
     return replace(task, held_out=replace(task, examples=held)) if held else task
 
 
@@ -377,7 +384,8 @@ def _from_file(file: TaskFile, encoder: Encoder, examples: int | None, seed: int
     info = {"version": file.version, "description": file.description, "source": file.source, "counterfactual": name}
     info |= {"asks": file.counterfactuals[name].asks} if file.counterfactuals[name].asks else {}
     info |= {"left_out": {key: list(words) for key, words in vocab.left_out.items()}}
-    task = Task(file.name, drawn[:half], metric=file.metric, seed=seed, info=info)
+    apart = Apart(file, encoder, name, seed, len(drawn))
+    task = Task(file.name, drawn[:half], metric=file.metric, seed=seed, info=info, apart=apart)
     return replace(task, held_out=replace(task, examples=drawn[half:])) if drawn[half:] else task
 
 

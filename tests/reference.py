@@ -153,14 +153,18 @@ def _honest_float64() -> Iterator[None]:
 
 
 def carried(reference: Reference, ablation: str, corrupted: Tensor) -> Tensor:
-    """What removed edges carry, [S, N, T, D], where all prompts have one length; noise and random are drawn, so not here."""
+    """What removed edges carry, [S, N, T, D], where all prompts have one length; noise and random are drawn, so not here.
+
+    A mean is that of all rows but the one itself.
+    """
     written = reference.run(corrupted)[1]
     if ablation == "resample":
         return written
-    if ablation == "mean":
-        return written.mean(1, keepdim=True).expand_as(written)
-    if ablation == "mean_all":
-        return written.mean((1, 2), keepdim=True).expand_as(written)
+    if ablation in ("mean", "mean_all"):
+        rows = range(len(corrupted))
+        others = [written[:, [other for other in rows if other != row]] for row in rows]
+        over = (1,) if ablation == "mean" else (1, 2)
+        return torch.stack([each.mean(over, keepdim=True).expand(-1, 1, written.shape[2], -1)[:, 0] for each in others], dim=1)
     assert ablation == "zero"
     return torch.zeros_like(written)
 

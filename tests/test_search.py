@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -269,7 +270,8 @@ def test_gate_5_prompts_of_two_lengths(llama: Tiny, ablation: str) -> None:
     """The naive search by `run_circuit`, which gate 3 holds to the reference, under the drawn ablations too."""
     parts = [random_prompts(101, 2, length, seed=length) for length in (4, 6)]
     columns = {key: [row for part in parts for row in getattr(part, key).tolist()] for key in Prompts.__dataclass_fields__}
-    task, graph, threshold = cd.Task.from_tokens(**columns), llama.model.graph, 0.05
+    others = random_prompts(101, 2, 4, seed=8).task.examples + random_prompts(101, 2, 6, seed=9).task.examples  # that means are over too
+    task, graph, threshold = replace(cd.Task.from_tokens(**columns), others=others), llama.model.graph, 0.05
     alt = cd.replacements(llama.model, task, ablation=ablation)
     kl, mask, old = kl_by_full_forwards(llama.model, task, alt), graph.allowed.copy(), 0.0
     for edge in acdc_order(graph):
