@@ -57,7 +57,7 @@ class OnDemand:
     name: str
     own_run: bool
     compute: Callable[[Batch], Tensor]
-    least: int | None = None  # the fewest prompts that a replacement is a mean over
+    mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
 
     def rows(self, batch: Batch) -> Tensor:
         """[sources, B, T, d_model] for a batch's examples; what stands at pads is finite, and nothing reads it."""
@@ -73,7 +73,7 @@ class Replacements:
     parts: tuple[tuple[Batch, Tensor], ...]  # (batch, [sources, B, T, d_model])
     held_out: Callable[[], Replacements] | None = None  # those of the task's held-out examples, computed when first needed
     worlds: dict[Hashable, World] = field(default_factory=dict, compare=False, repr=False)  # what follows from them alone
-    least: int | None = None  # the fewest prompts that a replacement is a mean over
+    mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
 
     def rows(self, batch: Batch) -> Tensor:
         """[sources, B, T, d_model] for a batch's examples, padded or not, without a copy for a batch as it was computed.
@@ -120,7 +120,7 @@ class Made(NamedTuple):
     """A function from a batch to its replacements, and the fewest prompts that one is a mean over; None: it is not a mean."""
 
     rows: Callable[[Batch], Tensor]
-    least: int | None = None
+    mean_over: int | None = None
 
 
 def _resample(model: Model, **_: Any) -> Made:
@@ -209,7 +209,7 @@ def on_demand(
         if not callable(getattr(ablation, "rows", None)):
             raise CircuitDiscoveryError(f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}")
         rows = ablation.rows if isinstance(ablation, Replacements) else _without_pads(ablation.rows)
-        return OnDemand(name_of(ablation), getattr(ablation, "own_run", False), rows, getattr(ablation, "least", None))
+        return OnDemand(name_of(ablation), getattr(ablation, "own_run", False), rows, getattr(ablation, "mean_over", None))
     name = canonical("ablation", ablation)
     make, own_run = ABLATIONS[name]
     made = make(model, task=task, reference=_as_reference(task, reference), seed=seed, k=k)
@@ -280,4 +280,4 @@ def replacements(
     parts = tuple((batch.to(model.device), computed.rows(batch.to(model.device))) for batch in found)
     rest = task.held_out
     later = None if rest is None else cache(lambda: replacements(model, rest, ablation=ablation, reference=reference, seed=seed, k=k))
-    return Replacements(computed.name, computed.own_run, parts, later, least=getattr(computed, "least", None))
+    return Replacements(computed.name, computed.own_run, parts, later, mean_over=getattr(computed, "mean_over", None))

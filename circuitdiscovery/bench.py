@@ -86,6 +86,7 @@ class Bench:
     draws: np.ndarray  # [resamples, examples]: how often each example is drawn, as weights that sum to 1
     batches: list[Batch]  # of this process's share
     ablation: str  # its name
+    mean_over: int | None  # the fewest prompts that a replacement is a mean over
     costs: Costs
     work: Work
     saved: Saved | None = None
@@ -142,6 +143,7 @@ class Bench:
             draws,
             found,
             name_of(ablation),
+            getattr(ablation, "mean_over", None),
             costs,
             work or Work(progress, max(costs.forward, 1.0) / _UNITS),
             saved,

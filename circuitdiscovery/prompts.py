@@ -10,6 +10,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -413,10 +414,8 @@ class Apart:
     def _drawn(self) -> tuple[Example, ...]:
         rows = stream(self.task, self.encoder, counterfactual=self.counterfactual, seed=self.seed)
         found: list[Example] = []
-        try:
+        with suppress(CircuitDiscoveryError):  # a prompt without a counterfactual of its length ends the drawing, and is not needed
             found.extend(islice(rows, self.after, self.after + REFERENCE))
-        except CircuitDiscoveryError:  # a prompt without a counterfactual of its length: that one ends the drawing, and is no example
-            pass
         return tuple(found)
 
 

@@ -141,3 +141,18 @@ def test_a_table_s_unused_rows_are_of_the_reference(toy: Any, tmp_path: Path) ->
     assert task.held_out is not None and task.others == task.held_out.others
     assert len(task.others) == len(lines) - 2
     assert not {*task.others} & {*task.examples, *task.held_out.examples}
+
+
+def test_every_report_says_over_how_many(toy: Any) -> None:
+    """At least of the printed ones, and of their JSON; the others stay as they were."""
+    task = cd.load_task("ioi", toy, examples=3)
+    circuit = cd.eap(toy, task).top(20)
+    found = cd.evaluate(toy, task, circuit, ablation="mean", effort="quick")
+    assert found.mean_over == 16 and "mean ablation (over 16 or more prompts)" in str(found)
+    assert found.to_dict()["mean_over"] == 16
+    plain = cd.evaluate(toy, task, circuit, effort="quick")
+    assert "mean_over" not in plain.to_dict() and "resample ablation, noising" in str(plain)
+    explained = cd.explain(toy, task, circuit, ablation="mean", nodes=["a2.h0"])
+    assert "mean ablation (over 16 or more prompts)" in str(explained)
+    assert type(explained).from_dict(explained.to_dict()).mean_over == 16
+    assert "(over 16 or more prompts)" in str(cd.path_patching(toy, task, ablation="mean"))
