@@ -19,6 +19,7 @@ from torch import Tensor
 from circuitdiscovery import distributed
 from circuitdiscovery.ablation import name_of, on_demand
 from circuitdiscovery.estimates import Estimate, bootstrap, interval
+from circuitdiscovery.finite import finite_logits
 from circuitdiscovery.forward import World
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, bind, kl_from
@@ -316,7 +317,7 @@ class Bench:
         found = None if self._kept is None else self._kept.get(number)
         if found is None:
             world = self._make(self.batches[number])
-            found = world, world.logits(self._full[1])
+            found = world, finite_logits(world.logits(self._full[1]), self.batches[number].rows, "clean")
         if self._kept is not None:
             self._kept[number] = found
         self._last = self.batches[number], found[1]

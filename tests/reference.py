@@ -220,16 +220,19 @@ def integrated(
     metric: Metric,
     alphas: list[float],
     *,
+    end: Tensor | None = None,
     higher_is_better: bool = True,
 ) -> dict[str, float]:
-    """The estimated damage of ablating each edge, its gradient averaged over runs from `input` = corrupted + alpha (clean - corrupted).
+    """The estimated damage of ablating each edge, its gradient averaged over runs from `input` = end + alpha (clean - end).
 
+    The end is what is carried, or [N, T, D] another, where no run gives what is carried.
     alphas [1.0] is EAP, several are EAP-IG (inputs), [0.0, 1.0] is clean-corrupted.
     """
     current = reference.run(clean)[1]
     change = carried - current
     sign = -1.0 if higher_is_better else 1.0
-    starts = [carried[0] + alpha * (current[0] - carried[0]) for alpha in alphas]
+    end = carried[0] if end is None else end
+    starts = [end + alpha * (current[0] - end) for alpha in alphas]
     return {
         edge: sign * float(np.mean([edge_derivative(reference, clean, start, edge, change, metric) for start in starts])) for edge in edges
     }

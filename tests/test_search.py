@@ -89,8 +89,27 @@ def test_eap_ig_with_kl_and_other_ablations(gpt2: Tiny, llama: Tiny, ablation: s
         scores = cd.eap_ig(tiny.model, prompts.task, steps=5, metric="kl_divergence", ablation=ablation)
         replacement = carried(reference, ablation, prompts.corrupted)
         metric = kl_divergence(reference.run(prompts.clean)[0][:, -1])
-        edges = sample(scores.graph, 10)
-        agree(scores, integrated(reference, prompts.clean, replacement, edges, metric, MIDPOINTS, higher_is_better=False))
+        edges, end = sample(scores.graph, 10), reference.run(prompts.corrupted)[1][0]
+        agree(scores, integrated(reference, prompts.clean, replacement, edges, metric, MIDPOINTS, end=end, higher_is_better=False))
+
+
+@pytest.mark.parametrize("ablation", ["mean", "mean_all", "zero", "random"])
+def test_no_gradient_is_taken_where_the_norm_has_none(tiny: Tiny, ablation: str) -> None:
+    """At an embedding of 0 it is 1 / sqrt(epsilon) times what is read: scores of 7e10 where the damage was .74."""
+    prompts, model = tiny.prompts, tiny.model
+    scale = max(float(np.abs(cd.exact(model, prompts.task, metric="logit_diff", ablation=ablation).values).max()), 1.0)
+    for scores in (
+        cd.clean_corrupted(model, prompts.task, ablation=ablation),
+        cd.eap_ig(model, prompts.task, rule="left", ablation=ablation),
+    ):
+        assert 0.01 < np.abs(scores.values).max() < 30 * scale
+
+
+def test_with_a_mean_the_line_ends_at_the_corrupted_run(gpt2: Tiny) -> None:
+    prompts, reference = gpt2.prompts, gpt2.reference64
+    scores, metric = cd.clean_corrupted(gpt2.model, prompts.task, ablation="zero"), logit_diff(prompts.correct, prompts.incorrect)
+    end, zero = reference.run(prompts.corrupted)[1][0], carried(reference, "zero", prompts.corrupted)
+    agree(scores, integrated(reference, prompts.clean, zero, sample(scores.graph, 10), metric, [0.0, 1.0], end=end))
 
 
 def test_clean_corrupted_is_the_mean_of_both_ends(tiny: Tiny) -> None:
