@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.tablefile import Row
@@ -124,6 +126,32 @@ class Encoder:
 
     def _token(self, row: Row, answer: str | int) -> int:
         return answer if isinstance(answer, int) else self.answer(row.clean, answer, row.where)
+
+
+def tokenizer_digest(tokenizer: Any) -> str | None:
+    """Of what a tokenizer does: its vocabulary, its special tokens, and the rules where it can write them; None where there is none."""
+    if tokenizer is None:
+        return None
+    try:
+        if tokenizer not in _DIGESTS:
+            _DIGESTS[tokenizer] = _digest(tokenizer)
+        return _DIGESTS[tokenizer]
+    except TypeError:  # one that cannot be a key
+        return _digest(tokenizer)
+
+
+_DIGESTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # a large vocabulary takes a tenth of a second
+
+
+def _digest(tokenizer: Any) -> str:
+    found = sha256(repr((tokenizer.bos_token_id, getattr(tokenizer, "eos_token_id", None), tokenizer.unk_token_id)).encode())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        text = backend.to_str()  # begins with how the last call padded and cut, which is of that call
+        found.update(text[max(0, text.find('"added_tokens"')) :].encode())
+    else:
+        found.update(repr(sorted(tokenizer.get_vocab().items())).encode())
+    return found.hexdigest()[:16]
 
 
 def resolve_position(position: int | None, length: int, where: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -162,6 +163,12 @@ class Task:
         left_out: Mapping[str, Sequence[str]] = self.info.get("left_out", {})
         told = [f"{len(words)} of {name} ({', '.join(words[:3])}{', ...' if len(words) > 3 else ''})" for name, words in left_out.items()]
         return "; words left out: " + ", ".join(told) if told else ""
+
+    @property
+    def digest(self) -> str:
+        """Of the examples' tokens, answers and positions, and of the rows beside them that means are taken over."""
+        rows = [(e.clean, e.corrupted, e.position, e.correct, e.incorrect) for e in (*self.examples, *self.others)]
+        return sha256(repr(rows).encode()).hexdigest()[:16]
 
     def select(self, rows: Sequence[int]) -> Task:
         """The task with these of its examples and none held out; means are taken over the same prompts as before."""
