@@ -366,6 +366,8 @@ def load_task(
     else:
         encoder = Encoder(model.tokenizer, source.bos if bos is None else bos)
         task = _from_file(source, encoder, examples, seed, counterfactual or source.counterfactual)
+    if all(example.clean == example.corrupted for part in (task, task.held_out) if part is not None for example in part.examples):
+        raise CircuitDiscoveryError(f"task {task.name}: every corrupted prompt is its clean prompt, so there is nothing to explain")
     return replace(task, metric=canonical("metric", metric)) if metric is not None else task
 
 
