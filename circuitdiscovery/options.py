@@ -44,6 +44,7 @@ class Options:
     device: str | None = None
     dtype: str = "float32"
     measure: str | None = None
+    skip_bad: bool = False
 
     def check(self) -> None:
         """Refuse options that do not go together; needs no torch."""

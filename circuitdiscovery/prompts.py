@@ -260,7 +260,12 @@ class Form:
             known = name in drawn or slot.repeats in drawn
             if known and slot.words != YEARS:
                 found[name] = self.value(Ref(name, next(iter(self.words[slot.words]))), drawn, {})
-        return found | {name: self.fill(text, drawn, {}) for name, text in self.aliases.items()}
+        there = {name: text for name, text in self.aliases.items() if all(self._known(ref, drawn) for ref in text.refs)}
+        return found | {name: self.fill(text, drawn, {}) for name, text in there.items()}
+
+    def _known(self, ref: Ref, drawn: Mapping[str, int]) -> bool:
+        """Whether a slot was drawn; one that this template has not, and that another has, was not."""
+        return ref.name in drawn or self.task.slots[ref.name].repeats in drawn
 
     @cached_property
     def needed(self) -> list[str]:

@@ -6,7 +6,7 @@ task = Task.from_tokens(clean=..., corrupted=..., correct=..., incorrect=...)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from itertools import islice
@@ -22,7 +22,7 @@ from circuitdiscovery.encoder import Encoder, Example, resolve_position
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.names import canonical
 from circuitdiscovery.prompts import Apart, Vocabulary, draw, repeated_tokens
-from circuitdiscovery.tablefile import Table
+from circuitdiscovery.tablefile import Table, table_of
 from circuitdiscovery.taskfile import END, TaskFile, counterfactual_of, read_task, shipped_tasks
 
 __all__ = ["Batch", "Example", "Task", "load_task", "shipped_tasks"]
@@ -147,6 +147,73 @@ class Task:
         examples = [_token_example(f"row {i}", *row) for i, row in enumerate(rows)]
         return cls("tokens", tuple(_named(examples, positions or {}, variables or {})))
 
+    @classmethod
+    def from_prompts(
+        cls,
+        model: HasTokenizer,
+        *,
+        clean: Sequence[str],
+        corrupted: Sequence[str],
+        correct: Sequence[str | Sequence[str]],
+        incorrect: Sequence[str | Sequence[str]],
+        position: int | Sequence[int | None] | None = None,
+        bos: bool | None = None,
+    ) -> Task:
+        """A task from texts, none of them held out.
+
+        Args:
+            model: whose tokenizer makes the tokens.
+            clean, corrupted: n prompts each, of equally many tokens in a row.
+            correct, incorrect: n answers each, or lists of answers, which continue the clean prompt as one token: " Mary", with its space.
+            position: where the answer is read: an integer for all rows or one per row, negative from the end; None: the last token.
+            bos: put the tokenizer's BOS in front, or take it away; None: as the tokenizer does.
+
+        Raises:
+            CircuitDiscoveryError: rows that cannot be used; counts them and names the first five.
+
+        >>> import circuitdiscovery as cd
+        >>> prompts = {"clean": ["Mary and John met. John gave a ring to"], "corrupted": ["Mary and John met. Mary gave a ring to"]}
+        >>> cd.Task.from_prompts(cd.load_model("toy"), **prompts, correct=[" Mary"], incorrect=[" John"])
+        <Task prompts: 1 example of 10 tokens, none held out, logit_diff>
+        """
+        columns: dict[str, Any] = {"clean": clean, "corrupted": corrupted, "correct": correct, "incorrect": incorrect}
+        for name, values in columns.items():
+            if isinstance(values, str) or not isinstance(values, Iterable):
+                raise CircuitDiscoveryError(f"{name} must be a list of texts, one per row, not {type(values).__name__}")
+        rows = {name: list(values) for name, values in columns.items()}
+        if len({len(values) for values in rows.values()}) != 1:
+            told = ", ".join(f"{name} {len(values)}" for name, values in rows.items())
+            raise CircuitDiscoveryError(f"a task needs rows, as many of each, not {told}")
+        rows["position"] = _positions("position", position, len(rows["clean"]))
+        records = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+        table = table_of([_listed(record) for record in records], "prompts")
+        examples, bad = _encoded(table, _encoder(model, "prompts", bos))
+        table.refuse(bad)
+        return cls("prompts", tuple(examples))
+
+    @classmethod
+    def from_pandas(
+        cls,
+        frame: Any,
+        model: HasTokenizer,
+        *,
+        examples: int | None = None,
+        seed: int = 0,
+        bos: bool | None = None,
+        metric: str | None = None,
+        skip_bad: bool = False,
+    ) -> Task:
+        """A task from a DataFrame with the columns of a table: clean, corrupted, correct, incorrect and, where it is needed, position.
+
+        Args:
+            frame: a row per example; an answer's cell is a text, several with a bar between, or a list.
+            model, examples, seed, bos, metric, skip_bad: as for `load_task`; half of the rows are held out.
+
+        Raises:
+            CircuitDiscoveryError: a column that is missing or unknown, rows that cannot be used; names them.
+        """
+        return load_task(frame, model, examples=examples, seed=seed, bos=bos, metric=metric, skip_bad=skip_bad)
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -157,6 +224,7 @@ class Task:
         parts = [f"{len(self)} example{'s' * (len(self) > 1)} of {tokens} tokens", f"{held} held out", self.metric]
         parts += [f"counterfactual {self.info['counterfactual']}"] if "counterfactual" in self.info else []
         parts += [f"seed {self.seed}"] if self.seed is not None else []
+        parts += [f"{self.info['skipped']} bad rows left out"] if "skipped" in self.info else []
         return f"<Task {self.name}: {', '.join(parts)}{self._left_out()}>"
 
     def _left_out(self) -> str:
@@ -268,7 +336,8 @@ def _token_rows(name: str, value: Any) -> list[tuple[int, ...]]:
 def _token_row(where: str, row: Any, answers: bool) -> tuple[int, ...]:
     values = [row] if answers and type(row) is int else row
     if not isinstance(values, list | tuple):
-        raise CircuitDiscoveryError(f"{where}: must be token ids, not {type(row).__name__}")
+        texts = "; for texts there is Task.from_prompts(model, ...)" if isinstance(row, str) else ""
+        raise CircuitDiscoveryError(f"{where}: must be token ids, not {type(row).__name__}{texts}")
     ids = [_plain(value) for value in values]
     for value in ids:
         if type(value) is not int or value < (PAD if answers else 0):
@@ -330,7 +399,7 @@ def _token_example(
 
 
 def load_task(
-    name_or_path: str | Path,
+    name_or_path: str | Path | Sequence[Mapping[str, Any]] | Any,
     model: HasTokenizer,
     *,
     examples: int | None = None,
@@ -338,11 +407,12 @@ def load_task(
     counterfactual: str | None = None,
     bos: bool | None = None,
     metric: str | None = None,
+    skip_bad: bool = False,
 ) -> Task:
-    """A shipped task, or one's own from a .toml, .csv or .jsonl file, in the model's tokens.
+    """A shipped task, or one of your own from a .toml, .csv or .jsonl file or from rows at hand, in the model's tokens.
 
     Args:
-        name_or_path: a shipped name (`shipped_tasks()`), or a path.
+        name_or_path: a shipped name (`shipped_tasks()`), a path, or rows: a DataFrame or a list of dicts with a table's columns.
         model: whose tokenizer makes the tokens.
         examples: how many; as many more are held out. None: 64 drawn ones (fewer where a file cannot make 128), half of a table;
             give 128 or more to search a model of a real size by attribution, whose scores differ more from prompt to prompt.
@@ -350,39 +420,77 @@ def load_task(
         counterfactual: one of a TOML file's; None: the one that the file names.
         bos: put the tokenizer's BOS in front, or take it away; None: as the file says, else as the tokenizer does.
         metric: in place of the task's own.
+        skip_bad: go on without the rows of a table that cannot be used; `info["skipped"]` says how many these are.
 
     Raises:
-        CircuitDiscoveryError: for a broken file, a row that does not fit, or an option that is not valid; names it.
+        CircuitDiscoveryError: for a broken file, rows that do not fit (counted, the first five named), or an option that is not valid.
     """
     if examples is not None and (type(examples) is not int or examples < 1):
         raise CircuitDiscoveryError(f"examples must be a whole number of at least 1, not {examples}")
-    source = read_task(name_or_path)
-    if model.tokenizer is None:
-        raise CircuitDiscoveryError(f"task {source.name} is text, but the model has no tokenizer; give tokens with Task.from_tokens")
+    records = _records(name_or_path)
+    source = read_task(name_or_path, skip_bad=True) if records is None else table_of(records, "table", skip_bad=True)
+    encoder = _encoder(model, source.name, source.bos if bos is None and not isinstance(source, Table) else bos)
     if isinstance(source, Table):
         if counterfactual is not None:
             counterfactual_of(source, counterfactual)
-        task = _from_table(source, Encoder(model.tokenizer, bos), examples, seed)
+        task = _from_table(source, encoder, examples, seed, skip_bad)
     else:
-        encoder = Encoder(model.tokenizer, source.bos if bos is None else bos)
         task = _from_file(source, encoder, examples, seed, counterfactual or source.counterfactual)
     if all(example.clean == example.corrupted for part in (task, task.held_out) if part is not None for example in part.examples):
         raise CircuitDiscoveryError(f"task {task.name}: every corrupted prompt is its clean prompt, so there is nothing to explain")
     return replace(task, metric=canonical("metric", metric)) if metric is not None else task
 
 
-def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int) -> Task:
-    everything = [encoder.example(row) for row in table.rows]
-    order = list(range(len(everything)))
-    Random(f"{seed}").shuffle(order)
-    half = (len(order) + 1) // 2
-    if examples is not None and examples > half:
+def _encoder(model: HasTokenizer, name: str, bos: bool | None) -> Encoder:
+    if model.tokenizer is None:
+        raise CircuitDiscoveryError(f"task {name} is text, but the model has no tokenizer; give tokens with Task.from_tokens")
+    return Encoder(model.tokenizer, bos)
+
+
+def _records(given: Any) -> Sequence[Any] | None:
+    """The rows of a DataFrame, or of a list; None for anything else."""
+    if hasattr(given, "to_dict") and hasattr(given, "columns"):
+        return given.to_dict("records")
+    return given if isinstance(given, list | tuple) else None
+
+
+def _listed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose answers are lists: a text is one answer, bars and all."""
+    answers = {side: [record[side]] if isinstance(record[side], str) else _plain(record[side]) for side in ("correct", "incorrect")}
+    return {**record, **{side: list(value) if isinstance(value, tuple) else value for side, value in answers.items()}}
+
+
+def _encoded(table: Table, encoder: Encoder) -> tuple[list[Example], list[tuple[int, str]]]:
+    """(the examples of the rows that can be used, the numbers of the others and why)."""
+    found, bad = list[Example](), list(table.bad)
+    for row in table.rows:
+        try:
+            found.append(encoder.example(row))
+        except CircuitDiscoveryError as error:
+            bad.append((row.number, str(error)))
+    return found, bad
+
+
+def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int, skip_bad: bool) -> Task:
+    """Half of the distinct clean prompts by the seed, with all rows of each; the others are held out."""
+    everything, bad = _encoded(table, encoder)
+    if not (skip_bad and everything):
+        table.refuse(bad)
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, example in enumerate(everything):
+        rows_of.setdefault(example.clean, []).append(row)
+    prompts = list(rows_of.values())
+    Random(f"{seed}").shuffle(prompts)
+    half = (len(prompts) + 1) // 2
+    parts = [[row for rows in some for row in rows] for some in (prompts[:half], prompts[half:])]
+    if examples is not None and examples > len(parts[0]):
         raise CircuitDiscoveryError(
-            f"examples must be from 1 to {half}, not {examples}: {table.name} has {len(order)} rows, and half are held out"
+            f"examples must be from 1 to {len(parts[0])}, not {examples}: {table.name} has {len(everything)} rows, and half are held out"
         )
-    chosen, held = (tuple(everything[row] for row in sorted(rows[:examples])) for rows in (order[:half], order[half:]))
-    rest = tuple(everything[row] for row in sorted({*order} - {*order[:half][:examples], *order[half:][:examples]}))
-    task = Task(table.name, chosen, seed=seed, others=rest)
+    chosen, held = (tuple(everything[row] for row in sorted(rows[:examples])) for rows in parts)
+    used = {row for rows in parts for row in rows[:examples]}
+    rest = tuple(example for row, example in enumerate(everything) if row not in used)
+    task = Task(table.name, chosen, seed=seed, others=rest, info={"skipped": len(bad)} if bad else {})
     return replace(task, held_out=replace(task, examples=held)) if held else task
 
 

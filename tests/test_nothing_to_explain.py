@@ -85,9 +85,7 @@ def test_a_file_of_unchanged_rows_is_refused(tmp_path: Path) -> None:
     same = [f'"{e.text}","{e.text}", Mary, John' for e in task.examples]
     other = f'"{task.examples[0].text}","{toy.tokenizer.decode(task.examples[0].corrupted)}", Mary, John'
     (tmp_path / "same.csv").write_text("\n".join(["clean,corrupted,correct,incorrect", *same]))
-    with pytest.raises(
-        cd.CircuitDiscoveryError, match="task same: every corrupted prompt is its clean prompt"
-    ):
+    with pytest.raises(cd.CircuitDiscoveryError, match="task same: every corrupted prompt is its clean prompt"):
         cd.load_task(tmp_path / "same.csv", toy)
     (tmp_path / "one.csv").write_text("\n".join(["clean,corrupted,correct,incorrect", *same, other]))
     assert len(cd.load_task(tmp_path / "one.csv", toy)) == 3
