@@ -399,7 +399,7 @@ def _token_example(
 
 
 def load_task(
-    name_or_path: str | Path | Sequence[Mapping[str, Any]] | Any,
+    name_or_path: Any,  # str | Path, a DataFrame or a list of dicts
     model: HasTokenizer,
     *,
     examples: int | None = None,

@@ -222,7 +222,7 @@ def test_a_data_frame_and_a_list_are_tables(toy: Any, records: list[dict[str, An
 
 
 def test_texts_are_a_task(toy: Any, records: list[dict[str, Any]], tmp_path: Path) -> None:
-    columns = {name: [record[name] for record in records] for name in COLUMNS}
+    columns: dict[str, Any] = {name: [record[name] for record in records] for name in COLUMNS}
     task = cd.Task.from_prompts(toy, **columns)
     split = cd.load_task(records, toy)
     assert task.held_out is None and split.held_out is not None
