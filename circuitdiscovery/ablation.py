@@ -98,6 +98,15 @@ class Replacements:
         return _filled([each[0][:, each[1]] for each in found if each is not None], batch)
 
 
+def mean_over(ablation: Any, batches: Sequence[Batch]) -> int | None:
+    """The fewest prompts that a replacement of some batches is a mean over; None where it is not a mean."""
+    if isinstance(ablation, Replacements) and ablation.held_out is not None and batches:
+        known = {key[1:] for part, _ in ablation.parts for key in _keys(part)}
+        if _keys(batches[0])[0][1:] not in known:
+            return ablation.held_out().mean_over
+    return getattr(ablation, "mean_over", None)
+
+
 def _keys(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
     rows = zip(batch.rows.tolist(), batch.clean.tolist(), batch.corrupted.tolist(), batch.lengths.tolist(), strict=True)
     return [(row, tuple(clean[:length]), tuple(corrupted[:length])) for row, clean, corrupted, length in rows]

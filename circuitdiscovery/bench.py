@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery import distributed
-from circuitdiscovery.ablation import name_of, on_demand
+from circuitdiscovery.ablation import mean_over, name_of, on_demand
 from circuitdiscovery.estimates import Estimate, bootstrap, interval
 from circuitdiscovery.finite import finite_logits, rounding
 from circuitdiscovery.forward import World
@@ -148,7 +148,7 @@ class Bench:
             draws,
             found,
             name_of(ablation),
-            getattr(ablation, "mean_over", None),
+            mean_over(ablation, found),
             (denoising or name_of(ablation) == "resample") and all(each.clean == each.corrupted for each in task.examples),
             costs,
             work or Work(progress, max(costs.forward, 1.0) / _UNITS),
