@@ -54,7 +54,7 @@ def test_a_mean_is_over_drawn_prompts_of_the_template(toy: Any) -> None:
         assert len(group) >= 10
         torch.testing.assert_close(found[row], written(toy, group).mean(1), atol=1e-5, rtol=0)
         assert (found[row] - written(toy, [example.corrupted])[:, 0]).abs().max() > 0.1
-    assert on_demand(toy, task, "mean").least == 16  # type: ignore[attr-defined]  # 500 over thirty templates
+    assert on_demand(toy, task, "mean").mean_over == 16  # type: ignore[attr-defined]  # 500 over thirty templates
 
 
 def test_a_row_of_tokens_is_not_in_its_own_mean(gpt2: Tiny) -> None:

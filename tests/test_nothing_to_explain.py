@@ -88,7 +88,8 @@ def test_a_file_of_unchanged_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(cd.CircuitDiscoveryError, match="task same: every corrupted prompt is its clean prompt"):
         cd.load_task(tmp_path / "same.csv", toy)
     (tmp_path / "one.csv").write_text("\n".join(["clean,corrupted,correct,incorrect", *same, other]))
-    assert len(cd.load_task(tmp_path / "one.csv", toy)) == 3
+    found = cd.load_task(tmp_path / "one.csv", toy)
+    assert found.held_out is not None and len(found) + len(found.held_out) == 5
 
 
 def test_the_given_file_is_refused(shared: Path) -> None:
