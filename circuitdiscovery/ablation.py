@@ -3,29 +3,32 @@
 | ablation | replacement |
 | --- | --- |
 | `resample` | the paired corrupted run (interchange ablation; Chan et al. 2022, Conmy et al. 2023) |
-| `mean` | mean over the reference rows at that position (Wang et al. 2022), rows of the same template, else of the same length |
-| `mean_all` | mean over all tokens of the reference rows |
+| `mean` | mean over reference prompts at that position (Wang et al. 2022), of the same template, else of the same length |
+| `mean_all` | mean over all tokens of the reference prompts |
 | `zero` | 0 |
 | `noise` | a clean run with Gaussian noise on the token embeddings (Meng et al. 2022, arXiv 2202.05262, section 2.1) |
 | `random` | a Gaussian draw with the reference's mean and variance, per source, position and dimension |
+
+The reference (moments.py) is drawn apart from the examples; where a task cannot draw, a row's are the other rows, never itself.
 
 A new ablation is one function and one line in `ABLATIONS`; a user's own is any object with `rows` and `own_run`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import World, embed, plain_run, run_tokens
+from circuitdiscovery.forward import World, embed, run_tokens
 from circuitdiscovery.model import Model
+from circuitdiscovery.moments import Moments, run_sources
 from circuitdiscovery.names import canonical
 from circuitdiscovery.task import Batch, Example, Task
 
@@ -55,6 +58,7 @@ class OnDemand:
     name: str
     own_run: bool
     compute: Callable[[Batch], Tensor]
+    mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
 
     def rows(self, batch: Batch) -> Tensor:
         """[sources, B, T, d_model] for a batch's examples; what stands at pads is finite, and nothing reads it."""
@@ -70,6 +74,7 @@ class Replacements:
     parts: tuple[tuple[Batch, Tensor], ...]  # (batch, [sources, B, T, d_model])
     held_out: Callable[[], Replacements] | None = None  # those of the task's held-out examples, computed when first needed
     worlds: dict[Hashable, World] = field(default_factory=dict, compare=False, repr=False)  # what follows from them alone
+    mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
 
     def rows(self, batch: Batch) -> Tensor:
         """[sources, B, T, d_model] for a batch's examples, padded or not, without a copy for a batch as it was computed.
@@ -94,6 +99,15 @@ class Replacements:
         return _filled([each[0][:, each[1]] for each in found if each is not None], batch)
 
 
+def mean_over(ablation: Any, batches: Sequence[Batch]) -> int | None:
+    """The fewest prompts that a replacement of some batches is a mean over; None where it is not a mean."""
+    if isinstance(ablation, Replacements) and ablation.held_out is not None and batches:
+        known = {key[1:] for part, _ in ablation.parts for key in _keys(part)}
+        if _keys(batches[0])[0][1:] not in known:
+            return ablation.held_out().mean_over
+    return getattr(ablation, "mean_over", None)
+
+
 def _keys(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
     rows = zip(batch.rows.tolist(), batch.clean.tolist(), batch.corrupted.tolist(), batch.lengths.tolist(), strict=True)
     return [(row, tuple(clean[:length]), tuple(corrupted[:length])) for row, clean, corrupted, length in rows]
@@ -112,59 +126,59 @@ def _filled(each: Sequence[Tensor], batch: Batch) -> Tensor:
 # ------------------------------------------------------------------ the ablations
 
 
-@torch.no_grad()
-def run_sources(model: Model, start: Tensor) -> Tensor:
-    """[sources, N, T, d_model]: what every source writes, from [N, T] tokens or an [N, T, d_model] embedding."""
-    sources = plain_run(model, start, None, keep_sources=True).sources
-    assert sources is not None
-    return sources
+class Made(NamedTuple):
+    """A function from a batch to its replacements, and the fewest prompts that one is a mean over; None: it is not a mean."""
+
+    rows: Callable[[Batch], Tensor]
+    mean_over: int | None = None
 
 
-def _resample(model: Model, **_: Any) -> Callable[[Batch], Tensor]:
-    return lambda batch: run_sources(model, batch.corrupted.to(model.device))
+def _resample(model: Model, **_: Any) -> Made:
+    return Made(lambda batch: run_sources(model, batch.corrupted.to(model.device)))
 
 
-def _zero(model: Model, **_: Any) -> Callable[[Batch], Tensor]:
-    return lambda batch: torch.zeros(len(model.graph.sources), *batch.clean.shape, model.d_model, device=model.device, dtype=model.dtype)
+def _zero(model: Model, **_: Any) -> Made:
+    sources, kind = len(model.graph.sources), {"device": model.device, "dtype": model.dtype}
+    return Made(lambda batch: torch.zeros(sources, *batch.clean.shape, model.d_model, **kind))
 
 
-def _noise(model: Model, *, seed: int, k: float, **_: Any) -> Callable[[Batch], Tensor]:
+def _noise(model: Model, *, seed: int, k: float, **_: Any) -> Made:
     deviation = k * float(model.W_E.float().std())
 
     def rows(batch: Batch) -> Tensor:
         clean = embed(model, batch.clean.to(model.device))
         return run_sources(model, clean + deviation * _draws(seed, batch, 1, clean)[0])
 
-    return rows
+    return Made(rows)
 
 
-def _mean(model: Model, *, task: Task, reference: Task, **_: Any) -> Callable[[Batch], Tensor]:
-    means = _Statistics(model, reference)
-    return lambda batch: means.of(batch, task)[0]
+def _mean(model: Model, *, task: Task, reference: Task | None, **_: Any) -> Made:
+    moments = Moments(model, task, reference)
+    return Made(lambda batch: _filled(moments.of(batch)[0], batch).to(model.dtype), moments.least)
 
 
-def _random(model: Model, *, task: Task, reference: Task, seed: int, **_: Any) -> Callable[[Batch], Tensor]:
-    statistics = _Statistics(model, reference, variance=True)
+def _random(model: Model, *, task: Task, reference: Task | None, seed: int, **_: Any) -> Made:
+    moments = Moments(model, task, reference, variance=True)
 
     def rows(batch: Batch) -> Tensor:
-        mean, variance = statistics.of(batch, task)
-        return mean + variance.sqrt() * _draws(seed, batch, len(mean), mean)
+        mean, variance = (_filled(each, batch) for each in moments.of(batch))
+        return (mean + variance.sqrt() * _draws(seed, batch, len(mean), mean)).to(model.dtype)
 
-    return rows
+    return Made(rows, moments.least)
 
 
-def _mean_all(model: Model, *, reference: Task, **_: Any) -> Callable[[Batch], Tensor]:
-    total, count = None, 0
-    for batch in reference.batches(_REFERENCE_ROWS):
-        summed = run_sources(model, batch.corrupted.to(model.device)).sum((1, 2))  # [S, D]
-        total, count = (summed if total is None else total + summed), count + batch.corrupted.numel()
-    assert total is not None
-    mean = (total / count)[:, None, None]  # [S, 1, 1, D]
-    return lambda batch: mean.expand(-1, *batch.clean.shape, -1)
+def _mean_all(model: Model, *, task: Task, reference: Task | None, **_: Any) -> Made:
+    moments = Moments(model, task, reference, tokens=True)
+
+    def rows(batch: Batch) -> Tensor:
+        mean = torch.stack(moments.of(batch)[0], dim=1)  # [S, B, D]
+        return mean[:, :, None].expand(-1, -1, batch.clean.shape[1], -1).to(model.dtype)
+
+    return Made(rows, moments.least)
 
 
 # name -> (what makes the function from a batch to its replacements, whether they are a run's own activations)
-ABLATIONS: dict[str, tuple[Callable[..., Callable[[Batch], Tensor]], bool]] = {
+ABLATIONS: dict[str, tuple[Callable[..., Made], bool]] = {
     "resample": (_resample, True),
     "mean": (_mean, False),
     "mean_all": (_mean_all, False),
@@ -172,7 +186,6 @@ ABLATIONS: dict[str, tuple[Callable[..., Callable[[Batch], Tensor]], bool]] = {
     "noise": (_noise, True),
     "random": (_random, False),
 }
-_REFERENCE_ROWS = 32  # reference prompts in one forward
 
 
 def _draws(seed: int, batch: Batch, sources: int, like: Tensor) -> Tensor:
@@ -180,45 +193,6 @@ def _draws(seed: int, batch: Batch, sources: int, like: Tensor) -> Tensor:
     each = zip(batch.rows.tolist(), batch.lengths.tolist(), strict=True)
     generators = ((torch.Generator().manual_seed(seed * 1_000_003 + row), length) for row, length in each)
     return _filled([torch.randn(sources, n, like.shape[-1], generator=generator) for generator, n in generators], batch).to(like)
-
-
-class _Statistics:
-    """Mean and variance over reference rows per source, position and dimension, for each template and each length."""
-
-    def __init__(self, model: Model, reference: Task, variance: bool = False) -> None:
-        self._model, self._reference = model, reference
-        self._mean = self._collect(lambda values, _: values)
-        self._variance = self._collect(lambda values, key: (values - self._mean[key][:, None]) ** 2) if variance else {}
-
-    def _collect(self, of: Callable[[Tensor, tuple[int | None, int]], Tensor]) -> dict[tuple[int | None, int], Tensor]:
-        """[S, T, D] mean of a function of the sources, by (template, length); template None is all rows of that length."""
-        totals: dict[tuple[int | None, int], tuple[Tensor | float, int]] = {}
-        for batch in self._reference.batches(_REFERENCE_ROWS):
-            sources = run_sources(self._model, batch.corrupted.to(self._model.device))
-            for key, columns in _by_template(batch, self._reference):
-                total, count = totals.get(key, (0.0, 0))
-                totals[key] = (total + of(sources[:, columns], key).sum(1), count + len(columns))
-        return {key: total / count for key, (total, count) in totals.items()}  # pyright: ignore[reportReturnType]
-
-    def of(self, batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
-        """([S, B, T, D] mean, the same of the variance or of the mean again) for a batch of a task's examples."""
-        rows, lengths = batch.rows.tolist(), batch.lengths.tolist()
-        keys = [(task.examples[row].template, length) for row, length in zip(rows, lengths, strict=True)]
-        keys = [key if key in self._mean else (None, key[1]) for key in keys]
-        if missing := [(row, key[1]) for row, key in zip(rows, keys, strict=True) if key not in self._mean]:
-            raise CircuitDiscoveryError(f"row {missing[0][0]} has {missing[0][1]} tokens, but no row of the reference does")
-        mean = _filled([self._mean[key] for key in keys], batch)
-        return mean, _filled([self._variance[key] for key in keys], batch) if self._variance else mean
-
-
-def _by_template(batch: Batch, task: Task) -> Iterator[tuple[tuple[int | None, int], list[int]]]:
-    """((template, length), columns of the batch) for each template in it, and (None, length) for all of them."""
-    templates = [task.examples[row].template for row in batch.rows.tolist()]
-    length = batch.corrupted.shape[1]
-    yield (None, length), list(range(len(templates)))
-    for template in dict.fromkeys(templates):
-        if template is not None:
-            yield (template, length), [i for i, other in enumerate(templates) if other == template]
 
 
 # ------------------------------------------------------------------ by name, or given
@@ -245,11 +219,11 @@ def on_demand(
         if not callable(getattr(ablation, "rows", None)):
             raise CircuitDiscoveryError(f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}")
         rows = ablation.rows if isinstance(ablation, Replacements) else _without_pads(ablation.rows)
-        return OnDemand(name_of(ablation), getattr(ablation, "own_run", False), rows)
+        return OnDemand(name_of(ablation), getattr(ablation, "own_run", False), rows, getattr(ablation, "mean_over", None))
     name = canonical("ablation", ablation)
     make, own_run = ABLATIONS[name]
-    rows = make(model, task=task, reference=_as_reference(task, reference), seed=seed, k=k)
-    return OnDemand(name, own_run, rows)
+    made = make(model, task=task, reference=_as_reference(task, reference), seed=seed, k=k)
+    return OnDemand(name, own_run, *made)
 
 
 def _without_pads(rows: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
@@ -269,11 +243,9 @@ def _without_pads(rows: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
     return filled
 
 
-def _as_reference(task: Task, reference: Task | Tensor | Sequence[Sequence[int]] | None) -> Task:
+def _as_reference(task: Task, reference: Task | Tensor | Sequence[Sequence[int]] | None) -> Task | None:
     """The reference prompts, as the corrupted prompts of a task."""
-    if reference is None:
-        return task
-    if isinstance(reference, Task):
+    if reference is None or isinstance(reference, Task):
         return reference
     rows = reference.tolist() if isinstance(reference, Tensor) else [list(row) for row in reference]
     if not rows:
@@ -302,12 +274,13 @@ def replacements(
         task: its examples' prompts.
         ablation: `resample`, `mean`, `mean_all`, `zero`, `noise` or `random`.
         reference: prompts that `mean`, `mean_all` and `random` take their statistics from: a task (its corrupted prompts) or
-            token ids; by default the task's own corrupted prompts.
+            token ids; by default hundreds of corrupted prompts that the task draws apart from its examples, or where it
+            cannot draw (a table, tokens) its own, for each row all but the row itself.
         seed: of the draws of `noise` and `random`.
         k: the standard deviation of `noise`, in standard deviations of the embedding matrix's entries (3 as in Meng et al.).
 
     Raises:
-        CircuitDiscoveryError: an unknown ablation; a prompt whose length no reference row has.
+        CircuitDiscoveryError: an unknown ablation; a prompt whose length no other prompt of the reference has.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -318,4 +291,4 @@ def replacements(
     parts = tuple((batch.to(model.device), computed.rows(batch.to(model.device))) for batch in found)
     rest = task.held_out
     later = None if rest is None else cache(lambda: replacements(model, rest, ablation=ablation, reference=reference, seed=seed, k=k))
-    return Replacements(computed.name, computed.own_run, parts, later)
+    return Replacements(computed.name, computed.own_run, parts, later, mean_over=getattr(computed, "mean_over", None))

@@ -6,6 +6,7 @@ only where all batches together are small are they kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery import distributed
-from circuitdiscovery.ablation import name_of, on_demand
+from circuitdiscovery.ablation import mean_over, name_of, on_demand
 from circuitdiscovery.estimates import Estimate, bootstrap, interval
+from circuitdiscovery.finite import finite_logits, rounding
 from circuitdiscovery.forward import World
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, bind, kl_from
 from circuitdiscovery.model import Model
-from circuitdiscovery.names import canonical
+from circuitdiscovery.names import METRIC_NAMES, canonical
 from circuitdiscovery.patching import Progress, batches, carried_mask, replacement_bytes, world_maker
 from circuitdiscovery.plan import Costs, Plan, Planner
 from circuitdiscovery.saved import KEY_BYTES, Saved
@@ -86,15 +88,19 @@ class Bench:
     draws: np.ndarray  # [resamples, examples]: how often each example is drawn, as weights that sum to 1
     batches: list[Batch]  # of this process's share
     ablation: str  # its name
+    mean_over: int | None  # the fewest prompts that a replacement is a mean over
+    unchanged: bool  # whether what is replaced is what was there, on every example
     costs: Costs
     work: Work
     saved: Saved | None = None
     name: str = "bench"  # in what is saved
+    _dtype: torch.dtype = field(kw_only=True)
     _make: Callable[[Batch], World] = field(kw_only=True)
     _own_run: bool = field(kw_only=True)
     _kept: dict[int, tuple[World, Tensor]] | None = field(kw_only=True)  # by batch: its world and the full circuit's logits
     _known: dict[bytes, dict[str, np.ndarray]] = field(default_factory=dict)
     _last: tuple[Batch, Tensor] | None = None  # the batch that is measured, and the full circuit's logits on it
+    _rounding: dict[int, float] = field(default_factory=dict)  # by batch, summed over its examples
 
     @classmethod
     def build(
@@ -124,9 +130,10 @@ class Bench:
         """
         count = len(task)
         found = list(batches(model, task, batch_size))
-        if isinstance(ablation, str):
+        denoising = canonical("direction", direction) == "denoising"
+        if isinstance(ablation, str) and not denoising:
             ablation = on_demand(model, task, ablation)
-        own_run = canonical("direction", direction) == "denoising" or getattr(ablation, "own_run", False)
+        own_run = denoising or getattr(ablation, "own_run", False)
         tokens = [batch.clean.numel() for batch in found]
         costs = Costs(model, graph, sum(map(len, found)), sum(tokens), len(found), max(tokens, default=0))
         draws = bootstrap(count, seed) / count
@@ -141,10 +148,13 @@ class Bench:
             draws,
             found,
             name_of(ablation),
+            mean_over(ablation, found),
+            (denoising or name_of(ablation) == "resample") and all(each.clean == each.corrupted for each in task.examples),
             costs,
             work or Work(progress, max(costs.forward, 1.0) / _UNITS),
             saved,
             name,
+            _dtype=model.dtype,
             _make=world_maker(model, task, graph, ablation=ablation, direction=direction),
             _own_run=own_run,
             _kept={} if replacement_bytes(model, sum(tokens)) <= _KEPT_BYTES else None,
@@ -313,11 +323,21 @@ class Bench:
         found = None if self._kept is None else self._kept.get(number)
         if found is None:
             world = self._make(self.batches[number])
-            found = world, world.logits(self._full[1])
+            found = world, finite_logits(world.logits(self._full[1]), self.batches[number].rows, "clean")
+            self._rounding[number] = float(rounding(found[1], self._dtype, self.metric.name).sum())
         if self._kept is not None:
             self._kept[number] = found
         self._last = self.batches[number], found[1]
         return found
+
+    @torch.no_grad()
+    def rounding(self) -> float:
+        """What a difference of two means of the metric must be above to be more than rounding."""
+        for number in range(len(self.batches)):
+            if number not in self._rounding:  # all its values were saved
+                self._world(number)
+        summed = torch.tensor(sum(self._rounding.values()), dtype=torch.float64)
+        return math.inf if self.unchanged else float(distributed.total(summed)) / self.count
 
     # ------------------------------------------------------------------ statistics
 
@@ -336,6 +356,9 @@ class Bench:
     def normalized(self, kept: np.ndarray, full: np.ndarray, empty: np.ndarray) -> tuple[Estimate | None, str | None]:
         """(normalized faithfulness, None), or (None, why there is none)."""
         span = self.estimate(lambda f, e: f - e, full, empty)
+        own = torch.finfo(self._dtype).eps * float(np.abs(full).mean() + np.abs(empty).mean())  # of a metric of unknown units
+        if abs(span) <= (self.rounding() if self.unchanged or self.metric.name in METRIC_NAMES else own):
+            return None, f"F(M) - F(empty) = {span} is rounding: replacing every edge changes nothing, so there is nothing to explain"
         if span.low <= 0 <= span.high:
             return None, f"F(M) - F(empty) = {span} is not distinguishable from 0"
         return self.estimate(normalized, kept, full, empty), None

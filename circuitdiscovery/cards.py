@@ -14,6 +14,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.estimates import Estimate
 from circuitdiscovery.files import read_json
+from circuitdiscovery.names import ablation_words
 from circuitdiscovery.schema import exactly, typed
 from circuitdiscovery.values import Value
 
@@ -108,6 +109,7 @@ class Explanation(Value):
         intervened: on how many of the examples interventions were made (effects, and those that roles rest on).
         unmeasured: the circuit's heads and MLPs without a card, in index order.
         cards: by node.
+        mean_over: the fewest prompts that a replacement is a mean over; None: it is not a mean.
     """
 
     model: str
@@ -120,6 +122,7 @@ class Explanation(Value):
     intervened: int
     unmeasured: tuple[str, ...]
     cards: Mapping[str, Card]
+    mean_over: int | None = None
 
     @property
     def roles(self) -> Mapping[str, tuple[str, ...]]:
@@ -141,7 +144,7 @@ class Explanation(Value):
     def _lines(self) -> Iterator[str]:
         where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
         some = f" (interventions on {self.intervened} of them)" if self.intervened < self.examples else ""
-        told = f"{self.metric} on {self.examples} {where}{some}, {self.ablation} ablation"
+        told = f"{self.metric} on {self.examples} {where}{some}, {ablation_words(self.ablation, self.mean_over)}"
         yield f"{len(self.cards)} nodes of {self.model} on {self.task}: {told}"
         if self.cards:
             yield from self._table()
@@ -178,6 +181,7 @@ class Explanation(Value):
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON, numbers to six significant digits: the same for the same explanation."""
         known = {name: getattr(self, name) for name in _HEAD} | {"unmeasured": list(self.unmeasured)}
+        known |= {} if self.mean_over is None else {"mean_over": self.mean_over}
         return {"format": FORMAT, **known, "cards": {node: _written(card) for node, card in self.cards.items()}}
 
     @classmethod
@@ -189,11 +193,12 @@ class Explanation(Value):
         """
         if isinstance(data, dict) and data.get("format") == FORMER:  # knew no other effort
             data = data | {"format": FORMAT, "effort": "full", "intervened": data.get("examples"), "unmeasured": []}
-        exactly(data, ("format", *_HEAD, "unmeasured", "cards"), where)
+        exactly(data, ("format", *_HEAD, "unmeasured", "cards"), where, optional=("mean_over",))
         if data["format"] != FORMAT:
             raise CircuitDiscoveryError(f"{where}: field 'format' must be {FORMAT!r}, not {data['format']!r}")
         known = {name: typed(data[name], kind, where, name) for name, kind in _HEAD.items()}
         known["unmeasured"] = tuple(typed(node, str, where, "unmeasured") for node in typed(data["unmeasured"], list, where, "unmeasured"))
+        known |= {"mean_over": typed(data["mean_over"], int, where, "mean_over")} if "mean_over" in data else {}
         cards = typed(data["cards"], dict, where, "cards")
         return cls(**known, cards={node: _Reader(where, f"cards.{node}").card(node, card) for node, card in cards.items()})
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PROGRAM = "circuitdiscovery"
 EVALUATION_FIELDS = (
     *("model", "task", "counterfactual", "ablation", "metric", "direction"),
-    *("examples", "batch_size", "seed", "device", "dtype"),
+    *("examples", "batch_size", "seed", "device", "dtype", "skip_bad"),
 )
 FORMATS = ("svg", "png", "pdf", "dot")
 COMPLETE = "_CIRCUITDISCOVERY_COMPLETE={shell}_source circuitdiscovery"
@@ -75,7 +75,7 @@ def _name(kind: names.Kind) -> Checked:
 def _task(name: str) -> str:
     from circuitdiscovery.taskfile import read_task, task_path
 
-    read_task(name)
+    read_task(name, skip_bad=True)  # whether bad rows are skipped is another option
     path = task_path(name)
     return path.stem if path.parent == data_folder("tasks") else str(path.resolve())
 
@@ -84,7 +84,14 @@ def _counterfactual(task: str, name: str | None) -> str | None:
     """The canonical name of a task's counterfactual; None is the task's own."""
     from circuitdiscovery.taskfile import counterfactual_of, read_task
 
-    return None if name is None else counterfactual_of(read_task(task), name)
+    return None if name is None else counterfactual_of(read_task(task, skip_bad=True), name)
+
+
+def _check_rows(task: str, skip_bad: bool) -> None:
+    """Refuse a table's bad rows where they are not to be skipped, as far as that can be told without a tokenizer."""
+    from circuitdiscovery.taskfile import read_task
+
+    read_task(task, skip_bad=skip_bad)
 
 
 def _benchmark_method(name: str) -> str:
@@ -206,6 +213,7 @@ def cli() -> None:
 )
 @click.option("--steps", type=COUNT, metavar="N", help="eap-ig, edge-pruning, matryoshka: how many.  [default: 5, 200, 600]")
 @click.option("--rounds", type=Checked(_whole(0), "N"), help="hybrid: how often it looks again.  [default: 4]")
+@click.option("--skip-bad", is_flag=True, help="Go on without the rows of a table that cannot be used.")
 @click.option("--batch-size", type=COUNT, help="Examples at a time.  [default: what memory allows]")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the examples and whatever else is random.")
 @click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
@@ -230,6 +238,7 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
     from circuitdiscovery import run
 
     given["counterfactual"] = _counterfactual(given["task"], given["counterfactual"])
+    _check_rows(given["task"], given["skip_bad"])
     if given["method"] is None:  # a threshold says that it is acdc
         given["method"] = "acdc" if given["threshold"] is not None else defaults.default_method(given["model"])
     options = Options(split_qkv=not no_split_qkv, **given)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.tablefile import Row
@@ -57,8 +59,16 @@ class Encoder:
         return ids[1:] if self.bos is False and token is not None and ids[:1] == (token,) else ids
 
     def show(self, ids: Sequence[int]) -> str:
-        """The tokens as text, for errors."""
-        return str(self.tokenizer.convert_ids_to_tokens(list(ids)))
+        """The tokens in words, for errors: their texts with a bar between."""
+        return repr("|".join(self._text(token) for token in ids))
+
+    def _text(self, token: int) -> str:
+        """A token as it stands in a text; a tokenizer's own call would take the space away in front of it."""
+        piece = str(self.tokenizer.convert_ids_to_tokens([token])[0])
+        text = str(self.tokenizer.decode([token]))
+        if piece[:1] in ("\u0120", "\u2581") and text[:1] != " ":
+            text = f" {text}"
+        return text
 
     def knows(self, text: str, ids: Sequence[int]) -> bool:
         """Whether no token is the unknown one. In some vocabularies it is also BOS, so it may stand first or be written out."""
@@ -72,6 +82,11 @@ class Encoder:
         ids = self.ids(text)
         if not ids:
             raise CircuitDiscoveryError(f"{where}: the tokenizer makes no token of {text!r}")
+        if len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.bos_token_id and self.ids("")[:1] == ids[:1]:
+            token = self.tokenizer.bos_token
+            raise CircuitDiscoveryError(
+                f"{where}: begins with {token!r}, which the tokenizer puts in front itself: take it out of the text"
+            )
         if not self.knows(text, ids):
             raise CircuitDiscoveryError(f"{where}: the tokenizer does not know a word of {text!r}: {self.show(ids)}")
         return ids
@@ -86,9 +101,12 @@ class Encoder:
         would = self.ids(prompt + other)
         hint = f"; {other!r}, {how}, would be one" if other and would[:-1] == short and self.knows(prompt + other, would) else ""
         start = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), min(len(short), len(long)))
-        before, after = self.show(short[start:]), self.show(long[start:])
         why = "does not continue" if known else "is unknown to the tokenizer: it does not continue"
-        raise CircuitDiscoveryError(f"{where}: the answer {answer!r} {why} {prompt!r} as one token: {before} becomes {after}{hint}")
+        if start == len(short):
+            told = f"it is {len(long) - start} tokens, {self.show(long[start:])}" if len(long) > start else "it adds no token"
+        else:
+            told = f"with it, {self.show(short[start:])} becomes {self.show(long[start:])}"
+        raise CircuitDiscoveryError(f"{where}: the answer {answer!r} {why} {prompt!r} as one token: {told}{hint}")
 
     def is_single(self, word: str, before: str | None = " ") -> bool:
         """Whether a word is one token where it follows a space, other characters, or (None) a word like itself without a space."""
@@ -124,6 +142,32 @@ class Encoder:
 
     def _token(self, row: Row, answer: str | int) -> int:
         return answer if isinstance(answer, int) else self.answer(row.clean, answer, row.where)
+
+
+def tokenizer_digest(tokenizer: Any) -> str | None:
+    """Of what a tokenizer does: its vocabulary, its special tokens, and the rules where it can write them; None where there is none."""
+    if tokenizer is None:
+        return None
+    try:
+        if tokenizer not in _DIGESTS:
+            _DIGESTS[tokenizer] = _digest(tokenizer)
+        return _DIGESTS[tokenizer]
+    except TypeError:  # one that cannot be a key
+        return _digest(tokenizer)
+
+
+_DIGESTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # a large vocabulary takes a tenth of a second
+
+
+def _digest(tokenizer: Any) -> str:
+    found = sha256(repr((tokenizer.bos_token_id, getattr(tokenizer, "eos_token_id", None), tokenizer.unk_token_id)).encode())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        text = backend.to_str()  # begins with how the last call padded and cut, which is of that call
+        found.update(text[max(0, text.find('"added_tokens"')) :].encode())
+    else:
+        found.update(repr(sorted(tokenizer.get_vocab().items())).encode())
+    return found.hexdigest()[:16]
 
 
 def resolve_position(position: int | None, length: int, where: str) -> int:

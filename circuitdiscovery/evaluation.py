@@ -27,6 +27,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.estimates import Estimate, interval
 from circuitdiscovery.metrics import Metric
 from circuitdiscovery.model import Model
+from circuitdiscovery.names import ablation_words
 from circuitdiscovery.patching import Progress
 from circuitdiscovery.plan import model_flop
 from circuitdiscovery.saved import digest, saved
@@ -161,10 +162,12 @@ class Evaluation(Value):
     completeness: Completeness
     minimality: Minimality
     curve: Curve | None = field(default=None)
+    mean_over: int | None = None  # the fewest prompts that a replacement is a mean over; None: it is not a mean
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON."""
-        return _plain(self)
+        found = _plain(self)
+        return found if self.mean_over is not None else {name: value for name, value in found.items() if name != "mean_over"}
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
@@ -172,7 +175,8 @@ class Evaluation(Value):
     def _lines(self) -> Iterator[tuple[str, str]]:
         where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
         yield "circuit", f"{self.edges:,} edges ({self.edges_pruned:,} on a path from input to logits) of {self.edges_total:,}"
-        yield "measured", f"{self.metric} on {self.examples} {where}, {self.ablation} ablation, {self.direction} ({self.effort})"
+        how = f"{ablation_words(self.ablation, self.mean_over)}, {self.direction} ({self.effort})"
+        yield "measured", f"{self.metric} on {self.examples} {where}, {how}"
         yield "F", f"model {self.full}, circuit {self.circuit}, empty {self.empty}"
         yield "faithfulness", f"|F(M) - F(C)| {self.faithfulness}"
         yield "normalized", str(self.normalized) if self.reason is None else f"none: {self.reason}"
@@ -286,6 +290,7 @@ def _evaluation(model: Model, task: Task, bench: Bench, plan: _Sets, scores: Sco
         completeness=_completeness(bench, circuit, plan.sets),
         minimality=_minimality(bench, plan),
         curve=_curve(bench, scores, MIB_FRACTIONS) if scores is not None and reason is None else None,
+        mean_over=bench.mean_over,
     )
 
 

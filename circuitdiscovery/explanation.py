@@ -118,6 +118,7 @@ def explain(
         intervened=len(rows),
         unmeasured=tuple(node for node in inner if node not in chosen),
         cards=cards,
+        mean_over=getattr(carried, "mean_over", None),
     )
 
 

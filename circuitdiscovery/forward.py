@@ -97,6 +97,13 @@ def unembed(model: Model, x: Tensor) -> Tensor:
     return F.linear(model.final_norm(x), model.W_U)
 
 
+def replaced_logits(model: Model, replacement: Tensor, position: Tensor) -> Tensor:
+    """[N, vocabulary] where every edge is removed, from [S, N, T, D] replacements."""
+    x = replacement[:, torch.arange(len(position), device=replacement.device), position].sum(0)
+    biases = [block.b_O for block in model.blocks if block.b_O is not None]
+    return unembed(model, x + torch.stack(biases).sum(0) if biases else x)
+
+
 def per_head(model: Model, x: Tensor) -> Tensor:
     """[groups, ...] -> [H, ...]."""
     size = model.graph.n_heads // model.graph.n_kv_heads

@@ -31,6 +31,7 @@ from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.metrics import Metric
 from circuitdiscovery.model import Model
+from circuitdiscovery.names import ablation_words
 from circuitdiscovery.patching import Progress
 from circuitdiscovery.randompaths import RandomPaths
 from circuitdiscovery.significance import corrected, distance, independence_test, often_enough, same, sign_test, too_seldom
@@ -100,6 +101,7 @@ class HypothesisTests(Value):
     minimality: HypothesisTest
     sufficiency: HypothesisTest
     edges: tuple[EdgeTest, ...]  # those that minimality tested
+    mean_over: int | None = None  # the fewest prompts that a replacement is a mean over; None: it is not a mean
 
     @property
     def unneeded(self) -> tuple[str, ...]:
@@ -117,7 +119,7 @@ class HypothesisTests(Value):
     def _lines(self) -> Iterator[tuple[str, str]]:
         where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
         yield "circuit", f"{self.size:,} edges of {self.edges_total:,}"
-        yield "measured", f"{self.metric} on {self.examples} {where}, {self.ablation} ablation; alpha {self.alpha:g}"
+        yield "measured", f"{self.metric} on {self.examples} {where}, {ablation_words(self.ablation, self.mean_over)}; alpha {self.alpha:g}"
         for name in TESTS:
             test: HypothesisTest = getattr(self, name)
             yield name, f"{'passed' if test.passed else 'failed'}, p {test.p:.2g} (for four tests {test.p_holm:.2g}): {test.told}"
@@ -202,6 +204,7 @@ def hypothesis_tests(
         alpha=alpha,
         **dict(zip(TESTS, decided, strict=True)),
         edges=each,
+        mean_over=bench.mean_over,
     )
 
 

@@ -29,7 +29,7 @@ from circuitdiscovery.reporting.folder import CIRCUIT, EVALUATION, FILES, SCORES
 
 RUNS = Path("runs")
 STATE = "search.state"
-KEPT = ("started", "effort", "done", "seconds", "report")  # of an earlier process's run.json
+KEPT = ("started", "effort", "data", "done", "seconds", "report")  # of an earlier process's run.json
 PACKAGES = ("circuitdiscovery", "torch", "transformers", "transformer_lens", "numpy", "safetensors", "pygraphviz")
 
 
@@ -162,6 +162,19 @@ class Journal:
         """Write run.json."""
         if distributed.rank() == 0:
             write_json(self.folder / "run.json", self.record)
+
+    def of_data(self, data: dict[str, str]) -> None:
+        """Note digests of the task's rows and of the tokenizer; they are saved with the first file that is done.
+
+        Raises:
+            CircuitDiscoveryError: the run was begun with others.
+        """
+        from circuitdiscovery.search.provenance import other_data
+
+        other = other_data(self.record.get("data", {}), data)
+        if other is not None:
+            raise CircuitDiscoveryError(f"{self.folder} was begun with other data, and is not gone on with: {other}; give a new --out")
+        self.record.setdefault("data", data)
 
     # ------------------------------------------------------------------ files
 

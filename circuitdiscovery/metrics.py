@@ -14,6 +14,7 @@ from torch import Tensor
 
 from circuitdiscovery import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.finite import finite_logits, finite_values
 from circuitdiscovery.forward import plain_run, run_tokens
 from circuitdiscovery.model import Model
 from circuitdiscovery.names import canonical
@@ -46,8 +47,8 @@ class BoundMetric:
     function: Callable[[Tensor, Batch], Tensor]
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
-        """[..., B, vocabulary] logits of a batch's examples -> [..., B], in float32 at least."""
-        return self.function(precise(logits), batch)
+        """[..., B, vocabulary] logits of a batch's examples -> [..., B], in float32 at least, all of them finite numbers."""
+        return finite_values(self.function(precise(logits), batch), batch.rows, self.name)
 
     def damage(self, old: Any, new: Any) -> Any:
         """How much worse `new` is than `old`."""
@@ -108,7 +109,8 @@ def nll(logits: Tensor, batch: Batch) -> Tensor:
 
 def accuracy(logits: Tensor, batch: Batch) -> Tensor:
     """1 where the best correct logit is above the best incorrect one, else 0."""
-    return (_best_logit(logits, batch.correct) > _best_logit(logits, batch.incorrect)).to(logits)
+    ahead = _best_logit(logits, batch.correct) - _best_logit(logits, batch.incorrect)
+    return (ahead > 0).to(logits).masked_fill(ahead.isnan(), torch.nan)
 
 
 def kl_from(reference: Tensor, logits: Tensor) -> Tensor:
@@ -179,4 +181,4 @@ def clean_logits(model: Model, task: Task) -> Tensor:
     for batch in task.batches(64, distributed.share(task), run_tokens=run_tokens(model)):
         batch = batch.to(model.device)
         logits[batch.rows] = plain_run(model, batch.clean, batch.position).logits
-    return distributed.total(logits)
+    return finite_logits(distributed.total(logits), range(len(task)), "clean")

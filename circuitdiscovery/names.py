@@ -51,3 +51,12 @@ def canonical(kind: Kind, name: str) -> str:
     if found not in valid:
         raise unknown(kind, name, valid)
     return found
+
+
+def ablation_words(name: str, mean_over: int | None) -> str:
+    """An ablation in a report's words, with the fewest prompts that a replacement is a mean over where it is one.
+
+    >>> ablation_words("mean", 16)
+    'mean ablation (over 16 or more prompts)'
+    """
+    return f"{name} ablation" + (f" (over {mean_over} or more prompts)" if mean_over is not None else "")

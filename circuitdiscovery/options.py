@@ -52,6 +52,7 @@ class Options:
     measure: str | None = None
     steps: int | None = None
     rounds: int | None = None
+    skip_bad: bool = False
 
     def check(self) -> None:
         """Refuse options that do not go together; needs no torch."""

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery import distributed
-from circuitdiscovery.ablation import Ablation, Replacements, on_demand, run_sources
+from circuitdiscovery.ablation import Ablation, Replacements, name_of, on_demand, run_sources
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import World, embed, run_tokens
+from circuitdiscovery.finite import finite_logits
+from circuitdiscovery.forward import World, embed, replaced_logits, run_tokens
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.model import Model
 from circuitdiscovery.names import canonical
@@ -59,7 +60,7 @@ def world_maker(
 ) -> Callable[[Batch], World]:
     """What makes the world of a batch of a task's examples; what the ablation needs of the whole task is computed here, once."""
     denoising = canonical("direction", direction) == "denoising"
-    carried = on_demand(model, task, ablation)
+    carried = on_demand(model, task, "zero" if denoising and name_of(ablation) else ablation)  # no ablation enters denoising
 
     @torch.no_grad()
     def make(batch: Batch) -> World:
@@ -74,7 +75,9 @@ def world_maker(
             kept = ablation.worlds
         key = id(model), graph.split_qkv, id(values), tuple(batch.position.tolist())
         if key not in kept:
-            kept[key] = World(model, graph, embed(model, batch.clean), values.to(model.W_E), batch.position, carried.own_run)
+            values = values.to(model.W_E)
+            finite_logits(replaced_logits(model, values, batch.position), batch.rows, "replaced")
+            kept[key] = World(model, graph, embed(model, batch.clean), values, batch.position, carried.own_run)
         return kept[key]
 
     return make

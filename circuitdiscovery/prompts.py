@@ -10,6 +10,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -21,6 +22,7 @@ from circuitdiscovery.taskfile import YEARS, Counterfactual, Ref, TaskFile, Text
 
 DECADES = range(1, 9)  # of a year whose answer is the tens digit: there is an earlier decade, and a later one
 FRESH_TRIES = 200  # counterfactuals drawn for one clean prompt until one is as long
+REFERENCE = 500  # prompts drawn apart, for means: some fifteen of each of a task's thirty templates
 CLEAN_TRIES = 1000  # clean prompts in a row without a counterfactual that is as long, until that is an error
 Words = Mapping[str, Mapping[str, Sequence[str]]]
 
@@ -258,7 +260,12 @@ class Form:
             known = name in drawn or slot.repeats in drawn
             if known and slot.words != YEARS:
                 found[name] = self.value(Ref(name, next(iter(self.words[slot.words]))), drawn, {})
-        return found | {name: self.fill(text, drawn, {}) for name, text in self.aliases.items()}
+        there = {name: text for name, text in self.aliases.items() if all(self._known(ref, drawn) for ref in text.refs)}
+        return found | {name: self.fill(text, drawn, {}) for name, text in there.items()}
+
+    def _known(self, ref: Ref, drawn: Mapping[str, int]) -> bool:
+        """Whether a slot was drawn; one that this template has not, and that another has, was not."""
+        return ref.name in drawn or self.task.slots[ref.name].repeats in drawn
 
     @cached_property
     def needed(self) -> list[str]:
@@ -392,6 +399,36 @@ def _check_enough(task: TaskFile, vocab: Vocabulary, rule: Counterfactual) -> No
             listed = ", ".join([*missing[:8], "..."] if len(missing) > 8 else missing)
             told = f"task {task.name} needs {needed} from the word list {name!r}, but the tokenizer has {have} of its words as {kind}"
             raise CircuitDiscoveryError(f"{told}; left out: {listed or 'none'}")
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Draws prompts that are none of a task's: those that the same drawing gives after them."""
+
+    task: TaskFile
+    encoder: Encoder
+    counterfactual: str
+    seed: int
+    after: int
+
+    def __call__(self) -> tuple[Example, ...]:
+        """500 prompts, fewer where the task does not make so many more."""
+        return self._drawn
+
+    @cached_property
+    def _drawn(self) -> tuple[Example, ...]:
+        rows = stream(self.task, self.encoder, counterfactual=self.counterfactual, seed=self.seed)
+        found: list[Example] = []
+        with suppress(CircuitDiscoveryError):  # a prompt without a counterfactual of its length ends the drawing, and is not needed
+            found.extend(islice(rows, self.after, self.after + REFERENCE))
+        return tuple(found)
+
+
+def stream(task: TaskFile, encoder: Encoder, *, counterfactual: str, seed: int) -> Iterator[Example]:
+    """The examples of a task in random order, by its templates or its generator."""
+    if task.generator is not None and task.generator.kind == "repeated_tokens":
+        return repeated_tokens(task, encoder, seed=seed)
+    return draw(task, encoder, counterfactual=counterfactual, seed=seed)[2]
 
 
 # ------------------------------------------------------------ repeated tokens

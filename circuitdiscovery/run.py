@@ -76,9 +76,11 @@ class _Run:
     def loaded(self) -> tuple[Model, Task]:
         """The model and the task, loaded when a stage first needs them."""
         from circuitdiscovery import threads
+        from circuitdiscovery.search.provenance import data_of
 
         with self.journal.stage("load", "loading"):
             model, task = load(self.options)
+            self.journal.of_data(data_of(model, task))
             threads.choose(model, task, self.options.batch_size)
             return model, task
 
@@ -150,6 +152,7 @@ class _Run:
     def _check_mine(self, name: str, found: Circuit | Scores) -> None:
         """Whether a file that run.json does not know is of this run: of this model, task and options."""
         from circuitdiscovery.circuit import Circuit
+        from circuitdiscovery.search.provenance import data_of, other_data
 
         model, task = self.loaded
         try:
@@ -162,6 +165,8 @@ class _Run:
         for key in ("method", "task", "seed", "metric", "ablation", "direction", "split_qkv", "threshold", "edges"):
             if key in used and wanted[key] is not None and used[key] != wanted[key]:
                 raise self._foreign(name, f"its {key} is {used[key]!r}, not {wanted[key]!r}")
+        if other := other_data(found.info.get("data", {}), data_of(model, task)):
+            raise self._foreign(name, other)
         if found.info.get("examples") != len(task):
             raise self._foreign(name, f"it is of {found.info.get('examples')} examples, not {len(task)}")
 

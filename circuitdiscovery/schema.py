@@ -28,12 +28,13 @@ INFO: Mapping[str, type] = {
     "counterfactual": str,
     "seed": int,
     "examples": int,
+    "data": dict,  # {"examples": digest, "held_out": digest, "tokenizer": digest}
     "method": str,
     "options": dict,
     "versions": dict,
     "roles": dict,  # {role: [node, ...]}
 }
-_OPTIONAL = ("counterfactual", "roles")  # in a file: older ones lack the first, and both may not apply
+_OPTIONAL = ("counterfactual", "data", "roles")  # in a file: older ones lack the first two, and all may not apply
 _FIELDS = ("format", *(name for name in INFO if name not in _OPTIONAL), "graph", "n_edges", "total_edges", "edges")
 
 
@@ -118,6 +119,8 @@ def info_of(value: Mapping[str, Any], graph: Graph, where: str = "info") -> Mapp
         typed(part, INFO[name], where, name)
     for key in ("name", "digest") if "model" in info else ():
         typed(info["model"].get(key), str, where, f"model.{key}")
+    for name, digest in info.get("data", {}).items():
+        typed(digest, str, where, f"data.{name}")
     for package, version in info.get("versions", {}).items():
         typed(version or "", str, where, f"versions.{package}")  # null: not installed
     _check_roles(info.get("roles", {}), graph, where)

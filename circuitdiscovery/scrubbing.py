@@ -30,6 +30,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.estimates import Estimate, interval
 from circuitdiscovery.estimates import resampled as bootstrapped
+from circuitdiscovery.finite import rounding
 from circuitdiscovery.forward import World, at_position, attend, embed, mlp, unembed
 from circuitdiscovery.graph import Graph, letter_of
 from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits
@@ -183,8 +184,8 @@ def scrub(
         tested.append(bench.test(held))
         if progress:
             progress(len(tested), 2 + len(others))
-    full, (resampled, scrubbed, *rest) = bench.full(), (each.values for each in tested)
-    recovered, reason = _recovered(scrubbed, full, resampled, seed)
+    (full, noise), (resampled, scrubbed, *rest) = bench.full(), (each.values for each in tested)
+    recovered, reason = _recovered(scrubbed, full, resampled, seed, noise)
     return Scrubbing(
         hypothesis=hypothesis.name,
         model=model.name,
@@ -349,13 +350,13 @@ class _Bench:
                 values[batch.rows.cpu().numpy()] = self.metric(logits, batch).double().mean(0).cpu().numpy()
         return _Tested(values, own.shares())
 
-    def full(self) -> np.ndarray:
-        """[examples]: the metric of the model itself."""
+    def full(self) -> tuple[np.ndarray, float]:
+        """([examples] the metric of the model itself, what a difference of two means of it must be above to be more than rounding)."""
         values, logits = np.zeros(len(self.used)), clean_logits(self.model, self.used)
         for batch in self.used.batches():
             batch = batch.to(self.model.device)
             values[batch.rows.cpu().numpy()] = self.metric(logits[batch.rows], batch).double().cpu().numpy()
-        return values
+        return values, float(rounding(logits, self.model.dtype, self.metric.name).mean())
 
 
 class _Own:
@@ -428,10 +429,14 @@ def _mean(values: np.ndarray, seed: int) -> Estimate:
     return interval(bootstrapped(values, seed))
 
 
-def _recovered(scrubbed: np.ndarray, full: np.ndarray, resampled: np.ndarray, seed: int) -> tuple[Estimate | None, str | None]:
+def _recovered(
+    scrubbed: np.ndarray, full: np.ndarray, resampled: np.ndarray, seed: int, noise: float
+) -> tuple[Estimate | None, str | None]:
     """(how much is recovered, None), or (None, why it cannot be said)."""
     kept, whole, nothing = (bootstrapped(values, seed) for values in (scrubbed, full, resampled))
     span = interval(whole - nothing)
+    if abs(span) <= noise:
+        return None, f"F(model) - F(everything resampled) = {span} is rounding: resampling everything changes nothing"
     if span.low <= 0 <= span.high:
         return None, f"F(model) - F(everything resampled) = {span} is not distinguishable from 0"
     return interval(_share(kept, whole, nothing)), None

@@ -6,10 +6,10 @@ task = Task.from_tokens(clean=..., corrupted=..., correct=..., incorrect=...)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from hashlib import sha256
 from itertools import islice
-from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
@@ -21,8 +21,8 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.encoder import Encoder, Example, resolve_position
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.names import canonical
-from circuitdiscovery.prompts import Vocabulary, draw, repeated_tokens
-from circuitdiscovery.tablefile import Table
+from circuitdiscovery.prompts import Apart, Vocabulary, draw, repeated_tokens
+from circuitdiscovery.tablefile import Table, table_of
 from circuitdiscovery.taskfile import END, TaskFile, counterfactual_of, read_task, shipped_tasks
 
 __all__ = ["Batch", "Example", "Task", "load_task", "shipped_tasks"]
@@ -96,6 +96,8 @@ class Task:
         metric: the task's own.
         seed: of the drawing or of the split; None where nothing was random.
         info: what else is known, ready for JSON: version, source, counterfactual and what it asks, the words left out by list.
+        others: further rows of its kind, in none of the examples, that means are taken over beside the examples themselves.
+        apart: draws prompts of its kind that means are taken over; None where it has none but its rows.
     """
 
     name: str
@@ -104,6 +106,8 @@ class Task:
     metric: str = "logit_diff"
     seed: int | None = None
     info: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    others: tuple[Example, ...] = field(default=(), compare=False)
+    apart: Callable[[], tuple[Example, ...]] | None = field(default=None, compare=False)
 
     @classmethod
     def from_tokens(
@@ -143,6 +147,73 @@ class Task:
         examples = [_token_example(f"row {i}", *row) for i, row in enumerate(rows)]
         return cls("tokens", tuple(_named(examples, positions or {}, variables or {})))
 
+    @classmethod
+    def from_prompts(
+        cls,
+        model: HasTokenizer,
+        *,
+        clean: Sequence[str],
+        corrupted: Sequence[str],
+        correct: Sequence[str | Sequence[str]],
+        incorrect: Sequence[str | Sequence[str]],
+        position: int | Sequence[int | None] | None = None,
+        bos: bool | None = None,
+    ) -> Task:
+        """A task from texts, none of them held out.
+
+        Args:
+            model: whose tokenizer makes the tokens.
+            clean, corrupted: n prompts each, of equally many tokens in a row.
+            correct, incorrect: n answers each, or lists of answers, which continue the clean prompt as one token: " Mary", with its space.
+            position: where the answer is read: an integer for all rows or one per row, negative from the end; None: the last token.
+            bos: put the tokenizer's BOS in front, or take it away; None: as the tokenizer does.
+
+        Raises:
+            CircuitDiscoveryError: rows that cannot be used; counts them and names the first five.
+
+        >>> import circuitdiscovery as cd
+        >>> prompts = {"clean": ["Mary and John met. John gave a ring to"], "corrupted": ["Mary and John met. Mary gave a ring to"]}
+        >>> cd.Task.from_prompts(cd.load_model("toy"), **prompts, correct=[" Mary"], incorrect=[" John"])
+        <Task prompts: 1 example of 10 tokens, none held out, logit_diff>
+        """
+        columns: dict[str, Any] = {"clean": clean, "corrupted": corrupted, "correct": correct, "incorrect": incorrect}
+        for name, values in columns.items():
+            if isinstance(values, str) or not isinstance(values, Iterable):
+                raise CircuitDiscoveryError(f"{name} must be a list of texts, one per row, not {type(values).__name__}")
+        rows = {name: list(values) for name, values in columns.items()}
+        if len({len(values) for values in rows.values()}) != 1:
+            told = ", ".join(f"{name} {len(values)}" for name, values in rows.items())
+            raise CircuitDiscoveryError(f"a task needs rows, as many of each, not {told}")
+        rows["position"] = _positions("position", position, len(rows["clean"]))
+        records = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+        table = table_of([_listed(record) for record in records], "prompts")
+        examples, bad = _encoded(table, _encoder(model, "prompts", bos))
+        table.refuse(bad)
+        return cls("prompts", tuple(examples))
+
+    @classmethod
+    def from_pandas(
+        cls,
+        frame: Any,
+        model: HasTokenizer,
+        *,
+        examples: int | None = None,
+        seed: int = 0,
+        bos: bool | None = None,
+        metric: str | None = None,
+        skip_bad: bool = False,
+    ) -> Task:
+        """A task from a DataFrame with the columns of a table: clean, corrupted, correct, incorrect and, where it is needed, position.
+
+        Args:
+            frame: a row per example; an answer's cell is a text, several with a bar between, or a list.
+            model, examples, seed, bos, metric, skip_bad: as for `load_task`; half of the rows are held out.
+
+        Raises:
+            CircuitDiscoveryError: a column that is missing or unknown, rows that cannot be used; names them.
+        """
+        return load_task(frame, model, examples=examples, seed=seed, bos=bos, metric=metric, skip_bad=skip_bad)
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -153,6 +224,7 @@ class Task:
         parts = [f"{len(self)} example{'s' * (len(self) > 1)} of {tokens} tokens", f"{held} held out", self.metric]
         parts += [f"counterfactual {self.info['counterfactual']}"] if "counterfactual" in self.info else []
         parts += [f"seed {self.seed}"] if self.seed is not None else []
+        parts += [f"{self.info['skipped']} bad rows left out"] if "skipped" in self.info else []
         return f"<Task {self.name}: {', '.join(parts)}{self._left_out()}>"
 
     def __getitem__(self, row: int) -> Example:
@@ -172,9 +244,17 @@ class Task:
         told = [f"{len(words)} of {name} ({', '.join(words[:3])}{', ...' if len(words) > 3 else ''})" for name, words in left_out.items()]
         return "; words left out: " + ", ".join(told) if told else ""
 
+    @property
+    def digest(self) -> str:
+        """Of the examples' tokens, answers and positions, and of the rows beside them that means are taken over."""
+        rows = [(e.clean, e.corrupted, e.position, e.correct, e.incorrect) for e in (*self.examples, *self.others)]
+        return sha256(repr(rows).encode()).hexdigest()[:16]
+
     def select(self, rows: Sequence[int]) -> Task:
-        """The task with these of its examples and none held out."""
-        return replace(self, examples=tuple(self.examples[row] for row in rows), held_out=None)
+        """The task with these of its examples and none held out; means are taken over the same prompts as before."""
+        chosen = set(rows)
+        others = (*self.others, *(example for row, example in enumerate(self.examples) if row not in chosen))
+        return replace(self, examples=tuple(self.examples[row] for row in rows), held_out=None, others=others)
 
     def batches(self, batch_size: int | None = None, rows: Sequence[int] | None = None, *, run_tokens: float = 0.0) -> Iterator[Batch]:
         """The examples as tensors, at most `batch_size` at once: those of one length together, in order, without pads.
@@ -268,7 +348,8 @@ def _token_rows(name: str, value: Any) -> list[tuple[int, ...]]:
 def _token_row(where: str, row: Any, answers: bool) -> tuple[int, ...]:
     values = [row] if answers and type(row) is int else row
     if not isinstance(values, list | tuple):
-        raise CircuitDiscoveryError(f"{where}: must be token ids, not {type(row).__name__}")
+        texts = "; for texts there is Task.from_prompts(model, ...)" if isinstance(row, str) else ""
+        raise CircuitDiscoveryError(f"{where}: must be token ids, not {type(row).__name__}{texts}")
     ids = [_plain(value) for value in values]
     for value in ids:
         if type(value) is not int or value < (PAD if answers else 0):
@@ -331,7 +412,7 @@ def _token_example(
 
 @guarded
 def load_task(
-    name_or_path: str | Path,
+    name_or_path: Any,  # str | Path, a DataFrame or a list of dicts
     model: HasTokenizer,
     *,
     examples: int | None = None,
@@ -339,11 +420,12 @@ def load_task(
     counterfactual: str | None = None,
     bos: bool | None = None,
     metric: str | None = None,
+    skip_bad: bool = False,
 ) -> Task:
-    """A shipped task, or one's own from a .toml, .csv or .jsonl file, in the model's tokens.
+    """A shipped task, or one of your own from a .toml, .csv or .jsonl file or from rows at hand, in the model's tokens.
 
     Args:
-        name_or_path: a shipped name (`shipped_tasks()`), or a path.
+        name_or_path: a shipped name (`shipped_tasks()`), a path, or rows: a DataFrame or a list of dicts with a table's columns.
         model: whose tokenizer makes the tokens.
         examples: how many; as many more are held out. None: 64 drawn ones (fewer where a file cannot make 128), half of a table;
             give 128 or more to search a model of a real size by attribution, whose scores differ more from prompt to prompt.
@@ -351,36 +433,77 @@ def load_task(
         counterfactual: one of a TOML file's; None: the one that the file names.
         bos: put the tokenizer's BOS in front, or take it away; None: as the file says, else as the tokenizer does.
         metric: in place of the task's own.
+        skip_bad: go on without the rows of a table that cannot be used; `info["skipped"]` says how many these are.
 
     Raises:
-        CircuitDiscoveryError: for a broken file, a row that does not fit, or an option that is not valid; names it.
+        CircuitDiscoveryError: for a broken file, rows that do not fit (counted, the first five named), or an option that is not valid.
     """
     if examples is not None and (type(examples) is not int or examples < 1):
         raise CircuitDiscoveryError(f"examples must be a whole number of at least 1, not {examples}")
-    source = read_task(name_or_path)
-    if model.tokenizer is None:
-        raise CircuitDiscoveryError(f"task {source.name} is text, but the model has no tokenizer; give tokens with Task.from_tokens")
+    records = _records(name_or_path)
+    source = read_task(name_or_path, skip_bad=True) if records is None else table_of(records, "table", skip_bad=True)
+    encoder = _encoder(model, source.name, source.bos if bos is None and not isinstance(source, Table) else bos)
     if isinstance(source, Table):
         if counterfactual is not None:
             counterfactual_of(source, counterfactual)
-        task = _from_table(source, Encoder(model.tokenizer, bos), examples, seed)
+        task = _from_table(source, encoder, examples, seed, skip_bad)
     else:
-        encoder = Encoder(model.tokenizer, source.bos if bos is None else bos)
         task = _from_file(source, encoder, examples, seed, counterfactual or source.counterfactual)
+    if all(example.clean == example.corrupted for part in (task, task.held_out) if part is not None for example in part.examples):
+        raise CircuitDiscoveryError(f"task {task.name}: every corrupted prompt is its clean prompt, so there is nothing to explain")
     return replace(task, metric=canonical("metric", metric)) if metric is not None else task
 
 
-def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int) -> Task:
-    everything = [encoder.example(row) for row in table.rows]
-    order = list(range(len(everything)))
-    Random(f"{seed}").shuffle(order)
-    half = (len(order) + 1) // 2
-    if examples is not None and examples > half:
+def _encoder(model: HasTokenizer, name: str, bos: bool | None) -> Encoder:
+    if model.tokenizer is None:
+        raise CircuitDiscoveryError(f"task {name} is text, but the model has no tokenizer; give tokens with Task.from_tokens")
+    return Encoder(model.tokenizer, bos)
+
+
+def _records(given: Any) -> Sequence[Any] | None:
+    """The rows of a DataFrame, or of a list; None for anything else."""
+    if hasattr(given, "to_dict") and hasattr(given, "columns"):
+        return given.to_dict("records")
+    return given if isinstance(given, list | tuple) else None
+
+
+def _listed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose answers are lists: a text is one answer, bars and all."""
+    answers = {side: [record[side]] if isinstance(record[side], str) else _plain(record[side]) for side in ("correct", "incorrect")}
+    return {**record, **{side: list(value) if isinstance(value, tuple) else value for side, value in answers.items()}}
+
+
+def _encoded(table: Table, encoder: Encoder) -> tuple[list[Example], list[tuple[int, str]]]:
+    """(the examples of the rows that can be used, the numbers of the others and why)."""
+    found, bad = list[Example](), list(table.bad)
+    for row in table.rows:
+        try:
+            found.append(encoder.example(row))
+        except CircuitDiscoveryError as error:
+            bad.append((row.number, str(error)))
+    return found, bad
+
+
+def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int, skip_bad: bool) -> Task:
+    """Half of the distinct clean prompts by the seed, with all rows of each; the others are held out."""
+    everything, bad = _encoded(table, encoder)
+    if not (skip_bad and everything):
+        table.refuse(bad)
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, example in enumerate(everything):
+        rows_of.setdefault(example.clean, []).append(row)
+    prompts = list(rows_of.values())
+    Random(f"{seed}").shuffle(prompts)
+    half = (len(prompts) + 1) // 2
+    parts = [[row for rows in some for row in rows] for some in (prompts[:half], prompts[half:])]
+    if examples is not None and examples > len(parts[0]):
         raise CircuitDiscoveryError(
-            f"examples must be from 1 to {half}, not {examples}: {table.name} has {len(order)} rows, and half are held out"
+            f"examples must be from 1 to {len(parts[0])}, not {examples}: {table.name} has {len(everything)} rows, and half are held out"
         )
-    chosen, held = (tuple(everything[row] for row in sorted(rows[:examples])) for rows in (order[:half], order[half:]))
-    task = Task(table.name, chosen, seed=seed)
+    chosen, held = (tuple(everything[row] for row in sorted(rows[:examples])) for rows in parts)
+    used = {row for rows in parts for row in rows[:examples]}
+    rest = tuple(example for row, example in enumerate(everything) if row not in used)
+    task = Task(table.name, chosen, seed=seed, others=rest, info={"skipped": len(bad)} if bad else {})
     return replace(task, held_out=replace(task, examples=held)) if held else task
 
 
@@ -391,7 +514,8 @@ def _from_file(file: TaskFile, encoder: Encoder, examples: int | None, seed: int
     info = {"version": file.version, "description": file.description, "source": file.source, "counterfactual": name}
     info |= {"asks": file.counterfactuals[name].asks} if file.counterfactuals[name].asks else {}
     info |= {"left_out": {key: list(words) for key, words in vocab.left_out.items()}}
-    task = Task(file.name, drawn[:half], metric=file.metric, seed=seed, info=info)
+    apart = Apart(file, encoder, name, seed, len(drawn))
+    task = Task(file.name, drawn[:half], metric=file.metric, seed=seed, info=info, apart=apart)
     return replace(task, held_out=replace(task, examples=drawn[half:])) if drawn[half:] else task
 
 

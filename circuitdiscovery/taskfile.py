@@ -125,12 +125,20 @@ def task_path(name_or_path: str | Path) -> Path:
         raise CircuitDiscoveryError(f"{path}: a task file ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     name = text.replace("-", "_")
     if name not in shipped_tasks():
-        raise unknown("task", text, shipped_tasks())
+        raise _no_task(text)
     return data_folder("tasks") / f"{name}.toml"
 
 
-def read_task(name_or_path: str | Path) -> TaskFile | Table:
-    """The task of that name or path, parsed and checked.
+def _no_task(text: str) -> CircuitDiscoveryError:
+    """With what was meant, where it differs in case alone or is the first letters of a name's words."""
+    for name in shipped_tasks():
+        if text.replace("-", "_").lower() in (name, "".join(word[0] for word in name.split("_"))):
+            return CircuitDiscoveryError(f"no task {text!r}; did you mean {name!r}? Valid tasks: {', '.join(shipped_tasks())}")
+    return unknown("task", text, shipped_tasks())
+
+
+def read_task(name_or_path: str | Path, *, skip_bad: bool = False) -> TaskFile | Table:
+    """The task of that name or path, parsed and checked; with `skip_bad` a table without the rows that cannot be used.
 
     Raises:
         CircuitDiscoveryError: names what is wrong: the file, and its line, row or field.
@@ -141,7 +149,7 @@ def read_task(name_or_path: str | Path) -> TaskFile | Table:
     path = task_path(name_or_path)
     if path.suffix.lower() == ".toml":
         return _read_toml(path)
-    return read_table(path)
+    return read_table(path, skip_bad=skip_bad)
 
 
 def counterfactual_of(task: TaskFile | Table, name: str) -> str:
@@ -413,6 +421,9 @@ def _check_references(where: str, task: TaskFile) -> None:
                 raise CircuitDiscoveryError(f"{where}: orders and cases refer to slots, not to each other")
     for name, rule in task.counterfactuals.items():
         _check_rule(f"{where}: [counterfactuals.{name}]", task, aliases, rule)
+    elsewhere = set[str]().union(*(_shown(task, text) for text in task.templates))
+    for text in task.templates:
+        _check_answers(f"{where}: field 'templates'", task, text, elsewhere)
     written = {ref for text in task.templates for ref in text.refs}
     written |= {ref for name, text in _all_aliases(task) for ref in text.refs if Ref(name) in written}
     for name, ref in task.positions.items():
@@ -424,6 +435,34 @@ def _check_references(where: str, task: TaskFile) -> None:
             raise CircuitDiscoveryError(f"{where}: multi_token: {unknown('list', name, task.words)}")
     if task.counterfactual not in task.counterfactuals:
         raise CircuitDiscoveryError(f"{where}: {unknown('counterfactual', task.counterfactual, task.counterfactuals)}")
+
+
+def _shown(task: TaskFile, template: Text) -> set[str]:
+    """The names that stand in a template, and the slots that they stand for in any order and case."""
+    shown = _names(template)
+    shown |= {name for alias, text in _all_aliases(task) if alias in shown for name in _names(text)}
+    return shown | {task.slots[name].repeats or name for name in shown if name in task.slots}
+
+
+def _check_answers(where: str, task: TaskFile, template: Text, elsewhere: set[str]) -> None:
+    """The template has every slot of the answers that others have, and something that says the case where an answer depends on it.
+
+    A slot that no template has is drawn for the answers alone.
+    """
+    shown = _shown(task, template)
+    told = "".join(part if isinstance(part, str) else f"{{{'.'.join(filter(None, part))}}}" for part in template.parts)
+    in_cases = set(next(iter(task.cases.values())))
+    for answer in (*task.correct, *task.incorrect):
+        for ref in answer.refs:
+            if ref.name in task.slots and ref.name in elsewhere and not {ref.name, task.slots[ref.name].repeats} & shown:
+                raise CircuitDiscoveryError(f"{where}: {told!r} lacks the slot {ref.name!r} of its answers")
+            if ref.name in in_cases and len(task.cases) > 1 and not in_cases & shown:
+                others = ", ".join(sorted(in_cases - {name for text in (*task.correct, *task.incorrect) for name in _names(text)}))
+                raise CircuitDiscoveryError(f"{where}: {told!r} lacks a slot that says which {ref.name!r} is right: {others or ref.name}")
+
+
+def _names(text: Text) -> set[str]:
+    return {ref.name for ref in text.refs}
 
 
 def generator_aliases(task: TaskFile) -> dict[str, Text]:

@@ -153,14 +153,18 @@ def _honest_float64() -> Iterator[None]:
 
 
 def carried(reference: Reference, ablation: str, corrupted: Tensor) -> Tensor:
-    """What removed edges carry, [S, N, T, D], where all prompts have one length; noise and random are drawn, so not here."""
+    """What removed edges carry, [S, N, T, D], where all prompts have one length; noise and random are drawn, so not here.
+
+    A mean is that of all rows but the one itself.
+    """
     written = reference.run(corrupted)[1]
     if ablation == "resample":
         return written
-    if ablation == "mean":
-        return written.mean(1, keepdim=True).expand_as(written)
-    if ablation == "mean_all":
-        return written.mean((1, 2), keepdim=True).expand_as(written)
+    if ablation in ("mean", "mean_all"):
+        rows = range(len(corrupted))
+        others = [written[:, [other for other in rows if other != row]] for row in rows]
+        over = (1,) if ablation == "mean" else (1, 2)
+        return torch.stack([each.mean(over, keepdim=True).expand(-1, 1, written.shape[2], -1)[:, 0] for each in others], dim=1)
     assert ablation == "zero"
     return torch.zeros_like(written)
 
@@ -216,16 +220,19 @@ def integrated(
     metric: Metric,
     alphas: list[float],
     *,
+    end: Tensor | None = None,
     higher_is_better: bool = True,
 ) -> dict[str, float]:
-    """The estimated damage of ablating each edge, its gradient averaged over runs from `input` = corrupted + alpha (clean - corrupted).
+    """The estimated damage of ablating each edge, its gradient averaged over runs from `input` = end + alpha (clean - end).
 
+    The end is what is carried, or [N, T, D] another, where no run gives what is carried.
     alphas [1.0] is EAP, several are EAP-IG (inputs), [0.0, 1.0] is clean-corrupted.
     """
     current = reference.run(clean)[1]
     change = carried - current
     sign = -1.0 if higher_is_better else 1.0
-    starts = [carried[0] + alpha * (current[0] - carried[0]) for alpha in alphas]
+    end = carried[0] if end is None else end
+    starts = [end + alpha * (current[0] - end) for alpha in alphas]
     return {
         edge: sign * float(np.mean([edge_derivative(reference, clean, start, edge, change, metric) for start in starts])) for edge in edges
     }

@@ -39,7 +39,9 @@ def mixed(*counts: int, seed: int = 0) -> cd.Task:
     parts = [random_prompts(VOCABULARY, count, 4 + i, seed + i) for i, count in enumerate(counts)]
     rows: dict[str, list[Any]] = {name: [row for part in parts for row in getattr(part, name).tolist()] for name in vars(parts[0])}
     order = np.random.default_rng(seed).permutation(sum(counts)).tolist()
-    return cd.Task.from_tokens(**{name: [values[row] for row in order] for name, values in rows.items()})
+    others = tuple(example for length in range(3) for example in random_prompts(VOCABULARY, 2, 4 + length, 50).task.examples)
+    task = cd.Task.from_tokens(**{name: [values[row] for row in order] for name, values in rows.items()})
+    return replace(task, others=others)  # which means are over too
 
 
 TASKS = {

@@ -215,18 +215,23 @@ def test_random_is_one_seeded_draw(gpt2: Tiny) -> None:
 def test_means_are_over_the_given_reference(tiny: Tiny, ablation: str) -> None:
     other = random_prompts(101, 7, 6, seed=9).clean
     alt = cd.replacements(tiny.model, tiny.prompts.task, ablation=ablation, reference=other)
-    expected = carried(tiny.reference64, ablation, other)[:, :1].expand(-1, len(tiny.prompts), -1, -1)
+    written = tiny.reference64.run(other)[1]
+    mean = written.mean(1, keepdim=True) if ablation == "mean" else written.mean((1, 2), keepdim=True).expand(-1, -1, 6, -1)
+    expected = mean.expand(-1, len(tiny.prompts), -1, -1)
     close(alt.rows(only_batch(tiny.prompts.task)), expected)
 
 
-def test_mean_is_over_rows_of_the_same_template(gpt2: Tiny) -> None:
-    prompts, templates = random_prompts(101, 6, 5, seed=10), [0, 1, 0, 2, 1, 0]
+def test_mean_is_over_other_rows_of_the_same_template(gpt2: Tiny) -> None:
+    """Of at least ten of them, else of the length."""
+    templates = [0, 1] * 9 + [0, 0, 0, 2]
+    prompts = random_prompts(101, len(templates), 5, seed=10)
     examples = [replace(e, template=t) for e, t in zip(prompts.task.examples, templates, strict=True)]
     task = replace(prompts.task, examples=tuple(examples))
     got = cd.replacements(gpt2.model, task, ablation="mean").rows(only_batch(task))
     written = gpt2.reference.run(prompts.corrupted)[1]
     for row, template in enumerate(templates):
-        close(got[:, row], written[:, [i for i, other in enumerate(templates) if other == template]].mean(1))
+        pooled = [i for i, other in enumerate(templates) if i != row and (template > 0 or other == template)]
+        close(got[:, row], written[:, pooled].mean(1))
 
 
 def mixed(n_each: int = 3) -> tuple[Any, list[Prompts]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,12 @@ POSITIONS = (None, 5, -3, 0)
 
 @pytest.fixture(scope="module")
 def pairs() -> Any:
-    """Four pairs of prompts of three lengths, in no order, that are read at several places."""
+    """Four pairs of prompts of three lengths, in no order, that are read at several places; means are over two more of each length."""
     rows = [random_prompts(101, 1, length, seed=20 + i) for i, length in enumerate(LENGTHS)]
     sides = {side: [getattr(row, side)[0].tolist() for row in rows] for side in ("clean", "corrupted", "correct", "incorrect")}
     position = [length - 1 if at is None else at % length for length, at in zip(LENGTHS, POSITIONS, strict=True)]
-    return cd.Task.from_tokens(**sides, position=position)
+    more = [random_prompts(101, 2, length, seed=30 + length).task.examples for length in sorted(set(LENGTHS))]
+    return replace(cd.Task.from_tokens(**sides, position=position), others=tuple(example for each in more for example in each))
 
 
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])

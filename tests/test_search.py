@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,8 +89,27 @@ def test_eap_ig_with_kl_and_other_ablations(gpt2: Tiny, llama: Tiny, ablation: s
         scores = cd.eap_ig(tiny.model, prompts.task, steps=5, metric="kl_divergence", ablation=ablation)
         replacement = carried(reference, ablation, prompts.corrupted)
         metric = kl_divergence(reference.run(prompts.clean)[0][:, -1])
-        edges = sample(scores.graph, 10)
-        agree(scores, integrated(reference, prompts.clean, replacement, edges, metric, MIDPOINTS, higher_is_better=False))
+        edges, end = sample(scores.graph, 10), reference.run(prompts.corrupted)[1][0]
+        agree(scores, integrated(reference, prompts.clean, replacement, edges, metric, MIDPOINTS, end=end, higher_is_better=False))
+
+
+@pytest.mark.parametrize("ablation", ["mean", "mean_all", "zero", "random"])
+def test_no_gradient_is_taken_where_the_norm_has_none(tiny: Tiny, ablation: str) -> None:
+    """At an embedding of 0 it is 1 / sqrt(epsilon) times what is read: scores of 7e10 where the damage was .74."""
+    prompts, model = tiny.prompts, tiny.model
+    scale = max(float(np.abs(cd.exact(model, prompts.task, metric="logit_diff", ablation=ablation).values).max()), 1.0)
+    for scores in (
+        cd.clean_corrupted(model, prompts.task, ablation=ablation),
+        cd.eap_ig(model, prompts.task, rule="left", ablation=ablation),
+    ):
+        assert 0.01 < np.abs(scores.values).max() < 30 * scale
+
+
+def test_with_a_mean_the_line_ends_at_the_corrupted_run(gpt2: Tiny) -> None:
+    prompts, reference = gpt2.prompts, gpt2.reference64
+    scores, metric = cd.clean_corrupted(gpt2.model, prompts.task, ablation="zero"), logit_diff(prompts.correct, prompts.incorrect)
+    end, zero = reference.run(prompts.corrupted)[1][0], carried(reference, "zero", prompts.corrupted)
+    agree(scores, integrated(reference, prompts.clean, zero, sample(scores.graph, 10), metric, [0.0, 1.0], end=end))
 
 
 def test_clean_corrupted_is_the_mean_of_both_ends(tiny: Tiny) -> None:
@@ -269,7 +289,8 @@ def test_gate_5_prompts_of_two_lengths(llama: Tiny, ablation: str) -> None:
     """The naive search by `run_circuit`, which gate 3 holds to the reference, under the drawn ablations too."""
     parts = [random_prompts(101, 2, length, seed=length) for length in (4, 6)]
     columns = {key: [row for part in parts for row in getattr(part, key).tolist()] for key in Prompts.__dataclass_fields__}
-    task, graph, threshold = cd.Task.from_tokens(**columns), llama.model.graph, 0.05
+    others = random_prompts(101, 2, 4, seed=8).task.examples + random_prompts(101, 2, 6, seed=9).task.examples  # that means are over too
+    task, graph, threshold = replace(cd.Task.from_tokens(**columns), others=others), llama.model.graph, 0.05
     alt = cd.replacements(llama.model, task, ablation=ablation)
     kl, mask, old = kl_by_full_forwards(llama.model, task, alt), graph.allowed.copy(), 0.0
     for edge in acdc_order(graph):

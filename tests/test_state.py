@@ -17,7 +17,7 @@ from circuitdiscovery.search import state as state_file
 from circuitdiscovery.search.state import saved_in
 
 TASK = random_prompts(101, 4, 5, seed=2).task
-INFO = {"method": "mine", "options": {"edges": 5, "seed": 0}, "model": {"name": "toy", "digest": "ab"}}
+INFO = {"method": "mine", "options": {"edges": 5, "seed": 0}, "model": {"name": "toy", "digest": "ab"}, "data": {"tokenizer": "cd"}}
 EMPTY = np.zeros(3)
 
 
@@ -91,8 +91,9 @@ OTHER_ANSWER = dataclasses.replace(TASK.examples[0], correct=TASK.examples[0].in
         (TASK, INFO | {"model": {"name": "toy", "digest": "cd"}}, "(model: digest 'ab' there, 'cd' here)"),
         (TASK, INFO | {"method": "yours"}, "(method 'mine' there, 'yours' here)"),
         (TASK, {"method": "mine", "model": INFO["model"]}, "(options {'edges': 5, 'seed': 0} there, None here)"),
-        (dataclasses.replace(TASK, examples=(OTHER_ANSWER, *TASK.examples[1:])), INFO, "(examples' digest '"),
-        (dataclasses.replace(TASK, examples=TASK.examples[::-1]), INFO, "(examples' digest '"),
+        (dataclasses.replace(TASK, examples=(OTHER_ANSWER, *TASK.examples[1:])), INFO, "(the task's rows are others than then)"),
+        (dataclasses.replace(TASK, examples=TASK.examples[::-1]), INFO, "(the task's rows are others than then)"),
+        (TASK, INFO | {"data": {"tokenizer": "ef"}}, "(the tokenizer is another than then)"),
     ],
 )
 def test_the_state_of_another_search_is_refused_by_name(tmp_path: Path, task: Any, info: dict[str, Any], message: str) -> None:

@@ -231,7 +231,7 @@ def test_years_of_three_digits_and_one_ask_for_the_token_with_the_tens_digit() -
 def test_years_that_are_one_word_are_an_error_in_a_line() -> None:
     whole = word_level([*shipped_words(), "17", "1732", "1755"])
     whole.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    with pytest.raises(CircuitDiscoveryError, match=r"greater_than needs years .* \(1\|7\|3\|2\) .* writes ' 1732' as \['1732'\]$"):
+    with pytest.raises(CircuitDiscoveryError, match=r"greater_than needs years .* \(1\|7\|3\|2\) .* writes ' 1732' as '1732'$"):
         load_task("greater_than", whole)
 
 
@@ -461,11 +461,11 @@ def test_several_answers_and_a_position(tmp_path: Path) -> None:
 
 
 BAD_ROWS = {
-    "lengths": ("one two,one, a, b", ["row 1", "clean has 2 tokens and corrupted 1", "['one', 'two']", "['one']"]),
-    "several tokens": ("one two,two two, a b, c", ["row 1", "' a b'", "one token", "['a', 'b']"]),
+    "lengths": ("one two,one, a, b", ["row 1", "clean has 2 tokens and corrupted 1: 'one|two' and 'one'"]),
+    "several tokens": ("one two,two two, a b, c", ["row 1", "' a b'", "one token", "it is 2 tokens, 'a|b'"]),
     "no token": ("one two,two two, , c", ["row 1", "' '", "one token"]),
-    "unknown in clean": ("one six,two two, a, b", ["row 1", "does not know", "'<unk>'"]),
-    "unknown in corrupted": ("one two,two six, a, b", ["row 1", "does not know", "'<unk>'"]),
+    "unknown in clean": ("one six,two two, a, b", ["row 1", "does not know", "|<unk>'"]),
+    "unknown in corrupted": ("one two,two six, a, b", ["row 1", "does not know", "|<unk>'"]),
     "unknown answer": ("one two,two two, a| six, b", ["row 1", "' six' is unknown", "'<unk>'"]),
     "no space": ("one two,two two,a, b", ["row 1", "'a'", "' a', with a space, would be"]),
     "same answers": ("one two,two two, a| b, c| b", ["row 1", "same token", "'b'"]),
@@ -564,10 +564,10 @@ def test_prompts_that_two_templates_share_count_once(tmp_path: Path) -> None:
 
 def test_a_counterfactual_of_another_length_names_row_and_tokens(tmp_path: Path) -> None:
     longer = TINY.replace('redraw = ["A", "B"]', 'set = { A = "a b" }')
-    with pytest.raises(CircuitDiscoveryError, match=r"task tiny, row 1: clean has 3 tokens and corrupted 4: \['one'"):
+    with pytest.raises(CircuitDiscoveryError, match=r"task tiny, row 1: clean has 3 tokens and corrupted 4: 'one"):
         toml_task(tmp_path, longer, examples=2)
     named = TINY.replace('redraw = ["A", "B"]', 'redraw = ["B"]').replace("description", 'multi_token = ["w"]\ndescription')
-    with pytest.raises(CircuitDiscoveryError, match=r"task tiny, row 1: clean has \d tokens and corrupted \d: \['one'"):
+    with pytest.raises(CircuitDiscoveryError, match=r"task tiny, row 1: clean has \d tokens and corrupted \d: 'one"):
         toml_task(tmp_path, named.replace('["a", "b", "c", "d"]', '["a", "a b", "a b c"]'), examples=1)
 
 

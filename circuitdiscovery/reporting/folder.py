@@ -208,6 +208,7 @@ def load(options: Options) -> tuple[Model, Task]:
 
         model = load_model(options.model, device=options.device, dtype=options.dtype)
         drawn = {"examples": options.examples, "seed": options.seed, "counterfactual": options.counterfactual}
+        drawn["skip_bad"] = options.skip_bad
         return model, load_task(options.task, model, **drawn)
 
 

@@ -22,6 +22,7 @@ from circuitdiscovery.circuit import Scores, check_same_graph
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import write_atomically, write_json
 from circuitdiscovery.graph import letter_of, node_of
+from circuitdiscovery.names import ablation_words
 from circuitdiscovery.reporting import charts, words
 from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
 from circuitdiscovery.reporting.folder import CONTENTS, EXPLANATION, PAGE, Run, completed, finished, load, read, roles_of
@@ -184,12 +185,16 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     details = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in told.items())
     searched = used.get("metric") or evaluation["metric"]
     versions = ", ".join(f"{name} {version}" for name, version in info.get("versions", {}).items() if version)
+    how = ablation_words(evaluation["ablation"], evaluation.get("mean_over"))
     held_out = f"{evaluation['examples']} more held out to evaluate" if evaluation["part"] == "held_out" else "none held out"
     return [
         ("model", f"{model.get('name', Path(options.model).name)}: {shape}, {model.get('dtype', options.dtype)}"),
         ("weights", f"{model['digest'][:12]}" if "digest" in model else "unknown"),
         ("search", f"{options.method.replace('_', '-')}{f' ({details})' if details else ''}, by {searched}"),
-        ("measured", f"{evaluation['metric']}, {evaluation['ablation']} ablation, {evaluation['direction']}; {_EFFORTS[run.effort]}"),
+        (
+            "measured",
+            f"{evaluation['metric']}, {how}, {evaluation['direction']}; {_EFFORTS[run.effort]}",
+        ),
         *([("scores", words.mass(run.contents["scores"]))] if run.contents and run.contents["scores"] else []),
         ("examples", f"{info.get('examples', evaluation['examples'])} prompt pairs, {held_out}; seed {options.seed}"),
         ("versions", versions or "unknown"),

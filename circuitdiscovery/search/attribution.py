@@ -4,7 +4,8 @@ EAP: Syed et al. 2023, arXiv 2310.10348, equation 3. EAP-IG (inputs): Hanna et a
 Clean-corrupted: the mean of the gradients at both ends.
 
 1. Run the clean prompts and take the ablation's replacements: the difference of every source.
-2. At each point of the straight line between the two values of `input`, run forward and backward and keep the metric's
+2. At each point of the straight line between the two values of `input`, the clean run's and the ablated run's (where no run
+   writes the replacements, as of a mean or zero, the corrupted run's), run forward and backward and keep the metric's
    gradient at what every receiver reads, as far back as its projection (query, key, value) or its norm's output.
 3. Pull it back through the projection and the norm to the residual stream. The norm's Jacobian at stream x with
    normalised x' and deviation s is g -> (centre(g) - x' mean(g x')) / s. All of this is linear in the gradient: g / s is
@@ -28,7 +29,7 @@ from circuitdiscovery.ablation import Ablation, on_demand
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import Memory, Readers, Reading, embed, plain_run
+from circuitdiscovery.forward import Memory, Readers, Reading, embed, plain_run, replaced_logits
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind
 from circuitdiscovery.model import Model
@@ -92,6 +93,9 @@ def eap_ig(
     progress: Progress | None = None,
 ) -> Scores:
     """EAP with integrated gradients: the gradient averaged along the straight line between the two values of `input`.
+
+    The line goes from the clean prompt's embedding to that of the run whose values are the replacements, or, where these are a mean,
+    zero or drawn, to the corrupted prompt's.
 
     Args:
         model, task, metric, ablation, split_qkv, batch_size, progress: as in `eap`; kl_divergence works here.
@@ -160,13 +164,16 @@ def _attribute(
     total = torch.zeros(graph.allowed.shape, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
     memory = Memory(model.W_E)
     for batch in batches(model, task, batch_size):
-        total += _batch_products(model, graph, batch, _own(carried.rows(batch), model, given), bound, at, memory)
+        replacement = _own(carried.rows(batch), model, given)
+        total += _batch_products(model, graph, batch, replacement, carried.own_run, bound, at, memory)
         done += len(batch.rows)
         if progress:
             progress(done, share)
     sign = -1.0 if bound.higher_is_better else 1.0  # damage = -(replacement - clean) . gradient, where higher is better
     values = (distributed.total(total).double().cpu().numpy() * (sign / (len(at) * len(task)))).astype(np.float64)
     info = provenance(model, task, method, {**options, "metric": bound.name, "ablation": carried.name, "split_qkv": split_qkv})
+    if not np.isfinite(values).all():
+        raise CircuitDiscoveryError(f"{method}: the gradients of task {task.name} are not finite numbers; try dtype float32")
     return Scores(graph, np.where(graph.allowed, values, 0.0), info)
 
 
@@ -177,15 +184,25 @@ def _own(replacement: Tensor, model: Model, given: bool) -> Tensor:
 
 
 def _batch_products(
-    model: Model, graph: Graph, batch: Batch, replacement: Tensor, metric: BoundMetric, at: Sequence[float], memory: Memory
+    model: Model,
+    graph: Graph,
+    batch: Batch,
+    replacement: Tensor,
+    own_run: bool,
+    metric: BoundMetric,
+    at: Sequence[float],
+    memory: Memory,
 ) -> Tensor:
     """[S, R]: (replacement - clean) . gradient, summed over a batch's examples and the points of the line."""
-    clean, start = embed(model, batch.clean), replacement[0].clone()
+    # for a mean or a zero there is no such run as starts from the replacement of `input`: its norm may not even have a Jacobian
+    clean, start = embed(model, batch.clean), replacement[0].clone() if own_run else embed(model, batch.corrupted)
+    with torch.no_grad():
+        metric(replaced_logits(model, replacement, batch.position), batch)  # finite, or an error
     # the clean end's run serves twice: its sources, taken from the replacements [S, N, T, D] in place, and its gradients
     line = [_readings(model, clean, batch, metric, less=replacement)] if 1.0 in at else []
     if not line:
         with torch.no_grad():
-            plain_run(model, clean, None, less=replacement)
+            metric(plain_run(model, clean, batch.position, less=replacement).logits, batch)  # finite, or an error
     difference = replacement
     places: dict[tuple[int, str, bool], _Place] = {}
     for weight in at:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation
+from circuitdiscovery.finite import finite_logits
 from circuitdiscovery.forward import State, World, plain_run
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric
 from circuitdiscovery.model import Model
+from circuitdiscovery.names import canonical
 from circuitdiscovery.patching import worlds
 from circuitdiscovery.task import Batch, Task
 
@@ -45,7 +47,8 @@ def cases(
         clean = world.clean_state(run.sources)
         logits[batch.rows] = run.logits
         found.append(Case(batch, world, clean, clean))
-    return found, distributed.total(logits)
+    run_of = "clean" if canonical("direction", direction) == "noising" else "corrupted"
+    return found, finite_logits(distributed.total(logits), range(len(task)), run_of)
 
 
 def most_alternatives(cases: Sequence[Case], mask: np.ndarray, receiver: int) -> int:

@@ -26,10 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitdiscovery import distributed
 from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.finite import rounding
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind
 from circuitdiscovery.model import Model
@@ -142,7 +144,9 @@ class _Loss:
         kl = bind("kl_divergence", model, task)
         ends = [[case.world.logits(mask)[None] for case in found] for mask in (graph.allowed, graph.allowed & False)]
         full, empty = (float(mean_metric(task, found, metric, logits)[0]) for logits in ends)
-        counts = metric.name != "kl_divergence" and full != empty
+        noise = [float(rounding(logits, model.dtype, metric.name).sum()) for logits in ends[0]]
+        least = float(distributed.total(torch.tensor(sum(noise), dtype=torch.float64))) / len(task)
+        counts = metric.name != "kl_divergence" and abs(full - empty) > least
         return cls(task, found, kl, metric, full, full - empty if counts else math.inf)
 
     def __call__(self, logits: Sequence[Tensor]) -> np.ndarray:

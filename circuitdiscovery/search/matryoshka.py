@@ -36,7 +36,8 @@ from circuitdiscovery.ablation import Ablation, name_of, on_demand, replacements
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import World, embed
+from circuitdiscovery.finite import finite_logits
+from circuitdiscovery.forward import World, embed, replaced_logits
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits, kl_from
 from circuitdiscovery.model import Model
@@ -255,7 +256,10 @@ class _Search:
         full = clean_logits(model, task)
         found = [float(metric(full[batch.rows], batch.to(model.device)).sum()) for batch in task.batches()]
         span = None if metric.name == "kl_divergence" else max(abs(sum(found)) / len(task), 1e-6)
-        return cls(task, Relaxed.build(model, graph), metric, carried, learning, apart, full, span)
+        search = cls(task, Relaxed.build(model, graph), metric, carried, learning, apart, full, span)
+        for batch, world in search.worlds(range(len(task))):
+            finite_logits(replaced_logits(model, world.replacement, batch.position), batch.rows, "replaced")
+        return search
 
     def step(self, learnt: _Learnt, steps: int, sizes: Sequence[int]) -> None:
         """One step of descent, of `steps` in all."""

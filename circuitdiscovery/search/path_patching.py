@@ -33,7 +33,7 @@ from circuitdiscovery.forward import World, at_position, mlp, plain_run
 from circuitdiscovery.graph import LETTERS, Graph, letter_of, no_node, node_of
 from circuitdiscovery.metrics import Metric, bind
 from circuitdiscovery.model import Model
-from circuitdiscovery.names import DEFAULT_THRESHOLD
+from circuitdiscovery.names import DEFAULT_THRESHOLD, ablation_words
 from circuitdiscovery.patching import Progress
 from circuitdiscovery.search.cases import cases, mean_metric, most_alternatives, without_each
 from circuitdiscovery.search.provenance import provenance
@@ -58,6 +58,7 @@ class PathEffects(Value):
         full: the metric of the model itself.
         effects: sender -> the damage to the metric, with its interval over the examples; in topological order.
         graph: whose names these are.
+        mean_over: the fewest prompts that a replacement is a mean over; None: it is not a mean.
     """
 
     model: str
@@ -70,6 +71,7 @@ class PathEffects(Value):
     full: Estimate
     effects: Mapping[str, Estimate]
     graph: Graph = field(repr=False)
+    mean_over: int | None = None
 
     def __getitem__(self, sender: str) -> Estimate:
         if sender not in self.effects:
@@ -115,6 +117,7 @@ class PathEffects(Value):
             "metric": self.metric,
             "ablation": self.ablation,
             "through_mlps": self.through_mlps,
+            **({} if self.mean_over is None else {"mean_over": self.mean_over}),
             "receivers": list(self.receivers),
             "full": self.full.to_dict(),
             "effects": {sender: effect.to_dict() for sender, effect in self.effects.items()},
@@ -132,8 +135,9 @@ class PathEffects(Value):
     def __str__(self) -> str:
         through = "MLPs between computed anew" if self.through_mlps else "MLPs between frozen"
         shown, rest = self.ranking()[:_SHOWN], max(0, len(self.effects) - _SHOWN)
+        how = ablation_words(self.ablation, self.mean_over)
         lines = [
-            f"damage to {self.metric} ({self.full}) on {self.examples} examples, {self.ablation} ablation, {through}",
+            f"damage to {self.metric} ({self.full}) on {self.examples} examples, {how}, {through}",
             f"of what each sender writes to {', '.join(self.receivers)}",
             *(f"{sender:<10} {self.effects[sender]}" for sender in shown),
         ]
@@ -204,6 +208,7 @@ def path_patching(
         metric=bench.metric.name,
         ablation=name_of(ablation),
         through_mlps=through_mlps,
+        mean_over=bench.mean_over,
         receivers=tuple(graph.receivers[column] for column in columns),
         full=bench.mean(full),
         effects={graph.sources[row]: bench.mean(bench.metric.damage(full, new)) for row, new in zip(rows, patched, strict=True)},

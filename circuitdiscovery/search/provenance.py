@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from circuitdiscovery.encoder import tokenizer_digest
 from circuitdiscovery.model import Model
 from circuitdiscovery.task import Task
 
@@ -13,17 +14,33 @@ _PACKAGES = ("circuitdiscovery", "torch", "transformers", "numpy")
 
 
 def provenance(model: Model, task: Task, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Model name and digest, task, counterfactual, seed, examples, method and options, versions: JSON, the same for the same search."""
+    """Model, task, counterfactual, seed, examples, digests of both, method, options, versions: JSON, the same for the same search."""
     return {
         "model": {"name": model.name, "digest": model.digest, "dtype": str(model.dtype).removeprefix("torch.")},
         "task": task.name,
         "counterfactual": task.info.get("counterfactual"),
         "seed": task.seed,
         "examples": len(task),
+        "data": data_of(model, task),
         "method": method,
         "options": dict(options),
         "versions": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def data_of(model: Model, task: Task) -> dict[str, str]:
+    """Digests of what text and tables became: the examples' tokens, those held out, and the tokenizer, where there are these."""
+    held_out = None if task.held_out is None else task.held_out.digest
+    found = {"examples": task.digest, "held_out": held_out, "tokenizer": tokenizer_digest(model.tokenizer)}
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
+def other_data(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """In words, what is not of the same digest; None where all that both know is."""
+    other = {name for name in there.keys() & here.keys() if there[name] != here[name]}
+    if other & {"examples", "held_out"}:
+        return "the task's rows are others than then"
+    return "the tokenizer is another than then" if other else None
 
 
 def _version(package: str) -> str | None:

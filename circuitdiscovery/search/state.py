@@ -18,7 +18,6 @@ Of several processes the first one reads and writes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ import torch
 from circuitdiscovery import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files import read_arrays, write_atomically
+from circuitdiscovery.search.provenance import other_data
 from circuitdiscovery.task import Task
 
 FORMAT = "circuitdiscovery state 1"
@@ -126,18 +126,12 @@ def saved_in(path: str | Path | None, task: Task, info: Mapping[str, Any]) -> It
         CircuitDiscoveryError: the file is the state of another search, or of none.
     """
     file = None if path is None else Path(path)
-    search = json.loads(json.dumps({**info, "examples' digest": _digest(task)}))
+    search = json.loads(json.dumps({**info, "data": {"examples": task.digest} | dict(info.get("data", {}))}))
     state = State(file, search, distributed.from_first(lambda: _read(file, search)))
     try:
         yield state
     finally:
         state.write()
-
-
-def _digest(task: Task) -> str:
-    """Of the tokens, answers and positions of a task's examples."""
-    rows = [(e.clean, e.corrupted, e.position, e.correct, e.incorrect) for e in task.examples]
-    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
 def _copied(values: Array) -> np.ndarray:
@@ -169,7 +163,9 @@ def _difference(saved: Any, ours: Mapping[str, Any]) -> str:
     told: list[str] = []
     for key in dict.fromkeys([*ours, *saved]):
         there, here = saved.get(key), ours.get(key)
-        if there != here:
+        if key == "data" and isinstance(there, dict) and (other := other_data(there, ours[key])):
+            told.append(other)
+        elif there != here:
             parts = f": {_difference(there, here)}" if isinstance(there, dict) and isinstance(here, dict) else ""
             told.append(key + (parts or f" {there!r} there, {here!r} here"))
     return ", ".join(told)

@@ -1,0 +1,134 @@
+"""A run goes on with the rows and the tokenizer that it was begun with, and with no others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import Tiny
+
+import circuitdiscovery as cd
+from circuitdiscovery import cli, run
+from circuitdiscovery.encoder import tokenizer_digest
+from circuitdiscovery.search import acdc
+
+
+class Killed(BaseException):
+    """As a signal: nothing gets to handle it."""
+
+
+@pytest.fixture(scope="module")
+def toy() -> Any:
+    return cd.load_model("toy")
+
+
+def write_table(path: Path, toy: Any, seed: int, change: str | None = None) -> None:
+    """Eight rows; with a change, the last cell of one row is another."""
+    drawn = cd.load_task("ioi", toy, examples=8, seed=seed).examples
+    decode = toy.tokenizer.decode
+    lines = ["clean,corrupted,correct,incorrect"]
+    for example in drawn:
+        right, wrong = decode([example.correct[0]]), decode([example.incorrect[0]])
+        lines.append(f'"{decode(example.clean)}","{decode(example.corrupted)}", {right.strip()}, {wrong.strip()}')
+    if change is not None:
+        lines[1] = lines[1].rpartition(",")[0] + f", {change}"
+    path.write_text("\n".join(lines) + "\n")
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Kill a run while it searches, after something was kept, or before it measures."""
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise Killed
+
+    if where == "measure":
+        monkeypatch.setattr(run, "evaluate", killed)
+        return
+    decide, left = acdc._Search.decide, iter(range(5))
+
+    def some(self: Any, *args: Any) -> Any:
+        return decide(self, *args) if next(left, None) is not None else killed()
+
+    monkeypatch.setattr(acdc._Search, "decide", some)
+
+
+def call(table: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
+    arguments = ["discover", "toy", str(table), "--threshold", "0.05", "--measure", "quick", "--out", str(out), *more]
+    try:
+        cli.main(arguments)
+    except SystemExit as exit:
+        return int(exit.code or 0), capsys.readouterr().err.strip()
+    return 0, capsys.readouterr().err.strip()
+
+
+@pytest.mark.parametrize("where", ["search", "measure"])
+@pytest.mark.parametrize("change", ["all rows", "one answer"])
+def test_rows_replaced_between_kill_and_resume_are_refused(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str, change: str
+) -> None:
+    table, out = tmp_path / "table.csv", tmp_path / "run"
+    write_table(table, toy, seed=1)
+    with monkeypatch.context() as patch:
+        stop(patch, where)
+        with pytest.raises(Killed):
+            call(table, out, capsys)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    write_table(table, toy, seed=2 if change == "all rows" else 1, change=None if change == "all rows" else "Zoe")
+    capsys.readouterr()
+    code, said = call(table, out, capsys, "--resume")
+    last = said.splitlines()[-1]
+    assert code == 2 and "the task's rows are others than then" in last and str(out) in last
+    assert {name: data for name, data in before.items() if name != "run.json"} == {
+        path.name: path.read_bytes() for path in out.iterdir() if path.name != "run.json"
+    }
+    write_table(table, toy, seed=1)
+    assert call(table, out, capsys, "--resume")[0] == 0
+    assert call(table, tmp_path / "whole", capsys)[0] == 0
+    for name in ("circuit.json", "evaluation.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_search_names_the_rows_and_the_tokenizer(toy: Any, tmp_path: Path) -> None:
+    one, other = (cd.load_task("ioi", toy, examples=4, seed=seed) for seed in (0, 1))
+    found = [cd.eap(toy, task).info["data"] for task in (one, one, other)]
+    assert found[0] == found[1] and found[0]["examples"] != found[2]["examples"]
+    assert found[0]["tokenizer"] == found[2]["tokenizer"]
+    circuit = cd.eap(toy, one).top(5)
+    circuit.save(tmp_path / "circuit.json")
+    assert cd.load_circuit(tmp_path / "circuit.json").info["data"] == found[0]
+
+
+def test_every_part_of_a_row_is_in_the_digest(gpt2: Tiny) -> None:
+    row: dict[str, Any] = {"clean": [[1, 2]], "corrupted": [[3, 2]], "correct": [4], "incorrect": [5]}
+    changes: Iterator[dict[str, Any]] = iter(
+        [{}, {"clean": [[6, 2]]}, {"corrupted": [[6, 2]]}, {"correct": [6]}, {"incorrect": [6]}, {"position": 0}]
+    )
+    digests = [cd.Task.from_tokens(**(row | change)).digest for change in changes]
+    assert len(set(digests)) == 6
+    assert "tokenizer" not in cd.eap(gpt2.model, gpt2.prompts.task).info["data"]
+
+
+def test_a_tokenizer_is_known_by_what_it_does(words: Path) -> None:
+    from transformers import AutoTokenizer
+
+    one, same, other = (AutoTokenizer.from_pretrained(words) for _ in range(3))
+    one(["w3", "w4 w5"], padding=True, truncation=True, max_length=4)  # which it remembers
+    assert tokenizer_digest(one) == tokenizer_digest(same)
+    other.add_tokens(["w3 w4"])
+    assert tokenizer_digest(other) != tokenizer_digest(same)
+    assert tokenizer_digest(None) is None
+
+
+def test_a_circuit_of_an_older_version_is_read(toy: Any, tmp_path: Path) -> None:
+    path = tmp_path / "circuit.json"
+    cd.eap(toy, cd.load_task("ioi", toy, examples=4)).top(5).save(path)
+    value = json.loads(path.read_text())
+    del value["data"]
+    path.write_text(json.dumps(value))
+    assert len(cd.load_circuit(path)) == 5
+    path.write_text(json.dumps(value | {"data": {"examples": 3}}))
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"data\.examples.* must be text"):
+        cd.load_circuit(path)
