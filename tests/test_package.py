@@ -26,7 +26,7 @@ ORDER = [
     *("tablefile", "taskfile", "taskview", "encoder", "prompts", "task"),
     *("model", "forward", "interchange", "architectures", "proof", "modelfolder", "ggufmodel", "modelobject"),
     *("loading", "metrics", "ablation", "schema", "mib", "selection", "circuit", "comparison", "patching", "threads"),
-    *("estimates", "plan", "saved", "bench"),
+    *("estimates", "intervals", "plan", "saved", "bench"),
     *("search", "search.provenance", "search.state", "search.cases"),
     *("search.attribution", "search.acdc", "search.exact", "search.baseline", "search.relaxed"),
     *(
