@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PROMPTS = 20  # rows of the table
 ANSWERS = 3  # of several right answers that are named; greater_than has up to 98
+AREAS = ("cpr", "cmd", "area", "distance")  # under the curve
 _BY_ROW = ("resample", "zero")  # ablations that give a prompt the same whatever stands beside it
 _IN_WORDS = ("description", "source", "counterfactual", "asks")
 
@@ -182,11 +183,11 @@ def _measured(model: Model, task: Task, scores: Scores, options: Options) -> Jso
             seed=options.seed,
         )
     estimates = {"normalized": [each.to_dict() for each in found.normalized]}
-    return {"edges": list(found.edges), **estimates, "cpr": found.cpr.to_dict(), "cmd": found.cmd.to_dict()}
+    return {"edges": list(found.edges), **estimates} | {name: getattr(found, name).to_dict() for name in AREAS}
 
 
 def _curve_of(ranking: str, found: Mapping[str, Any]) -> Json:
-    return {"ranking": ranking} | {name: found[name] for name in ("edges", "normalized", "cpr", "cmd")}
+    return {"ranking": ranking} | {name: found[name] for name in ("edges", "normalized", *AREAS)}
 
 
 # ------------------------------------------------------------------- prompts
