@@ -338,7 +338,7 @@ def _curve(run: Run, safe: type[Markup]) -> dict[str, Any]:
     )
     former = "area" not in known  # in which ours stood under MIB's names
     ours = (known["cpr"], known["cmd"]) if former else (known["area"], known["distance"])
-    mib = {} if former else {"cpr": known["cpr"], "cmd": known["cmd"]}
+    mib = {name: None if former else known[name] for name in ("cpr", "cmd")}
     return {"svg": safe(chart), "ranking": known["ranking"], "area": ours[0], "distance": ours[1]} | mib
 
 
