@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from mutations import Whole, outcome
+from mutations import Whole, outcome  # pyright: ignore[reportMissingImports]
 
 
 def main() -> int:

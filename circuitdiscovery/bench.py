@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery import distributed
+from circuitdiscovery import distributed, intervals
 from circuitdiscovery.ablation import mean_over, name_of, on_demand
-from circuitdiscovery.estimates import Estimate, bootstrap, interval
+from circuitdiscovery.estimates import Estimate, weights
 from circuitdiscovery.finite import finite_logits, rounding
 from circuitdiscovery.forward import World
 from circuitdiscovery.graph import Graph
@@ -32,6 +32,7 @@ from circuitdiscovery.saved import KEY_BYTES, Saved
 from circuitdiscovery.task import Batch, Task
 
 KINDS = ("metric", "kl", "agreement")
+SKEWED = ("kl_divergence", "nll")  # metrics that are never negative, and about log-normal from prompt to prompt
 _KEPT_BYTES = 2**27  # of replacements of all batches together, which are then computed only once
 _MASK_BYTES = 2**28  # of masks in one pass over the batches
 _UNITS = 100  # of progress in a plain forward of the examples
@@ -136,7 +137,6 @@ class Bench:
         own_run = denoising or getattr(ablation, "own_run", False)
         tokens = [batch.clean.numel() for batch in found]
         costs = Costs(model, graph, sum(map(len, found)), sum(tokens), len(found), max(tokens, default=0))
-        draws = bootstrap(count, seed) / count
         by_kl = isinstance(metric, str) and canonical("metric", metric) == "kl_divergence"
         bench = cls(
             graph,
@@ -145,7 +145,7 @@ class Bench:
             else bind(metric, model, task),
             direction,
             count,
-            draws,
+            weights(count, seed),
             found,
             name_of(ablation),
             mean_over(ablation, found),
@@ -341,30 +341,30 @@ class Bench:
 
     # ------------------------------------------------------------------ statistics
 
-    def resampled(self, values: np.ndarray) -> np.ndarray:
-        """[1 + resamples]: the mean over the examples, then over each bootstrap draw of them."""
-        return np.concatenate([[values.mean()], self.draws @ values])
+    def mean(self, values: np.ndarray, what: str = "metric") -> Estimate:
+        """The mean over the examples of what `values` gives, with its interval."""
+        return self.means(values[None], what)[0]
 
-    def estimate(self, statistic: Callable[..., Any], *values: np.ndarray) -> Estimate:
-        """A function of means, elementwise over the bootstrap draws, with its interval."""
-        return interval(statistic(*(self.resampled(value) for value in values)))
+    def means(self, values: np.ndarray, what: str = "metric") -> list[Estimate]:
+        """As `mean`, of [figures, examples]."""
+        if what == "agreement" or (what == "metric" and self.metric.name == "accuracy"):
+            return [intervals.share(round(float(row.sum())), self.count) for row in values]
+        return intervals.means(values, self.draws, skewed=what == "kl" or self.metric.name in SKEWED)
 
-    def mean(self, values: np.ndarray) -> Estimate:
-        """The mean over the examples with its interval."""
-        return interval(self.resampled(values))
+    def difference(self, a: np.ndarray, b: np.ndarray) -> Estimate:
+        """The mean of the metric's a - b, of the same examples, with its interval."""
+        return intervals.difference(a, b, self.draws)
+
+    def damage(self, old: np.ndarray, new: np.ndarray) -> Estimate:
+        """How much worse the metric's new values are than the old ones on average, with its interval."""
+        return self.difference(old, new) if self.metric.higher_is_better else self.difference(new, old)
 
     def normalized(self, kept: np.ndarray, full: np.ndarray, empty: np.ndarray) -> tuple[Estimate | None, str | None]:
         """(normalized faithfulness, None), or (None, why there is none)."""
-        span = self.estimate(lambda f, e: f - e, full, empty)
+        span = self.difference(full, empty)
         own = torch.finfo(self._dtype).eps * float(np.abs(full).mean() + np.abs(empty).mean())  # of a metric of unknown units
         if abs(span) <= (self.rounding() if self.unchanged or self.metric.name in METRIC_NAMES else own):
             return None, f"F(M) - F(empty) = {span} is rounding: replacing every edge changes nothing, so there is nothing to explain"
         if span.low <= 0 <= span.high:
             return None, f"F(M) - F(empty) = {span} is not distinguishable from 0"
-        return self.estimate(normalized, kept, full, empty), None
-
-
-def normalized(kept: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """(kept - empty) / (full - empty), elementwise; 0 where there is nothing to divide by."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num((kept - empty) / (full - empty), posinf=0, neginf=0)
+        return intervals.ratio(kept - empty, full - empty, self.draws), None

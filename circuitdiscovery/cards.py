@@ -244,7 +244,7 @@ def _written(card: Card) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
-        return {name: _rounded(each) for name, each in value.to_dict().items()}
+        return {name: None if each is None else _rounded(each) for name, each in value.to_dict().items()}
     if isinstance(value, Pattern | Lens):
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, Mapping):
@@ -344,4 +344,6 @@ class _Reader:
 
     def _estimate(self, data: Any, name: str) -> Estimate:
         exactly(data[name], ("value", "low", "high"), self.where, f"{self.field}.{name}")
+        if data[name]["low"] is None and data[name]["high"] is None:  # of one example
+            return Estimate(self._number(f"{name}.value", data[name]["value"]))
         return Estimate(*(self._number(f"{name}.{part}", data[name][part]) for part in ("value", "low", "high")))

@@ -1,17 +1,19 @@
-"""Numbers with their 95% bootstrap intervals over the examples."""
+"""Numbers with their 95% intervals over the examples (intervals.py computes them), and the bootstrap that these rest on."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 
 class Estimate(float):
-    """A number with its 95% bootstrap interval `low` to `high` over the examples."""
+    """A number with its 95% interval `low` to `high` over the examples; both are NaN where it has none."""
 
     low: float
     high: float
 
-    def __new__(cls, value: float, low: float, high: float) -> Estimate:
+    def __new__(cls, value: float, low: float = math.nan, high: float = math.nan) -> Estimate:
         self = super().__new__(cls, value)
         self.low, self.high = float(low), float(high)
         return self
@@ -20,13 +22,31 @@ class Estimate(float):
         return float(self), self.low, self.high
 
     def __str__(self) -> str:
-        return f"{float(self):.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return f"{float(self):.3g} [{self.low:.3g}, {self.high:.3g}]" if self.has_interval else f"{float(self):.3g}"
 
     __repr__ = __str__
 
-    def to_dict(self) -> dict[str, float]:
-        """Value and interval, as JSON."""
-        return {"value": float(self), "low": self.low, "high": self.high}
+    @property
+    def has_interval(self) -> bool:
+        """Whether an interval is known; a largest value that was chosen on the examples that it is measured on has none."""
+        return not math.isnan(self.low)
+
+    def magnitude(self) -> Estimate:
+        """|value|; the interval is that of the signed number, folded at 0: its low end is 0 where that holds 0.
+
+        >>> Estimate(-2, -3, 1).magnitude(), Estimate(-2, -3, -1).magnitude()
+        (2 [0, 3], 2 [1, 3])
+        """
+        ends = abs(self.low), abs(self.high)
+        return Estimate(abs(self), 0.0 if self.low <= 0 <= self.high else min(ends), max(ends))
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Value and interval, as JSON; null where there is no interval."""
+        return {"value": float(self), "low": self.low, "high": self.high} if self.has_interval else _without_interval(self)
+
+
+def _without_interval(value: float) -> dict[str, float | None]:
+    return {"value": float(value), "low": None, "high": None}
 
 
 RESAMPLES = 1000
@@ -37,12 +57,6 @@ def bootstrap(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
 
 
-def resampled(values: np.ndarray, seed: int) -> np.ndarray:
-    """[1 + resamples]: the mean of [count] values, then that of each bootstrap draw."""
-    return np.concatenate([[values.mean()], bootstrap(len(values), seed) / len(values) @ values])
-
-
-def interval(draws: np.ndarray) -> Estimate:
-    """The first of [1 + resamples] values with the 95% interval of the others."""
-    low, high = np.quantile(draws[1:], [0.025, 0.975])
-    return Estimate(float(draws[0]), low, high)
+def weights(count: int, seed: int) -> np.ndarray:
+    """[resamples, count]: the same as weights that sum to 1."""
+    return bootstrap(count, seed) / count

@@ -2,7 +2,10 @@
 
 F is the mean metric, M the model, C the circuit, and "empty" all edges removed under the same ablation. C\\K removes every
 edge into or out of the nodes in K. All values come from examples that the search has not seen, where the task holds some
-out, and carry 95% bootstrap intervals over these examples.
+out, and carry 95% intervals over these examples (intervals.py). Which K matters most, greedily grown or for a node's minimality, is
+chosen on some of the search's examples: a largest value of noisy ones is too large where it is chosen on the examples that it is
+measured on. Where none are held out it is, and stands without an interval; so does the largest of a quick measurement, which does not
+pay for choosing.
 
 How much is measured is the effort. *full*: K empty, the roles, 20 random sets and a greedy one, and minimality over them. *quick*: K
 empty and 5 random sets; minimality at K empty, of the 30 nodes that write most. Both say F, KL, agreement and the curve.
@@ -11,7 +14,7 @@ empty and 5 random sets; minimality at K empty, of the 30 nodes that write most.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from circuitdiscovery import intervals
 from circuitdiscovery.ablation import Ablation, Replacements, name_of
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.bench import Bench, Family, normalized
+from circuitdiscovery.bench import Bench, Family
 from circuitdiscovery.circuit import Circuit, Scores
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.estimates import Estimate, interval
+from circuitdiscovery.estimates import Estimate
 from circuitdiscovery.metrics import Metric
 from circuitdiscovery.model import Model
 from circuitdiscovery.names import ablation_words
@@ -48,7 +52,6 @@ __all__ = [
     "curve",
     "default_effort",
     "evaluate",
-    "interval",
     "price",
 ]
 
@@ -58,7 +61,7 @@ RANDOM_SETS = 20  # random K, each node with probability 1/2 (Wang et al. 2022, 
 QUICK_SETS = 5
 QUICK_NODES = 30
 GREEDY_NODES = 10
-GREEDY_EXAMPLES = 16  # on which greedy's candidates are ranked; what is reported is measured on all
+GREEDY_EXAMPLES = 16  # of the search's, on which greedy's K, and the K that matters most, are chosen
 NEGLIGIBLE = 0.01  # of |F(M) - F(empty)|: a node that never matters more is named by minimality
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # Mueller et al. 2025, arXiv 2504.13151
 _AFFORDABLE = 1e13  # FLOP of a full measurement that is done unasked: some minutes on two cores
@@ -76,12 +79,19 @@ class Knockout:
 
     kind: str  # "empty", "role NAME", "random" or "greedy"
     nodes: tuple[str, ...]
-    incompleteness: Estimate
+    incompleteness: Estimate  # of "greedy" without an interval where none are held out
 
 
 @dataclass(frozen=True)
 class Completeness:
-    """Whether the circuit responds to the removal of nodes as the model does: smaller is better."""
+    """Whether the circuit responds to the removal of nodes as the model does: smaller is better.
+
+    Args:
+        sets: each K.
+        max: of the K that is surely worst on some of the search's examples; where none are held out, and of a quick measurement, the
+            largest, without an interval.
+        mean: over the random K, less what noise adds to a mean of magnitudes.
+    """
 
     sets: tuple[Knockout, ...]
     max: Estimate
@@ -93,8 +103,9 @@ class Minimality:
     """How much each node of the circuit matters in it, at most over the sets K.
 
     Args:
-        scores: of the nodes that were measured.
-        below: those of them that matter less than the bar.
+        scores: of the nodes that were measured, each at the K where it surely matters most on some of the search's examples; where none are
+            held out, without an interval.
+        below: those of them that matter less than the bar, on the search's examples at every K too.
         bar: what is negligible.
         unmeasured: the nodes that the effort `quick` left out.
     """
@@ -109,8 +120,16 @@ class Minimality:
 class Curve(Value):
     """Faithfulness against the number of edges, for the best edges by score at MIB's fractions.
 
-    `edges` counts what is left after pruning, which is what the areas are taken over (linear trapezoid from the first
-    point to the last, as fractions of all edges): CPR of the normalized faithfulness f, CMD of |1 - f|.
+    Areas are linear trapezoids from the first fraction to the last: `area` under the normalized faithfulness f and `distance` under
+    |1 - f|, over the part of edges that pruning leaves of the edges of the highest |score|; `cpr` and `cmd` the same by the rule of
+    MIB's code (Mueller et al. 2025): over the fractions themselves, rounded down to edges, of the highest signed score, pruned.
+
+    Args:
+        fractions: of all edges.
+        requested: how many edges that is, by |score|.
+        edges: how many of these pruning leaves.
+        normalized: f of the requested edges.
+        cpr, cmd, area, distance: the areas.
     """
 
     fractions: tuple[float, ...]
@@ -119,6 +138,8 @@ class Curve(Value):
     normalized: tuple[Estimate, ...]
     cpr: Estimate
     cmd: Estimate
+    area: Estimate
+    distance: Estimate
 
     def plot(self, path: str | Path | None = None) -> Chart:
         """The curve over a logarithmic axis of edges, with its intervals; a notebook shows it, a .svg path keeps it."""
@@ -189,7 +210,7 @@ class Evaluation(Value):
             f"{len(self.minimality.below)} of {len(self.minimality.scores)} nodes never matter more than {NEGLIGIBLE:.0%}{named}{rest}",
         )
         if self.curve is not None:
-            yield "curve", f"CMD {self.curve.cmd}, CPR {self.curve.cpr}"
+            yield "curve", f"area {self.curve.area}, distance {self.curve.distance}; MIB's CPR {self.curve.cpr}, CMD {self.curve.cmd}"
 
 
 @guarded
@@ -212,7 +233,8 @@ def evaluate(
 
     Args:
         model: the model it is a circuit of.
-        task: measured on its held-out examples where there are some, else on its examples.
+        task: measured on its held-out examples where there are some, else on its examples; which K matters most is chosen on its
+            examples.
         circuit: what to measure; its roles, where it has some, are sets K of completeness.
         ablation: what a removed edge carries.
         metric: by default the task's own.
@@ -239,30 +261,47 @@ def evaluate(
         raise unknown("effort", effort, EFFORTS)
     circuit.check_model(model)
     used, metric = task.held_out or task, metric or task.metric
-    plan = _Sets.of(circuit, effort, seed)
+    plan, few = _Sets.of(circuit, effort, seed), _choosing(task, ablation) if effort == "full" else used
     of = (
         ""
         if state is None
-        else digest(*_depends_on(model, used, ablation, metric, direction), circuit.mask, plan, scores and scores.values)
+        else digest(*_depends_on(model, used, ablation, metric, direction), few.examples, circuit.mask, plan, scores and scores.values)
     )
     with saved(state, of) as kept:
         setup = (circuit.graph, ablation, metric, direction, batch_size, seed)
         bench = Bench.build(model, used, *setup, progress, saved=kept)
-        curve = [] if scores is None else [Family([scores.top(n).mask for n in _sizes(scores, MIB_FRACTIONS)])]
+        chooser = bench if few is used else Bench.build(model, few, *setup, work=bench.work, saved=kept, name="ranking")
+        if progress:
+            bench.work.ahead = _expected(bench, chooser, plan)
+        first = [] if scores is None else [Family(_curve_masks(scores, MIB_FRACTIONS))]
+        bench.measure_families((*first, *plan.families()))
         if effort == "full" and plan.nodes:
-            few = _of_one_length(used, GREEDY_EXAMPLES) if len(used) > GREEDY_EXAMPLES else None
-            ranking = bench if few is None else Bench.build(model, few, *setup, work=bench.work, saved=kept, name="ranking")
-            bench.work.ahead = _expected(bench, ranking, plan) if progress else 0.0
-            bench.measure_families((*curve, *plan.families()))
-            greedy = _greedy(ranking, circuit, plan.nodes)
-            plan = replace(plan, sets=(*plan.sets, ("greedy", greedy)))
+            plan = replace(plan, sets=(*plan.sets, ("greedy", _greedy(chooser, circuit, plan.nodes))))
+        chooser.measure_families((*plan.families(), *plan.candidates()))
+        apart = few is not used and task.held_out is not None
+        plan = plan.chosen(chooser, apart)
         bench.work.ahead = 0.0
-        bench.measure_families((*curve, *plan.families()))
+        bench.measure_families((*plan.families(), *plan.minimal()))
         bench.work.report()
-        return _evaluation(model, task, bench, plan, scores)
+        return _evaluation(model, task, bench, plan, scores, apart)
 
 
-def _evaluation(model: Model, task: Task, bench: Bench, plan: _Sets, scores: Scores | None) -> Evaluation:
+def _choosing(task: Task, ablation: str | Ablation) -> Task:
+    """The examples that K is chosen on: the first of the search's, which are of all templates; where the ablation has none of them, all
+    that are measured."""
+    used = task.held_out or task
+    few = task.select(range(GREEDY_EXAMPLES)) if len(task) > GREEDY_EXAMPLES else task
+    if isinstance(ablation, Replacements) and task.held_out is not None:
+        try:
+            for batch in few.batches():
+                ablation.rows(batch)
+        except CircuitDiscoveryError:  # computed of the held-out examples alone
+            return used
+    return few
+
+
+def _evaluation(model: Model, task: Task, bench: Bench, plan: _Sets, scores: Scores | None, apart: bool) -> Evaluation:
+    """What the values say; `apart`: K was chosen on other examples."""
     circuit, allowed, nothing = plan.circuit, plan.circuit.graph.allowed, np.zeros_like(plan.circuit.mask)
     full, kept, empty = (bench.values(mask) for mask in (allowed, circuit.mask, nothing))
     normalized, reason = bench.normalized(kept, full, empty)
@@ -281,14 +320,14 @@ def _evaluation(model: Model, task: Task, bench: Bench, plan: _Sets, scores: Sco
         full=bench.mean(full),
         circuit=bench.mean(kept),
         empty=bench.mean(empty),
-        faithfulness=bench.estimate(lambda f, c: abs(f - c), full, kept),
+        faithfulness=bench.difference(full, kept).magnitude(),
         normalized=normalized,
         reason=reason,
-        kl=bench.mean(bench.values(circuit.mask, "kl")),
-        empty_kl=bench.mean(bench.values(nothing, "kl")),
-        agreement=bench.mean(bench.values(circuit.mask, "agreement")),
-        completeness=_completeness(bench, circuit, plan.sets),
-        minimality=_minimality(bench, plan),
+        kl=bench.mean(bench.values(circuit.mask, "kl"), "kl"),
+        empty_kl=bench.mean(bench.values(nothing, "kl"), "kl"),
+        agreement=bench.mean(bench.values(circuit.mask, "agreement"), "agreement"),
+        completeness=_completeness(bench, plan, apart),
+        minimality=_minimality(bench, plan, apart),
         curve=_curve(bench, scores, MIB_FRACTIONS) if scores is not None and reason is None else None,
         mean_over=bench.mean_over,
     )
@@ -318,11 +357,14 @@ def price(circuit: Circuit, count_examples: int, effort: str = "full") -> float:
     share = int(circuit.pruned().mask.any(axis=1).sum()) / size  # of the sources that run
     whole, half, kept = (_RUN + _MASKED * part for part in (1.0, share / 2, share))
     follows = _RUN + _MASKED * share / 2  # what follows a node that is left out
-    once = _WORLD + whole + kept + len(MIB_FRACTIONS) * (_RUN + _MASKED * 0.8)
+    once = _WORLD + whole + kept + 2 * len(MIB_FRACTIONS) * (_RUN + _MASKED * 0.8)
+    count = (QUICK_SETS if effort == "quick" else RANDOM_SETS) + 1
+    sets = count * (whole + half)
     if effort == "quick":
-        return once + QUICK_SETS * (whole + half) + min(QUICK_NODES, removable) * follows
-    rounds = _ROUNDS * removable * (follows + whole / 2) * min(1.0, GREEDY_EXAMPLES / count_examples)
-    return once + (RANDOM_SETS + 1) * (whole + half + removable * follows * _THINNED) + rounds
+        return once + sets + min(QUICK_NODES, removable) * follows
+    rounds = _ROUNDS * removable * (follows + whole / 2) + count * removable * follows * _THINNED
+    few = min(1.0, GREEDY_EXAMPLES / count_examples)
+    return once + sets + removable * follows * _THINNED + few * (_WORLD + sets + rounds)
 
 
 @guarded
@@ -352,7 +394,7 @@ def curve(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> Curve:
-    """Normalized faithfulness of the best edges by |score| against their number, with MIB's CPR and CMD (see `Curve`).
+    """Normalized faithfulness of the best edges by |score| against their number, with the areas under it (see `Curve`).
 
     Raises:
         CircuitDiscoveryError: fractions that do not rise from 0 to 1; no normalized faithfulness on this task.
@@ -373,13 +415,6 @@ def curve(
 # ------------------------------------------------------------------ the criteria
 
 
-def _of_one_length(task: Task, count: int) -> Task:
-    """The first examples of the most frequent length, which run as one batch."""
-    lengths = [len(example.clean) for example in task.examples]
-    most = max(sorted(set(lengths)), key=lengths.count)
-    return task.select([row for row, length in enumerate(lengths) if length == most][:count])
-
-
 def _removable(circuit: Circuit) -> list[str]:
     return [node for node in circuit.nodes if node not in ENDS]
 
@@ -392,6 +427,9 @@ class _Sets:
     effort: str
     nodes: tuple[str, ...]
     sets: tuple[tuple[str, tuple[str, ...]], ...]  # (kind, K)
+    worst: int = 0  # the set of largest incompleteness
+    most: tuple[tuple[str, ...], ...] = ()  # of each node, the K at which it matters most
+    largest: tuple[float, ...] = ()  # of each node, its largest effect on the examples that K was chosen on
 
     @classmethod
     def of(cls, circuit: Circuit, effort: str, seed: int) -> _Sets:
@@ -415,13 +453,38 @@ class _Sets:
         return [nodes for kind, nodes in self.sets if kind == "empty" or (self.effort == "full" and not kind.startswith("role"))]
 
     def families(self) -> Iterator[Family]:
-        """Everything that is to be measured, the curve aside."""
+        """What is measured whatever is chosen, the curve aside."""
         circuit, whole = self.circuit, Circuit.full(self.circuit.graph)
         yield Family([np.zeros_like(circuit.mask)])
         yield Family([whole.without(removed).mask for _, removed in self.sets], whole.mask)
-        for removed in self.over:
-            yield without_each(circuit, removed, self.nodes)
         yield Family([circuit.without(removed).mask for _, removed in self.sets], circuit.mask)
+
+    def candidates(self) -> Iterator[Family]:
+        """What the K of minimality are chosen by."""
+        return (without_each(self.circuit, removed, self.nodes) for removed in self.over if len(self.over) > 1)
+
+    def minimal(self) -> Iterator[Family]:
+        """What minimality needs at the K that were chosen."""
+        for removed in dict.fromkeys(self.most):
+            yield without_each(self.circuit, removed, [node for node, at in zip(self.nodes, self.most, strict=True) if at == removed])
+
+    def chosen(self, bench: Bench, sure: bool) -> _Sets:
+        """With the set that is worst, and the K at which each node matters most, on a bench's examples; the first of equals.
+
+        `sure`: by what a mean exceeds its standard error by, where it does, for others are measured. The largest of noisy means is noise.
+        """
+
+        def size(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+            value, error = abs(float((a - b).mean())), float((a - b).std()) / math.sqrt(max(1, len(a) - 1))
+            return (max(0.0, value - error) if sure else value), value
+
+        incomplete = [size(*_incomplete(bench, self.circuit, removed)) for _, removed in self.sets]
+        over, most, largest = self.over, [], []
+        for node in self.nodes:
+            effects = [size(*_with_and_without(bench, self.circuit, removed, node)) for removed in over] if len(over) > 1 else [(0.0, 0.0)]
+            most.append(over[effects.index(max(effects))])
+            largest.append(max(value for _, value in effects))
+        return replace(self, worst=incomplete.index(max(incomplete)), most=tuple(most), largest=tuple(largest))
 
 
 def without_each(circuit: Circuit, removed: tuple[str, ...], nodes: Sequence[str]) -> Family:
@@ -434,6 +497,12 @@ def _incomplete(bench: Bench, circuit: Circuit, removed: tuple[str, ...]) -> tup
     """[examples] each: F(C\\K) and F(M\\K)."""
     whole = Circuit.full(circuit.graph)
     return bench.values(circuit.without(removed).mask), bench.values(whole.without(removed).mask)
+
+
+def _with_and_without(bench: Bench, circuit: Circuit, removed: tuple[str, ...], node: str) -> tuple[np.ndarray, np.ndarray]:
+    """[examples] each: F of C\\K without a node and with it."""
+    rest = tuple(other for other in removed if other != node)
+    return bench.values(circuit.without((*rest, node)).mask), bench.values(circuit.without(rest).mask)
 
 
 def _greedy(bench: Bench, circuit: Circuit, nodes: Sequence[str]) -> tuple[str, ...]:
@@ -456,57 +525,86 @@ def _greedy(bench: Bench, circuit: Circuit, nodes: Sequence[str]) -> tuple[str, 
     return chosen
 
 
-def _expected(bench: Bench, ranking: Bench, plan: _Sets) -> float:
-    """FLOP of a full measurement, from its first two sets and greedy's first round."""
+def _expected(bench: Bench, chooser: Bench, plan: _Sets) -> float:
+    """FLOP of all that is measured but the curve, from its first two sets and greedy's first round."""
     circuit, whole = plan.circuit, Circuit.full(plan.circuit.graph)
-    first, second = (bench.cost([without_each(circuit, removed, plan.nodes)]) for removed in plan.over[:2])
-    others = bench.cost([Family([whole.without(removed).mask for _, removed in plan.sets], whole.mask)])
-    rounds = ranking.cost([without_each(each, (), plan.nodes) for each in (circuit, whole)])
-    return first + second * len(plan.over) + others + _ROUNDS * rounds
+    total = bench.cost(list(plan.families())) + (chooser.cost(list(plan.families())) if chooser is not bench else 0.0)
+    if plan.effort == "quick" or not plan.nodes:
+        return total + bench.cost([without_each(circuit, plan.over[0], plan.nodes)])
+    _, second = (chooser.cost([without_each(circuit, removed, plan.nodes)]) for removed in plan.over[:2])
+    minimal = 0.0 if chooser is bench else bench.cost([without_each(circuit, plan.over[1], plan.nodes)])
+    rounds = chooser.cost([without_each(each, (), plan.nodes) for each in (circuit, whole)])
+    return total + second * len(plan.over) + minimal + _ROUNDS * rounds
 
 
-def _completeness(bench: Bench, circuit: Circuit, sets: Iterable[tuple[str, tuple[str, ...]]]) -> Completeness:
-    each = []
-    for _, removed in sets:
-        kept, whole = _incomplete(bench, circuit, removed)
-        each.append(np.abs(bench.resampled(kept) - bench.resampled(whole)))
-    found = np.stack(each)  # [sets, 1 + resamples]
-    knockouts = tuple(Knockout(kind, removed, interval(draws)) for (kind, removed), draws in zip(sets, found, strict=True))
-    return Completeness(knockouts, interval(found.max(0)), interval(found.mean(0)))
+def _completeness(bench: Bench, plan: _Sets, apart: bool) -> Completeness:
+    pairs = [_incomplete(bench, plan.circuit, removed) for _, removed in plan.sets]
+    signed = [bench.difference(kept, whole) for kept, whole in pairs]
+    found = [each.magnitude() for each in signed]
+    knockouts = tuple(
+        Knockout(kind, removed, Estimate(each) if kind == "greedy" and not apart else each)
+        for (kind, removed), each in zip(plan.sets, found, strict=True)
+    )
+    largest = found[plan.worst] if apart or len(found) == 1 else Estimate(max(map(float, found)))
+    random = [each for (kind, _), each in zip(plan.sets, signed, strict=True) if kind == "random"]
+    return Completeness(knockouts, largest, intervals.mean_of_magnitudes(random or signed))
 
 
-def _minimality(bench: Bench, plan: _Sets) -> Minimality:
-    scores, circuit = {}, plan.circuit
-    for node in plan.nodes:
-        differences = []
-        for removed in plan.over:
-            without = tuple(other for other in removed if other != node)
-            with_node, without_node = (bench.values(circuit.without(k).mask) for k in (without, (*without, node)))
-            differences.append(np.abs(bench.resampled(without_node) - bench.resampled(with_node)))
-        scores[node] = interval(np.stack(differences).max(0))
-    full, empty = bench.values(circuit.graph.allowed), bench.values(np.zeros_like(circuit.mask))
+def _minimality(bench: Bench, plan: _Sets, apart: bool) -> Minimality:
+    scores: dict[str, Estimate] = {}
+    for node, removed in zip(plan.nodes, plan.most, strict=True):
+        found = bench.difference(*_with_and_without(bench, plan.circuit, removed, node)).magnitude()
+        scores[node] = found if apart or len(plan.over) == 1 else Estimate(found)
+    full, empty = bench.values(plan.circuit.graph.allowed), bench.values(np.zeros_like(plan.circuit.mask))
     bar = NEGLIGIBLE * abs(float(full.mean() - empty.mean()))
-    return Minimality(scores, tuple(node for node in plan.nodes if scores[node] < bar), bar, plan.unmeasured)
+    below = (node for node, seen in zip(plan.nodes, plan.largest, strict=True) if max(scores[node], seen) < bar)
+    return Minimality(scores, tuple(below), bar, plan.unmeasured)
 
 
 def _sizes(scores: Scores, fractions: Sequence[float]) -> tuple[int, ...]:
     return tuple(round(fraction * len(scores.graph)) for fraction in fractions)
 
 
+def mib_circuits(scores: Scores, fractions: Sequence[float] = MIB_FRACTIONS) -> list[Circuit]:
+    """The circuits of MIB's curve: the fractions rounded down to edges, the highest signed scores, pruned."""
+    return [scores.top(int(fraction * len(scores.graph)), absolute=False).pruned() for fraction in fractions]
+
+
+def _curve_masks(scores: Scores, fractions: Sequence[float]) -> list[np.ndarray]:
+    ours = [scores.top(n) for n in _sizes(scores, fractions)]
+    return [circuit.mask for circuit in (*ours, *mib_circuits(scores, fractions))]
+
+
 def _curve(bench: Bench, scores: Scores, fractions: Sequence[float]) -> Curve:
-    total, requested = len(scores.graph), _sizes(scores, fractions)
-    circuits = [scores.top(n) for n in requested]
-    edges = tuple(len(circuit.pruned()) for circuit in circuits)
-    bench.measure([scores.graph.allowed, np.zeros_like(scores.graph.allowed), *(circuit.mask for circuit in circuits)])
-    full, empty = bench.values(scores.graph.allowed), bench.values(np.zeros_like(scores.graph.allowed))
-    _, reason = bench.normalized(full, full, empty)
+    requested, masks = _sizes(scores, fractions), _curve_masks(scores, fractions)
+    full, empty = scores.graph.allowed, np.zeros_like(scores.graph.allowed)
+    bench.measure([full, empty, *masks])
+    whole = bench.values(full) - bench.values(empty)
+    _, reason = bench.normalized(bench.values(full), bench.values(full), bench.values(empty))
     if reason is not None:
         raise CircuitDiscoveryError(f"no faithfulness curve: {reason}")
-    ends = bench.resampled(full), bench.resampled(empty)
-    f = np.stack([normalized(bench.resampled(bench.values(circuit.mask)), *ends) for circuit in circuits])  # [points, 1 + resamples]
-    x = np.array(edges) / total
-    cpr, cmd = (interval(np.trapezoid(y, x, axis=0)) for y in (f, np.abs(1 - f)))
-    return Curve(tuple(fractions), requested, edges, tuple(interval(draws) for draws in f), cpr, cmd)
+    kept = np.stack([bench.values(mask) - bench.values(empty) for mask in masks])  # [points, examples], ours and MIB's
+    ours, mib = kept[: len(fractions)], kept[len(fractions) :]
+    edges = tuple(len(scores.top(n).pruned()) for n in requested)
+    area, distance, points = areas(np.array(edges) / len(scores.graph), ours, whole, bench.draws)
+    cpr, cmd, _ = areas(np.array(fractions), mib, whole, bench.draws)
+    return Curve(tuple(fractions), requested, edges, tuple(points), cpr, cmd, area, distance)
+
+
+def areas(x: np.ndarray, parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> tuple[Estimate, Estimate, list[Estimate]]:
+    """The areas under f and |1 - f| by linear trapezoids, and the points f, each a ratio of two means over the examples.
+
+    Args:
+        x: [points], rising.
+        parts: [points, examples], F(C) - F(empty).
+        whole: [examples], F(M) - F(empty).
+        draws: of the bootstrap.
+    """
+    steps = np.diff(x)
+    weight = (np.append(steps, 0) + np.insert(steps, 0, 0)) / 2  # of each point in the sum of the trapezoids
+    missing = intervals.ratios(whole - parts, whole, draws)
+    points = intervals.ratios(parts, whole, draws)
+    return intervals.ratio(weight @ parts, whole, draws), intervals.weighted_magnitudes(missing, weight), points
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitdiscovery import intervals
 from circuitdiscovery.ablation import Ablation, name_of, on_demand
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.attention import Observed, Sights, head_of, observe, shown
@@ -31,7 +32,7 @@ from circuitdiscovery.cards import Card, Edges, Explanation, Lens, Pattern
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.encoder import Example
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.estimates import interval, resampled
+from circuitdiscovery.estimates import weights
 from circuitdiscovery.forward import parameters
 from circuitdiscovery.graph import no_node
 from circuitdiscovery.headscores import PERIOD, SEQUENCES, TOP, CopyScores, PatternScores, among
@@ -156,7 +157,8 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
     patterns = PatternScores({}, None)
     if heads:
         patterns = PatternScores.measure(model, task, batch_size=trials.batch_size, progress=lambda share: work.did(random * share))
-    direct = {node: interval(resampled(values, SEED)) for node, values in seen.direct.items()}
+    of_direct = intervals.means(np.stack(list(seen.direct.values())), weights(len(task), SEED)) if seen.direct else []
+    direct = dict(zip(seen.direct, of_direct, strict=True))
     scores = {head: patterns.of(head) | seen.copying.of(head) for head in heads}
     setting = Setting(
         logit_diff=float(seen.logit_diff.mean()),

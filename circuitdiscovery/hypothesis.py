@@ -11,7 +11,9 @@ s is the metric of each example, M the model, C the circuit, M\\C all other edge
   brought. Binomial test per edge, corrected for the number of edges.
 - *sufficiency*: with a probability of `quantile` or less, C is as faithful as a random circuit of as many edges. Binomial test.
 
-A good circuit retains the first three and rejects the last. To retain is not to prove: where examples are few, little is rejected.
+A good circuit retains the first three and rejects the last. To retain is not to prove: where examples are few, little is rejected. Where
+nothing can be (with alpha .05: equivalence of fewer than 7 examples that differ, sufficiency with fewer than 29 references), the result
+says so.
 How far two circuits are apart is the mean over the examples of the squared difference of s, as in the authors' code.
 """
 
@@ -53,8 +55,10 @@ class HypothesisTest:
         p: how probable such a statistic, or one further from H0, is under H0 (minimality: the least of the edges' corrected ones).
         told: the figures in a sentence.
         wanted: whether it is H0 that a good circuit retains.
+        least: the smallest p that any outcome could have had, with so many examples and references.
         p_holm: p corrected for there being four tests.
         rejected: whether p, uncorrected, is at most alpha.
+        decidable: whether any outcome could have been rejected; where not, to be retained says nothing.
     """
 
     null: str
@@ -62,13 +66,27 @@ class HypothesisTest:
     p: float
     told: str
     wanted: bool = True
+    least: float = 0.0
     p_holm: float = math.nan
     rejected: bool = False
+    decidable: bool = True
+
+    @property
+    def retained(self) -> bool:
+        """Whether H0 is retained, which does not prove it."""
+        return not self.rejected
 
     @property
     def passed(self) -> bool:
         """Whether the outcome is that of a good circuit."""
         return self.rejected is not self.wanted
+
+    @property
+    def outcome(self) -> str:
+        """`retained` or `rejected`; a word more where no outcome could have been rejected."""
+        if not self.decidable:
+            return f"retained whatever is found (p is {self.least:.2g} at least)"
+        return "rejected" if self.rejected else "retained"
 
 
 @dataclass(frozen=True)
@@ -110,7 +128,10 @@ class HypothesisTests(Value):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON."""
-        tests = {name: asdict(getattr(self, name)) | {"passed": getattr(self, name).passed} for name in TESTS}
+        tests = {
+            name: asdict(getattr(self, name)) | {each: getattr(getattr(self, name), each) for each in ("passed", "retained")}
+            for name in TESTS
+        }
         return asdict(self) | tests | {"edges": [asdict(each) for each in self.edges]}
 
     def __str__(self) -> str:
@@ -120,9 +141,10 @@ class HypothesisTests(Value):
         where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
         yield "circuit", f"{self.size:,} edges of {self.edges_total:,}"
         yield "measured", f"{self.metric} on {self.examples} {where}, {ablation_words(self.ablation, self.mean_over)}; alpha {self.alpha:g}"
+        yield "H0", "a good circuit retains the first three and rejects the last"
         for name in TESTS:
             test: HypothesisTest = getattr(self, name)
-            yield name, f"{'passed' if test.passed else 'failed'}, p {test.p:.2g} (for four tests {test.p_holm:.2g}): {test.told}"
+            yield name, f"{test.outcome}, p {test.p:.2g} (for four tests {test.p_holm:.2g}): {test.told}"
         if self.unneeded:
             yield "not needed", ", ".join(self.unneeded[:10]) + (", ..." if len(self.unneeded) > 10 else "")
 
@@ -159,7 +181,8 @@ def hypothesis_tests(
         alpha: the largest p that rejects, for each test on its own.
         epsilon: how far from 1/2 the probability may be that the circuit beats the model.
         quantile: the share of the references that an edge, or the circuit, is to surpass.
-        reference: random circuits, and as many redundant edges.
+        reference: random circuits, and as many redundant edges; with fewer than log(alpha) / log(quantile), 29 by default, sufficiency
+            cannot be rejected.
         permutations: of the test of independence.
         correction: of minimality's p-values for the number of edges: `holm`, `bonferroni` (the authors') or `none`.
         edges: test at most so many edges, drawn by the seed; None: all.
@@ -189,9 +212,9 @@ def hypothesis_tests(
     runs = _Runs(bench, circuit, seed, edges, reference)
     each = _edges(runs, reference, quantile, alpha, correction)
     first = _equivalence(runs, epsilon), _independence(runs, permutations)
-    found = *first, _minimality(each, quantile), _sufficiency(runs, reference, quantile)
+    found = *first, _minimality(each, reference, quantile, correction), _sufficiency(runs, reference, quantile)
     p_holm = corrected(np.array([one.p for one in found])).tolist()
-    decided = (replace(one, p_holm=p, rejected=one.p <= alpha) for one, p in zip(found, p_holm, strict=True))
+    decided = (replace(one, p_holm=p, rejected=one.p <= alpha, decidable=one.least <= alpha) for one, p in zip(found, p_holm, strict=True))
     return HypothesisTests(
         model=model.name,
         task=task.name,
@@ -217,13 +240,16 @@ def _equivalence(runs: _Runs, epsilon: float) -> HypothesisTest:
     null = f"the circuit beats the model with a probability of 1/2 +- {epsilon:g}"
     told = f"the circuit beats the model on {wins} of {rounds} examples" + (f" ({int(ties.sum())} ties)" if ties.any() else "")
     statistic = abs(wins / rounds - 0.5) if rounds else 0.0
-    return HypothesisTest(null, statistic, sign_test(wins, rounds, epsilon), f"{told}; 50% +- {epsilon:.0%} is equivalent")
+    told = f"{told}; 50% +- {epsilon:.0%} is equivalent"
+    return HypothesisTest(null, statistic, sign_test(wins, rounds, epsilon), told, least=sign_test(rounds, rounds, epsilon))
 
 
 def _independence(runs: _Runs, permutations: int) -> HypothesisTest:
     hsic, p = independence_test(runs.rest, runs.full, permutations, (runs.seed, 0))
     null = "what all other edges do is independent of what the model does"
-    return HypothesisTest(null, hsic, p, f"HSIC {hsic:.2g} of {runs.bench.metric.name} without the circuit and of the model")
+    told = f"HSIC {hsic:.2g} of {runs.bench.metric.name} without the circuit and of the model"
+    orders = math.factorial(min(20, runs.bench.count))  # of so few examples, many permutations are the same
+    return HypothesisTest(null, hsic, p, told, least=max(1 / (1 + permutations), 1 / orders))
 
 
 def _edges(runs: _Runs, reference: int, quantile: float, alpha: float, correction: str) -> tuple[EdgeTest, ...]:
@@ -237,11 +263,12 @@ def _edges(runs: _Runs, reference: int, quantile: float, alpha: float, correctio
     return tuple(EdgeTest(*one) for one in zip(names, *(column.tolist() for column in figures), strict=True))
 
 
-def _minimality(edges: tuple[EdgeTest, ...], quantile: float) -> HypothesisTest:
+def _minimality(edges: tuple[EdgeTest, ...], reference: int, quantile: float, correction: str) -> HypothesisTest:
     least, unneeded = min(each.share for each in edges), sum(not each.needed for each in edges)
     told = f"{unneeded} of {len(edges)} tested edges are not needed; the least matters more than {least:.0%} of redundant ones"
     null = f"every edge matters more than a redundant one with a probability of at least {quantile:g}"
-    return HypothesisTest(null, least, min(each.p_corrected for each in edges), told)
+    smallest = float(corrected(np.append(too_seldom(np.zeros(1), reference, quantile), np.ones(len(edges) - 1)), correction)[0])
+    return HypothesisTest(null, least, min(each.p_corrected for each in edges), told, least=smallest)
 
 
 def _sufficiency(runs: _Runs, reference: int, quantile: float) -> HypothesisTest:
@@ -249,7 +276,8 @@ def _sufficiency(runs: _Runs, reference: int, quantile: float) -> HypothesisTest
     n = sum(own <= distance(runs.random(number), runs.full) for number in range(reference))
     null = f"the circuit is as faithful as a random one of its size with a probability of at most {quantile:g}"
     told = f"as faithful as {n} of {reference} random circuits of {len(runs.circuit):,} edges"
-    return HypothesisTest(null, n / reference, often_enough(n, reference, quantile), told, wanted=False)
+    least = often_enough(reference, reference, quantile)
+    return HypothesisTest(null, n / reference, often_enough(n, reference, quantile), told, wanted=False, least=least)
 
 
 # ------------------------------------------------------------------ what is run

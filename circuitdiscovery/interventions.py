@@ -19,16 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery import distributed
+from circuitdiscovery import distributed, estimates
 from circuitdiscovery.ablation import Ablation
 from circuitdiscovery.attention import after_copies, attention_on, head_of, stream_after
 from circuitdiscovery.bench import Work
 from circuitdiscovery.encoder import Example
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.estimates import Estimate, interval, resampled
+from circuitdiscovery.estimates import Estimate
 from circuitdiscovery.forward import parameters, unembed
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.interchange import Change, Plain, changed_logits, receivers
+from circuitdiscovery.intervals import difference
 from circuitdiscovery.metrics import BoundMetric
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import batches
@@ -182,7 +183,8 @@ class Trials:
         return self.metric(logits, batch).double().cpu().numpy()
 
     def _damage(self, full: np.ndarray, less: np.ndarray) -> Estimate:
-        return interval(self.metric.damage(resampled(full, SEED), resampled(less, SEED)))
+        better, worse = (full, less) if self.metric.higher_is_better else (less, full)
+        return difference(better, worse, estimates.weights(len(full), SEED))
 
     def after_copies(self, heads: Sequence[str]) -> Mapping[str, float]:
         """The mean attention of some heads from END to what followed earlier copies of its token, with other tokens in their place."""

@@ -4,9 +4,8 @@ A circuit is an estimate from a sample of prompts and has a variance like any ot
 
 1. Run the search several times, one thing changed each time (`over`).
 2. Compare every two of the circuits: the Jaccard index of their edges, and that of their heads and MLPs.
-3. Take the mean over the pairs, with a 95% bootstrap interval over the *runs*. Pairs are not drawn: two pairs that share a run are
-   not independent, and an interval over them is too narrow. A run that is drawn twice makes no pair with itself, which would
-   agree by construction.
+3. Take the mean over the pairs, with a 95% interval over the *runs*: the jackknife, which leaves out one run at a time, and Student's
+   t. Two pairs that share a run are not independent, and an interval over pairs is too narrow.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Circuit, check_same_graph
 from circuitdiscovery.comparison import Overlap, compare
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.estimates import Estimate, bootstrap, interval
+from circuitdiscovery.estimates import Estimate
+from circuitdiscovery.intervals import mean_over_pairs
 from circuitdiscovery.model import Model
 from circuitdiscovery.patching import Progress
 from circuitdiscovery.task import Task
@@ -33,7 +33,7 @@ OVER: Mapping[str, str] = {  # what is changed from run to run, in words
     "seeds": "other seeds",
     "order": "other orders of the edges",
 }
-_FEWEST = 3  # runs; the bootstrap of two has one pair only, and so no width
+_FEWEST = 5  # runs; with fewer, 95% intervals cover less than that (docs/coverage.md)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,18 +124,18 @@ def stability(
             `lambda model, task, seed: cd.acdc(model, cd.load_task("ioi", model, seed=seed), threshold=0.002)`). `order`: each run
             gets the whole task and the option `order`, from `seed` upwards, which `acdc` takes.
         runs: how often; ten give 45 pairs.
-        seed: of the draws and of the bootstrap, and the first of the seeds or orders.
+        seed: of the draws, and the first of the seeds or orders.
         progress: called with (runs done, runs).
 
     Raises:
-        CircuitDiscoveryError: an unknown `over`; fewer than three runs; a search that returns something else than a circuit, or
+        CircuitDiscoveryError: an unknown `over`; fewer than five runs; a search that returns something else than a circuit, or
             circuits of different graphs.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
-    >>> found = stability(lambda model, task: cd.eap(model, task).top(20), model, cd.load_task("ioi", model, examples=4), runs=3)
+    >>> found = stability(lambda model, task: cd.eap(model, task).top(20), model, cd.load_task("ioi", model, examples=4), runs=5)
     >>> found.runs, len(found.edge_jaccards), len(found.in_all) <= 20 <= len(found.in_any)
-    (3, 3, True)
+    (5, 10, True)
     """
     if over not in OVER:
         raise unknown("over", over, OVER, plural="values")
@@ -147,25 +147,7 @@ def stability(
         check_same_graph(circuits[0], circuits[-1])
         if progress:
             progress(run + 1, runs)
-    return _measured(over, tuple(circuits), seed)
-
-
-def mean_over_pairs(values: np.ndarray, runs: int, seed: int = 0) -> Estimate:
-    """The mean of a value of every two runs, with a 95% bootstrap interval over the runs.
-
-    Args:
-        values: [runs (runs - 1) / 2], in the order of `itertools.combinations`.
-        runs: how many there are.
-        seed: of the bootstrap.
-
-    >>> mean_over_pairs(np.array([0.5, 0.5, 0.5]), 3)
-    0.5 [0.5, 0.5]
-    """
-    first, second = np.array(list(combinations(range(runs), 2))).T
-    drawn = bootstrap(runs, seed)  # how often each run is
-    weights = drawn[:, first] * drawn[:, second]  # [resamples, pairs]: how many pairs of distinct runs a draw has
-    weights = weights[weights.any(axis=1)]  # a draw of one run alone has none
-    return interval(np.concatenate([[values.mean()], weights @ values / weights.sum(axis=1)]))
+    return _measured(over, tuple(circuits))
 
 
 def _changed(task: Task, over: str, seed: int, run: int) -> tuple[Task, dict[str, int]]:
@@ -183,10 +165,10 @@ def _found(search: Callable[..., Circuit], model: Model, task: Task, options: Ma
     return circuit
 
 
-def _measured(over: str, circuits: tuple[Circuit, ...], seed: int) -> Stability:
+def _measured(over: str, circuits: tuple[Circuit, ...]) -> Stability:
     compared = [compare(a, b) for a, b in combinations(circuits, 2)]
     edges, nodes = _jaccards([each.edges for each in compared]), _jaccards([each.nodes for each in compared])
-    of_edges, of_nodes = (mean_over_pairs(values, len(circuits), seed) for values in (edges, nodes))
+    of_edges, of_nodes = (mean_over_pairs(values, len(circuits)) for values in (edges, nodes))
     share = np.mean([circuit.mask for circuit in circuits], axis=0)
     for array in (edges, nodes, share):
         array.flags.writeable = False

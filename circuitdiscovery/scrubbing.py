@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from circuitdiscovery import intervals
 from circuitdiscovery.ablation import run_sources
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.estimates import Estimate, interval
-from circuitdiscovery.estimates import resampled as bootstrapped
+from circuitdiscovery.estimates import Estimate, weights
 from circuitdiscovery.finite import rounding
 from circuitdiscovery.forward import World, at_position, attend, embed, mlp, unembed
 from circuitdiscovery.graph import Graph, letter_of
@@ -426,17 +426,17 @@ def _share(scrubbed: Any, full: Any, resampled: Any) -> Any:
 
 
 def _mean(values: np.ndarray, seed: int) -> Estimate:
-    return interval(bootstrapped(values, seed))
+    return intervals.mean(values, weights(len(values), seed))
 
 
 def _recovered(
     scrubbed: np.ndarray, full: np.ndarray, resampled: np.ndarray, seed: int, noise: float
 ) -> tuple[Estimate | None, str | None]:
     """(how much is recovered, None), or (None, why it cannot be said)."""
-    kept, whole, nothing = (bootstrapped(values, seed) for values in (scrubbed, full, resampled))
-    span = interval(whole - nothing)
+    draws = weights(len(full), seed)
+    span = intervals.difference(full, resampled, draws)
     if abs(span) <= noise:
         return None, f"F(model) - F(everything resampled) = {span} is rounding: resampling everything changes nothing"
     if span.low <= 0 <= span.high:
         return None, f"F(model) - F(everything resampled) = {span} is not distinguishable from 0"
-    return interval(_share(kept, whole, nothing)), None
+    return intervals.ratio(scrubbed - resampled, full - resampled, draws), None

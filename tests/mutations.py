@@ -206,7 +206,9 @@ class Whole:
             found = cd.load_circuit(path)
             found.check_model(self.model)
             cd.compare(found, found)
-            found.strongest(5), repr(found), found.save(folder / "again.json")
+            found.strongest(5)
+            repr(found)
+            found.save(folder / "again.json")
             if random.random() < 0.05:
                 found.draw(folder / "again.svg")
 
@@ -219,7 +221,10 @@ class Whole:
 
         def read() -> None:
             found = cd.Scores.load(path)
-            found.top(5), found.by_node(), found.save(folder / "again.safetensors"), found.plot(folder / "again.svg")
+            found.top(5)
+            found.by_node()
+            found.save(folder / "again.safetensors")
+            found.plot(folder / "again.svg")
 
         return read
 

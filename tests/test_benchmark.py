@@ -74,7 +74,15 @@ def test_the_ranking_of_scikit_learn(ioi: Problem) -> None:
 def test_the_curve_is_the_public_one(ioi: Problem) -> None:
     scores = cd.eap_ig(ioi.model, ioi.task)
     result, curve = measured(ioi, scores), cd.curve(ioi.model, ioi.task, scores)
-    assert result.cmd == pytest.approx(float(curve.cmd), abs=1e-6) and result.cpr == pytest.approx(float(curve.cpr), abs=1e-6)
+    for name in ("cpr", "cmd", "area", "distance"):
+        assert getattr(result, name) == pytest.approx(float(getattr(curve, name)), abs=1e-6)
+
+
+def test_what_was_written_before_mib_s_rule_is_read_by_its_own_names(ioi: Problem) -> None:
+    now = measured(ioi, cd.eap(ioi.model, ioi.task)).to_dict()
+    former = {name: value for name, value in now.items() if name not in ("area", "distance")} | {"cpr": 0.8, "cmd": 0.2}
+    read = Measured.from_dict(former)
+    assert (read.area, read.distance, read.cpr, read.cmd) == (0.8, 0.2, None, None)
 
 
 def test_results_are_json_and_come_back(ioi: Problem) -> None:

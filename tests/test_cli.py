@@ -680,7 +680,7 @@ def test_an_older_run_with_scores_gets_its_curve(call: Call, tmp_path: Path) -> 
     assert (tmp_path / "page.html").read_bytes() == before["report.html"]
     assert call("report", "run").status == 0
     known = json.loads((tmp_path / "run" / "report.json").read_bytes())["curve"]
-    assert known == {"ranking": "scores"} | {name: curve[name] for name in ("edges", "normalized", "cpr", "cmd")}
+    assert known == {"ranking": "scores"} | {name: curve[name] for name in ("edges", "normalized", "cpr", "cmd", "area", "distance")}
 
 
 def test_the_page_of_a_finished_run_needs_no_model(call: Call, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -715,7 +715,8 @@ def test_a_circuit_without_scores_stands_beside_the_curve_of_eap_ig(finished: Pa
     known = json.loads((finished / "report.json").read_bytes())["curve"]
     assert known["ranking"] == "eap_ig" and known["edges"] == list(curve.edges)
     assert [each["value"] for each in known["normalized"]] == pytest.approx(list(curve.normalized), abs=1e-5)
-    assert known["cmd"]["value"] == pytest.approx(curve.cmd, abs=1e-5)
+    for name in ("cpr", "cmd", "area", "distance"):
+        assert known[name]["value"] == pytest.approx(getattr(curve, name), abs=1e-5)
 
 
 def test_the_prompts_are_what_the_model_and_the_circuit_say(finished: Path) -> None:

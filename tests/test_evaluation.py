@@ -110,7 +110,50 @@ def test_incompleteness_of_every_set_follows_its_definition(setting: tuple[Any, 
         assert knockout.incompleteness == pytest.approx(abs(c - m), abs=1e-5)
     values = [float(knockout.incompleteness) for knockout in result.completeness.sets]
     assert result.completeness.max == pytest.approx(max(values))
-    assert result.completeness.mean == pytest.approx(np.mean(values))
+    assert not result.completeness.max.has_interval and "largest incompleteness " in str(result)  # chosen where it is measured
+    random = [knockout.incompleteness for knockout in result.completeness.sets if knockout.kind == "random"]
+    assert result.completeness.mean < np.mean(random)  # less what noise adds
+    for end in ("low", "high"):
+        assert getattr(result.completeness.mean, end) == pytest.approx(np.mean([getattr(each, end) for each in random]))
+    assert [knockout.kind for knockout in result.completeness.sets if not knockout.incompleteness.has_interval] == ["greedy"]
+
+
+def test_what_matters_most_is_chosen_on_the_search_s_examples(setting: tuple[Any, Any, Any], result: Any) -> None:
+    from dataclasses import replace
+
+    model, task, circuit = setting
+    held = random_prompts(101, n_examples=12, seed=9).task
+    found, inner = cd.evaluate(model, replace(task, held_out=held), circuit), (model, held, None)
+    assert found.completeness.sets[-1].nodes == result.completeness.sets[-1].nodes  # greedy saw the same examples
+
+    def incompleteness(nodes: tuple[str, ...], where: Any) -> np.ndarray:
+        return each(where, circuit.without(nodes)) - each(where, full(setting).without(nodes))
+
+    def surely(nodes: tuple[str, ...]) -> float:
+        values = incompleteness(nodes, setting)
+        return abs(values.mean()) - values.std(ddof=1) / np.sqrt(len(values))
+
+    worst = max((knockout.nodes for knockout in found.completeness.sets), key=surely)
+    assert found.completeness.max == pytest.approx(abs(incompleteness(worst, inner).mean()), abs=1e-5)
+    assert found.completeness.max.has_interval
+    assert all(score.has_interval and score.low <= score <= score.high for score in found.minimality.scores.values())
+    effects = {
+        node: [
+            abs(mean(inner, circuit.without((*rest, node))) - mean(inner, circuit.without(rest)))
+            for knockout in found.completeness.sets
+            for rest in [tuple(n for n in knockout.nodes if n != node)]
+        ]
+        for node in ("a2.h0", "m1")
+    }
+    for node, values in effects.items():
+        assert min(abs(np.array(values) - found.minimality.scores[node])) < 1e-5  # of one of the sets
+
+
+def test_a_quick_measurement_s_largest_has_no_interval(setting: tuple[Any, Any, Any]) -> None:
+    found = cd.evaluate(*setting, effort="quick")
+    assert found.completeness.max == max(knockout.incompleteness for knockout in found.completeness.sets)
+    assert found.completeness.max.to_dict() == {"value": float(found.completeness.max), "low": None, "high": None}
+    assert all(score.has_interval for score in found.minimality.scores.values())  # at K empty, which nobody chose
 
 
 def test_greedy_takes_the_node_that_raises_incompleteness_most(setting: tuple[Any, Any, Any], result: Any) -> None:
@@ -156,14 +199,18 @@ def test_a_node_that_leads_nowhere_is_named_as_not_minimal(setting: tuple[Any, A
     assert found.circuit == result.circuit
 
 
-def test_intervals_agree_with_scipy_s_bootstrap(setting: tuple[Any, Any, Any], result: Any) -> None:
-    values = each(setting, setting[2])
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)).confidence_interval
-    width = theirs.high - theirs.low
-    assert (result.circuit.low, result.circuit.high) == pytest.approx((theirs.low, theirs.high), abs=0.1 * width)
+def test_intervals_are_of_the_values_per_example(setting: tuple[Any, Any, Any], result: Any) -> None:
+    student = stats.ttest_1samp(each(setting, setting[2]), 0).confidence_interval()
+    assert result.circuit.low <= student.low + 1e-5 and student.high - 1e-5 <= result.circuit.high
+    assert result.circuit.high - result.circuit.low < 2 * (student.high - student.low)
+    hits = round(result.agreement * 8)
+    exact = stats.binomtest(hits, 8).proportion_ci(method="exact")
+    assert (result.agreement.low, result.agreement.high) == pytest.approx((exact.low, exact.high))
+    for figure in (result.full, result.faithfulness, result.kl, result.empty_kl, result.completeness.mean):
+        assert figure.low <= figure <= figure.high
 
 
-def test_the_curve_s_areas_are_mib_s_trapezoids(setting: tuple[Any, Any, Any]) -> None:
+def test_the_curve_s_areas_are_trapezoids_ours_and_mib_s(setting: tuple[Any, Any, Any]) -> None:
     model, task, _ = setting
     (batch,) = task.batches()
     clean, corrupted = (cd.run_circuit(model, task, end(setting)) for end in (full, empty))
@@ -174,14 +221,23 @@ def test_the_curve_s_areas_are_mib_s_trapezoids(setting: tuple[Any, Any, Any]) -
     curve = cd.curve(model, told, scores)
     inner = (model, told, None)
     ends = mean(inner, cd.Circuit.full(scores.graph)), mean(inner, cd.Circuit.empty(scores.graph))
-    points = []
-    for fraction in MIB_FRACTIONS:
-        circuit = scores.top(round(fraction * len(scores.graph)))
-        points.append((len(circuit.pruned()) / len(scores.graph), (mean(inner, circuit) - ends[1]) / (ends[0] - ends[1])))
-    pairs = list(itertools.pairwise(points))
-    cpr = sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in pairs)
-    cmd = sum((x2 - x1) * (abs(1 - y1) + abs(1 - y2)) / 2 for (x1, y1), (x2, y2) in pairs)
-    assert (curve.cpr, curve.cmd) == pytest.approx((cpr, cmd), abs=1e-5)
+
+    def areas(points: list[tuple[float, Any]]) -> tuple[float, float]:
+        faithful = [(x, (mean(inner, circuit) - ends[1]) / (ends[0] - ends[1])) for x, circuit in points]
+        pairs = list(itertools.pairwise(faithful))
+        under = sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in pairs)
+        return under, sum((x2 - x1) * (abs(1 - y1) + abs(1 - y2)) / 2 for (x1, y1), (x2, y2) in pairs)
+
+    total = len(scores.graph)
+    ours = [scores.top(round(fraction * total)) for fraction in MIB_FRACTIONS]
+    assert (curve.area, curve.distance) == pytest.approx(areas([(len(each.pruned()) / total, each) for each in ours]), abs=1e-5)
+    # MIB's code: the fraction itself, int(p n) edges by signed score, pruned
+    order = sorted(scores.graph.edges, key=lambda edge: -scores[edge])
+    theirs = [(p, cd.Circuit.from_edges(scores.graph, order[: int(p * total)]).pruned()) for p in MIB_FRACTIONS]
+    assert (curve.cpr, curve.cmd) == pytest.approx(areas(theirs), abs=1e-5)
+    assert abs(curve.cpr - curve.area) > 1e-3
+    for figure in (curve.cpr, curve.cmd, curve.area, curve.distance, *curve.normalized):
+        assert figure.low <= figure <= figure.high
     assert curve.normalized[-1] == 1
     assert curve.edges[-1] == len(scores.graph)
 

@@ -334,10 +334,27 @@ def test_the_report_says_the_figures(true: HypothesisTests) -> None:
     data = json.loads(json.dumps(true.to_dict()))
     assert data["sufficiency"]["passed"] is True and data["sufficiency"]["rejected"] is True
     assert data["equivalence"]["passed"] is True and data["equivalence"]["rejected"] is False
+    assert data["sufficiency"]["retained"] is False and data["equivalence"]["retained"] is True
     assert data["edges"][0]["edge"] == true.edges[0].edge and len(data["edges"]) == 8
     told = str(true)
     for figure in ("8 edges of", "logit_diff on 60 examples (none are held out)", "0 of 0 examples (60 ties)", "100 of 100 random"):
         assert figure in told, told
+    assert "passed" not in told and "sufficiency   rejected, p" in told and "minimality    retained, p" in told
+
+
+def test_a_test_with_one_outcome_says_so(known: tuple[Any, Any, Any], true: HypothesisTests) -> None:
+    model, task, circuit = known
+    assert not true.equivalence.decidable  # it is the model: no example differs
+    assert all(getattr(true, name).decidable for name in ("independence", "minimality", "sufficiency"))
+    few = hypothesis_tests(model, task, circuit, reference=28, permutations=18, edges=2)
+    assert few.sufficiency.p == few.sufficiency.least == pytest.approx(0.9**28) and not few.sufficiency.decidable
+    assert few.independence.least == pytest.approx(1 / 19) and not few.independence.decidable
+    assert "sufficiency   retained whatever is found (p is 0.052 at least)" in str(few)
+    enough = hypothesis_tests(model, task, circuit, reference=29, permutations=19, edges=2)
+    assert enough.sufficiency.decidable and enough.independence.decidable
+    assert few.minimality.least == pytest.approx(2 * 0.1**28)  # Holm's largest factor
+    assert hypothesis_tests(model, task, circuit, reference=1, permutations=19, edges=1).minimality.decidable is False  # .1
+    assert [sign_test(n, n, 0.1) <= ALPHA for n in (6, 7)] == [False, True]
 
 
 def test_the_same_tests_twice_are_the_same_and_each_edge_s_is_its_own(known: tuple[Any, Any, Any], true: HypothesisTests) -> None:

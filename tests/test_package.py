@@ -27,8 +27,7 @@ ORDER = [
     *("model", "forward", "interchange", "architectures", "proof", "modelfolder", "ggufmodel", "modelobject"),
     *("loading", "finite", "metrics", "moments", "ablation"),
     *("schema", "mib", "selection", "circuit", "comparison", "patching", "threads"),
-    *("schema", "mib", "selection", "circuit", "comparison", "patching", "threads"),
-    *("estimates", "plan", "saved", "bench"),
+    *("estimates", "intervals", "plan", "saved", "bench"),
     *("search", "search.provenance", "search.state", "search.cases"),
     *("search.attribution", "search.acdc", "search.exact", "search.baseline", "search.relaxed"),
     *(

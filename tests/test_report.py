@@ -128,7 +128,8 @@ def contents_of(circuit: Circuit, tokens: list[str] = TOKENS) -> dict[str, Any]:
         {"text": f"prompt {i}: {' '.join(tokens)}", **side, "full": said, "circuit": other if i == 2 else said, "agree": i != 2}
         for i in range(4)
     ]
-    curve = {"ranking": "eap_ig", "edges": [0, 2, 8, 32, 128], "cpr": estimate(0.8), "cmd": estimate(0.2)}
+    curve = {"ranking": "eap_ig", "edges": [0, 2, 8, 32, 128], "cpr": estimate(0.7), "cmd": estimate(0.3)}
+    curve |= {"area": estimate(0.8), "distance": estimate(0.2)}
     return {
         "format": FORMAT,
         "circuit": fingerprint(circuit),
@@ -370,6 +371,15 @@ def test_the_verdict_states_each_figure_with_its_interval(tmp_path: Path, circui
     nodes = set(circuit.nodes) - {"input", "logits"}
     assert f"{len(nodes)} of its 15 heads and MLPs" in text
     assert f"2 of its {len(nodes)} nodes never matter" in text
+
+
+def test_what_has_no_interval_stands_alone(circuit: Circuit) -> None:
+    bare = {"value": 0.8, "low": None, "high": None}
+    evaluation = evaluation_of(circuit)
+    evaluation["completeness"]["max"] = bare
+    assert "stay within 0.8 of each other" in " ".join(words.verdict(evaluation, 9, 15).sentences)
+    one = words.verdict(evaluation | {"normalized": bare}, 9, 15, None)
+    assert one.word == "Uncertain" and "a single prompt says little" in one.headline
 
 
 VERDICTS = [
@@ -640,7 +650,7 @@ def test_the_curve_takes_any_value(value: float) -> None:
 
 def test_the_curve_stands_alone_as_a_picture(tmp_path: Path) -> None:
     values = [Estimate(value, value - 0.1, value + 0.1) for value in (0.0, 0.5, 0.996)]
-    found = Curve((0.01, 0.1, 1.0), (5, 48, 479), (0, 40, 479), tuple(values), values[0], values[1])
+    found = Curve((0.01, 0.1, 1.0), (5, 48, 479), (0, 40, 479), tuple(values), *values[:2], *values[:2])
     chart = found.plot(tmp_path / "curve.svg")
     assert chart._repr_svg_() == (tmp_path / "curve.svg").read_text("utf-8")
     root = ElementTree.fromstring(chart.svg)

@@ -4,7 +4,8 @@
 2. A method is a function (model, task) -> Scores, a Circuit, or a sweep (a sequence of circuits). One that searches for a given
    number of edges takes `sizes` as well, and gives a circuit for each.
 3. `measure` runs one method on one problem: seconds and F; ROC AUC, precision, recall and Jaccard against the truth; normalized
-   faithfulness and KL on held-out examples at fixed numbers of edges; CPR and CMD of MIB (Mueller et al. 2025, arXiv 2504.13151).
+   faithfulness and KL on held-out examples at fixed numbers of edges; the areas under the curve, and of scores CPR and CMD by the rule
+   of MIB (Mueller et al. 2025, arXiv 2504.13151).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from circuitdiscovery.circuit import Circuit, Scores
 from circuitdiscovery.comparison import Overlap, compare, components, pessimistic_auc, roc, trapezoid_auc
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.evaluation import MIB_FRACTIONS, Bench
+from circuitdiscovery.evaluation import MIB_FRACTIONS, Bench, mib_circuits
 from circuitdiscovery.forward import plain_run
 from circuitdiscovery.graph import Graph
 from circuitdiscovery.model import Model
@@ -56,7 +57,8 @@ class Measured:
         roc: [points, 2] false and true positive rates of the edges.
         at: its circuits at fixed numbers of edges.
         curve: [points, 2] actual number of edges and normalized faithfulness.
-        cpr, cmd: the areas under f and |1 - f| over the part of edges kept.
+        area, distance: the areas under f and |1 - f| over the part of edges kept.
+        cpr, cmd: the same by MIB's rule (see `evaluation.Curve`); None of what gives circuits, which have no signed order.
         missed: the true edges that the circuit of the truth's size lacks.
     """
 
@@ -73,6 +75,8 @@ class Measured:
     cpr: float | None
     cmd: float | None
     missed: list[str]
+    area: float | None
+    distance: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON."""
@@ -82,7 +86,8 @@ class Measured:
     def from_dict(cls, data: Mapping[str, Any]) -> Measured:
         """What `to_dict` gave."""
         at = [At(**{**each, "overlap": each["overlap"] and Overlap(**each["overlap"])}) for each in data["at"]]
-        return cls(**{**data, "at": at})
+        former = {"area": data["cpr"], "distance": data["cmd"], "cpr": None, "cmd": None} if "area" not in data else {}
+        return cls(**{**data, **former, "at": at})
 
 
 def measure(problem: str, model: Model, task: Task, truth: Circuit | None, method: str, search: Callable[..., Any]) -> Measured:
@@ -104,7 +109,8 @@ def measure(problem: str, model: Model, task: Task, truth: Circuit | None, metho
     bench.measure([circuit.mask for circuit in (*sweep.to_the_ends(), *map(sweep.at_most, counts))])
     at = [_at(bench, sweep.at_most(count), count, truth) for count in counts]
     curve = sweep.curve(bench)
-    cpr, cmd = _areas_under(curve, len(sweep.graph)) if curve else (None, None)
+    area, distance = _areas_under(curve, len(sweep.graph)) if curve else (None, None)
+    cpr, cmd = _mib(bench, sweep.scores) if curve and sweep.scores is not None else (None, None)
     levels = {} if truth is None else {level: sweep.roc(truth, level) for level in ("edges", "nodes")}
     return Measured(
         problem=problem,
@@ -120,6 +126,8 @@ def measure(problem: str, model: Model, task: Task, truth: Circuit | None, metho
         cpr=cpr,
         cmd=cmd,
         missed=[] if truth is None else list((truth - sweep.at_most(len(truth))).edges),
+        area=area,
+        distance=distance,
     )
 
 
@@ -137,9 +145,17 @@ def _faithfulness(bench: Bench, circuit: Circuit) -> float | None:
 
 
 def _areas_under(curve: Sequence[tuple[int, float]], total: int) -> tuple[float, float]:
-    """(CPR, CMD) over the actual part of edges."""
+    """Under f and |1 - f|, over the actual part of edges."""
     x, f = np.array([n for n, _ in curve]) / total, np.array([f for _, f in curve])
     return float(np.trapezoid(f, x)), float(np.trapezoid(np.abs(1 - f), x))
+
+
+def _mib(bench: Bench, scores: Scores) -> tuple[float, float]:
+    """(CPR, CMD) by MIB's rule."""
+    circuits = mib_circuits(scores)
+    bench.measure([circuit.mask for circuit in circuits])
+    f = np.array([_faithfulness(bench, circuit) for circuit in circuits], dtype=float)
+    return float(np.trapezoid(f, MIB_FRACTIONS)), float(np.trapezoid(np.abs(1 - f), MIB_FRACTIONS))
 
 
 @torch.no_grad()

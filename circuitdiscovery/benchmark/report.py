@@ -46,14 +46,28 @@ def _names(results: Sequence[Measured], field: str) -> list[str]:
 
 
 def _by_method(results: Sequence[Measured]) -> tuple[list[str], Rows]:
-    head = ["method", "edge AUROC", "easy", "hard", "trained", "node AUROC", "precision", "recall", "Jaccard", "KL", "CMD", "CPR", "F"]
+    head = [
+        "method",
+        "edge AUROC",
+        "easy",
+        "hard",
+        "trained",
+        "node AUROC",
+        "precision",
+        "recall",
+        "Jaccard",
+        "KL",
+        "distance",
+        "area",
+        "F",
+    ]
     rows = []
     for method in _names(results, "method"):
         mine = [result for result in results if result.method == method]
         kinds = {kind: [result for result in mine if _kind(result.problem) == kind] for kind in ("easy", "hard", "trained")}
         areas = [_median(part, lambda r: r.areas["edges_pessimistic"]) for part in (mine, *kinds.values())]
         overlaps = [_median(mine, lambda r, name=name: getattr(r.at[0].overlap, name)) for name in ("precision", "recall", "jaccard")]
-        rest = [_median(mine, of) for of in (lambda r: r.at[0].kl, lambda r: r.cmd, lambda r: r.cpr)]
+        rest = [_median(mine, of) for of in (lambda r: r.at[0].kl, lambda r: r.distance, lambda r: r.area)]
         nodes = _median(mine, lambda r: r.areas["nodes_pessimistic"])
         rows.append([method, *areas, nodes, *overlaps, *rest, _median(mine, lambda r: r.forwards, ",.0f")])
     return head, rows
@@ -94,9 +108,9 @@ def _faithfulness(results: Sequence[Measured]) -> tuple[list[str], Rows]:
     rows = []
     for result in results:
         at = [f"{each.edges}: {_number(each.normalized)}, KL {_number(each.kl)}" for each in result.at]
-        rest = [_number(result.cmd), _number(result.cpr), f"{result.seconds:.1f}", f"{result.forwards:,.0f}"]
+        rest = [_number(result.distance), _number(result.area), f"{result.seconds:.1f}", f"{result.forwards:,.0f}"]
         rows.append([result.problem, result.method, f"{result.edges_total:,}", "; ".join(at), *rest])
-    return ["problem", "method", "edges in all", "edges kept: normalized faithfulness, KL", "CMD", "CPR", "seconds", "F"], rows
+    return ["problem", "method", "edges in all", "edges kept: normalized faithfulness, KL", "distance", "area", "seconds", "F"], rows
 
 
 def _number(value: float | None) -> str:

@@ -136,6 +136,8 @@ def _chosen(scale: _Scale, edges: int, normalized: Mapping[str, float]) -> str:
 
 
 def _whisker(scale: _Scale, count: int, estimate: Mapping[str, float]) -> str:
+    if estimate["low"] is None:
+        return ""
     x, low, high = scale.x(count), scale.y(estimate["low"]), scale.y(estimate["high"])
     return f'<path class="whisker" d="M{x},{low}V{high}M{x - 4:.1f},{low}h8M{x - 4:.1f},{high}h8"/>'
 
@@ -166,6 +168,8 @@ def _ticks(scale: _Scale, total: int) -> list[int]:
 
 
 def _said(estimate: Mapping[str, float]) -> str:
+    if estimate["low"] is None:
+        return escape(percent(estimate["value"]))
     return escape(f"{percent(estimate['value'])}, 95% interval {percent(estimate['low'])} to {percent(estimate['high'])}")
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PROMPTS = 20  # rows of the table
 ANSWERS = 3  # of several right answers that are named; greater_than has up to 98
+AREAS = ("cpr", "cmd", "area", "distance")  # under the curve
 _BY_ROW = ("resample", "zero")  # ablations that give a prompt the same whatever stands beside it
 _IN_WORDS = ("description", "source", "counterfactual", "asks")
 
@@ -128,7 +129,9 @@ def _searched(model: Model, task: Task, circuit: Circuit, evaluation: Mapping[st
         bench.measure(masks)
         full, kept, empty = map(bench.values, masks)
     normalized, _ = bench.normalized(kept, full, empty)
-    estimate = None if normalized is None else {name: _rounded(value) for name, value in normalized.to_dict().items()}
+    estimate = (
+        None if normalized is None else {name: None if value is None else _rounded(value) for name, value in normalized.to_dict().items()}
+    )
     return {"examples": len(task), "normalized": estimate}, float(full.mean() - empty.mean())
 
 
@@ -182,11 +185,11 @@ def _measured(model: Model, task: Task, scores: Scores, options: Options) -> Jso
             seed=options.seed,
         )
     estimates = {"normalized": [each.to_dict() for each in found.normalized]}
-    return {"edges": list(found.edges), **estimates, "cpr": found.cpr.to_dict(), "cmd": found.cmd.to_dict()}
+    return {"edges": list(found.edges), **estimates} | {name: getattr(found, name).to_dict() for name in AREAS}
 
 
 def _curve_of(ranking: str, found: Mapping[str, Any]) -> Json:
-    return {"ranking": ranking} | {name: found[name] for name in ("edges", "normalized", "cpr", "cmd")}
+    return {"ranking": ranking} | {name: found[name] for name in ("edges", "normalized", *AREAS)}
 
 
 # ------------------------------------------------------------------- prompts

@@ -218,7 +218,7 @@ def load(options: Options) -> tuple[Model, Task]:
 # value is}, or {"*": what every value is}; or a tuple of these to choose from.
 Shape = Any
 NUMBER = (int, float)
-ESTIMATE = {"value": NUMBER, "low": NUMBER, "high": NUMBER}
+ESTIMATE = {"value": NUMBER, "low": (*NUMBER, type(None)), "high": (*NUMBER, type(None))}  # null: without an interval
 PAIRS = [[str, NUMBER]]
 EDGES = [[str, (*NUMBER, type(None))]]
 EVALUATION_SHAPE: Shape = {

@@ -341,13 +341,22 @@ def _curve(run: Run, safe: type[Markup]) -> dict[str, Any]:
     chart = charts.curve(
         known, edges=run.evaluation["edges_pruned"], normalized=run.evaluation["normalized"], total=run.evaluation["edges_total"]
     )
-    return {"svg": safe(chart), "ranking": known["ranking"], "cpr": known["cpr"], "cmd": known["cmd"]}
+    former = "area" not in known  # in which ours stood under MIB's names
+    ours = (known["cpr"], known["cmd"]) if former else (known["area"], known["distance"])
+    mib = {name: None if former else known[name] for name in ("cpr", "cmd")}
+    return {"svg": safe(chart), "ranking": known["ranking"], "area": ours[0], "distance": ours[1]} | mib
 
 
 def _bar(estimate: Mapping[str, float], largest: float) -> dict[str, Any]:
-    """An estimate with where its bar and interval end, in percent of the track."""
-    at = {name: round(100 * estimate[name] / largest, 2) if largest else 0.0 for name in ("value", "low", "high")}
+    """An estimate with where its bar and interval end, in percent of the track; without an interval, both where the bar does."""
+    ends = {name: estimate["value"] if estimate[name] is None else estimate[name] for name in ("value", "low", "high")}
+    at = {name: round(100 * end / largest, 2) if largest else 0.0 for name, end in ends.items()}
     return {"estimate": estimate, "at": at}
+
+
+def _end(estimate: Mapping[str, Any]) -> float:
+    """Where an estimate's bar and interval end."""
+    return estimate["value"] if estimate["high"] is None else estimate["high"]
 
 
 _KINDS = {"empty": "nothing knocked out", "random": "a random half of the nodes", "greedy": "the nodes that drive them furthest apart"}
@@ -358,7 +367,7 @@ def _sets(evaluation: Json) -> list[dict[str, Any]]:
     if evaluation["effort"] == "none":
         return []
     sets = evaluation["completeness"]["sets"]
-    largest = max((each["incompleteness"]["high"] for each in sets), default=0.0)
+    largest = max((_end(each["incompleteness"]) for each in sets), default=0.0)
     groups: dict[str, list[dict[str, Any]]] = {}
     for each in sets:
         groups.setdefault(each["kind"], []).append({"nodes": each["nodes"]} | _bar(each["incompleteness"], largest))
@@ -369,7 +378,7 @@ def _minimality(evaluation: Json) -> dict[str, Any]:
     if evaluation["effort"] == "none":
         return {}
     scores, bar = evaluation["minimality"]["scores"], evaluation["minimality"]["bar"]
-    largest = max([bar, *(score["high"] for score in scores.values())])
+    largest = max([bar, *map(_end, scores.values())])
     below = set(evaluation["minimality"]["below"])
     rows = [{"node": node, "below": node in below} | _bar(score, largest) for node, score in scores.items()]
     return {

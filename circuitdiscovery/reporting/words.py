@@ -83,7 +83,9 @@ def percent(value: float) -> str:
 
 
 def interval(estimate: Mapping[str, float], form: Any = number) -> str:
-    """The value with its interval: `0.147 [0.0119, 0.436]`."""
+    """The value with its interval where it has one: `0.147 [0.0119, 0.436]`."""
+    if estimate["low"] is None:
+        return form(estimate["value"])
     return f"{form(estimate['value'])} [{form(estimate['low'])}, {form(estimate['high'])}]"
 
 
@@ -145,6 +147,8 @@ def _headline(evaluation: Mapping[str, Any]) -> tuple[str, str]:
     value, low, high = (kept[name] for name in ("value", "low", "high"))
     carry = "carries" if evaluation["edges"] == 1 else "carry"
     share = f"{edges} {carry} {percent(value)} of the behaviour"
+    if low is None:
+        return "Uncertain", f"{share}, but a single prompt says little"
     if high - low > WIDE:
         return "Uncertain", f"{share}, but it may be anything from {percent(low)} to {percent(high)}"
     if FAITHFUL[0] <= low and high <= FAITHFUL[1]:
@@ -215,7 +219,7 @@ def _minimality(evaluation: Mapping[str, Any]) -> str:
 def _caveats(evaluation: Mapping[str, Any]) -> list[str]:
     kept, same = evaluation["normalized"], evaluation["agreement"]["value"]
     said = []
-    if kept is not None and kept["high"] - kept["low"] > 0.2:
+    if kept is not None and kept["low"] is not None and kept["high"] - kept["low"] > 0.2:
         said.append("The interval is wide: more examples (--examples) would narrow it.")
     if kept is not None and kept["value"] >= NEAR[0] and same < 0.8:
         said.append(
@@ -243,7 +247,7 @@ def warnings(evaluation: Json | None, contents: Json | None = None) -> list[str]
 
 def _beside_empty(evaluation: Json) -> list[str]:
     kept, kl, empty = evaluation["normalized"], evaluation["kl"], evaluation.get("empty_kl")
-    if kept is None or empty is None:
+    if kept is None or empty is None or kept["low"] is None:
         return []
     by_metric, by_kl = kept["low"] > 0, kl["high"] < empty["low"]
     share = f"it keeps {interval(kept, percent)} of the behaviour"
@@ -260,7 +264,9 @@ def _beside_empty(evaluation: Json) -> list[str]:
 def _beside_search(evaluation: Json, contents: Json | None) -> list[str]:
     kept, searched = evaluation["normalized"], contents["searched"] if contents else None
     there = searched["normalized"] if searched else None
-    if kept is None or searched is None or there is None or (kept["low"] <= there["high"] and there["low"] <= kept["high"]):
+    if kept is None or searched is None or there is None or None in (kept["low"], there["low"]):
+        return []
+    if kept["low"] <= there["high"] and there["low"] <= kept["high"]:
         return []
     on_search = f"on the {plural(searched['examples'], 'prompt')} of the search it keeps {interval(there, percent)} of the behaviour"
     on_others = f"on the {evaluation['examples']:,} that it has not seen {interval(kept, percent)}"

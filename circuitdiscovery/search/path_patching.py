@@ -211,7 +211,7 @@ def path_patching(
         mean_over=bench.mean_over,
         receivers=tuple(graph.receivers[column] for column in columns),
         full=bench.mean(full),
-        effects={graph.sources[row]: bench.mean(bench.metric.damage(full, new)) for row, new in zip(rows, patched, strict=True)},
+        effects={graph.sources[row]: bench.damage(full, new) for row, new in zip(rows, patched, strict=True)},
         graph=graph,
     )
 

@@ -1,0 +1,332 @@
+"""How often the 95% intervals that are printed hold the truth, simulated.
+
+    python benchmarks/coverage.py [--out runs/coverage] [--draws 600] [--page docs/coverage.md]
+
+1. The truth is the figure on a large population: 2,000 prompts of a task. What each circuit does on each prompt is computed once.
+2. A draw takes n of the prompts, with replacement, and gives their values to the code that prints the figures: not one run of the
+   model. The share of the draws whose interval holds the truth is the coverage.
+3. K of completeness and minimality is chosen on 16 prompts of a draw of their own, as on a search's; the truth is that of the chosen K.
+4. Scrubbing draws its other prompts among the measured ones, so its values are not those of a prompt alone: it runs anew per draw.
+
+Every part is a file in the folder, written when it is done: what was stopped goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+import circuitdiscovery as cd
+from circuitdiscovery import evaluation, explanation, interventions
+from circuitdiscovery.bench import Bench, Family
+from circuitdiscovery.estimates import Estimate, weights
+from circuitdiscovery.files import write_atomically, write_json
+from circuitdiscovery.intervals import difference, mean, mean_over_pairs, means
+from circuitdiscovery.planted.suite import planted
+from circuitdiscovery.scrubfile import load_hypothesis
+
+POPULATION, SIZES, SEARCHED = 2000, (16, 64), 16
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+class Counted:
+    """Of each figure, how many intervals there were, and how many held the truth."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, dict[str, list[int]]] = {}
+
+    def note(self, figure: str, found: Estimate | None, truth: float, which: Any = "") -> None:
+        """One interval of one of the figures of a kind."""
+        if found is None or not found.has_interval:
+            return
+        assert found.low <= found <= found.high, (figure, found)
+        slack = 1e-9 * (1 + abs(truth))  # roundings of a truth that is exact
+        seen = self.of.setdefault(figure, {}).setdefault(str(which), [0, 0])
+        seen[0] += found.low - slack <= truth <= found.high + slack
+        seen[1] += 1
+
+
+# ------------------------------------------------------------------ evaluation and curve
+
+
+def toy() -> tuple[cd.Model, cd.Task, cd.Scores, cd.Circuit]:
+    """The built-in model on IOI, and a circuit of 100 edges that 64 prompts of another seed gave."""
+    model = cd.load_model("toy")
+    scores = cd.eap_ig(model, cd.load_task("ioi", model, examples=64))
+    task = cd.load_task("ioi", model, examples=POPULATION, seed=1)
+    return model, task.held_out or task, scores, scores.top(100)
+
+
+def planted_problem(name: str) -> tuple[cd.Model, cd.Task, cd.Scores, cd.Circuit]:
+    """A model whose circuit is known, with its edges and ten that are random."""
+    problem = planted(examples=POPULATION)[name]()
+    scores = cd.eap(problem.model, problem.task.select(range(64)))
+    noise = cd.random(problem.model, problem.task.select(range(4)), seed=0).top(10)
+    return problem.model, problem.task, scores, problem.truth | noise
+
+
+def cached(bench: Bench) -> Bench:
+    """A bench that finds a circuit's key once."""
+    identity, known = bench._identity, {}
+
+    def found(mask: np.ndarray) -> tuple[bytes, np.ndarray]:
+        key = mask.tobytes()
+        if key not in known:
+            known[key] = identity(mask)
+        return known[key]
+
+    bench._identity = found  # type: ignore[method-assign]
+    return bench
+
+
+def drawn(bench: Bench, rows: np.ndarray, draws: np.ndarray, keys: Any) -> Bench:
+    """The bench as if it had measured these rows of its population."""
+    known = {key: {kind: values[rows] for kind, values in kinds.items()} for key, kinds in bench._known.items()}
+    part = replace(bench, count=len(rows), draws=draws, _known=known)
+    part._identity = keys  # type: ignore[method-assign]
+    return part
+
+
+def figures(count: int, model: cd.Model, task: cd.Task, scores: cd.Scores, circuit: cd.Circuit) -> dict[str, Any]:
+    """The coverage of what `evaluate` prints."""
+    graph = circuit.graph
+    bench = cached(Bench.build(model, task, graph, "resample", task.metric, "noising", 250, 0))
+    plan = evaluation._Sets.of(circuit, "full", 0)
+    few = cached(Bench.build(model, task.select(range(SEARCHED)), graph, "resample", task.metric, "noising", None, 0))
+    plan = replace(plan, sets=(*plan.sets, ("greedy", evaluation._greedy(few, circuit, plan.nodes))))
+    curve = [Family(evaluation._curve_masks(scores, evaluation.MIB_FRACTIONS))]
+    bench.measure_families((*curve, Family([graph.allowed]), *plan.families(), *plan.candidates()))
+    out = {}
+    for n in SIZES:
+        counted, rng, draws = Counted(), np.random.default_rng(n), weights(n, 0)
+        for _ in range(count):
+            searched = drawn(bench, rng.integers(len(task), size=SEARCHED), weights(SEARCHED, 0), bench._identity)
+            chosen = plan.chosen(searched, True)
+            part = drawn(bench, rng.integers(len(task), size=n), draws, bench._identity)
+            _compare(counted, bench, chosen, evaluation._evaluation(model, task, part, chosen, scores, True), scores)
+        out[str(n)] = counted.of
+    return out
+
+
+def _compare(counted: Counted, bench: Bench, plan: Any, found: cd.Evaluation, scores: cd.Scores) -> None:
+    """Note each figure of an evaluation beside the population's."""
+    circuit, allowed, nothing = plan.circuit, plan.circuit.graph.allowed, np.zeros_like(plan.circuit.mask)
+
+    def value(mask: np.ndarray, what: str = "metric") -> float:
+        return float(bench.values(mask, what).mean())
+
+    full, kept, empty = value(allowed), value(circuit.mask), value(nothing)
+    truths = {"full": full, "circuit": kept, "empty": empty, "faithfulness": abs(full - kept)}
+    truths |= {"normalized": (kept - empty) / (full - empty), "kl": value(circuit.mask, "kl"), "empty_kl": value(nothing, "kl")}
+    truths["agreement"] = value(circuit.mask, "agreement")
+    for name, truth in truths.items():
+        counted.note(name, getattr(found, name), truth)
+    of_set = []
+    for index, (knockout, (kind, removed)) in enumerate(zip(found.completeness.sets, plan.sets, strict=True)):
+        of_set.append(abs(value(circuit.without(removed).mask) - value(cd.Circuit.full(circuit.graph).without(removed).mask)))
+        counted.note("completeness.sets", knockout.incompleteness, of_set[-1], f"{kind} {index}")
+    counted.note("completeness.max", found.completeness.max, of_set[plan.worst])
+    of_random = [each for each, (kind, _) in zip(of_set, plan.sets, strict=True) if kind == "random"]
+    counted.note("completeness.mean", found.completeness.mean, float(np.mean(of_random)))
+    for node, removed in zip(plan.nodes, plan.most, strict=True):
+        rest = tuple(other for other in removed if other != node)
+        truth = abs(value(circuit.without((*rest, node)).mask) - value(circuit.without(rest).mask))
+        counted.note("minimality.scores", found.minimality.scores[node], truth, node)
+    if found.curve is not None:
+        for name, truth in _curve_truths(scores, value, full, empty).items():
+            estimates = getattr(found.curve, name)
+            pairs = [(estimates, truth)] if isinstance(estimates, Estimate) else list(zip(estimates, truth, strict=True))
+            for point, (estimate, one) in enumerate(pairs):
+                counted.note(f"curve.{name}", estimate, float(one), point)
+
+
+def _curve_truths(scores: cd.Scores, value: Callable[[np.ndarray], float], full: float, empty: float) -> dict[str, Any]:
+    fractions = np.array(evaluation.MIB_FRACTIONS)
+    ours = [scores.top(round(part * len(scores.graph))) for part in fractions]
+    f, mib = (
+        np.array([(value(each.mask) - empty) / (full - empty) for each in circuits]) for circuits in (ours, evaluation.mib_circuits(scores))
+    )
+    x = np.array([len(each.pruned()) for each in ours]) / len(scores.graph)
+    areas = {"area": np.trapezoid(f, x), "distance": np.trapezoid(np.abs(1 - f), x)}
+    return {"normalized": f, "cpr": np.trapezoid(mib, fractions), "cmd": np.trapezoid(np.abs(1 - mib), fractions)} | areas
+
+
+# ------------------------------------------------------------------ cards, path patching
+
+
+def cards(count: int) -> dict[str, Any]:
+    """The coverage of cards' effects and direct effects, of the effects that roles rest on, and of path patching's."""
+    model, task, _, circuit = toy()
+    values: dict[str, list[np.ndarray]] = {"card.direct": [], "card.effect, roles": [], "path patching": []}
+
+    def of_means(given: np.ndarray, draws: np.ndarray, **options: bool) -> list[Estimate]:
+        values["card.direct"] += [] if options else list(given)  # `mean` has options, and calls this too
+        return means(given, draws, **options)
+
+    def of_difference(a: np.ndarray, b: np.ndarray, draws: np.ndarray) -> Estimate:
+        values["card.effect, roles"].append(a - b)
+        return difference(a, b, draws)
+
+    def of_damage(self: Bench, old: np.ndarray, new: np.ndarray) -> Estimate:
+        values["path patching"].append(old - new)
+        return difference(old, new, self.draws)
+
+    with (
+        patch.object(explanation.intervals, "means", of_means),
+        patch.object(interventions, "difference", of_difference),
+        patch.object(Bench, "damage", of_damage),
+    ):
+        cd.explain(model, replace(task, held_out=None), circuit, batch_size=250)
+        cd.path_patching(model, task, batch_size=250)
+    out = {}
+    for n in SIZES:
+        counted, rng, draws = Counted(), np.random.default_rng(n), weights(n, 0)
+        for _ in range(count):
+            rows = rng.integers(len(task), size=n)
+            for name, each in values.items():
+                some = np.stack(each)
+                for which, found in enumerate(means(some[:, rows], draws)):
+                    counted.note(name, found, float(some[which].mean()), which)
+        out[str(n)] = counted.of
+    return out
+
+
+# ------------------------------------------------------------------ scrubbing, stability
+
+
+def scrubbing(count: int) -> dict[str, Any]:
+    """The coverage of scrubbing's figures, each draw run anew."""
+    model, task, _, _ = toy()
+    hypothesis = load_hypothesis("toy/ioi-position")
+    names, out = ("full", "scrubbed", "resampled", "recovered"), {}
+    whole = cd.scrub(model, task, hypothesis, renamed=0)
+    for n in SIZES:
+        counted, rng = Counted(), np.random.default_rng(n)
+        for seed in range(count):
+            part = task.select(np.sort(rng.choice(len(task), n, replace=False)).tolist())
+            found = cd.scrub(model, part, hypothesis, renamed=0, seed=seed)
+            for name in names:
+                counted.note(f"scrub.{name}", getattr(found, name), float(getattr(whole, name)))
+        out[str(n)] = counted.of
+    renamed = np.array(cd.scrub(model, task.select(range(64)), hypothesis, renamed=200).renamed)
+    counted, rng, draws = Counted(), np.random.default_rng(0), weights(20, 0)
+    for _ in range(5 * count):
+        counted.note("scrub.renamed_mean", mean(rng.choice(renamed, 20), draws), float(renamed.mean()))
+    return out | {"20 hypotheses": counted.of}
+
+
+def stability(count: int, runs: int = 200) -> dict[str, Any]:
+    """The coverage of a mean Jaccard index over pairs of runs: of 200 runs in all."""
+    model = cd.load_model("toy")
+    found = cd.stability(lambda m, t: cd.eap(m, t).top(50), model, cd.load_task("ioi", model, examples=32), runs=runs)
+    out = {}
+    for few in (5, 10):
+        counted, rng = Counted(), np.random.default_rng(few)
+        for name in ("edge_jaccard", "node_jaccard"):
+            table = np.zeros((runs, runs))
+            table[np.triu_indices(runs, 1)] = getattr(found, f"{name}s")
+            for _ in range(count):
+                some = np.sort(rng.choice(runs, few, replace=False))
+                pairs = np.array([table[a, b] for a, b in combinations(some, 2)])
+                counted.note(f"stability.{name}", mean_over_pairs(pairs, few), float(getattr(found, name)))
+        out[f"{few} runs"] = counted.of
+    return out
+
+
+# ------------------------------------------------------------------ the table
+
+KINDS = {
+    "full": "mean, bootstrap-t",
+    "circuit": "mean, bootstrap-t",
+    "empty": "mean, bootstrap-t",
+    "faithfulness": "magnitude of a mean difference",
+    "normalized": "ratio, bootstrap-t",
+    "kl": "mean, bootstrap-t and Cox",
+    "empty_kl": "mean, bootstrap-t and Cox",
+    "agreement": "Clopper-Pearson",
+    "completeness.sets": "magnitude of a mean difference",
+    "completeness.max": "magnitude of a mean difference, K chosen on the search's examples",
+    "completeness.mean": "mean of magnitudes",
+    "minimality.scores": "magnitude of a mean difference, K chosen on the search's examples",
+    "curve.normalized": "ratio, bootstrap-t",
+    "curve.cpr": "ratio, bootstrap-t",
+    "curve.area": "ratio, bootstrap-t",
+    "curve.cmd": "sum of magnitudes",
+    "curve.distance": "sum of magnitudes",
+    "card.effect, roles": "mean difference, bootstrap-t",
+    "card.direct": "mean, bootstrap-t",
+    "path patching": "mean difference, bootstrap-t",
+    "scrub.full": "mean, bootstrap-t",
+    "scrub.scrubbed": "mean, bootstrap-t",
+    "scrub.resampled": "mean, bootstrap-t",
+    "scrub.recovered": "ratio, bootstrap-t",
+    "scrub.renamed_mean": "mean over hypotheses, bootstrap-t",
+    "stability.edge_jaccard": "jackknife over runs",
+    "stability.node_jaccard": "jackknife over runs",
+}
+
+
+def table(parts: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Lines of Markdown: of several figures of a kind the mean coverage and, in brackets, the least."""
+    for name, sizes in parts.items():
+        yield f"### {name}"
+        yield ""
+        yield f"| figure | interval | {' | '.join(f'n {size}' if size.isdigit() else size for size in sizes)} |"
+        yield f"| --- | --- |{' --- |' * len(sizes)}"
+        for figure, kind in KINDS.items():
+            cells = [_cell(found.get(figure)) for found in sizes.values()]
+            if any(cells):
+                yield f"| {figure} | {kind} | {' | '.join(cells)} |"
+        yield ""
+
+
+def _cell(found: dict[str, list[int]] | None) -> str:
+    if not found:
+        return ""
+    shares = [hits / count for hits, count in found.values()]
+    mean_share = sum(hits for hits, _ in found.values()) / sum(count for _, count in found.values())
+    return f"{mean_share:.3f}" + (f" ({min(shares):.3f}, of {len(shares)})" if len(shares) > 1 else "")
+
+
+def main() -> None:
+    """Run what is missing, then print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/coverage"))
+    parser.add_argument("--draws", type=int, default=600, help="of prompts, per figure and size; a quarter of it where each runs anew")
+    parser.add_argument("--only", nargs="*", help="parts, by default all")
+    parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    wanted: dict[str, Callable[[], dict[str, Any]]] = {
+        "toy, IOI": lambda: figures(given.draws, *toy()),
+        **{f"planted, {name}": partial(lambda name: figures(given.draws, *planted_problem(name)), name) for name in PLANTED},
+        "toy, cards and path patching": lambda: cards(given.draws),
+        "toy, scrubbing": lambda: scrubbing(given.draws // 4),
+        "toy, stability": lambda: stability(2 * given.draws),
+    }
+    paths = {name: given.out / f"{name.replace(', ', '-').replace(' ', '-')}.json" for name in wanted}
+    for name in given.only or wanted:
+        if not paths[name].exists():
+            print(name, flush=True)
+            write_json(paths[name], wanted[name]())
+    text = "\n".join(table({name: json.loads(path.read_text("utf-8")) for name, path in paths.items() if path.exists()}))
+    if given.page is None:
+        print(text)
+        return
+    before, _, rest = given.page.read_text("utf-8").partition(BEGIN)
+    write_atomically(given.page, f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
+
+
+PLANTED = ("induction-hard",)
+
+if __name__ == "__main__":
+    main()
