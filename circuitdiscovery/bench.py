@@ -324,18 +324,31 @@ class Bench:
         if found is None:
             world = self._make(self.batches[number])
             found = world, finite_logits(world.logits(self._full[1]), self.batches[number].rows, "clean")
-            self._rounding[number] = float(rounding(found[1], self._dtype, self.metric.name).sum())
+            self._note_rounding(number, rounding(found[1], self._dtype, self.metric.name).cpu().numpy())
         if self._kept is not None:
             self._kept[number] = found
         self._last = self.batches[number], found[1]
         return found
 
+    def _note_rounding(self, number: int, values: np.ndarray) -> None:
+        """Keep what rounding is on a batch, [N]."""
+        self._rounding[number] = float(values.sum())
+        if self.saved is not None:
+            rows = self.batches[number].rows.cpu().numpy()
+            self.saved.put(f"{self.name} rounding", bytes(KEY_BYTES), rows, values[None], self.count)
+
     @torch.no_grad()
     def rounding(self) -> float:
         """What a difference of two means of the metric must be above to be more than rounding."""
         for number in range(len(self.batches)):
-            if number not in self._rounding:  # all its values were saved
+            if number in self._rounding:
+                continue
+            rows = self.batches[number].rows.cpu().numpy()
+            known = None if self.saved is None else self.saved.get(f"{self.name} rounding", bytes(KEY_BYTES), rows)
+            if known is None:
                 self._world(number)
+            else:
+                self._rounding[number] = float(known.sum())
         summed = torch.tensor(sum(self._rounding.values()), dtype=torch.float64)
         return math.inf if self.unchanged else float(distributed.total(summed)) / self.count
 
