@@ -377,7 +377,7 @@ def test_what_has_no_interval_stands_alone(circuit: Circuit) -> None:
     bare = {"value": 0.8, "low": None, "high": None}
     evaluation = evaluation_of(circuit)
     evaluation["completeness"]["max"] = bare
-    assert "stay within 0.8 of each other" in " ".join(words.verdict(evaluation, 9, 15).sentences)
+    assert "; at most by 0.8" in " ".join(words.verdict(evaluation, 9, 15).sentences)
     one = words.verdict(evaluation | {"normalized": bare}, 9, 15, None)
     assert one.word == "Uncertain" and "a single prompt says little" in one.headline
 

@@ -199,9 +199,10 @@ def _prompts(evaluation: Mapping[str, Any]) -> str:
 def _completeness(evaluation: Mapping[str, Any]) -> str:
     most, mean = evaluation["completeness"]["max"], evaluation["completeness"]["mean"]
     span = abs(evaluation["full"]["value"] - evaluation["empty"]["value"])
-    share = f", {percent(most['value'] / span)} of the span" if span and evaluation["normalized"] is not None else ""
-    apart = f"circuit and model stay within {interval(most)} of each other{share}"
-    return f"When the same nodes are knocked out of both, {apart} (completeness; {number(mean['value'])} on average)."
+    share = f", {percent(mean['value'] / span)} of the span" if span and evaluation["normalized"] is not None else ""
+    worst = "at most" if most["low"] is None else "where the prompts of the search differ most,"
+    apart = f"circuit and model differ by {interval(mean)} on average{share}; {worst} by {interval(most)}"
+    return f"When the same nodes are knocked out of both, {apart} (completeness)."
 
 
 def _minimality(evaluation: Mapping[str, Any]) -> str:
