@@ -112,6 +112,8 @@ def mean_of_magnitudes(signed: Sequence[Estimate]) -> Estimate:
     from scipy.special import ndtr, ndtri
 
     folded = [each.magnitude() for each in signed]
+    if not all(each.has_interval for each in signed):  # of a single example: how noisy it is is not known
+        return Estimate(float(np.mean(folded)))
     value = np.array([float(each) for each in folded])
     noise = np.array([each.high - each.low for each in signed]) / (2 * float(ndtri(1 - _TAIL)))
     z = np.divide(value, noise, out=np.full(len(value), np.inf), where=noise > 0)

@@ -102,7 +102,7 @@ BRIEF = (
     "evaluation.RANDOM_SETS, evaluation.GREEDY_NODES, state.SAVE_SECONDS = 2, 1, 0.0\n"
     "main()"
 )
-SMALL = ("discover", "toy", "ioi", "--examples", "4", "--threshold", "0.05")
+SMALL = ("discover", "toy", "ioi", "--examples", "6", "--threshold", "0.05")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -473,13 +473,20 @@ def test_the_resumed_search_does_not_begin_again(call: Call, monkeypatch: pytest
     assert len(decided) == len(cd.load_model("toy").graph.receivers) - 19
 
 
+def heard() -> None:
+    """SIGINT is heard, which a shell's background jobs ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_real_signal_in_the_middle(tmp_path: Path, finished: Path, signal_: signal.Signals) -> None:
     command = [sys.executable, "-c", BRIEF, *SMALL]
     folder = tmp_path / "runs" / "toy-ioi-acdc"
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
     while process.poll() is None and not (folder / "search.state").exists():
         time.sleep(0.002)
     process.send_signal(signal_)
@@ -710,7 +717,7 @@ def test_the_drawing_has_the_roles_and_the_circuit_has_not(finished: Path) -> No
 
 def test_a_circuit_without_scores_stands_beside_the_curve_of_eap_ig(finished: Path) -> None:
     model = cd.load_model("toy")
-    task = cd.load_task("ioi", model, examples=4)
+    task = cd.load_task("ioi", model, examples=6)
     curve = cd.curve(model, task, cd.eap_ig(model, task))
     known = json.loads((finished / "report.json").read_bytes())["curve"]
     assert known["ranking"] == "eap_ig" and known["edges"] == list(curve.edges)
@@ -726,11 +733,11 @@ def test_the_prompts_are_what_the_model_and_the_circuit_say(finished: Path) -> N
     folder = data_folder("models") / "toy"
     bridge, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     model = cd.load_model("toy")
-    task = cd.load_task("ioi", model, examples=4).held_out
+    task = cd.load_task("ioi", model, examples=6).held_out
     assert task is not None
     kept = cd.run_circuit(model, task, cd.load_circuit(finished / "circuit.json"))
     rows = json.loads((finished / "report.json").read_bytes())["prompts"]
-    assert len(rows) == len(task) == 4
+    assert len(rows) == len(task) == 6
     for row, example, circuit in zip(rows, task.examples, kept, strict=True):
         with torch.no_grad():
             logits = bridge(torch.tensor([example.clean])).logits[0, example.position]

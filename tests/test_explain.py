@@ -18,8 +18,8 @@ from tiny import Tiny
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery import ablation, explanation, interchange
 from circuitdiscovery import attention as attention_module
+from circuitdiscovery import explanation, interchange
 from circuitdiscovery.attention import attention, observe, read_at
 from circuitdiscovery.cards import Explanation
 from circuitdiscovery.forward import plain_run
@@ -588,7 +588,7 @@ def test_no_forward_holds_more_prompts_than_the_batch_size(llama: Tiny, monkeypa
         sizes.append(len(start))
         return plain_run(model, start, *others, **options)
 
-    for module in (ablation, attention_module, interchange):
+    for module in (attention_module, interchange):
         monkeypatch.setattr(module, "plain_run", counted)
     explain(llama, task_of(llama, positions={"X": [1, 2, 1, 3, 2], "Y": 0}), batch_size=2)
     assert set(sizes) == {1, 2}

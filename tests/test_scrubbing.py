@@ -523,7 +523,7 @@ def test_variables_that_are_not_there(gpt2: Tiny, task: Any) -> None:
     )
     assert "row 0" in told(Hypothesis("tokens", {"m0": ["a"]}, shared=()), task, prompts=bare)
     assert told(Hypothesis("ioi"), task) == "hypothesis hypothesis speaks of the task 'ioi', not of 'tokens'"
-    assert told("toy/ioi-position", task) == "a hypothesis is what load_hypothesis gives, or a Hypothesis, not str"
+    assert told("toy/ioi-position", task) == "hypothesis toy/ioi-position speaks of the task 'ioi', not of 'tokens'"
     for name, value in (("draws", 0), ("draws", 1.5), ("renamed", -1), ("seed", -1), ("batch_size", 0)):
         assert told(Hypothesis("tokens", shared=()), task, **{name: value}).startswith(f"{name} must be a whole number of at least")
     assert "no metric 'x'" in told(Hypothesis("tokens", shared=()), task, metric="x")
@@ -590,7 +590,7 @@ def toy(tinies: Callable[[str], Tiny]) -> Any:
 
 def test_shipped_hypotheses_are_no_graphs() -> None:
     assert shipped_hypotheses() == ["toy/ioi-no-duplicate", "toy/ioi-position"]
-    with pytest.raises(cd.CircuitDiscoveryError, match="no graph 'toy/ioi-position'"):
+    with pytest.raises(cd.CircuitDiscoveryError, match="no circuit of toy is shipped"):
         cd.load_circuit("toy/ioi-position")
 
 

@@ -90,7 +90,7 @@ OTHER_ANSWER = dataclasses.replace(TASK.examples[0], correct=TASK.examples[0].in
         (TASK, INFO | {"options": {"edges": 6, "seed": 0}}, "s: the state of another search (options: edges 5 there, 6 here)"),
         (TASK, INFO | {"model": {"name": "toy", "digest": "cd"}}, "(model: digest 'ab' there, 'cd' here)"),
         (TASK, INFO | {"method": "yours"}, "(method 'mine' there, 'yours' here)"),
-        (TASK, {"method": "mine", "model": INFO["model"]}, "(options {'edges': 5, 'seed': 0} there, None here)"),
+        (TASK, {"method": "mine", "model": INFO["model"]}, "options {'edges': 5, 'seed': 0} there, None here)"),
         (dataclasses.replace(TASK, examples=(OTHER_ANSWER, *TASK.examples[1:])), INFO, "(the task's rows are others than then)"),
         (dataclasses.replace(TASK, examples=TASK.examples[::-1]), INFO, "(the task's rows are others than then)"),
         (TASK, INFO | {"data": {"tokenizer": "ef"}}, "(the tokenizer is another than then)"),

@@ -305,7 +305,7 @@ def test_the_years_are_two_tokens_of_the_word_level_tokenizer(words: Reader) -> 
 
 def test_the_seed_alone_decides_in_any_process(words: Reader) -> None:
     assert load_task("ioi", words, seed=1) == load_task("ioi", words, seed=1)
-    one, other = load_task("ioi", words, seed=1), load_task("ioi", words, seed=-1)
+    one, other = load_task("ioi", words, seed=1), load_task("ioi", words, seed=2)
     assert [e.clean for e in one.examples] != [e.clean for e in other.examples]
 
 
@@ -509,7 +509,7 @@ def test_an_end_of_text_that_is_also_the_unknown_token_may_be_written_out(gpt2: 
 
 def test_options_are_checked(words: Reader, tmp_path: Path) -> None:
     for examples in (0, -3, True, 2.5):
-        with pytest.raises(CircuitDiscoveryError, match="examples must be a whole number of at least 1"):
+        with pytest.raises(CircuitDiscoveryError, match="examples must be a whole number"):
             load_task("ioi", words, examples=examples)  # type: ignore[arg-type]
     with pytest.raises(CircuitDiscoveryError, match="no counterfactual 'abd'; did you mean 'abc'"):
         load_task("ioi", words, counterfactual="abd")

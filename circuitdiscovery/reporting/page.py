@@ -114,7 +114,7 @@ def render(run: Run) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {name: getattr(words, name) for name in ("number", "percent", "interval", "token", "plural")}
-    environment.filters |= {"quoted": charts.quoted, "share": lambda estimate: words.interval(estimate, words.percent)}
+    environment.filters |= {"quoted": charts.quoted, "share": lambda estimate: words.interval(estimate, words.percent), "ends": words.ends}
     style, chart_style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "charts.css", "script.js"))
     inline = {"style": Markup(f"{style}{chart_style}"), "script": Markup(script), "script_hash": _digest(script)}
     return environment.get_template("page.html.j2").render(**inline, **_context(run, Markup)) + "\n"

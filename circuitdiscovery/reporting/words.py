@@ -89,6 +89,14 @@ def interval(estimate: Mapping[str, float], form: Any = number) -> str:
     return f"{form(estimate['value'])} [{form(estimate['low'])}, {form(estimate['high'])}]"
 
 
+def ends(estimate: Mapping[str, Any], form: str = "number") -> str:
+    """An interval in words: `93% to 99%`; of a single prompt there is none."""
+    if estimate["low"] is None:
+        return "of a single prompt"
+    low, high = ((percent if form == "percent" else number)(estimate[end]) for end in ("low", "high"))
+    return f"{low} to {high}"
+
+
 def token(text: str) -> str:
     """A token as people read it: without the space in front, and with what is not seen made visible."""
     shown = text.strip(" ").replace("\n", "⏎").replace("\t", "⇥")
