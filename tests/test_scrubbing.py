@@ -525,7 +525,7 @@ def test_variables_that_are_not_there(gpt2: Tiny, task: Any) -> None:
     assert told(Hypothesis("ioi"), task) == "hypothesis hypothesis speaks of the task 'ioi', not of 'tokens'"
     assert told("toy/ioi-position", task) == "hypothesis toy/ioi-position speaks of the task 'ioi', not of 'tokens'"
     for name, value in (("draws", 0), ("draws", 1.5), ("renamed", -1), ("seed", -1), ("batch_size", 0)):
-        assert told(Hypothesis("tokens", shared=()), task, **{name: value}).startswith(f"{name} must be a whole number of at least")
+        assert told(Hypothesis("tokens", shared=()), task, **{name: value}).startswith(f"scrub: {name} must be a whole number of at least")
     assert "no metric 'x'" in told(Hypothesis("tokens", shared=()), task, metric="x")
 
 
