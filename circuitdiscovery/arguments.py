@@ -27,7 +27,7 @@ from circuitdiscovery.names import ABLATION_NAMES, METRIC_NAMES, canonical
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LEAST = {"batch_size": 1, "seed": 0, "order": 0, "prompts": 1, "draws": 1, "permutations": 1, "reference": 1}
+LEAST = {"batch_size": 1, "seed": 0, "order": 0, "prompts": 1, "draws": 1, "permutations": 1, "reference": 1, "renamed": 0}
 MOST = 2**63 - 1  # what numpy and torch hold
 TABLES = (".toml", ".csv", ".jsonl")
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
