@@ -5,6 +5,7 @@ Whatever goes wrong is one line on standard error and exit status 2; Ctrl-C is 1
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import json
 import math
@@ -594,6 +595,8 @@ def _print_report(report: str, summary: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C: the state is kept, the resume command printed
+    for late in (signal.SIGTERM, signal.SIGINT):  # while the interpreter is taken down: all is written, the status is known
+        atexit.register(signal.signal, late, signal.SIG_IGN)
     try:
         with distributed.launched():
             cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)

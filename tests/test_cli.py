@@ -473,6 +473,25 @@ def test_the_resumed_search_does_not_begin_again(call: Call, monkeypatch: pytest
     assert len(decided) == len(cd.load_model("toy").graph.receivers) - 19
 
 
+LATE = """
+import os, signal
+from circuitdiscovery.cli import main
+class Late:
+    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.{name}):
+        kill(me, number)
+late = Late()  # goes with the interpreter
+main(["--version"])
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_after_the_end_changes_nothing(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LATE.format(name=name)], env=environment(), capture_output=True, text=True, preexec_fn=heard
+    )
+    assert (done.returncode, done.stderr) == (0, "") and "circuitdiscovery" in done.stdout
+
+
 def heard() -> None:
     """SIGINT is heard, which a shell's background jobs ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
