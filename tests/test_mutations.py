@@ -20,6 +20,8 @@ COUNTS = {
     "state of a search": 6,
     "run folder": 6,
     "weights": 6,
+    "config": 12,
+    "tokenizer": 6,
 }
 
 
