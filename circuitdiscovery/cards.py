@@ -13,7 +13,7 @@ import numpy as np
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.estimates import Estimate
-from circuitdiscovery.files import read_json
+from circuitdiscovery.files import data_frame, read_json
 from circuitdiscovery.names import ablation_words
 from circuitdiscovery.schema import exactly, typed
 from circuitdiscovery.values import Value
@@ -164,17 +164,13 @@ class Explanation(Value):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per node: node, role, effect with its interval, direct, scores (NaN for MLPs), and what END attends to most."""
-        try:
-            import pandas as pd
-        except ImportError:
-            raise CircuitDiscoveryError("to_dataframe needs pandas: pip install 'circuitdiscovery[pandas]'") from None
         names = list(dict.fromkeys(name for card in self.cards.values() for name in card.scores))
         columns = ["node", "role", "effect", "effect_low", "effect_high", "direct", *names, "top attention"]
         rows = [
             (c.node, c.role, float(c.effect), c.effect.low, c.effect.high, float(c.direct), *_scores(c, names), _most(c, 1) or None)
             for c in self.cards.values()
         ]
-        return pd.DataFrame(rows, columns=columns)
+        return data_frame(rows, columns=columns)
 
     # ----------------------------------------------------------------- files
 

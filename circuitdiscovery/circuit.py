@@ -17,7 +17,7 @@ import numpy as np
 from circuitdiscovery import mib, schema
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, PlaceError, shown, unknown
-from circuitdiscovery.files import data_folder, is_folder, read_arrays, read_json, shipped, write_atomically, write_json
+from circuitdiscovery.files import data_folder, data_frame, is_folder, read_arrays, read_json, shipped, write_atomically, write_json
 from circuitdiscovery.graph import Edge, Edges, Graph, no_node, node_of
 from circuitdiscovery.schema import exactly, graph_of, info_of, typed
 from circuitdiscovery.selection import best_mask
@@ -630,13 +630,9 @@ def _is_edge(graph: Graph, edge: object) -> bool:
 
 def _table(graph: Graph, mask: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
     """One row per edge of a [sources, receivers] mask."""
-    try:
-        import pandas as pd
-    except ImportError:
-        raise CircuitDiscoveryError("to_dataframe needs pandas: pip install 'circuitdiscovery[pandas]'") from None
     rows, columns = np.nonzero(mask)
     sources, receivers = [graph.sources[i] for i in rows], [graph.receivers[i] for i in columns]
-    return pd.DataFrame({"edge": graph.names(mask), "source": sources, "receiver": receivers, "score": scores[rows, columns]})
+    return data_frame({"edge": graph.names(mask), "source": sources, "receiver": receivers, "score": scores[rows, columns]})
 
 
 def _named(where: str, make: Callable[[], Made]) -> Made:

@@ -13,9 +13,12 @@ import secrets
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from circuitdiscovery.errors import CircuitDiscoveryError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGE = Path(__file__).resolve().parent
 Kind = Literal["tasks", "graphs", "models"]
@@ -53,6 +56,15 @@ def needs_gguf(name: str) -> None:
         raise CircuitDiscoveryError(
             f"{name}: reading GGUF needs the package gguf, which is not installed: pip install 'circuitdiscovery[gguf]'"
         )
+
+
+def data_frame(rows: Any, **options: Any) -> pd.DataFrame:
+    """A table, where pandas is installed."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise CircuitDiscoveryError("to_dataframe needs pandas: pip install 'circuitdiscovery[pandas]'") from None
+    return pd.DataFrame(rows, **options)
 
 
 # ------------------------------------------------------------------- reading

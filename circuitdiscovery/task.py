@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from itertools import islice
 from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,10 +20,14 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.encoder import Encoder, Example, resolve_position
 from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.files import data_frame
 from circuitdiscovery.names import canonical
 from circuitdiscovery.prompts import Apart, Vocabulary, draw, repeated_tokens
 from circuitdiscovery.tablefile import Table, table_of
 from circuitdiscovery.taskfile import END, TaskFile, counterfactual_of, read_task, shipped_tasks
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Batch", "Example", "Task", "load_task", "shipped_tasks"]
 
@@ -233,6 +237,15 @@ class Task:
 
     def __iter__(self) -> Iterator[Example]:
         return iter(self.examples)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per example, then per held-out one: its part, text, token ids and position. Needs pandas."""
+        parts = {"examples": self, "held_out": self.held_out}
+        shown = ("text", "clean", "corrupted", "correct", "incorrect", "position")
+        rows = [
+            {"part": part} | {name: getattr(example, name) for name in shown} for part, task in parts.items() if task for example in task
+        ]
+        return data_frame(rows)
 
     def _repr_html_(self) -> str:
         from circuitdiscovery.reporting.notebook import of_task

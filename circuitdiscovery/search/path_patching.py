@@ -29,6 +29,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.evaluation import Bench, Estimate
+from circuitdiscovery.files import data_frame
 from circuitdiscovery.forward import World, at_position, mlp, plain_run
 from circuitdiscovery.graph import LETTERS, Graph, letter_of, no_node, node_of
 from circuitdiscovery.metrics import Metric, bind
@@ -125,12 +126,8 @@ class PathEffects(Value):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per sender, in topological order: sender, effect, low, high. Needs pandas."""
-        try:
-            import pandas as pd
-        except ImportError:
-            raise CircuitDiscoveryError("to_dataframe needs pandas: pip install 'circuitdiscovery[pandas]'") from None
         rows = [(sender, float(effect), effect.low, effect.high) for sender, effect in self.effects.items()]
-        return pd.DataFrame(rows, columns=["sender", "effect", "low", "high"])
+        return data_frame(rows, columns=["sender", "effect", "low", "high"])
 
     def __str__(self) -> str:
         through = "MLPs between computed anew" if self.through_mlps else "MLPs between frozen"
