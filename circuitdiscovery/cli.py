@@ -161,6 +161,26 @@ EFFORT = Checked(_effort, "quick|full")
 as_json = click.option("--json", "as_json", is_flag=True, help="JSON, and nothing else, on standard output.")
 
 
+def about_circuit(command: Callable[..., None]) -> Callable[..., None]:
+    """CIRCUIT, and how it is measured where that shall not be as it was searched."""
+    options = (
+        click.argument("circuit"),
+        click.option("--model", type=MODEL, help="[default: the one the circuit was found in]"),
+        click.option("--task", type=TASK, help="[default: the one the circuit was found with]"),
+        click.option("--counterfactual", metavar="NAME", help="[default: as the search]"),
+        click.option("--ablation", type=ABLATION, help="[default: as the search]"),
+        click.option("--metric", type=METRIC, help="[default: as the search, or the task's own]"),
+        click.option("--examples", type=COUNT, help="[default: as the search]"),
+        click.option("--seed", type=SEED, help="[default: as the search]"),
+        click.option("--batch-size", type=COUNT, help="[default: what memory allows]"),
+        click.option("--device", type=DEVICE, help="[default: a GPU where there is one]"),
+        click.option("--dtype", type=DTYPE, help="[default: as the search]"),
+    )
+    for option in reversed(options):  # as decorators are applied
+        command = option(command)
+    return command
+
+
 # ------------------------------------------------------------------ commands
 
 
@@ -257,18 +277,8 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
 
 
 @cli.command(short_help="Measure CIRCUIT: faithfulness, completeness, minimality.")
-@click.argument("circuit")
-@click.option("--model", type=MODEL, help="[default: the one the circuit was found in]")
-@click.option("--task", type=TASK, help="[default: the one the circuit was found with]")
-@click.option("--counterfactual", metavar="NAME", help="[default: as the search]")
-@click.option("--ablation", type=ABLATION, help="[default: as the search]")
-@click.option("--metric", type=METRIC, help="[default: as the search, or the task's own]")
+@about_circuit
 @click.option("--direction", type=DIRECTION, help="[default: as the search]")
-@click.option("--examples", type=COUNT, help="[default: as the search]")
-@click.option("--seed", type=SEED, help="[default: as the search]")
-@click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
-@click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
-@click.option("--dtype", type=DTYPE, help="[default: as the search]")
 @click.option("--measure", type=EFFORT, default="full", show_default=True, help="How much is measured; quick takes some 60 forwards.")
 @as_json
 def evaluate(circuit: str, measure: str, as_json: bool, **given: Any) -> None:
@@ -302,17 +312,7 @@ def _searched_in(circuit: str, given: dict[str, Any]) -> tuple[Any, Any, Circuit
 
 
 @cli.command(short_help="Say what the heads and MLPs of CIRCUIT do.")
-@click.argument("circuit")
-@click.option("--model", type=MODEL, help="[default: the one the circuit was found in]")
-@click.option("--task", type=TASK, help="[default: the one the circuit was found with]")
-@click.option("--counterfactual", metavar="NAME", help="[default: as the search]")
-@click.option("--ablation", type=ABLATION, help="[default: as the search]")
-@click.option("--metric", type=METRIC, help="[default: as the search, or the task's own]")
-@click.option("--examples", type=COUNT, help="[default: as the search]")
-@click.option("--seed", type=SEED, help="[default: as the search]")
-@click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
-@click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
-@click.option("--dtype", type=DTYPE, help="[default: as the search]")
+@about_circuit
 @click.option("--node", "nodes", multiple=True, metavar="NODE", help="Of this head or MLP only; repeat it for more.")
 @click.option("--effort", type=EFFORT, default="full", show_default=True, help="How many examples are intervened on.")
 @as_json

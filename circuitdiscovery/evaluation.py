@@ -275,7 +275,7 @@ def evaluate(
         if progress:
             bench.work.ahead = _expected(bench, chooser, plan)
         first = [] if scores is None else [Family(_curve_masks(scores, MIB_FRACTIONS))]
-        bench.measure_families((*first, *plan.families()))
+        bench.measure_families((*first, *plan.families(), *plan.minimal()))
         if effort == "full" and plan.nodes:
             plan = replace(plan, sets=(*plan.sets, ("greedy", _greedy(chooser, circuit, plan.nodes))))
         chooser.measure_families((*plan.families(), *plan.candidates()))
@@ -441,7 +441,9 @@ class _Sets:
             sets += [(f"role {role}", tuple(each for each in members if each not in ENDS)) for role, members in circuit.roles.items()]
         for _ in range((RANDOM_SETS if effort == "full" else QUICK_SETS) if nodes else 0):
             sets.append(("random", tuple(np.array(nodes)[rng.random(len(nodes)) < 0.5].tolist())))
-        return cls(circuit, effort, tuple(nodes) if effort == "full" else circuit.strongest(QUICK_NODES), tuple(sets))
+        plan = cls(circuit, effort, tuple(nodes) if effort == "full" else circuit.strongest(QUICK_NODES), tuple(sets))
+        # with one K there is nothing to choose, and what minimality needs is measured with the rest, in one pass over the prompts
+        return replace(plan, most=tuple(plan.over) * len(plan.nodes)) if len(plan.over) == 1 else plan
 
     @property
     def unmeasured(self) -> tuple[str, ...]:
