@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import wraps
+from importlib import import_module
 from inspect import Parameter, signature
 from numbers import Integral, Real
 from pathlib import Path
@@ -191,7 +192,7 @@ def _scalar(value: Any) -> Any:
 
 def path(call: Call, name: str, value: Any) -> Any:
     """A path, with the home folder for ~."""
-    if name.startswith("name_or") and is_a(value, "model.model", "Model"):
+    if name.startswith("name_or") and is_a(value, "Model"):
         raise ArgumentError(f"{call.function}: the name or the path comes first, not the Model: {call.function}('ioi', model)")
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise _refused(call, name, "a name or a path" if name.startswith("name_or") else "a path", value)
@@ -289,9 +290,7 @@ def progress(call: Call, name: str, value: Any) -> Any:
     if value is None or value is False:
         return None
     if value is True:
-        from circuitdiscovery.reporting.progress import stage
-
-        return call.stack.enter_context(stage(call.function))
+        return call.stack.enter_context(named("stage")(call.function))
     if not callable(value) or isinstance(value, type):
         raise _refused(call, name, "True for a bar, or a function of (done, total)", value)
     return value
@@ -308,9 +307,30 @@ def search(call: Call, name: str, value: Any) -> Any:
 # ------------------------------------------------------------------- things
 
 
-def is_a(value: Any, home: str, kind: str) -> bool:
+HOMES = {  # of what arguments are made of, imported when one is made
+    "Circuit": "circuit.circuit",
+    "Explanation": "explanation.cards",
+    "Graph": "graph.graph",
+    "Hypothesis": "explanation.scrubbing.hypothesis",
+    "Model": "model.model",
+    "Scores": "circuit.circuit",
+    "Task": "task.task",
+    "load_circuit": "circuit.circuit",
+    "load_hypothesis": "explanation.scrubbing.hypothesis",
+    "load_model": "model.load",
+    "load_task": "task.task",
+    "stage": "reporting.progress",
+}
+
+
+def named(name: str) -> Any:
+    """One of our classes and functions."""
+    return getattr(import_module(f"circuitdiscovery.{HOMES[name]}"), name)
+
+
+def is_a(value: Any, kind: str) -> bool:
     """Whether a value is of one of our classes; a module that was not imported has no values."""
-    module = sys.modules.get(f"circuitdiscovery.{home}")
+    module = sys.modules.get(f"circuitdiscovery.{HOMES[kind]}")
     return module is not None and isinstance(value, getattr(module, kind))
 
 
@@ -324,19 +344,17 @@ def model(call: Call, name: str, value: Any) -> Any:
     """A loaded model; a name, a path or a Hugging Face model is loaded."""
     other = call.given.get("task", call.given.get("name_or_path"))
     text = isinstance(value, str | os.PathLike)
-    if is_a(value, "task.task", "Task") or (text and task_like(value) and not (isinstance(other, str) and task_like(other))):
+    if is_a(value, "Task") or (text and task_like(value) and not (isinstance(other, str) and task_like(other))):
         if "name_or_path" in call.given:
             raise ArgumentError(f"{call.function}: model must be a model, not a task: {call.function}('ioi', model)")
         if "task" in call.given:
             what = shown(value) if text else "a Task"
             raise ArgumentError(f"{call.function}: model is a task ({what}); the model comes first: {call.function}(model, task)")
         raise ArgumentError(f"{call.function}: model must be a model, not a task")
-    if is_a(value, "model.model", "Model"):
+    if is_a(value, "Model"):
         return value
     if text or _is_module(value) or (isinstance(value, tuple) and len(value) == 2 and _is_module(value[0])):
-        from circuitdiscovery.model.load import load_model
-
-        return load_model(path(call, name, value) if text else value)
+        return named("load_model")(path(call, name, value) if text else value)
     raise _refused(call, name, "what cd.load_model gives, or a name or a path that it takes", value)
 
 
@@ -347,27 +365,24 @@ def _is_module(value: Any) -> bool:
 
 def with_tokenizer(call: Call, name: str, value: Any) -> Any:
     """What has a tokenizer; a model that has none gives the function's own error."""
-    if hasattr(value, "tokenizer") and not is_a(value, "task.task", "Task"):
+    if hasattr(value, "tokenizer") and not is_a(value, "Task"):
         return value
     return model(call, name, value)
 
 
 def task(call: Call, name: str, value: Any) -> Any:
     """A task; a name, a path or a table is made one in the call's model's tokens."""
-    if is_a(value, "task.task", "Task"):
+    if is_a(value, "Task"):
         return value
-    if is_a(value, "model.model", "Model") or _is_module(value):
+    if is_a(value, "Model") or _is_module(value):
         raise ArgumentError(f"{call.function}: {name} is a model; the model comes first: {call.function}(model, task)")
     if not isinstance(value, str | os.PathLike) and not is_table(value):
         raise _refused(call, name, "what cd.load_task gives, or a name or a path that it takes", value)
     if call.model() is None:
         raise _refused(call, name, "what cd.load_task gives", value)
-    from circuitdiscovery.task.task import Task, load_task
-
-    from_pandas: Any = getattr(Task, "from_pandas", None)
-    if is_table(value) and from_pandas is not None:
-        return from_pandas(value, call.model())
-    return load_task(cast(Any, value) if is_table(value) else path(call, name, value), call.model())
+    if is_table(value):
+        return named("Task").from_pandas(value, call.model())
+    return named("load_task")(path(call, name, value), call.model())
 
 
 def is_table(value: Any) -> bool:
@@ -377,7 +392,7 @@ def is_table(value: Any) -> bool:
 
 def reference(call: Call, name: str, value: Any) -> Any:
     """Reference prompts: a task, or rows of tokens."""
-    if is_a(value, "task.task", "Task"):
+    if is_a(value, "Task"):
         return value
     if isinstance(value, str | os.PathLike):
         return task(call, name, value)
@@ -388,8 +403,8 @@ def reference(call: Call, name: str, value: Any) -> Any:
 
 def graph(call: Call, name: str, value: Any) -> Any:
     """A graph, or what has one: a model, a circuit, scores."""
-    found = value if is_a(value, "graph.graph", "Graph") else getattr(value, "graph", None)
-    if is_a(found, "graph.graph", "Graph"):
+    found = value if is_a(value, "Graph") else getattr(value, "graph", None)
+    if is_a(found, "Graph"):
         return found
     if isinstance(value, str | os.PathLike):
         return model(call, name, value).graph
@@ -400,7 +415,7 @@ def edges(call: Call, name: str, value: Any) -> Any:
     """Several edges: texts "a->b", pairs, or a table of them; a circuit's or a graph's."""
     if isinstance(value, str | bytes):
         raise _refused(call, name, "a list of edges, such as ['input->m0', ('m0', 'logits')]", value)
-    if is_a(value, "graph.graph", "Graph") or is_a(value, "circuit.circuit", "Circuit"):
+    if is_a(value, "Graph") or is_a(value, "Circuit"):
         return value.edges
     if is_table(value):
         return _edges_of_table(call, name, value)
@@ -424,56 +439,50 @@ def _edges_of_table(call: Call, name: str, table: Any) -> list[Any]:
 
 def circuit(call: Call, name: str, value: Any) -> Any:
     """A circuit; the name or the path of one, the folder of a run, or edges."""
-    from circuitdiscovery.circuit.circuit import Circuit, Scores, load_circuit
-
     valid = "a Circuit, the path of a circuit.json or of a run's folder, or a list of edges such as ['input->m0', ('m0', 'logits')]"
-    if isinstance(value, Circuit):
+    if is_a(value, "Circuit"):
         return value
-    if isinstance(value, Scores):
+    if is_a(value, "Scores"):
         raise ArgumentError(
             f"{call.function}: {name} is Scores, a score for every edge; take a circuit of them: scores.top(n) or scores.best(n)"
         )
     if isinstance(value, str | os.PathLike):
         if "->" in str(value):
             raise _refused(call, name, f"a list of edges, such as [{shown(str(value))}]", value)
-        return load_circuit(path(call, name, value))
+        return named("load_circuit")(path(call, name, value))
     own = call.graph()
     if getattr(value, "dtype", None) is not None and str(value.dtype).endswith("bool") and own is not None:
-        return Circuit(own, value)
-    if is_a(value, "graph.graph", "Graph") or not (_several(value) or is_table(value) or hasattr(value, "is_multigraph")):
+        return named("Circuit")(own, value)
+    if is_a(value, "Graph") or not (_several(value) or is_table(value) or hasattr(value, "is_multigraph")):
         raise _refused(call, name, valid, value)
-    if any(is_a(value, *each) for each in (("task.task", "Task"), ("model.model", "Model"), ("explanation.cards", "Explanation"))):
+    if any(is_a(value, kind) for kind in ("Task", "Model", "Explanation")):
         raise _refused(call, name, valid, value)
     if own is None:
         raise ArgumentError(f"{call.function}: {name} is a list of edges, but of which graph? Give Circuit.from_edges(graph, edges)")
-    return Circuit.from_edges(own, cast(Any, edges(call, name, value)))
+    return named("Circuit").from_edges(own, edges(call, name, value))
 
 
 def scores(call: Call, name: str, value: Any) -> Any:
     """Scores; the path of a file, or the folder of a run."""
-    from circuitdiscovery.circuit.circuit import Circuit, Scores
-
-    if isinstance(value, Scores):
+    if is_a(value, "Scores"):
         return value
-    if isinstance(value, Circuit):
+    if is_a(value, "Circuit"):
         raise ArgumentError(f"{call.function}: {name} is a Circuit; it must be Scores, a score for every edge, such as cd.eap gives")
     if isinstance(value, str | os.PathLike):
         found = Path(path(call, name, value))
-        return Scores.load(found / "scores.safetensors" if found.is_dir() else found)
+        return named("Scores").load(found / "scores.safetensors" if found.is_dir() else found)
     own = call.graph()
     if own is not None and getattr(value, "shape", None) == own.allowed.shape:
-        return Scores(own, value)
+        return named("Scores")(own, value)
     raise _refused(call, name, "Scores, as cd.eap gives, or the path of its file or of a run's folder", value)
 
 
 def hypothesis(call: Call, name: str, value: Any) -> Any:
     """A hypothesis; the name or the path of one is loaded."""
-    from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, load_hypothesis
-
-    if isinstance(value, Hypothesis):
+    if is_a(value, "Hypothesis"):
         return value
     if isinstance(value, str | os.PathLike):
-        return load_hypothesis(path(call, name, value))
+        return named("load_hypothesis")(path(call, name, value))
     raise _refused(call, name, "what cd.load_hypothesis gives, or a name or a path that it takes", value)
 
 
@@ -494,6 +503,7 @@ KINDS: dict[str, Check] = {
     "Progress": progress,
     "Callable[..., Circuit]": search,
     "Model": model,
+    "HasGraph": model,
     "HasTokenizer": with_tokenizer,
     "Task": task,
     "Task | Tensor | Sequence[Sequence[int]]": reference,

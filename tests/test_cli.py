@@ -28,6 +28,7 @@ from circuitdiscovery.cli import discover as run
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.files.disk import data_folder
 from circuitdiscovery.measure import evaluation
+from circuitdiscovery.model import load
 from circuitdiscovery.reporting.options import Options
 from circuitdiscovery.search import acdc
 
@@ -99,7 +100,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # a fresh interpreter in which an evaluation is as brief as in `call`, and a search is saved at every step
 BRIEF = (
-    "from circuitdiscovery import evaluation\n"
+    "from circuitdiscovery.measure import evaluation\n"
     "from circuitdiscovery.search import acdc, state\n"
     "from circuitdiscovery.cli.main import main\n"
     "evaluation.RANDOM_SETS, evaluation.GREEDY_NODES, state.SAVE_SECONDS = 2, 1, 0.0\n"
@@ -713,7 +714,7 @@ def test_an_older_run_with_scores_gets_its_curve(call: Call, tmp_path: Path) -> 
 
 
 def test_the_page_of_a_finished_run_needs_no_model(call: Call, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cd.loading, "load_model", None)  # whoever calls it fails
+    monkeypatch.setattr(load, "load_model", None)  # whoever calls it fails
     assert call("report", finished, "-o", "page.html").status == 0
     assert (tmp_path / "page.html").read_bytes() == (finished / "report.html").read_bytes()
 

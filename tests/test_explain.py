@@ -19,13 +19,13 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
-from circuitdiscovery.engine.fast import plain_run
 from circuitdiscovery.explanation import attention as attention_module
 from circuitdiscovery.explanation import explain as explanation
 from circuitdiscovery.explanation import interchange
 from circuitdiscovery.explanation.attention import attention, observe, read_at
 from circuitdiscovery.explanation.cards import Explanation
 from circuitdiscovery.explanation.head_scores import CopyScores, PatternScores, repeated_sequences
+from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.task.task import Task
 
 PLANTED = planted()

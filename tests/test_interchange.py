@@ -14,9 +14,10 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.ablation import run_sources
-from circuitdiscovery.engine.fast import World, embed
+from circuitdiscovery.engine.fast import World
 from circuitdiscovery.explanation import interchange
 from circuitdiscovery.explanation.interchange import Change, Plain, changed_logits, receivers
+from circuitdiscovery.model.run import embed
 from circuitdiscovery.task.task import Batch, Task
 
 

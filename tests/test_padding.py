@@ -14,10 +14,10 @@ from tiny import Tiny, random_prompts
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery.engine import fast as forward
 from circuitdiscovery.engine.patching import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.measure import evaluation
+from circuitdiscovery.model import run
 from circuitdiscovery.search.hybrid import hybrid
 from circuitdiscovery.search.path_patching import path_patching
 from circuitdiscovery.task import task
@@ -211,7 +211,7 @@ def test_lengths_share_a_batch_where_their_pads_cost_less_than_a_run() -> None:
 
 
 def test_large_models_are_padded_little(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = forward.run_tokens(gpt2.model)
-    monkeypatch.setattr(forward, "_RUN_FLOP", {"cpu": 0.0})
-    assert few > 100 * forward.run_tokens(gpt2.model)
+    few = run.run_tokens(gpt2.model)
+    monkeypatch.setattr(run, "_RUN_FLOP", {"cpu": 0.0})
+    assert few > 100 * run.run_tokens(gpt2.model)
     assert np.isfinite(few)

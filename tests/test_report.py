@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from circuitdiscovery.circuit import charts, numbers
 from circuitdiscovery.circuit.circuit import Circuit, Scores
 from circuitdiscovery.circuit.draw import ROLE_COLOURS
 from circuitdiscovery.circuit.layout import strongest_paths
@@ -25,7 +26,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_json, write_json
 from circuitdiscovery.graph.graph import Graph, node_of
 from circuitdiscovery.measure.evaluation import Curve, Estimate
-from circuitdiscovery.reporting import charts, words
+from circuitdiscovery.reporting import words
 from circuitdiscovery.reporting.drawing import letters
 from circuitdiscovery.reporting.folder import FORMAT, fingerprint
 from circuitdiscovery.reporting.page import report
@@ -362,7 +363,7 @@ def test_the_verdict_states_each_figure_with_its_interval(tmp_path: Path, circui
         "0.8 [0.75, 0.85]",
         "4.7",
         "4.9",
-        f"{words.MINUS}0.1",
+        f"{numbers.MINUS}0.1",
     ):
         assert said in text, said
     for said in ("96% normalized faithfulness 93% to 99%", "87% same top token 85% to 89%", "0.0123 KL divergence, nats 0.0113 to 0.0133"):
@@ -449,7 +450,7 @@ def test_a_circuit_that_is_no_better_than_none_is_warned_of(kept: Any, kl: dict[
     assert all(sentence in words.verdict(evaluation, 9, 15).sentences for sentence in found)
     assert "(the empty circuit's 3.7 [3, 4.4])" in " ".join(words.verdict(evaluation, 9, 15).sentences)
     if says:
-        assert f"{words.interval(kl)} nats, the empty circuit's 3.7 [3, 4.4]" in found[0]
+        assert f"{numbers.interval(kl)} nats, the empty circuit's 3.7 [3, 4.4]" in found[0]
 
 
 @pytest.mark.parametrize(("there", "says"), [(0.96, False), (0.9, False), (0.8, True), (1.2, True)])
@@ -475,7 +476,7 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path, circui
     record = {"options": {"model": "toy", "task": "ioi"}, "summary": {}, "effort": "quick"}
     text = page_of(make_run(tmp_path / "run", circuit, evaluation=evaluation, report=contents, explanation=explanation, run=record)).words()
     assert "logit_diff, resample ablation, noising; quickly (--measure quick)" in text
-    assert f"positive 66.2, negative {words.MINUS}49.1; F(M) {words.MINUS} F(empty) 4.25" in text
+    assert f"positive 66.2, negative {numbers.MINUS}49.1; F(M) {numbers.MINUS} F(empty) 4.25" in text
     assert "0.0113 to 0.0133; empty circuit 3.7" in text
     assert "Not measured, because their scores are smaller: m1, a2.h3." in text
     assert "Not measured, because their scores are smaller: a1.h1, m2." in text
@@ -496,7 +497,7 @@ def test_a_circuit_that_was_not_measured_has_a_page_that_says_so(tmp_path: Path,
     ):
         assert said in text, said
     assert "There is no table of prompts: not measured." in text and "the logit difference" in text and "Who gets it" in text
-    assert f"positive 3, negative {words.MINUS}1" in text and "F(empty)" not in text
+    assert f"positive 3, negative {numbers.MINUS}1" in text and "F(empty)" not in text
     assert "%" not in text.partition("Not measured how")[2].partition("40 of")[0] and not page.all("table", **{"class": "bars"})
     assert {values["data-edge"] for values in page.all("g") if "data-edge" in values} == set(circuit.edges)
     targets = {values["href"][1:] for values in page.all("a") if "href" in values}
@@ -505,8 +506,8 @@ def test_a_circuit_that_was_not_measured_has_a_page_that_says_so(tmp_path: Path,
 
 @pytest.mark.parametrize("value", [0.000123456, 0.0576, 0.97, 4.936, 57.61, 999.4, 1234.5, 1e6, -3.2])
 def test_numbers_keep_three_digits(value: float) -> None:
-    text = words.number(value)
-    assert float(text.replace(words.MINUS, "-").replace(",", "")) == pytest.approx(value, rel=0.005)
+    text = numbers.number(value)
+    assert float(text.replace(numbers.MINUS, "-").replace(",", "")) == pytest.approx(value, rel=0.005)
     assert "-" not in text.replace("e-", "")
 
 
@@ -567,12 +568,12 @@ def test_every_node_has_a_card_with_its_figures(tmp_path: Path, circuit: Circuit
     for node, part in parts.items():
         card, said = explanation["cards"][node], Page(f"<p{part}</p>").words()
         for estimate_ in (card["effect"], card["direct"]):
-            assert words.interval(estimate_) in said
+            assert numbers.interval(estimate_) in said
         assert (card["role"] or ("MLP" if node[0] == "m" else "no role")) in said
         assert all(sentence in said for sentence in card["evidence"])
         for edge, score in [*card["in_edges"], *card["out_edges"]]:
             other = edge.split("->")[0] if [edge, score] in card["in_edges"] else node_of(edge.split("->")[1])
-            assert other in said and words.number(score) in said
+            assert other in said and numbers.number(score) in said
             assert other in ("input", "logits") or f'href="#card-{other}"' in part
         if node[0] == "a":
             assert "previous token score 0.123" in said and "copying score 0.91" in said
@@ -644,8 +645,8 @@ def test_the_curve_is_logarithmic_and_marks_the_circuit() -> None:
 def test_the_curve_takes_any_value(value: float) -> None:
     known = contents_of(circuit_of())["curve"] | {"normalized": [estimate(value, 10.0)] * 5}
     svg = charts.curve(known, edges=479, normalized=estimate(value, 10.0), total=479)
-    numbers = [float(number) for number in re.findall(r"[\d.]+(?=[,\"VhM ])", svg.partition("clip-path")[2])]
-    assert all(math.isfinite(number) and number < 1500 for number in numbers)
+    found = [float(each) for each in re.findall(r"[\d.]+(?=[,\"VhM ])", svg.partition("clip-path")[2])]
+    assert all(math.isfinite(each) and each < 1500 for each in found)
 
 
 def test_the_curve_stands_alone_as_a_picture(tmp_path: Path) -> None:
@@ -678,7 +679,7 @@ def test_node_scores_stand_by_layer_and_head(tmp_path: Path, graph: Graph) -> No
     xs, ys = ({node: float(rect.get(axis, "")) for node, (rect, _) in cells.items()} for axis in "xy")
     for node, (rect, title) in cells.items():
         layer, column = re.findall(r"\d+", node)[0], node.partition(".")[2]
-        assert title == f"{node}: {words.number(sums[node])}" and rect.get("class") == ("plus" if sums[node] >= 0 else "minus")
+        assert title == f"{node}: {numbers.number(sums[node])}" and rect.get("class") == ("plus" if sums[node] >= 0 else "minus")
         assert ys[node] == ys[f"a{layer}.h0"] and (not column or xs[node] == xs[f"a0.{column}"])
         assert float(rect.get("fill-opacity", "")) ** 2 == pytest.approx(abs(sums[node]) / max(map(abs, sums.values())), abs=2e-3)
     places = [(ys[node], xs[node]) for node in graph.sources[1:]]
@@ -700,7 +701,7 @@ def test_the_page_has_the_map_of_the_runs_scores_else_of_the_kept_edges(tmp_path
     for node in GRAPH.sources[1:]:
         kept = [edge for edge in circuit.edges if edge.startswith(f"{node}->")]
         score = scores.by_node()[node] if own else sum(circuit.score(edge) or 0.0 for edge in kept)
-        assert f"<title>{node}: {words.number(score)}</title>" in text
+        assert f"<title>{node}: {numbers.number(score)}</title>" in text
     figure = Page(text.partition('id="node-scores">')[2].partition("</figure>")[0])
     assert len(figure.all("rect", **{"class": "kept"})) == 1 + len({edge.split("->")[0] for edge in circuit.edges} - {"input"})
     without = make_run(tmp_path / "without", circuit_of(scored=False))
@@ -730,7 +731,7 @@ def test_rows_where_they_disagree_are_marked_in_words(tmp_path: Path, circuit: C
     rows = re.findall(r'<tr class="(agree|differ)">(.*?)</tr>', text, re.DOTALL)
     assert [kind for kind, _ in rows] == ["agree", "agree", "differ", "agree"]
     said = [Page(row).words() for _, row in rows]
-    assert said[2].endswith(f"went to John / Mary John ✓ 93% Δ 4.2 Mary 41% Δ {words.MINUS}1.7 ✗ no")
+    assert said[2].endswith(f"went to John / Mary John ✓ 93% Δ 4.2 Mary 41% Δ {numbers.MINUS}1.7 ✗ no")
     assert said[1].endswith("John ✓ 93% Δ 4.2 John ✓ 93% Δ 4.2 yes")
 
 

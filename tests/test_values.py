@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import circuitdiscovery as cd
-from circuitdiscovery.reporting.notebook import Drawing
+from circuitdiscovery.circuit.notebook import Drawing
 from circuitdiscovery.values import LONGEST
 
 SHOWN = ("Circuit", "Scores", "Evaluation", "Explanation", "Curve", "Comparison", "Task")

@@ -21,11 +21,11 @@ import torch
 
 from circuitdiscovery.circuit.circuit import Circuit, Scores
 from circuitdiscovery.circuit.comparison import Overlap, compare, components, pessimistic_auc, roc, trapezoid_auc
-from circuitdiscovery.engine.fast import plain_run
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.measure.evaluation import MIB_FRACTIONS, Bench, mib_circuits
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.task.task import Task
 
 RULES = {"pessimistic": pessimistic_auc, "trapezoid": trapezoid_auc}

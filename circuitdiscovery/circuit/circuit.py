@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import networkx as nx
     import pandas as pd
 
-    from circuitdiscovery.reporting.charts import Chart
-    from circuitdiscovery.reporting.notebook import Drawing
+    from circuitdiscovery.circuit.charts import Chart
+    from circuitdiscovery.circuit.notebook import Drawing
 
 LARGEST = 1e30  # of a score
 CIRCUIT_FILE = "circuit.json"  # in the folder of a run
@@ -102,7 +102,7 @@ class Scores:
         return f"Scores({len(self.graph):,} edges{_origin(self.info)})"
 
     def _repr_html_(self) -> str:
-        from circuitdiscovery.reporting.notebook import of_scores
+        from circuitdiscovery.circuit.notebook import of_scores
 
         return of_scores(self)
 
@@ -169,7 +169,7 @@ class Scores:
     @guarded
     def plot(self, path: str | Path | None = None) -> Chart:
         """A heat map of `by_node()`, a row per layer and a column per head and for the MLP; a notebook shows it, a .svg path keeps it."""
-        from circuitdiscovery.reporting.charts import Chart, node_scores
+        from circuitdiscovery.circuit.charts import Chart, node_scores
 
         return Chart.standing(node_scores(self.graph, self.by_node())).saved(path)
 
@@ -356,7 +356,7 @@ class Circuit:
         return f"Circuit({len(self):,} of {len(self.graph):,} edges{_origin(self.info)})"
 
     def _repr_html_(self) -> str:
-        from circuitdiscovery.reporting.notebook import of_circuit
+        from circuitdiscovery.circuit.notebook import of_circuit
 
         return of_circuit(self)
 
@@ -495,7 +495,7 @@ class Circuit:
 
         A path keeps it, as a .svg, .png, .pdf or .dot file (see circuitdiscovery.circuit.draw).
         """
-        from circuitdiscovery.reporting.notebook import Drawing
+        from circuitdiscovery.circuit.notebook import Drawing
 
         drawing = Drawing(self, scores, roles, max_edges)
         if path is not None:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit, Scores, check_same_graph
-from circuitdiscovery.values import Value
+from circuitdiscovery.values import Value, table
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,14 @@ class Comparison(Value):
         return asdict(self) | {"edges": self.edges.to_dict(), "nodes": self.nodes.to_dict()}
 
     def _repr_html_(self) -> str:
-        from circuitdiscovery.reporting.notebook import of_comparison
-
-        return of_comparison(self)
+        """A row for edges and one for nodes."""
+        parts = {"edges": self.edges, "nodes": self.nodes}
+        rows = [
+            (name, part.found, part.reference, part.common, *map(_shown, (part.precision, part.recall, part.jaccard)))
+            for name, part in parts.items()
+        ]
+        head = ("", "found", "reference", "common", "precision", "recall", "Jaccard")
+        return table(rows, head=head, note="; ".join(str(self).splitlines()[3:]))
 
     def __str__(self) -> str:
         rows = [f"{'':6} {'found':>6} {'reference':>9} {'common':>6} {'precision':>9} {'recall':>6} {'Jaccard':>7}"]

@@ -343,13 +343,12 @@ def evaluate(
     state: Path | None = None,
 ) -> Evaluation:
     """The circuit's evaluation under the options that it was searched with; its price is said first, on standard error."""
-    from circuitdiscovery import evaluate
-    from circuitdiscovery.measure.evaluation import price
+    from circuitdiscovery.measure import evaluation
 
     examples = len(task.held_out or task)
-    say(f"measuring ({effort}): about {price(circuit, examples, effort):.0f} forwards of {examples} prompts")
+    say(f"measuring ({effort}): about {evaluation.price(circuit, examples, effort):.0f} forwards of {examples} prompts")
     with stage("measuring") as report:
-        return evaluate(
+        return evaluation.evaluate(
             model,
             task,
             circuit,

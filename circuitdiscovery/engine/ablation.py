@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.engine.fast import World, embed, run_tokens
+from circuitdiscovery.engine.fast import World
 from circuitdiscovery.engine.moments import Moments, run_sources
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import embed, run_tokens
 from circuitdiscovery.names import canonical
 from circuitdiscovery.task.task import Batch, Example, Task
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.fast import plain_run, run_tokens
 from circuitdiscovery.engine.finite import finite_logits, finite_values
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import plain_run, run_tokens
 from circuitdiscovery.names import canonical
 
 if TYPE_CHECKING:

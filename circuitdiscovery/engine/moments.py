@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuitdiscovery.engine.fast import plain_run
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.task.task import Batch, Example, Task
 
 LEAST = 10  # prompts of one template and length; a mean of fewer says more about them than about their kind

@@ -12,11 +12,12 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, Replacements, name_of, on_demand, run_sources
-from circuitdiscovery.engine.fast import World, embed, replaced_logits, run_tokens
+from circuitdiscovery.engine.fast import World
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
 from circuitdiscovery.names import canonical
 from circuitdiscovery.task.task import Batch, Task
 

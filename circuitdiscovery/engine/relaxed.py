@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.engine.fast import Memory, World, at_position, attend, mlp, per_head, unembed
+from circuitdiscovery.engine.fast import Memory, World
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model, Norm
+from circuitdiscovery.model.run import at_position, attend, mlp, per_head, unembed
 
 _LAYERS_AT_ONCE = 4  # of receivers in one product of the mask's gradient: half of it lies where there is no edge
 

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 
 import torch
 
-from circuitdiscovery.engine.fast import parameters
 from circuitdiscovery.engine.patching import fitting
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import parameters
 from circuitdiscovery.task.task import Task
 
 _SMALL = 4e9  # weights x tokens of one run: on a core a tenth of a second, in products of a few milliseconds

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.circuit.circuit import Circuit
-from circuitdiscovery.engine.fast import Run, at_position, per_head, plain_run, run_tokens
 from circuitdiscovery.graph.graph import letter_of
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import Run, at_position, per_head, plain_run, run_tokens
 from circuitdiscovery.task.encoder import Example
 from circuitdiscovery.task.task import Batch, Task
 

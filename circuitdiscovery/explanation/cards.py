@@ -16,13 +16,14 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import data_frame, read_json
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.names import ablation_words
-from circuitdiscovery.values import Value
+from circuitdiscovery.values import Value, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "circuitdiscovery explanation 2"
 FORMER = "circuitdiscovery explanation 1"
+SHOWN = 60  # cards that a notebook shows
 _DIGITS = 6  # significant ones in a file: what is beyond differs from machine to machine
 
 Pairs = tuple[tuple[str, float], ...]
@@ -134,9 +135,11 @@ class Explanation(Value):
         return MappingProxyType(found)
 
     def _repr_html_(self) -> str:
-        from circuitdiscovery.reporting.notebook import of_explanation
-
-        return of_explanation(self)
+        """A row per card."""
+        cards = list(self.cards.values())
+        rows = [(card.node, card.role or "", card.effect, card.direct, "; ".join(card.evidence)) for card in cards[:SHOWN]]
+        rest = f"; {len(cards) - SHOWN} more" if len(cards) > SHOWN else ""
+        return table(rows, head=("node", "role", "effect", "direct", "why"), note=str(self).splitlines()[0] + rest)
 
     def __str__(self) -> str:
         return "\n".join(self._lines())

@@ -26,7 +26,6 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand
-from circuitdiscovery.engine.fast import parameters
 from circuitdiscovery.engine.metrics import Metric, bind
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
@@ -40,6 +39,7 @@ from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.bench import Work
 from circuitdiscovery.measure.estimates import weights
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import parameters
 from circuitdiscovery.task.encoder import Example
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.task.taskfile import END

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.engine.fast import unembed
 from circuitdiscovery.explanation.attention import Observed, at_once, attention, head_of, stream_after
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import unembed
 from circuitdiscovery.task.task import Task
 
 PERIOD = 25  # random tokens before they repeat themselves, as in Olsson et al.; fewer where the model reads less or knows fewer

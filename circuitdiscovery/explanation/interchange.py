@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuitdiscovery.engine.fast import Reading, at_position, attend, mlp, per_head, plain_run, unembed
 from circuitdiscovery.graph.graph import Graph, letter_of
 from circuitdiscovery.model.model import Block, Model
+from circuitdiscovery.model.run import Reading, at_position, attend, mlp, per_head, plain_run, project, unembed
 
 ATTENTION = 0.3  # of what a layer costs
 _BYTES = 2**27  # of what changed runs hold at once
@@ -267,6 +267,4 @@ class _Sweep:
 
 def _project(x: Tensor, block: Block, letter: str) -> Tensor:
     """[N, T, D] normalised -> [heads or groups, N, T, K]."""
-    weight, bias = block.projection(letter)
-    out = F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
-    return out.unflatten(-1, weight.shape[:2]).movedim(-2, 0).contiguous()
+    return project(x, *block.projection(letter)).contiguous()

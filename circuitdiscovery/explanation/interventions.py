@@ -21,7 +21,6 @@ from torch import Tensor
 
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
-from circuitdiscovery.engine.fast import parameters, unembed
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.engine.patching import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -33,6 +32,7 @@ from circuitdiscovery.measure.bench import Work
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.intervals import difference
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import parameters, unembed
 from circuitdiscovery.task.encoder import Example
 from circuitdiscovery.task.task import Batch, Task
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,11 +23,18 @@ from circuitdiscovery.errors import CircuitDiscoveryError, nearest, shown, unkno
 if TYPE_CHECKING:
     import networkx as nx
 
-    from circuitdiscovery.model.model import Model
-
 LETTERS = ("q", "k", "v")
 Edge = str | tuple[Any, ...]  # "a->b", (a, b), (a, b, letter) as networkx has it, or (row, column)
 Edges = Iterable[Edge]
+
+
+class HasGraph(Protocol):
+    """What edges belong to: a loaded model."""
+
+    @property
+    def graph(self) -> Graph:
+        """With queries, keys and values as separate receivers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Graph:
 
     @classmethod
     @guarded
-    def from_model(cls, model: Model, split_qkv: bool = True) -> Graph:
+    def from_model(cls, model: HasGraph, split_qkv: bool = True) -> Graph:
         """The graph of a loaded model (`split_qkv=False` merges a head's three receivers into one)."""
         return model.graph if split_qkv else replace(model.graph, split_qkv=False)
 

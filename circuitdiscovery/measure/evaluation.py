@@ -39,7 +39,7 @@ from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value
 
 if TYPE_CHECKING:
-    from circuitdiscovery.reporting.charts import Chart
+    from circuitdiscovery.circuit.charts import Chart
 
 __all__ = [
     "Bench",
@@ -143,7 +143,7 @@ class Curve(Value):
 
     def plot(self, path: str | Path | None = None) -> Chart:
         """The curve over a logarithmic axis of edges, with its intervals; a notebook shows it, a .svg path keeps it."""
-        from circuitdiscovery.reporting.charts import Chart, curve
+        from circuitdiscovery.circuit.charts import Chart, curve
 
         known = {"edges": self.edges, "normalized": [each.to_dict() for each in self.normalized]}
         return Chart.standing(curve(known)).saved(path)

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from circuitdiscovery.engine.fast import unembed
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
-from circuitdiscovery.explanation.interchange import Plain
 from circuitdiscovery.model.model import Block, Model, Norm
+from circuitdiscovery.model.run import plain_run, unembed
 
 LENGTHS = (1, 4, 16)  # of the prompts that are compared
 PART_LENGTHS = (1, 6, 24)  # where two layers run alone
@@ -54,8 +53,7 @@ def _compare(model: Model, hf: Any, lengths: Sequence[int], *, tight: bool) -> N
     for length in sorted({min(length, model.max_length or length) for length in lengths}):
         tokens = torch.randint(model.vocab_size, (1, length), generator=generator)
         theirs = _logits(hf, tokens, model.name)[..., : model.vocab_size].to(model.device, torch.float64)
-        stream = Plain.run(model, tokens.to(model.device)).stream(model.graph.n_layers)
-        ours = unembed(model, stream).double()
+        ours = unembed(model, plain_run(model, tokens.to(model.device), None).stream).double()
         if not bool(theirs.isfinite().all()):
             raise CircuitDiscoveryError(f"{model.name}: the model's own logits are not finite; look for NaN or infinity in its weights")
         error, scale = float((ours - theirs).abs().max()), float(theirs.abs().max())

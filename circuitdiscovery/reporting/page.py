@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitdiscovery.arguments import guarded
+from circuitdiscovery.circuit import charts, numbers
 from circuitdiscovery.circuit.circuit import Scores, check_same_graph
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import write_atomically, write_json
 from circuitdiscovery.graph.graph import letter_of, node_of
 from circuitdiscovery.names import ablation_words
-from circuitdiscovery.reporting import charts, words
+from circuitdiscovery.reporting import words
 from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
 from circuitdiscovery.reporting.folder import CONTENTS, EXPLANATION, PAGE, Run, completed, finished, load, read, roles_of
 from circuitdiscovery.task.taskfile import END
@@ -113,9 +114,13 @@ def render(run: Run) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {name: getattr(words, name) for name in ("number", "percent", "interval", "token", "plural")}
-    environment.filters |= {"quoted": charts.quoted, "share": lambda estimate: words.interval(estimate, words.percent), "ends": words.ends}
-    style, chart_style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "charts.css", "script.js"))
+    environment.filters |= {name: getattr(numbers, name) for name in ("number", "percent", "interval", "token", "plural")}
+    environment.filters |= {
+        "quoted": charts.quoted,
+        "share": lambda estimate: numbers.interval(estimate, numbers.percent),
+        "ends": numbers.ends,
+    }
+    style, chart_style, script = (path.read_text("utf-8") for path in (HERE / "style.css", charts.STYLE, HERE / "script.js"))
     inline = {"style": Markup(f"{style}{chart_style}"), "script": Markup(script), "script_hash": _digest(script)}
     return environment.get_template("page.html.j2").render(**inline, **_context(run, Markup)) + "\n"
 
@@ -177,7 +182,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     circuit, options, evaluation = run.circuit, run.options, run.evaluation
     info, graph = circuit.info, circuit.graph
     model = info.get("model", {})
-    shape = f"{words.plural(graph.n_layers, 'layer')} of {words.plural(graph.n_heads, 'head')}"
+    shape = f"{numbers.plural(graph.n_layers, 'layer')} of {numbers.plural(graph.n_heads, 'head')}"
     shape += f" in {graph.n_kv_heads} groups" if graph.grouped else ""
     shape += "" if graph.has_mlp else ", no MLPs"
     used = info.get("options", {})
@@ -287,7 +292,7 @@ def _attention(card: Json) -> list[tuple[str, str, float]]:
 def _looks(card: Json) -> list[tuple[str, str, float]]:
     """Where a head looks most, if anywhere: between which named positions, or else to which tokens END looks; two at most."""
     pairs = [pair for pair in _attention(card) if pair[0] != pair[1]]
-    tokens = [(END, f'"{words.token(name)}"', weight) for name, weight in card["attended"] if name != END]
+    tokens = [(END, f'"{numbers.token(name)}"', weight) for name, weight in card["attended"] if name != END]
     for found in (pairs, tokens):
         strong = sorted((pair for pair in found if pair[2] >= LOOKS), key=lambda pair: -pair[2])
         if strong:

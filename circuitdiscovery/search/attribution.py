@@ -28,12 +28,13 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, on_demand
-from circuitdiscovery.engine.fast import Memory, Readers, Reading, embed, plain_run, replaced_logits
+from circuitdiscovery.engine.fast import Memory
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind
 from circuitdiscovery.engine.patching import Progress, batches
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import Readers, Reading, embed, plain_run, replaced_logits
 from circuitdiscovery.names import canonical
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Batch, Task

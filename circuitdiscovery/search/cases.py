@@ -11,12 +11,13 @@ from torch import Tensor
 
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
-from circuitdiscovery.engine.fast import State, World, plain_run
+from circuitdiscovery.engine.fast import State, World
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.engine.patching import worlds
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.names import canonical
 from circuitdiscovery.task.task import Batch, Task
 

@@ -35,7 +35,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand, replacements
-from circuitdiscovery.engine.fast import World, embed, replaced_logits
+from circuitdiscovery.engine.fast import World
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, clean_logits, kl_from
 from circuitdiscovery.engine.patching import Progress, replacement_bytes
@@ -43,6 +43,7 @@ from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import embed, replaced_logits
 from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.edge_pruning import check_edges
 from circuitdiscovery.search.provenance import provenance

@@ -27,7 +27,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, name_of
-from circuitdiscovery.engine.fast import World, at_position, mlp, plain_run
+from circuitdiscovery.engine.fast import World
 from circuitdiscovery.engine.metrics import Metric, bind
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
@@ -35,6 +35,7 @@ from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.graph.graph import LETTERS, Graph, letter_of, no_node, node_of
 from circuitdiscovery.measure.evaluation import Bench, Estimate
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import at_position, mlp, plain_run
 from circuitdiscovery.names import DEFAULT_THRESHOLD, ablation_words
 from circuitdiscovery.search.cases import cases, mean_metric, most_alternatives, without_each
 from circuitdiscovery.search.provenance import provenance

@@ -25,6 +25,7 @@ from circuitdiscovery.task.encoder import Encoder, Example, resolve_position
 from circuitdiscovery.task.prompts import Apart, Vocabulary, draw, repeated_tokens
 from circuitdiscovery.task.table import Table, table_of
 from circuitdiscovery.task.taskfile import END, TaskFile, counterfactual_of, read_task, shipped_tasks
+from circuitdiscovery.values import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Example", "Task", "load_task", "shipped_tasks"]
 
 EXAMPLES = 64  # of a task that can draw as many as it likes: enough for a stable ranking, few enough for a CPU
+SHOWN = 10  # prompts that a notebook shows
 PAD = -1  # in place of an answer where a row has fewer than the batch's longest
 PAD_TOKEN = 0  # behind a prompt that is shorter than the batch's longest; any token would do, for nothing looks ahead
 
@@ -248,9 +250,13 @@ class Task:
         return data_frame(rows)
 
     def _repr_html_(self) -> str:
-        from circuitdiscovery.reporting.notebook import of_task
-
-        return of_task(self)
+        """The first prompts."""
+        rows = [
+            (row, each.text or " ".join(map(str, each.clean)), ", ".join(f"{name} = {word}" for name, word in each.variables.items()))
+            for row, each in enumerate(self.examples[:SHOWN])
+        ]
+        rest = f"; {len(self) - SHOWN} more" if len(self) > SHOWN else ""
+        return table(rows, head=("row", "clean", "made of"), note=repr(self)[1:-1] + rest)
 
     def _left_out(self) -> str:
         left_out: Mapping[str, Sequence[str]] = self.info.get("left_out", {})

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from circuitdiscovery.benchmark.problems.compiler import assembled
 from circuitdiscovery.benchmark.problems.problem import Problem
-from circuitdiscovery.engine.fast import plain_run
 from circuitdiscovery.model.model import Block, Model, Norm
+from circuitdiscovery.model.run import plain_run
 
 EXTRA = 32  # directions that only noise is written to
 HIDDEN = 64  # of a random MLP

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.ablation import run_sources
-from circuitdiscovery.engine.fast import World, at_position, attend, embed, mlp, unembed
+from circuitdiscovery.engine.fast import World
 from circuitdiscovery.engine.finite import rounding
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, clean_logits
 from circuitdiscovery.engine.patching import Progress
@@ -38,6 +38,7 @@ from circuitdiscovery.graph.graph import Graph, letter_of
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import at_position, attend, embed, mlp, unembed
 from circuitdiscovery.task.task import Example, Task
 from circuitdiscovery.values import Value
 

@@ -14,10 +14,10 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from circuitdiscovery.circuit.numbers import number, percent, token
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import write_atomically
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.reporting.words import number, percent, token
 
 WIDTH, HEIGHT = 760, 340
 LEFT, RIGHT, TOP, BOTTOM = 58, 18, 16, 48

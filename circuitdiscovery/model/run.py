@@ -1,0 +1,204 @@
+"""The transformer itself: what a block computes, and a run of the whole model.
+
+`plain_run` goes from an embedding to the logits at the answer's position. It can keep what every source wrote (the replacements
+of resample ablation) and what every receiver read (for gradients).
+
+Shapes: N examples, T positions, D d_model, H heads, h some of them, K d_head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from circuitdiscovery.model.model import Block, Model, Norm
+
+_RUN_FLOP = {"cpu": 5e8, "accelerator": 1e12}  # that could be done while Python prepares a run
+_RUN_TOKENS = 16  # whose products take as long as reading the weights
+
+# ------------------------------------------------------------------ the program, written once over the architectures' switches
+
+
+def embed(model: Model, tokens: Tensor) -> Tensor:
+    """[N, T] token ids -> [N, T, D]: token plus position embedding, the source `input`."""
+    model.check_tokens(tokens)
+    x = F.embedding(tokens, model.W_E)
+    return x if model.W_pos is None else x + model.W_pos[: tokens.shape[1]]
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One stream for all heads: [..., D] through [h, K, D] -> [h, ..., K]."""
+    out = F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
+    return out.unflatten(-1, weight.shape[:2]).movedim(-2, 0)
+
+
+def attend(model: Model, block: Block, q: Tensor, k: Tensor, v: Tensor, position: Tensor | None = None) -> Tensor:
+    """Causal attention per head, [h, N, T, K] each (k and v already repeated per head) -> [h, N, T, K].
+
+    With [N] positions q is [h, N, 1, K], the query at that position of each example, and so is what comes out.
+    """
+    at = None if position is None else position[:, None]  # [N, 1]
+    if model.rotary is not None:
+        q, k = model.rotary(q, at), model.rotary(k)
+    if at is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.scale)
+    seen = torch.arange(k.shape[-2], device=k.device) <= at
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], scale=block.scale)
+
+
+def mlp(model: Model, block: Block, x: Tensor) -> Tensor:
+    """[..., D] normalised -> [..., D]."""
+    hidden = F.linear(x, block.W_in, block.b_in)
+    if block.W_gate is None:
+        hidden = model.activation(hidden)
+    else:
+        hidden = model.activation(F.linear(x, block.W_gate, block.b_gate)) * hidden
+    return F.linear(hidden, block.W_out, block.b_out)
+
+
+def at_position(x: Tensor, position: Tensor) -> Tensor:
+    """[N, T, ...] -> [N, ...] at each example's position."""
+    return x[torch.arange(len(position), device=x.device), position]
+
+
+def unembed(model: Model, x: Tensor) -> Tensor:
+    """[..., D] final residual stream -> [..., vocabulary]."""
+    return F.linear(model.final_norm(x), model.W_U)
+
+
+def replaced_logits(model: Model, replacement: Tensor, position: Tensor) -> Tensor:
+    """[N, vocabulary] where every edge is removed, from [S, N, T, D] replacements."""
+    x = replacement[:, torch.arange(len(position), device=replacement.device), position].sum(0)
+    biases = [block.b_O for block in model.blocks if block.b_O is not None]
+    return unembed(model, x + torch.stack(biases).sum(0) if biases else x)
+
+
+def per_head(model: Model, x: Tensor) -> Tensor:
+    """[groups, ...] -> [H, ...]."""
+    size = model.graph.n_heads // model.graph.n_kv_heads
+    return x if size == 1 else x.repeat_interleave(size, dim=0)
+
+
+def parameters(model: Model) -> int:
+    """How many weights each token goes through: those of the layers."""
+    weights = (w for b in model.blocks for w in (b.W_Q, b.W_K, b.W_V, b.W_O, b.W_in, b.W_gate, b.W_out))
+    return sum(weight.numel() for weight in weights if weight is not None)
+
+
+def run_tokens(model: Model) -> float:
+    """How many tokens cost as much as what a run costs beside its tokens: calls from Python, reading the weights."""
+    return _RUN_FLOP["cpu" if model.device.type == "cpu" else "accelerator"] / (2 * parameters(model)) + _RUN_TOKENS
+
+
+# ------------------------------------------------------------------ the whole model
+
+
+@dataclass(frozen=True)
+class Readers:
+    """The receivers of one layer and letter, and how they read the stream: through a norm and, in attention, a projection."""
+
+    layer: int
+    letter: str
+    at_answer: bool  # only at the answer's position: in the last layer except for its keys and values
+    norm: Norm
+    weight: Tensor | None = None  # [R, K, D]
+    bias: Tensor | None = None  # [R, K]
+
+    @property
+    def place(self) -> tuple[int, str, bool]:
+        """Where in the residual stream they read, which queries, keys and values of a layer have in common."""
+        return self.layer, "attention" if self.weight is not None else self.letter, self.at_answer
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What some receivers read in a plain run, for the chain rule back to the stream.
+
+    `values` is what the projection makes of the normalised stream, [R, N, T, K]; where there is none it is the normalised
+    stream itself. T is 1 where only the answer's position is read.
+    """
+
+    readers: Readers
+    stream: Tensor  # [N, T, D], before the norm
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """One forward of the whole model."""
+
+    stream: Tensor  # [N, T, D] that the logits read, before the norm; [N, 1, D] where there is an answer's position
+    logits: Tensor  # [N, vocabulary] at each example's answer position; [0, vocabulary] where there is none
+    sources: Tensor | None  # [S, N, T, D]
+    readings: tuple[Reading, ...]
+
+
+def plain_run(
+    model: Model,
+    start: Tensor,
+    position: Tensor | None,
+    *,
+    keep_sources: bool = False,
+    less: Tensor | None = None,
+    keep_readings: bool = False,
+) -> Run:
+    """The transformer itself.
+
+    Args:
+        model: the model.
+        start: [N, T] token ids, or [N, T, D], what the source `input` writes.
+        position: [N], where the logits are wanted; the last layer then runs there alone, and what its sources write elsewhere
+            is kept as 0. None runs all of it, without logits.
+        keep_sources: keep what every source writes.
+        less: [S, N, T, D], instead: what every source writes is taken from it, in place, where a receiver reads it.
+        keep_readings: keep what every receiver reads, as part of the autograd graph.
+    """
+    x = embed(model, start) if start.dim() == 2 else start
+    graph, rows = model.graph, torch.arange(len(x), device=x.device)
+    sources = x.new_empty(len(graph.sources), *x.shape) if keep_sources else less
+    readings: list[Reading] = []
+    at = None
+
+    def keep(sources: Tensor, where: Any, written: Tensor) -> None:
+        sources[where] = written.detach() if less is None else less[where] - written.detach()
+
+    if sources is not None:
+        keep(sources, 0, x)
+    for layer, block in enumerate(model.blocks):
+        stream, u = x, block.norm1(x)
+        k, v = (project(u, *block.projection(letter)) for letter in "kv")
+        if position is not None and layer == graph.n_layers - 1:
+            at, x, u = position, at_position(x, position)[:, None], at_position(u, position)[:, None]
+            if sources is not None and less is None:
+                sources[graph.n_upstream(layer) :] = 0
+        q = project(u, *block.projection("q"))
+        z = attend(model, block, q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]
+        attended = F.linear(z.permute(1, 2, 0, 3).flatten(2), block.W_O.flatten(0, 1).T, block.b_O)  # [N, T, D]
+        y = x if graph.parallel else x + attended
+        normalised = block.norm2(y)
+        written = mlp(model, block, normalised)
+        if keep_readings:
+            read = (("q", x, q), ("k", stream, k), ("v", stream, v))
+            readings += [
+                Reading(Readers(layer, letter, at is not None and letter == "q", block.norm1, *block.projection(letter)), before, values)
+                for letter, before, values in read
+            ]
+            readings.append(Reading(Readers(layer, "m", at is not None, block.norm2), y, normalised))
+        if sources is not None and at is None:
+            beta, alpha = (0, 1) if less is None else (1, -1)
+            sources[graph.heads(layer)].flatten(1, 2).baddbmm_(z.detach().flatten(1, 2), block.W_O, beta=beta, alpha=alpha)
+            keep(sources, graph.mlp(layer), written)
+        elif sources is not None:
+            keep(sources, (graph.heads(layer), rows, at), torch.bmm(z.detach().flatten(1, 2), block.W_O))
+            keep(sources, (graph.mlp(layer), rows, at), written[:, 0])
+        x = x + attended + written
+    if at is None:
+        return Run(x, x.new_empty(0, model.vocab_size), sources, tuple(readings))
+    normalised = model.final_norm(x)
+    if keep_readings:
+        readings.append(Reading(Readers(graph.n_layers, "logits", True, model.final_norm), x, normalised))
+    return Run(x, F.linear(normalised[:, 0], model.W_U), sources, tuple(readings))
