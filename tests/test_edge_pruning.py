@@ -14,7 +14,7 @@ from tiny import Tiny, random_model, random_prompts, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery.engine.relaxed import relaxed_logits
+from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.search.edge_pruning import edge_pruning
 
 # of the model with cut weights below: head a0.h0 and a1.h1 attend uniformly, a0.h1, a1.h0 and m0 write nothing that differs
@@ -47,7 +47,7 @@ def relaxed(model: Any, graph: Any, task: Any, mask: Tensor, ablation: str = "re
     (batch,) = task.batches()
     replacement = cd.replacements(model, task, ablation=ablation).rows(batch)
     start = model.W_E[batch.clean] + (0 if model.W_pos is None else model.W_pos[: batch.clean.shape[1]])
-    return relaxed_logits(model, graph, start, replacement, batch.position, mask)
+    return masked_logits(model, graph, start, replacement, batch.position, mask)
 
 
 # ------------------------------------------------------------------ the forward

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Tiny, random_model, random_prompts, save_gguf, save_tiny, tiny_config
+from tiny import Tiny, random_model, random_prompts, save_gguf, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -227,24 +227,6 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path, config: str, si
 
     getattr(transformers, config)(vocab_size=101, **sizes).save_pretrained(tmp_path)
     refused(tmp_path, message)
-
-
-def test_a_sliding_window_shorter_than_the_prompt_is_refused(tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "short", "mistral", sliding_window=4)
-    model, short, long = cd.load_model(folder), random_prompts(101, 2, 4), random_prompts(101, 2, 8)
-    assert full_logits(model, short).shape == (2, 101)
-    for call in (lambda: full_logits(model, long), lambda: cd.eap(model, long.task), lambda: cd.acdc(model, long.task, threshold=0.1)):
-        with pytest.raises(cd.CircuitDiscoveryError, match="sliding window"):
-            call()
-    long_enough = random_model(tiny_config("mistral", sliding_window=4096))
-    agrees(long_enough, long_enough, length=8)
-
-
-def test_a_sliding_window_of_some_layers_is_refused_too(tmp_path: Path) -> None:
-    changes = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
-    model, long = cd.load_model(save_tiny(tmp_path / "layers", "qwen2", **changes)), random_prompts(101, 2, 8)
-    with pytest.raises(cd.CircuitDiscoveryError, match="sliding window"):
-        full_logits(model, long)
 
 
 def test_a_rotary_scaling_that_depends_on_the_prompt_is_refused() -> None:

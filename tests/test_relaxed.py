@@ -12,8 +12,9 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.patching import worlds
-from circuitdiscovery.engine.relaxed import Relaxed, relaxed_logits
+from circuitdiscovery.engine.relaxed import Relaxed
 
 
 def both(model: Any, task: Any, graph: Any, ablation: str, steps: int = 2) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -29,7 +30,7 @@ def both(model: Any, task: Any, graph: Any, ablation: str, steps: int = 2) -> li
 
         value, gradient = relaxed.gradient(world, mask, loss)
         leaf = mask.requires_grad_()
-        expected = loss(relaxed_logits(model, graph, world.start, world.replacement, batch.position, leaf))
+        expected = loss(masked_logits(model, graph, world.start, world.replacement, batch.position, leaf))
         (slow,) = torch.autograd.grad(expected, leaf)
         out.append((value, expected.detach(), gradient, slow * allowed))
     return out

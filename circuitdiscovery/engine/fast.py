@@ -29,8 +29,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.model.model import Block, Model
-from circuitdiscovery.model.run import at_position, attend, mlp, project, unembed
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import at_position, project, unembed
 
 # costs of moving one stream of a source, in multiples of its share in a product (measured on two cores)
 _ADD = 10
@@ -114,7 +115,7 @@ class World:
             attended = self.replacement[self.graph.heads(layer)].sum(0)
             y = x + attended if block.b_O is None else x + attended + block.b_O
             bases += [x, x if self.graph.parallel else y]
-            x = y + self.replacement[self.graph.mlp(layer)]
+            x = y + self.replacement[self.graph.mlps(layer)].sum(0)
         return (*bases, x)
 
     @cached_property
@@ -219,7 +220,7 @@ class World:
         held = np.flatnonzero(silenced.any(axis=0) & ~nodes) if state is not None else np.zeros(0, dtype=int)
         heads = [graph.heads(layer).start + np.flatnonzero(nodes[graph.heads(layer)]) for layer in range(graph.n_layers)]
         heads = [rows[np.argsort(~wide[rows], kind="stable")] for rows in heads]  # first those that are needed everywhere
-        mlps = [graph.mlp(layer) + np.arange(int(nodes[graph.mlp(layer)])) for layer in range(graph.n_layers)]
+        mlps = [graph.mlp(layer) + np.flatnonzero(nodes[graph.mlps(layer)]) for layer in range(graph.n_layers)]
         moved = [held, np.arange(int(nodes[0])), *(rows for pair in zip(heads, mlps, strict=True) for rows in pair)]
         moved = np.concatenate(moved)
         fixed = np.ones(len(nodes), dtype=bool)
@@ -244,7 +245,7 @@ class World:
                 self._run_heads(layer, block, heads[layer], wide, everywhere, at_answer)
             if len(mlps[layer]):
                 columns = graph.columns(layer, "m")
-                write(graph.mlp(layer), lambda places, b=block, c=columns: mlp(self.model, b, b.norm2(places.read(c)[:, :, 0])))
+                write(graph.mlp(layer), lambda places, b=block, c=columns: b.mlp(b.norm2(places.read(c)[:, :, 0])))
         return everywhere, at_answer
 
     def _run_heads(self, layer: int, block: Block, rows: np.ndarray, wide: np.ndarray, everywhere: _Places, at_answer: _Places) -> None:
@@ -256,7 +257,7 @@ class World:
                 continue
             if places is at_answer:
                 (q,) = places.project(layer, {"q": heads[some]})
-            z = attend(self.model, block, q, k[some], v[some], places.positions)
+            z = block.attend(q, k[some], v[some], places.positions)
             places.write_heads(rows[some], z, _take(block.W_O, heads[some]))
         at_answer.copy(everywhere, rows[:n_wide])
 

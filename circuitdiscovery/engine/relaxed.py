@@ -2,10 +2,9 @@
 
     receiver r reads  (everything as replaced)  +  sum over s of mask[s, r] * (current - replacement) of s
 
-1. `relaxed_logits` is the definition: one forward, differentiable in the mask by autograd.
-2. `Relaxed.gradient` is the same by hand across layers, for searches that take many steps: what all sources write lies in one
-   tensor, what all receivers read sends its gradient to another, and autograd works within one layer at a time. A step is then
-   a few large products, and copies nothing.
+`Relaxed.gradient` is that of `definition.masked_logits`, by hand across layers, for searches that take many steps: what all sources
+write lies in one tensor, what all receivers read sends its gradient to another, and autograd works within one layer at a time. A
+step is then a few large products, and copies nothing.
 
 Shapes: R receivers, S sources, N examples, T positions, D d_model, K d_head; P = N * T places.
 """
@@ -21,8 +20,9 @@ from torch import Tensor
 
 from circuitdiscovery.engine.fast import Memory, World
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.model.model import Model, Norm
-from circuitdiscovery.model.run import at_position, attend, mlp, per_head, unembed
+from circuitdiscovery.model.block import Norm
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import at_position, per_head, unembed
 
 _LAYERS_AT_ONCE = 4  # of receivers in one product of the mask's gradient: half of it lies where there is no edge
 
@@ -30,47 +30,6 @@ _LAYERS_AT_ONCE = 4  # of receivers in one product of the mask's gradient: half 
 def graph_mask(graph: Graph, values: Tensor) -> Tensor:
     """[E] values in index order -> [S, R], 0 where there is no edge."""
     return torch.zeros(graph.allowed.shape, dtype=values.dtype).masked_scatter(torch.tensor(graph.allowed), values)
-
-
-def relaxed_logits(model: Model, graph: Graph, start: Tensor, replacement: Tensor, position: Tensor, mask: Tensor) -> Tensor:
-    """[N, vocabulary]: one forward in which every edge carries a part of its source; differentiable in the mask.
-
-    Args:
-        model, graph: what runs, and how its edges are counted.
-        start: [N, T, D], what `input` currently writes.
-        replacement: [S, N, T, D], what a removed edge carries.
-        position: [N], where the logits are wanted.
-        mask: [S, R] real: receiver r reads (everything as replaced) + sum over s of mask[s, r] * (current - replacement) of s.
-    """
-    bases = World(model, graph, start, replacement, position, own_run=False).bases
-    difference = (start - replacement[0])[None]  # [sources so far, N, T, D]: current - replacement
-
-    def read(base: Tensor, columns: np.ndarray, upstream: int) -> Tensor:
-        """[R, N, T, D]."""
-        kept = mask[:upstream, torch.from_numpy(columns).to(mask.device)]  # [S', R]
-        return base + (kept.T @ difference[:upstream].flatten(1)).unflatten(1, base.shape)
-
-    for layer, block in enumerate(model.blocks):
-        columns = [graph.columns(layer, letter) for letter in "qkv"]
-        streams = block.norm1(read(bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer)))
-        parts = zip(streams.split([len(each) for each in columns]), "qkv", strict=True)
-        q, k, v = (_project_own(stream, *block.projection(letter)) for stream, letter in parts)
-        z = attend(model, block, q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
-        written = torch.bmm(z.flatten(1, 2), block.W_O).unflatten(1, start.shape[:2])  # [H, N, T, D]
-        difference = torch.cat([difference, written - replacement[graph.heads(layer)]])
-        stream = read(bases[2 * layer + 1], graph.columns(layer, "m"), graph.n_upstream(layer, "m"))  # [1, N, T, D]
-        difference = torch.cat([difference, mlp(model, block, block.norm2(stream)) - replacement[graph.mlp(layer)]])
-    last = read(bases[-1], np.array([len(graph.receivers) - 1]), len(difference))[0]
-    return unembed(model, at_position(last, position))
-
-
-def _project_own(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Each receiver's own stream, [R, N, T, D], through [R, K, D] -> [R, N, T, K]."""
-    out = torch.bmm(x.flatten(1, 2), weight.mT).unflatten(1, x.shape[1:3])
-    return out if bias is None else out + bias[:, None, None]
-
-
-# ------------------------------------------------------------------ the same with its gradient, by hand across layers
 
 
 @dataclass(frozen=True)
@@ -81,8 +40,8 @@ class _Layer:
     inverse: Tensor  # [R', P, 1]: one over the norm's deviation
     projected: tuple[Tensor, ...]  # q, k, v: [R, P, K] each, leaves
     attended: Tensor  # [H, P, D]
-    read: Tensor  # [P, D], what the MLP reads, a leaf
-    written: Tensor  # [P, D]
+    read: Tensor | None  # [P, D], what the MLP reads, a leaf
+    written: Tensor | None  # [P, D]
 
 
 @dataclass(frozen=True)
@@ -144,14 +103,16 @@ class Relaxed:
         )
         with torch.enable_grad():
             q, k, v = (each.unflatten(1, shape[:2]) for each in projected)
-            z = attend(model, block, q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
+            z = block.attend(q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
             attended = torch.bmm(z.flatten(1, 2), block.W_O)  # [H, P, D]
         heads = graph.heads(layer)
         torch.sub(attended.detach(), world.replacement[heads].flatten(1, 2), out=difference[heads])
+        if not graph.has_mlp:
+            return _Layer(streams, inverse, projected, attended, None, None)
         read = self._read(world.bases[2 * layer + 1], graph.columns(layer, "m"), graph.n_upstream(layer, "m"), mask, difference)[0]
         read.requires_grad_()
         with torch.enable_grad():
-            written = mlp(model, block, block.norm2(read))
+            written = block.mlp(block.norm2(read))
         torch.sub(written.detach(), world.replacement[graph.mlp(layer)].flatten(0, 1), out=difference[graph.mlp(layer)])
         return _Layer(streams, inverse, projected, attended, read, written)
 
@@ -171,10 +132,11 @@ class Relaxed:
             gradient[:, rows] += mask[sources, -1][:, None, None] * at_answer
             return gradient
 
-        m, mlp_row = int(graph.columns(layer, "m")[0]), graph.mlp(layer)
-        (sent[m],) = torch.autograd.grad(kept.written, kept.read, received(slice(mlp_row, mlp_row + 1), m + 1)[0])
-        gradients = torch.autograd.grad(kept.attended, kept.projected, received(graph.heads(layer), m))
         columns = [graph.columns(layer, letter) for letter in "qkv"]
+        after = int(max(each[-1] for each in columns)) + 1  # the first receiver after these
+        if kept.written is not None and kept.read is not None:
+            (sent[after],) = torch.autograd.grad(kept.written, kept.read, received(graph.mlps(layer), after + 1)[0])
+        gradients = torch.autograd.grad(kept.attended, kept.projected, received(graph.heads(layer), after))
         sizes = [len(each) for each in columns]
         parts = zip(kept.streams.split(sizes), kept.inverse.split(sizes), gradients, kept.projected, "qkv", strict=True)
         pulled = torch.cat(

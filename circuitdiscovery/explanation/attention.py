@@ -84,12 +84,9 @@ def _attention(model: Model, run: Run) -> Tensor:
     out: Tensor | None = None
     for layer, block in enumerate(model.blocks):
         q, k = read[layer, "q"], per_head(model, read[layer, "k"])  # [H, N, T, K]
-        if model.rotary is not None:
-            q, k = model.rotary(q), model.rotary(k)
-        scores = (q @ k.transpose(-1, -2)).float() * block.scale
-        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        out = scores.new_empty(len(model.blocks), *scores.shape) if out is None else out
-        torch.softmax(scores.masked_fill_(ahead, -torch.inf), -1, out=out[layer])
+        pattern = block.pattern(q, k)
+        out = pattern.new_empty(len(model.blocks), *pattern.shape) if out is None else out
+        out[layer] = pattern
     assert out is not None
     return out
 

@@ -20,11 +20,11 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from circuitdiscovery.graph.graph import Graph, letter_of
-from circuitdiscovery.model.model import Block, Model
-from circuitdiscovery.model.run import Reading, at_position, attend, mlp, per_head, plain_run, project, unembed
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import Reading, at_position, per_head, plain_run, project, unembed
 
 ATTENTION = 0.3  # of what a layer costs
 _BYTES = 2**27  # of what changed runs hold at once
@@ -55,19 +55,21 @@ class Plain:
         """[N, T, D], what a layer's attention reads before its norm; `n_layers`: the logits. With [N] positions [N, 1, D], there alone."""
         if layer < len(self.model.blocks):
             return _at(self.readings[layer, "q"].stream, position)
-        last, block = layer - 1, self.model.blocks[layer - 1]
-        y, normalised = (_at(x, position) for x in (self.after_attention(last), self.readings[last, "m"].values))
-        if self.model.graph.parallel:
-            y = y + _output(block, _at_query(self._attended(last, range(self.model.graph.n_heads)), position))
-        return y + mlp(self.model, block, normalised)
+        last, block, graph = layer - 1, self.model.blocks[layer - 1], self.model.graph
+        if graph.has_mlp and not graph.parallel:
+            y = _at(self.after_attention(last), position)
+        else:
+            z = _at_query(self._attended(last, range(graph.n_heads)), position)
+            y = _at(self.readings[last, "q"].stream, position) + block.attended(z)
+        return y + block.mlp(_at(self.readings[last, "m"].values, position)) if graph.has_mlp else y
 
     def logits(self, position: Tensor) -> Tensor:
         """[N, V] at positions."""
         return unembed(self.model, self.stream(len(self.model.blocks), position)[:, 0])
 
     def after_attention(self, layer: int) -> Tensor:
-        """[N, T, D], what a layer's MLP reads before its norm."""
-        return self.readings[layer, "m"].stream
+        """[N, T, D], what a layer's MLP reads before its norm; without MLPs what the next layer reads."""
+        return self.readings[layer, "m"].stream if self.model.graph.has_mlp else self.stream(layer + 1)
 
     def _attended(self, layer: int, heads: Sequence[int], other: Mapping[str, Tensor] | None = None) -> Tensor:
         """[h, N, T, K]: what some heads attend to, with other keys or values ([groups, N, T, K]) where they are given."""
@@ -75,7 +77,7 @@ class Plain:
         size = self.model.graph.n_heads // self.model.graph.n_kv_heads
         groups = [head // size for head in heads]
         k, v = ((other or {}).get(letter, self.readings[layer, letter].values)[groups] for letter in "kv")
-        return attend(self.model, self.model.blocks[layer], q, k, v)
+        return self.model.blocks[layer].attend(q, k, v)
 
     def _written_by(self, layer: int, heads: Sequence[int], other: Mapping[str, Tensor] | None = None) -> Tensor:
         """[N, T, D]: what some heads write together."""
@@ -87,7 +89,7 @@ class Plain:
         layer, head = _place(node)
         if head is not None:
             return self._written_by(layer, [head])
-        return mlp(self.model, self.model.blocks[layer], self.readings[layer, "m"].values)
+        return self.model.blocks[layer].mlp(self.readings[layer, "m"].values)
 
     def change(self, node: str, written: Tensor) -> Change:
         """That a node writes [N, T, D]."""
@@ -130,11 +132,6 @@ def _at(x: Tensor, position: Tensor | None) -> Tensor:
 def _at_query(z: Tensor, position: Tensor | None) -> Tensor:
     """[h, N, T, K], or [h, N, 1, K] at positions."""
     return z if position is None else z[:, torch.arange(len(position), device=z.device), position][:, :, None]
-
-
-def _output(block: Block, z: Tensor) -> Tensor:
-    """[H, N, T, K] -> [N, T, D], the output bias included."""
-    return F.linear(z.permute(1, 2, 0, 3).flatten(2), block.W_O.flatten(0, 1).T, block.b_O)
 
 
 # ------------------------------------------------------------------ changes
@@ -221,15 +218,17 @@ class _Sweep:
         attended = self._attended(layer, at) if self._active else self._x
         if self._active and at is not None:
             self._x = _at(self._x, at.repeat(self._active))
-        before = self._x
+        out = self._x + attended
         if not model.graph.parallel:
-            self._x = before + attended
+            self._x = out
             self._join((layer, True), at)
-        if self._active:
-            written = mlp(model, block, block.norm2(self._x))
+            out = self._x
+        if self._active and model.graph.has_mlp:
+            written = block.mlp(block.norm2(self._x))
             for rows, _, seen in self._read(self._x, layer, "m", at):
-                written[rows] = mlp(model, block, block.norm2(seen))
-            self._x = before + attended + written if model.graph.parallel else self._x + written
+                written[rows] = block.mlp(block.norm2(seen))
+            out = out + written
+        self._x = out
 
     def _attended(self, layer: int, at: Tensor | None) -> Tensor:
         """[active * N, T, D]: what the heads of a layer write together; with [N] positions there alone."""
@@ -243,7 +242,7 @@ class _Sweep:
             for rows, some, seen in self._read(_at(x, own), layer, letter, where):
                 read[letter][list(some), rows] = _project(block.norm1(seen), block, letter)[list(some)]
         k, v = (per_head(model, read[letter]) for letter in "kv")
-        return _output(block, attend(model, block, read["q"], k, v, places))
+        return block.attended(block.attend(read["q"], k, v, places))
 
     def _join(self, place: tuple[int, bool], at: Tensor | None) -> None:
         """Those that begin to differ here go behind the others."""

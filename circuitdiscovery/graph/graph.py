@@ -118,8 +118,12 @@ class Graph:
         return slice(start, start + self.n_heads)
 
     def mlp(self, layer: int) -> int:
-        """The row of a layer's MLP."""
+        """The row of a layer's MLP; without MLPs where the next layer begins."""
         return self.n_upstream(layer) + self.n_heads
+
+    def mlps(self, layer: int) -> slice:
+        """The rows of a layer's MLPs: one or none."""
+        return slice(self.mlp(layer), self.mlp(layer) + self.has_mlp)
 
     # -------------------------------------------------------------- receivers
 
@@ -145,7 +149,8 @@ class Graph:
         return {name: i for i, name in enumerate(self.receivers)}
 
     def columns(self, layer: int, letter: str) -> np.ndarray:
-        """The columns of a layer's receivers of one letter: [heads] for "q", [groups] for "k" and "v", [1] for "m".
+        """The columns of a layer's receivers of one letter: [heads] for "q", [groups] for "k" and "v", [1] for "m",
+        [0] without MLPs.
 
         Where q, k and v are merged, all three letters name the same columns.
         """
@@ -159,8 +164,7 @@ class Graph:
                 prefix, count = ("h", self.n_heads) if letter == "q" or not self.grouped else ("kv", self.n_kv_heads)
                 suffix = f"<{letter}>" if self.split_qkv else ""
                 found[layer, letter] = np.array([self.receiver_index[f"a{layer}.{prefix}{i}{suffix}"] for i in range(count)])
-            if self.has_mlp:
-                found[layer, "m"] = np.array([self.receiver_index[f"m{layer}"]])
+            found[layer, "m"] = np.array([self.receiver_index[f"m{layer}"]] if self.has_mlp else [], dtype=int)
         return found
 
     def reader_nodes(self, receiver: str) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.model.model import Block, Model, Norm, Rotary
+from circuitdiscovery.model.block import Block, Norm, Rotary
+from circuitdiscovery.model.model import Model
 
 Weights = Mapping[str, Tensor]
 
@@ -29,7 +30,7 @@ def _optional_heads(bias: Tensor | None, d_head: int) -> Tensor | None:
     return None if bias is None else _heads(bias, d_head)
 
 
-def _gpt2_block(config: Any, weights: Weights, layer: int) -> Block:
+def _gpt2_block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     at = f"transformer.h.{layer}."
     d_head = config.n_embd // config.n_head
     # Conv1D holds [in, out]
@@ -45,10 +46,11 @@ def _gpt2_block(config: Any, weights: Weights, layer: int) -> Block:
         norm2=Norm(weights[at + "ln_2.weight"], weights[at + "ln_2.bias"], config.layer_norm_epsilon, kind="layer"),
         W_in=weights[at + "mlp.c_fc.weight"].T, b_in=weights[at + "mlp.c_fc.bias"], W_gate=None, b_gate=None,
         W_out=weights[at + "mlp.c_proj.weight"].T, b_out=weights[at + "mlp.c_proj.bias"],
+        **how,
     )  # fmt: skip
 
 
-def _llama_block(config: Any, weights: Weights, layer: int) -> Block:
+def _llama_block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     at = f"model.layers.{layer}."
     attention, mlp = at + "self_attn.", at + "mlp."
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -65,10 +67,11 @@ def _llama_block(config: Any, weights: Weights, layer: int) -> Block:
         W_in=weights[mlp + "up_proj.weight"], b_in=weights.get(mlp + "up_proj.bias"),
         W_gate=weights[mlp + "gate_proj.weight"], b_gate=weights.get(mlp + "gate_proj.bias"),
         W_out=weights[mlp + "down_proj.weight"], b_out=weights.get(mlp + "down_proj.bias"),
+        **how,
     )  # fmt: skip
 
 
-def _neox_block(config: Any, weights: Weights, layer: int) -> Block:
+def _neox_block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     at = f"gpt_neox.layers.{layer}."
     d_head = config.hidden_size // config.num_attention_heads
     # heads are outermost and q, k, v inside each: no strided view serves a fused product, so these are copies
@@ -85,6 +88,7 @@ def _neox_block(config: Any, weights: Weights, layer: int) -> Block:
         scale=d_head**-0.5, norm2=norms[1],
         W_in=weights[at + "mlp.dense_h_to_4h.weight"], b_in=weights[at + "mlp.dense_h_to_4h.bias"], W_gate=None, b_gate=None,
         W_out=weights[at + "mlp.dense_4h_to_h.weight"], b_out=weights[at + "mlp.dense_4h_to_h.bias"],
+        **how,
     )  # fmt: skip
 
 
@@ -92,7 +96,7 @@ def _neox_block(config: Any, weights: Weights, layer: int) -> Block:
 class Architecture:
     """Where one family keeps what all families have."""
 
-    block: Callable[[Any, Weights, int], Block]
+    block: Callable[..., Block]  # of (config, weights, layer), and of what they all have: rotary, window, activation
     layers: str
     embedding: str
     final_norm: str
@@ -144,14 +148,15 @@ def check_supported(config: Any, name: str) -> None:
         raise CircuitDiscoveryError(f"{name}: rotary scaling {kind!r} depends on the prompt's length; supported: {', '.join(_STATIC_ROPE)}")
     if not 0 < turned <= 1:  # it is the size of a table
         raise CircuitDiscoveryError(f"{name}: the rotary part of a head must be above 0 and at most 1, not {turned!r}")
-    window = _window(config)
+    window = getattr(config, "sliding_window", None)
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise CircuitDiscoveryError(f"{name}: a sliding window must be a whole number of at least 1, not {window!r}")
 
 
-def _window(config: Any) -> int | None:
+def _window(config: Any, layer: int) -> int | None:
+    """How many positions a layer's queries see; None: all before them."""
     kinds = getattr(config, "layer_types", None)
-    slides = kinds is None or "sliding_attention" in kinds
+    slides = kinds is None or kinds[layer] == "sliding_attention"
     return getattr(config, "sliding_window", None) if slides else None
 
 
@@ -178,11 +183,15 @@ def _rotary(config: Any) -> Rotary | None:
 def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any) -> Model:
     """The model of a supported config and of the weights under Hugging Face's names."""
     architecture = ARCHITECTURES[config.model_type]
-    blocks = tuple(architecture.block(config, weights, layer) for layer in range(config.num_hidden_layers))
+    embedding, rotary = weights[architecture.embedding], _rotary(config)
+    turned = rotary and replace(rotary, frequencies=rotary.frequencies.to(embedding.device))
+    activation = _activation(config.activation_function if config.model_type == "gpt2" else config.hidden_act)
+    blocks = tuple(
+        architecture.block(config, weights, layer, rotary=turned, window=_window(config, layer), activation=activation)
+        for layer in range(config.num_hidden_layers)
+    )
     norm, final = blocks[0].norm1, architecture.final_norm
     parallel = config.model_type == "gpt_neox" and bool(config.use_parallel_residual)
-    embedding = weights[architecture.embedding]
-    rotary = _rotary(config)
     return Model(
         name=name,
         digest=digest,
@@ -193,9 +202,6 @@ def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any)
         blocks=blocks,
         final_norm=Norm(weights[final + ".weight"], weights.get(final + ".bias"), norm.eps, norm.kind),
         W_U=next(weights[key] for key in (*architecture.unembedding, architecture.embedding) if key in weights),
-        activation=_activation(config.activation_function if config.model_type == "gpt2" else config.hidden_act),
-        rotary=rotary and replace(rotary, frequencies=rotary.frequencies.to(embedding.device)),
-        window=_window(config),
     )
 
 

@@ -1,98 +1,16 @@
-"""A transformer as the forward needs it: its weights, and the few switches that the supported architectures differ in."""
+"""A transformer as the forward needs it: embeddings, blocks, and what people ask of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
-
-
-@dataclass(frozen=True)
-class Norm:
-    """LayerNorm, RMSNorm or none (a weight of ones and no bias) over d_model."""
-
-    weight: Tensor  # [d_model]
-    bias: Tensor | None  # [d_model]
-    eps: float
-    kind: Literal["layer", "rms", "none"]
-
-    @property
-    def centred(self) -> bool:
-        """Whether the mean over d_model is taken away."""
-        return self.kind == "layer"
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., d_model] -> [..., d_model], normalised, scaled and shifted."""
-        if self.kind == "layer":
-            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        if self.kind == "rms":
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        return x.view_as(x)  # a tensor of its own, so that its gradient is what its readers alone send back
-
-    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x' [..., d_model], 1 / s [..., 1]) of the Jacobian g -> (centre(g) - x' mean(g x')) / s at a stream, before the weight.
-
-        x' is the normalised stream and s its deviation; without a norm they are 0 and 1.
-        """
-        if self.kind == "none":
-            return torch.zeros_like(x), torch.ones_like(x[..., :1])
-        x = x - x.mean(-1, keepdim=True) if self.centred else x
-        inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-        return x * inverse, inverse
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary position embedding of the first `2 * len(frequencies)` dimensions of a head (Su et al. 2021, arXiv 2104.09864)."""
-
-    frequencies: Tensor  # [rotary / 2], float32 as in Hugging Face
-    scaling: float  # of cos and sin (YaRN's attention factor)
-
-    def __call__(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """[..., position, d_head] -> the same, each position's pairs turned by its angles; positions are 0, 1, ... unless given."""
-        if positions is None:
-            positions = torch.arange(x.shape[-2], device=x.device)
-        angles = positions.float()[..., None] * self.frequencies
-        angles = torch.cat([angles, angles], dim=-1)  # [..., position, rotary]
-        cos, sin = (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
-        turned, rest = x.split([angles.shape[-1], x.shape[-1] - angles.shape[-1]], dim=-1)
-        first, second = turned.chunk(2, dim=-1)
-        turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
-        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
-
-
-@dataclass(frozen=True)
-class Block:
-    """One layer's weights; every matrix is a view of the loaded tensor where its layout allows."""
-
-    norm1: Norm
-    W_Q: Tensor  # [heads, d_head, d_model]
-    W_K: Tensor  # [groups, d_head, d_model]
-    W_V: Tensor  # [groups, d_head, d_model]
-    b_Q: Tensor | None  # [heads, d_head]
-    b_K: Tensor | None  # [groups, d_head]
-    b_V: Tensor | None  # [groups, d_head]
-    W_O: Tensor  # [heads, d_head, d_model]
-    b_O: Tensor | None  # [d_model]
-    scale: float  # of the attention scores
-    norm2: Norm
-    W_in: Tensor  # [d_mlp, d_model]
-    b_in: Tensor | None  # [d_mlp]
-    W_gate: Tensor | None  # [d_mlp, d_model]
-    b_gate: Tensor | None  # [d_mlp]
-    W_out: Tensor  # [d_model, d_mlp]
-    b_out: Tensor | None  # [d_model]
-
-    def projection(self, letter: str) -> tuple[Tensor, Tensor | None]:
-        """(weight [heads or groups, d_head, d_model], bias [heads or groups, d_head]) of "q", "k" or "v"."""
-        return {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
+from circuitdiscovery.model.block import Block, Norm
 
 
 class _NoAttribute(CircuitDiscoveryError, AttributeError):
@@ -127,9 +45,6 @@ class Model:
     blocks: tuple[Block, ...]
     final_norm: Norm
     W_U: Tensor  # [vocabulary, d_model]
-    activation: Callable[[Tensor], Tensor]
-    rotary: Rotary | None
-    window: int | None  # the shortest sliding window of any layer
 
     @property
     def device(self) -> torch.device:
@@ -169,15 +84,11 @@ class Model:
     @property
     def max_length(self) -> int | None:
         """The longest prompt in tokens that the forward is right for; None where nothing bounds it."""
-        return min((n for n in (self.window, self.n_positions) if n is not None), default=None)
+        return self.n_positions
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Refuse [..., position] token ids that this model cannot read."""
         length = tokens.shape[-1]
-        if self.window is not None and length > self.window:
-            raise CircuitDiscoveryError(
-                f"{self.name}: a sliding window of {self.window} tokens is shorter than the prompt of {length}, which is not supported"
-            )
         if self.W_pos is not None and length > len(self.W_pos):
             raise CircuitDiscoveryError(f"{self.name}: a prompt of {length} tokens is longer than its {len(self.W_pos)} positions")
         if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= len(self.W_E)):

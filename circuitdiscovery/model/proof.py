@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
-from circuitdiscovery.model.model import Block, Model, Norm
+from circuitdiscovery.model.block import Block, Norm
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import plain_run, unembed
 
 LENGTHS = (1, 4, 16)  # of the prompts that are compared

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuitdiscovery.model.model import Block, Model, Norm
+from circuitdiscovery.model.block import Norm
+from circuitdiscovery.model.model import Model
 
 _RUN_FLOP = {"cpu": 5e8, "accelerator": 1e12}  # that could be done while Python prepares a run
 _RUN_TOKENS = 16  # whose products take as long as reading the weights
@@ -34,30 +35,6 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """One stream for all heads: [..., D] through [h, K, D] -> [h, ..., K]."""
     out = F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
     return out.unflatten(-1, weight.shape[:2]).movedim(-2, 0)
-
-
-def attend(model: Model, block: Block, q: Tensor, k: Tensor, v: Tensor, position: Tensor | None = None) -> Tensor:
-    """Causal attention per head, [h, N, T, K] each (k and v already repeated per head) -> [h, N, T, K].
-
-    With [N] positions q is [h, N, 1, K], the query at that position of each example, and so is what comes out.
-    """
-    at = None if position is None else position[:, None]  # [N, 1]
-    if model.rotary is not None:
-        q, k = model.rotary(q, at), model.rotary(k)
-    if at is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.scale)
-    seen = torch.arange(k.shape[-2], device=k.device) <= at
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], scale=block.scale)
-
-
-def mlp(model: Model, block: Block, x: Tensor) -> Tensor:
-    """[..., D] normalised -> [..., D]."""
-    hidden = F.linear(x, block.W_in, block.b_in)
-    if block.W_gate is None:
-        hidden = model.activation(hidden)
-    else:
-        hidden = model.activation(F.linear(x, block.W_gate, block.b_gate)) * hidden
-    return F.linear(hidden, block.W_out, block.b_out)
 
 
 def at_position(x: Tensor, position: Tensor) -> Tensor:
@@ -176,26 +153,31 @@ def plain_run(
             if sources is not None and less is None:
                 sources[graph.n_upstream(layer) :] = 0
         q = project(u, *block.projection("q"))
-        z = attend(model, block, q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]
-        attended = F.linear(z.permute(1, 2, 0, 3).flatten(2), block.W_O.flatten(0, 1).T, block.b_O)  # [N, T, D]
+        z = block.attend(q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]
+        attended = block.attended(z)  # [N, T, D]
         y = x if graph.parallel else x + attended
-        normalised = block.norm2(y)
-        written = mlp(model, block, normalised)
+        normalised = written = None
+        if graph.has_mlp:
+            normalised = block.norm2(y)
+            written = block.mlp(normalised)
         if keep_readings:
             read = (("q", x, q), ("k", stream, k), ("v", stream, v))
             readings += [
                 Reading(Readers(layer, letter, at is not None and letter == "q", block.norm1, *block.projection(letter)), before, values)
                 for letter, before, values in read
             ]
-            readings.append(Reading(Readers(layer, "m", at is not None, block.norm2), y, normalised))
+            if normalised is not None:
+                readings.append(Reading(Readers(layer, "m", at is not None, block.norm2), y, normalised))
         if sources is not None and at is None:
             beta, alpha = (0, 1) if less is None else (1, -1)
             sources[graph.heads(layer)].flatten(1, 2).baddbmm_(z.detach().flatten(1, 2), block.W_O, beta=beta, alpha=alpha)
-            keep(sources, graph.mlp(layer), written)
+            if written is not None:
+                keep(sources, graph.mlp(layer), written)
         elif sources is not None:
             keep(sources, (graph.heads(layer), rows, at), torch.bmm(z.detach().flatten(1, 2), block.W_O))
-            keep(sources, (graph.mlp(layer), rows, at), written[:, 0])
-        x = x + attended + written
+            if written is not None:
+                keep(sources, (graph.mlp(layer), rows, at), written[:, 0])
+        x = x + attended if written is None else x + attended + written
     if at is None:
         return Run(x, x.new_empty(0, model.vocab_size), sources, tuple(readings))
     normalised = model.final_norm(x)

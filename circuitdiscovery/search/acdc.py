@@ -126,7 +126,7 @@ def receiver_order(graph: Graph, order: int | None = None) -> list[int]:
     for layer in reversed(range(graph.n_layers)):
         heads = [column for letter in "vkq" for column in graph.columns(layer, letter)[::-1].tolist()]
         heads = list(dict.fromkeys(heads))  # merged receivers stand under all three letters
-        found += graph.columns(layer, "m").tolist() if graph.has_mlp else []
+        found += graph.columns(layer, "m").tolist()
         found += heads if order is None else np.random.default_rng((order, layer)).permutation(heads).tolist()
     return found
 

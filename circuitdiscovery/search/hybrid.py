@@ -192,8 +192,7 @@ class _Cost:
         for layer, block in enumerate(model.blocks):
             heads = (block.W_Q, block.W_K, block.W_V, block.W_O)
             nodes[graph.heads(layer)] = sum(weight.numel() for weight in heads) / graph.n_heads
-            if graph.has_mlp:
-                nodes[graph.mlp(layer)] = block.W_in.numel() + block.W_out.numel()
+            nodes[graph.mlps(layer)] = sum(each.numel() for each in (block.W_in, block.W_gate, block.W_out) if each is not None)
         forward = length * nodes.sum() + model.W_U.numel()
         return cls(graph, nodes / forward, model.W_U.numel() / forward, length)
 

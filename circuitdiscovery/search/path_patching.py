@@ -35,7 +35,7 @@ from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.graph.graph import LETTERS, Graph, letter_of, no_node, node_of
 from circuitdiscovery.measure.evaluation import Bench, Estimate
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.run import at_position, mlp, plain_run
+from circuitdiscovery.model.run import at_position, plain_run
 from circuitdiscovery.names import DEFAULT_THRESHOLD, ablation_words
 from circuitdiscovery.search.cases import cases, mean_metric, most_alternatives, without_each
 from circuitdiscovery.search.provenance import provenance
@@ -258,9 +258,9 @@ class _Paths:
         written[row] = self.world.replacement[row]
         change = written[row] - self.clean[row]  # [N, T, D], in the stream so far
         for layer, block in enumerate(model.blocks):
-            if graph.allowed[row, graph.columns(layer, "m")[0]]:
+            if graph.allowed[row, graph.columns(layer, "m")].any():
                 own = graph.mlp(layer)
-                written[own] = mlp(model, block, block.norm2(self._streams[2 * layer + 1] + change))
+                written[own] = block.mlp(block.norm2(self._streams[2 * layer + 1] + change))
                 change = change + written[own] - self.clean[own]
         return written
 

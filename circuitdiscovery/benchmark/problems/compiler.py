@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.block import Block, Norm
 from circuitdiscovery.model.load import weights_digest
-from circuitdiscovery.model.model import Block, Model, Norm
+from circuitdiscovery.model.model import Model
 
 SHARPNESS = 10.0  # of a selection: 5e-5 of the attention goes to each wrong key, and gradients do not vanish altogether
 
@@ -147,6 +148,7 @@ class Program:
             W_in, b_in, W_out = self._dense(mlp.reads, len(mlp.bias)), mlp.bias, self._written(mlp.out, mlp.writes)
         return Block(
             norm1=self._norm(), W_Q=W_Q, W_K=W_K, W_V=W_V, b_Q=None, b_K=None, b_V=None, W_O=W_O, b_O=None, scale=1.0,
+            rotary=None, window=None, activation=F.relu,
             norm2=self._norm(), W_in=W_in, b_in=b_in, W_gate=None, b_gate=None, W_out=W_out, b_out=None,
         )  # fmt: skip
 
@@ -180,5 +182,5 @@ def assembled(name: str, graph: Graph, W_E: Tensor, W_pos: Tensor, blocks: tuple
             weights[f"{layer}.{part}"] = getattr(block, part)
     return Model(
         name=name, digest=weights_digest(weights), tokenizer=None, graph=graph, W_E=W_E, W_pos=W_pos, blocks=blocks,
-        final_norm=final_norm, W_U=W_U, activation=F.relu, rotary=None, window=None,
+        final_norm=final_norm, W_U=W_U,
     )  # fmt: skip

@@ -38,7 +38,7 @@ from circuitdiscovery.graph.graph import Graph, letter_of
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.run import at_position, attend, embed, mlp, unembed
+from circuitdiscovery.model.run import at_position, embed, unembed
 from circuitdiscovery.task.task import Example, Task
 from circuitdiscovery.values import Value
 
@@ -264,14 +264,14 @@ class _Written:
         streams, layer = self._read(drawn, columns, some), graph.receiver_layers[columns[0]]
         block = self.model.blocks[layer]
         if not letter_of(graph.receivers[columns[0]]):
-            return mlp(self.model, block, block.norm2(streams[columns[0]]))
+            return block.mlp(block.norm2(streams[columns[0]]))
         head, projected = drawn.node - graph.heads(layer).start, {}
         for column in columns:
             letter = letter_of(graph.receivers[column])
             weight, bias = block.projection(letter)
             own = head * len(weight) // graph.n_heads
             projected[letter] = F.linear(block.norm1(streams[column]), weight[own], None if bias is None else bias[own])[None]
-        return attend(self.model, block, projected["q"], projected["k"], projected["v"])[0] @ block.W_O[head]  # [1, draws * examples, T, K]
+        return block.attend(projected["q"], projected["k"], projected["v"])[0] @ block.W_O[head]  # [1, draws * examples, T, K]
 
     def logits(self, drawn: Drawn, some: slice, position: Tensor) -> Tensor:
         """[draws, examples, vocabulary] at the answers' positions, for some of the examples."""

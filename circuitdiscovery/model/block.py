@@ -1,0 +1,154 @@
+"""What one layer of a transformer computes, with the few switches that the supported architectures differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm, RMSNorm or none (a weight of ones and no bias) over d_model."""
+
+    weight: Tensor  # [d_model]
+    bias: Tensor | None  # [d_model]
+    eps: float
+    kind: Literal["layer", "rms", "none"]
+
+    @property
+    def centred(self) -> bool:
+        """Whether the mean over d_model is taken away."""
+        return self.kind == "layer"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., d_model] -> [..., d_model], normalised, scaled and shifted."""
+        if self.kind == "layer":
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        if self.kind == "rms":
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return x.view_as(x)  # a tensor of its own, so that its gradient is what its readers alone send back
+
+    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(x' [..., d_model], 1 / s [..., 1]) of the Jacobian g -> (centre(g) - x' mean(g x')) / s at a stream, before the weight.
+
+        x' is the normalised stream and s its deviation; without a norm they are 0 and 1.
+        """
+        if self.kind == "none":
+            return torch.zeros_like(x), torch.ones_like(x[..., :1])
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return x * inverse, inverse
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding of the first `2 * len(frequencies)` dimensions of a head (Su et al. 2021, arXiv 2104.09864)."""
+
+    frequencies: Tensor  # [rotary / 2], float32 as in Hugging Face
+    scaling: float  # of cos and sin (YaRN's attention factor)
+
+    def __call__(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """[..., position, d_head] -> the same, each position's pairs turned by its angles; positions are 0, 1, ... unless given."""
+        if positions is None:
+            positions = torch.arange(x.shape[-2], device=x.device)
+        angles = positions.float()[..., None] * self.frequencies
+        angles = torch.cat([angles, angles], dim=-1)  # [..., position, rotary]
+        cos, sin = (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
+        turned, rest = x.split([angles.shape[-1], x.shape[-1] - angles.shape[-1]], dim=-1)
+        first, second = turned.chunk(2, dim=-1)
+        turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
+        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer: its weights, and what it computes with them; every matrix is a view of the loaded tensor where its layout allows.
+
+    Shapes: N examples, T positions, D d_model, H heads, h some of them, K d_head.
+    """
+
+    norm1: Norm
+    W_Q: Tensor  # [heads, d_head, d_model]
+    W_K: Tensor  # [groups, d_head, d_model]
+    W_V: Tensor  # [groups, d_head, d_model]
+    b_Q: Tensor | None  # [heads, d_head]
+    b_K: Tensor | None  # [groups, d_head]
+    b_V: Tensor | None  # [groups, d_head]
+    W_O: Tensor  # [heads, d_head, d_model]
+    b_O: Tensor | None  # [d_model]
+    scale: float  # of the attention scores
+    rotary: Rotary | None
+    window: int | None  # how many positions a query sees, its own the last of them; None: all
+    norm2: Norm
+    W_in: Tensor | None  # [d_mlp, d_model]; None: a layer of attention alone
+    b_in: Tensor | None  # [d_mlp]
+    W_gate: Tensor | None  # [d_mlp, d_model]
+    b_gate: Tensor | None  # [d_mlp]
+    W_out: Tensor | None  # [d_model, d_mlp]
+    b_out: Tensor | None  # [d_model]
+    activation: Callable[[Tensor], Tensor]
+
+    def projection(self, letter: str) -> tuple[Tensor, Tensor | None]:
+        """(weight [heads or groups, d_head, d_model], bias [heads or groups, d_head]) of "q", "k" or "v"."""
+        return {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
+
+    def projected(self, letter: str, streams: Tensor) -> Tensor:
+        """Each receiver's own stream, [R, N, T, D] -> its query, key or value, [R, N, T, K]; the norm included."""
+        weight, bias = self.projection(letter)
+        out = torch.bmm(self.norm1(streams).flatten(1, 2), weight.mT).unflatten(1, streams.shape[1:3])
+        return out if bias is None else out + bias[:, None, None]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor | None = None) -> Tensor:
+        """Causal attention per head, [h, N, T, K] each (k and v already repeated per head) -> [h, N, T, K].
+
+        With [N] positions q is [h, N, 1, K], the query at that position of each example, and so is what comes out.
+        """
+        q, k = self._turned(q, k, position)
+        if position is None and (self.window is None or self.window >= k.shape[-2]):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self._seen(k, position), scale=self.scale)
+
+    def pattern(self, q: Tensor, k: Tensor) -> Tensor:
+        """The weight from each query to each key, [h, N, T, K] both -> [h, N, T, T] in float32."""
+        q, k = self._turned(q, k, None)
+        scores = (q @ k.transpose(-1, -2)).float() * self.scale
+        return torch.softmax(scores.masked_fill_(~self._seen(k, None), -torch.inf), -1)
+
+    def attended(self, z: Tensor) -> Tensor:
+        """[N, T, D]: what all heads write together, and b_O, from what they attend to, [H, N, T, K]."""
+        return F.linear(z.permute(1, 2, 0, 3).flatten(2), self.W_O.flatten(0, 1).T, self.b_O)
+
+    def out_attention(self, x: Tensor) -> Tensor:
+        """[..., D] that heads write together -> what that adds to the stream."""
+        return x if self.b_O is None else x + self.b_O
+
+    def out_mlp(self, x: Tensor) -> Tensor:
+        """[..., D] that the MLP writes -> what that adds to the stream."""
+        return x
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """[..., D] normalised -> [..., D]."""
+        assert self.W_in is not None and self.W_out is not None
+        hidden = F.linear(x, self.W_in, self.b_in)
+        if self.W_gate is None:
+            hidden = self.activation(hidden)
+        else:
+            hidden = self.activation(F.linear(x, self.W_gate, self.b_gate)) * hidden
+        return F.linear(hidden, self.W_out, self.b_out)
+
+    def _turned(self, q: Tensor, k: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.rotary is None:
+            return q, k
+        return self.rotary(q, None if position is None else position[:, None]), self.rotary(k)
+
+    def _seen(self, k: Tensor, position: Tensor | None) -> Tensor:
+        """Which keys each query sees: [T, T], or [N, 1, T] at [N] positions."""
+        places = torch.arange(k.shape[-2], device=k.device)
+        at = places[:, None] if position is None else position[:, None, None]
+        seen = places <= at
+        return seen if self.window is None else seen & (places > at - self.window)
