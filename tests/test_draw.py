@@ -17,7 +17,8 @@ from circuitdiscovery.circuit.circuit import Circuit, Scores
 from circuitdiscovery.circuit.draw import FAINT, HELPS, HURTS, ROLE_COLOURS, draw, to_dot, to_svg
 from circuitdiscovery.circuit.layout import CROWDED, layout, strongest_paths
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.graph.graph import Graph, letter_of, node_of
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import letter_of, node_of
 
 GRAPH = Graph(n_layers=4, n_heads=4, n_kv_heads=4)
 GROUPED = Graph(n_layers=2, n_heads=4, n_kv_heads=2)

@@ -24,7 +24,8 @@ from circuitdiscovery.circuit.draw import ROLE_COLOURS
 from circuitdiscovery.circuit.layout import strongest_paths
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_json, write_json
-from circuitdiscovery.graph.graph import Graph, node_of
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import node_of
 from circuitdiscovery.measure.evaluation import Curve, Estimate
 from circuitdiscovery.reporting import words
 from circuitdiscovery.reporting.drawing import letters

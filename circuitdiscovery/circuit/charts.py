@@ -18,6 +18,7 @@ from circuitdiscovery.circuit.numbers import number, percent, token
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import write_atomically
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import parsed
 
 WIDTH, HEIGHT = 760, 340
 LEFT, RIGHT, TOP, BOTTOM = 58, 18, 16, 48
@@ -191,9 +192,9 @@ def node_scores(graph: Graph, values: Mapping[str, float], *, kept: Collection[s
     largest = max((abs(values.get(node, 0.0)) for node in graph.sources[1:]), default=0.0)
     cells, frames = [], []
     for layer in range(graph.n_layers):
-        nodes = [f"a{layer}.h{head}" for head in range(graph.n_heads)] + [f"m{layer}"] * graph.has_mlp
+        nodes = [*graph.head_nodes(layer), *graph.mlp_nodes(layer)]
         for column, node in enumerate(nodes):
-            at = f'x="{column * WIDE + GAP * (node == f"m{layer}")}" y="{layer * HIGH}" width="{WIDE}" height="{HIGH}"'
+            at = f'x="{column * WIDE + GAP * (parsed(node).kind == "mlp")}" y="{layer * HIGH}" width="{WIDE}" height="{HIGH}"'
             cells.append(_node_cell(node, values.get(node, 0.0), largest, at, node in cards))
             frames += [f'<rect class="kept" {at}/>'] if node in kept else []
     middle = [column * WIDE + WIDE / 2 + GAP * (name == "MLP") for column, name in enumerate(columns)]

@@ -19,7 +19,8 @@ from circuitdiscovery.circuit import mib, schema
 from circuitdiscovery.circuit.schema import exactly, graph_of, info_of, typed
 from circuitdiscovery.errors import CircuitDiscoveryError, PlaceError, shown, unknown
 from circuitdiscovery.files.disk import data_folder, data_frame, is_folder, read_arrays, read_json, shipped, write_atomically, write_json
-from circuitdiscovery.graph.graph import Edge, Edges, Graph, no_node, node_of
+from circuitdiscovery.graph.graph import Edge, Edges, Graph
+from circuitdiscovery.graph.nodes import edge_name, no_node, node_of, receiver_name
 from circuitdiscovery.graph.selection import best_mask
 
 if TYPE_CHECKING:
@@ -435,7 +436,7 @@ class Circuit:
         """As `Graph.to_networkx`, the circuit's edges only, each with its score (attribute `score`) where it has one."""
         view = self.graph.networkx_of(self.mask)
         for source, reader, letter, data in view.edges(keys=True, data=True):
-            score = self.score(f"{source}->{reader}<{letter}>" if letter else f"{source}->{reader}")
+            score = self.score(edge_name(source, receiver_name(reader, letter or "")))
             data |= {} if score is None else {"score": score}
         return view
 
@@ -560,8 +561,7 @@ def node_order(graph: Graph) -> tuple[str, ...]:
     """Every node in topological order: `input`; per layer its groups' keys and values (where shared), heads and MLP; `logits`."""
     names = ["input"]
     for layer in range(graph.n_layers):
-        names += [f"a{layer}.kv{group}" for group in range(graph.n_kv_heads)] if graph.grouped else []
-        names += [f"a{layer}.h{head}" for head in range(graph.n_heads)] + ([f"m{layer}"] if graph.has_mlp else [])
+        names += [*graph.group_nodes(layer), *graph.head_nodes(layer), *graph.mlp_nodes(layer)]
     return (*names, "logits")
 
 

@@ -29,7 +29,8 @@ from circuitdiscovery.circuit.circuit import Circuit, Roles, Scores, check_same_
 from circuitdiscovery.circuit.layout import MOST_EDGES, Layout, Rank, layout, shown
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import write_atomically
-from circuitdiscovery.graph.graph import LETTERS, Graph, letter_of, node_of
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import LETTERS, edge_name, letter_of, node_of, parsed
 
 if TYPE_CHECKING:
     import graphviz
@@ -188,7 +189,7 @@ def _node(node: str, letters: str, role_colour: str | None, landscape: bool) -> 
     if node in ("input", "logits"):
         size = {"width": "0.3", "height": "1.6"} if landscape else {"width": "3"}
         return {"label": node, "shape": "box", "style": "rounded,filled", "fillcolor": INK, "fontcolor": "white"} | size
-    if node.startswith("m"):
+    if parsed(node).kind == "mlp":
         flat = {"margin": "0", "width": "0.7", "height": "0.36"} if landscape else {}
         return {"label": node, "shape": "hexagon", "style": "filled", "fillcolor": role_colour or PLAIN_MLP} | flat
     cells = [f'<TD PORT="{letter}" WIDTH="16"><FONT POINT-SIZE="10">{letter}</FONT></TD>' for letter in LETTERS if letter in letters]
@@ -240,12 +241,12 @@ def _add_edges(picture: graphviz.Digraph, plan: Layout, values: np.ndarray) -> N
         letter = letter_of(receiver)
         head = f"{node_of(receiver)}:{letter}:{side}" if letter else node_of(receiver)
         style = _line(float(values[row, column]), float(size[i] / largest) if largest else 0.0)
-        tooltip = _tooltip(f"{source}->{receiver}", float(values[row, column]))
+        tooltip = _tooltip(edge_name(source, receiver), float(values[row, column]))
         picture.edge(_tail(source, plan), head, tooltip=tooltip, **style)
 
 
 def _tail(source: str, plan: Layout) -> str:
-    return f"{source}:box:{'e' if plan.landscape else 'n'}" if source.startswith("a") else source
+    return f"{source}:box:{'e' if plan.landscape else 'n'}" if parsed(source).in_attention else source
 
 
 def _line(score: float, relative: float) -> dict[str, str]:

@@ -17,7 +17,8 @@ import numpy as np
 
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.graph.graph import Graph, node_of
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import node_of, parsed
 
 MOST_EDGES = 60  # that a picture shows unless asked for more: what can be read
 MOST_ROWS = 10  # from bottom to top; a picture of more goes from left to right
@@ -136,8 +137,8 @@ class _Paths:
 
 def _units(graph: Graph) -> Iterator[tuple[int, int]]:
     """The columns, from and to, of each layer's attention and of its MLP; what stands in one does not read from another in it."""
-    names = [node_of(receiver) for receiver in graph.receivers[:-1]]
-    kinds = [name.split(".")[0] for name in names]  # "a3", "m3"
+    nodes = [parsed(receiver) for receiver in graph.receivers[:-1]]
+    kinds = [(node.layer, node.in_attention) for node in nodes]
     starts = [i for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
     yield from pairwise([*starts, len(kinds)])
 
@@ -219,7 +220,7 @@ class Layout:
         """Each group of keys and values with those of its heads that are drawn."""
         nodes, graph = self.circuit.nodes, self.circuit.graph
         drawn, readers = set(nodes), {node_of(receiver): graph.reader_nodes(receiver) for receiver in graph.receivers}
-        return {node: tuple(head for head in readers[node] if head in drawn) for node in nodes if ".kv" in node}
+        return {node: tuple(head for head in readers[node] if head in drawn) for node in nodes if parsed(node).kind == "group"}
 
 
 def layout(circuit: Circuit) -> Layout:
@@ -237,11 +238,9 @@ def _rows(circuit: Circuit) -> Iterator[_Layers]:
     """Per layer its groups, its heads, its MLP."""
     nodes = circuit.nodes
     for layer in range(circuit.graph.n_layers):
-        for prefix in (f"a{layer}.kv", f"a{layer}.h"):
-            if row := [node for node in nodes if node.startswith(prefix)]:
+        for kind in ("group", "head", "mlp"):
+            if row := [node for node in nodes if (parsed(node).layer, parsed(node).kind) == (layer, kind)]:
                 yield layer, layer, row
-        if f"m{layer}" in nodes:
-            yield layer, layer, [f"m{layer}"]
 
 
 def _columns(circuit: Circuit) -> Iterator[_Layers]:
@@ -265,7 +264,8 @@ def _parts(circuit: Circuit) -> Iterator[tuple[int, list[str]]]:
     """Each layer's attention and its MLP, where they have a node."""
     nodes = circuit.nodes
     for layer in range(circuit.graph.n_layers):
-        for part in ([node for node in nodes if node.startswith(f"a{layer}.")], [node for node in nodes if node == f"m{layer}"]):
+        own = [node for node in nodes if parsed(node).layer == layer]
+        for part in ([node for node in own if parsed(node).in_attention], [node for node in own if not parsed(node).in_attention]):
             if part:
                 yield layer, part
 

@@ -22,7 +22,8 @@ import numpy as np
 
 from circuitdiscovery.circuit.schema import exactly, graph_of, typed
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.graph.graph import Graph, node_of
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import edge_name, group_name, letter_of, parsed, receiver_name
 
 _EDGE, _NODE = ("in_graph", "score"), ("in_graph", "score", "neurons", "neurons_scores")
 
@@ -117,15 +118,15 @@ def _their_edges(graph: Graph) -> Iterator[tuple[str, tuple[int, int]]]:
     theirs = replace(graph, n_kv_heads=graph.n_heads)
     columns = [graph.receiver_index[_receiver(name, graph)] for name in theirs.receivers]
     for row, column in np.argwhere(theirs.allowed):
-        yield f"{theirs.sources[row]}->{theirs.receivers[column]}", (int(row), columns[column])
+        yield edge_name(theirs.sources[row], theirs.receivers[column]), (int(row), columns[column])
 
 
 def _receiver(theirs: str, graph: Graph) -> str:
     """Our receiver of theirs: `a0.h3<k>` -> `a0.kv1<k>` where two heads share a group."""
-    if not graph.grouped or not theirs.endswith(("<k>", "<v>")):
+    if not graph.grouped or letter_of(theirs) not in ("k", "v"):
         return theirs
-    layer, head = node_of(theirs).split(".h")
-    return f"{layer}.kv{int(head) // (graph.n_heads // graph.n_kv_heads)}{theirs[-3:]}"
+    head = parsed(theirs)
+    return receiver_name(group_name(head.layer, head.index // (graph.n_heads // graph.n_kv_heads)), letter_of(theirs))
 
 
 def _readers(graph: Graph, receiver: str) -> tuple[str, ...]:

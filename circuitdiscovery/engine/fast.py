@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, project, unembed
@@ -356,7 +357,7 @@ class _Places:
         By default for all M alternatives; receivers that read nothing which runs have one version. It is valid until the next.
         """
         graph = self.world.graph
-        layer, kind = graph.receiver_layers[columns[0]], graph.receivers[columns[0]][0]
+        layer, kind = graph.receiver_layers[columns[0]], "m" if parsed(graph.receivers[columns[0]]).kind == "mlp" else "q"
         base, upstream = self.of(self.world.bases[2 * layer + (kind == "m")]), graph.n_upstream(layer, kind)
         if columns[0] == self.receiver:  # alternatives of what it reads from a state
             assert self.state is not None

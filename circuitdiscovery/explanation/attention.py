@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.circuit.circuit import Circuit
-from circuitdiscovery.graph.graph import letter_of
+from circuitdiscovery.graph.nodes import head_of, letter_of, parsed
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import Run, at_position, per_head, plain_run, run_tokens
 from circuitdiscovery.task.encoder import Example
@@ -156,17 +156,11 @@ def _weights(circuit: Circuit, row: int, columns: np.ndarray) -> np.ndarray:
 def _reading(seen: Observed, receiver: str, node: str, places: Tensor) -> Tensor:
     """[N, T]: where a receiver reads the stream, for a node that is read at [N, T] places."""
     letter = letter_of(receiver)
-    if receiver[0] != "a" or letter == "q":
+    if not parsed(receiver).in_attention or letter == "q":
         return places
-    layer, head = head_of(node)
-    across = torch.einsum("nq,nqk->nk", places, seen.attention[layer, head])
+    head = parsed(node)
+    across = torch.einsum("nq,nqk->nk", places, seen.attention[head.layer, head.index])
     return across if letter else (places + 2 * across) / 3  # query, key and value merged
-
-
-def head_of(node: str) -> tuple[int, int]:
-    """`a1.h2` -> (1, 2)."""
-    layer, _, head = node[1:].partition(".h")
-    return int(layer), int(head)
 
 
 # ------------------------------------------------------------------ on the task's prompts

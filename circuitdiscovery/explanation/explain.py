@@ -29,12 +29,12 @@ from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand
 from circuitdiscovery.engine.metrics import Metric, bind
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.explanation.attention import Observed, Sights, head_of, observe, shown
+from circuitdiscovery.explanation.attention import Observed, Sights, observe, shown
 from circuitdiscovery.explanation.cards import Card, Edges, Explanation, Lens, Pattern
 from circuitdiscovery.explanation.head_scores import PERIOD, SEQUENCES, TOP, CopyScores, PatternScores, among
 from circuitdiscovery.explanation.interventions import SEED, Trials
 from circuitdiscovery.explanation.roles import Look, Setting, answer_position, find_roles, standing, word_positions
-from circuitdiscovery.graph.graph import no_node
+from circuitdiscovery.graph.nodes import head_of, no_node, parsed
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.bench import Work
 from circuitdiscovery.measure.estimates import weights
@@ -212,7 +212,7 @@ class _Seen:
     """What is seen of some nodes in plain runs on a task's clean prompts."""
 
     def __init__(self, model: Model, task: Task, circuit: Circuit, nodes: Sequence[str], prompts: int, tokens: int | None) -> None:
-        heads, count = tuple(node for node in nodes if node[0] == "a"), len(task)
+        heads, count = tuple(node for node in nodes if parsed(node).kind == "head"), len(task)
         self.model, self.task, self.nodes, self.heads = model, task, tuple(nodes), heads
         self._prompts = prompts
         self.sights, self.copying = Sights(model, task, circuit, heads), CopyScores(model, task, heads, tokens)

@@ -29,7 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.explanation.attention import Observed, at_once, attention, head_of, stream_after
+from circuitdiscovery.explanation.attention import Observed, at_once, attention, stream_after
+from circuitdiscovery.graph.nodes import head_of
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import unembed
 from circuitdiscovery.task.task import Task

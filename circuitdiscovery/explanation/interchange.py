@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.graph.graph import Graph, letter_of
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import letter_of, parsed
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import Reading, at_position, per_head, plain_run, project, unembed
@@ -120,8 +121,8 @@ class Plain:
 
 def _place(node: str) -> tuple[int, int | None]:
     """`a1.h2` -> (1, 2), `m1` -> (1, None)."""
-    layer, _, head = node[1:].partition(".h")
-    return int(layer), int(head) if head else None
+    found = parsed(node)
+    return found.layer, found.index if found.kind == "head" else None
 
 
 def _at(x: Tensor, position: Tensor | None) -> Tensor:
@@ -167,9 +168,9 @@ def receivers(graph: Graph, columns: Sequence[int]) -> Reads:
     reads: dict[tuple[int, str], list[int]] = {}
     for column in columns:
         name, layer = graph.receivers[column], graph.receiver_layers[column]
-        letters = [letter_of(name)] if letter_of(name) else "qkv" if name[0] == "a" else [name[:1]]  # merged: all three
-        for letter in letters:
-            index = int(np.flatnonzero(graph.columns(layer, letter) == graph.receiver_index[name])[0]) if name != "logits" else 0
+        merged = {"mlp": "m", "logits": "l"}.get(parsed(name).kind, "qkv")
+        for letter in letter_of(name) or merged:
+            index = int(np.flatnonzero(graph.columns(layer, letter) == graph.receiver_index[name])[0]) if letter != "l" else 0
             reads.setdefault((layer, letter), []).append(index)
     return reads
 

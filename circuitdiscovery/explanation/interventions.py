@@ -24,9 +24,10 @@ from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.engine.patching import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.explanation.attention import after_copies, attention_on, head_of, stream_after
+from circuitdiscovery.explanation.attention import after_copies, attention_on, stream_after
 from circuitdiscovery.explanation.interchange import Change, Plain, changed_logits, receivers
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import head_of, parsed
 from circuitdiscovery.measure import estimates
 from circuitdiscovery.measure.bench import Work
 from circuitdiscovery.measure.estimates import Estimate
@@ -101,7 +102,7 @@ class Trials:
     def _after(self, nodes: Sequence[str]) -> float:
         """Runs of the whole model that running what follows each of some nodes amounts to."""
         layers = self.graph.n_layers
-        return sum(1 - (int(node[1:].split(".")[0]) + (node[0] == "m")) / layers for node in nodes)
+        return sum(1 - (node.layer + (node.kind == "mlp")) / layers for node in map(parsed, nodes))
 
     def ablate(self, nodes: Sequence[str], cuts: Sequence[Cut]) -> Ablated:
         """Ablate all that some nodes write, one after the other, and some nodes' edges into some receivers."""

@@ -25,7 +25,8 @@ from circuitdiscovery.explanation.attention import Sights
 from circuitdiscovery.explanation.cards import visible
 from circuitdiscovery.explanation.head_scores import TOP
 from circuitdiscovery.explanation.interventions import Ablated, Asked, Cut, Trials, other_words
-from circuitdiscovery.graph.graph import Graph, letter_of
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import letter_of
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.task.encoder import Example
 from circuitdiscovery.task.task import Task

@@ -8,8 +8,7 @@ a pair (source, receiver) with the source upstream. Everything that is known per
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from numbers import Integral
@@ -18,12 +17,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.errors import CircuitDiscoveryError, nearest, shown, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError, nearest, shown
+from circuitdiscovery.graph.nodes import (
+    INPUT,
+    LETTERS,
+    LOGITS,
+    edge_name,
+    ends_of,
+    group_name,
+    head_name,
+    letter_of,
+    mlp_name,
+    node_of,
+    parsed,
+    receiver_name,
+)
 
 if TYPE_CHECKING:
     import networkx as nx
 
-LETTERS = ("q", "k", "v")
 Edge = str | tuple[Any, ...]  # "a->b", (a, b), (a, b, letter) as networkx has it, or (row, column)
 Edges = Iterable[Edge]
 
@@ -96,11 +108,22 @@ class Graph:
     @cached_property
     def sources(self) -> tuple[str, ...]:
         """Writers in topological order: `input`, then per layer its heads and its MLP."""
-        names = ["input"]
+        names = [INPUT]
         for layer in range(self.n_layers):
-            names += [f"a{layer}.h{head}" for head in range(self.n_heads)]
-            names += [f"m{layer}"] if self.has_mlp else []
+            names += [*self.head_nodes(layer), *self.mlp_nodes(layer)]
         return tuple(names)
+
+    def head_nodes(self, layer: int) -> list[str]:
+        """The names of a layer's heads."""
+        return [head_name(layer, head) for head in range(self.n_heads)]
+
+    def mlp_nodes(self, layer: int) -> list[str]:
+        """The name of a layer's MLP, or none."""
+        return [mlp_name(layer)] if self.has_mlp else []
+
+    def group_nodes(self, layer: int) -> list[str]:
+        """The names of a layer's groups of heads that share a key and a value; none where each head has its own."""
+        return [group_name(layer, group) for group in range(self.n_kv_heads)] if self.grouped else []
 
     @cached_property
     def source_index(self) -> Mapping[str, int]:
@@ -128,20 +151,21 @@ class Graph:
     # -------------------------------------------------------------- receivers
 
     def _head_receivers(self, layer: int) -> list[str]:
+        heads = self.head_nodes(layer)
         if not self.split_qkv:
-            return [f"a{layer}.h{head}" for head in range(self.n_heads)]
+            return heads
         if not self.grouped:
-            return [f"a{layer}.h{head}<{letter}>" for head in range(self.n_heads) for letter in LETTERS]
-        queries = [f"a{layer}.h{head}<q>" for head in range(self.n_heads)]
-        return queries + [f"a{layer}.kv{group}<{letter}>" for group in range(self.n_kv_heads) for letter in LETTERS[1:]]
+            return [receiver_name(head, letter) for head in heads for letter in LETTERS]
+        shared = [receiver_name(group, letter) for group in self.group_nodes(layer) for letter in LETTERS[1:]]
+        return [receiver_name(head, "q") for head in heads] + shared
 
     @cached_property
     def receivers(self) -> tuple[str, ...]:
         """Readers in topological order: per layer its heads' receivers and its MLP, last `logits`."""
         names: list[str] = []
         for layer in range(self.n_layers):
-            names += self._head_receivers(layer) + ([f"m{layer}"] if self.has_mlp else [])
-        return (*names, "logits")
+            names += [*self._head_receivers(layer), *self.mlp_nodes(layer)]
+        return (*names, LOGITS)
 
     @cached_property
     def receiver_index(self) -> Mapping[str, int]:
@@ -161,20 +185,20 @@ class Graph:
         found: dict[tuple[int, str], np.ndarray] = {}
         for layer in range(self.n_layers):
             for letter in LETTERS:
-                prefix, count = ("h", self.n_heads) if letter == "q" or not self.grouped else ("kv", self.n_kv_heads)
-                suffix = f"<{letter}>" if self.split_qkv else ""
-                found[layer, letter] = np.array([self.receiver_index[f"a{layer}.{prefix}{i}{suffix}"] for i in range(count)])
-            found[layer, "m"] = np.array([self.receiver_index[f"m{layer}"]] if self.has_mlp else [], dtype=int)
+                shared = self.grouped and letter != "q"
+                read_by = self.group_nodes(layer) if shared else self.head_nodes(layer)
+                read = [receiver_name(node, letter if self.split_qkv else "") for node in read_by]
+                found[layer, letter] = np.array([self.receiver_index[name] for name in read])
+            found[layer, "m"] = np.array([self.receiver_index[name] for name in self.mlp_nodes(layer)], dtype=int)
         return found
 
     def reader_nodes(self, receiver: str) -> tuple[str, ...]:
         """The sources that a receiver feeds: its head or MLP, every head of its group, none for `logits`."""
-        node = node_of(receiver)
-        if ".kv" not in node:
-            return () if node == "logits" else (node,)
-        layer, group = node.split(".kv")
+        node = parsed(receiver)
+        if node.kind != "group":
+            return () if node.kind == "logits" else (node_of(receiver),)
         size = self.n_heads // self.n_kv_heads
-        return tuple(f"{layer}.h{head}" for head in range(int(group) * size, (int(group) + 1) * size))
+        return tuple(self.head_nodes(node.layer)[node.index * size : (node.index + 1) * size])
 
     @cached_property
     def feeds(self) -> np.ndarray:
@@ -188,8 +212,7 @@ class Graph:
     @cached_property
     def receiver_layers(self) -> tuple[int, ...]:
         """Each receiver's layer; `logits` stands in the one after the last."""
-        nodes = map(node_of, self.receivers)
-        return tuple(self.n_layers if node == "logits" else int(node[1:].split(".")[0]) for node in nodes)
+        return tuple(self.n_layers if name == LOGITS else parsed(name).layer for name in self.receivers)
 
     # ------------------------------------------------------------------ edges
 
@@ -197,8 +220,9 @@ class Graph:
     def allowed(self) -> np.ndarray:
         """[sources, receivers] bool, read-only: True where there is an edge."""
         allowed = np.zeros((len(self.sources), len(self.receivers)), dtype=bool)
-        for column, receiver in enumerate(self.receivers):
-            allowed[: self.n_upstream(self.receiver_layers[column], receiver[0]), column] = True
+        for column, name in enumerate(self.receivers):
+            letter = "m" if parsed(name).kind == "mlp" else "q"
+            allowed[: self.n_upstream(self.receiver_layers[column], letter), column] = True
         allowed.flags.writeable = False
         return allowed
 
@@ -212,14 +236,14 @@ class Graph:
 
     def names(self, mask: np.ndarray) -> tuple[str, ...]:
         """The names of the edges that are True in a [sources, receivers] mask, in index order."""
-        return tuple(f"{self.sources[s]}->{self.receivers[r]}" for s, r in np.argwhere(mask))
+        return tuple(edge_name(self.sources[s], self.receivers[r]) for s, r in np.argwhere(mask))
 
     def index(self, edge: Edge) -> tuple[int, int]:
         """An edge's (row, column), by its name or its two ends'; an unknown one is an error that offers the nearest."""
         source, receiver = ends_of(edge)
         row, column = self._place(source, self.source_index), self._place(receiver, self.receiver_index)
         if row is None or column is None or not self.allowed[row, column]:
-            name = edge if isinstance(edge, str) else f"{source}->{receiver}"
+            name = edge if isinstance(edge, str) else edge_name(source, receiver)
             raise CircuitDiscoveryError(self._no_edge(name, str(source), str(receiver)))
         return row, column
 
@@ -236,9 +260,9 @@ class Graph:
         several = [name for name in self.receivers if receiver == node_of(name) or receiver in self.reader_nodes(name)]
         if several and receiver not in self.receiver_index and source in self.source_index:
             listed = f"{', '.join(several[:-1])} and {several[-1]}" if several[1:] else several[0]
-            return f"no edge {edge!r}; {receiver} is not one receiver: it reads by {listed}, such as {source}->{several[0]}"
+            return f"no edge {edge!r}; {receiver} is not one receiver: it reads by {listed}, such as {edge_name(source, several[0])}"
         sources, receivers = nearest(source, self.sources), nearest(receiver, self.receivers)
-        near = [f"{s}->{r}" for s in sources for r in receivers if self.allowed[self.source_index[s], self.receiver_index[r]]]
+        near = [edge_name(s, r) for s in sources for r in receivers if self.allowed[self.source_index[s], self.receiver_index[r]]]
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"no edge {shown(edge, 100)}; {hint}Valid edges: {self.edges[0]}, ..., {self.edges[-1]} (a source, and a receiver after it)"
 
@@ -301,8 +325,8 @@ class Graph:
     @cached_property
     def _reads_across(self) -> int:
         """The keys and the values, as bits: what other positions read than the one it stands at."""
-        kinds = [letter_of(receiver) or receiver[0] for receiver in self.receivers]
-        return _as_bits(np.array([[kind in "kva" for kind in kinds]]))[0]  # "a": query, key and value merged
+        across = [parsed(name).in_attention and letter_of(name) != "q" for name in self.receivers]  # without a letter all three are merged
+        return _as_bits(np.array([across]))[0]
 
     def everywhere(self, mask: np.ndarray) -> np.ndarray:
         """[sources] bool: those that matter to `logits` at other positions than the answer's too.
@@ -331,11 +355,11 @@ class Graph:
 
         view = nx.MultiDiGraph()
         for row, column in np.argwhere(mask):
-            receiver = self.receivers[column]
-            reader = node_of(receiver)
-            if ".kv" in reader and reader not in view:
-                view.add_node(reader, heads=self.reader_nodes(receiver))
-            view.add_edge(self.sources[row], reader, key=letter_of(receiver) or 0)
+            name = self.receivers[column]
+            reader = node_of(name)
+            if parsed(name).kind == "group" and reader not in view:
+                view.add_node(reader, heads=self.reader_nodes(name))
+            view.add_edge(self.sources[row], reader, key=letter_of(name) or 0)
         return view
 
     def to_dict(self) -> dict[str, Any]:
@@ -348,49 +372,3 @@ def _as_bits(rows: np.ndarray) -> list[int]:
     packed = np.packbits(rows, axis=1, bitorder="little")
     content, width = packed.tobytes(), packed.shape[1]
     return [int.from_bytes(content[start : start + width], "little") for start in range(0, len(content), width)]
-
-
-def ends_of(edge: Any) -> tuple[Any, Any]:
-    """The source and the receiver of an edge: texts, or row and column.
-
-    >>> ends_of("m0->a1.h0<q>"), ends_of(("m0", "logits")), ends_of(("m0", "a1.h0", "q"))
-    (('m0', 'a1.h0<q>'), ('m0', 'logits'), ('m0', 'a1.h0<q>'))
-    """
-    if isinstance(edge, str):
-        source, _, receiver = edge.partition("->")
-        return source, receiver
-    ends = edge.tolist() if hasattr(edge, "tolist") else edge
-    if isinstance(ends, Sequence) and not isinstance(ends, bytes) and len(ends) in (2, 3):
-        source, receiver, *letter = ends
-        if isinstance(source, str) and isinstance(receiver, str) and all(isinstance(each, str) or each == 0 for each in letter):
-            return source, f"{receiver}<{letter[0]}>" if any(letter) else receiver
-        if all(isinstance(each, Integral) and not isinstance(each, bool) for each in ends) and not letter:
-            return source, receiver
-    raise CircuitDiscoveryError(f"an edge is a text such as 'm0->logits' or a pair such as ('m0', 'logits'), not {shown(edge)}")
-
-
-def no_node(name: object, valid: Sequence[str], kind: str = "node", plural: str | None = None) -> CircuitDiscoveryError:
-    """The error for what is not the name of a node; it knows how other libraries write heads and layers.
-
-    >>> str(no_node("L1H2", ["input", "a1.h2", "m1", "logits"]))
-    "no node 'L1H2'; did you mean 'a1.h2'? Valid nodes: input, a1.h2, m1, logits (a head is a{layer}.h{head}, an MLP m{layer})"
-    """
-    if not isinstance(name, str) and isinstance(name, Sequence):
-        name = ".".join(map(str, name))
-    numbers = re.findall(r"[0-9]{1,4}", str(name)[:200])
-    mlp = numbers[:1] if "mlp" in str(name)[:200].lower() else []
-    meant = f"m{int(mlp[0])}" if mlp else f"a{int(numbers[0])}.h{int(numbers[1])}" if len(numbers) > 1 else ""
-    told = str(unknown(kind, name, valid, plural=plural))
-    if meant in valid and name != meant:
-        told = re.sub(r"; (did you mean '[^']*'\? )?", f"; did you mean {meant!r}? ", told, count=1)
-    return CircuitDiscoveryError(f"{told} (a head is a{{layer}}.h{{head}}, an MLP m{{layer}})")
-
-
-def node_of(receiver: str) -> str:
-    """The node a receiver belongs to: `a1.h2<q>` -> `a1.h2`."""
-    return receiver.partition("<")[0]
-
-
-def letter_of(receiver: str) -> str:
-    """The letter of a receiver inside a head, else the empty string: `a1.h2<q>` -> `q`."""
-    return receiver.partition("<")[2].rstrip(">")

@@ -32,6 +32,7 @@ from circuitdiscovery.engine.ablation import Ablation, name_of
 from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.graph.nodes import edge_name
 from circuitdiscovery.graph.random_paths import RandomPaths
 from circuitdiscovery.measure.bench import Bench, Family
 from circuitdiscovery.measure.significance import corrected, distance, independence_test, often_enough, same, sign_test, too_seldom
@@ -258,7 +259,7 @@ def _edges(runs: _Runs, reference: int, quantile: float, alpha: float, correctio
     surpassed = (effects[:, None] > redundant).sum(1)  # [edges]
     p = too_seldom(surpassed, reference, quantile)
     p_corrected, graph = corrected(p, correction), runs.circuit.graph
-    names = [f"{graph.sources[row]}->{graph.receivers[column]}" for row, column in runs.tested]
+    names = [edge_name(graph.sources[row], graph.receivers[column]) for row, column in runs.tested]
     figures = (effects, surpassed / reference, p, p_corrected, p_corrected > alpha)
     return tuple(EdgeTest(*one) for one in zip(names, *(column.tolist() for column in figures), strict=True))
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from circuitdiscovery.engine.fast import Part
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.model.model import Model
 
 _MERGED_BYTES = 2**25  # of what sources write in one run of several versions
@@ -77,14 +78,13 @@ class Costs:
         projection = 2 * model.d_model * block.W_Q.shape[1]  # of one head
         shared = 2 * projection * graph.n_kv_heads / graph.n_heads
         matrices = [each for each in (block.W_in, block.W_gate, block.W_out) if each is not None]
-        heads = np.array([name[0] == "a" for name in graph.sources])
-        mlps = np.array([name[0] == "m" for name in graph.sources])
+        heads, mlps = (np.array([parsed(name).kind == kind for name in graph.sources]) for kind in ("head", "mlp"))
         return heads * (2 * projection + shared) + mlps * 2.0 * sum(each.numel() for each in matrices), heads * shared
 
     @cached_property
     def _layer(self) -> np.ndarray:
         """[S]: where each source stands, heads and MLP of a layer together; `input` in a layer of its own."""
-        return np.array([0, *(1 + int(name[1:].split(".")[0]) for name in self.graph.sources[1:])])
+        return np.array([1 + parsed(name).layer for name in self.graph.sources])
 
     def of(self, part: Part) -> float:
         """Of all versions of a part, logits included."""

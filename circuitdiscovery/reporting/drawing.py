@@ -15,6 +15,7 @@ import numpy as np
 
 from circuitdiscovery.circuit.draw import INK, PLAIN_HEAD, PLAIN_MLP, ROLE_COLOURS, to_svg
 from circuitdiscovery.circuit.layout import MOST_EDGES, layout, shown
+from circuitdiscovery.graph.nodes import split_edge
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit.circuit import Circuit
@@ -74,7 +75,7 @@ def drawing(circuit: Circuit, roles: Mapping[str, Sequence[str]], cards: Sequenc
 
 
 def _edge(circuit: Circuit, group: ElementTree.Element) -> str:
-    ends = (group.findtext(f"{_SVG}title") or "").split("->")
+    ends = split_edge(group.findtext(f"{_SVG}title") or "")
     source, reader = (end.split(":")[0] for end in ends)
     data = _ends(source, reader)
     tip = next((a.get(_TITLE) for a in group.iter(f"{_SVG}a")), None)

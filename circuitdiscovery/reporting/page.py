@@ -22,7 +22,7 @@ from circuitdiscovery.circuit.circuit import Scores, check_same_graph
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import write_atomically, write_json
-from circuitdiscovery.graph.graph import letter_of, node_of
+from circuitdiscovery.graph.nodes import letter_of, node_of, parsed, split_edge
 from circuitdiscovery.names import ablation_words
 from circuitdiscovery.reporting import words
 from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
@@ -145,7 +145,7 @@ def _context(run: Run, safe: type[Markup]) -> dict[str, Any]:
         "command": words.command(run.options),
         "task": _task(run),
         "example": _example(contents),
-        "verdict": words.verdict(evaluation, len([node for node in nodes if ".kv" not in node]), heads, contents),
+        "verdict": words.verdict(evaluation, len([node for node in nodes if parsed(node).kind != "group"]), heads, contents),
         "measured": run.effort != "none",
         "unmeasured": run.explanation["unmeasured"] if run.explanation else [],
         "metric": words.METRICS.get(evaluation["metric"], evaluation["metric"]),
@@ -274,13 +274,13 @@ def _cards(cards: Mapping[str, Json], roles: Mapping[str, Sequence[str]], safe: 
 
 def _in_edge(edge: str, score: float | None) -> tuple[str, str, float | None]:
     """(the source, the letter that reads it, the score) of an edge into a card's node."""
-    source, _, receiver = edge.partition("->")
+    source, receiver = split_edge(edge)
     return source, f"into {letter_of(receiver)}" if letter_of(receiver) else "", score
 
 
 def _out_edge(edge: str, score: float | None) -> tuple[str, str, float | None]:
     """(the reader, its letter, the score) of an edge out of a card's node."""
-    receiver = edge.partition("->")[2]
+    receiver = split_edge(edge)[1]
     return node_of(receiver), f"by its {letter_of(receiver)}" if letter_of(receiver) else "", score
 
 

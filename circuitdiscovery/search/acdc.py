@@ -36,6 +36,7 @@ from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import DEFAULT_THRESHOLD
 from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, most_alternatives, without_more
@@ -135,11 +136,8 @@ def source_order(graph: Graph, receiver: int, order: int | None = None) -> np.nd
     """A receiver's sources in ACDC's order: per layer from the latest m, then heads ascending; last `input`; with a number a random one."""
 
     def key(row: int) -> tuple[int, int, int]:
-        name = graph.sources[row]
-        if name == "input":
-            return (1, 0, 0)
-        layer, _, head = name[1:].partition(".h")
-        return (-int(layer), 1 if head else 0, int(head or 0))
+        node = parsed(graph.sources[row])
+        return (1, 0, 0) if node.kind == "input" else (-node.layer, int(node.kind == "head"), node.index)
 
     sources = np.array(sorted(np.flatnonzero(graph.allowed[:, receiver]).tolist(), key=key))
     # a generator of its own for each receiver, so that a resumed search goes on in the same order

@@ -32,7 +32,8 @@ from circuitdiscovery.engine.metrics import Metric, bind
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame
-from circuitdiscovery.graph.graph import LETTERS, Graph, letter_of, no_node, node_of
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import LETTERS, letter_of, no_node, node_of
 from circuitdiscovery.measure.evaluation import Bench, Estimate
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, plain_run

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.model.block import Block, Norm
 from circuitdiscovery.model.load import weights_digest
 from circuitdiscovery.model.model import Model
@@ -93,8 +94,9 @@ class Program:
             match: whether a query's index looks at a key's.
             value: what is averaged, [k, size] of each variable.
         """
-        place = tuple(int(part) for part in node[1:].split(".h"))
-        if len(place) != 2 or not (place[0] < self.n_layers and place[1] < self.n_heads) or place in self.heads:
+        found = parsed(node)
+        place = found.layer, found.index
+        if found.kind != "head" or not (place[0] < self.n_layers and place[1] < self.n_heads) or place in self.heads:
             raise CircuitDiscoveryError(f"{node} is no idle head of {self.n_layers} layers of {self.n_heads} heads")
         meets = torch.tensor([[SHARPNESS * match(i, j) for j in range(key.size)] for i in range(query.size)])
         out = self._new(len(next(iter(value.values()))))

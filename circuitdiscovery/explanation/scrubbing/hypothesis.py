@@ -29,7 +29,8 @@ import numpy as np
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_folder, read_text
-from circuitdiscovery.graph.graph import Graph, node_of
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import edge_name, node_of, split_edge
 from circuitdiscovery.task.table import kind_of
 from circuitdiscovery.values import brief
 
@@ -136,14 +137,14 @@ class Hypothesis:
         rows = [graph.source_index[node] for node in self.nodes]
         mask = np.zeros_like(graph.allowed)
         mask[rows] = graph.allowed[rows] & (graph.feeds[:, rows].any(axis=1) | (np.array(graph.receivers) == "logits"))
-        return {edge: self.nodes[edge.partition("->")[0]] for edge in graph.names(mask)}
+        return {edge: self.nodes[split_edge(edge)[0]] for edge in graph.names(mask)}
 
     def _named(self, graph: Graph, name: str) -> list[str]:
         """An edge, or those into all receivers of a node."""
-        source, _, end = name.partition("->")
+        source, end = split_edge(name)
         if end not in graph.receiver_index:
             ends = [r for r in graph.receivers if end == node_of(r) or end in graph.reader_nodes(r)]
-            edges = [f"{source}->{receiver}" for receiver in ends] or [name]
+            edges = [edge_name(source, receiver) for receiver in ends] or [name]
         else:
             edges = [name]
         try:

@@ -34,7 +34,8 @@ from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, Variables
 from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts, count_places, draw_tree, other_heads
-from circuitdiscovery.graph.graph import Graph, letter_of
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import edge_name, letter_of, parsed
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.model.model import Model
@@ -301,7 +302,7 @@ class _Written:
 
 def _place(graph: Graph, column: int) -> int:
     """Where a receiver reads the stream, as an index into `World.bases`."""
-    return 2 * graph.receiver_layers[column] + (graph.receivers[column][0] == "m")
+    return 2 * graph.receiver_layers[column] + (parsed(graph.receivers[column]).kind == "mlp")
 
 
 # ------------------------------------------------------------------ measuring
@@ -371,7 +372,7 @@ class _Own:
         if drawn.rest is not None:
             self._draws.setdefault("", []).append(drawn.rest == drawn.prompt)
         for column, below in drawn.inputs:
-            edge = f"{self._graph.sources[below.node]}->{self._graph.receivers[column]}"
+            edge = edge_name(self._graph.sources[below.node], self._graph.receivers[column])
             self._draws.setdefault(edge, []).append(below.prompt == drawn.prompt)
             self.count(below)
 

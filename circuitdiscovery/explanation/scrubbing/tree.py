@@ -12,7 +12,8 @@ import numpy as np
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, Variables
-from circuitdiscovery.graph.graph import Graph, node_of
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import edge_name, group_name, head_name, letter_of, node_of, receiver_name, split_edge
 from circuitdiscovery.task.encoder import Example
 
 MAX_TREE = 10_000  # places in the tree of paths; each is a node's run
@@ -130,16 +131,17 @@ def _exchanged(graph: Graph, rng: np.random.Generator) -> dict[str, str]:
     size = graph.n_heads // graph.n_kv_heads
     for layer in range(graph.n_layers):
         for group, other in enumerate(rng.permutation(graph.n_kv_heads).tolist()):
-            names[f"a{layer}.kv{group}"] = f"a{layer}.kv{other}"
+            names[group_name(layer, group)] = group_name(layer, other)
             heads = rng.permutation(size).tolist()
-            names |= {f"a{layer}.h{group * size + i}": f"a{layer}.h{other * size + head}" for i, head in enumerate(heads)}
+            names |= {head_name(layer, group * size + i): head_name(layer, other * size + head) for i, head in enumerate(heads)}
     return names
 
 
 def _with_names(edges: Mapping[str, Variables], names: Mapping[str, str]) -> dict[str, Variables]:
     renamed: dict[str, Variables] = {}
     for edge, variables in edges.items():
-        source, _, receiver = edge.partition("->")
+        source, receiver = split_edge(edge)
         node = node_of(receiver)
-        renamed[f"{names.get(source, source)}->{names.get(node, node)}{receiver.removeprefix(node)}"] = variables
+        into = receiver_name(names.get(node, node), letter_of(receiver))
+        renamed[edge_name(names.get(source, source), into)] = variables
     return renamed
