@@ -57,6 +57,25 @@ def test_better_than_attribution_on_ioi() -> None:
     assert ours < 0.5 * held_out_kl(model, task, cd.eap_ig(model, task).top(47))
 
 
+def test_further_prompts_are_drawn_and_none_is_held_out() -> None:
+    """What is learnt depends on them; a metric of one's own is asked about them, and never about a held-out prompt."""
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=8)
+    asked: set[tuple[int, ...]] = set()
+
+    def metric(logits: Any, part: Any) -> Any:
+        asked.update(example.clean for example in part.examples)
+        rows = torch.arange(len(part))
+        answers = torch.tensor([[example.correct[0], example.incorrect[0]] for example in part.examples])
+        return logits[rows, answers[:, 0]] - logits[rows, answers[:, 1]]
+
+    more = cd.matryoshka(model, task, edges=40, steps=20, metric=metric)
+    assert task.held_out is not None and len(asked) > 60 and not asked & {example.clean for example in task.held_out}
+    asked.clear()
+    alone = cd.matryoshka(model, task, edges=40, steps=20, drawn=0, metric=metric)
+    assert asked == {example.clean for example in task} and not np.array_equal(more.values, alone.values)
+
+
 @pytest.mark.parametrize("ablation", ["mean", "zero"])
 def test_under_any_ablation(tiny: Tiny, ablation: str) -> None:
     scores = cd.matryoshka(tiny.model, tiny.prompts.task, ablation=ablation, metric="kl_divergence", steps=4)
@@ -101,6 +120,7 @@ def test_twice_the_same_and_another_draw(llama: Tiny) -> None:
     [
         ({"edges": 0}, "edges must be a whole number from 1 to"),
         ({"edges": 10**6}, "edges must be a whole number from 1 to"),
+        ({"drawn": -1}, "drawn must be a whole number of at least 0, not -1"),
         ({"steps": 1}, "steps must be a whole number of at least 2, not 1"),
         ({"metric": "accuracy"}, "'accuracy' has no gradient"),
         ({"metric": "nonsense"}, "no metric 'nonsense'"),

@@ -14,15 +14,17 @@ What is ours, and what it is for:
 4. In the second part of the steps the size is the wanted one, and what runs is the circuit itself, its best k edges and nothing of
    the others; the gradient is taken there and goes back as if the mask had been soft (straight through). A soft mask of a small
    size is mostly edges that are half open, which no circuit has.
-5. The result is a running mean of the scores. Some prompts are set apart and not learnt from; the mean is tried on them now and
-   then, and the best one is kept.
+5. The result is a running mean of the scores.
+6. Learnt from a hundred prompts alone, a circuit does more for them than for others. A task that can draw prompts draws some
+   hundreds more, none of which is held out. Of a task that cannot, some are set apart and not learnt from; the mean is tried on
+   them now and then, and the best one is kept.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,9 @@ _FIRST = 0.4  # of the steps are the first part
 _AT_ONCE, _ANY = 16, 1e9  # examples in one forward, whatever their lengths
 _MEMORY = 100  # steps that the running mean reaches back
 _PROMPTS = 4  # in one step: more steps are worth more than quieter ones
-_APART, _MOST_APART = 8, 16  # one in so many prompts is set apart, at most so many
+_DRAWN = 480  # prompts that are drawn beside a task's own
+_LOGIT_BYTES = 2**28  # of what the model says to them, which is kept
+_APART, _MOST_APART = 8, 16  # of a task that cannot draw, one in so many prompts is set apart, at most so many
 _WEIGHT = 2.0  # of the metric's difference beside KL: at 1, small circuits do too little of the behaviour
 _LOOK = 25  # steps from one look at them to the next
 _SPREAD = 2.0  # standard deviation of the scores at the start
@@ -73,7 +77,8 @@ def matryoshka(
     task: Task,
     *,
     edges: int | None = None,
-    steps: int = 600,
+    steps: int = 560,
+    drawn: int = _DRAWN,
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
@@ -87,9 +92,11 @@ def matryoshka(
 
     Args:
         model: a loaded model.
-        task: its examples; one in eight is set apart to choose by, 16 at most.
+        task: its examples, and where it can draw prompts up to 480 more (`drawn`), never held-out ones. Of a task that cannot, one
+            in eight is set apart to choose by, 16 at most.
         edges: the size that the second part of the steps is for; None: 1% and 2% of all edges.
         steps: of gradient descent; each is a relaxed forward and backward of four examples.
+        drawn: how many prompts are drawn beside the examples, at most; 0: none.
         metric: differentiable; the loss is KL(model || circuit) + 2 |F(circuit) - F(model)| / |F(model)|. By default the task's own;
             for kl_divergence the second part is left out.
         ablation: what a closed edge carries; noising.
@@ -113,18 +120,22 @@ def matryoshka(
         check_edges(graph, edges)
     if type(steps) is not int or steps < 2:
         raise CircuitDiscoveryError(f"steps must be a whole number of at least 2, not {steps!r}")
+    if type(drawn) is not int or drawn < 0:
+        raise CircuitDiscoveryError(f"drawn must be a whole number of at least 0, not {drawn!r}")
     report = progress or (lambda done, total: None)
     report(0, _START + steps)
-    bound = bind(metric or task.metric, model, task)
-    options = {"edges": edges, "steps": steps, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv, "seed": seed}
+    pool = _pool(model, task, min(drawn, steps * _PROMPTS) if isinstance(ablation, str) else 0)
+    bound = bind(metric or task.metric, model, pool)
+    options = {"edges": edges, "steps": steps, "drawn": drawn, "metric": bound.name, "ablation": name_of(ablation)}
+    options |= {"split_qkv": split_qkv, "seed": seed}
     info = provenance(model, task, "matryoshka", options)
     with saved_in(state, task, info) as saved:
         if saved.found:
             start = np.zeros(len(graph))
         else:
             start = _start(model, task, graph, metric, ablation, lambda done: report(done, _START + steps))
-        learnt = _Learnt.resumed(saved, start, len(task), seed)
-        search = _Search.build(model, task, graph, bound, ablation)
+        learnt = _Learnt.resumed(saved, start, len(pool), seed)
+        search = _Search.build(model, pool, len(task), graph, bound, ablation)
         sizes = [edges] if edges is not None else [max(1, round(share * len(graph))) for share in SIZES]
         report(_START + learnt.steps, _START + steps)
         while learnt.steps < steps:
@@ -143,6 +154,13 @@ def _start(model: Model, task: Task, graph: Graph, metric: Any, ablation: str | 
     scores = eap_ig(model, some, progress=lambda done, total: progress(_START * done // total), **options)
     rank = np.argsort(np.argsort(np.abs(scores.values[graph.allowed]), kind="stable"), kind="stable")
     return norm.ppf((rank + 0.5) / len(rank)) * _SPREAD
+
+
+def _pool(model: Model, task: Task, drawn: int) -> Task:
+    """A task with further prompts behind its examples, where it can draw any; means are then taken over all of these."""
+    most = min(drawn, _LOGIT_BYTES // (4 * model.vocab_size))
+    more = task.apart()[:most] if task.apart is not None and most else ()
+    return replace(task, examples=(*task.examples, *more), held_out=None, apart=None, others=()) if more else task
 
 
 # ------------------------------------------------------------------ what is learnt
@@ -245,20 +263,20 @@ class _Search:
     span: float | None
 
     @classmethod
-    def build(cls, model: Model, task: Task, graph: Graph, metric: BoundMetric, ablation: str | Ablation) -> _Search:
-        """Ready for the first step."""
+    def build(cls, model: Model, task: Task, own: int, graph: Graph, metric: BoundMetric, ablation: str | Ablation) -> _Search:
+        """Ready for the first step; the first `own` of the task's examples are what the search was given."""
         task.check(model.vocab_size, model.n_positions)
         size = replacement_bytes(model, len(task) * max(len(example.clean) for example in task.examples))
         carried = on_demand(model, task, ablation)
         if isinstance(ablation, str) and size <= _KEPT_BYTES:
             carried = replacements(model, task, ablation=ablation)
-        apart = tuple(range(0, len(task), _APART)[:_MOST_APART]) if len(task) >= _APART else ()
+        apart = tuple(range(0, len(task), _APART)[:_MOST_APART]) if len(task) >= _APART and len(task) == own else ()
         learning = tuple(row for row in range(len(task)) if row not in apart)
         full = clean_logits(model, task)
         found = [float(metric(full[batch.rows], batch.to(model.device)).sum()) for batch in task.batches()]
         span = None if metric.name == "kl_divergence" else max(abs(sum(found)) / len(task), 1e-6)
         search = cls(task, Relaxed.build(model, graph), metric, carried, learning, apart, full, span)
-        for batch, world in search.worlds(range(len(task))):
+        for batch, world in search.worlds(range(own)):
             finite_logits(replaced_logits(model, world.replacement, batch.position), batch.rows, "replaced")
         return search
 
@@ -291,7 +309,9 @@ class _Search:
         graph, values = self.relaxed.graph, graph_mask(self.relaxed.graph, mask)
         total = torch.zeros(graph.allowed.shape, dtype=torch.float64)
         for batch, world in self.worlds(rows):
-            found = self.relaxed.gradient(world, values, lambda logits, batch=batch: self.losses(logits, batch).sum())[1]
+            loss, found = self.relaxed.gradient(world, values, lambda logits, batch=batch: self.losses(logits, batch).sum())
+            if not bool(loss.isfinite()):
+                raise CircuitDiscoveryError(f"the loss of the examples {batch.rows.tolist()} is not finite")
             total += found.double().cpu()
         return (distributed.total(total) / len(rows))[torch.tensor(graph.allowed)]
 
