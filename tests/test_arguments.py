@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import circuitdiscovery as cd
-from circuitdiscovery.arguments import check_of, guarded
+from circuitdiscovery.arguments.door import check_of, guarded
 from circuitdiscovery.errors import ArgumentError, printable, shown
 
 FUNCTIONS = [name for name in cd.__all__ if inspect.isfunction(getattr(cd, name)) and inspect.signature(getattr(cd, name)).parameters]
@@ -42,7 +42,7 @@ def test_every_public_function_has_a_door(name: str) -> None:
     assert function.__code__ is DOOR, f"{name} lacks @guarded"
     parameters = inspect.signature(function).parameters.values()
     unchecked = [each.name for each in parameters if check_of(each) is None and (name, each.name) not in ITS_OWN]
-    assert not unchecked, "what they are annotated with is not among arguments.KINDS"
+    assert not unchecked, "what they are annotated with is not among KINDS of arguments/door.py"
 
 
 @pytest.mark.parametrize(("owner", "name"), METHODS)

@@ -19,25 +19,20 @@ P = N * T places, or N where only the answer's position matters; B = M * P.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from circuitdiscovery.engine.places import Places
+from circuitdiscovery.engine.sums import index_of, take
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, project, unembed
-
-# costs of moving one stream of a source, in multiples of its share in a product (measured on two cores)
-_ADD = 10
-_COPY = 20
-_PIECE_BYTES = 2**23  # of streams that are read, normalised and projected at once, where there are several alternatives
 
 # ------------------------------------------------------------------ any set of edges
 
@@ -156,8 +151,8 @@ class World:
         n_sources, (n_examples, length, width) = len(self.graph.sources), self.start.shape
         difference = self.memory("state", n_examples, length, n_sources, width).zero_()
         last = self.memory("state at the answer", n_examples, n_sources, width).zero_()
-        difference.flatten(0, 1)[:, _index(everywhere.moved)] = everywhere.buffer[0, :, 1:]
-        last[:, _index(at_answer.moved)] = at_answer.buffer[0, :, 1:]
+        difference.flatten(0, 1)[:, index_of(everywhere.moved)] = everywhere.buffer[0, :, 1:]
+        last[:, index_of(at_answer.moved)] = at_answer.buffer[0, :, 1:]
         return State(difference, last), logits
 
     def go_on(self, part: Part, state: State | None) -> Tensor:
@@ -179,8 +174,8 @@ class World:
         everywhere, at_answer = self._run(mask, nodes, clean)
         difference, last = torch.zeros_like(clean.difference), clean.at_answer.clone()
         difference[:, :, :upstream] = clean.difference[:, :, :upstream]
-        difference.flatten(0, 1)[:, _index(everywhere.moved)] = everywhere.buffer[0, :, 1:]
-        last[:, _index(at_answer.moved)] = at_answer.buffer[0, :, 1:]
+        difference.flatten(0, 1)[:, index_of(everywhere.moved)] = everywhere.buffer[0, :, 1:]
+        last[:, index_of(at_answer.moved)] = at_answer.buffer[0, :, 1:]
         return State(difference, last)
 
     def branch(self, mask: np.ndarray, state: State, receiver: int, kept: np.ndarray) -> Tensor:
@@ -194,7 +189,7 @@ class World:
         moved = self.graph.reached(mask, self.graph.feeds[receiver])
         return bool((moved & self.graph.everywhere(mask)).any())
 
-    def _logits(self, at_answer: _Places) -> Tensor:
+    def _logits(self, at_answer: Places) -> Tensor:
         """[M or 1, N, vocabulary]."""
         return unembed(self.model, at_answer.read(np.array([len(self.graph.receivers) - 1]))[:, :, 0])
 
@@ -208,7 +203,7 @@ class World:
         *,
         wide: np.ndarray | None = None,
         silenced: np.ndarray | None = None,
-    ) -> tuple[_Places, _Places]:
+    ) -> tuple[Places, Places]:
         """What the sources in a [S] bool `nodes` write, at all positions and at the answer's alone.
 
         All other sources stay as in the state, or are replaced where there is none. `alternatives`, [M, S], are what one
@@ -227,12 +222,12 @@ class World:
         fixed = np.ones(len(nodes), dtype=bool)
         fixed[moved] = False
         changed = mask, fixed, receiver, np.zeros((len(silenced), 0), dtype=bool) if alternatives is None else alternatives, silenced
-        everywhere = _Places.build(self, None, moved[wide[moved]], state and state.difference.flatten(0, 1), *changed)
-        at_answer = _Places.build(self, self.position, moved, state and state.at_answer, *changed)
+        everywhere = Places.build(self, None, moved[wide[moved]], state and state.difference.flatten(0, 1), *changed)
+        at_answer = Places.build(self, self.position, moved, state and state.at_answer, *changed)
         everywhere.hold(held[wide[held]])
         at_answer.hold(held)
 
-        def write(row: int, of: Callable[[_Places], Tensor]) -> None:
+        def write(row: int, of: Callable[[Places], Tensor]) -> None:
             """One source that is no head, [M or 1, P, D] at some places: at all positions if needed, and at the answer's."""
             places = everywhere if wide[row] else at_answer
             places.write(row, of(places))
@@ -249,7 +244,7 @@ class World:
                 write(graph.mlp(layer), lambda places, b=block, c=columns: b.mlp(b.norm2(places.read(c)[:, :, 0])))
         return everywhere, at_answer
 
-    def _run_heads(self, layer: int, block: Block, rows: np.ndarray, wide: np.ndarray, everywhere: _Places, at_answer: _Places) -> None:
+    def _run_heads(self, layer: int, block: Block, rows: np.ndarray, wide: np.ndarray, everywhere: Places, at_answer: Places) -> None:
         """Some heads of a layer, those that are needed everywhere first: what they attend to and write."""
         heads, n_wide = rows - self.graph.heads(layer).start, int(wide[rows].sum())
         q, k, v = everywhere.project(layer, {"q": heads[:n_wide], "k": heads, "v": heads})
@@ -259,261 +254,5 @@ class World:
             if places is at_answer:
                 (q,) = places.project(layer, {"q": heads[some]})
             z = block.attend(q, k[some], v[some], places.positions)
-            places.write_heads(rows[some], z, _take(block.W_O, heads[some]))
+            places.write_heads(rows[some], z, take(block.W_O, heads[some]))
         at_answer.copy(everywhere, rows[:n_wide])
-
-
-@dataclass(frozen=True)
-class _Places:
-    """What some sources write and what receivers read at the same places: all positions, or the answer's alone."""
-
-    world: World
-    position: Tensor | None  # [N]; None: all positions
-    moved: np.ndarray  # the sources that run, in the buffer's order
-    state: Tensor | None  # [P, S, D], for the other sources
-    mask: np.ndarray
-    fixed: np.ndarray  # [S] bool: the sources that stay as in the state
-    receiver: int  # reads each of
-    alternatives: np.ndarray  # [M, S] bool
-    silenced: np.ndarray  # [M, S] bool
-    buffer: Tensor  # [M, P, 1 + len(moved), D]: scratch for a base, then current - replacement, filled up to the receiver's layer
-
-    @classmethod
-    def build(
-        cls,
-        world: World,
-        position: Tensor | None,
-        moved: np.ndarray,
-        state: Tensor | None,
-        mask: np.ndarray,
-        fixed: np.ndarray,
-        receiver: int,
-        alternatives: np.ndarray,
-        silenced: np.ndarray,
-    ) -> _Places:
-        """With an empty buffer."""
-        n_places = len(world.start) * (world.start.shape[1] if position is None else 1)
-        name = "everywhere" if position is None else "at the answer"
-        buffer = world.memory(name, len(alternatives), n_places, 1 + len(moved), world.start.shape[-1])
-        return cls(world, position, moved, state, mask, fixed, receiver, alternatives, silenced, buffer)
-
-    @property
-    def positions(self) -> Tensor | None:
-        """[M * N], where there is one position only."""
-        return None if self.position is None else self.position.repeat(len(self.alternatives))
-
-    def of(self, x: Tensor) -> Tensor:
-        """[N, T, D] -> [P, D]."""
-        return x.flatten(0, 1) if self.position is None else at_position(x, self.position)
-
-    @property
-    def replacement(self) -> Tensor:
-        """[S, P, D]."""
-        return self.world.replacement.flatten(1, 2) if self.position is None else self.world.at_answer
-
-    # -------------------------------------------------------------- writing
-
-    def _slots(self, rows: np.ndarray) -> Tensor:
-        """[M, P, len(rows), D]: where some sources that follow each other among the moved ones write to."""
-        first = 1 + int((self.moved == rows[0]).argmax())
-        return self.buffer[:, :, first : first + len(rows)]
-
-    def write(self, row: int, written: Tensor) -> None:
-        """What `input` or an MLP writes, [M or 1, P, D]."""
-        out = self._slots(np.array([row]))[:, :, 0]
-        torch.sub(written.expand_as(out), self.replacement[row], out=out)
-        self._silence(np.array([row]))
-
-    def write_heads(self, rows: np.ndarray, z: Tensor, W_O: Tensor) -> None:
-        """What some heads of a layer write, from what they attended to, [h, M * N, T, K], and [h, K, D]."""
-        out = self._slots(rows)
-        torch.neg(_take(self.replacement, rows).transpose(0, 1).expand_as(out), out=out)
-        out.flatten(0, 1).transpose(0, 1).baddbmm_(z.flatten(1, 2), W_O)
-        self._silence(rows)
-
-    def hold(self, rows: np.ndarray) -> None:
-        """What some sources, the first of the moved ones, write in the state, except where they are silenced."""
-        if len(rows):
-            assert self.state is not None
-            self._slots(rows).copy_(_take(self.state, rows, dim=1))
-            self._silence(rows)
-
-    def _silence(self, rows: np.ndarray) -> None:
-        for version, which in np.argwhere(self.silenced[:, rows]):
-            self._slots(rows[which : which + 1])[version].zero_()
-
-    def copy(self, everywhere: _Places, rows: np.ndarray) -> None:
-        """What some sources write at these places, from what they write everywhere."""
-        if len(rows):
-            written = everywhere._slots(rows).unflatten(1, self.world.start.shape[:2])  # [M, N, T, r, D]
-            examples = torch.arange(len(self.world.start), device=written.device)
-            self._slots(rows).copy_(written[:, examples, self.position])
-
-    # -------------------------------------------------------------- reading
-
-    def read(self, columns: np.ndarray, versions: slice = slice(None)) -> Tensor:
-        """[m or 1, P, len(columns), D]: the streams of receivers at one place of the residual stream.
-
-        By default for all M alternatives; receivers that read nothing which runs have one version. It is valid until the next.
-        """
-        graph = self.world.graph
-        layer, kind = graph.receiver_layers[columns[0]], "m" if parsed(graph.receivers[columns[0]]).kind == "mlp" else "q"
-        base, upstream = self.of(self.world.bases[2 * layer + (kind == "m")]), graph.n_upstream(layer, kind)
-        if columns[0] == self.receiver:  # alternatives of what it reads from a state
-            assert self.state is not None
-            kept = self.alternatives[versions, :upstream].T
-            return base[None, :, None] + _combine(kept, np.arange(upstream), self.state).transpose(0, 1)[:, :, None]
-        kept = self.mask[:, columns]
-        slots = (self.moved < upstream).nonzero()[0]
-        x = base[None, :, None].expand(1, -1, len(columns), -1)
-        moves = bool(kept[self.moved[slots]].any())
-        if moves:
-            buffer = self.buffer[versions]
-            out = self.world.memory("streams", len(buffer) * buffer.shape[1], len(columns), buffer.shape[-1])
-            buffer[:, :, 0] = base  # as one source more, so that one product makes the whole stream
-            weights = np.concatenate([np.ones((1, len(columns)), dtype=bool), kept[self.moved[slots]]])
-            x = _combine(weights, np.append(0, 1 + slots), buffer.flatten(0, 1), out).unflatten(0, buffer.shape[:2])
-        if self.state is not None:
-            fixed = self.fixed[:upstream].nonzero()[0]
-            if kept[fixed].any():
-                from_state = _combine(kept[fixed], fixed, self.state)
-                x = x.add_(from_state) if moves else x + from_state
-        return x
-
-    def project(self, layer: int, asked: Mapping[str, np.ndarray]) -> list[Tensor]:
-        """For each letter the projections of what some heads of a layer read, [h, M * N, T, K]."""
-        graph, block = self.world.graph, self.world.model.blocks[layer]
-        columns = {letter: graph.columns(layer, letter) for letter in asked}
-        own = {letter: _shared(heads, graph.n_heads // len(columns[letter])) for letter, heads in asked.items()}
-        streams, which = self._distinct(np.concatenate([columns[letter][some] for letter, (some, _) in own.items()]))
-        parts: list[tuple[np.ndarray, Tensor, Tensor | None, Tensor]] = []  # per letter: streams, weight, bias, what comes out
-        for letter, (some, _) in own.items():
-            mine, which = np.split(which, [len(some)])
-            weight, bias = (None if x is None else _take(x, some) for x in block.projection(letter))
-            assert weight is not None
-            out = self.buffer.new_empty(len(some), *self.buffer.shape[:2], weight.shape[1])
-            if len(replaced := (mine[:, 0] < 0).nonzero()[0]):
-                out[_index(replaced)] = _take(self.world.replaced(layer, letter, self.position is not None), some[replaced])[:, None]
-            parts.append((mine, weight, bias, out))
-        for number, readers in enumerate(streams):
-            for versions in self._pieces(readers):
-                x = block.norm1(self.read(readers, versions))
-                for mine, weight, bias, out in parts:
-                    heads = (mine[:, 0] == number).nonzero()[0]
-                    _project_some(x, mine[heads, 1], heads, weight, bias, out[:, versions])
-        n_examples = len(self.world.start)
-        return [
-            (out if back is None else _take(out, back)).flatten(1, 2).unflatten(1, (-1, out.shape[2] // n_examples))
-            for (_, _, _, out), (_, back) in zip(parts, own.values(), strict=True)
-        ]
-
-    def _pieces(self, columns: np.ndarray) -> list[slice]:
-        """Slices of the alternatives, so few in each that what some receivers read stays in the caches."""
-        if len(self.alternatives) == 1 or not self._moves(columns).any():
-            return [slice(None)]
-        places, width = self.buffer.shape[1], self.buffer.shape[-1]
-        size = max(1, _PIECE_BYTES // (places * len(columns) * width * self.buffer.element_size()))
-        return [slice(first, first + size) for first in range(0, len(self.alternatives), size)]
-
-    def _moves(self, columns: np.ndarray) -> np.ndarray:
-        """For each receiver 2 if it is the one of the alternatives, 1 if it reads anything that runs, else 0."""
-        return np.where(columns == self.receiver, 2, self.mask[self.moved[:, None], columns].any(axis=0))
-
-    def _distinct(self, columns: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """(receivers that read one distinct stream each, [len(columns), 2] which of these lists and stream each receiver reads).
-
-        Streams of which there are M versions stand apart from those of which there is one; list -1 is that all edges are removed.
-        """
-        kept, kinds = self.mask[:, columns], self._moves(columns)
-        kinds[~kept.any(axis=0) & (kinds < 2)] = -1
-        packed = np.packbits(kept.T, axis=1)
-        content, width = packed.tobytes(), packed.shape[1]
-        seen: dict[tuple[int, bytes], int] = {}  # a stream -> its number among those of its kind
-        streams: dict[int, list[int]] = {}  # kind -> the first receivers that read each
-        places: list[tuple[int, int]] = []  # of each receiver: kind, stream
-        for i, (kind, column) in enumerate(zip(kinds.tolist(), columns.tolist(), strict=True)):
-            if kind >= 0:
-                alike = streams.setdefault(kind, [])
-                number = seen.setdefault((kind, content[i * width : (i + 1) * width]), len(alike))
-                if number == len(alike):
-                    alike.append(column)
-                places.append((kind, number))
-            else:
-                places.append((-1, -1))
-        order = {kind: number for number, kind in enumerate(sorted(streams))} | {-1: -1}
-        which = np.array([(order[kind], number) for kind, number in places]).reshape(-1, 2)
-        return [np.array(streams[kind]) for kind in sorted(streams)], which
-
-
-def _shared(heads: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """(the groups of so many heads that some heads are in, which of these each head is in); None where each has its own."""
-    return (heads, None) if size == 1 else np.unique(heads // size, return_inverse=True)
-
-
-def _project_some(x: Tensor, which: np.ndarray, heads: np.ndarray, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """To [h, m, P, K], at some heads: one of the normalised streams [m or 1, P, u, D] for each, through its part of [h, K, D].
-
-    Heads that share a stream go through one product.
-    """
-    readers = np.bincount(which, minlength=x.shape[2])  # of each stream
-    x, shape = x.flatten(0, 1), x.shape[:2]
-    for stream in (readers > 1).nonzero()[0]:
-        rows = heads[which == stream]
-        each = project(x[:, stream], _take(weight, rows), None if bias is None else _take(bias, rows))
-        out[_index(rows)] = each.unflatten(1, shape)
-    alone = readers[which] == 1
-    if alone.any():
-        rows = heads[alone]
-        each = _project_each(_take(x, which[alone], dim=1), _take(weight, rows), None if bias is None else _take(bias, rows))
-        out[_index(rows)] = each.unflatten(1, shape)
-
-
-def _project_each(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One stream for each head: [B, h, D] through [h, K, D] -> [h, B, K]."""
-    out = torch.bmm(x.transpose(0, 1), weight.transpose(1, 2))
-    return out if bias is None else out.add_(bias[:, None])
-
-
-def _index(rows: np.ndarray) -> slice | Tensor:
-    """Rows as an index to write to: a slice where they follow each other."""
-    numbers = rows.tolist()
-    if numbers and numbers[-1] - numbers[0] == len(numbers) - 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return slice(numbers[0], numbers[-1] + 1)
-    return torch.from_numpy(rows)
-
-
-def _take(x: Tensor, rows: np.ndarray, dim: int = 0) -> Tensor:
-    """Some rows, without a copy where they follow each other."""
-    index = _index(rows)
-    if isinstance(index, slice):
-        return x.narrow(dim, index.start, len(rows))
-    return x.index_select(dim, index.to(x.device))
-
-
-def _combine(kept: np.ndarray, rows: np.ndarray, values: Tensor, out: Tensor | None = None) -> Tensor:
-    """Sums over the kept ones of some sources: [s, R] bool, [s] rows of [B, S, D] -> [B, R, D], which may be written to `out`.
-
-    By whichever moves least: adding up the kept ones, a product with the range that they span, or one with a copy of them.
-    """
-    used = kept.any(axis=1)
-    kept, rows = kept[used], rows[used]
-    if not len(rows):
-        return values.new_zeros(len(values), kept.shape[1], values.shape[2])
-    span = int(rows[-1] - rows[0]) + 1
-    n_readers = kept.shape[1]
-    costs = {"add": _ADD * int(kept.sum()), "span": n_readers * span, "copy": n_readers * len(rows) + _COPY * len(rows)}
-    way = min(costs, key=costs.__getitem__)
-    if way == "add":
-        reader, source = np.nonzero(kept.T)
-        starts = torch.from_numpy(np.searchsorted(reader, np.arange(n_readers)))
-        places = torch.arange(len(values))[:, None]
-        index = (places * values.shape[1] + torch.from_numpy(rows[source])).flatten().to(values.device)
-        offsets = (places * len(source) + starts).flatten().to(values.device)
-        return F.embedding_bag(index, values.flatten(0, 1), offsets, mode="sum").unflatten(0, (len(values), n_readers))
-    if way == "span":
-        spread = np.zeros((span, n_readers), dtype=bool)
-        spread[rows - rows[0]] = kept
-        kept, values = spread, values[:, rows[0] : rows[-1] + 1]
-    else:
-        values = _take(values, rows, dim=1)
-    return torch.matmul(torch.from_numpy(kept.T.copy()).to(values), values, out=out)

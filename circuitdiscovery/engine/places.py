@@ -1,0 +1,206 @@
+"""The buffers of one masked run: what its sources write at some places, and what receivers read there.
+
+Shapes: R receivers, S sources, M alternatives, N examples, T positions, D d_model, h some heads, K d_head;
+P = N * T places, or N where only the answer's position matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.engine.sums import combine, index_of, project_some, shared, take
+from circuitdiscovery.graph.nodes import parsed
+from circuitdiscovery.model.run import at_position
+
+if TYPE_CHECKING:
+    from circuitdiscovery.engine.fast import World
+
+_PIECE_BYTES = 2**23  # of streams that are read, normalised and projected at once, where there are several alternatives
+
+
+@dataclass(frozen=True)
+class Places:
+    """What some sources write and what receivers read at the same places: all positions, or the answer's alone."""
+
+    world: World
+    position: Tensor | None  # [N]; None: all positions
+    moved: np.ndarray  # the sources that run, in the buffer's order
+    state: Tensor | None  # [P, S, D], for the other sources
+    mask: np.ndarray
+    fixed: np.ndarray  # [S] bool: the sources that stay as in the state
+    receiver: int  # reads each of
+    alternatives: np.ndarray  # [M, S] bool
+    silenced: np.ndarray  # [M, S] bool
+    buffer: Tensor  # [M, P, 1 + len(moved), D]: scratch for a base, then current - replacement, filled up to the receiver's layer
+
+    @classmethod
+    def build(
+        cls,
+        world: World,
+        position: Tensor | None,
+        moved: np.ndarray,
+        state: Tensor | None,
+        mask: np.ndarray,
+        fixed: np.ndarray,
+        receiver: int,
+        alternatives: np.ndarray,
+        silenced: np.ndarray,
+    ) -> Places:
+        """With an empty buffer."""
+        n_places = len(world.start) * (world.start.shape[1] if position is None else 1)
+        name = "everywhere" if position is None else "at the answer"
+        buffer = world.memory(name, len(alternatives), n_places, 1 + len(moved), world.start.shape[-1])
+        return cls(world, position, moved, state, mask, fixed, receiver, alternatives, silenced, buffer)
+
+    @property
+    def positions(self) -> Tensor | None:
+        """[M * N], where there is one position only."""
+        return None if self.position is None else self.position.repeat(len(self.alternatives))
+
+    def of(self, x: Tensor) -> Tensor:
+        """[N, T, D] -> [P, D]."""
+        return x.flatten(0, 1) if self.position is None else at_position(x, self.position)
+
+    @property
+    def replacement(self) -> Tensor:
+        """[S, P, D]."""
+        return self.world.replacement.flatten(1, 2) if self.position is None else self.world.at_answer
+
+    # -------------------------------------------------------------- writing
+
+    def _slots(self, rows: np.ndarray) -> Tensor:
+        """[M, P, len(rows), D]: where some sources that follow each other among the moved ones write to."""
+        first = 1 + int((self.moved == rows[0]).argmax())
+        return self.buffer[:, :, first : first + len(rows)]
+
+    def write(self, row: int, written: Tensor) -> None:
+        """What `input` or an MLP writes, [M or 1, P, D]."""
+        out = self._slots(np.array([row]))[:, :, 0]
+        torch.sub(written.expand_as(out), self.replacement[row], out=out)
+        self._silence(np.array([row]))
+
+    def write_heads(self, rows: np.ndarray, z: Tensor, W_O: Tensor) -> None:
+        """What some heads of a layer write, from what they attended to, [h, M * N, T, K], and [h, K, D]."""
+        out = self._slots(rows)
+        torch.neg(take(self.replacement, rows).transpose(0, 1).expand_as(out), out=out)
+        out.flatten(0, 1).transpose(0, 1).baddbmm_(z.flatten(1, 2), W_O)
+        self._silence(rows)
+
+    def hold(self, rows: np.ndarray) -> None:
+        """What some sources, the first of the moved ones, write in the state, except where they are silenced."""
+        if len(rows):
+            assert self.state is not None
+            self._slots(rows).copy_(take(self.state, rows, dim=1))
+            self._silence(rows)
+
+    def _silence(self, rows: np.ndarray) -> None:
+        for version, which in np.argwhere(self.silenced[:, rows]):
+            self._slots(rows[which : which + 1])[version].zero_()
+
+    def copy(self, everywhere: Places, rows: np.ndarray) -> None:
+        """What some sources write at these places, from what they write everywhere."""
+        if len(rows):
+            written = everywhere._slots(rows).unflatten(1, self.world.start.shape[:2])  # [M, N, T, r, D]
+            examples = torch.arange(len(self.world.start), device=written.device)
+            self._slots(rows).copy_(written[:, examples, self.position])
+
+    # -------------------------------------------------------------- reading
+
+    def read(self, columns: np.ndarray, versions: slice = slice(None)) -> Tensor:
+        """[m or 1, P, len(columns), D]: the streams of receivers at one place of the residual stream.
+
+        By default for all M alternatives; receivers that read nothing which runs have one version. It is valid until the next.
+        """
+        graph = self.world.graph
+        layer, kind = graph.receiver_layers[columns[0]], "m" if parsed(graph.receivers[columns[0]]).kind == "mlp" else "q"
+        base, upstream = self.of(self.world.bases[2 * layer + (kind == "m")]), graph.n_upstream(layer, kind)
+        if columns[0] == self.receiver:  # alternatives of what it reads from a state
+            assert self.state is not None
+            kept = self.alternatives[versions, :upstream].T
+            return base[None, :, None] + combine(kept, np.arange(upstream), self.state).transpose(0, 1)[:, :, None]
+        kept = self.mask[:, columns]
+        slots = (self.moved < upstream).nonzero()[0]
+        x = base[None, :, None].expand(1, -1, len(columns), -1)
+        moves = bool(kept[self.moved[slots]].any())
+        if moves:
+            buffer = self.buffer[versions]
+            out = self.world.memory("streams", len(buffer) * buffer.shape[1], len(columns), buffer.shape[-1])
+            buffer[:, :, 0] = base  # as one source more, so that one product makes the whole stream
+            weights = np.concatenate([np.ones((1, len(columns)), dtype=bool), kept[self.moved[slots]]])
+            x = combine(weights, np.append(0, 1 + slots), buffer.flatten(0, 1), out).unflatten(0, buffer.shape[:2])
+        if self.state is not None:
+            fixed = self.fixed[:upstream].nonzero()[0]
+            if kept[fixed].any():
+                from_state = combine(kept[fixed], fixed, self.state)
+                x = x.add_(from_state) if moves else x + from_state
+        return x
+
+    def project(self, layer: int, asked: Mapping[str, np.ndarray]) -> list[Tensor]:
+        """For each letter the projections of what some heads of a layer read, [h, M * N, T, K]."""
+        graph, block = self.world.graph, self.world.model.blocks[layer]
+        columns = {letter: graph.columns(layer, letter) for letter in asked}
+        own = {letter: shared(heads, graph.n_heads // len(columns[letter])) for letter, heads in asked.items()}
+        streams, which = self._distinct(np.concatenate([columns[letter][some] for letter, (some, _) in own.items()]))
+        parts: list[tuple[np.ndarray, Tensor, Tensor | None, Tensor]] = []  # per letter: streams, weight, bias, what comes out
+        for letter, (some, _) in own.items():
+            mine, which = np.split(which, [len(some)])
+            weight, bias = (None if x is None else take(x, some) for x in block.projection(letter))
+            assert weight is not None
+            out = self.buffer.new_empty(len(some), *self.buffer.shape[:2], weight.shape[1])
+            if len(replaced := (mine[:, 0] < 0).nonzero()[0]):
+                out[index_of(replaced)] = take(self.world.replaced(layer, letter, self.position is not None), some[replaced])[:, None]
+            parts.append((mine, weight, bias, out))
+        for number, readers in enumerate(streams):
+            for versions in self._pieces(readers):
+                x = block.norm1(self.read(readers, versions))
+                for mine, weight, bias, out in parts:
+                    heads = (mine[:, 0] == number).nonzero()[0]
+                    project_some(x, mine[heads, 1], heads, weight, bias, out[:, versions])
+        n_examples = len(self.world.start)
+        return [
+            (out if back is None else take(out, back)).flatten(1, 2).unflatten(1, (-1, out.shape[2] // n_examples))
+            for (_, _, _, out), (_, back) in zip(parts, own.values(), strict=True)
+        ]
+
+    def _pieces(self, columns: np.ndarray) -> list[slice]:
+        """Slices of the alternatives, so few in each that what some receivers read stays in the caches."""
+        if len(self.alternatives) == 1 or not self._moves(columns).any():
+            return [slice(None)]
+        places, width = self.buffer.shape[1], self.buffer.shape[-1]
+        size = max(1, _PIECE_BYTES // (places * len(columns) * width * self.buffer.element_size()))
+        return [slice(first, first + size) for first in range(0, len(self.alternatives), size)]
+
+    def _moves(self, columns: np.ndarray) -> np.ndarray:
+        """For each receiver 2 if it is the one of the alternatives, 1 if it reads anything that runs, else 0."""
+        return np.where(columns == self.receiver, 2, self.mask[self.moved[:, None], columns].any(axis=0))
+
+    def _distinct(self, columns: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """(receivers that read one distinct stream each, [len(columns), 2] which of these lists and stream each receiver reads).
+
+        Streams of which there are M versions stand apart from those of which there is one; list -1 is that all edges are removed.
+        """
+        kept, kinds = self.mask[:, columns], self._moves(columns)
+        kinds[~kept.any(axis=0) & (kinds < 2)] = -1
+        packed = np.packbits(kept.T, axis=1)
+        content, width = packed.tobytes(), packed.shape[1]
+        seen: dict[tuple[int, bytes], int] = {}  # a stream -> its number among those of its kind
+        streams: dict[int, list[int]] = {}  # kind -> the first receivers that read each
+        places: list[tuple[int, int]] = []  # of each receiver: kind, stream
+        for i, (kind, column) in enumerate(zip(kinds.tolist(), columns.tolist(), strict=True)):
+            if kind >= 0:
+                alike = streams.setdefault(kind, [])
+                number = seen.setdefault((kind, content[i * width : (i + 1) * width]), len(alike))
+                if number == len(alike):
+                    alike.append(column)
+                places.append((kind, number))
+            else:
+                places.append((-1, -1))
+        order = {kind: number for number, kind in enumerate(sorted(streams))} | {-1: -1}
+        which = np.array([(order[kind], number) for kind, number in places]).reshape(-1, 2)
+        return [np.array(streams[kind]) for kind in sorted(streams)], which
