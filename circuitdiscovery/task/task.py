@@ -22,9 +22,11 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.names import canonical
 from circuitdiscovery.task.encoder import Encoder, Example, resolve_position
-from circuitdiscovery.task.prompts import Apart, Vocabulary, draw, repeated_tokens
+from circuitdiscovery.task.prompts import Apart, draw
+from circuitdiscovery.task.repeated import repeated_tokens
 from circuitdiscovery.task.table import Table, table_of
 from circuitdiscovery.task.taskfile import END, TaskFile, counterfactual_of, read_task, shipped_tasks
+from circuitdiscovery.task.vocabulary import Vocabulary
 from circuitdiscovery.values import table
 
 if TYPE_CHECKING:

@@ -1,0 +1,39 @@
+"""Prompts of random tokens that repeat themselves."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.task.encoder import Encoder, Example, resolve_position
+from circuitdiscovery.task.taskfile import TaskFile
+
+
+def repeated_tokens(task: TaskFile, encoder: Encoder, *, seed: int) -> Iterator[Example]:
+    """Random tokens that repeat themselves; the answer is what followed the last token the time before.
+
+    With period p, the first p tokens are all different and the corrupted prompt has p others in their place.
+    """
+    assert task.generator is not None
+    (length,), periods = task.generator.options["length"], task.generator.options["periods"]
+    rng, start = random.Random(f"{seed}"), encoder.ids("")
+    special = {*encoder.tokenizer.all_special_ids}
+    tokens = [i for i in range(len(encoder.tokenizer)) if i not in special]
+    if len(tokens) < 2 * max(periods):
+        raise CircuitDiscoveryError(f"task {task.name} needs {2 * max(periods)} tokens, but the tokenizer has {len(tokens)}")
+    where = f"task {task.name}"
+    while True:
+        period = rng.choice(periods)
+        drawn = rng.sample(tokens, 2 * period)
+        first, fresh = drawn[:period], drawn[period:]
+        rest = first[: length - period]
+        answer = first[length - period]
+        clean, other = (*start, *first, *rest), (*start, *fresh, *rest)
+        wrong = tuple(token for token in first if token != answer)
+        position = resolve_position(task.position, len(clean), where)
+        decode = encoder.tokenizer.decode
+        previous = len(clean) - 1 - period
+        positions = {"previous": previous, "next": previous + 1}
+        variables = {"token": decode([clean[-1]]), "answer": decode([answer]), "period": str(period)}
+        yield Example(clean, other, (answer,), wrong, position, periods.index(period), decode(clean), positions, variables)
