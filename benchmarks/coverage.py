@@ -26,13 +26,15 @@ from unittest.mock import patch
 import numpy as np
 
 import circuitdiscovery as cd
-from circuitdiscovery import evaluation, explanation, interventions
-from circuitdiscovery.bench import Bench, Family
-from circuitdiscovery.estimates import Estimate, weights
-from circuitdiscovery.files import write_atomically, write_json
-from circuitdiscovery.intervals import difference, mean, mean_over_pairs, means
-from circuitdiscovery.planted.suite import planted
-from circuitdiscovery.scrubfile import load_hypothesis
+from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.explanation import explain as explanation
+from circuitdiscovery.explanation import interventions
+from circuitdiscovery.explanation.scrubbing.hypothesis import load_hypothesis
+from circuitdiscovery.files.disk import write_atomically, write_json
+from circuitdiscovery.measure import evaluation
+from circuitdiscovery.measure.bench import Bench, Family
+from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.intervals import difference, mean, mean_over_pairs, means
 
 POPULATION, SIZES, SEARCHED = 2000, (16, 64), 16
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"

@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 
 import circuitdiscovery as cd
-from circuitdiscovery.files import data_folder
+from circuitdiscovery.files.disk import data_folder
 
 GPT2 = cd.Graph(12, 12, 12)
 ALL_MLPS = [f"m{layer}" for layer in range(12)]

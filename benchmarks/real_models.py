@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.loading import quiet_transformers, read_gguf
+from circuitdiscovery.model.load import quiet_transformers, read_gguf
 
 
 class Unavailable(CircuitDiscoveryError):

@@ -30,8 +30,8 @@ import torch
 from real_models import smollm2
 
 import circuitdiscovery as cd
-from circuitdiscovery.evaluation import Bench, Estimate
-from circuitdiscovery.files import write_atomically, write_json
+from circuitdiscovery.files.disk import write_atomically, write_json
+from circuitdiscovery.measure.evaluation import Bench, Estimate
 
 TASKS = ("ioi", "greater_than", "subject_verb_agreement", "gendered_pronoun", "induction")
 SHARES = (0.005, 0.01, 0.02, 0.05)

@@ -28,8 +28,8 @@ import torch
 from workload import N_BEST, Size, Workload, machine, peak_in_child, print_peak, seconds
 
 import circuitdiscovery as cd
-from circuitdiscovery.metrics import bind
-from circuitdiscovery.patching import worlds
+from circuitdiscovery.engine.metrics import bind
+from circuitdiscovery.engine.patching import worlds
 from circuitdiscovery.search.cases import cases, mean_metric, most_alternatives, without_each
 
 NAMES = {

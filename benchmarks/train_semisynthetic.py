@@ -28,8 +28,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from circuitdiscovery.graph import Graph
-from circuitdiscovery.planted.semisynthetic import (
+from circuitdiscovery.benchmark.problems.semisynthetic import (
     BOS,
     CAUSAL_MODELS,
     FIRST,
@@ -40,6 +39,7 @@ from circuitdiscovery.planted.semisynthetic import (
     draw_pairs,
     folder,
 )
+from circuitdiscovery.graph.graph import Graph
 
 LOG = logging.getLogger("train_semisynthetic")
 
@@ -298,7 +298,7 @@ def card(figures: Mapping[str, Figures], *, seed: int) -> str:
     return f"""# Semi-synthetic models
 
 Small GPT-2s that were trained to a prescribed circuit: its edges do the work, and what all other edges carry makes no
-difference. Their tasks and causal models are in `circuitdiscovery/planted/semisynthetic.py`.
+difference. Their tasks and causal models are in `circuitdiscovery/benchmark/problems/semisynthetic.py`.
 
 | model | layers | circuit |
 | --- | --- | --- |

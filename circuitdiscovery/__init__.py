@@ -15,24 +15,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from circuitdiscovery.ablation import Replacements, replacements
-    from circuitdiscovery.cards import Card, Explanation
-    from circuitdiscovery.circuit import Circuit, Scores, load_circuit
-    from circuitdiscovery.comparison import Comparison, compare
-    from circuitdiscovery.encoder import Example
+    from circuitdiscovery.circuit.circuit import Circuit, Scores, load_circuit
+    from circuitdiscovery.circuit.comparison import Comparison, compare
+    from circuitdiscovery.engine.ablation import Replacements, replacements
+    from circuitdiscovery.engine.metrics import Metric
+    from circuitdiscovery.engine.patching import run_circuit
     from circuitdiscovery.errors import CircuitDiscoveryError
-    from circuitdiscovery.evaluation import Curve, Evaluation, curve, evaluate
-    from circuitdiscovery.explanation import explain
-    from circuitdiscovery.graph import Graph
-    from circuitdiscovery.hypothesis import HypothesisTests, hypothesis_tests
-    from circuitdiscovery.loading import load_model
-    from circuitdiscovery.metrics import Metric
-    from circuitdiscovery.model import Model
-    from circuitdiscovery.patching import run_circuit
+    from circuitdiscovery.explanation.cards import Card, Explanation
+    from circuitdiscovery.explanation.explain import explain
+    from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, load_hypothesis
+    from circuitdiscovery.explanation.scrubbing.scrub import Scrubbing, scrub
+    from circuitdiscovery.graph.graph import Graph
+    from circuitdiscovery.measure.evaluation import Curve, Evaluation, curve, evaluate
+    from circuitdiscovery.measure.hypothesis_tests import HypothesisTests, hypothesis_tests
+    from circuitdiscovery.measure.stability import Stability, stability
+    from circuitdiscovery.model.load import load_model
+    from circuitdiscovery.model.model import Model
     from circuitdiscovery.reporting.page import report
-    from circuitdiscovery.reruns import Stability, stability
-    from circuitdiscovery.scrubbing import Scrubbing, scrub
-    from circuitdiscovery.scrubfile import Hypothesis, load_hypothesis
     from circuitdiscovery.search.acdc import acdc
     from circuitdiscovery.search.attribution import clean_corrupted, eap, eap_ig
     from circuitdiscovery.search.baseline import random
@@ -41,8 +40,9 @@ if TYPE_CHECKING:
     from circuitdiscovery.search.hybrid import hybrid
     from circuitdiscovery.search.matryoshka import matryoshka
     from circuitdiscovery.search.path_patching import PathEffects, path_patching, trace_back
-    from circuitdiscovery.task import Task, load_task
-    from circuitdiscovery.taskfile import shipped_tasks
+    from circuitdiscovery.task.encoder import Example
+    from circuitdiscovery.task.task import Task, load_task
+    from circuitdiscovery.task.taskfile import shipped_tasks
 
 __all__ = [
     "Card",
@@ -94,24 +94,24 @@ __all__ = [
 ]
 
 _HOME = {
-    "ablation": ("Replacements", "replacements"),
-    "cards": ("Card", "Explanation"),
-    "circuit": ("Circuit", "Scores", "load_circuit"),
-    "comparison": ("Comparison", "compare"),
-    "encoder": ("Example",),
+    "engine.ablation": ("Replacements", "replacements"),
+    "explanation.cards": ("Card", "Explanation"),
+    "circuit.circuit": ("Circuit", "Scores", "load_circuit"),
+    "circuit.comparison": ("Comparison", "compare"),
+    "task.encoder": ("Example",),
     "errors": ("CircuitDiscoveryError",),
-    "evaluation": ("Curve", "Evaluation", "curve", "evaluate"),
-    "explanation": ("explain",),
-    "graph": ("Graph",),
-    "hypothesis": ("HypothesisTests", "hypothesis_tests"),
-    "loading": ("load_model",),
-    "metrics": ("Metric",),
-    "model": ("Model",),
-    "patching": ("run_circuit",),
+    "measure.evaluation": ("Curve", "Evaluation", "curve", "evaluate"),
+    "explanation.explain": ("explain",),
+    "graph.graph": ("Graph",),
+    "measure.hypothesis_tests": ("HypothesisTests", "hypothesis_tests"),
+    "model.load": ("load_model",),
+    "engine.metrics": ("Metric",),
+    "model.model": ("Model",),
+    "engine.patching": ("run_circuit",),
     "reporting.page": ("report",),
-    "reruns": ("Stability", "stability"),
-    "scrubbing": ("Scrubbing", "scrub"),
-    "scrubfile": ("Hypothesis", "load_hypothesis"),
+    "measure.stability": ("Stability", "stability"),
+    "explanation.scrubbing.scrub": ("Scrubbing", "scrub"),
+    "explanation.scrubbing.hypothesis": ("Hypothesis", "load_hypothesis"),
     "search.acdc": ("acdc",),
     "search.attribution": ("clean_corrupted", "eap", "eap_ig"),
     "search.baseline": ("random",),
@@ -120,8 +120,8 @@ _HOME = {
     "search.hybrid": ("hybrid",),
     "search.matryoshka": ("matryoshka",),
     "search.path_patching": ("PathEffects", "path_patching", "trace_back"),
-    "task": ("Task", "load_task"),
-    "taskfile": ("shipped_tasks",),
+    "task.task": ("Task", "load_task"),
+    "task.taskfile": ("shipped_tasks",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

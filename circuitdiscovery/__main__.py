@@ -1,6 +1,6 @@
 """`python -m circuitdiscovery` is the command line."""
 
-from circuitdiscovery.cli import main
+from circuitdiscovery.cli.main import main
 
 if __name__ == "__main__":
     main()

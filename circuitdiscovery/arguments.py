@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from circuitdiscovery.errors import ArgumentError, shown, unknown
-from circuitdiscovery.files import can_be_a_path, shipped
+from circuitdiscovery.files.disk import can_be_a_path, shipped
 from circuitdiscovery.names import ABLATION_NAMES, METRIC_NAMES, canonical
 
 P = ParamSpec("P")
@@ -191,7 +191,7 @@ def _scalar(value: Any) -> Any:
 
 def path(call: Call, name: str, value: Any) -> Any:
     """A path, with the home folder for ~."""
-    if name.startswith("name_or") and is_a(value, "model", "Model"):
+    if name.startswith("name_or") and is_a(value, "model.model", "Model"):
         raise ArgumentError(f"{call.function}: the name or the path comes first, not the Model: {call.function}('ioi', model)")
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise _refused(call, name, "a name or a path" if name.startswith("name_or") else "a path", value)
@@ -289,7 +289,7 @@ def progress(call: Call, name: str, value: Any) -> Any:
     if value is None or value is False:
         return None
     if value is True:
-        from circuitdiscovery.progress import stage
+        from circuitdiscovery.reporting.progress import stage
 
         return call.stack.enter_context(stage(call.function))
     if not callable(value) or isinstance(value, type):
@@ -324,17 +324,17 @@ def model(call: Call, name: str, value: Any) -> Any:
     """A loaded model; a name, a path or a Hugging Face model is loaded."""
     other = call.given.get("task", call.given.get("name_or_path"))
     text = isinstance(value, str | os.PathLike)
-    if is_a(value, "task", "Task") or (text and task_like(value) and not (isinstance(other, str) and task_like(other))):
+    if is_a(value, "task.task", "Task") or (text and task_like(value) and not (isinstance(other, str) and task_like(other))):
         if "name_or_path" in call.given:
             raise ArgumentError(f"{call.function}: model must be a model, not a task: {call.function}('ioi', model)")
         if "task" in call.given:
             what = shown(value) if text else "a Task"
             raise ArgumentError(f"{call.function}: model is a task ({what}); the model comes first: {call.function}(model, task)")
         raise ArgumentError(f"{call.function}: model must be a model, not a task")
-    if is_a(value, "model", "Model"):
+    if is_a(value, "model.model", "Model"):
         return value
     if text or _is_module(value) or (isinstance(value, tuple) and len(value) == 2 and _is_module(value[0])):
-        from circuitdiscovery.loading import load_model
+        from circuitdiscovery.model.load import load_model
 
         return load_model(path(call, name, value) if text else value)
     raise _refused(call, name, "what cd.load_model gives, or a name or a path that it takes", value)
@@ -347,22 +347,22 @@ def _is_module(value: Any) -> bool:
 
 def with_tokenizer(call: Call, name: str, value: Any) -> Any:
     """What has a tokenizer; a model that has none gives the function's own error."""
-    if hasattr(value, "tokenizer") and not is_a(value, "task", "Task"):
+    if hasattr(value, "tokenizer") and not is_a(value, "task.task", "Task"):
         return value
     return model(call, name, value)
 
 
 def task(call: Call, name: str, value: Any) -> Any:
     """A task; a name, a path or a table is made one in the call's model's tokens."""
-    if is_a(value, "task", "Task"):
+    if is_a(value, "task.task", "Task"):
         return value
-    if is_a(value, "model", "Model") or _is_module(value):
+    if is_a(value, "model.model", "Model") or _is_module(value):
         raise ArgumentError(f"{call.function}: {name} is a model; the model comes first: {call.function}(model, task)")
     if not isinstance(value, str | os.PathLike) and not is_table(value):
         raise _refused(call, name, "what cd.load_task gives, or a name or a path that it takes", value)
     if call.model() is None:
         raise _refused(call, name, "what cd.load_task gives", value)
-    from circuitdiscovery.task import Task, load_task
+    from circuitdiscovery.task.task import Task, load_task
 
     from_pandas: Any = getattr(Task, "from_pandas", None)
     if is_table(value) and from_pandas is not None:
@@ -377,7 +377,7 @@ def is_table(value: Any) -> bool:
 
 def reference(call: Call, name: str, value: Any) -> Any:
     """Reference prompts: a task, or rows of tokens."""
-    if is_a(value, "task", "Task"):
+    if is_a(value, "task.task", "Task"):
         return value
     if isinstance(value, str | os.PathLike):
         return task(call, name, value)
@@ -388,8 +388,8 @@ def reference(call: Call, name: str, value: Any) -> Any:
 
 def graph(call: Call, name: str, value: Any) -> Any:
     """A graph, or what has one: a model, a circuit, scores."""
-    found = value if is_a(value, "graph", "Graph") else getattr(value, "graph", None)
-    if is_a(found, "graph", "Graph"):
+    found = value if is_a(value, "graph.graph", "Graph") else getattr(value, "graph", None)
+    if is_a(found, "graph.graph", "Graph"):
         return found
     if isinstance(value, str | os.PathLike):
         return model(call, name, value).graph
@@ -400,7 +400,7 @@ def edges(call: Call, name: str, value: Any) -> Any:
     """Several edges: texts "a->b", pairs, or a table of them; a circuit's or a graph's."""
     if isinstance(value, str | bytes):
         raise _refused(call, name, "a list of edges, such as ['input->m0', ('m0', 'logits')]", value)
-    if is_a(value, "graph", "Graph") or is_a(value, "circuit", "Circuit"):
+    if is_a(value, "graph.graph", "Graph") or is_a(value, "circuit.circuit", "Circuit"):
         return value.edges
     if is_table(value):
         return _edges_of_table(call, name, value)
@@ -424,7 +424,7 @@ def _edges_of_table(call: Call, name: str, table: Any) -> list[Any]:
 
 def circuit(call: Call, name: str, value: Any) -> Any:
     """A circuit; the name or the path of one, the folder of a run, or edges."""
-    from circuitdiscovery.circuit import Circuit, Scores, load_circuit
+    from circuitdiscovery.circuit.circuit import Circuit, Scores, load_circuit
 
     valid = "a Circuit, the path of a circuit.json or of a run's folder, or a list of edges such as ['input->m0', ('m0', 'logits')]"
     if isinstance(value, Circuit):
@@ -440,9 +440,9 @@ def circuit(call: Call, name: str, value: Any) -> Any:
     own = call.graph()
     if getattr(value, "dtype", None) is not None and str(value.dtype).endswith("bool") and own is not None:
         return Circuit(own, value)
-    if is_a(value, "graph", "Graph") or not (_several(value) or is_table(value) or hasattr(value, "is_multigraph")):
+    if is_a(value, "graph.graph", "Graph") or not (_several(value) or is_table(value) or hasattr(value, "is_multigraph")):
         raise _refused(call, name, valid, value)
-    if any(is_a(value, *each) for each in (("task", "Task"), ("model", "Model"), ("cards", "Explanation"))):
+    if any(is_a(value, *each) for each in (("task.task", "Task"), ("model.model", "Model"), ("explanation.cards", "Explanation"))):
         raise _refused(call, name, valid, value)
     if own is None:
         raise ArgumentError(f"{call.function}: {name} is a list of edges, but of which graph? Give Circuit.from_edges(graph, edges)")
@@ -451,7 +451,7 @@ def circuit(call: Call, name: str, value: Any) -> Any:
 
 def scores(call: Call, name: str, value: Any) -> Any:
     """Scores; the path of a file, or the folder of a run."""
-    from circuitdiscovery.circuit import Circuit, Scores
+    from circuitdiscovery.circuit.circuit import Circuit, Scores
 
     if isinstance(value, Scores):
         return value
@@ -468,7 +468,7 @@ def scores(call: Call, name: str, value: Any) -> Any:
 
 def hypothesis(call: Call, name: str, value: Any) -> Any:
     """A hypothesis; the name or the path of one is loaded."""
-    from circuitdiscovery.scrubfile import Hypothesis, load_hypothesis
+    from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, load_hypothesis
 
     if isinstance(value, Hypothesis):
         return value

@@ -14,7 +14,7 @@ from typing import Any
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files import write_json
+from circuitdiscovery.files.disk import write_json
 
 LONGEST = 600  # characters of a repr: six lines of a terminal
 _PART = 60

@@ -15,7 +15,7 @@ import torch
 from fixture import Agreement
 from tiny import ARCHITECTURES, REAL, VOCABULARY, Tiny, save_tiny
 
-from circuitdiscovery.files import data_folder
+from circuitdiscovery.files.disk import data_folder
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

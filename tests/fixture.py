@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tiny import Prompts, Tiny
 
-from circuitdiscovery.graph import Graph
+from circuitdiscovery.graph.graph import Graph
 
 ACDC_THRESHOLDS = ("0.01", "0.001", "0.0001")
 

@@ -21,8 +21,8 @@ from random import Random
 from typing import Any
 
 import circuitdiscovery as cd
-from circuitdiscovery.cli import main
-from circuitdiscovery.files import data_folder
+from circuitdiscovery.cli.main import main
+from circuitdiscovery.files.disk import data_folder
 
 Read = Callable[[], object]
 Kind = Callable[[Random, Path], Read]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.graph import Graph
+from circuitdiscovery.graph.graph import Graph
 
 Hook = tuple[str, Callable[..., Tensor | None]]
 Metric = Callable[[Tensor], Tensor]  # [N, V] logits -> [N]

@@ -9,7 +9,7 @@ import torch
 from tiny import Tiny
 
 import circuitdiscovery as cd
-from circuitdiscovery import evaluation
+from circuitdiscovery.measure import evaluation
 
 
 class Nothing:

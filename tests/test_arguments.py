@@ -193,7 +193,7 @@ def test_odd_values_of_methods(toy: Any, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_progress_true_shows_how_far_it_is(toy: Any, ioi: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from circuitdiscovery import progress
+    from circuitdiscovery.reporting import progress
 
     told: list[tuple[str, int, int]] = []
 

@@ -17,11 +17,11 @@ from tiny import Tiny, random_prompts
 from torch.nn.functional import kl_div
 
 import circuitdiscovery as cd
-from circuitdiscovery import bench as bench_file
-from circuitdiscovery import plan as plan_file
-from circuitdiscovery.bench import Bench, Family
-from circuitdiscovery.evaluation import default_effort, price
-from circuitdiscovery.forward import World
+from circuitdiscovery.engine.fast import World
+from circuitdiscovery.measure import bench as bench_file
+from circuitdiscovery.measure import plan as plan_file
+from circuitdiscovery.measure.bench import Bench, Family
+from circuitdiscovery.measure.evaluation import default_effort, price
 
 CASES = [
     *(("gpt2", ablation, "noising") for ablation in ("resample", "mean", "mean_all", "zero", "noise", "random")),
@@ -157,7 +157,7 @@ def setting(gpt2: Tiny) -> tuple[Any, Any, Any]:
 
 
 def test_quick_measures_what_it_says(setting: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuitdiscovery.evaluation.QUICK_NODES", 4)
+    monkeypatch.setattr("circuitdiscovery.measure.evaluation.QUICK_NODES", 4)
     model, task, circuit = setting
     found = cd.evaluate(model, task, circuit, effort="quick")
     assert [each.kind for each in found.completeness.sets] == ["empty", *["random"] * 5]

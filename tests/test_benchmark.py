@@ -19,10 +19,10 @@ import circuitdiscovery as cd
 from circuitdiscovery.benchmark.measure import Measured, measure
 from circuitdiscovery.benchmark.methods import resolve
 from circuitdiscovery.benchmark.options import BenchmarkOptions
+from circuitdiscovery.benchmark.problems.problem import Problem
+from circuitdiscovery.benchmark.problems.programs import RECIPES
 from circuitdiscovery.benchmark.report import markdown
 from circuitdiscovery.benchmark.run import run
-from circuitdiscovery.planted.problem import Problem
-from circuitdiscovery.planted.programs import RECIPES
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from circuitdiscovery.circuit import Circuit, Scores, load_circuit
+from circuitdiscovery.circuit.circuit import Circuit, Scores, load_circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.graph import Graph
+from circuitdiscovery.graph.graph import Graph
 
 SMALL = Graph(n_layers=1, n_heads=1, n_kv_heads=1)
 GRAPH = Graph(n_layers=3, n_heads=3, n_kv_heads=3)
@@ -427,8 +427,8 @@ def test_the_file_says_what_the_contract_says(tmp_path: Path) -> None:
 
 
 def test_shipped_circuits_load_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuitdiscovery.circuit.shipped", lambda kind: ["gpt2/ioi", "toy/ioi"])
-    monkeypatch.setattr("circuitdiscovery.circuit.data_folder", lambda kind: tmp_path)
+    monkeypatch.setattr("circuitdiscovery.circuit.circuit.shipped", lambda kind: ["gpt2/ioi", "toy/ioi"])
+    monkeypatch.setattr("circuitdiscovery.circuit.circuit.data_folder", lambda kind: tmp_path)
     (tmp_path / "toy").mkdir()
     random_circuit(GRAPH, 1).save(tmp_path / "toy" / "ioi.json")
     assert load_circuit("toy/ioi") == random_circuit(GRAPH, 1)

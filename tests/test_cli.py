@@ -23,9 +23,12 @@ import pytest
 import torch
 
 import circuitdiscovery as cd
-from circuitdiscovery import cli, evaluation, names, run
-from circuitdiscovery.files import data_folder
-from circuitdiscovery.options import Options
+from circuitdiscovery import names
+from circuitdiscovery.cli import discover as run
+from circuitdiscovery.cli import main as cli
+from circuitdiscovery.files.disk import data_folder
+from circuitdiscovery.measure import evaluation
+from circuitdiscovery.reporting.options import Options
 from circuitdiscovery.search import acdc
 
 EXPLAINED = {"explanation.json", "report.json", "report.html"}
@@ -35,7 +38,7 @@ ROOT = Path(cd.__file__).parents[1]
 WITHOUT_TORCH = (
     "import sys\n"
     "for name in ('torch', 'transformers', 'transformer_lens'): sys.modules[name] = None\n"
-    "from circuitdiscovery.cli import main\n"
+    "from circuitdiscovery.cli.main import main\n"
     "main()"
 )
 
@@ -98,7 +101,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BRIEF = (
     "from circuitdiscovery import evaluation\n"
     "from circuitdiscovery.search import acdc, state\n"
-    "from circuitdiscovery.cli import main\n"
+    "from circuitdiscovery.cli.main import main\n"
     "evaluation.RANDOM_SETS, evaluation.GREEDY_NODES, state.SAVE_SECONDS = 2, 1, 0.0\n"
     "main()"
 )
@@ -475,7 +478,7 @@ def test_the_resumed_search_does_not_begin_again(call: Call, monkeypatch: pytest
 
 LATE = """
 import os, signal
-from circuitdiscovery.cli import main
+from circuitdiscovery.cli.main import main
 class Late:
     def __del__(self, kill=os.kill, me=os.getpid(), number=signal.{name}):
         kill(me, number)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from circuitdiscovery.circuit import Circuit, Scores
-from circuitdiscovery.comparison import compare, pessimistic_auc, trapezoid_auc
+from circuitdiscovery.circuit.circuit import Circuit, Scores
+from circuitdiscovery.circuit.comparison import compare, pessimistic_auc, trapezoid_auc
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.graph import Graph
+from circuitdiscovery.graph.graph import Graph
 
 GRAPH = Graph(n_layers=2, n_heads=2, n_kv_heads=2)
 

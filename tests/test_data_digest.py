@@ -11,9 +11,10 @@ import pytest
 from tiny import Tiny
 
 import circuitdiscovery as cd
-from circuitdiscovery import cli, run
-from circuitdiscovery.encoder import tokenizer_digest
+from circuitdiscovery.cli import discover as run
+from circuitdiscovery.cli import main as cli
 from circuitdiscovery.search import acdc
+from circuitdiscovery.task.encoder import tokenizer_digest
 
 
 class Killed(BaseException):

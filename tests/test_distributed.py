@@ -24,9 +24,11 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 import circuitdiscovery as cd
-from circuitdiscovery import cli, distributed, evaluation
-from circuitdiscovery.metrics import clean_logits
-from circuitdiscovery.patching import batches
+from circuitdiscovery.cli import main as cli
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.metrics import clean_logits
+from circuitdiscovery.engine.patching import batches
+from circuitdiscovery.measure import evaluation
 from circuitdiscovery.search import cases
 from circuitdiscovery.search import state as state_file
 

@@ -26,7 +26,7 @@ from click.testing import CliRunner
 from nbclient import NotebookClient
 
 import circuitdiscovery as cd
-from circuitdiscovery.cli import cli
+from circuitdiscovery.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -13,11 +13,11 @@ import numpy as np
 import pygraphviz
 import pytest
 
-from circuitdiscovery.circuit import Circuit, Scores
-from circuitdiscovery.draw import FAINT, HELPS, HURTS, ROLE_COLOURS, draw, to_dot, to_svg
+from circuitdiscovery.circuit.circuit import Circuit, Scores
+from circuitdiscovery.circuit.draw import FAINT, HELPS, HURTS, ROLE_COLOURS, draw, to_dot, to_svg
+from circuitdiscovery.circuit.layout import CROWDED, layout, strongest_paths
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.graph import Graph, letter_of, node_of
-from circuitdiscovery.layout import CROWDED, layout, strongest_paths
+from circuitdiscovery.graph.graph import Graph, letter_of, node_of
 
 GRAPH = Graph(n_layers=4, n_heads=4, n_kv_heads=4)
 GROUPED = Graph(n_layers=2, n_heads=4, n_kv_heads=2)

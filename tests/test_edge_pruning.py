@@ -14,8 +14,8 @@ from tiny import Tiny, random_model, random_prompts, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
+from circuitdiscovery.engine.relaxed import relaxed_logits
 from circuitdiscovery.search.edge_pruning import edge_pruning
-from circuitdiscovery.search.relaxed import relaxed_logits
 
 # of the model with cut weights below: head a0.h0 and a1.h1 attend uniformly, a0.h1, a1.h0 and m0 write nothing that differs
 KNOWN = [

@@ -13,7 +13,7 @@ from tiny import Tiny, random_prompts
 from torch.nn.functional import kl_div
 
 import circuitdiscovery as cd
-from circuitdiscovery.evaluation import MIB_FRACTIONS, Bench
+from circuitdiscovery.measure.evaluation import MIB_FRACTIONS, Bench
 
 EDGES = (
     "input->a0.h1<v>",

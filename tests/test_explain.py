@@ -18,14 +18,15 @@ from tiny import Tiny
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery import attention as attention_module
-from circuitdiscovery import explanation, interchange
-from circuitdiscovery.attention import attention, observe, read_at
-from circuitdiscovery.cards import Explanation
-from circuitdiscovery.forward import plain_run
-from circuitdiscovery.headscores import CopyScores, PatternScores, repeated_sequences
-from circuitdiscovery.planted.suite import planted
-from circuitdiscovery.task import Task
+from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.engine.fast import plain_run
+from circuitdiscovery.explanation import attention as attention_module
+from circuitdiscovery.explanation import explain as explanation
+from circuitdiscovery.explanation import interchange
+from circuitdiscovery.explanation.attention import attention, observe, read_at
+from circuitdiscovery.explanation.cards import Explanation
+from circuitdiscovery.explanation.head_scores import CopyScores, PatternScores, repeated_sequences
+from circuitdiscovery.task.task import Task
 
 PLANTED = planted()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files import data_folder, read_json, read_text, shipped, to_json, write_atomically, write_json
+from circuitdiscovery.files.disk import data_folder, read_json, read_text, shipped, to_json, write_atomically, write_json
 
 
 def test_data_folders_hold_what_is_shipped() -> None:

@@ -12,9 +12,9 @@ import torch
 from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
+from circuitdiscovery.engine.finite import finite_logits, finite_values
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.finite import finite_logits, finite_values
-from circuitdiscovery.hypothesis import hypothesis_tests
+from circuitdiscovery.measure.hypothesis_tests import hypothesis_tests
 from circuitdiscovery.search.edge_pruning import edge_pruning
 from circuitdiscovery.search.hybrid import hybrid
 from circuitdiscovery.search.matryoshka import matryoshka

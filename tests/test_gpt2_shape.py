@@ -11,7 +11,7 @@ from reference import acdc_order
 from torch.nn.functional import kl_div
 
 import circuitdiscovery as cd
-from circuitdiscovery.forward import World
+from circuitdiscovery.engine.fast import World
 
 THRESHOLD = 0.01
 STATES = 300

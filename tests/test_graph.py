@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.graph import Graph
+from circuitdiscovery.graph.graph import Graph
 
 GPT2_SMALL = Graph(n_layers=12, n_heads=12, n_kv_heads=12)
 GROUPED = Graph(n_layers=3, n_heads=8, n_kv_heads=2)

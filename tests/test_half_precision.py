@@ -10,8 +10,8 @@ import torch
 from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
-from circuitdiscovery.bench import Bench
-from circuitdiscovery.metrics import METRICS, Metric, bind, kl_from
+from circuitdiscovery.engine.metrics import METRICS, Metric, bind, kl_from
+from circuitdiscovery.measure.bench import Bench
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 

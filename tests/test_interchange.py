@@ -13,11 +13,11 @@ from tiny import Tiny
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery import interchange
-from circuitdiscovery.ablation import run_sources
-from circuitdiscovery.forward import World, embed
-from circuitdiscovery.interchange import Change, Plain, changed_logits, receivers
-from circuitdiscovery.task import Batch, Task
+from circuitdiscovery.engine.ablation import run_sources
+from circuitdiscovery.engine.fast import World, embed
+from circuitdiscovery.explanation import interchange
+from circuitdiscovery.explanation.interchange import Change, Plain, changed_logits, receivers
+from circuitdiscovery.task.task import Batch, Task
 
 
 def batch_of(tiny: Tiny, position: int | list[int] = -1) -> Batch:

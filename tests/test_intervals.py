@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from circuitdiscovery import intervals
-from circuitdiscovery.estimates import Estimate, weights
+from circuitdiscovery.measure import intervals
+from circuitdiscovery.measure.estimates import Estimate, weights
 
 SAMPLES = 400
 RNG = np.random.default_rng(7)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny import Tiny, random_model, random_prompts, save_tiny, tiny_config
 
 import circuitdiscovery as cd
-from circuitdiscovery.defaults import default_method
+from circuitdiscovery.cli.defaults import default_method
 
 
 def refused(source: Any, match: str, **options: Any) -> str:

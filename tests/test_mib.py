@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from circuitdiscovery.circuit import Circuit, Scores, load_circuit
+from circuitdiscovery.circuit.circuit import Circuit, Scores, load_circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.graph import Graph
+from circuitdiscovery.graph.graph import Graph
 
 GRAPH = Graph(n_layers=2, n_heads=2, n_kv_heads=2)
 GROUPED = Graph(n_layers=2, n_heads=4, n_kv_heads=2)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import circuitdiscovery as cd
-from circuitdiscovery.cli import main
+from circuitdiscovery.cli.main import main
 
 EDGES = ["input->m0", "m0->logits", "a2.h0->logits"]
 

@@ -16,7 +16,7 @@ from tiny import Tiny, random_model, random_prompts, save_gguf, save_tiny, tiny_
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery.options import check_model
+from circuitdiscovery.reporting.options import check_model
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = SIZES | {"num_key_value_heads": 2}

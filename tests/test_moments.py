@@ -11,8 +11,8 @@ import torch
 from tiny import Prompts, Tiny, random_prompts
 
 import circuitdiscovery as cd
-from circuitdiscovery import moments
-from circuitdiscovery.ablation import on_demand
+from circuitdiscovery.engine import moments
+from circuitdiscovery.engine.ablation import on_demand
 
 
 def rows_of(model: Any, task: Any, ablation: str, **options: Any) -> list[torch.Tensor]:

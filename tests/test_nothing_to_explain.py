@@ -12,8 +12,8 @@ import torch
 from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
-from circuitdiscovery.bench import Bench
-from circuitdiscovery.scrubbing import _recovered
+from circuitdiscovery.explanation.scrubbing.scrub import _recovered
+from circuitdiscovery.measure.bench import Bench
 
 
 def unchanged(task: Any, keep: int = 0) -> Any:

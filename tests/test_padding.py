@@ -14,11 +14,13 @@ from tiny import Tiny, random_prompts
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery import evaluation, forward, task
+from circuitdiscovery.engine import fast as forward
+from circuitdiscovery.engine.patching import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.patching import batches
+from circuitdiscovery.measure import evaluation
 from circuitdiscovery.search.hybrid import hybrid
 from circuitdiscovery.search.path_patching import path_patching
+from circuitdiscovery.task import task
 
 ABLATIONS = ("resample", "mean", "mean_all", "zero", "noise", "random")
 LENGTHS = (4, 7, 9, 4)

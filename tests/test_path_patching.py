@@ -16,8 +16,8 @@ from tiny import Prompts, Tiny, random_prompts
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery.forward import World
-from circuitdiscovery.planted.suite import planted
+from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.engine.fast import World
 from circuitdiscovery.search.path_patching import PathEffects, path_patching, trace_back
 
 # ------------------------------------------------------------------ the definition (Wang et al. 2022, appendix B), on hooks

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import circuitdiscovery as cd
-from circuitdiscovery.model import Model
-from circuitdiscovery.planted.compiler import Program
-from circuitdiscovery.planted.hard import DECAY
-from circuitdiscovery.planted.problem import Problem
-from circuitdiscovery.planted.programs import RECIPES
-from circuitdiscovery.planted.suite import planted
-from circuitdiscovery.task import Batch
+from circuitdiscovery.benchmark.problems.compiler import Program
+from circuitdiscovery.benchmark.problems.hard import DECAY
+from circuitdiscovery.benchmark.problems.problem import Problem
+from circuitdiscovery.benchmark.problems.programs import RECIPES
+from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.task.task import Batch
 
 SMALL = planted(examples=24)
 CONSTRUCTED = [name for name in SMALL if not name.startswith("semisynthetic")]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from circuitdiscovery import progress
-from circuitdiscovery.progress import Pace, stage
+from circuitdiscovery.reporting import progress
+from circuitdiscovery.reporting.progress import Pace, stage
 
 
 class Clock:

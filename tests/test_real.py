@@ -16,7 +16,7 @@ import torch
 from tiny import Tiny, save_gguf
 
 import circuitdiscovery as cd
-from circuitdiscovery.metrics import clean_logits
+from circuitdiscovery.engine.metrics import clean_logits
 
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "benchmarks").is_dir():

@@ -11,9 +11,9 @@ from tiny import Tiny
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery.patching import worlds
-from circuitdiscovery.planted.suite import planted
-from circuitdiscovery.search.relaxed import Relaxed, relaxed_logits
+from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.engine.patching import worlds
+from circuitdiscovery.engine.relaxed import Relaxed, relaxed_logits
 
 
 def both(model: Any, task: Any, graph: Any, ablation: str, steps: int = 2) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:

@@ -18,13 +18,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from circuitdiscovery.circuit import Circuit, Scores
-from circuitdiscovery.draw import ROLE_COLOURS
+from circuitdiscovery.circuit.circuit import Circuit, Scores
+from circuitdiscovery.circuit.draw import ROLE_COLOURS
+from circuitdiscovery.circuit.layout import strongest_paths
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.evaluation import Curve, Estimate
-from circuitdiscovery.files import read_json, write_json
-from circuitdiscovery.graph import Graph, node_of
-from circuitdiscovery.layout import strongest_paths
+from circuitdiscovery.files.disk import read_json, write_json
+from circuitdiscovery.graph.graph import Graph, node_of
+from circuitdiscovery.measure.evaluation import Curve, Estimate
 from circuitdiscovery.reporting import charts, words
 from circuitdiscovery.reporting.drawing import letters
 from circuitdiscovery.reporting.folder import FORMAT, fingerprint

@@ -10,8 +10,8 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from circuitdiscovery.circuit import Circuit
-from circuitdiscovery.graph import Graph
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.reporting.page import report
 from tests.test_report import EVIL, GRAPH, GROUPED, TOKENS, circuit_of, contents_of, explanation_of, make_run
 

@@ -15,15 +15,15 @@ from tiny import Tiny
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery.ablation import on_demand
-from circuitdiscovery.attention import Sights, observe
-from circuitdiscovery.bench import Work
-from circuitdiscovery.cards import Explanation
-from circuitdiscovery.interventions import Asked, Part, Trials, other_word
-from circuitdiscovery.metrics import bind
-from circuitdiscovery.planted.problem import Problem
-from circuitdiscovery.planted.suite import planted
-from circuitdiscovery.task import Batch, Task
+from circuitdiscovery.benchmark.problems.problem import Problem
+from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.engine.ablation import on_demand
+from circuitdiscovery.engine.metrics import bind
+from circuitdiscovery.explanation.attention import Sights, observe
+from circuitdiscovery.explanation.cards import Explanation
+from circuitdiscovery.explanation.interventions import Asked, Part, Trials, other_word
+from circuitdiscovery.measure.bench import Work
+from circuitdiscovery.task.task import Batch, Task
 
 PLANTED = planted()
 PARTS: tuple[Part, ...] = ("whole", "values", "keys")

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 import circuitdiscovery as cd
-from circuitdiscovery import cli
+from circuitdiscovery.cli import main as cli
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.taskfile import read_task
+from circuitdiscovery.task.taskfile import read_task
 
 HEAD = "clean,corrupted,correct,incorrect"
 COLUMNS = ("clean", "corrupted", "correct", "incorrect")

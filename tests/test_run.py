@@ -17,11 +17,15 @@ from typing import Any
 import pytest
 
 import circuitdiscovery as cd
-from circuitdiscovery import cli, draw, evaluation, explanation, run
-from circuitdiscovery.journal import Journal
-from circuitdiscovery.options import Options
+from circuitdiscovery.circuit import draw
+from circuitdiscovery.cli import discover as run
+from circuitdiscovery.cli import main as cli
+from circuitdiscovery.cli.journal import Journal
+from circuitdiscovery.explanation import explain as explanation
+from circuitdiscovery.measure import evaluation
 from circuitdiscovery.reporting import contents, page
 from circuitdiscovery.reporting.folder import fingerprint
+from circuitdiscovery.reporting.options import Options
 
 FOUND = {"circuit.json", "scores.safetensors", "run.json"}
 MEASURED = FOUND | {"evaluation.json"}

@@ -19,12 +19,12 @@ from tiny import Tiny, random_model, random_prompts, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery import scrubbing
-from circuitdiscovery.files import data_folder
-from circuitdiscovery.planted.suite import planted
-from circuitdiscovery.scrubbing import Scrubbing, scrub
-from circuitdiscovery.scrubfile import Hypothesis, load_hypothesis, shipped_hypotheses
-from circuitdiscovery.scrubtree import Drawn, Prompts
+from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.explanation.scrubbing import scrub as scrubbing
+from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, load_hypothesis, shipped_hypotheses
+from circuitdiscovery.explanation.scrubbing.scrub import Scrubbing, scrub
+from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts
+from circuitdiscovery.files.disk import data_folder
 
 
 def with_variables(task: Any, variables: Callable[[int, Any], Mapping[str, str]]) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import circuitdiscovery as cd
-from circuitdiscovery.selection import MILP_EDGES, _Paths, best_mask
+from circuitdiscovery.graph.selection import MILP_EDGES, _Paths, best_mask
 
 GRAPHS = {
     "one layer": cd.Graph(1, 1, 1),

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery.loading import bundled_models
-from circuitdiscovery.planted import semisynthetic
-from circuitdiscovery.planted.problem import Problem
-from circuitdiscovery.planted.semisynthetic import CAUSAL_MODELS, NAMES, CausalModel
+from circuitdiscovery.benchmark.problems import semisynthetic
+from circuitdiscovery.benchmark.problems.problem import Problem
+from circuitdiscovery.benchmark.problems.semisynthetic import CAUSAL_MODELS, NAMES, CausalModel
+from circuitdiscovery.model.load import bundled_models
 
 EXAMPLES = 256
 D_HEAD = 16

@@ -13,8 +13,8 @@ from scipy import stats
 from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
-from circuitdiscovery.graph import Graph
-from circuitdiscovery.reruns import Stability, mean_over_pairs, stability
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.measure.stability import Stability, mean_over_pairs, stability
 
 GRAPH = Graph(n_layers=1, n_heads=2, n_kv_heads=2)
 MODEL = cd.load_model("toy")  # that the searches here do not look at

@@ -177,7 +177,7 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_bytes(llama: Tiny, tmp_pat
 def test_progress_is_shown_before_anything_is_run(llama: Tiny, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stops at the first sight of it: no forward was run, though every search looks at the replacements first."""
     ran: list[object] = []
-    monkeypatch.setattr("circuitdiscovery.patching.batches", lambda *given: ran.append(given))
+    monkeypatch.setattr("circuitdiscovery.engine.patching.batches", lambda *given: ran.append(given))
     with pytest.raises(Stopped):
         found_by(llama, name, progress=stopped_at(0))
     assert not ran

@@ -18,12 +18,12 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from circuitdiscovery.encoder import Encoder
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.prompts import contexts, shuffled
-from circuitdiscovery.tablefile import Row
-from circuitdiscovery.task import Example, Task, load_task
-from circuitdiscovery.taskfile import TaskFile, read_task, shipped_tasks
+from circuitdiscovery.task.encoder import Encoder
+from circuitdiscovery.task.prompts import contexts, shuffled
+from circuitdiscovery.task.table import Row
+from circuitdiscovery.task.task import Example, Task, load_task
+from circuitdiscovery.task.taskfile import TaskFile, read_task, shipped_tasks
 
 MODELS = Path(__file__).parents[2] / "shared" / "models"
 
@@ -312,9 +312,9 @@ def test_the_seed_alone_decides_in_any_process(words: Reader) -> None:
 DRAW = """
 import zlib
 from types import SimpleNamespace
-from circuitdiscovery.encoder import Encoder
-from circuitdiscovery.prompts import draw
-from circuitdiscovery.taskfile import read_task
+from circuitdiscovery.task.encoder import Encoder
+from circuitdiscovery.task.prompts import draw
+from circuitdiscovery.task.taskfile import read_task
 class Tokenizer:
     bos_token_id = unk_token_id = None
     def __call__(self, text):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.tablefile import Table
-from circuitdiscovery.taskfile import Ref, TaskFile, read_task, shipped_tasks, task_path
+from circuitdiscovery.task.table import Table
+from circuitdiscovery.task.taskfile import Ref, TaskFile, read_task, shipped_tasks, task_path
 
 GOOD = """
 description = "d"
@@ -92,7 +92,7 @@ def test_names_take_hyphens_and_unknown_ones_are_told_the_nearest() -> None:
 
 
 def test_reading_a_task_imports_no_torch() -> None:
-    code = "import sys; from circuitdiscovery.taskfile import read_task; read_task('ioi'); assert 'torch' not in sys.modules"
+    code = "import sys; from circuitdiscovery.task.taskfile import read_task; read_task('ioi'); assert 'torch' not in sys.modules"
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
 

@@ -10,9 +10,9 @@ import torch
 from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
-from circuitdiscovery import threads
-from circuitdiscovery.options import Options
-from circuitdiscovery.run import discover
+from circuitdiscovery.cli.discover import discover
+from circuitdiscovery.engine import threads
+from circuitdiscovery.reporting.options import Options
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ the stated bound; and the smallest share of examples whose answer's lead changes
 from __future__ import annotations
 
 import circuitdiscovery as cd
-from circuitdiscovery.files import data_folder
-from circuitdiscovery.planted.problem import Problem
-from circuitdiscovery.planted.suite import planted
+from circuitdiscovery.benchmark.problems.problem import Problem
+from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.files.disk import data_folder
 
 
 def proof(problem: Problem) -> tuple[float, float]:

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuitdiscovery.circuit import Circuit, Scores
-from circuitdiscovery.comparison import Overlap, compare, components, pessimistic_auc, roc, trapezoid_auc
+from circuitdiscovery.circuit.circuit import Circuit, Scores
+from circuitdiscovery.circuit.comparison import Overlap, compare, components, pessimistic_auc, roc, trapezoid_auc
+from circuitdiscovery.engine.fast import plain_run
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.evaluation import MIB_FRACTIONS, Bench, mib_circuits
-from circuitdiscovery.forward import plain_run
-from circuitdiscovery.graph import Graph
-from circuitdiscovery.model import Model
-from circuitdiscovery.task import Task
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.measure.evaluation import MIB_FRACTIONS, Bench, mib_circuits
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.task.task import Task
 
 RULES = {"pessimistic": pessimistic_auc, "trapezoid": trapezoid_auc}
 SPARSITIES = (0.02, 0.05, 0.1)  # parts of all edges, at most, at which methods are compared where no truth says how many there are

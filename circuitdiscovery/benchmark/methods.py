@@ -14,9 +14,9 @@ from importlib import import_module
 from inspect import signature
 from typing import Any, cast
 
-from circuitdiscovery.circuit import Circuit, Scores
+from circuitdiscovery.circuit.circuit import Circuit, Scores
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.model import Model
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.search.acdc import acdc
 from circuitdiscovery.search.attribution import clean_corrupted, eap, eap_ig
 from circuitdiscovery.search.baseline import random
@@ -25,7 +25,7 @@ from circuitdiscovery.search.exact import exact
 from circuitdiscovery.search.hybrid import hybrid
 from circuitdiscovery.search.matryoshka import matryoshka
 from circuitdiscovery.search.path_patching import trace_back
-from circuitdiscovery.task import Task
+from circuitdiscovery.task.task import Task
 
 Found = Scores | Circuit | Sequence[Circuit]
 Method = Callable[..., Found]

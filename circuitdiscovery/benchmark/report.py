@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from circuitdiscovery.benchmark.measure import Measured
-from circuitdiscovery.files import write_atomically
+from circuitdiscovery.files.disk import write_atomically
 
 FAILED = 0.9  # an AUROC below it is reported with what was missed
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8B00", "#999999")  # Okabe and Ito's, and two

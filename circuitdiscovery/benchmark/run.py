@@ -24,8 +24,8 @@ from circuitdiscovery.benchmark.options import BenchmarkOptions
 from circuitdiscovery.benchmark.report import markdown, picture
 from circuitdiscovery.benchmark.suites import Entries, Entry, entries
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files import read_json, write_atomically, write_json
-from circuitdiscovery.progress import Report
+from circuitdiscovery.files.disk import read_json, write_atomically, write_json
+from circuitdiscovery.reporting.progress import Report
 
 
 def run(options: BenchmarkOptions, folder: Path, command: Sequence[str], report: Report) -> list[Measured]:

@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 
-from circuitdiscovery.circuit import Circuit, load_circuit
+from circuitdiscovery.benchmark.problems.problem import Problem
+from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.circuit.circuit import Circuit, load_circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.loading import load_model
-from circuitdiscovery.model import Model
+from circuitdiscovery.model.load import load_model
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import canonical
-from circuitdiscovery.planted.problem import Problem
-from circuitdiscovery.planted.suite import planted
-from circuitdiscovery.task import Task, load_task
+from circuitdiscovery.task.task import Task, load_task
 
 PUBLISHED = ("ioi", "greater_than")
 EXAMPLES = {"planted": 32, "toy": 64, "published": 64}

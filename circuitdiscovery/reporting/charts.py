@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files import write_atomically
-from circuitdiscovery.graph import Graph
+from circuitdiscovery.files.disk import write_atomically
+from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.reporting.words import number, percent, token
 
 WIDTH, HEIGHT = 760, 340

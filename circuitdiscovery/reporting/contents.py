@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.options import Options
-from circuitdiscovery.progress import stage
 from circuitdiscovery.reporting.folder import FORMAT, NOT_MEASURED, fingerprint
+from circuitdiscovery.reporting.options import Options
+from circuitdiscovery.reporting.progress import stage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from circuitdiscovery.circuit import Circuit, Scores
-    from circuitdiscovery.encoder import Example
-    from circuitdiscovery.model import Model
-    from circuitdiscovery.task import Task
+    from circuitdiscovery.circuit.circuit import Circuit, Scores
+    from circuitdiscovery.model.model import Model
+    from circuitdiscovery.task.encoder import Example
+    from circuitdiscovery.task.task import Task
 
 PROMPTS = 20  # rows of the table
 ANSWERS = 3  # of several right answers that are named; greater_than has up to 98
@@ -51,7 +51,7 @@ def gather(
 
 def explanation_of(model: Model, task: Task, circuit: Circuit, options: Options, effort: str) -> tuple[Json | None, str | None]:
     """The cards; or None, and why there are none. An exotic circuit shall not cost a search of an hour its files."""
-    from circuitdiscovery.explanation import explain
+    from circuitdiscovery.explanation.explain import explain
 
     if effort == "none":
         return None, NOT_MEASURED
@@ -118,7 +118,7 @@ def _searched(model: Model, task: Task, circuit: Circuit, evaluation: Mapping[st
 
     None where the evaluation itself is on them, because none are held out.
     """
-    from circuitdiscovery.evaluation import Bench
+    from circuitdiscovery.measure.evaluation import Bench
 
     if task.held_out is None:
         return None, evaluation["full"]["value"] - evaluation["empty"]["value"]
@@ -171,7 +171,7 @@ def _ranking(model: Model, task: Task, circuit: Circuit, options: Options) -> Sc
 
 
 def _measured(model: Model, task: Task, scores: Scores, options: Options) -> Json:
-    from circuitdiscovery.evaluation import curve
+    from circuitdiscovery.measure.evaluation import curve
 
     with stage("curve"):
         found = curve(
@@ -202,8 +202,8 @@ def _example(model: Model, example: Example) -> Json:
 
 def _prompts(model: Model, task: Task, circuit: Circuit, options: Options) -> list[Json]:
     """The first prompts with what the model and the circuit answer; run on all examples where an ablation depends on them all."""
-    from circuitdiscovery.metrics import clean_logits
-    from circuitdiscovery.patching import run_circuit
+    from circuitdiscovery.engine.metrics import clean_logits
+    from circuitdiscovery.engine.patching import run_circuit
 
     if options.ablation in _BY_ROW:
         task = task.select(range(min(PROMPTS, len(task))))

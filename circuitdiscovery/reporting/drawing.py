@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from circuitdiscovery.draw import INK, PLAIN_HEAD, PLAIN_MLP, ROLE_COLOURS, to_svg
-from circuitdiscovery.layout import MOST_EDGES, layout, shown
+from circuitdiscovery.circuit.draw import INK, PLAIN_HEAD, PLAIN_MLP, ROLE_COLOURS, to_svg
+from circuitdiscovery.circuit.layout import MOST_EDGES, layout, shown
 
 if TYPE_CHECKING:
-    from circuitdiscovery.circuit import Circuit
+    from circuitdiscovery.circuit.circuit import Circuit
 
 _SVG, _TITLE = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}title"
 _GEOMETRY = ("d", "points", "x", "y", "text-anchor", "font-size", "stroke-width", "stroke-opacity", "fill-opacity", "stroke-dasharray")

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
-from circuitdiscovery.files import read_json, to_json
-from circuitdiscovery.options import Options, checked
-from circuitdiscovery.progress import stage
+from circuitdiscovery.files.disk import read_json, to_json
+from circuitdiscovery.reporting.options import Options, checked
+from circuitdiscovery.reporting.progress import stage
 
 if TYPE_CHECKING:
-    from circuitdiscovery.circuit import Circuit, Scores
-    from circuitdiscovery.model import Model
-    from circuitdiscovery.task import Task
+    from circuitdiscovery.circuit.circuit import Circuit, Scores
+    from circuitdiscovery.model.model import Model
+    from circuitdiscovery.task.task import Task
 
 CIRCUIT, SCORES, EVALUATION = "circuit.json", "scores.safetensors", "evaluation.json"
 EXPLANATION, CONTENTS, PAGE = "explanation.json", "report.json", "report.html"
@@ -58,7 +58,7 @@ class Run:
 
     def scores(self) -> Scores | None:
         """The scores that the circuit was taken from, where there are some."""
-        from circuitdiscovery.circuit import Scores
+        from circuitdiscovery.circuit.circuit import Scores
 
         path = self.folder / SCORES
         return Scores.load(path) if path.exists() else None
@@ -111,7 +111,7 @@ def read(folder: Path) -> Run:
     Raises:
         CircuitDiscoveryError: a file that is missing, broken, or of another circuit than circuit.json; by file and field.
     """
-    from circuitdiscovery.circuit import load_circuit
+    from circuitdiscovery.circuit.circuit import load_circuit
 
     record = recorded(folder)
     options = _options(record, folder)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from circuitdiscovery.circuit import Circuit, Roles, Scores
+from circuitdiscovery.circuit.circuit import Circuit, Roles, Scores
 from circuitdiscovery.reporting.charts import Chart, node_scores
 from circuitdiscovery.values import table
 
 if TYPE_CHECKING:
-    from circuitdiscovery.cards import Explanation
-    from circuitdiscovery.comparison import Comparison
-    from circuitdiscovery.task import Task
+    from circuitdiscovery.circuit.comparison import Comparison
+    from circuitdiscovery.explanation.cards import Explanation
+    from circuitdiscovery.task.task import Task
 
 ROWS = 10  # of a task's prompts, and of a circuit's edges beside no drawing
 CARDS = 60
@@ -30,14 +30,14 @@ class Drawing:
 
     def save(self, path: str | Path) -> None:
         """Write a .svg, .png, .pdf or .dot file."""
-        from circuitdiscovery.draw import draw
+        from circuitdiscovery.circuit.draw import draw
 
         draw(self.circuit, path, scores=self.scores, roles=self.roles, max_edges=self.max_edges)
 
     @property
     def svg(self) -> str:
         """The picture as SVG."""
-        from circuitdiscovery.draw import to_svg
+        from circuitdiscovery.circuit.draw import to_svg
 
         return to_svg(self.circuit, scores=self.scores, roles=self.roles, max_edges=self.max_edges)
 

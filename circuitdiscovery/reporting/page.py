@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuitdiscovery import distributed
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import Scores, check_same_graph
+from circuitdiscovery.circuit.circuit import Scores, check_same_graph
+from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files import write_atomically, write_json
-from circuitdiscovery.graph import letter_of, node_of
+from circuitdiscovery.files.disk import write_atomically, write_json
+from circuitdiscovery.graph.graph import letter_of, node_of
 from circuitdiscovery.names import ablation_words
 from circuitdiscovery.reporting import charts, words
 from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
 from circuitdiscovery.reporting.folder import CONTENTS, EXPLANATION, PAGE, Run, completed, finished, load, read, roles_of
-from circuitdiscovery.taskfile import END
+from circuitdiscovery.task.taskfile import END
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -210,7 +210,7 @@ def _task(run: Run) -> dict[str, Any]:
     name = Path(run.options.task).stem
     if run.contents is not None:
         return {"description": None, "source": None, "counterfactual": None, "asks": None} | dict(run.contents["task"]) | {"name": name}
-    from circuitdiscovery.taskfile import TaskFile, read_task
+    from circuitdiscovery.task.taskfile import TaskFile, read_task
 
     try:
         file = read_task(run.options.task)

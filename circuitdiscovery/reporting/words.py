@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from circuitdiscovery.options import Options
+from circuitdiscovery.reporting.options import Options
 
 METRICS = {
     "logit_diff": "logit difference",

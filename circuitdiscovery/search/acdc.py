@@ -29,19 +29,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import Circuit
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.engine.ablation import Ablation, name_of
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind
+from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.graph import Graph
-from circuitdiscovery.metrics import BoundMetric, Metric, bind
-from circuitdiscovery.model import Model
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import DEFAULT_THRESHOLD
-from circuitdiscovery.patching import Progress
 from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, most_alternatives, without_more
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import saved_in
-from circuitdiscovery.task import Task
+from circuitdiscovery.task.task import Task
 
 _GROUPS = 8  # that a receiver's sources are divided into first
 

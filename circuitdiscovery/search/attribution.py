@@ -24,19 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery import distributed
-from circuitdiscovery.ablation import Ablation, on_demand
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import Scores
+from circuitdiscovery.circuit.circuit import Scores
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.ablation import Ablation, on_demand
+from circuitdiscovery.engine.fast import Memory, Readers, Reading, embed, plain_run, replaced_logits
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind
+from circuitdiscovery.engine.patching import Progress, batches
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import Memory, Readers, Reading, embed, plain_run, replaced_logits
-from circuitdiscovery.graph import Graph
-from circuitdiscovery.metrics import BoundMetric, Metric, bind
-from circuitdiscovery.model import Model
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import canonical
-from circuitdiscovery.patching import Progress, batches
 from circuitdiscovery.search.provenance import provenance
-from circuitdiscovery.task import Batch, Task
+from circuitdiscovery.task.task import Batch, Task
 
 _NO_GRADIENT = "metric 'kl_divergence' has no gradient on the clean run, where it is 0 at its least; use eap_ig (or exact)"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import Scores
-from circuitdiscovery.graph import Graph
-from circuitdiscovery.model import Model
+from circuitdiscovery.circuit.circuit import Scores
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.search.provenance import provenance
-from circuitdiscovery.task import Task
+from circuitdiscovery.task.task import Task
 
 
 @guarded

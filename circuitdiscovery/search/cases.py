@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery import distributed
-from circuitdiscovery.ablation import Ablation
-from circuitdiscovery.finite import finite_logits
-from circuitdiscovery.forward import State, World, plain_run
-from circuitdiscovery.graph import Graph
-from circuitdiscovery.metrics import BoundMetric
-from circuitdiscovery.model import Model
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.ablation import Ablation
+from circuitdiscovery.engine.fast import State, World, plain_run
+from circuitdiscovery.engine.finite import finite_logits
+from circuitdiscovery.engine.metrics import BoundMetric
+from circuitdiscovery.engine.patching import worlds
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import canonical
-from circuitdiscovery.patching import worlds
-from circuitdiscovery.task import Batch, Task
+from circuitdiscovery.task.task import Batch, Task
 
 _TOKENS = {"cpu": 2048}  # alternatives x examples x positions in one forward: enough to fill the cores, little enough for the caches
 _TOKENS_ACCELERATOR = 65536

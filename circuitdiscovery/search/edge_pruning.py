@@ -25,20 +25,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery import distributed
-from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import Scores
+from circuitdiscovery.circuit.circuit import Scores
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.ablation import Ablation, name_of
+from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, clean_logits
+from circuitdiscovery.engine.patching import Progress, worlds
+from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.forward import World
-from circuitdiscovery.graph import Graph
-from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits
-from circuitdiscovery.model import Model
-from circuitdiscovery.patching import Progress, worlds
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.search.provenance import provenance
-from circuitdiscovery.search.relaxed import Relaxed, graph_mask
 from circuitdiscovery.search.state import State, saved_in
-from circuitdiscovery.task import Batch, Task
+from circuitdiscovery.task.task import Batch, Task
 
 _GAMMA, _ZETA, _BETA = -0.1, 1.1, 2 / 3  # Louizos et al. 2018, section 4; Bhaskar et al. have the same
 _SHIFT = _BETA * math.log(-_GAMMA / _ZETA)

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import Scores
+from circuitdiscovery.circuit.circuit import Scores
+from circuitdiscovery.engine.ablation import Ablation, name_of
+from circuitdiscovery.engine.metrics import Metric, bind
+from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.graph import Graph
-from circuitdiscovery.metrics import Metric, bind
-from circuitdiscovery.model import Model
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import canonical
-from circuitdiscovery.patching import Progress
 from circuitdiscovery.search.cases import Case, cases, mean_metric, most_alternatives, without_each
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import saved_in
-from circuitdiscovery.task import Task
+from circuitdiscovery.task.task import Task
 
 Damage = Callable[[Callable[[Case], torch.Tensor]], np.ndarray]  # of what gives each batch's [M, N, vocabulary] logits: [M]
 

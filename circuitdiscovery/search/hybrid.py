@@ -26,22 +26,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery import distributed
-from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import Scores
+from circuitdiscovery.circuit.circuit import Scores
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.ablation import Ablation, name_of
+from circuitdiscovery.engine.finite import rounding
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind
+from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.finite import rounding
-from circuitdiscovery.graph import Graph
-from circuitdiscovery.metrics import BoundMetric, Metric, bind
-from circuitdiscovery.model import Model
-from circuitdiscovery.patching import Progress
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, most_alternatives, without_each
 from circuitdiscovery.search.edge_pruning import check_edges, mask_gradient
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import State, saved_in
-from circuitdiscovery.task import Task
+from circuitdiscovery.task.task import Task
 
 _POOL = 3  # times the wanted edges enter elimination
 _AT_ONCE = 0.2  # of the kept edges are removed on one measurement

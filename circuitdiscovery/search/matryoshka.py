@@ -31,23 +31,23 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from circuitdiscovery import distributed
-from circuitdiscovery.ablation import Ablation, name_of, on_demand, replacements
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import Scores
+from circuitdiscovery.circuit.circuit import Scores
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand, replacements
+from circuitdiscovery.engine.fast import World, embed, replaced_logits
+from circuitdiscovery.engine.finite import finite_logits
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, clean_logits, kl_from
+from circuitdiscovery.engine.patching import Progress, replacement_bytes
+from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.finite import finite_logits
-from circuitdiscovery.forward import World, embed, replaced_logits
-from circuitdiscovery.graph import Graph
-from circuitdiscovery.metrics import BoundMetric, Metric, bind, clean_logits, kl_from
-from circuitdiscovery.model import Model
-from circuitdiscovery.patching import Progress, replacement_bytes
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.edge_pruning import check_edges
 from circuitdiscovery.search.provenance import provenance
-from circuitdiscovery.search.relaxed import Relaxed, graph_mask
 from circuitdiscovery.search.state import State, saved_in
-from circuitdiscovery.task import Batch, Task
+from circuitdiscovery.task.task import Batch, Task
 
 SIZES = (0.01, 0.02)  # of all edges, that the finish is for where no number is asked for
 _LEAST, _MOST = 0.003, 0.1  # the sizes of the first part, as shares of all edges; log-uniform

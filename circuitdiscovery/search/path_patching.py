@@ -23,22 +23,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery import distributed
-from circuitdiscovery.ablation import Ablation, name_of
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import Circuit
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.ablation import Ablation, name_of
+from circuitdiscovery.engine.fast import World, at_position, mlp, plain_run
+from circuitdiscovery.engine.metrics import Metric, bind
+from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.evaluation import Bench, Estimate
-from circuitdiscovery.files import data_frame
-from circuitdiscovery.forward import World, at_position, mlp, plain_run
-from circuitdiscovery.graph import LETTERS, Graph, letter_of, no_node, node_of
-from circuitdiscovery.metrics import Metric, bind
-from circuitdiscovery.model import Model
+from circuitdiscovery.files.disk import data_frame
+from circuitdiscovery.graph.graph import LETTERS, Graph, letter_of, no_node, node_of
+from circuitdiscovery.measure.evaluation import Bench, Estimate
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import DEFAULT_THRESHOLD, ablation_words
-from circuitdiscovery.patching import Progress
 from circuitdiscovery.search.cases import cases, mean_metric, most_alternatives, without_each
 from circuitdiscovery.search.provenance import provenance
-from circuitdiscovery.task import Task
+from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value
 
 if TYPE_CHECKING:

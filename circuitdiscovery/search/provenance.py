@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from circuitdiscovery.encoder import tokenizer_digest
-from circuitdiscovery.model import Model
-from circuitdiscovery.task import Task
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.task.encoder import tokenizer_digest
+from circuitdiscovery.task.task import Task
 
 _PACKAGES = ("circuitdiscovery", "torch", "transformers", "numpy")
 

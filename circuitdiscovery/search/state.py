@@ -28,11 +28,11 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
-from circuitdiscovery import distributed
+from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files import read_arrays, write_atomically
+from circuitdiscovery.files.disk import read_arrays, write_atomically
 from circuitdiscovery.search.provenance import other_data
-from circuitdiscovery.task import Task
+from circuitdiscovery.task.task import Task
 
 FORMAT = "circuitdiscovery state 1"
 SAVE_SECONDS = 2.0  # a search that is killed loses at most so much,

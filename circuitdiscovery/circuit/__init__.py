@@ -1,0 +1,1 @@
+"""Circuits and scores of edges: values, files, comparison and drawing."""

@@ -1,0 +1,254 @@
+"""A run's folder while the run goes on: where it is, which of its files are done, and what to say where it stops.
+
+1. Every file is written whole or not at all (files.py), as soon as what it holds exists: the search's result before anything is
+   measured.
+2. run.json has the SHA-256 of each file that is done. A run that goes on takes the files that are as run.json says and makes what
+   comes after the first that is not; so it ends with the bytes of a run that was never stopped.
+3. A search that is under way has a state of its own beside them, and so has a measurement.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.files.disk import write_json
+from circuitdiscovery.names import MEASURES
+from circuitdiscovery.reporting.folder import CIRCUIT, EVALUATION, FILES, SCORES, listed, recorded
+from circuitdiscovery.reporting.options import MAY_DIFFER, Options
+
+RUNS = Path("runs")
+STATE = "search.state"
+KEPT = ("started", "effort", "data", "done", "seconds", "report")  # of an earlier process's run.json
+PACKAGES = ("circuitdiscovery", "torch", "transformers", "transformer_lens", "numpy", "safetensors", "pygraphviz")
+
+
+# -------------------------------------------------------------------- folder
+
+
+def open_folder(name: str, *, out: Path | None, resume: bool) -> Path:
+    """The folder of a run of this name: a fresh one, or with `resume` the one to go on with.
+
+    Raises:
+        CircuitDiscoveryError: `out` is a file, holds something, or cannot be made; with `resume`, it holds another run.
+    """
+    if out is None:
+        return _latest(name) if resume else _numbered(name)
+    if out.exists() and not out.is_dir():
+        raise CircuitDiscoveryError(f"--out {out} is a file; it must be a new or empty folder")
+    if not resume and out.is_dir() and any(_listed(out)):
+        raise CircuitDiscoveryError(f"--out {out} is not empty; give a new or empty folder, or --resume to go on with the run in it")
+    return _make(out)
+
+
+def _folder(name: str, number: int) -> Path:
+    return RUNS / (name if number == 1 else f"{name}-{number}")
+
+
+def _numbered(name: str) -> Path:
+    number = 1
+    while True:
+        try:
+            return _make(_folder(name, number), exist_ok=False)
+        except FileExistsError:
+            number += 1
+
+
+def _latest(name: str) -> Path:
+    number = 1
+    while _folder(name, number + 1).is_dir():
+        number += 1
+    return _make(_folder(name, number))
+
+
+def _make(folder: Path, *, exist_ok: bool = True) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise CircuitDiscoveryError(f"cannot make the folder {folder}: {error.strerror}") from None
+    return folder
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise CircuitDiscoveryError(f"cannot read the folder {folder}: {error.strerror}") from None
+
+
+def resumable(folder: Path) -> bool:
+    """Whether a folder holds anything that a search found: its result, or its state."""
+    return any((folder / name).exists() for name in (STATE, CIRCUIT, SCORES))
+
+
+@contextmanager
+def cleared_on_error(folder: Path) -> Iterator[None]:
+    """After an error before anything was found nothing of the run stays; a search's state or its result does."""
+    try:
+        yield
+    except Exception:
+        if distributed.rank() == 0 and not resumable(folder):
+            for file in FILES:
+                (folder / file).unlink(missing_ok=True)
+            if not _listed(folder):
+                folder.rmdir()
+        raise
+
+
+# -------------------------------------------------------------- an earlier run
+
+
+def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
+    """run.json of the run that is to go on, None where the folder is new; other options than then are an error.
+
+    Device and batch size may differ, which do not change what is found, and how much is measured.
+    """
+    if not (folder / "run.json").exists():
+        if any(_listed(folder)):
+            raise CircuitDiscoveryError(f"{folder} has no run.json, so it is no run to resume")
+        return None
+    earlier = recorded(folder)
+    then = earlier["options"]
+    for field in fields(options):
+        before, now = then.get(field.name, field.default), getattr(options, field.name)  # an older version's may be fewer
+        if field.name not in MAY_DIFFER and before != now:
+            raise CircuitDiscoveryError(f"{folder} was begun with {field.name} {before!r}, not {now!r}: resume with the same options")
+    return earlier
+
+
+def going_on(options: Options, earlier: dict[str, Any] | None) -> tuple[Options, bool]:
+    """The options that a run goes on with, and whether it is finished already.
+
+    What is measured stays: a run that goes on may measure more than was asked for first, and less only where nothing is measured.
+    """
+    if earlier is None:
+        return options, False
+    then, effort, asked = earlier["options"].get("measure"), earlier.get("effort", "full"), options.measure
+    more = asked is not None and MEASURES.index(asked) > MEASURES.index(effort)
+    kept = "summary" in earlier or EVALUATION in earlier.get("done", {})
+    unchanged = asked is None or (kept and not more)
+    return (replace(options, measure=then) if unchanged else options), "summary" in earlier and not more
+
+
+# --------------------------------------------------------------------- journal
+
+
+class Journal:
+    """run.json of a run that goes on. Of several processes the first one writes, and decides for all."""
+
+    def __init__(self, folder: Path, options: Options, command: list[str], earlier: dict[str, Any] | None) -> None:
+        self.folder, self.options, self._doing = folder, options, "loading"
+        kept = {name: value for name, value in (earlier or {}).items() if name in KEPT}
+        self.record: dict[str, Any] = {"command": command, "options": asdict(options), "started": now(), "versions": _versions()}
+        self.record |= {"done": {}, "seconds": {}} | kept
+        if distributed.rank() == 0:
+            for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+                leftover.unlink()
+        self.save()
+
+    def save(self) -> None:
+        """Write run.json."""
+        if distributed.rank() == 0:
+            write_json(self.folder / "run.json", self.record)
+
+    def of_data(self, data: dict[str, str]) -> None:
+        """Note digests of the task's rows and of the tokenizer; they are saved with the first file that is done.
+
+        Raises:
+            CircuitDiscoveryError: the run was begun with others.
+        """
+        from circuitdiscovery.search.provenance import other_data
+
+        other = other_data(self.record.get("data", {}), data)
+        if other is not None:
+            raise CircuitDiscoveryError(f"{self.folder} was begun with other data, and is not gone on with: {other}; give a new --out")
+        self.record.setdefault("data", data)
+
+    # ------------------------------------------------------------------ files
+
+    def holds(self, name: str) -> bool:
+        """Whether a file is done and as it was written; the same in all processes."""
+        return distributed.from_first(lambda: self.intact(name))
+
+    def intact(self, name: str) -> bool:
+        """As `holds`, for the first process."""
+        return self.claims(name) and self.record["done"][name] == self._digest(name)
+
+    def claims(self, name: str) -> bool:
+        """Whether a file is there and run.json says that it is done. For the first process."""
+        return name in self.record["done"] and (self.folder / name).is_file()
+
+    def finish(self, *names: str, write: Callable[[], None]) -> None:
+        """Write files by `write` and note them; whatever comes after them in a run is to be made anew."""
+        if distributed.rank() == 0:
+            write()
+            self.forget(names[0])
+            self.record["done"] |= {name: self._digest(name) for name in names if (self.folder / name).exists()}
+        self.save()
+
+    def forget(self, first: str) -> None:
+        """From this file on nothing is done."""
+        earlier = FILES[: FILES.index(first)]
+        self.record["done"] = {name: digest for name, digest in self.record["done"].items() if name in earlier}
+
+    def _digest(self, name: str) -> str:
+        return sha256((self.folder / name).read_bytes()).hexdigest()
+
+    # ------------------------------------------------------------------ stages
+
+    @contextmanager
+    def stage(self, name: str, doing: str) -> Iterator[None]:
+        """One stage of the run: its time under a name, and what to say that it was doing where it stops."""
+        self._doing, began = doing, time.perf_counter()
+        yield
+        spent = self.record["seconds"].get(name, 0.0) if name == "write" else 0.0
+        self.record["seconds"][name] = round(spent + time.perf_counter() - began, 3)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Whatever stops the run, Ctrl-C too, says in a note of the exception what is there and how to go on."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or resumable(self.folder):
+                error.add_note(self._left())
+            raise
+
+    def _left(self) -> str:
+        """The end of a sentence that begins with "stopped" or "interrupted"."""
+        there = [name for name in FILES if name != "run.json" and (self.folder / name).exists()]
+        how = self.options.resume_command(self.folder)
+        if there:
+            left = f"{listed(there)} {'is' if len(there) == 1 else 'are'} in {self.folder}; go on with: {how}"
+        elif resumable(self.folder):
+            left = f"the search so far is in {self.folder}; go on with: {how}"
+        else:
+            left = f"nothing was found yet; start again with: {how}"
+        return f"while {self._doing}; {left}"
+
+
+def now() -> str:
+    """The time, for run.json alone."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,294 @@
+"""What a removed edge carries: for every source, example and position a replacement of what the source writes.
+
+| ablation | replacement |
+| --- | --- |
+| `resample` | the paired corrupted run (interchange ablation; Chan et al. 2022, Conmy et al. 2023) |
+| `mean` | mean over reference prompts at that position (Wang et al. 2022), of the same template, else of the same length |
+| `mean_all` | mean over all tokens of the reference prompts |
+| `zero` | 0 |
+| `noise` | a clean run with Gaussian noise on the token embeddings (Meng et al. 2022, arXiv 2202.05262, section 2.1) |
+| `random` | a Gaussian draw with the reference's mean and variance, per source, position and dimension |
+
+The reference (moments.py) is drawn apart from the examples; where a task cannot draw, a row's are the other rows, never itself.
+
+A new ablation is one function and one line in `ABLATIONS`; a user's own is any object with `rows` and `own_run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from circuitdiscovery.arguments import guarded
+from circuitdiscovery.engine.fast import World, embed, run_tokens
+from circuitdiscovery.engine.moments import Moments, run_sources
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.names import canonical
+from circuitdiscovery.task.task import Batch, Example, Task
+
+
+class Ablation(Protocol):
+    """What every function that takes `ablation=` accepts beside a name."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    @property
+    def own_run(self) -> bool:
+        """Whether the replacements of an example are one run's own activations; False is always right, True is faster."""
+        ...
+
+    def rows(self, batch: Batch) -> Tensor:
+        """[sources, B, T, d_model]: the replacements for a batch's examples, all of one length T: these are asked for without pads."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnDemand:
+    """An ablation that computes the replacements of a batch when they are asked for."""
+
+    name: str
+    own_run: bool
+    compute: Callable[[Batch], Tensor]
+    mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
+
+    def rows(self, batch: Batch) -> Tensor:
+        """[sources, B, T, d_model] for a batch's examples; what stands at pads is finite, and nothing reads it."""
+        return self.compute(batch)
+
+
+@dataclass(frozen=True)
+class Replacements:
+    """Replacements computed once for all examples of a task (see `replacements`)."""
+
+    name: str
+    own_run: bool
+    parts: tuple[tuple[Batch, Tensor], ...]  # (batch, [sources, B, T, d_model])
+    held_out: Callable[[], Replacements] | None = None  # those of the task's held-out examples, computed when first needed
+    worlds: dict[Hashable, World] = field(default_factory=dict, compare=False, repr=False)  # what follows from them alone
+    mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
+
+    def rows(self, batch: Batch) -> Tensor:
+        """[sources, B, T, d_model] for a batch's examples, padded or not, without a copy for a batch as it was computed.
+
+        Raises:
+            CircuitDiscoveryError: a prompt that is neither among the task's examples nor held out, by its row.
+        """
+        same = ("rows", "clean", "corrupted", "lengths")
+        for part, values in self.parts:
+            if all(torch.equal(getattr(part, name), getattr(batch, name).to(values.device)) for name in same):
+                return values
+        where: dict[tuple[Any, ...], tuple[Tensor, int]] = {}
+        for part, values in reversed(self.parts):  # the first of equal prompts stands for those of another row
+            for i, key in reversed(list(enumerate(_keys(part)))):
+                where[key] = where[key[1:]] = (values, i)
+        found = [where.get(key, where.get(key[1:])) for key in _keys(batch)]
+        if None in found and self.held_out is not None:
+            return self.held_out().rows(batch)
+        if None in found:
+            row = batch.rows.tolist()[found.index(None)]
+            raise CircuitDiscoveryError(f"the given replacements were computed for other prompts than row {row}'s")
+        return _filled([each[0][:, each[1]] for each in found if each is not None], batch)
+
+
+def mean_over(ablation: Any, batches: Sequence[Batch]) -> int | None:
+    """The fewest prompts that a replacement of some batches is a mean over; None where it is not a mean."""
+    if isinstance(ablation, Replacements) and ablation.held_out is not None and batches:
+        known = {key[1:] for part, _ in ablation.parts for key in _keys(part)}
+        if _keys(batches[0])[0][1:] not in known:
+            return ablation.held_out().mean_over
+    return getattr(ablation, "mean_over", None)
+
+
+def _keys(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+    rows = zip(batch.rows.tolist(), batch.clean.tolist(), batch.corrupted.tolist(), batch.lengths.tolist(), strict=True)
+    return [(row, tuple(clean[:length]), tuple(corrupted[:length])) for row, clean, corrupted, length in rows]
+
+
+def _filled(each: Sequence[Tensor], batch: Batch) -> Tensor:
+    """[S, B, T, D] from each example's own [S, its length or more, D], with 0 at the pads."""
+    if not batch.padded:
+        return torch.stack([values[:, : batch.clean.shape[1]] for values in each], dim=1)
+    out = each[0].new_zeros(len(each[0]), *batch.clean.shape, each[0].shape[-1])
+    for i, (values, length) in enumerate(zip(each, batch.lengths.tolist(), strict=True)):
+        out[:, i, :length] = values[:, :length]
+    return out
+
+
+# ------------------------------------------------------------------ the ablations
+
+
+class Made(NamedTuple):
+    """A function from a batch to its replacements, and the fewest prompts that one is a mean over; None: it is not a mean."""
+
+    rows: Callable[[Batch], Tensor]
+    mean_over: int | None = None
+
+
+def _resample(model: Model, **_: Any) -> Made:
+    return Made(lambda batch: run_sources(model, batch.corrupted.to(model.device)))
+
+
+def _zero(model: Model, **_: Any) -> Made:
+    sources, kind = len(model.graph.sources), {"device": model.device, "dtype": model.dtype}
+    return Made(lambda batch: torch.zeros(sources, *batch.clean.shape, model.d_model, **kind))
+
+
+def _noise(model: Model, *, seed: int, k: float, **_: Any) -> Made:
+    deviation = k * float(model.W_E.float().std())
+
+    def rows(batch: Batch) -> Tensor:
+        clean = embed(model, batch.clean.to(model.device))
+        return run_sources(model, clean + deviation * _draws(seed, batch, 1, clean)[0])
+
+    return Made(rows)
+
+
+def _mean(model: Model, *, task: Task, reference: Task | None, **_: Any) -> Made:
+    moments = Moments(model, task, reference)
+    return Made(lambda batch: _filled(moments.of(batch)[0], batch).to(model.dtype), moments.least)
+
+
+def _random(model: Model, *, task: Task, reference: Task | None, seed: int, **_: Any) -> Made:
+    moments = Moments(model, task, reference, variance=True)
+
+    def rows(batch: Batch) -> Tensor:
+        mean, variance = (_filled(each, batch) for each in moments.of(batch))
+        return (mean + variance.sqrt() * _draws(seed, batch, len(mean), mean)).to(model.dtype)
+
+    return Made(rows, moments.least)
+
+
+def _mean_all(model: Model, *, task: Task, reference: Task | None, **_: Any) -> Made:
+    moments = Moments(model, task, reference, tokens=True)
+
+    def rows(batch: Batch) -> Tensor:
+        mean = torch.stack(moments.of(batch)[0], dim=1)  # [S, B, D]
+        return mean[:, :, None].expand(-1, -1, batch.clean.shape[1], -1).to(model.dtype)
+
+    return Made(rows, moments.least)
+
+
+# name -> (what makes the function from a batch to its replacements, whether they are a run's own activations)
+ABLATIONS: dict[str, tuple[Callable[..., Made], bool]] = {
+    "resample": (_resample, True),
+    "mean": (_mean, False),
+    "mean_all": (_mean_all, False),
+    "zero": (_zero, False),
+    "noise": (_noise, True),
+    "random": (_random, False),
+}
+
+
+def _draws(seed: int, batch: Batch, sources: int, like: Tensor) -> Tensor:
+    """[S, B, T, D] standard Gaussians, each example's from its own generator, so that batches and pads do not matter."""
+    each = zip(batch.rows.tolist(), batch.lengths.tolist(), strict=True)
+    generators = ((torch.Generator().manual_seed(seed * 1_000_003 + row), length) for row, length in each)
+    return _filled([torch.randn(sources, n, like.shape[-1], generator=generator) for generator, n in generators], batch).to(like)
+
+
+# ------------------------------------------------------------------ by name, or given
+
+
+def name_of(ablation: str | Ablation) -> str:
+    """What reports call an ablation; an object without a name goes by its class."""
+    return canonical("ablation", ablation) if isinstance(ablation, str) else str(getattr(ablation, "name", type(ablation).__name__))
+
+
+def on_demand(
+    model: Model,
+    task: Task,
+    ablation: str | Ablation,
+    *,
+    reference: Task | Tensor | Sequence[Sequence[int]] | None = None,
+    seed: int = 0,
+    k: float = 3.0,
+) -> Ablation:
+    """The ablation by its name, its replacements computed batch by batch; one that is given comes back as it is."""
+    if isinstance(ablation, OnDemand):
+        return ablation
+    if not isinstance(ablation, str):
+        if not callable(getattr(ablation, "rows", None)):
+            raise CircuitDiscoveryError(f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}")
+        rows = ablation.rows if isinstance(ablation, Replacements) else _without_pads(ablation.rows)
+        return OnDemand(name_of(ablation), getattr(ablation, "own_run", False), rows, getattr(ablation, "mean_over", None))
+    name = canonical("ablation", ablation)
+    make, own_run = ABLATIONS[name]
+    made = make(model, task=task, reference=_as_reference(task, reference), seed=seed, k=k)
+    return OnDemand(name, own_run, *made)
+
+
+def _without_pads(rows: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
+    """The rows of an ablation of one's own, which is asked for examples of one length at a time: it need not know of pads."""
+
+    def filled(batch: Batch) -> Tensor:
+        if not batch.padded:
+            return rows(batch)
+        each: dict[int, Tensor] = {}
+        for columns, part in batch.by_length():
+            values = rows(part)
+            if values.shape[1:3] != part.clean.shape:
+                return values  # of a wrong shape, which whoever asked says
+            each |= dict(zip(columns, values.unbind(1), strict=True))
+        return _filled([each[i] for i in range(len(batch))], batch)
+
+    return filled
+
+
+def _as_reference(task: Task, reference: Task | Tensor | Sequence[Sequence[int]] | None) -> Task | None:
+    """The reference prompts, as the corrupted prompts of a task."""
+    if reference is None or isinstance(reference, Task):
+        return reference
+    rows = reference.tolist() if isinstance(reference, Tensor) else [list(row) for row in reference]
+    if not rows:
+        raise CircuitDiscoveryError("reference: at least one prompt is needed")
+    examples = tuple(Example(tuple(row), tuple(row), (0,), (1,), len(row) - 1, None, "") for row in rows)
+    return replace(task, examples=examples, held_out=None)
+
+
+@guarded
+@torch.no_grad()
+def replacements(
+    model: Model,
+    task: Task,
+    *,
+    ablation: str = "resample",
+    reference: Task | Tensor | Sequence[Sequence[int]] | None = None,
+    seed: int = 0,
+    k: float = 3.0,
+) -> Replacements:
+    """The replacements of every source on every example, computed once: [sources, examples, positions, d_model] per batch.
+
+    What circuits need of them beside is kept with them from their first use on, and takes about as much memory again.
+
+    Args:
+        model: a loaded model.
+        task: its examples' prompts.
+        ablation: `resample`, `mean`, `mean_all`, `zero`, `noise` or `random`.
+        reference: prompts that `mean`, `mean_all` and `random` take their statistics from: a task (its corrupted prompts) or
+            token ids; by default hundreds of corrupted prompts that the task draws apart from its examples, or where it
+            cannot draw (a table, tokens) its own, for each row all but the row itself.
+        seed: of the draws of `noise` and `random`.
+        k: the standard deviation of `noise`, in standard deviations of the embedding matrix's entries (3 as in Meng et al.).
+
+    Raises:
+        CircuitDiscoveryError: an unknown ablation; a prompt whose length no other prompt of the reference has.
+
+    >>> import circuitdiscovery as cd
+    >>> model = cd.load_model("toy")
+    >>> alt = cd.replacements(model, cd.load_task("ioi", model, examples=4), ablation="mean")
+    """
+    computed = on_demand(model, task, ablation, reference=reference, seed=seed, k=k)
+    found = task.batches(run_tokens=run_tokens(model))  # as `patching.batches` has them
+    parts = tuple((batch.to(model.device), computed.rows(batch.to(model.device))) for batch in found)
+    rest = task.held_out
+    later = None if rest is None else cache(lambda: replacements(model, rest, ablation=ablation, reference=reference, seed=seed, k=k))
+    return Replacements(computed.name, computed.own_run, parts, later, mean_over=getattr(computed, "mean_over", None))

@@ -1,0 +1,184 @@
+"""What is measured: functions of the logits at the answer's position and of a task's answers, each with its direction.
+
+A new metric is one function and one line in `METRICS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.fast import plain_run, run_tokens
+from circuitdiscovery.engine.finite import finite_logits, finite_values
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.names import canonical
+
+if TYPE_CHECKING:
+    from circuitdiscovery.task.task import Batch, Task
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of one's own: a function of (logits [examples, vocabulary], task) -> [examples].
+
+    Args:
+        name: what reports call it.
+        function: differentiable where an attribution method is to use it.
+        higher_is_better: whether a larger value means that the model does the task better.
+    """
+
+    name: str
+    function: Callable[[Tensor, Any], Tensor]
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class BoundMetric:
+    """A metric of one model on one task (see `bind`)."""
+
+    name: str
+    higher_is_better: bool
+    function: Callable[[Tensor, Batch], Tensor]
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """[..., B, vocabulary] logits of a batch's examples -> [..., B], in float32 at least, all of them finite numbers."""
+        return finite_values(self.function(precise(logits), batch), batch.rows, self.name)
+
+    def damage(self, old: Any, new: Any) -> Any:
+        """How much worse `new` is than `old`."""
+        return old - new if self.higher_is_better else new - old
+
+
+def precise(logits: Tensor) -> Tensor:
+    """Logits in float32 at least: a sum over a vocabulary in a half precision is no more than a guess."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def _gather(values: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., B, V] and [B, k] padded with -1 -> ([..., B, k] values with 0 at the padding, [B] number of answers)."""
+    present = answers >= 0
+    index = answers.clamp(min=0).expand(*values.shape[:-1], -1)
+    return values.gather(-1, index) * present, present.sum(-1)
+
+
+def _mean_logit(logits: Tensor, answers: Tensor) -> Tensor:
+    values, count = _gather(logits, answers)
+    return values.sum(-1) / count
+
+
+def _summed_probability(logits: Tensor, answers: Tensor) -> Tensor:
+    return _gather(logits.softmax(-1), answers)[0].sum(-1)
+
+
+def _best_logit(logits: Tensor, answers: Tensor) -> Tensor:
+    values, _ = _gather(logits, answers)
+    return values.masked_fill(answers < 0, -torch.inf).amax(-1)
+
+
+def logit(logits: Tensor, batch: Batch) -> Tensor:
+    """The mean logit of the correct answers."""
+    return _mean_logit(logits, batch.correct)
+
+
+def logit_diff(logits: Tensor, batch: Batch) -> Tensor:
+    """The mean logit of the correct answers minus that of the incorrect ones (Wang et al. 2022, section 2)."""
+    return _mean_logit(logits, batch.correct) - _mean_logit(logits, batch.incorrect)
+
+
+def probability(logits: Tensor, batch: Batch) -> Tensor:
+    """The probability of the correct answers together."""
+    return _summed_probability(logits, batch.correct)
+
+
+def prob_diff(logits: Tensor, batch: Batch) -> Tensor:
+    """The probability of the correct answers minus that of the incorrect ones (Hanna et al. 2023, section 2)."""
+    return _summed_probability(logits, batch.correct) - _summed_probability(logits, batch.incorrect)
+
+
+def nll(logits: Tensor, batch: Batch) -> Tensor:
+    """-log of the probability of the correct answers together, in nats."""
+    values = logits.log_softmax(-1).gather(-1, batch.correct.clamp(min=0).expand(*logits.shape[:-1], -1))
+    return -values.masked_fill(batch.correct < 0, -torch.inf).logsumexp(-1)
+
+
+def accuracy(logits: Tensor, batch: Batch) -> Tensor:
+    """1 where the best correct logit is above the best incorrect one, else 0."""
+    ahead = _best_logit(logits, batch.correct) - _best_logit(logits, batch.incorrect)
+    return (ahead > 0).to(logits).masked_fill(ahead.isnan(), torch.nan)
+
+
+def kl_from(reference: Tensor, logits: Tensor) -> Tensor:
+    """KL(reference || logits) over the whole vocabulary, summed, in nats and float32 at least: [..., V] logits each -> [...]."""
+    expected, given = precise(reference).log_softmax(-1), precise(logits).log_softmax(-1)
+    # what is given may be gigabytes: its own memory is used where no gradient is asked for
+    difference = given - expected if given.requires_grad else given.sub_(expected)
+    return -torch.einsum("...v,...v->...", expected.exp(), difference)
+
+
+# name -> (function, whether higher is better); kl_divergence needs the full model's logits and is made by `bind`
+METRICS: dict[str, tuple[Callable[[Tensor, Batch], Tensor], bool]] = {
+    "logit_diff": (logit_diff, True),
+    "logit": (logit, True),
+    "probability": (probability, True),
+    "prob_diff": (prob_diff, True),
+    "nll": (nll, False),
+    "accuracy": (accuracy, True),
+}
+
+
+def bind(metric: str | Metric | Callable[[Tensor, Any], Tensor], model: Model, task: Task) -> BoundMetric:
+    """The metric by its name, or one's own, for a model on a task.
+
+    A plain function's attribute `higher_is_better` is its direction; without one, higher is better.
+
+    Raises:
+        CircuitDiscoveryError: an unknown name, with the nearest one.
+    """
+    if isinstance(metric, str):
+        name = canonical("metric", metric)
+        if name == "kl_divergence":
+            return _kl_divergence(model, task)
+        function, higher_is_better = METRICS[name]
+        if name in ("logit_diff", "prob_diff", "accuracy") and not all(example.incorrect for example in task.examples):
+            raise CircuitDiscoveryError(f"metric {name!r} needs an incorrect answer in every row of task {task.name!r}")
+        return BoundMetric(name, higher_is_better, function)
+    if not isinstance(metric, Metric):
+        metric = Metric(getattr(metric, "__name__", "metric"), metric, getattr(metric, "higher_is_better", True))
+    return BoundMetric(metric.name, metric.higher_is_better, _own(metric, task))
+
+
+def _own(metric: Metric, task: Task) -> Callable[[Tensor, Batch], Tensor]:
+    def measured(logits: Tensor, part: Task) -> Tensor:
+        values = metric.function(logits, part)
+        if not isinstance(values, Tensor) or values.shape != logits.shape[:-1]:
+            raise CircuitDiscoveryError(f"metric {metric.name!r} must return a tensor of [examples] = [{len(logits)}]")
+        return values
+
+    def function(logits: Tensor, batch: Batch) -> Tensor:
+        part = task.select(batch.rows.tolist())
+        each = [measured(one, part) for one in logits.reshape(-1, *logits.shape[-2:])]
+        return torch.stack(each).reshape(logits.shape[:-1])
+
+    return function
+
+
+@torch.no_grad()
+def _kl_divergence(model: Model, task: Task) -> BoundMetric:
+    reference = clean_logits(model, task)
+    return BoundMetric("kl_divergence", False, lambda logits, batch: kl_from(reference[batch.rows.to(reference.device)], logits))
+
+
+@torch.no_grad()
+def clean_logits(model: Model, task: Task) -> Tensor:
+    """[examples, vocabulary]: the full model's logits on the clean prompts, at the answers' positions."""
+    logits = torch.zeros(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
+    for batch in task.batches(64, distributed.share(task), run_tokens=run_tokens(model)):
+        batch = batch.to(model.device)
+        logits[batch.rows] = plain_run(model, batch.clean, batch.position).logits
+    return finite_logits(distributed.total(logits), range(len(task)), "clean")

@@ -1,0 +1,200 @@
+"""Means and variances of what every source writes, over reference prompts: what the ablations `mean`, `mean_all` and `random` stand on.
+
+The reference is drawn apart from the examples: a task that can draw prompts draws hundreds more. A task that cannot (a table, tokens)
+has only its own rows, and a row's reference is then every row but itself: a mean that holds the row would give it back to the circuit.
+
+1. A row's group are the reference prompts of its template and length, where these are at least ten; else those of its length, whatever
+   their template; where even these are fewer than ten, the task's own other rows of that length are taken in.
+2. Prompts run a few at a time, and of what they write only sums are kept: memory grows with the groups, not with the prompts.
+3. Where a row is of its group, its own run is taken out again: the mean of the other n - 1 is (sum - x) / (n - 1), and the sum of
+   squares about it that about the old mean less (x - mean)^2 n / (n - 1). The variance divides by one less than the number of prompts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuitdiscovery.engine.fast import plain_run
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.task.task import Batch, Example, Task
+
+LEAST = 10  # prompts of one template and length; a mean of fewer says more about them than about their kind
+_BATCH_BYTES = 2**26  # of what reference prompts write in one forward
+_BATCH_ROWS = 32
+
+
+@torch.no_grad()
+def run_sources(model: Model, start: Tensor) -> Tensor:
+    """[sources, N, T, d_model]: what every source writes, from [N, T] tokens or an [N, T, d_model] embedding."""
+    sources = plain_run(model, start, None, keep_sources=True).sources
+    assert sources is not None
+    return sources
+
+
+class Key(NamedTuple):
+    """Which reference prompts a group holds."""
+
+    template: int | None  # None: whatever the template
+    length: int | None  # None: of all lengths
+    own: bool = False  # among them the task's own rows, and not only those that were drawn apart
+
+    def holds(self, example: Example, own: bool) -> bool:
+        """Whether a prompt is of the group."""
+        same = self.template in (None, example.template) and self.length in (None, len(example.corrupted))
+        return same and (self.own or not own)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sums over prompts, of the [S, T, D] that they write; or, where prompts of all lengths count, over their tokens, of [S, D]."""
+
+    prompts: int
+    weight: int  # how many were summed: prompts, or tokens
+    mean: Tensor
+    squares: Tensor | None  # sum of squares about the mean, where the variance is asked for
+
+    @classmethod
+    def of(cls, values: Tensor, squares: bool) -> Group:
+        """Of some prompts' [S, B, T, D], position by position."""
+        mean = values.mean(1)
+        return cls(values.shape[1], values.shape[1], mean, ((values - mean[:, None]) ** 2).sum(1) if squares else None)
+
+    @classmethod
+    def of_tokens(cls, values: Tensor) -> Group:
+        """Of some prompts' [S, B, T, D], over all their tokens."""
+        return cls(values.shape[1], values.shape[1] * values.shape[2], values.mean((1, 2)), None)
+
+    def __add__(self, other: Group) -> Group:
+        """Of both (Chan, Golub and LeVeque 1983: the squares about the common mean from those about each)."""
+        weight = self.weight + other.weight
+        apart = other.mean - self.mean
+        squares = None
+        if self.squares is not None and other.squares is not None:
+            squares = self.squares + other.squares + apart**2 * (self.weight * other.weight / weight)
+        return Group(self.prompts + other.prompts, weight, self.mean + apart * (other.weight / weight), squares)
+
+    def __mul__(self, copies: int) -> Group:
+        """Every prompt so many times."""
+        squares = None if self.squares is None else self.squares * copies
+        return Group(self.prompts * copies, self.weight * copies, self.mean, squares)
+
+    def __sub__(self, other: Group) -> Group:
+        """Without some of its prompts, which are all the same one."""
+        left = self.weight - other.weight
+        apart = self.mean - other.mean
+        squares = None
+        if self.squares is not None:
+            squares = (self.squares - apart**2 * (self.weight * other.weight / left)).clamp_min(0.0)
+        return Group(self.prompts - other.prompts, left, self.mean + apart * (other.weight / left), squares)
+
+
+class Moments:
+    """Mean and variance of what every source writes, for each row of a task.
+
+    Args:
+        model: whose sources.
+        task: the rows, and what their reference is taken from unless it is given.
+        given: prompts that are the reference as they are: nothing is added to them, and no row is taken out.
+        variance: whether that is wanted.
+        tokens: over all tokens of the reference, instead of position by position.
+
+    Raises:
+        CircuitDiscoveryError: a row whose length no other prompt has; names it.
+    """
+
+    def __init__(self, model: Model, task: Task, given: Task | None, *, variance: bool = False, tokens: bool = False) -> None:
+        self._model, self._task, self._given, self._tokens = model, task, given, tokens
+        self._fewest = 2 if variance else 1
+        self._of = Group.of_tokens if tokens else partial(Group.of, squares=variance)
+        apart = given.examples if given is not None else () if task.apart is None else task.apart()
+        own = () if given is not None else (*task.others, *task.examples)
+        self._pool = replace(task, examples=(*apart, *own), held_out=None)
+        self._apart = len(apart)
+        self._sizes = self._counted()
+        self._same = Counter((e.clean, e.corrupted, template) for e in own for template in {None, e.template})
+        self._keys = [self._key(example) for example in task.examples]
+        self._copies = [self._copied(key, example) for key, example in zip(self._keys, task.examples, strict=True)]
+        for row, (key, copies) in enumerate(zip(self._keys, self._copies, strict=True)):
+            if self._sizes[key] - copies < self._fewest:
+                raise self._lacking(row, self._sizes[key] - copies)
+        self._groups = self._collected()
+
+    @property
+    def least(self) -> int:
+        """The fewest prompts that a row's reference holds."""
+        return min(self._sizes[key] - copies for key, copies in zip(self._keys, self._copies, strict=True))
+
+    def of(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """(each example's mean, [S, T, D] or over all tokens [S, D]; their variances, none where they were not asked for)."""
+        rows, lengths = batch.rows.tolist(), batch.lengths.tolist()
+        own = self._written(batch.corrupted) if any(self._copies[row] for row in rows) else None
+        found = [self._groups[self._keys[row]] for row in rows]
+        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            if own is not None and self._copies[row]:
+                found[i] -= self._of(own[:, i : i + 1, :length]) * self._copies[row]
+        variances = [each.squares / (each.weight - 1) for each in found if each.squares is not None]
+        return [each.mean for each in found], variances
+
+    # ------------------------------------------------------------------ which prompts
+
+    def _counted(self) -> Counter[Key]:
+        """How many prompts there are in each group that may be asked for."""
+        sizes: Counter[Key] = Counter()
+        for i, example in enumerate(self._pool.examples):
+            for template in {None, example.template}:
+                for length in (None, len(example.corrupted)):
+                    sizes[Key(template, length, True)] += 1
+                    sizes[Key(template, length, False)] += i < self._apart
+        return sizes
+
+    def _key(self, example: Example) -> Key:
+        """The group of a row."""
+        length = None if self._tokens else len(example.corrupted)
+        templates = (None,) if self._tokens else dict.fromkeys((example.template, None))
+        for own in (False, True) if self._given is None else (False,):
+            for template in templates:
+                if self._sizes[key := Key(template, length, own)] >= LEAST + own:
+                    return key
+        return Key(None, length, self._given is None)
+
+    def _copied(self, key: Key, example: Example) -> int:
+        """How many of a group's prompts are the row itself: several, where a table has it several times."""
+        return self._same[example.clean, example.corrupted, key.template] if key.own else 0
+
+    def _lacking(self, row: int, left: int) -> CircuitDiscoveryError:
+        count = len(self._task.examples[row].clean)
+        if self._given is not None:
+            there = "no row" if left == 0 else "only one row"
+            return CircuitDiscoveryError(f"row {row} has {count} tokens, but {there} of the reference does")
+        needed = "another prompt" if self._fewest == 1 else "two other prompts"
+        return CircuitDiscoveryError(
+            f"row {row} has {count} tokens: its mean needs {needed} of that length, and of itself it is not taken; "
+            "give more rows of that length, or replacements(..., reference=prompts)"
+        )
+
+    # ------------------------------------------------------------------ what they write
+
+    def _written(self, tokens: Tensor) -> Tensor:
+        values = run_sources(self._model, tokens.to(self._model.device))
+        return values.to(torch.promote_types(values.dtype, torch.float32))
+
+    def _collected(self) -> dict[Key, Group]:
+        keys, groups = sorted(set(self._keys), key=repr), dict[Key, Group]()
+        member = [[key for key in keys if key.holds(e, i >= self._apart)] for i, e in enumerate(self._pool.examples)]
+        wanted = [row for row, found in enumerate(member) if found]
+        longest = max(len(self._pool.examples[row].corrupted) for row in wanted)
+        each = len(self._model.graph.sources) * longest * self._model.d_model * 4
+        for batch in self._pool.batches(max(1, min(_BATCH_ROWS, _BATCH_BYTES // each)), wanted):
+            values, rows = self._written(batch.corrupted), batch.rows.tolist()
+            for key in keys:
+                if columns := [i for i, row in enumerate(rows) if key in member[row]]:
+                    found = self._of(values[:, columns])
+                    groups[key] = groups[key] + found if key in groups else found
+        return groups

@@ -1,0 +1,235 @@
+"""A mask of real numbers: every edge carries a part of its source, and the loss has a gradient in each part.
+
+    receiver r reads  (everything as replaced)  +  sum over s of mask[s, r] * (current - replacement) of s
+
+1. `relaxed_logits` is the definition: one forward, differentiable in the mask by autograd.
+2. `Relaxed.gradient` is the same by hand across layers, for searches that take many steps: what all sources write lies in one
+   tensor, what all receivers read sends its gradient to another, and autograd works within one layer at a time. A step is then
+   a few large products, and copies nothing.
+
+Shapes: R receivers, S sources, N examples, T positions, D d_model, K d_head; P = N * T places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.engine.fast import Memory, World, at_position, attend, mlp, per_head, unembed
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.model import Model, Norm
+
+_LAYERS_AT_ONCE = 4  # of receivers in one product of the mask's gradient: half of it lies where there is no edge
+
+
+def graph_mask(graph: Graph, values: Tensor) -> Tensor:
+    """[E] values in index order -> [S, R], 0 where there is no edge."""
+    return torch.zeros(graph.allowed.shape, dtype=values.dtype).masked_scatter(torch.tensor(graph.allowed), values)
+
+
+def relaxed_logits(model: Model, graph: Graph, start: Tensor, replacement: Tensor, position: Tensor, mask: Tensor) -> Tensor:
+    """[N, vocabulary]: one forward in which every edge carries a part of its source; differentiable in the mask.
+
+    Args:
+        model, graph: what runs, and how its edges are counted.
+        start: [N, T, D], what `input` currently writes.
+        replacement: [S, N, T, D], what a removed edge carries.
+        position: [N], where the logits are wanted.
+        mask: [S, R] real: receiver r reads (everything as replaced) + sum over s of mask[s, r] * (current - replacement) of s.
+    """
+    bases = World(model, graph, start, replacement, position, own_run=False).bases
+    difference = (start - replacement[0])[None]  # [sources so far, N, T, D]: current - replacement
+
+    def read(base: Tensor, columns: np.ndarray, upstream: int) -> Tensor:
+        """[R, N, T, D]."""
+        kept = mask[:upstream, torch.from_numpy(columns).to(mask.device)]  # [S', R]
+        return base + (kept.T @ difference[:upstream].flatten(1)).unflatten(1, base.shape)
+
+    for layer, block in enumerate(model.blocks):
+        columns = [graph.columns(layer, letter) for letter in "qkv"]
+        streams = block.norm1(read(bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer)))
+        parts = zip(streams.split([len(each) for each in columns]), "qkv", strict=True)
+        q, k, v = (_project_own(stream, *block.projection(letter)) for stream, letter in parts)
+        z = attend(model, block, q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
+        written = torch.bmm(z.flatten(1, 2), block.W_O).unflatten(1, start.shape[:2])  # [H, N, T, D]
+        difference = torch.cat([difference, written - replacement[graph.heads(layer)]])
+        stream = read(bases[2 * layer + 1], graph.columns(layer, "m"), graph.n_upstream(layer, "m"))  # [1, N, T, D]
+        difference = torch.cat([difference, mlp(model, block, block.norm2(stream)) - replacement[graph.mlp(layer)]])
+    last = read(bases[-1], np.array([len(graph.receivers) - 1]), len(difference))[0]
+    return unembed(model, at_position(last, position))
+
+
+def _project_own(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Each receiver's own stream, [R, N, T, D], through [R, K, D] -> [R, N, T, K]."""
+    out = torch.bmm(x.flatten(1, 2), weight.mT).unflatten(1, x.shape[1:3])
+    return out if bias is None else out + bias[:, None, None]
+
+
+# ------------------------------------------------------------------ the same with its gradient, by hand across layers
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer's forward, for its backward."""
+
+    streams: Tensor  # [R', P, D]: what queries, keys and values read, less its mean where the norm is centred
+    inverse: Tensor  # [R', P, 1]: one over the norm's deviation
+    projected: tuple[Tensor, ...]  # q, k, v: [R, P, K] each, leaves
+    attended: Tensor  # [H, P, D]
+    read: Tensor  # [P, D], what the MLP reads, a leaf
+    written: Tensor  # [P, D]
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """Relaxed forwards of one model with their gradients in the mask.
+
+    Args:
+        model, graph: what runs, and how its edges are counted.
+        memory: what one step after the other writes to.
+    """
+
+    model: Model
+    graph: Graph
+    memory: Memory
+
+    @classmethod
+    def build(cls, model: Model, graph: Graph) -> Relaxed:
+        """With memory of its own."""
+        return cls(model, graph, Memory(model.W_E))
+
+    @torch.no_grad()
+    def gradient(self, world: World, mask: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """(the loss, its [S, R] gradient in a mask): one forward and one backward.
+
+        Args:
+            world: a batch under an ablation.
+            mask: [S, R] real, 0 where there is no edge.
+            loss: of the [N, vocabulary] logits; a scalar.
+        """
+        graph, shape = self.graph, world.start.shape
+        places, width = shape[0] * shape[1], shape[2]
+        mask = mask.to(world.start)
+        difference = self.memory("difference", len(graph.sources), places, width)
+        torch.sub(world.start, world.replacement[0], out=difference[0].view(shape))
+        layers = [self._forward(layer, world, mask, difference) for layer in range(graph.n_layers)]
+        rows = torch.arange(shape[0], device=mask.device) * shape[1] + world.position  # [N], the answers' places
+        answers = difference[:, rows]  # [S, N, D]
+        with torch.enable_grad():
+            last = at_position(world.bases[-1], world.position) + (mask[:, -1] @ answers.flatten(1)).view(-1, width)
+            last.requires_grad_()
+            value = loss(unembed(self.model, last))
+            (at_answer,) = torch.autograd.grad(value, last)  # [N, D]
+        sent = self.memory("sent", len(graph.receivers) - 1, places, width)  # the gradients at what receivers but the logits read
+        for layer in reversed(range(graph.n_layers)):
+            self._backward(layer, layers.pop(), mask, sent, at_answer, rows)
+        gradient = self._products(difference, sent)
+        gradient[:, -1] = answers.flatten(1) @ at_answer.flatten()
+        return value.detach(), gradient
+
+    def _forward(self, layer: int, world: World, mask: Tensor, difference: Tensor) -> _Layer:
+        model, graph, block, shape = self.model, self.graph, self.model.blocks[layer], world.start.shape
+        columns = [graph.columns(layer, letter) for letter in "qkv"]
+        streams = self._read(world.bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer), mask, difference)
+        streams, inverse = _centred(block.norm1, streams)
+        sizes = [len(each) for each in columns]
+        parts = zip(streams.split(sizes), inverse.split(sizes), "qkv", strict=True)
+        projected = tuple(
+            _projected(block.norm1, stream, scale, *block.projection(letter)).requires_grad_() for stream, scale, letter in parts
+        )
+        with torch.enable_grad():
+            q, k, v = (each.unflatten(1, shape[:2]) for each in projected)
+            z = attend(model, block, q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
+            attended = torch.bmm(z.flatten(1, 2), block.W_O)  # [H, P, D]
+        heads = graph.heads(layer)
+        torch.sub(attended.detach(), world.replacement[heads].flatten(1, 2), out=difference[heads])
+        read = self._read(world.bases[2 * layer + 1], graph.columns(layer, "m"), graph.n_upstream(layer, "m"), mask, difference)[0]
+        read.requires_grad_()
+        with torch.enable_grad():
+            written = mlp(model, block, block.norm2(read))
+        torch.sub(written.detach(), world.replacement[graph.mlp(layer)].flatten(0, 1), out=difference[graph.mlp(layer)])
+        return _Layer(streams, inverse, projected, attended, read, written)
+
+    def _read(self, base: Tensor, columns: np.ndarray, upstream: int, mask: Tensor, difference: Tensor) -> Tensor:
+        """[len(columns), P, D]."""
+        kept = mask[:upstream, torch.from_numpy(columns).to(mask.device)].T  # [R', S']
+        out = base.flatten()[None].expand(len(columns), -1)
+        return torch.addmm(out, kept, difference[:upstream].flatten(1)).unflatten(1, difference.shape[1:])
+
+    def _backward(self, layer: int, kept: _Layer, mask: Tensor, sent: Tensor, at_answer: Tensor, rows: Tensor) -> None:
+        """Fill in what a layer's receivers send back."""
+        graph, block = self.graph, self.model.blocks[layer]
+
+        def received(sources: slice, first: int) -> Tensor:
+            """[len(sources), P, D]: the gradient at what some sources write, from the receivers from one on."""
+            gradient = (mask[sources, first:-1] @ sent[first:].flatten(1)).unflatten(1, sent.shape[1:])
+            gradient[:, rows] += mask[sources, -1][:, None, None] * at_answer
+            return gradient
+
+        m, mlp_row = int(graph.columns(layer, "m")[0]), graph.mlp(layer)
+        (sent[m],) = torch.autograd.grad(kept.written, kept.read, received(slice(mlp_row, mlp_row + 1), m + 1)[0])
+        gradients = torch.autograd.grad(kept.attended, kept.projected, received(graph.heads(layer), m))
+        columns = [graph.columns(layer, letter) for letter in "qkv"]
+        sizes = [len(each) for each in columns]
+        parts = zip(kept.streams.split(sizes), kept.inverse.split(sizes), gradients, kept.projected, "qkv", strict=True)
+        pulled = torch.cat(
+            [
+                _pulled(block.norm1, *block.projection(letter), stream, scale, sent_back, made)
+                for stream, scale, sent_back, made, letter in parts
+            ]
+        )
+        if not graph.split_qkv:  # the three read the same
+            columns, pulled = columns[:1], pulled.unflatten(0, (3, -1)).sum(0)
+        sent[torch.from_numpy(np.concatenate(columns)).to(sent.device)] = pulled
+
+    def _products(self, difference: Tensor, sent: Tensor) -> Tensor:
+        """[S, R]: of what every source writes with what every receiver but the logits sends back."""
+        graph = self.graph
+        out = difference.new_zeros(graph.allowed.shape)
+        layers = np.array(graph.receiver_layers[:-1])
+        for first in range(0, graph.n_layers, _LAYERS_AT_ONCE):
+            some = np.flatnonzero((layers >= first) & (layers < first + _LAYERS_AT_ONCE))
+            columns = slice(int(some[0]), int(some[-1]) + 1)
+            upstream = int(graph.allowed[:, some].any(1).sum())
+            out[:upstream, columns] = difference[:upstream].flatten(1) @ sent[columns].flatten(1).T
+        return out * torch.from_numpy(graph.allowed.copy()).to(out)
+
+
+def _centred(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """([R, P, D] less its mean where the norm is centred, [R, P, 1] one over the deviation)."""
+    if norm.kind == "none":
+        return x, torch.ones_like(x[..., :1])
+    if norm.centred:
+        x -= x.mean(-1, keepdim=True)
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+    return x, torch.rsqrt(square / x.shape[-1] + norm.eps)
+
+
+def _projected(norm: Norm, x: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[R, P, K] of [R, P, D] streams that are not scaled yet."""
+    out = torch.bmm(x, (weight * norm.weight).mT).mul_(inverse)
+    offset = _offset(norm, weight, bias)
+    return out if offset is None else out.add_(offset)
+
+
+def _pulled(norm: Norm, weight: Tensor, bias: Tensor | None, x: Tensor, inverse: Tensor, gradient: Tensor, projected: Tensor) -> Tensor:
+    """[R, P, D]: a gradient at what the projection makes, [R, P, K], back through it and the norm."""
+    scaled = weight * norm.weight
+    if norm.kind == "none":
+        return torch.bmm(gradient, scaled)
+    offset = _offset(norm, weight, bias)
+    linear = projected.detach() if offset is None else projected.detach() - offset
+    along = (gradient * linear).sum(-1, keepdim=True) / x.shape[-1]
+    out = torch.bmm(gradient * inverse, scaled - scaled.mean(-1, keepdim=True) if norm.centred else scaled)
+    return out.addcmul_(x, along * inverse.square(), value=-1)
+
+
+def _offset(norm: Norm, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """[R, 1, K]: what a projection makes of a normalised stream of 0."""
+    shift = None if norm.bias is None else weight @ norm.bias
+    parts = [each for each in (shift, bias) if each is not None]
+    return torch.stack(parts).sum(0)[:, None] if parts else None

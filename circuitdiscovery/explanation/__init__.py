@@ -1,0 +1,1 @@
+"""What the nodes of a circuit do: interventions, roles, cards, causal scrubbing."""

@@ -1,0 +1,285 @@
+"""What attention heads attend to, on a task's prompts.
+
+TransformerLens can show that too, and the tests compare with it; it is not used here because the planted models, which are no
+Hugging Face models, are to be explained as well, and importing TransformerLens takes six seconds.
+
+Shapes: L layers, H heads, h some of them, N examples, T positions, S sources, D d_model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.engine.fast import Run, at_position, per_head, plain_run, run_tokens
+from circuitdiscovery.graph.graph import letter_of
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.task.encoder import Example
+from circuitdiscovery.task.task import Batch, Task
+
+MOST = 5  # of the tokens attended to, those that are named
+_BYTES = 2**27  # of sources and attention held at once, where no batch size is asked for
+
+
+# ------------------------------------------------------------------ a plain run, seen
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One batch's plain run on the clean prompts; what stands at pads means nothing."""
+
+    model: Model
+    batch: Batch
+    attention: Tensor  # [L, H, N, T, T] float32: from query to key
+    sources: Tensor  # [S, N, T, D]
+
+    @cached_property
+    def stream(self) -> Tensor:
+        """[N, D]: what the final norm reads at the answer's position."""
+        return at_position(stream_after(self.model, self.sources, self.model.graph.n_layers), self.batch.position)
+
+    def written(self, row: int) -> Tensor:
+        """[N, D]: what a source writes at the answer's position, as the unembedding reads it.
+
+        The final norm's scale is frozen at this run, so that what all sources and output biases write adds up to the logits
+        (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
+        """
+        return through_final_norm(self.model, self.stream, at_position(self.sources[row], self.batch.position))
+
+
+def stream_after(model: Model, sources: Tensor, layers: int) -> Tensor:
+    """[..., D]: the residual stream after some layers, from what [S, ..., D] the sources write; b_O belongs to none of them."""
+    total = sources[: model.graph.n_upstream(layers)].sum(0)
+    for block in model.blocks[:layers]:
+        total = total if block.b_O is None else total + block.b_O
+    return total
+
+
+def through_final_norm(model: Model, stream: Tensor, written: Tensor) -> Tensor:
+    """[..., D] of which the [..., D] stream is a sum -> its share of the normalised stream, less the norm's bias."""
+    norm = model.final_norm
+    _, inverse = norm.jacobian(stream)
+    written = written - written.mean(-1, keepdim=True) if norm.centred else written
+    return written * inverse * norm.weight
+
+
+@torch.no_grad()
+def attention(model: Model, tokens: Tensor) -> Tensor:
+    """[L, H, N, T, T] float32: the weight that each head gives from query to key on [N, T] token ids."""
+    return _attention(model, plain_run(model, tokens, None, keep_readings=True))
+
+
+def _attention(model: Model, run: Run) -> Tensor:
+    """[L, H, N, T, T] float32, from what a plain run's queries and keys read."""
+    read = {(reading.readers.layer, reading.readers.letter): reading.values for reading in run.readings}
+    out: Tensor | None = None
+    for layer, block in enumerate(model.blocks):
+        q, k = read[layer, "q"], per_head(model, read[layer, "k"])  # [H, N, T, K]
+        if model.rotary is not None:
+            q, k = model.rotary(q), model.rotary(k)
+        scores = (q @ k.transpose(-1, -2)).float() * block.scale
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        out = scores.new_empty(len(model.blocks), *scores.shape) if out is None else out
+        torch.softmax(scores.masked_fill_(ahead, -torch.inf), -1, out=out[layer])
+    assert out is not None
+    return out
+
+
+def at_once(model: Model, length: int, *, sources: bool = False) -> int:
+    """How many prompts of a length fit the memory for one pass that reads attention, and keeps what every source writes or not."""
+    graph, block = model.graph, model.blocks[0]
+    streams = 3 * model.d_model + (graph.n_heads + 2 * graph.n_kv_heads) * block.W_Q.shape[1]  # that a plain run keeps of a layer
+    each = graph.n_layers * (streams + graph.n_heads * length) + (len(graph.sources) * model.d_model if sources else 0)
+    return max(1, _BYTES // (length * each * model.W_E.element_size()))
+
+
+@torch.no_grad()
+def observe(model: Model, task: Task, batch_size: int | None = None) -> Iterator[Observed]:
+    """All of a task's examples, batch by batch."""
+    task.check(model.vocab_size, model.n_positions)
+    longest = max(len(example.clean) for example in task.examples)
+    for batch in task.batches(batch_size or at_once(model, longest, sources=True), run_tokens=run_tokens(model)):
+        batch = batch.to(model.device)
+        run = plain_run(model, batch.clean, None, keep_sources=True, keep_readings=True)
+        assert run.sources is not None
+        yield Observed(model, batch, _attention(model, run), run.sources)
+
+
+@torch.no_grad()
+def attention_on(model: Model, task: Task, batch_size: int | None = None) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch of a task with the [L, H, N, T, T] attention on its clean prompts, padded or not."""
+    longest = max(len(example.clean) for example in task.examples)
+    for batch in task.batches(batch_size or at_once(model, longest), run_tokens=run_tokens(model)):
+        yield batch, attention(model, batch.clean.to(model.device))
+
+
+# ------------------------------------------------------------------ where in the prompt a node matters
+
+
+@torch.no_grad()
+def read_at(circuit: Circuit, seen: Observed) -> Mapping[str, Tensor]:
+    """For each node that leads to the logits, [N, T]: the share of what it writes that is read at each position, along the circuit's edges.
+
+    The logits read at the answer. A query or an MLP reads where its own node is read; a key or a value wherever its head attends
+    to from there. Several readers count by their edges' |score|, or equally where one of these is not known.
+    """
+    graph, length = circuit.graph, seen.batch.clean.shape[1]
+    found = {"logits": torch.nn.functional.one_hot(seen.batch.position, length).to(seen.attention)}
+    read: dict[int, Tensor] = {}  # by column: what any source of its edges has there
+    for row in reversed(range(len(graph.sources))):
+        columns = np.flatnonzero(circuit.mask[row])
+        total = torch.zeros_like(found["logits"])
+        for column, weight in zip(columns.tolist(), _weights(circuit, row, columns).tolist(), strict=True):
+            if column not in read:  # all that it feeds come after its sources
+                receiver = graph.receivers[column]
+                nodes = [node for node in graph.reader_nodes(receiver) or ("logits",) if node in found]
+                read[column] = sum((_reading(seen, receiver, node, found[node]) for node in nodes), torch.zeros_like(total))
+            total.add_(read[column], alpha=weight)
+        if bool((total.sum(-1) > 0).all()):
+            found[graph.sources[row]] = total / total.sum(-1, keepdim=True)
+    return found
+
+
+def _weights(circuit: Circuit, row: int, columns: np.ndarray) -> np.ndarray:
+    if circuit.scores is None:
+        return np.ones(len(columns))
+    scores = np.abs(circuit.scores[row, columns].astype(float))
+    return scores if np.isfinite(scores).all() and scores.any() else np.ones(len(columns))
+
+
+def _reading(seen: Observed, receiver: str, node: str, places: Tensor) -> Tensor:
+    """[N, T]: where a receiver reads the stream, for a node that is read at [N, T] places."""
+    letter = letter_of(receiver)
+    if receiver[0] != "a" or letter == "q":
+        return places
+    layer, head = head_of(node)
+    across = torch.einsum("nq,nqk->nk", places, seen.attention[layer, head])
+    return across if letter else (places + 2 * across) / 3  # query, key and value merged
+
+
+def head_of(node: str) -> tuple[int, int]:
+    """`a1.h2` -> (1, 2)."""
+    layer, _, head = node[1:].partition(".h")
+    return int(layer), int(head)
+
+
+# ------------------------------------------------------------------ on the task's prompts
+
+
+class Sights:
+    """What some heads attend to on a task's prompts, added up batch by batch. All of `pairs` and the like are means over examples."""
+
+    def __init__(self, model: Model, task: Task, circuit: Circuit, heads: Sequence[str]) -> None:
+        self._model, self._task, self._circuit, self._heads = model, task, circuit, tuple(heads)
+        self._sums: dict[tuple[str, ...], np.ndarray] = defaultdict(lambda: np.zeros(len(heads)))  # [h]
+        self._counts: dict[tuple[str, ...], int] = defaultdict(int)
+        self._possible: set[tuple[str, str]] = set()
+
+    def add(self, seen: Observed) -> None:
+        """Look at one more batch."""
+        if not self._heads:
+            return
+        layers, heads = zip(*map(head_of, self._heads), strict=True)
+        weights = seen.attention[list(layers), list(heads)].cpu().numpy()  # [h, N, T, T]
+        reads = read_at(self._circuit, seen)
+        nowhere = torch.full(seen.batch.clean.shape, torch.nan)
+        places = np.stack([reads.get(head, nowhere).cpu().numpy() for head in self._heads])  # [h, N, T]
+        for i, row in enumerate(seen.batch.rows.tolist()):
+            example = self._task.examples[row]
+            self._add_positions(example, weights[:, i])
+            self._add_tokens(example, weights[:, i])
+            self._add_places(example, weights[:, i], places[:, i])
+
+    def _count(self, key: tuple[str, ...], weights: np.ndarray) -> None:
+        self._sums[key] += weights
+        self._counts[key] += 1
+
+    def _add_positions(self, example: Example, weights: np.ndarray) -> None:
+        at = example.positions
+        for query, key in product(at, repeat=2):
+            self._count(("pair", query, key), weights[:, at[query], at[key]])
+            if at[key] <= at[query]:
+                self._possible.add((query, key))
+            if at[key] < at[query] and example.clean[at[key]] == example.clean[at[query]]:
+                self._count(("copy", query, key), weights[:, at[query], at[key]])
+
+    def _add_tokens(self, example: Example, weights: np.ndarray) -> None:
+        """What END attends to, by name or text; and the tokens after earlier copies of the one at END."""
+        names: dict[int, str] = {}
+        for name, index in example.positions.items():
+            names.setdefault(index, name)
+        for index, token in enumerate(example.clean[: example.position + 1]):
+            self._sums["attended", names.get(index) or shown(self._model, [token])] += weights[:, example.position, index]
+        after = after_copies(example)
+        if after:
+            self._count(("induction",), weights[:, example.position, after].sum(-1))
+
+    def _add_places(self, example: Example, weights: np.ndarray, places: np.ndarray) -> None:
+        """Of the positions that a head is read at: which they are, and what the head attends to from there."""
+        self._count(("before",), np.einsum("hq,hqq->h", places[:, 1:], weights[:, 1:, :-1]))
+        self._count(("stays",), np.einsum("hq,hqq->h", places, weights))
+        for name, index in example.positions.items():
+            self._count(("read", name), places[:, index])
+            self._count(("from", name), np.einsum("hq,hq->h", places, weights[:, :, index]))
+
+    def _mean(self, head: str, *key: str) -> float | None:
+        """None where no example has it, or where the head leads nowhere in the circuit."""
+        if not self._counts[key]:
+            return None
+        value = float(self._sums[key][self._heads.index(head)]) / self._counts[key]
+        return None if math.isnan(value) else value
+
+    def pairs(self, head: str) -> dict[tuple[str, str], float]:
+        """Mean attention from named position to named position, over the examples that have both; not to what always comes later."""
+        found = ((key[1], key[2]) for key in self._counts if key[0] == "pair" and key[1:] in self._possible)
+        return {pair: self._mean(head, "pair", *pair) or 0.0 for pair in found}
+
+    def copies(self, head: str) -> dict[tuple[str, str], float]:
+        """The same to earlier names with the same token, over the examples where the tokens are the same (half, at least)."""
+        often = [key for key, count in self._counts.items() if key[0] == "copy" and 2 * count >= len(self._task)]
+        return {(key[1], key[2]): self._mean(head, *key) or 0.0 for key in often}
+
+    def attended(self, head: str) -> tuple[tuple[str, float], ...]:
+        """The five that END attends to most, by their named position or else their text; weights are summed over equal texts."""
+        at = self._heads.index(head)
+        found = [(key[1], float(sums[at]) / len(self._task)) for key, sums in self._sums.items() if key[0] == "attended"]
+        return tuple(sorted(found, key=lambda each: (-each[1], each[0]))[:MOST])
+
+    def induction(self, head: str) -> float | None:
+        """Attention from END to the tokens after earlier copies of its token, over the examples that have one (half, at least)."""
+        return self._mean(head, "induction") if 2 * self._counts["induction",] >= len(self._task) else None
+
+    def before(self, head: str) -> float | None:
+        """Attention to the token before, from where the head is read; None where it is read nowhere."""
+        return self._mean(head, "before")
+
+    def stays(self, head: str) -> float | None:
+        """Attention to the position itself, from where the head is read."""
+        return self._mean(head, "stays")
+
+    def read(self, head: str, name: str) -> float | None:
+        """The share of what the head writes that is read at a named position."""
+        return self._mean(head, "read", name)
+
+    def looks(self, head: str, name: str) -> float | None:
+        """Attention to a named position, from where the head is read."""
+        return self._mean(head, "from", name)
+
+
+def after_copies(example: Example) -> list[int]:
+    """Where the tokens stand that follow earlier copies of the one at END, END itself apart."""
+    return [index + 1 for index in range(example.position - 1) if example.clean[index] == example.clean[example.position]]
+
+
+def shown(model: Model, ids: Sequence[int]) -> str:
+    """The text of tokens; their numbers where the model has no tokenizer."""
+    return " ".join(map(str, ids)) if model.tokenizer is None else str(model.tokenizer.decode(list(ids)))

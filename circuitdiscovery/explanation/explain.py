@@ -1,0 +1,290 @@
+"""What the nodes of a circuit do: a card for each, with its role where the evidence supports one.
+
+1. *effect*: the damage of ablating the node alone in the full model, all its out-edges at once, with a bootstrap interval.
+2. *direct*: direct logit attribution (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; Wang et al. 2022,
+   arXiv 2211.00593, section 3.1): what the node writes at END, through the final norm with its scale frozen at the clean run, onto
+   the mean of the correct answers' unembeddings less that of the incorrect ones'. All sources and output biases add up to the
+   logit difference.
+3. *attention*: where a head looks (attention.py), and the scores that tell kinds of heads apart (headscores.py).
+4. *lens*: what the node writes at END, through the same frozen norm and the unembedding (nostalgebraist 2020, "logit lens", of one
+   node): the tokens that it promotes and suppresses most.
+5. *role*: what the evidence supports (roles.py).
+
+What is seen in plain runs (2, 3, 4) is of all examples. What is intervened on (1, and what roles ask) is measured on them all too, or,
+with `effort="quick"`, on 24 of them and for the 30 nodes of largest score, with intervals that are as wide as 24 examples make them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.arguments import guarded
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand
+from circuitdiscovery.engine.fast import parameters
+from circuitdiscovery.engine.metrics import Metric, bind
+from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.explanation.attention import Observed, Sights, head_of, observe, shown
+from circuitdiscovery.explanation.cards import Card, Edges, Explanation, Lens, Pattern
+from circuitdiscovery.explanation.head_scores import PERIOD, SEQUENCES, TOP, CopyScores, PatternScores, among
+from circuitdiscovery.explanation.interventions import SEED, Trials
+from circuitdiscovery.explanation.roles import Look, Setting, answer_position, find_roles, standing, word_positions
+from circuitdiscovery.graph.graph import no_node
+from circuitdiscovery.measure import intervals
+from circuitdiscovery.measure.bench import Work
+from circuitdiscovery.measure.estimates import weights
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.task.encoder import Example
+from circuitdiscovery.task.task import Task
+from circuitdiscovery.task.taskfile import END
+
+EFFORTS = ("full", "quick")
+PROMPTS = 3  # that are shown whole: enough to see what changes from one to the next
+EDGES = 10  # of a node, each way
+SEEN = 2.0  # runs that a plain run counts as which keeps sources and attention
+ASKED = 0.4  # of the heads are asked about other words, as far as that can be told before anything is measured
+QUICK_NODES = 30  # more cards than anybody reads
+QUICK_EXAMPLES = 24  # drawn once for all, for interventions: of a task of 64 the intervals are then 1.6 times as wide
+UNITS = 100  # of progress in a plain run of the examples
+QUICK_TOKENS = 256  # that copy scores are taken on: a share is then right to 0.03
+
+
+@guarded
+@torch.no_grad()
+def explain(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    *,
+    metric: str | Metric | Any | None = None,
+    ablation: str | Ablation = "resample",
+    prompts: int = PROMPTS,
+    effort: str = "full",
+    nodes: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Explanation:
+    """A card for every head and MLP of a circuit, or for some of them.
+
+    Args:
+        model: the model it is a circuit of.
+        task: its held-out examples where there are some, else its examples.
+        circuit: whose nodes; of its edges only the cards' lists, and where a head is read, depend.
+        metric: what effects are measured in; by default the task's own.
+        ablation: what an ablated node's edges carry.
+        prompts: whose attention and lens are shown whole, the first ones.
+        effort: `full` makes every intervention on every example. `quick` makes them on 24 examples, and cards for the 30 nodes
+            of largest score; it takes copy scores on at most 256 tokens.
+        nodes: which of the circuit's heads and MLPs get a card, whatever the effort; what has none stands in `unmeasured`.
+        batch_size: examples in one forward; by default as many as bounded memory holds.
+        progress: called with (done, expected), in prompts that run through the whole model or cost as much.
+
+    Raises:
+        CircuitDiscoveryError: a circuit of another model; an unknown metric, ablation or effort; no prompts; a node that is
+            no head or MLP of the circuit.
+
+    >>> import circuitdiscovery as cd
+    >>> from circuitdiscovery.explanation.explain import explain
+    >>> model = cd.load_model("toy")
+    >>> task = cd.load_task("ioi", model)
+    >>> explain(model, task, cd.Circuit.from_nodes(model.graph, ["a2.h0", "a1.h3"])).roles["name mover"]
+    ('a2.h0',)
+    """
+    circuit.check_model(model)
+    if effort not in EFFORTS:
+        raise unknown("effort", effort, EFFORTS)
+    if type(prompts) is not int or prompts < 1:
+        raise CircuitDiscoveryError(f"prompts must be a whole number of at least 1, not {prompts!r}")
+    used, inner = task.held_out or task, tuple(node for node in circuit.graph.sources[1:] if node in circuit.nodes)
+    chosen = _chosen(circuit, inner, nodes, effort)
+    rows = _rows(len(used), effort)
+    seen, some = _Seen(model, used, circuit, chosen, prompts, QUICK_TOKENS if effort == "quick" else None), used.select(rows)
+    bound, carried = bind(metric or used.metric, model, some), on_demand(model, some, ablation)
+    work = Work(progress, 2.0 * parameters(model) * sum(len(example.clean) for example in used.examples) / UNITS)
+    cards = _cards(Trials(model, circuit.graph, used, rows, bound, carried, batch_size, work), circuit, seen) if chosen else {}
+    return Explanation(
+        model=model.name,
+        task=task.name,
+        part="examples" if task.held_out is None else "held_out",
+        examples=len(used),
+        metric=bound.name,
+        ablation=name_of(ablation),
+        effort=effort,
+        intervened=len(rows),
+        unmeasured=tuple(node for node in inner if node not in chosen),
+        cards=cards,
+        mean_over=getattr(carried, "mean_over", None),
+    )
+
+
+def _chosen(circuit: Circuit, inner: Sequence[str], nodes: Sequence[str] | None, effort: str) -> tuple[str, ...]:
+    """Those of the circuit's heads and MLPs that get cards, in index order."""
+    if nodes is None:
+        return circuit.strongest(QUICK_NODES) if effort == "quick" and len(inner) > QUICK_NODES else tuple(inner)
+    wrong = next((node for node in nodes if node not in inner), None)
+    if wrong is not None:
+        raise no_node(wrong, inner, "head or MLP", "heads and MLPs of this circuit")
+    return tuple(node for node in inner if node in nodes)
+
+
+def _rows(count: int, effort: str) -> tuple[int, ...]:
+    """The examples that interventions run on: all, or a fixed draw of them, in order."""
+    if effort == "full" or count <= QUICK_EXAMPLES:
+        return tuple(range(count))
+    return tuple(sorted(np.random.default_rng(0).choice(count, QUICK_EXAMPLES, replace=False).tolist()))
+
+
+def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
+    model, task, graph, nodes, heads, work = trials.model, trials.task, circuit.graph, seen.nodes, seen.heads, trials.work
+    names = word_positions(task)
+    tokens = sum(len(example.clean) for example in task.examples)
+    forward = 2.0 * parameters(model)
+    looking = SEEN * forward * tokens + 2.0 * model.W_U.numel() * len(heads) * (len(task) + seen.copying.total)
+    random = forward * SEQUENCES * (2 * PERIOD + 1) if heads else 0.0
+    work.ahead = looking + random + trials.ablating(nodes) + ASKED * trials.asking(heads, len(names))
+    work.report()
+    work.plan(looking)
+    for observed in observe(model, task, trials.batch_size):
+        seen.add(observed)
+        work.did(looking * len(observed.batch) / len(task))
+    work.plan(random)
+    patterns = PatternScores({}, None)
+    if heads:
+        patterns = PatternScores.measure(model, task, batch_size=trials.batch_size, progress=lambda share: work.did(random * share))
+    of_direct = intervals.means(np.stack(list(seen.direct.values())), weights(len(task), SEED)) if seen.direct else []
+    direct = dict(zip(seen.direct, of_direct, strict=True))
+    scores = {head: patterns.of(head) | seen.copying.of(head) for head in heads}
+    setting = Setting(
+        logit_diff=float(seen.logit_diff.mean()),
+        stands=sum(bool(standing(example)) for example in task.examples) / len(task),
+        answer=answer_position(task),
+        names=names,
+        even=patterns.even,
+    )
+    looks = [Look(head, direct[head], scores[head], *seen.shares(head)) for head in heads]
+    ablated, roles = find_roles(looks, nodes, seen.sights, setting, trials)
+    work.ahead = 0.0
+    work.report()
+    return {
+        node: Card(
+            node=node,
+            kind="head" if node in heads else "mlp",
+            role=roles[node][0] if node in roles else None,
+            evidence=roles[node][1] if node in roles else (),
+            effect=ablated.nodes[node],
+            direct=direct[node],
+            attention=seen.sights.pairs(node) if node in heads else {},
+            attended=seen.sights.attended(node) if node in heads else (),
+            scores=scores.get(node, {}),
+            patterns=seen.patterns(node),
+            lens=seen.lens(node),
+            in_edges=_edges(circuit, columns=[node in graph.reader_nodes(name) for name in graph.receivers]),
+            out_edges=_edges(circuit, rows=[name == node for name in graph.sources]),
+        )
+        for node in nodes
+    }
+
+
+def _edges(circuit: Circuit, *, rows: Sequence[bool] | None = None, columns: Sequence[bool] | None = None) -> Edges:
+    """The circuit's strongest edges out of the sources in `rows`, or into the receivers in `columns`."""
+    mask = circuit.mask.copy()
+    mask &= np.array(rows)[:, None] if rows is not None else np.array(columns)
+    found = [(name, circuit.score(name)) for name in circuit.graph.names(mask)]
+    return tuple(sorted(found, key=lambda edge: -abs(edge[1]) if edge[1] is not None else 1.0)[:EDGES])
+
+
+# ------------------------------------------------------------------ one pass over the examples
+
+
+def _direction(model: Model, example: Example) -> Tensor:
+    """[D]: what of the normalised stream is the logit difference."""
+    correct, incorrect = (model.W_U[list(answers)] for answers in (example.correct, example.incorrect))
+    return correct.mean(0) - incorrect.mean(0) if len(incorrect) else correct.mean(0)
+
+
+class _Seen:
+    """What is seen of some nodes in plain runs on a task's clean prompts."""
+
+    def __init__(self, model: Model, task: Task, circuit: Circuit, nodes: Sequence[str], prompts: int, tokens: int | None) -> None:
+        heads, count = tuple(node for node in nodes if node[0] == "a"), len(task)
+        self.model, self.task, self.nodes, self.heads = model, task, tuple(nodes), heads
+        self._prompts = prompts
+        self.sights, self.copying = Sights(model, task, circuit, heads), CopyScores(model, task, heads, tokens)
+        self.logit_diff = np.zeros(count)  # [examples]
+        self.direct = {node: np.zeros(count) for node in nodes}  # [examples] each
+        self._near = {head: np.zeros((2, count), dtype=bool) for head in heads}  # [2, examples]: an answer among the highest, the lowest
+        self._patterns: dict[str, dict[int, Pattern]] = {node: {} for node in nodes}  # by row
+        self._lens: dict[str, dict[int, Lens]] = {node: {} for node in nodes}
+
+    def add(self, seen: Observed) -> None:
+        """Look at one more batch."""
+        rows = seen.batch.rows.tolist()
+        examples = [self.task.examples[row] for row in rows]
+        direction = torch.stack([_direction(self.model, example) for example in examples])  # [N, D]
+        self.logit_diff[rows] = _dot(self.model.final_norm(seen.stream), direction)
+        answers = {i: sorted(found) for i, example in enumerate(examples) if (found := standing(example))}  # by index in the batch
+        shown_whole = [i for i, row in enumerate(rows) if row < self._prompts]
+        for node in self.direct:
+            written = seen.written(self.model.graph.source_index[node])  # [N, D]
+            self.direct[node][rows] = _dot(written, direction)
+            if node in self._near and answers:
+                self._near[node][:, [rows[i] for i in answers]] = self._among(written, answers)
+            for i, logits in zip(shown_whole, self._logits(written[shown_whole]), strict=True):
+                self._lens[node][rows[i]] = self._read(examples[i], logits)
+                if node in self._near:
+                    self._patterns[node][rows[i]] = self._pattern(examples[i], seen.attention[head_of(node)][i])
+        self.sights.add(seen)
+        self.copying.add(seen)
+
+    def _logits(self, written: Tensor) -> Tensor:
+        """[N, vocabulary] float32."""
+        return (written @ self.model.W_U.T).float()
+
+    def _among(self, written: Tensor, answers: Mapping[int, Sequence[int]]) -> np.ndarray:
+        """[2, len(answers)] bool: whether one of the answers is among the highest tokens, the lowest, of [N, D] that is written."""
+        most = max(map(len, answers.values()))
+        padded = [[*found, *[found[0]] * (most - len(found))] for found in answers.values()]
+        tokens = torch.tensor(padded, device=written.device)
+        return torch.stack(among(self._logits(written[list(answers)]), tokens)).cpu().numpy()
+
+    def shares(self, head: str) -> tuple[float, float]:
+        """Of the examples whose answer stands in the prompt, those where it is among the highest tokens that a head writes, the lowest."""
+        there = [bool(standing(example)) for example in self.task.examples]
+        highest, lowest = self._near[head][:, there].mean(1).tolist() if any(there) else (0.0, 0.0)
+        return highest, lowest
+
+    def patterns(self, node: str) -> tuple[Pattern, ...]:
+        """Of the first prompts, in order."""
+        return tuple(each for _, each in sorted(self._patterns[node].items()))
+
+    def lens(self, node: str) -> tuple[Lens, ...]:
+        """Of the first prompts, in order."""
+        return tuple(each for _, each in sorted(self._lens[node].items()))
+
+    def _text(self, example: Example) -> str:
+        return example.text or shown(self.model, example.clean)
+
+    def _read(self, example: Example, logits: Tensor) -> Lens:
+        """From the [vocabulary] logits of what a node writes."""
+        best, worst = (logits.topk(min(TOP, len(logits)), largest=largest) for largest in (True, False))
+        promoted, suppressed = (
+            tuple((shown(self.model, [token]), value) for value, token in zip(side.values.tolist(), side.indices.tolist(), strict=True))
+            for side in (best, worst)
+        )
+        return Lens(self._text(example), END, promoted, suppressed)
+
+    def _pattern(self, example: Example, weights: Tensor) -> Pattern:
+        weights = weights[: len(example.clean), : len(example.clean)]  # without pads
+        tokens = tuple(shown(self.model, [token]) for token in example.clean)
+        return Pattern(self._text(example), tokens, weights.cpu().numpy(), dict(example.positions))
+
+
+def _dot(written: Tensor, direction: Tensor) -> np.ndarray:
+    """[N, D] each -> [N]."""
+    return (written * direction).sum(-1).double().cpu().numpy()

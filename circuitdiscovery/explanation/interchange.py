@@ -1,0 +1,272 @@
+"""Runs of the whole model in which a node writes something else, and all that follows responds (interchange intervention).
+
+Geiger et al. 2021, arXiv 2106.02997; activation patching, where a node's change reaches all its readers, and path patching, where
+it reaches some of them (Wang et al. 2022, arXiv 2211.00593, section 3).
+
+1. `Plain` is a run as it is, with what is read in every layer.
+2. A `Change` is a difference that is added to the stream at one place, or to what some receivers read of it.
+3. `changed_logits` runs many changes of one plain run together, layer by layer. A change joins at its place, so that of each only
+   what follows it runs, and the weights are read once for all.
+
+Shapes: M changes, N examples, T positions, D d_model, H heads, h some of them, K d_head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from circuitdiscovery.engine.fast import Reading, at_position, attend, mlp, per_head, plain_run, unembed
+from circuitdiscovery.graph.graph import Graph, letter_of
+from circuitdiscovery.model.model import Block, Model
+
+ATTENTION = 0.3  # of what a layer costs
+_BYTES = 2**27  # of what changed runs hold at once
+_LOGIT_BYTES = 2**25
+
+Reads = Mapping[tuple[int, str], Sequence[int]]  # (layer, letter) -> which of its receivers; ("logits" stands in the layer after the last)
+
+
+# ------------------------------------------------------------------ a run as it is
+
+
+@dataclass(frozen=True)
+class Plain:
+    """One batch's run as it is: [N, T] tokens, through the first of the layers or all."""
+
+    model: Model
+    tokens: Tensor
+    readings: Mapping[tuple[int, str], Reading]
+
+    @classmethod
+    def run(cls, model: Model, tokens: Tensor, layers: int | None = None) -> Plain:
+        """The run; with `layers`, no further than what these read."""
+        part = model if layers is None else replace(model, blocks=model.blocks[:layers])
+        readings = plain_run(part, tokens, None, keep_readings=True).readings
+        return cls(model, tokens, {(each.readers.layer, each.readers.letter): each for each in readings})
+
+    def stream(self, layer: int, position: Tensor | None = None) -> Tensor:
+        """[N, T, D], what a layer's attention reads before its norm; `n_layers`: the logits. With [N] positions [N, 1, D], there alone."""
+        if layer < len(self.model.blocks):
+            return _at(self.readings[layer, "q"].stream, position)
+        last, block = layer - 1, self.model.blocks[layer - 1]
+        y, normalised = (_at(x, position) for x in (self.after_attention(last), self.readings[last, "m"].values))
+        if self.model.graph.parallel:
+            y = y + _output(block, _at_query(self._attended(last, range(self.model.graph.n_heads)), position))
+        return y + mlp(self.model, block, normalised)
+
+    def logits(self, position: Tensor) -> Tensor:
+        """[N, V] at positions."""
+        return unembed(self.model, self.stream(len(self.model.blocks), position)[:, 0])
+
+    def after_attention(self, layer: int) -> Tensor:
+        """[N, T, D], what a layer's MLP reads before its norm."""
+        return self.readings[layer, "m"].stream
+
+    def _attended(self, layer: int, heads: Sequence[int], other: Mapping[str, Tensor] | None = None) -> Tensor:
+        """[h, N, T, K]: what some heads attend to, with other keys or values ([groups, N, T, K]) where they are given."""
+        q = self.readings[layer, "q"].values[list(heads)]
+        size = self.model.graph.n_heads // self.model.graph.n_kv_heads
+        groups = [head // size for head in heads]
+        k, v = ((other or {}).get(letter, self.readings[layer, letter].values)[groups] for letter in "kv")
+        return attend(self.model, self.model.blocks[layer], q, k, v)
+
+    def _written_by(self, layer: int, heads: Sequence[int], other: Mapping[str, Tensor] | None = None) -> Tensor:
+        """[N, T, D]: what some heads write together."""
+        z, weight = self._attended(layer, heads, other), self.model.blocks[layer].W_O[list(heads)]
+        return torch.einsum("hntk,hkd->ntd", z, weight)
+
+    def written(self, node: str) -> Tensor:
+        """[N, T, D]: what a head or an MLP writes."""
+        layer, head = _place(node)
+        if head is not None:
+            return self._written_by(layer, [head])
+        return mlp(self.model, self.model.blocks[layer], self.readings[layer, "m"].values)
+
+    def change(self, node: str, written: Tensor) -> Change:
+        """That a node writes [N, T, D]."""
+        return self._at_node(node, written - self.written(node))
+
+    def changed_values(self, node: str, other: Plain) -> Change:
+        """That the values of a head's group are those of another run."""
+        return self._with(node, {"v": other.readings[_place(node)[0], "v"].values})
+
+    def changed_keys(self, node: str, other: Plain, places: Tensor) -> Change:
+        """That the keys of a head's group are those of another run at one position of each example, [N]."""
+        layer = _place(node)[0]
+        own, rows = self.readings[layer, "k"].values.clone(), torch.arange(len(places), device=places.device)
+        own[:, rows, places] = other.readings[layer, "k"].values[:, rows, places]
+        return self._with(node, {"k": own})
+
+    def _with(self, node: str, other: Mapping[str, Tensor]) -> Change:
+        layer, head = _place(node)
+        assert head is not None
+        size = self.model.graph.n_heads // self.model.graph.n_kv_heads
+        group = range(head // size * size, (head // size + 1) * size)
+        return self._at_node(node, self._written_by(layer, group, other) - self._written_by(layer, group))
+
+    def _at_node(self, node: str, difference: Tensor) -> Change:
+        layer, head = _place(node)
+        return Change(layer, head is None or self.model.graph.parallel, difference)
+
+
+def _place(node: str) -> tuple[int, int | None]:
+    """`a1.h2` -> (1, 2), `m1` -> (1, None)."""
+    layer, _, head = node[1:].partition(".h")
+    return int(layer), int(head) if head else None
+
+
+def _at(x: Tensor, position: Tensor | None) -> Tensor:
+    """[N, T, D], or [N, 1, D] at positions."""
+    return x if position is None else at_position(x, position)[:, None]
+
+
+def _at_query(z: Tensor, position: Tensor | None) -> Tensor:
+    """[h, N, T, K], or [h, N, 1, K] at positions."""
+    return z if position is None else z[:, torch.arange(len(position), device=z.device), position][:, :, None]
+
+
+def _output(block: Block, z: Tensor) -> Tensor:
+    """[H, N, T, K] -> [N, T, D], the output bias included."""
+    return F.linear(z.permute(1, 2, 0, 3).flatten(2), block.W_O.flatten(0, 1).T, block.b_O)
+
+
+# ------------------------------------------------------------------ changes
+
+
+@dataclass(frozen=True)
+class Change:
+    """A [N, T, D] difference in the stream, after a layer's attention or after its MLP.
+
+    With `reads`, the stream stays and these receivers alone read the difference.
+    """
+
+    layer: int
+    after_mlp: bool
+    difference: Tensor
+    reads: Reads | None = None
+
+    @cached_property
+    def joins(self) -> tuple[int, bool]:
+        """(layer, whether after its attention): the first place where something differs."""
+        if self.reads is not None:
+            return min(layer for layer, _ in self.reads), False
+        return (self.layer + 1, False) if self.after_mlp else (self.layer, True)
+
+    def runs(self, model: Model) -> float:
+        """What it makes run again, in runs of the whole model."""
+        layer, late = self.joins
+        return (len(model.blocks) - layer - late * ATTENTION) / len(model.blocks)
+
+
+def receivers(graph: Graph, columns: Sequence[int]) -> Reads:
+    """Receivers by their layer and letter, as a `Change` takes them."""
+    reads: dict[tuple[int, str], list[int]] = {}
+    for column in columns:
+        name, layer = graph.receivers[column], graph.receiver_layers[column]
+        letters = [letter_of(name)] if letter_of(name) else "qkv" if name[0] == "a" else [name[:1]]  # merged: all three
+        for letter in letters:
+            index = int(np.flatnonzero(graph.columns(layer, letter) == graph.receiver_index[name])[0]) if name != "logits" else 0
+            reads.setdefault((layer, letter), []).append(index)
+    return reads
+
+
+@torch.no_grad()
+def changed_logits(plain: Plain, position: Tensor, changes: Sequence[Change]) -> Iterator[tuple[list[int], Tensor]]:
+    """(which of the changes, their [m, N, V] logits at [N] positions), some at a time."""
+    order = sorted(range(len(changes)), key=lambda i: changes[i].joins)
+    size = _at_once(plain)
+    for start in range(0, len(order), size):
+        some = order[start : start + size]
+        streams = _Sweep(plain, position, [changes[i] for i in some]).streams()  # [m, N, D]
+        at_once = max(1, _LOGIT_BYTES // (streams.shape[1] * plain.model.vocab_size * streams.element_size()))
+        for first in range(0, len(some), at_once):
+            yield some[first : first + at_once], unembed(plain.model, streams[first : first + at_once])
+
+
+def _at_once(plain: Plain) -> int:
+    block, width = plain.model.blocks[0], plain.model.d_model
+    hidden = 0 if block.W_in is None else block.W_in.shape[0]
+    heads = plain.model.graph.n_heads * block.W_Q.shape[1]
+    return max(1, _BYTES // (plain.tokens.numel() * (6 * width + 3 * hidden + 5 * heads) * plain.model.W_E.element_size()))
+
+
+class _Sweep:
+    """Changes, in the order that they join in, as they go through the layers together."""
+
+    def __init__(self, plain: Plain, position: Tensor, changes: Sequence[Change]) -> None:
+        self._plain, self._position, self._changes = plain, position, changes
+        self._active = 0  # how many have joined
+        self._x = plain.model.W_E.new_empty(0)  # [active * N, T, D]
+
+    def streams(self) -> Tensor:
+        """[m, N, D]: what the logits read."""
+        layers, at = len(self._plain.model.blocks), self._position
+        for layer in range(layers):
+            self._layer(layer, at if layer == layers - 1 else None)
+        self._join((layers, False), at)
+        for rows, _, seen in self._read(self._x, layers, "l", at):
+            self._x[rows] = seen
+        return self._x.unflatten(0, (len(self._changes), len(at)))[:, :, 0]
+
+    def _layer(self, layer: int, at: Tensor | None) -> None:
+        model, block = self._plain.model, self._plain.model.blocks[layer]
+        self._join((layer, False), None)
+        attended = self._attended(layer, at) if self._active else self._x
+        if self._active and at is not None:
+            self._x = _at(self._x, at.repeat(self._active))
+        before = self._x
+        if not model.graph.parallel:
+            self._x = before + attended
+            self._join((layer, True), at)
+        if self._active:
+            written = mlp(model, block, block.norm2(self._x))
+            for rows, _, seen in self._read(self._x, layer, "m", at):
+                written[rows] = mlp(model, block, block.norm2(seen))
+            self._x = before + attended + written if model.graph.parallel else self._x + written
+
+    def _attended(self, layer: int, at: Tensor | None) -> Tensor:
+        """[active * N, T, D]: what the heads of a layer write together; with [N] positions there alone."""
+        model, block, x = self._plain.model, self._plain.model.blocks[layer], self._x
+        places = None if at is None else at.repeat(self._active)
+        u = block.norm1(x)
+        read: dict[str, Tensor] = {}
+        for letter in "qkv":
+            where, own = (at, places) if letter == "q" else (None, None)
+            read[letter] = _project(_at(u, own), block, letter)
+            for rows, some, seen in self._read(_at(x, own), layer, letter, where):
+                read[letter][list(some), rows] = _project(block.norm1(seen), block, letter)[list(some)]
+        k, v = (per_head(model, read[letter]) for letter in "kv")
+        return _output(block, attend(model, block, read["q"], k, v, places))
+
+    def _join(self, place: tuple[int, bool], at: Tensor | None) -> None:
+        """Those that begin to differ here go behind the others."""
+        joining = [each for each in self._changes[self._active :] if each.joins == place]
+        if not joining:
+            return
+        layer, late = place
+        last = layer == len(self._plain.model.blocks)
+        base = _at(self._plain.after_attention(layer), at) if late else self._plain.stream(layer, at if last else None)
+        new = [base if each.reads is not None else base + _at(each.difference, at) for each in joining]
+        self._x = torch.cat([self._x, *new] if self._active else new)
+        self._active += len(joining)
+
+    def _read(self, x: Tensor, layer: int, letter: str, at: Tensor | None) -> Iterator[tuple[slice, Sequence[int], Tensor]]:
+        """(the rows, the receivers, what they read before the norm) of each change that these receivers alone read."""
+        for i, each in enumerate(self._changes[: self._active]):
+            if each.reads is not None and (layer, letter) in each.reads:
+                rows = slice(i * len(self._position), (i + 1) * len(self._position))
+                yield rows, each.reads[layer, letter], x[rows] + _at(each.difference, at)
+
+
+def _project(x: Tensor, block: Block, letter: str) -> Tensor:
+    """[N, T, D] normalised -> [heads or groups, N, T, K]."""
+    weight, bias = block.projection(letter)
+    out = F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
+    return out.unflatten(-1, weight.shape[:2]).movedim(-2, 0).contiguous()

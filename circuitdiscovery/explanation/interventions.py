@@ -1,0 +1,279 @@
+"""Interventions that tell what a node does: on its edges, on the words of the prompts, on what its keys see.
+
+1. edges: ablate only some of the edges out of a node (Wang et al. 2022, arXiv 2211.00593, section 3: path patching).
+2. words: give a head what it writes where the prompt has another word at one position (interchange intervention; Geiger et al.
+   2021, arXiv 2106.02997). The word is another example's, so the prompt stays one of its kind.
+3. the same seen by the head's values alone, or by its keys alone: it tells what the head moves from what it matches, and a head
+   that looks for copies of a token from one that is told of them.
+4. copies: take away the earlier copies of the token at END. A head that attends to what followed them because of the copies then
+   no longer does; one that finds the same place by other means still does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.ablation import Ablation
+from circuitdiscovery.engine.fast import parameters, unembed
+from circuitdiscovery.engine.metrics import BoundMetric
+from circuitdiscovery.engine.patching import batches
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.explanation.attention import after_copies, attention_on, head_of, stream_after
+from circuitdiscovery.explanation.interchange import Change, Plain, changed_logits, receivers
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.measure import estimates
+from circuitdiscovery.measure.bench import Work
+from circuitdiscovery.measure.estimates import Estimate
+from circuitdiscovery.measure.intervals import difference
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.task.encoder import Example
+from circuitdiscovery.task.task import Batch, Task
+
+ENOUGH = 0.5  # of the examples must have another word to change to
+SEED = 0  # of the bootstrap, as `evaluate` has it by default
+ABLATE_RUNS = 2.5  # that the plain run and the replacements count as
+
+Cut = tuple[str, tuple[int, ...]]  # a node, and the receivers (columns) that its edges into are ablated
+Part = Literal["whole", "values", "keys"]
+Asked = tuple[str, str, Part]  # a head, a named position, and what of the head sees the other word
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """What ablations did.
+
+    Args:
+        full: the mean metric of the whole model.
+        empty: the same with every edge ablated.
+        nodes: the damage of ablating all that a node writes.
+        edges: that of ablating its edges into some receivers.
+    """
+
+    full: float
+    empty: float
+    nodes: Mapping[str, Estimate]
+    edges: Mapping[Cut, Estimate]
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Interventions on a model, on some of a task's examples.
+
+    Args:
+        model, graph: what runs, and how its edges are counted.
+        task: its examples give the other words.
+        rows: the examples that interventions run on.
+        metric: what damage is measured in, bound to these.
+        ablation: what an ablated edge carries on these, computed batch by batch.
+        batch_size: examples in one forward; by default as many as bounded memory holds.
+        work: what it is part of.
+    """
+
+    model: Model
+    graph: Graph
+    task: Task
+    rows: tuple[int, ...]
+    metric: BoundMetric
+    ablation: Ablation
+    batch_size: int | None
+    work: Work
+
+    @property
+    def forward(self) -> float:
+        """FLOP of the examples' run through the whole model."""
+        return 2.0 * parameters(self.model) * sum(len(self.task.examples[row].clean) for row in self.rows)
+
+    def ablating(self, nodes: Sequence[str]) -> float:
+        """About what `ablate` costs, in FLOP."""
+        return self.forward * (ABLATE_RUNS + self._after(nodes))
+
+    def asking(self, heads: Sequence[str], names: int) -> float:
+        """About what it costs, in FLOP, to ask each of some heads about each named position and once about its values or keys."""
+        return self.forward * (2 * (1 + names) + (1 + names) * self._after(heads)) if heads and names else 0.0
+
+    def _after(self, nodes: Sequence[str]) -> float:
+        """Runs of the whole model that running what follows each of some nodes amounts to."""
+        layers = self.graph.n_layers
+        return sum(1 - (int(node[1:].split(".")[0]) + (node[0] == "m")) / layers for node in nodes)
+
+    def ablate(self, nodes: Sequence[str], cuts: Sequence[Cut]) -> Ablated:
+        """Ablate all that some nodes write, one after the other, and some nodes' edges into some receivers."""
+        index = self.graph.source_index
+        reads = [(node, receivers(self.graph, columns)) for node, columns in cuts]
+
+        def changes(batch: Batch, plain: Plain) -> tuple[list[Change], list[Tensor]]:
+            carried = self._carried(batch)
+            whole = {node: plain.change(node, carried[index[node]]) for node in dict.fromkeys([*nodes, *(node for node, _ in cuts)])}
+            last = carried[:, torch.arange(len(batch), device=carried.device), batch.position]  # [S, N, D]
+            empty = unembed(self.model, stream_after(self.model, last, self.graph.n_layers))
+            return [*(whole[node] for node in nodes), *(replace(whole[node], reads=each) for node, each in reads)], [empty]
+
+        full, empty, *others = self._values(ABLATE_RUNS, 1, len(nodes) + len(cuts), changes)
+        damages = [self._damage(full, each) for each in others]
+        parts = dict(zip(nodes, damages, strict=False)), dict(zip(cuts, damages[len(nodes) :], strict=True))
+        return Ablated(float(full.mean()), float(empty.mean()), *parts)
+
+    def other_words(self, asked: Sequence[Asked], others: Mapping[str, Task]) -> dict[Asked, Estimate]:
+        """The damage of another word at a named position: to all that a head writes (what it has from there), seen by its values
+        alone (what it moves), or by its keys alone at that position alone (what it matches).
+
+        Where heads share their keys and values, the last two are those of the group.
+
+        Args:
+            asked: which of these, each for a head and a position.
+            others: the examples, each against itself with another word, by position (see `other_words`).
+        """
+        deepest = {name: 1 + max(head_of(head)[0] for head, other, _ in asked if other == name) for _, name, _ in asked}
+
+        def changes(batch: Batch, plain: Plain) -> tuple[list[Change], list[Tensor]]:
+            runs = {name: Plain.run(self.model, _corrupted(batch, others[name]), layers) for name, layers in deepest.items()}
+            places = {name: self._places(batch, name) for name in runs}
+            return [_change(plain, head, runs[name], part, places[name]) for head, name, part in asked], []
+
+        full, *values = self._values(1 + len(deepest), 0, len(asked), changes) if asked else [np.zeros(0)]
+        return {each: self._damage(full, value) for each, value in zip(asked, values, strict=True)}
+
+    def _carried(self, batch: Batch) -> Tensor:
+        """[S, N, T, D]: the replacements."""
+        values = self.ablation.rows(batch)
+        expected = (len(self.graph.sources), *batch.clean.shape, self.model.d_model)
+        if values.shape != expected:
+            shape = tuple(values.shape)
+            raise CircuitDiscoveryError(f"ablation {self.ablation.name!r} gives replacements of shape {shape}, not {expected}")
+        return values.to(self.model.W_E)
+
+    def _places(self, batch: Batch, name: str) -> Tensor:
+        """[N]: the named position; 0 where an example has none, whose word is its own."""
+        at = [self.task.examples[self.rows[row]].positions.get(name, 0) for row in batch.rows.tolist()]
+        return torch.tensor(at, device=batch.clean.device)
+
+    def _values(
+        self, runs: float, others: int, count: int, changes: Callable[[Batch, Plain], tuple[list[Change], list[Tensor]]]
+    ) -> list[np.ndarray]:
+        """[examples] each: the metric of the plain runs, of `others` logits beside, and of changed runs, as many as `count`.
+
+        `changes` gives a batch's changes, and its other logits, [N, V] each; `runs` is what that costs.
+        """
+        chosen, known, planned = self.task.select(self.rows), 1 + others, False
+        out, tokens = np.zeros((known + count, len(chosen))), sum(len(example.clean) for example in chosen.examples)
+        for batch in batches(self.model, chosen, self.batch_size):
+            cost, rows = self.forward * int(batch.lengths.sum()) / tokens, batch.rows.cpu().numpy()
+            plain = Plain.run(self.model, batch.clean)
+            made, beside = changes(batch, plain)
+            if not planned:
+                self.work.plan(self.forward * (runs + sum(each.runs(self.model) for each in made)))
+                planned = True
+            self.work.did(cost * runs)
+            for i, logits in enumerate([plain.logits(batch.position), *beside]):
+                out[i, rows] = self._metric(logits, batch)
+            for which, logits in changed_logits(plain, batch.position, made):
+                for i, values in zip(which, self._metric(logits, batch), strict=True):
+                    out[known + i, rows] = values
+                self.work.did(cost * sum(made[i].runs(self.model) for i in which))
+        return list(distributed.total(torch.from_numpy(out)).numpy())
+
+    def _metric(self, logits: Tensor, batch: Batch) -> np.ndarray:
+        """[..., N] of [..., N, V]."""
+        return self.metric(logits, batch).double().cpu().numpy()
+
+    def _damage(self, full: np.ndarray, less: np.ndarray) -> Estimate:
+        better, worse = (full, less) if self.metric.higher_is_better else (less, full)
+        return difference(better, worse, estimates.weights(len(full), SEED))
+
+    def after_copies(self, heads: Sequence[str]) -> Mapping[str, float]:
+        """The mean attention of some heads from END to what followed earlier copies of its token, with other tokens in their place."""
+        changed = [(row, prompt) for row in self.rows if (prompt := _without_copies(self.task, row)) is not None]
+        if not changed:
+            return {}
+        old = [self.task.examples[row] for row, _ in changed]
+        new = [replace(example, clean=prompt) for example, (_, prompt) in zip(old, changed, strict=True)]
+        found = [weights[:, old[row].position, after_copies(old[row])].sum(-1) for row, weights in self._attention(new, heads)]
+        return dict(zip(heads, np.mean(found, axis=0).tolist(), strict=True))
+
+    def attention_to_other(self, heads: Sequence[str], query: str, key: str, other: Task) -> dict[str, float]:
+        """The mean attention of some heads from a named position to one where another word stands."""
+        new = [replace(example, clean=example.corrupted) for example in other.examples]
+        found: list[np.ndarray] = []
+        for row, weights in self._attention(new, heads):
+            at = other.examples[row].positions
+            if query in at and key in at:
+                found.append(weights[:, at[query], at[key]])
+        return dict(zip(heads, np.mean(found, axis=0).tolist(), strict=True))
+
+    def _attention(self, examples: Sequence[Example], heads: Sequence[str]) -> Iterator[tuple[int, np.ndarray]]:
+        """(which of some examples, [h, T, T] the attention of some heads on its clean prompt)."""
+        layers, places = zip(*map(head_of, heads), strict=True)
+        for batch, seen in attention_on(self.model, replace(self.task, examples=tuple(examples), held_out=None), self.batch_size):
+            weights = seen[list(layers), list(places)].cpu().numpy()  # [h, N, T, T]
+            for i, row in enumerate(batch.rows.tolist()):
+                yield row, weights[:, i]
+
+
+def _change(plain: Plain, head: str, other: Plain, part: Part, places: Tensor) -> Change:
+    if part == "whole":
+        return plain.change(head, other.written(head))
+    return plain.changed_values(head, other) if part == "values" else plain.changed_keys(head, other, places)
+
+
+def _corrupted(batch: Batch, task: Task) -> Tensor:
+    """[N, T]: the corrupted prompts of a task's examples, as long as a batch's clean ones."""
+    tokens = batch.clean.clone()
+    for i, row in enumerate(batch.rows.tolist()):
+        prompt = task.examples[row].corrupted
+        tokens[i, : len(prompt)] = torch.tensor(prompt, device=tokens.device)
+    return tokens
+
+
+def other_words(task: Task, names: Sequence[str], rows: Sequence[int]) -> dict[str, Task]:
+    """By named position what `other_word` gives, where it gives something."""
+    found = {name: other_word(task, name, rows) for name in names}
+    return {name: other for name, other in found.items() if other is not None}
+
+
+def other_word(task: Task, name: str, rows: Sequence[int] | None = None) -> Task | None:
+    """Some of a task's examples (by default all), each against itself with another word at a named position.
+
+    The word is that of the example of the task whose answers contradict this one's most, or else the next one's, and not in the
+    prompt. None where less than half of the examples can be changed.
+    """
+    examples = tuple(_with_other_word(task, row, name) for row in (range(len(task)) if rows is None else rows))
+    changed = sum(example.clean != example.corrupted for example in examples)
+    return replace(task, examples=examples, held_out=None) if changed >= ENOUGH * len(examples) else None
+
+
+def _with_other_word(task: Task, row: int, name: str) -> Example:
+    example, prompt = task.examples[row], list(task.examples[row].clean)
+    others = [other for other in (*task.examples[row + 1 :], *task.examples[:row]) if name in other.positions]
+    others = [other for other in others if other.clean[other.positions[name]] not in prompt]
+    if name in example.positions and others:
+        other = max(others, key=lambda other: _contradiction(example, other))
+        prompt[example.positions[name]] = other.clean[other.positions[name]]
+    return replace(example, corrupted=tuple(prompt))
+
+
+def _contradiction(a: Example, b: Example) -> int:
+    """How many answers are right for one and wrong for the other."""
+    return len({*a.correct} & {*b.incorrect}) + len({*a.incorrect} & {*b.correct})
+
+
+def _without_copies(task: Task, row: int) -> tuple[int, ...] | None:
+    """The prompt with other examples' tokens in place of the earlier copies of the one at END; None where it has none.
+
+    A token from the same place goes before others; none stands in the prompt.
+    """
+    example, prompt = task.examples[row], list(task.examples[row].clean)
+    others = [other.clean for other in (*task.examples[row + 1 :], *task.examples[:row])]
+    for after in after_copies(example):
+        alike = [other[after - 1] for other in others if len(other) >= after]
+        word = next((word for word in (*alike, *(word for other in others for word in other)) if word not in prompt), None)
+        if word is None:
+            return None
+        prompt[after - 1] = word
+    return tuple(prompt) if tuple(prompt) != example.clean else None

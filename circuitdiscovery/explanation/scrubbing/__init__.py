@@ -1,0 +1,1 @@
+"""Causal scrubbing: a hypothesis, its tree, and the test of it."""

@@ -1,0 +1,442 @@
+"""Causal scrubbing (Chan, Garriga-Alonso, Goldowsky-Dill, Greenblatt, Nitishinskaya, Radhakrishnan, Shlegeris and Thomas 2022,
+"Causal scrubbing: a method for rigorously testing interpretability hypotheses", Redwood Research).
+
+A hypothesis says which edges matter, and on which variables of the prompt alone what they carry depends. If it holds, whatever it
+calls irrelevant can be exchanged without harm to the behaviour. What a node writes, scrubbed, for a prompt x:
+
+1. For an edge into the node that the hypothesis holds: draw a prompt that agrees with x on the edge's variables, and take what the
+   edge's source writes, scrubbed, for that prompt. The recursion unrolls the graph into the tree of its paths; each has draws of its own.
+2. All other edges into the node carry what their sources write on one prompt, drawn at random for this place of the tree.
+3. A source without such edges into it writes what it writes on the prompt that was drawn.
+
+The root is the logits, read at x's answer position and judged by x's answers. Prompts stand in for each other only where they are of
+the same length and agree on the hypothesis' `shared` variables, for their words must stand at the same positions. The prompt itself is
+never drawn while another one agrees; how often none did is counted, because what was never exchanged was never tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from circuitdiscovery.arguments import guarded
+from circuitdiscovery.engine.ablation import run_sources
+from circuitdiscovery.engine.fast import World, at_position, attend, embed, mlp, unembed
+from circuitdiscovery.engine.finite import rounding
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, clean_logits
+from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, Variables
+from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts, count_places, draw_tree, other_heads
+from circuitdiscovery.graph.graph import Graph, letter_of
+from circuitdiscovery.measure import intervals
+from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.task.task import Example, Task
+from circuitdiscovery.values import Value
+
+RENAMED = 20  # hypotheses of the same shape about other heads: a share of 0 among them is p < 0.05
+TOO_FEW = 0.1  # of the draws; where more of them are the prompt itself, the result says so
+_SOURCE_BYTES = 2**27  # of what all sources write, held at once
+_STREAM_BYTES = 2**22  # of one receiver's stream over a batch and its draws
+
+
+@dataclass(frozen=True, repr=False)
+class Scrubbing(Value):
+    """What `scrub` found.
+
+    Args:
+        hypothesis, model, task: what was tested, and on what.
+        part: "held_out" or "examples" of the task.
+        examples: that were measured.
+        prompts: that were drawn from.
+        draws: for each example and place in the tree.
+        metric: by which.
+        edges: the hypothesis' edges with their variables.
+        places: nodes of its tree.
+        full: the metric of the model itself.
+        scrubbed: of the scrubbed model.
+        resampled: with everything exchanged, which is the hypothesis that nothing matters.
+        recovered: (scrubbed - resampled) / (full - resampled): 1 where the hypothesis explains the behaviour, less where it calls
+            irrelevant what is needed, and more where what it calls irrelevant hinders. None where the denominator cannot be told from 0.
+        reason: why there is none.
+        renamed: what hypotheses of the same shape about other heads recover.
+        own: edge -> the share of its draws that were the prompt itself, because no other agrees with it.
+        own_rest: the same of what the hypothesis does not hold.
+    """
+
+    hypothesis: str
+    model: str
+    task: str
+    part: str
+    examples: int
+    prompts: int
+    draws: int
+    metric: str
+    edges: Mapping[str, Variables]
+    places: int
+    full: Estimate
+    scrubbed: Estimate
+    resampled: Estimate
+    recovered: Estimate | None
+    reason: str | None
+    renamed: tuple[float, ...]
+    own: Mapping[str, float]
+    own_rest: float
+
+    @property
+    def renamed_mean(self) -> Estimate | None:
+        """The mean of `renamed`, its interval over these hypotheses; None where there are none."""
+        return _mean(np.array(self.renamed), seed=0) if self.renamed else None
+
+    @property
+    def as_much(self) -> float | None:
+        """The share of `renamed` that recovers at least as much; None where there are none."""
+        return None if self.recovered is None or not self.renamed else float(np.mean([each >= self.recovered for each in self.renamed]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain |= {"edges": {edge: list(variables) for edge, variables in self.edges.items()}, "own": dict(self.own)}
+        plain |= {"renamed": list(self.renamed), "renamed_mean": self.renamed_mean, "as_much": self.as_much}
+        return {name: value.to_dict() if isinstance(value, Estimate) else value for name, value in plain.items()}
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
+        yield "hypothesis", f"{self.hypothesis}: {len(self.edges)} edges, {self.places} places in the tree of their paths"
+        yield "measured", f"{self.metric} on {self.examples} {where}, {self.draws} draws each from {self.prompts} prompts"
+        yield "F", f"model {self.full}, scrubbed {self.scrubbed}, everything resampled {self.resampled}"
+        yield "recovered", str(self.recovered) if self.reason is None else f"none: {self.reason}"
+        if self.renamed_mean is not None:
+            told = f"mean {self.renamed_mean} of {len(self.renamed)} hypotheses of the same shape; {self.as_much:.0%} recover as much"
+            yield "other heads", told
+        few = [edge for edge, share in self.own.items() if share > TOO_FEW]
+        if few or self.own_rest > TOO_FEW:
+            worst = max(self.own.values(), default=0.0)
+            told = f"of {len(few)} edges, such as {few[0]}, up to {worst:.0%}" if few else f"of what is not held {self.own_rest:.0%}"
+            yield "too few", f"prompts: {told} of the draws were the prompt itself, which tests nothing; draw from more (`prompts=`)"
+
+
+@guarded
+@torch.no_grad()
+def scrub(
+    model: Model,
+    task: Task,
+    hypothesis: Hypothesis,
+    *,
+    prompts: Task | None = None,
+    metric: str | Metric | Any | None = None,
+    draws: int = 5,
+    renamed: int = RENAMED,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Scrubbing:
+    """Test a hypothesis by causal scrubbing: how much of the behaviour is left when all that it calls irrelevant is exchanged.
+
+    Holds, for the prompts of one length, what the hypothesis' sources write and what its nodes read.
+
+    Args:
+        model: a loaded model.
+        task: measured on its held-out examples where there are some, else on its examples.
+        hypothesis: what to test (`load_hypothesis`, or made in Python).
+        prompts: a task whose clean prompts (its examples') are drawn from beside the measured ones. Where a variable takes many
+            values, such as a name, few of the measured prompts agree on it.
+        metric: by default the task's own.
+        draws: for each example and place in the tree; the metric is averaged over them.
+        renamed: hypotheses of the same shape to compare with: the heads of each layer exchanged at random, the edges with them.
+        seed: of the draws, the renamed hypotheses and the bootstrap; the same call gives the same bytes.
+        batch_size: examples in one forward, each with all its draws.
+        progress: called with (hypotheses tested, in all).
+
+    Raises:
+        CircuitDiscoveryError: a hypothesis of another task, or that does not fit the model; variables that the examples lack; a tree
+            of more than 10,000 places.
+
+    >>> import circuitdiscovery as cd
+    >>> from circuitdiscovery.explanation.scrubbing.hypothesis import load_hypothesis
+    >>> model = cd.load_model("toy")
+    >>> task = cd.load_task("ioi", model, examples=16)
+    >>> result = scrub(model, task, load_hypothesis("toy/ioi-position"), draws=2, renamed=2)
+    >>> len(result.renamed)
+    2
+    """
+    _check(task, hypothesis)
+    _check_counts(draws=(draws, 1), renamed=(renamed, 0), seed=(seed, 0), batch_size=(1 if batch_size is None else batch_size, 1))
+    used = task.held_out or task
+    edges = hypothesis.edges_of(model.graph)
+    places = count_places(model.graph, hypothesis, edges)
+    bound = bind(metric or used.metric, model, used)
+    others = list(other_heads(model.graph, edges, renamed, seed))
+    groups = _groups(model, used, prompts, hypothesis, [edges, *others])
+    bench = _Bench(model, used, bound, groups, draws, seed, batch_size)
+    tested: list[_Tested] = []
+    for held in ({}, edges, *others):
+        tested.append(bench.test(held))
+        if progress:
+            progress(len(tested), 2 + len(others))
+    (full, noise), (resampled, scrubbed, *rest) = bench.full(), (each.values for each in tested)
+    recovered, reason = _recovered(scrubbed, full, resampled, seed, noise)
+    return Scrubbing(
+        hypothesis=hypothesis.name,
+        model=model.name,
+        task=task.name,
+        part="examples" if task.held_out is None else "held_out",
+        examples=len(used),
+        prompts=sum(len(group.prompts.examples) for group in groups),
+        draws=draws,
+        metric=bound.name,
+        edges=edges,
+        places=places,
+        full=_mean(full, seed),
+        scrubbed=_mean(scrubbed, seed),
+        resampled=_mean(resampled, seed),
+        recovered=recovered,
+        reason=reason,
+        renamed=() if recovered is None else tuple(float(_share(each.mean(), full.mean(), resampled.mean())) for each in rest),
+        own={edge: tested[1].own[edge] for edge in edges},
+        own_rest=tested[1].own[""],
+    )
+
+
+def _check(task: Task, hypothesis: Any) -> None:
+    if not isinstance(hypothesis, Hypothesis):
+        raise CircuitDiscoveryError(f"a hypothesis is what load_hypothesis gives, or a Hypothesis, not {type(hypothesis).__name__}")
+    if hypothesis.task.replace("-", "_") != task.name.replace("-", "_"):
+        raise CircuitDiscoveryError(f"hypothesis {hypothesis.name} speaks of the task {hypothesis.task!r}, not of {task.name!r}")
+
+
+def _check_counts(**counts: tuple[Any, int]) -> None:
+    """Each value with the least that it may be."""
+    for name, (value, least) in counts.items():
+        if type(value) is not int or value < least:
+            raise CircuitDiscoveryError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+# ------------------------------------------------------------------ running it
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What some sources write on prompts of one length, and what receivers read there."""
+
+    model: Model
+    sources: Mapping[int, Tensor]  # row -> [P, T, D]
+    streams: Mapping[int, Tensor]  # place (see `_place`) -> [P, T, D]
+
+    @classmethod
+    def of(cls, model: Model, prompts: Prompts, rows: Sequence[int], places: Sequence[int]) -> _Written:
+        tokens = torch.tensor([example.clean for example in prompts.examples], device=model.device)  # [P, T]
+        empty = model.W_E.new_empty(*tokens.shape, model.d_model)
+        sources, streams = ({name: torch.empty_like(empty) for name in names} for names in (rows, places))
+        size = max(1, _SOURCE_BYTES // (len(model.graph.sources) * tokens.shape[1] * model.d_model * empty.element_size()))
+        for start in range(0, len(tokens), size):
+            part, some = slice(start, start + size), tokens[start : start + size]
+            written = run_sources(model, some)
+            bases = World(model, model.graph, embed(model, some), written, torch.zeros_like(some[:, 0]), True).bases
+            for row, all_of_it in sources.items():
+                all_of_it[part] = written[row]
+            for place, all_of_it in streams.items():
+                all_of_it[part] = bases[place]
+        return cls(model, sources, streams)
+
+    def batch_size(self, draws: int) -> int:
+        """How many examples are worth one forward: enough to fill the cores, little enough for the caches."""
+        stream = next(iter(self.streams.values()))[0]
+        return max(1, _STREAM_BYTES // (draws * stream.numel() * stream.element_size()))
+
+    def write(self, drawn: Drawn, some: slice) -> Tensor:
+        """[draws * examples, T, D]: what a source writes, scrubbed, for some of the examples."""
+        if drawn.rest is None:
+            return self.sources[drawn.node][self._numbers(drawn.prompt, some)]
+        graph = self.model.graph
+        columns = np.flatnonzero(graph.feeds[:, drawn.node]).tolist()
+        streams, layer = self._read(drawn, columns, some), graph.receiver_layers[columns[0]]
+        block = self.model.blocks[layer]
+        if not letter_of(graph.receivers[columns[0]]):
+            return mlp(self.model, block, block.norm2(streams[columns[0]]))
+        head, projected = drawn.node - graph.heads(layer).start, {}
+        for column in columns:
+            letter = letter_of(graph.receivers[column])
+            weight, bias = block.projection(letter)
+            own = head * len(weight) // graph.n_heads
+            projected[letter] = F.linear(block.norm1(streams[column]), weight[own], None if bias is None else bias[own])[None]
+        return attend(self.model, block, projected["q"], projected["k"], projected["v"])[0] @ block.W_O[head]  # [1, draws * examples, T, K]
+
+    def logits(self, drawn: Drawn, some: slice, position: Tensor) -> Tensor:
+        """[draws, examples, vocabulary] at the answers' positions, for some of the examples."""
+        column, draws = len(self.model.graph.receivers) - 1, len(drawn.prompt)
+        x = self._read(drawn, [column], some, position.repeat(draws))[column]  # [draws * examples, D]
+        return unembed(self.model, x).unflatten(0, (draws, -1))
+
+    def _read(self, drawn: Drawn, columns: Sequence[int], some: slice, at: Tensor | None = None) -> dict[int, Tensor]:
+        """Receiver's column -> [draws * examples, T, D], or [draws * examples, D] at positions, for receivers at one place."""
+        assert drawn.rest is not None
+        rest = self._numbers(drawn.rest, some)
+
+        def on_rest(x: Tensor) -> Tensor:
+            return x[rest] if at is None else x[rest, at]
+
+        streams = dict.fromkeys(columns, on_rest(self.streams[_place(self.model.graph, columns[0])]))
+        for column, below in drawn.inputs:
+            written = self.write(below, some)
+            written = written if at is None else at_position(written, at)
+            streams[column] = streams[column] + written - on_rest(self.sources[below.node])
+        return streams
+
+    def _numbers(self, drawn: np.ndarray, some: slice) -> Tensor:
+        """[draws * examples]: the prompts drawn for some of the examples."""
+        return torch.from_numpy(drawn[:, some].ravel()).to(self.model.device)
+
+
+def _place(graph: Graph, column: int) -> int:
+    """Where a receiver reads the stream, as an index into `World.bases`."""
+    return 2 * graph.receiver_layers[column] + (graph.receivers[column][0] == "m")
+
+
+# ------------------------------------------------------------------ measuring
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Measured examples of one length, and the prompts that stand in for them."""
+
+    rows: list[int]  # of the examples, in the task
+    where: np.ndarray  # [examples], their prompts
+    prompts: Prompts
+    written: _Written
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """One hypothesis."""
+
+    values: np.ndarray  # [examples], the metric averaged over the draws
+    own: Mapping[str, float]  # edge, or "" for the rest -> the share of draws that were the prompt itself
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A task, ready to test hypotheses on: each by the same seed."""
+
+    model: Model
+    used: Task
+    metric: BoundMetric
+    groups: Sequence[_Group]
+    draws: int
+    seed: int
+    batch_size: int | None
+
+    def test(self, edges: Mapping[str, Variables]) -> _Tested:
+        values, own = np.zeros(len(self.used)), _Own(self.model.graph)
+        for group in self.groups:
+            rng = np.random.default_rng((self.seed, 1, len(group.prompts.examples[0].clean)))
+            drawn = draw_tree(self.model.graph, edges, group.prompts, group.where, self.draws, rng)
+            own.count(drawn)
+            size = self.batch_size or group.written.batch_size(self.draws)
+            starts = range(0, len(group.rows), size)
+            for start, batch in zip(starts, self.used.batches(size, group.rows), strict=True):
+                batch = batch.to(self.model.device)
+                logits = group.written.logits(drawn, slice(start, start + size), batch.position)
+                values[batch.rows.cpu().numpy()] = self.metric(logits, batch).double().mean(0).cpu().numpy()
+        return _Tested(values, own.shares())
+
+    def full(self) -> tuple[np.ndarray, float]:
+        """([examples] the metric of the model itself, what a difference of two means of it must be above to be more than rounding)."""
+        values, logits = np.zeros(len(self.used)), clean_logits(self.model, self.used)
+        for batch in self.used.batches():
+            batch = batch.to(self.model.device)
+            values[batch.rows.cpu().numpy()] = self.metric(logits[batch.rows], batch).double().cpu().numpy()
+        return values, float(rounding(logits, self.model.dtype, self.metric.name).mean())
+
+
+class _Own:
+    """Counts how often a draw was the prompt itself."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._draws: dict[str, list[np.ndarray]] = {}  # edge, or "" for the rest -> whether each draw was
+
+    def count(self, drawn: Drawn) -> None:
+        if drawn.rest is not None:
+            self._draws.setdefault("", []).append(drawn.rest == drawn.prompt)
+        for column, below in drawn.inputs:
+            edge = f"{self._graph.sources[below.node]}->{self._graph.receivers[column]}"
+            self._draws.setdefault(edge, []).append(below.prompt == drawn.prompt)
+            self.count(below)
+
+    def shares(self) -> dict[str, float]:
+        """Edge, or "" for the rest -> the share."""
+        return {edge: float(np.concatenate([each.ravel() for each in draws]).mean()) for edge, draws in self._draws.items()}
+
+
+def _groups(
+    model: Model, used: Task, prompts: Task | None, hypothesis: Hypothesis, held: Sequence[Mapping[str, Variables]]
+) -> list[_Group]:
+    """The measured examples by length, with what the hypotheses need of their prompts; equal prompts count once."""
+    by_length: dict[int, dict[tuple[int, ...], Example]] = {}
+    for task in (used, *([prompts] if prompts is not None else [])):
+        task.check(model.vocab_size, model.n_positions)
+        _check_variables(task, hypothesis)
+        for example in task.examples:
+            by_length.setdefault(len(example.clean), {}).setdefault(example.clean, example)
+    graph, groups = model.graph, []
+    edges = [graph.index(edge) for each in held for edge in each]
+    nodes = sorted({int(node) for _, column in edges for node in np.flatnonzero(graph.feeds[column])})
+    columns = [len(graph.receivers) - 1, *np.flatnonzero(graph.feeds[:, nodes].any(axis=1)).tolist()]
+    places = sorted({_place(graph, column) for column in columns})
+    for batch in used.batches():
+        rows = batch.rows.tolist()
+        found = by_length[len(used.examples[rows[0]].clean)]
+        number = {tokens: i for i, tokens in enumerate(found)}
+        where = np.array([number[used.examples[row].clean] for row in rows])
+        standing_in = Prompts(list(found.values()), hypothesis.shared)
+        groups.append(_Group(rows, where, standing_in, _Written.of(model, standing_in, sorted({row for row, _ in edges}), places)))
+    return groups
+
+
+def _check_variables(task: Task, hypothesis: Hypothesis) -> None:
+    for row, example in enumerate(task.examples):
+        for name in hypothesis.variables:
+            if name in example.variables:
+                continue
+            where = f"hypothesis {hypothesis.name}{': shared' if name in hypothesis.shared else ''}"
+            if example.variables:
+                raise CircuitDiscoveryError(f"{where}: {unknown('variable', name, example.variables)} (row {row} of task {task.name})")
+            told = "has no variables; Task.from_tokens(..., variables={...}) gives them to prompts of one's own"
+            raise CircuitDiscoveryError(f"{where}: no variable {name!r}, for row {row} of task {task.name} {told}")
+
+
+# ------------------------------------------------------------------ figures
+
+
+def _share(scrubbed: Any, full: Any, resampled: Any) -> Any:
+    """Of the way from everything resampled to the model."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num((scrubbed - resampled) / (full - resampled), posinf=0, neginf=0)
+
+
+def _mean(values: np.ndarray, seed: int) -> Estimate:
+    return intervals.mean(values, weights(len(values), seed))
+
+
+def _recovered(
+    scrubbed: np.ndarray, full: np.ndarray, resampled: np.ndarray, seed: int, noise: float
+) -> tuple[Estimate | None, str | None]:
+    """(how much is recovered, None), or (None, why it cannot be said)."""
+    draws = weights(len(full), seed)
+    span = intervals.difference(full, resampled, draws)
+    if abs(span) <= noise:
+        return None, f"F(model) - F(everything resampled) = {span} is rounding: resampling everything changes nothing"
+    if span.low <= 0 <= span.high:
+        return None, f"F(model) - F(everything resampled) = {span} is not distinguishable from 0"
+    return intervals.ratio(scrubbed - resampled, full - resampled, draws), None

@@ -1,0 +1,1 @@
+"""Files: atomic writes, strict reading, and where shipped data lies."""

@@ -1,0 +1,241 @@
+"""Where tasks/, graphs/ and models/ lie, in a checkout and in a wheel; and the one way to read and write a file.
+
+Reading is strict and writing is atomic: a file that was read is whole and finite, a file that exists was written to its end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from circuitdiscovery.errors import CircuitDiscoveryError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PACKAGE = Path(__file__).resolve().parent.parent
+Kind = Literal["tasks", "graphs", "models"]
+_PATTERNS: dict[Kind, str] = {"tasks": "*.toml", "graphs": "*/*.json", "models": "*/config.json"}
+GGUF = ".gguf"  # the suffix of a model in one file, as llama.cpp has it
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a model on the Hugging Face hub
+MAX_DEPTH = 64  # of nested JSON: ours is at most 6 deep, and Python's own functions give up at about 1000
+
+
+def data_folder(kind: Kind) -> Path:
+    """The folder of shipped tasks, graphs or models.
+
+    Models are part of the package. Tasks and graphs lie in `_data/` of an installed wheel, and beside the package in a checkout.
+    """
+    if kind == "models":
+        return PACKAGE / "models"
+    installed = PACKAGE / "_data" / kind
+    return installed if installed.is_dir() else PACKAGE.parent / kind
+
+
+def shipped(kind: Kind) -> list[str]:
+    """The names of the shipped tasks (`ioi`), graphs (`gpt2/ioi`) or models (`toy`), sorted.
+
+    >>> shipped("tasks")[:2]
+    ['gendered_pronoun', 'greater_than']
+    """
+    folder = data_folder(kind)
+    files = (path.relative_to(folder) for path in folder.glob(_PATTERNS[kind]))
+    return sorted((path.parent if kind == "models" else path.with_suffix("")).as_posix() for path in files)
+
+
+def needs_gguf(name: str) -> None:
+    """Refuse a GGUF file where the package that reads it is not installed."""
+    if find_spec("gguf") is None:
+        raise CircuitDiscoveryError(
+            f"{name}: reading GGUF needs the package gguf, which is not installed: pip install 'circuitdiscovery[gguf]'"
+        )
+
+
+def data_frame(rows: Any, **options: Any) -> pd.DataFrame:
+    """A table, where pandas is installed."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise CircuitDiscoveryError("to_dataframe needs pandas: pip install 'circuitdiscovery[pandas]'") from None
+    return pd.DataFrame(rows, **options)
+
+
+# ------------------------------------------------------------------- reading
+
+
+def can_be_a_path(name: str | Path) -> bool:
+    """Whether a file system could have a file of that name.
+
+    >>> can_be_a_path("runs/toy"), can_be_a_path("a" * 5000), can_be_a_path("a" + chr(0))
+    (True, False, False)
+    """
+    try:
+        parts = os.fsencode(name).split(b"/")
+    except (UnicodeError, ValueError):
+        return False
+    return all(len(part) <= 255 and b"\0" not in part for part in parts) and sum(map(len, parts)) + len(parts) <= 4096
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder of that name; of a name that no folder can have, False."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_arrays(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what a .safetensors file of ours says of itself, its arrays by name); nothing is said by a file of somebody else's.
+
+    Raises:
+        CircuitDiscoveryError: a file that cannot be read, or is not of that kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = (file.metadata() or {}).get("circuitdiscovery", "null")
+            arrays = {name: file.get_tensor(name) for name in list(file.keys())}
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        raise CircuitDiscoveryError(f"cannot read {path}: {error}") from None
+    try:
+        told = json.loads(header)
+    except (ValueError, RecursionError):
+        told = None
+    return told if isinstance(told, dict) else {}, arrays
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file; one that is missing, empty or not text is an error that names it."""
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
+        raise _cannot("read", path, error) from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise CircuitDiscoveryError(f"{path}, line {line}: not UTF-8 text") from None
+    if not text.strip():
+        raise CircuitDiscoveryError(f"{path} is empty")
+    return text
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file, strictly.
+
+    Broken JSON, NaN and infinite numbers, a name twice in one object and nesting deeper than 64 are errors that name
+    the file and, where it can be told, the line.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise CircuitDiscoveryError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
+    except _NotFinite as error:
+        raise CircuitDiscoveryError(f"{path}, line {_line(text, str(error))}: {error} is not a finite number") from None
+    except CircuitDiscoveryError as error:
+        raise CircuitDiscoveryError(f"{path}: {error}") from None
+    except (RecursionError, MemoryError):
+        raise _too_deep(path) from None
+    except ValueError:  # an integer of thousands of digits
+        raise CircuitDiscoveryError(f"{path}: a number is too long") from None
+    if _deeper_than(value, MAX_DEPTH):
+        raise _too_deep(path)
+    return value
+
+
+class _NotFinite(Exception):
+    """Its message is the number as the file spells it."""
+
+
+def _refuse(literal: str) -> NoReturn:
+    raise _NotFinite(literal)
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    return value if math.isfinite(value) else _refuse(literal)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) == len(pairs):
+        return value
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise CircuitDiscoveryError(f"{twice!r} stands twice in one object")
+
+
+def _line(text: str, literal: str) -> int:
+    """The line of the first place where `literal` stands as a token of its own, not inside a string."""
+    for token in re.finditer(r'"[^"\\]*(?:\\.[^"\\]*)*"|[^\s\[\]{},:"]+', text):
+        if token[0] == literal:
+            return text.count("\n", 0, token.start()) + 1
+    return 1
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    level: list[Any] = [value]
+    for _ in range(limit + 1):
+        level = [child for node in level for child in _children(node)]
+        if not level:
+            return False
+    return True
+
+
+def _children(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _too_deep(path: str | Path) -> CircuitDiscoveryError:
+    return CircuitDiscoveryError(f"{path}: nested deeper than {MAX_DEPTH} levels")
+
+
+# ------------------------------------------------------------------- writing
+
+
+def write_atomically(path: str | Path, data: str | bytes) -> None:
+    """Write a file whole or not at all: into a temporary file beside it that then takes its name.
+
+    Whatever happens on the way (a full disk, Ctrl-C), what was at `path` before is untouched and nothing half-written stays.
+    """
+    path = Path(path).expanduser()
+    try:
+        if path.exists() and not path.is_file():
+            raise CircuitDiscoveryError(f"cannot write {path}: it is not a regular file")
+        if not path.parent.exists():
+            raise CircuitDiscoveryError(f"cannot write {path}: there is no folder {path.parent}")
+    except OSError as error:  # a name that is too long
+        raise _cannot("write", path, error) from None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except (OSError, ValueError) as error:
+        raise _cannot("write", path, error) from None
+
+
+def to_json(value: Any) -> str:
+    """JSON text, the same for the same value; NaN and infinite numbers are refused (ValueError)."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """`to_json(value)`, written atomically."""
+    write_atomically(path, to_json(value))
+
+
+def _cannot(verb: str, path: str | Path, error: OSError | ValueError) -> CircuitDiscoveryError:
+    return CircuitDiscoveryError(f"cannot {verb} {path}: {getattr(error, 'strerror', None) or error}")

@@ -1,0 +1,1 @@
+"""The computational graph: nodes, edges, and paths in it."""

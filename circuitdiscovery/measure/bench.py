@@ -1,0 +1,384 @@
+"""A task under an ablation, ready to measure circuits: batch after batch, in each batch every circuit that is asked for.
+
+What a batch needs (its replacements, the full circuit's logits) is computed once for all circuits and dropped before the next batch;
+only where all batches together are small are they kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.ablation import mean_over, name_of, on_demand
+from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.finite import finite_logits, rounding
+from circuitdiscovery.engine.metrics import BoundMetric, bind, kl_from
+from circuitdiscovery.engine.patching import Progress, batches, carried_mask, replacement_bytes, world_maker
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.measure import intervals
+from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.plan import Costs, Plan, Planner
+from circuitdiscovery.measure.saved import KEY_BYTES, Saved
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.names import METRIC_NAMES, canonical
+from circuitdiscovery.task.task import Batch, Task
+
+KINDS = ("metric", "kl", "agreement")
+SKEWED = ("kl_divergence", "nll")  # metrics that are never negative, and about log-normal from prompt to prompt
+_KEPT_BYTES = 2**27  # of replacements of all batches together, which are then computed only once
+_MASK_BYTES = 2**28  # of masks in one pass over the batches
+_UNITS = 100  # of progress in a plain forward of the examples
+
+
+class Family(NamedTuple):
+    """Circuits to measure that differ little from a base.
+
+    Args:
+        masks: [sources, receivers] each.
+        base: what they differ little from; by default all their edges together.
+    """
+
+    masks: Sequence[np.ndarray]
+    base: np.ndarray | None = None
+
+
+@dataclass
+class Work:
+    """FLOP that are done, planned (among them those done), and expected beside."""
+
+    progress: Progress | None
+    unit: float
+    done: float = 0.0
+    planned: float = 0.0
+    ahead: float = 0.0
+
+    def plan(self, cost: float, done: float = 0.0) -> None:
+        """So much of what was expected, or more, is to be done; some of it was done before."""
+        self.planned += cost
+        self.ahead = max(0.0, self.ahead - cost)
+        self.done += done
+
+    def did(self, cost: float) -> None:
+        """Of what was planned, so much is done."""
+        self.done += cost
+        self.report()
+
+    def report(self) -> None:
+        """Tell the progress."""
+        if self.progress:
+            done = round(self.done / self.unit)
+            self.progress(done, max(done, round((max(self.planned, self.done) + self.ahead) / self.unit)))
+
+
+@dataclass
+class Bench:
+    """A task under an ablation, ready to measure masks; each distinct circuit runs once."""
+
+    graph: Graph
+    metric: BoundMetric
+    direction: str
+    count: int
+    draws: np.ndarray  # [resamples, examples]: how often each example is drawn, as weights that sum to 1
+    batches: list[Batch]  # of this process's share
+    ablation: str  # its name
+    mean_over: int | None  # the fewest prompts that a replacement is a mean over
+    unchanged: bool  # whether what is replaced is what was there, on every example
+    costs: Costs
+    work: Work
+    saved: Saved | None = None
+    name: str = "bench"  # in what is saved
+    _dtype: torch.dtype = field(kw_only=True)
+    _make: Callable[[Batch], World] = field(kw_only=True)
+    _own_run: bool = field(kw_only=True)
+    _kept: dict[int, tuple[World, Tensor]] | None = field(kw_only=True)  # by batch: its world and the full circuit's logits
+    _known: dict[bytes, dict[str, np.ndarray]] = field(default_factory=dict)
+    _last: tuple[Batch, Tensor] | None = None  # the batch that is measured, and the full circuit's logits on it
+    _rounding: dict[int, float] = field(default_factory=dict)  # by batch, summed over its examples
+
+    @classmethod
+    def build(
+        cls,
+        model: Model,
+        task: Task,
+        graph: Graph,
+        ablation: Any,
+        metric: Any,
+        direction: str,
+        batch_size: int | None,
+        seed: int,
+        progress: Progress | None = None,
+        *,
+        work: Work | None = None,
+        saved: Saved | None = None,
+        name: str = "bench",
+    ) -> Bench:
+        """The bench on a task's examples.
+
+        Args:
+            model, task, graph, ablation, metric, direction, batch_size: as in `evaluate`; all examples of the task are run.
+            seed: of the bootstrap.
+            progress: called with (done, total), in hundredths of a plain forward of the examples.
+            work: in place of `progress`, of another bench that is part of the same work.
+            saved: where values are kept beyond this process, under `name`.
+        """
+        count = len(task)
+        found = list(batches(model, task, batch_size))
+        denoising = canonical("direction", direction) == "denoising"
+        if isinstance(ablation, str) and not denoising:
+            ablation = on_demand(model, task, ablation)
+        own_run = denoising or getattr(ablation, "own_run", False)
+        tokens = [batch.clean.numel() for batch in found]
+        costs = Costs(model, graph, sum(map(len, found)), sum(tokens), len(found), max(tokens, default=0))
+        by_kl = isinstance(metric, str) and canonical("metric", metric) == "kl_divergence"
+        bench = cls(
+            graph,
+            BoundMetric("kl_divergence", False, lambda logits, batch: kl_from(bench._reference(batch), logits))
+            if by_kl
+            else bind(metric, model, task),
+            direction,
+            count,
+            weights(count, seed),
+            found,
+            name_of(ablation),
+            mean_over(ablation, found),
+            (denoising or name_of(ablation) == "resample") and all(each.clean == each.corrupted for each in task.examples),
+            costs,
+            work or Work(progress, max(costs.forward, 1.0) / _UNITS),
+            saved,
+            name,
+            _dtype=model.dtype,
+            _make=world_maker(model, task, graph, ablation=ablation, direction=direction),
+            _own_run=own_run,
+            _kept={} if replacement_bytes(model, sum(tokens)) <= _KEPT_BYTES else None,
+        )
+        return bench
+
+    # ------------------------------------------------------------------ measuring
+
+    def values(self, mask: np.ndarray, what: str = "metric") -> np.ndarray:
+        """[examples]: the metric, `kl` or `agreement` of a circuit, measured now if it was not before.
+
+        Circuits that differ only in edges that change no logit are the same circuit.
+        """
+        key, _ = self._identity(mask)
+        if key not in self._known:
+            self.measure([mask])
+        return self._known[key][what]
+
+    def measure(self, masks: Sequence[np.ndarray], base: np.ndarray | None = None) -> None:
+        """Measure circuits together: each batch's replacements are computed once, and what they have in common with the base runs once.
+
+        Args:
+            masks: [sources, receivers] each.
+            base: a mask from which they differ little; by default all their edges together.
+        """
+        self.measure_families([Family(masks, base)])
+
+    def measure_families(self, families: Iterable[Family]) -> None:
+        """As `measure`, of several families in one pass over the batches, or more where their masks take too much memory."""
+        some: list[Family] = []
+        for family in families:
+            some.append(family)
+            if sum(len(each.masks) for each in some) * self.graph.allowed.nbytes > _MASK_BYTES:
+                self._measure(self.plans(some))
+                some = []
+        self._measure(self.plans(some))
+
+    @torch.no_grad()
+    def _measure(self, plans: Sequence[Plan]) -> None:
+        # sorted, for processes that have other examples may plan in another order, and what they found is summed
+        keys = sorted(key for plan in plans for step in plan.all_steps for key in step.keys)
+        if not keys:
+            return
+        out = {key: np.zeros((len(KINDS), self.count)) for key in keys}
+        parts = [batch.clean.numel() / max(1, self.costs.tokens) for batch in self.batches]
+        todo = [self._todo(plans, batch, out) for batch in self.batches]
+        whole, building = sum(plan.cost for plan in plans), 0.0 if self._kept else self.costs.world
+        for left, part in zip(todo, parts, strict=True):
+            self.work.plan((whole + (building if left else 0.0)) * part, (whole - sum(plan.cost for plan in left)) * part)
+        self.work.report()
+        for number, (left, part) in enumerate(zip(todo, parts, strict=True)):
+            if left:
+                self._run_batch(number, left, part, building * part, out)
+        found = distributed.total(torch.from_numpy(np.stack([out[key] for key in keys]))).numpy()
+        for key, values in zip(keys, found, strict=True):
+            self._known[key] = dict(zip(KINDS, values, strict=True))
+            if self.saved is not None and distributed.world_size() > 1:
+                self.saved.put(self.name, key, np.arange(self.count), values, self.count)
+        if self.saved is not None:
+            self.saved.write()
+
+    def cost(self, families: Sequence[Family]) -> float:
+        """FLOP of measuring what is not known yet of some families, roughly."""
+        return sum(plan.cost for plan in self.plans(families))
+
+    def plans(self, families: Sequence[Family]) -> list[Plan]:
+        """The runs that measure what is not known yet of some families, each circuit once."""
+        planner, plans, planned = Planner(self.graph, self._own_run, self.costs), [], set(self._known)
+        for family in families:
+            masks = {}
+            for mask in family.masks:
+                key, canonical_mask = self._identity(mask)
+                if key not in planned:
+                    masks[key] = canonical_mask
+            if not masks:
+                continue
+            base = np.logical_or.reduce(list(family.masks)) if family.base is None else family.base
+            key, base = self._identity(base)
+            asked = key if masks.pop(key, None) is not None else None
+            planned |= {*masks, key} if asked else {*masks}
+            plans += planner.family(base, asked, masks)
+        return plans
+
+    def _identity(self, mask: np.ndarray) -> tuple[bytes, np.ndarray]:
+        """(a circuit's key, the canonical mask of the edges that carry the current output in it)."""
+        mask = self.graph.canonical(carried_mask(self.graph, mask, self.direction), self._own_run)
+        return blake2b(np.packbits(mask).tobytes(), digest_size=KEY_BYTES).digest(), mask
+
+    def _todo(self, plans: Sequence[Plan], batch: Batch, out: dict[bytes, np.ndarray]) -> list[Plan]:
+        """What is left of the plans on a batch; the rest is saved and goes to `out`.
+
+        A run is done again as a whole, so that an interrupted measurement gives the same bytes as any other.
+        """
+        if self.saved is None:
+            return list(plans)
+        rows, left = batch.rows.cpu().numpy(), []
+        for plan in plans:
+            open_steps = []
+            for step in plan.all_steps:
+                values = [self.saved.get(self.name, key, rows) for key in step.keys]
+                if any(each is None for each in values):
+                    open_steps.append(step)
+                for key, each in zip(step.keys, values, strict=True):
+                    out[key][:, rows] = 0.0 if each is None else each
+            if open_steps:
+                left.append(Plan(plan.start, tuple(step for step in open_steps if step is not plan.start)))
+        return left
+
+    def _run_batch(self, number: int, plans: Sequence[Plan], share: float, building: float, out: dict[bytes, np.ndarray]) -> None:
+        batch = self.batches[number]
+        world, reference = self._world(number)
+        self.work.did(building)
+        for plan in plans:
+            state = None
+            if plan.start is not None:
+                state, logits = world.begin(plan.start.part)
+                self._note(plan.start.keys, batch, reference, logits[None], out)
+                self.work.did(plan.start.cost * share)
+            for step in plan.steps:
+                logits = world.go_on(step.part, state)
+                self._note(step.keys, batch, reference, logits, out)
+                self.work.did(step.cost * share)
+
+    def _note(self, keys: Sequence[bytes], batch: Batch, reference: Tensor, logits: Tensor, out: dict[bytes, np.ndarray]) -> None:
+        """The values of [versions, N, vocabulary] logits.
+
+        The full circuit's are the reference itself: runs that share their start with another circuit's round elsewhere, which in a half
+        precision is seen.
+        """
+        if not keys:
+            return
+        if self._full[0] in keys:
+            logits = torch.stack([reference if key == self._full[0] else each for key, each in zip(keys, logits, strict=True)])
+        rows = batch.rows.cpu().numpy()
+        best = reference.argmax(-1) == logits.argmax(-1)
+        metric = self.metric(logits, batch)
+        values = torch.stack([each.double().cpu() for each in (metric, kl_from(reference, logits), best)], dim=1).numpy()
+        for key, each in zip(keys, values, strict=True):  # [kinds, N]
+            out[key][:, rows] = each
+            if self.saved is not None and distributed.world_size() == 1:
+                self.saved.put(self.name, key, rows, each, self.count)
+        if self.saved is not None and distributed.world_size() == 1:
+            self.saved.write()
+
+    # ------------------------------------------------------------------ worlds
+
+    def worlds(self) -> Iterator[tuple[Batch, World]]:
+        """Each batch of this process's share under the ablation."""
+        for number, batch in enumerate(self.batches):
+            yield batch, self._world(number)[0]
+
+    @cached_property
+    def _full(self) -> tuple[bytes, np.ndarray]:
+        """The circuit of every edge, which stands for the model: the same arithmetic as any circuit's, unlike a plain run."""
+        return self._identity(self.graph.allowed)
+
+    def _reference(self, batch: Batch) -> Tensor:
+        """[N, vocabulary]: the full circuit's logits on a batch."""
+        if self._last is None or self._last[0] is not batch:
+            self._world(next(i for i, each in enumerate(self.batches) if each is batch))
+        assert self._last is not None
+        return self._last[1]
+
+    def _world(self, number: int) -> tuple[World, Tensor]:
+        """A batch's world, and the full circuit's [N, vocabulary] logits on it."""
+        found = None if self._kept is None else self._kept.get(number)
+        if found is None:
+            world = self._make(self.batches[number])
+            found = world, finite_logits(world.logits(self._full[1]), self.batches[number].rows, "clean")
+            self._note_rounding(number, rounding(found[1], self._dtype, self.metric.name).cpu().numpy())
+        if self._kept is not None:
+            self._kept[number] = found
+        self._last = self.batches[number], found[1]
+        return found
+
+    def _note_rounding(self, number: int, values: np.ndarray) -> None:
+        """Keep what rounding is on a batch, [N]."""
+        self._rounding[number] = float(values.sum())
+        if self.saved is not None:
+            rows = self.batches[number].rows.cpu().numpy()
+            self.saved.put(f"{self.name} rounding", bytes(KEY_BYTES), rows, values[None], self.count)
+
+    @torch.no_grad()
+    def rounding(self) -> float:
+        """What a difference of two means of the metric must be above to be more than rounding."""
+        for number in range(len(self.batches)):
+            if number in self._rounding:
+                continue
+            rows = self.batches[number].rows.cpu().numpy()
+            known = None if self.saved is None else self.saved.get(f"{self.name} rounding", bytes(KEY_BYTES), rows)
+            if known is None:
+                self._world(number)
+            else:
+                self._rounding[number] = float(known.sum())
+        summed = torch.tensor(sum(self._rounding.values()), dtype=torch.float64)
+        return math.inf if self.unchanged else float(distributed.total(summed)) / self.count
+
+    # ------------------------------------------------------------------ statistics
+
+    def mean(self, values: np.ndarray, what: str = "metric") -> Estimate:
+        """The mean over the examples of what `values` gives, with its interval."""
+        return self.means(values[None], what)[0]
+
+    def means(self, values: np.ndarray, what: str = "metric") -> list[Estimate]:
+        """As `mean`, of [figures, examples]."""
+        if what == "agreement" or (what == "metric" and self.metric.name == "accuracy"):
+            return [intervals.share(round(float(row.sum())), self.count) for row in values]
+        return intervals.means(values, self.draws, skewed=what == "kl" or self.metric.name in SKEWED)
+
+    def difference(self, a: np.ndarray, b: np.ndarray) -> Estimate:
+        """The mean of the metric's a - b, of the same examples, with its interval."""
+        return intervals.difference(a, b, self.draws)
+
+    def damage(self, old: np.ndarray, new: np.ndarray) -> Estimate:
+        """How much worse the metric's new values are than the old ones on average, with its interval."""
+        return self.difference(old, new) if self.metric.higher_is_better else self.difference(new, old)
+
+    def normalized(self, kept: np.ndarray, full: np.ndarray, empty: np.ndarray) -> tuple[Estimate | None, str | None]:
+        """(normalized faithfulness, None), or (None, why there is none)."""
+        span = self.difference(full, empty)
+        own = torch.finfo(self._dtype).eps * float(np.abs(full).mean() + np.abs(empty).mean())  # of a metric of unknown units
+        if abs(span) <= (self.rounding() if self.unchanged or self.metric.name in METRIC_NAMES else own):
+            return None, f"F(M) - F(empty) = {span} is rounding: replacing every edge changes nothing, so there is nothing to explain"
+        if span.low <= 0 <= span.high:
+            return None, f"F(M) - F(empty) = {span} is not distinguishable from 0"
+        return intervals.ratio(kept - empty, full - empty, self.draws), None

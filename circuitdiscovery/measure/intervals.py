@@ -1,0 +1,207 @@
+"""95% intervals that cover: their coverage, simulated, stands in docs/coverage.md.
+
+1. A mean, or a ratio of two means, of values per example: bootstrap-t (Efron and Tibshirani 1993, chapter 12.5). Each draw's error is
+   divided by the draw's own standard error, and the quantiles of that take the place of Student's. The percentiles of the draws
+   themselves are too narrow where examples are few or their distribution is skewed. No side is narrower than by Student's t, so that
+   an interval holds its estimate, nor more than five times as wide, for a draw without spread says nothing.
+2. A mean of what is never negative and about log-normal from prompt to prompt, such as KL: on both sides the further of that and of
+   Cox's limit for the mean of a log-normal quantity (Zhou and Gao 1997). Few prompts seldom hold the rare large values.
+3. A share of the examples: Clopper and Pearson 1934, which covers at any share and number.
+4. A magnitude |x|: the interval of the signed x, folded at 0. Percentiles of |x| exclude 0 where x is 0.
+5. A mean of magnitudes: the mean of the folded limits, which is too wide rather than too narrow.
+6. A mean over pairs of runs: the jackknife over runs with Student's t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from circuitdiscovery.measure.estimates import Estimate
+
+LEVEL = 0.95
+_TAIL = (1 - LEVEL) / 2
+_WIDEST = 5.0  # times Student's
+_SMALL = 1e-3  # of the mean: below it a value's logarithm is not looked at
+_CALM = 1e-9  # relative to the sample's, a standard error of a draw that is rounding
+
+
+def mean(values: np.ndarray, draws: np.ndarray, *, skewed: bool = False) -> Estimate:
+    """The mean of [n] values.
+
+    Args:
+        values: one per example. Where all are 0 or 1, and some 1, the mean is a share.
+        draws: [resamples, n] weights of bootstrap draws (see `estimates.weights`).
+        skewed: they are never negative but for roundings, and about log-normal.
+
+    >>> from circuitdiscovery.measure.estimates import weights
+    >>> mean(np.arange(5.0), weights(5, 0)), mean(np.ones(8), weights(8, 0))
+    (2 [-0.236, 4.27], 1 [0.631, 1])
+    """
+    return means(np.asarray(values)[None], draws, skewed=skewed)[0]
+
+
+def means(values: np.ndarray, draws: np.ndarray, *, skewed: bool = False) -> list[Estimate]:
+    """As `mean`, of [figures, n] values together."""
+    values = np.asarray(values, dtype=float)
+    found = _ratios(values, np.ones(values.shape[1]), draws)
+    if skewed:
+        found = [_with_cox(row, each) for row, each in zip(values, found, strict=True)]
+    return [share(int(row.sum()), len(row)) if is_binary(row) else each for row, each in zip(values, found, strict=True)]
+
+
+def difference(a: np.ndarray, b: np.ndarray, draws: np.ndarray) -> Estimate:
+    """The mean of a - b of [n] values each, of the same examples.
+
+    Where all of both are 0 or 1, such as `accuracy`, it is a share won less a share lost, each with the limits of its own at 97.5%.
+    """
+    if not is_binary(np.concatenate([a, b])):
+        return mean(a - b, draws)
+    won, lost = (share(int((x > y).sum()), len(a), 0.5 * (1 - LEVEL)) for x, y in ((a, b), (b, a)))
+    return Estimate(won - lost, won.low - lost.high, won.high - lost.low)
+
+
+def ratio(part: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> Estimate:
+    """The mean of `part` over the mean of `whole`, [n] values each, of the same examples.
+
+    >>> from circuitdiscovery.measure.estimates import weights
+    >>> ratio(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]), weights(3, 0))
+    0.5 [0.5, 0.5]
+    """
+    return _ratios(np.asarray(part, dtype=float)[None], np.asarray(whole, dtype=float), draws)[0]
+
+
+def ratios(parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> list[Estimate]:
+    """As `ratio`, of [figures, n] parts of one whole."""
+    return _ratios(np.asarray(parts, dtype=float), np.asarray(whole, dtype=float), draws)
+
+
+def share(hits: int, count: int, outside: float = 1 - LEVEL) -> Estimate:
+    """`hits` of `count`, with the limits of Clopper and Pearson.
+
+    >>> share(8, 8), share(0, 16)
+    (1 [0.631, 1], 0 [0, 0.206])
+    """
+    from scipy.special import betaincinv
+
+    low = float(betaincinv(hits, count - hits + 1, outside / 2)) if hits else 0.0
+    high = float(betaincinv(hits + 1, count - hits, 1 - outside / 2)) if hits < count else 1.0
+    return Estimate(hits / count, low, high)
+
+
+def is_binary(values: np.ndarray) -> bool:
+    """Whether all values are 0 or 1, and some are 1.
+
+    Zeros alone may be those of any quantity, such as the difference of a circuit from itself; a share of none is asked for as such.
+    """
+    return bool(((values == 0) | (values == 1)).all() and values.any())
+
+
+def mean_of_magnitudes(signed: Sequence[Estimate]) -> Estimate:
+    """The mean of the magnitudes of several means, less what noise adds to it.
+
+    |x| of a noisy x is too large on average. The mean of |x + noise|, of noise as large as the interval says, shows by how much; so
+    much is taken away (the bootstrap's correction of bias, for normal noise in closed form).
+
+    >>> mean_of_magnitudes([Estimate(0.1, -0.9, 1.1), Estimate(-5, -6, -4)])
+    2.39 [2, 3.55]
+    """
+    from scipy.special import ndtr, ndtri
+
+    folded = [each.magnitude() for each in signed]
+    if not all(each.has_interval for each in signed):  # of a single example: how noisy it is is not known
+        return Estimate(float(np.mean(folded)))
+    value = np.array([float(each) for each in folded])
+    noise = np.array([each.high - each.low for each in signed]) / (2 * float(ndtri(1 - _TAIL)))
+    z = np.divide(value, noise, out=np.full(len(value), np.inf), where=noise > 0)
+    added = noise * math.sqrt(2 / math.pi) * np.exp(-(z**2) / 2) - 2 * value * ndtr(-z)
+    low, high = (float(np.mean([getattr(each, end) for each in folded])) for end in ("low", "high"))
+    return Estimate(min(high, max(low, float((value - added).mean()))), low, high)
+
+
+def weighted_magnitudes(signed: Sequence[Estimate], weight: np.ndarray) -> Estimate:
+    """sum of weight |x|, [figures] weights that are not negative, with the limits summed alike."""
+    folded = [each.magnitude() for each in signed]
+    sums = (float(weight @ np.array(part)) for part in zip(*((float(each), each.low, each.high) for each in folded), strict=True))
+    return Estimate(*sums)
+
+
+def mean_over_pairs(values: np.ndarray, runs: int) -> Estimate:
+    """The mean of a value from 0 to 1 of every two runs, its interval over the runs.
+
+    Where all pairs agree wholly (1), the interval is of how likely that is: a run that is like the others with a probability of q is
+    so in all of n with q^n, and two runs agree with q^2 at least.
+
+    Args:
+        values: [runs (runs - 1) / 2], in the order of `itertools.combinations`.
+        runs: how many there are, at least three.
+
+    >>> mean_over_pairs(np.array([0.4, 0.5, 0.5, 0.5, 0.6, 0.6]), 4)
+    0.517 [0.311, 0.722]
+    """
+    from scipy.special import stdtrit
+
+    value = float(values.mean())
+    if (values == 1).all():
+        return Estimate(value, _TAIL ** (2 / runs), 1.0)
+    first, second = np.array(list(combinations(range(runs), 2))).T
+    of_run = np.bincount(first, values, runs) + np.bincount(second, values, runs)  # [runs]: the sum over a run's pairs
+    left = (values.sum() - of_run) / ((runs - 1) * (runs - 2) / 2)  # the mean without it
+    error = math.sqrt((runs - 1) / runs * float(((left - left.mean()) ** 2).sum()))
+    wide = float(stdtrit(runs - 1, 1 - _TAIL)) * error
+    return Estimate(value, max(0.0, value - wide), min(1.0, value + wide))
+
+
+# ------------------------------------------------------------------ bootstrap-t
+
+
+def _ratios(parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> list[Estimate]:
+    """[figures, n] parts over [n] whole: bootstrap-t of each ratio of means."""
+    from scipy.special import stdtrit
+
+    count, divisor = len(whole), float(whole.mean())
+    if count < 2 or divisor == 0:
+        return [Estimate(each) for each in (parts.mean(1) / (divisor or 1.0)).tolist()]
+    value = parts.mean(1) / divisor  # [figures]
+    left = parts - value[:, None] * whole  # each mean 0: what an example says against the ratio
+    error = np.sqrt((left**2).sum(1) / (count * (count - 1))) / abs(divisor)
+    student = float(stdtrit(count - 1, 1 - _TAIL))
+    above, below = _quantiles(left, whole, draws)
+    down = np.clip(above, student, _WIDEST * student) * error
+    up = np.clip(-below, student, _WIDEST * student) * error
+    return [Estimate(*each) for each in zip(value.tolist(), (value - down).tolist(), (value + up).tolist(), strict=True)]
+
+
+def _quantiles(left: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The upper and the lower quantile of the draws' studentised errors, [figures] each."""
+    count = len(whole)
+    of_whole = draws @ whole  # [resamples]
+    moved = left @ draws.T  # [figures, resamples]: the error of the ratio, times the draw's whole
+    off = moved / np.where(of_whole == 0, 1, of_whole)
+    spread = left**2 @ draws.T - 2 * off * ((left * whole) @ draws.T) + off**2 * (draws @ whole**2)
+    error = np.sqrt(np.maximum(spread, 0) / (count - 1))
+    calm = error <= _CALM * np.sqrt((left**2).mean(1, keepdims=True))
+    moved = moved * np.sign(of_whole)
+    t = np.where(calm, np.where(moved == 0, 0.0, np.copysign(np.inf, moved)), moved / np.where(calm, 1, error))
+    order = np.sort(t, axis=1)
+    first = math.floor(_TAIL * (len(draws) - 1))
+    return order[:, -1 - first], order[:, first]
+
+
+def _with_cox(values: np.ndarray, found: Estimate) -> Estimate:
+    """The estimate with the wider of its limits and those of the mean of a log-normal quantity."""
+    from scipy.special import stdtrit
+
+    value, count = float(found), len(values)
+    if count < 2 or value <= 0 or found.low == found.high:
+        return found
+    logs = np.log(np.maximum(values, _SMALL * value))
+    middle, variance = float(logs.mean()), float(logs.var(ddof=1))
+    student = float(stdtrit(count - 1, 1 - _TAIL))
+    wide = student * math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
+    low, high = (math.exp(min(700.0, middle + variance / 2 + side * wide)) for side in (-1, 1))
+    most = value + _WIDEST * student * float(values.std(ddof=1)) / math.sqrt(count)
+    return Estimate(value, min(found.low, max(0.0, low)), max(found.high, min(high, most)))

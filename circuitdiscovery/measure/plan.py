@@ -1,0 +1,276 @@
+"""Which runs measure many circuits, and about what they cost.
+
+Circuits of one family differ from a base only from some layer on (a node is left out), so they share its run up to there:
+
+1. Run the base once and keep its state: what every source adds to its replacement.
+2. Where a circuit is the family's common mask with some sources silenced, run only what follows these sources. Several such
+   circuits go through one run, as long as that costs less than running each.
+3. Of any other circuit run only what its edges change.
+4. What costs less without the base, by the estimate, runs from nothing.
+
+All masks here are canonical (`Graph.canonical`) and say which edges carry the current output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from circuitdiscovery.engine.fast import Part
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.model import Model
+
+_MERGED_BYTES = 2**25  # of what sources write in one run of several versions
+_OVERHEAD = 3e7  # FLOP in the time that a layer costs beside its products
+_KEPT = 32  # FLOP in the time that a number costs which is kept for later
+_ADDED = 10  # adding up a stream's sources costs so many times its share in a product (as in forward.py)
+
+
+def model_flop(model: Model) -> float:
+    """Of a plain forward per token, the logits of every token among them."""
+    matrices = [
+        each for block in model.blocks for each in (block.W_Q, block.W_K, block.W_V, block.W_O, block.W_in, block.W_gate, block.W_out)
+    ]
+    return 2.0 * (model.W_U.numel() + sum(each.numel() for each in matrices if each is not None))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """FLOP of runs on some examples, roughly.
+
+    Args:
+        model, graph: what runs, and how its edges are counted.
+        examples, tokens: of all batches together.
+        batches: how many.
+        places: tokens of the largest batch.
+    """
+
+    model: Model
+    graph: Graph
+    examples: int
+    tokens: int
+    batches: int
+    places: int
+
+    @cached_property
+    def forward(self) -> float:
+        """Of the whole model."""
+        return self.tokens * model_flop(self.model) + self.batches * self.graph.n_layers * _OVERHEAD
+
+    @cached_property
+    def world(self) -> float:
+        """Of a batch's replacements and the full model's logits, for all batches."""
+        return 2.2 * self.forward
+
+    @property
+    def state(self) -> float:
+        """Of keeping what every source writes."""
+        return float(_KEPT * self.tokens * len(self.graph.sources) * self.model.d_model)
+
+    @cached_property
+    def _per_token(self) -> tuple[np.ndarray, np.ndarray]:
+        """[S] each: of a source that runs at all positions per token; the part of it that does if only the answer's is wanted."""
+        model, graph, block = self.model, self.graph, self.model.blocks[0]
+        projection = 2 * model.d_model * block.W_Q.shape[1]  # of one head
+        shared = 2 * projection * graph.n_kv_heads / graph.n_heads
+        matrices = [each for each in (block.W_in, block.W_gate, block.W_out) if each is not None]
+        heads = np.array([name[0] == "a" for name in graph.sources])
+        mlps = np.array([name[0] == "m" for name in graph.sources])
+        return heads * (2 * projection + shared) + mlps * 2.0 * sum(each.numel() for each in matrices), heads * shared
+
+    @cached_property
+    def _layer(self) -> np.ndarray:
+        """[S]: where each source stands, heads and MLP of a layer together; `input` in a layer of its own."""
+        return np.array([0, *(1 + int(name[1:].split(".")[0]) for name in self.graph.sources[1:])])
+
+    def of(self, part: Part) -> float:
+        """Of all versions of a part, logits included."""
+        everywhere, always = self._per_token
+        nodes, wide = part.nodes, part.nodes & part.wide
+        narrow = nodes & ~wide
+        kept = part.mask.sum(0)
+        reading = 2.0 * self.model.d_model * np.minimum(_ADDED * kept, part.mask.shape[0] - part.mask[::-1].argmax(0))
+        feeds = self.graph.feeds
+        at_all = np.any(feeds[:, wide], axis=1)
+        at_answer = np.asarray(np.any(feeds[:, narrow], axis=1)) & ~at_all
+        at_answer[-1] = True
+        per_token = everywhere[wide].sum() + always[narrow].sum() + reading[at_all].sum()
+        per_example = (everywhere - always)[narrow].sum() + reading[at_answer].sum() + 2.0 * self.model.W_U.numel()
+        layers = len(np.unique(self._layer[nodes])) + 1
+        return float(len(part.silenced) * (self.tokens * per_token + self.examples * per_example) + self.batches * layers * _OVERHEAD)
+
+    def most_versions(self, part: Part) -> int:
+        """How many versions fit in bounded memory."""
+        moved = part.nodes | part.held
+        places = self.places * (1 + int((moved & part.wide).sum())) + self.places // 10
+        # a process without examples has no places
+        return max(1, int(_MERGED_BYTES // max(1, places * self.model.d_model * self.model.W_E.element_size())))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run, and the circuits that its versions are."""
+
+    keys: tuple[bytes, ...]
+    part: Part
+    cost: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs that start from the state of a first one, or from nothing where there is none.
+
+    The first one measures its own circuit too, if it has a key.
+    """
+
+    start: Step | None
+    steps: tuple[Step, ...]
+
+    @property
+    def cost(self) -> float:
+        """FLOP, roughly."""
+        return sum(step.cost for step in self.all_steps)
+
+    @property
+    def all_steps(self) -> tuple[Step, ...]:
+        """In the order that they run in."""
+        return self.steps if self.start is None else (self.start, *self.steps)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans runs on one graph, whose replacements are or are not a run's own."""
+
+    graph: Graph
+    own_run: bool
+    costs: Costs
+
+    def plain(self, key: bytes, mask: np.ndarray) -> Step:
+        """A run from nothing."""
+        part = Part(mask, _running(mask), self.graph.everywhere(mask), self._silent(1))
+        return Step((key,), part, self.costs.of(part))
+
+    def family(self, base: np.ndarray, key: bytes | None, masks: Mapping[bytes, np.ndarray]) -> list[Plan]:
+        """The cheapest runs that measure some circuits, none of them the base, and with a key the base too."""
+        alone = {each: self.plain(each, mask) for each, mask in masks.items()}
+        merged, rest = self._merged(base, key, masks, alone)
+        asked = None if merged and merged.start and merged.start.keys else key
+        changed = self._changed(base, asked, {each: masks[each] for each in rest}, alone)
+        asked = None if changed and changed.start and changed.start.keys else asked
+        plans = [plan for plan in (merged, changed) if plan is not None]
+        done = {each for plan in plans for step in plan.all_steps for each in step.keys}
+        plain = [] if asked is None else [self.plain(asked, base)]
+        plain += [step for each, step in alone.items() if each not in done]
+        return [*plans, Plan(None, tuple(plain))] if plain else plans
+
+    def fed(self, receivers: np.ndarray) -> np.ndarray:
+        """[S] bool: the sources that any of some receivers feeds."""
+        return np.asarray(np.any(self.graph.feeds[receivers], axis=0))
+
+    def _silent(self, versions: int) -> np.ndarray:
+        return np.zeros((versions, len(self.graph.sources)), dtype=bool)
+
+    # ------------------------------------------------------------------ several versions of one mask
+
+    def _merged(
+        self, base: np.ndarray, key: bytes | None, masks: Mapping[bytes, np.ndarray], alone: Mapping[bytes, Step]
+    ) -> tuple[Plan | None, list[bytes]]:
+        """(the plan of circuits that are one mask with sources silenced, if it pays; the circuits that are not)."""
+        common = np.logical_or.reduce([base, *masks.values()])
+        off = self._silenced(common, base)
+        silenced = {each: found for each, mask in masks.items() if (found := self._silenced(common, mask)) is not None}
+        rest = [each for each in masks if each not in silenced]
+        if off is None or not silenced:
+            return None, list(masks)
+        chosen = sorted(silenced, key=lambda each: int((silenced[each] ^ off).argmax()))
+        steps = _Versions(self, common, off, silenced, masks).grouped(chosen)
+        steps = [step for step in steps if step.cost < sum(alone[each].cost for each in step.keys)]
+        if not steps:
+            return None, rest
+        needed = np.logical_or.reduce([_running(step.part.mask) & ~step.part.nodes for step in steps])
+        needed |= _running(base) if key is not None else False
+        start = Part(common, needed & ~off, self.graph.everywhere(common), off[None])
+        return self._if_it_pays(key, start, base, steps, alone), rest
+
+    def _silenced(self, common: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+        """[S] bool: the fewest sources that turn the common mask into this one if they are silenced; None where none do."""
+        graph, running = self.graph, _running(mask)
+        read = np.asarray(np.any(graph.feeds[:, running], axis=1))  # by what runs
+        read[-1] = True
+        silenced = _running(common) & ~running & np.any(common[:, read], axis=1)
+        same = np.array_equal(graph.canonical(common & ~silenced[:, None], self.own_run), mask)
+        return silenced if same else None
+
+    # ------------------------------------------------------------------ any other change
+
+    def _changed(self, base: np.ndarray, key: bytes | None, masks: Mapping[bytes, np.ndarray], alone: Mapping[bytes, Step]) -> Plan | None:
+        """The plan of circuits of which only what differs from the base runs, if it pays."""
+        graph, steps = self.graph, []
+        needed, wide = np.zeros((2, len(graph.sources)), dtype=bool)
+        for each, mask in masks.items():
+            whole = alone[each].part
+            moved = graph.reached(mask, self.fed(np.any(mask != base, axis=0)))
+            part = replace(whole, nodes=whole.nodes & moved)
+            step = Step((each,), part, self.costs.of(part))
+            if step.cost < alone[each].cost:
+                steps.append(step)
+                needed |= whole.nodes & ~moved
+                wide |= whole.wide & ~moved
+        if not steps:
+            return None
+        if key is not None:
+            needed |= _running(base)
+            wide |= graph.everywhere(base)
+        return self._if_it_pays(key, Part(base, needed, wide, self._silent(1)), base, steps, alone)
+
+    def _if_it_pays(
+        self, key: bytes | None, start: Part, base: np.ndarray, steps: Sequence[Step], alone: Mapping[bytes, Step]
+    ) -> Plan | None:
+        first = Step(() if key is None else (key,), start, self.costs.of(start) + self.costs.state)
+        without = sum(alone[each].cost for step in steps for each in step.keys)
+        without += 0.0 if key is None else self.plain(key, base).cost
+        plan = Plan(first, tuple(steps))
+        return plan if plan.cost < without else None
+
+
+def _running(mask: np.ndarray) -> np.ndarray:
+    """[S] bool: the sources that a run of a canonical mask computes, which are those that write any edge of it."""
+    return np.asarray(np.any(mask, axis=1))
+
+
+@dataclass(frozen=True)
+class _Versions:
+    """Circuits that are a common mask with some sources silenced, to be run from the state where those in `off` are silenced."""
+
+    planner: Planner
+    common: np.ndarray  # [S, R]
+    off: np.ndarray  # [S] bool
+    silenced: Mapping[bytes, np.ndarray]  # [S] bool each
+    masks: Mapping[bytes, np.ndarray]  # [S, R] each
+
+    def grouped(self, keys: Sequence[bytes]) -> list[Step]:
+        """Runs of circuits that follow each other, together where that costs less."""
+        steps: list[Step] = []
+        for key in keys:
+            alone, costs = self.step((key,)), self.planner.costs
+            if steps and len(steps[-1].keys) < costs.most_versions(steps[-1].part):
+                both = self.step((*steps[-1].keys, key))
+                if len(both.keys) <= costs.most_versions(both.part) and both.cost <= steps[-1].cost + alone.cost:
+                    steps[-1] = both
+                    continue
+            steps.append(alone)
+        return steps
+
+    def step(self, keys: tuple[bytes, ...]) -> Step:
+        """One run of some circuits: of the sources that any of them silences or wakes, and all that follows."""
+        planner, graph = self.planner, self.planner.graph
+        silenced = np.stack([self.silenced[key] for key in keys])
+        mask = self.masks[keys[0]] if len(keys) == 1 else np.logical_or.reduce([self.masks[key] for key in keys])
+        flipped = np.any(silenced ^ self.off, axis=0)
+        following = graph.reached(self.common, planner.fed(np.any(self.common[flipped], axis=0)))
+        nodes = _running(mask) & (following | (flipped & self.off))
+        part = Part(mask, nodes, graph.everywhere(mask), silenced & _running(mask) & (flipped | nodes))
+        return Step(keys, part, planner.costs.of(part))

@@ -1,0 +1,180 @@
+"""How stable a search is: whether it finds the same circuit from other examples, by another seed, in another order.
+
+A circuit is an estimate from a sample of prompts and has a variance like any other (Meloux et al. 2025, arXiv 2510.00845).
+
+1. Run the search several times, one thing changed each time (`over`).
+2. Compare every two of the circuits: the Jaccard index of their edges, and that of their heads and MLPs.
+3. Take the mean over the pairs, with a 95% interval over the *runs*: the jackknife, which leaves out one run at a time, and Student's
+   t. Two pairs that share a run are not independent, and an interval over pairs is too narrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from circuitdiscovery.arguments import guarded
+from circuitdiscovery.circuit.circuit import Circuit, check_same_graph
+from circuitdiscovery.circuit.comparison import Overlap, compare
+from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.measure.estimates import Estimate
+from circuitdiscovery.measure.intervals import mean_over_pairs
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.task.task import Task
+from circuitdiscovery.values import Value
+
+OVER: Mapping[str, str] = {  # what is changed from run to run, in words
+    "examples": "the task's examples drawn with replacement, as many",
+    "seeds": "other seeds",
+    "order": "other orders of the edges",
+}
+_FEWEST = 5  # runs; with fewer, 95% intervals cover less than that (docs/coverage.md)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Stability(Value):
+    """What `stability` found. Pairs stand in the order of `itertools.combinations(range(runs), 2)`.
+
+    Args:
+        over: what was changed from run to run.
+        circuits: one per run.
+        edge_jaccards: [runs (runs - 1) / 2], the Jaccard index of two circuits' edges; 1 for two without any.
+        node_jaccards: the same of their heads and MLPs.
+        edge_jaccard: the mean of `edge_jaccards`, with its interval over the runs.
+        node_jaccard: the mean of `node_jaccards`.
+        share: [sources, receivers], the part of the runs that found an edge.
+    """
+
+    over: str
+    circuits: tuple[Circuit, ...]
+    edge_jaccards: np.ndarray
+    node_jaccards: np.ndarray
+    edge_jaccard: Estimate
+    node_jaccard: Estimate
+    share: np.ndarray
+
+    @property
+    def runs(self) -> int:
+        """How often the search ran."""
+        return len(self.circuits)
+
+    @property
+    def in_all(self) -> Circuit:
+        """The edges that every run found."""
+        return Circuit(self.circuits[0].graph, self.share == 1)
+
+    @property
+    def in_any(self) -> Circuit:
+        """The edges that any run found, each with the share of the runs that did as its score."""
+        return Circuit(self.circuits[0].graph, self.share > 0, self.share)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, and the share of each edge that was found at all, as JSON."""
+        found = self.in_any
+        return {
+            "over": self.over,
+            "runs": self.runs,
+            "sizes": [len(circuit) for circuit in self.circuits],
+            "edge_jaccard": self.edge_jaccard.to_dict() | {"pairs": self.edge_jaccards.tolist()},
+            "node_jaccard": self.node_jaccard.to_dict() | {"pairs": self.node_jaccards.tolist()},
+            "in_all": len(self.in_all),
+            "in_any": len(found),
+            "share": dict(zip(found.edges, self.share[found.mask].tolist(), strict=True)),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        sizes = [len(circuit) for circuit in self.circuits]
+        yield "searched", f"{self.runs} times: {OVER[self.over]}"
+        yield "circuits", f"{min(sizes):,} to {max(sizes):,} edges of {len(self.circuits[0].graph):,}"
+        for name, mean, pairs in (
+            ("edges", self.edge_jaccard, self.edge_jaccards),
+            ("nodes", self.node_jaccard, self.node_jaccards),
+        ):
+            yield name, f"mean Jaccard {mean} of {len(pairs)} pairs, from {pairs.min():.3g} to {pairs.max():.3g}"
+        yield "in every run", f"{len(self.in_all):,} of the {len(self.in_any):,} edges that any run found"
+
+
+@guarded
+def stability(
+    search: Callable[..., Circuit],
+    model: Model,
+    task: Task,
+    *,
+    over: str = "examples",
+    runs: int = 10,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Stability:
+    """Run a search several times with one thing changed, and measure how far the circuits agree.
+
+    Args:
+        search: called as `search(model, task, **options)`; returns a circuit.
+        model: given to the search.
+        task: its examples are searched on; held-out ones play no part.
+        over: `examples`: each run gets as many of the task's examples, drawn with replacement; no option. `seeds`: each run gets
+            the whole task and the option `seed`, from `seed` upwards, to do with what it likes (draw scores, or draw its own task:
+            `lambda model, task, seed: cd.acdc(model, cd.load_task("ioi", model, seed=seed), threshold=0.002)`). `order`: each run
+            gets the whole task and the option `order`, from `seed` upwards, which `acdc` takes.
+        runs: how often; ten give 45 pairs.
+        seed: of the draws, and the first of the seeds or orders.
+        progress: called with (runs done, runs).
+
+    Raises:
+        CircuitDiscoveryError: an unknown `over`; fewer than five runs; a search that returns something else than a circuit, or
+            circuits of different graphs.
+
+    >>> import circuitdiscovery as cd
+    >>> model = cd.load_model("toy")
+    >>> found = stability(lambda model, task: cd.eap(model, task).top(20), model, cd.load_task("ioi", model, examples=4), runs=5)
+    >>> found.runs, len(found.edge_jaccards), len(found.in_all) <= 20 <= len(found.in_any)
+    (5, 10, True)
+    """
+    if over not in OVER:
+        raise unknown("over", over, OVER, plural="values")
+    if type(runs) is not int or runs < _FEWEST:
+        raise CircuitDiscoveryError(f"runs must be a whole number of at least {_FEWEST}, not {runs!r}")
+    circuits: list[Circuit] = []
+    for run in range(runs):
+        circuits.append(_found(search, model, *_changed(task, over, seed, run)))
+        check_same_graph(circuits[0], circuits[-1])
+        if progress:
+            progress(run + 1, runs)
+    return _measured(over, tuple(circuits))
+
+
+def _changed(task: Task, over: str, seed: int, run: int) -> tuple[Task, dict[str, int]]:
+    """The task and the options of one run."""
+    if over == "examples":
+        rows = np.random.default_rng((seed, run)).integers(len(task), size=len(task))
+        return task.select(np.sort(rows).tolist()), {}
+    return task, {"seed" if over == "seeds" else "order": seed + run}
+
+
+def _found(search: Callable[..., Circuit], model: Model, task: Task, options: Mapping[str, int]) -> Circuit:
+    circuit = search(model, task, **options)
+    if not isinstance(circuit, Circuit):
+        raise CircuitDiscoveryError(f"the search must return a Circuit, such as scores.top(100), not {type(circuit).__name__}")
+    return circuit
+
+
+def _measured(over: str, circuits: tuple[Circuit, ...]) -> Stability:
+    compared = [compare(a, b) for a, b in combinations(circuits, 2)]
+    edges, nodes = _jaccards([each.edges for each in compared]), _jaccards([each.nodes for each in compared])
+    of_edges, of_nodes = (mean_over_pairs(values, len(circuits)) for values in (edges, nodes))
+    share = np.mean([circuit.mask for circuit in circuits], axis=0)
+    for array in (edges, nodes, share):
+        array.flags.writeable = False
+    return Stability(over, circuits, edges, nodes, of_edges, of_nodes, share)
+
+
+def _jaccards(overlaps: Sequence[Overlap]) -> np.ndarray:
+    """Two empty sets are the same set."""
+    return np.array([1.0 if each.jaccard is None else each.jaccard for each in overlaps])

@@ -1,0 +1,178 @@
+"""`load_model`: from Hugging Face or TransformerLens to a `Model`. No other file knows them.
+
+The config and the named weight tensors of a GPT-2, Llama, Mistral, Qwen2 or GPT-NeoX model become one `Model`. What our
+forward does not compute is refused by name, and what it does compute is proved equal to the model's own forward on random
+token ids before it is handed out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from circuitdiscovery.arguments import guarded
+from circuitdiscovery.errors import CircuitDiscoveryError, one_line, unknown
+from circuitdiscovery.files.disk import GGUF, HUB_NAME, data_folder
+from circuitdiscovery.model.architectures import build, weights_digest
+from circuitdiscovery.model.folder import CONFIG, from_hub, quiet_transformers, read_folder, tokenizer_of
+from circuitdiscovery.model.gguf import read_gguf
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.object import DTYPES, held, unwrapped
+from circuitdiscovery.model.proof import prove
+
+__all__ = ["DTYPES", "bundled_models", "load_model", "quiet_transformers", "read_gguf", "weights_digest"]
+
+
+def bundled_models() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(path.parent.name for path in data_folder("models").glob("*/config.json"))
+
+
+@guarded
+def load_model(
+    source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32", name: str | None = None
+) -> Model:
+    """Load a transformer.
+
+    Args:
+        source: a bundled model's name, a Hugging Face folder, a .gguf file (its weights in full precision; needs the
+            extra `gguf`), a hub name, a Hugging Face causal language model (its tokenizer is looked up by its
+            `name_or_path`), a pair (model, tokenizer), or a TransformerBridge.
+        device: a torch device; by default CUDA where there is one, for an object the device it is on.
+        dtype: float32, float64, bfloat16 or float16; objects are converted too.
+        name: what files and messages call the model; by default the source's own name, a file's without its suffix.
+
+    Raises:
+        CircuitDiscoveryError: an unknown name, device or dtype; a folder or a file that is not a complete model; an architecture or a
+            feature that the forward does not compute, by name; a forward that differs from the model's own.
+
+    >>> load_model("toy").graph.edges[0]
+    'input->a0.h0<q>'
+    """
+    precision = _dtype(dtype)
+    with quiet_transformers():
+        if isinstance(source, (str, Path)):
+            target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            path, shown = _resolve(source)
+            if path.is_file():
+                hf, tokenizer = read_gguf(path, shown, torch.float32)
+            else:
+                hf, tokenizer = read_folder(path, shown)
+            return _model(hf, tokenizer, name or shown, target, precision, in_place=True)
+        if isinstance(source, Model):
+            raise CircuitDiscoveryError(f"{source.name} is loaded already; use it as it is")
+        hf, tokenizer = source, getattr(source, "tokenizer", None)
+        if isinstance(source, tuple) and len(source) == 2:
+            hf, tokenizer = source
+        hf = unwrapped(hf)
+        target = _device(device or next((parameter.device for parameter in hf.parameters()), "cpu"))
+        if tokenizer is None and getattr(hf.config, "_name_or_path", ""):
+            tokenizer = tokenizer_of(str(hf.config._name_or_path))
+        return _model(hf, tokenizer, name or _object_name(hf), target, precision)
+
+
+def _model(hf: Any, tokenizer: Any, name: str, device: torch.device, dtype: torch.dtype, *, in_place: bool = False) -> Model:
+    """The model of a Hugging Face model, whose weights are converted with `in_place`, where it is nobody else's."""
+    found = held(hf, name)
+    digest = weights_digest(found.weights)
+    if in_place:  # its tables stay as precise as they are
+        del found  # the weights in the dtype of the file, which are dropped one by one
+        for parameter in hf.parameters():
+            parameter.data = parameter.data.to(dtype)
+        found = held(hf, name)
+    weights = {key: value.detach().to(device, dtype) for key, value in found.weights.items()}
+    try:
+        model = build(found.plain.config, weights, name, digest, tokenizer)
+    except CircuitDiscoveryError:
+        raise
+    except Exception as error:  # a config's field of another kind, weights of another model
+        why = f"lacks the weight {error}" if isinstance(error, KeyError) else f"cannot be built: {one_line(error)}"
+        raise CircuitDiscoveryError(f"{name}: the model {why}") from error
+    prove(model, found.plain, found.own, found.layers)
+    return model
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    return DTYPES[dtype]
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        valid = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if torch.backends.mps.is_available() else [])]
+        if str(device).split(":")[0] in ("cuda", "gpu") and not torch.cuda.is_available():
+            raise CircuitDiscoveryError(f"no device {str(device)!r}: torch sees no GPU; Valid devices: {', '.join(valid)}") from error
+        raise unknown("device", device, valid) from error
+    return found
+
+
+def _resolve(source: str | Path) -> tuple[Path, str]:
+    """(a folder or a .gguf file, what we call it)."""
+    text = str(source) if str(source).isprintable() else repr(str(source))
+    if not str(source):
+        raise CircuitDiscoveryError(f"an empty text is not a model; a model is {_listed()}")
+    if text in bundled_models():
+        return data_folder("models") / text, text
+    try:
+        path = Path(source).expanduser()
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, an unknown user, a NUL
+        raise CircuitDiscoveryError(f"{text[:100]!r} is not the name of a model or a folder") from None
+    if is_folder:
+        if not (path / CONFIG).is_file():
+            raise CircuitDiscoveryError(f"{text}: not a model folder, {CONFIG} is missing")
+        return path, path.resolve().name
+    if path.suffix.lower() == GGUF:
+        if not path.is_file():
+            raise CircuitDiscoveryError(f"{text}: there is no such file")
+        return path, path.stem
+    if exists:
+        raise CircuitDiscoveryError(f"{text}: a model is a folder with {CONFIG} or a {GGUF} file, this is another file")
+    if isinstance(source, Path) or not HUB_NAME.fullmatch(text):
+        raise CircuitDiscoveryError(f"there is no folder {text}; a model is {_listed()}")
+    if text.lower() in (*_ALSO_CALLED, *bundled_models()):
+        raise CircuitDiscoveryError(_no_model(text))
+    try:
+        return from_hub(text), text
+    except CircuitDiscoveryError:
+        raise
+    except Exception as error:  # no network, no such model, no access: each has its own
+        why = f"there is no folder {text}, and the hub did not give it ({one_line(error)})"
+        raise CircuitDiscoveryError(f"{_no_model(text)}; {why}") from error
+
+
+# what TransformerLens and papers call models, for the families that are supported
+_ALSO_CALLED = {"gpt2-small": "gpt2"}
+_MAKERS = {
+    "pythia": "EleutherAI", "smollm": "HuggingFaceTB", "qwen2": "Qwen", "mistral-7b": "mistralai", "llama-3": "meta-llama",
+    "llama-2": "meta-llama", "tinyllama": "TinyLlama",
+}  # fmt: skip
+
+
+def _listed() -> str:
+    return f"a folder, a {GGUF} file, a hub name (such as EleutherAI/pythia-70m) or a bundled model ({', '.join(bundled_models())})"
+
+
+def _no_model(name: str) -> str:
+    known = _ALSO_CALLED.get(name.lower())
+    maker = next((maker for start, maker in _MAKERS.items() if name.lower().startswith(start)), None)
+    known = known or (f"{maker}/{name}" if maker else None)
+    near = difflib.get_close_matches(name, bundled_models(), n=1, cutoff=0.5)
+    hint = known or (near[0] if near else None)
+    return f"no model {name!r}; {f'did you mean {hint!r}? ' if hint else ''}Valid bundled models: {', '.join(bundled_models())}"
+
+
+def _object_name(hf: Any) -> str:
+    path = getattr(hf.config, "_name_or_path", "")
+    if not path:
+        return type(hf).__name__
+    return Path(path).resolve().name if Path(path).is_dir() else str(path)

@@ -1,0 +1,126 @@
+"""The proof at load: a model's forward is the one that Hugging Face has for the same weights, at all positions of several lengths.
+
+1. In float32 or float64 the whole model is compared, to rounding.
+2. A half precision rounds at every step, which hides as much as a scale that is a tenth wrong. There the whole model is compared
+   roughly, and its first and last layers (all of a small model) once more with their weights in float32, to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from circuitdiscovery.engine.fast import unembed
+from circuitdiscovery.errors import CircuitDiscoveryError, one_line
+from circuitdiscovery.explanation.interchange import Plain
+from circuitdiscovery.model.model import Block, Model, Norm
+
+LENGTHS = (1, 4, 16)  # of the prompts that are compared
+PART_LENGTHS = (1, 6, 24)  # where two layers run alone
+TIGHT = 2e-5  # of the largest logit: float32 agrees to about 1e-6 of it
+LOOSE = 0.1  # of it too, in a half precision: SmolLM2 is .04 off in bfloat16
+SMALL = 2**24  # weights of a model that is proved in float32 as a whole
+_PRECISE = (torch.float32, torch.float64)
+
+
+@torch.no_grad()
+def prove(model: Model, hf: Any, own: Any, name_of_layers: str) -> None:
+    """Refuse a model whose forward is not Hugging Face's.
+
+    Args:
+        model: what was loaded.
+        hf: the Hugging Face model that its weights come from.
+        own: what the user gave, which is `hf` itself but for adapters.
+        name_of_layers: where `hf` holds its layers.
+
+    Raises:
+        CircuitDiscoveryError: their logits differ, are not finite, or cannot be computed.
+    """
+    precise = model.dtype in _PRECISE and _dtype(own) in _PRECISE
+    _compare(model, own, LENGTHS, tight=precise)
+    if not precise:
+        skeleton, layers = _part(hf, name_of_layers, model)
+        part = _float32(replace(model, blocks=tuple(model.blocks[i] for i in layers), graph=replace(model.graph, n_layers=len(layers))))
+        _compare(part, skeleton, PART_LENGTHS, tight=True)
+
+
+def _compare(model: Model, hf: Any, lengths: Sequence[int], *, tight: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for length in sorted({min(length, model.max_length or length) for length in lengths}):
+        tokens = torch.randint(model.vocab_size, (1, length), generator=generator)
+        theirs = _logits(hf, tokens, model.name)[..., : model.vocab_size].to(model.device, torch.float64)
+        stream = Plain.run(model, tokens.to(model.device)).stream(model.graph.n_layers)
+        ours = unembed(model, stream).double()
+        if not bool(theirs.isfinite().all()):
+            raise CircuitDiscoveryError(f"{model.name}: the model's own logits are not finite; look for NaN or infinity in its weights")
+        error, scale = float((ours - theirs).abs().max()), float(theirs.abs().max())
+        if not error <= (TIGHT if tight else LOOSE) * scale + 1e-7:
+            raise CircuitDiscoveryError(
+                f"{model.name}: our forward differs from the model's own by {error:.2g} (largest logit {scale:.2g}); "
+                "the model has a feature that is not supported (norms folded by compatibility mode, a modified module, ...)"
+            )
+
+
+def _logits(hf: Any, tokens: Tensor, name: str) -> Tensor:
+    """[1, T, vocabulary] of a Hugging Face model in evaluation mode, which is left as it was."""
+    training = [(module, module.training) for module in hf.modules()]
+    # a model that compiles itself in place would spend minutes on each length
+    call = hf.forward if getattr(hf, "_compiled_call_impl", None) is not None else hf
+    try:
+        out = call(tokens.to(next(hf.parameters()).device)) if hf.eval() else None
+        logits = getattr(out, "logits", None)
+        logits = out[0] if logits is None and isinstance(out, tuple) else logits
+    except Exception as error:  # a forward can fail in as many ways as there are models
+        raise CircuitDiscoveryError(f"{name}: the model's own forward fails: {one_line(error)}") from error
+    finally:
+        for module, mode in training:
+            module.training = mode
+    if not isinstance(logits, Tensor) or logits.dim() != 3 or logits.shape[:2] != tokens.shape:
+        raise CircuitDiscoveryError(f"{name}: the model's own forward gives no logits of every position")
+    return logits
+
+
+# ------------------------------------------------------------------ some layers in float32
+
+
+def _part(hf: Any, name: str, model: Model) -> tuple[Any, tuple[int, ...]]:
+    """(a copy of a model with some of its layers only, in float32; which)."""
+    layers, last = hf.get_submodule(name), model.graph.n_layers - 1
+    small = sum(parameter.numel() for parameter in hf.parameters()) <= SMALL
+    chosen = tuple(range(last + 1)) if small else tuple(dict.fromkeys((0, last)))
+    kept = nn.ModuleList([layers[i] for i in chosen])
+    part = copy.deepcopy(hf, {id(layers): copy.deepcopy(kept)})
+    for parameter in part.parameters():
+        parameter.data = parameter.data.to(model.dtype)  # rounded as ours are
+    for parent, child, rotary in list(_rotaries(part)):
+        # in a half precision its frequencies are rounded, ours are not
+        setattr(parent, child, type(rotary)(rotary.config).to(next(hf.parameters()).device))
+    return nn.Module.float(part), chosen  # what was read from GGUF refuses its own float()
+
+
+def _rotaries(hf: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    """The modules that hold a table of rotary frequencies: what holds them, its name there, and itself."""
+    for parent in hf.modules():
+        for child, module in parent.named_children():
+            if "inv_freq" in module._buffers and hasattr(module, "config"):
+                yield parent, child, module
+
+
+def _float32(value: Any) -> Any:
+    """A model, or a part of one, with all its tensors in float32."""
+    if isinstance(value, Tensor):
+        return value.float()
+    if isinstance(value, tuple):
+        return tuple(map(_float32, value))
+    if isinstance(value, Model | Block | Norm):
+        return replace(value, **{field.name: _float32(getattr(value, field.name)) for field in fields(value)})
+    return value
+
+
+def _dtype(hf: Any) -> torch.dtype:
+    return next(hf.parameters()).dtype

@@ -1,0 +1,1 @@
+"""Tasks: prompts, their counterfactuals and their answers, from templates, files and tables."""
