@@ -6,14 +6,17 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Python compiles what is imported, and keeps it; compiling all that comes along takes longer than downloading it.
+unexport PYTHONDONTWRITEBYTECODE
 # Quiet unless it fails: then its last lines, which name the package.
 define pip
 @echo "pip install $(1)"
-@$(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt $(1) > $(VENV)/pip.log 2>&1 \
+@$(BIN)/python -m pip --disable-pip-version-check install --no-compile --constraint constraints.txt $(1) > $(VENV)/pip.log 2>&1 \
   || { grep -v "^WARNING" $(VENV)/pip.log | tail -n 25 >&2; exit 1; }
 endef
 
 .PHONY: demo test real installs check docs install clean
+.NOTPARALLEL:  # one pip at a time
 
 demo: $(VENV)/installed
 	$(BIN)/circuitdiscovery discover toy ioi
@@ -37,21 +40,24 @@ docs: $(VENV)/installed-dev
 
 install: $(VENV)/installed-dev
 
-# torch first, so that pip settles its version before anything that would draw in another.
-$(VENV)/installed: pyproject.toml constraints.txt
+# torch first, so that pip settles its version before anything that would draw in another. What is installed for more does for less.
+$(VENV)/torch: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("circuitdiscovery needs Python 3.11 or newer; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(call pip,torch)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/torch
 	$(call pip,--editable .)
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
+$(VENV)/installed-test: $(VENV)/torch
 	$(call pip,--editable '.[test]')
-	@touch $@
+	@touch $@ $(VENV)/installed
 
-$(VENV)/installed-dev: $(VENV)/installed-test
+$(VENV)/installed-dev: $(VENV)/torch
 	$(call pip,--editable '.[dev]')
-	@touch $@
+	@touch $@ $(VENV)/installed $(VENV)/installed-test
 
 clean:
 	rm -rf $(VENV) dist site

@@ -1,7 +1,7 @@
 """The slow, obvious version of what the package computes, on TransformerBridge's own split hooks.
 
 It knows nothing of the code under test but the names of sources and receivers (`Graph`). One edge set is one forward with
-all hooks on; one derivative is two forwards; one ACDC decision is one forward.
+all hooks on; one derivative is two forwards; one ACDC decision is one forward. Several forwards go as rows of one batch.
 
 Facts it stands on (TransformerLens 4.3): `hook_result` holds a head's b_V W_O and not b_O; a block's input is its
 `hook_resid_pre`, so layer 0's is the source `input`; the split hooks give k and v per group and come before the norm.
@@ -9,7 +9,7 @@ Facts it stands on (TransformerLens 4.3): `hook_result` holds a head's b_V W_O a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from circuitdiscovery.graph.graph import Graph
 
 Hook = tuple[str, Callable[..., Tensor | None]]
 Metric = Callable[[Tensor], Tensor]  # [N, V] logits -> [N]
+_TOKENS = 2048  # of several versions of the prompts in one forward: Python's calls cost more than the tiny models' products
 
 
 @dataclass(frozen=True)
@@ -82,21 +83,42 @@ class Reference:
         return self._forward(tokens, hooks), written
 
     def patched(self, tokens: Tensor, carried: Tensor, moved: np.ndarray) -> Tensor:
-        """Logits [N, T, V] where each edge that is True in `moved` [S, R] carries `carried` [S, N, T, D], not the current output."""
-        current, hooks = self._written(tokens)
-        carried = carried.to(self.dtype)
+        """Logits [N, T, V] where each edge that is True in `moved` [S, R] carries `carried` [S, N, T, D], not the current output.
+
+        Of several at once, [M, S, R], each a row of its own in the batch: [M, N, T, V].
+        """
+        several = moved[None] if moved.ndim == 2 else moved
+        size = max(1, _TOKENS // tokens.numel())
+        parts = [self._patched(tokens, carried.to(self.dtype), several[first : first + size]) for first in range(0, len(several), size)]
+        return parts[0][0] if moved.ndim == 2 else torch.cat(parts)
+
+    def _patched(self, tokens: Tensor, carried: Tensor, moved: np.ndarray) -> Tensor:
+        current, hooks = self._written(tokens.repeat(len(moved), 1))
 
         def change(column: int) -> Tensor | float:
-            sources = torch.from_numpy(np.flatnonzero(moved[:, column]))
-            return (carried[sources] - current[sources]).sum(0) if len(sources) else 0.0  # [N, T, D]
+            sources = np.flatnonzero(moved[:, :, column].any(axis=0))
+            if not len(sources):
+                return 0.0
+            which = torch.from_numpy(moved[:, sources, column]).to(self.dtype)  # [M, s]
+            differences = carried[sources, None] - current[sources].unflatten(1, (len(moved), -1))  # [s, M, N, T, D]
+            return torch.einsum("ms,sm...->m...", which, differences).flatten(0, 1)
 
-        return self._forward(tokens, hooks + self._at_receivers(change))
+        return self._forward(tokens.repeat(len(moved), 1), hooks + self._at_receivers(change)).unflatten(0, (len(moved), -1))
 
-    def nudged(self, start: Tensor, tokens: Tensor, receiver: str, nudge: Tensor) -> Tensor:
-        """Logits [N, T, V] of the model from `input` = start [N, T, D], with nudge [N, T, D] added to what one receiver reads."""
-        column = self.graph.receiver_index[receiver]
-        hooks: list[Hook] = [("blocks.0.hook_resid_pre", lambda x, hook: start.to(x))]
-        return self._forward(tokens, hooks + self._at_receivers(lambda c: nudge if c == column else 0.0))
+    def nudged(self, start: Tensor, tokens: Tensor, receivers: list[str], nudges: Tensor) -> Tensor:
+        """Logits [M, N, T, V] of the model from `input` = start [N, T, D], with nudges[m] [N, T, D] added to what receivers[m] reads."""
+        rows: dict[int, list[int]] = {}
+        for m, receiver in enumerate(receivers):
+            rows.setdefault(self.graph.receiver_index[receiver], []).append(m)
+
+        def change(column: int) -> Tensor | float:
+            if column not in rows:
+                return 0.0
+            return torch.zeros_like(nudges).index_copy(0, torch.tensor(rows[column]), nudges[rows[column]]).flatten(0, 1)
+
+        starts = start.repeat(len(nudges), 1, 1)
+        hooks: list[Hook] = [("blocks.0.hook_resid_pre", lambda x, hook: starts.to(x))]
+        return self._forward(tokens.repeat(len(nudges), 1), hooks + self._at_receivers(change)).unflatten(0, (len(nudges), -1))
 
     def _at_receivers(self, change: Callable[[int], Tensor | float]) -> list[Hook]:
         """Hooks that add change(column) [N, T, D] to what each receiver reads."""
@@ -199,17 +221,21 @@ def exact(
     """The damage of ablating each edge alone."""
     full = metric(reference.run(clean)[0][:, -1]).mean().item()
     sign = 1.0 if higher_is_better else -1.0
-    return {
-        edge: sign * (full - metric(reference.patched(clean, carried, reference.graph.mask([edge]))[:, -1]).mean().item()) for edge in edges
-    }
+    patched = reference.patched(clean, carried, np.stack([reference.graph.mask([edge]) for edge in edges]))[:, :, -1]
+    return {edge: sign * (full - metric(logits).mean().item()) for edge, logits in zip(edges, patched, strict=True)}
 
 
-def edge_derivative(reference: Reference, tokens: Tensor, start: Tensor, edge: str, change: Tensor, metric: Metric) -> float:
-    """d/dt at 0 of the metric's mean, where the edge's receiver reads t * change [S, N, T, D] of its source more; central, float64."""
-    row, column = reference.graph.index(edge)
-    step, receiver = 1e-5, reference.graph.receivers[column]
-    up, down = (metric(reference.nudged(start, tokens, receiver, t * change[row])[:, -1]).mean().item() for t in (step, -step))
-    return (up - down) / (2 * step)
+def edge_derivatives(reference: Reference, tokens: Tensor, start: Tensor, edges: list[str], change: Tensor, metric: Metric) -> list[float]:
+    """d/dt at 0 of the metric's mean, where an edge's receiver reads t * change [S, N, T, D] of its source more; central, float64."""
+    step, size = 1e-5, max(1, _TOKENS // (2 * tokens.numel()))
+    found: list[float] = []
+    for some in (edges[first : first + size] for first in range(0, len(edges), size)):
+        rows, columns = zip(*(reference.graph.index(edge) for edge in some), strict=True)
+        nudges = torch.cat([step * change[list(rows)], -step * change[list(rows)]])
+        logits = reference.nudged(start, tokens, [reference.graph.receivers[column] for column in 2 * columns], nudges)[:, :, -1]
+        up, down = torch.stack([metric(each).mean() for each in logits]).chunk(2)
+        found += ((up - down) / (2 * step)).tolist()
+    return found
 
 
 def integrated(
@@ -233,9 +259,8 @@ def integrated(
     sign = -1.0 if higher_is_better else 1.0
     end = carried[0] if end is None else end
     starts = [end + alpha * (current[0] - end) for alpha in alphas]
-    return {
-        edge: sign * float(np.mean([edge_derivative(reference, clean, start, edge, change, metric) for start in starts])) for edge in edges
-    }
+    derivatives = np.mean([edge_derivatives(reference, clean, start, edges, change, metric) for start in starts], axis=0)
+    return dict(zip(edges, (sign * derivatives).tolist(), strict=True))
 
 
 def acdc_order(graph: Graph) -> list[str]:
@@ -255,42 +280,30 @@ def acdc_order(graph: Graph) -> list[str]:
     return [f"{source}->{receiver}" for receiver in receivers for source in [*sources, "input"] if f"{source}->{receiver}" in valid]
 
 
-@dataclass(frozen=True)
-class Naive:
-    """What a naive ACDC found: the kept edges, each edge's damage when it was tried."""
-
-    kept: frozenset[str]
-    damage: dict[str, float]
-
-
-def naive_damage(
-    reference: Reference, clean: Tensor, carried: Tensor, metric: Metric, edge: str, removed: np.ndarray, *, higher_is_better: bool
-) -> float:
-    """What removing one more edge costs where `removed` [S, R] are gone."""
-    trial = removed | reference.graph.mask([edge])
-    old, new = (metric(reference.patched(clean, carried, mask)[:, -1]).mean().item() for mask in (removed, trial))
-    return old - new if higher_is_better else new - old
-
-
-def naive_acdc(
+def naive_damages(
     reference: Reference,
     clean: Tensor,
     carried: Tensor,
     metric: Metric,
-    threshold: float,
+    kept: Collection[str],
+    edges: Iterable[str] | None = None,
     *,
     higher_is_better: bool,
-    absolute: bool = False,
-) -> Naive:
-    """ACDC by its definition: try every edge in order, a full forward each; it goes where the damage is below the threshold."""
-    graph, sign = reference.graph, 1.0 if higher_is_better else -1.0
-    removed = np.zeros_like(graph.allowed)
-    old = metric(reference.run(clean)[0][:, -1]).mean().item()
-    damages: dict[str, float] = {}
-    for edge in acdc_order(graph):
+    order: Iterable[str] | None = None,
+) -> dict[str, float]:
+    """What each edge, or some, costs when ACDC by its definition tries it, having decided on those before it as `kept` says.
+
+    If it decides each one as `kept` says, then by induction what it keeps is `kept`. A full forward for each state.
+    """
+    graph = reference.graph
+    removed, states = np.zeros_like(graph.allowed), {}
+    for edge in acdc_order(graph) if order is None else order:
         trial = removed | graph.mask([edge])
-        new = metric(reference.patched(clean, carried, trial)[:, -1]).mean().item()
-        damage = damages[edge] = sign * (old - new)
-        if (abs(damage) if absolute else damage) < threshold:
-            removed, old = trial, new
-    return Naive(frozenset(graph.names(graph.allowed & ~removed)), damages)
+        states[edge] = removed, trial
+        if edge not in kept:
+            removed = trial
+    tried = list(states if edges is None else edges)
+    masks, which = np.unique(np.concatenate([np.stack(states[edge]) for edge in tried]), axis=0, return_inverse=True)
+    values = np.array([metric(logits).mean().item() for logits in reference.patched(clean, carried, masks)[:, :, -1]])
+    old, new = values[which.reshape(-1, 2)].T
+    return dict(zip(tried, (old - new if higher_is_better else new - old).tolist(), strict=True))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from circuitdiscovery.benchmark.problems.problem import Problem
 from circuitdiscovery.benchmark.problems.programs import RECIPES
 from circuitdiscovery.benchmark.report import markdown
 from circuitdiscovery.benchmark.run import run
+from circuitdiscovery.cli import main as cli
 
 
 @pytest.fixture(scope="module")
@@ -177,12 +179,23 @@ def test_a_method_that_is_none(own: str) -> None:
 
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # tiny models gain nothing from more threads
+Command = Callable[..., tuple[int, str, str]]
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = ENVIRONMENT | {"HF_HOME": str(cwd / "empty")}
-    program = [sys.executable, "-m", "circuitdiscovery", "benchmark", *arguments]
-    return subprocess.run(program, cwd=cwd, env=environment, capture_output=True, text=True)
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """(exit status, standard output, standard error) of `circuitdiscovery benchmark` in this process, in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main(["benchmark", *arguments])
+        out, err = capfd.readouterr()
+        return int(end.value.code or 0), str(out), str(err)
+
+    return command
 
 
 @pytest.mark.parametrize(
@@ -192,22 +205,34 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["planted", "--method", "eapig"], "did you mean 'eap_ig'"),
         (["planted", "--model", "toy"], "the suite planted has models of its own"),
         (["toy", "--out", "full"], "is not empty"),
-        (["ioi"], "GPT-2 small's, and its weights are needed"),
         (["ioi", "--model", "toy"], "this is a circuit of"),
     ],
 )
-def test_wrong_arguments_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_wrong_arguments_are_one_line(arguments: list[str], message: str, command: Command, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
-    result = command(*arguments, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (2, "")
-    (told,) = (line for line in result.stderr.splitlines() if not line.endswith(": under way"))  # said after two seconds
-    assert message in told
+    assert message in one_line(*command(*arguments))
     assert not list((tmp_path / "runs").glob("*"))  # no folder is left of what cannot be
 
 
+def test_weights_that_are_not_there_are_one_line(tmp_path: Path) -> None:
+    """In a process of its own: where the hub's files are kept is read once."""
+    program = [sys.executable, "-m", "circuitdiscovery", "benchmark", "ioi"]
+    environment = ENVIRONMENT | {"HF_HOME": str(tmp_path / "empty")}
+    result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "GPT-2 small's, and its weights are needed" in one_line(result.returncode, result.stdout, result.stderr)
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def one_line(status: int, out: str, err: str) -> str:
+    """What a refused call says."""
+    assert (status, out) == (2, "")
+    (told,) = (line for line in err.splitlines() if not line.endswith(": under way"))  # said after two seconds
+    return told
+
+
 @pytest.mark.slow
-def test_a_killed_benchmark_resumes(tmp_path: Path) -> None:
+def test_a_killed_benchmark_resumes(command: Command, tmp_path: Path) -> None:
     """SIGKILL in the middle, then --resume: what was measured stays as it is, byte for byte."""
     arguments = ["toy", "--quick", "--method", "random", "--method", "eap", "--method", "eap_ig", "--out", "out"]
     program = [sys.executable, "-m", "circuitdiscovery", "benchmark", *arguments]
@@ -219,14 +244,14 @@ def test_a_killed_benchmark_resumes(tmp_path: Path) -> None:
     running.wait()
     before = {path.name: path.read_bytes() for path in cells.glob("*.json")}
     assert 0 < len(before) < 6
-    result = command(*arguments, "--resume", "--json", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert len(json.loads(result.stdout)["results"]) == 6
+    status, out, err = command(*arguments, "--resume", "--json")
+    assert status == 0, err
+    assert len(json.loads(out)["results"]) == 6
     assert all((cells / name).read_bytes() == data for name, data in before.items())
 
 
 @pytest.mark.slow
-def test_published_circuits_of_a_model_of_that_shape(tmp_path: Path, shared: Path) -> None:
+def test_published_circuits_of_a_model_of_that_shape(command: Command, tmp_path: Path, shared: Path) -> None:
     """Random weights of GPT-2 small's shape with its tokenizer: every row is there, and no method recovers anything."""
     import shutil
 
@@ -237,9 +262,9 @@ def test_published_circuits_of_a_model_of_that_shape(tmp_path: Path, shared: Pat
     GPT2LMHeadModel(GPT2Config(n_embd=96)).save_pretrained(folder)
     for file in (shared / "models" / "gpt2-tokenizer").iterdir():
         shutil.copy(file, folder)
-    result = command("ioi", "--model", str(folder), "--quick", "--method", "eap", "--method", "random", "--json", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    rows = json.loads(result.stdout)["results"]
+    status, out, err = command("ioi", "--model", str(folder), "--quick", "--method", "eap", "--method", "random", "--json")
+    assert status == 0, err
+    rows = json.loads(out)["results"]
     assert [row["method"] for row in rows] == ["eap", "random"]
     for row in rows:
         assert (row["problem"], row["truth"], row["edges_total"]) == ("gpt2/ioi", 963, 32491)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fixture import random_masks
 from reference import Reference, carried, kl_divergence
-from tiny import Tiny, random_model, random_prompts, tiny_config
+from tiny import ARCHITECTURES, Tiny, each_and_each, random_model, random_prompts, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -53,8 +53,9 @@ def relaxed(model: Any, graph: Any, task: Any, mask: Tensor, ablation: str = "re
 # ------------------------------------------------------------------ the forward
 
 
-@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
-def test_a_boolean_mask_is_a_circuit(tiny: Tiny, ablation: str) -> None:
+@pytest.mark.parametrize(("name", "ablation"), each_and_each(ARCHITECTURES, ["resample", "mean", "zero"]))
+def test_a_boolean_mask_is_a_circuit(tinies: Callable[[str], Tiny], name: str, ablation: str) -> None:
+    tiny = tinies(name)
     graph, task = tiny.model.graph, tiny.prompts.task
     for mask in [graph.allowed, ~graph.allowed & False, *random_masks(graph, 4, seed=1)]:
         expected = cd.run_circuit(tiny.model, task, cd.Circuit(graph, mask), ablation=ablation)

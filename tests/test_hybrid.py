@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from collections.abc import Callable
+from itertools import combinations, cycle, pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from reference import carried, kl_divergence, logit_diff
 from test_edge_pruning import KNOWN, cut_model, held_out_kl
-from tiny import Tiny, random_model, random_prompts, tiny_config
+from tiny import ARCHITECTURES, Tiny, random_model, random_prompts, tiny_config
 
 import circuitdiscovery as cd
 from circuitdiscovery.search.hybrid import hybrid
@@ -81,15 +82,18 @@ def test_edges_that_stand_in_for_each_other_do_not_go_at_once() -> None:
     assert mean_kl(model, task, hybrid(model, task, edges=47, rounds=0).top(47)) < 1
 
 
-@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
-def test_any_number_of_edges_under_any_ablation(tiny: Tiny, ablation: str) -> None:
+@pytest.mark.parametrize(("name", "ablation"), list(zip(ARCHITECTURES, cycle(["resample", "mean", "zero"]), strict=False)))
+def test_any_number_of_edges_under_any_ablation(tinies: Callable[[str], Tiny], name: str, ablation: str) -> None:
+    tiny = tinies(name)
     task, total = tiny.prompts.task, len(tiny.model.graph)
     for edges in (1, total - 1, total):
         found = hybrid(tiny.model, task, edges=edges, rounds=0, ablation=ablation).top(edges)
         assert len(found) == edges
 
 
-def test_nearer_to_the_model_than_attribution_alone(tiny: Tiny) -> None:
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox_parallel"])
+def test_nearer_to_the_model_than_attribution_alone(tinies: Callable[[str], Tiny], name: str) -> None:
+    tiny = tinies(name)
     task = tiny.prompts.task
     ranked = cd.eap_ig(tiny.model, task, metric="kl_divergence").top(20)
     found = hybrid(tiny.model, task, edges=20, rounds=1, metric="kl_divergence").top(20)
@@ -119,15 +123,19 @@ def logit_diffs(model: Any, task: Any, circuit: Any) -> float:
     return float(logit_diff(batch.correct[:, 0], batch.incorrect[:, 0])(cd.run_circuit(model, task, circuit)).mean())
 
 
-def test_twice_the_same_bytes(llama: Tiny, tmp_path: Any) -> None:
-    for name in "ab":
-        hybrid(llama.model, llama.prompts.task, edges=30, rounds=1).save(tmp_path / f"{name}.safetensors")
+@pytest.fixture(scope="module")
+def thirty(llama: Tiny) -> Any:
+    return hybrid(llama.model, llama.prompts.task, edges=30, rounds=1)
+
+
+def test_twice_the_same_bytes(llama: Tiny, thirty: Any, tmp_path: Any) -> None:
+    for name, scores in (("a", thirty), ("b", hybrid(llama.model, llama.prompts.task, edges=30, rounds=1))):
+        scores.save(tmp_path / f"{name}.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_batches_do_not_matter(llama: Tiny) -> None:
-    whole, parts = (hybrid(llama.model, llama.prompts.task, edges=30, rounds=1, batch_size=size) for size in (None, 2))
-    assert whole.top(30) == parts.top(30)
+def test_batches_do_not_matter(llama: Tiny, thirty: Any) -> None:
+    assert hybrid(llama.model, llama.prompts.task, edges=30, rounds=1, batch_size=2).top(30) == thirty.top(30)
 
 
 def test_progress_ends_at_its_total(gpt2: Tiny) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import Tiny, random_prompts
+from tiny import ARCHITECTURES, Tiny, each_and_each, random_prompts
 
 import circuitdiscovery as cd
 from circuitdiscovery.explanation.scrubbing.scrub import _recovered
@@ -27,8 +28,9 @@ def task() -> Any:
     return unchanged(random_prompts(101, 12, 6, seed=3).task)
 
 
-@pytest.mark.parametrize("metric", ["logit_diff", "prob_diff", "kl_divergence", "nll"])
-def test_an_evaluation_gives_a_reason_instead_of_a_number(tiny: Tiny, task: Any, metric: str) -> None:
+@pytest.mark.parametrize(("name", "metric"), each_and_each(ARCHITECTURES, ["logit_diff", "prob_diff", "kl_divergence", "nll"]))
+def test_an_evaluation_gives_a_reason_instead_of_a_number(tinies: Callable[[str], Tiny], name: str, task: Any, metric: str) -> None:
+    tiny = tinies(name)
     circuit = cd.Circuit(tiny.model.graph, tiny.model.graph.mask(list(tiny.model.graph.edges)[::2]))
     scores = cd.Scores(tiny.model.graph, tiny.model.graph.allowed * 1.0)
     found = cd.evaluate(tiny.model, task, circuit, metric=metric, effort="quick", scores=scores)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference, carried, logit_diff
-from tiny import Prompts, Tiny, random_prompts
+from tiny import ARCHITECTURES, REAL, Prompts, Tiny, each_and_each, random_prompts
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -29,14 +29,15 @@ def group_of(reference: Reference, head: int) -> str:
     return f"kv{head * graph.n_kv_heads // graph.n_heads}" if graph.grouped else f"h{head}"
 
 
-def slow(reference: Reference, clean: Tensor, replacement: Tensor, sender: str, receivers: list[str]) -> Tensor:
-    """[N, V]: two passes on the clean prompts, the second with what the first recorded at the receivers.
+def slow(reference: Reference, clean: Tensor, replacement: Tensor, senders: list[str], receivers: list[str]) -> Tensor:
+    """[M, N, V], for each of M senders: two passes on the clean prompts, the second with what the first recorded at the receivers.
 
     In the first every head reads what it reads on the clean prompts, and the sender's replacement is added at whoever reads it.
     """
     graph, (_, written) = reference.graph, reference.run(clean)
-    row = graph.source_index[sender]
-    change = replacement[row] - written[row]
+    rows = [graph.source_index[sender] for sender in senders]
+    change = (replacement - written)[rows].flatten(0, 1)  # [M * N, T, D]
+    tokens = clean.repeat(len(senders), 1)
     usual: dict[tuple[int, str], Tensor] = {}
     at: dict[str, Tensor] = {}
 
@@ -58,13 +59,17 @@ def slow(reference: Reference, clean: Tensor, replacement: Tensor, sender: str, 
         usual[layer, letter] = x.clone()
         return x
 
+    def changed(name: str, x: Tensor) -> Tensor:
+        reads = torch.from_numpy(graph.allowed[rows, graph.receiver_index[name]]).repeat_interleave(len(clean))
+        return torch.where(reads[:, None, None], x + change, x)
+
     def first(layer: int, letter: str, x: Tensor) -> Tensor:
-        reads = [bool(graph.allowed[row, graph.receiver_index[name]]) for name in names(layer, letter)]
         if letter in ("m", ""):
-            at[names(layer, letter)[0]] = x + change if reads[0] else x.clone()
-            return at[names(layer, letter)[0]]
+            (name,) = names(layer, letter)
+            at[name] = changed(name, x)
+            return at[name]
         for i, name in enumerate(names(layer, letter)):
-            at[name] = x[:, :, i] + change if reads[i] else x[:, :, i].clone()
+            at[name] = changed(name, x[:, :, i])
         return usual[layer, letter]
 
     def second(layer: int, letter: str, x: Tensor) -> Tensor:
@@ -74,15 +79,15 @@ def slow(reference: Reference, clean: Tensor, replacement: Tensor, sender: str, 
         return torch.stack([at[name] if name in receivers else x[:, :, i] for i, name in enumerate(names(layer, letter))], dim=2)
 
     for what in (note, first):
-        reference._forward(clean, hooks(what))
-    return reference._forward(clean, hooks(second))[:, -1]
+        reference._forward(tokens, hooks(what))
+    return reference._forward(tokens, hooks(second))[:, -1].unflatten(0, (len(senders), -1))
 
 
 def damages(reference: Reference, prompts: Prompts, receivers: list[str], senders: Any, ablation: str = "resample") -> dict[str, float]:
     metric, replacement = logit_diff(prompts.correct, prompts.incorrect), carried(reference, ablation, prompts.corrupted)
     full = metric(reference.run(prompts.clean)[0][:, -1]).mean()
-    new = {sender: metric(slow(reference, prompts.clean, replacement, sender, receivers)).mean() for sender in senders}
-    return {sender: float(full - value) for sender, value in new.items()}
+    patched = slow(reference, prompts.clean, replacement, list(senders), receivers)
+    return {sender: float(full - metric(logits).mean()) for sender, logits in zip(senders, patched, strict=True)}
 
 
 def agree(step: PathEffects, expected: dict[str, float]) -> None:
@@ -118,11 +123,9 @@ def test_frozen_mlps_are_the_edges_patched_together(tiny: Tiny, receivers: list[
     full = float(metric(reference.run(prompts.clean)[0][:, -1]).mean())
     step = path_patching(tiny.model, prompts.task, receivers=receivers, through_mlps=False)
     edges = set(reference.graph.edges)
-    expected = {}
-    for sender in step.effects:
-        mask = reference.graph.mask(edge for edge in (f"{sender}->{receiver}" for receiver in receivers) if edge in edges)
-        expected[sender] = full - float(metric(reference.patched(prompts.clean, replacement, mask)[:, -1]).mean())
-    agree(step, expected)
+    masks = [reference.graph.mask({f"{sender}->{receiver}" for receiver in receivers} & edges) for sender in step.effects]
+    patched = reference.patched(prompts.clean, replacement, np.stack(masks))[:, :, -1]
+    agree(step, {sender: full - float(metric(logits).mean()) for sender, logits in zip(step.effects, patched, strict=True)})
 
 
 def test_frozen_mlps_and_one_receiver_are_exact_patching(tiny: Tiny) -> None:
@@ -342,9 +345,9 @@ def connected(graph: Any, edges: set[str]) -> set[str]:
     return {edge for edge in edges if edge.partition("->")[2] in back}
 
 
-@pytest.mark.parametrize("options", [{}, {"metric": "logit_diff"}, {"ablation": "zero"}])
-def test_trace_back_is_exact_patching_from_the_logits(any_model: Tiny, options: dict[str, Any]) -> None:
-    model, task = any_model.model, any_model.prompts.task
+@pytest.mark.parametrize(("name", "options"), each_and_each(ARCHITECTURES + REAL, [{}, {"metric": "logit_diff"}, {"ablation": "zero"}]))
+def test_trace_back_is_exact_patching_from_the_logits(tinies: Callable[[str], Tiny], name: str, options: dict[str, Any]) -> None:
+    model, task = tinies(name).model, tinies(name).prompts.task
     scores = cd.exact(model, task, **options)
     for quantile in (0.5, 0.9, 0.97):
         bar = float(np.quantile(scores.values[model.graph.allowed], quantile))

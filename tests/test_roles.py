@@ -199,6 +199,14 @@ class Lab:
     def __init__(self, tiny: Tiny, task: Task) -> None:
         self.reference, self.graph, self.task = tiny.reference, tiny.model.graph, task
         self.batches = list(task.batches())
+        self._known: dict[bytes, tuple[Tensor, Tensor]] = {}
+
+    def _run(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The reference's logits and sources, computed once for the same prompts."""
+        key = tokens.numpy().tobytes()
+        if key not in self._known:
+            self._known[key] = self.reference.run(tokens)
+        return self._known[key]
 
     def damage(self, other: Mapping[int, list[int]], edges: list[str], at: str | None = None) -> float:
         """Of edges that carry what they do on other prompts (by row), everywhere or at one named position alone."""
@@ -206,8 +214,8 @@ class Lab:
 
     def _each(self, batch: Batch, other: Mapping[int, list[int]], edges: list[str], at: str | None) -> np.ndarray:
         rows = batch.rows.tolist()
-        clean, written = self.reference.run(batch.clean)
-        carried = self.reference.run(torch.tensor([other[row] for row in rows]))[1]
+        clean, written = self._run(batch.clean)
+        carried = self._run(torch.tensor([other[row] for row in rows]))[1]
         if at is not None:
             alone = written.clone()
             for i, row in enumerate(rows):

@@ -56,32 +56,34 @@ def places(drawn: Drawn) -> Iterator[tuple[Drawn, int, Drawn]]:
 
 
 class Slow:
-    """What nodes write, scrubbed, for one example and draw: a forward of the bridge for every place in the tree."""
+    """What nodes write, scrubbed, for B = draws * examples: a forward of the bridge for every place in the tree."""
 
     def __init__(self, reference: Reference, prompts: Prompts) -> None:
-        self.reference, self.tokens = reference, [torch.tensor([example.clean]) for example in prompts.examples]
+        self.reference, self.tokens = reference, torch.tensor([example.clean for example in prompts.examples])
         self.graph = reference.graph
-        self.written = [reference.run(tokens)[1][:, 0] for tokens in self.tokens]  # [S, T, D] each
+        self.written = reference.run(self.tokens)[1]  # [S, prompts, T, D]
 
-    def write(self, drawn: Drawn, at: tuple[int, int]) -> Tensor:
-        """[T, D]."""
+    def write(self, drawn: Drawn) -> Tensor:
+        """[B, T, D]."""
         if drawn.rest is None:
-            return self.written[int(drawn.prompt[at])][drawn.node]
-        written, hooks = self.reference._written(self.tokens[int(drawn.rest[at])])
-        self.reference._forward(self.tokens[int(drawn.rest[at])], hooks + self._reading(drawn, at))
-        return written[drawn.node, 0]
+            return self.written[drawn.node, drawn.prompt.ravel()]
+        tokens = self.tokens[drawn.rest.ravel()]
+        written, hooks = self.reference._written(tokens)
+        self.reference._forward(tokens, hooks + self._reading(drawn))
+        return written[drawn.node]
 
-    def logits(self, drawn: Drawn, at: tuple[int, int]) -> Tensor:
-        """[T, V]."""
+    def logits(self, drawn: Drawn) -> Tensor:
+        """[B, T, V]."""
         assert drawn.rest is not None
-        return self.reference._forward(self.tokens[int(drawn.rest[at])], self._reading(drawn, at))[0]
+        return self.reference._forward(self.tokens[drawn.rest.ravel()], self._reading(drawn))
 
-    def _reading(self, drawn: Drawn, at: tuple[int, int]) -> Any:
-        """Hooks on a run of the prompt that the rest comes from: what the tree says is exchanged for what that run wrote."""
+    def _reading(self, drawn: Drawn) -> Any:
+        """Hooks on a run of the prompts that the rest comes from: what the tree says is exchanged for what those runs wrote."""
         assert drawn.rest is not None
-        rest, changes = int(drawn.rest[at]), {}
+        changes: dict[int, Any] = {}
         for column, below in drawn.inputs:
-            changes[column] = changes.get(column, 0.0) + self.write(below, at) - self.written[rest][below.node]
+            change = self.write(below) - self.written[below.node, drawn.rest.ravel()]
+            changes[column] = changes.get(column, 0.0) + change
         return self.reference._at_receivers(lambda column: changes.get(column, 0.0))
 
 
@@ -131,13 +133,10 @@ def test_the_definition(tiny: Tiny, task: Any, name: str, monkeypatch: pytest.Mo
     result = scrub(tiny.model, task, Hypothesis("tokens", {}, edges, shared=()), draws=2, renamed=0)
     slow, tree = Slow(tiny.reference, trees[1][1]), trees[1][2]
     assert {slow.graph.names(slow.graph.mask([e]))[0] for e in result.edges} == set(result.edges)
-    values = [[] for _ in task.examples]
-    for row, example in enumerate(task.examples):
-        for draw in range(2):
-            logits = slow.logits(tree, (draw, row))[-1]
-            values[row].append(float(logits[example.correct[0]] - logits[example.incorrect[0]]))
+    metric = logit_diff(*(torch.tensor([getattr(e, side)[0] for e in task.examples] * 2) for side in ("correct", "incorrect")))
+    values = metric(slow.logits(tree)[:, -1]).numpy()  # draw by draw, as the tree's rows
     assert float(result.scrubbed) == pytest.approx(np.mean(values), abs=2e-4)
-    assert len(set(np.round(np.ravel(values), 3))) > 12  # draws differ
+    assert len(set(np.round(values, 3))) > 12  # draws differ
     assert abs(float(result.scrubbed) - float(result.resampled)) > 1e-3  # and what is held matters
 
 
@@ -612,6 +611,6 @@ def test_they_are_what_they_are_with_every_exchange_made(toy: Any, tmp_path: Pat
     model = toy[0]
     task, prompts = (cd.load_task(tmp_path / "ioi.toml", model, examples=n, seed=seed) for n, seed in ((64, 0), (8192, 1)))
     for name, least, most in (("toy/ioi-position", 0.8, 1.1), ("toy/ioi-no-duplicate", -0.2, 0.2)):
-        result = scrub(model, task, load_hypothesis(name), prompts=prompts, draws=2, renamed=0)
+        result = scrub(model, task, load_hypothesis(name), prompts=prompts, draws=1, renamed=0)
         assert max(result.own.values()) < 0.05
         assert least < float(result.recovered or 0) < most

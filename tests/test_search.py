@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from fixture import ACDC_THRESHOLDS, Agreement
-from reference import Metric, acdc_order, carried, exact, integrated, kl_divergence, logit_diff, naive_acdc, naive_damage
-from tiny import Prompts, Tiny, random_prompts
+from reference import Metric, acdc_order, carried, exact, integrated, kl_divergence, logit_diff, naive_damages
+from tiny import ARCHITECTURES, Prompts, Tiny, each_and_each, random_prompts
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -93,10 +93,10 @@ def test_eap_ig_with_kl_and_other_ablations(gpt2: Tiny, llama: Tiny, ablation: s
         agree(scores, integrated(reference, prompts.clean, replacement, edges, metric, MIDPOINTS, end=end, higher_is_better=False))
 
 
-@pytest.mark.parametrize("ablation", ["mean", "mean_all", "zero", "random"])
-def test_no_gradient_is_taken_where_the_norm_has_none(tiny: Tiny, ablation: str) -> None:
+@pytest.mark.parametrize(("name", "ablation"), each_and_each(ARCHITECTURES, ["mean", "mean_all", "zero", "random"]))
+def test_no_gradient_is_taken_where_the_norm_has_none(tinies: Callable[[str], Tiny], name: str, ablation: str) -> None:
     """At an embedding of 0 it is 1 / sqrt(epsilon) times what is read: scores of 7e10 where the damage was .74."""
-    prompts, model = tiny.prompts, tiny.model
+    prompts, model = tinies(name).prompts, tinies(name).model
     scale = max(float(np.abs(cd.exact(model, prompts.task, metric="logit_diff", ablation=ablation).values).max()), 1.0)
     for scores in (
         cd.clean_corrupted(model, prompts.task, ablation=ablation),
@@ -205,11 +205,9 @@ def test_exact_nodes_lose_all_their_edges_at_once(llama: Tiny) -> None:
     graph, replacement = reference.graph, carried(reference, "resample", prompts.corrupted)
     metric = logit_diff(prompts.correct, prompts.incorrect)
     full = metric(reference.run(prompts.clean)[0][:, -1]).mean().item()
-    expected = {}
-    for row, name in enumerate(graph.sources):
-        moved = np.zeros_like(graph.allowed)
-        moved[row] = graph.allowed[row]
-        expected[name] = full - metric(reference.patched(prompts.clean, replacement, moved)[:, -1]).mean().item()
+    moved = np.eye(len(graph.sources), dtype=bool)[:, :, None] & graph.allowed  # all edges of one source, source by source
+    patched = reference.patched(prompts.clean, replacement, moved)[:, :, -1]
+    expected = {name: full - metric(logits).mean().item() for name, logits in zip(graph.sources, patched, strict=True)}
     assert cd.exact(llama.model, prompts.task, level="node", metric="logit_diff") == pytest.approx(expected, abs=1e-4)
 
 
@@ -217,9 +215,19 @@ def test_exact_nodes_lose_all_their_edges_at_once(llama: Tiny) -> None:
 
 
 def compare_with_naive(
-    tiny: Tiny, prompts: Prompts, threshold: float, *, ablation: str = "resample", graph: Any = None, **options: Any
+    tiny: Tiny,
+    prompts: Prompts,
+    threshold: float,
+    *,
+    ablation: str = "resample",
+    graph: Any = None,
+    edges: list[str] | None = None,
+    **options: Any,
 ) -> Any:
-    """ACDC and the naive one, edge for edge, and the scores of the kept edges; no decision may hang on a rounding."""
+    """ACDC and the naive one (over `edges` in their order), edge for edge, and the scores of the kept edges.
+
+    No decision may hang on a rounding.
+    """
     reference = tiny.reference64 if graph is None else tiny.reference64.with_graph(graph)
     replacement = carried(reference, ablation, prompts.corrupted)
     if options.get("metric") == "logit_diff":
@@ -227,14 +235,14 @@ def compare_with_naive(
     else:
         metric, higher = kl_divergence(reference.run(prompts.clean)[0][:, -1]), False
     absolute = options.get("absolute", False)
-    naive = naive_acdc(reference, prompts.clean, replacement, metric, threshold, higher_is_better=higher, absolute=absolute)
-    damages = np.array(list(naive.damage.values()))
-    assert np.abs((np.abs(damages) if absolute else damages) - threshold).min() > 1e-6, "another threshold, please"
     found = cd.acdc(tiny.model, prompts.task, threshold=threshold, ablation=ablation, **options)
-    assert set(found.edges) == naive.kept
-    assert 0 < len(naive.kept) < len(reference.graph)  # or nothing would be compared
-    for edge in found.edges:
-        assert found.score(edge) == pytest.approx(naive.damage[edge], abs=1e-4)
+    damages = naive_damages(reference, prompts.clean, replacement, metric, set(found.edges), higher_is_better=higher, order=edges)
+    assert len(damages) == len(reference.graph)
+    compared = {edge: abs(damage) if absolute else damage for edge, damage in damages.items()}
+    assert min(abs(damage - threshold) for damage in compared.values()) > 1e-6, "another threshold, please"
+    assert set(found.edges) == {edge for edge, damage in compared.items() if damage >= threshold}
+    assert 0 < len(found) < len(reference.graph)  # or nothing would be compared
+    assert {edge: found.score(edge) for edge in found.edges} == pytest.approx({edge: damages[edge] for edge in found.edges}, abs=1e-4)
     return found
 
 
@@ -267,9 +275,11 @@ def test_gate_5_merged_receivers(gpt2: Tiny) -> None:
     compare_with_naive(gpt2, PAIRS, 0.05, graph=cd.Graph.from_model(gpt2.model, split_qkv=False), split_qkv=False)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_gate_5_batches_do_not_matter(tiny: Tiny, batch_size: int) -> None:
-    whole, parts = (cd.acdc(tiny.model, PAIRS.task, threshold=0.05, batch_size=size) for size in (None, batch_size))
+@pytest.mark.parametrize(("name", "batch_size"), [("gpt2", 1), ("llama", 3), ("neox_parallel", 3)])
+def test_gate_5_batches_do_not_matter(tinies: Callable[[str], Tiny], name: str, batch_size: int) -> None:
+    """Of three of four examples the last batch is one alone."""
+    model = tinies(name).model
+    whole, parts = (cd.acdc(model, PAIRS.task, threshold=0.05, batch_size=size) for size in (None, batch_size))
     assert whole.edges == parts.edges
 
 
@@ -321,26 +331,21 @@ def check_sampled_states(reference: Any, prompts: Prompts, found: Any, threshold
     kl = kl_divergence(reference.run(prompts.clean)[0][:, -1])
     rng = np.random.default_rng(0)
     some_kept = rng.choice([i for i, edge in enumerate(order) if edge in kept], min(len(kept), n // 2), replace=False)
-    for i in {*some_kept.tolist(), *rng.choice(len(order), n // 2, replace=False).tolist()}:
-        removed = reference.graph.mask(edge for edge in order[:i] if edge not in kept)
-        damage = naive_damage(reference, prompts.clean, replacement, kl, order[i], removed, higher_is_better=False)
+    some = [order[i] for i in {*some_kept.tolist(), *rng.choice(len(order), n // 2, replace=False).tolist()}]
+    for edge, damage in naive_damages(reference, prompts.clean, replacement, kl, kept, some, higher_is_better=False).items():
         if abs(damage - threshold) > 1e-5:
-            assert (damage >= threshold) == (order[i] in kept), (order[i], damage)
+            assert (damage >= threshold) == (edge in kept), (edge, damage)
 
 
 @pytest.mark.parametrize("threshold", [0.005, 0.07])
 def test_group_testing_keeps_only_edges_that_do_damage(tiny: Tiny, threshold: float) -> None:
     """Each kept edge, by full forwards, where those before it in ACDC's order are decided as the search did."""
-    model, found = tiny.model, cd.acdc(tiny.model, PAIRS.task, threshold=threshold, group_testing=True)
-    assert 0 < len(found) < len(model.graph)
-    kl, mask = kl_by_full_forwards(model, PAIRS.task, "resample"), model.graph.allowed.copy()
-    for edge in acdc_order(model.graph):
-        place = model.graph.index(edge)
-        if found.mask[place]:
-            old, trial = kl(mask), mask & ~model.graph.mask([edge])
-            assert kl(trial) - old == pytest.approx(found.score(edge), abs=1e-5)
-            assert kl(trial) - old > threshold - 1e-5
-        mask[place] = found.mask[place]
+    reference, found = tiny.reference64, cd.acdc(tiny.model, PAIRS.task, threshold=threshold, group_testing=True)
+    assert 0 < len(found) < len(tiny.model.graph)
+    replacement, kl = carried(reference, "resample", PAIRS.corrupted), kl_divergence(reference.run(PAIRS.clean)[0][:, -1])
+    damages = naive_damages(reference, PAIRS.clean, replacement, kl, set(found.edges), found.edges, higher_is_better=False)
+    assert damages == pytest.approx({edge: found.score(edge) for edge in found.edges}, abs=1e-5)
+    assert min(damages.values()) > threshold - 1e-5
 
 
 def test_acdc_resumes_where_it_was_killed(llama: Tiny, tmp_path: Any) -> None:
@@ -375,28 +380,10 @@ def order_of_edges(graph: Any, order: int | None) -> list[str]:
     return [f"{graph.sources[row]}->{graph.receivers[column]}" for column in receivers for row in source_order(graph, column, order)]
 
 
-def naive_in(edges: list[str], model: Any, task: Any, threshold: float) -> dict[str, float]:
-    """The kept edges and their damages, by a full forward per edge."""
-    graph = model.graph
-    kl, mask, old, kept = kl_by_full_forwards(model, task, "resample"), graph.allowed.copy(), 0.0, {}
-    for edge in edges:
-        trial = mask & ~graph.mask([edge])
-        new = kl(trial)
-        assert abs(new - old - threshold) > 1e-6, "another threshold, please"
-        if new - old < threshold:
-            mask, old = trial, new
-        else:
-            kept[edge] = new - old
-    return kept
-
-
 @pytest.mark.parametrize(("name", "order"), [("gpt2", 0), ("gpt2", 1), ("gpt2", 2), ("llama", 0), ("neox_parallel", 0)])
 def test_acdc_in_a_random_order_is_the_naive_one_in_that_order(tinies: Callable[[str], Tiny], name: str, order: int) -> None:
-    model = tinies(name).model
-    found = cd.acdc(model, PAIRS.task, threshold=0.05, order=order)
-    naive = naive_in(order_of_edges(model.graph, order), model, PAIRS.task, 0.05)
-    assert 0 < len(naive) < len(model.graph)
-    assert {edge: found.score(edge) for edge in found.edges} == pytest.approx(naive, abs=1e-4)
+    edges = order_of_edges(tinies(name).model.graph, order)
+    compare_with_naive(tinies(name), PAIRS, 0.05, edges=edges, order=order)
 
 
 @pytest.mark.parametrize("split_qkv", [True, False])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,14 @@ import circuitdiscovery as cd
 VOCABULARY = 101
 ARCHITECTURES = ("gpt2", "llama", "llama_biased", "mistral", "qwen2", "neox_parallel", "neox_serial")
 REAL = ("stories260K", "toy")  # trained models, one outside the repository
+
+
+def each_and_each(names: Sequence[str], values: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Every name with a value and every value with a name: for facts in which the one does not depend on the other.
+
+    The first two, a GPT-2 and a grouped Llama among the architectures, stand with every value.
+    """
+    return [(name, value) for name in names[:2] for value in values] + list(zip(names[2:], cycle(values), strict=False))
 
 
 _COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1}
