@@ -9,7 +9,7 @@ a pair (source, receiver) with the source upstream. Everything that is known per
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from numbers import Integral
@@ -175,10 +175,20 @@ class Graph:
         return feeds
 
     @cached_property
+    def _reading_nodes(self) -> tuple[str, ...]:
+        """The node that each receiver belongs to."""
+        return tuple(map(node_of, self.receivers))
+
+    def touching(self, nodes: Set[str]) -> np.ndarray:
+        """[sources, receivers] bool: what is into or out of some nodes; into a group that several heads read by, where all of them are."""
+        sources = np.array([name in nodes for name in self.sources])
+        named = np.array([name in nodes for name in self._reading_nodes])
+        return sources[:, None] | named | (self.feeds.any(axis=1) & ~(self.feeds & ~sources).any(axis=1))
+
+    @cached_property
     def receiver_layers(self) -> tuple[int, ...]:
         """Each receiver's layer; `logits` stands in the one after the last."""
-        nodes = map(node_of, self.receivers)
-        return tuple(self.n_layers if node == "logits" else int(node[1:].split(".")[0]) for node in nodes)
+        return tuple(self.n_layers if node == "logits" else int(node[1:].split(".")[0]) for node in self._reading_nodes)
 
     # ------------------------------------------------------------------ edges
 
