@@ -171,3 +171,15 @@ def test_everywhere_is_what_a_key_or_a_value_leads_on(graph: Graph) -> None:
         }
         expected = across | {node for source in across for node in nx.ancestors(view, source)}
         assert {name for name, is_so in zip(graph.sources, graph.everywhere(mask), strict=True) if is_so} == expected & set(graph.sources)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4, True), (3, 4, 4, False), (2, 6, 2, True)])
+def test_touching_is_every_edge_with_an_end_among_the_nodes(shape: tuple[int, int, int, bool]) -> None:
+    layers, heads, groups, split = shape
+    graph = Graph(layers, heads, groups, split_qkv=split)
+    for nodes in ({"a0.h1"}, {"a1.h0", "m0"}, {f"a1.h{head}" for head in range(3)}, set(graph.sources[1:])):
+        touching = graph.touching(nodes)
+        for row, source in enumerate(graph.sources):
+            for column, receiver in enumerate(graph.receivers):
+                readers = graph.reader_nodes(receiver)
+                assert touching[row, column] == (source in nodes or (receiver != "logits" and nodes >= {*readers}))

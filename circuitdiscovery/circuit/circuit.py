@@ -408,9 +408,7 @@ class Circuit:
         removed = _nodes(self.graph, nodes)
         if ends := removed & {"input", "logits"}:
             raise CircuitDiscoveryError(f"{' and '.join(sorted(ends))} cannot be removed; only heads and MLPs can")
-        sources = np.array([name in removed for name in self.graph.sources])
-        receivers = np.array([_all_in(self.graph, name, removed) for name in self.graph.receivers])
-        return self._part(self.mask & ~sources[:, None] & ~receivers)
+        return self._part(self.mask & ~self.graph.touching(removed))
 
     def _part(self, mask: np.ndarray, **options: Any) -> Circuit:
         info = {**self.info, "options": {**self.info.get("options", {}), **options}} if options else self.info
@@ -577,11 +575,6 @@ def _nodes(graph: Graph, names: Iterable[str]) -> set[str]:
     if wrong := sorted(named - set(valid)):
         raise no_node(wrong[0], valid)
     return named
-
-
-def _all_in(graph: Graph, receiver: str, nodes: set[str]) -> bool:
-    readers = graph.reader_nodes(receiver)
-    return node_of(receiver) in nodes or (bool(readers) and nodes.issuperset(readers))
 
 
 def _floats(values: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import gc
 import json
 import math
 import os
@@ -48,6 +49,7 @@ ELSEWHERE = {
     "run": "it is circuitdiscovery discover",
     **{name: f"it is circuitdiscovery discover --method {name.replace('_', '-')}" for name in names.METHOD_NAMES},
 }
+_ALLOCATIONS = 100_000  # of objects, from one search for garbage to the next
 MOST_EDGES = 60  # as in layout.py, which imports numpy
 
 
@@ -599,6 +601,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C: the state is kept, the resume command printed
     for late in (signal.SIGTERM, signal.SIGINT):  # while the interpreter is taken down: all is written, the status is known
         atexit.register(signal.signal, late, signal.SIG_IGN)
+    _spare_collections()
     try:
         with distributed.launched():
             cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
@@ -610,6 +613,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         click.echo(f"{PROGRAM}: {_one_line(error)}", err=True)
         sys.exit(2)
     sys.exit(0)
+
+
+def _spare_collections() -> None:
+    """Look for garbage seldom, and not at the end.
+
+    Importing torch and transformers makes half a million objects that stay; Python would look through them again and again meanwhile,
+    and three times more before it exits, which is a quarter of a short command.
+    """
+    gc.set_threshold(_ALLOCATIONS)
+    atexit.register(gc.freeze)
 
 
 def _one_line(error: Exception) -> str:

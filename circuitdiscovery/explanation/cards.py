@@ -242,6 +242,8 @@ def _written(card: Card) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if type(value) is float:  # most of them are
+        return _rounded(value)
     if isinstance(value, Estimate):
         return {name: None if each is None else _rounded(each) for name, each in value.to_dict().items()}
     if isinstance(value, Pattern | Lens):

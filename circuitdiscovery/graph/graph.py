@@ -8,7 +8,7 @@ a pair (source, receiver) with the source upstream. Everything that is known per
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from numbers import Integral
@@ -208,6 +208,17 @@ class Graph:
             feeds[column, [self.source_index[node] for node in self.reader_nodes(receiver)]] = True
         feeds.flags.writeable = False
         return feeds
+
+    @cached_property
+    def _reading_nodes(self) -> tuple[str, ...]:
+        """The node that each receiver belongs to."""
+        return tuple(map(node_of, self.receivers))
+
+    def touching(self, nodes: Set[str]) -> np.ndarray:
+        """[sources, receivers] bool: what is into or out of some nodes; into a group that several heads read by, where all of them are."""
+        sources = np.array([name in nodes for name in self.sources])
+        named = np.array([name in nodes for name in self._reading_nodes])
+        return sources[:, None] | named | (self.feeds.any(axis=1) & ~(self.feeds & ~sources).any(axis=1))
 
     @cached_property
     def receiver_layers(self) -> tuple[int, ...]:

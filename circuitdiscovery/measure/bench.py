@@ -101,6 +101,7 @@ class Bench:
     _own_run: bool = field(kw_only=True)
     _kept: dict[int, tuple[World, Tensor]] | None = field(kw_only=True)  # by batch: its world and the full circuit's logits
     _known: dict[bytes, dict[str, np.ndarray]] = field(default_factory=dict)
+    _names: dict[bytes, bytes] = field(default_factory=dict)  # by a mask's content, the key of the circuit that it is
     _last: tuple[Batch, Tensor] | None = None  # the batch that is measured, and the full circuit's logits on it
     _rounding: dict[int, float] = field(default_factory=dict)  # by batch, summed over its examples
 
@@ -169,7 +170,7 @@ class Bench:
 
         Circuits that differ only in edges that change no logit are the same circuit.
         """
-        key, _ = self._identity(mask)
+        key = self._names.get(_content(mask)) or self._identity(mask)[0]
         if key not in self._known:
             self.measure([mask])
         return self._known[key][what]
@@ -227,6 +228,8 @@ class Bench:
         for family in families:
             masks = {}
             for mask in family.masks:
+                if self._names.get(_content(mask)) in planned:
+                    continue
                 key, canonical_mask = self._identity(mask)
                 if key not in planned:
                     masks[key] = canonical_mask
@@ -241,8 +244,9 @@ class Bench:
 
     def _identity(self, mask: np.ndarray) -> tuple[bytes, np.ndarray]:
         """(a circuit's key, the canonical mask of the edges that carry the current output in it)."""
-        mask = self.graph.canonical(carried_mask(self.graph, mask, self.direction), self._own_run)
-        return blake2b(np.packbits(mask).tobytes(), digest_size=KEY_BYTES).digest(), mask
+        canonical_mask = self.graph.canonical(carried_mask(self.graph, mask, self.direction), self._own_run)
+        key = self._names[_content(mask)] = _content(canonical_mask)
+        return key, canonical_mask
 
     def _todo(self, plans: Sequence[Plan], batch: Batch, out: dict[bytes, np.ndarray]) -> list[Plan]:
         """What is left of the plans on a batch; the rest is saved and goes to `out`.
@@ -382,3 +386,8 @@ class Bench:
         if span.low <= 0 <= span.high:
             return None, f"F(M) - F(empty) = {span} is not distinguishable from 0"
         return intervals.ratio(kept - empty, full - empty, self.draws), None
+
+
+def _content(mask: np.ndarray) -> bytes:
+    """What stands for a mask's edges."""
+    return blake2b(np.packbits(mask).tobytes(), digest_size=KEY_BYTES).digest()

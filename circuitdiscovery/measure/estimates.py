@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -57,6 +58,9 @@ def bootstrap(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
 
 
+@lru_cache(maxsize=4)
 def weights(count: int, seed: int) -> np.ndarray:
-    """[resamples, count]: the same as weights that sum to 1."""
-    return bootstrap(count, seed) / count
+    """[resamples, count], read-only: the same as weights that sum to 1."""
+    found = bootstrap(count, seed) / count
+    found.flags.writeable = False
+    return found
