@@ -15,8 +15,8 @@ Clean-corrupted: the mean of the gradients at both ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -76,8 +76,8 @@ def eap(
     denoising = canonical("direction", direction) == "denoising"
     at = (0.0,) if denoising else (1.0,)
     carried = "resample" if denoising else ablation
-    options = {"direction": direction}
-    return _attribute(model, task, at, "eap", options, metric, carried, split_qkv, batch_size, progress)
+    line = _Line("eap", at, {"direction": direction})
+    return _attribute(model, task, line, metric, carried, split_qkv, batch_size, progress)
 
 
 @guarded
@@ -117,7 +117,8 @@ def eap_ig(
     if rule not in offsets:
         raise CircuitDiscoveryError(f"no rule {rule!r}; valid rules: midpoint, left")
     at = [(i + offsets[rule]) / steps for i in range(steps)]
-    return _attribute(model, task, at, "eap_ig", {"steps": steps, "rule": rule}, metric, ablation, split_qkv, batch_size, progress)
+    line = _Line("eap_ig", at, {"steps": steps, "rule": rule})
+    return _attribute(model, task, line, metric, ablation, split_qkv, batch_size, progress)
 
 
 @guarded
@@ -137,22 +138,30 @@ def clean_corrupted(
     >>> model = cd.load_model("toy")
     >>> scores = cd.clean_corrupted(model, cd.load_task("ioi", model, examples=4))
     """
-    return _attribute(model, task, (0.0, 1.0), "clean_corrupted", {}, metric, ablation, split_qkv, batch_size, progress)
+    return _attribute(model, task, _Line("clean_corrupted", (0.0, 1.0), {}), metric, ablation, split_qkv, batch_size, progress)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A method as the points where it takes the gradient: 0 is the corrupted end of the line, 1 the clean one."""
+
+    method: str
+    points: Sequence[float]
+    options: Mapping[str, Any]
 
 
 def _attribute(
     model: Model,
     task: Task,
-    at: Sequence[float],
-    method: str,
-    options: dict[str, Any],
+    line: _Line,
     metric: str | Metric | Any | None,
     ablation: str | Ablation,
     split_qkv: bool,
     batch_size: int | None,
     progress: Progress | None,
 ) -> Scores:
-    """Scores by the mean of the gradients at points of the line: 0 is the corrupted end, 1 the clean one."""
+    """Scores by the mean of the gradients at the points of a line."""
+    method, at = line.method, line.points
     bound = bind(metric or task.metric, model, task)
     if bound.name == "kl_divergence" and tuple(at) == (1.0,):
         raise CircuitDiscoveryError(_NO_GRADIENT)
@@ -172,7 +181,7 @@ def _attribute(
             progress(done, share)
     sign = -1.0 if bound.higher_is_better else 1.0  # damage = -(replacement - clean) . gradient, where higher is better
     values = (distributed.total(total).double().cpu().numpy() * (sign / (len(at) * len(task)))).astype(np.float64)
-    info = provenance(model, task, method, {**options, "metric": bound.name, "ablation": carried.name, "split_qkv": split_qkv})
+    info = provenance(model, task, method, {**line.options, "metric": bound.name, "ablation": carried.name, "split_qkv": split_qkv})
     if not np.isfinite(values).all():
         raise CircuitDiscoveryError(f"{method}: the gradients of task {task.name} are not finite numbers; try dtype float32")
     return Scores(graph, np.where(graph.allowed, values, 0.0), info)
