@@ -37,8 +37,8 @@ from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand, replacements
 from circuitdiscovery.engine.fast import World, embed, replaced_logits
 from circuitdiscovery.engine.finite import finite_logits
-from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, clean_logits, kl_from
-from circuitdiscovery.engine.patching import Progress, replacement_bytes
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows, kl_from
+from circuitdiscovery.engine.patching import Progress, full_logits, replacement_bytes
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
@@ -114,7 +114,7 @@ def matryoshka(
         raise CircuitDiscoveryError(f"steps must be a whole number of at least 2, not {steps!r}")
     report = progress or (lambda done, total: None)
     report(0, _START + steps)
-    bound = bind(metric or task.metric, model, task)
+    bound = bind(metric or task.metric, model, task, plain=False)
     options = {"edges": edges, "steps": steps, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv, "seed": seed}
     info = provenance(model, task, "matryoshka", options)
     with saved_in(state, task, info) as saved:
@@ -253,13 +253,19 @@ class _Search:
             carried = replacements(model, task, ablation=ablation)
         apart = tuple(range(0, len(task), _APART)[:_MOST_APART]) if len(task) >= _APART else ()
         learning = tuple(row for row in range(len(task)) if row not in apart)
-        full = clean_logits(model, task)
+        relaxed = Relaxed.build(model, graph)
+
+        def parts() -> Iterator[tuple[Batch, World]]:
+            for rows in (learning, apart):
+                for batch, world in _worlds(task, relaxed, carried, rows):
+                    finite_logits(replaced_logits(model, world.replacement, batch.position), batch.rows, "replaced")
+                    yield batch, world
+
+        full = full_logits(model, task, parts())
+        metric = metric.against(by_rows(full))
         found = [float(metric(full[batch.rows], batch.to(model.device)).sum()) for batch in task.batches()]
         span = None if metric.name == "kl_divergence" else max(abs(sum(found)) / len(task), 1e-6)
-        search = cls(task, Relaxed.build(model, graph), metric, carried, learning, apart, full, span)
-        for batch, world in search.worlds(range(len(task))):
-            finite_logits(replaced_logits(model, world.replacement, batch.position), batch.rows, "replaced")
-        return search
+        return cls(task, relaxed, metric, carried, learning, apart, full, span)
 
     def step(self, learnt: _Learnt, steps: int, sizes: Sequence[int]) -> None:
         """One step of descent, of `steps` in all."""
@@ -304,12 +310,7 @@ class _Search:
 
     def worlds(self, rows: Sequence[int]) -> Iterator[tuple[Batch, World]]:
         """This process's share of some examples, in batches."""
-        model = self.relaxed.model
-        own = sorted(rows)[distributed.rank() :: distributed.world_size()]
-        for batch in self.task.batches(_AT_ONCE, own, run_tokens=_ANY):
-            batch = batch.to(model.device)
-            values = self.carried.rows(batch).to(model.W_E)
-            yield batch, World(model, self.relaxed.graph, embed(model, batch.clean), values, batch.position, self.carried.own_run)
+        return _worlds(self.task, self.relaxed, self.carried, rows)
 
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:
         """[B]: of a circuit's logits."""
@@ -321,3 +322,12 @@ class _Search:
         if torch.is_grad_enabled() and (not difference.requires_grad or self.metric.name == "accuracy"):
             raise CircuitDiscoveryError(f"metric {self.metric.name!r} has no gradient; matryoshka needs a differentiable one")
         return kl + _WEIGHT * difference.abs() / self.span
+
+
+def _worlds(task: Task, relaxed: Relaxed, carried: Ablation, rows: Sequence[int]) -> Iterator[tuple[Batch, World]]:
+    """This process's share of some of a task's examples, in batches."""
+    model, own = relaxed.model, sorted(rows)[distributed.rank() :: distributed.world_size()]
+    for batch in task.batches(_AT_ONCE, own, run_tokens=_ANY):
+        batch = batch.to(model.device)
+        values = carried.rows(batch).to(model.W_E)
+        yield batch, World(model, relaxed.graph, embed(model, batch.clean), values, batch.position, carried.own_run)
