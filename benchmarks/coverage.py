@@ -248,7 +248,8 @@ def _note_scrubbing(counted: Counted, values: np.ndarray, truth: np.ndarray) -> 
     draws = weights(values.shape[1], 0)
     for name, each, true in zip(("scrubbed", "full", "resampled"), values, truth, strict=True):
         counted.note(f"scrub.{name}", mean(each, draws), float(true))
-    recovered, _ = scrubs._recovered(*values, 0, 0.0)
+    scrubbed, full, resampled = values
+    recovered, _ = scrubs._recovered(scrubbed, full, resampled, 0, 0.0)
     counted.note("scrub.recovered", recovered, float((truth[0] - truth[2]) / (truth[1] - truth[2])))
 
 

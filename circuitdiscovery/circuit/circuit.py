@@ -18,7 +18,17 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import mib, schema
 from circuitdiscovery.circuit.schema import exactly, graph_of, info_of, typed
 from circuitdiscovery.errors import CircuitDiscoveryError, PlaceError, shown, unknown
-from circuitdiscovery.files.disk import data_folder, data_frame, is_folder, read_arrays, read_json, shipped, write_atomically, write_json
+from circuitdiscovery.files.disk import (
+    data_folder,
+    data_frame,
+    ending,
+    is_folder,
+    read_arrays,
+    read_json,
+    shipped,
+    write_atomically,
+    write_json,
+)
 from circuitdiscovery.graph.graph import Edge, Edges, Graph, no_node, node_of
 from circuitdiscovery.graph.selection import best_mask
 
@@ -180,7 +190,7 @@ class Scores:
     @guarded
     def save(self, path: str | Path) -> None:
         """Write a .safetensors file, or MIB's JSON (.json, no edge in the circuit); atomically, the same scores the same bytes."""
-        if _suffix(path, (".safetensors", ".json")) == ".json":
+        if ending(path, ".safetensors", ".json") == ".json":
             return write_json(path, mib.write(self.graph, np.zeros_like(self.graph.allowed), self.values))
         from safetensors.numpy import save
 
@@ -192,7 +202,7 @@ class Scores:
     @guarded
     def load(cls, path: str | Path, *, n_kv_heads: int | None = None) -> Scores:
         """Read a .safetensors file of ours, or MIB's JSON (.json; `n_kv_heads` as in `load_circuit`)."""
-        if _suffix(path, (".safetensors", ".json")) == ".safetensors":
+        if ending(path, ".safetensors", ".json") == ".safetensors":
             return _scores_from_safetensors(path)
         data = read_json(path)
         if not mib.is_mib(data):
@@ -455,7 +465,7 @@ class Circuit:
     @guarded
     def save(self, path: str | Path, *, format: Literal["circuit", "mib"] = "circuit") -> None:
         """Write circuit.json, or MIB's JSON; atomically, the same circuit the same bytes. `load_circuit` and `Circuit.load` read it."""
-        _suffix(path, (".json",))
+        ending(path, ".json")
         if format not in ("circuit", "mib"):
             raise unknown("format", format, ("circuit", "mib"))
         write_json(path, self.to_dict() if format == "circuit" else mib.write(self.graph, self.mask, self.scores))
@@ -641,13 +651,6 @@ def _named(where: str, make: Callable[[], Made]) -> Made:
     except CircuitDiscoveryError as error:
         told = str(error)
         raise CircuitDiscoveryError(told if told.startswith(where) else f"{where}: {told}") from None
-
-
-def _suffix(path: str | Path, valid: tuple[str, ...]) -> str:
-    suffix = Path(path).suffix.lower()
-    if suffix not in valid:
-        raise CircuitDiscoveryError(f"{path} must end in {' or '.join(valid)}")
-    return suffix
 
 
 def _published(circuit: Circuit) -> str | None:

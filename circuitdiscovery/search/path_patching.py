@@ -39,7 +39,7 @@ from circuitdiscovery.names import DEFAULT_THRESHOLD, ablation_words
 from circuitdiscovery.search.cases import cases, mean_metric, rises
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.values import Value
+from circuitdiscovery.values import Value, left_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +72,7 @@ class PathEffects(Value):
     full: Estimate
     effects: Mapping[str, Estimate]
     graph: Graph = field(repr=False)
-    mean_over: int | None = None
+    mean_over: int | None = left_out()
 
     def __getitem__(self, sender: str) -> Estimate:
         if sender not in self.effects:
@@ -108,21 +108,6 @@ class PathEffects(Value):
         columns = [column for node in nodes for column in np.flatnonzero(self.graph.feeds[:, self.graph.source_index[node]])]
         names = [self.graph.receivers[column] for column in sorted(set(columns))]
         return tuple(name for name in names if letter is None or letter_of(name) in ("", letter))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every figure, as JSON."""
-        return {
-            "model": self.model,
-            "task": self.task,
-            "examples": self.examples,
-            "metric": self.metric,
-            "ablation": self.ablation,
-            "through_mlps": self.through_mlps,
-            **({} if self.mean_over is None else {"mean_over": self.mean_over}),
-            "receivers": list(self.receivers),
-            "full": self.full.to_dict(),
-            "effects": {sender: effect.to_dict() for sender, effect in self.effects.items()},
-        }
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per sender, in topological order: sender, effect, low, high. Needs pandas."""
