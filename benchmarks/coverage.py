@@ -6,7 +6,7 @@
 2. A draw takes n of the prompts, with replacement, and gives their values to the code that prints the figures: not one run of the
    model. The share of the draws whose interval holds the truth is the coverage.
 3. K of completeness and minimality is chosen on 16 prompts of a draw of their own, as on a search's; the truth is that of the chosen K.
-4. Scrubbing draws its other prompts among the measured ones, so its values are not those of a prompt alone: it runs anew per draw.
+4. Where scrubbing draws its other prompts among the measured ones, its values are not those of a prompt alone: it runs anew per draw.
 
 Every part is a file in the folder, written when it is done: what was stopped goes on with the next one.
 """
@@ -29,6 +29,7 @@ import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
 from circuitdiscovery.explanation import explain as explanation
 from circuitdiscovery.explanation import interventions
+from circuitdiscovery.explanation.scrubbing import scrub as scrubs
 from circuitdiscovery.explanation.scrubbing.hypothesis import load_hypothesis
 from circuitdiscovery.files.disk import write_atomically, write_json
 from circuitdiscovery.measure import evaluation
@@ -206,24 +207,60 @@ def cards(count: int) -> dict[str, Any]:
 
 
 def scrubbing(count: int) -> dict[str, Any]:
-    """The coverage of scrubbing's figures, each draw run anew."""
+    """The coverage of scrubbing's figures where prompts are drawn from the population: given these, the examples are independent."""
     model, task, _, _ = toy()
-    hypothesis = load_hypothesis("toy/ioi-position")
-    names, out = ("full", "scrubbed", "resampled", "recovered"), {}
-    whole = cd.scrub(model, task, hypothesis, renamed=0)
+    whole, out = _scrubbed(model, task, 0), {}
     for n in SIZES:
         counted, rng = Counted(), np.random.default_rng(n)
-        for seed in range(count):
-            part = task.select(np.sort(rng.choice(len(task), n, replace=False)).tolist())
-            found = cd.scrub(model, part, hypothesis, renamed=0, seed=seed)
-            for name in names:
-                counted.note(f"scrub.{name}", getattr(found, name), float(getattr(whole, name)))
+        for _ in range(count):
+            _note_scrubbing(counted, whole[:, rng.integers(len(task), size=n)], whole.mean(1))
         out[str(n)] = counted.of
-    renamed = np.array(cd.scrub(model, task.select(range(64)), hypothesis, renamed=200).renamed)
+    return out
+
+
+def among_themselves(count: int, n: int = 64) -> dict[str, Any]:
+    """The same where the measured prompts are drawn from, each draw run anew; the truth is the mean over all draws."""
+    model, task, _, _ = toy()
+    rng, values = np.random.default_rng(n), list[np.ndarray]()
+    for seed in range(count):
+        values.append(_scrubbed(model, task.select(np.sort(rng.choice(len(task), n, replace=False)).tolist()), seed))
+    counted = Counted()
+    for each in values:
+        _note_scrubbing(counted, each, np.mean(values, axis=(0, 2)))
+    return {str(n): counted.of}
+
+
+def _scrubbed(model: cd.Model, task: cd.Task, seed: int) -> np.ndarray:
+    """[3, examples]: the metric scrubbed, of the model, and with everything resampled."""
+    found: list[np.ndarray] = []
+
+    def kept(scrubbed: np.ndarray, full: np.ndarray, resampled: np.ndarray, *_: Any) -> tuple[None, str]:
+        found.append(np.stack([scrubbed, full, resampled]))
+        return None, "only the values are wanted"
+
+    with patch.object(scrubs, "_recovered", kept):
+        cd.scrub(model, task, load_hypothesis("toy/ioi-position"), renamed=0, seed=seed)
+    return found[0]
+
+
+def _note_scrubbing(counted: Counted, values: np.ndarray, truth: np.ndarray) -> None:
+    """Note what [3, n] values give beside the true means."""
+    draws = weights(values.shape[1], 0)
+    for name, each, true in zip(("scrubbed", "full", "resampled"), values, truth, strict=True):
+        counted.note(f"scrub.{name}", mean(each, draws), float(true))
+    scrubbed, full, resampled = values
+    recovered, _ = scrubs._recovered(scrubbed, full, resampled, 0, 0.0)
+    counted.note("scrub.recovered", recovered, float((truth[0] - truth[2]) / (truth[1] - truth[2])))
+
+
+def renamed(count: int) -> dict[str, Any]:
+    """The coverage of the mean over 20 hypotheses of the same shape, of 200 in all."""
+    model, task, _, _ = toy()
+    found = np.array(cd.scrub(model, task.select(range(64)), load_hypothesis("toy/ioi-position"), renamed=200).renamed)
     counted, rng, draws = Counted(), np.random.default_rng(0), weights(20, 0)
-    for _ in range(5 * count):
-        counted.note("scrub.renamed_mean", mean(rng.choice(renamed, 20), draws), float(renamed.mean()))
-    return out | {"20 hypotheses": counted.of}
+    for _ in range(count):
+        counted.note("scrub.renamed_mean", mean(rng.choice(found, 20), draws), float(found.mean()))
+    return {"20 hypotheses": counted.of}
 
 
 def stability(count: int, runs: int = 200) -> dict[str, Any]:
@@ -312,7 +349,9 @@ def main() -> None:
         "toy, IOI": lambda: figures(given.draws, *toy()),
         **{f"planted, {name}": partial(lambda name: figures(given.draws, *planted_problem(name)), name) for name in PLANTED},
         "toy, cards and path patching": lambda: cards(given.draws),
-        "toy, scrubbing": lambda: scrubbing(given.draws // 4),
+        "toy, scrubbing": lambda: scrubbing(given.draws),
+        "toy, scrubbing among themselves": lambda: among_themselves(given.draws // 4),
+        "toy, renamed hypotheses": lambda: renamed(given.draws),
         "toy, stability": lambda: stability(2 * given.draws),
     }
     paths = {name: given.out / f"{name.replace(', ', '-').replace(' ', '-')}.json" for name in wanted}

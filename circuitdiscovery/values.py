@@ -1,20 +1,26 @@
 """What the values that people keep have in common: a repr of a few lines, a table in a notebook, a file, a pickle.
 
-A class gets all of it by `class Found(Value)` under `@dataclass(frozen=True, repr=False)` and its own `to_dict`.
+A class gets all of it by `class Found(Value)` under `@dataclass(frozen=True, repr=False)`. Its file holds its fields, and is read by
+their annotations: what a class adds to `to_dict` beside them are properties, which have to say the same when they are read.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import field as dataclass_field
 from html import escape
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files.disk import write_json
+from circuitdiscovery.files.disk import ending, read_json, write_json
+from circuitdiscovery.files.fields import exactly, typed
+
+T = TypeVar("T")
 
 LONGEST = 600  # characters of a repr: six lines of a terminal
 _PART = 60
@@ -35,14 +41,32 @@ class Value:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON."""
-        raise NotImplementedError
+        return plain(self)
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "") -> Self:
+        """What `to_dict` gave.
+
+        Args:
+            data: as JSON has it.
+            where: it is from, for errors; by default the class's name.
+
+        Raises:
+            CircuitDiscoveryError: anything missing, surplus, of another type or contradictory, by field.
+        """
+        return read(cls, data, where or cls.__name__)
 
     @guarded
     def save(self, path: str | Path) -> None:
-        """Write `to_dict()` as a .json file; atomically, the same value the same bytes."""
-        if Path(path).suffix.lower() != ".json":
-            raise CircuitDiscoveryError(f"{path} must end in .json")
+        """Write `to_dict()` as a .json file; atomically, the same value the same bytes. `load` reads it."""
+        ending(path, ".json")
         write_json(path, self.to_dict())
+
+    @classmethod
+    @guarded
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote; a broken file, or one of something else, is an error that names it and the field."""
+        return cls.from_dict(read_json(path), str(path))
 
 
 def brief(value: Any) -> str:
@@ -80,6 +104,88 @@ def _brief(value: Any) -> str:
 def _counted(value: Mapping[Any, Any] | Sequence[Any]) -> str:
     first = next(iter(value.values() if isinstance(value, Mapping) else value))
     return f"<{len(value):,} of {type(first).__name__}>"
+
+
+# -------------------------------------------------------------------- to JSON and back
+
+
+_LEFT_OUT = {"written": "unless None"}
+
+
+def left_out() -> Any:
+    """A field that is None by default, and then is not written."""
+    return dataclass_field(default=None, metadata=_LEFT_OUT)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and estimates as JSON; a number that is not finite is null, and so is what has no value."""
+    if is_dataclass(value):
+        known = {part.name: getattr(value, part.name) for part in fields(value) if part.metadata != _LEFT_OUT}
+        known |= {part.name: each for part in fields(value) if part.name not in known and (each := getattr(value, part.name)) is not None}
+        return {name: plain(each) for name, each in known.items()}
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read(cls: type[T], data: Any, where: str, field: str = "") -> T:
+    """A dataclass from the JSON of its fields; those with a default may be missing.
+
+    Args:
+        cls: which; its fields are of the kinds that `plain` writes.
+        data: as JSON has it.
+        where, field: the file, and where in it, for errors.
+
+    Raises:
+        CircuitDiscoveryError: a field that is missing, surplus or of another type, or a property that says something else.
+    """
+    hints = get_type_hints(cls)
+    parts = {part.name: part.default is MISSING and part.default_factory is MISSING for part in fields(cls)}  # type: ignore[arg-type]
+    properties = [name for name in dir(cls) if isinstance(getattr(cls, name), property)]
+    needed = [name for name, required in parts.items() if required]
+    exactly(data, needed, where, field, optional=[*parts, *properties])
+    found = cls(**{name: _read(hints[name], data[name], where, _at(field, name)) for name in parts if name in data})
+    for name in properties:
+        if name in data and plain(getattr(found, name)) != data[name]:
+            raise CircuitDiscoveryError(f"{where}: field {_at(field, name)!r} contradicts the others")
+    return found
+
+
+def _at(field: str, name: object) -> str:
+    return f"{field}.{name}" if field else str(name)
+
+
+def _read(hint: Any, data: Any, where: str, field: str) -> Any:
+    """A value of an annotated kind."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        kind = next(each for each in inner if each is not type(None))
+        return None if data is None else _read(kind, data, where, field)
+    if isinstance(hint, type) and not issubclass(hint, Value) and hasattr(hint, "from_dict"):  # such as Estimate and Graph
+        return hint.from_dict(data, where, field)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return read(hint, data, where, field)
+    if origin is tuple:
+        rows = typed(data, list, where, field)
+        kinds = inner[:1] * len(rows) if inner[-1] is Ellipsis else inner
+        if len(rows) != len(kinds):
+            raise CircuitDiscoveryError(f"{where}: field {field!r} must be a list of {len(kinds)}, not of {len(rows)}")
+        return tuple(_read(kind, each, where, _at(field, i)) for i, (kind, each) in enumerate(zip(kinds, rows, strict=True)))
+    if origin is Mapping:
+        return {key: _read(inner[1], each, where, _at(field, key)) for key, each in typed(data, dict, where, field).items()}
+    if origin is Literal:
+        if data not in inner:
+            raise CircuitDiscoveryError(f"{where}: field {field!r} must be {' or '.join(map(repr, inner))}, not {data!r}")
+        return data
+    if hint is Any:
+        return data
+    if hint is float:  # null: one that is not finite
+        return math.nan if data is None else float(typed(data, float, where, field))
+    return typed(data, hint, where, field)
 
 
 # ------------------------------------------------------------------- in a notebook

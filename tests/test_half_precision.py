@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
-from circuitdiscovery.engine.metrics import METRICS, Metric, bind, kl_from
-from circuitdiscovery.measure.bench import Bench
+from circuitdiscovery.engine.ablation import on_demand
+from circuitdiscovery.engine.metrics import METRICS, Metric, bind, by_rows, kl_from
+from circuitdiscovery.explanation.interventions import Trials
+from circuitdiscovery.measure.bench import Bench, Work
+from circuitdiscovery.search import edge_pruning, hybrid, matryoshka
+from circuitdiscovery.search.cases import cases
+from circuitdiscovery.search.path_patching import trace_back
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -64,3 +71,67 @@ def test_metrics_are_computed_in_float32(gpt2: Tiny, dtype: torch.dtype) -> None
         torch.testing.assert_close(bound(logits, batch).double(), bound(logits.double(), batch).double(), atol=2e-6, rtol=0)
     torch.testing.assert_close(kl_from(logits[0], logits[1]).double(), kl_from(logits[0].double(), logits[1].double()), atol=5e-6, rtol=0)
     assert kl_from(logits[0], logits[0]).abs().max() < 1e-6
+
+
+# ------------------------------------------------------------------ searches with KL
+
+
+def unchanged(task: Any) -> Any:
+    """Every row against itself: whatever is removed is replaced by itself."""
+    return replace(task, examples=tuple(replace(e, corrupted=e.clean) for e in task.examples), held_out=None)
+
+
+KL_SEARCHES: dict[str, Callable[[Any, Any], Any]] = {
+    "exact": lambda model, task: cd.exact(model, task).values,
+    "exact, denoising": lambda model, task: cd.exact(model, task, direction="denoising").values,
+    "trace_back": lambda model, task: np.array(len(trace_back(model, task, threshold=1e-6))),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", list(KL_SEARCHES))
+def test_removing_nothing_does_no_damage(name: str, dtype: str) -> None:
+    """Where each source of a receiver is replaced by itself; and KL sees what is removed from other prompts."""
+    model = cd.load_model("toy", dtype=dtype)
+    task = replace(cd.load_task("ioi", model, examples=4), held_out=None)
+    assert abs(KL_SEARCHES[name](model, unchanged(task))).max() < 1e-6
+    assert abs(KL_SEARCHES[name](model, task)).max() > 0.01
+
+
+@pytest.mark.parametrize("direction", ["noising", "denoising"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kl_of_a_search_is_from_its_own_run(dtype: str, direction: str) -> None:
+    """The full circuit's is 0 on each row, by the same forward that other circuits go through."""
+    model = cd.load_model("toy", dtype=dtype)
+    task = cd.load_task("ioi", model, examples=6)
+    found, full = cases(model, task, model.graph, ablation="mean", direction=direction, batch_size=4)
+    metric = bind("kl_divergence", model, task, plain=False).against(by_rows(full))
+    for case in found:
+        logits = case.world.logits(model.graph.allowed if direction == "noising" else ~model.graph.allowed)
+        assert metric(logits, case.batch).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_losses_that_are_learnt_by_are_from_their_own_runs(dtype: str) -> None:
+    """A circuit of every edge has none, but for what a relaxed run rounds elsewhere."""
+    model = cd.load_model("toy", dtype=dtype)
+    task = cd.load_task("ioi", model, examples=16)
+    metric = bind("kl_divergence", model, task, plain=False)
+    search = matryoshka._Search.build(model, task, len(task), model.graph, metric, "resample")  # learns only: from a plain run
+    assert abs(search.loss_apart(torch.ones(len(model.graph)))) < (1e-6 if dtype == "float32" else 2e-4)
+    assert search.loss_apart(torch.zeros(len(model.graph))) > 0.01
+    found, full = cases(model, task, model.graph, ablation="resample")
+    loss = hybrid._Loss.of(model, task, model.graph, metric, found, full)
+    assert abs(loss([case.world.logits(model.graph.allowed)[None] for case in found])).max() < 1e-6
+    distance = edge_pruning.distance_to(full, metric)
+    assert distance(found[0].world.logits(model.graph.allowed), found[0].batch).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_explained_is_from_its_own_run(dtype: str) -> None:
+    model = cd.load_model("toy", dtype=dtype)
+    task = cd.load_task("ioi", model, examples=6)
+    rows = tuple(range(6))
+    metric, ablation = bind("kl_divergence", model, task, plain=False), on_demand(model, task, "resample")
+    found = Trials(model, model.graph, task, rows, metric, ablation, None, Work(None, 1.0)).ablate(["m0"], [])
+    assert abs(found.full) < 1e-6 and found.nodes["m0"] > 0.01

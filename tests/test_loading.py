@@ -18,6 +18,8 @@ from tiny import Tiny, random_model, random_prompts, save_tiny, tiny_config
 
 import circuitdiscovery as cd
 from circuitdiscovery.cli.defaults import default_method
+from circuitdiscovery.files.disk import data_folder
+from circuitdiscovery.model.folder import read_tokenizer
 
 
 def refused(source: Any, match: str, **options: Any) -> str:
@@ -77,6 +79,30 @@ def test_code_in_a_folder_never_runs(folder: Path, tmp_path: Path) -> None:
     expected += ["0 remote-code: config.json asks for Python code of its own (auto_map: evil.EvilConfig"] * given.is_dir()
     assert len(lines) == len(expected) and all(map(str.startswith, lines, expected))
     assert result.stderr == "" and not list(tmp_path.rglob("this-model-ran-code"))
+
+
+TOKEN = {"content": "<|endoftext|>", "lstrip": False, "zstrip": True}
+TOKENS: dict[str, tuple[str, Any]] = {
+    "decoder": ("tokenizer_config.json", {"added_tokens_decoder": {"0": TOKEN}}),
+    "special": ("tokenizer_config.json", {"bos_token": {"__type": "AddedToken", **TOKEN}}),
+    "map": ("special_tokens_map.json", {"extra_special_tokens": [TOKEN]}),
+    "fast": ("tokenizer.json", {"added_tokens": [{"id": 0, **TOKEN}]}),
+}
+
+
+@pytest.mark.parametrize("name", list(TOKENS))
+def test_an_unknown_field_of_a_token_is_refused_by_name(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Rust would print that it ignores it to standard output, where results go."""
+    toy = data_folder("models") / "toy"
+    for each in toy.glob("*token*"):
+        shutil.copy(each, tmp_path)
+    assert read_tokenizer(tmp_path, "mine") is not None
+    file, changes = TOKENS[name]
+    known = json.loads((tmp_path / file).read_text("utf-8")) if (tmp_path / file).exists() else {}
+    (tmp_path / file).write_text(json.dumps(known | changes), "utf-8")
+    with pytest.raises(cd.CircuitDiscoveryError, match=rf"^mine: {file}: of the token '<\|endoftext\|>': no field 'zstrip'; did you mean"):
+        read_tokenizer(tmp_path, "mine")
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "_attn_implementation_internal"])

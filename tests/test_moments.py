@@ -156,3 +156,9 @@ def test_every_report_says_over_how_many(toy: Any) -> None:
     assert "mean ablation (over 16 or more prompts)" in str(explained)
     assert type(explained).from_dict(explained.to_dict()).mean_over == 16
     assert "(over 16 or more prompts)" in str(cd.path_patching(toy, task, ablation="mean"))
+    task = cd.load_task("ioi", toy, examples=8)
+    assert task.held_out is not None
+    over, scores = cd.replacements(toy, task.held_out, ablation="mean").mean_over, cd.random(toy, task)
+    curve, plain_curve = (cd.curve(toy, task, scores, ablation=ablation) for ablation in ("mean", "resample"))
+    assert over is not None and curve.mean_over == over and f"mean ablation (over {over} or more prompts)" in str(curve)
+    assert plain_curve.mean_over is None and "mean_over" not in plain_curve.to_dict() and "resample ablation" in str(plain_curve)

@@ -88,7 +88,7 @@ def test_every_shipped_counterfactual_says_what_it_asks(name: str) -> None:
 def test_names_take_hyphens_and_unknown_ones_are_told_the_nearest() -> None:
     assert task_path("subject-verb-agreement") == task_path("subject_verb_agreement")
     assert "no task 'ioy'; did you mean 'ioi'?" in message("ioy") and "greater_than" in message("ioy")
-    assert ".toml, .csv or .jsonl" in message("some/file.txt") and ".toml" in message(Path("ioi"))
+    assert ".toml, .csv, .jsonl or .json" in message("some/file.txt") and ".toml" in message(Path("ioi"))
 
 
 def test_reading_a_task_imports_no_torch() -> None:

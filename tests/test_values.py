@@ -166,6 +166,48 @@ def test_what_has_a_dictionary_is_saved(values: dict[str, Any], name: str, tmp_p
         values[name].save(tmp_path / "a.txt")
 
 
+SAVED = [name for name in CLASSES if hasattr(getattr(cd, name), "save")]
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_what_was_saved_is_loaded(values: dict[str, Any], name: str, tmp_path: Path) -> None:
+    """By each class that has `save`: it says the same, and is saved as the same bytes."""
+    value, path = values[name], tmp_path / ("a.safetensors" if name == "Scores" else "a.json")
+    value.save(path)
+    found = cd.load_task(path, values["Model"]) if name == "Task" else getattr(cd, name).load(path)
+    assert type(found) is type(value) and str(found) == str(value)
+    if name not in ("Card", "Explanation"):  # which are written to six digits
+        assert repr(found) == repr(value) and (found == value or name in ("Stability", "Scores"))
+    found.save(tmp_path / f"b{path.suffix}")
+    assert (tmp_path / f"b{path.suffix}").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", [name for name in SAVED if name != "Scores"])
+def test_a_broken_file_is_refused_in_one_line(values: dict[str, Any], name: str, tmp_path: Path) -> None:
+    """Whatever field is missing or of another kind, and a field too many; never another error, and never another value."""
+    good = tmp_path / "good.json"
+    values[name].save(good)
+    data, path = json.loads(good.read_text("utf-8")), tmp_path / "broken.json"
+    left_out = [{key: data[key] for key in data if key != gone} for gone in data]
+    for broken in (*({**data, key: [{"x": {}}]} for key in data), *left_out, {**data, "x": 1}, [], 3):
+        path.write_text(json.dumps(broken), "utf-8")
+        try:
+            found = cd.load_task(path, values["Model"]) if name == "Task" else getattr(cd, name).load(path)
+        except cd.CircuitDiscoveryError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+        else:  # a field that may be missing, or may hold anything
+            assert broken in left_out or name in ("Circuit", "Task")
+            found.save(path)
+
+
+def test_a_file_that_contradicts_itself_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    values["Comparison"].save(tmp_path / "a.json")
+    data = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    data["edges"]["recall"] = 0.123
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"field 'edges\.recall' contradicts the others"):
+        cd.Comparison.from_dict(data)
+
+
 def test_a_drawing_is_what_the_file_holds(values: dict[str, Any], tmp_path: Path) -> None:
     drawing = values["Circuit"].draw(tmp_path / "a.svg")
     assert isinstance(drawing, Drawing)

@@ -16,9 +16,20 @@ import numpy as np
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import mib, schema
-from circuitdiscovery.circuit.schema import exactly, graph_of, info_of, typed
+from circuitdiscovery.circuit.schema import info_of
 from circuitdiscovery.errors import CircuitDiscoveryError, PlaceError, shown, unknown
-from circuitdiscovery.files.disk import data_folder, data_frame, is_folder, read_arrays, read_json, shipped, write_atomically, write_json
+from circuitdiscovery.files.disk import (
+    data_folder,
+    data_frame,
+    ending,
+    is_folder,
+    read_arrays,
+    read_json,
+    shipped,
+    write_atomically,
+    write_json,
+)
+from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.graph.graph import Edge, Edges, Graph
 from circuitdiscovery.graph.nodes import edge_name, no_node, node_of, receiver_name
 from circuitdiscovery.graph.selection import best_mask
@@ -181,7 +192,7 @@ class Scores:
     @guarded
     def save(self, path: str | Path) -> None:
         """Write a .safetensors file, or MIB's JSON (.json, no edge in the circuit); atomically, the same scores the same bytes."""
-        if _suffix(path, (".safetensors", ".json")) == ".json":
+        if ending(path, ".safetensors", ".json") == ".json":
             return write_json(path, mib.write(self.graph, np.zeros_like(self.graph.allowed), self.values))
         from safetensors.numpy import save
 
@@ -193,7 +204,7 @@ class Scores:
     @guarded
     def load(cls, path: str | Path, *, n_kv_heads: int | None = None) -> Scores:
         """Read a .safetensors file of ours, or MIB's JSON (.json; `n_kv_heads` as in `load_circuit`)."""
-        if _suffix(path, (".safetensors", ".json")) == ".safetensors":
+        if ending(path, ".safetensors", ".json") == ".safetensors":
             return _scores_from_safetensors(path)
         data = read_json(path)
         if not mib.is_mib(data):
@@ -218,7 +229,7 @@ def _scores_from_safetensors(path: str | Path) -> Scores:
     if list(arrays) != ["scores"] or described.get("format") != SCORES_FORMAT:
         raise CircuitDiscoveryError(f"{path} holds no scores of circuitdiscovery")
     exactly(described, ("format", "graph", "info"), str(path))
-    graph = graph_of(described["graph"], str(path))
+    graph = Graph.from_dict(described["graph"], str(path), "graph")
     return _named(str(path), lambda: Scores(graph, arrays["scores"], typed(described["info"], dict, str(path), "info")))
 
 
@@ -454,7 +465,7 @@ class Circuit:
     @guarded
     def save(self, path: str | Path, *, format: Literal["circuit", "mib"] = "circuit") -> None:
         """Write circuit.json, or MIB's JSON; atomically, the same circuit the same bytes. `load_circuit` and `Circuit.load` read it."""
-        _suffix(path, (".json",))
+        ending(path, ".json")
         if format not in ("circuit", "mib"):
             raise unknown("format", format, ("circuit", "mib"))
         write_json(path, self.to_dict() if format == "circuit" else mib.write(self.graph, self.mask, self.scores))
@@ -634,13 +645,6 @@ def _named(where: str, make: Callable[[], Made]) -> Made:
     except CircuitDiscoveryError as error:
         told = str(error)
         raise CircuitDiscoveryError(told if told.startswith(where) else f"{where}: {told}") from None
-
-
-def _suffix(path: str | Path, valid: tuple[str, ...]) -> str:
-    suffix = Path(path).suffix.lower()
-    if suffix not in valid:
-        raise CircuitDiscoveryError(f"{path} must end in {' or '.join(valid)}")
-    return suffix
 
 
 def _published(circuit: Circuit) -> str | None:

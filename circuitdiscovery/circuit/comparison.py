@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit, Scores, check_same_graph
-from circuitdiscovery.values import Value, table
+from circuitdiscovery.values import Value, plain, table
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Comparison(Value):
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure, as JSON."""
-        return asdict(self) | {"edges": self.edges.to_dict(), "nodes": self.nodes.to_dict()}
+        return plain(self) | {"edges": self.edges.to_dict(), "nodes": self.nodes.to_dict()}
 
     def _repr_html_(self) -> str:
         """A row for edges and one for nodes."""

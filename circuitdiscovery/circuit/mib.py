@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from circuitdiscovery.circuit.schema import exactly, graph_of, typed
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import edge_name, group_name, letter_of, parsed, receiver_name
 
@@ -75,7 +75,7 @@ def _graph(cfg: Any, where: str, n_kv_heads: int | None) -> Graph:
         typed(typed(cfg, dict, where, "cfg").get(name), kind, where, f"cfg.{name}")
     groups = n_kv_heads or cfg.get("n_kv_heads", cfg["n_heads"])
     shape = {"n_layers": cfg["n_layers"], "n_heads": cfg["n_heads"], "n_kv_heads": groups, "parallel": cfg["parallel_attn_mlp"]}
-    return graph_of({**shape, "has_mlp": True, "split_qkv": True}, where, "cfg")
+    return Graph.from_dict({**shape, "has_mlp": True, "split_qkv": True}, where, "cfg")
 
 
 def _check_nodes(nodes: Any, graph: Graph, where: str) -> None:

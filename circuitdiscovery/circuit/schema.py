@@ -6,20 +6,17 @@ The same rules hold for the provenance (`info`) of Scores and Circuit in memory,
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.files.fields import exactly, shown_value, typed
 from circuitdiscovery.graph.graph import Graph
 
 FORMAT = "circuitdiscovery circuit 1"
-MOST = 2**63 - 1  # what numpy holds
-MAX_CELLS = 10**9  # sources x receivers of a graph read from a file; the largest open model (405B) has 8e8
-_WORDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
 
 # What is known of where scores or a circuit came from. Every field may be missing, or null in a file.
 INFO: Mapping[str, type] = {
@@ -59,8 +56,8 @@ def read(data: Any, where: str) -> tuple[Graph, np.ndarray, np.ndarray, Mapping[
             raise CircuitDiscoveryError(f"{where} is {kind}, not a circuit; a run's circuit is circuit.json")
     exactly(data, _FIELDS, where, optional=_OPTIONAL)
     if data["format"] != FORMAT:
-        raise CircuitDiscoveryError(f"{where}: field 'format' must be {FORMAT!r}, not {_shown(data['format'])}")
-    graph = graph_of(data["graph"], where)
+        raise CircuitDiscoveryError(f"{where}: field 'format' must be {FORMAT!r}, not {shown_value(data['format'])}")
+    graph = Graph.from_dict(data["graph"], where, "graph")
     edges = typed(data["edges"], dict, where, "edges")
     for name, count in (("n_edges", len(edges)), ("total_edges", len(graph))):
         if typed(data[name], int, where, name) != count:
@@ -82,30 +79,6 @@ def write(graph: Graph, mask: np.ndarray, scores: np.ndarray | None, info: Mappi
     values = np.full(mask.sum(), np.nan) if scores is None else scores[mask]
     edges = {name: None if np.isnan(value) else float(value) for name, value in zip(graph.names(mask), values, strict=True)}
     return {"format": FORMAT, **known, "graph": graph.to_dict(), **counts, "edges": edges}
-
-
-def typed(value: Any, kind: type, where: str, field: str) -> Any:
-    """The value where it is of its kind (an integer is a number, a boolean is not), else an error that names the field."""
-    kinds = (int, float) if kind is float else (kind,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
-        raise CircuitDiscoveryError(f"{where}: field {field!r} must be {_WORDS[kind]}, not {_shown(value)}")
-    if isinstance(value, int) and abs(value) > MOST:
-        raise CircuitDiscoveryError(f"{where}: field {field!r} must be {_WORDS[kind]} of fewer digits")
-    return value
-
-
-def exactly(data: Any, required: Collection[str], where: str, field: str = "", optional: Collection[str] = ()) -> dict[str, Any]:
-    """The object where it has all required fields and no other than the optional ones."""
-    place = f"{where}: field {field!r}" if field else where
-    if not isinstance(data, dict):
-        raise CircuitDiscoveryError(f"{place} must be an object, not {_shown(data)}")
-    missing = [name for name in required if name not in data]
-    if missing:
-        raise CircuitDiscoveryError(f"{place} lacks {', '.join(map(repr, missing))}")
-    for name in data:
-        if name not in required and name not in optional:
-            raise CircuitDiscoveryError(f"{place}: {unknown('field', name, [*required, *optional])}")
-    return data
 
 
 def info_of(value: Mapping[str, Any], graph: Graph, where: str = "info") -> Mapping[str, Any]:
@@ -132,25 +105,3 @@ def _check_roles(roles: Mapping[str, Any], graph: Graph, where: str) -> None:
         for node in typed(nodes, list, where, f"roles.{role}"):
             if node not in graph.sources:
                 raise CircuitDiscoveryError(f"{where}: field 'roles.{role}': {unknown('node', node, graph.sources)}")
-
-
-def graph_of(data: Any, where: str, field: str = "graph") -> Graph:
-    """The graph that an object of Graph's arguments describes."""
-    kinds: dict[str, type] = {part.name: bool if part.type == "bool" else int for part in fields(Graph)}
-    exactly(data, kinds, where, field)
-    for name, kind in kinds.items():
-        typed(data[name], kind, where, f"{field}.{name}")
-    cells = (1 + data["n_layers"] * (data["n_heads"] + 1)) * (1 + data["n_layers"] * (3 * data["n_heads"] + 1))
-    if cells > MAX_CELLS:
-        raise CircuitDiscoveryError(f"{where}: field {field!r}: {data['n_layers']} layers of {data['n_heads']} heads is no model's shape")
-    try:
-        return Graph(**data)
-    except CircuitDiscoveryError as error:
-        raise CircuitDiscoveryError(f"{where}: field {field!r}: {error}") from None
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, int) and abs(value) >= 10**60:
-        return "a number of so many digits"  # Python refuses to print thousands
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -258,7 +258,8 @@ def cli() -> None:
 def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:
     """Find, measure and draw the circuit of MODEL behind TASK.
 
-    MODEL is a bundled or hub name, a folder, or a .gguf file; TASK is a name, or a .toml, .csv or .jsonl file.
+    MODEL is a bundled or hub name, a folder, or a .gguf file; TASK is a name, or a .toml, .csv or .jsonl file, or the .json of
+    a saved task.
     """
     from circuitdiscovery.cli import discover as run
 
@@ -489,7 +490,7 @@ def models() -> None:
 @click.argument("task", required=False)
 def tasks(task: str | None) -> None:
     """List the shipped tasks, and what their counterfactuals ask; or show TASK: its prompts, its words and how many there are."""
-    from circuitdiscovery.task.taskfile import Table, read_task
+    from circuitdiscovery.task.taskfile import TaskFile, read_task
 
     if task is not None:
         from circuitdiscovery.task.view import shown_task
@@ -497,7 +498,7 @@ def tasks(task: str | None) -> None:
         return click.echo("\n".join(shown_task(read_task(task))))
     for name in shipped("tasks"):
         file = read_task(name)
-        if isinstance(file, Table):
+        if not isinstance(file, TaskFile):
             click.echo(name)
             continue
         click.echo(f"{name:<24}{file.description}")

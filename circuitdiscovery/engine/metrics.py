@@ -54,6 +54,24 @@ class BoundMetric:
         """How much worse `new` is than `old`."""
         return old - new if self.higher_is_better else new - old
 
+    def against(self, full: Callable[[Batch], Tensor]) -> BoundMetric:
+        """KL from [N, vocabulary] logits of the full model on a batch; any other metric as it is."""
+        return self
+
+
+class _Divergence(BoundMetric):
+    def against(self, full: Callable[[Batch], Tensor]) -> BoundMetric:
+        return _divergence(full)
+
+
+def _divergence(full: Callable[[Batch], Tensor]) -> BoundMetric:
+    return _Divergence("kl_divergence", False, lambda logits, batch: kl_from(full(batch), logits))
+
+
+def by_rows(logits: Tensor) -> Callable[[Batch], Tensor]:
+    """The [examples, vocabulary] logits of a task's examples, as those of a batch of them."""
+    return lambda batch: logits[batch.rows.to(logits.device)]
+
 
 def precise(logits: Tensor) -> Tensor:
     """Logits in float32 at least: a sum over a vocabulary in a half precision is no more than a guess."""
@@ -121,7 +139,7 @@ def kl_from(reference: Tensor, logits: Tensor) -> Tensor:
     return -torch.einsum("...v,...v->...", expected.exp(), difference)
 
 
-# name -> (function, whether higher is better); kl_divergence needs the full model's logits and is made by `bind`
+# name -> (function, whether higher is better); kl_divergence needs the full model's logits (see `bind`)
 METRICS: dict[str, tuple[Callable[[Tensor, Batch], Tensor], bool]] = {
     "logit_diff": (logit_diff, True),
     "logit": (logit, True),
@@ -132,10 +150,15 @@ METRICS: dict[str, tuple[Callable[[Tensor, Batch], Tensor], bool]] = {
 }
 
 
-def bind(metric: str | Metric | Callable[[Tensor, Any], Tensor], model: Model, task: Task) -> BoundMetric:
+def bind(metric: str | Metric | Callable[[Tensor, Any], Tensor], model: Model, task: Task, *, plain: bool = True) -> BoundMetric:
     """The metric by its name, or one's own, for a model on a task.
 
     A plain function's attribute `higher_is_better` is its direction; without one, higher is better.
+
+    Args:
+        metric, model, task: which, of what, on what.
+        plain: KL is from the logits of a plain run, made here. A run under a mask rounds elsewhere, which in a half precision is seen:
+            where such runs are measured, plain is False, and `against` gives the logits of one with every edge kept.
 
     Raises:
         CircuitDiscoveryError: an unknown name, with the nearest one.
@@ -143,7 +166,7 @@ def bind(metric: str | Metric | Callable[[Tensor, Any], Tensor], model: Model, t
     if isinstance(metric, str):
         name = canonical("metric", metric)
         if name == "kl_divergence":
-            return _kl_divergence(model, task)
+            return _divergence(by_rows(clean_logits(model, task)) if plain else _not_given)
         function, higher_is_better = METRICS[name]
         if name in ("logit_diff", "prob_diff", "accuracy") and not all(example.incorrect for example in task.examples):
             raise CircuitDiscoveryError(f"metric {name!r} needs an incorrect answer in every row of task {task.name!r}")
@@ -168,10 +191,8 @@ def _own(metric: Metric, task: Task) -> Callable[[Tensor, Batch], Tensor]:
     return function
 
 
-@torch.no_grad()
-def _kl_divergence(model: Model, task: Task) -> BoundMetric:
-    reference = clean_logits(model, task)
-    return BoundMetric("kl_divergence", False, lambda logits, batch: kl_from(reference[batch.rows.to(reference.device)], logits))
+def _not_given(batch: Batch) -> Tensor:
+    raise AssertionError("what KL is from has not been given: `against` does")
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -82,6 +82,15 @@ def world_maker(
         return kept[key]
 
     return make
+
+
+@torch.no_grad()
+def full_logits(model: Model, task: Task, parts: Iterable[tuple[Batch, World]], direction: str = "noising") -> Tensor:
+    """[examples, vocabulary] with every edge kept, on all examples, from this process's batches: what KL of other masks is from."""
+    logits = torch.zeros(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
+    for batch, world in parts:
+        logits[batch.rows] = world.logits(carried_mask(world.graph, world.graph.allowed, direction))
+    return finite_logits(distributed.total(logits), range(len(task)), "clean")
 
 
 def carried_mask(graph: Graph, mask: np.ndarray, direction: str) -> np.ndarray:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit.schema import exactly, typed
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files.disk import data_frame, read_json
+from circuitdiscovery.files.disk import data_frame
+from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.names import ablation_words
 from circuitdiscovery.values import Value, table
@@ -92,6 +90,16 @@ class Card(Value):
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON, numbers to six significant digits."""
         return _written(self)
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "card") -> Card:
+        """What `to_dict` gave.
+
+        Raises:
+            CircuitDiscoveryError: anything missing, surplus or of another type, by field.
+        """
+        node = typed(exactly(data, Card.__dataclass_fields__, where)["node"], str, where, "node")
+        return _Reader(where, node).card(node, data)
 
     def __str__(self) -> str:
         lines = [f"{'node':<13} {self.node}{f', {self.role}' if self.role else ''}", f"{'effect':<13} {self.effect}"]
@@ -200,12 +208,6 @@ class Explanation(Value):
         known |= {"mean_over": typed(data["mean_over"], int, where, "mean_over")} if "mean_over" in data else {}
         cards = typed(data["cards"], dict, where, "cards")
         return cls(**known, cards={node: _Reader(where, f"cards.{node}").card(node, card) for node, card in cards.items()})
-
-    @classmethod
-    @guarded
-    def load(cls, path: str | Path) -> Explanation:
-        """Read what `save` wrote; a broken file is an error that names it and the field."""
-        return cls.from_dict(read_json(path), str(path))
 
 
 _HEAD: dict[str, type] = {

@@ -105,7 +105,7 @@ def explain(
     chosen = _chosen(circuit, inner, nodes, effort)
     rows = _rows(len(used), effort)
     seen, some = _Seen(model, used, circuit, chosen, prompts, QUICK_TOKENS if effort == "quick" else None), used.select(rows)
-    bound, carried = bind(metric or used.metric, model, some), on_demand(model, some, ablation)
+    bound, carried = bind(metric or used.metric, model, some, plain=False), on_demand(model, some, ablation)
     work = Work(progress, 2.0 * parameters(model) * sum(len(example.clean) for example in used.examples) / UNITS)
     cards = _cards(Trials(model, circuit.graph, used, rows, bound, carried, batch_size, work), circuit, seen) if chosen else {}
     return Explanation(

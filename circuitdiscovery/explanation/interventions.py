@@ -71,7 +71,7 @@ class Trials:
         model, graph: what runs, and how its edges are counted.
         task: its examples give the other words.
         rows: the examples that interventions run on.
-        metric: what damage is measured in, bound to these.
+        metric: what damage is measured in, bound to these; KL is from their plain runs.
         ablation: what an ablated edge carries on these, computed batch by batch.
         batch_size: examples in one forward; by default as many as bounded memory holds.
         work: what it is part of.
@@ -172,17 +172,15 @@ class Trials:
                 self.work.plan(self.forward * (runs + sum(each.runs(self.model) for each in made)))
                 planned = True
             self.work.did(cost * runs)
-            for i, logits in enumerate([plain.logits(batch.position), *beside]):
-                out[i, rows] = self._metric(logits, batch)
+            full = plain.logits(batch.position)
+            metric = self.metric.against(lambda _, full=full: full)
+            for i, logits in enumerate([full, *beside]):
+                out[i, rows] = metric(logits, batch).double().cpu().numpy()
             for which, logits in changed_logits(plain, batch.position, made):
-                for i, values in zip(which, self._metric(logits, batch), strict=True):
+                for i, values in zip(which, metric(logits, batch).double().cpu().numpy(), strict=True):
                     out[known + i, rows] = values
                 self.work.did(cost * sum(made[i].runs(self.model) for i in which))
         return list(distributed.total(torch.from_numpy(out)).numpy())
-
-    def _metric(self, logits: Tensor, batch: Batch) -> np.ndarray:
-        """[..., N] of [..., N, V]."""
-        return self.metric(logits, batch).double().cpu().numpy()
 
     def _damage(self, full: np.ndarray, less: np.ndarray) -> Estimate:
         better, worse = (full, less) if self.metric.higher_is_better else (less, full)

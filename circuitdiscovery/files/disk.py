@@ -227,6 +227,18 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
         raise _cannot("write", path, error) from None
 
 
+def ending(path: str | Path, *valid: str) -> str:
+    """What a file's name ends in, in small letters; an error where it is none of the valid endings.
+
+    >>> ending("a.JSON", ".json", ".safetensors")
+    '.json'
+    """
+    found = Path(path).suffix.lower()
+    if found not in valid:
+        raise CircuitDiscoveryError(f"{path} must end in {' or '.join(valid)}")
+    return found
+
+
 def to_json(value: Any) -> str:
     """JSON text, the same for the same value; NaN and infinite numbers are refused (ValueError)."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

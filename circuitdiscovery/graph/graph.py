@@ -18,6 +18,7 @@ import numpy as np
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, nearest, shown
+from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.graph.nodes import (
     INPUT,
     LETTERS,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 Edge = str | tuple[Any, ...]  # "a->b", (a, b), (a, b, letter) as networkx has it, or (row, column)
 Edges = Iterable[Edge]
+MAX_CELLS = 10**9  # sources x receivers of a graph read from a file; the largest open model (405B) has 8e8
 
 
 class HasGraph(Protocol):
@@ -372,6 +374,30 @@ class Graph:
                 view.add_node(reader, heads=self.reader_nodes(name))
             view.add_edge(self.sources[row], reader, key=letter_of(name) or 0)
         return view
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "graph", field: str = "") -> Graph:
+        """What `to_dict` gave.
+
+        Args:
+            data: as JSON has it.
+            where, field: the file, and where in it, for errors.
+
+        Raises:
+            CircuitDiscoveryError: anything missing, surplus, of another type, or no model's shape.
+        """
+        kinds: dict[str, type] = {part.name: bool if part.type == "bool" else int for part in fields(cls)}
+        exactly(data, kinds, where, field)
+        for name, kind in kinds.items():
+            typed(data[name], kind, where, f"{field}.{name}" if field else name)
+        cells = (1 + data["n_layers"] * (data["n_heads"] + 1)) * (1 + data["n_layers"] * (3 * data["n_heads"] + 1))
+        if cells > MAX_CELLS:
+            shape = f"{data['n_layers']} layers of {data['n_heads']} heads"
+            raise CircuitDiscoveryError(f"{where}: field {field!r}: {shape} is no model's shape")
+        try:
+            return cls(**data)
+        except CircuitDiscoveryError as error:
+            raise CircuitDiscoveryError(f"{where}: field {field!r}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments that make this graph again, as JSON."""

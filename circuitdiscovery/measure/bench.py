@@ -139,12 +139,9 @@ class Bench:
         own_run = denoising or getattr(ablation, "own_run", False)
         tokens = [batch.clean.numel() for batch in found]
         costs = Costs(model, graph, sum(map(len, found)), sum(tokens), len(found), max(tokens, default=0))
-        by_kl = isinstance(metric, str) and canonical("metric", metric) == "kl_divergence"
         bench = cls(
             graph,
-            BoundMetric("kl_divergence", False, lambda logits, batch: kl_from(bench._reference(batch), logits))
-            if by_kl
-            else bind(metric, model, task),
+            bind(metric, model, task, plain=False).against(lambda batch: bench._reference(batch)),
             direction,
             count,
             weights(count, seed),

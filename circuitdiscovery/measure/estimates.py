@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+
+from circuitdiscovery.files.fields import exactly, typed
 
 
 class Estimate(float):
@@ -40,6 +43,14 @@ class Estimate(float):
         """
         ends = abs(self.low), abs(self.high)
         return Estimate(abs(self), 0.0 if self.low <= 0 <= self.high else min(ends), max(ends))
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "estimate", field: str = "") -> Estimate:
+        """What `to_dict` gave; null is a number that is not finite."""
+        parts = ("value", "low", "high")
+        exactly(data, parts, where, field)
+        given = (None if data[name] is None else typed(data[name], float, where, f"{field}.{name}") for name in parts)
+        return cls(*(math.nan if each is None else float(each) for each in given))
 
     def to_dict(self) -> dict[str, float | None]:
         """Value and interval, as JSON; null where there is no interval."""

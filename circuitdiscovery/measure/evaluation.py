@@ -36,7 +36,7 @@ from circuitdiscovery.measure.saved import digest, saved
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import ablation_words
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.values import Value
+from circuitdiscovery.values import Value, left_out
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit.charts import Chart
@@ -130,6 +130,8 @@ class Curve(Value):
         edges: how many of these pruning leaves.
         normalized: f of the requested edges.
         cpr, cmd, area, distance: the areas.
+        ablation: what a removed edge carries.
+        mean_over: the fewest prompts that a replacement is a mean over; None: it is not a mean.
     """
 
     fractions: tuple[float, ...]
@@ -140,6 +142,18 @@ class Curve(Value):
     cmd: Estimate
     area: Estimate
     distance: Estimate
+    ablation: str | None = left_out()
+    mean_over: int | None = left_out()
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        if self.ablation is not None:
+            yield "measured", ablation_words(self.ablation, self.mean_over)
+        for requested, edges, normalized in zip(self.requested, self.edges, self.normalized, strict=True):
+            yield f"{requested:,} edges", f"{normalized} ({edges:,} on a path from input to logits)"
+        yield "areas", f"area {self.area}, distance {self.distance}; MIB's CPR {self.cpr}, CMD {self.cmd}"
 
     def plot(self, path: str | Path | None = None) -> Chart:
         """The curve over a logarithmic axis of edges, with its intervals; a notebook shows it, a .svg path keeps it."""
@@ -150,10 +164,6 @@ class Curve(Value):
 
     def _repr_html_(self) -> str:
         return self.plot().svg
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON."""
-        return _plain(self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -183,12 +193,7 @@ class Evaluation(Value):
     completeness: Completeness
     minimality: Minimality
     curve: Curve | None = field(default=None)
-    mean_over: int | None = None  # the fewest prompts that a replacement is a mean over; None: it is not a mean
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON."""
-        found = _plain(self)
-        return found if self.mean_over is not None else {name: value for name, value in found.items() if name != "mean_over"}
+    mean_over: int | None = left_out()  # the fewest prompts that a replacement is a mean over; None: it is not a mean
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
@@ -596,7 +601,7 @@ def _curve(bench: Bench, scores: Scores, fractions: Sequence[float]) -> Curve:
     edges = tuple(len(scores.top(n).pruned()) for n in requested)
     area, distance, points = areas(np.array(edges) / len(scores.graph), ours, whole, bench.draws)
     cpr, cmd, _ = areas(np.array(fractions), mib, whole, bench.draws)
-    return Curve(tuple(fractions), requested, edges, tuple(points), cpr, cmd, area, distance)
+    return Curve(tuple(fractions), requested, edges, tuple(points), cpr, cmd, area, distance, bench.ablation, bench.mean_over)
 
 
 def areas(x: np.ndarray, parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> tuple[Estimate, Estimate, list[Estimate]]:
@@ -613,16 +618,3 @@ def areas(x: np.ndarray, parts: np.ndarray, whole: np.ndarray, draws: np.ndarray
     missing = intervals.ratios(whole - parts, whole, draws)
     points = intervals.ratios(parts, whole, draws)
     return intervals.ratio(weight @ parts, whole, draws), intervals.weighted_magnitudes(missing, weight), points
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses and estimates as JSON."""
-    if isinstance(value, Estimate):
-        return value.to_dict()
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

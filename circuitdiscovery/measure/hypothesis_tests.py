@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ from circuitdiscovery.measure.significance import corrected, distance, independe
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import ablation_words
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.values import Value
+from circuitdiscovery.values import Value, left_out, plain
 
 CORRECTIONS = ("holm", "bonferroni", "none")
 TESTS = ("equivalence", "independence", "minimality", "sufficiency")
@@ -120,7 +120,7 @@ class HypothesisTests(Value):
     minimality: HypothesisTest
     sufficiency: HypothesisTest
     edges: tuple[EdgeTest, ...]  # those that minimality tested
-    mean_over: int | None = None  # the fewest prompts that a replacement is a mean over; None: it is not a mean
+    mean_over: int | None = left_out()  # the fewest prompts that a replacement is a mean over; None: it is not a mean
 
     @property
     def unneeded(self) -> tuple[str, ...]:
@@ -130,10 +130,10 @@ class HypothesisTests(Value):
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON."""
         tests = {
-            name: asdict(getattr(self, name)) | {each: getattr(getattr(self, name), each) for each in ("passed", "retained")}
+            name: plain(getattr(self, name)) | {each: getattr(getattr(self, name), each) for each in ("passed", "retained")}
             for name in TESTS
         }
-        return asdict(self) | tests | {"edges": [asdict(each) for each in self.edges]}
+        return plain(self) | tests
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<13} {value}" for name, value in self._lines())

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from circuitdiscovery.arguments import guarded
+from circuitdiscovery.circuit import schema
 from circuitdiscovery.circuit.circuit import Circuit, check_same_graph
 from circuitdiscovery.circuit.comparison import Overlap, compare
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.intervals import mean_over_pairs
 from circuitdiscovery.model.model import Model
@@ -74,7 +76,7 @@ class Stability(Value):
         return Circuit(self.circuits[0].graph, self.share > 0, self.share)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, and the share of each edge that was found at all, as JSON."""
+        """Every figure, the share of each edge that was found at all, and the circuits, as JSON."""
         found = self.in_any
         return {
             "over": self.over,
@@ -85,7 +87,31 @@ class Stability(Value):
             "in_all": len(self.in_all),
             "in_any": len(found),
             "share": dict(zip(found.edges, self.share[found.mask].tolist(), strict=True)),
+            "circuits": [circuit.to_dict() for circuit in self.circuits],
         }
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "stability") -> Stability:
+        """What `to_dict` gave: the circuits, of which the figures are made again.
+
+        Raises:
+            CircuitDiscoveryError: anything missing or of another type, or figures that are not those of the circuits, by field.
+        """
+        fields = ("over", "runs", "sizes", "edge_jaccard", "node_jaccard", "in_all", "in_any", "share", "circuits")
+        exactly(data, fields, where)
+        if typed(data["over"], str, where, "over") not in OVER:
+            raise CircuitDiscoveryError(f"{where}: {unknown('over', data['over'], OVER, plural='values')}")
+        typed(data["circuits"], list, where, "circuits")
+        read = [Circuit(*schema.read(each, f"{where}: circuits.{i}")) for i, each in enumerate(data["circuits"])]
+        if len(read) < _FEWEST:
+            raise CircuitDiscoveryError(f"{where}: field 'circuits' must hold at least {_FEWEST}, not {len(read)}")
+        for other in read[1:]:
+            check_same_graph(read[0], other)
+        found = _measured(data["over"], tuple(read))
+        for name, value in found.to_dict().items():
+            if value != data[name]:
+                raise CircuitDiscoveryError(f"{where}: field {name!r} is not that of its circuits")
+        return found
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<13} {value}" for name, value in self._lines())

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitdiscovery.errors import CircuitDiscoveryError, one_line
+from circuitdiscovery.errors import CircuitDiscoveryError, one_line, shown, unknown
 from circuitdiscovery.files.disk import read_json
 from circuitdiscovery.model.architectures import ARCHITECTURES, check_kind, check_supported
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ATTENTION = "eager"  # Hugging Face's own, in Python: there is no kernel to fetch
 HUB_FILES = (CONFIG, "model*.safetensors", INDEX, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")  # that describe added tokens
+TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 # of config.json, what says how and not what is computed; names that begin with _ are left out too
@@ -259,6 +262,7 @@ def read_tokenizer(folder: Path, name: str) -> Any:
         if not isinstance(data, dict):
             raise CircuitDiscoveryError(f"{name}: tokenizer_config.json must be an object, not {type(data).__name__}")
         _refuse_code(data, config.name, name)
+    _refuse_token_fields(folder, name)
     if not file.exists() and not list(folder.glob("*token*")):
         return None
     safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -277,6 +281,31 @@ def read_tokenizer(folder: Path, name: str) -> Any:
         except BaseException as error:  # a tokenizer can fail in as many ways as there are classes; one in Rust can panic
             problem = one_line(error)
     raise CircuitDiscoveryError(f"{name}: the tokenizer cannot be used: {problem}")
+
+
+def _refuse_token_fields(folder: Path, name: str) -> None:
+    """Refuse fields of added tokens that the package tokenizers does not know: it says so on standard output, where results go."""
+    for file in TOKEN_FILES:
+        for token in _added_tokens(folder / file):
+            for field in token:
+                if field not in (*TOKEN_FIELDS, "id", "__type"):
+                    told = unknown("field", str(field), TOKEN_FIELDS)
+                    raise CircuitDiscoveryError(f"{name}: {file}: of the token {shown(token['content'])}: {told}")
+
+
+def _added_tokens(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The objects in a tokenizer's file that describe a token; of one that is no JSON none, for that is told when it is loaded."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    left = [data.get("added_tokens") if path.name == "tokenizer.json" and isinstance(data, dict) else data]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict) and "content" in value:
+            yield value
+        elif isinstance(value, dict | list):
+            left += value.values() if isinstance(value, dict) else value
 
 
 def tokenizer_of(source: str) -> Any:

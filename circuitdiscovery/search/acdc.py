@@ -32,7 +32,7 @@ import torch
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine.ablation import Ablation, name_of
-from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
@@ -96,7 +96,7 @@ def acdc(
         raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
     if order is not None and (type(order) is not int or order < 0):
         raise CircuitDiscoveryError(f"order must be a whole number of at least 0, or None, not {order!r}")
-    bound = bind(metric or "kl_divergence", model, task)
+    bound = bind(metric or "kl_divergence", model, task, plain=False)
     graph = Graph.from_model(model, split_qkv=split_qkv)
     options = {"threshold": threshold, "absolute": absolute, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}
     options |= ({} if order is None else {"order": order}) | ({"group_testing": True} if group_testing else {})
@@ -108,8 +108,8 @@ def acdc(
         done = saved.number("receivers", 0)
         if progress:
             progress(ends[done], len(graph))
-        found, _ = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
-        search = _Search(task, graph, bound, threshold, absolute, found, order, group_testing)
+        found, full = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
+        search = _Search(task, graph, bound.against(by_rows(full)), threshold, absolute, found, order, group_testing)
         for at in range(done, len(receivers)):
             mask, scores = search.decide(receivers[at], mask, scores)
             saved.keep({"kept": mask, "scores": scores}, receivers=at + 1)

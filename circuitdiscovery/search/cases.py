@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.fast import State, World
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.metrics import BoundMetric
-from circuitdiscovery.engine.patching import worlds
+from circuitdiscovery.engine.patching import full_logits, worlds
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import plain_run
@@ -39,17 +39,16 @@ class Case:
 def cases(
     model: Model, task: Task, graph: Graph, *, ablation: str | Ablation, direction: str = "noising", batch_size: int | None = None
 ) -> tuple[list[Case], Tensor]:
-    """(a case per batch of this process's share, all edges kept; the [examples, vocabulary] logits of that run on all examples)."""
+    """(a case per batch of this process's share, all edges kept; the [examples, vocabulary] logits of the full circuit, for KL)."""
     found: list[Case] = []
-    logits = torch.zeros(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
+    run_of = "clean" if canonical("direction", direction) == "noising" else "corrupted"
     for batch, world in worlds(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size):
         run = plain_run(model, world.start, batch.position, keep_sources=True)
+        finite_logits(run.logits, batch.rows, run_of)
         assert run.sources is not None
         clean = world.clean_state(run.sources)
-        logits[batch.rows] = run.logits
         found.append(Case(batch, world, clean, clean))
-    run_of = "clean" if canonical("direction", direction) == "noising" else "corrupted"
-    return found, finite_logits(distributed.total(logits), range(len(task)), run_of)
+    return found, full_logits(model, task, [(case.batch, case.world) for case in found], direction)
 
 
 def most_alternatives(cases: Sequence[Case], mask: np.ndarray, receiver: int) -> int:
@@ -68,6 +67,27 @@ def mean_metric(task: Task, cases: Sequence[Case], metric: BoundMetric, logits: 
     if len(task) < distributed.world_size():
         total = np.resize(total, distributed.from_first(lambda: total.shape))
     return distributed.total(torch.from_numpy(total)).numpy() / len(task)
+
+
+@torch.no_grad()
+def rises(cases: Sequence[Case], mask: np.ndarray, receiver: int, measure: Callable[[Sequence[Tensor]], np.ndarray]) -> np.ndarray:
+    """[S]: how much a measure rises where each source that a receiver keeps is removed alone; 0 for the others.
+
+    It rises from the same run with nothing removed, and not from another one, which in a half precision would round elsewhere.
+
+    Args:
+        cases: with their states under the mask.
+        mask: [S, R], the edges that are kept.
+        receiver: its column.
+        measure: [M], from each case's [M, N, vocabulary] logits.
+    """
+    kept, values = mask[:, receiver], np.zeros(len(mask))
+    sources, size = np.flatnonzero(kept), most_alternatives(cases, mask, receiver)
+    alternatives = np.concatenate([kept[None], without_each(kept, sources)])
+    parts = np.array_split(alternatives, -(-len(alternatives) // size))
+    found = np.concatenate([measure([case.world.branch(mask, case.state, receiver, part) for case in cases]) for part in parts])
+    values[sources] = found[1:] - found[0]
+    return values
 
 
 def without_each(kept: np.ndarray, sources: np.ndarray) -> np.ndarray:

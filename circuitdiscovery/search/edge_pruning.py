@@ -30,8 +30,8 @@ from circuitdiscovery.circuit.circuit import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, name_of
 from circuitdiscovery.engine.fast import World
-from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, clean_logits
-from circuitdiscovery.engine.patching import Progress, worlds
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows
+from circuitdiscovery.engine.patching import Progress, full_logits, worlds
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
@@ -97,7 +97,7 @@ def edge_pruning(
     check_edges(graph, edges)
     if steps < 1:
         raise CircuitDiscoveryError(f"steps must be at least 1, not {steps}")
-    bound = bind(metric or "kl_divergence", model, task)
+    bound = bind(metric or "kl_divergence", model, task, plain=False)
     options = {"edges": edges, "steps": steps, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv, "seed": seed}
     info = provenance(model, task, "edge_pruning", options)
     with saved_in(state, task, info) as saved:
@@ -106,8 +106,8 @@ def edge_pruning(
             progress(done, steps)
         gates = _Gates(len(graph), seed, saved)
         opened = saved.tensor("opened", torch.zeros(len(graph), dtype=torch.float64))
-        distance = distance_to(model, task, bound)
         parts = list(worlds(model, task, graph, ablation=ablation, batch_size=batch_size))
+        distance = distance_to(full_logits(model, task, parts), bound)
         for step in range(done, steps):
             sample = gates.sample()
             rows = gates.draw(len(task))
@@ -181,14 +181,13 @@ class _Gates:
 # ------------------------------------------------------------------ the loss, and its gradient in the mask
 
 
-def distance_to(model: Model, task: Task, metric: BoundMetric) -> BoundMetric:
-    """|F(circuit) - F(model)| of each example, which for kl_divergence is the divergence itself."""
-    logits = clean_logits(model, task)
+def distance_to(full: Tensor, metric: BoundMetric) -> BoundMetric:
+    """|F(circuit) - F(model)| of each example, which for kl_divergence is the divergence itself, from the model's logits."""
 
     def distance(given: Tensor, batch: Batch) -> Tensor:
-        return (metric(given, batch) - metric(logits[batch.rows], batch)).abs()
+        return (metric(given, batch) - metric(full[batch.rows], batch)).abs()
 
-    return metric if metric.name == "kl_divergence" else BoundMetric(metric.name, False, distance)
+    return metric.against(by_rows(full)) if metric.name == "kl_divergence" else BoundMetric(metric.name, False, distance)
 
 
 def mask_gradient(graph: Graph, loss: BoundMetric, parts: Sequence[tuple[Batch, World]], mask: Tensor, n_examples: int) -> np.ndarray:

@@ -6,7 +6,7 @@ downstream of the receiver run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,16 @@ import torch
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Scores
 from circuitdiscovery.engine.ablation import Ablation, name_of
-from circuitdiscovery.engine.metrics import Metric, bind
+from circuitdiscovery.engine.metrics import Metric, bind, by_rows
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import canonical
-from circuitdiscovery.search.cases import Case, cases, mean_metric, most_alternatives, without_each
+from circuitdiscovery.search.cases import cases, mean_metric, rises
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import saved_in
 from circuitdiscovery.task.task import Task
-
-Damage = Callable[[Callable[[Case], torch.Tensor]], np.ndarray]  # of what gives each batch's [M, N, vocabulary] logits: [M]
 
 
 @guarded
@@ -64,7 +62,7 @@ def exact(
     """
     if level not in ("edge", "node"):
         raise CircuitDiscoveryError(f"no level {level!r}; valid levels: edge, node")
-    bound = bind(metric or "kl_divergence", model, task)
+    bound = bind(metric or "kl_divergence", model, task, plain=False)
     graph = Graph.from_model(model, split_qkv=split_qkv)
     options = {"metric": bound.name, "ablation": name_of(ablation), "direction": direction, "split_qkv": split_qkv}
     info = provenance(model, task, "exact", options)
@@ -74,36 +72,29 @@ def exact(
         done = saved.number("done", 0)
         if progress:
             progress(done, count)
-        found, logits = cases(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size)
-        old = float(mean_metric(task, found, bound, [logits[None, case.batch.rows] for case in found])[0])
-        sign = 1 if canonical("direction", direction) == "noising" else -1
+        found, full = cases(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size)
+        bound, sign = bound.against(by_rows(full)), 1 if canonical("direction", direction) == "noising" else -1
 
-        def damage(of: Callable[[Case], torch.Tensor]) -> np.ndarray:
-            return sign * bound.damage(old, mean_metric(task, found, bound, [of(case) for case in found]))
+        def measure(logits: Sequence[torch.Tensor]) -> np.ndarray:
+            return sign * bound.damage(0.0, mean_metric(task, found, bound, logits))
 
+        def removed(mask: np.ndarray) -> float:
+            return float(measure([case.world.logits(mask)[None] for case in found])[0])
+
+        nothing = removed(graph.allowed) if level == "node" else 0.0
         for at in range(done, count):
             if level == "node":
-                values[at] = _node(graph, at, damage)
+                values[at] = removed(_without(graph, at)) - nothing
             else:
-                values[:, at] = _edges_into(graph, at, found, damage)
+                values[:, at] = rises(found, graph.allowed, at, measure)
             saved.keep({"damages": values}, done=at + 1)
             if progress:
                 progress(at + 1, count)
     return dict(zip(graph.sources, values.tolist(), strict=True)) if level == "node" else Scores(graph, values, info)
 
 
-def _edges_into(graph: Graph, receiver: int, found: list[Case], damage: Damage) -> np.ndarray:
-    """[S]: the damage of each edge into a receiver alone."""
-    values, kept = np.zeros(len(graph.sources)), graph.allowed[:, receiver]
-    sources, size = np.flatnonzero(kept), most_alternatives(found, graph.allowed, receiver)
-    for some in np.array_split(sources, -(-len(sources) // size)):
-        alternatives = without_each(kept, some)
-        values[some] = damage(lambda case, a=alternatives: case.world.branch(graph.allowed, case.state, receiver, a))
-    return values
-
-
-def _node(graph: Graph, row: int, damage: Damage) -> float:
-    """The damage of all out-edges of a source at once."""
+def _without(graph: Graph, row: int) -> np.ndarray:
+    """Every edge but those out of a source."""
     mask = graph.allowed.copy()
     mask[row] = False
-    return float(damage(lambda case: case.world.logits(mask)[None])[0])
+    return mask

@@ -31,13 +31,13 @@ from circuitdiscovery.circuit.circuit import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, name_of
 from circuitdiscovery.engine.finite import rounding
-from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.search.attribution import eap_ig
-from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, most_alternatives, without_each
+from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, rises
 from circuitdiscovery.search.edge_pruning import check_edges, mask_gradient
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import State, saved_in
@@ -96,7 +96,7 @@ def hybrid(
     check_edges(graph, edges)
     if rounds < 0:
         raise CircuitDiscoveryError(f"rounds must be at least 0, not {rounds}")
-    bound = bind(metric or task.metric, model, task)
+    bound = bind(metric or task.metric, model, task, plain=False)
     options = {"edges": edges, "rounds": rounds, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}
     info = provenance(model, task, "hybrid", options)
     shared: dict[str, Any] = {"ablation": ablation, "split_qkv": split_qkv, "batch_size": batch_size}
@@ -106,8 +106,8 @@ def hybrid(
         if walk.stage == 0:
             ranked = eap_ig(model, task, metric="kl_divergence", **shared, progress=walk.show_ranking)
             walk.begin(ranked.values, ranked.top(min(_POOL * edges, len(graph))).mask)
-        found, _ = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
-        search = _Search(task, graph, found, _Loss.of(model, task, graph, bound, found))
+        found, full = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
+        search = _Search(task, graph, found, _Loss.of(model, task, graph, bound, found, full))
         while walk.stage <= 1 + rounds:
             search.eliminate(walk)
             search.compare(walk)
@@ -139,9 +139,10 @@ class _Loss:
     span: float  # F(M) - F(empty); infinite where the metric is not to count
 
     @classmethod
-    def of(cls, model: Model, task: Task, graph: Graph, metric: BoundMetric, found: list[Case]) -> _Loss:
-        """With F at both ends measured."""
-        kl = bind("kl_divergence", model, task)
+    def of(cls, model: Model, task: Task, graph: Graph, metric: BoundMetric, found: list[Case], logits: Tensor) -> _Loss:
+        """With F at both ends measured; `logits` are the full circuit's, [examples, vocabulary]."""
+        kl = bind("kl_divergence", model, task, plain=False).against(by_rows(logits))
+        metric = metric.against(by_rows(logits))
         ends = [[case.world.logits(mask)[None] for case in found] for mask in (graph.allowed, graph.allowed & False)]
         full, empty = (float(mean_metric(task, found, metric, logits)[0]) for logits in ends)
         noise = [float(rounding(logits, model.dtype, metric.name).sum()) for logits in ends[0]]
@@ -249,9 +250,9 @@ class _Walk:
         self._look()
         self._keep()
 
-    def measured(self, receiver: int, sources: np.ndarray, damages: np.ndarray) -> None:
-        """What the next of `readers` reads is measured."""
-        self.damages[sources, receiver] = damages
+    def measured(self, receiver: int, damages: np.ndarray) -> None:
+        """What the next of `readers` reads is measured, [S]."""
+        self.damages[:, receiver] = damages
         self.done += self._costs[self.receivers]
         self.receivers += 1
         self._keep()
@@ -306,15 +307,9 @@ class _Search:
     @torch.no_grad()
     def damages(self, walk: _Walk) -> np.ndarray:
         """[S, R]: how much the loss rises when each of the trial's edges goes alone; 0 elsewhere."""
-        mask, old = walk.trial, self.loss(self.logits(walk.trial))
-        current = [at_mask(case, mask, 0) for case in self.cases]
+        current = [at_mask(case, walk.trial, 0) for case in self.cases]
         for receiver in walk.readers[walk.receivers :]:
-            sources, damages = np.flatnonzero(mask[:, receiver]), []
-            size = most_alternatives(current, mask, receiver)
-            for some in np.array_split(sources, -(-len(sources) // size)):
-                alternatives = without_each(mask[:, receiver], some)
-                damages.append(self.loss([c.world.branch(mask, c.state, receiver, alternatives) for c in current]) - old)
-            walk.measured(receiver, sources, np.concatenate(damages))
+            walk.measured(receiver, rises(current, walk.trial, receiver, self.loss))
         return walk.damages
 
     def value(self, mask: np.ndarray) -> float:

@@ -39,7 +39,7 @@ from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand, replacements
 from circuitdiscovery.engine.fast import World
 from circuitdiscovery.engine.finite import finite_logits
-from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, clean_logits, kl_from
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows, clean_logits, kl_from
 from circuitdiscovery.engine.patching import Progress, replacement_bytes
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -125,7 +125,7 @@ def matryoshka(
     report = progress or (lambda done, total: None)
     report(0, _START + steps)
     pool = _pool(model, task, min(drawn, steps * _PROMPTS) if isinstance(ablation, str) else 0)
-    bound = bind(metric or task.metric, model, pool)
+    bound = bind(metric or task.metric, model, pool, plain=False)
     options = {"edges": edges, "steps": steps, "drawn": drawn, "metric": bound.name, "ablation": name_of(ablation)}
     options |= {"split_qkv": split_qkv, "seed": seed}
     info = provenance(model, task, "matryoshka", options)
@@ -272,13 +272,14 @@ class _Search:
             carried = replacements(model, task, ablation=ablation)
         apart = tuple(range(0, len(task), _APART)[:_MOST_APART]) if len(task) >= _APART and len(task) == own else ()
         learning = tuple(row for row in range(len(task)) if row not in apart)
-        full = clean_logits(model, task)
+        relaxed = Relaxed.build(model, graph)
+        for batch, world in _worlds(task, relaxed, carried, range(own)):
+            finite_logits(replaced_logits(model, world.replacement, batch.position), batch.rows, "replaced")
+        full = clean_logits(model, task)  # what a half precision rounds apart is a constant of the loss
+        metric = metric.against(by_rows(full))
         found = [float(metric(full[batch.rows], batch.to(model.device)).sum()) for batch in task.batches()]
         span = None if metric.name == "kl_divergence" else max(abs(sum(found)) / len(task), 1e-6)
-        search = cls(task, Relaxed.build(model, graph), metric, carried, learning, apart, full, span)
-        for batch, world in search.worlds(range(own)):
-            finite_logits(replaced_logits(model, world.replacement, batch.position), batch.rows, "replaced")
-        return search
+        return cls(task, relaxed, metric, carried, learning, apart, full, span)
 
     def step(self, learnt: _Learnt, steps: int, sizes: Sequence[int]) -> None:
         """One step of descent, of `steps` in all."""
@@ -325,12 +326,7 @@ class _Search:
 
     def worlds(self, rows: Sequence[int]) -> Iterator[tuple[Batch, World]]:
         """This process's share of some examples, in batches."""
-        model = self.relaxed.model
-        own = sorted(rows)[distributed.rank() :: distributed.world_size()]
-        for batch in self.task.batches(_AT_ONCE, own, run_tokens=_ANY):
-            batch = batch.to(model.device)
-            values = self.carried.rows(batch).to(model.W_E)
-            yield batch, World(model, self.relaxed.graph, embed(model, batch.clean), values, batch.position, self.carried.own_run)
+        return _worlds(self.task, self.relaxed, self.carried, rows)
 
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:
         """[B]: of a circuit's logits."""
@@ -342,3 +338,12 @@ class _Search:
         if torch.is_grad_enabled() and (not difference.requires_grad or self.metric.name == "accuracy"):
             raise CircuitDiscoveryError(f"metric {self.metric.name!r} has no gradient; matryoshka needs a differentiable one")
         return kl + _WEIGHT * difference.abs() / self.span
+
+
+def _worlds(task: Task, relaxed: Relaxed, carried: Ablation, rows: Sequence[int]) -> Iterator[tuple[Batch, World]]:
+    """This process's share of some of a task's examples, in batches."""
+    model, own = relaxed.model, sorted(rows)[distributed.rank() :: distributed.world_size()]
+    for batch in task.batches(_AT_ONCE, own, run_tokens=_ANY):
+        batch = batch.to(model.device)
+        values = carried.rows(batch).to(model.W_E)
+        yield batch, World(model, relaxed.graph, embed(model, batch.clean), values, batch.position, carried.own_run)

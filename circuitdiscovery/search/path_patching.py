@@ -14,7 +14,7 @@ together, and with one receiver it is the edge's `exact` score. `trace_back` tak
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, name_of
 from circuitdiscovery.engine.fast import World
-from circuitdiscovery.engine.metrics import Metric, bind
+from circuitdiscovery.engine.metrics import Metric, bind, by_rows
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame
@@ -38,10 +38,10 @@ from circuitdiscovery.measure.evaluation import Bench, Estimate
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, plain_run
 from circuitdiscovery.names import DEFAULT_THRESHOLD, ablation_words
-from circuitdiscovery.search.cases import cases, mean_metric, most_alternatives, without_each
+from circuitdiscovery.search.cases import cases, mean_metric, rises
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.values import Value
+from circuitdiscovery.values import Value, left_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,7 @@ class PathEffects(Value):
     full: Estimate
     effects: Mapping[str, Estimate]
     graph: Graph = field(repr=False)
-    mean_over: int | None = None
+    mean_over: int | None = left_out()
 
     def __getitem__(self, sender: str) -> Estimate:
         if sender not in self.effects:
@@ -110,21 +110,6 @@ class PathEffects(Value):
         columns = [column for node in nodes for column in np.flatnonzero(self.graph.feeds[:, self.graph.source_index[node]])]
         names = [self.graph.receivers[column] for column in sorted(set(columns))]
         return tuple(name for name in names if letter is None or letter_of(name) in ("", letter))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every figure, as JSON."""
-        return {
-            "model": self.model,
-            "task": self.task,
-            "examples": self.examples,
-            "metric": self.metric,
-            "ablation": self.ablation,
-            "through_mlps": self.through_mlps,
-            **({} if self.mean_over is None else {"mean_over": self.mean_over}),
-            "receivers": list(self.receivers),
-            "full": self.full.to_dict(),
-            "effects": {sender: effect.to_dict() for sender, effect in self.effects.items()},
-        }
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per sender, in topological order: sender, effect, low, high. Needs pandas."""
@@ -353,21 +338,21 @@ def trace_back(
     >>> circuit = trace_back(model, cd.load_task("ioi", model, examples=4), threshold=0.1)
     """
     _finite(threshold)
-    bound = bind(metric or "kl_divergence", model, task)
+    bound = bind(metric or "kl_divergence", model, task, plain=False)
     graph = Graph.from_model(model, split_qkv=split_qkv)
     if progress:
         progress(0, len(graph.receivers))
-    found, logits = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
-    old = float(mean_metric(task, found, bound, [logits[None, case.batch.rows] for case in found])[0])
+    found, full = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
+    bound = bound.against(by_rows(full))
+
+    def measure(logits: Sequence[Tensor]) -> np.ndarray:
+        return bound.damage(0.0, mean_metric(task, found, bound, logits))
+
     mask, scores = np.zeros_like(graph.allowed), np.zeros(graph.allowed.shape)
     for done, receiver in enumerate(reversed(range(len(graph.receivers)))):  # every reader before what it reads
         if graph.leading(mask)[receiver]:
-            kept = graph.allowed[:, receiver]
-            sources = np.flatnonzero(kept)
-            for some in np.array_split(sources, -(-len(sources) // most_alternatives(found, graph.allowed, receiver))):
-                each = [case.world.branch(graph.allowed, case.state, receiver, without_each(kept, some)) for case in found]
-                scores[some, receiver] = bound.damage(old, mean_metric(task, found, bound, each))
-            mask[:, receiver] = kept & (scores[:, receiver] >= threshold)
+            scores[:, receiver] = rises(found, graph.allowed, receiver, measure)
+            mask[:, receiver] = graph.allowed[:, receiver] & (scores[:, receiver] >= threshold)
         if progress:
             progress(done + 1, len(graph.receivers))
     options = {"threshold": threshold, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}

@@ -1,6 +1,6 @@
 """A task: pairs of clean and corrupted prompts with their right and wrong answers, as tokens.
 
-task = load_task("ioi", model, examples=64, seed=0)     a shipped task, a TOML file or a table
+task = load_task("ioi", model, examples=64, seed=0)     a shipped task, a TOML file, a table, or what Task.save wrote
 task = Task.from_tokens(clean=..., corrupted=..., correct=..., incorrect=...)
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from itertools import islice
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,15 +20,16 @@ from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files.disk import data_frame
+from circuitdiscovery.files.disk import data_frame, ending, write_json
 from circuitdiscovery.names import canonical
 from circuitdiscovery.task.encoder import Encoder, Example, resolve_position
 from circuitdiscovery.task.prompts import Apart, draw
 from circuitdiscovery.task.repeated import repeated_tokens
+from circuitdiscovery.task.saved import FORMAT, Drawn, Kept, SavedTask, check_tokenizer
 from circuitdiscovery.task.table import Table, table_of
 from circuitdiscovery.task.taskfile import END, TaskFile, counterfactual_of, read_task, shipped_tasks
 from circuitdiscovery.task.vocabulary import Vocabulary
-from circuitdiscovery.values import table
+from circuitdiscovery.values import plain, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -251,6 +253,24 @@ class Task:
         ]
         return data_frame(rows)
 
+    @guarded
+    def save(self, path: str | Path) -> None:
+        """Write a .json file from which `load_task` makes the same task: its tokens, held-out examples, and what means are taken over.
+
+        Prompts that are drawn apart for means are drawn now. Atomically, the same task the same bytes.
+
+        >>> import circuitdiscovery as cd, os, tempfile
+        >>> model, path = cd.load_model("toy"), os.path.join(tempfile.mkdtemp(), "mine.json")
+        >>> task = cd.load_task("ioi", model, examples=4)
+        >>> task.save(path)
+        >>> cd.load_task(path, model) == task
+        True
+        """
+        ending(path, ".json")
+        numbers: dict[Example, int] = {}
+        kept = _kept(self, numbers)
+        write_json(path, plain(SavedTask(FORMAT, tuple(numbers), kept)))
+
     def _repr_html_(self) -> str:
         """The first prompts."""
         rows = [
@@ -443,10 +463,11 @@ def load_task(
     metric: str | None = None,
     skip_bad: bool = False,
 ) -> Task:
-    """A shipped task, or one of your own from a .toml, .csv or .jsonl file or from rows at hand, in the model's tokens.
+    """A shipped task, or one of your own from a .toml, .csv, .jsonl or .json file or from rows at hand, in the model's tokens.
 
     Args:
-        name_or_path: a shipped name (`shipped_tasks()`), a path, or rows: a DataFrame or a list of dicts with a table's columns.
+        name_or_path: a shipped name (`shipped_tasks()`), a path, or rows: a DataFrame or a list of dicts with a table's columns. A .json
+            file is what `Task.save` wrote; nothing of it is drawn or split again, and it is in the tokens of the model it was made for.
         model: whose tokenizer makes the tokens.
         examples: how many; as many more are held out. None: 64 drawn ones (fewer where a file cannot make 128), half of a table;
             give 128 or more to search a model of a real size by attribution, whose scores differ more from prompt to prompt.
@@ -463,12 +484,14 @@ def load_task(
         raise CircuitDiscoveryError(f"examples must be a whole number of at least 1, not {examples}")
     records = _records(name_or_path)
     source = read_task(name_or_path, skip_bad=True) if records is None else table_of(records, "table", skip_bad=True)
-    encoder = _encoder(model, source.name, source.bos if bos is None and not isinstance(source, Table) else bos)
-    if isinstance(source, Table):
-        if counterfactual is not None:
-            counterfactual_of(source, counterfactual)
-        task = _from_table(source, encoder, examples, seed, skip_bad)
+    if not isinstance(source, TaskFile) and counterfactual is not None:
+        counterfactual_of(source, counterfactual)
+    if isinstance(source, SavedTask):
+        task = _from_saved(source, model, examples, bos)
+    elif isinstance(source, Table):
+        task = _from_table(source, _encoder(model, source.name, bos), examples, seed, skip_bad)
     else:
+        encoder = _encoder(model, source.name, source.bos if bos is None else bos)
         task = _from_file(source, encoder, examples, seed, counterfactual or source.counterfactual)
     if all(example.clean == example.corrupted for part in (task, task.held_out) if part is not None for example in part.examples):
         raise CircuitDiscoveryError(f"task {task.name}: every corrupted prompt is its clean prompt, so there is nothing to explain")
@@ -526,6 +549,40 @@ def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int,
     rest = tuple(example for row, example in enumerate(everything) if row not in used)
     task = Task(table.name, chosen, seed=seed, others=rest, info={"skipped": len(bad)} if bad else {})
     return replace(task, held_out=replace(task, examples=held)) if held else task
+
+
+def _kept(task: Task, numbers: dict[Example, int]) -> Kept:
+    """A task as its file has it; its prompts are numbered in `numbers`."""
+
+    def indices(examples: Iterable[Example]) -> tuple[int, ...]:
+        return tuple(numbers.setdefault(example, len(numbers)) for example in examples)
+
+    examples, others = indices(task.examples), indices(task.others)
+    apart = None if task.apart is None else indices(task.apart())
+    held_out = None if task.held_out is None else _kept(task.held_out, numbers)
+    return Kept(task.name, task.metric, task.seed, task.info, examples, others, apart, held_out)
+
+
+def _from_saved(saved: SavedTask, model: HasTokenizer, examples: int | None, bos: bool | None) -> Task:
+    """The task as it was; the first of its examples, and of those held out, where fewer are asked for."""
+    if bos is not None:
+        raise CircuitDiscoveryError(f"task {saved.name}: a saved task has the BOS that its tokens begin with; bos is for texts")
+    if model.tokenizer is not None:
+        check_tokenizer(saved, model.tokenizer)
+
+    def made(kept: Kept) -> Task:
+        held_out = None if kept.held_out is None else made(kept.held_out)
+        apart = None if kept.apart is None else Drawn(saved.examples(kept.apart))
+        prompts, others = saved.examples(kept.examples), saved.examples(kept.others)
+        return Task(kept.name, prompts, held_out, kept.metric, kept.seed, kept.info, others, apart)
+
+    task = made(saved.task)
+    if examples is None or examples == len(task):
+        return task
+    if examples > len(task):
+        raise CircuitDiscoveryError(f"examples must be from 1 to {len(task)}, not {examples}: so many were saved of task {task.name}")
+    held = task.held_out
+    return replace(task.select(range(examples)), held_out=None if held is None else held.select(range(min(examples, len(held)))))
 
 
 def _from_file(file: TaskFile, encoder: Encoder, examples: int | None, seed: int, counterfactual: str) -> Task:

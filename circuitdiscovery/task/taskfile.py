@@ -11,15 +11,18 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_folder, read_text
 from circuitdiscovery.names import canonical
 from circuitdiscovery.task.table import Table, kind_of, read_table
 
+if TYPE_CHECKING:
+    from circuitdiscovery.task.saved import SavedTask
+
 T = TypeVar("T")
-SUFFIXES = (".toml", ".csv", ".jsonl")
+SUFFIXES = (".toml", ".csv", ".jsonl", ".json")
 PLAIN = ""  # the column of a word list that has only one
 END = "END"  # the name of the answer's position
 YEARS = "<years>"  # the word list that the generator of years makes, with the columns century and year
@@ -114,7 +117,7 @@ def shipped_tasks() -> list[str]:
 
 
 def task_path(name_or_path: str | Path) -> Path:
-    """The file of a task: a shipped name (hyphens or underscores), or a path, which has a separator or ends in .toml, .csv or .jsonl."""
+    """The file of a task: a shipped name (hyphens or underscores), or a path, which has a separator or an ending of `SUFFIXES`."""
     if not isinstance(name_or_path, str | Path):
         raise CircuitDiscoveryError(f"a task is a name or a path, not {type(name_or_path).__name__}")
     text = str(name_or_path)
@@ -137,7 +140,7 @@ def _no_task(text: str) -> CircuitDiscoveryError:
     return unknown("task", text, shipped_tasks())
 
 
-def read_task(name_or_path: str | Path, *, skip_bad: bool = False) -> TaskFile | Table:
+def read_task(name_or_path: str | Path, *, skip_bad: bool = False) -> TaskFile | Table | SavedTask:
     """The task of that name or path, parsed and checked; with `skip_bad` a table without the rows that cannot be used.
 
     Raises:
@@ -149,20 +152,25 @@ def read_task(name_or_path: str | Path, *, skip_bad: bool = False) -> TaskFile |
     path = task_path(name_or_path)
     if path.suffix.lower() == ".toml":
         return _read_toml(path)
+    if path.suffix.lower() == ".json":
+        from circuitdiscovery.task.saved import read_saved
+
+        return read_saved(path)
     return read_table(path, skip_bad=skip_bad)
 
 
-def counterfactual_of(task: TaskFile | Table, name: str) -> str:
+def counterfactual_of(task: TaskFile | Table | SavedTask, name: str) -> str:
     """The task's counterfactual of that name; hyphens are taken for underscores.
 
     Raises:
-        CircuitDiscoveryError: there is none of that name, or the task is a table; names the valid ones.
+        CircuitDiscoveryError: there is none of that name, or the task is a table or was saved; names the valid ones.
 
     >>> counterfactual_of(read_task("ioi"), "flip")
     'flip'
     """
-    if isinstance(task, Table):
-        raise CircuitDiscoveryError(f"task {task.name}: a table has its counterfactuals as rows, not by name ({name!r})")
+    if not isinstance(task, TaskFile):
+        what = "a table" if isinstance(task, Table) else "a saved task"
+        raise CircuitDiscoveryError(f"task {task.name}: {what} has its counterfactuals as rows, not by name ({name!r})")
     found = name if name in task.counterfactuals else name.replace("-", "_")
     if found not in task.counterfactuals:
         raise unknown("counterfactual", name, task.counterfactuals, plural=f"counterfactuals of {task.name}")

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from circuitdiscovery.task.saved import SavedTask
 from circuitdiscovery.task.table import Table
 from circuitdiscovery.task.taskfile import PLAIN, Ref, TaskFile, Text
 
 ROWS = 5  # of a table, and words of a list, that are shown
 
 
-def shown_task(task: TaskFile | Table) -> Iterator[str]:
+def shown_task(task: TaskFile | Table | SavedTask) -> Iterator[str]:
     """The lines."""
-    yield from _table(task) if isinstance(task, Table) else _file(task)
+    if isinstance(task, SavedTask):
+        yield from _saved(task)
+    else:
+        yield from _table(task) if isinstance(task, Table) else _file(task)
+
+
+def _saved(saved: SavedTask) -> Iterator[str]:
+    held = 0 if saved.task.held_out is None else len(saved.task.held_out.examples)
+    yield f"{saved.name}: a saved task of {len(saved.task.examples)} examples, {held} held out; measured by {saved.task.metric}"
+    for example in saved.examples(saved.task.examples[:ROWS]):
+        yield f"  clean          {example.text or list(example.clean)!r}"
+    if len(saved.task.examples) > ROWS:
+        yield f"  and {len(saved.task.examples) - ROWS} more"
 
 
 def _table(table: Table) -> Iterator[str]:

@@ -41,7 +41,7 @@ from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, embed, unembed
 from circuitdiscovery.task.task import Example, Task
-from circuitdiscovery.values import Value
+from circuitdiscovery.values import Value, plain
 
 RENAMED = 20  # hypotheses of the same shape about other heads: a share of 0 among them is p < 0.05
 TOO_FEW = 0.1  # of the draws; where more of them are the prompt itself, the result says so
@@ -104,10 +104,7 @@ class Scrubbing(Value):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        plain |= {"edges": {edge: list(variables) for edge, variables in self.edges.items()}, "own": dict(self.own)}
-        plain |= {"renamed": list(self.renamed), "renamed_mean": self.renamed_mean, "as_much": self.as_much}
-        return {name: value.to_dict() if isinstance(value, Estimate) else value for name, value in plain.items()}
+        return plain(self) | {"renamed_mean": plain(self.renamed_mean), "as_much": self.as_much}
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
