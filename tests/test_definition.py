@@ -18,7 +18,9 @@ from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.patching import worlds
 from circuitdiscovery.names import ABLATION_NAMES, DIRECTIONS
 
-CLOSE = {"atol": 1e-10, "rtol": 1e-10}
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
 
 
 def defined(graph: cd.Graph, world: Any, mask: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def test_the_fast_forward_is_the_definition(precise: cd.Model, tiny: Tiny, ablat
     graph = precise.graph
     for _, world in worlds(precise, tiny.prompts.task, graph, ablation=ablation, direction=direction):
         for mask in [graph.allowed, graph.allowed & False, *random_masks(graph, 3, seed=3)]:
-            torch.testing.assert_close(world.logits(mask), defined(graph, world, numbers(mask)), **CLOSE)
+            close(world.logits(mask), defined(graph, world, numbers(mask)))
 
 
 def test_with_every_edge_it_is_hugging_faces_model(precise: cd.Model, tiny: Tiny) -> None:
@@ -78,7 +80,7 @@ def test_a_position_is_one_axis_more_of_the_mask(precise: cd.Model, tiny: Tiny) 
         flat = numbers(mask).requires_grad_()
         deep = numbers(mask)[..., None].repeat(1, 1, length).requires_grad_()
         logits, same = defined(graph, world, flat), defined(graph, world, deep)
-        torch.testing.assert_close(same, logits, **CLOSE)
+        close(same, logits)
         (per_edge,), (per_position,) = (torch.autograd.grad(each[:, :5].square().sum(), of) for each, of in ((logits, flat), (same, deep)))
         torch.testing.assert_close(per_position.sum(-1), per_edge, atol=1e-9 * float(per_edge.abs().max()), rtol=1e-9)
 
@@ -122,9 +124,9 @@ def test_attention_alone_is_a_model_whose_mlps_write_nothing(two: tuple[cd.Model
     for mask in random_masks(silent.graph, 4, seed=7):
         kept = same_edges(model.graph, silent.graph, mask)
         expected = cd.run_circuit(silent, task, cd.Circuit(silent.graph, mask))
-        torch.testing.assert_close(cd.run_circuit(model, task, cd.Circuit(model.graph, kept)), expected, **CLOSE)
+        close(cd.run_circuit(model, task, cd.Circuit(model.graph, kept)), expected)
         for _, world in worlds(model, task, model.graph, ablation="mean"):
-            torch.testing.assert_close(world.logits(kept), defined(model.graph, world, numbers(kept)), **CLOSE)
+            close(world.logits(kept), defined(model.graph, world, numbers(kept)))
 
 
 @pytest.mark.parametrize("search", [cd.eap, cd.eap_ig, cd.exact])
@@ -168,4 +170,4 @@ def test_a_sliding_window_shorter_than_the_prompt(tmp_path: Any, name: str, chan
     torch.testing.assert_close(cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph)), expected, atol=1e-5, rtol=1e-3)
     for _, world in worlds(model, prompts.task, model.graph, ablation="resample"):
         for mask in random_masks(model.graph, 3, seed=9):
-            torch.testing.assert_close(world.logits(mask), defined(model.graph, world, numbers(mask)), **CLOSE)
+            close(world.logits(mask), defined(model.graph, world, numbers(mask)))

@@ -652,7 +652,7 @@ def test_the_curve_takes_any_value(value: float) -> None:
 
 def test_the_curve_stands_alone_as_a_picture(tmp_path: Path) -> None:
     values = [Estimate(value, value - 0.1, value + 0.1) for value in (0.0, 0.5, 0.996)]
-    found = Curve((0.01, 0.1, 1.0), (5, 48, 479), (0, 40, 479), tuple(values), *values[:2], *values[:2])
+    found = Curve((0.01, 0.1, 1.0), (5, 48, 479), (0, 40, 479), tuple(values), values[0], values[1], values[0], values[1])
     chart = found.plot(tmp_path / "curve.svg")
     assert chart._repr_svg_() == (tmp_path / "curve.svg").read_text("utf-8")
     root = ElementTree.fromstring(chart.svg)

@@ -51,14 +51,14 @@ def masked_logits(model: Model, graph: Graph, start: Tensor, replacement: Tensor
         if not graph.parallel:
             groups.append((heads, block.out_attention))
             change = torch.cat([change, attention])
+        own = graph.mlps(layer)
+        written = replacement[own]  # [1 or 0, N, T, D]
         if graph.has_mlp:
-            own = graph.mlp(layer)
-            written = block.mlp(block.norm2(read(graph.columns(layer, "m"))))  # [1, N, T, D]
+            written = block.mlp(block.norm2(read(graph.columns(layer, "m"))))
         if graph.parallel:
             groups.append((heads, block.out_attention))
             change = torch.cat([change, attention])
-        if graph.has_mlp:
-            groups.append((slice(own, own + 1), block.out_mlp))
-            change = torch.cat([change, written - replacement[own]])
+        groups.append((own, block.out_mlp))
+        change = torch.cat([change, written - replacement[own]])
     last = read(np.array([len(graph.receivers) - 1]))[0]
     return unembed(model, at_position(last, position))

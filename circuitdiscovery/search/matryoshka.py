@@ -77,7 +77,7 @@ def matryoshka(
     task: Task,
     *,
     edges: int | None = None,
-    steps: int = 560,
+    steps: int = 520,
     drawn: int = _DRAWN,
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",

@@ -88,6 +88,7 @@ def _filled(
             for name in ("W_Q", "W_K", "W_V"):
                 parts[name][head] = noise(d_head)
             parts["W_O"][head] = written(d_head)
+    assert block.W_in is not None and block.W_out is not None
     W_in, b_in, W_out = wide(block.W_in), block.b_in, wide(block.W_out.T).T
     if not block.W_out.any():
         W_in, b_in, W_out = noise(HIDDEN), torch.zeros(HIDDEN), written(HIDDEN).T
