@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from circuitdiscovery.circuit.circuit import Circuit, Scores, load_circuit
+    from circuitdiscovery.circuit.circuit import Circuit, load_circuit
     from circuitdiscovery.circuit.comparison import Comparison, compare
+    from circuitdiscovery.circuit.scores import Scores
     from circuitdiscovery.engine.ablation import Replacements, replacements
     from circuitdiscovery.engine.metrics import Metric
     from circuitdiscovery.engine.patching import run_circuit
@@ -96,7 +97,8 @@ __all__ = [
 _HOME = {
     "engine.ablation": ("Replacements", "replacements"),
     "explanation.cards": ("Card", "Explanation"),
-    "circuit.circuit": ("Circuit", "Scores", "load_circuit"),
+    "circuit.circuit": ("Circuit", "load_circuit"),
+    "circuit.scores": ("Scores",),
     "circuit.comparison": ("Comparison", "compare"),
     "task.encoder": ("Example",),
     "errors": ("CircuitDiscoveryError",),

@@ -16,7 +16,8 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from circuitdiscovery.circuit.circuit import Circuit, Scores, load_circuit
+from circuitdiscovery.circuit.circuit import Circuit, load_circuit
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 

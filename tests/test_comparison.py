@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from circuitdiscovery.circuit.circuit import Circuit, Scores
+from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.comparison import compare, pessimistic_auc, trapezoid_auc
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 

@@ -13,9 +13,10 @@ import numpy as np
 import pygraphviz
 import pytest
 
-from circuitdiscovery.circuit.circuit import Circuit, Scores
+from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.draw import FAINT, HELPS, HURTS, ROLE_COLOURS, draw, to_dot, to_svg
 from circuitdiscovery.circuit.layout import CROWDED, layout, strongest_paths
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import letter_of, node_of

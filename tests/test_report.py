@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from circuitdiscovery.circuit import charts, numbers
-from circuitdiscovery.circuit.circuit import Circuit, Scores
+from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.draw import ROLE_COLOURS
 from circuitdiscovery.circuit.layout import strongest_paths
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_json, write_json
 from circuitdiscovery.graph.graph import Graph

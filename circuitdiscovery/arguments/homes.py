@@ -12,7 +12,7 @@ HOMES = {  # of what arguments are made of, imported when one is made
     "Graph": "graph.graph",
     "Hypothesis": "explanation.scrubbing.hypothesis",
     "Model": "model.model",
-    "Scores": "circuit.circuit",
+    "Scores": "circuit.scores",
     "Task": "task.task",
     "load_circuit": "circuit.circuit",
     "load_hypothesis": "explanation.scrubbing.hypothesis",

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuitdiscovery.circuit.circuit import Circuit, Scores
+from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.comparison import Overlap, compare, components, pessimistic_auc, roc, trapezoid_auc
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.measure.evaluation import MIB_FRACTIONS, Bench, mib_circuits

@@ -14,7 +14,8 @@ from importlib import import_module
 from inspect import signature
 from typing import Any, cast
 
-from circuitdiscovery.circuit.circuit import Circuit, Scores
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.search.acdc import acdc

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit.circuit import Circuit, Scores, check_same_graph
+from circuitdiscovery.circuit.checks import check_same_graph
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.values import Value, plain, table
 
 

@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from circuitdiscovery.circuit.circuit import Circuit, Roles, Scores, check_same_graph
+from circuitdiscovery.circuit.checks import check_same_graph
+from circuitdiscovery.circuit.circuit import Circuit, Roles
 from circuitdiscovery.circuit.layout import MOST_EDGES, Layout, Rank, layout, shown
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import write_atomically
 from circuitdiscovery.graph.graph import Graph

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuitdiscovery.circuit.charts import Chart, node_scores
-from circuitdiscovery.circuit.circuit import Circuit, Roles, Scores
+from circuitdiscovery.circuit.circuit import Circuit, Roles
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.values import table
 
 

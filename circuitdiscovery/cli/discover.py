@@ -25,7 +25,8 @@ from circuitdiscovery.reporting.options import Options
 from circuitdiscovery.reporting.progress import say, stage
 
 if TYPE_CHECKING:
-    from circuitdiscovery.circuit.circuit import Circuit, Scores
+    from circuitdiscovery.circuit.circuit import Circuit
+    from circuitdiscovery.circuit.scores import Scores
     from circuitdiscovery.measure.evaluation import Evaluation
     from circuitdiscovery.model.model import Model
     from circuitdiscovery.task.task import Task
@@ -99,7 +100,8 @@ class _Run:
     def found(self) -> tuple[Circuit, Scores | None]:
         """The circuit and the scores it was taken from: the folder's, or what the search finds now."""
         from circuitdiscovery.circuit import schema
-        from circuitdiscovery.circuit.circuit import Circuit, Scores
+        from circuitdiscovery.circuit.circuit import Circuit
+        from circuitdiscovery.circuit.scores import Scores
 
         data, parts = distributed.from_first(self._in_folder)
         scores = None if parts is None else Scores(*parts)
@@ -130,7 +132,8 @@ class _Run:
 
     def _in_folder(self) -> tuple[Any, Any]:
         """(circuit.json, the arguments of its Scores) where they are there, and of this run."""
-        from circuitdiscovery.circuit.circuit import Scores, load_circuit
+        from circuitdiscovery.circuit.circuit import load_circuit
+        from circuitdiscovery.circuit.scores import Scores
 
         known: dict[str, Any] = {}
         for name, read in ((SCORES, Scores.load), (CIRCUIT, load_circuit)):

@@ -28,7 +28,8 @@ from circuitdiscovery.files.disk import data_folder, read_json, shipped
 from circuitdiscovery.reporting.options import Options, check_model, checked, searched_with
 
 if TYPE_CHECKING:
-    from circuitdiscovery.circuit.circuit import Circuit, Scores
+    from circuitdiscovery.circuit.circuit import Circuit
+    from circuitdiscovery.circuit.scores import Scores
 
 PROGRAM = "circuitdiscovery"
 EVALUATION_FIELDS = (
@@ -535,7 +536,7 @@ def _file(path: str) -> str:
 
 def _scores(path: str) -> Scores | None:
     """The scores in the run folder that a circuit lies in, where it lies in one that has some."""
-    from circuitdiscovery.circuit.circuit import Scores
+    from circuitdiscovery.circuit.scores import Scores
 
     path = _file(path)
     beside = Path(path).parent / "scores.safetensors"

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit.circuit import Circuit, Scores
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine.ablation import Ablation, Replacements, name_of
 from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.patching import Progress

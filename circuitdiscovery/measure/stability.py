@@ -19,7 +19,8 @@ import numpy as np
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import schema
-from circuitdiscovery.circuit.circuit import Circuit, check_same_graph
+from circuitdiscovery.circuit.checks import check_same_graph
+from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.comparison import Overlap, compare
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown

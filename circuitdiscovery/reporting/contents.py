@@ -21,7 +21,8 @@ from circuitdiscovery.reporting.progress import stage
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from circuitdiscovery.circuit.circuit import Circuit, Scores
+    from circuitdiscovery.circuit.circuit import Circuit
+    from circuitdiscovery.circuit.scores import Scores
     from circuitdiscovery.model.model import Model
     from circuitdiscovery.task.encoder import Example
     from circuitdiscovery.task.task import Task

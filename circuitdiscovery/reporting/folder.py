@@ -17,7 +17,8 @@ from circuitdiscovery.reporting.options import Options, checked
 from circuitdiscovery.reporting.progress import stage
 
 if TYPE_CHECKING:
-    from circuitdiscovery.circuit.circuit import Circuit, Scores
+    from circuitdiscovery.circuit.circuit import Circuit
+    from circuitdiscovery.circuit.scores import Scores
     from circuitdiscovery.model.model import Model
     from circuitdiscovery.task.task import Task
 
@@ -58,7 +59,7 @@ class Run:
 
     def scores(self) -> Scores | None:
         """The scores that the circuit was taken from, where there are some."""
-        from circuitdiscovery.circuit.circuit import Scores
+        from circuitdiscovery.circuit.scores import Scores
 
         path = self.folder / SCORES
         return Scores.load(path) if path.exists() else None

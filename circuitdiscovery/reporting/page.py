@@ -18,7 +18,8 @@ import numpy as np
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import charts, numbers
-from circuitdiscovery.circuit.circuit import Scores, check_same_graph
+from circuitdiscovery.circuit.checks import check_same_graph
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import write_atomically, write_json

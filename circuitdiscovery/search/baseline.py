@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit.circuit import Scores
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.search.provenance import provenance

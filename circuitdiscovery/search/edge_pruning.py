@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit.circuit import Scores
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, name_of
 from circuitdiscovery.engine.fast import World

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit.circuit import Scores
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine.ablation import Ablation, name_of
 from circuitdiscovery.engine.metrics import Metric, bind, by_rows
 from circuitdiscovery.engine.patching import Progress

@@ -34,7 +34,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit.circuit import Scores
+from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand, replacements
 from circuitdiscovery.engine.fast import World
