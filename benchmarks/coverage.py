@@ -32,7 +32,8 @@ from circuitdiscovery.explanation import interventions
 from circuitdiscovery.explanation.scrubbing import scrub as scrubs
 from circuitdiscovery.explanation.scrubbing.hypothesis import load_hypothesis
 from circuitdiscovery.files.disk import write_atomically, write_json
-from circuitdiscovery.measure import evaluation
+from circuitdiscovery.measure import criteria, evaluation
+from circuitdiscovery.measure import curve as curves
 from circuitdiscovery.measure.bench import Bench, Family
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.measure.intervals import difference, mean, mean_over_pairs, means
@@ -103,10 +104,10 @@ def figures(count: int, model: cd.Model, task: cd.Task, scores: cd.Scores, circu
     """The coverage of what `evaluate` prints."""
     graph = circuit.graph
     bench = cached(Bench.build(model, task, graph, "resample", task.metric, "noising", 250, 0))
-    plan = evaluation._Sets.of(circuit, "full", 0)
+    plan = criteria.Sets.of(circuit, "full", 0)
     few = cached(Bench.build(model, task.select(range(SEARCHED)), graph, "resample", task.metric, "noising", None, 0))
-    plan = replace(plan, sets=(*plan.sets, ("greedy", evaluation._greedy(few, circuit, plan.nodes))))
-    curve = [Family(evaluation._curve_masks(scores, evaluation.MIB_FRACTIONS))]
+    plan = replace(plan, sets=(*plan.sets, ("greedy", criteria.greedy(few, circuit, plan.nodes))))
+    curve = [Family(curves.curve_masks(scores, curves.MIB_FRACTIONS))]
     bench.measure_families((*curve, Family([graph.allowed]), *plan.families(), *plan.candidates()))
     out = {}
     for n in SIZES:
@@ -153,10 +154,10 @@ def _compare(counted: Counted, bench: Bench, plan: Any, found: cd.Evaluation, sc
 
 
 def _curve_truths(scores: cd.Scores, value: Callable[[np.ndarray], float], full: float, empty: float) -> dict[str, Any]:
-    fractions = np.array(evaluation.MIB_FRACTIONS)
+    fractions = np.array(curves.MIB_FRACTIONS)
     ours = [scores.top(round(part * len(scores.graph))) for part in fractions]
     f, mib = (
-        np.array([(value(each.mask) - empty) / (full - empty) for each in circuits]) for circuits in (ours, evaluation.mib_circuits(scores))
+        np.array([(value(each.mask) - empty) / (full - empty) for each in circuits]) for circuits in (ours, curves.mib_circuits(scores))
     )
     x = np.array([len(each.pruned()) for each in ours]) / len(scores.graph)
     areas = {"area": np.trapezoid(f, x), "distance": np.trapezoid(np.abs(1 - f), x)}

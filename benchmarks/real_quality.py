@@ -31,7 +31,8 @@ from real_models import smollm2
 
 import circuitdiscovery as cd
 from circuitdiscovery.files.disk import write_atomically, write_json
-from circuitdiscovery.measure.evaluation import Bench, Estimate
+from circuitdiscovery.measure.bench import Bench
+from circuitdiscovery.measure.estimates import Estimate
 
 TASKS = ("ioi", "greater_than", "subject_verb_agreement", "gendered_pronoun", "induction")
 SHARES = (0.005, 0.01, 0.02, 0.05)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, load_hypothesis
     from circuitdiscovery.explanation.scrubbing.scrub import Scrubbing, scrub
     from circuitdiscovery.graph.graph import Graph
-    from circuitdiscovery.measure.evaluation import Curve, Evaluation, curve, evaluate
+    from circuitdiscovery.measure.curve import Curve, curve
+    from circuitdiscovery.measure.evaluation import Evaluation, evaluate
     from circuitdiscovery.measure.hypothesis_tests import HypothesisTests, hypothesis_tests
     from circuitdiscovery.measure.stability import Stability, stability
     from circuitdiscovery.model.load import load_model
@@ -102,7 +103,8 @@ _HOME = {
     "circuit.comparison": ("Comparison", "compare"),
     "task.encoder": ("Example",),
     "errors": ("CircuitDiscoveryError",),
-    "measure.evaluation": ("Curve", "Evaluation", "curve", "evaluate"),
+    "measure.curve": ("Curve", "curve"),
+    "measure.evaluation": ("Evaluation", "evaluate"),
     "explanation.explain": ("explain",),
     "graph.graph": ("Graph",),
     "measure.hypothesis_tests": ("HypothesisTests", "hypothesis_tests"),

@@ -9,7 +9,7 @@ import torch
 from tiny import Tiny
 
 import circuitdiscovery as cd
-from circuitdiscovery.measure import evaluation
+from circuitdiscovery.measure import criteria
 
 
 class Nothing:
@@ -28,7 +28,7 @@ def nothing(model: Any) -> Any:
 
 
 def test_one_s_own_ablation_needs_no_more_than_rows(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "RANDOM_SETS", 2)
+    monkeypatch.setattr(criteria, "RANDOM_SETS", 2)
     model, task = tiny.model, tiny.prompts.task
     circuit = cd.eap(model, task).top(len(model.graph) // 3)
     ours, shipped = (cd.run_circuit(model, task, circuit, ablation=ablation) for ablation in (nothing(model), "zero"))

@@ -157,7 +157,7 @@ def setting(gpt2: Tiny) -> tuple[Any, Any, Any]:
 
 
 def test_quick_measures_what_it_says(setting: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuitdiscovery.measure.evaluation.QUICK_NODES", 4)
+    monkeypatch.setattr("circuitdiscovery.measure.criteria.QUICK_NODES", 4)
     model, task, circuit = setting
     found = cd.evaluate(model, task, circuit, effort="quick")
     assert [each.kind for each in found.completeness.sets] == ["empty", *["random"] * 5]

@@ -27,7 +27,7 @@ from circuitdiscovery import names
 from circuitdiscovery.cli import discover as run
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.files.disk import data_folder
-from circuitdiscovery.measure import evaluation
+from circuitdiscovery.measure import criteria
 from circuitdiscovery.model import load
 from circuitdiscovery.reporting.options import Options
 from circuitdiscovery.search import acdc
@@ -94,8 +94,8 @@ def light(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, without_torc
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
     """Runs the command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluation, "RANDOM_SETS", 2)  # these tests are not about the evaluation, which takes longest
-    monkeypatch.setattr(evaluation, "GREEDY_NODES", 1)
+    monkeypatch.setattr(criteria, "RANDOM_SETS", 2)  # these tests are not about the evaluation, which takes longest
+    monkeypatch.setattr(criteria, "GREEDY_NODES", 1)
     before = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments: str | Path) -> Result:
@@ -119,10 +119,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # a fresh interpreter in which an evaluation is as brief as in `call`, and a search is saved at every step
 BRIEF = (
-    "from circuitdiscovery.measure import evaluation\n"
+    "from circuitdiscovery.measure import criteria\n"
     "from circuitdiscovery.search import acdc, state\n"
     "from circuitdiscovery.cli.main import main\n"
-    "evaluation.RANDOM_SETS, evaluation.GREEDY_NODES, state.SAVE_SECONDS = 2, 1, 0.0\n"
+    "criteria.RANDOM_SETS, criteria.GREEDY_NODES, state.SAVE_SECONDS = 2, 1, 0.0\n"
     "main()"
 )
 SMALL = ("discover", "toy", "ioi", "--examples", "6", "--threshold", "0.05")

@@ -28,7 +28,7 @@ from circuitdiscovery.cli import main as cli
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.metrics import clean_logits
 from circuitdiscovery.engine.patching import batches
-from circuitdiscovery.measure import evaluation
+from circuitdiscovery.measure import criteria, evaluation
 from circuitdiscovery.search import cases
 from circuitdiscovery.search import state as state_file
 
@@ -55,8 +55,8 @@ TASKS = {
 SMALL = (
     (cases, "_TOKENS", {"cpu": 24}),  # room for 2 alternatives in one process and for 3 in the other
     (evaluation, "GREEDY_EXAMPLES", 1),  # which one of the processes has
-    (evaluation, "GREEDY_NODES", 2),
-    (evaluation, "RANDOM_SETS", 3),
+    (criteria, "GREEDY_NODES", 2),
+    (criteria, "RANDOM_SETS", 3),
 )
 
 

@@ -13,7 +13,8 @@ from tiny import Tiny, random_prompts
 from torch.nn.functional import kl_div
 
 import circuitdiscovery as cd
-from circuitdiscovery.measure.evaluation import MIB_FRACTIONS, Bench
+from circuitdiscovery.measure.bench import Bench
+from circuitdiscovery.measure.curve import MIB_FRACTIONS
 
 EDGES = (
     "input->a0.h1<v>",

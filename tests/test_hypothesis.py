@@ -16,7 +16,7 @@ from tiny import Tiny, random_model, random_prompts, tiny_config
 import circuitdiscovery as cd
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.random_paths import RandomPaths
-from circuitdiscovery.measure.evaluation import Bench
+from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.hypothesis_tests import HypothesisTests, hypothesis_tests
 from circuitdiscovery.measure.significance import corrected, distance, independence_test, often_enough, sign_test, too_seldom
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import circuitdiscovery as cd
 from circuitdiscovery.engine.patching import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.measure import evaluation
+from circuitdiscovery.measure import criteria
 from circuitdiscovery.model import run
 from circuitdiscovery.search.hybrid import hybrid
 from circuitdiscovery.search.path_patching import path_patching
@@ -112,8 +112,8 @@ def test_exact_searches_find_the_same(tinies: Callable[[str], Tiny], pairs: Any,
 
 @pytest.mark.parametrize("ablation", ["resample", "random"])
 def test_an_evaluation_measures_the_same(gpt2_64: Any, pairs: Any, ablation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "RANDOM_SETS", 1)
-    monkeypatch.setattr(evaluation, "GREEDY_NODES", 1)
+    monkeypatch.setattr(criteria, "RANDOM_SETS", 1)
+    monkeypatch.setattr(criteria, "GREEDY_NODES", 1)
     circuit = cd.eap(gpt2_64, pairs).top(12)
     found, alone = (cd.evaluate(gpt2_64, pairs, circuit, ablation=ablation, batch_size=size).to_dict() for size in (None, 1))
     assert _numbers(found) and _numbers(found) == pytest.approx(_numbers(alone), abs=1e-10)

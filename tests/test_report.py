@@ -27,7 +27,8 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_json, write_json
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import node_of
-from circuitdiscovery.measure.evaluation import Curve, Estimate
+from circuitdiscovery.measure.curve import Curve
+from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.reporting import words
 from circuitdiscovery.reporting.drawing import letters
 from circuitdiscovery.reporting.folder import FORMAT, fingerprint

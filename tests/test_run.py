@@ -22,7 +22,7 @@ from circuitdiscovery.cli import discover as run
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.cli.journal import Journal
 from circuitdiscovery.explanation import explain as explanation
-from circuitdiscovery.measure import evaluation
+from circuitdiscovery.measure import criteria, evaluation
 from circuitdiscovery.reporting import contents, page
 from circuitdiscovery.reporting.folder import fingerprint
 from circuitdiscovery.reporting.options import Options
@@ -80,8 +80,8 @@ def _brief() -> Iterator[None]:
         for module, name in ((evaluation, "evaluate"), (explanation, "explain"), (contents, "_searched"), (contents, "_prompts")):
             patch.setattr(module, name, remembered(getattr(module, name)))
         patch.setattr(cd, "evaluate", evaluation.evaluate, raising=False)
-        patch.setattr(evaluation, "RANDOM_SETS", 1)
-        patch.setattr(evaluation, "GREEDY_NODES", 1)
+        patch.setattr(criteria, "RANDOM_SETS", 1)
+        patch.setattr(criteria, "GREEDY_NODES", 1)
         model = cd.load_model("toy")
         tasks = {3: cd.load_task("ioi", model, examples=3), 4: cd.load_task("ioi", model, examples=4)}
         patch.setattr(run, "load", lambda options: (model, tasks[options.examples]))

@@ -24,7 +24,8 @@ from circuitdiscovery.circuit.comparison import Overlap, compare, components, pe
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.measure.evaluation import MIB_FRACTIONS, Bench, mib_circuits
+from circuitdiscovery.measure.bench import Bench
+from circuitdiscovery.measure.curve import MIB_FRACTIONS, mib_circuits
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.task.task import Task
@@ -59,7 +60,7 @@ class Measured:
         at: its circuits at fixed numbers of edges.
         curve: [points, 2] actual number of edges and normalized faithfulness.
         area, distance: the areas under f and |1 - f| over the part of edges kept.
-        cpr, cmd: the same by MIB's rule (see `evaluation.Curve`); None of what gives circuits, which have no signed order.
+        cpr, cmd: the same by MIB's rule (see `measure.Curve`); None of what gives circuits, which have no signed order.
         missed: the true edges that the circuit of the truth's size lacks.
     """
 

@@ -119,7 +119,7 @@ def _searched(model: Model, task: Task, circuit: Circuit, evaluation: Mapping[st
 
     None where the evaluation itself is on them, because none are held out.
     """
-    from circuitdiscovery.measure.evaluation import Bench
+    from circuitdiscovery.measure.bench import Bench
 
     if task.held_out is None:
         return None, evaluation["full"]["value"] - evaluation["empty"]["value"]
@@ -172,7 +172,7 @@ def _ranking(model: Model, task: Task, circuit: Circuit, options: Options) -> Sc
 
 
 def _measured(model: Model, task: Task, scores: Scores, options: Options) -> Json:
-    from circuitdiscovery.measure.evaluation import curve
+    from circuitdiscovery.measure.curve import curve
 
     with stage("curve"):
         found = curve(

@@ -34,7 +34,8 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import LETTERS, letter_of, no_node, node_of
-from circuitdiscovery.measure.evaluation import Bench, Estimate
+from circuitdiscovery.measure.bench import Bench
+from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, plain_run
 from circuitdiscovery.names import DEFAULT_THRESHOLD, ablation_words

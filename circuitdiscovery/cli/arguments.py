@@ -1,0 +1,150 @@
+"""What the commands take: one check for each kind of argument, before torch is imported."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from circuitdiscovery import names
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.files.disk import data_folder
+from circuitdiscovery.reporting.options import check_model
+
+if TYPE_CHECKING:
+    pass
+
+FORMATS = ("svg", "png", "pdf", "dot")
+
+
+class Checked(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]  # generic since click 8.4 only
+    """An argument that a function turns into its value or refuses with a CircuitDiscoveryError."""
+
+    def __init__(self, check: Callable[[str], Any], metavar: str) -> None:
+        self.name = metavar
+        self._check = check
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._check(value) if isinstance(value, str) else value
+        except CircuitDiscoveryError as error:
+            self.fail(str(error), param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return self.name
+
+
+def one_of(kind: names.Kind) -> Checked:
+    return Checked(lambda value: names.canonical(kind, value), "|".join(name.replace("_", "-") for name in names.VALID[kind]))
+
+
+def task_name(name: str) -> str:
+    from circuitdiscovery.task.taskfile import read_task, task_path
+
+    read_task(name, skip_bad=True)  # whether bad rows are skipped is another option
+    path = task_path(name)
+    return path.stem if path.parent == data_folder("tasks") else str(path.resolve())
+
+
+def valid_counterfactual(task: str, name: str | None) -> str | None:
+    """The canonical name of a task's counterfactual; None is the task's own."""
+    from circuitdiscovery.task.taskfile import counterfactual_of, read_task
+
+    return None if name is None else counterfactual_of(read_task(task, skip_bad=True), name)
+
+
+def check_rows(task: str, skip_bad: bool) -> None:
+    """Refuse a table's bad rows where they are not to be skipped, as far as that can be told without a tokenizer."""
+    from circuitdiscovery.task.taskfile import read_task
+
+    read_task(task, skip_bad=skip_bad)
+
+
+def benchmark_method(name: str) -> str:
+    return name if ":" in name else names.canonical("benchmark method", name)
+
+
+def valid_device(name: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise unknown("device", name, ("cpu", "cuda", "cuda:0", "mps"))
+    return name
+
+
+def valid_effort(name: str) -> str:
+    if name not in names.MEASURES[1:]:
+        raise unknown("measure", name, names.MEASURES[1:])
+    return name
+
+
+def valid_threshold(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise CircuitDiscoveryError(f"{text!r} is not a finite number")
+    return value
+
+
+def whole_number(minimum: int) -> Callable[[str], int]:
+    def check(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < minimum:
+            raise CircuitDiscoveryError(f"{text[:40]!r} is not a whole number of at least {minimum}")
+        return int(text)
+
+    return check
+
+
+def edge_limit(text: str) -> float:
+    """A whole number, or infinity for all."""
+    if text == "all":
+        return math.inf
+    if not re.fullmatch(r"\d{1,18}", text) or int(text) < 1:
+        raise CircuitDiscoveryError(f"{text[:40]!r} is neither a whole number of at least 1 nor all")
+    return int(text)
+
+
+def picture_path(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower()[1:] not in FORMATS:
+        raise CircuitDiscoveryError(f"{text!r} must end in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}")
+    if not path.parent.is_dir():
+        raise CircuitDiscoveryError(f"there is no folder {path.parent}")
+    return path
+
+
+MODEL = Checked(check_model, "MODEL")
+TASK = Checked(task_name, "TASK")
+METRIC = one_of("metric")
+ABLATION = one_of("ablation")
+DIRECTION = one_of("direction")
+COUNT = Checked(whole_number(1), "N")
+SEED = Checked(whole_number(0), "S")
+DEVICE = Checked(valid_device, "cpu|cuda|cuda:N|mps")
+DTYPE = one_of("dtype")
+EFFORT = Checked(valid_effort, "quick|full")
+as_json = click.option("--json", "as_json", is_flag=True, help="JSON, and nothing else, on standard output.")
+
+
+def about_circuit(command: Callable[..., None]) -> Callable[..., None]:
+    """CIRCUIT, and how it is measured where that shall not be as it was searched."""
+    options = (
+        click.argument("circuit"),
+        click.option("--model", type=MODEL, help="[default: the one the circuit was found in]"),
+        click.option("--task", type=TASK, help="[default: the one the circuit was found with]"),
+        click.option("--counterfactual", metavar="NAME", help="[default: as the search]"),
+        click.option("--ablation", type=ABLATION, help="[default: as the search]"),
+        click.option("--metric", type=METRIC, help="[default: as the search, or the task's own]"),
+        click.option("--examples", type=COUNT, help="[default: as the search]"),
+        click.option("--seed", type=SEED, help="[default: as the search]"),
+        click.option("--batch-size", type=COUNT, help="[default: what memory allows]"),
+        click.option("--device", type=DEVICE, help="[default: a GPU where there is one]"),
+        click.option("--dtype", type=DTYPE, help="[default: as the search]"),
+    )
+    for option in reversed(options):  # as decorators are applied
+        command = option(command)
+    return command

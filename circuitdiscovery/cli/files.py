@@ -1,0 +1,102 @@
+"""What a command is told by a file: a circuit, its scores, and the options that it was searched with; and what is printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from circuitdiscovery.cli.arguments import task_name, valid_counterfactual
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.files.disk import shipped
+from circuitdiscovery.reporting.options import Options, check_model, checked, searched_with
+
+if TYPE_CHECKING:
+    from circuitdiscovery.circuit.circuit import Circuit
+    from circuitdiscovery.circuit.scores import Scores
+
+EVALUATION_FIELDS = (
+    *("model", "task", "counterfactual", "ablation", "metric", "direction"),
+    *("examples", "batch_size", "seed", "device", "dtype", "skip_bad"),
+)
+
+
+def circuit_of(path: str) -> Circuit:
+    from circuitdiscovery.circuit.circuit import load_circuit
+
+    return load_circuit(path)
+
+
+def file_of(path: str) -> str:
+    """The circuit.json of a run's folder; anything else as it is."""
+    from circuitdiscovery.files.disk import is_folder
+
+    if path in shipped("graphs") or not is_folder(path):
+        return path
+    from circuitdiscovery.circuit.circuit import circuit_file
+
+    return str(circuit_file(path))
+
+
+def scores_of(path: str) -> Scores | None:
+    """The scores in the run folder that a circuit lies in, where it lies in one that has some."""
+    from circuitdiscovery.circuit.scores import Scores
+
+    path = file_of(path)
+    beside = Path(path).parent / "scores.safetensors"
+    return Scores.load(beside) if Path(path).name == "circuit.json" and beside.exists() else None
+
+
+def evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> Options:
+    """What is given; else what run.json beside the circuit says; else what the circuit knows of its search."""
+    from circuitdiscovery.cli import discover as run
+
+    path = file_of(path)
+    folder = Path(path).parent
+    asked_anew = {key for key, value in given.items() if value is not None}
+    values = checked({key: value for key, value in searched_with(circuit.info).items() if key not in asked_anew}, path)
+    if Path(path).name == "circuit.json" and (folder / "run.json").exists():
+        values |= checked(run.recorded(folder)["options"], str(folder / "run.json"))
+    values |= {key: value for key, value in given.items() if value is not None}
+    for key, check in (("model", check_model), ("task", task_name)):
+        if not isinstance(values.get(key), str):
+            raise CircuitDiscoveryError(f"{path} does not say its {key}: give --{key}")
+        if given[key] is None:
+            values[key] = from_file(path, key, check, values[key])
+    if given["task"] is not None and given["counterfactual"] is None:
+        values.pop("counterfactual", None)  # was another task's
+    if isinstance(values.get("counterfactual"), str):
+        values["counterfactual"] = valid_counterfactual(values["task"], values["counterfactual"])
+    return Options(**{field: values[field] for field in EVALUATION_FIELDS if field in values})
+
+
+def from_file(path: str, key: str, check: Callable[[str], str], value: str) -> str:
+    try:
+        return check(value)
+    except CircuitDiscoveryError as error:
+        raise CircuitDiscoveryError(f"{path} was found with {key} {value!r}: {error}; give --{key}") from None
+
+
+def show(result: Any, as_json: bool) -> None:
+    if as_json:
+        show_json(result.to_dict())
+    else:
+        click.echo(str(result))
+
+
+def show_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def show_report(report: str, summary: dict[str, Any]) -> None:
+    from circuitdiscovery.reporting.progress import duration
+
+    seconds = summary["seconds"]
+    parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
+    rows = [("time", f"{duration(sum(seconds.values()))} ({parts})"), ("files", f"{summary['folder']}: {', '.join(summary['files'])}")]
+    for line in [*report.splitlines(), *(f"{name:<13} {value}" for name, value in rows)]:
+        name, value = line[:14], line[14:]
+        click.echo(click.style(name, bold=True) + value)

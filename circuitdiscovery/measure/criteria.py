@@ -1,0 +1,219 @@
+"""Completeness and minimality: which sets of nodes are knocked out, and what that says (Wang et al. 2022, arXiv 2211.00593, section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.measure import intervals
+from circuitdiscovery.measure.bench import Bench, Family
+from circuitdiscovery.measure.estimates import Estimate
+
+ENDS = ("input", "logits")
+RANDOM_SETS = 20  # random K, each node with probability 1/2 (Wang et al. 2022, section 4.2)
+QUICK_SETS = 5
+QUICK_NODES = 30
+GREEDY_NODES = 10
+GREEDY_EXAMPLES = 16  # of the search's, on which greedy's K, and the K that matters most, are chosen
+ROUNDS = 3  # that greedy is expected to take
+NEGLIGIBLE = 0.01  # of |F(M) - F(empty)|: a node that never matters more is named by minimality
+
+
+@dataclass(frozen=True)
+class Knockout:
+    """One K of completeness: which nodes, why these, and |F(C\\K) - F(M\\K)|."""
+
+    kind: str  # "empty", "role NAME", "random" or "greedy"
+    nodes: tuple[str, ...]
+    incompleteness: Estimate  # of "greedy" without an interval where none are held out
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """Whether the circuit responds to the removal of nodes as the model does: smaller is better.
+
+    Args:
+        sets: each K.
+        max: of the K that is surely worst on some of the search's examples; where none are held out, and of a quick measurement, the
+            largest, without an interval.
+        mean: over the random K, less what noise adds to a mean of magnitudes.
+    """
+
+    sets: tuple[Knockout, ...]
+    max: Estimate
+    mean: Estimate
+
+
+@dataclass(frozen=True)
+class Minimality:
+    """How much each node of the circuit matters in it, at most over the sets K.
+
+    Args:
+        scores: of the nodes that were measured, each at the K where it surely matters most on some of the search's examples; where none are
+            held out, without an interval.
+        below: those of them that matter less than the bar, on the search's examples at every K too.
+        bar: what is negligible.
+        unmeasured: the nodes that the effort `quick` left out.
+    """
+
+    scores: Mapping[str, Estimate]
+    below: tuple[str, ...]
+    bar: float
+    unmeasured: tuple[str, ...] = ()
+
+
+def removable_nodes(circuit: Circuit) -> list[str]:
+    return [node for node in circuit.nodes if node not in ENDS]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Which sets K are removed from a circuit, and which of its nodes are measured."""
+
+    circuit: Circuit
+    effort: str
+    nodes: tuple[str, ...]
+    sets: tuple[tuple[str, tuple[str, ...]], ...]  # (kind, K)
+    worst: int = 0  # the set of largest incompleteness
+    most: tuple[tuple[str, ...], ...] = ()  # of each node, the K at which it matters most
+    largest: tuple[float, ...] = ()  # of each node, its largest effect on the examples that K was chosen on
+
+    @classmethod
+    def of(cls, circuit: Circuit, effort: str, seed: int) -> Sets:
+        """The empty set, the roles that the circuit names, and random sets; all nodes. `quick` takes fewer, and no roles."""
+        nodes, rng = removable_nodes(circuit), np.random.default_rng(seed)
+        sets: list[tuple[str, tuple[str, ...]]] = [("empty", ())]
+        if effort == "full":
+            sets += [(f"role {role}", tuple(each for each in members if each not in ENDS)) for role, members in circuit.roles.items()]
+        for _ in range((RANDOM_SETS if effort == "full" else QUICK_SETS) if nodes else 0):
+            sets.append(("random", tuple(np.array(nodes)[rng.random(len(nodes)) < 0.5].tolist())))
+        plan = cls(circuit, effort, tuple(nodes) if effort == "full" else circuit.strongest(QUICK_NODES), tuple(sets))
+        # with one K there is nothing to choose, and what minimality needs is measured with the rest, in one pass over the prompts
+        return replace(plan, most=tuple(plan.over) * len(plan.nodes)) if len(plan.over) == 1 else plan
+
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """The nodes that minimality leaves out."""
+        return tuple(node for node in removable_nodes(self.circuit) if node not in set(self.nodes))
+
+    @property
+    def over(self) -> list[tuple[str, ...]]:
+        """The sets that minimality takes the largest effect over."""
+        return [nodes for kind, nodes in self.sets if kind == "empty" or (self.effort == "full" and not kind.startswith("role"))]
+
+    def families(self) -> Iterator[Family]:
+        """What is measured whatever is chosen, the curve aside."""
+        circuit, whole = self.circuit, Circuit.full(self.circuit.graph)
+        yield Family([np.zeros_like(circuit.mask)])
+        yield Family([_less(whole, removed) for _, removed in self.sets], whole.mask)
+        yield Family([_less(circuit, removed) for _, removed in self.sets], circuit.mask)
+
+    def candidates(self) -> Iterator[Family]:
+        """What the K of minimality are chosen by."""
+        return (without_each(self.circuit, removed, self.nodes) for removed in self.over if len(self.over) > 1)
+
+    def minimal(self) -> Iterator[Family]:
+        """What minimality needs at the K that were chosen."""
+        for removed in dict.fromkeys(self.most):
+            yield without_each(self.circuit, removed, [node for node, at in zip(self.nodes, self.most, strict=True) if at == removed])
+
+    def chosen(self, bench: Bench, sure: bool) -> Sets:
+        """With the set that is worst, and the K at which each node matters most, on a bench's examples; the first of equals.
+
+        `sure`: by what a mean exceeds its standard error by, where it does, for others are measured. The largest of noisy means is noise.
+        """
+
+        def size(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+            value, error = abs(float((a - b).mean())), float((a - b).std()) / math.sqrt(max(1, len(a) - 1))
+            return (max(0.0, value - error) if sure else value), value
+
+        incomplete = [size(*_incomplete(bench, self.circuit, removed)) for _, removed in self.sets]
+        over, most, largest = self.over, [], []
+        for node in self.nodes:
+            effects = [size(*_with_and_without(bench, self.circuit, removed, node)) for removed in over] if len(over) > 1 else [(0.0, 0.0)]
+            most.append(over[effects.index(max(effects))])
+            largest.append(max(value for _, value in effects))
+        return replace(self, worst=incomplete.index(max(incomplete)), most=tuple(most), largest=tuple(largest))
+
+
+def _less(circuit: Circuit, removed: Iterable[str]) -> np.ndarray:
+    """[sources, receivers]: the edges of C\\K (`Circuit.without`), of which a measurement needs thousands."""
+    return circuit.mask & ~circuit.graph.touching(set(removed))
+
+
+def without_each(circuit: Circuit, removed: tuple[str, ...], nodes: Sequence[str]) -> Family:
+    """C\\K, and with each of some nodes put in or out of K."""
+    base = _less(circuit, removed)
+    return Family([base, *(_less(circuit, set(removed) ^ {node}) for node in nodes)], base)
+
+
+def _incomplete(bench: Bench, circuit: Circuit, removed: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """[examples] each: F(C\\K) and F(M\\K)."""
+    whole = Circuit.full(circuit.graph)
+    return bench.values(_less(circuit, removed)), bench.values(_less(whole, removed))
+
+
+def _with_and_without(bench: Bench, circuit: Circuit, removed: tuple[str, ...], node: str) -> tuple[np.ndarray, np.ndarray]:
+    """[examples] each: F of C\\K without a node and with it."""
+    rest = tuple(other for other in removed if other != node)
+    return bench.values(_less(circuit, (*rest, node))), bench.values(_less(circuit, rest))
+
+
+def greedy(bench: Bench, circuit: Circuit, nodes: Sequence[str]) -> tuple[str, ...]:
+    """Up to ten nodes, each the one that raises |F(C\\K) - F(M\\K)| most, until none does."""
+    whole = Circuit.full(circuit.graph)
+
+    def of(removed: tuple[str, ...]) -> float:
+        kept, full = _incomplete(bench, circuit, removed)
+        return abs(float(kept.mean() - full.mean()))
+
+    chosen: tuple[str, ...] = ()
+    while len(chosen) < GREEDY_NODES:
+        others = [node for node in nodes if node not in chosen]
+        bench.measure_families([without_each(of_whom, chosen, others) for of_whom in (circuit, whole)])
+        tried = {node: of((*chosen, node)) for node in others}
+        node = max(tried, key=tried.__getitem__, default=None)
+        if node is None or tried[node] <= of(chosen):
+            break
+        chosen = (*chosen, node)
+    return chosen
+
+
+def expected(bench: Bench, chooser: Bench, plan: Sets) -> float:
+    """FLOP of all that is measured but the curve, from its first two sets and greedy's first round."""
+    circuit, whole = plan.circuit, Circuit.full(plan.circuit.graph)
+    total = bench.cost(list(plan.families())) + (chooser.cost(list(plan.families())) if chooser is not bench else 0.0)
+    if plan.effort == "quick" or not plan.nodes:
+        return total + bench.cost([without_each(circuit, plan.over[0], plan.nodes)])
+    second = chooser.cost([without_each(circuit, plan.over[1], plan.nodes)])
+    minimal = 0.0 if chooser is bench else bench.cost([without_each(circuit, plan.over[1], plan.nodes)])
+    rounds = chooser.cost([without_each(each, (), plan.nodes) for each in (circuit, whole)])
+    return total + second * len(plan.over) + minimal + ROUNDS * rounds
+
+
+def completeness_of(bench: Bench, plan: Sets, apart: bool) -> Completeness:
+    pairs = [_incomplete(bench, plan.circuit, removed) for _, removed in plan.sets]
+    signed = [bench.difference(kept, whole) for kept, whole in pairs]
+    found = [each.magnitude() for each in signed]
+    knockouts = tuple(
+        Knockout(kind, removed, Estimate(each) if kind == "greedy" and not apart else each)
+        for (kind, removed), each in zip(plan.sets, found, strict=True)
+    )
+    largest = found[plan.worst] if apart or len(found) == 1 else Estimate(max(map(float, found)))
+    random = [each for (kind, _), each in zip(plan.sets, signed, strict=True) if kind == "random"]
+    return Completeness(knockouts, largest, intervals.mean_of_magnitudes(random or signed))
+
+
+def minimality_of(bench: Bench, plan: Sets, apart: bool) -> Minimality:
+    scores: dict[str, Estimate] = {}
+    for node, removed in zip(plan.nodes, plan.most, strict=True):
+        found = bench.difference(*_with_and_without(bench, plan.circuit, removed, node)).magnitude()
+        scores[node] = found if apart or len(plan.over) == 1 else Estimate(found)
+    full, empty = bench.values(plan.circuit.graph.allowed), bench.values(np.zeros_like(plan.circuit.mask))
+    bar = NEGLIGIBLE * abs(float(full.mean() - empty.mean()))
+    below = (node for node, seen in zip(plan.nodes, plan.largest, strict=True) if max(scores[node], seen) < bar)
+    return Minimality(scores, tuple(below), bar, plan.unmeasured)

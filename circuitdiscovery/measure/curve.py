@@ -1,0 +1,156 @@
+"""The faithfulness curve: how much of the behaviour the best edges keep, against their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from circuitdiscovery.arguments import guarded
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.circuit.scores import Scores
+from circuitdiscovery.engine.ablation import Ablation
+from circuitdiscovery.engine.metrics import Metric
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.measure import intervals
+from circuitdiscovery.measure.bench import Bench
+from circuitdiscovery.measure.estimates import Estimate
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.names import ablation_words
+from circuitdiscovery.task.task import Task
+from circuitdiscovery.values import Value, left_out
+
+if TYPE_CHECKING:
+    from circuitdiscovery.circuit.charts import Chart
+
+MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # Mueller et al. 2025, arXiv 2504.13151
+
+
+@dataclass(frozen=True, repr=False)
+class Curve(Value):
+    """Faithfulness against the number of edges, for the best edges by score at MIB's fractions.
+
+    Areas are linear trapezoids from the first fraction to the last: `area` under the normalized faithfulness f and `distance` under
+    |1 - f|, over the part of edges that pruning leaves of the edges of the highest |score|; `cpr` and `cmd` the same by the rule of
+    MIB's code (Mueller et al. 2025): over the fractions themselves, rounded down to edges, of the highest signed score, pruned.
+
+    Args:
+        fractions: of all edges.
+        requested: how many edges that is, by |score|.
+        edges: how many of these pruning leaves.
+        normalized: f of the requested edges.
+        cpr, cmd, area, distance: the areas.
+        ablation: what a removed edge carries.
+        mean_over: the fewest prompts that a replacement is a mean over; None: it is not a mean.
+    """
+
+    fractions: tuple[float, ...]
+    requested: tuple[int, ...]
+    edges: tuple[int, ...]
+    normalized: tuple[Estimate, ...]
+    cpr: Estimate
+    cmd: Estimate
+    area: Estimate
+    distance: Estimate
+    ablation: str | None = left_out()
+    mean_over: int | None = left_out()
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        if self.ablation is not None:
+            yield "measured", ablation_words(self.ablation, self.mean_over)
+        for requested, edges, normalized in zip(self.requested, self.edges, self.normalized, strict=True):
+            yield f"{requested:,} edges", f"{normalized} ({edges:,} on a path from input to logits)"
+        yield "areas", f"area {self.area}, distance {self.distance}; MIB's CPR {self.cpr}, CMD {self.cmd}"
+
+    def plot(self, path: str | Path | None = None) -> Chart:
+        """The curve over a logarithmic axis of edges, with its intervals; a notebook shows it, a .svg path keeps it."""
+        from circuitdiscovery.circuit.charts import Chart, curve
+
+        known = {"edges": self.edges, "normalized": [each.to_dict() for each in self.normalized]}
+        return Chart.standing(curve(known)).saved(path)
+
+    def _repr_html_(self) -> str:
+        return self.plot().svg
+
+
+@guarded
+def curve(
+    model: Model,
+    task: Task,
+    scores: Scores,
+    *,
+    ablation: str | Ablation = "resample",
+    metric: str | Metric | Any | None = None,
+    direction: str = "noising",
+    fractions: Sequence[float] = MIB_FRACTIONS,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Curve:
+    """Normalized faithfulness of the best edges by |score| against their number, with the areas under it (see `Curve`).
+
+    Raises:
+        CircuitDiscoveryError: fractions that do not rise from 0 to 1; no normalized faithfulness on this task.
+
+    >>> import circuitdiscovery as cd
+    >>> model = cd.load_model("toy")
+    >>> task = cd.load_task("ioi", model, examples=8)
+    >>> float(cd.curve(model, task, cd.eap(model, task)).normalized[-1])
+    1.0
+    """
+    if len(fractions) < 2 or list(fractions) != sorted(set(fractions)) or not 0 <= fractions[0] <= fractions[-1] <= 1:
+        raise CircuitDiscoveryError(f"fractions must rise from 0 to 1, at least two of them, not {list(fractions)}")
+    Circuit.empty(scores.graph).check_model(model)
+    bench = Bench.build(model, task.held_out or task, scores.graph, ablation, metric or task.metric, direction, batch_size, seed)
+    return curve_of(bench, scores, fractions)
+
+
+def _sizes(scores: Scores, fractions: Sequence[float]) -> tuple[int, ...]:
+    return tuple(round(fraction * len(scores.graph)) for fraction in fractions)
+
+
+def mib_circuits(scores: Scores, fractions: Sequence[float] = MIB_FRACTIONS) -> list[Circuit]:
+    """The circuits of MIB's curve: the fractions rounded down to edges, the highest signed scores, pruned."""
+    return [scores.top(int(fraction * len(scores.graph)), absolute=False).pruned() for fraction in fractions]
+
+
+def curve_masks(scores: Scores, fractions: Sequence[float]) -> list[np.ndarray]:
+    ours = [scores.top(n) for n in _sizes(scores, fractions)]
+    return [circuit.mask for circuit in (*ours, *mib_circuits(scores, fractions))]
+
+
+def curve_of(bench: Bench, scores: Scores, fractions: Sequence[float]) -> Curve:
+    requested, masks = _sizes(scores, fractions), curve_masks(scores, fractions)
+    full, empty = scores.graph.allowed, np.zeros_like(scores.graph.allowed)
+    bench.measure([full, empty, *masks])
+    whole = bench.values(full) - bench.values(empty)
+    _, reason = bench.normalized(bench.values(full), bench.values(full), bench.values(empty))
+    if reason is not None:
+        raise CircuitDiscoveryError(f"no faithfulness curve: {reason}")
+    kept = np.stack([bench.values(mask) - bench.values(empty) for mask in masks])  # [points, examples], ours and MIB's
+    ours, mib = kept[: len(fractions)], kept[len(fractions) :]
+    edges = tuple(len(scores.top(n).pruned()) for n in requested)
+    area, distance, points = areas(np.array(edges) / len(scores.graph), ours, whole, bench.draws)
+    cpr, cmd, _ = areas(np.array(fractions), mib, whole, bench.draws)
+    return Curve(tuple(fractions), requested, edges, tuple(points), cpr, cmd, area, distance, bench.ablation, bench.mean_over)
+
+
+def areas(x: np.ndarray, parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> tuple[Estimate, Estimate, list[Estimate]]:
+    """The areas under f and |1 - f| by linear trapezoids, and the points f, each a ratio of two means over the examples.
+
+    Args:
+        x: [points], rising.
+        parts: [points, examples], F(C) - F(empty).
+        whole: [examples], F(M) - F(empty).
+        draws: of the bootstrap.
+    """
+    steps = np.diff(x)
+    weight = (np.append(steps, 0) + np.insert(steps, 0, 0)) / 2  # of each point in the sum of the trapezoids
+    missing = intervals.ratios(whole - parts, whole, draws)
+    points = intervals.ratios(parts, whole, draws)
+    return intervals.ratio(weight @ parts, whole, draws), intervals.weighted_magnitudes(missing, weight), points
