@@ -96,10 +96,11 @@ def without_mlps(model: cd.Model) -> cd.Model:
 
 def silent_mlps(model: cd.Model) -> cd.Model:
     """A model whose MLPs write 0, which is the same function."""
-    blocks = [
-        replace(block, W_out=torch.zeros_like(block.W_out), b_out=None if block.b_out is None else torch.zeros_like(block.b_out))
-        for block in model.blocks
-    ]
+    blocks = []
+    for block in model.blocks:
+        assert block.W_out is not None
+        silent = {"W_out": torch.zeros_like(block.W_out), "b_out": None}
+        blocks.append(replace(block, **silent))
     return replace(model, blocks=tuple(blocks), digest="1" * 64)
 
 
