@@ -51,7 +51,8 @@ def _spare_collections() -> None:
     and three times more before it exits, which is a quarter of a short command.
     """
     gc.set_threshold(_ALLOCATIONS)
-    atexit.register(gc.freeze)
+    if distributed.started() < 2:  # the threads of a group's processes end with what holds them
+        atexit.register(gc.freeze)
 
 
 def _one_line(error: Exception) -> str:

@@ -93,6 +93,11 @@ def from_first(make: Callable[[], T]) -> T:
 # ------------------------------------------------------------ the command line
 
 
+def started() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 @contextmanager
 def launched() -> Iterator[None]:
     """The processes that torchrun started, as one group while this lasts; nothing where it started none or one.
@@ -100,7 +105,7 @@ def launched() -> Iterator[None]:
     Only the first process writes to standard output and error meanwhile. An error comes out of the process that met it first;
     the others, which met the same or were left alone, exit with 2.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    if started() < 2:
         yield
         return
     import torch
