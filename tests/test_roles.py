@@ -19,9 +19,11 @@ from circuitdiscovery.benchmark.problems.problem import Problem
 from circuitdiscovery.benchmark.problems.suite import planted
 from circuitdiscovery.engine.ablation import on_demand
 from circuitdiscovery.engine.metrics import bind
+from circuitdiscovery.explanation import roles
 from circuitdiscovery.explanation.attention import Sights, observe
 from circuitdiscovery.explanation.cards import Explanation
 from circuitdiscovery.explanation.interventions import Asked, Part, Trials, other_word
+from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.measure.bench import Work
 from circuitdiscovery.task.task import Batch, Task
 
@@ -302,6 +304,17 @@ def test_a_quick_explanation_names_the_same_roles(toy: Tiny, ioi: tuple[Task, cd
     for node, card in quick.cards.items():
         assert float(card.direct) == float(explained.cards[node].direct)  # what is seen is of all examples
         assert card.effect.high - card.effect.low > explained.cards[node].effect.high - explained.cards[node].effect.low
+
+
+def test_a_head_after_all_movers_inhibits_none(
+    toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever END looks, a head of the last layer has no edge into a mover: nothing of it is cut, and the rest keep their roles."""
+    task, circuit, explanation = ioi
+    monkeypatch.setattr(roles, "ATTENDS", -1.0)
+    assert max(parsed(node).layer for node in circuit.nodes) > max(parsed(node).layer for node in explanation.roles["name mover"])
+    found = cd.explain(toy.model, task, circuit).roles
+    assert found["name mover"] == explanation.roles["name mover"]
 
 
 def test_toys_movers_carry_the_answer_and_its_inhibition_heads_turn_it_round(toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]) -> None:

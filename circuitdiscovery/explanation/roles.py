@@ -120,9 +120,10 @@ def find_roles(
     moving = {look.node: sign for look in rest if (sign := _moves(look, sights, setting))}
     told = [node for node, sign in moving.items() if sign > 0]
     inhibiting = {
-        look.node: _inhibition_cuts(trials.graph, look.node, told)
+        look.node: cuts
         for look in rest
         if told and look.node not in moving and sights.pairs(look.node).get((END, S2), 0.0) >= ATTENDS
+        if (cuts := _inhibition_cuts(trials.graph, look.node, told))
     }
     cuts = [*map(_to_logits, moving), *(cut for each in inhibiting.values() for cut in each.values())]
     ablated = trials.ablate(nodes, list(dict.fromkeys(cuts)))
@@ -232,10 +233,15 @@ def _to_logits(node: str) -> Cut:
 
 
 def _inhibition_cuts(graph: Graph, node: str, movers: Sequence[str]) -> dict[str, Cut]:
-    """A node's edges into all that movers read, to the logits, and into their queries, keys and values where there are any of a letter."""
+    """A node's edges into all that movers read, to the logits, and into their queries, keys and values where there are any of a letter.
+
+    Nothing of a node that no mover reads, such as one that comes after them.
+    """
     row = graph.source_index[node]
     read = [not set(graph.reader_nodes(name)).isdisjoint(movers) for name in graph.receivers]
     into = [column for column, one in enumerate(read) if one and graph.allowed[row, column]]  # for a group, all of its heads
+    if not into:
+        return {}
     letters = {letter: [column for column in into if letter_of(graph.receivers[column]) == letter] for letter in "qkv"}
     cuts = {"through": (node, tuple(into)), "alone": _to_logits(node)}
     return cuts | {letter: (node, tuple(some)) for letter, some in letters.items() if some}
