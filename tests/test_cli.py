@@ -500,13 +500,17 @@ def test_the_resumed_search_does_not_begin_again(call: Call, monkeypatch: pytest
 
 
 LATE = """
-import os, signal
+import atexit, os, signal
+from circuitdiscovery.cli.commands import cli
 from circuitdiscovery.cli.main import main
 class Late:
     def __del__(self, kill=os.kill, me=os.getpid(), number=signal.{name}):
         kill(me, number)
 late = Late()  # goes with the interpreter
-main(["--version"])
+@cli.command()
+def last():
+    atexit.register(os.kill, os.getpid(), signal.{name})  # as what is imported while it runs has things to do at exit
+main(["last"])
 """
 
 
@@ -515,7 +519,7 @@ def test_a_signal_after_the_end_changes_nothing(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LATE.format(name=name)], env=environment(), capture_output=True, text=True, preexec_fn=heard
     )
-    assert (done.returncode, done.stderr) == (0, "") and "circuitdiscovery" in done.stdout
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def heard() -> None:

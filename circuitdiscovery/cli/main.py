@@ -28,8 +28,6 @@ _ALLOCATIONS = 100_000  # of objects, from one search for garbage to the next
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C: the state is kept, the resume command printed
-    for late in (signal.SIGTERM, signal.SIGINT):  # while the interpreter is taken down: all is written, the status is known
-        atexit.register(signal.signal, late, signal.SIG_IGN)
     _spare_collections()
     try:
         with distributed.launched():
@@ -41,6 +39,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         click.echo(f"{PROGRAM}: {_one_line(error)}", err=True)
         sys.exit(2)
+    finally:
+        # registered last, so that nothing else that is done at exit is interrupted: all is written, the status is known
+        for late in (signal.SIGTERM, signal.SIGINT):
+            atexit.register(signal.signal, late, signal.SIG_IGN)
     sys.exit(0)
 
 
