@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fixture import random_masks
-from tiny import Tiny, random_prompts, save_tiny
+from tiny import Tiny, random_model, random_prompts, save_tiny, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -172,3 +172,10 @@ def test_a_sliding_window_shorter_than_the_prompt(tmp_path: Any, name: str, chan
     for _, world in worlds(model, prompts.task, model.graph, ablation="resample"):
         for mask in random_masks(model.graph, 3, seed=9):
             close(world.logits(mask), defined(model.graph, world, numbers(mask)))
+
+
+def test_a_model_that_does_not_say_which_layers_slide_is_refused() -> None:
+    hf = random_model(tiny_config("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=2))
+    hf.config.layer_types = ["sliding_attention"]  # of three
+    with pytest.raises(cd.CircuitDiscoveryError, match="each of its 3 layers"):
+        cd.load_model(hf)

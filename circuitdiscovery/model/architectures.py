@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.block import Block, Norm, Rotary
 from circuitdiscovery.model.model import Model
@@ -151,6 +151,9 @@ def check_supported(config: Any, name: str) -> None:
     window = getattr(config, "sliding_window", None)
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise CircuitDiscoveryError(f"{name}: a sliding window must be a whole number of at least 1, not {window!r}")
+    kinds, layers = getattr(config, "layer_types", None), config.num_hidden_layers
+    if kinds is not None and not (isinstance(kinds, list | tuple) and len(kinds) == layers):
+        raise CircuitDiscoveryError(f"{name}: layer_types must name the kind of each of its {layers} layers, not {shown(kinds, 100)}")
 
 
 def _window(config: Any, layer: int) -> int | None:
