@@ -1,5 +1,5 @@
-"""Regenerates docs/benchmark.md and its pictures: the planted and the toy suite with every method, and how stable and how
-sure the circuits of the bundled model are.
+"""Regenerates docs/benchmark.md and its pictures: the planted and the toy suite with every method, and how
+stable and how sure the circuits of the bundled model are.
 
     python benchmarks/circuits.py [--out runs/benchmark-docs]
 
@@ -31,9 +31,13 @@ SEARCHES: dict[str, dict[str, Callable[..., cd.Circuit]]] = {  # by what varies
         "acdc, threshold .002, prompts by the seed": lambda model, task, seed: cd.acdc(
             model, cd.load_task("ioi", model, examples=32, seed=seed), threshold=0.002
         ),
-        "edge_pruning, 62 edges": lambda model, task, seed: cd.edge_pruning(model, task, edges=62, seed=seed).top(62),
+        "edge_pruning, 62 edges": lambda model, task, seed: cd.edge_pruning(
+            model, task, edges=62, seed=seed
+        ).top(62),
     },
-    "order": {"acdc, threshold .002": lambda model, task, order: cd.acdc(model, task, threshold=0.002, order=order)},
+    "order": {
+        "acdc, threshold .002": lambda model, task, order: cd.acdc(model, task, threshold=0.002, order=order)
+    },
 }
 
 
@@ -47,13 +51,18 @@ def suite(name: str, out: Path) -> str:
 
 def stability(model: cd.Model, task: cd.Task) -> str:
     """How far runs of the same search agree."""
-    rows = ["| search | runs over | edges | Jaccard of edges | of nodes | in every run | in any run |", "| --- " * 7 + "|"]
+    rows = [
+        "| search | runs over | edges | Jaccard of edges | of nodes | in every run | in any run |",
+        "| --- " * 7 + "|",
+    ]
     for over, searches in SEARCHES.items():
         for name, search in searches.items():
             found: Any = cd.stability(search, model, task, over=over, runs=RUNS)
             sizes = [len(circuit) for circuit in found.circuits]
             edges = f"{min(sizes)} to {max(sizes)}" if len(set(sizes)) > 1 else str(sizes[0])
-            shares = f"{found.edge_jaccard} | {found.node_jaccard} | {len(found.in_all)} | {len(found.in_any)}"
+            shares = (
+                f"{found.edge_jaccard} | {found.node_jaccard} | {len(found.in_all)} | {len(found.in_any)}"
+            )
             rows.append(f"| {name} | {RUNS} {LABELS[over]} | {edges} | {shares} |")
     return "\n".join(rows)
 
@@ -69,7 +78,9 @@ def hypotheses(model: cd.Model) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-docs"))
     out = parser.parse_args().out
     model = cd.load_model("toy")

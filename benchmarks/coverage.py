@@ -2,11 +2,14 @@
 
     python benchmarks/coverage.py [--out runs/coverage] [--draws 600] [--page docs/coverage.md]
 
-1. The truth is the figure on a large population: 2,000 prompts of a task. What each circuit does on each prompt is computed once.
-2. A draw takes n of the prompts, with replacement, and gives their values to the code that prints the figures: not one run of the
-   model. The share of the draws whose interval holds the truth is the coverage.
-3. K of completeness and minimality is chosen on 16 prompts of a draw of their own, as on a search's; the truth is that of the chosen K.
-4. Where scrubbing draws its other prompts among the measured ones, its values are not those of a prompt alone: it runs anew per draw.
+1. The truth is the figure on a large population: 2,000 prompts of a task. What each
+   circuit does on each prompt is computed once.
+2. A draw takes n of the prompts, with replacement, and gives their values to the code that prints the
+   figures: not one run of the model. The share of the draws whose interval holds the truth is the coverage.
+3. K of completeness and minimality is chosen on 16 prompts of a draw of their own, as on a
+   search's; the truth is that of the chosen K.
+4. Where scrubbing draws its other prompts among the measured ones, its values are not those
+   of a prompt alone: it runs anew per draw.
 
 Every part is a file in the folder, written when it is done: what was stopped goes on with the next one.
 """
@@ -94,18 +97,24 @@ def cached(bench: Bench) -> Bench:
 
 def drawn(bench: Bench, rows: np.ndarray, draws: np.ndarray, keys: Any) -> Bench:
     """The bench as if it had measured these rows of its population."""
-    known = {key: {kind: values[rows] for kind, values in kinds.items()} for key, kinds in bench._known.items()}
+    known = {
+        key: {kind: values[rows] for kind, values in kinds.items()} for key, kinds in bench._known.items()
+    }
     part = replace(bench, count=len(rows), draws=draws, _known=known)
     part._identity = keys  # type: ignore[method-assign]
     return part
 
 
-def figures(count: int, model: cd.Model, task: cd.Task, scores: cd.Scores, circuit: cd.Circuit) -> dict[str, Any]:
+def figures(
+    count: int, model: cd.Model, task: cd.Task, scores: cd.Scores, circuit: cd.Circuit
+) -> dict[str, Any]:
     """The coverage of what `evaluate` prints."""
     graph = circuit.graph
     bench = cached(Bench.build(model, task, graph, "resample", task.metric, "noising", 250, 0))
     plan = criteria.Sets.of(circuit, "full", 0)
-    few = cached(Bench.build(model, task.select(range(SEARCHED)), graph, "resample", task.metric, "noising", None, 0))
+    few = cached(
+        Bench.build(model, task.select(range(SEARCHED)), graph, "resample", task.metric, "noising", None, 0)
+    )
     plan = replace(plan, sets=(*plan.sets, ("greedy", criteria.greedy(few, circuit, plan.nodes))))
     curve = [Family(curves.curve_masks(scores, curves.MIB_FRACTIONS))]
     bench.measure_families((*curve, Family([graph.allowed]), *plan.families(), *plan.candidates()))
@@ -113,10 +122,18 @@ def figures(count: int, model: cd.Model, task: cd.Task, scores: cd.Scores, circu
     for n in SIZES:
         counted, rng, draws = Counted(), np.random.default_rng(n), weights(n, 0)
         for _ in range(count):
-            searched = drawn(bench, rng.integers(len(task), size=SEARCHED), weights(SEARCHED, 0), bench._identity)
+            searched = drawn(
+                bench, rng.integers(len(task), size=SEARCHED), weights(SEARCHED, 0), bench._identity
+            )
             chosen = plan.chosen(searched, True)
             part = drawn(bench, rng.integers(len(task), size=n), draws, bench._identity)
-            _compare(counted, bench, chosen, evaluation._evaluation(model, task, part, chosen, scores, True), scores)
+            _compare(
+                counted,
+                bench,
+                chosen,
+                evaluation._evaluation(model, task, part, chosen, scores, True),
+                scores,
+            )
         out[str(n)] = counted.of
     return out
 
@@ -130,13 +147,22 @@ def _compare(counted: Counted, bench: Bench, plan: Any, found: cd.Evaluation, sc
 
     full, kept, empty = value(allowed), value(circuit.mask), value(nothing)
     truths = {"full": full, "circuit": kept, "empty": empty, "faithfulness": abs(full - kept)}
-    truths |= {"normalized": (kept - empty) / (full - empty), "kl": value(circuit.mask, "kl"), "empty_kl": value(nothing, "kl")}
+    truths |= {
+        "normalized": (kept - empty) / (full - empty),
+        "kl": value(circuit.mask, "kl"),
+        "empty_kl": value(nothing, "kl"),
+    }
     truths["agreement"] = value(circuit.mask, "agreement")
     for name, truth in truths.items():
         counted.note(name, getattr(found, name), truth)
     of_set = []
     for index, (knockout, (kind, removed)) in enumerate(zip(found.completeness.sets, plan.sets, strict=True)):
-        of_set.append(abs(value(circuit.without(removed).mask) - value(cd.Circuit.full(circuit.graph).without(removed).mask)))
+        of_set.append(
+            abs(
+                value(circuit.without(removed).mask)
+                - value(cd.Circuit.full(circuit.graph).without(removed).mask)
+            )
+        )
         counted.note("completeness.sets", knockout.incompleteness, of_set[-1], f"{kind} {index}")
     counted.note("completeness.max", found.completeness.max, of_set[plan.worst])
     of_random = [each for each, (kind, _) in zip(of_set, plan.sets, strict=True) if kind == "random"]
@@ -148,27 +174,40 @@ def _compare(counted: Counted, bench: Bench, plan: Any, found: cd.Evaluation, sc
     if found.curve is not None:
         for name, truth in _curve_truths(scores, value, full, empty).items():
             estimates = getattr(found.curve, name)
-            pairs = [(estimates, truth)] if isinstance(estimates, Estimate) else list(zip(estimates, truth, strict=True))
+            pairs = (
+                [(estimates, truth)]
+                if isinstance(estimates, Estimate)
+                else list(zip(estimates, truth, strict=True))
+            )
             for point, (estimate, one) in enumerate(pairs):
                 counted.note(f"curve.{name}", estimate, float(one), point)
 
 
-def _curve_truths(scores: cd.Scores, value: Callable[[np.ndarray], float], full: float, empty: float) -> dict[str, Any]:
+def _curve_truths(
+    scores: cd.Scores, value: Callable[[np.ndarray], float], full: float, empty: float
+) -> dict[str, Any]:
     fractions = np.array(curves.MIB_FRACTIONS)
     ours = [scores.top(round(part * len(scores.graph))) for part in fractions]
     f, mib = (
-        np.array([(value(each.mask) - empty) / (full - empty) for each in circuits]) for circuits in (ours, curves.mib_circuits(scores))
+        np.array([(value(each.mask) - empty) / (full - empty) for each in circuits])
+        for circuits in (ours, curves.mib_circuits(scores))
     )
     x = np.array([len(each.pruned()) for each in ours]) / len(scores.graph)
     areas = {"area": np.trapezoid(f, x), "distance": np.trapezoid(np.abs(1 - f), x)}
-    return {"normalized": f, "cpr": np.trapezoid(mib, fractions), "cmd": np.trapezoid(np.abs(1 - mib), fractions)} | areas
+    return {
+        "normalized": f,
+        "cpr": np.trapezoid(mib, fractions),
+        "cmd": np.trapezoid(np.abs(1 - mib), fractions),
+    } | areas
 
 
 # ------------------------------------------------------------------ cards, path patching
 
 
 def cards(count: int) -> dict[str, Any]:
-    """The coverage of cards' effects and direct effects, of the effects that roles rest on, and of path patching's."""
+    """The coverage of cards' effects and direct effects, of the effects
+    that roles rest on, and of path patching's.
+    """
     model, task, _, circuit = toy()
     values: dict[str, list[np.ndarray]] = {"card.direct": [], "card.effect, roles": [], "path patching": []}
 
@@ -208,7 +247,9 @@ def cards(count: int) -> dict[str, Any]:
 
 
 def scrubbing(count: int) -> dict[str, Any]:
-    """The coverage of scrubbing's figures where prompts are drawn from the population: given these, the examples are independent."""
+    """The coverage of scrubbing's figures where prompts are drawn from the population:
+    given these, the examples are independent.
+    """
     model, task, _, _ = toy()
     whole, out = _scrubbed(model, task, 0), {}
     for n in SIZES:
@@ -220,11 +261,15 @@ def scrubbing(count: int) -> dict[str, Any]:
 
 
 def among_themselves(count: int, n: int = 64) -> dict[str, Any]:
-    """The same where the measured prompts are drawn from, each draw run anew; the truth is the mean over all draws."""
+    """The same where the measured prompts are drawn from, each draw run
+    anew; the truth is the mean over all draws.
+    """
     model, task, _, _ = toy()
     rng, values = np.random.default_rng(n), list[np.ndarray]()
     for seed in range(count):
-        values.append(_scrubbed(model, task.select(np.sort(rng.choice(len(task), n, replace=False)).tolist()), seed))
+        values.append(
+            _scrubbed(model, task.select(np.sort(rng.choice(len(task), n, replace=False)).tolist()), seed)
+        )
     counted = Counted()
     for each in values:
         _note_scrubbing(counted, each, np.mean(values, axis=(0, 2)))
@@ -257,7 +302,9 @@ def _note_scrubbing(counted: Counted, values: np.ndarray, truth: np.ndarray) -> 
 def renamed(count: int) -> dict[str, Any]:
     """The coverage of the mean over 20 hypotheses of the same shape, of 200 in all."""
     model, task, _, _ = toy()
-    found = np.array(cd.scrub(model, task.select(range(64)), load_hypothesis("toy/ioi-position"), renamed=200).renamed)
+    found = np.array(
+        cd.scrub(model, task.select(range(64)), load_hypothesis("toy/ioi-position"), renamed=200).renamed
+    )
     counted, rng, draws = Counted(), np.random.default_rng(0), weights(20, 0)
     for _ in range(count):
         counted.note("scrub.renamed_mean", mean(rng.choice(found, 20), draws), float(found.mean()))
@@ -267,7 +314,9 @@ def renamed(count: int) -> dict[str, Any]:
 def stability(count: int, runs: int = 200) -> dict[str, Any]:
     """The coverage of a mean Jaccard index over pairs of runs: of 200 runs in all."""
     model = cd.load_model("toy")
-    found = cd.stability(lambda m, t: cd.eap(m, t).top(50), model, cd.load_task("ioi", model, examples=32), runs=runs)
+    found = cd.stability(
+        lambda m, t: cd.eap(m, t).top(50), model, cd.load_task("ioi", model, examples=32), runs=runs
+    )
     out = {}
     for few in (5, 10):
         counted, rng = Counted(), np.random.default_rng(few)
@@ -320,7 +369,9 @@ def table(parts: dict[str, dict[str, Any]]) -> Iterator[str]:
     for name, sizes in parts.items():
         yield f"### {name}"
         yield ""
-        yield f"| figure | interval | {' | '.join(f'n {size}' if size.isdigit() else size for size in sizes)} |"
+        yield (
+            f"| figure | interval | {' | '.join(f'n {size}' if size.isdigit() else size for size in sizes)} |"
+        )
         yield f"| --- | --- |{' --- |' * len(sizes)}"
         for figure, kind in KINDS.items():
             cells = [_cell(found.get(figure)) for found in sizes.values()]
@@ -339,16 +390,26 @@ def _cell(found: dict[str, list[int]] | None) -> str:
 
 def main() -> None:
     """Run what is missing, then print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/coverage"))
-    parser.add_argument("--draws", type=int, default=600, help="of prompts, per figure and size; a quarter of it where each runs anew")
+    parser.add_argument(
+        "--draws",
+        type=int,
+        default=600,
+        help="of prompts, per figure and size; a quarter of it where each runs anew",
+    )
     parser.add_argument("--only", nargs="*", help="parts, by default all")
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     wanted: dict[str, Callable[[], dict[str, Any]]] = {
         "toy, IOI": lambda: figures(given.draws, *toy()),
-        **{f"planted, {name}": partial(lambda name: figures(given.draws, *planted_problem(name)), name) for name in PLANTED},
+        **{
+            f"planted, {name}": partial(lambda name: figures(given.draws, *planted_problem(name)), name)
+            for name in PLANTED
+        },
         "toy, cards and path patching": lambda: cards(given.draws),
         "toy, scrubbing": lambda: scrubbing(given.draws),
         "toy, scrubbing among themselves": lambda: among_themselves(given.draws // 4),
@@ -360,7 +421,9 @@ def main() -> None:
         if not paths[name].exists():
             print(name, flush=True)
             write_json(paths[name], wanted[name]())
-    text = "\n".join(table({name: json.loads(path.read_text("utf-8")) for name, path in paths.items() if path.exists()}))
+    text = "\n".join(
+        table({name: json.loads(path.read_text("utf-8")) for name, path in paths.items() if path.exists()})
+    )
     if given.page is None:
         print(text)
         return

@@ -2,9 +2,9 @@
 
     python benchmarks/growth.py [--threads 2]
 
-Each axis is varied alone around a random GPT-2 of 6 layers and 6 heads (d_model 384, vocabulary 1,000) on 16 prompts of 16
-tokens. A figure is the median time over that of the axis' first size; the exponent is the slope of a straight line through
-the logarithms. F is one plain Hugging Face forward.
+Each axis is varied alone around a random GPT-2 of 6 layers and 6 heads (d_model 384, vocabulary 1,000) on 16
+prompts of 16 tokens. A figure is the median time over that of the axis' first size; the exponent is the slope
+of a straight line through the logarithms. F is one plain Hugging Face forward.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ ROWS = {"F": "F", "eap": "EAP", "eap_ig": "EAP-IG", "half": "random half"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
@@ -45,7 +47,9 @@ def main() -> None:
                 taken[row].append(each)
             edges.append(len(work.model.graph))
         cells = [f"{_growth(each)}, exponent {_slope(sizes, each):.2f}" for each in taken.values()]
-        print(f"| {name} | {', '.join(map(str, sizes))} | {' | '.join(cells)} | {_growth(edges)} |", flush=True)
+        print(
+            f"| {name} | {', '.join(map(str, sizes))} | {' | '.join(cells)} | {_growth(edges)} |", flush=True
+        )
 
 
 def _growth(values: list[float] | list[int]) -> str:

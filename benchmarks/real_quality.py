@@ -1,18 +1,23 @@
-"""What searches find on a real model, SmolLM2-135M: how faithful circuits of .5 to 5% of the edges are, and what finding them costs.
+"""What searches find on a real model, SmolLM2-135M: how faithful circuits of .5 to 5% of
+the edges are, and what finding them costs.
 
-    python benchmarks/real_quality.py [--out runs/real-quality] [--examples 64] [--only CELL ...] [--page docs/real-models.md]
+    python benchmarks/real_quality.py [--out runs/real-quality] [--examples 64]
+    [--only CELL ...] [--page docs/real-models.md]
 
-Every cell (a task and a method) is a file in the folder, written when it is done: a run that was stopped goes on with the next one,
-and a search within a cell from its state. At the end the table is printed, or written into the page between two marks.
+Every cell (a task and a method) is a file in the folder, written when it is done: a run that was stopped goes
+on with the next one, and a search within a cell from its state. At the end the table is printed, or written
+into the page between two marks.
 
-1. A search uses the task's examples, its circuits are measured on as many held-out ones: normalized faithfulness and KL of the best
-   edges on paths (`Scores.best`), with 95% bootstrap intervals, beside the empty circuit's.
-2. Its cost is in F, one Hugging Face forward of the search's prompts, measured before and after it in the same process; both in
-   CPU time, so that what else the machine does matters little. OMP_NUM_THREADS=1 lets several runs share a machine.
-3. `matryoshka`, the default on large models, is asked for one size at a time too, on IOI with 128 prompts: three seeds (of the examples
-   and of the search) at 1% and at 2%, and 1% of the counterfactual `flip`.
-4. hybrid, edge_pruning and acdc run on one task, from 16 prompts, as long as `--minutes` of CPU time allow. Of what takes longer the
-   cost is estimated from the part that was done.
+1. A search uses the task's examples, its circuits are measured on as many held-out ones: normalized
+   faithfulness and KL of the best edges on paths (`Scores.best`), with 95% bootstrap intervals, beside the
+   empty circuit's.
+2. Its cost is in F, one Hugging Face forward of the search's prompts, measured before and after it in the
+   same process; both in CPU time, so that what else the machine does matters little. OMP_NUM_THREADS=1 lets
+   several runs share a machine.
+3. `matryoshka`, the default on large models, is asked for one size at a time too, on IOI with 128 prompts:
+   three seeds (of the examples and of the search) at 1% and at 2%, and 1% of the counterfactual `flip`.
+4. hybrid, edge_pruning and acdc run on one task, from 16 prompts, as long as `--minutes` of CPU time allow.
+   Of what takes longer the cost is estimated from the part that was done.
 """
 
 from __future__ import annotations
@@ -81,7 +86,11 @@ def row(bench: Bench, circuit: cd.Circuit) -> dict[str, Any]:
     full, empty = bench.values(circuit.graph.allowed), bench.values(np.zeros_like(circuit.mask))
     kept, reason = bench.normalized(bench.values(circuit.mask), full, empty)
     assert kept is not None, reason
-    return {"edges": len(circuit), "normalized": kept.to_dict(), "kl": bench.mean(bench.values(circuit.mask, "kl")).to_dict()}
+    return {
+        "edges": len(circuit),
+        "normalized": kept.to_dict(),
+        "kl": bench.mean(bench.values(circuit.mask, "kl")).to_dict(),
+    }
 
 
 def cell(name: str, method: str, examples: int, model: Any, hf: Any, folder: Path) -> dict[str, Any]:
@@ -111,7 +120,9 @@ def cell(name: str, method: str, examples: int, model: Any, hf: Any, folder: Pat
     }
 
 
-def one_size_cell(counterfactual: str, share: float, seed: int, model: Any, hf: Any, folder: Path) -> dict[str, Any]:
+def one_size_cell(
+    counterfactual: str, share: float, seed: int, model: Any, hf: Any, folder: Path
+) -> dict[str, Any]:
     """matryoshka on IOI, finished at the one size that is measured."""
     task = cd.load_task("ioi", model, examples=ONE_SIZE_EXAMPLES, seed=seed, counterfactual=counterfactual)
     held, count = task.held_out or task, round(share * len(model.graph))
@@ -151,14 +162,26 @@ def slow_cell(method: str, minutes: float, model: Any, hf: Any, folder: Path) ->
     options: dict[str, Any] = {"threshold": 0.01} if method == "acdc" else {"edges": count}
     found: dict[str, Any] = {"task": SLOW_TASK, "method": method, "examples": len(task)}
     try:
-        result = getattr(cd, method)(model, task, progress=progress, state=folder / f"{method}.state", **options)
+        result = getattr(cd, method)(
+            model, task, progress=progress, state=folder / f"{method}.state", **options
+        )
     except OutOfTime:
         share = _weighted(model.graph, seen[0]) if method == "acdc" else seen[0] / seen[1]
-        return found | {"F": (time.process_time() - begun) / before / max(share, 1e-9), "share": share, "rows": []}
+        return found | {
+            "F": (time.process_time() - begun) / before / max(share, 1e-9),
+            "share": share,
+            "rows": [],
+        }
     spent = time.process_time() - begun
-    bench = Bench.build(model, task.held_out or task, model.graph, "resample", task.metric, "noising", None, 0)
+    bench = Bench.build(
+        model, task.held_out or task, model.graph, "resample", task.metric, "noising", None, 0
+    )
     circuit = result if isinstance(result, cd.Circuit) else result.best(count)
-    return found | {"F": spent / before, "held out": len(task.held_out or task), "rows": [row(bench, circuit)]}
+    return found | {
+        "F": spent / before,
+        "held out": len(task.held_out or task),
+        "rows": [row(bench, circuit)],
+    }
 
 
 def _weighted(graph: cd.Graph, decided: int) -> float:
@@ -176,7 +199,11 @@ def _weighted(graph: cd.Graph, decided: int) -> float:
 def table(cells: list[dict[str, Any]]) -> Iterator[str]:
     """Lines of Markdown."""
     for name in TASKS:
-        mine = [each for each in cells if each["task"] == name and each["method"] in METHODS and "seed" not in each]
+        mine = [
+            each
+            for each in cells
+            if each["task"] == name and each["method"] in METHODS and "seed" not in each
+        ]
         if not mine:
             continue
         one = mine[0]
@@ -211,9 +238,15 @@ def table(cells: list[dict[str, Any]]) -> Iterator[str]:
         yield "| --- | --- | --- | --- |"
         for each in slow:
             if each["rows"]:
-                yield f"| {each['method']} | {each['F']:,.3g} | {each['rows'][0]['edges']:,} | {_figures(each['rows'][0])} |"
+                yield (
+                    f"| {each['method']} | {each['F']:,.3g} | {each['rows'][0]['edges']:,} | "
+                    f"{_figures(each['rows'][0])} |"
+                )
             else:
-                yield f"| {each['method']} | about {each['F']:,.2g} (estimated from {each['share']:.1%} of it) | | |"
+                yield (
+                    f"| {each['method']} | about {each['F']:,.2g} (estimated from {each['share']:.1%} "
+                    "of it) | | |"
+                )
         yield ""
 
 
@@ -228,18 +261,31 @@ def _figures(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing, then print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/real-quality"))
     parser.add_argument("--examples", type=int, default=64)
-    parser.add_argument("--minutes", type=float, default=10, help="that hybrid, edge_pruning and acdc may take each")
     parser.add_argument(
-        "--only", nargs="*", help="cells, such as ioi:eap_ig, ioi-abc:0.01:0 or subject_verb_agreement:acdc; by default all"
+        "--minutes", type=float, default=10, help="that hybrid, edge_pruning and acdc may take each"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        help="cells, such as ioi:eap_ig, ioi-abc:0.01:0 or subject_verb_agreement:acdc; by default all",
     )
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    wanted = {f"{task}:{method}": partial(cell, task, method, given.examples) for method in METHODS for task in TASKS}
-    wanted |= {f"ioi-{name}:{share:g}:{seed}": partial(one_size_cell, name, share, seed) for name, share, seed in ONE_SIZE}
+    wanted = {
+        f"{task}:{method}": partial(cell, task, method, given.examples)
+        for method in METHODS
+        for task in TASKS
+    }
+    wanted |= {
+        f"ioi-{name}:{share:g}:{seed}": partial(one_size_cell, name, share, seed)
+        for name, share, seed in ONE_SIZE
+    }
     wanted |= {f"{SLOW_TASK}:{method}": partial(slow_cell, method, given.minutes) for method in SLOW}
     paths = {name: given.out / f"{name.replace(':', '-').replace(' ', '-')}.json" for name in wanted}
     missing = [name for name in (given.only or wanted) if not paths[name].exists()]
@@ -247,7 +293,10 @@ def main() -> None:
         from transformers import AutoModelForCausalLM
 
         folder = smollm2()
-        model, hf = cd.load_model(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model, hf = (
+            cd.load_model(folder),
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
+        )
         for name in missing:
             print(name, flush=True)
             write_json(paths[name], wanted[name](model, hf, given.out))

@@ -1,12 +1,14 @@
-"""What the engine costs, in multiples of F: one plain Hugging Face forward of the same batch in the same process.
+"""What the engine costs, in multiples of F: one plain Hugging Face
+forward of the same batch in the same process.
 
     python benchmarks/speed.py [--peer NAME=PYTHON ...] [--skip acdc ...]
 
-A random model of GPT-2 small's shape (12 layers, 12 heads, d_model 768, 32,491 edges), 16 prompts of 16 tokens. A row is the
-median of interleaved repetitions; memory is the peak of the resident set above the loaded model, each row in a child process.
-ACDC runs whole. Exact patching, the naive search (one forward of a circuit per edge, from the embedding) and a peer's ACDC
-are timed on edges stratified by the receiver's layer and multiplied up: "estimated". A peer runs in its own environment:
-`--peer auto_circuit=env/bin/python` calls `benchmarks/peers/auto_circuit.py` there (see `benchmarks/peers/README.md`).
+A random model of GPT-2 small's shape (12 layers, 12 heads, d_model 768, 32,491 edges), 16 prompts of 16
+tokens. A row is the median of interleaved repetitions; memory is the peak of the resident set above the
+loaded model, each row in a child process. ACDC runs whole. Exact patching, the naive search (one forward of a
+circuit per edge, from the embedding) and a peer's ACDC are timed on edges stratified by the receiver's layer
+and multiplied up: "estimated". A peer runs in its own environment: `--peer auto_circuit=env/bin/python` calls
+`benchmarks/peers/auto_circuit.py` there (see `benchmarks/peers/README.md`).
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ Row = tuple[str, str, str]  # what, time, memory
 
 
 def exact_per_edge(work: Workload, decisions: int) -> float:
-    """Seconds that every edge takes alone, estimated: per layer and letter from as many edges of one receiver as run together."""
+    """Seconds that every edge takes alone, estimated: per layer and letter from as
+    many edges of one receiver as run together.
+    """
     graph, task = work.model.graph, work.task
     metric = bind("kl_divergence", work.model, task)
     with torch.no_grad():
@@ -53,7 +57,11 @@ def exact_per_edge(work: Workload, decisions: int) -> float:
         kinds = [(layer, letter) for layer in range(graph.n_layers) for letter in "qkvm"]
         total = 0.0
         for layer, letter in [*kinds, (graph.n_layers, "logits")]:
-            columns = graph.columns(layer, letter) if layer < graph.n_layers else np.array([len(graph.receivers) - 1])
+            columns = (
+                graph.columns(layer, letter)
+                if layer < graph.n_layers
+                else np.array([len(graph.receivers) - 1])
+            )
             receiver = int(columns[len(columns) // 2])
             size = most_alternatives(found, graph.allowed, receiver)
             sources = np.flatnonzero(graph.allowed[:, receiver])
@@ -62,7 +70,9 @@ def exact_per_edge(work: Workload, decisions: int) -> float:
                 start = time.perf_counter()
                 for chunk in np.array_split(some, -(-len(some) // size)):
                     alternatives = without_each(graph.allowed[:, receiver], chunk)
-                    logits = [case.world.branch(graph.allowed, case.state, receiver, alternatives) for case in found]
+                    logits = [
+                        case.world.branch(graph.allowed, case.state, receiver, alternatives) for case in found
+                    ]
                     mean_metric(task, found, metric, logits)
                 if repetition:
                     total += (time.perf_counter() - start) / len(some) * len(columns) * len(sources)
@@ -70,7 +80,9 @@ def exact_per_edge(work: Workload, decisions: int) -> float:
 
 
 def naive_per_edge(work: Workload, decisions: int) -> float:
-    """Seconds that a search takes which runs the whole circuit for each edge, estimated from edges of every layer's receivers."""
+    """Seconds that a search takes which runs the whole circuit for each edge,
+    estimated from edges of every layer's receivers.
+    """
     graph, rng = work.model.graph, np.random.default_rng(0)
     metric = bind("kl_divergence", work.model, work.task)
     ((batch, world),) = worlds(work.model, work.task, graph, ablation="resample")
@@ -93,19 +105,39 @@ def peer_folder(work: Workload, folder: Path) -> None:
     """The weights, the prompts and the two circuits, for the drivers in `peers`."""
     work.hugging_face.save_pretrained(folder)
     tokens = {name: getattr(work, name).tolist() for name in ("clean", "corrupted", "correct", "incorrect")}
-    circuits = {"edges": work.model.graph.names(work.best().mask), "half": work.model.graph.names(work.half().mask)}
+    circuits = {
+        "edges": work.model.graph.names(work.best().mask),
+        "half": work.model.graph.names(work.half().mask),
+    }
     (folder / "prompts.json").write_text(json.dumps({**tokens, **circuits, "metric": "logit_diff"}))
 
 
-def peer_rows(folder: Path, driver: str, python: str, arguments: argparse.Namespace, *more: str) -> Iterator[Row]:
+def peer_rows(
+    folder: Path, driver: str, python: str, arguments: argparse.Namespace, *more: str
+) -> Iterator[Row]:
     """What a driver measured, in its own F."""
     script = Path(__file__).parent / "peers" / f"{driver}.py"
-    command = [python, str(script), str(folder), "--threads", str(arguments.threads), "--repetitions", "2", *more]
+    command = [
+        python,
+        str(script),
+        str(folder),
+        "--threads",
+        str(arguments.threads),
+        "--repetitions",
+        "2",
+        *more,
+    ]
     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     name = f"{found['peer']} {found['version']}{', repaired' if found.get('repaired') else ''}"
     for row, measured in found["rows"].items():
-        what = NAMES.get(row, {"acdc": "ACDC", "attribution_patch": "attribution_patch, two prompts"}.get(row, row))
-        yield f"{name}: {what}", _cost(measured["seconds"], found["F"], measured.get("estimated", False)), _gigabytes(measured)
+        what = NAMES.get(
+            row, {"acdc": "ACDC", "attribution_patch": "attribution_patch, two prompts"}.get(row, row)
+        )
+        yield (
+            f"{name}: {what}",
+            _cost(measured["seconds"], found["F"], measured.get("estimated", False)),
+            _gigabytes(measured),
+        )
 
 
 def _gigabytes(measured: dict[str, Any]) -> str:
@@ -113,7 +145,9 @@ def _gigabytes(measured: dict[str, Any]) -> str:
 
 
 def _cost(taken: float, forward: float, estimated: bool = False) -> str:
-    whole = f"{taken / forward:,.0f} F, {taken:,.0f} s" if taken > 100 * forward else f"{taken / forward:.2f} F"
+    whole = (
+        f"{taken / forward:,.0f} F, {taken:,.0f} s" if taken > 100 * forward else f"{taken / forward:.2f} F"
+    )
     return f"{whole} (estimated)" if estimated else whole
 
 
@@ -129,21 +163,42 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     if "large" not in arguments.skip:
         large = replace(size, prompts=LARGE)
         taken = seconds(Workload(large).rows(["F", "eap"]), 3)
-        yield f"EAP, every edge, {LARGE} prompts", _cost(taken["eap"], taken["F"]), f"{peak_in_child(__file__, 'eap', large):.2f} GB"
+        yield (
+            f"EAP, every edge, {LARGE} prompts",
+            _cost(taken["eap"], taken["F"]),
+            f"{peak_in_child(__file__, 'eap', large):.2f} GB",
+        )
     if "exact" not in arguments.skip:
-        yield "exact patching of every edge", _cost(exact_per_edge(work, arguments.decisions), _f(work), estimated=True), ""
+        yield (
+            "exact patching of every edge",
+            _cost(exact_per_edge(work, arguments.decisions), _f(work), estimated=True),
+            "",
+        )
     if "naive" not in arguments.skip:
-        yield "naive search, a whole circuit per edge", _cost(naive_per_edge(work, arguments.decisions), _f(work), estimated=True), ""
+        yield (
+            "naive search, a whole circuit per edge",
+            _cost(naive_per_edge(work, arguments.decisions), _f(work), estimated=True),
+            "",
+        )
     if "acdc" not in arguments.skip:
         before, start = _f(work), time.perf_counter()
         found = cd.acdc(work.model, work.task, threshold=arguments.threshold, progress=_progress)
         taken = time.perf_counter() - start
         after = _f(work)
-        yield f"ACDC, whole, to {len(found):,} edges (threshold {arguments.threshold:g})", _cost(taken, (before + after) / 2), ""
+        yield (
+            f"ACDC, whole, to {len(found):,} edges (threshold {arguments.threshold:g})",
+            _cost(taken, (before + after) / 2),
+            "",
+        )
         start = time.perf_counter()
-        grouped = cd.acdc(work.model, work.task, threshold=arguments.threshold, group_testing=True, progress=_progress)
+        grouped = cd.acdc(
+            work.model, work.task, threshold=arguments.threshold, group_testing=True, progress=_progress
+        )
         taken = time.perf_counter() - start
-        what = f"the same by group testing, to {len(grouped):,} edges, {len(grouped & found):,} of them in common"
+        what = (
+            f"the same by group testing, to {len(grouped):,} edges, {len(grouped & found):,} of them "
+            "in common"
+        )
         yield what, _cost(taken, (after + _f(work)) / 2), ""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -155,7 +210,9 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         for peer in arguments.peer:
             driver, _, python = peer.partition("=")
             for repair in [["--repaired"]] if "as_installed" in arguments.skip else [[], ["--repaired"]]:
-                yield from peer_rows(folder, driver, python, arguments, "--decisions", str(arguments.decisions), *repair)
+                yield from peer_rows(
+                    folder, driver, python, arguments, "--decisions", str(arguments.decisions), *repair
+                )
     yield "ACDC, 200 prompts, on an H200", "not measured", ""
     yield "EAP, Llama-3.1-8B's shape in bfloat16, on an H200", "not measured", ""
 
@@ -165,18 +222,28 @@ def _f(work: Workload) -> float:
 
 
 def _progress(done: int, total: int) -> None:
-    print(f"\racdc {done:,} of {total:,} edges", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    print(
+        f"\racdc {done:,} of {total:,} edges", end="\n" if done == total else "", file=sys.stderr, flush=True
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threshold", type=float, default=2.5e-5, help="of ACDC, in nats")
     parser.add_argument("--decisions", type=int, default=208, help="edges timed where a row is estimated")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="a driver in peers/ and its environment")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=PYTHON",
+        help="a driver in peers/ and its environment",
+    )
     parser.add_argument("--skip", nargs="*", choices=SKIPPABLE, default=[])
     parser.add_argument("--memory", choices=tuple(NAMES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,7 +1,8 @@
 """The generated text that the bundled model `toy` is trained on, and the held-out prompts it is measured on.
 
-Words and templates are those of tasks/*.toml. A document is one or more sentences. A fifth of all pairs of words that a
-behaviour combines (two names, an event and a year, a noun and a place, an adjective and a name) never stands in one training
+Words and templates are those of tasks/*.toml. A document is one or more sentences. A fifth of all pairs of
+words that a behaviour combines (two names, an event and a year, a noun and a place, an adjective and a name)
+never stands in one training
 document: the prompts of the figures consist of such pairs alone.
 """
 
@@ -63,8 +64,17 @@ ENDINGS = {
     ),
     "induction": ("",),
 }
-MIXTURE = {"ioi": 22, "greater_than": 30, "years": 10, "subject_verb_agreement": 6, "gendered_pronoun": 4, "induction": 18, "ordinary": 10}
-EARLY = {"ioi": 45, "induction": 40, "years": 15}  # copying is learnt first: in the mixture it stays at chance for thousands of steps
+MIXTURE = {
+    "ioi": 22,
+    "greater_than": 30,
+    "years": 10,
+    "subject_verb_agreement": 6,
+    "gendered_pronoun": 4,
+    "induction": 18,
+    "ordinary": 10,
+}
+# copying is learnt first: in the mixture it stays at chance for thousands of steps
+EARLY = {"ioi": 45, "induction": 40, "years": 15}
 
 
 def later(ioi: int, greater_than: int, induction: int) -> dict[str, int]:
@@ -75,7 +85,9 @@ def later(ioi: int, greater_than: int, induction: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, what may follow, what may not, and the two words it combines (None: nothing that could be held out)."""
+    """A prompt, what may follow, what may not, and the two words it
+    combines (None: nothing that could be held out).
+    """
 
     text: str
     correct: tuple[str, ...]
@@ -85,7 +97,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class World:
-    """The shipped tasks' files and what follows from them: all names, the vocabulary's tokens, and which roles a token plays."""
+    """The shipped tasks' files and what follows from them: all names, the
+    vocabulary's tokens, and which roles a token plays.
+    """
 
     tasks: Mapping[str, Mapping[str, Any]]
     names: tuple[str, ...]
@@ -97,7 +111,8 @@ class World:
         return self.tasks[task]["words"][kind]
 
 
-# --- words ----------------------------------------------------------------------------------------------------------------------------
+# --- words
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def pieces(text: str) -> list[str]:
@@ -121,7 +136,9 @@ def strings(value: object) -> Iterator[str]:
 
 def load_world(folder: Path = ROOT / "tasks") -> World:
     """Read the shipped tasks. The tokens' order depends on the words alone."""
-    tasks = {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.toml"))}
+    tasks = {
+        path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.toml"))
+    }
     pronoun = tasks["gendered_pronoun"]["words"]
     names = tuple(sorted({*tasks["ioi"]["words"]["name"], *pronoun["girl_name"], *pronoun["boy_name"]}))
     fields = ("templates", "words", "cases", "correct", "incorrect")
@@ -130,11 +147,17 @@ def load_world(folder: Path = ROOT / "tasks") -> World:
     found = {piece for text in texts for piece in pieces(text.strip())}
     years = [f"{year:02d}" for year in range(100)]
     centuries = [f" {century}" for century in tasks["greater_than"]["generator"]["centuries"]]
-    return World(tasks, names, (UNKNOWN, END, *years, *centuries, *sorted(found)), roles_of(tasks, names, years))
+    return World(
+        tasks, names, (UNKNOWN, END, *years, *centuries, *sorted(found)), roles_of(tasks, names, years)
+    )
 
 
-def roles_of(tasks: Mapping[str, Mapping[str, Any]], names: Sequence[str], years: Sequence[str]) -> dict[str, tuple[tuple[str, str], ...]]:
-    """token -> its (role, dictionary form)s: one pair of a noun and a place is held out in all its numbers at once."""
+def roles_of(
+    tasks: Mapping[str, Mapping[str, Any]], names: Sequence[str], years: Sequence[str]
+) -> dict[str, tuple[tuple[str, str], ...]]:
+    """token -> its (role, dictionary form)s: one pair of a noun and a
+    place is held out in all its numbers at once.
+    """
     agreement = tasks["subject_verb_agreement"]["words"]
     listed = [("name", name, name) for name in names]
     listed += [("event", noun, noun) for noun in tasks["greater_than"]["words"]["noun"]]
@@ -160,10 +183,16 @@ def leaks(world: World, text: str) -> bool:
         for role, form in world.roles.get(piece, ()):
             found.setdefault(role, set()).add(form)
     combined = (("name", "name"), ("event", "year"), ("noun", "place"), ("adjective", "name"))
-    return any(a != b and held_out(a, b) for left, right in combined for a in found.get(left, ()) for b in found.get(right, ()))
+    return any(
+        a != b and held_out(a, b)
+        for left, right in combined
+        for a in found.get(left, ())
+        for b in found.get(right, ())
+    )
 
 
-# --- prompts and documents ------------------------------------------------------------------------------------------------------------
+# --- prompts and documents
+# ------------------------------------------------------------------------------------------------------------
 
 
 def ioi(world: World, rng: random.Random, three: float = 0.0) -> Prompt:
@@ -172,16 +201,23 @@ def ioi(world: World, rng: random.Random, three: float = 0.0) -> Prompt:
     first, second = rng.sample([giver, receiver], 2)
     slots = {kind: rng.choice(world.words("ioi", kind)) for kind in ("place", "object")}
     fresh = rng.random() < three
-    text = rng.choice(world.tasks["ioi"]["templates"]).format(first=first, second=second, S2=third if fresh else giver, **slots)
+    text = rng.choice(world.tasks["ioi"]["templates"]).format(
+        first=first, second=second, S2=third if fresh else giver, **slots
+    )
     if fresh:
         return Prompt(text, (f" {first}", f" {second}"), (f" {third}",))
     return Prompt(text, (f" {receiver}",), (f" {giver}",), (receiver, giver))
 
 
 def greater_than(world: World, rng: random.Random, first: int = 2) -> Prompt:
-    """An event that began in a year of `first`..98 of its century; all years above may end it, all others may not."""
+    """An event that began in a year of `first`..98 of its century; all
+    years above may end it, all others may not.
+    """
     task, year = world.tasks["greater_than"], rng.randint(first, 98)
-    noun, century = rng.choice(world.words("greater_than", "noun")), rng.choice(task["generator"]["centuries"])
+    noun, century = (
+        rng.choice(world.words("greater_than", "noun")),
+        rng.choice(task["generator"]["centuries"]),
+    )
     text = rng.choice(task["templates"]).format(noun=noun, century=century, year=f"{year:02d}")
     years = [f"{other:02d}" for other in range(100)]
     return Prompt(text, tuple(years[year + 1 :]), tuple(years[: year + 1]), (noun, f"{year:02d}"))
@@ -193,9 +229,16 @@ def agreement(world: World, rng: random.Random) -> Prompt:
     noun, place = (rng.randrange(len(words[kind]["singular"])) for kind in ("noun", "place"))
     number, other = rng.sample(["singular", "plural"], 2)
     attractor = words["place"][rng.choice([number, other])][place]
-    text = rng.choice(world.tasks["subject_verb_agreement"]["templates"]).format(subject=words["noun"][number][noun], attractor=attractor)
+    text = rng.choice(world.tasks["subject_verb_agreement"]["templates"]).format(
+        subject=words["noun"][number][noun], attractor=attractor
+    )
     verbs = {"singular": " is", "plural": " are"}
-    return Prompt(text, (verbs[number],), (verbs[other],), (words["noun"]["singular"][noun], words["place"]["singular"][place]))
+    return Prompt(
+        text,
+        (verbs[number],),
+        (verbs[other],),
+        (words["noun"]["singular"][noun], words["place"]["singular"][place]),
+    )
 
 
 def pronoun(world: World, rng: random.Random) -> Prompt:
@@ -207,7 +250,12 @@ def pronoun(world: World, rng: random.Random) -> Prompt:
     return Prompt(text, pronouns[:1], pronouns[1:], (adjective, name))
 
 
-def induction(world: World, rng: random.Random, periods: Sequence[int] = (8, 9, 10, 11, 12), lengths: Sequence[int] = (20,)) -> Prompt:
+def induction(
+    world: World,
+    rng: random.Random,
+    periods: Sequence[int] = (8, 9, 10, 11, 12),
+    lengths: Sequence[int] = (20,),
+) -> Prompt:
     """Random tokens that repeat themselves; a period beyond the length gives tokens without any order."""
     period, length = rng.choice(periods), rng.choice(lengths)
     drawn = rng.sample(world.tokens[2:], period)
@@ -223,7 +271,8 @@ TASKS: dict[str, Callable[[World, random.Random], Prompt]] = {
     "gendered_pronoun": pronoun,
     "induction": induction,
 }
-# The tasks as training sees them: with the prompts that counterfactuals consist of, and longer or shorter sequences.
+# The tasks as training sees them: with the prompts that counterfactuals
+# consist of, and longer or shorter sequences.
 TRAINED: dict[str, Callable[[World, random.Random], Prompt]] = TASKS | {
     "ioi": lambda world, rng: ioi(world, rng, three=0.15),
     "greater_than": lambda world, rng: greater_than(world, rng, first=1),
@@ -233,7 +282,10 @@ TRAINED: dict[str, Callable[[World, random.Random], Prompt]] = TASKS | {
 
 def ordinary(world: World, rng: random.Random) -> str:
     """An ordinary sentence with the words of the tasks."""
-    noun, place = world.words("subject_verb_agreement", "noun"), world.words("subject_verb_agreement", "place")
+    noun, place = (
+        world.words("subject_verb_agreement", "noun"),
+        world.words("subject_verb_agreement", "place"),
+    )
     name, other = rng.sample(world.names, 2)
     colour, other_colour = rng.sample(COLOURS, 2)
     slots = {kind: rng.choice(world.words("ioi", kind)) for kind in ("place", "object")}
@@ -246,18 +298,27 @@ def ordinary(world: World, rng: random.Random) -> str:
     }
     century = rng.choice(world.tasks["greater_than"]["generator"]["centuries"])
     year = f"{century}{rng.randrange(100):02d}"
-    return rng.choice(ORDINARY).format(name=name, other=other, colour=colour, other_colour=other_colour, year=year, **slots)
+    return rng.choice(ORDINARY).format(
+        name=name, other=other, colour=colour, other_colour=other_colour, year=year, **slots
+    )
 
 
 def years(world: World, rng: random.Random) -> str:
-    """A sentence with several years of one century in their order: from these the order of numbers is learnt sooner."""
+    """A sentence with several years of one century in their order: from
+    these the order of numbers is learnt sooner.
+    """
     century = rng.choice(world.tasks["greater_than"]["generator"]["centuries"])
     *before, last = (f"{century}{year:02d}" for year in sorted(rng.sample(range(100), rng.randint(2, 5))))
-    return f"{rng.choice(world.names)} was at the {rng.choice(world.words('ioi', 'place'))} in the years {', '.join(before)} and {last}."
+    return (
+        f"{rng.choice(world.names)} was at the {rng.choice(world.words('ioi', 'place'))} in the years "
+        f"{', '.join(before)} and {last}."
+    )
 
 
 def sentence(world: World, rng: random.Random, kind: str, slip: float | None = None) -> str:
-    """A sentence of one kind, finished; a share `slip` of IOI sentences names the giver again, so that nothing is certain."""
+    """A sentence of one kind, finished; a share `slip` of IOI sentences names the
+    giver again, so that nothing is certain.
+    """
     if kind in ("ordinary", "years"):
         return (ordinary if kind == "ordinary" else years)(world, rng)
     prompt = TRAINED[kind](world, rng)
@@ -266,8 +327,12 @@ def sentence(world: World, rng: random.Random, kind: str, slip: float | None = N
     return prompt.text + rng.choice(prompt.correct) + rng.choice(ENDINGS[kind])
 
 
-def document(world: World, rng: random.Random, mixture: Mapping[str, int] = MIXTURE, slip: float | None = None) -> str:
-    """One training document: mostly one sentence, sometimes two, rarely as many as fill the context. It never leaks."""
+def document(
+    world: World, rng: random.Random, mixture: Mapping[str, int] = MIXTURE, slip: float | None = None
+) -> str:
+    """One training document: mostly one sentence, sometimes two, rarely as
+    many as fill the context. It never leaks.
+    """
     kind = rng.choices(list(mixture), list(mixture.values()))[0]
     text = allowed(world, rng, kind, slip)
     if kind == "induction":

@@ -1,16 +1,20 @@
-"""Train the semi-synthetic models: small GPT-2s in which a prescribed set of edges does the work, and no other edge any.
+"""Train the semi-synthetic models: small GPT-2s in which a prescribed set of
+edges does the work, and no other edge any.
 
-Run `python benchmarks/train_semisynthetic.py [NAME ...]`; it writes the models' folders, and prints and writes the table of their
-figures. The recipe is strict interchange-intervention training (Gupta et al. 2024, InterpBench, arXiv 2407.14494), on edges:
+Run `python benchmarks/train_semisynthetic.py [NAME ...]`; it writes the models' folders, and prints and
+writes the table of their figures. The recipe is strict interchange-intervention training (Gupta et al. 2024,
+InterpBench, arXiv 2407.14494), on edges:
 
 1. A batch of prompts runs as it is. Every prompt's source is the one before it in the batch.
-2. It runs again, and this time some edges carry what their sources wrote on the source prompt: of the prescribed ones none, one,
-   or all that leave a variable's node; of the others none, a random share, or all.
-3. Losses: the answer of the first run (behaviour); the answer of the second, which the causal model gives for the prescribed
-   edges that were moved (interchange), and which where none was is the prompt's own (strict); and where none was, the squared
-   difference of the two runs' logits, so that the other edges carry nothing at all rather than too little to change an answer.
+2. It runs again, and this time some edges carry what their sources wrote on the source prompt: of the
+   prescribed ones none, one, or all that leave a variable's node; of the others none, a random share, or all.
+3. Losses: the answer of the first run (behaviour); the answer of the second, which the causal model gives for
+   the prescribed edges that were moved (interchange), and which where none was is the prompt's own (strict);
+   and where none was, the squared difference of the two runs' logits, so that the other edges carry nothing
+   at all rather than too little to change an answer.
 
-The forward is written out edge by edge and knows nothing of the package's own, which the tests hold these models against.
+The forward is written out edge by edge and knows nothing of the package's own,
+which the tests hold these models against.
 """
 
 from __future__ import annotations
@@ -48,7 +52,8 @@ STEPS = 1_500
 BATCH = 64  # prompts; each is run twice
 RATE = 2e-3  # at its highest: a linear warm-up, then a cosine to zero
 DECAY = 0.1  # on matrices
-SMOOTHING = 0.05  # of the labels: no model gets surer than this, so that its logits stay where an edge that moves them shows
+# of the labels: no model gets surer than this, so that its logits stay where an edge that moves them shows
+SMOOTHING = 0.05
 STRICT_WEIGHT = 0.1  # of the squared difference of logits, beside cross-entropies
 N_HEADS, D_MODEL, D_MLP = 4, 64, 64
 MEASURED = 2_000  # pairs
@@ -75,8 +80,9 @@ def build_network(causal: CausalModel) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-# --- the forward, edge by edge --------------------------------------------------------------------------------------------------------
-# N prompts, T positions, D d_model, H heads, K d_head, S sources, R receivers.
+# --- the forward, edge by edge
+# -------------------------------------------------------------------------------------------------------- N
+# prompts, T positions, D d_model, H heads, K d_head, S sources, R receivers.
 
 
 @dataclass(frozen=True)
@@ -89,14 +95,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Carried:
-    """For every edge whether it carries its source's own output (1) or another run's (0): [N, S, R] float; that run's outputs."""
+    """For every edge whether it carries its source's own output (1) or another run's
+    (0): [N, S, R] float; that run's outputs.
+    """
 
     own: Tensor
     other: Tensor  # [N, S, T, D]
 
 
 def received(written: Sequence[Tensor], carried: Carried | None, columns: Sequence[int]) -> Tensor:
-    """What receivers read of the sources before them, [N, len(columns), T, D]; [N, 1, T, D] where nothing is moved: all read the same."""
+    """What receivers read of the sources before them, [N, len(columns), T, D]; [N, 1, T, D]
+    where nothing is moved: all read the same.
+    """
     own = torch.stack(tuple(written), dim=1)  # [N, s, T, D]
     if carried is None:
         return own.sum(dim=1, keepdim=True)
@@ -106,14 +116,18 @@ def received(written: Sequence[Tensor], carried: Carried | None, columns: Sequen
 
 
 def heads(attention: Any, reads: Sequence[Tensor]) -> Tensor:
-    """What each head writes, [N, H, T, D], from the normalised streams that its q, k and v read, [N, H or 1, T, D] each."""
+    """What each head writes, [N, H, T, D], from the normalised streams that its
+    q, k and v read, [N, H or 1, T, D] each.
+    """
     projected: list[Tensor] = []
     for i, x in enumerate(reads):
         weight = attention.c_attn.weight.unflatten(1, (3, N_HEADS, -1))[:, i].transpose(0, 1)  # [H, D, K]
         bias = attention.c_attn.bias.unflatten(0, (3, N_HEADS, 1, -1))[i]  # [H, 1, K]
         projected.append(x @ weight + bias)  # [N, H, T, K]
-    z = F.scaled_dot_product_attention(projected[0], projected[1], projected[2], is_causal=True)  # [N, H, T, K]
-    return z @ attention.c_proj.weight.unflatten(0, (N_HEADS, -1))  # [H, K, D]; without b_O, which belongs to no head
+    # [N, H, T, K]
+    z = F.scaled_dot_product_attention(projected[0], projected[1], projected[2], is_causal=True)
+    # [H, K, D]; without b_O, which belongs to no head
+    return z @ attention.c_proj.weight.unflatten(0, (N_HEADS, -1))
 
 
 def forward(network: GPT2LMHeadModel, graph: Graph, tokens: Tensor, carried: Carried | None = None) -> Run:
@@ -128,7 +142,10 @@ def forward(network: GPT2LMHeadModel, graph: Graph, tokens: Tensor, carried: Car
         constant = constant + block.attn.c_proj.bias
         stream = received(written, carried, graph.columns(layer, "m").tolist())[:, 0] + constant  # [N, T, D]
         written.append(block.mlp(block.ln_2(stream)))
-    stream = received([x[:, -1:] for x in written], _last(carried), [len(graph.receivers) - 1])[:, 0, 0] + constant  # [N, D]
+    # [N, D]
+    stream = (
+        received([x[:, -1:] for x in written], _last(carried), [len(graph.receivers) - 1])[:, 0, 0] + constant
+    )
     return Run(torch.stack(written, dim=1), network.lm_head(body.ln_f(stream)))
 
 
@@ -136,7 +153,8 @@ def _last(carried: Carried | None) -> Carried | None:
     return None if carried is None else Carried(carried.own, carried.other[:, :, -1:])
 
 
-# --- interventions --------------------------------------------------------------------------------------------------------------------
+# --- interventions
+# --------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -182,7 +200,8 @@ class Aligned:
         return chosen | (others & ~self.true)
 
 
-# --- training -------------------------------------------------------------------------------------------------------------------------
+# --- training
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def loss_of(network: GPT2LMHeadModel, aligned: Aligned, prompts: Tensor, mask: Tensor) -> Tensor:
@@ -203,7 +222,9 @@ def share_of_rate(step: int) -> float:
     return min(1.0, (step + 1) / 100) * 0.5 * (1.0 + math.cos(math.pi * step / STEPS))
 
 
-def train(causal: CausalModel, *, seed: int = SEED, steps: int = STEPS) -> tuple[GPT2LMHeadModel, list[float]]:
+def train(
+    causal: CausalModel, *, seed: int = SEED, steps: int = STEPS
+) -> tuple[GPT2LMHeadModel, list[float]]:
     """A trained network and every step's loss; with fewer steps, the beginning of the same training."""
     torch.manual_seed(seed)
     generator = Generator().manual_seed(seed)
@@ -227,7 +248,8 @@ def train(causal: CausalModel, *, seed: int = SEED, steps: int = STEPS) -> tuple
     return network.eval(), losses
 
 
-# --- figures --------------------------------------------------------------------------------------------------------------------------
+# --- figures
+# --------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -236,7 +258,8 @@ class Figures:
 
     Args:
         accuracy: the share of prompts answered.
-        interchange: per variable the share answered as the causal model does where its node's output is the other prompt's.
+        interchange: per variable the share answered as the causal model does where
+            its node's output is the other prompt's.
         edges: the same per prescribed edge where that edge alone is moved.
         strict: the share answered where every edge that is not prescribed is moved.
         without: per prescribed edge the share answered, as if nothing were moved, where that edge alone is.
@@ -260,7 +283,9 @@ def measure(network: GPT2LMHeadModel, causal: CausalModel, *, seed: int, pairs: 
     own = causal.answers(base)
 
     def logits(mask: Tensor) -> Tensor:
-        return forward(network, aligned.graph, base, Carried((~mask).float().expand(pairs, -1, -1), written)).logits
+        return forward(
+            network, aligned.graph, base, Carried((~mask).float().expand(pairs, -1, -1), written)
+        ).logits
 
     def as_told(mask: Tensor) -> float:
         return share(logits(mask), causal.answers(base, source, aligned.moved(mask.expand(pairs, -1, -1))))
@@ -283,7 +308,10 @@ def share(logits: Tensor, answers: Tensor) -> float:
 
 def table(figures: Mapping[str, Figures]) -> str:
     """One row per network."""
-    lines = ["| model | accuracy | interchange accuracy | strict | accuracy without a true edge | logit change |", "| --- " * 6 + "|"]
+    lines = [
+        "| model | accuracy | interchange accuracy | strict | accuracy without a true edge | logit change |",
+        "| --- " * 6 + "|",
+    ]
     for name, f in figures.items():
         nodes = ", ".join(f"{variable} {value:.3f}" for variable, value in f.interchange.items())
         nodes += f"; single edges at least {min(f.edges.values()):.3f}"
@@ -294,7 +322,10 @@ def table(figures: Mapping[str, Figures]) -> str:
 
 def card(figures: Mapping[str, Figures], *, seed: int) -> str:
     """What the folder's README says."""
-    rows = "\n".join(f"| {c.name} | {c.n_layers} | {', '.join(f'`{edge}`' for edge in c.edges)} |" for c in CAUSAL_MODELS.values())
+    rows = "\n".join(
+        f"| {c.name} | {c.n_layers} | {', '.join(f'`{edge}`' for edge in c.edges)} |"
+        for c in CAUSAL_MODELS.values()
+    )
     return f"""# Semi-synthetic models
 
 Small GPT-2s that were trained to a prescribed circuit: its edges do the work, and what all other edges carry makes no
@@ -327,7 +358,9 @@ Training draws from all prompts, so a test prompt may have been seen; `induction
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to train, of {', '.join(NAMES)}; by default all")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which to train, of {', '.join(NAMES)}; by default all"
+    )
     parser.add_argument("--out", type=Path, help="a folder other than the package's")
     parser.add_argument("--measure", action="store_true", help="train none, measure what is there")
     parser.add_argument("--seed", type=int, default=SEED)

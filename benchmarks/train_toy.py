@@ -1,6 +1,8 @@
-"""Train the bundled model `toy`: a small GPT-2 that learns the shipped tasks as a language model, among ordinary sentences.
+"""Train the bundled model `toy`: a small GPT-2 that learns the shipped tasks as a
+language model, among ordinary sentences.
 
-Run `python benchmarks/train_toy.py`; it writes the model's folder and prints the table of its figures on held-out prompts (toy_text.py).
+Run `python benchmarks/train_toy.py`; it writes the model's folder and prints the table of its
+figures on held-out prompts (toy_text.py).
 """
 
 from __future__ import annotations
@@ -16,7 +18,21 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from toy_text import EARLY, END, HELD_OUT, MIXTURE, ROOT, TASKS, UNKNOWN, Prompt, World, document, held_out_prompts, later, load_world
+from toy_text import (
+    EARLY,
+    END,
+    HELD_OUT,
+    MIXTURE,
+    ROOT,
+    TASKS,
+    UNKNOWN,
+    Prompt,
+    World,
+    document,
+    held_out_prompts,
+    later,
+    load_world,
+)
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 FOLDER = ROOT / "circuitdiscovery" / "models" / "toy"
@@ -34,8 +50,8 @@ class Phase:
     slip: float | None = None  # share of IOI sentences that name the giver again
 
 
-# The first phase learns; the others thin out what is not needed, and keep the model from being surer than it must be: where a
-# probability is saturated, an edge that moves the logits leaves no trace in it.
+# The first phase learns; the others thin out what is not needed, and keep the model from being surer than it
+# must be: where a probability is saturated, an edge that moves the logits leaves no trace in it.
 PHASES = (
     Phase(12_000, 2e-3, 0.1, MIXTURE),
     Phase(2_500, 1e-3, 1.0, later(24, 34, 18), slip=0.025),
@@ -49,22 +65,34 @@ EARLY_STEPS = 1_500
 BATCH = 32
 CONTEXT = 64  # positions: the longest training documents fill them
 BARS = {"ioi accuracy": 0.99, "ioi logit difference": 3.0, "greater_than prob_diff": 0.9}
-BARS |= {"subject_verb_agreement accuracy": 0.99, "gendered_pronoun accuracy": 0.99, "induction accuracy": 0.9}
+BARS |= {
+    "subject_verb_agreement accuracy": 0.99,
+    "gendered_pronoun accuracy": 0.99,
+    "induction accuracy": 0.9,
+}
 
 
-# --- tokenizer and model --------------------------------------------------------------------------------------------------------------
+# --- tokenizer and model
+# --------------------------------------------------------------------------------------------------------------
 
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """Word-level tokens that carry the space before them, so that decoding gives the text back; a first word gets a space."""
-    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(world.tokens)}, unk_token=UNKNOWN))
+    """Word-level tokens that carry the space before them, so that decoding gives
+    the text back; a first word gets a space.
+    """
+    tokenizer = Tokenizer(
+        models.WordLevel({token: index for index, token in enumerate(world.tokens)}, unk_token=UNKNOWN)
+    )
     tokenizer.normalizer = normalizers.Replace(Regex(r"\A(?=[A-Za-z])"), " ")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+| ?\d{1,2}| ?[^\sA-Za-z\d]|\s+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r" ?[A-Za-z]+| ?\d{1,2}| ?[^\sA-Za-z\d]|\s+"), "isolated"
+    )
     tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=UNKNOWN,
-        eos_token=END,  # no bos_token: what has one prepends it in places (TransformerBridge does), and training knew none
+        # no bos_token: what has one prepends it in places (TransformerBridge does), and training knew none
+        eos_token=END,
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
@@ -88,17 +116,24 @@ def build_model(vocabulary: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def batches(world: World, tokenizer: PreTrainedTokenizerFast, rng: random.Random, phase: Phase = PHASES[0]) -> Iterator[list[torch.Tensor]]:
-    """Batches of BATCH documents without end, each as two tensors of ids [documents, T]: the shorter ones, then the few long ones.
+def batches(
+    world: World, tokenizer: PreTrainedTokenizerFast, rng: random.Random, phase: Phase = PHASES[0]
+) -> Iterator[list[torch.Tensor]]:
+    """Batches of BATCH documents without end, each as two tensors of ids [documents, T]:
+    the shorter ones, then the few long ones.
 
-    -100 stands after a document's end. Every batch mixes all kinds of documents; without the split most of it would be padding.
+    -100 stands after a document's end. Every batch mixes all kinds of documents;
+    without the split most of it would be padding.
     """
     for step in itertools.count():
         mixture = EARLY if phase is PHASES[0] and step < EARLY_STEPS else phase.mixture
         documents = [document(world, rng, mixture, phase.slip) for _ in range(BATCH)]
         ids = sorted((tokenizer(text, truncation=True).input_ids for text in documents), key=len)
         split = BATCH * 7 // 8
-        yield [torch.tensor([row + [-100] * (len(part[-1]) - len(row)) for row in part]) for part in (ids[:split], ids[split:])]
+        yield [
+            torch.tensor([row + [-100] * (len(part[-1]) - len(row)) for row in part])
+            for part in (ids[:split], ids[split:])
+        ]
 
 
 def next_token_loss(model: GPT2LMHeadModel, parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -107,7 +142,9 @@ def next_token_loss(model: GPT2LMHeadModel, parts: Sequence[torch.Tensor]) -> to
     losses = []
     for part in parts:
         logits = model(part.clamp(min=0)).logits[:, :-1]  # [documents, T - 1, vocabulary]
-        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
+        losses.append(
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
+        )
     return torch.stack(losses).sum() / total
 
 
@@ -138,12 +175,18 @@ def train(world: World, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> GPT
             if (step + 1) % 250 == 0:
                 figures = measure(model, tokenizer, world, count=240, seed=seed + 1)
                 LOG.info(
-                    "phase %d, step %d, loss %.3f, %s", index, step + 1, loss, {name: round(value, 4) for name, value in figures.items()}
+                    "phase %d, step %d, loss %.3f, %s",
+                    index,
+                    step + 1,
+                    loss,
+                    {name: round(value, 4) for name, value in figures.items()},
                 )
     return model
 
 
-def update(model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, parts: Sequence[torch.Tensor], rate: float) -> float:
+def update(
+    model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, parts: Sequence[torch.Tensor], rate: float
+) -> float:
     """One step; the loss before it."""
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -155,11 +198,16 @@ def update(model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, parts: Sequ
     return loss.item()
 
 
-# --- figures --------------------------------------------------------------------------------------------------------------------------
+# --- figures
+# --------------------------------------------------------------------------------------------------------------------------
 
 
-def last_logits(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]) -> torch.Tensor:
-    """The logits [prompts, vocabulary] after each prompt; prompts of one length run together, so that nothing is padded."""
+def last_logits(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]
+) -> torch.Tensor:
+    """The logits [prompts, vocabulary] after each prompt; prompts of one length
+    run together, so that nothing is padded.
+    """
     ids = [tokenizer(prompt.text).input_ids for prompt in prompts]
     logits = torch.zeros(len(ids), model.config.vocab_size)
     for length in {len(row) for row in ids}:
@@ -169,22 +217,34 @@ def last_logits(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prom
     return logits
 
 
-def margins(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]) -> torch.Tensor:
-    """[prompts, 2]: the best correct logit minus the best incorrect one, and the same difference of summed probabilities."""
+def margins(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]
+) -> torch.Tensor:
+    """[prompts, 2]: the best correct logit minus the best incorrect one, and the
+    same difference of summed probabilities.
+    """
     logits = last_logits(model, tokenizer, prompts)
     found = []
     for prompt, row in zip(prompts, logits, strict=True):
-        right, wrong = (tokenizer.convert_tokens_to_ids(list(answers)) for answers in (prompt.correct, prompt.incorrect))
+        right, wrong = (
+            tokenizer.convert_tokens_to_ids(list(answers)) for answers in (prompt.correct, prompt.incorrect)
+        )
         chance = row.softmax(-1)
-        found.append(torch.stack([row[right].max() - row[wrong].max(), chance[right].sum() - chance[wrong].sum()]))
+        found.append(
+            torch.stack([row[right].max() - row[wrong].max(), chance[right].sum() - chance[wrong].sum()])
+        )
     return torch.stack(found)
 
 
-def measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, world: World, *, count: int, seed: int) -> dict[str, float]:
+def measure(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, world: World, *, count: int, seed: int
+) -> dict[str, float]:
     """Every figure on `count` fresh prompts of each task, whose pairs of words never met in training."""
     figures: dict[str, float] = {}
     for task in TASKS:
-        margin, chance = margins(model, tokenizer, held_out_prompts(world, task, random.Random(f"{seed} {task}"), count)).T
+        margin, chance = margins(
+            model, tokenizer, held_out_prompts(world, task, random.Random(f"{seed} {task}"), count)
+        ).T
         if task == "greater_than":
             figures["greater_than prob_diff"] = chance.mean().item()
         else:
@@ -194,7 +254,10 @@ def measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, world: W
 
 
 def table(figures: Mapping[str, float]) -> str:
-    rows = [f"| {name} | {value:.3f} | {f'>= {BARS[name]}' if name in BARS else ''} |" for name, value in figures.items()]
+    rows = [
+        f"| {name} | {value:.3f} | {f'>= {BARS[name]}' if name in BARS else ''} |"
+        for name, value in figures.items()
+    ]
     return "\n".join(["| held-out prompts | figure | bar |", "| --- | --- | --- |", *rows])
 
 

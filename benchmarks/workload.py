@@ -1,4 +1,6 @@
-"""What the speed benchmarks share: random models and prompts of a size, times, and peak memory in a child process."""
+"""What the speed benchmarks share: random models and prompts of a size,
+times, and peak memory in a child process.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,23 @@ class Workload:
 
     def __init__(self, size: Size) -> None:
         torch.manual_seed(0)
-        shape: dict[str, Any] = {"n_layer": size.layers, "n_head": size.heads, "n_embd": 64 * size.heads, "vocab_size": size.vocabulary}
+        shape: dict[str, Any] = {
+            "n_layer": size.layers,
+            "n_head": size.heads,
+            "n_embd": 64 * size.heads,
+            "vocab_size": size.vocabulary,
+        }
         self.hugging_face = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **shape)).eval()
         self.model = cd.load_model((self.hugging_face, None))
         generator = torch.Generator().manual_seed(1)
-        self.clean, self.corrupted = torch.randint(size.vocabulary, (2, size.prompts, size.length), generator=generator)
+        self.clean, self.corrupted = torch.randint(
+            size.vocabulary, (2, size.prompts, size.length), generator=generator
+        )
         answers = torch.randperm(size.vocabulary, generator=generator)[: 2 * size.prompts]
         self.correct, self.incorrect = answers.reshape(2, size.prompts)
-        self.task = cd.Task.from_tokens(clean=self.clean, corrupted=self.corrupted, correct=self.correct, incorrect=self.incorrect)
+        self.task = cd.Task.from_tokens(
+            clean=self.clean, corrupted=self.corrupted, correct=self.correct, incorrect=self.incorrect
+        )
 
     @torch.no_grad()
     def forward(self) -> Any:
@@ -87,8 +98,19 @@ def seconds(functions: Mapping[str, Callable[[], Any]], repetitions: int) -> dic
 
 
 def peak_in_child(script: str, row: str, size: Size) -> float:
-    """GB of peak resident memory above the loaded model, of one row in a child process that calls `print_peak`."""
-    command = [sys.executable, script, "--memory", row, "--prompts", str(size.prompts), "--length", str(size.length)]
+    """GB of peak resident memory above the loaded model, of one row
+    in a child process that calls `print_peak`.
+    """
+    command = [
+        sys.executable,
+        script,
+        "--memory",
+        row,
+        "--prompts",
+        str(size.prompts),
+        "--length",
+        str(size.length),
+    ]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

@@ -4,7 +4,8 @@
 >>> "acdc" in cd.__all__
 True
 
-This page is the table of contents. Each name is imported when it is first used (PEP 562), because `import torch` takes seconds.
+This page is the table of contents. Each name is imported when it is first used (PEP
+562), because `import torch` takes seconds.
 """
 
 from __future__ import annotations
@@ -143,7 +144,10 @@ def _no_attribute(name: str) -> str:
 
     told = f"module {__name__!r} has no attribute {name!r}"
     if name == "discover":
-        return f"{told}; `discover` is a command; in Python a search is one of acdc, eap, eap_ig, exact, hybrid, edge_pruning, ..."
+        return (
+            f"{told}; `discover` is a command; in Python a search is one of acdc, eap, eap_ig, exact, "
+            "hybrid, edge_pruning, ..."
+        )
     near = [] if name.startswith("_") else nearest(name, __all__)
     return f"{told}; did you mean {near[0]!r}?" if near else told
 

@@ -22,7 +22,8 @@ class PlaceError(CircuitDiscoveryError, IndexError):
 
 
 def printable(text: str) -> str:
-    """The text without line breaks; what cannot be printed (a file's own bytes, a name with control characters) as its escape.
+    """The text without line breaks; what cannot be printed (a file's own bytes, a
+    name with control characters) as its escape.
 
     >>> print(printable("a" + chr(10) + "b" + chr(0)))
     a b\\x00
@@ -47,7 +48,9 @@ def shown(value: object, most: int = 60) -> str:
     return getattr(value, "__name__", None) or type(value).__name__
 
 
-def unknown(kind: str, name: object, valid: Iterable[str], *, plural: str | None = None) -> CircuitDiscoveryError:
+def unknown(
+    kind: str, name: object, valid: Iterable[str], *, plural: str | None = None
+) -> CircuitDiscoveryError:
     """The error for a name that is not one of `valid`, with the nearest one.
 
     >>> str(unknown("task", "ioy", ["greater_than", "ioi"]))
@@ -57,11 +60,15 @@ def unknown(kind: str, name: object, valid: Iterable[str], *, plural: str | None
     near = nearest(str(name), names)[:1] if not isinstance(name, str) or len(name) <= 200 else []
     hint = f"did you mean {near[0]!r}? " if near else ""
     listed = names if len(names) <= 30 else [*names[:12], "...", names[-1]]
-    return CircuitDiscoveryError(f"no {kind} {shown(name, 100)}; {hint}Valid {plural or kind + 's'}: {', '.join(listed)}")
+    return CircuitDiscoveryError(
+        f"no {kind} {shown(name, 100)}; {hint}Valid {plural or kind + 's'}: {', '.join(listed)}"
+    )
 
 
 def nearest(name: str, valid: Iterable[str]) -> list[str]:
-    """Up to three of `valid` that look like the name, the nearest first; one that differs in capitals alone is the nearest."""
+    """Up to three of `valid` that look like the name, the nearest first; one that
+    differs in capitals alone is the nearest.
+    """
     names = list(valid)
     same = [other for other in names if other.lower() == name.lower()]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)

@@ -1,7 +1,10 @@
-"""What the values that people keep have in common: a repr of a few lines, a table in a notebook, a file, a pickle.
+"""What the values that people keep have in common: a repr of a few lines,
+a table in a notebook, a file, a pickle.
 
-A class gets all of it by `class Found(Value)` under `@dataclass(frozen=True, repr=False)`. Its file holds its fields, and is read by
-their annotations: what a class adds to `to_dict` beside them are properties, which have to say the same when they are read.
+A class gets all of it by `class Found(Value)` under `@dataclass(frozen=True, repr=False)`.
+Its file holds its fields, and is read by
+their annotations: what a class adds to `to_dict` beside them are properties, which
+    have to say the same when they are read.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ class Value:
         return told(str(self))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in self.__dict__.items()}
+        return {
+            name: dict(value) if isinstance(value, MappingProxyType) else value
+            for name, value in self.__dict__.items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON."""
@@ -65,7 +71,9 @@ class Value:
     @classmethod
     @guarded
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote; a broken file, or one of something else, is an error that names it and the field."""
+        """Read what `save` wrote; a broken file, or one of something
+        else, is an error that names it and the field.
+        """
         return cls.from_dict(read_json(path), str(path))
 
 
@@ -121,7 +129,11 @@ def plain(value: Any) -> Any:
     """Dataclasses and estimates as JSON; a number that is not finite is null, and so is what has no value."""
     if is_dataclass(value):
         known = {part.name: getattr(value, part.name) for part in fields(value) if part.metadata != _LEFT_OUT}
-        known |= {part.name: each for part in fields(value) if part.name not in known and (each := getattr(value, part.name)) is not None}
+        known |= {
+            part.name: each
+            for part in fields(value)
+            if part.name not in known and (each := getattr(value, part.name)) is not None
+        }
         return {name: plain(each) for name, each in known.items()}
     if hasattr(value, "to_dict"):
         return value.to_dict()
@@ -141,14 +153,18 @@ def read(cls: type[T], data: Any, where: str, field: str = "") -> T:
         where, field: the file, and where in it, for errors.
 
     Raises:
-        CircuitDiscoveryError: a field that is missing, surplus or of another type, or a property that says something else.
+        CircuitDiscoveryError: a field that is missing, surplus or of another
+        type, or a property that says something else.
     """
     hints = get_type_hints(cls)
-    parts = {part.name: part.default is MISSING and part.default_factory is MISSING for part in fields(cls)}  # type: ignore[arg-type]
+    known = fields(cls)  # type: ignore[arg-type]
+    parts = {part.name: part.default is MISSING and part.default_factory is MISSING for part in known}
     properties = [name for name in dir(cls) if isinstance(getattr(cls, name), property)]
     needed = [name for name, required in parts.items() if required]
     exactly(data, needed, where, field, optional=[*parts, *properties])
-    found = cls(**{name: _read(hints[name], data[name], where, _at(field, name)) for name in parts if name in data})
+    found = cls(
+        **{name: _read(hints[name], data[name], where, _at(field, name)) for name in parts if name in data}
+    )
     for name in properties:
         if name in data and plain(getattr(found, name)) != data[name]:
             raise CircuitDiscoveryError(f"{where}: field {_at(field, name)!r} contradicts the others")
@@ -165,7 +181,8 @@ def _read(hint: Any, data: Any, where: str, field: str) -> Any:
     if origin in (Union, UnionType):
         kind = next(each for each in inner if each is not type(None))
         return None if data is None else _read(kind, data, where, field)
-    if isinstance(hint, type) and not issubclass(hint, Value) and hasattr(hint, "from_dict"):  # such as Estimate and Graph
+    # such as Estimate and Graph
+    if isinstance(hint, type) and not issubclass(hint, Value) and hasattr(hint, "from_dict"):
         return hint.from_dict(data, where, field)
     if isinstance(hint, type) and is_dataclass(hint):
         return read(hint, data, where, field)
@@ -173,13 +190,23 @@ def _read(hint: Any, data: Any, where: str, field: str) -> Any:
         rows = typed(data, list, where, field)
         kinds = inner[:1] * len(rows) if inner[-1] is Ellipsis else inner
         if len(rows) != len(kinds):
-            raise CircuitDiscoveryError(f"{where}: field {field!r} must be a list of {len(kinds)}, not of {len(rows)}")
-        return tuple(_read(kind, each, where, _at(field, i)) for i, (kind, each) in enumerate(zip(kinds, rows, strict=True)))
+            raise CircuitDiscoveryError(
+                f"{where}: field {field!r} must be a list of {len(kinds)}, not of {len(rows)}"
+            )
+        return tuple(
+            _read(kind, each, where, _at(field, i))
+            for i, (kind, each) in enumerate(zip(kinds, rows, strict=True))
+        )
     if origin is Mapping:
-        return {key: _read(inner[1], each, where, _at(field, key)) for key, each in typed(data, dict, where, field).items()}
+        return {
+            key: _read(inner[1], each, where, _at(field, key))
+            for key, each in typed(data, dict, where, field).items()
+        }
     if origin is Literal:
         if data not in inner:
-            raise CircuitDiscoveryError(f"{where}: field {field!r} must be {' or '.join(map(repr, inner))}, not {data!r}")
+            raise CircuitDiscoveryError(
+                f"{where}: field {field!r} must be {' or '.join(map(repr, inner))}, not {data!r}"
+            )
         return data
     if hint is Any:
         return data
@@ -204,7 +231,9 @@ def _cell(kind: str, value: object) -> str:
 
 
 def told(text: str) -> str:
-    """A report of lines `name          what is said of it` as an HTML table; lines of other forms stand in one cell."""
+    """A report of lines `name          what is said of it` as an HTML
+    table; lines of other forms stand in one cell.
+    """
     return table(list(_rows(text)))
 
 

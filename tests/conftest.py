@@ -1,4 +1,6 @@
-"""Fixtures: tiny random models of every supported architecture, prompts for them, and the folder with shared test data."""
+"""Fixtures: tiny random models of every supported architecture, prompts for
+them, and the folder with shared test data.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> Iterator[None]:
-    """One thread: the models are too small for more, and the same bytes need the same count; no progress bars."""
+    """One thread: the models are too small for more, and the same
+    bytes need the same count; no progress bars.
+    """
     from transformers.utils import logging
 
     before = torch.get_num_threads()
@@ -34,11 +38,15 @@ def _threads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _modules_of_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A module that a test wrote and imported is forgotten with it: the next test may write another of the same name."""
+    """A module that a test wrote and imported is forgotten with it: the next
+    test may write another of the same name.
+    """
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path_factory.getbasetemp())):
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(
+            str(tmp_path_factory.getbasetemp())
+        ):
             del sys.modules[name]
 
 
@@ -84,7 +92,9 @@ def _folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return save_tiny(tmp_path_factory.mktemp(name), name)
     folder = SHARED / "models" / name if name != "toy" else data_folder("models") / name
     if not (folder / "config.json").is_file():
-        pytest.skip(f"the model {name!r} is absent: no {folder.parent.parent.name}/{folder.parent.name}/{name}")
+        pytest.skip(
+            f"the model {name!r} is absent: no {folder.parent.parent.name}/{folder.parent.name}/{name}"
+        )
     return folder
 
 

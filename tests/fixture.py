@@ -1,4 +1,6 @@
-"""The agreement fixture: one random GPT-2, and what two independent implementations (EAP-IG's code and AutoCircuit) compute on it."""
+"""The agreement fixture: one random GPT-2, and what two independent implementations
+(EAP-IG's code and AutoCircuit) compute on it.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,14 @@ class Agreement:
     @cached_property
     def prompts(self) -> Prompts:
         """16 pairs of 16 tokens."""
-        return Prompts(*(torch.tensor(self.results[key]) for key in ("clean", "corrupted", "correct", "incorrect")))
+        return Prompts(
+            *(torch.tensor(self.results[key]) for key in ("clean", "corrupted", "correct", "incorrect"))
+        )
 
 
 def random_masks(graph: Graph, n: int, seed: int = 0) -> list[np.ndarray]:
     """Random edge sets of every density."""
     rng = np.random.default_rng(seed)
-    return [graph.allowed & (rng.random(graph.allowed.shape) < density) for density in np.linspace(0.1, 0.95, n)]
+    return [
+        graph.allowed & (rng.random(graph.allowed.shape) < density) for density in np.linspace(0.1, 0.95, n)
+    ]

@@ -1,6 +1,8 @@
-"""Inputs that somebody broke, seeded: what reads them gives a result or one clear line, runs nothing of theirs and leaves nothing half.
+"""Inputs that somebody broke, seeded: what reads them gives a result or one clear line, runs
+nothing of theirs and leaves nothing half.
 
-A kind of input is a function of (random, folder) that writes one broken input into the folder and gives what reads it.
+A kind of input is a function of (random, folder) that writes one broken input
+into the folder and gives what reads it.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
@@ -30,8 +32,36 @@ SECONDS = 60  # that one input may take, on a busy machine
 RAN = "mutation_ran"  # the file that code of an input would leave
 
 LITERALS = [
-    *("null", "true", "false", "-1", "0", "1", "-0.0", "1e308", "-1e308", "1e400", "NaN", "Infinity", "0.5", "9" * 400, "9" * 5000),
-    *('""', '"x"', '"0.01"', '"\\u0000"', '"\\u001b[31m"', '"\\ud800"', '"' + "a" * 5000 + '"', "[]", "[1]", "{}", '{"a": 1}'),
+    *(
+        "null",
+        "true",
+        "false",
+        "-1",
+        "0",
+        "1",
+        "-0.0",
+        "1e308",
+        "-1e308",
+        "1e400",
+        "NaN",
+        "Infinity",
+        "0.5",
+        "9" * 400,
+        "9" * 5000,
+    ),
+    *(
+        '""',
+        '"x"',
+        '"0.01"',
+        '"\\u0000"',
+        '"\\u001b[31m"',
+        '"\\ud800"',
+        '"' + "a" * 5000 + '"',
+        "[]",
+        "[1]",
+        "{}",
+        '{"a": 1}',
+    ),
     *('"../../etc/passwd"', '"os:system"', "[" * 100 + "]" * 100, "2", "64", "1000000000000"),
 ]
 BYTES = [
@@ -100,7 +130,9 @@ def broken_json(random: Random, text: str) -> str:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
     for key, child in list(children)[:200]:
         yield value, key
         yield from _places(child)
@@ -254,7 +286,9 @@ class Whole:
         else:
             keys = ("clean", "corrupted", "correct", "incorrect")
             values = [(text, text, f" {io}", f" {s}") for text, (io, s) in zip(texts, names, strict=True)]
-            path.write_text("".join(json.dumps(dict(zip(keys, each, strict=True))) + "\n" for each in values), "utf-8")
+            path.write_text(
+                "".join(json.dumps(dict(zip(keys, each, strict=True))) + "\n" for each in values), "utf-8"
+            )
         broken_file(random, path)
         return lambda: cd.load_task(path, self.model)
 
@@ -268,12 +302,63 @@ class Whole:
     def command_line(self, random: Random, folder: Path) -> Read:
         """Words of the command line, some of them wrong."""
         run = Path(shutil.copytree(self.run, folder / "run"))
-        odd = ["", "x", "-1", "0", "1e400", "9" * 400, "\x1b[31m", "a\nb", "a" * 5000, "os:system", "./nowhere", "toy", "ioi", "IOI", "~"]
-        odd += ["--", "-h", "run", "run/circuit.json", "run/run.json", "gpt2/ioi", "none.csv", "../x", "NaN", "\udcff", "kl", "patch"]
+        odd = [
+            "",
+            "x",
+            "-1",
+            "0",
+            "1e400",
+            "9" * 400,
+            "\x1b[31m",
+            "a\nb",
+            "a" * 5000,
+            "os:system",
+            "./nowhere",
+            "toy",
+            "ioi",
+            "IOI",
+            "~",
+        ]
+        odd += [
+            "--",
+            "-h",
+            "run",
+            "run/circuit.json",
+            "run/run.json",
+            "gpt2/ioi",
+            "none.csv",
+            "../x",
+            "NaN",
+            "\udcff",
+            "kl",
+            "patch",
+        ]
         command = random.choice(
-            ("discover", "evaluate", "compare", "draw", "report", "benchmark", "tasks", "explain", "trace", "scrub", "x")
+            (
+                "discover",
+                "evaluate",
+                "compare",
+                "draw",
+                "report",
+                "benchmark",
+                "tasks",
+                "explain",
+                "trace",
+                "scrub",
+                "x",
+            )
         )
-        options = ["--method", "--ablation", "--metric", "--threshold", "--edges", "--examples", "--seed", "--batch-size", "--device"]
+        options = [
+            "--method",
+            "--ablation",
+            "--metric",
+            "--threshold",
+            "--edges",
+            "--examples",
+            "--seed",
+            "--batch-size",
+            "--device",
+        ]
         options += [
             "--dtype",
             "--measure",
@@ -306,7 +391,11 @@ class Whole:
                 said = told.getvalue()
                 if status and status[0] == 2:
                     line = said.splitlines()[-1] if said.strip() else ""
-                    if "CIRCUITDISCOVERY_DEBUG" in line or "Traceback" in said or not line.startswith("circuitdiscovery: "):
+                    if (
+                        "CIRCUITDISCOVERY_DEBUG" in line
+                        or "Traceback" in said
+                        or not line.startswith("circuitdiscovery: ")
+                    ):
                         raise AssertionError(f"{words}: {said[-300:]}")
                     raise cd.CircuitDiscoveryError(line)
                 if status and status[0] not in (0, 2):
@@ -327,7 +416,9 @@ class Whole:
     def run_folder(self, random: Random, folder: Path) -> Read:
         """A finished run's folder of which one file is broken or gone: its page, and its circuit measured."""
         run = Path(shutil.copytree(self.run, folder / "run"))
-        path = random.choice([each for each in sorted(run.iterdir()) if each.suffix in (".json", ".safetensors")])
+        path = random.choice(
+            [each for each in sorted(run.iterdir()) if each.suffix in (".json", ".safetensors")]
+        )
         if random.random() < 0.15:
             path.unlink()
         else:
@@ -342,7 +433,10 @@ class Whole:
         (copy / "evil.py").write_text(f"open({str(folder / RAN)!r}, 'w').close()\n")
         if name == "config.json" and random.random() < 0.1:
             config = json.loads((copy / name).read_text())
-            config |= {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}, "model_type": "evil"}
+            config |= {
+                "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+                "model_type": "evil",
+            }
             (copy / name).write_text(json.dumps(config))
         broken_file(random, copy / name)
         return lambda: cd.load_task("ioi", cd.load_model(copy), examples=2)
@@ -354,7 +448,9 @@ class Whole:
     def tokenizer(self, random: Random, folder: Path) -> Read:
         """A model's tokenizer."""
         toy = data_folder("models") / "toy"
-        return self._model(random, folder, random.choice([each.name for each in sorted(toy.glob("token*.json"))]))
+        return self._model(
+            random, folder, random.choice([each.name for each in sorted(toy.glob("token*.json"))])
+        )
 
     def weights(self, random: Random, folder: Path) -> Read:
         """A model's weights."""
@@ -385,7 +481,9 @@ def outcome(kind: Kind, seed: str, folder: Path) -> str:
         left = [path.name for path in folder.rglob("*") if path.is_file() and path not in given]
         if (folder / RAN).exists() or "evil" in sys.modules:
             return "ran code of the input"
-        if half := [name for name in left if name.endswith(".tmp") or (told == "refused" and name.startswith("again"))]:
+        if half := [
+            name for name in left if name.endswith(".tmp") or (told == "refused" and name.startswith("again"))
+        ]:
             return f"left {half[0]}"
         return told
     finally:

@@ -1,6 +1,8 @@
-"""Writes into the documentation, the README and the notebooks what their code prints now; read the difference before it is committed.
+"""Writes into the documentation, the README and the notebooks what their code prints now;
+read the difference before it is committed.
 
-python tests/remake.py [PAGE ...]        # docs' pages, such as tutorials/ioi.md; by default all, and the README
+python tests/remake.py [PAGE ...]        # docs' pages, such as
+tutorials/ioi.md; by default all, and the README
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def of_page(page: str) -> str:
         elif block.language == "python":
             printed = run_python(block, names, page)
         elif block.language == "console":
-            printed = "".join(run_command(line[2:]) for line in block.text.splitlines() if line.startswith("$ "))
+            printed = "".join(
+                run_command(line[2:]) for line in block.text.splitlines() if line.startswith("$ ")
+            )
     return with_texts((DOCS / page).read_text("utf-8"), texts)
 
 
@@ -86,7 +90,9 @@ def main() -> None:
         print(page, flush=True)
         with tempfile.TemporaryDirectory() as folder, chdir(folder):
             sys.path.insert(0, folder)
-            made = of_readme() if page == "README.md" else of_notebook(of[page]) if page in of else of_page(page)
+            made = (
+                of_readme() if page == "README.md" else of_notebook(of[page]) if page in of else of_page(page)
+            )
             sys.path.remove(folder)
         (README if page == "README.md" else DOCS / page).write_text(made, "utf-8")
 

@@ -31,11 +31,15 @@ def test_one_s_own_ablation_needs_no_more_than_rows(tiny: Tiny, monkeypatch: pyt
     monkeypatch.setattr(criteria, "RANDOM_SETS", 2)
     model, task = tiny.model, tiny.prompts.task
     circuit = cd.eap(model, task).top(len(model.graph) // 3)
-    ours, shipped = (cd.run_circuit(model, task, circuit, ablation=ablation) for ablation in (nothing(model), "zero"))
+    ours, shipped = (
+        cd.run_circuit(model, task, circuit, ablation=ablation) for ablation in (nothing(model), "zero")
+    )
     torch.testing.assert_close(ours, shipped, atol=1e-6, rtol=0)
     assert cd.eap(model, task, ablation=nothing(model)).info["options"]["ablation"] == "Nothing"
     assert cd.evaluate(model, task, circuit, ablation=nothing(model)).ablation == "Nothing"
-    assert cd.acdc(model, task, threshold=0.01, ablation=nothing(model)) == cd.acdc(model, task, threshold=0.01, ablation="zero")
+    assert cd.acdc(model, task, threshold=0.01, ablation=nothing(model)) == cd.acdc(
+        model, task, threshold=0.01, ablation="zero"
+    )
 
 
 def test_an_ablation_of_the_wrong_shape_says_both(gpt2: Tiny) -> None:
@@ -61,7 +65,12 @@ def test_given_replacements_do_what_the_name_does_at_any_batch_size(gpt2: Tiny, 
     alt = cd.replacements(model, task, ablation=name)
     expected = cd.run_circuit(model, task, circuit, ablation=name)
     for batch_size in (None, 2):
-        torch.testing.assert_close(cd.run_circuit(model, task, circuit, ablation=alt, batch_size=batch_size), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            cd.run_circuit(model, task, circuit, ablation=alt, batch_size=batch_size),
+            expected,
+            atol=1e-5,
+            rtol=0,
+        )
 
 
 def test_a_reference_gives_the_mean_its_prompts(gpt2: Tiny) -> None:
@@ -77,4 +86,6 @@ def _resampled(task: Any, row: int) -> Any:
     """A task whose every corrupted prompt is one clean prompt."""
     (batch,) = task.batches()
     rows = batch.clean[row].expand_as(batch.clean)
-    return cd.Task.from_tokens(clean=batch.clean, corrupted=rows, correct=batch.correct, incorrect=batch.incorrect)
+    return cd.Task.from_tokens(
+        clean=batch.clean, corrupted=rows, correct=batch.correct, incorrect=batch.incorrect
+    )

@@ -16,11 +16,26 @@ import circuitdiscovery as cd
 from circuitdiscovery.arguments.door import check_of, guarded
 from circuitdiscovery.errors import ArgumentError, printable, shown
 
-FUNCTIONS = [name for name in cd.__all__ if inspect.isfunction(getattr(cd, name)) and inspect.signature(getattr(cd, name)).parameters]
-METHODS = [(cd.Circuit, name) for name in ("from_edges", "from_nodes", "full", "empty", "without", "with_roles", "draw", "save")]
-METHODS += [(cd.Scores, name) for name in ("above", "plot", "save", "load")] + [(cd.Graph, "mask"), (cd.Graph, "from_model")]
+FUNCTIONS = [
+    name
+    for name in cd.__all__
+    if inspect.isfunction(getattr(cd, name)) and inspect.signature(getattr(cd, name)).parameters
+]
+METHODS = [
+    (cd.Circuit, name)
+    for name in ("from_edges", "from_nodes", "full", "empty", "without", "with_roles", "draw", "save")
+]
+METHODS += [(cd.Scores, name) for name in ("above", "plot", "save", "load")] + [
+    (cd.Graph, "mask"),
+    (cd.Graph, "from_model"),
+]
 # Whose kinds are many: the function itself says what is valid.
-ITS_OWN = {("load_model", "source"), ("load_model", "device"), ("load_model", "dtype"), ("load_task", "name_or_path")}
+ITS_OWN = {
+    ("load_model", "source"),
+    ("load_model", "device"),
+    ("load_model", "dtype"),
+    ("load_task", "name_or_path"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +56,9 @@ def test_every_public_function_has_a_door(name: str) -> None:
     function = getattr(cd, name)
     assert function.__code__ is DOOR, f"{name} lacks @guarded"
     parameters = inspect.signature(function).parameters.values()
-    unchecked = [each.name for each in parameters if check_of(each) is None and (name, each.name) not in ITS_OWN]
+    unchecked = [
+        each.name for each in parameters if check_of(each) is None and (name, each.name) not in ITS_OWN
+    ]
     assert not unchecked, "what they are annotated with is not among KINDS of arguments/door.py"
 
 
@@ -52,7 +69,9 @@ def test_so_have_the_methods_that_take_things(owner: type, name: str) -> None:
 
 
 @guarded
-def example(model: Any, *, n: int = 1, share: float = 0.5, on: bool = False, names: Iterable[str] = ()) -> tuple[Any, ...]:
+def example(
+    model: Any, *, n: int = 1, share: float = 0.5, on: bool = False, names: Iterable[str] = ()
+) -> tuple[Any, ...]:
     """What it is given."""
     return model, n, share, on, names
 
@@ -62,7 +81,11 @@ DOOR = example.__code__  # pyright: ignore[reportFunctionMemberAccess]
 
 def test_the_signature_and_the_docstring_stay() -> None:
     assert str(inspect.signature(example)).startswith("(model: 'Any', *, n: 'int' = 1")
-    assert (example.__doc__, example.__name__, example.__module__) == ("What it is given.", "example", __name__)
+    assert (example.__doc__, example.__name__, example.__module__) == (
+        "What it is given.",
+        "example",
+        __name__,
+    )
 
 
 # ------------------------------------------------------------------- kinds
@@ -87,11 +110,20 @@ def test_a_tensor_of_one_number_is_a_number() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    *(({"n": value}, "n must be a whole number") for value in ("3", 3.0, True, None, [3], np.array([3]), b"3", np.bool_(True), 3j)),
-    *(({"share": value}, "share must be a finite number") for value in ("0.5", True, None, [0.5], float("nan"), float("-inf"), 1j)),
+    *(
+        ({"n": value}, "n must be a whole number")
+        for value in ("3", 3.0, True, None, [3], np.array([3]), b"3", np.bool_(True), 3j)
+    ),
+    *(
+        ({"share": value}, "share must be a finite number")
+        for value in ("0.5", True, None, [0.5], float("nan"), float("-inf"), 1j)
+    ),
     *(({"share": 10**400}, "share must be a finite number, not one of so many digits") for _ in "1"),
     *(({"on": value}, "on must be True or False") for value in (1, "yes", None, [])),
-    *(({"names": value}, "names must be a list of names") for value in (3, None, {"a": 1}, [3], [["a"]], b"a")),
+    *(
+        ({"names": value}, "names must be a list of names")
+        for value in (3, None, {"a": 1}, [3], [["a"]], b"a")
+    ),
     ({"m": 3}, "no argument 'm'"),
     ({"model": 3}, "given model twice"),
 ]
@@ -115,16 +147,53 @@ def test_an_error_is_one_line_that_can_be_printed() -> None:
 
 
 ODD: list[Any] = [
-    *(None, 0, -1, 2.5, float("nan"), 10**5000, True, "", "x", "\0", "a" * 5000, "a\nb", b"x", [], [1], [None], (), ("a", "b")),
-    *({}, {"a": 1}, set(), object(), object, print, np.zeros(3), np.zeros((2, 2), dtype=bool), np.array("x"), Path("no"), Path("\0")),
+    *(
+        None,
+        0,
+        -1,
+        2.5,
+        float("nan"),
+        10**5000,
+        True,
+        "",
+        "x",
+        "\0",
+        "a" * 5000,
+        "a\nb",
+        b"x",
+        [],
+        [1],
+        [None],
+        (),
+        ("a", "b"),
+    ),
+    *(
+        {},
+        {"a": 1},
+        set(),
+        object(),
+        object,
+        print,
+        np.zeros(3),
+        np.zeros((2, 2), dtype=bool),
+        np.array("x"),
+        Path("no"),
+        Path("\0"),
+    ),
     *(ValueError("x"), range(3), iter([1]), 3j, ..., type, cd),
 ]
 SMALL: dict[str, dict[str, Any]] = {"edge_pruning": {"edges": 5}, "hybrid": {"edges": 5}}
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ("load_model", "load_task", "report")])
-def test_odd_values_end_in_one_line(name: str, toy: Any, ioi: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whatever one argument is: the function begins with what it can take, or refuses it; the functions themselves do not run here."""
+@pytest.mark.parametrize(
+    "name", [name for name in FUNCTIONS if name not in ("load_model", "load_task", "report")]
+)
+def test_odd_values_end_in_one_line(
+    name: str, toy: Any, ioi: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever one argument is: the function begins with what it can take, or refuses it;
+    the functions themselves do not run here.
+    """
     monkeypatch.chdir(tmp_path)
     began: list[inspect.BoundArguments] = []
     function = getattr(cd, name)
@@ -135,11 +204,24 @@ def test_odd_values_end_in_one_line(name: str, toy: Any, ioi: Any, monkeypatch: 
 
     fake = _with_signature(lambda *args, **kwargs: began.append(wanted.bind(*args, **kwargs)), function)
     scores = cd.Scores(toy.graph, np.ones(toy.graph.allowed.shape))
-    full = {"model": toy, "task": ioi, "circuit": scores.top(5), "a": scores.top(5), "b": scores.top(5), "scores": scores}
-    full |= {"hypothesis": "toy/ioi-position", "search": lambda model, task: scores.top(5), "name_or_path": "gpt2/ioi"} | SMALL.get(
-        name, {}
-    )
-    usual = {key: value for key, value in full.items() if key in wanted.parameters and (key != "scores" or name == "curve")}
+    full = {
+        "model": toy,
+        "task": ioi,
+        "circuit": scores.top(5),
+        "a": scores.top(5),
+        "b": scores.top(5),
+        "scores": scores,
+    }
+    full |= {
+        "hypothesis": "toy/ioi-position",
+        "search": lambda model, task: scores.top(5),
+        "name_or_path": "gpt2/ioi",
+    } | SMALL.get(name, {})
+    usual = {
+        key: value
+        for key, value in full.items()
+        if key in wanted.parameters and (key != "scores" or name == "curve")
+    }
     for key in wanted.parameters:
         for value in ODD:
             began.clear()
@@ -158,10 +240,16 @@ def _with_signature(function: Any, like: Any) -> Any:
     return guarded(function)
 
 
-def test_odd_values_of_the_functions_that_load(toy: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_odd_values_of_the_functions_that_load(
+    toy: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     for value in ODD:
-        for call in (lambda v=value: cd.load_circuit(v), lambda v=value: cd.load_hypothesis(v), lambda v=value: cd.report(v)):
+        for call in (
+            lambda v=value: cd.load_circuit(v),
+            lambda v=value: cd.load_hypothesis(v),
+            lambda v=value: cd.report(v),
+        ):
             with pytest.raises(cd.CircuitDiscoveryError) as caught:
                 call()
             assert str(caught.value).isprintable()
@@ -172,11 +260,32 @@ def test_odd_values_of_methods(toy: Any, monkeypatch: pytest.MonkeyPatch, tmp_pa
     scores = cd.Scores(toy.graph, np.ones(toy.graph.allowed.shape))
     circuit = scores.top(5)
     calls: list[Any] = [
-        *(scores.top, scores.best, scores.greedy, scores.above, scores.__getitem__, cd.Scores.load, scores.save, scores.plot),
-        *(circuit.__contains__, circuit.__getitem__, circuit.score, circuit.without, circuit.with_roles, circuit.save, circuit.draw),
+        *(
+            scores.top,
+            scores.best,
+            scores.greedy,
+            scores.above,
+            scores.__getitem__,
+            cd.Scores.load,
+            scores.save,
+            scores.plot,
+        ),
+        *(
+            circuit.__contains__,
+            circuit.__getitem__,
+            circuit.score,
+            circuit.without,
+            circuit.with_roles,
+            circuit.save,
+            circuit.draw,
+        ),
         *(cd.Circuit.from_nodes, cd.Circuit.full, cd.Circuit.empty, cd.Graph.from_model, cd.Circuit.load),
         *(lambda value: cd.Circuit.from_nodes(toy, value), lambda value: cd.Circuit.from_edges(toy, value)),
-        *(lambda value: cd.Circuit(toy.graph, value), lambda value: cd.Scores(toy.graph, value), lambda value: cd.Graph(value, 2, 2)),
+        *(
+            lambda value: cd.Circuit(toy.graph, value),
+            lambda value: cd.Scores(toy.graph, value),
+            lambda value: cd.Graph(value, 2, 2),
+        ),
         *(lambda value: cd.Graph(2, 2, 2, has_mlp=value), toy.graph.index, toy.graph.mask),
     ]
     for call in calls:
@@ -192,7 +301,9 @@ def test_odd_values_of_methods(toy: Any, monkeypatch: pytest.MonkeyPatch, tmp_pa
 # ------------------------------------------------------------------- bars, cost
 
 
-def test_progress_true_shows_how_far_it_is(toy: Any, ioi: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_true_shows_how_far_it_is(
+    toy: Any, ioi: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from circuitdiscovery.reporting import progress
 
     told: list[tuple[str, int, int]] = []

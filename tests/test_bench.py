@@ -1,4 +1,6 @@
-"""Measuring many circuits together, against each circuit run on its own; its memory, its progress and what it saves."""
+"""Measuring many circuits together, against each circuit run on its own;
+its memory, its progress and what it saves.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,15 @@ from circuitdiscovery.measure.bench import Bench, Family
 from circuitdiscovery.measure.evaluation import default_effort, price
 
 CASES = [
-    *(("gpt2", ablation, "noising") for ablation in ("resample", "mean", "mean_all", "zero", "noise", "random")),
-    *((name, ablation, "noising") for name in ("llama", "neox_parallel") for ablation in ("resample", "mean")),
+    *(
+        ("gpt2", ablation, "noising")
+        for ablation in ("resample", "mean", "mean_all", "zero", "noise", "random")
+    ),
+    *(
+        (name, ablation, "noising")
+        for name in ("llama", "neox_parallel")
+        for ablation in ("resample", "mean")
+    ),
     *((name, "resample", "denoising") for name in ("gpt2", "llama", "neox_parallel")),
 ]
 
@@ -37,7 +46,9 @@ def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_file, "_KEPT", 0.0)
 
 
-def build(model: Any, task: Any, *, ablation: str = "resample", direction: str = "noising", **options: Any) -> Bench:
+def build(
+    model: Any, task: Any, *, ablation: str = "resample", direction: str = "noising", **options: Any
+) -> Bench:
     return Bench.build(model, task, model.graph, ablation, "logit_diff", direction, None, 0, **options)
 
 
@@ -45,12 +56,16 @@ def alone(model: Any, task: Any, mask: np.ndarray, **options: Any) -> np.ndarray
     """[examples]: the logit difference of one circuit, by one run of it."""
     logits = cd.run_circuit(model, task, cd.Circuit(model.graph, mask), **options)
     rows = torch.arange(len(task))
-    correct, incorrect = (torch.tensor([getattr(each, side)[0] for each in task.examples]) for side in ("correct", "incorrect"))
+    correct, incorrect = (
+        torch.tensor([getattr(each, side)[0] for each in task.examples]) for side in ("correct", "incorrect")
+    )
     return (logits[rows, correct] - logits[rows, incorrect]).double().numpy()
 
 
 def families(graph: Any, seed: int) -> list[Family]:
-    """Nodes left out of random circuits and of the model, nodes put back, some edges less or more, and masks that share nothing."""
+    """Nodes left out of random circuits and of the model, nodes put back, some edges
+    less or more, and masks that share nothing.
+    """
     rng, found = np.random.default_rng(seed), []
     for mask in (graph.allowed, *random_masks(graph, 4, seed=seed)[1:3]):
         circuit, others = cd.Circuit(graph, mask), rng.choice(graph.sources[1:-5], 4, replace=False).tolist()
@@ -96,17 +111,23 @@ def test_circuits_measured_together_are_as_if_each_ran_alone(
 def test_only_what_follows_a_node_runs_again(gpt2: Tiny) -> None:
     graph = gpt2.model.graph
     bench, whole = build(gpt2.model, gpt2.prompts.task), cd.Circuit.full(graph)
-    (plan,) = bench.plans([Family([whole.without([node]).mask for node in ("a2.h0", "a2.h1", "m0")], graph.allowed)])
+    (plan,) = bench.plans(
+        [Family([whole.without([node]).mask for node in ("a2.h0", "a2.h1", "m0")], graph.allowed)]
+    )
     last, first = sorted(plan.steps, key=lambda step: step.part.nodes.sum())
     assert [graph.sources[row] for row in np.flatnonzero(last.part.nodes)] == ["m2"]
-    assert [graph.sources[row] for row in np.flatnonzero(first.part.nodes)] == list(graph.sources[graph.source_index["m0"] + 1 :])
+    assert [graph.sources[row] for row in np.flatnonzero(first.part.nodes)] == list(
+        graph.sources[graph.source_index["m0"] + 1 :]
+    )
     assert (len(last.keys), len(first.keys)) == (2, 1)
 
 
 def test_each_circuit_is_planned_once(gpt2: Tiny) -> None:
     graph = gpt2.model.graph
     bench, masks = build(gpt2.model, gpt2.prompts.task), random_masks(graph, 3)
-    planned = bench.plans([Family(masks), Family([*masks, masks[0]], masks[1]), Family([graph.allowed, masks[2]])])
+    planned = bench.plans(
+        [Family(masks), Family([*masks, masks[0]], masks[1]), Family([graph.allowed, masks[2]])]
+    )
     keys = [key for plan in planned for step in plan.all_steps for key in step.keys]
     assert len(keys) == len(set(keys)) == 4
     bench.measure(masks)
@@ -139,7 +160,12 @@ def test_one_batch_s_replacements_are_held_at_once(gpt2: Tiny, monkeypatch: pyte
 
 
 def test_where_all_fits_worlds_are_made_once(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, made = Bench.build(gpt2.model, gpt2.prompts.task, gpt2.model.graph, "resample", "logit_diff", "noising", 2, 0), []
+    bench, made = (
+        Bench.build(
+            gpt2.model, gpt2.prompts.task, gpt2.model.graph, "resample", "logit_diff", "noising", 2, 0
+        ),
+        [],
+    )
     monkeypatch.setattr(World, "__post_init__", lambda self: made.append(self), raising=False)
     for mask in random_masks(gpt2.model.graph, 3):
         bench.values(mask)
@@ -166,15 +192,23 @@ def test_quick_measures_what_it_says(setting: tuple[Any, Any, Any], monkeypatch:
     assert (tuple(found.minimality.scores), list(found.minimality.unmeasured)) == (nodes, rest)
     kept = alone(model, task, circuit.mask)
     for node, score in found.minimality.scores.items():
-        assert score == pytest.approx(abs((alone(model, task, circuit.without([node]).mask) - kept).mean()), abs=1e-5)
+        assert score == pytest.approx(
+            abs((alone(model, task, circuit.without([node]).mask) - kept).mean()), abs=1e-5
+        )
     assert found.effort == "quick" and "(quick)" in str(found) and f"{len(rest)} not measured" in str(found)
 
 
 def test_quick_agrees_with_full_where_both_measure(setting: tuple[Any, Any, Any]) -> None:
     model, task, circuit = setting
     scores = cd.eap(model, task)
-    full, quick = (cd.evaluate(model, task, circuit, effort=effort, scores=scores).to_dict() for effort in ("full", "quick"))
-    assert full["effort"] == "full" and full["minimality"]["unmeasured"] == quick["minimality"]["unmeasured"] == []
+    full, quick = (
+        cd.evaluate(model, task, circuit, effort=effort, scores=scores).to_dict()
+        for effort in ("full", "quick")
+    )
+    assert (
+        full["effort"] == "full"
+        and full["minimality"]["unmeasured"] == quick["minimality"]["unmeasured"] == []
+    )
     for name in ("full", "circuit", "empty", "kl", "empty_kl", "faithfulness", "agreement"):
         assert list(quick[name].values()) == pytest.approx(list(full[name].values()), abs=1e-5)
     for few, many in zip(quick["completeness"]["sets"], full["completeness"]["sets"], strict=False):
@@ -186,14 +220,18 @@ def test_quick_agrees_with_full_where_both_measure(setting: tuple[Any, Any, Any]
 def test_the_empty_circuit_s_kl_stands_beside(setting: tuple[Any, Any, Any]) -> None:
     model, task, circuit = setting
     found = cd.evaluate(model, task, circuit, effort="quick")
-    ours, theirs = (cd.run_circuit(model, task, end(model.graph)) for end in (cd.Circuit.empty, cd.Circuit.full))
+    ours, theirs = (
+        cd.run_circuit(model, task, end(model.graph)) for end in (cd.Circuit.empty, cd.Circuit.full)
+    )
     expected = kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean")
     assert found.empty_kl == pytest.approx(float(expected), rel=1e-4)
     assert f"(empty {found.empty_kl})" in str(found)
 
 
 def test_an_unknown_effort_names_both(setting: tuple[Any, Any, Any]) -> None:
-    with pytest.raises(cd.CircuitDiscoveryError, match=r"no effort 'quik'; did you mean 'quick'.*full, quick"):
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match=r"no effort 'quik'; did you mean 'quick'.*full, quick"
+    ):
         cd.evaluate(*setting, effort="quik")
 
 
@@ -221,7 +259,9 @@ def stop_after(calls: int) -> Callable[[int, int], None]:
 
 
 @pytest.mark.parametrize("batch_size", [3, None])
-def test_what_was_stopped_goes_on_to_the_same_bytes(setting: tuple[Any, Any, Any], tmp_path: Path, batch_size: int | None) -> None:
+def test_what_was_stopped_goes_on_to_the_same_bytes(
+    setting: tuple[Any, Any, Any], tmp_path: Path, batch_size: int | None
+) -> None:
     model, task, circuit = setting
     asked: dict[str, Any] = {"effort": "quick", "scores": cd.eap(model, task), "batch_size": batch_size}
     expected, state, firsts = cd.evaluate(model, task, circuit, **asked), tmp_path / "measured", []
@@ -230,7 +270,12 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(setting: tuple[Any, Any, Any
         stop = stop_after(10 if batch_size else 4)
         try:
             found = cd.evaluate(
-                model, task, circuit, **asked, state=state, progress=lambda *now, f=first, s=stop: (f.append(now[0]), s(*now))[0]
+                model,
+                task,
+                circuit,
+                **asked,
+                state=state,
+                progress=lambda *now, f=first, s=stop: (f.append(now[0]), s(*now))[0],
             )
             break
         except Stopped:
@@ -243,7 +288,8 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(setting: tuple[Any, Any, Any
 
 def test_a_full_measurement_goes_on_too(setting: tuple[Any, Any, Any], tmp_path: Path) -> None:
     model, task, _ = setting
-    circuit, more = cd.eap(model, task).top(8), replace(task, examples=task.examples * 3)  # greedy ranks on fewer
+    # greedy ranks on fewer
+    circuit, more = cd.eap(model, task).top(8), replace(task, examples=task.examples * 3)
     expected, state = cd.evaluate(model, more, circuit), tmp_path / "measured"
     for calls in (5, 15):
         with pytest.raises(Stopped):
@@ -251,15 +297,26 @@ def test_a_full_measurement_goes_on_too(setting: tuple[Any, Any, Any], tmp_path:
     assert cd.evaluate(model, more, circuit, state=state).to_dict() == expected.to_dict()
     runs, run = [], World._run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(World, "_run", lambda self, *given, **named: (runs.append(self), run(self, *given, **named))[1])
+        patch.setattr(
+            World, "_run", lambda self, *given, **named: (runs.append(self), run(self, *given, **named))[1]
+        )
         assert cd.evaluate(model, more, circuit, state=state).to_dict() == expected.to_dict()
     assert not runs  # everything was saved
 
 
 @pytest.mark.parametrize(
-    "other", [{"effort": "full"}, {"ablation": "zero"}, {"metric": "prob_diff"}, {"direction": "denoising"}, {"seed": 1}]
+    "other",
+    [
+        {"effort": "full"},
+        {"ablation": "zero"},
+        {"metric": "prob_diff"},
+        {"direction": "denoising"},
+        {"seed": 1},
+    ],
 )
-def test_a_file_of_another_measurement_is_refused(setting: tuple[Any, Any, Any], tmp_path: Path, other: dict[str, Any]) -> None:
+def test_a_file_of_another_measurement_is_refused(
+    setting: tuple[Any, Any, Any], tmp_path: Path, other: dict[str, Any]
+) -> None:
     asked: dict[str, Any] = {"effort": "quick"}
     state = tmp_path / "measured"
     with pytest.raises(Stopped):
@@ -285,15 +342,29 @@ def test_progress_is_in_proportion_to_the_work(setting: tuple[Any, Any, Any]) ->
     assert all(0.5 <= total / seen[-1][1] <= 2 for _, total in seen)
 
 
-def test_a_resumed_measurement_s_progress_starts_where_it_was(setting: tuple[Any, Any, Any], tmp_path: Path) -> None:
+def test_a_resumed_measurement_s_progress_starts_where_it_was(
+    setting: tuple[Any, Any, Any], tmp_path: Path
+) -> None:
     model, task, circuit = setting
     seen: list[list[tuple[int, int]]] = [[], []]
     with pytest.raises(Stopped):
         stop = stop_after(30)
         cd.evaluate(
-            model, task, circuit, state=tmp_path / "measured", progress=lambda *now: (seen[0].append(now), stop(*now))[0], batch_size=2
+            model,
+            task,
+            circuit,
+            state=tmp_path / "measured",
+            progress=lambda *now: (seen[0].append(now), stop(*now))[0],
+            batch_size=2,
         )
-    cd.evaluate(model, task, circuit, state=tmp_path / "measured", progress=lambda *now: seen[1].append(now), batch_size=2)
+    cd.evaluate(
+        model,
+        task,
+        circuit,
+        state=tmp_path / "measured",
+        progress=lambda *now: seen[1].append(now),
+        batch_size=2,
+    )
     assert 0 < seen[1][0][0] <= seen[0][-1][0]
 
 

@@ -41,7 +41,11 @@ def with_scores(problem: Problem, values: np.ndarray) -> cd.Scores:
 
 
 def test_the_truth_scores_perfectly(ioi: Problem) -> None:
-    for found in (with_scores(ioi, ioi.truth.mask.astype(float)), ioi.truth, [ioi.truth, cd.Circuit.empty(ioi.model.graph)]):
+    for found in (
+        with_scores(ioi, ioi.truth.mask.astype(float)),
+        ioi.truth,
+        [ioi.truth, cd.Circuit.empty(ioi.model.graph)],
+    ):
         result = measured(ioi, found)
         assert set(result.areas.values()) == {1.0}
         (at,) = result.at
@@ -82,7 +86,10 @@ def test_the_curve_is_the_public_one(ioi: Problem) -> None:
 
 def test_what_was_written_before_mib_s_rule_is_read_by_its_own_names(ioi: Problem) -> None:
     now = measured(ioi, cd.eap(ioi.model, ioi.task)).to_dict()
-    former = {name: value for name, value in now.items() if name not in ("area", "distance")} | {"cpr": 0.8, "cmd": 0.2}
+    former = {name: value for name, value in now.items() if name not in ("area", "distance")} | {
+        "cpr": 0.8,
+        "cmd": 0.2,
+    }
     read = Measured.from_dict(former)
     assert (read.area, read.distance, read.cpr, read.cmd) == (0.8, 0.2, None, None)
 
@@ -105,7 +112,9 @@ def test_a_method_that_needs_sizes_is_told_them(ioi: Problem) -> None:
 
 
 def test_a_method_that_gives_something_else(ioi: Problem) -> None:
-    with pytest.raises(cd.CircuitDiscoveryError, match="must give Scores, a Circuit or a sequence of circuits, not str"):
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match="must give Scores, a Circuit or a sequence of circuits, not str"
+    ):
         measured(ioi, "edges")
     with pytest.raises(cd.CircuitDiscoveryError, match="another graph"):
         measured(ioi, cd.Circuit.full(cd.Graph(2, 4, 4)))
@@ -113,7 +122,9 @@ def test_a_method_that_gives_something_else(ioi: Problem) -> None:
 
 def test_failures_are_told_with_their_reason() -> None:
     problem = RECIPES["or"].problem("or", examples=16)
-    result = measure("or", problem.model, problem.task, problem.truth, "exact", lambda model, task: cd.exact(model, task))
+    result = measure(
+        "or", problem.model, problem.task, problem.truth, "exact", lambda model, task: cd.exact(model, task)
+    )
     assert result.areas["edges_pessimistic"] < 0.5  # only the edge after the gate shows
     text = markdown([result], {"or": problem.why}, "heading")
     assert "- exact on or, " in text and "input->a0.h1<v>" in text and "an OR" in text
@@ -171,20 +182,27 @@ def test_a_method_of_ones_own_is_one_more_row_and_a_stopped_run_goes_on(own: str
 
 
 def test_a_method_that_is_none(own: str) -> None:
-    for name, message in (("eapig", "did you mean"), ("nowhere:f", "No module named 'nowhere'"), ("mymethod:g", "no attribute 'g'")):
+    for name, message in (
+        ("eapig", "did you mean"),
+        ("nowhere:f", "No module named 'nowhere'"),
+        ("mymethod:g", "no attribute 'g'"),
+    ):
         with pytest.raises(cd.CircuitDiscoveryError, match=message):
             resolve(name)
     with pytest.raises(cd.CircuitDiscoveryError, match="is a list, not a function"):
         resolve("mymethod:calls")
 
 
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # tiny models gain nothing from more threads
+# tiny models gain nothing from more threads
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """(exit status, standard output, standard error) of `circuitdiscovery benchmark` in this process, in the test's folder."""
+    """(exit status, standard output, standard error) of `circuitdiscovery
+    benchmark` in this process, in the test's folder.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
 
@@ -208,7 +226,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["ioi", "--model", "toy"], "this is a circuit of"),
     ],
 )
-def test_wrong_arguments_are_one_line(arguments: list[str], message: str, command: Command, tmp_path: Path) -> None:
+def test_wrong_arguments_are_one_line(
+    arguments: list[str], message: str, command: Command, tmp_path: Path
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
     assert message in one_line(*command(*arguments))
@@ -220,21 +240,35 @@ def test_weights_that_are_not_there_are_one_line(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "circuitdiscovery", "benchmark", "ioi"]
     environment = ENVIRONMENT | {"HF_HOME": str(tmp_path / "empty")}
     result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert "GPT-2 small's, and its weights are needed" in one_line(result.returncode, result.stdout, result.stderr)
+    assert "GPT-2 small's, and its weights are needed" in one_line(
+        result.returncode, result.stdout, result.stderr
+    )
     assert not list((tmp_path / "runs").glob("*"))
 
 
 def one_line(status: int, out: str, err: str) -> str:
     """What a refused call says."""
     assert (status, out) == (2, "")
-    (told,) = (line for line in err.splitlines() if not line.endswith(": under way"))  # said after two seconds
+    # said after two seconds
+    (told,) = (line for line in err.splitlines() if not line.endswith(": under way"))
     return told
 
 
 @pytest.mark.slow
 def test_a_killed_benchmark_resumes(command: Command, tmp_path: Path) -> None:
     """SIGKILL in the middle, then --resume: what was measured stays as it is, byte for byte."""
-    arguments = ["toy", "--quick", "--method", "random", "--method", "eap", "--method", "eap_ig", "--out", "out"]
+    arguments = [
+        "toy",
+        "--quick",
+        "--method",
+        "random",
+        "--method",
+        "eap",
+        "--method",
+        "eap_ig",
+        "--out",
+        "out",
+    ]
     program = [sys.executable, "-m", "circuitdiscovery", "benchmark", *arguments]
     running = subprocess.Popen(program, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     cells = tmp_path / "out" / "cells"
@@ -252,7 +286,9 @@ def test_a_killed_benchmark_resumes(command: Command, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_published_circuits_of_a_model_of_that_shape(command: Command, tmp_path: Path, shared: Path) -> None:
-    """Random weights of GPT-2 small's shape with its tokenizer: every row is there, and no method recovers anything."""
+    """Random weights of GPT-2 small's shape with its tokenizer: every row
+    is there, and no method recovers anything.
+    """
     import shutil
 
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -262,7 +298,9 @@ def test_published_circuits_of_a_model_of_that_shape(command: Command, tmp_path:
     GPT2LMHeadModel(GPT2Config(n_embd=96)).save_pretrained(folder)
     for file in (shared / "models" / "gpt2-tokenizer").iterdir():
         shutil.copy(file, folder)
-    status, out, err = command("ioi", "--model", str(folder), "--quick", "--method", "eap", "--method", "random", "--json")
+    status, out, err = command(
+        "ioi", "--model", str(folder), "--quick", "--method", "eap", "--method", "random", "--json"
+    )
     assert status == 0, err
     rows = json.loads(out)["results"]
     assert [row["method"] for row in rows] == ["eap", "random"]

@@ -92,7 +92,9 @@ def test_a_threshold_is_a_number(threshold: float) -> None:
 
 
 def test_greedy_by_hand() -> None:
-    """From the logits: m0->logits (2), then what m0 opens: input->m0 (9); input->a0.h0<q> (8) only once a0.h0 is reached."""
+    """From the logits: m0->logits (2), then what m0 opens: input->m0 (9);
+    input->a0.h0<q> (8) only once a0.h0 is reached.
+    """
     values = by_edge(SMALL, m0_logits=2, input_m0=-9, input_logits=1).values.copy()
     values[SMALL.index("input->a0.h0<q>")] = 8
     values[SMALL.index("a0.h0->logits")] = 0.5
@@ -111,14 +113,18 @@ def test_every_greedy_edge_leads_to_the_logits(graph: Graph) -> None:
         circuit = scores.greedy(n)
         assert len(circuit) == n
         view = circuit.to_networkx()
-        view.add_edges_from((node, head) for node, heads in list(view.nodes(data="heads")) for head in heads or ())
+        view.add_edges_from(
+            (node, head) for node, heads in list(view.nodes(data="heads")) for head in heads or ()
+        )
         assert all(node == "logits" or nx.has_path(view, node, "logits") for node in circuit.nodes)
 
 
 def test_by_node_sums_the_out_edges() -> None:
     scores = random_scores(GRAPH)
     for node, total in scores.by_node().items():
-        assert total == pytest.approx(sum(scores[edge] for edge in GRAPH.edges if edge.startswith(f"{node}->")))
+        assert total == pytest.approx(
+            sum(scores[edge] for edge in GRAPH.edges if edge.startswith(f"{node}->"))
+        )
     assert list(scores.by_node()) == list(GRAPH.sources)
 
 
@@ -144,7 +150,12 @@ def test_scores_are_values() -> None:
 
 def test_selection_is_recorded() -> None:
     circuit = random_scores(GRAPH).top(5)
-    assert circuit.info["options"] == {"metric": "logit_diff", "selection": "top", "edges": 5, "absolute": True}
+    assert circuit.info["options"] == {
+        "metric": "logit_diff",
+        "selection": "top",
+        "edges": 5,
+        "absolute": True,
+    }
     assert circuit.info["model"] == INFO["model"]
     assert circuit.score(circuit.edges[0]) == random_scores(GRAPH)[circuit.edges[0]]
 
@@ -219,7 +230,12 @@ def test_a_circuit_cannot_be_changed() -> None:
 
 def test_edges_come_in_index_order_whatever_order_they_are_given_in() -> None:
     names = ["m0->logits", "input->m0", "input->a0.h0<v>", "input->a0.h0<q>"]
-    assert Circuit.from_edges(SMALL, names).edges == ("input->a0.h0<q>", "input->a0.h0<v>", "input->m0", "m0->logits")
+    assert Circuit.from_edges(SMALL, names).edges == (
+        "input->a0.h0<q>",
+        "input->a0.h0<v>",
+        "input->m0",
+        "m0->logits",
+    )
 
 
 def test_set_operations_are_those_of_sets() -> None:
@@ -240,7 +256,10 @@ def test_equal_edges_are_equal_circuits() -> None:
 
 def test_operations_between_graphs_name_both() -> None:
     other = Circuit.from_edges(SMALL, [])
-    with pytest.raises(CircuitDiscoveryError, match=r"toy \(3 layers of 3 heads, .*an unnamed model \(1 layers of 1 heads, 8 edges\)"):
+    with pytest.raises(
+        CircuitDiscoveryError,
+        match=r"toy \(3 layers of 3 heads, .*an unnamed model \(1 layers of 1 heads, 8 edges\)",
+    ):
         _ = Circuit(GRAPH, GRAPH.allowed, info=INFO) | other
 
 
@@ -273,7 +292,8 @@ def test_trap_10_nothing_depends_on_a_hash() -> None:
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_circuit import *\n"
         "c = Circuit.from_nodes(GRAPH, {'a1.h1', 'a0.h2', 'm1', 'a2.h0'})\n"
-        "print(c.nodes, c.edges, Scores(GRAPH, np.ones(GRAPH.allowed.shape)).greedy(20).edges, c.pruned().to_dict())"
+        "print(c.nodes, c.edges, Scores(GRAPH, np.ones(GRAPH.allowed.shape)).greedy(20).edges, "
+        "c.pruned().to_dict())"
     )
     runs = [
         subprocess.run(
@@ -290,7 +310,9 @@ def test_trap_10_nothing_depends_on_a_hash() -> None:
 def test_from_nodes_has_every_edge_between_them() -> None:
     nodes = {"input", "logits", "a0.h1", "m1", "a2.h0"}
     circuit = Circuit.from_nodes(GRAPH, ["a2.h0", "a0.h1", "m1"])
-    expected = {e for e in GRAPH.edges if e.split("->")[0] in nodes and e.split("->")[1].split("<")[0] in nodes}
+    expected = {
+        e for e in GRAPH.edges if e.split("->")[0] in nodes and e.split("->")[1].split("<")[0] in nodes
+    }
     assert set(circuit.edges) == expected and "input->logits" in expected
     assert Circuit.from_nodes(GRAPH, circuit.nodes) == circuit
     assert Circuit.from_nodes(GRAPH, GRAPH.sources) == Circuit.full(GRAPH)
@@ -316,7 +338,9 @@ def _on_a_path(circuit: Circuit) -> set[str]:
     return {edge for edge in circuit.edges if edge.split("->")[0] in up and edge.split("->")[1] in down}
 
 
-@pytest.mark.parametrize("graph", [GRAPH, GROUPED, replace(GRAPH, split_qkv=False), replace(GRAPH, has_mlp=False)], ids=str)
+@pytest.mark.parametrize(
+    "graph", [GRAPH, GROUPED, replace(GRAPH, split_qkv=False), replace(GRAPH, has_mlp=False)], ids=str
+)
 def test_pruned_is_what_networkx_finds_on_paths(graph: Graph) -> None:
     lost = 0
     for seed in range(30):
@@ -352,7 +376,9 @@ def test_nothing_is_pruned_unasked() -> None:
 def test_without_removes_every_edge_of_the_nodes() -> None:
     circuit = Circuit.full(GRAPH)
     left = circuit.without(["a1.h2", "m0"])
-    assert set(left.edges) == {e for e in circuit.edges if not {"a1.h2", "m0"} & {e.split("->")[0], e.split("->")[1].split("<")[0]}}
+    assert set(left.edges) == {
+        e for e in circuit.edges if not {"a1.h2", "m0"} & {e.split("->")[0], e.split("->")[1].split("<")[0]}
+    }
     assert circuit.without([]) == circuit
     with pytest.raises(CircuitDiscoveryError, match="input and logits cannot be removed"):
         circuit.without(["logits", "input"])
@@ -396,9 +422,14 @@ def test_a_circuit_of_another_model_names_both() -> None:
     circuit.check_model(model(name="a copy elsewhere"))
     Circuit.full(GRAPH).check_model(model(digest="unknown to a circuit by hand"))
     Circuit.full(replace(GRAPH, split_qkv=False)).check_model(model())
-    with pytest.raises(CircuitDiscoveryError, match=r"toy \(weights ab12ab12ab12\), not of gpt2 \(weights 99\)"):
+    with pytest.raises(
+        CircuitDiscoveryError, match=r"toy \(weights ab12ab12ab12\), not of gpt2 \(weights 99\)"
+    ):
         circuit.check_model(model(name="gpt2", digest="99"))
-    with pytest.raises(CircuitDiscoveryError, match=r"toy \(3 layers of 3 heads, .* not of gpt2 \(3 layers of 4 heads in 2 groups"):
+    with pytest.raises(
+        CircuitDiscoveryError,
+        match=r"toy \(3 layers of 3 heads, .* not of gpt2 \(3 layers of 4 heads in 2 groups",
+    ):
         circuit.check_model(model(name="gpt2", graph=GROUPED))
 
 
@@ -407,7 +438,9 @@ def test_a_circuit_of_another_model_names_both() -> None:
 
 def test_a_saved_circuit_comes_back(tmp_path: Path) -> None:
     info = {**INFO, "roles": {"mover": ["a1.h0"], "early": ["m0", "a0.h1"]}}
-    values = np.where(np.arange(GRAPH.allowed.size).reshape(GRAPH.allowed.shape) % 3, random_scores(GRAPH).values, np.nan)
+    values = np.where(
+        np.arange(GRAPH.allowed.size).reshape(GRAPH.allowed.shape) % 3, random_scores(GRAPH).values, np.nan
+    )
     circuit = Circuit(GRAPH, random_circuit(GRAPH, 3).mask, values, info)
     circuit.save(tmp_path / "c.json")
     loaded = load_circuit(tmp_path / "c.json")
@@ -419,7 +452,9 @@ def test_a_saved_circuit_comes_back(tmp_path: Path) -> None:
 
 
 def test_the_file_says_what_the_contract_says(tmp_path: Path) -> None:
-    Circuit(SMALL, SMALL.mask(["m0->logits", "input->m0"]), np.full((3, 5), 0.5), INFO).save(tmp_path / "c.json")
+    Circuit(SMALL, SMALL.mask(["m0->logits", "input->m0"]), np.full((3, 5), 0.5), INFO).save(
+        tmp_path / "c.json"
+    )
     said = json.loads((tmp_path / "c.json").read_text("utf-8"))
     assert {name: said[name] for name in INFO} == INFO
     assert said["total_edges"] == 8 and said["n_edges"] == 2
@@ -466,7 +501,10 @@ def saved(**changes: Any) -> dict[str, Any]:
         ({"n_edges": 3}, "field 'n_edges' says 3, but there are 2"),
         ({"total_edges": 9}, "field 'total_edges' says 9, but there are 8"),
         ({"edges": ["input->m0"]}, "field 'edges' must be an object"),
-        ({"edges": {"input->m0": 0.5, "m0->logits": "high"}}, "field 'edges.m0->logits' must be a number, not 'high'"),
+        (
+            {"edges": {"input->m0": 0.5, "m0->logits": "high"}},
+            "field 'edges.m0->logits' must be a number, not 'high'",
+        ),
         ({"edges": {"input->m0": 0.5, "m0->m0": 1.0}}, "field 'edges': no edge 'm0->m0'"),
     ],
 )
@@ -487,7 +525,10 @@ def test_the_unchanged_file_is_right(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (json.dumps(saved()).replace("0.5", "NaN"), "line 1: NaN is not a finite number"),
-        (json.dumps(saved()).replace('"input->m0": 0.5', '"input->m0": 0.5, "input->m0": 0.5'), "'input->m0' stands twice"),
+        (
+            json.dumps(saved()).replace('"input->m0": 0.5', '"input->m0": 0.5, "input->m0": 0.5'),
+            "'input->m0' stands twice",
+        ),
         ("[]", "must be an object"),
         ("3", "must be an object"),
         ("{", "line 1: not JSON"),
@@ -515,7 +556,14 @@ def test_roles_are_carried_saved_and_replaced(tmp_path: Path) -> None:
     circuit = Circuit.from_edges(graph, ["input->m0", "m0->logits"])
     named = circuit.with_roles({"early": ("m0",)})
     named.save(tmp_path / "c.json")
-    assert named == circuit and not circuit.roles and dict(load_circuit(tmp_path / "c.json").roles) == {"early": ("m0",)}
-    assert dict(named.with_roles({"late": iter(["m1"])}).roles) == {"late": ("m1",)} and not named.with_roles({}).roles
+    assert (
+        named == circuit
+        and not circuit.roles
+        and dict(load_circuit(tmp_path / "c.json").roles) == {"early": ("m0",)}
+    )
+    assert (
+        dict(named.with_roles({"late": iter(["m1"])}).roles) == {"late": ("m1",)}
+        and not named.with_roles({}).roles
+    )
     with pytest.raises(CircuitDiscoveryError, match="no node 'm7'"):
         circuit.with_roles({"x": ["m7"]})

@@ -1,4 +1,5 @@
-"""The command line as a user meets it: what it refuses, what it writes, and what is left when it is stopped."""
+"""The command line as a user meets it: what it refuses, what it
+writes, and what is left when it is stopped."""
 
 from __future__ import annotations
 
@@ -65,25 +66,38 @@ Call = Callable[..., Result]
 
 def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    threads = str(torch.get_num_threads())  # as in this process: bytes are the same for the same number of threads
-    return os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": threads}
+    # as in this process: bytes are the same for the same number of threads
+    threads = str(torch.get_num_threads())
+    return os.environ | {
+        "PYTHONPATH": path,
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "200",
+        "OMP_NUM_THREADS": threads,
+    }
 
 
 @pytest.fixture(scope="module")
 def without_torch() -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", WITHOUT_TORCH]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    ) as process:
         yield process
 
 
 @pytest.fixture
-def light(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, without_torch: subprocess.Popen[str]) -> Call:
+def light(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, without_torch: subprocess.Popen[str]
+) -> Call:
     """Runs the command line in a process of its own that has no torch, in an empty folder."""
     files = [tmp_path_factory.mktemp("said") / name for name in ("out", "err")]
 
     def call(*arguments: str) -> Result:
         assert without_torch.stdin is not None and without_torch.stdout is not None
-        without_torch.stdin.write(json.dumps([str(tmp_path), [str(file) for file in files], [str(each) for each in arguments]]) + "\n")
+        without_torch.stdin.write(
+            json.dumps([str(tmp_path), [str(file) for file in files], [str(each) for each in arguments]])
+            + "\n"
+        )
         without_torch.stdin.flush()
         return Result(int(without_torch.stdout.readline()), *(file.read_text("utf-8") for file in files))
 
@@ -91,10 +105,13 @@ def light(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, without_torc
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Call]:
     """Runs the command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(criteria, "RANDOM_SETS", 2)  # these tests are not about the evaluation, which takes longest
+    # these tests are not about the evaluation, which takes longest
+    monkeypatch.setattr(criteria, "RANDOM_SETS", 2)
     monkeypatch.setattr(criteria, "GREEDY_NODES", 1)
     before = signal.getsignal(signal.SIGTERM)
 
@@ -113,7 +130,9 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished `discover toy ioi`, to be looked at and not to be written to."""
     folder = tmp_path_factory.mktemp("finished")
-    subprocess.run([sys.executable, "-c", BRIEF, *SMALL], cwd=folder, env=environment(), check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", BRIEF, *SMALL], cwd=folder, env=environment(), check=True, capture_output=True
+    )
     return folder / "runs" / "toy-ioi-acdc"
 
 
@@ -134,7 +153,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def one_line(result: Result) -> str:
-    """The message of a refused call: one line on standard error after those on the progress, nothing on standard output, exit status 2."""
+    """The message of a refused call: one line on standard error after those on the progress,
+    nothing on standard output, exit status 2.
+    """
     assert result.status == 2, result
     assert result.out == ""
     progress = r": (under way|\d+ of \d+)(, about .* left)?$|^measuring \((quick|full)\): about "
@@ -147,7 +168,10 @@ def one_line(result: Result) -> str:
 # ---------------------------------------------------------- before torch is there
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["discover", "--help"], ["evaluate", "-h"], ["--version"], ["tasks"], ["models"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["discover", "--help"], ["evaluate", "-h"], ["--version"], ["tasks"], ["models"]],
+)
 def test_help_and_lists_need_no_torch(light: Call, arguments: list[str]) -> None:
     result = light(*arguments)
     assert result.status == 0, result.err
@@ -159,7 +183,12 @@ def test_help_comes_within_half_a_second() -> None:
 
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "circuitdiscovery", "discover", "--help"], env=environment(), check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "circuitdiscovery", "discover", "--help"],
+            env=environment(),
+            check=True,
+            capture_output=True,
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -215,12 +244,18 @@ REFUSED = [
     ("discover gpt2 ioi --method hybrid --threshold 0.1", ["--threshold", "hybrid", "--edges"]),
     ("discover gpt2 ioi --method eap-ig --direction denoising", ["--direction", "eap-ig", "eap and exact"]),
     ("discover gpt2 ioi --method eap --metric kl-divergence", ["kl_divergence", "eap-ig"]),
-    ("discover gpt2 ioi --counterfactual flop", ["'flop'", "did you mean 'flip'", "counterfactuals of ioi: abc, flip"]),
+    (
+        "discover gpt2 ioi --counterfactual flop",
+        ["'flop'", "did you mean 'flip'", "counterfactuals of ioi: abc, flip"],
+    ),
     ("discover gpt2 rows.csv --counterfactual abc", ["rows", "counterfactuals as rows", "'abc'"]),
     ("discover missing.gguf ioi", ["missing.gguf", "no such file"]),
     ("discover below/missing.gguf ioi", ["below/missing.gguf", "no such file"]),
     ("discover broken.toml ioi", ["broken.toml", ".gguf"]),
-    ("evaluate gpt2/ioi --model gpt2 --task ioi --counterfactual flop", ["'flop'", "counterfactuals of ioi: abc, flip"]),
+    (
+        "evaluate gpt2/ioi --model gpt2 --task ioi --counterfactual flop",
+        ["'flop'", "counterfactuals of ioi: abc, flip"],
+    ),
     ("discover gpt2 ioi --edgs 3", ["--edgs", "--edges"]),
     ("discover gpt2 ioi --examples", ["--examples"]),
     ("discover gpt2 ioi more", ["more"]),
@@ -239,7 +274,10 @@ REFUSED = [
     ("draw missing.json -o a.gif", ["a.gif", ".svg, .png, .pdf or .dot"]),
     ("draw missing.json -o nowhere/a.svg", ["nowhere"]),
     ("draw missing.json -o a.svg", ["missing.json"]),
-    *((f"draw gpt2/ioi -o a.svg --max-edges {n}", ["--max-edges", n, "whole number of at least 1 nor all"]) for n in ("0", "-3", "many")),
+    *(
+        (f"draw gpt2/ioi -o a.svg --max-edges {n}", ["--max-edges", n, "whole number of at least 1 nor all"])
+        for n in ("0", "-3", "many")
+    ),
     ("report", ["RUN"]),
     ("report missing", ["missing is no run folder", "there is no such folder"]),
     ("report empty", ["empty is no run folder", "run.json"]),
@@ -252,12 +290,16 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "says"), REFUSED, ids=[arguments for arguments, _ in REFUSED])
-def test_bad_arguments_are_refused_before_torch_is_imported(tmp_path: Path, light: Call, arguments: str, says: list[str]) -> None:
+def test_bad_arguments_are_refused_before_torch_is_imported(
+    tmp_path: Path, light: Call, arguments: str, says: list[str]
+) -> None:
     (tmp_path / "file").write_text("")
     for folder in ("empty", "full", "other", "torn"):
         (tmp_path / folder).mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    (tmp_path / "other" / "run.json").write_text(json.dumps({"options": {"model": "gpt2", "task": "ioi"} | OTHER}))
+    (tmp_path / "other" / "run.json").write_text(
+        json.dumps({"options": {"model": "gpt2", "task": "ioi"} | OTHER})
+    )
     (tmp_path / "torn" / "run.json").write_text('{"options": {')
     (tmp_path / "broken.toml").write_text("version = 1\ntemplates = = 2\n")
     (tmp_path / "rows.csv").write_text("clean,corrupted,correct,incorrect\na,b,c,d\n")
@@ -285,7 +327,13 @@ OTHER = {
 
 def test_names_take_hyphens_and_underscores(light: Call) -> None:
     """Whatever is spelled right gets as far as torch."""
-    for spelled in ("--method eap_ig", "--method eap-ig", "--metric prob-diff", "--metric prob_diff", "--ablation mean-all --method eap"):
+    for spelled in (
+        "--method eap_ig",
+        "--method eap-ig",
+        "--metric prob-diff",
+        "--metric prob_diff",
+        "--ablation mean-all --method eap",
+    ):
         message = one_line(light("discover", "gpt2", "greater-than", *spelled.split()))
         assert "torch" in message, message
 
@@ -318,7 +366,14 @@ def test_discover_finds_measures_draws_and_says_so(call: Call, tmp_path: Path) -
     assert measured["part"] == "held_out" and measured["normalized"]["value"] >= 0.95
     assert ElementTree.parse(folder / "graph.svg").getroot().tag.endswith("svg")
     assert (folder / "graph.dot").read_text().lstrip().startswith("digraph")
-    for shown in (f"{len(circuit)}", f"{len(circuit.pruned())}", f"{total}", "faithfulness", str(Path("runs") / folder.name), *FILES):
+    for shown in (
+        f"{len(circuit)}",
+        f"{len(circuit.pruned())}",
+        f"{total}",
+        "faithfulness",
+        str(Path("runs") / folder.name),
+        *FILES,
+    ):
         assert shown in result.out
     record = json.loads((folder / "run.json").read_text())
     assert record["command"][0] == "circuitdiscovery"
@@ -338,13 +393,17 @@ def test_json_stands_alone_on_standard_output(call: Call, tmp_path: Path) -> Non
     result = call(*SMALL, "--json", "--out", "here")
     summary = json.loads(result.out)
     circuit = json.loads((tmp_path / "here" / "circuit.json").read_text())
-    assert summary["edges"] == len(circuit["edges"]) == len(cd.load_circuit(tmp_path / "here" / "circuit.json"))
+    assert (
+        summary["edges"] == len(circuit["edges"]) == len(cd.load_circuit(tmp_path / "here" / "circuit.json"))
+    )
     assert summary["evaluation"] == json.loads((tmp_path / "here" / "evaluation.json").read_text())
     assert summary["edges_pruned"] <= summary["edges"] <= summary["edges_total"]
     assert set(summary["files"]) == FILES
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig", "clean-corrupted", "exact", "hybrid", "edge-pruning", "matryoshka", "random"])
+@pytest.mark.parametrize(
+    "method", ["eap", "eap-ig", "clean-corrupted", "exact", "hybrid", "edge-pruning", "matryoshka", "random"]
+)
 def test_methods_with_scores_keep_as_many_edges_as_asked(call: Call, tmp_path: Path, method: str) -> None:
     result = call("discover", "toy", "ioi", "--method", method, "--examples", "4", "--edges", "20", "--json")
     assert result.status == 0, result.err
@@ -353,7 +412,9 @@ def test_methods_with_scores_keep_as_many_edges_as_asked(call: Call, tmp_path: P
     circuit, scores = cd.load_circuit(folder / "circuit.json"), cd.Scores.load(folder / "scores.safetensors")
     assert len(circuit) == len(circuit.pruned()) == 20 and json.loads(result.out)["edges"] == 20
     reached = scores.top(20).pruned()  # of the highest alone, what lies on a path
-    assert sum(abs(scores[edge]) for edge in circuit.edges) >= sum(abs(scores[edge]) for edge in reached.edges)
+    assert sum(abs(scores[edge]) for edge in circuit.edges) >= sum(
+        abs(scores[edge]) for edge in reached.edges
+    )
 
 
 def test_trace_back_gives_its_circuit_at_a_threshold(call: Call, tmp_path: Path) -> None:
@@ -374,11 +435,19 @@ def test_group_testing_is_acdc_s(call: Call, tmp_path: Path) -> None:
     found = cd.load_circuit(tmp_path / "a" / "circuit.json")
     assert found == expected and found.info["options"]["group_testing"] is True
     options = Options(model="toy", task="ioi", group_testing=True)
-    assert options.resume_command(tmp_path) == f"circuitdiscovery discover toy ioi --group-testing --out {tmp_path} --resume"
+    assert (
+        options.resume_command(tmp_path)
+        == f"circuitdiscovery discover toy ioi --group-testing --out {tmp_path} --resume"
+    )
 
 
 def test_a_threshold_keeps_the_scores_from_it_on(call: Call, tmp_path: Path) -> None:
-    assert call("discover", "toy", "ioi", "--method", "eap", "--examples", "4", "--threshold", "0.1", "--out", "a").status == 0
+    assert (
+        call(
+            "discover", "toy", "ioi", "--method", "eap", "--examples", "4", "--threshold", "0.1", "--out", "a"
+        ).status
+        == 0
+    )
     scores = cd.Scores.load(tmp_path / "a" / "scores.safetensors")
     expected = {edge for edge in scores.graph.edges if abs(scores[edge]) >= 0.1}
     assert 0 < len(expected) < len(scores.graph)
@@ -404,17 +473,24 @@ def test_options_reach_the_search(call: Call, tmp_path: Path) -> None:
         "--batch-size",
         "2",
     ]
-    assert call("discover", "toy", "ioi", "--method", "eap", "--examples", "4", "--out", "a", *options).status == 0
+    assert (
+        call("discover", "toy", "ioi", "--method", "eap", "--examples", "4", "--out", "a", *options).status
+        == 0
+    )
     circuit = cd.load_circuit(tmp_path / "a" / "circuit.json")
     model = cd.load_model("toy")
     task = cd.load_task("ioi", model, examples=4, seed=3)
-    scores = cd.eap(model, task, metric="prob_diff", ablation="zero", direction="denoising", split_qkv=False, batch_size=2)
+    scores = cd.eap(
+        model, task, metric="prob_diff", ablation="zero", direction="denoising", split_qkv=False, batch_size=2
+    )
     assert circuit == scores.best(len(circuit))
     assert "<q>" not in "".join(circuit.edges)
 
 
 def test_more_edges_than_there_are_is_one_line_and_leaves_nothing(call: Call, tmp_path: Path) -> None:
-    message = one_line(call("discover", "toy", "ioi", "--method", "random", "--examples", "4", "--edges", "1000000"))
+    message = one_line(
+        call("discover", "toy", "ioi", "--method", "random", "--examples", "4", "--edges", "1000000")
+    )
     assert "1000000" in message and str(len(cd.load_model("toy").graph)) in message
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
 
@@ -428,7 +504,8 @@ def test_a_table_of_ones_own(call: Call, tmp_path: Path) -> None:
     decode = model.tokenizer.decode
     lines = [
         ",".join(
-            ['"' + decode(prompt) + '"' for prompt in (e.clean, e.corrupted)] + [" " + decode(a).strip() for a in (e.correct, e.incorrect)]
+            ['"' + decode(prompt) + '"' for prompt in (e.clean, e.corrupted)]
+            + [" " + decode(a).strip() for a in (e.correct, e.incorrect)]
         )
         for e in cd.load_task("ioi", model, examples=4).examples
     ]
@@ -465,7 +542,9 @@ def test_an_interrupted_search_resumes_to_the_same_circuit(
     assert stopped.status == 130
     assert "Traceback" not in stopped.err and stopped.out == ""
     folder = tmp_path / "runs" / "toy-ioi-acdc"
-    assert {path.name for path in folder.iterdir()} == {"run.json"} | ({"search.state"} if after > 1 else set())
+    assert {path.name for path in folder.iterdir()} == {"run.json"} | (
+        {"search.state"} if after > 1 else set()
+    )
     command = shlex.split(stopped.err.strip().splitlines()[-1].partition(": ")[2])
     assert command[0] == "circuitdiscovery" and command[-1] == "--resume"
     resumed = call(*command[1:])
@@ -474,7 +553,9 @@ def test_an_interrupted_search_resumes_to_the_same_circuit(
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"toy-ioi-acdc"}
 
 
-def test_a_run_that_is_stopped_before_it_searches_goes_on_too(call: Call, monkeypatch: pytest.MonkeyPatch, finished: Path) -> None:
+def test_a_run_that_is_stopped_before_it_searches_goes_on_too(
+    call: Call, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -494,7 +575,9 @@ def test_the_resumed_search_does_not_begin_again(call: Call, monkeypatch: pytest
         stop(patch, 20)
         assert call(*SMALL).status == 130
     with monkeypatch.context() as patch:
-        patch.setattr(acdc._Search, "decide", lambda *arguments: (decided.append(arguments[1]), decide(*arguments))[1])
+        patch.setattr(
+            acdc._Search, "decide", lambda *arguments: (decided.append(arguments[1]), decide(*arguments))[1]
+        )
         assert call(*SMALL, "--resume").status == 0
     assert len(decided) == len(cd.load_model("toy").graph.receivers) - 19
 
@@ -517,7 +600,11 @@ main(["last"])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_after_the_end_changes_nothing(name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LATE.format(name=name)], env=environment(), capture_output=True, text=True, preexec_fn=heard
+        [sys.executable, "-c", LATE.format(name=name)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        preexec_fn=heard,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -530,11 +617,19 @@ def heard() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_real_signal_in_the_middle(call: Call, tmp_path: Path, finished: Path, signal_: signal.Signals) -> None:
+def test_a_real_signal_in_the_middle(
+    call: Call, tmp_path: Path, finished: Path, signal_: signal.Signals
+) -> None:
     command = [sys.executable, "-c", BRIEF, *SMALL]
     folder = tmp_path / "runs" / "toy-ioi-acdc"
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+        command,
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heard,
     )
     while process.poll() is None and not (folder / "search.state").exists():
         time.sleep(0.002)
@@ -552,7 +647,9 @@ def test_a_real_signal_in_the_middle(call: Call, tmp_path: Path, finished: Path,
     assert contents(folder) == contents(finished)
 
 
-def test_resuming_a_finished_run_does_nothing(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_a_finished_run_does_nothing(
+    call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
     monkeypatch.setattr(run, "load", None)  # whoever calls it fails
     result = call(*SMALL, "--out", finished, "--resume", "--json")
@@ -562,7 +659,11 @@ def test_resuming_a_finished_run_does_nothing(call: Call, finished: Path, monkey
 
 
 def test_resume_refuses_other_options(call: Call, finished: Path) -> None:
-    message = one_line(call("discover", "toy", "ioi", "--examples", "4", "--threshold", "0.06", "--out", finished, "--resume"))
+    message = one_line(
+        call(
+            "discover", "toy", "ioi", "--examples", "4", "--threshold", "0.06", "--out", finished, "--resume"
+        )
+    )
     assert "threshold" in message and "0.05" in message and "0.06" in message
 
 
@@ -590,7 +691,10 @@ def test_a_full_disk_is_one_line_and_nothing_half_written_stays(
         assert left == set()
         return
     assert left == {"run.json", "search.state"}  # test_run.py has the files that come later
-    assert "; stopped while searching; the search so far is in out; go on with: circuitdiscovery discover toy ioi --" in message
+    assert (
+        "; stopped while searching; the search so far is in out; go on with: circuitdiscovery discover "
+        "toy ioi --"
+    ) in message
     assert call(*SMALL, "--out", "out", "--resume").status == 0
     assert contents(tmp_path / "out") == contents(finished)
 
@@ -616,7 +720,9 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
 
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, preexec_fn=limit)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, preexec_fn=limit
+    )
     message = one_line(Result(done.returncode, done.stdout, done.stderr))
     assert "runs/toy-ioi-random/" in message and os.strerror(errno.EFBIG) in message
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -637,11 +743,16 @@ def test_evaluate_knows_the_search_from_the_circuit_alone(call: Call, finished: 
     assert json.loads(result.out) == json.loads((finished / "evaluation.json").read_text())
 
 
-def test_a_counterfactual_goes_from_the_search_to_the_circuit_and_its_evaluation(call: Call, tmp_path: Path) -> None:
+def test_a_counterfactual_goes_from_the_search_to_the_circuit_and_its_evaluation(
+    call: Call, tmp_path: Path
+) -> None:
     """The circuit alone knows which question it answers, and another question is another number."""
     options = ("--method", "eap", "--edges", "60", "--examples", "4", "--json")
     found = {
-        name: json.loads(call("discover", "toy", "ioi", *options, "--counterfactual", name, "--out", name).out) for name in ("abc", "flip")
+        name: json.loads(
+            call("discover", "toy", "ioi", *options, "--counterfactual", name, "--out", name).out
+        )
+        for name in ("abc", "flip")
     }
     for name in found:
         assert json.loads((tmp_path / name / "circuit.json").read_text())["counterfactual"] == name
@@ -656,10 +767,24 @@ def test_a_counterfactual_goes_from_the_search_to_the_circuit_and_its_evaluation
 
 
 def test_evaluate_takes_other_options(call: Call, finished: Path) -> None:
-    result = call("evaluate", finished / "circuit.json", "--ablation", "mean", "--examples", "4", "--metric", "prob-diff", "--json")
+    result = call(
+        "evaluate",
+        finished / "circuit.json",
+        "--ablation",
+        "mean",
+        "--examples",
+        "4",
+        "--metric",
+        "prob-diff",
+        "--json",
+    )
     model = cd.load_model("toy")
     expected = cd.evaluate(
-        model, cd.load_task("ioi", model, examples=4), cd.load_circuit(finished / "circuit.json"), ablation="mean", metric="prob_diff"
+        model,
+        cd.load_task("ioi", model, examples=4),
+        cd.load_circuit(finished / "circuit.json"),
+        ablation="mean",
+        metric="prob_diff",
     )
     assert json.loads(result.out) == expected.to_dict()
 
@@ -671,7 +796,9 @@ def test_evaluate_prints_for_people(call: Call, finished: Path) -> None:
 
 def test_a_circuit_of_another_model_names_both(call: Call, finished: Path, tmp_path: Path) -> None:
     text = (finished / "circuit.json").read_text()
-    digest = json.loads(text)["model"]["digest"] if "model" in json.loads(text) else cd.load_model("toy").digest
+    digest = (
+        json.loads(text)["model"]["digest"] if "model" in json.loads(text) else cd.load_model("toy").digest
+    )
     (tmp_path / "other.json").write_text(text.replace(digest, "0" * len(digest)))
     message = one_line(call("evaluate", "other.json"))
     assert "toy" in message
@@ -689,14 +816,22 @@ def test_compare_with_itself_and_with_another(call: Call, finished: Path, tmp_pa
     assert result["edges"]["recall"] == 1
 
 
-@pytest.mark.parametrize(("suffix", "starts"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF"), ("dot", b"digraph")])
-def test_draw_writes_every_format(call: Call, finished: Path, tmp_path: Path, suffix: str, starts: bytes) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "starts"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF"), ("dot", b"digraph")]
+)
+def test_draw_writes_every_format(
+    call: Call, finished: Path, tmp_path: Path, suffix: str, starts: bytes
+) -> None:
     assert call("draw", finished / "circuit.json", "-o", f"picture.{suffix}").status == 0
     assert (tmp_path / f"picture.{suffix}").read_bytes().lstrip().startswith(starts)
 
 
 def test_draw_takes_a_number_of_edges_or_all(call: Call, tmp_path: Path) -> None:
-    for given, says in (((), "60 of 963 edges shown"), (("--max-edges", "7"), "7 of 963 edges shown"), (("--max-edges", "all"), None)):
+    for given, says in (
+        ((), "60 of 963 edges shown"),
+        (("--max-edges", "7"), "7 of 963 edges shown"),
+        (("--max-edges", "all"), None),
+    ):
         assert call("draw", "gpt2/ioi", "-o", "a.dot", *given).status == 0
         text = (tmp_path / "a.dot").read_text("utf-8")
         assert says in text if says else "shown" not in text and text.count("tooltip=") > 963
@@ -709,7 +844,10 @@ def test_draw_colours_the_roles_that_a_run_found(call: Call, finished: Path, tmp
     assert roles and all(role in (tmp_path / "a.dot").read_text("utf-8") for role in roles)
     shutil.copy(finished / "circuit.json", tmp_path)
     (tmp_path / "explanation.json").write_text('{"cards": {"m0": {}}}')
-    assert "explanation.json: the field 'cards.m0.role' is missing" in call("draw", "circuit.json", "-o", "a.dot").err
+    assert (
+        "explanation.json: the field 'cards.m0.role' is missing"
+        in call("draw", "circuit.json", "-o", "a.dot").err
+    )
 
 
 # -------------------------------------------------------------------- report
@@ -736,10 +874,14 @@ def test_an_older_run_with_scores_gets_its_curve(call: Call, tmp_path: Path) -> 
     assert (tmp_path / "page.html").read_bytes() == before["report.html"]
     assert call("report", "run").status == 0
     known = json.loads((tmp_path / "run" / "report.json").read_bytes())["curve"]
-    assert known == {"ranking": "scores"} | {name: curve[name] for name in ("edges", "normalized", "cpr", "cmd", "area", "distance")}
+    assert known == {"ranking": "scores"} | {
+        name: curve[name] for name in ("edges", "normalized", "cpr", "cmd", "area", "distance")
+    }
 
 
-def test_the_page_of_a_finished_run_needs_no_model(call: Call, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_a_finished_run_needs_no_model(
+    call: Call, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(load, "load_model", None)  # whoever calls it fails
     assert call("report", finished, "-o", "page.html").status == 0
     assert (tmp_path / "page.html").read_bytes() == (finished / "report.html").read_bytes()
@@ -795,31 +937,49 @@ def test_the_prompts_are_what_the_model_and_the_circuit_say(finished: Path) -> N
             probability, top = values.softmax(-1).max(-1)
             assert row[side]["token"] == tokenizer.decode([int(top)])
             assert row[side]["probability"] == pytest.approx(float(probability), abs=1e-4)
-            assert row[side]["logit_diff"] == pytest.approx(float(values[example.correct[0]] - values[example.incorrect[0]]), abs=1e-3)
+            assert row[side]["logit_diff"] == pytest.approx(
+                float(values[example.correct[0]] - values[example.incorrect[0]]), abs=1e-3
+            )
             assert row[side]["right"] == (int(top) == example.correct[0])
         assert row["agree"] == (int(logits.argmax()) == int(circuit.argmax()))
 
 
 def test_the_page_of_a_real_run_says_what_its_files_say(finished: Path) -> None:
     text = (finished / "report.html").read_text("utf-8")
-    explanation, evaluation = (json.loads((finished / f"{name}.json").read_bytes()) for name in ("explanation", "evaluation"))
+    explanation, evaluation = (
+        json.loads((finished / f"{name}.json").read_bytes()) for name in ("explanation", "evaluation")
+    )
     circuit = cd.load_circuit(finished / "circuit.json")
-    assert set(explanation["cards"]) == set(circuit.nodes) - {"input", "logits"} == set(re.findall(r'id="card-([^"]+)"', text))
-    assert set(re.findall(r'data-edge="([^"]+)"', text)) == {edge.replace("<", "&lt;").replace(">", "&gt;") for edge in circuit.edges}
+    assert (
+        set(explanation["cards"])
+        == set(circuit.nodes) - {"input", "logits"}
+        == set(re.findall(r'id="card-([^"]+)"', text))
+    )
+    assert set(re.findall(r'data-edge="([^"]+)"', text)) == {
+        edge.replace("<", "&lt;").replace(">", "&gt;") for edge in circuit.edges
+    }
     assert f"{evaluation['normalized']['value']:.0%} [".replace("-", "\N{MINUS SIGN}") in text
     assert len(text) < 1_500_000
     evidence = [sentence for card in explanation["cards"].values() for sentence in card["evidence"]]
-    assert evidence and all(html.escape(sentence, quote=False) in text.replace("&#39;", "'").replace("&#34;", '"') for sentence in evidence)
+    assert evidence and all(
+        html.escape(sentence, quote=False) in text.replace("&#39;", "'").replace("&#34;", '"')
+        for sentence in evidence
+    )
 
 
 def test_a_table_of_ones_own_has_a_page_without_paths(call: Call, tmp_path: Path) -> None:
     lines = ["clean,corrupted,correct,incorrect"]
-    lines += [f"Then {a} met {b} and {a} met,Then {a} met {b} and {b} met, {b}, {a}" for a, b in (("Amy", "Jim"), ("Kate", "Paul")) * 4]
+    lines += [
+        f"Then {a} met {b} and {a} met,Then {a} met {b} and {b} met, {b}, {a}"
+        for a, b in (("Amy", "Jim"), ("Kate", "Paul")) * 4
+    ]
     (tmp_path / "mine.csv").write_text("\n".join(dict.fromkeys(lines)) + "\n")
     assert call("discover", "toy", "mine.csv", "--method", "eap", "--out", "run").status == 0
     text = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "circuitdiscovery discover toy ./mine.csv --method eap" in text
-    assert str(tmp_path) not in text and str(tmp_path) not in (tmp_path / "run" / "explanation.json").read_text("utf-8")
+    assert str(tmp_path) not in text and str(tmp_path) not in (
+        tmp_path / "run" / "explanation.json"
+    ).read_text("utf-8")
 
 
 def test_a_bug_of_ours_is_one_line_too(call: Call, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,22 +45,38 @@ def test_print_and_dict_give_every_figure() -> None:
     values[GRAPH.index("input->m0")] = 1
     result = compare(circuit("input->m0"), circuit("input->m0", "m0->logits"), scores=Scores(GRAPH, values))
     said = result.to_dict()
-    assert said["edges"] == {"found": 1, "reference": 2, "common": 1, "precision": 1.0, "recall": 0.5, "jaccard": 0.5}
+    assert said["edges"] == {
+        "found": 1,
+        "reference": 2,
+        "common": 1,
+        "precision": 1.0,
+        "recall": 0.5,
+        "jaccard": 0.5,
+    }
     assert said["total_edges"] == len(GRAPH)
-    for figure in ("1.000", "0.500", f"{said['auc_pessimistic']:.3f}", f"{said['auc_trapezoid']:.3f}", str(len(GRAPH))):
+    for figure in (
+        "1.000",
+        "0.500",
+        f"{said['auc_pessimistic']:.3f}",
+        f"{said['auc_trapezoid']:.3f}",
+        str(len(GRAPH)),
+    ):
         assert figure in str(result)
 
 
 def test_circuits_of_different_graphs_are_refused() -> None:
     other = Graph(n_layers=3, n_heads=1, n_kv_heads=1)
-    with pytest.raises(CircuitDiscoveryError, match=r"different graphs: .*2 layers of 2 heads.*3 layers of 1 heads"):
+    with pytest.raises(
+        CircuitDiscoveryError, match=r"different graphs: .*2 layers of 2 heads.*3 layers of 1 heads"
+    ):
         compare(circuit(), Circuit.full(other))
     with pytest.raises(CircuitDiscoveryError, match="different graphs"):
         compare(circuit(), circuit(), scores=Scores(other, np.zeros(other.allowed.shape)))
 
 
 def test_pessimistic_area_reproduces_the_published_figures(shared: Path) -> None:
-    """Table of Conmy et al. 2023, edges: every figure that it prints for curves whose points were published."""
+    """Table of Conmy et al. 2023, edges: every figure that it prints
+    for curves whose points were published."""
     text = (shared / "data" / "acdc_roc_points.json").read_text("utf-8")
     curves = [curve for curve in json.loads(text) if curve["published_edge_auc"] is not None]
     assert len(curves) == 6
@@ -94,7 +110,9 @@ def _scores(ranked: list[tuple[str, float]]) -> Scores:
 
 
 def test_area_of_scores_is_the_chance_to_rank_an_edge_of_the_reference_higher() -> None:
-    """The trapezoid area is the Mann-Whitney statistic, ties counting half; the pessimistic one counts ties as lost."""
+    """The trapezoid area is the Mann-Whitney statistic, ties counting half;
+    the pessimistic one counts ties as lost.
+    """
     rng = np.random.default_rng(0)
     scores = Scores(GRAPH, rng.integers(-6, 7, GRAPH.allowed.shape).astype(float))
     reference = Circuit(GRAPH, GRAPH.allowed & (rng.random(GRAPH.allowed.shape) < 0.3))

@@ -33,7 +33,9 @@ def write_table(path: Path, toy: Any, seed: int, change: str | None = None) -> N
     lines = ["clean,corrupted,correct,incorrect"]
     for example in drawn:
         right, wrong = decode([example.correct[0]]), decode([example.incorrect[0]])
-        lines.append(f'"{decode(example.clean)}","{decode(example.corrupted)}", {right.strip()}, {wrong.strip()}')
+        lines.append(
+            f'"{decode(example.clean)}","{decode(example.corrupted)}", {right.strip()}, {wrong.strip()}'
+        )
     if change is not None:
         lines[1] = lines[1].rpartition(",")[0] + f", {change}"
     path.write_text("\n".join(lines) + "\n")
@@ -57,7 +59,18 @@ def stop(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
 
 
 def call(table: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
-    arguments = ["discover", "toy", str(table), "--threshold", "0.05", "--measure", "quick", "--out", str(out), *more]
+    arguments = [
+        "discover",
+        "toy",
+        str(table),
+        "--threshold",
+        "0.05",
+        "--measure",
+        "quick",
+        "--out",
+        str(out),
+        *more,
+    ]
     try:
         cli.main(arguments)
     except SystemExit as exit:
@@ -68,7 +81,12 @@ def call(table: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: str)
 @pytest.mark.parametrize("where", ["search", "measure"])
 @pytest.mark.parametrize("change", ["all rows", "one answer"])
 def test_rows_replaced_between_kill_and_resume_are_refused(
-    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str, change: str
+    toy: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+    change: str,
 ) -> None:
     table, out = tmp_path / "table.csv", tmp_path / "run"
     write_table(table, toy, seed=1)
@@ -77,7 +95,9 @@ def test_rows_replaced_between_kill_and_resume_are_refused(
         with pytest.raises(Killed):
             call(table, out, capsys)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    write_table(table, toy, seed=2 if change == "all rows" else 1, change=None if change == "all rows" else "Zoe")
+    write_table(
+        table, toy, seed=2 if change == "all rows" else 1, change=None if change == "all rows" else "Zoe"
+    )
     capsys.readouterr()
     code, said = call(table, out, capsys, "--resume")
     last = said.splitlines()[-1]
@@ -105,7 +125,14 @@ def test_a_search_names_the_rows_and_the_tokenizer(toy: Any, tmp_path: Path) -> 
 def test_every_part_of_a_row_is_in_the_digest(gpt2: Tiny) -> None:
     row: dict[str, Any] = {"clean": [[1, 2]], "corrupted": [[3, 2]], "correct": [4], "incorrect": [5]}
     changes: Iterator[dict[str, Any]] = iter(
-        [{}, {"clean": [[6, 2]]}, {"corrupted": [[6, 2]]}, {"correct": [6]}, {"incorrect": [6]}, {"position": 0}]
+        [
+            {},
+            {"clean": [[6, 2]]},
+            {"corrupted": [[6, 2]]},
+            {"correct": [6]},
+            {"incorrect": [6]},
+            {"position": 0},
+        ]
     )
     digests = [cd.Task.from_tokens(**(row | change)).digest for change in changes]
     assert len(set(digests)) == 6

@@ -1,4 +1,6 @@
-"""What discover takes by the size of a model's graph: the number of edges from a config is that of the loaded model."""
+"""What discover takes by the size of a model's graph: the number of edges
+from a config is that of the loaded model.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def test_a_large_graph_is_learnt(tmp_path: Path) -> None:
     assert default_method("toy") == "acdc"
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "not JSON", '{"n_layer": "many", "n_head": 2}', '{"n_layer": 2, "n_head": 0}'])
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "not JSON", '{"n_layer": "many", "n_head": 2}', '{"n_layer": 2, "n_head": 0}']
+)
 def test_a_config_that_says_nothing_is_left_to_loading(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     assert edges_of(str(tmp_path)) is None

@@ -1,4 +1,6 @@
-"""The fast engine is the definition, on random masks, for every architecture and every ablation; and what follows from the definition."""
+"""The fast engine is the definition, on random masks, for every architecture and every
+ablation; and what follows from the definition.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def precise(tiny: Tiny) -> cd.Model:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("ablation", ABLATION_NAMES)
-def test_the_fast_forward_is_the_definition(precise: cd.Model, tiny: Tiny, ablation: str, direction: str) -> None:
+def test_the_fast_forward_is_the_definition(
+    precise: cd.Model, tiny: Tiny, ablation: str, direction: str
+) -> None:
     graph = precise.graph
     for _, world in worlds(precise, tiny.prompts.task, graph, ablation=ablation, direction=direction):
         for mask in [graph.allowed, graph.allowed & False, *random_masks(graph, 3, seed=3)]:
@@ -55,7 +59,9 @@ def test_with_every_edge_it_is_hugging_faces_model(precise: cd.Model, tiny: Tiny
         with torch.no_grad():
             for mask, tokens in ((every, batch.clean), (0 * every, batch.corrupted)):
                 expected = hf(tokens).logits[rows, batch.position]
-                torch.testing.assert_close(defined(precise.graph, world, mask), expected, atol=1e-6, rtol=1e-6)
+                torch.testing.assert_close(
+                    defined(precise.graph, world, mask), expected, atol=1e-6, rtol=1e-6
+                )
         hf.float()
 
 
@@ -81,8 +87,12 @@ def test_a_position_is_one_axis_more_of_the_mask(precise: cd.Model, tiny: Tiny) 
         deep = numbers(mask)[..., None].repeat(1, 1, length).requires_grad_()
         logits, same = defined(graph, world, flat), defined(graph, world, deep)
         close(same, logits)
-        (per_edge,), (per_position,) = (torch.autograd.grad(each[:, :5].square().sum(), of) for each, of in ((logits, flat), (same, deep)))
-        torch.testing.assert_close(per_position.sum(-1), per_edge, atol=1e-9 * float(per_edge.abs().max()), rtol=1e-9)
+        (per_edge,), (per_position,) = (
+            torch.autograd.grad(each[:, :5].square().sum(), of) for each, of in ((logits, flat), (same, deep))
+        )
+        torch.testing.assert_close(
+            per_position.sum(-1), per_edge, atol=1e-9 * float(per_edge.abs().max()), rtol=1e-9
+        )
 
 
 # ------------------------------------------------------------------ attention alone
@@ -90,7 +100,10 @@ def test_a_position_is_one_axis_more_of_the_mask(precise: cd.Model, tiny: Tiny) 
 
 def without_mlps(model: cd.Model) -> cd.Model:
     """The same model with attention alone."""
-    blocks = tuple(replace(block, W_in=None, b_in=None, W_gate=None, b_gate=None, W_out=None, b_out=None) for block in model.blocks)
+    blocks = tuple(
+        replace(block, W_in=None, b_in=None, W_gate=None, b_gate=None, W_out=None, b_out=None)
+        for block in model.blocks
+    )
     return replace(model, blocks=blocks, graph=replace(model.graph, has_mlp=False), digest="0" * 64)
 
 
@@ -131,7 +144,9 @@ def test_attention_alone_is_a_model_whose_mlps_write_nothing(two: tuple[cd.Model
 
 
 @pytest.mark.parametrize("search", [cd.eap, cd.eap_ig, cd.exact])
-def test_searches_score_attention_alone_alike(two: tuple[cd.Model, cd.Model, Any], search: Callable[..., cd.Scores]) -> None:
+def test_searches_score_attention_alone_alike(
+    two: tuple[cd.Model, cd.Model, Any], search: Callable[..., cd.Scores]
+) -> None:
     model, silent, task = two
     expected = same_edges(model.graph, silent.graph, search(silent, task).values)
     np.testing.assert_allclose(search(model, task).values, expected, atol=1e-7 * np.abs(expected).max())
@@ -140,13 +155,24 @@ def test_searches_score_attention_alone_alike(two: tuple[cd.Model, cd.Model, Any
 def test_everything_runs_on_attention_alone(two: tuple[cd.Model, cd.Model, Any]) -> None:
     model, silent, task = two
     circuit, other = cd.acdc(model, task, threshold=0.01), cd.acdc(silent, task, threshold=0.01)
-    assert set(circuit.edges) == {edge for edge in other.edges if "m" not in edge.replace("logits", "")} and len(circuit)
-    ours, theirs = cd.evaluate(model, task, circuit, effort="quick"), cd.evaluate(silent, task, other, effort="quick")
+    assert set(circuit.edges) == {
+        edge for edge in other.edges if "m" not in edge.replace("logits", "")
+    } and len(circuit)
+    ours, theirs = (
+        cd.evaluate(model, task, circuit, effort="quick"),
+        cd.evaluate(silent, task, other, effort="quick"),
+    )
     assert float(ours.circuit) == pytest.approx(float(theirs.circuit), rel=1e-6)
     ours, theirs = cd.explain(model, task, circuit).cards, cd.explain(silent, task, other).cards
     assert set(ours) == {node for node in theirs if node[0] != "m"}
-    assert [float(card.effect) for card in ours.values()] == pytest.approx([float(theirs[node].effect) for node in ours], rel=1e-6)
-    assert cd.hybrid(model, task, edges=4).graph == model.graph == cd.edge_pruning(model, task, edges=4, steps=2).graph
+    assert [float(card.effect) for card in ours.values()] == pytest.approx(
+        [float(theirs[node].effect) for node in ours], rel=1e-6
+    )
+    assert (
+        cd.hybrid(model, task, edges=4).graph
+        == model.graph
+        == cd.edge_pruning(model, task, edges=4, steps=2).graph
+    )
     assert cd.matryoshka(model, task, edges=4, steps=2).values.max() > 0
     effects = dict(cd.path_patching(model, task).effects.items())
     assert effects.keys() == {node for node in cd.path_patching(silent, task).effects if node[0] != "m"}
@@ -168,7 +194,9 @@ def test_a_sliding_window_shorter_than_the_prompt(tmp_path: Any, name: str, chan
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
     with torch.no_grad():
         expected = hf(prompts.task.batches().__next__().clean).logits[:, -1]
-    torch.testing.assert_close(cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph)), expected, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(
+        cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph)), expected, atol=1e-5, rtol=1e-3
+    )
     for _, world in worlds(model, prompts.task, model.graph, ablation="resample"):
         for mask in random_masks(model.graph, 3, seed=9):
             close(world.logits(mask), defined(model.graph, world, numbers(mask)))

@@ -39,9 +39,15 @@ Results = dict[str, np.ndarray]
 def mixed(*counts: int, seed: int = 0) -> cd.Task:
     """So many random prompts of 4 tokens, of 5, of 6, ..., in an order that mixes the lengths."""
     parts = [random_prompts(VOCABULARY, count, 4 + i, seed + i) for i, count in enumerate(counts)]
-    rows: dict[str, list[Any]] = {name: [row for part in parts for row in getattr(part, name).tolist()] for name in vars(parts[0])}
+    rows: dict[str, list[Any]] = {
+        name: [row for part in parts for row in getattr(part, name).tolist()] for name in vars(parts[0])
+    }
     order = np.random.default_rng(seed).permutation(sum(counts)).tolist()
-    others = tuple(example for length in range(3) for example in random_prompts(VOCABULARY, 2, 4 + length, 50).task.examples)
+    others = tuple(
+        example
+        for length in range(3)
+        for example in random_prompts(VOCABULARY, 2, 4 + length, 50).task.examples
+    )
     task = cd.Task.from_tokens(**{name: [values[row] for row in order] for name, values in rows.items()})
     return replace(task, others=others)  # which means are over too
 
@@ -109,7 +115,9 @@ def _leaves(value: Any) -> tuple[list[float], list[str]]:
     """(the numbers, the words) of a JSON value, in order."""
     if isinstance(value, dict | list):
         pairs = [_leaves(each) for each in (value.values() if isinstance(value, dict) else value)]
-        return [number for numbers, _ in pairs for number in numbers], [word for _, words in pairs for word in words]
+        return [number for numbers, _ in pairs for number in numbers], [
+            word for _, words in pairs for word in words
+        ]
     return ([], [str(value)]) if isinstance(value, str | None) else ([float(value)], [])
 
 
@@ -127,7 +135,9 @@ def resumed(model: Any, state: Path) -> np.ndarray:
     with mock.patch.object(state_file, "SAVE_SECONDS", 0.0), pytest.raises(Stopped):
         cd.acdc(model, TASKS["odd"], threshold=0.02, state=state, progress=stop_halfway)
     first: list[int] = []
-    circuit = cd.acdc(model, TASKS["odd"], threshold=0.02, state=state, progress=lambda done, _: first.append(done))
+    circuit = cd.acdc(
+        model, TASKS["odd"], threshold=0.02, state=state, progress=lambda done, _: first.append(done)
+    )
     assert 2 * first[0] > len(circuit.graph)
     return circuit.mask
 
@@ -140,10 +150,14 @@ def one_of_two(number: int, source: Path, folder: Path) -> None:
     model = cd.load_model(source)
     found = measured(model)
     for name, task in TASKS.items():
-        found[f"{name} rows"] = np.array([row for batch in batches(model, task, 2) for row in batch.rows.tolist()], dtype=int)
+        found[f"{name} rows"] = np.array(
+            [row for batch in batches(model, task, 2) for row in batch.rows.tolist()], dtype=int
+        )
     state = folder / f"state-{number}.json"
     found["resumed"] = resumed(model, state)
-    with pytest.raises(cd.CircuitDiscoveryError, match=r"state-0.json: the state of another search \(.*threshold"):
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match=r"state-0.json: the state of another search \(.*threshold"
+    ):
         cd.acdc(model, TASKS["odd"], threshold=0.03, state=state)
     np.savez(folder / f"{number}.npz", **found)  # pyright: ignore[reportArgumentType]
     dist.destroy_process_group()
@@ -176,7 +190,11 @@ def test_two_processes_give_what_one_gives(gpt2: Tiny, two: list[Results]) -> No
 
 @pytest.mark.slow
 def test_both_have_the_same_bits(two: list[Results]) -> None:
-    assert all(two[1][name].tobytes() == value.tobytes() for name, value in two[0].items() if not name.endswith("rows"))
+    assert all(
+        two[1][name].tobytes() == value.tobytes()
+        for name, value in two[0].items()
+        if not name.endswith("rows")
+    )
 
 
 @pytest.mark.slow
@@ -188,7 +206,9 @@ def test_every_example_runs_in_one_process(two: list[Results]) -> None:
 
 
 @pytest.mark.slow
-def test_a_search_is_saved_by_the_first_process_and_resumed_by_both(gpt2: Tiny, two: list[Results], folder: Path) -> None:
+def test_a_search_is_saved_by_the_first_process_and_resumed_by_both(
+    gpt2: Tiny, two: list[Results], folder: Path
+) -> None:
     assert np.array_equal(two[0]["resumed"], two[0]["odd acdc edges"])
     assert (folder / "state-0.json").exists() and not (folder / "state-1.json").exists()
 
@@ -204,7 +224,8 @@ def test_shares_are_balanced(processes: int, monkeypatch: pytest.MonkeyPatch) ->
     assert sorted(row for rows in shares for row in rows) == list(range(len(task)))
     tokens = [sum(len(task.examples[row].clean) for row in rows) for rows in shares]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert max(tokens) - min(tokens) <= 6 + 2  # one prompt, and the difference of the longest and the shortest
+    # one prompt, and the difference of the longest and the shortest
+    assert max(tokens) - min(tokens) <= 6 + 2
 
 
 # ------------------------------------------------------------ the command line
@@ -217,8 +238,18 @@ def torchrun(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line in two processes."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "circuitdiscovery")
-    return subprocess.run([sys.executable, *launch, *arguments], capture_output=True, text=True, cwd=cwd, env=environment)
+    launch = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "circuitdiscovery",
+    )
+    return subprocess.run(
+        [sys.executable, *launch, *arguments], capture_output=True, text=True, cwd=cwd, env=environment
+    )
 
 
 @pytest.mark.slow
@@ -231,8 +262,13 @@ def test_torchrun_discovers_what_one_process_discovers(
         cli.main([*DISCOVER, "--out", str(folders[0])])
     result = torchrun(tmp_path, *DISCOVER, "--out", "2")
     assert result.returncode == 0, result.stderr
-    one, two = (json.loads(out) for out in (capsys.readouterr().out, result.stdout))  # printed once, or it were no JSON
-    assert {path.name for path in folders[0].iterdir()} == {path.name for path in folders[1].iterdir()} == set(two["files"])
+    # printed once, or it were no JSON
+    one, two = (json.loads(out) for out in (capsys.readouterr().out, result.stdout))
+    assert (
+        {path.name for path in folders[0].iterdir()}
+        == {path.name for path in folders[1].iterdir()}
+        == set(two["files"])
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
     assert [json.loads((folder / "run.json").read_text())["processes"] for folder in folders] == [1, 2]
     masks = [cd.load_circuit(folder / "circuit.json").mask for folder in folders]
@@ -240,7 +276,12 @@ def test_torchrun_discovers_what_one_process_discovers(
     for field, value in one["evaluation"].items():
         numbers, words = _leaves(value)
         assert words == _leaves(two["evaluation"][field])[1]
-        assert np.allclose(numbers, _leaves(two["evaluation"][field])[0], rtol=0, atol=1e-5 * max(map(abs, numbers), default=0)), field
+        assert np.allclose(
+            numbers,
+            _leaves(two["evaluation"][field])[0],
+            rtol=0,
+            atol=1e-5 * max(map(abs, numbers), default=0),
+        ), field
 
 
 @pytest.mark.slow
@@ -249,5 +290,7 @@ def test_an_error_is_printed_once_and_nothing_is_made(tmp_path: Path) -> None:
     (tmp_path / "full" / "file").touch()
     result = torchrun(tmp_path, *DISCOVER, "--out", "full")
     assert (result.returncode, result.stdout) == (1, "")  # torchrun's own status
-    assert result.stderr.count("--out full is not empty") == result.stderr.count("circuitdiscovery: ") == 1, result.stderr
+    assert result.stderr.count("--out full is not empty") == result.stderr.count("circuitdiscovery: ") == 1, (
+        result.stderr
+    )
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"full", "full/file"}

@@ -31,14 +31,17 @@ from circuitdiscovery.cli.main import cli
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-NOTEBOOKS = {"ioi.ipynb": "tutorials/ioi.md", "greater_than.ipynb": "tutorials/greater-than.md"}  # and the page with the same blocks
+# and the page with the same blocks
+NOTEBOOKS = {"ioi.ipynb": "tutorials/ioi.md", "greater_than.ipynb": "tutorials/greater-than.md"}
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 SHOWN = {"html", "svg", "log"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, the file it stands for, its line, its text, and whether it follows the one before at once."""
+    """A fenced block: its language, the file it stands for, its line, its text, and
+    whether it follows the one before at once.
+    """
 
     language: str
     title: str | None
@@ -53,7 +56,9 @@ def blocks(page: str) -> Iterator[Block]:
         info = found[1].strip()
         title = re.search(r'title="(.*?)"', info)
         line = text[: found.start()].count("\n") + 1
-        yield Block(info.split(" ")[0], title and title[1], line, found[2], not text[end : found.start()].strip())
+        yield Block(
+            info.split(" ")[0], title and title[1], line, found[2], not text[end : found.start()].strip()
+        )
         end = found.end()
 
 
@@ -90,7 +95,9 @@ def assert_printed(printed: str, told: str, where: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(set(PAGES) - set(NOTEBOOKS.values())))
-def test_every_block_runs_and_prints_what_the_page_says(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_runs_and_prints_what_the_page_says(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -122,7 +129,9 @@ def test_every_notebook_runs_from_top_to_bottom_and_prints_what_its_page_says(
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the other test processes have the other cores
     stored = nbformat.read(DOCS / "notebooks" / notebook, as_version=4)
-    NotebookClient(stored, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        stored, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     cells = [cell for cell in stored.cells if cell.cell_type == "code"]
     page = list(blocks(NOTEBOOKS[notebook]))
     assert len(cells) == sum(block.language == "python" for block in page) >= 5
@@ -139,7 +148,9 @@ def test_every_notebook_runs_from_top_to_bottom_and_prints_what_its_page_says(
 
 
 def test_the_api_page_has_every_public_name() -> None:
-    told = re.findall(r"^::: circuitdiscovery\.(\w+)$", (DOCS / "api.md").read_text("utf-8"), flags=re.MULTILINE)
+    told = re.findall(
+        r"^::: circuitdiscovery\.(\w+)$", (DOCS / "api.md").read_text("utf-8"), flags=re.MULTILINE
+    )
     assert sorted(told) == sorted(set(cd.__all__) - {"__version__"})
 
 
@@ -156,7 +167,9 @@ def test_pictures_are_there() -> None:
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs", reason="the documentation's packages are not there: make docs installs them")
+    pytest.importorskip(
+        "mkdocs", reason="the documentation's packages are not there: make docs installs them"
+    )
     built = subprocess.run(
         [
             sys.executable,

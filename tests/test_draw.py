@@ -47,10 +47,15 @@ def drawn_edges(dot: str) -> list[tuple[str, str, str]]:
     return found
 
 
-@pytest.mark.parametrize("graph", [GRAPH, GROUPED, Graph(2, 3, 3, split_qkv=False), Graph(2, 3, 3, has_mlp=False)], ids=str)
+@pytest.mark.parametrize(
+    "graph", [GRAPH, GROUPED, Graph(2, 3, 3, split_qkv=False), Graph(2, 3, 3, has_mlp=False)], ids=str
+)
 def test_graphviz_reads_every_edge_with_its_letter(graph: Graph) -> None:
     circuit = scored(graph).top(30)
-    expected = [(edge.split("->")[0], node_of(edge.split("->")[1]), letter_of(edge.split("->")[1])) for edge in circuit.edges]
+    expected = [
+        (edge.split("->")[0], node_of(edge.split("->")[1]), letter_of(edge.split("->")[1]))
+        for edge in circuit.edges
+    ]
     assert sorted(drawn_edges(to_dot(circuit))) == sorted(expected)
 
 
@@ -73,7 +78,10 @@ def test_input_is_at_the_bottom_logits_at_the_top_and_layers_in_rows() -> None:
 def _styles(circuit: Circuit, scores: Scores | None = None) -> dict[str, tuple[str, float]]:
     picture = parsed(to_dot(circuit, scores=scores, max_edges=None))
     kept = (edge for edge in picture.edges() if edge.attr["tooltip"])
-    return {edge.attr["tooltip"].split()[0]: (edge.attr["color"][:7], float(edge.attr["penwidth"])) for edge in kept}
+    return {
+        edge.attr["tooltip"].split()[0]: (edge.attr["color"][:7], float(edge.attr["penwidth"]))
+        for edge in kept
+    }
 
 
 def test_width_follows_magnitude_and_colour_the_sign() -> None:
@@ -82,7 +90,9 @@ def test_width_follows_magnitude_and_colour_the_sign() -> None:
     by_magnitude = sorted(styles, key=lambda edge: abs(scores[edge]))
     widths = [styles[edge][1] for edge in by_magnitude]
     assert widths == sorted(widths) and widths[-1] > 2 * widths[0]
-    assert {edge: colour for edge, (colour, _) in styles.items()} == {edge: HELPS if scores[edge] > 0 else HURTS for edge in styles}
+    assert {edge: colour for edge, (colour, _) in styles.items()} == {
+        edge: HELPS if scores[edge] > 0 else HURTS for edge in styles
+    }
 
 
 def test_scores_given_replace_those_carried() -> None:
@@ -124,10 +134,14 @@ def test_the_title_says_what_and_how_many() -> None:
 def test_a_groups_box_is_tied_to_its_heads() -> None:
     circuit = Circuit.from_edges(GROUPED, ["input->a0.kv1<k>", "a0.h2->logits", "a0.h1->logits"])
     picture = parsed(to_dot(circuit))
-    assert [(edge[0], edge[1]) for edge in picture.edges() if edge.attr["color"] == FAINT] == [("a0.kv1", "a0.h2")]
+    assert [(edge[0], edge[1]) for edge in picture.edges() if edge.attr["color"] == FAINT] == [
+        ("a0.kv1", "a0.h2")
+    ]
 
 
-@pytest.mark.parametrize(("suffix", "magic"), [("svg", b"<?xml"), ("png", b"\x89PNG\r\n"), ("pdf", b"%PDF"), ("dot", b"digraph")])
+@pytest.mark.parametrize(
+    ("suffix", "magic"), [("svg", b"<?xml"), ("png", b"\x89PNG\r\n"), ("pdf", b"%PDF"), ("dot", b"digraph")]
+)
 def test_formats_go_by_suffix(tmp_path: Path, suffix: str, magic: bytes) -> None:
     scored(GRAPH).top(20).draw(tmp_path / f"c.{suffix}")
     assert (tmp_path / f"c.{suffix}").read_bytes().startswith(magic)
@@ -151,7 +165,10 @@ def test_svg_shows_every_node_and_edge_once(tmp_path: Path, graph: Graph, n: int
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     for node in circuit.nodes:
         assert texts.count(node) == 1
-    tips = [a.get("{http://www.w3.org/1999/xlink}title", "").split(" ")[0] for a in root.iter("{http://www.w3.org/2000/svg}a")]
+    tips = [
+        a.get("{http://www.w3.org/1999/xlink}title", "").split(" ")[0]
+        for a in root.iter("{http://www.w3.org/2000/svg}a")
+    ]
     assert set(circuit.edges) <= set(tips)
 
 
@@ -160,12 +177,17 @@ def test_dot_and_svg_are_the_same_in_every_process(tmp_path: Path) -> None:
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_draw import *\n"
         "c = scored(GRAPH).top(40)\n"
-        "c.draw(sys.argv[2] + '.svg', roles={'b': ['m1', 'm0'], 'a': ['a0.h1']}); c.draw(sys.argv[2] + '.dot')"
+        "c.draw(sys.argv[2] + '.svg', roles={'b': ['m1', 'm0'], 'a': ['a0.h1']}); c.draw(sys.argv[2] + "
+        "'.dot')"
     )
     said = []
     for seed in ("1", "2"):
         command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / seed)]
-        said.append(subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True).stderr)
+        said.append(
+            subprocess.run(
+                command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True
+            ).stderr
+        )
     for suffix in ("svg", "dot"):
         assert (tmp_path / f"1.{suffix}").read_bytes() == (tmp_path / f"2.{suffix}").read_bytes()
     assert said == [b"", b""]  # nothing about the system's fonts
@@ -206,7 +228,9 @@ def _greedy(circuit: Circuit, count: int) -> set[str]:
         on = [edge for edge in mine if edge.split("->")[0] in graph.reader_nodes(receiver)]
         return [path for edge in on for path in paths((*so_far, edge))]
 
-    every: list[set[str]] = [set(path) for edge in mine if edge.startswith("input->") for path in paths((edge,))]
+    every: list[set[str]] = [
+        set(path) for edge in mine if edge.startswith("input->") for path in paths((edge,))
+    ]
     drawn: set[str] = set()
     by_strength = sorted(mine, key=lambda edge: -abs(circuit.score(edge) or 0))
     while True:
@@ -221,7 +245,11 @@ def _greedy(circuit: Circuit, count: int) -> set[str]:
             return drawn
 
 
-@pytest.mark.parametrize("graph", [Graph(2, 2, 2), Graph(2, 4, 2), Graph(3, 2, 2, parallel=True), Graph(2, 2, 2, split_qkv=False)], ids=str)
+@pytest.mark.parametrize(
+    "graph",
+    [Graph(2, 2, 2), Graph(2, 4, 2), Graph(3, 2, 2, parallel=True), Graph(2, 2, 2, split_qkv=False)],
+    ids=str,
+)
 @pytest.mark.parametrize("count", [1, 4, 9, 15])
 def test_the_strongest_whole_paths_are_those_of_a_search_through_all(graph: Graph, count: int) -> None:
     for seed in range(3):
@@ -237,15 +265,25 @@ def test_a_large_circuit_is_shown_by_sixty_edges_on_drawn_paths_and_says_so(scor
     found = scored(DEEP, 3).top(7000)
     circuit = found if scores else Circuit(DEEP, found.mask)
     dot = to_dot(circuit)
-    edges = {f"{source}->{reader}<{letter}>" if letter else f"{source}->{reader}" for source, reader, letter in drawn_edges(dot)}
+    edges = {
+        f"{source}->{reader}<{letter}>" if letter else f"{source}->{reader}"
+        for source, reader, letter in drawn_edges(dot)
+    }
     assert len(edges) == 60 and _on_paths(DEEP, edges) == edges <= set(circuit.edges)
-    assert f"60 of 7,000 edges shown: the {'strongest' if scores else 'first'} on paths from input to logits" in dot
+    assert (
+        f"60 of 7,000 edges shown: the {'strongest' if scores else 'first'} on paths from input to logits"
+        in dot
+    )
     assert "7,000 of 70,651 edges" in dot
 
 
 def test_a_circuit_that_fits_is_drawn_whole() -> None:
     circuit = scored(GRAPH).top(60)
-    assert circuit.pruned() != circuit and len(drawn_edges(to_dot(circuit))) == 60 and "shown" not in to_dot(circuit)
+    assert (
+        circuit.pruned() != circuit
+        and len(drawn_edges(to_dot(circuit))) == 60
+        and "shown" not in to_dot(circuit)
+    )
     assert len(drawn_edges(to_dot(scored(GRAPH).top(61), max_edges=61))) == 61
     assert len(drawn_edges(to_dot(scored(GRAPH).top(400), max_edges=None))) == 400
 
@@ -255,7 +293,9 @@ def test_without_a_whole_path_the_strongest_edges_are_drawn() -> None:
     loose = Circuit.from_edges(GRAPH, [edge for edge in GRAPH.edges if not edge.startswith("input")])
     dot = to_dot(loose, scores=scores, max_edges=7)
     strongest = sorted(loose.edges, key=lambda edge: -abs(scores[edge]))[:7]
-    assert sorted(drawn_edges(dot)) == sorted((e.split("->")[0], node_of(e.split("->")[1]), letter_of(e.split("->")[1])) for e in strongest)
+    assert sorted(drawn_edges(dot)) == sorted(
+        (e.split("->")[0], node_of(e.split("->")[1]), letter_of(e.split("->")[1])) for e in strongest
+    )
     assert f"7 of {len(loose)} edges shown: the strongest; none is on a path from input to logits" in dot
     direct = Circuit.from_edges(GRAPH, ["input->m0", "m0->logits"])
     assert "1 of 2 edges shown: the first; a whole path is longer than 1" in to_dot(direct, max_edges=1)
@@ -263,7 +303,10 @@ def test_without_a_whole_path_the_strongest_edges_are_drawn() -> None:
 
 @pytest.mark.parametrize("wrong", [0, -1, True, 2.5, "all"])
 def test_max_edges_must_be_a_count(wrong: Any) -> None:
-    with pytest.raises(CircuitDiscoveryError, match="max_edges must be a whole number of at least 1, or None for all edges, not"):
+    with pytest.raises(
+        CircuitDiscoveryError,
+        match="max_edges must be a whole number of at least 1, or None for all edges, not",
+    ):
         to_dot(Circuit.empty(GRAPH), max_edges=wrong)
 
 
@@ -305,10 +348,18 @@ def test_columns_go_from_left_to_right_and_no_node_reads_from_its_own() -> None:
 def test_layers_without_a_node_take_no_space_and_are_named() -> None:
     near, far = Graph(3, 2, 2), Graph(40, 2, 2)
     edges = ["input->a0.h1<v>", "a0.h1->m0", "m0->a{}.h0<q>", "a{}.h0->logits"]
-    sizes = [_size(to_svg(Circuit.from_edges(graph, [e.format(layer) for e in edges]))) for graph, layer in ((near, 1), (far, 37))]
+    sizes = [
+        _size(to_svg(Circuit.from_edges(graph, [e.format(layer) for e in edges])))
+        for graph, layer in ((near, 1), (far, 37))
+    ]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
-    ranks = {rank.nodes[0]: rank for rank in layout(Circuit.from_edges(far, [e.format(37) for e in edges])).ranks}
-    assert ranks["a37.h0"].folded == "layers 1\N{EN DASH}36" and ranks["logits"].folded == "layers 38\N{EN DASH}39"
+    ranks = {
+        rank.nodes[0]: rank for rank in layout(Circuit.from_edges(far, [e.format(37) for e in edges])).ranks
+    }
+    assert (
+        ranks["a37.h0"].folded == "layers 1\N{EN DASH}36"
+        and ranks["logits"].folded == "layers 38\N{EN DASH}39"
+    )
     assert "layers 1\N{EN DASH}36: none" in to_dot(Circuit.from_edges(far, [e.format(37) for e in edges]))
 
 
@@ -327,5 +378,7 @@ def test_roles_keep_their_colour_where_another_roles_nodes_are_not_shown() -> No
     scores = Scores(GRAPH, np.where(GRAPH.mask(["input->m1", "m1->logits"]), 2.0, 1.0))
     circuit = Circuit(GRAPH, circuit.mask, scores.values).with_roles({"early": ["m0"], "late": ["m1"]})
     picture = parsed(to_dot(circuit, max_edges=2))
-    assert {str(node): node.attr["fillcolor"] for node in picture.nodes() if str(node)[0] == "m"} == {"m1": ROLE_COLOURS[1]}
+    assert {str(node): node.attr["fillcolor"] for node in picture.nodes() if str(node)[0] == "m"} == {
+        "m1": ROLE_COLOURS[1]
+    }
     assert "late" in picture.graph_attr["label"] and "early" not in picture.graph_attr["label"]

@@ -1,4 +1,6 @@
-"""Edge pruning: its forward is the model's with any part of each edge, its gradient a derivative, and what it finds is known."""
+"""Edge pruning: its forward is the model's with any part of each edge, its
+gradient a derivative, and what it finds is known.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ import circuitdiscovery as cd
 from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.search.edge_pruning import edge_pruning
 
-# of the model with cut weights below: head a0.h0 and a1.h1 attend uniformly, a0.h1, a1.h0 and m0 write nothing that differs
+# of the model with cut weights below: head a0.h0 and a1.h1 attend uniformly, a0.h1,
+# a1.h0 and m0 write nothing that differs
 KNOWN = [
     *("input->a0.h0<v>", "input->a1.h1<v>", "input->m1", "input->logits", "a0.h0->a1.h1<v>"),
     *("a0.h0->m1", "a0.h0->logits", "a1.h1->m1", "a1.h1->logits", "m1->logits"),
@@ -38,7 +41,9 @@ def cut_model() -> Any:
 
 def held_out_kl(model: Any, task: Any, circuit: Any) -> float:
     """KL(model || circuit) on the held-out examples."""
-    full, logits = (cd.run_circuit(model, task.held_out, c) for c in (cd.Circuit.full(circuit.graph), circuit))
+    full, logits = (
+        cd.run_circuit(model, task.held_out, c) for c in (cd.Circuit.full(circuit.graph), circuit)
+    )
     return float(kl_divergence(full)(logits).mean())
 
 
@@ -74,10 +79,14 @@ def test_a_boolean_mask_of_merged_receivers(tinies: Callable[[str], Tiny], name:
 
 
 def test_a_part_of_each_edge_is_the_slow_reference(tiny: Tiny) -> None:
-    """On TransformerBridge's own hooks: each receiver reads what it would, less (1 - mask) of each difference."""
+    """On TransformerBridge's own hooks: each receiver reads what it
+    would, less (1 - mask) of each difference.
+    """
     prompts, reference, graph = tiny.prompts, tiny.reference64, tiny.model.graph
     mask = np.random.default_rng(3).random(graph.allowed.shape) * graph.allowed
-    expected = partly_patched(reference, prompts.clean, carried(reference, "resample", prompts.corrupted), mask)
+    expected = partly_patched(
+        reference, prompts.clean, carried(reference, "resample", prompts.corrupted), mask
+    )
     got = relaxed(tiny.model, graph, prompts.task, torch.tensor(mask).float())
     torch.testing.assert_close(got.double(), expected, atol=1e-4, rtol=0)
 
@@ -95,10 +104,14 @@ def partly_patched(reference: Reference, clean: Tensor, replacement: Tensor, mas
 def test_the_answer_is_read_where_the_task_says(llama: Tiny) -> None:
     prompts, graph = llama.prompts, llama.model.graph
     answers = {"correct": prompts.correct, "incorrect": prompts.incorrect}
-    task = cd.Task.from_tokens(clean=prompts.clean, corrupted=prompts.corrupted, position=[2, -1, 0, 3, -3], **answers)
+    task = cd.Task.from_tokens(
+        clean=prompts.clean, corrupted=prompts.corrupted, position=[2, -1, 0, 3, -3], **answers
+    )
     mask = random_masks(graph, 3, seed=4)[1]
     got = relaxed(llama.model, graph, task, torch.tensor(mask).float())
-    torch.testing.assert_close(got, cd.run_circuit(llama.model, task, cd.Circuit(graph, mask)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        got, cd.run_circuit(llama.model, task, cd.Circuit(graph, mask)), atol=1e-4, rtol=0
+    )
 
 
 def test_the_gradient_is_the_finite_difference(tiny: Tiny) -> None:
@@ -113,7 +126,8 @@ def test_the_gradient_is_the_finite_difference(tiny: Tiny) -> None:
     (gradient,) = torch.autograd.grad(loss(mask), mask)
     direction = torch.from_numpy(rng.standard_normal(graph.allowed.shape))
     singles = [
-        torch.zeros_like(mask).index_put((torch.tensor(s), torch.tensor(r)), torch.tensor(1.0).double()) for s, r in some(graph, rng)
+        torch.zeros_like(mask).index_put((torch.tensor(s), torch.tensor(r)), torch.tensor(1.0).double())
+        for s, r in some(graph, rng)
     ]
     for nudge in [direction, *singles]:
         with torch.no_grad():
@@ -133,7 +147,9 @@ def some(graph: Any, rng: np.random.Generator) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_edges_that_can_matter_are_found(seed: int) -> None:
     model, prompts = cut_model(), random_prompts(101, 8, 5, seed=6)
-    assert list(edge_pruning(model, prompts.task, edges=10, steps=150, seed=seed).top(10).edges) == sorted(KNOWN, key=model.graph.index)
+    assert list(edge_pruning(model, prompts.task, edges=10, steps=150, seed=seed).top(10).edges) == sorted(
+        KNOWN, key=model.graph.index
+    )
 
 
 @pytest.mark.slow
@@ -142,7 +158,12 @@ def test_better_than_attribution_and_chance_on_ioi() -> None:
     task = cd.load_task("ioi", model, examples=16)
     ours = held_out_kl(model, task, edge_pruning(model, task, edges=47, steps=150).top(47))
     kl_ig = cd.eap_ig(model, task, metric="kl_divergence")
-    others = [cd.eap_ig(model, task).top(47), cd.eap_ig(model, task).greedy(47), kl_ig.top(47), kl_ig.greedy(47)]
+    others = [
+        cd.eap_ig(model, task).top(47),
+        cd.eap_ig(model, task).greedy(47),
+        kl_ig.top(47),
+        kl_ig.greedy(47),
+    ]
     assert ours < 0.8 * min(held_out_kl(model, task, c) for c in [*others, cd.random(model, task).top(47)])
 
 
@@ -168,13 +189,18 @@ def test_the_number_of_open_gates_becomes_the_wanted_one(gpt2: Tiny) -> None:
 
 def test_twice_the_same_bytes_and_another_draw(llama: Tiny, tmp_path: Any) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        edge_pruning(llama.model, llama.prompts.task, edges=30, steps=5, seed=seed).save(tmp_path / f"{name}.safetensors")
+        edge_pruning(llama.model, llama.prompts.task, edges=30, steps=5, seed=seed).save(
+            tmp_path / f"{name}.safetensors"
+        )
     a, b, c = ((tmp_path / f"{name}.safetensors").read_bytes() for name in "abc")
     assert a == b != c
 
 
 def test_batches_do_not_matter(llama: Tiny) -> None:
-    whole, parts = (edge_pruning(llama.model, llama.prompts.task, edges=30, steps=5, batch_size=size) for size in (None, 2))
+    whole, parts = (
+        edge_pruning(llama.model, llama.prompts.task, edges=30, steps=5, batch_size=size)
+        for size in (None, 2)
+    )
     np.testing.assert_allclose(whole.values, parts.values, atol=1e-4)
 
 

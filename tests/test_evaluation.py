@@ -1,4 +1,5 @@
-"""Evaluation against the definitions, computed one circuit at a time with run_circuit and plain arithmetic."""
+"""Evaluation against the definitions, computed one circuit at a time
+with run_circuit and plain arithmetic."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ EDGES = (
 @pytest.fixture(scope="module")
 def setting(gpt2: Tiny) -> tuple[Any, Any, Any]:
     """(model, task of 8 examples, a circuit of nine edges)."""
-    return gpt2.model, random_prompts(101, n_examples=8, seed=3).task, cd.Circuit.from_edges(gpt2.model.graph, EDGES)
+    return (
+        gpt2.model,
+        random_prompts(101, n_examples=8, seed=3).task,
+        cd.Circuit.from_edges(gpt2.model.graph, EDGES),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,8 @@ def test_kl_and_agreement_compare_with_the_model(setting: tuple[Any, Any, Any], 
     model, task, circuit = setting
     ours, theirs = cd.run_circuit(model, task, circuit), cd.run_circuit(model, task, full(setting))
     assert result.kl == pytest.approx(
-        float(kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean")), rel=1e-4
+        float(kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean")),
+        rel=1e-4,
     )
     assert result.agreement == float((ours.argmax(-1) == theirs.argmax(-1)).double().mean())
 
@@ -83,7 +89,9 @@ def test_the_full_circuit_is_perfect_and_the_empty_one_is_nothing(setting: tuple
     clean, corrupted = (cd.run_circuit(model, task, end(setting)) for end in (full, empty))
     answers = (clean - corrupted).argmax(-1), (clean - corrupted).argmin(-1)
     (batch,) = task.batches()
-    told = cd.Task.from_tokens(clean=batch.clean, corrupted=batch.corrupted, correct=answers[0], incorrect=answers[1])
+    told = cd.Task.from_tokens(
+        clean=batch.clean, corrupted=batch.corrupted, correct=answers[0], incorrect=answers[1]
+    )
     perfect, nothing = cd.evaluate(model, told, full(setting)), cd.evaluate(model, told, empty(setting))
     assert (perfect.normalized, perfect.faithfulness, perfect.agreement) == (1, 0, 1)
     assert perfect.kl == pytest.approx(0, abs=1e-6)
@@ -92,17 +100,23 @@ def test_the_full_circuit_is_perfect_and_the_empty_one_is_nothing(setting: tuple
     assert nothing.circuit == nothing.empty
 
 
-def test_no_normalized_faithfulness_where_model_and_empty_cannot_be_told_apart(setting: tuple[Any, Any, Any]) -> None:
+def test_no_normalized_faithfulness_where_model_and_empty_cannot_be_told_apart(
+    setting: tuple[Any, Any, Any],
+) -> None:
     model, task, circuit = setting
     (batch,) = task.batches()
-    same = cd.Task.from_tokens(clean=batch.clean, corrupted=batch.clean, correct=batch.correct, incorrect=batch.incorrect)
+    same = cd.Task.from_tokens(
+        clean=batch.clean, corrupted=batch.clean, correct=batch.correct, incorrect=batch.incorrect
+    )
     result = cd.evaluate(model, same, circuit)
     assert result.normalized is None
     assert result.reason is not None and "0" in result.reason
     assert result.reason in str(result)
 
 
-def test_incompleteness_of_every_set_follows_its_definition(setting: tuple[Any, Any, Any], result: Any) -> None:
+def test_incompleteness_of_every_set_follows_its_definition(
+    setting: tuple[Any, Any, Any], result: Any
+) -> None:
     circuit = setting[2]
     kinds = [knockout.kind for knockout in result.completeness.sets]
     assert kinds == ["empty", *["random"] * 20, "greedy"]
@@ -111,21 +125,29 @@ def test_incompleteness_of_every_set_follows_its_definition(setting: tuple[Any, 
         assert knockout.incompleteness == pytest.approx(abs(c - m), abs=1e-5)
     values = [float(knockout.incompleteness) for knockout in result.completeness.sets]
     assert result.completeness.max == pytest.approx(max(values))
-    assert not result.completeness.max.has_interval and ", at most " in str(result)  # chosen where it is measured
+    # chosen where it is measured
+    assert not result.completeness.max.has_interval and ", at most " in str(result)
     random = [knockout.incompleteness for knockout in result.completeness.sets if knockout.kind == "random"]
     assert result.completeness.mean < np.mean(random)  # less what noise adds
     for end in ("low", "high"):
-        assert getattr(result.completeness.mean, end) == pytest.approx(np.mean([getattr(each, end) for each in random]))
-    assert [knockout.kind for knockout in result.completeness.sets if not knockout.incompleteness.has_interval] == ["greedy"]
+        assert getattr(result.completeness.mean, end) == pytest.approx(
+            np.mean([getattr(each, end) for each in random])
+        )
+    assert [
+        knockout.kind for knockout in result.completeness.sets if not knockout.incompleteness.has_interval
+    ] == ["greedy"]
 
 
-def test_what_matters_most_is_chosen_on_the_search_s_examples(setting: tuple[Any, Any, Any], result: Any) -> None:
+def test_what_matters_most_is_chosen_on_the_search_s_examples(
+    setting: tuple[Any, Any, Any], result: Any
+) -> None:
     from dataclasses import replace
 
     model, task, circuit = setting
     held = random_prompts(101, n_examples=12, seed=9).task
     found, inner = cd.evaluate(model, replace(task, held_out=held), circuit), (model, held, None)
-    assert found.completeness.sets[-1].nodes == result.completeness.sets[-1].nodes  # greedy saw the same examples
+    # greedy saw the same examples
+    assert found.completeness.sets[-1].nodes == result.completeness.sets[-1].nodes
 
     def incompleteness(nodes: tuple[str, ...], where: Any) -> np.ndarray:
         return each(where, circuit.without(nodes)) - each(where, full(setting).without(nodes))
@@ -137,7 +159,9 @@ def test_what_matters_most_is_chosen_on_the_search_s_examples(setting: tuple[Any
     worst = max((knockout.nodes for knockout in found.completeness.sets), key=surely)
     assert found.completeness.max == pytest.approx(abs(incompleteness(worst, inner).mean()), abs=1e-5)
     assert found.completeness.max.has_interval
-    assert all(score.has_interval and score.low <= score <= score.high for score in found.minimality.scores.values())
+    assert all(
+        score.has_interval and score.low <= score <= score.high for score in found.minimality.scores.values()
+    )
     effects = {
         node: [
             abs(mean(inner, circuit.without((*rest, node))) - mean(inner, circuit.without(rest)))
@@ -153,11 +177,18 @@ def test_what_matters_most_is_chosen_on_the_search_s_examples(setting: tuple[Any
 def test_a_quick_measurement_s_largest_has_no_interval(setting: tuple[Any, Any, Any]) -> None:
     found = cd.evaluate(*setting, effort="quick")
     assert found.completeness.max == max(knockout.incompleteness for knockout in found.completeness.sets)
-    assert found.completeness.max.to_dict() == {"value": float(found.completeness.max), "low": None, "high": None}
-    assert all(score.has_interval for score in found.minimality.scores.values())  # at K empty, which nobody chose
+    assert found.completeness.max.to_dict() == {
+        "value": float(found.completeness.max),
+        "low": None,
+        "high": None,
+    }
+    # at K empty, which nobody chose
+    assert all(score.has_interval for score in found.minimality.scores.values())
 
 
-def test_greedy_takes_the_node_that_raises_incompleteness_most(setting: tuple[Any, Any, Any], result: Any) -> None:
+def test_greedy_takes_the_node_that_raises_incompleteness_most(
+    setting: tuple[Any, Any, Any], result: Any
+) -> None:
     circuit = setting[2]
 
     def incompleteness(nodes: tuple[str, ...]) -> float:
@@ -180,17 +211,23 @@ def test_roles_of_a_circuit_are_sets_of_completeness(setting: tuple[Any, Any, An
     assert (knockout.kind, knockout.nodes) == ("role mover", ("a2.h0",))
 
 
-def test_minimality_is_the_largest_effect_of_a_node_over_the_sets(setting: tuple[Any, Any, Any], result: Any) -> None:
+def test_minimality_is_the_largest_effect_of_a_node_over_the_sets(
+    setting: tuple[Any, Any, Any], result: Any
+) -> None:
     circuit = setting[2]
     sets = [knockout.nodes for knockout in result.completeness.sets]
     assert set(result.minimality.scores) == set(circuit.nodes) - {"input", "logits"}
     for node in ("a2.h0", "m1"):
         rest = [tuple(n for n in nodes if n != node) for nodes in sets]
-        effects = [abs(mean(setting, circuit.without((*k, node))) - mean(setting, circuit.without(k))) for k in rest]
+        effects = [
+            abs(mean(setting, circuit.without((*k, node))) - mean(setting, circuit.without(k))) for k in rest
+        ]
         assert result.minimality.scores[node] == pytest.approx(max(effects), abs=1e-5)
 
 
-def test_a_node_that_leads_nowhere_is_named_as_not_minimal(setting: tuple[Any, Any, Any], result: Any) -> None:
+def test_a_node_that_leads_nowhere_is_named_as_not_minimal(
+    setting: tuple[Any, Any, Any], result: Any
+) -> None:
     model, task, circuit = setting
     padded = circuit | cd.Circuit.from_edges(circuit.graph, ["input->a1.h3<v>"])
     found = cd.evaluate(model, task, padded)
@@ -216,7 +253,10 @@ def test_the_curve_s_areas_are_trapezoids_ours_and_mib_s(setting: tuple[Any, Any
     (batch,) = task.batches()
     clean, corrupted = (cd.run_circuit(model, task, end(setting)) for end in (full, empty))
     told = cd.Task.from_tokens(
-        clean=batch.clean, corrupted=batch.corrupted, correct=(clean - corrupted).argmax(-1), incorrect=(clean - corrupted).argmin(-1)
+        clean=batch.clean,
+        corrupted=batch.corrupted,
+        correct=(clean - corrupted).argmax(-1),
+        incorrect=(clean - corrupted).argmin(-1),
     )
     scores = cd.eap(model, told)
     curve = cd.curve(model, told, scores)
@@ -231,10 +271,14 @@ def test_the_curve_s_areas_are_trapezoids_ours_and_mib_s(setting: tuple[Any, Any
 
     total = len(scores.graph)
     ours = [scores.top(round(fraction * total)) for fraction in MIB_FRACTIONS]
-    assert (curve.area, curve.distance) == pytest.approx(areas([(len(each.pruned()) / total, each) for each in ours]), abs=1e-5)
+    assert (curve.area, curve.distance) == pytest.approx(
+        areas([(len(each.pruned()) / total, each) for each in ours]), abs=1e-5
+    )
     # MIB's code: the fraction itself, int(p n) edges by signed score, pruned
     order = sorted(scores.graph.edges, key=lambda edge: -scores[edge])
-    theirs = [(p, cd.Circuit.from_edges(scores.graph, order[: int(p * total)]).pruned()) for p in MIB_FRACTIONS]
+    theirs = [
+        (p, cd.Circuit.from_edges(scores.graph, order[: int(p * total)]).pruned()) for p in MIB_FRACTIONS
+    ]
     assert (curve.cpr, curve.cmd) == pytest.approx(areas(theirs), abs=1e-5)
     assert abs(curve.cpr - curve.area) > 1e-3
     for figure in (curve.cpr, curve.cmd, curve.area, curve.distance, *curve.normalized):
@@ -246,7 +290,8 @@ def test_the_curve_s_areas_are_trapezoids_ours_and_mib_s(setting: tuple[Any, Any
 def test_denoising_starts_at_the_corrupted_run(setting: tuple[Any, Any, Any]) -> None:
     result = cd.evaluate(*setting, direction="denoising")
     assert result.circuit == pytest.approx(mean(setting, setting[2], direction="denoising"), rel=1e-5)
-    assert result.empty == pytest.approx(mean(setting, empty(setting)), rel=1e-5)  # the corrupted prompt either way
+    # the corrupted prompt either way
+    assert result.empty == pytest.approx(mean(setting, empty(setting)), rel=1e-5)
 
 
 def test_held_out_examples_are_used_where_there_are_some(setting: tuple[Any, Any, Any], result: Any) -> None:
@@ -283,5 +328,7 @@ def test_circuits_that_differ_in_dead_edges_only_run_once(setting: tuple[Any, An
     model, task, circuit = setting
     bench = Bench.build(model, task, circuit.graph, "resample", "logit_diff", "noising", None, 0)
     padded = circuit | cd.Circuit.from_edges(circuit.graph, ["input->a1.h3<v>"])
-    torch.testing.assert_close(torch.tensor(bench.values(padded.mask)), torch.tensor(each(setting, padded)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor(bench.values(padded.mask)), torch.tensor(each(setting, padded)), atol=1e-5, rtol=0
+    )
     assert bench.values(circuit.mask) is bench.values(padded.mask)

@@ -1,5 +1,5 @@
-"""Node cards: attention, attribution and lens as TransformerLens has them, effects as `exact` measures them, scores as their definitions
-written out slowly; and what comes back from files."""
+"""Node cards: attention, attribution and lens as TransformerLens has them, effects as `exact` measures them,
+scores as their definitions written out slowly; and what comes back from files."""
 
 from __future__ import annotations
 
@@ -37,9 +37,13 @@ def task_of(tiny: Tiny, **more: Any) -> Task:
     return Task.from_tokens(**(given | {"correct": prompts.correct, "incorrect": prompts.incorrect} | more))
 
 
-def explain(tiny: Tiny, task: Task | None = None, circuit: cd.Circuit | None = None, **more: Any) -> Explanation:
+def explain(
+    tiny: Tiny, task: Task | None = None, circuit: cd.Circuit | None = None, **more: Any
+) -> Explanation:
     graph = tiny.model.graph
-    return cd.explain(tiny.model, task or task_of(tiny), cd.Circuit.full(graph) if circuit is None else circuit, **more)
+    return cd.explain(
+        tiny.model, task or task_of(tiny), cd.Circuit.full(graph) if circuit is None else circuit, **more
+    )
 
 
 def bridge_attention(reference: Reference, tokens: Tensor) -> Tensor:
@@ -60,7 +64,9 @@ def bridge_attention(reference: Reference, tokens: Tensor) -> Tensor:
 
 def test_attention_is_the_bridges(any_model: Tiny) -> None:
     expected = bridge_attention(any_model.reference, any_model.prompts.clean)
-    torch.testing.assert_close(attention(any_model.model, any_model.prompts.clean).transpose(1, 2), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        attention(any_model.model, any_model.prompts.clean).transpose(1, 2), expected, rtol=0, atol=1e-5
+    )
 
 
 def test_attention_between_positions_is_a_mean_over_the_examples_that_have_both(gpt2: Tiny) -> None:
@@ -79,7 +85,8 @@ def test_attention_between_positions_is_a_mean_over_the_examples_that_have_both(
         expected = np.mean([float(weights[row, *at(row)]) for row in there])
         assert card.attention[pair] == pytest.approx(expected, abs=1e-5)
     assert card.attention["END", "END"] == pytest.approx(float(weights[:, 5, 5].mean()), abs=1e-5)
-    assert ("B", "END") not in card.attention and ("A", "END") not in card.attention  # what always comes later
+    # what always comes later
+    assert ("B", "END") not in card.attention and ("A", "END") not in card.attention
 
 
 def test_what_end_attends_to_goes_by_name_or_by_text(gpt2: Tiny) -> None:
@@ -103,16 +110,27 @@ def test_what_end_attends_to_goes_by_name_or_by_text(gpt2: Tiny) -> None:
 
 def test_patterns_are_of_the_first_prompts_whatever_their_lengths(gpt2: Tiny) -> None:
     rows = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15]]
-    task = Task.from_tokens(clean=rows, corrupted=rows, correct=[1, 2, 3], incorrect=[4, 5, 6], positions={"A": 1})
+    task = Task.from_tokens(
+        clean=rows, corrupted=rows, correct=[1, 2, 3], incorrect=[4, 5, 6], positions={"A": 1}
+    )
     cards = explain(gpt2, task, prompts=2).cards
     patterns = cards["a2.h3"].patterns
     assert [pattern.tokens for pattern in patterns] == [("5", "6", "7", "8"), ("9", "10", "11")]
-    assert [pattern.text for pattern in patterns] == ["5 6 7 8", "9 10 11"] == [lens.text for lens in cards["m1"].lens]
+    assert (
+        [pattern.text for pattern in patterns]
+        == ["5 6 7 8", "9 10 11"]
+        == [lens.text for lens in cards["m1"].lens]
+    )
     assert patterns[1].positions == {"A": 1, "END": 2} and patterns[1].weights.dtype == np.float32
     for pattern, row in zip(patterns, rows, strict=False):
         expected = bridge_attention(gpt2.reference, torch.tensor([row]))[2, 0, 3]
         np.testing.assert_allclose(pattern.weights, expected, atol=1e-5)
-    assert cards["m1"].patterns == () and cards["m1"].attention == {} and cards["m1"].scores == {} and cards["m1"].attended == ()
+    assert (
+        cards["m1"].patterns == ()
+        and cards["m1"].attention == {}
+        and cards["m1"].scores == {}
+        and cards["m1"].attended == ()
+    )
 
 
 def slow_place(circuit: cd.Circuit, weights: Tensor, node: str, end: int) -> np.ndarray:
@@ -130,14 +148,24 @@ def slow_place(circuit: cd.Circuit, weights: Tensor, node: str, end: int) -> np.
                 continue
             if receiver[0] == "a" and not receiver.endswith("<q>"):
                 layer, head = map(int, reader[1:].split(".h"))
-                across = np.array([sum(there[q] * float(weights[layer, head, q, k]) for q in range(length)) for k in range(length)])
-                there = across if "<" in receiver else np.mean([there, across, across], axis=0)  # merged: as query, key and value
+                across = np.array(
+                    [
+                        sum(there[q] * float(weights[layer, head, q, k]) for q in range(length))
+                        for k in range(length)
+                    ]
+                )
+                # merged: as query, key and value
+                there = across if "<" in receiver else np.mean([there, across, across], axis=0)
             total, count = total + (1.0 if share is None else abs(share)) * there, count + 1
     return total / total.sum() if count else total
 
 
-@pytest.mark.parametrize(("name", "split_qkv", "scored"), [("gpt2", True, False), ("llama", True, True), ("gpt2", False, True)])
-def test_where_a_node_is_read_follows_the_circuits_edges(name: str, split_qkv: bool, scored: bool, tinies: Callable[[str], Tiny]) -> None:
+@pytest.mark.parametrize(
+    ("name", "split_qkv", "scored"), [("gpt2", True, False), ("llama", True, True), ("gpt2", False, True)]
+)
+def test_where_a_node_is_read_follows_the_circuits_edges(
+    name: str, split_qkv: bool, scored: bool, tinies: Callable[[str], Tiny]
+) -> None:
     tiny = tinies(name)
     graph, rng = cd.Graph.from_model(tiny.model, split_qkv=split_qkv), np.random.default_rng(0)
     mask = graph.allowed & (rng.random(graph.allowed.shape) < 0.2)
@@ -158,13 +186,17 @@ def test_where_a_node_is_read_follows_the_circuits_edges(name: str, split_qkv: b
 
 
 def test_direct_attribution_is_transformer_lens(tiny: Tiny) -> None:
-    """Node by node; TransformerLens folds out of its heads what a value is at every position: b_V, and the bias of the norm before it."""
+    """Node by node; TransformerLens folds out of its heads what a value is at every position:
+    b_V, and the bias of the norm before it.
+    """
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.tools.analysis import direct_logit_attribution
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny.words)
-    bridge = TransformerBridge.boot_transformers(str(tiny.folder), dtype=torch.float32, device="cpu", tokenizer=tokenizer).eval()
+    bridge = TransformerBridge.boot_transformers(
+        str(tiny.folder), dtype=torch.float32, device="cpu", tokenizer=tokenizer
+    ).eval()
     bridge.enable_compatibility_mode(disable_warnings=True)
     bridge.set_use_attn_result(True)
     prompts, model = tiny.prompts, tiny.model
@@ -183,7 +215,11 @@ def test_direct_attribution_is_transformer_lens(tiny: Tiny) -> None:
             fixed = torch.zeros(block.W_V.shape[1]) if block.b_V is None else block.b_V[group]
             fixed = fixed if block.norm1.bias is None else fixed + block.W_V[group] @ block.norm1.bias
             fixed = fixed @ block.W_O[head]
-            fixed = (fixed - fixed.mean() if model.final_norm.centred else fixed) * inverse * model.final_norm.weight
+            fixed = (
+                (fixed - fixed.mean() if model.final_norm.centred else fixed)
+                * inverse
+                * model.final_norm.weight
+            )
             head_alone = ours[f"a{layer}.h{head}"] - (fixed * direction).sum(-1)
             torch.testing.assert_close(head_alone, told[f"L{layer}H{head}"], atol=1e-4, rtol=1e-4)
     embedded = told["embed"] + told["pos_embed"] if "pos_embed" in told else told["embed"]
@@ -196,7 +232,9 @@ def test_direct_attributions_and_biases_add_up_to_hugging_faces_logits(any_model
     total = sum(seen.written(row) for row in range(len(model.graph.sources)))
     biases = sum((block.b_O for block in model.blocks if block.b_O is not None), torch.zeros(model.d_model))
     norm = model.final_norm
-    biases = (biases - biases.mean() if norm.centred else biases) * norm.jacobian(seen.stream)[1] * norm.weight
+    biases = (
+        (biases - biases.mean() if norm.centred else biases) * norm.jacobian(seen.stream)[1] * norm.weight
+    )
     total = total + biases + (0 if norm.bias is None else norm.bias)
     with torch.no_grad():
         expected = any_model.hf(prompts.clean).logits[:, -1]
@@ -204,13 +242,22 @@ def test_direct_attributions_and_biases_add_up_to_hugging_faces_logits(any_model
 
 
 def test_a_card_has_the_mean_attribution_of_several_answers_at_the_answers_position(llama: Tiny) -> None:
-    task = task_of(llama, correct=[[1, 2], [3, -1], [4, 5], [6, 7], [8, -1]], incorrect=[[9]] * 5, position=[5, 3, 5, 2, 4])
+    task = task_of(
+        llama,
+        correct=[[1, 2], [3, -1], [4, 5], [6, 7], [8, -1]],
+        incorrect=[[9]] * 5,
+        position=[5, 3, 5, 2, 4],
+    )
     cards = explain(llama, task).cards
     values: list[float] = []
-    for row, example in enumerate(task.examples):  # one prompt at a time, in double precision, with another implementation's sources
+    # one prompt at a time, in double precision, with another implementation's sources
+    for row, example in enumerate(task.examples):
         written = llama.reference64.run(torch.tensor([example.clean]))[1][:, 0, example.position]  # [S, D]
         stream = written.sum(0)  # Llama has no output biases
-        scale = llama.hf.model.norm.weight.detach().double() / (stream.square().mean() + llama.hf.config.rms_norm_eps).sqrt()
+        scale = (
+            llama.hf.model.norm.weight.detach().double()
+            / (stream.square().mean() + llama.hf.config.rms_norm_eps).sqrt()
+        )
         unembed = llama.hf.lm_head.weight.detach().double()
         wanted = unembed[list(example.correct)].mean(0) - unembed[list(example.incorrect)].mean(0)
         values.append((written[llama.model.graph.source_index["a2.h1"]] * scale @ wanted).item())
@@ -227,7 +274,12 @@ def test_the_lens_is_transformer_lens_readout_of_what_a_node_writes(tiny: Tiny, 
     written = tiny.reference.run(tiny.prompts.clean)[1][tiny.model.graph.source_index[node], :3, -1]  # [3, D]
     bridge, norm = tiny.reference.bridge, tiny.model.final_norm
     found: list[Tensor] = []
-    hooks = [(f"blocks.{tiny.model.graph.n_layers - 1}.hook_resid_post", lambda x, hook: found.append(x[:3, -1].clone()))]
+    hooks = [
+        (
+            f"blocks.{tiny.model.graph.n_layers - 1}.hook_resid_post",
+            lambda x, hook: found.append(x[:3, -1].clone()),
+        )
+    ]
     with torch.no_grad(), bridge.hooks(fwd_hooks=hooks):
         bridge(tiny.prompts.clean)
     stream = found[0] - found[0].mean(-1, keepdim=True) if norm.centred else found[0]
@@ -266,13 +318,21 @@ def test_effects_are_those_of_exact_patching(tiny: Tiny, ablation: str) -> None:
         assert float(card.effect) == pytest.approx(expected[node], abs=2e-5)
         assert card.effect.low <= card.effect <= card.effect.high
         assert card.kind == ("mlp" if node[0] == "m" else "head")
-    assert (found.metric, found.ablation, found.part, found.examples) == ("logit_diff", ablation, "examples", 5)
+    assert (found.metric, found.ablation, found.part, found.examples) == (
+        "logit_diff",
+        ablation,
+        "examples",
+        5,
+    )
 
 
 def test_lower_is_better_turns_the_effects_sign(gpt2: Tiny) -> None:
     found = explain(gpt2, metric="kl_divergence")
     expected = cd.exact(gpt2.model, task_of(gpt2), level="node", metric="kl_divergence")
-    assert all(float(card.effect) == pytest.approx(expected[node], abs=2e-5) and card.effect >= -1e-6 for node, card in found.cards.items())
+    assert all(
+        float(card.effect) == pytest.approx(expected[node], abs=2e-5) and card.effect >= -1e-6
+        for node, card in found.cards.items()
+    )
 
 
 def test_held_out_examples_are_used_where_there_are_some(gpt2: Tiny) -> None:
@@ -285,15 +345,25 @@ def test_held_out_examples_are_used_where_there_are_some(gpt2: Tiny) -> None:
 
 def test_batches_do_not_matter(llama: Tiny) -> None:
     one, two = (explain(llama, batch_size=size).cards["a1.h1"] for size in (None, 2))
-    assert float(one.effect) == pytest.approx(float(two.effect), abs=1e-5) and float(one.direct) == pytest.approx(
-        float(two.direct), abs=1e-5
-    )
+    assert float(one.effect) == pytest.approx(float(two.effect), abs=1e-5) and float(
+        one.direct
+    ) == pytest.approx(float(two.direct), abs=1e-5)
     assert one.scores == pytest.approx(two.scores, abs=1e-5) and len(two.patterns) == 3
 
 
-def test_edges_are_the_circuits_the_strongest_first_and_a_groups_belong_to_each_of_its_heads(llama: Tiny) -> None:
+def test_edges_are_the_circuits_the_strongest_first_and_a_groups_belong_to_each_of_its_heads(
+    llama: Tiny,
+) -> None:
     graph = llama.model.graph
-    names = ["input->a1.h0<q>", "input->a1.kv0<k>", "a0.h1->a1.kv0<v>", "input->a1.kv1<k>", "a1.h0->m1", "a1.h0->logits", "a1.h1->logits"]
+    names = [
+        "input->a1.h0<q>",
+        "input->a1.kv0<k>",
+        "a0.h1->a1.kv0<v>",
+        "input->a1.kv1<k>",
+        "a1.h0->m1",
+        "a1.h0->logits",
+        "a1.h1->logits",
+    ]
     scores = np.full(graph.allowed.shape, np.nan)
     for name, score in zip(names, (0.5, -2.0, 1.0, 3.0, 0.25, -0.75, 0.1), strict=True):
         scores[graph.index(name)] = score
@@ -301,7 +371,11 @@ def test_edges_are_the_circuits_the_strongest_first_and_a_groups_belong_to_each_
     circuit = cd.Circuit(graph, graph.mask(names), scores)
     cards = explain(llama, circuit=circuit).cards
     assert list(cards) == ["a0.h1", "a1.h0", "a1.h1", "m1"]  # in index order; a group has no card of its own
-    assert cards["a1.h0"].in_edges == (("input->a1.kv0<k>", -2.0), ("a0.h1->a1.kv0<v>", 1.0), ("input->a1.h0<q>", 0.5))
+    assert cards["a1.h0"].in_edges == (
+        ("input->a1.kv0<k>", -2.0),
+        ("a0.h1->a1.kv0<v>", 1.0),
+        ("input->a1.h0<q>", 0.5),
+    )
     assert cards["a1.h1"].in_edges == (("input->a1.kv0<k>", -2.0), ("a0.h1->a1.kv0<v>", 1.0))
     assert cards["a1.h0"].out_edges == (("a1.h0->logits", -0.75), ("a1.h0->m1", None))
     assert len(explain(llama).cards["a1.h0"].in_edges) == 10
@@ -309,9 +383,13 @@ def test_edges_are_the_circuits_the_strongest_first_and_a_groups_belong_to_each_
 
 def test_merged_queries_keys_and_values_are_explained_too(gpt2: Tiny) -> None:
     merged = cd.Graph.from_model(gpt2.model, split_qkv=False)
-    cards = explain(gpt2, circuit=cd.Circuit.from_edges(merged, ["input->a1.h1", "a1.h1->a2.h0", "a2.h0->logits"])).cards
+    cards = explain(
+        gpt2, circuit=cd.Circuit.from_edges(merged, ["input->a1.h1", "a1.h1->a2.h0", "a2.h0->logits"])
+    ).cards
     expected = cd.exact(gpt2.model, task_of(gpt2), level="node", metric="logit_diff")
-    assert cards["a1.h1"].in_edges == (("input->a1.h1", None),) and cards["a2.h0"].in_edges == (("a1.h1->a2.h0", None),)
+    assert cards["a1.h1"].in_edges == (("input->a1.h1", None),) and cards["a2.h0"].in_edges == (
+        ("a1.h1->a2.h0", None),
+    )
     assert float(cards["a1.h1"].effect) == pytest.approx(expected["a1.h1"], abs=2e-5)
 
 
@@ -339,18 +417,29 @@ def test_scores_on_random_tokens_are_their_definitions(tiny: Tiny) -> None:
     assert scores.even == pytest.approx(np.mean([1 / (i + 1) for i in range(1, length)]))
 
 
-def test_random_tokens_are_ordinary_and_begin_as_the_prompts_do(gpt2: Tiny, tinies: Callable[[str], Tiny]) -> None:
+def test_random_tokens_are_ordinary_and_begin_as_the_prompts_do(
+    gpt2: Tiny, tinies: Callable[[str], Tiny]
+) -> None:
     clean = torch.randint(2, 101, (5, 6), generator=torch.Generator().manual_seed(0))
     clean[:, 0] = 1
     begun = repeated_sequences(gpt2.model, task_of(gpt2, clean=clean))
     assert begun is not None and begun.shape == (32, 51)
-    assert set(begun[:, 0].tolist()) == {1} and 1 not in begun[:, 1:] and torch.equal(begun[:, 1:26], begun[:, 26:])
+    assert (
+        set(begun[:, 0].tolist()) == {1}
+        and 1 not in begun[:, 1:]
+        and torch.equal(begun[:, 1:26], begun[:, 26:])
+    )
     clean[0, 3] = 1  # then it is a word like others
     plain = repeated_sequences(gpt2.model, task_of(gpt2, clean=clean))
     assert plain is not None and plain.shape == (32, 50) and 1 in plain
     toy = tinies("toy").model
-    drawn = repeated_sequences(toy, cd.load_task("greater_than", toy, examples=4))  # every prompt begins with "The", which is no BOS
-    assert drawn is not None and drawn.shape == (32, 50) and not set(drawn.flatten().tolist()) & set(toy.tokenizer.all_special_ids)
+    # every prompt begins with "The", which is no BOS
+    drawn = repeated_sequences(toy, cd.load_task("greater_than", toy, examples=4))
+    assert (
+        drawn is not None
+        and drawn.shape == (32, 50)
+        and not set(drawn.flatten().tolist()) & set(toy.tokenizer.all_special_ids)
+    )
 
 
 def test_a_model_that_reads_few_tokens_has_no_scores_on_random_ones() -> None:
@@ -361,17 +450,28 @@ def test_a_model_that_reads_few_tokens_has_no_scores_on_random_ones() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama_biased", "neox_parallel"])
-def test_copying_is_what_a_head_writes_that_has_nothing_else_to_attend_to(name: str, tinies: Callable[[str], Tiny]) -> None:
-    """In a prompt of one token all attention is on it: the bridge is given the stream after its first MLP as such a prompt."""
+def test_copying_is_what_a_head_writes_that_has_nothing_else_to_attend_to(
+    name: str, tinies: Callable[[str], Tiny]
+) -> None:
+    """In a prompt of one token all attention is on it: the bridge is given the
+    stream after its first MLP as such a prompt.
+    """
     from transformer_lens.tools.analysis import logit_readout
 
     tiny = tinies(name)
     clean = tiny.prompts.clean
     answers = {"correct": clean[:, 1], "incorrect": clean[:, 3] + (clean[:, 3] == clean[:, 1])}
     task = task_of(tiny, **answers)
-    bridge, layer, told = tiny.reference.bridge, 2, set(torch.stack(list(answers.values())).flatten().tolist())
+    bridge, layer, told = (
+        tiny.reference.bridge,
+        2,
+        set(torch.stack(list(answers.values())).flatten().tolist()),
+    )
     streams: list[Tensor] = []
-    with torch.no_grad(), bridge.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: streams.append(x.clone()))]):
+    with (
+        torch.no_grad(),
+        bridge.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: streams.append(x.clone()))]),
+    ):
         bridge(clean)
     chosen = [(row, at) for row, at in product(range(5), range(6)) if int(clean[row, at]) in told]
     stream = torch.stack([streams[0][row, at] for row, at in chosen])[:, None]  # [n, 1, D]
@@ -388,7 +488,10 @@ def test_copying_is_what_a_head_writes_that_has_nothing_else_to_attend_to(name: 
     for head in range(4):
         logits = logit_readout(bridge, results[0][:, 0, head]).values  # [n, vocabulary]
         for score, sign in (("copying", 1), ("negative copying", -1)):
-            near = [int(word) in (sign * each).topk(5).indices.tolist() for word, each in zip(words, logits, strict=True)]
+            near = [
+                int(word) in (sign * each).topk(5).indices.tolist()
+                for word, each in zip(words, logits, strict=True)
+            ]
             assert cards[f"a{layer}.h{head}"].scores[score] == pytest.approx(np.mean(near))
             shares.add(np.mean(near))
     assert name != "llama_biased" or len(shares) > 2  # this model's heads differ in it
@@ -412,7 +515,14 @@ def toy(tinies: Callable[[str], Tiny]) -> Tiny:
 def ioi(toy: Tiny) -> tuple[Task, cd.Circuit, Explanation]:
     """Some of the edges between thirteen nodes, with scores."""
     task, model = cd.load_task("ioi", toy.model), toy.model
-    nodes = ["m0", "m1", "m3", "a1.h1", "a1.h3", *(f"a{layer}.h{head}" for layer in (0, 2) for head in range(4))]
+    nodes = [
+        "m0",
+        "m1",
+        "m3",
+        "a1.h1",
+        "a1.h3",
+        *(f"a{layer}.h{head}" for layer in (0, 2) for head in range(4)),
+    ]
     circuit = cd.eap(model, task).top(200) & cd.Circuit.from_nodes(model.graph, nodes)
     return task, circuit, cd.explain(model, task, circuit)
 
@@ -420,10 +530,14 @@ def ioi(toy: Tiny) -> tuple[Task, cd.Circuit, Explanation]:
 # ------------------------------------------------------------------ values, files, errors
 
 
-def test_roles_are_the_cards_and_draw_takes_them(toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation], tmp_path: Path) -> None:
+def test_roles_are_the_cards_and_draw_takes_them(
+    toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation], tmp_path: Path
+) -> None:
     _, circuit, explained = ioi
     assert all(bool(card.evidence) == (card.role is not None) for card in explained.cards.values())
-    assert {node for nodes in explained.roles.values() for node in nodes} == {n for n, card in explained.cards.items() if card.role}
+    assert {node for nodes in explained.roles.values() for node in nodes} == {
+        n for n, card in explained.cards.items() if card.role
+    }
     circuit.draw(tmp_path / "a.dot", roles=explained.roles)
     assert "S-inhibition" in (tmp_path / "a.dot").read_text()
     told = str(explained).splitlines()
@@ -433,7 +547,9 @@ def test_roles_are_the_cards_and_draw_takes_them(toy: Tiny, ioi: tuple[Task, cd.
     )
 
 
-def test_an_explanation_comes_back_from_its_file(ioi: tuple[Task, cd.Circuit, Explanation], tmp_path: Path) -> None:
+def test_an_explanation_comes_back_from_its_file(
+    ioi: tuple[Task, cd.Circuit, Explanation], tmp_path: Path
+) -> None:
     explained = ioi[2]
     explained.save(tmp_path / "a.json")
     again = Explanation.load(tmp_path / "a.json")
@@ -442,14 +558,21 @@ def test_an_explanation_comes_back_from_its_file(ioi: tuple[Task, cd.Circuit, Ex
     assert again.to_dict() == explained.to_dict() == json.loads((tmp_path / "a.json").read_text())
     assert again.roles == explained.roles and str(again).splitlines()[0] == str(explained).splitlines()[0]
     before, after = (each.cards["a2.h0"] for each in (explained, again))
-    assert after.attention == pytest.approx(before.attention, rel=1e-5) and (after.lens[0].text, after.kind) == (
+    assert after.attention == pytest.approx(before.attention, rel=1e-5) and (
+        after.lens[0].text,
+        after.kind,
+    ) == (
         before.lens[0].text,
         "head",
     )
     assert [edge for edge, _ in after.in_edges] == [edge for edge, _ in before.in_edges]
-    assert after.effect.high == pytest.approx(before.effect.high, rel=1e-5) and after.patterns[1].positions == before.patterns[1].positions
+    assert (
+        after.effect.high == pytest.approx(before.effect.high, rel=1e-5)
+        and after.patterns[1].positions == before.patterns[1].positions
+    )
     np.testing.assert_allclose(after.patterns[2].weights, before.patterns[2].weights, rtol=1e-5)
-    assert len(str(explained.to_dict()["cards"]["a2.h0"]["effect"]["value"]).lstrip("0.")) <= 7  # six significant digits
+    # six significant digits
+    assert len(str(explained.to_dict()["cards"]["a2.h0"]["effect"]["value"]).lstrip("0.")) <= 7
 
 
 def test_the_same_call_gives_the_same_bytes(gpt2: Tiny, tmp_path: Path) -> None:
@@ -472,7 +595,10 @@ def test_the_same_call_gives_the_same_bytes(gpt2: Tiny, tmp_path: Path) -> None:
         (lambda data: data["cards"]["a1.h1"].update(kind="neuron"), "cards.a1.h1.kind"),
         (lambda data: data["cards"]["a1.h1"].update(node="a1.h2"), "cards.a1.h1.node"),
         (lambda data: data["cards"]["a1.h1"].update(attention=[["END", "S2"]]), "cards.a1.h1.attention"),
-        (lambda data: data["cards"]["a1.h1"]["patterns"][0]["weights"].pop(), "cards.a1.h1.patterns.0.weights"),
+        (
+            lambda data: data["cards"]["a1.h1"]["patterns"][0]["weights"].pop(),
+            "cards.a1.h1.patterns.0.weights",
+        ),
         (lambda data: data["cards"]["a1.h1"].update(evidence=[1]), "'cards.a1.h1.evidence' must be text"),
     ],
 )
@@ -491,15 +617,28 @@ def test_a_table_has_a_row_for_each_node(ioi: tuple[Task, cd.Circuit, Explanatio
     explained = ioi[2]
     frame = explained.to_dataframe().set_index("node")
     scores = ["previous token", "duplicate token", "induction", "copying", "negative copying"]
-    assert list(frame.columns) == ["role", "effect", "effect_low", "effect_high", "direct", *scores, "top attention"]
+    assert list(frame.columns) == [
+        "role",
+        "effect",
+        "effect_low",
+        "effect_high",
+        "direct",
+        *scores,
+        "top attention",
+    ]
     assert list(frame.index) == list(explained.cards)
     card = explained.cards["a1.h3"]
-    assert frame.loc["a1.h3", "role"] == "S-inhibition" and frame.loc["a1.h3", "effect_low"] == card.effect.low
+    assert (
+        frame.loc["a1.h3", "role"] == "S-inhibition" and frame.loc["a1.h3", "effect_low"] == card.effect.low
+    )
     assert (
         frame.loc["a1.h3", "top attention"] == f"S2 {card.attended[0][1]:.2f}"
         and frame.loc["a1.h3", "induction"] == card.scores["induction"]
     )
-    assert np.isnan(frame[scores].to_numpy()[list(explained.cards).index("m0")]).all() and frame["top attention"].isna().tolist()[4]
+    assert (
+        np.isnan(frame[scores].to_numpy()[list(explained.cards).index("m0")]).all()
+        and frame["top attention"].isna().tolist()[4]
+    )
 
 
 def test_few_nodes_or_none(gpt2: Tiny) -> None:
@@ -511,32 +650,61 @@ def test_few_nodes_or_none(gpt2: Tiny) -> None:
         (cd.Circuit.from_edges(graph, ["a0.h0->m0"]), ["a0.h0", "m0"]),  # leads nowhere
     ):
         found = explain(gpt2, circuit=circuit)
-        assert list(found.cards) == nodes and found.roles == {} and str(found).startswith(f"{len(nodes)} nodes of ")
-        assert Explanation.from_dict(found.to_dict()).to_dict() == found.to_dict() and len(found.to_dataframe()) == len(nodes)
+        assert (
+            list(found.cards) == nodes
+            and found.roles == {}
+            and str(found).startswith(f"{len(nodes)} nodes of ")
+        )
+        assert Explanation.from_dict(found.to_dict()).to_dict() == found.to_dict() and len(
+            found.to_dataframe()
+        ) == len(nodes)
 
 
-def test_progress_goes_to_an_end_that_is_known_from_the_start(toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]) -> None:
+def test_progress_goes_to_an_end_that_is_known_from_the_start(
+    toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]
+) -> None:
     task, circuit, _ = ioi
     for effort in ("full", "quick"):
         calls: list[tuple[int, int]] = []
-        cd.explain(toy.model, task, circuit, effort=effort, progress=lambda done, total, c=calls: c.append((done, total)))
+        cd.explain(
+            toy.model,
+            task,
+            circuit,
+            effort=effort,
+            progress=lambda done, total, c=calls: c.append((done, total)),
+        )
         done, totals = zip(*calls, strict=True)
         assert list(done) == sorted(done) and all(a <= b for a, b in calls) and done[-1] == totals[-1]
-        assert done[0] == 0 and len(calls) > 8 and all(totals[-1] / 2 <= total <= 2 * totals[-1] for total in totals)
+        assert (
+            done[0] == 0
+            and len(calls) > 8
+            and all(totals[-1] / 2 <= total <= 2 * totals[-1] for total in totals)
+        )
 
 
 # ------------------------------------------------------------------ effort
 
 
-def test_quick_intervenes_on_some_examples_and_nodes_and_sees_all(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_quick_intervenes_on_some_examples_and_nodes_and_sees_all(
+    gpt2: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(explanation, "QUICK_NODES", 4)
     monkeypatch.setattr(explanation, "QUICK_EXAMPLES", 3)
     task, graph = task_of(gpt2), gpt2.model.graph
     circuit = cd.eap(gpt2.model, task, metric="logit_diff").top(40)
     found, whole = explain(gpt2, task, circuit, effort="quick"), explain(gpt2, task, circuit)
-    assert set(found.cards) == set(circuit.strongest(4)) and list(found.cards) == sorted(found.cards, key=graph.sources.index)
-    assert set(found.cards) | set(found.unmeasured) == set(whole.cards) and whole.unmeasured == () and len(found.cards) == 4
-    assert (found.effort, found.intervened, found.examples) == ("quick", 3, 5) and (whole.effort, whole.intervened) == ("full", 5)
+    assert set(found.cards) == set(circuit.strongest(4)) and list(found.cards) == sorted(
+        found.cards, key=graph.sources.index
+    )
+    assert (
+        set(found.cards) | set(found.unmeasured) == set(whole.cards)
+        and whole.unmeasured == ()
+        and len(found.cards) == 4
+    )
+    assert (found.effort, found.intervened, found.examples) == ("quick", 3, 5) and (
+        whole.effort,
+        whole.intervened,
+    ) == ("full", 5)
     rows = {
         rows
         for rows in combinations(range(5), 3)
@@ -546,26 +714,42 @@ def test_quick_intervenes_on_some_examples_and_nodes_and_sees_all(gpt2: Tiny, mo
     assert len(rows) == 1  # these three examples it was
     for node, card in found.cards.items():
         assert float(card.direct) == pytest.approx(float(whole.cards[node].direct), abs=1e-6)
-        assert card.attention == pytest.approx(whole.cards[node].attention) and len(card.patterns) == len(whole.cards[node].patterns)
+        assert card.attention == pytest.approx(whole.cards[node].attention) and len(card.patterns) == len(
+            whole.cards[node].patterns
+        )
     lines = str(found).splitlines()
     assert "5 examples (none are held out) (interventions on 3 of them)" in lines[0]
     assert lines[-1] == f"not measured: {', '.join(found.unmeasured)}" and "not measured" not in str(whole)
     found.save(tmp_path / "a.json")
     again = Explanation.load(tmp_path / "a.json")
-    assert again.unmeasured == found.unmeasured and again.to_dict() == found.to_dict() and str(again).splitlines()[-1] == lines[-1]
+    assert (
+        again.unmeasured == found.unmeasured
+        and again.to_dict() == found.to_dict()
+        and str(again).splitlines()[-1] == lines[-1]
+    )
 
 
 def test_copying_is_taken_on_some_tokens_evenly(gpt2: Tiny) -> None:
-    task = task_of(gpt2, clean=gpt2.prompts.clean % 50, correct=[60] * 5, incorrect=[61] * 5)  # 30 tokens, none an answer
+    # 30 tokens, none an answer
+    task = task_of(gpt2, clean=gpt2.prompts.clean % 50, correct=[60] * 5, incorrect=[61] * 5)
     heads = [f"a2.h{head}" for head in range(4)]
     some = CopyScores(gpt2.model, task, heads, most=10)
     for seen in observe(gpt2.model, task, 2):
         some.add(seen)
     (seen,) = observe(gpt2.model, task)
     kept = torch.arange(30).reshape(5, 6) % 3 == 0  # every third
-    block, stream, expected = gpt2.model.blocks[2], (seen.sources[:6].sum(0) + gpt2.model.blocks[0].b_O)[kept], []
+    block, stream, expected = (
+        gpt2.model.blocks[2],
+        (seen.sources[:6].sum(0) + gpt2.model.blocks[0].b_O)[kept],
+        [],
+    )
     for head in range(4):
-        logits = gpt2.model.final_norm((block.norm1(stream) @ block.W_V[head].T + block.b_V[head]) @ block.W_O[head]) @ gpt2.model.W_U.T
+        logits = (
+            gpt2.model.final_norm(
+                (block.norm1(stream) @ block.W_V[head].T + block.b_V[head]) @ block.W_O[head]
+            )
+            @ gpt2.model.W_U.T
+        )
         for sign in (1, -1):
             near = zip(seen.batch.clean[kept].tolist(), (sign * logits).topk(5).indices.tolist(), strict=True)
             expected.append(np.mean([word in each for word, each in near]))
@@ -582,7 +766,9 @@ def test_the_nodes_that_are_asked_for_have_cards(gpt2: Tiny) -> None:
     assert explain(gpt2, nodes=[]).cards == {}
 
 
-def test_no_forward_holds_more_prompts_than_the_batch_size(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_forward_holds_more_prompts_than_the_batch_size(
+    llama: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
 
     def counted(model: Any, start: Tensor, *others: Any, **options: Any) -> Any:
@@ -613,10 +799,22 @@ def test_bad_input_is_told_in_one_line(gpt2: Tiny, toy: Tiny) -> None:
         (lambda: cd.explain(gpt2.model, task, full, metric="logits"), "no metric 'logits'"),
         (lambda: cd.explain(gpt2.model, task, full, ablation="none"), "no ablation 'none'"),
         (lambda: cd.explain(gpt2.model, task, full, batch_size=0), "batch_size must be"),
-        (lambda: cd.explain(gpt2.model, task, full, effort="fast"), "no effort 'fast'; Valid efforts: full, quick"),
-        (lambda: cd.explain(gpt2.model, task, full, nodes=["a0.h9"]), "no head or MLP 'a0.h9'; did you mean 'a0.h"),
+        (
+            lambda: cd.explain(gpt2.model, task, full, effort="fast"),
+            "no effort 'fast'; Valid efforts: full, quick",
+        ),
+        (
+            lambda: cd.explain(gpt2.model, task, full, nodes=["a0.h9"]),
+            "no head or MLP 'a0.h9'; did you mean 'a0.h",
+        ),
         (lambda: cd.explain(gpt2.model, task, full, nodes=["input"]), "no head or MLP 'input'"),
-        *((lambda n=n: cd.explain(gpt2.model, task, full, prompts=n), "prompts must be a whole number of at least 1") for n in bad),
+        *(
+            (
+                lambda n=n: cd.explain(gpt2.model, task, full, prompts=n),
+                "prompts must be a whole number of at least 1",
+            )
+            for n in bad
+        ),
     ):
         with pytest.raises(cd.CircuitDiscoveryError, match=told) as caught:
             wrong()

@@ -11,12 +11,22 @@ from typing import Any
 import pytest
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files.disk import data_folder, read_json, read_text, shipped, to_json, write_atomically, write_json
+from circuitdiscovery.files.disk import (
+    data_folder,
+    read_json,
+    read_text,
+    shipped,
+    to_json,
+    write_atomically,
+    write_json,
+)
 
 
 def test_data_folders_hold_what_is_shipped() -> None:
     assert (data_folder("tasks") / "ioi.toml").is_file()
-    assert {"ioi", "greater_than", "subject_verb_agreement", "gendered_pronoun", "induction"} <= set(shipped("tasks"))
+    assert {"ioi", "greater_than", "subject_verb_agreement", "gendered_pronoun", "induction"} <= set(
+        shipped("tasks")
+    )
     for name in shipped("graphs"):
         assert name.count("/") == 1 and (data_folder("graphs") / f"{name}.json").is_file()
     for name in shipped("models"):
@@ -47,7 +57,9 @@ def test_no_python_among_the_data() -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_broken_json_is_an_error_that_names_file_and_line(tmp_path: Path, text: str, line: int | None, says: str) -> None:
+def test_broken_json_is_an_error_that_names_file_and_line(
+    tmp_path: Path, text: str, line: int | None, says: str
+) -> None:
     path = tmp_path / "broken.json"
     path.write_text(text)
     with pytest.raises(CircuitDiscoveryError) as caught:
@@ -101,7 +113,9 @@ def test_written_files_have_the_usual_permissions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", ["write_bytes", "replace"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"]
+)
 def test_what_fails_half_way_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, error: BaseException
 ) -> None:

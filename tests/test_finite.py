@@ -1,4 +1,6 @@
-"""NaN and infinity: every search and every measurement refuses them by row, whatever the metric makes of them."""
+"""NaN and infinity: every search and every measurement refuses them
+by row, whatever the metric makes of them.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "path_patching": lambda model, task: path_patching(model, task),
     "run_circuit": lambda model, task: cd.run_circuit(model, task, some(model)),
     "evaluate": lambda model, task: cd.evaluate(model, task, some(model), effort="quick"),
-    "evaluate accuracy": lambda model, task: cd.evaluate(model, task, some(model), effort="quick", metric="accuracy"),
+    "evaluate accuracy": lambda model, task: cd.evaluate(
+        model, task, some(model), effort="quick", metric="accuracy"
+    ),
     "curve": lambda model, task: cd.curve(model, task, cd.Scores(model.graph, model.graph.allowed * 1.0)),
     "hypothesis_tests": lambda model, task: hypothesis_tests(model, task, some(model), reference=30, edges=2),
     "explain": lambda model, task: cd.explain(model, task, some(model), nodes=["m1"]),
@@ -98,9 +102,13 @@ def test_infinity_by_one_s_own_metric_is_refused_by_row(gpt2: Tiny, name: str) -
     calls = {
         "eap": lambda: cd.eap(gpt2.model, prompts.task, metric=ratio),
         "acdc": lambda: cd.acdc(gpt2.model, prompts.task, threshold=0.1, metric=ratio),
-        "evaluate": lambda: cd.evaluate(gpt2.model, prompts.task, some(gpt2.model), metric=ratio, effort="quick"),
+        "evaluate": lambda: cd.evaluate(
+            gpt2.model, prompts.task, some(gpt2.model), metric=ratio, effort="quick"
+        ),
     }
-    with pytest.raises(CircuitDiscoveryError, match=r"^row 3: metric 'ratio' is -?inf, and not a finite number"):
+    with pytest.raises(
+        CircuitDiscoveryError, match=r"^row 3: metric 'ratio' is -?inf, and not a finite number"
+    ):
         calls[name]()
 
 

@@ -1,7 +1,8 @@
-"""Gates 1, 2, 3 and 6: any edge set under any ablation, against Hugging Face and the slow reference on TransformerBridge's hooks.
+"""Gates 1, 2, 3 and 6: any edge set under any ablation, against Hugging Face and the
+slow reference on TransformerBridge's hooks.
 
-Where edges are removed the reference runs in float64: it subtracts what a receiver no longer reads, and where all is removed
-a norm would blow up what is left of that in float32.
+Where edges are removed the reference runs in float64: it subtracts what a receiver no longer reads, and where
+all is removed a norm would blow up what is left of that in float32.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def only_batch(task: Any) -> Any:
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_gate_1_all_edges_are_the_model(any_model: Tiny, ablation: str, direction: str) -> None:
     prompts, model = any_model.prompts, any_model.model
-    got = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph), ablation=ablation, direction=direction)
+    got = cd.run_circuit(
+        model, prompts.task, cd.Circuit.full(model.graph), ablation=ablation, direction=direction
+    )
     close(got, hf_logits(any_model, prompts.clean))
     close(got, any_model.reference.run(prompts.clean)[0][:, -1])
 
@@ -78,14 +81,21 @@ def test_gate_3_random_masks(any_model: Tiny, ablation: str) -> None:
     for mask in random_masks(model.graph, 4, seed=1):
         expected = reference.circuit(prompts.clean, prompts.corrupted, mask, replacement)
         for given in (alt, ablation):
-            close(cd.run_circuit(model, prompts.task, cd.Circuit(model.graph, mask), ablation=given), expected)
+            close(
+                cd.run_circuit(model, prompts.task, cd.Circuit(model.graph, mask), ablation=given), expected
+            )
 
 
 def test_gate_3_random_masks_denoising(any_model: Tiny) -> None:
     prompts, model, reference = any_model.prompts, any_model.model, any_model.reference64
     for mask in random_masks(model.graph, 4, seed=2):
-        expected = reference.circuit(prompts.clean, prompts.corrupted, mask, torch.empty(0), direction="denoising")
-        close(cd.run_circuit(model, prompts.task, cd.Circuit(model.graph, mask), direction="denoising"), expected)
+        expected = reference.circuit(
+            prompts.clean, prompts.corrupted, mask, torch.empty(0), direction="denoising"
+        )
+        close(
+            cd.run_circuit(model, prompts.task, cd.Circuit(model.graph, mask), direction="denoising"),
+            expected,
+        )
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
@@ -94,7 +104,9 @@ def test_gate_3_nothing_kept(tiny: Tiny, ablation: str) -> None:
     prompts, model, reference = tiny.prompts, tiny.model, tiny.reference64
     alt = cd.replacements(model, prompts.task, ablation=ablation)
     replacement = alt.rows(only_batch(prompts.task))
-    expected = reference.circuit(prompts.clean, prompts.corrupted, np.zeros_like(model.graph.allowed), replacement)
+    expected = reference.circuit(
+        prompts.clean, prompts.corrupted, np.zeros_like(model.graph.allowed), replacement
+    )
     close(cd.run_circuit(model, prompts.task, cd.Circuit.empty(model.graph), ablation=alt), expected)
 
 
@@ -122,7 +134,10 @@ def test_gate_3_each_edge_alone(gpt2: Tiny, llama: Tiny) -> None:
             mask = model.graph.mask([f"input->{receiver}"])
             for kept in (mask, model.graph.allowed & ~mask):
                 expected = reference.circuit(prompts.clean, prompts.corrupted, kept, replacement)
-                close(cd.run_circuit(model, prompts.task, cd.Circuit(model.graph, kept), ablation="mean"), expected)
+                close(
+                    cd.run_circuit(model, prompts.task, cd.Circuit(model.graph, kept), ablation="mean"),
+                    expected,
+                )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox_parallel", "neox_serial"])
@@ -152,20 +167,29 @@ def test_merged_receivers_are_the_split_ones_together(gpt2: Tiny) -> None:
 def test_float64_is_the_reference_to_rounding(tinies: Any) -> None:
     for name in ("gpt2", "llama_biased", "neox_parallel"):
         tiny = tinies(name)
-        prompts, model, reference = tiny.prompts, cd.load_model(tiny.folder, dtype="float64"), tiny.reference64
+        prompts, model, reference = (
+            tiny.prompts,
+            cd.load_model(tiny.folder, dtype="float64"),
+            tiny.reference64,
+        )
         replacement = carried(reference, "resample", prompts.corrupted)
         mask = random_masks(model.graph, 3, seed=5)[1]
         got = cd.run_circuit(model, prompts.task, cd.Circuit(model.graph, mask))
-        torch.testing.assert_close(got, reference.circuit(prompts.clean, prompts.corrupted, mask, replacement), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            got, reference.circuit(prompts.clean, prompts.corrupted, mask, replacement), atol=1e-6, rtol=0
+        )
 
 
 # ------------------------------------------------------------------ what the ablations mean
 
 
 def test_noise_is_a_clean_run_with_gaussian_noise_on_the_embeddings(any_model: Tiny) -> None:
-    """The noise is read off `input`; the other sources must be those of the reference's run with that noise."""
+    """The noise is read off `input`; the other sources must be those
+    of the reference's run with that noise."""
     prompts, reference = any_model.prompts, any_model.reference
-    replacement = cd.replacements(any_model.model, prompts.task, ablation="noise", k=3.0).rows(only_batch(prompts.task))
+    replacement = cd.replacements(any_model.model, prompts.task, ablation="noise", k=3.0).rows(
+        only_batch(prompts.task)
+    )
     noise = replacement[0] - reference.run(prompts.clean)[1][0]
     close(replacement, reference.run(prompts.clean, noise=noise)[1])
     sigma = any_model.hf.get_input_embeddings().weight.std().item()
@@ -189,7 +213,9 @@ def test_noise_scales_with_k_and_depends_on_the_seed(gpt2: Tiny) -> None:
 
 
 def test_random_has_the_mean_and_variance_of_the_reference(gpt2: Tiny) -> None:
-    """2,000 examples of two tokens, standardised with the statistics of 40 reference prompts, are standard Gaussians."""
+    """2,000 examples of two tokens, standardised with the statistics of 40
+    reference prompts, are standard Gaussians.
+    """
     pairs = random_prompts(101, 2000, 2, seed=7)
     corrupted = random_prompts(101, 40, 2, seed=8).corrupted
     given = cd.replacements(gpt2.model, pairs.task, ablation="random", reference=corrupted)
@@ -206,7 +232,9 @@ def test_random_has_the_mean_and_variance_of_the_reference(gpt2: Tiny) -> None:
 
 def test_random_is_one_seeded_draw(gpt2: Tiny) -> None:
     task, batch = gpt2.prompts.task, only_batch(gpt2.prompts.task)
-    one, same, other = (cd.replacements(gpt2.model, task, ablation="random", seed=seed).rows(batch) for seed in (1, 1, 2))
+    one, same, other = (
+        cd.replacements(gpt2.model, task, ablation="random", seed=seed).rows(batch) for seed in (1, 1, 2)
+    )
     assert torch.equal(one, same)
     assert not torch.allclose(one, other, atol=0.1)
 
@@ -216,7 +244,11 @@ def test_means_are_over_the_given_reference(tiny: Tiny, ablation: str) -> None:
     other = random_prompts(101, 7, 6, seed=9).clean
     alt = cd.replacements(tiny.model, tiny.prompts.task, ablation=ablation, reference=other)
     written = tiny.reference64.run(other)[1]
-    mean = written.mean(1, keepdim=True) if ablation == "mean" else written.mean((1, 2), keepdim=True).expand(-1, -1, 6, -1)
+    mean = (
+        written.mean(1, keepdim=True)
+        if ablation == "mean"
+        else written.mean((1, 2), keepdim=True).expand(-1, -1, 6, -1)
+    )
     expected = mean.expand(-1, len(tiny.prompts), -1, -1)
     close(alt.rows(only_batch(tiny.prompts.task)), expected)
 
@@ -239,7 +271,9 @@ def mixed(n_each: int = 3) -> tuple[Any, list[Prompts]]:
     parts = [random_prompts(101, n_each, 4, seed=11), random_prompts(101, n_each, 7, seed=12)]
     columns: dict[str, list[Any]] = {}
     for key in Prompts.__dataclass_fields__:
-        columns[key] = [row for pair in zip(*(getattr(part, key).tolist() for part in parts), strict=True) for row in pair]
+        columns[key] = [
+            row for pair in zip(*(getattr(part, key).tolist() for part in parts), strict=True) for row in pair
+        ]
     return cd.Task.from_tokens(**columns), parts
 
 
@@ -248,7 +282,9 @@ def mixed(n_each: int = 3) -> tuple[Any, list[Prompts]]:
 def test_lengths_do_not_touch_each_other(tiny: Tiny, ablation: str, batch_size: int | None) -> None:
     task, parts = mixed()
     mask = random_masks(tiny.model.graph, 3, seed=6)[1]
-    got = cd.run_circuit(tiny.model, task, cd.Circuit(tiny.model.graph, mask), ablation=ablation, batch_size=batch_size)
+    got = cd.run_circuit(
+        tiny.model, task, cd.Circuit(tiny.model.graph, mask), ablation=ablation, batch_size=batch_size
+    )
     for i, part in enumerate(parts):
         replacement = carried(tiny.reference64, ablation, part.corrupted)
         close(got[i::2], tiny.reference64.circuit(part.clean, part.corrupted, mask, replacement))
@@ -258,14 +294,21 @@ def test_lengths_do_not_touch_each_other(tiny: Tiny, ablation: str, batch_size: 
 def test_the_answer_is_read_where_the_task_says(tiny: Tiny, direction: str) -> None:
     prompts, positions = tiny.prompts, [2, -1, 0, 3, -3]
     answers = {"correct": prompts.correct, "incorrect": prompts.incorrect}
-    task = cd.Task.from_tokens(clean=prompts.clean, corrupted=prompts.corrupted, position=positions, **answers)
+    task = cd.Task.from_tokens(
+        clean=prompts.clean, corrupted=prompts.corrupted, position=positions, **answers
+    )
     graph, reference = tiny.model.graph, tiny.reference64
     mask = random_masks(graph, 3, seed=7)[1]
     if direction == "noising":
-        expected = reference.patched(prompts.clean, carried(reference, "resample", prompts.corrupted), graph.allowed & ~mask)
+        expected = reference.patched(
+            prompts.clean, carried(reference, "resample", prompts.corrupted), graph.allowed & ~mask
+        )
     else:
         expected = reference.patched(prompts.corrupted, carried(reference, "resample", prompts.clean), mask)
-    close(cd.run_circuit(tiny.model, task, cd.Circuit(graph, mask), direction=direction), expected[torch.arange(5), positions])
+    close(
+        cd.run_circuit(tiny.model, task, cd.Circuit(graph, mask), direction=direction),
+        expected[torch.arange(5), positions],
+    )
 
 
 @dataclass(frozen=True)
@@ -292,7 +335,9 @@ class Given:
 
 
 def test_what_nobody_reads_does_not_matter(tiny: Tiny) -> None:
-    """Of the last layer's nodes only the answer's position is read: what they would write elsewhere may be anything."""
+    """Of the last layer's nodes only the answer's position is read: what
+    they would write elsewhere may be anything.
+    """
     prompts, model = tiny.prompts, tiny.model
     carried = cd.replacements(model, prompts.task).rows(only_batch(prompts.task))
     n_last = model.graph.n_heads + 1
@@ -301,7 +346,9 @@ def test_what_nobody_reads_does_not_matter(tiny: Tiny) -> None:
     for mask in random_masks(model.graph, 3):
         circuit = cd.Circuit(model.graph, mask)
         expected = cd.run_circuit(model, prompts.task, circuit)
-        torch.testing.assert_close(cd.run_circuit(model, prompts.task, circuit, ablation=Given(spoilt)), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            cd.run_circuit(model, prompts.task, circuit, ablation=Given(spoilt)), expected, atol=1e-5, rtol=0
+        )
 
 
 def test_an_ablation_of_ones_own(gpt2: Tiny) -> None:
@@ -318,14 +365,19 @@ def test_an_ablation_of_ones_own(gpt2: Tiny) -> None:
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_gate_6_twice_the_same_bytes(llama: Tiny, ablation: str) -> None:
     circuit = cd.Circuit(llama.model.graph, random_masks(llama.model.graph, 3, seed=9)[1])
-    first, second = (cd.run_circuit(llama.model, llama.prompts.task, circuit, ablation=ablation) for _ in range(2))
+    first, second = (
+        cd.run_circuit(llama.model, llama.prompts.task, circuit, ablation=ablation) for _ in range(2)
+    )
     assert first.numpy().tobytes() == second.numpy().tobytes()
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_batches_do_not_matter(gpt2: Tiny, ablation: str) -> None:
     circuit = cd.Circuit(gpt2.model.graph, random_masks(gpt2.model.graph, 3, seed=9)[1])
-    whole, parts = (cd.run_circuit(gpt2.model, gpt2.prompts.task, circuit, ablation=ablation, batch_size=size) for size in (None, 2))
+    whole, parts = (
+        cd.run_circuit(gpt2.model, gpt2.prompts.task, circuit, ablation=ablation, batch_size=size)
+        for size in (None, 2)
+    )
     torch.testing.assert_close(whole, parts, atol=1e-5, rtol=0)
 
 
@@ -370,12 +422,19 @@ def test_a_circuit_of_another_shape_is_refused(gpt2: Tiny, llama: Tiny) -> None:
 def test_replacements_of_other_prompts_are_refused(gpt2: Tiny) -> None:
     alt = cd.replacements(gpt2.model, gpt2.prompts.task)
     with pytest.raises(cd.CircuitDiscoveryError, match="other prompts"):
-        cd.run_circuit(gpt2.model, random_prompts(101, 5, 6, seed=99).task, cd.Circuit.full(gpt2.model.graph), ablation=alt)
+        cd.run_circuit(
+            gpt2.model,
+            random_prompts(101, 5, 6, seed=99).task,
+            cd.Circuit.full(gpt2.model.graph),
+            ablation=alt,
+        )
 
 
 def test_a_length_that_the_reference_lacks_is_refused(gpt2: Tiny) -> None:
     with pytest.raises(cd.CircuitDiscoveryError, match="tokens"):
-        cd.replacements(gpt2.model, gpt2.prompts.task, ablation="mean", reference=random_prompts(101, 3, 4).clean)
+        cd.replacements(
+            gpt2.model, gpt2.prompts.task, ablation="mean", reference=random_prompts(101, 3, 4).clean
+        )
 
 
 def test_tokens_outside_the_vocabulary_are_refused(gpt2: Tiny) -> None:

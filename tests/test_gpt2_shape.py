@@ -1,4 +1,6 @@
-"""Gate 5 at GPT-2 small's shape: from states sampled from a finished search, a full forward per edge decides the same."""
+"""Gate 5 at GPT-2 small's shape: from states sampled from a finished search,
+a full forward per edge decides the same.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,10 @@ def found(model: Any, task: Any) -> dict[bool, tuple[Any, int]]:
         patch.setattr(World, "branch", counted)
         for group_testing in (False, True):
             evaluated[0] = 0
-            found[group_testing] = cd.acdc(model, task, threshold=THRESHOLD, group_testing=group_testing), evaluated[0]
+            found[group_testing] = (
+                cd.acdc(model, task, threshold=THRESHOLD, group_testing=group_testing),
+                evaluated[0],
+            )
     return found
 
 
@@ -82,7 +87,12 @@ class Slow:
 
     def __call__(self, masks: np.ndarray) -> Tensor:
         """[M, S, R] kept edges -> [M, N, vocabulary] at the last position."""
-        return torch.cat([self._run(self.clean, self.replacement, part)[0] for part in np.array_split(masks, math.ceil(len(masks) / 20))])
+        return torch.cat(
+            [
+                self._run(self.clean, self.replacement, part)[0]
+                for part in np.array_split(masks, math.ceil(len(masks) / 20))
+            ]
+        )
 
     @torch.no_grad()
     def _run(self, tokens: Tensor, replacement: Tensor, masks: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -95,28 +105,43 @@ class Slow:
 
         def read(columns: Any, before: int) -> Tensor:  # [M, receivers, N, T, D], of the sources before
             kept = torch.from_numpy(masks[:, :before, columns]).float().transpose(1, 2)
-            return bases[before - 1] + biases + (kept @ change[:, :before].flatten(2)).unflatten(-1, start.shape)
+            return (
+                bases[before - 1] + biases + (kept @ change[:, :before].flatten(2)).unflatten(-1, start.shape)
+            )
 
         for layer, block in enumerate(body.h):
             heads, row = graph.heads(layer), graph.source_index[f"m{layer}"]
             size = (graph.n_heads, -1)
             weights, shifts = block.attn.c_attn.weight.chunk(3, dim=1), block.attn.c_attn.bias.chunk(3)
             q, k, v = (
-                torch.einsum("mhntd,dhk->mhntk", block.ln_1(read(graph.columns(layer, letter), heads.start)), weight.unflatten(1, size))
+                torch.einsum(
+                    "mhntd,dhk->mhntk",
+                    block.ln_1(read(graph.columns(layer, letter), heads.start)),
+                    weight.unflatten(1, size),
+                )
                 + shift.unflatten(0, size)[:, None, None]
                 for letter, weight, shift in zip("qkv", weights, shifts, strict=True)
             )
-            pattern = (q @ k.mT / k.shape[-1] ** 0.5 + torch.full((tokens.shape[1],) * 2, -math.inf).triu(1)).softmax(-1)
-            written = torch.einsum("mhntk,hkd->mhntd", pattern @ v, block.attn.c_proj.weight.unflatten(0, size))
+            pattern = (
+                q @ k.mT / k.shape[-1] ** 0.5 + torch.full((tokens.shape[1],) * 2, -math.inf).triu(1)
+            ).softmax(-1)
+            written = torch.einsum(
+                "mhntk,hkd->mhntd", pattern @ v, block.attn.c_proj.weight.unflatten(0, size)
+            )
             change[:, heads] = written - replacement[heads]
             biases = biases + block.attn.c_proj.bias
-            change[:, row] = block.mlp(block.ln_2(read([graph.receiver_index[f"m{layer}"]], heads.stop)[:, 0])) - replacement[row]
+            change[:, row] = (
+                block.mlp(block.ln_2(read([graph.receiver_index[f"m{layer}"]], heads.stop)[:, 0]))
+                - replacement[row]
+            )
         final = read([graph.receiver_index["logits"]], len(graph.sources))[:, 0, :, -1]
         return self.hf.lm_head(body.ln_f(final)), change
 
 
 @pytest.mark.slow
-def test_gate_5_naive_decisions_agree_at_gpt2_small_s_shape(hf: Any, task: Any, found: dict[bool, tuple[Any, int]]) -> None:
+def test_gate_5_naive_decisions_agree_at_gpt2_small_s_shape(
+    hf: Any, task: Any, found: dict[bool, tuple[Any, int]]
+) -> None:
     circuit = found[False][0]
     graph = circuit.graph
     assert len(graph) == 32491
@@ -139,7 +164,9 @@ def test_gate_5_naive_decisions_agree_at_gpt2_small_s_shape(hf: Any, task: Any, 
         masks[2 * state + 1, *order[at]] = False
     logits = slow(np.concatenate([graph.allowed[None], masks])).double().log_softmax(-1)
     torch.testing.assert_close(logits[0], full, atol=1e-4, rtol=0)
-    values = kl_div(logits[1:], full.expand_as(logits[1:]), log_target=True, reduction="none").sum(-1).mean(-1)
+    values = (
+        kl_div(logits[1:], full.expand_as(logits[1:]), log_target=True, reduction="none").sum(-1).mean(-1)
+    )
     damages = (values[1::2] - values[::2]).numpy()
     decided = np.abs(damages - THRESHOLD) > 1e-5
     kept = np.array([circuit.mask[order[at]] for at in places])

@@ -55,13 +55,17 @@ def test_the_fixture_names_the_same_edges(shared: Path) -> None:
 def test_networkx_finds_no_cycle(graph: Graph) -> None:
     view = graph.to_networkx()
     if graph.grouped:  # what a group reads goes on to its heads
-        view.add_edges_from((node, head) for node, heads in list(view.nodes(data="heads")) for head in heads or ())
+        view.add_edges_from(
+            (node, head) for node, heads in list(view.nodes(data="heads")) for head in heads or ()
+        )
     assert nx.is_directed_acyclic_graph(view)
 
 
 @each_shape
 def test_index_order_is_topological(graph: Graph) -> None:
-    """Every receiver's node stands after all the sources it reads, and edges come by source, then by receiver."""
+    """Every receiver's node stands after all the sources it reads,
+    and edges come by source, then by receiver.
+    """
     for row, column in np.argwhere(graph.allowed):
         for node in graph.reader_nodes(graph.receivers[column]):
             assert row < graph.source_index[node]
@@ -100,12 +104,18 @@ def test_a_head_reads_no_head_of_its_own_layer_but_its_mlp_does() -> None:
 
 def test_in_parallel_blocks_the_mlp_does_not_read_its_attention() -> None:
     edges = set(Graph(n_layers=3, n_heads=2, n_kv_heads=2, parallel=True).edges)
-    assert "a1.h0->m1" not in edges and "a0.h0->m1" in edges and "a1.h0->m2" in edges and "a2.h1->logits" in edges
+    assert (
+        "a1.h0->m1" not in edges
+        and "a0.h0->m1" in edges
+        and "a1.h0->m2" in edges
+        and "a2.h1->logits" in edges
+    )
 
 
 def test_trap_8_shared_keys_and_values_are_one_receiver_of_their_group() -> None:
     """An edge to each query head's copy would count edges that are not independent."""
-    # by hand: layer l has 1 + 9 l sources below, 8 + 2*2 receivers in heads, and an MLP that reads 8 more; logits read all 28
+    # by hand: layer l has 1 + 9 l sources below, 8 + 2*2 receivers in heads, and an
+    # MLP that reads 8 more; logits read all 28
     assert len(GROUPED) == sum((1 + 9 * layer) * 12 + (1 + 9 * layer + 8) for layer in range(3)) + 28
     edges = set(GROUPED.edges)
     assert "a0.h7->a1.kv1<k>" in edges and "a0.h0->a1.h5<q>" in edges
@@ -116,15 +126,30 @@ def test_trap_8_shared_keys_and_values_are_one_receiver_of_their_group() -> None
 
 def test_columns_name_the_receivers() -> None:
     for layer in range(3):
-        assert [GROUPED.receivers[i] for i in GROUPED.columns(layer, "k")] == [f"a{layer}.kv0<k>", f"a{layer}.kv1<k>"]
-        assert [GROUPED.receivers[i] for i in GROUPED.columns(layer, "q")] == [f"a{layer}.h{head}<q>" for head in range(8)]
+        assert [GROUPED.receivers[i] for i in GROUPED.columns(layer, "k")] == [
+            f"a{layer}.kv0<k>",
+            f"a{layer}.kv1<k>",
+        ]
+        assert [GROUPED.receivers[i] for i in GROUPED.columns(layer, "q")] == [
+            f"a{layer}.h{head}<q>" for head in range(8)
+        ]
         assert [GROUPED.receivers[i] for i in GROUPED.columns(layer, "m")] == [f"m{layer}"]
         assert GROUPED.sources[GROUPED.heads(layer)] == tuple(f"a{layer}.h{head}" for head in range(8))
         assert GROUPED.sources[GROUPED.mlp(layer)] == f"m{layer}"
 
 
 @pytest.mark.parametrize(
-    "wrong", ["a0.h1->a1.h0", "a0.h1->a1.h8<q>", "a1.h0->a0.h1<q>", "a0.h1->a1.h0<k>", "logits->input", "", "input", "input->"]
+    "wrong",
+    [
+        "a0.h1->a1.h0",
+        "a0.h1->a1.h8<q>",
+        "a1.h0->a0.h1<q>",
+        "a0.h1->a1.h0<k>",
+        "logits->input",
+        "",
+        "input",
+        "input->",
+    ],
 )
 def test_an_unknown_edge_is_an_error(wrong: str) -> None:
     with pytest.raises(CircuitDiscoveryError, match="no edge"):
@@ -132,7 +157,9 @@ def test_an_unknown_edge_is_an_error(wrong: str) -> None:
 
 
 def test_an_unknown_edge_offers_the_nearest() -> None:
-    with pytest.raises(CircuitDiscoveryError, match=r"no edge 'a0\.h1->a1\.h1q'; did you mean 'a0\.h1->a1\.h1<q>'"):
+    with pytest.raises(
+        CircuitDiscoveryError, match=r"no edge 'a0\.h1->a1\.h1q'; did you mean 'a0\.h1->a1\.h1<q>'"
+    ):
         Graph(n_layers=2, n_heads=2, n_kv_heads=2).index("a0.h1->a1.h1q")
 
 
@@ -141,7 +168,10 @@ def test_an_unknown_edge_offers_the_nearest() -> None:
     [
         ({"n_layers": 0, "n_heads": 1, "n_kv_heads": 1}, "at least one"),
         ({"n_layers": 1, "n_heads": 4, "n_kv_heads": 3}, r"n_heads \(4\) a multiple of n_kv_heads \(3\)"),
-        ({"n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "split_qkv": False}, "4 heads share 2 key/value groups"),
+        (
+            {"n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "split_qkv": False},
+            "4 heads share 2 key/value groups",
+        ),
     ],
 )
 def test_impossible_graphs_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -164,13 +194,18 @@ def test_everywhere_is_what_a_key_or_a_value_leads_on(graph: Graph) -> None:
             view.add_edges_from((node, head) for head in heads or ())
         view.add_nodes_from(["logits", *graph.sources])
         leads = nx.ancestors(view, "logits")
-        across = {  # ends of kept edges that other positions read; 0 is also the key of MLPs, logits and of a group to its heads
+        # ends of kept edges that other positions read; 0 is also the key of
+        # MLPs, logits and of a group to its heads
+        across = {
             source
             for source, reader, key in view.edges(keys=True)
-            if reader in leads and (key in ("k", "v") or (key == 0 and not graph.split_qkv and ".h" in reader))
+            if reader in leads
+            and (key in ("k", "v") or (key == 0 and not graph.split_qkv and ".h" in reader))
         }
         expected = across | {node for source in across for node in nx.ancestors(view, source)}
-        assert {name for name, is_so in zip(graph.sources, graph.everywhere(mask), strict=True) if is_so} == expected & set(graph.sources)
+        assert {
+            name for name, is_so in zip(graph.sources, graph.everywhere(mask), strict=True) if is_so
+        } == expected & set(graph.sources)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4, True), (3, 4, 4, False), (2, 6, 2, True)])
@@ -182,4 +217,6 @@ def test_touching_is_every_edge_with_an_end_among_the_nodes(shape: tuple[int, in
         for row, source in enumerate(graph.sources):
             for column, receiver in enumerate(graph.receivers):
                 readers = graph.reader_nodes(receiver)
-                assert touching[row, column] == (source in nodes or (receiver != "logits" and nodes >= {*readers}))
+                assert touching[row, column] == (
+                    source in nodes or (receiver != "logits" and nodes >= {*readers})
+                )

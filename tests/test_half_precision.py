@@ -24,16 +24,24 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def bench_of(model: Any, task: Any, **options: Any) -> Bench:
-    setting = {"ablation": "resample", "metric": "logit_diff", "direction": "noising", "batch_size": 3, "seed": 0} | options
+    setting = {
+        "ablation": "resample",
+        "metric": "logit_diff",
+        "direction": "noising",
+        "batch_size": 3,
+        "seed": 0,
+    } | options
     return Bench.build(model, task, model.graph, **setting)
 
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox_parallel", "toy"])
-def test_kl_of_the_full_circuit_is_0(name: str, dtype: str, direction: str, tinies: Callable[[str], Tiny]) -> None:
-    """On each row, as what is measured beside KL and as the metric, whatever is measured with it, and as a circuit with every edge
-    that matters, which another run computes."""
+def test_kl_of_the_full_circuit_is_0(
+    name: str, dtype: str, direction: str, tinies: Callable[[str], Tiny]
+) -> None:
+    """On each row, as what is measured beside KL and as the metric, whatever is measured with it, and as a
+    circuit with every edge that matters, which another run computes."""
     model = cd.load_model(tinies(name).folder, dtype=dtype)
     task = cd.load_task("ioi", model, examples=6) if name == "toy" else random_prompts(101, 6).task
     full, empty = cd.Circuit.full(model.graph), cd.Circuit.empty(model.graph)
@@ -50,14 +58,18 @@ def test_kl_of_the_full_circuit_is_0(name: str, dtype: str, direction: str, tini
 def test_evaluate_gives_the_full_circuit_a_kl_of_0(gpt2: Tiny, ablation: str) -> None:
     """The replacements that are added and taken away again round, which the reference does too."""
     model = cd.load_model(gpt2.folder, dtype="bfloat16")
-    found = cd.evaluate(model, gpt2.prompts.task, cd.Circuit.full(model.graph), ablation=ablation, effort="quick")
+    found = cd.evaluate(
+        model, gpt2.prompts.task, cd.Circuit.full(model.graph), ablation=ablation, effort="quick"
+    )
     assert abs(float(found.kl)) < 1e-6 and float(found.agreement) == 1
     assert float(found.faithfulness) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_metrics_are_computed_in_float32(gpt2: Tiny, dtype: torch.dtype) -> None:
-    """What they give is what they give of the same logits in float64, to float32's rounding; a metric of one's own too."""
+    """What they give is what they give of the same logits in float64, to
+    float32's rounding; a metric of one's own too.
+    """
     task = gpt2.prompts.task
     batch = next(iter(task.batches(8)))
     logits = (3 * torch.randn(2, len(task), 101, generator=torch.Generator().manual_seed(1))).to(dtype)
@@ -68,8 +80,15 @@ def test_metrics_are_computed_in_float32(gpt2: Tiny, dtype: torch.dtype) -> None
 
     for metric in (*METRICS, Metric("entropy", entropy)):
         bound = bind(metric, gpt2.model, task)
-        torch.testing.assert_close(bound(logits, batch).double(), bound(logits.double(), batch).double(), atol=2e-6, rtol=0)
-    torch.testing.assert_close(kl_from(logits[0], logits[1]).double(), kl_from(logits[0].double(), logits[1].double()), atol=5e-6, rtol=0)
+        torch.testing.assert_close(
+            bound(logits, batch).double(), bound(logits.double(), batch).double(), atol=2e-6, rtol=0
+        )
+    torch.testing.assert_close(
+        kl_from(logits[0], logits[1]).double(),
+        kl_from(logits[0].double(), logits[1].double()),
+        atol=5e-6,
+        rtol=0,
+    )
     assert kl_from(logits[0], logits[0]).abs().max() < 1e-6
 
 
@@ -91,7 +110,8 @@ KL_SEARCHES: dict[str, Callable[[Any, Any], Any]] = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", list(KL_SEARCHES))
 def test_removing_nothing_does_no_damage(name: str, dtype: str) -> None:
-    """Where each source of a receiver is replaced by itself; and KL sees what is removed from other prompts."""
+    """Where each source of a receiver is replaced by itself; and KL
+    sees what is removed from other prompts."""
     model = cd.load_model("toy", dtype=dtype)
     task = replace(cd.load_task("ioi", model, examples=4), held_out=None)
     assert abs(KL_SEARCHES[name](model, unchanged(task))).max() < 1e-6
@@ -117,7 +137,8 @@ def test_the_losses_that_are_learnt_by_are_from_their_own_runs(dtype: str) -> No
     model = cd.load_model("toy", dtype=dtype)
     task = cd.load_task("ioi", model, examples=16)
     metric = bind("kl_divergence", model, task, plain=False)
-    search = matryoshka._Search.build(model, task, len(task), model.graph, metric, "resample")  # learns only: from a plain run
+    # learns only: from a plain run
+    search = matryoshka._Search.build(model, task, len(task), model.graph, metric, "resample")
     assert abs(search.loss_apart(torch.ones(len(model.graph)))) < (1e-6 if dtype == "float32" else 2e-4)
     assert search.loss_apart(torch.zeros(len(model.graph))) > 0.01
     found, full = cases(model, task, model.graph, ablation="resample")

@@ -1,4 +1,6 @@
-"""The hybrid search: exactly as many edges as asked for, the best there are where all can be tried, and better than its ranking."""
+"""The hybrid search: exactly as many edges as asked for, the best there are where all
+can be tried, and better than its ranking.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from circuitdiscovery.search.hybrid import hybrid
 
 def mean_kl(model: Any, task: Any, circuit: Any, ablation: str = "resample") -> float:
     """KL(model || circuit) on a task's examples."""
-    full, logits = (cd.run_circuit(model, task, c, ablation=ablation) for c in (cd.Circuit.full(circuit.graph), circuit))
+    full, logits = (
+        cd.run_circuit(model, task, c, ablation=ablation) for c in (cd.Circuit.full(circuit.graph), circuit)
+    )
     return float(kl_divergence(full)(logits).mean())
 
 
@@ -32,8 +36,13 @@ def test_the_best_of_all_circuits_of_one_layer(seed: int) -> None:
     """8 edges: each of the 70 circuits of 4 is run."""
     model = cd.load_model((random_model(tiny_config("gpt2", n_layer=1, n_head=1), seed=seed), None))
     task, graph = random_prompts(101, 6, 4, seed=seed).task, model.graph
-    losses = [mean_kl(model, task, cd.Circuit.from_edges(graph, edges)) for edges in combinations(graph.edges, 4)]
-    assert mean_kl(model, task, hybrid(model, task, edges=4, metric="kl_divergence").top(4)) <= min(losses) + 1e-6
+    losses = [
+        mean_kl(model, task, cd.Circuit.from_edges(graph, edges)) for edges in combinations(graph.edges, 4)
+    ]
+    assert (
+        mean_kl(model, task, hybrid(model, task, edges=4, metric="kl_divergence").top(4))
+        <= min(losses) + 1e-6
+    )
 
 
 def test_scores_are_places_by_exact_damage(llama: Tiny) -> None:
@@ -41,7 +50,10 @@ def test_scores_are_places_by_exact_damage(llama: Tiny) -> None:
     prompts, reference, graph = llama.prompts, llama.reference64, llama.model.graph
     scores = hybrid(llama.model, prompts.task, edges=12, rounds=1, metric="kl_divergence")
     circuit = scores.top(12)
-    kl, replacement = kl_divergence(reference.run(prompts.clean)[0][:, -1]), carried(reference, "resample", prompts.corrupted)
+    kl, replacement = (
+        kl_divergence(reference.run(prompts.clean)[0][:, -1]),
+        carried(reference, "resample", prompts.corrupted),
+    )
 
     def without(edge: str) -> float:
         mask = circuit.mask & ~graph.mask([edge])
@@ -58,7 +70,12 @@ def test_scores_are_places_by_exact_damage(llama: Tiny) -> None:
 def test_more_rounds_are_never_worse(gpt2: Tiny) -> None:
     task = random_prompts(101, 12, 6, seed=8).task
     losses = [
-        mean_kl(gpt2.model, task, hybrid(gpt2.model, task, edges=25, rounds=rounds, metric="kl_divergence").top(25)) for rounds in (0, 2, 6)
+        mean_kl(
+            gpt2.model,
+            task,
+            hybrid(gpt2.model, task, edges=25, rounds=rounds, metric="kl_divergence").top(25),
+        )
+        for rounds in (0, 2, 6)
     ]
     assert losses[0] >= losses[1] - 1e-6 and losses[1] >= losses[2] - 1e-6
     assert losses[2] < losses[0]  # and here they pay
@@ -70,20 +87,31 @@ def test_better_than_attribution_and_chance_on_ioi() -> None:
     task = cd.load_task("ioi", model, examples=24)
     ours = held_out_kl(model, task, hybrid(model, task, edges=47, rounds=1).top(47))
     kl_ig = cd.eap_ig(model, task, metric="kl_divergence")
-    others = [cd.eap_ig(model, task).top(47), cd.eap_ig(model, task).greedy(47), kl_ig.top(47), kl_ig.greedy(47)]
+    others = [
+        cd.eap_ig(model, task).top(47),
+        cd.eap_ig(model, task).greedy(47),
+        kl_ig.top(47),
+        kl_ig.greedy(47),
+    ]
     assert ours < 0.5 * min(held_out_kl(model, task, c) for c in [*others, cd.random(model, task).top(47)])
 
 
 @pytest.mark.slow
 def test_edges_that_stand_in_for_each_other_do_not_go_at_once() -> None:
-    """On these prompts many edges are redundant one by one; removed a fifth at a time, a KL of 4 nats is left."""
+    """On these prompts many edges are redundant one by one; removed a
+    fifth at a time, a KL of 4 nats is left.
+    """
     model = cd.load_model("toy")
     task = cd.load_task("ioi", model, examples=16)
     assert mean_kl(model, task, hybrid(model, task, edges=47, rounds=0).top(47)) < 1
 
 
-@pytest.mark.parametrize(("name", "ablation"), list(zip(ARCHITECTURES, cycle(["resample", "mean", "zero"]), strict=False)))
-def test_any_number_of_edges_under_any_ablation(tinies: Callable[[str], Tiny], name: str, ablation: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "ablation"), list(zip(ARCHITECTURES, cycle(["resample", "mean", "zero"]), strict=False))
+)
+def test_any_number_of_edges_under_any_ablation(
+    tinies: Callable[[str], Tiny], name: str, ablation: str
+) -> None:
     tiny = tinies(name)
     task, total = tiny.prompts.task, len(tiny.model.graph)
     for edges in (1, total - 1, total):
@@ -107,20 +135,30 @@ def test_merged_receivers(gpt2: Tiny) -> None:
 
 
 def test_the_tasks_metric_counts_beside_kl(gpt2: Tiny) -> None:
-    """By default the circuit is nearer to the model in the logit difference, neither less nor more, than with KL alone."""
+    """By default the circuit is nearer to the model in the logit difference,
+    neither less nor more, than with KL alone.
+    """
     task, graph = random_prompts(101, 12, 6, seed=8).task, gpt2.model.graph
 
     def off(circuit: Any) -> float:
-        full, empty, found = (float(logit_diffs(gpt2.model, task, c)) for c in (cd.Circuit.full(graph), cd.Circuit.empty(graph), circuit))
+        full, empty, found = (
+            float(logit_diffs(gpt2.model, task, c))
+            for c in (cd.Circuit.full(graph), cd.Circuit.empty(graph), circuit)
+        )
         return abs((found - full) / (full - empty))
 
-    both, kl = hybrid(gpt2.model, task, edges=25).top(25), hybrid(gpt2.model, task, edges=25, metric="kl_divergence").top(25)
+    both, kl = (
+        hybrid(gpt2.model, task, edges=25).top(25),
+        hybrid(gpt2.model, task, edges=25, metric="kl_divergence").top(25),
+    )
     assert off(both) < off(kl)
 
 
 def logit_diffs(model: Any, task: Any, circuit: Any) -> float:
     (batch,) = task.batches()
-    return float(logit_diff(batch.correct[:, 0], batch.incorrect[:, 0])(cd.run_circuit(model, task, circuit)).mean())
+    return float(
+        logit_diff(batch.correct[:, 0], batch.incorrect[:, 0])(cd.run_circuit(model, task, circuit)).mean()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +181,8 @@ def test_progress_ends_at_its_total(gpt2: Tiny) -> None:
     hybrid(gpt2.model, gpt2.prompts.task, edges=30, rounds=2, progress=lambda *now: seen.append(now))
     done = [now[0] for now in seen]
     assert done[0] == 0 and done == sorted(done) and seen[-1][0] == seen[-1][1]
-    assert all(seen[-1][1] / 2 < total < 2 * seen[-1][1] for _, total in seen)  # what was expected at any time
+    # what was expected at any time
+    assert all(seen[-1][1] / 2 < total < 2 * seen[-1][1] for _, total in seen)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""The hypothesis tests against scipy, slow obvious versions, and a model of which the circuit is known because nothing else writes."""
+"""The hypothesis tests against scipy, slow obvious versions, and a model of which the
+circuit is known because nothing else writes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.random_paths import RandomPaths
 from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.hypothesis_tests import HypothesisTests, hypothesis_tests
-from circuitdiscovery.measure.significance import corrected, distance, independence_test, often_enough, sign_test, too_seldom
+from circuitdiscovery.measure.significance import (
+    corrected,
+    distance,
+    independence_test,
+    often_enough,
+    sign_test,
+    too_seldom,
+)
 
 ALPHA = 0.05
 
@@ -30,7 +39,9 @@ def test_without_tolerance_it_is_the_sign_test(wins: int) -> None:
     assert sign_test(wins, 20, 0.0) == pytest.approx(stats.binomtest(wins, 20).pvalue)
 
 
-@pytest.mark.parametrize(("wins", "rounds", "epsilon"), [(3, 12, 0.1), (9, 12, 0.1), (11, 12, 0.3), (5, 11, 0.05), (7, 7, 0.2)])
+@pytest.mark.parametrize(
+    ("wins", "rounds", "epsilon"), [(3, 12, 0.1), (9, 12, 0.1), (11, 12, 0.3), (5, 11, 0.05), (7, 7, 0.2)]
+)
 def test_the_p_value_is_the_largest_under_the_null(wins: int, rounds: int, epsilon: float) -> None:
     """By summing the binomial over every count as far from a half, for every probability that H0 allows."""
 
@@ -55,7 +66,9 @@ def test_a_null_at_its_edge_is_rejected_at_most_alpha_of_the_time_and_a_bad_circ
 
 
 def slow_hsic(x: np.ndarray, y: np.ndarray) -> float:
-    """The three sums of Gretton et al. (2005, lemma 1), each over its indices; the kernels as wide as the median distance."""
+    """The three sums of Gretton et al. (2005, lemma 1), each over its indices;
+    the kernels as wide as the median distance.
+    """
     n = len(x)
 
     def kernel(z: np.ndarray) -> list[list[float]]:
@@ -82,7 +95,10 @@ def test_hsic_is_the_slow_one_and_its_p_counts_permutations() -> None:
 
 def test_independent_samples_are_rejected_alpha_of_the_time() -> None:
     rng = np.random.default_rng(0)
-    p = [independence_test(rng.standard_normal(25), rng.standard_normal(25), 99, seed)[1] for seed in range(400)]
+    p = [
+        independence_test(rng.standard_normal(25), rng.standard_normal(25), 99, seed)[1]
+        for seed in range(400)
+    ]
     assert stats.binomtest(sum(each <= ALPHA for each in p), len(p), ALPHA).pvalue > 0.01
     assert stats.kstest(p, "uniform").pvalue > 0.001
 
@@ -105,9 +121,15 @@ def test_a_constant_is_independent_of_everything() -> None:
 
 @pytest.mark.parametrize("hits", [0, 50, 84, 85, 96, 100])
 def test_binomial_tails_are_scipy_s(hits: int) -> None:
-    assert too_seldom(np.array([hits]), 100, 0.9)[0] == pytest.approx(stats.binomtest(hits, 100, 0.9, alternative="less").pvalue)
-    assert often_enough(hits, 100, 0.9) == pytest.approx(stats.binomtest(hits, 100, 0.9, alternative="greater").pvalue)
-    assert often_enough(hits, 100, 0.9) == pytest.approx(sum(stats.binom.pmf(k, 100, 0.9) for k in range(hits, 101)))
+    assert too_seldom(np.array([hits]), 100, 0.9)[0] == pytest.approx(
+        stats.binomtest(hits, 100, 0.9, alternative="less").pvalue
+    )
+    assert often_enough(hits, 100, 0.9) == pytest.approx(
+        stats.binomtest(hits, 100, 0.9, alternative="greater").pvalue
+    )
+    assert often_enough(hits, 100, 0.9) == pytest.approx(
+        sum(stats.binom.pmf(k, 100, 0.9) for k in range(hits, 101))
+    )
 
 
 def test_holm_by_hand_and_its_family_wise_error() -> None:
@@ -135,7 +157,9 @@ def test_random_paths_lead_from_input_to_logits(gpt2: Tiny, llama: Tiny) -> None
 def test_random_circuits_have_exactly_as_many_edges_all_on_paths(llama: Tiny, size: int) -> None:
     graph = llama.model.graph
     for n in (size, len(graph) - size):
-        drawn = [cd.Circuit(graph, RandomPaths(graph).circuit(n, np.random.default_rng(seed))) for seed in range(5)]
+        drawn = [
+            cd.Circuit(graph, RandomPaths(graph).circuit(n, np.random.default_rng(seed))) for seed in range(5)
+        ]
         for circuit in drawn:
             assert len(circuit) == len(circuit.pruned()) == n
         assert n == 1 or len(set(drawn)) > 1
@@ -173,7 +197,8 @@ def test_redundant_edges_are_removed_from_an_inflated_circuit(gpt2: Tiny) -> Non
     result = hypothesis_tests(model, task, circuit, reference=20, permutations=1, edges=15)
     assert len({each.share for each in result.edges}) > 3  # or nothing would be compared
     for each in result.edges:
-        assert each.share == pytest.approx(np.mean(each.effect > np.array(redundant)), abs=0.051)  # one may hang on a rounding
+        # one may hang on a rounding
+        assert each.share == pytest.approx(np.mean(each.effect > np.array(redundant)), abs=0.051)
     assert np.mean([each.share for each in result.edges]) == pytest.approx(
         np.mean([np.mean(each.effect > np.array(redundant)) for each in result.edges]), abs=0.01
     )
@@ -196,7 +221,9 @@ TRUE = (
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
-    """(a model in which only a1.h2 and m2 write, a task whose answer is the model's own, the eight edges between them)."""
+    """(a model in which only a1.h2 and m2 write, a task whose answer is the
+    model's own, the eight edges between them).
+    """
     made = random_model(tiny_config("gpt2"), seed=5)
     with torch.no_grad():
         for layer, block in enumerate(made.transformer.h):
@@ -214,9 +241,13 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
 
 
 def own_answers(model: Any, n: int, seed: int) -> Any:
-    """Random prompts; correct is what the model prefers on the clean one to the corrupted one, incorrect the other way round."""
+    """Random prompts; correct is what the model prefers on the clean one to the
+    corrupted one, incorrect the other way round.
+    """
     prompts = random_prompts(101, n, 6, seed)
-    clean, corrupted = (cd.run_circuit(model, prompts.task, end(model.graph)) for end in (cd.Circuit.full, cd.Circuit.empty))
+    clean, corrupted = (
+        cd.run_circuit(model, prompts.task, end(model.graph)) for end in (cd.Circuit.full, cd.Circuit.empty)
+    )
     told = {"correct": (clean - corrupted).argmax(-1), "incorrect": (clean - corrupted).argmin(-1)}
     return cd.Task.from_tokens(clean=prompts.clean, corrupted=prompts.corrupted, **told)
 
@@ -235,7 +266,9 @@ def test_the_true_circuit_passes(true: HypothesisTests) -> None:
     assert all(each.effect > 0 and each.share == 1 for each in true.edges)
 
 
-def test_statistics_are_of_the_circuits_that_the_docs_say(known: tuple[Any, Any, Any], true: HypothesisTests) -> None:
+def test_statistics_are_of_the_circuits_that_the_docs_say(
+    known: tuple[Any, Any, Any], true: HypothesisTests
+) -> None:
     """From run_circuit, and the tests' own logit difference."""
     model, task, circuit = known
     (batch,) = task.batches()
@@ -253,7 +286,8 @@ def test_statistics_are_of_the_circuits_that_the_docs_say(known: tuple[Any, Any,
     wins = int((values(partial.mask) > full).sum())
     assert result.equivalence.statistic == pytest.approx(abs(wins / 60 - 0.5))
     assert result.equivalence.p == pytest.approx(sign_test(wins, 60, 0.1))
-    assert f"beats the model on {wins} of 60" in result.equivalence.told and wins != 30  # or the side could not be told
+    # or the side could not be told
+    assert f"beats the model on {wins} of 60" in result.equivalence.told and wins != 30
 
 
 @pytest.mark.parametrize("missing", ["input->logits", "m2->logits", "a1.h2->logits"])
@@ -266,7 +300,9 @@ def test_without_an_edge_it_is_not_equivalent(known: tuple[Any, Any, Any], missi
 def test_an_edge_too_many_is_named(known: tuple[Any, Any, Any]) -> None:
     model, task, circuit = known
     surplus = ("input->a0.h1<v>", "a0.h1->logits")
-    result = hypothesis_tests(model, task, circuit | cd.Circuit.from_edges(model.graph, surplus), permutations=1)
+    result = hypothesis_tests(
+        model, task, circuit | cd.Circuit.from_edges(model.graph, surplus), permutations=1
+    )
     assert result.unneeded == surplus
     assert result.equivalence.passed and result.sufficiency.passed and not result.minimality.passed
     for one in result.edges:
@@ -293,13 +329,17 @@ def test_the_model_without_its_circuit_is_independent_of_it(known: tuple[Any, An
     p = []
     for seed in range(60):
         task = random_prompts(101, 30, 6, seed=100 + seed).task
-        result = hypothesis_tests(model, task, circuit, metric=first_token, reference=1, permutations=99, edges=1, seed=seed)
+        result = hypothesis_tests(
+            model, task, circuit, metric=first_token, reference=1, permutations=99, edges=1, seed=seed
+        )
         p.append(result.independence.p)
     assert stats.binomtest(sum(each <= ALPHA for each in p), len(p), ALPHA).pvalue > 0.01
 
 
 def first_token(logits: Any, task: Any) -> Any:
-    """One token's logit against another's, the same two for every example: an answer drawn with the prompt would tie both sides."""
+    """One token's logit against another's, the same two for every example: an answer
+    drawn with the prompt would tie both sides.
+    """
     return logits[:, 7] - logits[:, 8]
 
 
@@ -337,9 +377,16 @@ def test_the_report_says_the_figures(true: HypothesisTests) -> None:
     assert data["sufficiency"]["retained"] is False and data["equivalence"]["retained"] is True
     assert data["edges"][0]["edge"] == true.edges[0].edge and len(data["edges"]) == 8
     told = str(true)
-    for figure in ("8 edges of", "logit_diff on 60 examples (none are held out)", "0 of 0 examples (60 ties)", "100 of 100 random"):
+    for figure in (
+        "8 edges of",
+        "logit_diff on 60 examples (none are held out)",
+        "0 of 0 examples (60 ties)",
+        "100 of 100 random",
+    ):
         assert figure in told, told
-    assert "passed" not in told and "sufficiency   rejected, p" in told and "minimality    retained, p" in told
+    assert (
+        "passed" not in told and "sufficiency   rejected, p" in told and "minimality    retained, p" in told
+    )
 
 
 def test_a_test_with_one_outcome_says_so(known: tuple[Any, Any, Any], true: HypothesisTests) -> None:
@@ -347,23 +394,33 @@ def test_a_test_with_one_outcome_says_so(known: tuple[Any, Any, Any], true: Hypo
     assert not true.equivalence.decidable  # it is the model: no example differs
     assert all(getattr(true, name).decidable for name in ("independence", "minimality", "sufficiency"))
     few = hypothesis_tests(model, task, circuit, reference=28, permutations=18, edges=2)
-    assert few.sufficiency.p == few.sufficiency.least == pytest.approx(0.9**28) and not few.sufficiency.decidable
+    assert (
+        few.sufficiency.p == few.sufficiency.least == pytest.approx(0.9**28) and not few.sufficiency.decidable
+    )
     assert few.independence.least == pytest.approx(1 / 19) and not few.independence.decidable
     assert "sufficiency   retained whatever is found (p is 0.052 at least)" in str(few)
     enough = hypothesis_tests(model, task, circuit, reference=29, permutations=19, edges=2)
     assert enough.sufficiency.decidable and enough.independence.decidable
     assert few.minimality.least == pytest.approx(2 * 0.1**28)  # Holm's largest factor
-    assert hypothesis_tests(model, task, circuit, reference=1, permutations=19, edges=1).minimality.decidable is False  # .1
+    # .1
+    assert (
+        hypothesis_tests(model, task, circuit, reference=1, permutations=19, edges=1).minimality.decidable
+        is False
+    )
     assert [sign_test(n, n, 0.1) <= ALPHA for n in (6, 7)] == [False, True]
 
 
-def test_the_same_tests_twice_are_the_same_and_each_edge_s_is_its_own(known: tuple[Any, Any, Any], true: HypothesisTests) -> None:
+def test_the_same_tests_twice_are_the_same_and_each_edge_s_is_its_own(
+    known: tuple[Any, Any, Any], true: HypothesisTests
+) -> None:
     options: dict[str, Any] = {"edges": 3}
     some, again = (hypothesis_tests(*known, **options) for _ in range(2))
     assert some == again
     assert (some.independence.p, some.sufficiency.p) == (true.independence.p, true.sufficiency.p)
     whole = {each.edge: (each.effect, each.share, each.p) for each in true.edges}
-    assert [whole[each.edge] for each in some.edges] == [(each.effect, each.share, each.p) for each in some.edges]
+    assert [whole[each.edge] for each in some.edges] == [
+        (each.effect, each.share, each.p) for each in some.edges
+    ]
     assert len(some.edges) == 3
 
 
@@ -372,13 +429,17 @@ def test_held_out_examples_are_used_where_there_are_some(known: tuple[Any, Any, 
 
     model, task, circuit = known
     held = own_answers(model, 7, seed=8)
-    result = hypothesis_tests(model, replace(task, held_out=held), circuit, reference=1, permutations=1, edges=1)
+    result = hypothesis_tests(
+        model, replace(task, held_out=held), circuit, reference=1, permutations=1, edges=1
+    )
     assert (result.part, result.examples) == ("held_out", 7)
 
 
 def test_progress_ends_at_what_was_expected(known: tuple[Any, Any, Any]) -> None:
     seen: list[tuple[int, int]] = []
-    hypothesis_tests(*known, reference=5, permutations=1, edges=2, progress=lambda done, total: seen.append((done, total)))
+    hypothesis_tests(
+        *known, reference=5, permutations=1, edges=2, progress=lambda done, total: seen.append((done, total))
+    )
     done, (total,) = [done for done, _ in seen], {total for _, total in seen}
     assert done == sorted(done) and done[0] == 0 and done[-1] == total
 

@@ -34,7 +34,11 @@ def test_the_pins_admit_every_python() -> None:
     for package in metadata.distributions():
         wanted = package.metadata.json.get("requires_python")
         if isinstance(wanted, str) and pins.get(_normal(package.name)) == package.version:
-            refused += [f"{package.name} {wanted}: not {each}" for each in PYTHONS if Version(each) not in SpecifierSet(wanted)]
+            refused += [
+                f"{package.name} {wanted}: not {each}"
+                for each in PYTHONS
+                if Version(each) not in SpecifierSet(wanted)
+            ]
     assert not refused
 
 
@@ -47,7 +51,9 @@ def test_the_pins_are_what_pyproject_admits() -> None:
         if wanted.name != project["name"]:
             assert pins[_normal(wanted.name)] in wanted.specifier, text
     tests = {Requirement(text).name for text in extras["test"]}
-    assert not tests & {Requirement(text).name for text in extras["docs"]}, "tests run without what the documentation needs"
+    assert not tests & {Requirement(text).name for text in extras["docs"]}, (
+        "tests run without what the documentation needs"
+    )
 
 
 def _pythons() -> list[str]:
@@ -55,7 +61,9 @@ def _pythons() -> list[str]:
     found: dict[str, str] = {}
     for name in ["/usr/bin/python3", *(f"python3.{minor}" for minor in range(11, 15))]:
         path = shutil.which(name)
-        asked = path and subprocess.run([path, "-c", "import sys; print(*sys.version_info[:3], sep='.')"], capture_output=True, text=True)
+        asked = path and subprocess.run(
+            [path, "-c", "import sys; print(*sys.version_info[:3], sep='.')"], capture_output=True, text=True
+        )
         if path and asked and asked.returncode == 0 and Version(asked.stdout.strip()) >= Version("3.11"):
             found.setdefault(asked.stdout.strip(), path)
     return sorted(found.values())
@@ -66,6 +74,17 @@ def _pythons() -> list[str]:
 @pytest.mark.parametrize("extra", ["test", "dev"])
 def test_pip_finds_a_way(python: str, extra: str, tmp_path: Path) -> None:
     subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
-    command = [tmp_path / "venv/bin/python", "-m", "pip", "install", "--dry-run", "--constraint", ROOT / "constraints.txt", "torch"]
+    command = [
+        tmp_path / "venv/bin/python",
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--constraint",
+        ROOT / "constraints.txt",
+        "torch",
+    ]
     done = subprocess.run([*command, f"{ROOT}[{extra}]"], capture_output=True, text=True)
-    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if not line.startswith("WARNING"))
+    assert done.returncode == 0, "\n".join(
+        line for line in done.stderr.splitlines() if not line.startswith("WARNING")
+    )

@@ -39,7 +39,9 @@ def masked(tiny: Tiny, batch: Batch, carried: Tensor, graph: cd.Graph, rows: Any
     """[N, vocabulary]: the whole model without some edges, which carry replacements."""
     mask = graph.allowed.copy()
     mask[rows, columns] = False
-    return World(tiny.model, graph, embed(tiny.model, batch.clean), carried, batch.position, False).logits(mask)
+    return World(tiny.model, graph, embed(tiny.model, batch.clean), carried, batch.position, False).logits(
+        mask
+    )
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -47,7 +49,9 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("position", [-1, [5, 3, 4, 2, 5]])
-def test_a_nodes_change_is_that_all_its_edges_carry_another_run(tiny: Tiny, position: int | list[int]) -> None:
+def test_a_nodes_change_is_that_all_its_edges_carry_another_run(
+    tiny: Tiny, position: int | list[int]
+) -> None:
     model, batch = tiny.model, batch_of(tiny, position)
     with torch.no_grad():
         carried, plain = run_sources(model, batch.corrupted), Plain.run(model, batch.clean)
@@ -59,7 +63,8 @@ def test_a_nodes_change_is_that_all_its_edges_carry_another_run(tiny: Tiny, posi
 
 
 def test_some_receivers_alone_see_a_change(tiny: Tiny) -> None:
-    """Queries, keys, values, MLPs and the logits, in layers before, between and after others that see it too."""
+    """Queries, keys, values, MLPs and the logits, in layers before,
+    between and after others that see it too."""
     some_receivers_alone(tiny, tiny.model.graph)
 
 
@@ -74,7 +79,10 @@ def some_receivers_alone(tiny: Tiny, graph: cd.Graph) -> None:
         cuts: list[tuple[int, list[int]]] = []
         for row in (1, 3, 5, 6, 10, 14):
             columns = np.flatnonzero(graph.allowed[row])
-            cuts += [(row, [int(columns[-1])]), (row, sorted(rng.choice(columns, (len(columns) + 1) // 2, replace=False).tolist()))]
+            cuts += [
+                (row, [int(columns[-1])]),
+                (row, sorted(rng.choice(columns, (len(columns) + 1) // 2, replace=False).tolist())),
+            ]
             cuts += [(row, [column]) for column in columns.tolist()[:6]]
         changes = [
             Change(change.layer, change.after_mlp, change.difference, receivers(graph, columns))
@@ -92,19 +100,29 @@ def test_other_values_and_keys_are_another_runs(name: str, tinies: Callable[[str
     model, batch = tiny.model, batch_of(tiny)
     graph, places = model.graph, torch.tensor([0, 2, 1, 3, 2])
     with torch.no_grad():
-        carried, plain, other = run_sources(model, batch.corrupted), Plain.run(model, batch.clean), Plain.run(model, batch.corrupted, 2)
+        carried, plain, other = (
+            run_sources(model, batch.corrupted),
+            Plain.run(model, batch.clean),
+            Plain.run(model, batch.corrupted, 2),
+        )
         there = run_sources(model, batch.clean)
         there[:, torch.arange(5), places] = carried[:, torch.arange(5), places]
-        found = together(tiny, batch, [plain.changed_values("a1.h3", other), plain.changed_keys("a1.h3", other, places)])
+        found = together(
+            tiny, batch, [plain.changed_values("a1.h3", other), plain.changed_keys("a1.h3", other, places)]
+        )
         group = 3 // (graph.n_heads // graph.n_kv_heads)
         for logits, values, letter in zip(found, (carried, there), "vk", strict=True):
-            close(logits, masked(tiny, batch, values, graph, slice(None), int(graph.columns(1, letter)[group])))
+            close(
+                logits, masked(tiny, batch, values, graph, slice(None), int(graph.columns(1, letter)[group]))
+            )
 
 
 def test_pads_do_not_matter(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three lengths in one batch, and few changes at once, as each example alone."""
     rows = [[5, 6, 7, 8, 9], [9, 10, 11], [12, 13, 14, 15]]
-    task = Task.from_tokens(clean=rows, corrupted=[row[::-1] for row in rows], correct=[1, 2, 3], incorrect=[4, 5, 6])
+    task = Task.from_tokens(
+        clean=rows, corrupted=[row[::-1] for row in rows], correct=[1, 2, 3], incorrect=[4, 5, 6]
+    )
     (batch,) = task.batches(run_tokens=100)
     assert batch.padded
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""Intervals against slow definitions and scipy, and a sample of their coverage (the whole of it: benchmarks/coverage.py)."""
+"""Intervals against slow definitions and scipy, and a sample of their coverage
+(the whole of it: benchmarks/coverage.py).
+"""
 
 from __future__ import annotations
 
@@ -64,25 +66,40 @@ def test_a_mean_s_interval_is_student_s_at_least() -> None:
 def test_a_share_is_clopper_and_pearson_s(hits: int, n: int) -> None:
     exact = stats.binomtest(hits, n).proportion_ci(method="exact")
     values = np.arange(n) < hits
-    for found in (intervals.share(hits, n), *([intervals.mean(values.astype(float), weights(n, 0))] if hits else [])):
+    for found in (
+        intervals.share(hits, n),
+        *([intervals.mean(values.astype(float), weights(n, 0))] if hits else []),
+    ):
         assert (found.low, found, found.high) == pytest.approx((exact.low, hits / n, exact.high))
 
 
 def test_two_shares_differ_by_what_is_won_less_what_is_lost() -> None:
     same = intervals.difference(np.ones(16), np.ones(16), weights(16, 0))
-    assert (same.low, same, same.high) == pytest.approx((-(1 - 0.0125 ** (1 / 16)), 0, 1 - 0.0125 ** (1 / 16)))
+    assert (same.low, same, same.high) == pytest.approx(
+        (-(1 - 0.0125 ** (1 / 16)), 0, 1 - 0.0125 ** (1 / 16))
+    )
     won = intervals.difference(np.ones(16), (np.arange(16) < 8).astype(float), weights(16, 0))
     assert won.low < 0.5 < won.high and won == 0.5
 
 
 def test_what_was_not_measured_twice_has_no_interval() -> None:
     alone = intervals.mean(np.array([3.0]), weights(1, 0))
-    assert not alone.has_interval and str(alone) == "3" and alone.to_dict() == {"value": 3, "low": None, "high": None}
+    assert (
+        not alone.has_interval
+        and str(alone) == "3"
+        and alone.to_dict() == {"value": 3, "low": None, "high": None}
+    )
     assert str(pickle.loads(pickle.dumps(alone))) == "3" and math.isnan(alone.magnitude().low)
 
 
 @pytest.mark.parametrize(
-    ("signed", "folded"), [((-2, -3, -1), (2, 1, 3)), ((0.5, -1, 2), (0.5, 0, 2)), ((-0.5, -2, 1), (0.5, 0, 2)), ((2, 1, 3), (2, 1, 3))]
+    ("signed", "folded"),
+    [
+        ((-2, -3, -1), (2, 1, 3)),
+        ((0.5, -1, 2), (0.5, 0, 2)),
+        ((-0.5, -2, 1), (0.5, 0, 2)),
+        ((2, 1, 3), (2, 1, 3)),
+    ],
 )
 def test_a_magnitude_folds_the_interval(signed: tuple[float, ...], folded: tuple[float, ...]) -> None:
     found = Estimate(*signed).magnitude()
@@ -104,13 +121,21 @@ LOGNORMAL, SHIFT = math.exp(0.5), 0.7
 
 FIGURES: dict[str, tuple[float, Callable[[int, np.random.Generator, np.ndarray], Any]]] = {
     "mean": (SHIFT, lambda n, rng, draws: intervals.mean(rng.normal(SHIFT, 1, n), draws)),
-    "mean of a skewed quantity": (LOGNORMAL, lambda n, rng, draws: intervals.mean(rng.lognormal(size=n), draws, skewed=True)),
+    "mean of a skewed quantity": (
+        LOGNORMAL,
+        lambda n, rng, draws: intervals.mean(rng.lognormal(size=n), draws, skewed=True),
+    ),
     "share": (0.97, lambda n, rng, draws: intervals.share(int(rng.binomial(n, 0.97)), n)),
-    "magnitude of nothing": (0.0, lambda n, rng, draws: intervals.difference(rng.normal(size=n), rng.normal(size=n), draws).magnitude()),
+    "magnitude of nothing": (
+        0.0,
+        lambda n, rng, draws: intervals.difference(rng.normal(size=n), rng.normal(size=n), draws).magnitude(),
+    ),
     "ratio": (0.5, lambda n, rng, draws: intervals.ratio(rng.normal(1, 1, n), rng.normal(2, 1, n), draws)),
     "mean of magnitudes": (
         0.1,
-        lambda n, rng, draws: intervals.mean_of_magnitudes(intervals.means(rng.normal([[0.0]] * 4 + [[0.5]], 1, (5, n)), draws)),
+        lambda n, rng, draws: intervals.mean_of_magnitudes(
+            intervals.means(rng.normal([[0.0]] * 4 + [[0.5]], 1, (5, n)), draws)
+        ),
     ),
 }
 

@@ -1,4 +1,6 @@
-"""Model folders: no code of theirs runs, what does not fit together is refused before it is built, and names get a helpful answer."""
+"""Model folders: no code of theirs runs, what does not fit together is refused before it
+is built, and names get a helpful answer.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +60,15 @@ for folder in sys.argv[1:]:
 """
 
 
-CODE = "open('this-model-ran-code', 'w').write('x')\nfrom transformers import GPT2Config as C, GPT2LMHeadModel as M, GPT2Tokenizer as T\n"
+CODE = (
+    "open('this-model-ran-code', 'w').write('x')\nfrom transformers import GPT2Config as C, "
+    "GPT2LMHeadModel as M, GPT2Tokenizer as T\n"
+)
 ASKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "unknown": ("config.json", {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}),
+    "unknown": (
+        "config.json",
+        {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}},
+    ),
     "known": ("config.json", {"auto_map": {"AutoModelForCausalLM": "code.M"}}),
     "tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["code.T", None]}}),
 }
@@ -69,14 +77,21 @@ ASKS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_code_in_a_folder_never_runs(folder: Path, tmp_path: Path) -> None:
     """Nor is anybody asked whether it may, in a process whose standard input says yes to everything."""
     (folder / "code.py").write_text(CODE)
-    folders = [edit(Path(shutil.copytree(folder, tmp_path / name)), file, **changes) for name, (file, changes) in ASKS.items()]
+    folders = [
+        edit(Path(shutil.copytree(folder, tmp_path / name)), file, **changes)
+        for name, (file, changes) in ASKS.items()
+    ]
     given = Path(__file__).resolve().parents[2] / "shared" / "faults" / "remote-code"
     folders += [Path(shutil.copytree(given, tmp_path / "remote-code"))] if given.is_dir() else []
     command = [sys.executable, "-c", SCRIPT, *map(str, folders)]
-    result = subprocess.run(command, input="y\n" * 20, capture_output=True, text=True, cwd=tmp_path, check=False)
+    result = subprocess.run(
+        command, input="y\n" * 20, capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     lines = result.stdout.splitlines()
     expected = [f"0 {name}: {file} asks for Python code of its own" for name, (file, _) in ASKS.items()]
-    expected += ["0 remote-code: config.json asks for Python code of its own (auto_map: evil.EvilConfig"] * given.is_dir()
+    expected += [
+        "0 remote-code: config.json asks for Python code of its own (auto_map: evil.EvilConfig"
+    ] * given.is_dir()
     assert len(lines) == len(expected) and all(map(str.startswith, lines, expected))
     assert result.stderr == "" and not list(tmp_path.rglob("this-model-ran-code"))
 
@@ -91,7 +106,9 @@ TOKENS: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", list(TOKENS))
-def test_an_unknown_field_of_a_token_is_refused_by_name(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_field_of_a_token_is_refused_by_name(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Rust would print that it ignores it to standard output, where results go."""
     toy = data_folder("models") / "toy"
     for each in toy.glob("*token*"):
@@ -100,20 +117,32 @@ def test_an_unknown_field_of_a_token_is_refused_by_name(name: str, tmp_path: Pat
     file, changes = TOKENS[name]
     known = json.loads((tmp_path / file).read_text("utf-8")) if (tmp_path / file).exists() else {}
     (tmp_path / file).write_text(json.dumps(known | changes), "utf-8")
-    with pytest.raises(cd.CircuitDiscoveryError, match=rf"^mine: {file}: of the token '<\|endoftext\|>': no field 'zstrip'; did you mean"):
+    with pytest.raises(
+        cd.CircuitDiscoveryError,
+        match=rf"^mine: {file}: of the token '<\|endoftext\|>': no field 'zstrip'; did you mean",
+    ):
         read_tokenizer(tmp_path, "mine")
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "_attn_implementation_internal"])
-def test_a_kernel_in_a_config_is_not_fetched(folder: Path, gpt2: Tiny, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+@pytest.mark.parametrize(
+    "key", ["_attn_implementation", "attn_implementation", "_attn_implementation_internal"]
+)
+def test_a_kernel_in_a_config_is_not_fetched(
+    folder: Path, gpt2: Tiny, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     """The implementation is ours to choose, and the function is the same."""
     import transformers.integrations.hub_kernels as hub
 
     for name in ("get_kernel", "load_and_register_attn_kernel"):
         if hasattr(hub, name):
             monkeypatch.setattr(hub, name, lambda *_, **__: pytest.fail("a kernel is fetched"))
-    edit(folder, **{key: "somebody/kernel"}, fusion_config={"norms": True}, transformers_weights="other.safetensors")
+    edit(
+        folder,
+        **{key: "somebody/kernel"},
+        fusion_config={"norms": True},
+        transformers_weights="other.safetensors",
+    )
     assert cd.load_model(folder).digest == gpt2.model.digest
 
 
@@ -137,15 +166,22 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox_serial"])
-def test_fewer_layers_than_weights_are_refused(name: str, tinies: Callable[[str], Tiny], tmp_path: Path) -> None:
+def test_fewer_layers_than_weights_are_refused(
+    name: str, tinies: Callable[[str], Tiny], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(tinies(name).folder, tmp_path / "short"))
     fewer: dict[str, Any] = {"n_layer" if name == "gpt2" else "num_hidden_layers": 2}
-    told = refused(edit(folder, **fewer), "short: .* weights of the file are not used by config.json, the first is .*2")
+    told = refused(
+        edit(folder, **fewer), "short: .* weights of the file are not used by config.json, the first is .*2"
+    )
     assert "layers.2." in told or "h.2." in told
 
 
 def test_the_given_folder_with_fewer_layers(shared: Path) -> None:
-    refused(shared / "faults" / "truncated-by-config", r"12 weights .* not used .* transformer.h.1.attn.c_attn.bias")
+    refused(
+        shared / "faults" / "truncated-by-config",
+        r"12 weights .* not used .* transformer.h.1.attn.c_attn.bias",
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +190,10 @@ def test_the_given_folder_with_fewer_layers(shared: Path) -> None:
         ({"n_layer": 10**9}, "n_layer 1000000000, but the file has 40 weights"),
         ({"n_layer": -1}, "n_layer -1"),
         ({"num_hidden_layers": 10**400}, "num_hidden_layers 1000"),
-        ({"vocab_size": 10**11}, r"wte.weight has shape \[101, 32\], but by config.json \[100000000000, 32\]"),
+        (
+            {"vocab_size": 10**11},
+            r"wte.weight has shape \[101, 32\], but by config.json \[100000000000, 32\]",
+        ),
         ({"n_inner": 10**12}, "mlp.c_fc"),
         ({"n_positions": 10**10}, "wpe.weight"),
         ({"n_embd": 2**24}, r"h.0.attn.c_attn.bias has shape \[96\]"),
@@ -181,7 +220,10 @@ def test_sizes_are_refused_before_they_are_built(folder: Path, changes: dict[str
 def test_a_rotary_table_of_any_size_is_refused(tinies: Callable[[str], Tiny], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tinies("neox_parallel").folder, tmp_path / "wide"))
     rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1e9}
-    refused(edit(folder, rope_parameters=rope), "rotary part of a head must be above 0 and at most 1, not 1000000000")
+    refused(
+        edit(folder, rope_parameters=rope),
+        "rotary part of a head must be above 0 and at most 1, not 1000000000",
+    )
 
 
 def test_weights_that_are_not_floating_point_are_refused(folder: Path) -> None:
@@ -203,7 +245,10 @@ def test_more_weights_than_a_config_has_are_refused_but_old_tables_are_not(folde
 def test_a_file_without_the_prefix_is_the_same_model(folder: Path, gpt2: Tiny) -> None:
     """As the hub's own gpt2 is saved."""
     weights = load_file(folder / "model.safetensors")
-    save_file({key.removeprefix("transformer."): value for key, value in weights.items()}, folder / "model.safetensors")
+    save_file(
+        {key.removeprefix("transformer."): value for key, value in weights.items()},
+        folder / "model.safetensors",
+    )
     assert cd.load_model(folder).digest == gpt2.model.digest
 
 
@@ -224,14 +269,19 @@ def test_a_sharded_folder_is_the_same_model(gpt2: Tiny, tmp_path: Path) -> None:
     index = tmp_path / "shards" / "model.safetensors.index.json"
     told = json.loads(index.read_text())
     name = next(iter(told["weight_map"]))
-    index.write_text(json.dumps(told | {"weight_map": told["weight_map"] | {name: "../shards/other.safetensors"}}))
+    index.write_text(
+        json.dumps(told | {"weight_map": told["weight_map"] | {name: "../shards/other.safetensors"}})
+    )
     refused(tmp_path / "shards", "names the file '../shards/other.safetensors'")
 
 
 def test_a_model_saved_without_its_head_is_refused(tmp_path: Path) -> None:
     hf = random_model(tiny_config("llama"))
     hf.model.save_pretrained(tmp_path / "headless")
-    refused(tmp_path / "headless", "1 weights of config.json are missing from the file, the first is lm_head.weight")
+    refused(
+        tmp_path / "headless",
+        "1 weights of config.json are missing from the file, the first is lm_head.weight",
+    )
 
 
 # ------------------------------------------------------------------ names
@@ -265,7 +315,9 @@ def test_a_machine_without_a_gpu_says_so(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"dtype": 3}, {"dtype": ["float32"]}, {"dtype": torch.int8}, {"device": 3.5}, {"device": [1]}], ids=str
+    "options",
+    [{"dtype": 3}, {"dtype": ["float32"]}, {"dtype": torch.int8}, {"device": 3.5}, {"device": [1]}],
+    ids=str,
 )
 def test_options_of_another_kind(options: dict[str, Any]) -> None:
     refused("toy", "Valid", **options)
@@ -298,4 +350,6 @@ def test_a_model_can_be_copied_and_pickled(name: str, tinies: Callable[[str], Ti
     model, prompts = tinies(name).model, random_prompts(101, 3)
     full = cd.Circuit.full(model.graph)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(cd.run_circuit(other, prompts.task, full), cd.run_circuit(model, prompts.task, full))
+        assert torch.equal(
+            cd.run_circuit(other, prompts.task, full), cd.run_circuit(model, prompts.task, full)
+        )

@@ -1,4 +1,6 @@
-"""Models that people hold: wrapped, compiled, with adapters, without a head, elsewhere than in memory, quantized."""
+"""Models that people hold: wrapped, compiled, with adapters, without a
+head, elsewhere than in memory, quantized.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,14 @@ def logits_of(source: Any, tokens: Tensor) -> Tensor:
 
 
 def agrees(source: Any, dtype: str = "float32", tolerance: float = 1e-4) -> Any:
-    """Load an object; it computes the same, and is not changed: not its weights, their names, nor its modes."""
+    """Load an object; it computes the same, and is not changed: not
+    its weights, their names, nor its modes."""
     before = {key: value.clone() for key, value in source.state_dict().items()}
     modules, modes = list(source.modules()), [module.training for module in source.modules()]
     model, prompts = cd.load_model(source, dtype=dtype), random_prompts(101, 4, seed=30)
-    assert [module.training for module in source.modules()] == modes and all(map(lambda a, b: a is b, source.modules(), modules))
+    assert [module.training for module in source.modules()] == modes and all(
+        map(lambda a, b: a is b, source.modules(), modules)
+    )
     assert list(source.state_dict()) == list(before)
     assert all(torch.equal(before[key], value) for key, value in source.state_dict().items())
     mine = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph)).float()
@@ -66,7 +71,9 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.base_layer(x)
-        return out if self.disable_adapters or self.merged else out + self.scale * (x @ self.down.T @ self.up.T)
+        return (
+            out if self.disable_adapters or self.merged else out + self.scale * (x @ self.down.T @ self.up.T)
+        )
 
 
 class Saved(nn.Module):
@@ -76,7 +83,11 @@ class Saved(nn.Module):
         super().__init__()
         other = copy.deepcopy(layer)
         other.weight.data = other.weight.data * 1.1
-        self.original_module, self.modules_to_save, self.active_adapter = layer, nn.ModuleDict({"mine": other}), "mine"
+        self.original_module, self.modules_to_save, self.active_adapter = (
+            layer,
+            nn.ModuleDict({"mine": other}),
+            "mine",
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.modules_to_save["mine"](x)
@@ -164,7 +175,11 @@ class Lightning(nn.Module):
 
 def test_wrapped_models_are_the_models(tiny: Tiny) -> None:
     parallel = nn.DataParallel(tiny.hf)
-    for wrapped in (torch.compile(tiny.hf, backend="eager"), parallel, torch.compile(parallel, backend="eager")):
+    for wrapped in (
+        torch.compile(tiny.hf, backend="eager"),
+        parallel,
+        torch.compile(parallel, backend="eager"),
+    ):
         assert cd.load_model(wrapped).digest == tiny.model.digest
     assert agrees(Prefixed(copy.deepcopy(tiny.hf))).digest == tiny.model.digest
     assert agrees(Prefixed(copy.deepcopy(tiny.hf)), "bfloat16", 0.3).digest == tiny.model.digest
@@ -177,7 +192,9 @@ def test_a_model_that_compiles_itself_is_not_compiled(gpt2: Tiny) -> None:
 
 
 def test_something_that_holds_a_model_says_where(gpt2: Tiny) -> None:
-    refused(Lightning(gpt2.hf), r"Lightning is not a model: give its .network, which is one \(GPT2LMHeadModel\)")
+    refused(
+        Lightning(gpt2.hf), r"Lightning is not a model: give its .network, which is one \(GPT2LMHeadModel\)"
+    )
     refused({"a": 1}, "dict is not a model: give a name, a folder")
     refused(type(gpt2.hf), "is not a model")
 
@@ -190,7 +207,9 @@ def test_a_model_without_a_head_is_refused(name: str, tinies: Callable[[str], Ti
     from transformers import AutoModelForSequenceClassification
 
     hf = tinies(name).hf
-    refused(hf.base_model, "no head that predicts the next token in a .*Model; load it with AutoModelForCausalLM")
+    refused(
+        hf.base_model, "no head that predicts the next token in a .*Model; load it with AutoModelForCausalLM"
+    )
     refused(AutoModelForSequenceClassification.from_config(hf.config), "no head that predicts the next token")
 
 

@@ -18,7 +18,10 @@ LAYERS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
 
 def attentions(hf: Any) -> list[Any]:
     layers = hf.get_submodule(LAYERS.get(hf.config.model_type, "model.layers"))
-    return [getattr(layer, "self_attn", None) or getattr(layer, "attn", None) or layer.attention for layer in layers]
+    return [
+        getattr(layer, "self_attn", None) or getattr(layer, "attn", None) or layer.attention
+        for layer in layers
+    ]
 
 
 def refused(source: Any, match: str, **options: Any) -> None:
@@ -29,7 +32,9 @@ def refused(source: Any, match: str, **options: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("layer", [0, -1])
 def test_a_scale_that_is_2_percent_off_is_refused(tiny: Tiny, layer: int, dtype: str) -> None:
-    """Of one layer, whether the model is given in float32 or in the half precision; without the fault it loads."""
+    """Of one layer, whether the model is given in float32 or in the
+    half precision; without the fault it loads.
+    """
     for given in (torch.float32, getattr(torch, dtype)):
         hf = copy.deepcopy(tiny.hf).to(given)
         cd.load_model(hf, dtype=dtype)
@@ -82,13 +87,17 @@ def test_the_proof_leaves_the_users_model_as_it_was(gpt2: Tiny) -> None:
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_the_digest_does_not_depend_on_the_dtype_that_is_asked_for(gpt2: Tiny, half: torch.dtype, tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_the_dtype_that_is_asked_for(
+    gpt2: Tiny, half: torch.dtype, tmp_path: Path
+) -> None:
     """It is the file's, or the object's; and a half precision's is that of the same values in float32."""
     name = str(half).removeprefix("torch.")
     whole = gpt2.model.digest
-    assert {cd.load_model(source, dtype=dtype).digest for source in (gpt2.folder, gpt2.hf) for dtype in ("float32", name, "float64")} == {
-        whole
-    }
+    assert {
+        cd.load_model(source, dtype=dtype).digest
+        for source in (gpt2.folder, gpt2.hf)
+        for dtype in ("float32", name, "float64")
+    } == {whole}
     rounded = copy.deepcopy(gpt2.hf).to(half)
     rounded.save_pretrained(tmp_path / "half")
     digests = {cd.load_model(tmp_path / "half", dtype=dtype).digest for dtype in ("float32", name)}

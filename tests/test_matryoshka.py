@@ -1,4 +1,6 @@
-"""Matryoshka attribution: its relaxed top edges add up, their gradient is a derivative, and what it finds is known."""
+"""Matryoshka attribution: its relaxed top edges add up, their gradient is
+a derivative, and what it finds is known.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def test_better_than_attribution_on_ioi() -> None:
 
 
 def test_further_prompts_are_drawn_and_none_is_held_out() -> None:
-    """What is learnt depends on them; a metric of one's own is asked about them, and never about a held-out prompt."""
+    """What is learnt depends on them; a metric of one's own is asked about
+    them, and never about a held-out prompt.
+    """
     model = cd.load_model("toy")
     task = cd.load_task("ioi", model, examples=8)
     asked: set[tuple[int, ...]] = set()
@@ -70,7 +74,11 @@ def test_further_prompts_are_drawn_and_none_is_held_out() -> None:
         return logits[rows, answers[:, 0]] - logits[rows, answers[:, 1]]
 
     more = cd.matryoshka(model, task, edges=40, steps=20, metric=metric)
-    assert task.held_out is not None and len(asked) > 60 and not asked & {example.clean for example in task.held_out}
+    assert (
+        task.held_out is not None
+        and len(asked) > 60
+        and not asked & {example.clean for example in task.held_out}
+    )
     asked.clear()
     alone = cd.matryoshka(model, task, edges=40, steps=20, drawn=0, metric=metric)
     assert asked == {example.clean for example in task} and not np.array_equal(more.values, alone.values)
@@ -91,7 +99,12 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(llama: Tiny, t
             if done == stop:
                 raise KeyboardInterrupt
 
-        options: dict[str, Any] = {"edges": 30, "steps": 6, "progress": progress, "state": tmp_path / f"{name}.state"}
+        options: dict[str, Any] = {
+            "edges": 30,
+            "steps": 6,
+            "progress": progress,
+            "state": tmp_path / f"{name}.state",
+        }
         cd.matryoshka(llama.model, prompts.task, **options).save(tmp_path / f"{name}.safetensors")
         return (tmp_path / f"{name}.safetensors").read_bytes()
 
@@ -105,12 +118,16 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(llama: Tiny, t
 
 def test_another_search_is_not_resumed(llama: Tiny, tmp_path: Path) -> None:
     cd.matryoshka(llama.model, llama.prompts.task, edges=9, steps=2, state=tmp_path / "s")
-    with pytest.raises(cd.CircuitDiscoveryError, match=r"the state of another search .*edges 9 there, 10 here"):
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match=r"the state of another search .*edges 9 there, 10 here"
+    ):
         cd.matryoshka(llama.model, llama.prompts.task, edges=10, steps=2, state=tmp_path / "s")
 
 
 def test_twice_the_same_and_another_draw(llama: Tiny) -> None:
-    a, b, c = (cd.matryoshka(llama.model, llama.prompts.task, steps=3, seed=seed).values for seed in (0, 0, 1))
+    a, b, c = (
+        cd.matryoshka(llama.model, llama.prompts.task, steps=3, seed=seed).values for seed in (0, 0, 1)
+    )
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
 

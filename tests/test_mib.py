@@ -19,7 +19,9 @@ GROUPED = Graph(n_layers=2, n_heads=4, n_kv_heads=2)
 
 
 def theirs(n_layers: int = 1, n_heads: int = 2, parallel: bool = False) -> dict[str, Any]:
-    """Built as EAP-IG builds its graph: per layer every source so far to each head's q, k, v, then to the MLP, last to the logits."""
+    """Built as EAP-IG builds its graph: per layer every source so far to each head's q,
+    k, v, then to the MLP, last to the logits.
+    """
     stream, edges, nodes = ["input"], [], ["input"]
     for layer in range(n_layers):
         heads = [f"a{layer}.h{head}" for head in range(n_heads)]
@@ -52,7 +54,9 @@ def test_their_circuit_is_read_edge_for_edge(tmp_path: Path, parallel: bool) -> 
 
 
 def test_the_sign_is_that_of_a_losss_gradient(tmp_path: Path) -> None:
-    """(corrupted - clean) . gradient of the loss is the damage: an edge that EAP-IG ranks as needed is one of ours that is."""
+    """(corrupted - clean) . gradient of the loss is the damage: an edge that
+    EAP-IG ranks as needed is one of ours that is.
+    """
     clean, corrupted, slope = 2.0, 0.0, 1.0  # of an edge's activation, and of the logit difference along it
     data = theirs()
     data["edges"]["m0->logits"]["score"] = (corrupted - clean) * -slope
@@ -60,13 +64,17 @@ def test_the_sign_is_that_of_a_losss_gradient(tmp_path: Path) -> None:
     assert Scores.load(tmp_path / "mib.json")["m0->logits"] == slope * clean - slope * corrupted
 
 
-@pytest.mark.parametrize("graph", [GRAPH, GROUPED, Graph(n_layers=2, n_heads=3, n_kv_heads=3, parallel=True)], ids=str)
+@pytest.mark.parametrize(
+    "graph", [GRAPH, GROUPED, Graph(n_layers=2, n_heads=3, n_kv_heads=3, parallel=True)], ids=str
+)
 def test_what_we_write_comes_back(tmp_path: Path, graph: Graph) -> None:
     scores = Scores(graph, np.random.default_rng(0).normal(size=graph.allowed.shape))
     circuit = scores.top(20)
     circuit.save(tmp_path / "c.json", format="mib")
     again = load_circuit(tmp_path / "c.json")
-    assert again == circuit and [again.score(e) for e in again.edges] == [circuit.score(e) for e in circuit.edges]
+    assert again == circuit and [again.score(e) for e in again.edges] == [
+        circuit.score(e) for e in circuit.edges
+    ]
     scores.save(tmp_path / "s.json")
     assert np.array_equal(Scores.load(tmp_path / "s.json").values, scores.values)
 
@@ -74,7 +82,10 @@ def test_what_we_write_comes_back(tmp_path: Path, graph: Graph) -> None:
 @pytest.mark.parametrize("graph", [GRAPH, GROUPED], ids=str)
 def test_what_we_write_has_their_fields(tmp_path: Path, graph: Graph) -> None:
     Circuit.from_edges(graph, ["input->m0", "m0->a1.h1<q>"]).save(tmp_path / "c.json", format="mib")
-    said, expected = json.loads((tmp_path / "c.json").read_text("utf-8")), theirs(graph.n_layers, graph.n_heads)
+    said, expected = (
+        json.loads((tmp_path / "c.json").read_text("utf-8")),
+        theirs(graph.n_layers, graph.n_heads),
+    )
     assert said.keys() == expected.keys() and said["cfg"].keys() >= expected["cfg"].keys()
     assert set(said["edges"]) == set(expected["edges"]) and list(said["nodes"]) == list(expected["nodes"])
     assert {name for name, node in said["nodes"].items() if node["in_graph"]} == {"input", "m0", "a1.h1"}
@@ -86,7 +97,10 @@ def test_a_groups_edge_is_written_for_each_of_its_heads(tmp_path: Path) -> None:
     values[GROUPED.index("input->a1.kv1<v>")] = 0.5
     Scores(GROUPED, values).top(1).save(tmp_path / "c.json", format="mib")
     edges = json.loads((tmp_path / "c.json").read_text("utf-8"))["edges"]
-    assert {name for name, edge in edges.items() if edge["in_graph"]} == {"input->a1.h2<v>", "input->a1.h3<v>"}
+    assert {name for name, edge in edges.items() if edge["in_graph"]} == {
+        "input->a1.h2<v>",
+        "input->a1.h3<v>",
+    }
     assert edges["input->a1.h2<v>"]["score"] == edges["input->a1.h3<v>"]["score"] == 0.5
 
 
@@ -95,9 +109,13 @@ def test_a_groups_heads_must_agree(tmp_path: Path) -> None:
     for head in (0, 1):
         data["edges"][f"m0->a1.h{head}<k>"] = {"score": 1.0, "in_graph": True}
     assert load(tmp_path, data, n_kv_heads=2).edges == ("m0->a1.kv0<k>",)
-    assert load(tmp_path, data).edges == ("m0->a1.h0<k>", "m0->a1.h1<k>")  # the file does not say that they are shared
+    # the file does not say that they are shared
+    assert load(tmp_path, data).edges == ("m0->a1.h0<k>", "m0->a1.h1<k>")
     data["edges"]["m0->a1.h1<k>"]["in_graph"] = False
-    with pytest.raises(CircuitDiscoveryError, match=r"heads of one key/value group disagree: edges 'm0->a1\.h0<k>' and 'm0->a1\.h1<k>'"):
+    with pytest.raises(
+        CircuitDiscoveryError,
+        match=r"heads of one key/value group disagree: edges 'm0->a1\.h0<k>' and 'm0->a1\.h1<k>'",
+    ):
         load(tmp_path, data, n_kv_heads=2)
     data["edges"]["m0->a1.h1<k>"] = {"score": 2.0, "in_graph": True}
     with pytest.raises(CircuitDiscoveryError, match="disagree"):

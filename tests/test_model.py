@@ -35,7 +35,9 @@ def agrees(source: Any, hf: Any, length: int = 6, **options: Any) -> Any:
     """Load a source and compare its logits with a Hugging Face model's."""
     prompts = random_prompts(hf.config.vocab_size, 4, length, seed=30)
     model = cd.load_model(source, **options)
-    torch.testing.assert_close(full_logits(model, prompts).float(), hf_logits(hf, prompts.clean), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        full_logits(model, prompts).float(), hf_logits(hf, prompts.clean), atol=1e-4, rtol=0
+    )
     return model
 
 
@@ -74,19 +76,31 @@ def test_a_folder_with_a_tokenizer_whose_class_is_another(llama: Tiny, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_a_gguf_file(name: str, tinies: Callable[[str], Tiny], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Written in llama.cpp's order it is the folder's model again, to the last byte; its name is the file's stem."""
+def test_a_gguf_file(
+    name: str, tinies: Callable[[str], Tiny], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Written in llama.cpp's order it is the folder's model again, to
+    the last byte; its name is the file's stem.
+    """
     tiny = tinies(name)
     path = save_gguf(tmp_path / "tiny.v1.gguf", tiny.hf)
     capfd.readouterr()
     model = agrees(path, tiny.hf)
     assert capfd.readouterr() == ("", "")  # no bars
-    assert model.name == "tiny.v1" and model.digest == tiny.model.digest == cd.load_model(str(path)).digest and model.tokenizer is None
+    assert (
+        model.name == "tiny.v1"
+        and model.digest == tiny.model.digest == cd.load_model(str(path)).digest
+        and model.tokenizer is None
+    )
     assert cd.load_model(path, dtype="bfloat16").dtype == torch.bfloat16
 
 
-def test_a_gguf_file_with_more_or_less_than_transformers_reads_is_refused(llama: Tiny, tmp_path: Path) -> None:
-    """transformers leaves such parts out without a word, and our forward would agree with a model that is not the file's."""
+def test_a_gguf_file_with_more_or_less_than_transformers_reads_is_refused(
+    llama: Tiny, tmp_path: Path
+) -> None:
+    """transformers leaves such parts out without a word, and our forward would
+    agree with a model that is not the file's.
+    """
     bias = {"blk.1.attn_q.bias": torch.ones(llama.hf.config.hidden_size)}
     refused(save_gguf(tmp_path / "biased.gguf", llama.hf, tensors=bias), "biased.*blk.1.attn_q.bias")
     factors = {"rope_freqs.weight": torch.ones(4)}
@@ -108,7 +122,9 @@ def test_broken_gguf_files(llama: Tiny, tmp_path: Path) -> None:
     refused(tmp_path / "cut.gguf", "cut.*cannot be read as GGUF")
 
 
-def test_a_gguf_file_without_the_package_says_what_to_install(llama: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_without_the_package_says_what_to_install(
+    llama: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = save_gguf(tmp_path / "tiny.gguf", llama.hf)
     monkeypatch.setitem(sys.modules, "gguf", None)
     told = r"needs the package gguf, which is not installed: pip install 'circuitdiscovery\[gguf\]'"
@@ -169,21 +185,36 @@ def test_graph_of_each_architecture(tiny: Tiny) -> None:
         ("llama", {"rms_norm_eps": 0.1}),
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
         ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 16}}),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "rope_theta": 1e4,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+        ),
         ("llama", {"hidden_act": "gelu"}),
         ("mistral", {"sliding_window": 4096}),
         ("mistral", {"sliding_window": None}),
         ("qwen2", {"use_sliding_window": False, "sliding_window": 4}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}),
         ("neox_parallel", {"rotary_pct": 1.0}),
-        ("neox_parallel", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}}),
+        (
+            "neox_parallel",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}},
+        ),
         ("neox_parallel", {"attention_bias": False}),
         ("neox_serial", {"hidden_act": "gelu_new"}),
     ],
     ids=str,
 )
 def test_a_switch_is_computed_or_refused(name: str, changes: dict[str, Any]) -> None:
-    """Whatever a config switches, the logits are Hugging Face's; that it also matters is checked where it is cheap to."""
+    """Whatever a config switches, the logits are Hugging Face's; that it also
+    matters is checked where it is cheap to.
+    """
     agrees(hf := random_model(tiny_config(name, **changes)), hf, length=12)
 
 
@@ -194,9 +225,14 @@ def test_rotary_scalings_beyond_the_first_positions(tiny: Tiny, length: int) -> 
 
 def test_the_switches_matter(llama: Tiny, gpt2: Tiny) -> None:
     """Two of the tests above would pass for a forward that ignores its config, if these did not differ."""
-    for tiny, name, changes in ((gpt2, "gpt2", {"scale_attn_by_inverse_layer_idx": True}), (llama, "llama", {"rms_norm_eps": 0.1})):
+    for tiny, name, changes in (
+        (gpt2, "gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        (llama, "llama", {"rms_norm_eps": 0.1}),
+    ):
         other = random_model(tiny_config(name, **changes))
-        assert (hf_logits(other, tiny.prompts.clean) - hf_logits(tiny.hf, tiny.prompts.clean)).abs().max() > 0.05
+        assert (
+            hf_logits(other, tiny.prompts.clean) - hf_logits(tiny.hf, tiny.prompts.clean)
+        ).abs().max() > 0.05
 
 
 # ------------------------------------------------------------------ what it refuses
@@ -221,8 +257,12 @@ UNSUPPORTED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("config", "sizes", "message"), UNSUPPORTED, ids=[config for config, _, _ in UNSUPPORTED])
-def test_other_architectures_are_refused_by_name(tmp_path: Path, config: str, sizes: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("config", "sizes", "message"), UNSUPPORTED, ids=[config for config, _, _ in UNSUPPORTED]
+)
+def test_other_architectures_are_refused_by_name(
+    tmp_path: Path, config: str, sizes: dict[str, Any], message: str
+) -> None:
     import transformers
 
     getattr(transformers, config)(vocab_size=101, **sizes).save_pretrained(tmp_path)
@@ -267,7 +307,9 @@ def test_unknown_options(gpt2: Tiny) -> None:
     refused(gpt2.folder, "no device 'cupu'; did you mean 'cpu'", device="cupu")
 
 
-@pytest.mark.parametrize("source", [None, 3, object(), torch.nn.Linear(2, 2)], ids=["None", "int", "object", "Linear"])
+@pytest.mark.parametrize(
+    "source", [None, 3, object(), torch.nn.Linear(2, 2)], ids=["None", "int", "object", "Linear"]
+)
 def test_things_that_are_no_model(source: Any) -> None:
     refused(source, "model")
 

@@ -1,4 +1,6 @@
-"""The reference of means: drawn apart from the examples, never a row itself, at least ten of a kind, streamed."""
+"""The reference of means: drawn apart from the examples, never a row
+itself, at least ten of a kind, streamed.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from circuitdiscovery.engine.ablation import on_demand
 def rows_of(model: Any, task: Any, ablation: str, **options: Any) -> list[torch.Tensor]:
     """[S, T, D] for each example, by row."""
     alt = cd.replacements(model, task, ablation=ablation, **options)
-    found = {row: alt.rows(batch)[:, i] for batch in task.batches() for i, row in enumerate(batch.rows.tolist())}
+    found = {
+        row: alt.rows(batch)[:, i] for batch in task.batches() for i, row in enumerate(batch.rows.tolist())
+    }
     return [found[row] for row in range(len(task))]
 
 
@@ -50,7 +54,11 @@ def test_a_mean_is_over_drawn_prompts_of_the_template(toy: Any) -> None:
     assert task.apart is not None
     found = rows_of(toy, task, "mean")
     for row, example in enumerate(task.examples):
-        group = [e.corrupted for e in task.apart() if e.template == example.template and len(e.clean) == len(example.clean)]
+        group = [
+            e.corrupted
+            for e in task.apart()
+            if e.template == example.template and len(e.clean) == len(example.clean)
+        ]
         assert len(group) >= 10
         torch.testing.assert_close(found[row], written(toy, group).mean(1), atol=1e-5, rtol=0)
         assert (found[row] - written(toy, [example.corrupted])[:, 0]).abs().max() > 0.1
@@ -69,14 +77,22 @@ def test_a_row_of_tokens_is_not_in_its_own_mean(gpt2: Tiny) -> None:
 
 def test_copies_of_a_row_are_the_row_itself(gpt2: Tiny) -> None:
     prompts = random_prompts(101, 3, 5, seed=2)
-    columns = {name: [*getattr(prompts, name).tolist(), *getattr(prompts, name).tolist()[:1]] for name in Prompts.__dataclass_fields__}
-    found, runs = rows_of(gpt2.model, cd.Task.from_tokens(**columns), "mean"), written(gpt2.model, prompts.corrupted.tolist())
+    columns = {
+        name: [*getattr(prompts, name).tolist(), *getattr(prompts, name).tolist()[:1]]
+        for name in Prompts.__dataclass_fields__
+    }
+    found, runs = (
+        rows_of(gpt2.model, cd.Task.from_tokens(**columns), "mean"),
+        written(gpt2.model, prompts.corrupted.tolist()),
+    )
     torch.testing.assert_close(found[0], runs[:, 1:].mean(1), atol=1e-5, rtol=0)
     torch.testing.assert_close(found[1], runs[:, [0, 0, 2]].mean(1), atol=1e-5, rtol=0)
 
 
 def test_the_variance_of_the_others_divides_by_one_less(gpt2: Tiny) -> None:
-    """What is drawn for a row less its mean, over a standard Gaussian draw, is the deviation of the other rows."""
+    """What is drawn for a row less its mean, over a standard Gaussian
+    draw, is the deviation of the other rows.
+    """
     prompts = random_prompts(101, 5, 4, seed=3)
     runs = written(gpt2.model, prompts.corrupted.tolist()).double()
     mean, drawn = (rows_of(gpt2.model, prompts.task, name) for name in ("mean", "random"))
@@ -91,33 +107,49 @@ def test_batches_of_the_reference_do_not_matter(gpt2: Tiny, monkeypatch: pytest.
     whole = {name: rows_of(gpt2.model, prompts.task, name) for name in ("mean", "mean_all", "random")}
     monkeypatch.setattr(moments, "_BATCH_ROWS", 3)
     for name, found in whole.items():
-        torch.testing.assert_close(torch.stack(rows_of(gpt2.model, prompts.task, name)), torch.stack(found), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.stack(rows_of(gpt2.model, prompts.task, name)), torch.stack(found), atol=1e-5, rtol=0
+        )
 
 
 def test_memory_does_not_grow_with_the_reference(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than a batch of prompts runs at once, and what is kept is one group's sums."""
     most: list[int] = []
     run = moments.run_sources
-    monkeypatch.setattr(moments, "run_sources", lambda model, start: most.append(len(start)) or run(model, start))
+    monkeypatch.setattr(
+        moments, "run_sources", lambda model, start: most.append(len(start)) or run(model, start)
+    )
     reference = random_prompts(101, 300, 4, seed=5).clean
-    kept = moments.Moments(gpt2.model, random_prompts(101, 2, 4).task, random_prompts(101, 300, 4, seed=5).task, variance=True)
+    kept = moments.Moments(
+        gpt2.model, random_prompts(101, 2, 4).task, random_prompts(101, 300, 4, seed=5).task, variance=True
+    )
     assert sum(most) == len(reference) == kept.least and max(most) <= 32
     assert [tuple(group.mean.shape) for group in kept._groups.values()] == [(16, 4, 32)]
 
 
 def test_a_row_without_others_of_its_length_is_named(gpt2: Tiny) -> None:
     """A mean of the row alone is its own run; it was taken for a mean."""
-    task = cd.Task.from_tokens(clean=[[1, 2], [3, 4], [5, 6, 7]], corrupted=[[2, 2], [4, 4], [6, 6, 7]], correct=[1] * 3, incorrect=[2] * 3)
-    with pytest.raises(cd.CircuitDiscoveryError, match="row 2 has 3 tokens: its mean needs another prompt of that length"):
+    task = cd.Task.from_tokens(
+        clean=[[1, 2], [3, 4], [5, 6, 7]],
+        corrupted=[[2, 2], [4, 4], [6, 6, 7]],
+        correct=[1] * 3,
+        incorrect=[2] * 3,
+    )
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match="row 2 has 3 tokens: its mean needs another prompt of that length"
+    ):
         cd.eap(gpt2.model, task, ablation="mean")
-    with pytest.raises(cd.CircuitDiscoveryError, match="row 0 has 2 tokens: its mean needs two other prompts"):
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match="row 0 has 2 tokens: its mean needs two other prompts"
+    ):
         cd.eap(gpt2.model, task, ablation="random")
     cd.eap(gpt2.model, task.select([0, 1]), ablation="mean")
 
 
 def test_few_of_a_template_are_pooled_to_the_length(gpt2: Tiny) -> None:
     given = random_prompts(101, 21, 4, seed=6)
-    examples = [replace(e, template=i % 2) for i, e in enumerate(given.task.examples)]  # eleven of 0, ten of 1
+    # eleven of 0, ten of 1
+    examples = [replace(e, template=i % 2) for i, e in enumerate(given.task.examples)]
     task = replace(random_prompts(101, 2, 4).task, examples=(replace(given.task.examples[0], template=0),))
     for count, expected in ((21, range(0, 21, 2)), (18, range(18))):  # nine of a template are too few
         reference = replace(task, examples=tuple(examples[:count]))
@@ -160,5 +192,13 @@ def test_every_report_says_over_how_many(toy: Any) -> None:
     assert task.held_out is not None
     over, scores = cd.replacements(toy, task.held_out, ablation="mean").mean_over, cd.random(toy, task)
     curve, plain_curve = (cd.curve(toy, task, scores, ablation=ablation) for ablation in ("mean", "resample"))
-    assert over is not None and curve.mean_over == over and f"mean ablation (over {over} or more prompts)" in str(curve)
-    assert plain_curve.mean_over is None and "mean_over" not in plain_curve.to_dict() and "resample ablation" in str(plain_curve)
+    assert (
+        over is not None
+        and curve.mean_over == over
+        and f"mean ablation (over {over} or more prompts)" in str(curve)
+    )
+    assert (
+        plain_curve.mean_over is None
+        and "mean_over" not in plain_curve.to_dict()
+        and "resample ablation" in str(plain_curve)
+    )

@@ -32,7 +32,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_broken_input_ends_in_a_result_or_one_line(whole: Whole, name: str, tmp_path: Path) -> None:
-    told = {seed: outcome(whole.kinds()[name], f"sample {name} {seed}", tmp_path / str(seed)) for seed in range(COUNTS[name])}
+    told = {
+        seed: outcome(whole.kinds()[name], f"sample {name} {seed}", tmp_path / str(seed))
+        for seed in range(COUNTS[name])
+    }
     assert not {seed: each for seed, each in told.items() if each not in ("result", "refused")}
     assert "refused" in told.values() and not list(tmp_path.iterdir())
 

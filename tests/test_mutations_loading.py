@@ -1,7 +1,8 @@
-"""Seeded mutations of a model folder: each ends in one CircuitDiscoveryError, or in a model that computes what transformers computes.
+"""Seeded mutations of a model folder: each ends in one CircuitDiscoveryError, or in a model
+that computes what transformers computes.
 
-`MUTATIONS` of them run here; CIRCUITDISCOVERY_MUTATIONS=400 in the environment runs so many. A new kind of file is one more entry in
-`FILES`, a new kind of damage one more function in `_JSON` or `_BYTES`.
+`MUTATIONS` of them run here; CIRCUITDISCOVERY_MUTATIONS=400 in the environment runs so many. A new kind of
+file is one more entry in `FILES`, a new kind of damage one more function in `_JSON` or `_BYTES`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ NAMES = [
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
     return [path, *(place for key, child in list(children)[:40] for place in _places(child, (*path, key)))]
 
 
@@ -86,9 +89,15 @@ def drop(rng: random.Random, value: Any) -> Any:
 
 def near(rng: random.Random, value: Any) -> Any:
     """A number that is a little or twice another."""
-    numbers = [key for key, each in value.items() if isinstance(each, int | float) and not isinstance(each, bool)]
+    numbers = [
+        key for key, each in value.items() if isinstance(each, int | float) and not isinstance(each, bool)
+    ]
     key = rng.choice(numbers) if numbers else rng.choice(list(value))
-    return {**value, key: rng.choice([1, -1, 1000]) + value[key] if rng.random() < 0.5 else 2 * value[key]} if numbers else value
+    return (
+        {**value, key: rng.choice([1, -1, 1000]) + value[key] if rng.random() < 0.5 else 2 * value[key]}
+        if numbers
+        else value
+    )
 
 
 def cut(rng: random.Random, data: bytes) -> bytes:
@@ -118,7 +127,23 @@ def header(rng: random.Random, data: bytes) -> bytes:
         told[rng.choice(["x", f"{key}.more", key.replace("0", "7")])] = told.pop(key)
     else:
         field = rng.choice(["dtype", "shape", "data_offsets"])
-        told[key] |= {field: rng.choice(["I8", "F16", "BF16", "F64", [1, 2], [10**12], [], [-1], [0, 4], [2**62, 4], *told[key]["shape"]])}
+        told[key] |= {
+            field: rng.choice(
+                [
+                    "I8",
+                    "F16",
+                    "BF16",
+                    "F64",
+                    [1, 2],
+                    [10**12],
+                    [],
+                    [-1],
+                    [0, 4],
+                    [2**62, 4],
+                    *told[key]["shape"],
+                ]
+            )
+        }
     text = json.dumps(told).encode()
     return struct.pack("<Q", len(text)) + text + data[8 + size :]
 
@@ -144,7 +169,9 @@ def mutate(rng: random.Random, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def folders(tinies: Callable[[str], Tiny], words: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def folders(
+    tinies: Callable[[str], Tiny], words: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
     """Whole model folders with a tokenizer."""
     made = []
     for name in ARCHITECTURES:
@@ -159,7 +186,9 @@ def folders(tinies: Callable[[str], Tiny], words: Path, tmp_path_factory: pytest
 
 
 def outcome(folder: Path) -> str:
-    """What loading gives: the error's text, or "right"; a model that computes something else than transformers fails the test."""
+    """What loading gives: the error's text, or "right"; a model that computes
+    something else than transformers fails the test.
+    """
     try:
         model = cd.load_model(folder)
     except cd.CircuitDiscoveryError as error:

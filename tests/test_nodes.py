@@ -12,17 +12,26 @@ from circuitdiscovery.graph.nodes import edge_name, letter_of, node_of, parsed, 
 
 PACKAGE = Path(cd.__file__).parent
 # "a1.h2" or "m1" written or taken apart by hand
-BY_HAND = re.compile(r"""partition\("(\.h|\.kv|->|<)"\)|split\("(\.h|\.kv|->|<)"\)|"\.kv" in|f"[am]\{|\[0\] [!=]= "[aml]"|\}->\{""")
+BY_HAND = re.compile(
+    r"""partition\("(\.h|\.kv|->|<)"\)|split\("(\.h|\.kv|->|<)"\)|"\.kv" in|f"[am]\{|\[0\] [!=]= "[aml]"|\}->\{"""
+)
 
 
-@pytest.mark.parametrize("graph", [cd.Graph(3, 4, 2), cd.Graph(2, 3, 3, split_qkv=False), cd.Graph(2, 2, 2, has_mlp=False)], ids=str)
+@pytest.mark.parametrize(
+    "graph",
+    [cd.Graph(3, 4, 2), cd.Graph(2, 3, 3, split_qkv=False), cd.Graph(2, 2, 2, has_mlp=False)],
+    ids=str,
+)
 def test_every_name_is_taken_apart_and_put_together_again(graph: cd.Graph) -> None:
     for source, receiver in map(split_edge, graph.edges):
         assert edge_name(source, receiver_name(node_of(receiver), letter_of(receiver))) in graph.edges
     layers = [parsed(name).layer for name in graph.sources]
     assert layers[0] == -1 and layers == sorted(layers)
     kinds = [parsed(name).kind for name in graph.sources]
-    assert kinds.count("head") == graph.n_layers * graph.n_heads and kinds.count("mlp") == graph.n_layers * graph.has_mlp
+    assert (
+        kinds.count("head") == graph.n_layers * graph.n_heads
+        and kinds.count("mlp") == graph.n_layers * graph.has_mlp
+    )
 
 
 @pytest.mark.parametrize("name", ["", "a1", "h0", "a1.h", "m", "m1.h0", "a1.h2<q", "x3", "a-1.h0"])

@@ -1,4 +1,6 @@
-"""Where clean and corrupted prompts are the same there is nothing to explain, and no share of rounding is given."""
+"""Where clean and corrupted prompts are the same there is nothing to
+explain, and no share of rounding is given.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from circuitdiscovery.measure.bench import Bench
 
 def unchanged(task: Any, keep: int = 0) -> Any:
     """Every row against itself, but the first few."""
-    same = tuple(replace(e, corrupted=e.corrupted if row < keep else e.clean) for row, e in enumerate(task.examples))
+    same = tuple(
+        replace(e, corrupted=e.corrupted if row < keep else e.clean) for row, e in enumerate(task.examples)
+    )
     return replace(task, examples=same, held_out=None)
 
 
@@ -28,8 +32,12 @@ def task() -> Any:
     return unchanged(random_prompts(101, 12, 6, seed=3).task)
 
 
-@pytest.mark.parametrize(("name", "metric"), each_and_each(ARCHITECTURES, ["logit_diff", "prob_diff", "kl_divergence", "nll"]))
-def test_an_evaluation_gives_a_reason_instead_of_a_number(tinies: Callable[[str], Tiny], name: str, task: Any, metric: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "metric"), each_and_each(ARCHITECTURES, ["logit_diff", "prob_diff", "kl_divergence", "nll"])
+)
+def test_an_evaluation_gives_a_reason_instead_of_a_number(
+    tinies: Callable[[str], Tiny], name: str, task: Any, metric: str
+) -> None:
     tiny = tinies(name)
     circuit = cd.Circuit(tiny.model.graph, tiny.model.graph.mask(list(tiny.model.graph.edges)[::2]))
     scores = cd.Scores(tiny.model.graph, tiny.model.graph.allowed * 1.0)
@@ -42,14 +50,17 @@ def test_an_evaluation_gives_a_reason_instead_of_a_number(tinies: Callable[[str]
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_bound_is_above_rounding_and_below_a_difference(dtype: str) -> None:
-    """Of runs that are the same, however they are computed; the flag that says so from the tokens is put out."""
+    """Of runs that are the same, however they are computed; the flag
+    that says so from the tokens is put out."""
     model = cd.load_model("toy", dtype=dtype)
     real = replace(cd.load_task("ioi", model, examples=16), held_out=None)
     for given, there in ((unchanged(real), False), (real, True)):
         bench = Bench.build(model, given, model.graph, "resample", "logit_diff", "noising", None, 0)
         assert bench.unchanged is not there
         bench.unchanged = False
-        full, empty = (bench.values(mask) for mask in (model.graph.allowed, np.zeros_like(model.graph.allowed)))
+        full, empty = (
+            bench.values(mask) for mask in (model.graph.allowed, np.zeros_like(model.graph.allowed))
+        )
         assert bool(abs(full.mean() - empty.mean()) > 3 * bench.rounding()) is there
         assert (bench.normalized(full, full, empty)[0] is not None) is there
 
@@ -61,18 +72,25 @@ def test_another_ablation_of_the_same_prompts_changes_something(gpt2: Tiny, task
 
 def test_a_metric_of_small_units_is_not_rounding(gpt2: Tiny) -> None:
     def small(logits: Any, part: Any) -> Any:
-        return 1e-9 * torch.stack([row[e.correct[0]] - row[e.incorrect[0]] for row, e in zip(logits, part.examples, strict=True)])
+        return 1e-9 * torch.stack(
+            [row[e.correct[0]] - row[e.incorrect[0]] for row, e in zip(logits, part.examples, strict=True)]
+        )
 
     task = random_prompts(101, 12, 6, seed=3).task
     bench = Bench.build(gpt2.model, task, gpt2.model.graph, "resample", small, "noising", None, 0)
-    full, empty = (bench.values(mask) for mask in (gpt2.model.graph.allowed, np.zeros_like(gpt2.model.graph.allowed)))
+    full, empty = (
+        bench.values(mask) for mask in (gpt2.model.graph.allowed, np.zeros_like(gpt2.model.graph.allowed))
+    )
     assert "nothing to explain" not in str(bench.normalized(full, full, empty)[1])
 
 
 def test_rounding_is_the_same_where_all_was_saved(gpt2: Tiny, task: Any, tmp_path: Path) -> None:
     circuit = cd.Circuit.full(gpt2.model.graph)
     some = replace(task, examples=(*task.examples, *random_prompts(101, 1, 6).task.examples))
-    first, second = (cd.evaluate(gpt2.model, some, circuit, effort="quick", state=tmp_path / "state").to_dict() for _ in range(2))
+    first, second = (
+        cd.evaluate(gpt2.model, some, circuit, effort="quick", state=tmp_path / "state").to_dict()
+        for _ in range(2)
+    )
     assert first == second
 
 
@@ -87,7 +105,9 @@ def test_a_file_of_unchanged_rows_is_refused(tmp_path: Path) -> None:
     same = [f'"{e.text}","{e.text}", Mary, John' for e in task.examples]
     other = f'"{task.examples[0].text}","{toy.tokenizer.decode(task.examples[0].corrupted)}", Mary, John'
     (tmp_path / "same.csv").write_text("\n".join(["clean,corrupted,correct,incorrect", *same]))
-    with pytest.raises(cd.CircuitDiscoveryError, match="task same: every corrupted prompt is its clean prompt"):
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match="task same: every corrupted prompt is its clean prompt"
+    ):
         cd.load_task(tmp_path / "same.csv", toy)
     (tmp_path / "one.csv").write_text("\n".join(["clean,corrupted,correct,incorrect", *same, other]))
     found = cd.load_task(tmp_path / "one.csv", toy)

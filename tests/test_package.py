@@ -20,7 +20,8 @@ import circuitdiscovery as cd
 PACKAGE = Path(cd.__file__).parent
 ROOT = PACKAGE.parent
 
-# The packages in the order of the data flow: each imports only from those before it, late and for type checkers too.
+# The packages in the order of the data flow: each imports only from those
+# before it, late and for type checkers too.
 ORDER = [
     *("errors", "names", "files", "arguments", "values", "graph", "model", "task", "circuit", "engine"),
     *("measure", "search", "explanation", "reporting", "benchmark", "cli", "__main__"),
@@ -44,11 +45,16 @@ def test_import_is_light(module: str) -> None:
     code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(run(sys.executable, "-c", code).stdout)
     assert module in loaded
-    assert not {"torch", "transformers", "transformer_lens", "numpy", "networkx", "pygraphviz", "rich"} & set(loaded)
+    assert not {"torch", "transformers", "transformer_lens", "numpy", "networkx", "pygraphviz", "rich"} & set(
+        loaded
+    )
 
 
 def test_circuits_need_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import circuitdiscovery as cd; cd.Graph, cd.Scores, cd.load_circuit, cd.compare"
+    code = (
+        "import sys; sys.modules['torch'] = None; import circuitdiscovery as cd; cd.Graph, cd.Scores, "
+        "cd.load_circuit, cd.compare"
+    )
     result = run(sys.executable, "-c", code)
     assert result.returncode == 0, result.stderr
 
@@ -81,7 +87,12 @@ def _declared() -> dict[str, str]:
     """Public name -> module, as type checkers read it from the TYPE_CHECKING block."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    return {alias.asname or alias.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return {
+        alias.asname or alias.name: str(node.module)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
 
 def test_all_is_exactly_the_public_names() -> None:
@@ -89,29 +100,40 @@ def test_all_is_exactly_the_public_names() -> None:
     assert set(cd.__all__) == {*declared, "__version__"}
     assert dir(cd) == cd.__all__ == sorted(cd.__all__)
     for name, module in declared.items():
-        assert getattr(cd, name).__module__ == module  # the lazy import and the checkers' one agree, and both are its home
+        # the lazy import and the checkers' one agree, and both are its home
+        assert getattr(cd, name).__module__ == module
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         cd.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_public_names_are_documented() -> None:
-    undocumented = [name for name in cd.__all__ if name != "__version__" and not (getattr(cd, name).__doc__ or "").strip()]
+    undocumented = [
+        name for name in cd.__all__ if name != "__version__" and not (getattr(cd, name).__doc__ or "").strip()
+    ]
     assert not undocumented
 
 
 @in_checkout
 def test_the_docs_say_the_version_that_is_built() -> None:
     head = (ROOT / "CHANGELOG.md").read_text("utf-8")
-    assert head.index("## [Unreleased]") < head.find(f"## [{cd.__version__}]") or f"## [{cd.__version__}]" not in head
+    assert (
+        head.index("## [Unreleased]") < head.find(f"## [{cd.__version__}]")
+        or f"## [{cd.__version__}]" not in head
+    )
 
 
 @in_checkout
 def test_constraints_pin_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    wanted = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
-    names = {requirement.partition(">")[0].partition("[")[0].lower().replace("_", "-") for requirement in wanted}
+    names = {
+        requirement.partition(">")[0].partition("[")[0].lower().replace("_", "-") for requirement in wanted
+    }
     assert names - {project["name"]} <= pinned
     assert "torch==2.13.0" in lines
 
@@ -134,7 +156,10 @@ def test_the_wheel_holds_code_and_data_and_nothing_else(wheel: Path) -> None:
     for file in [*(ROOT / "tasks").glob("*.toml"), *(ROOT / "graphs").glob("*/*.json")]:
         assert f"circuitdiscovery/_data/{file.relative_to(ROOT).as_posix()}" in names
     assert "circuitdiscovery/py.typed" in names
-    assert {name.split("/")[0] for name in names} == {"circuitdiscovery", f"circuitdiscovery-{cd.__version__}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "circuitdiscovery",
+        f"circuitdiscovery-{cd.__version__}.dist-info",
+    }
     assert any(name.endswith("LICENSE") for name in names)
 
 
@@ -145,12 +170,16 @@ def test_the_wheel_runs_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> N
     home = tmp_path / "venv"
     venv.create(home, with_pip=False)
     site = next(home.glob("lib/*/site-packages"))
-    result = run(sys.executable, "-m", "pip", "--python", home, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    result = run(
+        sys.executable, "-m", "pip", "--python", home, "install", "--quiet", "--no-deps", "--no-index", wheel
+    )
     assert result.returncode == 0, result.stderr
     # last on the path, so that an editable install of this checkout cannot stand in for the wheel
     dependencies = [path for path in sys.path if path.endswith("site-packages")]
     (site / "dependencies.pth").write_text("import sys; sys.path += " + repr(dependencies) + "\n")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | {"HF_HUB_OFFLINE": "1"}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | {
+        "HF_HUB_OFFLINE": "1"
+    }
     where = {"cwd": tmp_path, "env": environment}
     listed = run(home / "bin/circuitdiscovery", "tasks", **where)
     assert (listed.returncode, listed.stderr) == (0, "")

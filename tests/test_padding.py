@@ -1,4 +1,6 @@
-"""Prompts of several lengths in one run, padded on the right: each as if it ran alone, whatever stands behind it."""
+"""Prompts of several lengths in one run, padded on the right: each as if
+it ran alone, whatever stands behind it.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,22 @@ POSITIONS = (None, 5, -3, 0)
 
 @pytest.fixture(scope="module")
 def pairs() -> Any:
-    """Four pairs of prompts of three lengths, in no order, that are read at several places; means are over two more of each length."""
+    """Four pairs of prompts of three lengths, in no order, that are read at several
+    places; means are over two more of each length.
+    """
     rows = [random_prompts(101, 1, length, seed=20 + i) for i, length in enumerate(LENGTHS)]
-    sides = {side: [getattr(row, side)[0].tolist() for row in rows] for side in ("clean", "corrupted", "correct", "incorrect")}
-    position = [length - 1 if at is None else at % length for length, at in zip(LENGTHS, POSITIONS, strict=True)]
+    sides = {
+        side: [getattr(row, side)[0].tolist() for row in rows]
+        for side in ("clean", "corrupted", "correct", "incorrect")
+    }
+    position = [
+        length - 1 if at is None else at % length for length, at in zip(LENGTHS, POSITIONS, strict=True)
+    ]
     more = [random_prompts(101, 2, length, seed=30 + length).task.examples for length in sorted(set(LENGTHS))]
-    return replace(cd.Task.from_tokens(**sides, position=position), others=tuple(example for each in more for example in each))
+    return replace(
+        cd.Task.from_tokens(**sides, position=position),
+        others=tuple(example for each in more for example in each),
+    )
 
 
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])
@@ -75,7 +87,10 @@ def values(model: Any, scores: Any) -> Tensor:
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_any_circuit_runs_as_each_prompt_alone(model: Any, pairs: Any, ablation: str, direction: str) -> None:
     next(together(model, pairs))
-    circuit, shared = cd.Circuit(model.graph, random_masks(model.graph, 2, seed=3)[1]), {"ablation": ablation, "direction": direction}
+    circuit, shared = (
+        cd.Circuit(model.graph, random_masks(model.graph, 2, seed=3)[1]),
+        {"ablation": ablation, "direction": direction},
+    )
     same(*(cd.run_circuit(model, pairs, circuit, batch_size=size, **shared) for size in (None, 1)))
 
 
@@ -101,7 +116,9 @@ def test_attribution_scores_each_prompt_as_if_it_were_alone(model: Any, pairs: A
 def test_exact_searches_find_the_same(tinies: Callable[[str], Tiny], pairs: Any, name: str) -> None:
     model, few = cd.load_model(tinies(name).folder, dtype=torch.float64), pairs.select([0, 1, 2])
     same(*(cd.exact(model, few, direction="denoising", batch_size=size).values for size in (None, 1)))
-    found, alone = (cd.acdc(model, few, threshold=0.1, ablation="mean_all", batch_size=size) for size in (None, 1))
+    found, alone = (
+        cd.acdc(model, few, threshold=0.1, ablation="mean_all", batch_size=size) for size in (None, 1)
+    )
     assert found == alone and 0 < len(found) < len(model.graph)
     assert found.scores is not None and alone.scores is not None
     same(found.scores[found.mask], alone.scores[found.mask])
@@ -111,11 +128,16 @@ def test_exact_searches_find_the_same(tinies: Callable[[str], Tiny], pairs: Any,
 
 
 @pytest.mark.parametrize("ablation", ["resample", "random"])
-def test_an_evaluation_measures_the_same(gpt2_64: Any, pairs: Any, ablation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_measures_the_same(
+    gpt2_64: Any, pairs: Any, ablation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(criteria, "RANDOM_SETS", 1)
     monkeypatch.setattr(criteria, "GREEDY_NODES", 1)
     circuit = cd.eap(gpt2_64, pairs).top(12)
-    found, alone = (cd.evaluate(gpt2_64, pairs, circuit, ablation=ablation, batch_size=size).to_dict() for size in (None, 1))
+    found, alone = (
+        cd.evaluate(gpt2_64, pairs, circuit, ablation=ablation, batch_size=size).to_dict()
+        for size in (None, 1)
+    )
     assert _numbers(found) and _numbers(found) == pytest.approx(_numbers(alone), abs=1e-10)
 
 
@@ -130,7 +152,9 @@ def _numbers(value: Any) -> list[float]:
 # ------------------------------------------------------------------ what stands behind a prompt
 
 
-def test_no_pad_changes_a_byte(gpt2_64: Any, llama: Tiny, pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pad_changes_a_byte(
+    gpt2_64: Any, llama: Tiny, pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for model in (gpt2_64, llama.model):
         circuit = cd.Circuit(model.graph, random_masks(model.graph, 2, seed=5)[1])
         found: list[list[bytes]] = []
@@ -140,7 +164,11 @@ def test_no_pad_changes_a_byte(gpt2_64: Any, llama: Tiny, pairs: Any, monkeypatc
             runs = [cd.run_circuit(model, pairs, circuit, ablation=name).numpy() for name in ABLATIONS]
             runs += [cd.run_circuit(model, pairs, circuit, ablation=cd.replacements(model, pairs)).numpy()]
             runs += [cd.run_circuit(model, pairs, circuit, direction="denoising").numpy()]
-            runs += [cd.eap(model, pairs).values, cd.eap_ig(model, pairs, steps=2).values, cd.exact(model, pairs).values]
+            runs += [
+                cd.eap(model, pairs).values,
+                cd.eap_ig(model, pairs, steps=2).values,
+                cd.exact(model, pairs).values,
+            ]
             found.append([each.tobytes() for each in runs])
         assert found[0] == found[1] == found[2]
 
@@ -149,7 +177,9 @@ def test_no_pad_changes_a_byte(gpt2_64: Any, llama: Tiny, pairs: Any, monkeypatc
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_given_replacements_are_each_prompt_s_own_at_any_batch_size(gpt2_64: Any, pairs: Any, name: str) -> None:
+def test_given_replacements_are_each_prompt_s_own_at_any_batch_size(
+    gpt2_64: Any, pairs: Any, name: str
+) -> None:
     circuit = cd.eap(gpt2_64, pairs).top(60)
     given = cd.replacements(gpt2_64, pairs, ablation=name)
     expected = cd.run_circuit(gpt2_64, pairs, circuit, ablation=name, batch_size=1)
@@ -181,7 +211,9 @@ def test_an_ablation_of_one_s_own_is_asked_for_prompts_of_one_length(gpt2_64: An
     own = Backwards(cd.replacements(gpt2_64, pairs))
     circuit = cd.eap(gpt2_64, pairs, ablation=own).top(60)
     assert sorted(set(own.seen)) == [(1, 7), (1, 9), (2, 4)]
-    found, alone = (cd.run_circuit(gpt2_64, pairs, circuit, ablation=own, batch_size=size) for size in (None, 1))
+    found, alone = (
+        cd.run_circuit(gpt2_64, pairs, circuit, ablation=own, batch_size=size) for size in (None, 1)
+    )
     same(found, alone)
     own.rows = lambda batch: torch.zeros(16, len(batch), 3, 32)
     with pytest.raises(CircuitDiscoveryError, match=r"of shape \(16, 2, 3, 32\), not \(16, 4, 9, 32\)"):
@@ -205,8 +237,15 @@ def test_lengths_share_a_batch_where_their_pads_cost_less_than_a_run() -> None:
     assert rows(1000) == [[1, 4, 3, 5, 0, 2]]
     assert rows(1000, 4) == [[1, 4, 3, 5], [0, 2]]
     (*_, last) = pairs.batches(4, run_tokens=1000)
-    assert last.clean.tolist() == [[1] * 5 + [0] * 4, [3] * 9] and last.lengths.tolist() == [5, 9] and last.padded
-    assert [(columns, part.clean.tolist()) for columns, part in last.by_length()] == [([0], [[1] * 5]), ([1], [[3] * 9])]
+    assert (
+        last.clean.tolist() == [[1] * 5 + [0] * 4, [3] * 9]
+        and last.lengths.tolist() == [5, 9]
+        and last.padded
+    )
+    assert [(columns, part.clean.tolist()) for columns, part in last.by_length()] == [
+        ([0], [[1] * 5]),
+        ([1], [[3] * 9]),
+    ]
     assert last.position.tolist() == [4, 8]  # the prompts' ends, as without pads
 
 

@@ -1,4 +1,6 @@
-"""Path patching against its definition on TransformerBridge's hooks, TransformerLens' own version, and circuits that are known."""
+"""Path patching against its definition on TransformerBridge's hooks, TransformerLens'
+own version, and circuits that are known.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from circuitdiscovery.benchmark.problems.suite import planted
 from circuitdiscovery.engine.fast import World
 from circuitdiscovery.search.path_patching import PathEffects, path_patching, trace_back
 
-# ------------------------------------------------------------------ the definition (Wang et al. 2022, appendix B), on hooks
+# ------------------------------------------------------------------ the definition
+# (Wang et al. 2022, appendix B), on hooks
 
 
 def group_of(reference: Reference, head: int) -> str:
@@ -29,10 +32,14 @@ def group_of(reference: Reference, head: int) -> str:
     return f"kv{head * graph.n_kv_heads // graph.n_heads}" if graph.grouped else f"h{head}"
 
 
-def slow(reference: Reference, clean: Tensor, replacement: Tensor, senders: list[str], receivers: list[str]) -> Tensor:
-    """[M, N, V], for each of M senders: two passes on the clean prompts, the second with what the first recorded at the receivers.
+def slow(
+    reference: Reference, clean: Tensor, replacement: Tensor, senders: list[str], receivers: list[str]
+) -> Tensor:
+    """[M, N, V], for each of M senders: two passes on the clean prompts, the second with
+    what the first recorded at the receivers.
 
-    In the first every head reads what it reads on the clean prompts, and the sender's replacement is added at whoever reads it.
+    In the first every head reads what it reads on the clean prompts, and the sender's
+    replacement is added at whoever reads it.
     """
     graph, (_, written) = reference.graph, reference.run(clean)
     rows = [graph.source_index[sender] for sender in senders]
@@ -45,10 +52,15 @@ def slow(reference: Reference, clean: Tensor, replacement: Tensor, senders: list
         """`of(layer, letter, what is read)` at every place; letter "m" for MLPs and "" for the logits."""
         found = []
         for layer in range(graph.n_layers):
-            names = {letter: f"blocks.{layer}.attn.hook_{letter}_input" for letter in "qkv"} | {"m": f"blocks.{layer}.hook_mlp_in"}
+            names = {letter: f"blocks.{layer}.attn.hook_{letter}_input" for letter in "qkv"} | {
+                "m": f"blocks.{layer}.hook_mlp_in"
+            }
             for letter, name in names.items():
                 found.append((name, lambda x, hook, i=layer, c=letter: of(i, c, x)))
-        return [*found, (f"blocks.{graph.n_layers - 1}.hook_resid_post", lambda x, hook: of(graph.n_layers, "", x))]
+        return [
+            *found,
+            (f"blocks.{graph.n_layers - 1}.hook_resid_post", lambda x, hook: of(graph.n_layers, "", x)),
+        ]
 
     def names(layer: int, letter: str) -> list[str]:
         if letter in ("m", ""):
@@ -60,7 +72,9 @@ def slow(reference: Reference, clean: Tensor, replacement: Tensor, senders: list
         return x
 
     def changed(name: str, x: Tensor) -> Tensor:
-        reads = torch.from_numpy(graph.allowed[rows, graph.receiver_index[name]]).repeat_interleave(len(clean))
+        reads = torch.from_numpy(graph.allowed[rows, graph.receiver_index[name]]).repeat_interleave(
+            len(clean)
+        )
         return torch.where(reads[:, None, None], x + change, x)
 
     def first(layer: int, letter: str, x: Tensor) -> Tensor:
@@ -76,34 +90,55 @@ def slow(reference: Reference, clean: Tensor, replacement: Tensor, senders: list
         if letter in ("m", ""):
             name = names(layer, letter)[0]
             return at[name] if name in receivers else x
-        return torch.stack([at[name] if name in receivers else x[:, :, i] for i, name in enumerate(names(layer, letter))], dim=2)
+        return torch.stack(
+            [at[name] if name in receivers else x[:, :, i] for i, name in enumerate(names(layer, letter))],
+            dim=2,
+        )
 
     for what in (note, first):
         reference._forward(tokens, hooks(what))
     return reference._forward(tokens, hooks(second))[:, -1].unflatten(0, (len(senders), -1))
 
 
-def damages(reference: Reference, prompts: Prompts, receivers: list[str], senders: Any, ablation: str = "resample") -> dict[str, float]:
-    metric, replacement = logit_diff(prompts.correct, prompts.incorrect), carried(reference, ablation, prompts.corrupted)
+def damages(
+    reference: Reference, prompts: Prompts, receivers: list[str], senders: Any, ablation: str = "resample"
+) -> dict[str, float]:
+    metric, replacement = (
+        logit_diff(prompts.correct, prompts.incorrect),
+        carried(reference, ablation, prompts.corrupted),
+    )
     full = metric(reference.run(prompts.clean)[0][:, -1]).mean()
     patched = slow(reference, prompts.clean, replacement, list(senders), receivers)
-    return {sender: float(full - metric(logits).mean()) for sender, logits in zip(senders, patched, strict=True)}
+    return {
+        sender: float(full - metric(logits).mean()) for sender, logits in zip(senders, patched, strict=True)
+    }
 
 
 def agree(step: PathEffects, expected: dict[str, float]) -> None:
     assert max(map(abs, expected.values())) > 0.02  # or nothing would be compared
-    assert {sender: float(effect) for sender, effect in step.effects.items()} == pytest.approx(expected, rel=0, abs=1e-4)
+    assert {sender: float(effect) for sender, effect in step.effects.items()} == pytest.approx(
+        expected, rel=0, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", ["logits", "q", "k", "v", "m", "several"])
 def test_the_definition_of_wang_et_al(tiny: Tiny, kind: str) -> None:
     """Every sender; among several receivers some are downstream of others."""
     reference, prompts = tiny.reference, tiny.prompts
-    own = {"q": "a2.h1<q>", "k": f"a2.{group_of(reference, 1)}<k>", "v": f"a1.{group_of(reference, 3)}<v>", "m": "m1"}
+    own = {
+        "q": "a2.h1<q>",
+        "k": f"a2.{group_of(reference, 1)}<k>",
+        "v": f"a1.{group_of(reference, 3)}<v>",
+        "m": "m1",
+    }
     receivers = [*own.values(), "m2", "logits"] if kind == "several" else [own.get(kind, "logits")]
     step = path_patching(tiny.model, prompts.task, receivers=receivers)
     graph = reference.graph
-    upstream = [name for name in graph.sources if any(graph.allowed[graph.source_index[name], graph.receiver_index[r]] for r in receivers)]
+    upstream = [
+        name
+        for name in graph.sources
+        if any(graph.allowed[graph.source_index[name], graph.receiver_index[r]] for r in receivers)
+    ]
     assert list(step.effects) == upstream
     assert set(step.receivers) == set(receivers)
     agree(step, damages(reference, prompts, receivers, upstream))
@@ -119,13 +154,25 @@ def test_other_ablations(llama: Tiny, ablation: str) -> None:
 @pytest.mark.parametrize("receivers", [["logits"], ["a2.h3<q>", "a1.h0<q>", "m1"]])
 def test_frozen_mlps_are_the_edges_patched_together(tiny: Tiny, receivers: list[str]) -> None:
     reference, prompts = tiny.reference, tiny.prompts
-    metric, replacement = logit_diff(prompts.correct, prompts.incorrect), carried(reference, "resample", prompts.corrupted)
+    metric, replacement = (
+        logit_diff(prompts.correct, prompts.incorrect),
+        carried(reference, "resample", prompts.corrupted),
+    )
     full = float(metric(reference.run(prompts.clean)[0][:, -1]).mean())
     step = path_patching(tiny.model, prompts.task, receivers=receivers, through_mlps=False)
     edges = set(reference.graph.edges)
-    masks = [reference.graph.mask({f"{sender}->{receiver}" for receiver in receivers} & edges) for sender in step.effects]
+    masks = [
+        reference.graph.mask({f"{sender}->{receiver}" for receiver in receivers} & edges)
+        for sender in step.effects
+    ]
     patched = reference.patched(prompts.clean, replacement, np.stack(masks))[:, :, -1]
-    agree(step, {sender: full - float(metric(logits).mean()) for sender, logits in zip(step.effects, patched, strict=True)})
+    agree(
+        step,
+        {
+            sender: full - float(metric(logits).mean())
+            for sender, logits in zip(step.effects, patched, strict=True)
+        },
+    )
 
 
 def test_frozen_mlps_and_one_receiver_are_exact_patching(tiny: Tiny) -> None:
@@ -133,7 +180,9 @@ def test_frozen_mlps_and_one_receiver_are_exact_patching(tiny: Tiny) -> None:
     scores = cd.exact(tiny.model, task, metric="logit_diff")
     for receiver in tiny.model.graph.receivers[-9:]:
         step = path_patching(tiny.model, task, receivers=receiver, through_mlps=False)
-        assert dict(step.effects) == pytest.approx({sender: scores[f"{sender}->{receiver}"] for sender in step.effects}, abs=1e-5)
+        assert dict(step.effects) == pytest.approx(
+            {sender: scores[f"{sender}->{receiver}"] for sender in step.effects}, abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("letter", ["q", "k", "v"])
@@ -145,12 +194,22 @@ def test_transformer_lens_direct_paths(gpt2: Tiny, letter: Any) -> None:
     metric = logit_diff(prompts.correct, prompts.incorrect)
     ours, theirs = (bridge.run_with_cache(tokens)[1] for tokens in (prompts.clean, prompts.corrupted))
     patched = get_act_patch_direct_path(
-        bridge, prompts.clean, theirs, ours, lambda logits: metric(logits[:, -1]).mean(), 0, 2, letter, verbose=False
+        bridge,
+        prompts.clean,
+        theirs,
+        ours,
+        lambda logits: metric(logits[:, -1]).mean(),
+        0,
+        2,
+        letter,
+        verbose=False,
     )
     for layer in (1, 2):
         for head in range(4):
             receiver = f"a{layer}.h{head}<{letter}>"
-            step = path_patching(gpt2.model, prompts.task, receivers=[receiver], senders=["a0.h2"], through_mlps=False)
+            step = path_patching(
+                gpt2.model, prompts.task, receivers=[receiver], senders=["a0.h2"], through_mlps=False
+            )
             assert float(step.full) - step["a0.h2"] == pytest.approx(float(patched[layer, head]), abs=1e-4)
 
 
@@ -161,17 +220,28 @@ def test_transformer_lens_direct_paths(gpt2: Tiny, letter: Any) -> None:
 def test_without_a_norm_the_direct_effects_on_the_logits_add_up(name: str) -> None:
     problem = planted(examples=16)[name]()
     step = path_patching(problem.model, problem.task, through_mlps=False)
-    full, empty = (cd.run_circuit(problem.model, problem.task, make(problem.model.graph)) for make in (cd.Circuit.full, cd.Circuit.empty))
-    correct, incorrect = (torch.tensor([getattr(e, side)[0] for e in problem.task.examples]) for side in ("correct", "incorrect"))
+    full, empty = (
+        cd.run_circuit(problem.model, problem.task, make(problem.model.graph))
+        for make in (cd.Circuit.full, cd.Circuit.empty)
+    )
+    correct, incorrect = (
+        torch.tensor([getattr(e, side)[0] for e in problem.task.examples])
+        for side in ("correct", "incorrect")
+    )
     expected = (logit_diff(correct, incorrect)(full) - logit_diff(correct, incorrect)(empty)).mean()
     assert abs(float(expected)) > 1
     assert sum(step.effects.values()) == pytest.approx(float(expected), abs=1e-3)
 
 
 def test_an_mlp_between_passes_on_what_it_makes_of_the_change() -> None:
-    """In the planted IOI the names reach everyone through m0: directly where it is computed anew, not at all where it is frozen."""
+    """In the planted IOI the names reach everyone through m0: directly where it is
+    computed anew, not at all where it is frozen.
+    """
     problem = planted(examples=16)["ioi"]()
-    through, frozen = (path_patching(problem.model, problem.task, receivers="a4.h1<v>", through_mlps=way) for way in (True, False))
+    through, frozen = (
+        path_patching(problem.model, problem.task, receivers="a4.h1<v>", through_mlps=way)
+        for way in (True, False)
+    )
     assert abs(frozen["input"]) < 1e-4 < 1 < through["input"]
     assert through["m0"] == pytest.approx(float(through["input"]), abs=1e-4)
 
@@ -193,11 +263,19 @@ def test_the_walk_finds_the_planted_chain(name: str) -> None:
 
 
 def test_a_receiver_does_not_read_what_another_one_changed(gpt2: Tiny) -> None:
-    """Where MLPs are computed anew, the logits read the frozen stream, whatever else reads too; with frozen MLPs they do not."""
+    """Where MLPs are computed anew, the logits read the frozen stream, whatever else
+    reads too; with frozen MLPs they do not.
+    """
     task = gpt2.prompts.task
-    alone, both = (path_patching(gpt2.model, task, receivers=receivers) for receivers in (["logits"], ["a1.h0", "m2", "logits"]))
+    alone, both = (
+        path_patching(gpt2.model, task, receivers=receivers)
+        for receivers in (["logits"], ["a1.h0", "m2", "logits"])
+    )
     assert dict(both.effects) == pytest.approx(dict(alone.effects), abs=1e-5)
-    frozen = [path_patching(gpt2.model, task, receivers=r, through_mlps=False) for r in (["logits"], ["a1.h0", "m2", "logits"])]
+    frozen = [
+        path_patching(gpt2.model, task, receivers=r, through_mlps=False)
+        for r in (["logits"], ["a1.h0", "m2", "logits"])
+    ]
     assert abs(frozen[0]["input"] - frozen[1]["input"]) > 1e-2
 
 
@@ -208,11 +286,16 @@ def test_intervals_are_those_of_the_mean_over_the_examples(gpt2: Tiny) -> None:
     full = metric(cd.run_circuit(gpt2.model, prompts.task, cd.Circuit.full(gpt2.model.graph)))
     assert (float(step.full), step.examples) == (pytest.approx(float(full.mean()), abs=1e-5), 60)
     for sender in ("input", "m0"):
-        without = cd.Circuit.full(gpt2.model.graph) - cd.Circuit.from_edges(gpt2.model.graph, [f"{sender}->m1"])
+        without = cd.Circuit.full(gpt2.model.graph) - cd.Circuit.from_edges(
+            gpt2.model.graph, [f"{sender}->m1"]
+        )
         each = full - metric(cd.run_circuit(gpt2.model, prompts.task, without))
         effect, error = step[sender], 1.96 * float(each.std()) / math.sqrt(len(each))
         assert float(effect) == pytest.approx(float(each.mean()), abs=1e-5)
-        assert (effect - effect.low, effect.high - effect) == (pytest.approx(error, rel=0.25), pytest.approx(error, rel=0.25))
+        assert (effect - effect.low, effect.high - effect) == (
+            pytest.approx(error, rel=0.25),
+            pytest.approx(error, rel=0.25),
+        )
 
 
 def test_lower_is_better_turns_the_sign_round(gpt2: Tiny) -> None:
@@ -223,7 +306,12 @@ def test_lower_is_better_turns_the_sign_round(gpt2: Tiny) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 2}, {"batch_size": 2, "receivers": ["a1.h1"]}, {"split_qkv": False, "receivers": ["a1.h1"]}]
+    "options",
+    [
+        {"batch_size": 2},
+        {"batch_size": 2, "receivers": ["a1.h1"]},
+        {"split_qkv": False, "receivers": ["a1.h1"]},
+    ],
 )
 def test_batches_and_merged_receivers_change_nothing(gpt2: Tiny, options: dict[str, Any]) -> None:
     receivers = options.get("receivers", ["logits"])
@@ -240,7 +328,9 @@ def test_prompts_of_several_lengths_and_answers_inside(gpt2: Tiny) -> None:
     rows = [
         (c, k, a, b)
         for p in parts
-        for c, k, a, b in zip(*(x.tolist() for x in (p.clean, p.corrupted, p.correct, p.incorrect)), strict=True)
+        for c, k, a, b in zip(
+            *(x.tolist() for x in (p.clean, p.corrupted, p.correct, p.incorrect)), strict=True
+        )
     ]
     clean, corrupted, correct, incorrect = map(list, zip(*rows, strict=True))
     longer = [[*row, 7, 8] for row in clean], [[*row, 7, 8] for row in corrupted]
@@ -251,7 +341,9 @@ def test_prompts_of_several_lengths_and_answers_inside(gpt2: Tiny) -> None:
         a, b = (path_patching(gpt2.model, task, receivers=receivers) for task in (inside, at_end))
         assert dict(a.effects) == pytest.approx(dict(b.effects), abs=1e-4)
     means = [path_patching(gpt2.model, p.task, receivers=["a2.h1"])["m0"] for p in parts]
-    assert path_patching(gpt2.model, at_end, receivers=["a2.h1"])["m0"] == pytest.approx(sum(means) / 2, abs=1e-5)
+    assert path_patching(gpt2.model, at_end, receivers=["a2.h1"])["m0"] == pytest.approx(
+        sum(means) / 2, abs=1e-5
+    )
 
 
 # ------------------------------------------------------------------ names, and what comes back
@@ -280,7 +372,10 @@ def test_a_node_stands_for_all_it_reads_by(gpt2: Tiny, llama: Tiny) -> None:
         ({"receivers": []}, "receivers: at least one is needed"),
         ({"senders": ["m9"]}, "no sender 'm9'; did you mean 'm"),
         ({"senders": []}, "senders: at least one is needed"),
-        ({"receivers": ["a1.h0<q>"], "senders": ["m1"]}, "sender 'm1' is upstream of no receiver; the last one that is: m0"),
+        (
+            {"receivers": ["a1.h0<q>"], "senders": ["m1"]},
+            "sender 'm1' is upstream of no receiver; the last one that is: m0",
+        ),
         ({"metric": "nothing"}, "no metric 'nothing'"),
         ({"ablation": "nothing"}, "no ablation 'nothing'"),
     ],
@@ -304,7 +399,13 @@ def test_strongest_and_back(step: PathEffects, llama: Tiny) -> None:
     assert list(step.back(n=8)) == sorted(step.back(n=8), key=step.graph.receiver_index.__getitem__)
     grouped = path_patching(llama.model, llama.prompts.task, senders=["input", "a1.h2", "a1.h3"])
     assert grouped.back("k", 3) == ("a1.kv1<k>",)
-    wrongs: tuple[dict[str, Any], ...] = ({}, {"n": 3, "threshold": 0.1}, {"n": 99}, {"n": True}, {"threshold": math.nan})
+    wrongs: tuple[dict[str, Any], ...] = (
+        {},
+        {"n": 3, "threshold": 0.1},
+        {"n": 99},
+        {"n": True},
+        {"threshold": math.nan},
+    )
     for wrong in wrongs:
         with pytest.raises(cd.CircuitDiscoveryError):
             step.strongest(**wrong)
@@ -319,7 +420,12 @@ def test_it_prints_and_exports(step: PathEffects, gpt2: Tiny) -> None:
     assert "logit_diff" in lines[0] and "5 examples" in lines[0] and lines[1].endswith("logits")
     assert [line.split()[0] for line in lines[2:]] == list(step.ranking())
     table = step.to_dataframe()
-    assert list(table["sender"]) == list(step.effects) and list(table.columns) == ["sender", "effect", "low", "high"]
+    assert list(table["sender"]) == list(step.effects) and list(table.columns) == [
+        "sender",
+        "effect",
+        "low",
+        "high",
+    ]
     assert all(table["low"] <= table["effect"]) and all(table["effect"] <= table["high"])
     plain = json.loads(json.dumps(step.to_dict()))
     assert plain["effects"]["m0"]["value"] == step["m0"] and plain["receivers"] == ["logits"]
@@ -328,7 +434,9 @@ def test_it_prints_and_exports(step: PathEffects, gpt2: Tiny) -> None:
 
 def test_progress(gpt2: Tiny) -> None:
     seen: list[tuple[int, int]] = []
-    path_patching(gpt2.model, gpt2.prompts.task, senders=["m0", "m1"], batch_size=3, progress=lambda *x: seen.append(x))
+    path_patching(
+        gpt2.model, gpt2.prompts.task, senders=["m0", "m1"], batch_size=3, progress=lambda *x: seen.append(x)
+    )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -346,8 +454,13 @@ def connected(graph: Any, edges: set[str]) -> set[str]:
     return {edge for edge in edges if edge.partition("->")[2] in back}
 
 
-@pytest.mark.parametrize(("name", "options"), each_and_each(ARCHITECTURES + REAL, [{}, {"metric": "logit_diff"}, {"ablation": "zero"}]))
-def test_trace_back_is_exact_patching_from_the_logits(tinies: Callable[[str], Tiny], name: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    each_and_each(ARCHITECTURES + REAL, [{}, {"metric": "logit_diff"}, {"ablation": "zero"}]),
+)
+def test_trace_back_is_exact_patching_from_the_logits(
+    tinies: Callable[[str], Tiny], name: str, options: dict[str, Any]
+) -> None:
     model, task = tinies(name).model, tinies(name).prompts.task
     scores = cd.exact(model, task, **options)
     for quantile in (0.5, 0.9, 0.97):
@@ -355,13 +468,18 @@ def test_trace_back_is_exact_patching_from_the_logits(tinies: Callable[[str], Ti
         circuit = trace_back(model, task, threshold=bar, **options)
         above = {edge for edge in model.graph.edges if scores[edge] >= bar}
         assert set(circuit.edges) == connected(model.graph, above)
-        assert {edge: circuit.score(edge) for edge in circuit.edges} == {edge: scores[edge] for edge in circuit.edges}
+        assert {edge: circuit.score(edge) for edge in circuit.edges} == {
+            edge: scores[edge] for edge in circuit.edges
+        }
 
 
 def test_what_is_not_connected_is_left_out(gpt2: Tiny) -> None:
     scores = cd.exact(gpt2.model, gpt2.prompts.task)
     bar = float(np.quantile(scores.values[gpt2.model.graph.allowed], 0.97))
-    circuit, above = trace_back(gpt2.model, gpt2.prompts.task, threshold=bar), scores.above(bar, absolute=False)
+    circuit, above = (
+        trace_back(gpt2.model, gpt2.prompts.task, threshold=bar),
+        scores.above(bar, absolute=False),
+    )
     assert 0 < len(circuit) < len(above) and circuit - above == cd.Circuit.empty(circuit.graph)
 
 
@@ -369,7 +487,11 @@ def test_only_reached_receivers_are_evaluated(gpt2: Tiny, monkeypatch: pytest.Mo
     task, seen = gpt2.prompts.task, set()
     branch = World.branch
     monkeypatch.setattr(
-        World, "branch", lambda self, mask, state, receiver, kept: seen.add(receiver) or branch(self, mask, state, receiver, kept)
+        World,
+        "branch",
+        lambda self, mask, state, receiver, kept: (
+            seen.add(receiver) or branch(self, mask, state, receiver, kept)
+        ),
     )
     assert len(trace_back(gpt2.model, task, threshold=1e9)) == 0
     assert {gpt2.model.graph.receivers[column] for column in seen} == {"logits"}
@@ -398,7 +520,12 @@ def test_trace_back_says_what_it_did(gpt2: Tiny, llama: Tiny) -> None:
     task, seen = gpt2.prompts.task, []
     circuit = trace_back(gpt2.model, task, threshold=0.1, split_qkv=False, progress=lambda *x: seen.append(x))
     assert circuit.info["method"] == "trace_back"
-    assert circuit.info["options"] == {"threshold": 0.1, "metric": "kl_divergence", "ablation": "resample", "split_qkv": False}
+    assert circuit.info["options"] == {
+        "threshold": 0.1,
+        "metric": "kl_divergence",
+        "ablation": "resample",
+        "split_qkv": False,
+    }
     assert seen == [(done, 16) for done in range(17)]
     again = trace_back(gpt2.model, task, threshold=0.1, split_qkv=False)
     assert json.dumps(again.to_dict()) == json.dumps(circuit.to_dict())

@@ -1,4 +1,6 @@
-"""Planted circuits: the programs compute what they say, and the stated edges are the circuit, by intervention."""
+"""Planted circuits: the programs compute what they say, and the
+stated edges are the circuit, by intervention.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def problem(name: str) -> Problem:
 
 
 def slow_logits(model: Model, batch: Batch, mask: np.ndarray) -> np.ndarray:
-    """[N, vocabulary] in float64: one receiver after the other reads the sum of what it is given, source by source."""
+    """[N, vocabulary] in float64: one receiver after the other reads the
+    sum of what it is given, source by source.
+    """
     graph, weight = model.graph, lambda x: x.double().numpy()
 
     def norm(module: object, x: np.ndarray) -> np.ndarray:
@@ -44,17 +48,27 @@ def slow_logits(model: Model, batch: Batch, mask: np.ndarray) -> np.ndarray:
             column = graph.receiver_index[receiver]
             upstream = [name for row, name in enumerate(graph.sources) if graph.allowed[row, column]]
             kept = [replaced is None or mask[graph.source_index[name], column] for name in upstream]
-            return np.sum([written[n] if keep or replaced is None else replaced[n] for n, keep in zip(upstream, kept, strict=True)], axis=0)
+            return np.sum(
+                [
+                    written[n] if keep or replaced is None else replaced[n]
+                    for n, keep in zip(upstream, kept, strict=True)
+                ],
+                axis=0,
+            )
 
         for layer, block in enumerate(model.blocks):
             for head in range(graph.n_heads):
                 q, k, v = (
-                    norm(block.norm1, read(f"a{layer}.h{head}<{letter}>")) @ weight(block.projection(letter)[0][head]).T for letter in "qkv"
+                    norm(block.norm1, read(f"a{layer}.h{head}<{letter}>"))
+                    @ weight(block.projection(letter)[0][head]).T
+                    for letter in "qkv"
                 )
                 scores = q @ k.swapaxes(1, 2) * block.scale
                 scores = np.where(np.tril(np.ones(scores.shape[1:], dtype=bool)), scores, -np.inf)
                 pattern = np.exp(scores - scores.max(-1, keepdims=True))
-                written[f"a{layer}.h{head}"] = pattern / pattern.sum(-1, keepdims=True) @ v @ weight(block.W_O[head])
+                written[f"a{layer}.h{head}"] = (
+                    pattern / pattern.sum(-1, keepdims=True) @ v @ weight(block.W_O[head])
+                )
             hidden = norm(block.norm2, read(f"m{layer}")) @ weight(block.W_in).T + weight(block.b_in)
             written[f"m{layer}"] = np.maximum(hidden, 0) @ weight(block.W_out).T
         return written | {"logits": norm(model.final_norm, read("logits")) @ weight(model.W_U).T}
@@ -67,7 +81,9 @@ def slow_logits(model: Model, batch: Batch, mask: np.ndarray) -> np.ndarray:
 def test_the_forward_without_norms_is_a_slow_one(name: str) -> None:
     one = problem(name)
     for share in (1.0, 0.5):
-        mask = one.model.graph.allowed & (np.random.default_rng(0).random(one.model.graph.allowed.shape) < share)
+        mask = one.model.graph.allowed & (
+            np.random.default_rng(0).random(one.model.graph.allowed.shape) < share
+        )
         (batch,) = one.task.batches()
         ours = cd.run_circuit(one.model, one.task, cd.Circuit(one.model.graph, mask)).numpy()
         assert np.abs(ours - slow_logits(one.model, batch, mask)).max() < 1e-3 * np.abs(ours).max()
@@ -79,9 +95,16 @@ def test_attribution_without_norms_is_the_derivative() -> None:
     scores = cd.eap(one.model, one.task)
     full = cd.run_circuit(one.model, one.task, cd.Circuit.full(one.model.graph))
     rows = torch.arange(len(full))
-    correct, incorrect = (torch.tensor([getattr(e, side)[0] for e in one.task.examples]) for side in ("correct", "incorrect"))
-    for edge in ("input->logits", "m0->logits", "a1.h3->logits", "a0.h1->logits"):  # the logits are linear in these
-        less = cd.run_circuit(one.model, one.task, cd.Circuit.full(one.model.graph) - cd.Circuit.from_edges(one.model.graph, [edge]))
+    correct, incorrect = (
+        torch.tensor([getattr(e, side)[0] for e in one.task.examples]) for side in ("correct", "incorrect")
+    )
+    # the logits are linear in these
+    for edge in ("input->logits", "m0->logits", "a1.h3->logits", "a0.h1->logits"):
+        less = cd.run_circuit(
+            one.model,
+            one.task,
+            cd.Circuit.full(one.model.graph) - cd.Circuit.from_edges(one.model.graph, [edge]),
+        )
         damage = ((full - less)[rows, correct] - (full - less)[rows, incorrect]).mean()
         assert scores[edge] == pytest.approx(float(damage), abs=2e-4)
 
@@ -131,7 +154,9 @@ def test_without_any_single_true_edge_the_output_is_another(name: str) -> None:
     one = problem(name)
     full = cd.run_circuit(one.model, one.probe, cd.Circuit.full(one.model.graph))
     for edge in one.truth.edges:
-        without = cd.run_circuit(one.model, one.probe, one.truth - cd.Circuit.from_edges(one.model.graph, [edge]))
+        without = cd.run_circuit(
+            one.model, one.probe, one.truth - cd.Circuit.from_edges(one.model.graph, [edge])
+        )
         moved = (without - full).abs().amax(-1)
         assert (moved > max(1.0, 4 * one.bound / 3)).float().mean() >= 0.3, edge
 
@@ -145,7 +170,15 @@ def test_truths_are_shipped(program: str) -> None:
 
 
 def test_the_seven_edges_of_interpbench() -> None:
-    expected = ["input->m0", "m0->a1.h1<v>", "m0->a2.h1<v>", "m0->a4.h1<v>", "a1.h1->a2.h1<v>", "a2.h1->a4.h1<v>", "a4.h1->logits"]
+    expected = [
+        "input->m0",
+        "m0->a1.h1<v>",
+        "m0->a2.h1<v>",
+        "m0->a4.h1<v>",
+        "a1.h1->a2.h1<v>",
+        "a2.h1->a4.h1<v>",
+        "a4.h1->logits",
+    ]
     assert set(problem("ioi").truth.edges) == set(expected)
 
 
@@ -157,7 +190,10 @@ def test_the_seven_edges_of_interpbench() -> None:
 def test_hard_forms_are_full_of_noise(program: str, form: str) -> None:
     easy, hard = problem(program).model, problem(f"{program}-{form}").model
     kind = "layer" if form.endswith("layernorm") else "none"
-    assert {hard.final_norm.kind, *(norm.kind for block in hard.blocks for norm in (block.norm1, block.norm2))} == {kind}
+    assert {
+        hard.final_norm.kind,
+        *(norm.kind for block in hard.blocks for norm in (block.norm1, block.norm2)),
+    } == {kind}
     written = cd.run_circuit(hard, problem(program).task, cd.Circuit.empty(hard.graph))
     assert written.isfinite().all()
     for before, after in zip(easy.blocks, hard.blocks, strict=True):
@@ -178,7 +214,11 @@ def test_noise_is_seen_by_every_edge_and_moves_little() -> None:
     rng = np.random.default_rng(0)
     others = cd.Circuit.full(one.model.graph) - one.truth
     for edge in rng.choice(others.edges, 12, replace=False):
-        without = cd.run_circuit(one.model, one.task, cd.Circuit.full(one.model.graph) - cd.Circuit.from_edges(one.model.graph, [edge]))
+        without = cd.run_circuit(
+            one.model,
+            one.task,
+            cd.Circuit.full(one.model.graph) - cd.Circuit.from_edges(one.model.graph, [edge]),
+        )
         assert 0 < (without - full).abs().max() < one.bound
 
 
@@ -188,7 +228,9 @@ def test_noise_is_seen_by_every_edge_and_moves_little() -> None:
 def test_one_at_a_time_ablation_fails_on_gates_in_opposite_ways() -> None:
     inputs = [edge for edge in problem("or").truth.edges if edge.startswith("input")]
     damage = {
-        (gate, direction): cd.exact(problem(gate).model, problem(gate).task, metric="logit_diff", direction=direction)
+        (gate, direction): cd.exact(
+            problem(gate).model, problem(gate).task, metric="logit_diff", direction=direction
+        )
         for gate in ("and", "or")
         for direction in ("noising", "denoising")
     }
@@ -203,7 +245,9 @@ def test_acdc_finds_half_of_an_or_gate() -> None:
     one = problem("or")
     found = cd.acdc(one.model, one.task, threshold=0.01)
     assert len(found & one.truth) == 3 and len(found) == 3
-    assert set(cd.acdc(problem("and").model, problem("and").task, threshold=0.01).edges) == set(one.truth.edges)
+    assert set(cd.acdc(problem("and").model, problem("and").task, threshold=0.01).edges) == set(
+        one.truth.edges
+    )
 
 
 # ------------------------------------------------------------------ the compiler
@@ -230,7 +274,11 @@ def test_a_lookup_is_its_table() -> None:
 def test_nodes_are_used_once() -> None:
     program = Program(vocabulary=3, length=3, n_layers=1, n_heads=1)
     value = {program.tokens: torch.eye(3)}
-    program.attend("a0.h0", query=program.positions, key=program.positions, match=lambda q, k: q == k, value=value)
+    program.attend(
+        "a0.h0", query=program.positions, key=program.positions, match=lambda q, k: q == k, value=value
+    )
     for node in ("a0.h0", "a1.h0", "a0.h1"):
         with pytest.raises(cd.CircuitDiscoveryError, match="no idle head"):
-            program.attend(node, query=program.positions, key=program.positions, match=lambda q, k: q == k, value=value)
+            program.attend(
+                node, query=program.positions, key=program.positions, match=lambda q, k: q == k, value=value
+            )

@@ -28,7 +28,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def estimates(
     seconds: list[float], clock: Clock, *, begun: int = 0, announced: bool = True, setup: float = 0.0
 ) -> list[tuple[int, float, float]]:
-    """(units done, the seconds left that were estimated, that there were) of work whose units take so long, from `begun` on."""
+    """(units done, the seconds left that were estimated, that there were) of work
+    whose units take so long, from `begun` on.
+    """
     pace, total, found = Pace(), len(seconds), []
     if announced:
         assert pace.left(begun, total) is None
@@ -54,7 +56,9 @@ KINDS: dict[str, Callable[[], list[float]]] = {
 @pytest.mark.parametrize("announced", [True, False], ids=["from 0", "from the first unit"])
 @pytest.mark.parametrize("share", [0, 0.5, 0.9], ids=["new", "resumed in the middle", "resumed near the end"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_estimate_is_within_a_factor_of_two(clock: Clock, kind: str, share: float, announced: bool) -> None:
+def test_every_estimate_is_within_a_factor_of_two(
+    clock: Clock, kind: str, share: float, announced: bool
+) -> None:
     seconds = KINDS[kind]()
     begun = int(share * len(seconds))
     found = estimates(seconds, clock, begun=begun, announced=announced, setup=25.0)
@@ -85,10 +89,14 @@ def test_a_log_has_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixtu
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "searching: 2 of 100"
     assert lines[1] == "searching: 17 of 100, about 1 min 23 s left"
-    assert len(lines) == 7 and all(re.fullmatch(r"searching: \d+ of 100, about .* left", line) for line in lines[1:])
+    assert len(lines) == 7 and all(
+        re.fullmatch(r"searching: \d+ of 100, about .* left", line) for line in lines[1:]
+    )
 
 
-def test_a_silent_stage_is_heard_of_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_silent_stage_is_heard_of_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(progress, "FIRST_LINE", 0.02)
     for reported, said in ((None, "loading: under way"), ((0, 7), "loading: 0 of 7")):
         with stage("loading") as report:

@@ -43,7 +43,16 @@ def test_ioi() -> None:
 def test_greater_than() -> None:
     circuit = cd.load_circuit("gpt2/greater_than")
     assert len(circuit) == 235
-    for edge in ("input->a0.h1<q>", "a0.h1->m0", "a0.h5->a5.h5<k>", "a8.h11->m8", "a9.h1->m11", "m4->a5.h5<q>", "m4->m7", "m11->logits"):
+    for edge in (
+        "input->a0.h1<q>",
+        "a0.h1->m0",
+        "a0.h5->a5.h5<k>",
+        "a8.h11->m8",
+        "a9.h1->m11",
+        "m4->a5.h5<q>",
+        "m4->m7",
+        "m11->logits",
+    ):
         assert edge in circuit
     for edge in ("m4->a5.h5<k>", "a9.h1->m8", "m7->m9", "a0.h3->m0", "m4->logits"):
         assert edge not in circuit.edges
@@ -57,7 +66,8 @@ def test_attention_only(name: str, edges: int, total: int) -> None:
 
 
 def test_every_published_edge_lies_on_a_path() -> None:
-    """Hand-made circuits say how information gets from the input to the logits: pruning takes nothing away."""
+    """Hand-made circuits say how information gets from the input to
+    the logits: pruning takes nothing away."""
     for name in ("gpt2/ioi", "gpt2/greater_than", "attn-only-4l/docstring", "attn-only-2l/induction"):
         circuit = cd.load_circuit(name)
         assert len(circuit.pruned()) == len(circuit), name

@@ -15,14 +15,20 @@ def numbers(text: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_the_ten_lines_print_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, output = re.findall(r"```python\n(.*?)```\s*```\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)[0]
+def test_the_ten_lines_print_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, output = re.findall(
+        r"```python\n(.*?)```\s*```\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL
+    )[0]
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     printed = capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"ioi.json", "ioi.svg"}
-    assert re.sub(r"-?\d+\.?\d*", "#", printed.replace(",", "")) == re.sub(r"-?\d+\.?\d*", "#", output.replace(",", ""))
+    assert re.sub(r"-?\d+\.?\d*", "#", printed.replace(",", "")) == re.sub(
+        r"-?\d+\.?\d*", "#", output.replace(",", "")
+    )
     assert numbers(printed) == pytest.approx(numbers(output), rel=0.02, abs=0.02)
     first, *rest = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert first == code and rest

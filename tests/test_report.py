@@ -1,4 +1,6 @@
-"""The report: what the page says is what the files say, nothing in a prompt can break it, and in a browser it does what it promises."""
+"""The report: what the page says is what the files say, nothing in a prompt can break it,
+and in a browser it does what it promises.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,16 @@ from circuitdiscovery.reporting.page import report
 
 GRAPH = Graph(n_layers=3, n_heads=4, n_kv_heads=4)
 GROUPED = Graph(n_layers=3, n_heads=4, n_kv_heads=2)
-INFO = {"model": {"name": "toy", "digest": "0123456789abcdef"}, "task": "ioi", "method": "eap", "versions": {"torch": "2.0"}}
-EVIL = "</script><b>x</b><script>window.broken = 1</script>\"'><img src=x onerror='window.broken = 1'>&amp;</style>"
+INFO = {
+    "model": {"name": "toy", "digest": "0123456789abcdef"},
+    "task": "ioi",
+    "method": "eap",
+    "versions": {"torch": "2.0"},
+}
+EVIL = (
+    "</script><b>x</b><script>window.broken = 1</script>\"'><img src=x onerror='window.broken = 1'>"
+    "&amp;</style>"
+)
 
 
 # ---------------------------------------------------------- a run folder by hand
@@ -55,7 +65,12 @@ def circuit_of(graph: Graph = GRAPH, edges: int = 40, seed: int = 0, scored: boo
 
 def evaluation_of(circuit: Circuit) -> dict[str, Any]:
     nodes = [node for node in circuit.nodes if node not in ("input", "logits")]
-    sets = [("empty", [], 0.2), ("role mover", nodes[:1], 0.1), ("random", nodes[:5], 0.4), ("random", nodes[1:2], 0.3)]
+    sets = [
+        ("empty", [], 0.2),
+        ("role mover", nodes[:1], 0.1),
+        ("random", nodes[:5], 0.4),
+        ("random", nodes[1:2], 0.3),
+    ]
     sets.append(("greedy", nodes[2:4], 0.8))
     return {
         "model": "toy",
@@ -77,24 +92,42 @@ def evaluation_of(circuit: Circuit) -> dict[str, Any]:
         "kl": estimate(0.0123, 0.001),
         "agreement": estimate(0.87, 0.02),
         "completeness": {
-            "sets": [{"kind": kind, "nodes": chosen, "incompleteness": estimate(value)} for kind, chosen, value in sets],
+            "sets": [
+                {"kind": kind, "nodes": chosen, "incompleteness": estimate(value)}
+                for kind, chosen, value in sets
+            ],
             "max": estimate(0.8),
             "mean": estimate(0.36),
         },
-        "minimality": {"scores": {node: estimate(0.01 * (i + 3), 0.005) for i, node in enumerate(nodes)}, "below": nodes[:2], "bar": 0.05},
+        "minimality": {
+            "scores": {node: estimate(0.01 * (i + 3), 0.005) for i, node in enumerate(nodes)},
+            "below": nodes[:2],
+            "bar": 0.05,
+        },
         "curve": None,
     }
 
 
 def card_of(circuit: Circuit, node: str, role: str | None, tokens: list[str]) -> dict[str, Any]:
     rng = np.random.default_rng(sum(map(ord, node)))
-    into = sorted((edge for edge in circuit.edges if node_of(edge.split("->")[1]) == node), key=lambda edge: -abs(circuit.score(edge) or 0))
-    out = sorted((edge for edge in circuit.edges if edge.split("->")[0] == node), key=lambda edge: -abs(circuit.score(edge) or 0))
+    into = sorted(
+        (edge for edge in circuit.edges if node_of(edge.split("->")[1]) == node),
+        key=lambda edge: -abs(circuit.score(edge) or 0),
+    )
+    out = sorted(
+        (edge for edge in circuit.edges if edge.split("->")[0] == node),
+        key=lambda edge: -abs(circuit.score(edge) or 0),
+    )
     head, count = not node.startswith("m"), len(tokens)
     weights = np.tril(rng.dirichlet(np.full(count, 0.3), size=count)).round(6).tolist()
     named = {"S1": 1, "IO": 3, "END": count - 1}
     pattern = {"text": " ".join(tokens), "tokens": tokens, "weights": weights, "positions": named}
-    lens = {"text": " ".join(tokens), "at": "END", "promoted": [[" Mary", 3.5], [tokens[0], 1.0]], "suppressed": [["\n", -2.0]]}
+    lens = {
+        "text": " ".join(tokens),
+        "at": "END",
+        "promoted": [[" Mary", 3.5], [tokens[0], 1.0]],
+        "suppressed": [["\n", -2.0]],
+    }
     return {
         "node": node,
         "kind": "head" if head else "mlp",
@@ -116,20 +149,32 @@ ATTENTION: Any = [["END", "IO", 0.83], ["END", "S1", 0.05], ["IO", "S1", 0.4]]
 TOKENS = ["When", " Mary", " and", " John", " went", " to"]
 
 
-def explanation_of(circuit: Circuit, tokens: list[str] = TOKENS, roles: tuple[str, ...] = ("name mover", "induction")) -> dict[str, Any]:
-    nodes = [node for node in circuit.nodes if node in circuit.graph.sources[1:]]  # a group's keys and values are no node of their own
+def explanation_of(
+    circuit: Circuit, tokens: list[str] = TOKENS, roles: tuple[str, ...] = ("name mover", "induction")
+) -> dict[str, Any]:
+    # a group's keys and values are no node of their own
+    nodes = [node for node in circuit.nodes if node in circuit.graph.sources[1:]]
     of = {
-        node: roles[i % (len(roles) + 1)] if i % (len(roles) + 1) < len(roles) and node[0] == "a" else None for i, node in enumerate(nodes)
+        node: roles[i % (len(roles) + 1)] if i % (len(roles) + 1) < len(roles) and node[0] == "a" else None
+        for i, node in enumerate(nodes)
     }
     return {"cards": {node: card_of(circuit, node, of[node], tokens) for node in nodes}}
 
 
 def contents_of(circuit: Circuit, tokens: list[str] = TOKENS) -> dict[str, Any]:
-    side = {name: {"tokens": [word], "count": 1} for name, word in (("correct", " John"), ("incorrect", " Mary"))}
+    side = {
+        name: {"tokens": [word], "count": 1} for name, word in (("correct", " John"), ("incorrect", " Mary"))
+    }
     said = {"token": " John", "probability": 0.93, "logit_diff": 4.2, "right": True}
     other = {"token": " Mary", "probability": 0.41, "logit_diff": -1.7, "right": False}
     prompts = [
-        {"text": f"prompt {i}: {' '.join(tokens)}", **side, "full": said, "circuit": other if i == 2 else said, "agree": i != 2}
+        {
+            "text": f"prompt {i}: {' '.join(tokens)}",
+            **side,
+            "full": said,
+            "circuit": other if i == 2 else said,
+            "agree": i != 2,
+        }
         for i in range(4)
     ]
     curve = {"ranking": "eap_ig", "edges": [0, 2, 8, 32, 128], "cpr": estimate(0.7), "cmd": estimate(0.3)}
@@ -139,8 +184,19 @@ def contents_of(circuit: Circuit, tokens: list[str] = TOKENS) -> dict[str, Any]:
         "circuit": fingerprint(circuit),
         "no_curve": None,
         "no_cards": None,
-        "task": {"name": "ioi", "description": "Who gets it", "source": "somebody", "counterfactual": "abc", "asks": "Whose?"},
-        "example": {"clean": tokens, "corrupted": [*tokens[:-1], " from"], "positions": {"S1": 1, "IO": 3, "END": len(tokens) - 1}, **side},
+        "task": {
+            "name": "ioi",
+            "description": "Who gets it",
+            "source": "somebody",
+            "counterfactual": "abc",
+            "asks": "Whose?",
+        },
+        "example": {
+            "clean": tokens,
+            "corrupted": [*tokens[:-1], " from"],
+            "positions": {"S1": 1, "IO": 3, "END": len(tokens) - 1},
+            **side,
+        },
         "prompts": prompts,
         "curve": curve | {"normalized": [estimate(value) for value in (0.0, 0.1, 0.4, 0.9, 1.0)]},
     }
@@ -151,7 +207,10 @@ def make_run(folder: Path, circuit: Circuit, **parts: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     circuit.save(folder / "circuit.json")
     options = {"model": "toy", "task": "ioi", "method": "eap", "seed": 7}
-    values = {"run": {"options": options, "summary": {}, "command": ["x"], "started": "2026-01-01"}, "evaluation": evaluation_of(circuit)}
+    values = {
+        "run": {"options": options, "summary": {}, "command": ["x"], "started": "2026-01-01"},
+        "evaluation": evaluation_of(circuit),
+    }
     values |= {"explanation": explanation_of(circuit), "report": contents_of(circuit)} | parts
     for name, value in values.items():
         if value is not None:
@@ -238,7 +297,9 @@ def test_the_page_is_one_file_that_asks_for_nothing(tmp_path: Path, circuit: Cir
         assert "src" not in values and "srcset" not in values
         assert values.get("href", "#").startswith("#")
         assert not [name for name in values if name.startswith("on")]
-    assert "url(" not in path.read_text("utf-8").replace("url(#plot)", "") and "@import" not in path.read_text("utf-8")
+    assert "url(" not in path.read_text("utf-8").replace(
+        "url(#plot)", ""
+    ) and "@import" not in path.read_text("utf-8")
     (policy,) = (values["content"] for values in page.all("meta") if "http-equiv" in values)
     (script,) = page.scripts
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -260,7 +321,9 @@ def test_the_same_run_gives_the_same_bytes_wherever_it_lies(tmp_path: Path, circ
     write_json(runs[1] / "run.json", record | {"started": "2030-12-31", "command": ["other"], "threads": 9})
     code = "import sys; from circuitdiscovery.reporting.page import report; report(sys.argv[1])"
     for seed, run in zip(("1", "2"), runs, strict=True):
-        subprocess.run([sys.executable, "-c", code, run], env={**os.environ, "PYTHONHASHSEED": seed}, check=True)
+        subprocess.run(
+            [sys.executable, "-c", code, run], env={**os.environ, "PYTHONHASHSEED": seed}, check=True
+        )
     first, second = ((run / "report.html").read_bytes() for run in runs)
     assert first == second
     assert str(tmp_path).encode() not in first and b"2026-01-01" not in first
@@ -268,7 +331,10 @@ def test_the_same_run_gives_the_same_bytes_wherever_it_lies(tmp_path: Path, circ
 
 def test_a_complete_folder_needs_no_torch(tmp_path: Path, circuit: Circuit) -> None:
     run = make_run(tmp_path / "run", circuit)
-    code = "import sys; sys.modules['torch'] = None; from circuitdiscovery.reporting.page import report; report(sys.argv[1])"
+    code = (
+        "import sys; sys.modules['torch'] = None; from circuitdiscovery.reporting.page import report; "
+        "report(sys.argv[1])"
+    )
     result = subprocess.run([sys.executable, "-c", code, run], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
@@ -284,7 +350,10 @@ def test_out_writes_that_file_and_no_other(tmp_path: Path, circuit: Circuit) -> 
 def test_nothing_in_a_run_breaks_out_of_its_place(tmp_path: Path) -> None:
     circuit = circuit_of()
     circuit = Circuit(
-        circuit.graph, circuit.mask, circuit.scores, {**INFO, "model": {"name": EVIL, "digest": EVIL}, "versions": {EVIL: EVIL}}
+        circuit.graph,
+        circuit.mask,
+        circuit.scores,
+        {**INFO, "model": {"name": EVIL, "digest": EVIL}, "versions": {EVIL: EVIL}},
     )
     tokens = ["When", EVIL, " and", " John", "\n", " "]
     contents = contents_of(circuit, tokens)
@@ -296,7 +365,16 @@ def test_nothing_in_a_run_breaks_out_of_its_place(tmp_path: Path) -> None:
         card["scores"] = {EVIL: 0.5}
     evaluation = changed(evaluation_of(circuit), "completeness.sets.1.kind", f"role {EVIL}")
     record = {"options": {"model": EVIL, "task": "ioi", "ablation": EVIL}, "summary": {}}
-    page = page_of(make_run(tmp_path / "run", circuit, report=contents, explanation=explanation, evaluation=evaluation, run=record))
+    page = page_of(
+        make_run(
+            tmp_path / "run",
+            circuit,
+            report=contents,
+            explanation=explanation,
+            evaluation=evaluation,
+            run=record,
+        )
+    )
     assert len(page.scripts) == 1 and "broken" not in page.scripts[0]
     assert not page.all("img") and not [values for _, values in page.elements if "onerror" in values]
     assert page.text.count(EVIL) > 20
@@ -313,9 +391,13 @@ def test_the_page_stays_small(tmp_path: Path, graph: Graph, n: int) -> None:
 
 
 def test_a_real_models_circuit_is_drawn_in_part_and_says_so(tmp_path: Path) -> None:
-    """707 edges and some 200 nodes, with every card and attention pattern: still small, and the drawing still one to read."""
+    """707 edges and some 200 nodes, with every card and attention pattern: still
+    small, and the drawing still one to read.
+    """
     circuit = circuit_of(Graph(n_layers=30, n_heads=9, n_kv_heads=3), 707)
-    circuit = Circuit(circuit.graph, circuit.mask | circuit.graph.mask(["input->m0", "m0->logits"]), circuit.scores, INFO)
+    circuit = Circuit(
+        circuit.graph, circuit.mask | circuit.graph.mask(["input->m0", "m0->logits"]), circuit.scores, INFO
+    )
     text = report(make_run(tmp_path / "run", circuit)).read_text("utf-8")
     drawn, nodes = (
         set(re.findall(r'data-edge="([^"]+)"', text.replace("&gt;", ">").replace("&lt;", "<"))),
@@ -326,7 +408,12 @@ def test_a_real_models_circuit_is_drawn_in_part_and_says_so(tmp_path: Path) -> N
     assert text.count("<details") > 150 and len(text) < 5_000_000
     ends = set(re.findall(r'data-from="([^"]+)" data-to="([^"]+)"', text))
     groups = [node for node in nodes if ".kv" in node]
-    assert groups and all((group, head) in ends for group in groups for head in circuit.graph.reader_nodes(f"{group}<k>") if head in nodes)
+    assert groups and all(
+        (group, head) in ends
+        for group in groups
+        for head in circuit.graph.reader_nodes(f"{group}<k>")
+        if head in nodes
+    )
 
 
 # ---------------------------------------------------------------- what it says
@@ -352,8 +439,18 @@ def test_the_header_says_what_was_asked_and_how(tmp_path: Path, circuit: Circuit
 
 
 def test_the_command_names_no_folder_of_this_machine() -> None:
-    options = words.Options("/home/me/models/mine", "/home/me/my task.csv", method="eap_ig", device="cuda", batch_size=3, split_qkv=False)
-    assert words.command(options) == "circuitdiscovery discover ./mine './my task.csv' --method eap_ig --no-split-qkv"
+    options = words.Options(
+        "/home/me/models/mine",
+        "/home/me/my task.csv",
+        method="eap_ig",
+        device="cuda",
+        batch_size=3,
+        split_qkv=False,
+    )
+    assert (
+        words.command(options)
+        == "circuitdiscovery discover ./mine './my task.csv' --method eap_ig --no-split-qkv"
+    )
 
 
 def test_the_verdict_states_each_figure_with_its_interval(tmp_path: Path, circuit: Circuit) -> None:
@@ -369,7 +466,11 @@ def test_the_verdict_states_each_figure_with_its_interval(tmp_path: Path, circui
         f"{numbers.MINUS}0.1",
     ):
         assert said in text, said
-    for said in ("96% normalized faithfulness 93% to 99%", "87% same top token 85% to 89%", "0.0123 KL divergence, nats 0.0113 to 0.0133"):
+    for said in (
+        "96% normalized faithfulness 93% to 99%",
+        "87% same top token 85% to 89%",
+        "0.0123 KL divergence, nats 0.0113 to 0.0133",
+    ):
         assert said in text, said
     assert "40 edges" in text and f"{len(GRAPH)}" in text
     nodes = set(circuit.nodes) - {"input", "logits"}
@@ -398,7 +499,9 @@ VERDICTS = [
 ]
 
 
-@pytest.mark.parametrize(("part", "word"), VERDICTS, ids=[f"{word} {i}" for i, (_, word) in enumerate(VERDICTS)])
+@pytest.mark.parametrize(
+    ("part", "word"), VERDICTS, ids=[f"{word} {i}" for i, (_, word) in enumerate(VERDICTS)]
+)
 def test_the_verdict_is_honest(circuit: Circuit, part: dict[str, Any], word: str) -> None:
     found = words.verdict(evaluation_of(circuit) | part, 9, 15)
     assert found.word == word
@@ -431,23 +534,43 @@ WARNED: dict[str, dict[str, Any]] = {
 
 BESIDE_EMPTY = {
     "better by both": (estimate(0.96, 0.03), estimate(0.1, 0.05), None),
-    "better by neither": (estimate(0.02, 0.05), estimate(3.0, 0.6), "It is not better than the empty circuit: it keeps 2%"),
-    "worse than nothing": (estimate(-0.3, 0.05), estimate(5.7, 0.6), "It is not better than the empty circuit"),
+    "better by neither": (
+        estimate(0.02, 0.05),
+        estimate(3.0, 0.6),
+        "It is not better than the empty circuit: it keeps 2%",
+    ),
+    "worse than nothing": (
+        estimate(-0.3, 0.05),
+        estimate(5.7, 0.6),
+        "It is not better than the empty circuit",
+    ),
     "by the metric only": (
         estimate(0.9, 0.1),
         estimate(5.7, 0.6),
         "Only one of two measures finds it better than the empty circuit: it keeps",
     ),
-    "by KL only": (estimate(0.03, 0.04), estimate(2.0, 0.2), "Only one of two measures finds it better than the empty circuit: its KL"),
-    "touching": (estimate(0.05, 0.05), estimate(2.6, 0.5), "It is not better than the empty circuit"),  # [0, ..]; 3.1 is above 3.0
+    "by KL only": (
+        estimate(0.03, 0.04),
+        estimate(2.0, 0.2),
+        "Only one of two measures finds it better than the empty circuit: its KL",
+    ),
+    # [0, ..]; 3.1 is above 3.0
+    "touching": (estimate(0.05, 0.05), estimate(2.6, 0.5), "It is not better than the empty circuit"),
     "no share": (None, estimate(2.6, 0.5), None),
 }
 
 
 @pytest.mark.parametrize(("kept", "kl", "says"), BESIDE_EMPTY.values(), ids=BESIDE_EMPTY)
-def test_a_circuit_that_is_no_better_than_none_is_warned_of(kept: Any, kl: dict[str, float], says: str | None) -> None:
+def test_a_circuit_that_is_no_better_than_none_is_warned_of(
+    kept: Any, kl: dict[str, float], says: str | None
+) -> None:
     """The empty circuit's KL is 3.7 [3.0, 4.4]."""
-    evaluation = evaluation_of(circuit_of()) | {"normalized": kept, "kl": kl, "empty_kl": estimate(3.7, 0.7), "reason": "small"}
+    evaluation = evaluation_of(circuit_of()) | {
+        "normalized": kept,
+        "kl": kl,
+        "empty_kl": estimate(3.7, 0.7),
+        "reason": "small",
+    }
     found = words.warnings(evaluation)
     assert len(found) == (says is not None) and (says or "") in " ".join(found)
     assert all(sentence in words.verdict(evaluation, 9, 15).sentences for sentence in found)
@@ -457,9 +580,14 @@ def test_a_circuit_that_is_no_better_than_none_is_warned_of(kept: Any, kl: dict[
 
 
 @pytest.mark.parametrize(("there", "says"), [(0.96, False), (0.9, False), (0.8, True), (1.2, True)])
-def test_halves_of_the_prompts_that_disagree_are_warned_of(circuit: Circuit, there: float, says: bool) -> None:
+def test_halves_of_the_prompts_that_disagree_are_warned_of(
+    circuit: Circuit, there: float, says: bool
+) -> None:
     """Held out: 0.96 [0.93, 0.99]; on the search's prompts an interval of 0.04 to each side."""
-    contents = contents_of(circuit) | {"searched": {"examples": 48, "normalized": estimate(there, 0.04)}, "scores": None}
+    contents = contents_of(circuit) | {
+        "searched": {"examples": 48, "normalized": estimate(there, 0.04)},
+        "scores": None,
+    }
     found = words.warnings(evaluation_of(circuit), contents)
     assert len(found) == says
     for sentence in found:
@@ -474,24 +602,51 @@ def test_halves_of_the_prompts_that_disagree_are_warned_of(circuit: Circuit, the
 def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path, circuit: Circuit) -> None:
     evaluation = evaluation_of(circuit) | {"effort": "quick", "empty_kl": estimate(3.7, 0.7)}
     evaluation["minimality"]["unmeasured"] = ["m1", "a2.h3"]
-    contents = contents_of(circuit) | {"effort": "quick", "scores": {"positive": 66.25, "negative": -49.125, "difference": 4.25}}
+    contents = contents_of(circuit) | {
+        "effort": "quick",
+        "scores": {"positive": 66.25, "negative": -49.125, "difference": 4.25},
+    }
     explanation = explanation_of(circuit) | {"unmeasured": ["a1.h1", "m2"]}
     record = {"options": {"model": "toy", "task": "ioi"}, "summary": {}, "effort": "quick"}
-    text = page_of(make_run(tmp_path / "run", circuit, evaluation=evaluation, report=contents, explanation=explanation, run=record)).words()
+    text = page_of(
+        make_run(
+            tmp_path / "run",
+            circuit,
+            evaluation=evaluation,
+            report=contents,
+            explanation=explanation,
+            run=record,
+        )
+    ).words()
     assert "logit_diff, resample ablation, noising; quickly (--measure quick)" in text
     assert f"positive 66.2, negative {numbers.MINUS}49.1; F(M) {numbers.MINUS} F(empty) 4.25" in text
     assert "0.0113 to 0.0133; empty circuit 3.7" in text
     assert "Not measured, because their scores are smaller: m1, a2.h3." in text
     assert "Not measured, because their scores are smaller: a1.h1, m2." in text
-    assert "nodes of largest score never matter by 1% of the span" in text and "; the other 2 were not measured." in text
+    assert (
+        "nodes of largest score never matter by 1% of the span" in text
+        and "; the other 2 were not measured." in text
+    )
 
 
 def test_a_circuit_that_was_not_measured_has_a_page_that_says_so(tmp_path: Path, circuit: Circuit) -> None:
-    asked = {"metric": "logit_diff", "ablation": "resample", "direction": "noising", "examples": 64, "part": "held_out"}
+    asked = {
+        "metric": "logit_diff",
+        "ablation": "resample",
+        "direction": "noising",
+        "examples": 64,
+        "part": "held_out",
+    }
     contents = contents_of(circuit) | {"effort": "none", "asked": asked, "prompts": None, "curve": None}
-    contents |= {"no_curve": "not measured", "no_cards": "not measured", "scores": {"positive": 3.0, "negative": -1.0, "difference": None}}
+    contents |= {
+        "no_curve": "not measured",
+        "no_cards": "not measured",
+        "scores": {"positive": 3.0, "negative": -1.0, "difference": None},
+    }
     record = {"options": {"model": "toy", "task": "ioi", "measure": "none"}, "summary": {}, "effort": "none"}
-    page = page_of(make_run(tmp_path / "run", circuit, evaluation=None, explanation=None, report=contents, run=record))
+    page = page_of(
+        make_run(tmp_path / "run", circuit, evaluation=None, explanation=None, report=contents, run=record)
+    )
     text = page.words()
     for said in (
         "Not measured how much of the behaviour these 40 of",
@@ -499,9 +654,15 @@ def test_a_circuit_that_was_not_measured_has_a_page_that_says_so(tmp_path: Path,
         "There is no curve: not measured.",
     ):
         assert said in text, said
-    assert "There is no table of prompts: not measured." in text and "the logit difference" in text and "Who gets it" in text
+    assert (
+        "There is no table of prompts: not measured." in text
+        and "the logit difference" in text
+        and "Who gets it" in text
+    )
     assert f"positive 3, negative {numbers.MINUS}1" in text and "F(empty)" not in text
-    assert "%" not in text.partition("Not measured how")[2].partition("40 of")[0] and not page.all("table", **{"class": "bars"})
+    assert "%" not in text.partition("Not measured how")[2].partition("40 of")[0] and not page.all(
+        "table", **{"class": "bars"}
+    )
     assert {values["data-edge"] for values in page.all("g") if "data-edge" in values} == set(circuit.edges)
     targets = {values["href"][1:] for values in page.all("a") if "href" in values}
     assert targets <= set(page.ids)
@@ -517,12 +678,18 @@ def test_numbers_keep_three_digits(value: float) -> None:
 # ----------------------------------------------------------------- the drawing
 
 
-@pytest.mark.parametrize("graph", [GRAPH, GROUPED, Graph(2, 3, 3, split_qkv=False), Graph(2, 3, 3, has_mlp=False)], ids=str)
+@pytest.mark.parametrize(
+    "graph", [GRAPH, GROUPED, Graph(2, 3, 3, split_qkv=False), Graph(2, 3, 3, has_mlp=False)], ids=str
+)
 @pytest.mark.parametrize("scored", [True, False])
-def test_the_drawing_has_every_edge_with_its_ends_and_score(tmp_path: Path, graph: Graph, scored: bool) -> None:
+def test_the_drawing_has_every_edge_with_its_ends_and_score(
+    tmp_path: Path, graph: Graph, scored: bool
+) -> None:
     circuit = circuit_of(graph, 30, scored=scored)
     page = page_of(make_run(tmp_path / "run", circuit))
-    found = {values["data-edge"]: values for values in page.all("g", **{"class": "edge"}) if "data-edge" in values}
+    found = {
+        values["data-edge"]: values for values in page.all("g", **{"class": "edge"}) if "data-edge" in values
+    }
     assert set(found) == set(circuit.edges)
     for edge, values in found.items():
         source, receiver = edge.split("->")
@@ -533,7 +700,9 @@ def test_the_drawing_has_every_edge_with_its_ends_and_score(tmp_path: Path, grap
         assert values["aria-label"].startswith(edge)
     nodes = {values["data-node"]: values for values in page.all("a", **{"class": "node"})}
     assert set(nodes) == set(circuit.nodes)
-    assert all(values.get("href") == f"#card-{node}" for node, values in nodes.items() if node in graph.sources[1:])
+    assert all(
+        values.get("href") == f"#card-{node}" for node, values in nodes.items() if node in graph.sources[1:]
+    )
     assert bool([values for values in page.all("input") if values["type"] == "range"]) == scored
 
 
@@ -546,7 +715,11 @@ def test_roles_have_a_colour_and_a_letter_in_drawing_and_legend(tmp_path: Path, 
     for role, letter, colour in zip(roles, "AB", ROLE_COLOURS, strict=False):
         for node in (node for node, card in explanation["cards"].items() if card["role"] == role):
             (drawn,) = re.findall(rf'<a class="node" data-node="{re.escape(node)}".*?</a>', text)
-            assert f'fill="{colour.lower()}"' in drawn and f">{letter}</text>" in drawn and f'aria-label="{node}, {role}"' in drawn
+            assert (
+                f'fill="{colour.lower()}"' in drawn
+                and f">{letter}</text>" in drawn
+                and f'aria-label="{node}, {role}"' in drawn
+            )
         assert f'style="--tint:{colour}">{letter}</span> {role}' in text
     plain = [node for node, card in explanation["cards"].items() if not card["role"]]
     (drawn,) = re.findall(rf'<a class="node" data-node="{re.escape(plain[0])}".*?</a>', text)
@@ -588,10 +761,17 @@ def test_every_node_has_a_card_with_its_figures(tmp_path: Path, circuit: Circuit
 
 def test_heat_maps_have_a_cell_for_each_weight_at_its_place() -> None:
     weights = [[1.0, 0, 0], [0.25, 0.75, 0], [0.004, 0.396, 0.6]]
-    pattern = {"text": "a b c", "tokens": ["a", " <u>", " c"], "weights": weights, "positions": {"IO": 1, "END": 2}}
+    pattern = {
+        "text": "a b c",
+        "tokens": ["a", " <u>", " c"],
+        "weights": weights,
+        "positions": {"IO": 1, "END": 2},
+    }
     page = Page(charts.heat_map(pattern, 100))
     cells = {
-        (int(v["y"]) // charts.CELL, int(v["x"]) // charts.CELL): float(v["fill-opacity"]) for v in page.all("rect") if "fill-opacity" in v
+        (int(v["y"]) // charts.CELL, int(v["x"]) // charts.CELL): float(v["fill-opacity"])
+        for v in page.all("rect")
+        if "fill-opacity" in v
     }
     expected = {(r, c): w for r, row in enumerate(weights) for c, w in enumerate(row) if w >= 0.01}
     assert cells == pytest.approx(expected, abs=0.005)
@@ -632,7 +812,8 @@ def test_the_curve_is_logarithmic_and_marks_the_circuit() -> None:
     svg = charts.curve(known, edges=16, normalized=estimate(0.5, 0.1), total=479)
     (zero, *points), values = _points(svg), (0.1, 0.4, 0.9, 1.0)
     xs, ys = zip(*points, strict=True)
-    assert zero[0] < xs[0] and np.diff(xs) == pytest.approx(xs[1] - xs[0], abs=0.3)  # 2, 8, 32, 128: equal steps
+    # 2, 8, 32, 128: equal steps
+    assert zero[0] < xs[0] and np.diff(xs) == pytest.approx(xs[1] - xs[0], abs=0.3)
     slope = (ys[3] - ys[0]) / (values[3] - values[0])
     assert slope < 0 and [ys[0] + slope * (v - values[0]) for v in values] == pytest.approx(ys, abs=0.3)
     (x, y) = map(float, re.findall(r'class="marker" d="M([\d.]+),([\d.]+)', svg)[0])
@@ -654,7 +835,16 @@ def test_the_curve_takes_any_value(value: float) -> None:
 
 def test_the_curve_stands_alone_as_a_picture(tmp_path: Path) -> None:
     values = [Estimate(value, value - 0.1, value + 0.1) for value in (0.0, 0.5, 0.996)]
-    found = Curve((0.01, 0.1, 1.0), (5, 48, 479), (0, 40, 479), tuple(values), values[0], values[1], values[0], values[1])
+    found = Curve(
+        (0.01, 0.1, 1.0),
+        (5, 48, 479),
+        (0, 40, 479),
+        tuple(values),
+        values[0],
+        values[1],
+        values[0],
+        values[1],
+    )
     chart = found.plot(tmp_path / "curve.svg")
     assert chart._repr_svg_() == (tmp_path / "curve.svg").read_text("utf-8")
     root = ElementTree.fromstring(chart.svg)
@@ -668,7 +858,9 @@ def test_the_curve_stands_alone_as_a_picture(tmp_path: Path) -> None:
 # ------------------------------------------------------------ layer by head
 
 
-@pytest.mark.parametrize("graph", [Graph(4, 4, 4), Graph(30, 9, 3), Graph(12, 12, 12), Graph(2, 3, 3, has_mlp=False)], ids=str)
+@pytest.mark.parametrize(
+    "graph", [Graph(4, 4, 4), Graph(30, 9, 3), Graph(12, 12, 12), Graph(2, 3, 3, has_mlp=False)], ids=str
+)
 def test_node_scores_stand_by_layer_and_head(tmp_path: Path, graph: Graph) -> None:
     scores = Scores(graph, np.random.default_rng(1).normal(size=graph.allowed.shape), INFO)
     chart = scores.plot(tmp_path / "nodes.svg")
@@ -677,14 +869,22 @@ def test_node_scores_stand_by_layer_and_head(tmp_path: Path, graph: Graph) -> No
     for edge, (row, column) in zip(graph.edges, np.argwhere(graph.allowed), strict=True):
         sums[edge.split("->")[0]] = sums.get(edge.split("->")[0], 0.0) + float(scores.values[row, column])
     del sums["input"]
-    cells = {title.split(": ")[0]: (rect, title) for rect in ElementTree.fromstring(chart.svg).iter(f"{SVG}rect") for title in titles(rect)}
+    cells = {
+        title.split(": ")[0]: (rect, title)
+        for rect in ElementTree.fromstring(chart.svg).iter(f"{SVG}rect")
+        for title in titles(rect)
+    }
     assert set(cells) == set(sums)
     xs, ys = ({node: float(rect.get(axis, "")) for node, (rect, _) in cells.items()} for axis in "xy")
     for node, (rect, title) in cells.items():
         layer, column = re.findall(r"\d+", node)[0], node.partition(".")[2]
-        assert title == f"{node}: {numbers.number(sums[node])}" and rect.get("class") == ("plus" if sums[node] >= 0 else "minus")
+        assert title == f"{node}: {numbers.number(sums[node])}" and rect.get("class") == (
+            "plus" if sums[node] >= 0 else "minus"
+        )
         assert ys[node] == ys[f"a{layer}.h0"] and (not column or xs[node] == xs[f"a0.{column}"])
-        assert float(rect.get("fill-opacity", "")) ** 2 == pytest.approx(abs(sums[node]) / max(map(abs, sums.values())), abs=2e-3)
+        assert float(rect.get("fill-opacity", "")) ** 2 == pytest.approx(
+            abs(sums[node]) / max(map(abs, sums.values())), abs=2e-3
+        )
     places = [(ys[node], xs[node]) for node in graph.sources[1:]]
     assert places == sorted(places)  # layers downwards, heads to the right, the MLP after them
 
@@ -695,7 +895,9 @@ def test_scores_of_nothing_have_a_map_too() -> None:
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_the_page_has_the_map_of_the_runs_scores_else_of_the_kept_edges(tmp_path: Path, circuit: Circuit, own: bool) -> None:
+def test_the_page_has_the_map_of_the_runs_scores_else_of_the_kept_edges(
+    tmp_path: Path, circuit: Circuit, own: bool
+) -> None:
     folder = make_run(tmp_path / "run", circuit)
     scores = Scores(GRAPH, np.random.default_rng(9).normal(size=GRAPH.allowed.shape), INFO)
     if own:
@@ -706,7 +908,9 @@ def test_the_page_has_the_map_of_the_runs_scores_else_of_the_kept_edges(tmp_path
         score = scores.by_node()[node] if own else sum(circuit.score(edge) or 0.0 for edge in kept)
         assert f"<title>{node}: {numbers.number(score)}</title>" in text
     figure = Page(text.partition('id="node-scores">')[2].partition("</figure>")[0])
-    assert len(figure.all("rect", **{"class": "kept"})) == 1 + len({edge.split("->")[0] for edge in circuit.edges} - {"input"})
+    assert len(figure.all("rect", **{"class": "kept"})) == 1 + len(
+        {edge.split("->")[0] for edge in circuit.edges} - {"input"}
+    )
     without = make_run(tmp_path / "without", circuit_of(scored=False))
     assert 'id="node-scores"' not in report(without).read_text("utf-8")
 
@@ -722,9 +926,16 @@ def test_bars_are_as_long_as_their_values(tmp_path: Path, circuit: Circuit) -> N
         widths = [float(width) for width in re.findall(r'class="fill" style="width:([\d.]+)%', part)]
         largest = max(value + (0.05 if section == "completeness" else 0.005) for value in values)
         assert widths == pytest.approx([100 * value / largest for value in values], abs=0.01)
-    assert float(re.findall(r"--bar:([\d.]+)%", text)[0]) == pytest.approx(100 * evaluation["minimality"]["bar"] / largest, abs=0.01)
+    assert float(re.findall(r"--bar:([\d.]+)%", text)[0]) == pytest.approx(
+        100 * evaluation["minimality"]["bar"] / largest, abs=0.01
+    )
     kinds = re.findall(r'scope="rowgroup">(.*?)<', text)
-    assert kinds == ["nothing knocked out", "role mover", "a random half of the nodes", "the nodes that drive them furthest apart"]
+    assert kinds == [
+        "nothing knocked out",
+        "role mover",
+        "a random half of the nodes",
+        "the nodes that drive them furthest apart",
+    ]
     below = re.findall(r'<tr class="below"><td class="names">.*?#card-([^"]+)".*?below 1%', text)
     assert below == evaluation["minimality"]["below"]
 
@@ -751,10 +962,16 @@ def test_without_a_curve_the_page_says_why(tmp_path: Path, circuit: Circuit) -> 
 def test_what_is_no_run_folder_is_refused(tmp_path: Path, circuit: Circuit) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    for name, why in (("missing", "there is no such folder"), ("empty", "it has no run.json"), ("file", "it is a file")):
+    for name, why in (
+        ("missing", "there is no such folder"),
+        ("empty", "it has no run.json"),
+        ("file", "it is a file"),
+    ):
         with pytest.raises(CircuitDiscoveryError, match=f"{name} is no run folder: {why}"):
             report(tmp_path / name)
-    unfinished = make_run(tmp_path / "run", circuit, run={"options": {"model": "toy", "task": "ioi", "seed": 3}})
+    unfinished = make_run(
+        tmp_path / "run", circuit, run={"options": {"model": "toy", "task": "ioi", "seed": 3}}
+    )
     with pytest.raises(
         CircuitDiscoveryError,
         match=r"report\.html are missing; go on with: circuitdiscovery discover toy ioi --seed 3 --out .*run --resume",
@@ -775,17 +992,47 @@ BROKEN = [
     ("evaluation", "kl.low", ..., "evaluation.json: the field 'kl.low' is missing"),
     ("evaluation", "kl", 3, "evaluation.json: the field 'kl' must not be 3"),
     ("evaluation", "examples", True, "evaluation.json: the field 'examples' must not be True"),
-    ("evaluation", "minimality.unmeasured", [3], "evaluation.json: the field 'minimality.unmeasured.0' must not be 3"),
+    (
+        "evaluation",
+        "minimality.unmeasured",
+        [3],
+        "evaluation.json: the field 'minimality.unmeasured.0' must not be 3",
+    ),
     ("evaluation", "empty_kl", 3, "evaluation.json: the field 'empty_kl' must not be 3"),
     ("explanation", "unmeasured", "m0", "explanation.json: the field 'unmeasured' must not be 'm0'"),
     ("report", "searched", {"examples": 3}, "report.json: the field 'searched.normalized' is missing"),
     ("report", "scores", 1, "report.json: the field 'scores' must not be 1"),
-    ("evaluation", "completeness.sets.1.nodes", [4], "evaluation.json: the field 'completeness.sets.1.nodes.0' must not be 4"),
+    (
+        "evaluation",
+        "completeness.sets.1.nodes",
+        [4],
+        "evaluation.json: the field 'completeness.sets.1.nodes.0' must not be 4",
+    ),
     ("evaluation", "edges", 7, "of a circuit of 7 edges, but circuit.json has 40"),
-    ("explanation", "cards.m0.effect.value", "big", "explanation.json: the field 'cards.m0.effect.value' must not be 'big'"),
-    ("explanation", "cards.m0.in_edges", [["input->m0"]], "the field 'cards.m0.in_edges.0' must hold 2 things, not 1"),
-    ("explanation", "cards.a0.h0.patterns.0.weights.1", [1.0], "explanation.json: the field 'cards.a0.h0.patterns' holds lists"),
-    ("report", "example.corrupted", ["a"], "report.json: the field 'example' holds lists that do not fit together"),
+    (
+        "explanation",
+        "cards.m0.effect.value",
+        "big",
+        "explanation.json: the field 'cards.m0.effect.value' must not be 'big'",
+    ),
+    (
+        "explanation",
+        "cards.m0.in_edges",
+        [["input->m0"]],
+        "the field 'cards.m0.in_edges.0' must hold 2 things, not 1",
+    ),
+    (
+        "explanation",
+        "cards.a0.h0.patterns.0.weights.1",
+        [1.0],
+        "explanation.json: the field 'cards.a0.h0.patterns' holds lists",
+    ),
+    (
+        "report",
+        "example.corrupted",
+        ["a"],
+        "report.json: the field 'example' holds lists that do not fit together",
+    ),
     ("report", "curve.edges", [1, 2], "report.json: the field 'curve' holds lists that do not fit together"),
     ("explanation", "cards", ..., "explanation.json: the field 'cards' is missing"),
     ("report", "prompts.2.agree", 1, "report.json: the field 'prompts.2.agree' must not be 1"),
@@ -795,8 +1042,12 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("file", "field", "to", "says"), BROKEN, ids=[f"{file} {field}" for file, field, _, _ in BROKEN])
-def test_a_broken_file_is_named_with_its_field(tmp_path: Path, circuit: Circuit, file: str, field: str, to: Any, says: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "field", "to", "says"), BROKEN, ids=[f"{file} {field}" for file, field, _, _ in BROKEN]
+)
+def test_a_broken_file_is_named_with_its_field(
+    tmp_path: Path, circuit: Circuit, file: str, field: str, to: Any, says: str
+) -> None:
     run = make_run(tmp_path / "run", circuit)
     write_json(run / f"{file}.json", changed(read_json(run / f"{file}.json"), field, to))
     with pytest.raises(CircuitDiscoveryError, match=re.escape(says)):
@@ -804,7 +1055,9 @@ def test_a_broken_file_is_named_with_its_field(tmp_path: Path, circuit: Circuit,
     assert not (run / "report.html").exists()
 
 
-@pytest.mark.parametrize("file", ["circuit.json", "evaluation.json", "report.json", "explanation.json", "run.json"])
+@pytest.mark.parametrize(
+    "file", ["circuit.json", "evaluation.json", "report.json", "explanation.json", "run.json"]
+)
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
 def test_a_torn_file_is_named(tmp_path: Path, circuit: Circuit, file: str, text: str) -> None:
     run = make_run(tmp_path / "run", circuit)
@@ -833,7 +1086,12 @@ def test_without_its_model_an_older_run_still_has_a_page(tmp_path: Path, circuit
     assert {values["data-edge"] for values in page.all("g") if "data-edge" in values} == set(circuit.edges)
     assert "96% [93%, 99%]" in page.words() and "Indirect object identification" in page.words()
     assert "abc. What tells the name at all?" in page.words()  # as the task's file says
-    assert {path.name for path in run.iterdir()} == {"circuit.json", "evaluation.json", "run.json", "report.html"}
+    assert {path.name for path in run.iterdir()} == {
+        "circuit.json",
+        "evaluation.json",
+        "run.json",
+        "report.html",
+    }
 
 
 def test_what_was_explained_of_another_circuit_is_not_shown(tmp_path: Path, circuit: Circuit) -> None:
@@ -843,7 +1101,9 @@ def test_what_was_explained_of_another_circuit_is_not_shown(tmp_path: Path, circ
     assert "There are no cards:" in page.words() and not page.all("details")
 
 
-def test_a_full_disk_leaves_the_page_that_was_there(tmp_path: Path, circuit: Circuit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_page_that_was_there(
+    tmp_path: Path, circuit: Circuit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tmp_path / "run", circuit)
     report(run).write_text("the page of before")
 

@@ -16,8 +16,16 @@ from circuitdiscovery.reporting.page import report
 from tests.test_report import EVIL, GRAPH, GROUPED, TOKENS, circuit_of, contents_of, explanation_of, make_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, chromium-browser or google-chrome on the PATH")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs chromium, chromium-browser or google-chrome on the PATH"
+)
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 QUIET += ["--disable-component-update", "--disable-sync"]
 LAPTOP = {"width": 1280, "height": 800}
 
@@ -33,7 +41,9 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def browse(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a file in a window of its own; whatever the page says on the console or asks of the network fails the test."""
+    """Opens a file in a window of its own; whatever the page says on the
+    console or asks of the network fails the test.
+    """
     said: list[str] = []
     asked: list[str] = []
     contexts = []
@@ -87,7 +97,9 @@ def view(circuit: Circuit, edges: set[str] | None = None) -> Any:
 # ------------------------------------------------------------------ pointing
 
 
-def test_pointing_at_an_edge_names_it_and_its_score(browse: Callable[..., Any], path: Path, circuit: Circuit) -> None:
+def test_pointing_at_an_edge_names_it_and_its_score(
+    browse: Callable[..., Any], path: Path, circuit: Circuit
+) -> None:
     page = browse(path)
     page.locator("#drawing").scroll_into_view_if_needed()
     find = """name => {
@@ -115,7 +127,9 @@ def test_pointing_at_an_edge_names_it_and_its_score(browse: Callable[..., Any], 
     assert page.locator("#tip").is_hidden()
 
 
-def test_the_keyboard_reaches_the_edges_strongest_first(browse: Callable[..., Any], path: Path, circuit: Circuit) -> None:
+def test_the_keyboard_reaches_the_edges_strongest_first(
+    browse: Callable[..., Any], path: Path, circuit: Circuit
+) -> None:
     page = browse(path)
     strongest = sorted(circuit.edges, key=lambda name: -abs(circuit.score(name) or 0))
     stops = page.eval_on_selector_all('.edge[tabindex="0"]', "edges => edges.map(edge => edge.dataset.edge)")
@@ -139,7 +153,9 @@ def test_the_keyboard_reaches_the_edges_strongest_first(browse: Callable[..., An
 
 
 @pytest.mark.parametrize("graph", [GRAPH, GROUPED], ids=["heads", "groups"])
-def test_a_chosen_node_lights_what_leads_to_it_and_what_it_leads_to(tmp_path: Path, browse: Callable[..., Any], graph: Graph) -> None:
+def test_a_chosen_node_lights_what_leads_to_it_and_what_it_leads_to(
+    tmp_path: Path, browse: Callable[..., Any], graph: Graph
+) -> None:
     circuit = circuit_of(graph, 30, seed=3)
     page = browse(report(make_run(tmp_path / "run", circuit)))
     known = view(circuit)
@@ -147,11 +163,15 @@ def test_a_chosen_node_lights_what_leads_to_it_and_what_it_leads_to(tmp_path: Pa
         page.locator(f'.node[data-node="{node}"]').click()
         up, down = nx.ancestors(known, node), nx.descendants(known, node)
         assert (lit(page, "selected"), lit(page, "upstream"), lit(page, "downstream")) == ({node}, up, down)
-        used = page.eval_on_selector_all(".edge.upstream[data-edge]", "edges => edges.map(edge => [edge.dataset.from, edge.dataset.to])")
+        used = page.eval_on_selector_all(
+            ".edge.upstream[data-edge]", "edges => edges.map(edge => [edge.dataset.from, edge.dataset.to])"
+        )
         assert {tuple(edge) for edge in used} == {
             (a, b) for a, b in known.edges if b in up | {node} and (a, b) in circuit.to_networkx().edges()
         }
-        opened = page.eval_on_selector_all("details.card[open]", "cards => cards.map(card => card.dataset.card)")
+        opened = page.eval_on_selector_all(
+            "details.card[open]", "cards => cards.map(card => card.dataset.card)"
+        )
         assert node not in graph.sources[1:] or node in opened
         assert page.locator("#selection").inner_text().startswith(f"{node}. Upstream: ")
     page.keyboard.press("Escape")
@@ -170,7 +190,8 @@ def test_tab_and_enter_do_what_a_click_does(browse: Callable[..., Any], path: Pa
         names += [name] if name else []
         if name == "m1":
             assert (
-                page.evaluate("getComputedStyle(document.activeElement.querySelector('polygon')).strokeWidth") == "3px"
+                page.evaluate("getComputedStyle(document.activeElement.querySelector('polygon')).strokeWidth")
+                == "3px"
             )  # is seen to have it
             page.keyboard.press("Enter")
             assert page.locator('details.card[data-card="m1"]').get_attribute("open") is not None
@@ -195,7 +216,8 @@ def test_a_link_in_a_card_opens_the_other(browse: Callable[..., Any], path: Path
     assert page.locator(f'details.card[data-card="{other}"]').get_attribute("open") is not None
     card = page.locator(f'details.card[data-card="{other}"]').bounding_box()
     assert 0 <= card["y"] < LAPTOP["height"] / 2
-    assert page.locator("#drawing").bounding_box()["y"] < LAPTOP["height"]  # the drawing stays in sight beside it
+    # the drawing stays in sight beside it
+    assert page.locator("#drawing").bounding_box()["y"] < LAPTOP["height"]
 
 
 def test_the_first_tab_offers_to_skip(browse: Callable[..., Any], path: Path) -> None:
@@ -224,7 +246,11 @@ def test_the_slider_hides_the_weakest(tmp_path: Path, browse: Callable[..., Any]
         assert page.locator("#left").inner_text().startswith(f"{len(left)} of 30 edges")
         assert page.locator("#weak").get_attribute("aria-valuetext").startswith(f"{len(left)} of 30 edges")
         known = view(circuit, left)
-        faded = set(page.eval_on_selector_all(".node", "all => all.filter(n => getComputedStyle(n).opacity < 1).map(n => n.dataset.node)"))
+        faded = set(
+            page.eval_on_selector_all(
+                ".node", "all => all.filter(n => getComputedStyle(n).opacity < 1).map(n => n.dataset.node)"
+            )
+        )
         assert faded == set(circuit.nodes) - set(known)
         page.locator(".node[data-node=logits]").click()
         assert lit(page, "upstream") == (nx.ancestors(known, "logits") if "logits" in known else set())
@@ -246,7 +272,9 @@ def test_a_real_models_drawing_works(tmp_path: Path, browse: Callable[..., Any])
     circuit = circuit_of(Graph(n_layers=30, n_heads=9, n_kv_heads=3), 7000, seed=1)
     page = browse(report(make_run(tmp_path / "run", circuit)), viewport={"width": 1440, "height": 900})
     drawn = shown_edges(page)
-    assert 0 < len(drawn) <= 60 and f"{len(drawn)} of 7,000 edges shown" in page.locator("#circuit").inner_text()
+    assert (
+        0 < len(drawn) <= 60 and f"{len(drawn)} of 7,000 edges shown" in page.locator("#circuit").inner_text()
+    )
     names = page.eval_on_selector_all(".node", "nodes => nodes.map(node => node.dataset.node)")
     group = next(name for name in names if ".kv" in name)
     page.locator(f'.node[data-node="{group}"]').click()
@@ -267,7 +295,8 @@ def test_a_real_models_drawing_works(tmp_path: Path, browse: Callable[..., Any])
 
 # --------------------------------------------------------------------- looks
 
-# Every text on the screen with its colour and what it stands on, as [r, g, b]; a tint over the ground is mixed in.
+# Every text on the screen with its colour and what it stands on, as [r, g,
+# b]; a tint over the ground is mixed in.
 COLOURS = """() => {
     const parse = text => {
         const numbers = (text.match(/-?[\\d.]+(e-?\\d+)?/g) || []).map(Number), unit = text.startsWith("color(") ? 255 : 1;
@@ -304,7 +333,10 @@ def contrast(one: list[float], other: list[float]) -> float:
     """WCAG 2.2's contrast ratio of two sRGB colours."""
 
     def luminance(colour: list[float]) -> float:
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in colour)]
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+            for c in (value / 255 for value in colour)
+        ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
@@ -318,14 +350,18 @@ def test_contrast_is_what_wcag_says() -> None:
 
 @pytest.mark.parametrize("media", ["screen", "print"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_can_be_read(tmp_path: Path, browse: Callable[..., Any], path: Path, scheme: str, media: str) -> None:
+def test_every_text_can_be_read(
+    tmp_path: Path, browse: Callable[..., Any], path: Path, scheme: str, media: str
+) -> None:
     page = browse(path, color_scheme=scheme)
     page.emulate_media(media=media, color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach(card => { card.open = true; })")
     texts = page.evaluate(COLOURS)
     page.screenshot(path=tmp_path / f"{scheme}-{media}.png", full_page=True)
     assert len(texts) > 500
-    unreadable = [(text, round(contrast(ink, ground), 2)) for text, ink, ground in texts if contrast(ink, ground) < 4.5]
+    unreadable = [
+        (text, round(contrast(ink, ground), 2)) for text, ink, ground in texts if contrast(ink, ground) < 4.5
+    ]
     assert not unreadable
     dark = sum(page.evaluate(COLOURS)[0][2]) < 3 * 128
     assert dark == (scheme == "dark" and media == "screen")
@@ -338,29 +374,41 @@ def test_on_paper_everything_is_open_and_nothing_is_hidden(
     page.locator("#weak").fill("20")
     page.locator(".node[data-node=m1]").click()
     page.emulate_media(media="print")
-    page.wait_for_function("!document.querySelector('details.card:not([open])')")  # the page hears of it a moment later
+    # the page hears of it a moment later
+    page.wait_for_function("!document.querySelector('details.card:not([open])')")
     assert shown_edges(page) == set(circuit.edges)
-    heights = page.eval_on_selector_all(".card-body", "bodies => bodies.map(body => body.getBoundingClientRect().height)")
+    heights = page.eval_on_selector_all(
+        ".card-body", "bodies => bodies.map(body => body.getBoundingClientRect().height)"
+    )
     assert len(heights) == len(circuit.nodes) - 2 and min(heights) > 50
     for hidden in ("#weak", "nav", "#selection", "#open-all"):
         assert page.locator(hidden).is_hidden()
-    assert {page.evaluate(f"getComputedStyle(document.querySelector('{what}')).breakInside") for what in (".card", "tr", "figure")} == {
-        "avoid"
-    }
-    opacities = page.eval_on_selector_all(".node, .edge", "all => all.map(each => getComputedStyle(each).opacity)")
+    assert {
+        page.evaluate(f"getComputedStyle(document.querySelector('{what}')).breakInside")
+        for what in (".card", "tr", "figure")
+    } == {"avoid"}
+    opacities = page.eval_on_selector_all(
+        ".node, .edge", "all => all.map(each => getComputedStyle(each).opacity)"
+    )
     assert set(opacities) == {"1"}
     page.set_viewport_size({"width": 688, "height": 1016})  # A4 within margins of 14 mm
-    tallest = page.eval_on_selector_all(".card", "cards => Math.max(...cards.map(card => card.getBoundingClientRect().height))")
+    tallest = page.eval_on_selector_all(
+        ".card", "cards => Math.max(...cards.map(card => card.getBoundingClientRect().height))"
+    )
     assert tallest < 1016
     assert len(page.pdf(path=tmp_path / "page.pdf")) > 20_000
     page.emulate_media(media="screen")
     page.wait_for_function("document.querySelector('details.card:not([open])')")
     assert len(shown_edges(page)) == 20
-    assert page.eval_on_selector_all("details.card[open]", "cards => cards.map(card => card.dataset.card)") == ["m1"]
+    assert page.eval_on_selector_all(
+        "details.card[open]", "cards => cards.map(card => card.dataset.card)"
+    ) == ["m1"]
 
 
 @pytest.mark.parametrize("width", [420, 800, 1280, 1920])
-def test_nothing_is_wider_than_the_window(tmp_path: Path, browse: Callable[..., Any], path: Path, width: int) -> None:
+def test_nothing_is_wider_than_the_window(
+    tmp_path: Path, browse: Callable[..., Any], path: Path, width: int
+) -> None:
     page = browse(path, viewport={"width": width, "height": 800})
     page.evaluate("document.querySelectorAll('details').forEach(card => { card.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,4 +1,6 @@
-"""What heads do: interventions as another implementation makes them, and roles where they are known, by construction or by intervening."""
+"""What heads do: interventions as another implementation makes them, and roles where they are
+known, by construction or by intervening.
+"""
 
 from __future__ import annotations
 
@@ -45,21 +47,48 @@ def test_another_word_is_another_examples_and_new_to_the_prompt(gpt2: Tiny) -> N
     answers: dict[str, Any] = {"correct": [20, 20, 20, 21], "incorrect": [21, 21, 21, 20]}
     task = Task.from_tokens(clean=rows, corrupted=rows, positions={"X": 1}, **answers)
     found = other_word(task, "X")
-    # the last example's answers contradict the others'; where none does, or its word stands there already, the next one's is taken
-    assert found is not None and [e.corrupted for e in found.examples] == [(1, 8, 3), (4, 8, 5), (6, 8, 2), (7, 2, 9)]
-    agreeing = other_word(Task.from_tokens(clean=rows, corrupted=rows, correct=[20] * 4, incorrect=[21] * 4, positions={"X": 1}), "X")
-    assert agreeing is not None and [e.corrupted for e in agreeing.examples] == [(1, 8, 3), (4, 1, 5), (6, 8, 2), (7, 2, 9)]
+    # the last example's answers contradict the others'; where none does, or its word stands
+    # there already, the next one's is taken
+    assert found is not None and [e.corrupted for e in found.examples] == [
+        (1, 8, 3),
+        (4, 8, 5),
+        (6, 8, 2),
+        (7, 2, 9),
+    ]
+    agreeing = other_word(
+        Task.from_tokens(
+            clean=rows, corrupted=rows, correct=[20] * 4, incorrect=[21] * 4, positions={"X": 1}
+        ),
+        "X",
+    )
+    assert agreeing is not None and [e.corrupted for e in agreeing.examples] == [
+        (1, 8, 3),
+        (4, 1, 5),
+        (6, 8, 2),
+        (7, 2, 9),
+    ]
     assert (
         other_word(
-            Task.from_tokens(clean=[[1, 2], [3, 2]], corrupted=[[1, 2]] * 2, correct=[3, 4], incorrect=[5, 6], positions={"X": 1}), "X"
+            Task.from_tokens(
+                clean=[[1, 2], [3, 2]],
+                corrupted=[[1, 2]] * 2,
+                correct=[3, 4],
+                incorrect=[5, 6],
+                positions={"X": 1},
+            ),
+            "X",
         )
         is None
     )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_another_word_changes_what_a_head_writes_moves_or_matches(name: str, tinies: Callable[[str], Tiny]) -> None:
-    """On the bridge's hooks: its out-edges, the edges into its values, and those into its keys with the other run at that place alone."""
+def test_another_word_changes_what_a_head_writes_moves_or_matches(
+    name: str, tinies: Callable[[str], Tiny]
+) -> None:
+    """On the bridge's hooks: its out-edges, the edges into its values, and those into its
+    keys with the other run at that place alone.
+    """
     tiny = tinies(name)
     task = task_of(tiny, positions={"X": [1, 2, 1, 3, 2]})
     graph, reference = tiny.model.graph, tiny.reference
@@ -76,15 +105,24 @@ def test_another_word_changes_what_a_head_writes_moves_or_matches(name: str, tin
         moved[row, columns] = graph.allowed[row, columns]
         full, less = (reference.patched(clean, values, each)[:, -1] for each in (np.zeros_like(moved), moved))
         rows = torch.arange(5)
-        return float(((full - less)[rows, tiny.prompts.correct] - (full - less)[rows, tiny.prompts.incorrect]).mean())
+        return float(
+            ((full - less)[rows, tiny.prompts.correct] - (full - less)[rows, tiny.prompts.incorrect]).mean()
+        )
 
     asked: list[Asked] = [(node, "X", part) for node in ("a1.h3", "a2.h1") for part in PARTS]
     found = trials_of(tiny, task).other_words(asked, {"X": other})
     for node, layer, head in (("a1.h3", 1, 3), ("a2.h1", 2, 1)):
         group = head // (graph.n_heads // graph.n_kv_heads)
-        assert float(found[node, "X", "whole"]) == pytest.approx(damage(carried, graph.source_index[node], slice(None)), abs=1e-4)
-        for values, letter, told in ((carried, "v", found[node, "X", "values"]), (at_x, "k", found[node, "X", "keys"])):
-            assert float(told) == pytest.approx(damage(values, slice(None), graph.columns(layer, letter)[group]), abs=1e-4)
+        assert float(found[node, "X", "whole"]) == pytest.approx(
+            damage(carried, graph.source_index[node], slice(None)), abs=1e-4
+        )
+        for values, letter, told in (
+            (carried, "v", found[node, "X", "values"]),
+            (at_x, "k", found[node, "X", "keys"]),
+        ):
+            assert float(told) == pytest.approx(
+                damage(values, slice(None), graph.columns(layer, letter)[group]), abs=1e-4
+            )
 
 
 def test_edges_alone_are_ablated_alone(gpt2: Tiny) -> None:
@@ -96,7 +134,8 @@ def test_edges_alone_are_ablated_alone(gpt2: Tiny) -> None:
 
 
 def test_attention_without_the_copies_of_the_last_token(gpt2: Tiny) -> None:
-    rows = [[5, 6, 7, 8, 5], [9, 10, 9, 11, 9], [12, 13, 14, 16, 16]]  # of the last one's copy END itself is what follows
+    # of the last one's copy END itself is what follows
+    rows = [[5, 6, 7, 8, 5], [9, 10, 9, 11, 9], [12, 13, 14, 16, 16]]
     task = Task.from_tokens(clean=rows, corrupted=rows, correct=[1, 2, 3], incorrect=[4, 5, 6])
     # each copy gives way to the next example's token at its place, if that is new to the prompt
     changed = {0: ([9, 6, 7, 8, 5], [1]), 1: ([12, 10, 14, 11, 9], [1, 3])}
@@ -104,24 +143,35 @@ def test_attention_without_the_copies_of_the_last_token(gpt2: Tiny) -> None:
         sum(float(bridge_attention(gpt2.reference, torch.tensor([prompt]))[1, 0, 3, 4, at]) for at in after)
         for prompt, after in changed.values()
     ]
-    assert trials_of(gpt2, task).after_copies(["a1.h3"])["a1.h3"] == pytest.approx(np.mean(expected), abs=1e-5)
+    assert trials_of(gpt2, task).after_copies(["a1.h3"])["a1.h3"] == pytest.approx(
+        np.mean(expected), abs=1e-5
+    )
     weights = bridge_attention(gpt2.reference, torch.tensor(rows))[1, :, 3, 4]  # [N, T]
     sights = Sights(gpt2.model, task, cd.Circuit.full(gpt2.model.graph), ["a1.h3"])
     for seen in observe(gpt2.model, task):
         sights.add(seen)
-    assert sights.induction("a1.h3") == pytest.approx(float(weights[0, 1] + weights[1, 1] + weights[1, 3]) / 2, abs=1e-5)
+    assert sights.induction("a1.h3") == pytest.approx(
+        float(weights[0, 1] + weights[1, 1] + weights[1, 3]) / 2, abs=1e-5
+    )
 
 
 # ------------------------------------------------------------------ roles that are known by construction
 
-HEADS = {"induction": ("induction", "previous token"), "ioi": ("duplicate token", "S-inhibition", "name mover")}
+HEADS = {
+    "induction": ("induction", "previous token"),
+    "ioi": ("duplicate token", "S-inhibition", "name mover"),
+}
 
 
 def known_heads(problem: Problem) -> dict[str, tuple[str, ...]]:
-    return {role: nodes for role, nodes in problem.truth.roles.items() if all(node[0] == "a" for node in nodes)}
+    return {
+        role: nodes for role, nodes in problem.truth.roles.items() if all(node[0] == "a" for node in nodes)
+    }
 
 
-@pytest.mark.parametrize("name", [f"{program}{form}" for program in HEADS for form in ("", "-hard", "-hard-layernorm")])
+@pytest.mark.parametrize(
+    "name", [f"{program}{form}" for program in HEADS for form in ("", "-hard", "-hard-layernorm")]
+)
 def test_planted_heads_have_their_roles_and_no_other_head_has_one(name: str) -> None:
     problem = PLANTED[name]()
     found = cd.explain(problem.model, problem.task, cd.Circuit.full(problem.model.graph))
@@ -141,14 +191,19 @@ def test_planted_attention_scores_and_attributions_are_what_was_built() -> None:
     assert cards["a1.h1"].scores["induction"] == pytest.approx(1, abs=0.01)
     assert cards["a1.h1"].attention["END", "next"] == pytest.approx(1, abs=0.01)
     assert cards["a1.h1"].scores["copying"] > 0.99
-    assert float(cards["a1.h1"].direct) == pytest.approx(6, abs=0.01) and float(cards["a0.h2"].direct) == pytest.approx(0, abs=0.01)
+    assert float(cards["a1.h1"].direct) == pytest.approx(6, abs=0.01) and float(
+        cards["a0.h2"].direct
+    ) == pytest.approx(0, abs=0.01)
     two = PLANTED["ioi"]()
     cards = cd.explain(two.model, two.task, two.truth).cards
     assert cards["a2.h1"].attention["END", "S2"] == pytest.approx(1, abs=0.01)
     assert float(cards["a4.h1"].direct) == pytest.approx(6, abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["xproportion", "xproportion-hard", "and-hard", "or", "semisynthetic-fraction", "semisynthetic-gate"])
+@pytest.mark.parametrize(
+    "name",
+    ["xproportion", "xproportion-hard", "and-hard", "or", "semisynthetic-fraction", "semisynthetic-gate"],
+)
 def test_heads_that_do_none_of_these_things_have_no_role(name: str) -> None:
     problem = PLANTED[name]()
     found = cd.explain(problem.model, problem.task, cd.Circuit.full(problem.model.graph))
@@ -171,14 +226,18 @@ def test_a_head_that_writes_against_the_answer_is_a_negative_mover() -> None:
     found = cd.explain(with_head(problem, -0.4), problem.task, cd.Circuit.full(problem.model.graph))
     assert dict(found.roles) == {"mover": ("a3.h0",), "negative mover": ("a3.h1",)}
     assert float(found.cards["a3.h1"].direct) == pytest.approx(-0.4 * 6, abs=0.01)
-    assert any(sentence.startswith("In 100% of the prompts the answer is among the 5 lowest") for sentence in found.cards["a3.h1"].evidence)
+    assert any(
+        sentence.startswith("In 100% of the prompts the answer is among the 5 lowest")
+        for sentence in found.cards["a3.h1"].evidence
+    )
 
 
 def test_a_head_that_writes_too_little_is_no_mover() -> None:
     problem = PLANTED["reverse"]()
     found = cd.explain(with_head(problem, 0.03), problem.task, cd.Circuit.full(problem.model.graph))
     assert dict(found.roles) == {"mover": ("a3.h0",)}
-    assert found.cards["a3.h1"].scores == pytest.approx(found.cards["a3.h0"].scores)  # whatever it looks at and copies
+    # whatever it looks at and copies
+    assert found.cards["a3.h1"].scores == pytest.approx(found.cards["a3.h0"].scores)
 
 
 def test_names_are_for_tasks_with_a_position_of_that_name() -> None:
@@ -192,7 +251,8 @@ def test_names_are_for_tasks_with_a_position_of_that_name() -> None:
     assert found.cards["a4.h1"].role == "mover" and found.cards["a2.h1"].role != "S-inhibition"
 
 
-# ------------------------------------------------------------------ roles of toy, by intervening on another implementation
+# ------------------------------------------------------------------ roles of toy,
+# by intervening on another implementation
 
 
 class Lab:
@@ -211,10 +271,14 @@ class Lab:
         return self._known[key]
 
     def damage(self, other: Mapping[int, list[int]], edges: list[str], at: str | None = None) -> float:
-        """Of edges that carry what they do on other prompts (by row), everywhere or at one named position alone."""
+        """Of edges that carry what they do on other prompts (by row),
+        everywhere or at one named position alone.
+        """
         return float(np.mean(np.concatenate([self._each(batch, other, edges, at) for batch in self.batches])))
 
-    def _each(self, batch: Batch, other: Mapping[int, list[int]], edges: list[str], at: str | None) -> np.ndarray:
+    def _each(
+        self, batch: Batch, other: Mapping[int, list[int]], edges: list[str], at: str | None
+    ) -> np.ndarray:
         rows = batch.rows.tolist()
         clean, written = self._run(batch.clean)
         carried = self._run(torch.tensor([other[row] for row in rows]))[1]
@@ -227,28 +291,45 @@ class Lab:
         patched = self.reference.patched(batch.clean, carried, self.graph.mask(edges))
         lost = (clean - patched)[torch.arange(len(rows)), batch.position]
         examples = [self.task.examples[row] for row in rows]
-        return np.array([float(x[list(e.correct)].mean() - x[list(e.incorrect)].mean()) for x, e in zip(lost, examples, strict=True)])
+        return np.array(
+            [
+                float(x[list(e.correct)].mean() - x[list(e.incorrect)].mean())
+                for x, e in zip(lost, examples, strict=True)
+            ]
+        )
 
     def contrary(self, place: str) -> dict[int, list[int]]:
-        """The clean prompts with the word that an example with other answers has at a position; as they are where there is none."""
+        """The clean prompts with the word that an example with other answers has at a
+        position; as they are where there is none.
+        """
         found = {}
         for row, example in enumerate(self.task.examples):
-            others = [e for e in self.task.examples if e.correct[0] in example.incorrect or example.correct[0] in e.incorrect]
+            others = [
+                e
+                for e in self.task.examples
+                if e.correct[0] in example.incorrect or example.correct[0] in e.incorrect
+            ]
             words = [e.clean[e.positions[place]] for e in others or self.task.examples]
             prompt = list(example.clean)
-            prompt[example.positions[place]] = next((word for word in words if word not in prompt), prompt[example.positions[place]])
+            prompt[example.positions[place]] = next(
+                (word for word in words if word not in prompt), prompt[example.positions[place]]
+            )
             found[row] = prompt
         return found
 
     def prompts(self, **words: str) -> dict[int, list[int]]:
-        """The clean prompts with other tokens: `IO="new"` is a name that is new to the prompt, `S2="IO"` the one at IO."""
+        """The clean prompts with other tokens: `IO="new"` is a name that is
+        new to the prompt, `S2="IO"` the one at IO.
+        """
         found = {}
         for row, example in enumerate(self.task.examples):
             prompt = list(example.clean)
             names = [e.clean[e.positions["IO"]] for e in self.task.examples]
             new = next(name for name in names[row:] + names[:row] if name not in prompt)
             for place, word in words.items():
-                prompt[example.positions[place]] = new if word == "new" else example.clean[example.positions[word]]
+                prompt[example.positions[place]] = (
+                    new if word == "new" else example.clean[example.positions[word]]
+                )
             found[row] = prompt
         return found
 
@@ -265,12 +346,16 @@ def ioi(toy: Tiny) -> tuple[Task, cd.Circuit, Explanation]:
     return task, circuit, cd.explain(toy.model, task, circuit)
 
 
-def test_toys_ioi_roles_are_what_interventions_find(toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]) -> None:
+def test_toys_ioi_roles_are_what_interventions_find(
+    toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]
+) -> None:
     """For each head four questions; the one whose answer carries most of it is its role.
 
-    name mover: does its edge to the logits alone carry another name at IO? S-inhibition: with the other name repeated, does what it
-    writes at END into the movers' queries alone turn the answer round? duplicate token: with nothing repeated, does what it writes at
-    S2 alone, where nothing else stands, do the damage? mover of IO: does another name at IO go through it into the movers' values?
+    name mover: does its edge to the logits alone carry another name at IO? S-inhibition:
+        with the other name repeated, does what it
+    writes at END into the movers' queries alone turn the answer round? duplicate token: with nothing
+    repeated, does what it writes at S2 alone, where nothing else stands, do the damage? mover of IO: does
+    another name at IO go through it into the movers' values?
     """
     task, circuit, explained = ioi
     assert task.held_out is not None
@@ -282,7 +367,9 @@ def test_toys_ioi_roles_are_what_interventions_find(toy: Tiny, ioi: tuple[Task, 
         out = [edge for edge in toy.model.graph.edges if edge.startswith(f"{node}->")]
 
         def into(letter: str, out: list[str] = out) -> list[str]:
-            return [edge for edge in out if edge.partition("->")[2] in [f"{mover}<{letter}>" for mover in movers]]
+            return [
+                edge for edge in out if edge.partition("->")[2] in [f"{mover}<{letter}>" for mover in movers]
+            ]
 
         damage = {
             "name mover": lab.damage(renamed, [f"{node}->logits"]),
@@ -297,42 +384,59 @@ def test_toys_ioi_roles_are_what_interventions_find(toy: Tiny, ioi: tuple[Task, 
     assert set(explained.roles) == {"name mover", "S-inhibition", "duplicate token", "mover of IO"}
 
 
-def test_a_quick_explanation_names_the_same_roles(toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]) -> None:
+def test_a_quick_explanation_names_the_same_roles(
+    toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]
+) -> None:
     task, circuit, explained = ioi
     quick = cd.explain(toy.model, task, circuit, effort="quick")
     assert quick.roles == explained.roles and quick.intervened == 24 and quick.unmeasured == ()
     for node, card in quick.cards.items():
         assert float(card.direct) == float(explained.cards[node].direct)  # what is seen is of all examples
-        assert card.effect.high - card.effect.low > explained.cards[node].effect.high - explained.cards[node].effect.low
+        assert (
+            card.effect.high - card.effect.low
+            > explained.cards[node].effect.high - explained.cards[node].effect.low
+        )
 
 
 def test_a_head_after_all_movers_inhibits_none(
     toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever END looks, a head of the last layer has no edge into a mover: nothing of it is cut, and the rest keep their roles."""
+    """Wherever END looks, a head of the last layer has no edge into a mover: nothing of
+    it is cut, and the rest keep their roles.
+    """
     task, _, explanation = ioi
     movers = explanation.roles["name mover"]
     graph, after = toy.model.graph, 1 + max(parsed(node).layer for node in movers)
     monkeypatch.setattr(roles, "ATTENDS", -1.0)
-    found = cd.explain(toy.model, task, cd.Circuit.from_nodes(graph, [*movers, *graph.head_nodes(after)])).roles
-    assert set(movers) <= set(found["name mover"]) and not set(found.get("S-inhibition", ())) & set(graph.head_nodes(after))
+    found = cd.explain(
+        toy.model, task, cd.Circuit.from_nodes(graph, [*movers, *graph.head_nodes(after)])
+    ).roles
+    assert set(movers) <= set(found["name mover"]) and not set(found.get("S-inhibition", ())) & set(
+        graph.head_nodes(after)
+    )
 
 
-def test_toys_movers_carry_the_answer_and_its_inhibition_heads_turn_it_round(toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]) -> None:
+def test_toys_movers_carry_the_answer_and_its_inhibition_heads_turn_it_round(
+    toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]
+) -> None:
     task, _, explained = ioi
     assert task.held_out is not None
     lab = Lab(toy, task.held_out.select(range(24)))
     movers, inhibition = explained.roles["name mover"], explained.roles["S-inhibition"]
     assert movers == ("a2.h0", "a2.h1", "a2.h2", "a2.h3") and inhibition == ("a1.h1", "a1.h3")
     full = np.mean([float(card.direct) for card in explained.cards.values()]) * len(explained.cards)
-    assert lab.damage(lab.prompts(IO="new"), [f"{node}->logits" for node in movers]) > 0.9 * full  # they name the other name
+    # they name the other name
+    assert lab.damage(lab.prompts(IO="new"), [f"{node}->logits" for node in movers]) > 0.9 * full
     queries = [f"{node}->{mover}<q>" for node in inhibition for mover in movers]
     assert lab.damage(lab.prompts(S2="IO"), queries, at="END") > 1.5 * full  # the answer is then the subject
     keys = [f"{source}->a0.h0<k>" for source in ("input",)]
-    assert lab.damage(lab.prompts(S1="new"), keys, at="S1") > 0.8 * full  # the match of S2 with S1 is what tells
+    # the match of S2 with S1 is what tells
+    assert lab.damage(lab.prompts(S1="new"), keys, at="S1") > 0.8 * full
 
 
-def test_the_evidences_figures_are_those_of_another_implementation(toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]) -> None:
+def test_the_evidences_figures_are_those_of_another_implementation(
+    toy: Tiny, ioi: tuple[Task, cd.Circuit, Explanation]
+) -> None:
     task, _, explained = ioi
     held = task.held_out
     assert held is not None
@@ -352,7 +456,9 @@ def test_the_evidences_figures_are_those_of_another_implementation(toy: Tiny, io
         return lab.damage(corrupted, [edge for edge in edges if edge.startswith(f"{node}->")])
 
     alone = figures("a2.h0", "Ablating its edge to the logits alone")
-    assert (alone[0], alone[3]) == pytest.approx((lab.damage(corrupted, ["a2.h0->logits"]), whole("a2.h0")), rel=0.01)
+    assert (alone[0], alone[3]) == pytest.approx(
+        (lab.damage(corrupted, ["a2.h0->logits"]), whole("a2.h0")), rel=0.01
+    )
     written = figures("a2.h0", "It writes")
     card = explained.cards["a2.h0"]
     assert written[:3] == pytest.approx([float(card.direct), card.direct.low, card.direct.high], rel=0.01)
@@ -365,7 +471,9 @@ def test_the_evidences_figures_are_those_of_another_implementation(toy: Tiny, io
     assert (through[0], through[3], through[4]) == pytest.approx(expected, rel=0.01)
     other = other_word(held, "S1")
     assert other is not None
-    keys = lab.damage({row: list(e.corrupted) for row, e in enumerate(other.examples)}, ["input->a0.h0<k>"], at="S1")
+    keys = lab.damage(
+        {row: list(e.corrupted) for row, e in enumerate(other.examples)}, ["input->a0.h0<k>"], at="S1"
+    )
     matched = figures("a0.h0", "S2 repeats")
     assert (matched[0], matched[3]) == pytest.approx((keys, whole("a0.h0")), rel=0.01)
 
@@ -379,19 +487,27 @@ def test_the_evidences_figures_are_those_of_another_implementation(toy: Tiny, io
         ("induction", "next", ("a0.h1", "a0.h2", "a0.h3")),
     ],
 )
-def test_toys_movers_of_a_word_move_that_word_and_no_other(toy: Tiny, name: str, word: str, movers: tuple[str, ...]) -> None:
-    """With another word there, what they write does the damage, through their values; with another word at another name it does not."""
+def test_toys_movers_of_a_word_move_that_word_and_no_other(
+    toy: Tiny, name: str, word: str, movers: tuple[str, ...]
+) -> None:
+    """With another word there, what they write does the damage, through their values; with
+    another word at another name it does not.
+    """
     task = cd.load_task(name, toy.model)
     assert task.held_out is not None
     found = cd.explain(toy.model, task, cd.eap_ig(toy.model, task).top(120))
     assert set(movers) <= set(found.roles[f"mover of {word}"])
     if name == "induction":
-        assert found.roles["mover"] == ("a2.h0", "a2.h1", "a2.h2", "a2.h3") and found.roles["duplicate token"] == ("a0.h0",)
+        assert found.roles["mover"] == ("a2.h0", "a2.h1", "a2.h2", "a2.h3") and found.roles[
+            "duplicate token"
+        ] == ("a0.h0",)
     lab = Lab(toy, task.held_out.select(range(16)))
     names = [place for place, at in task.examples[0].positions.items() if at != task.examples[0].position]
     for node in movers:
         edges = [edge for edge in toy.model.graph.edges if edge.startswith(f"{node}->")]
         values = [edge for edge in toy.model.graph.edges if edge.endswith(f"->{node}<v>")]
         damage = {place: lab.damage(lab.contrary(place), edges) for place in names}
-        assert damage[word] > 0.1 and all(each < 0.2 * damage[word] for place, each in damage.items() if place != word), (node, damage)
+        assert damage[word] > 0.1 and all(
+            each < 0.2 * damage[word] for place, each in damage.items() if place != word
+        ), (node, damage)
         assert lab.damage(lab.contrary(word), values) > 0.3 * damage[word]

@@ -1,4 +1,6 @@
-"""Rows of one's own: duplicates stay in one half, bad ones are counted and named in words, and texts and tables at hand are taken."""
+"""Rows of one's own: duplicates stay in one half, bad ones are counted and named in
+words, and texts and tables at hand are taken.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ def records(toy: Any) -> list[dict[str, Any]]:
     """Eight good rows."""
     decode = toy.tokenizer.decode
     return [
-        {"clean": e.text, "corrupted": decode(e.corrupted), "correct": f" {decode(e.correct)}", "incorrect": f" {decode(e.incorrect)}"}
+        {
+            "clean": e.text,
+            "corrupted": decode(e.corrupted),
+            "correct": f" {decode(e.correct)}",
+            "incorrect": f" {decode(e.incorrect)}",
+        }
         for e in cd.load_task("ioi", toy, examples=8, seed=3).examples
     ]
 
@@ -42,7 +49,9 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 
 
 @pytest.mark.parametrize("copies", [2, 5])
-def test_copies_of_a_prompt_are_all_in_one_half(toy: Any, records: list[dict[str, Any]], tmp_path: Path, copies: int) -> None:
+def test_copies_of_a_prompt_are_all_in_one_half(
+    toy: Any, records: list[dict[str, Any]], tmp_path: Path, copies: int
+) -> None:
     path = write(tmp_path / "t.csv", records[:5] * copies)
     for seed in range(4):
         task = cd.load_task(path, toy, seed=seed)
@@ -58,7 +67,9 @@ def test_the_given_duplicates_are_apart(toy: Any, shared: Path) -> None:
     assert not {e.clean for e in task.examples} & {e.clean for e in task.held_out.examples}
 
 
-def test_a_prompt_with_two_counterfactuals_is_in_one_half(toy: Any, records: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_prompt_with_two_counterfactuals_is_in_one_half(
+    toy: Any, records: list[dict[str, Any]], tmp_path: Path
+) -> None:
     other = [{**records[0], "corrupted": records[0]["clean"]}]
     task = cd.load_task(write(tmp_path / "t.csv", [*records[:3], *other]), toy)
     assert task.held_out is not None and len(task) + len(task.held_out) == 4
@@ -74,12 +85,16 @@ def bad(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return [row for pair in zip(records, worse, strict=False) for row in pair]
 
 
-def test_all_bad_rows_are_counted_and_five_are_named_in_words(toy: Any, records: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_all_bad_rows_are_counted_and_five_are_named_in_words(
+    toy: Any, records: list[dict[str, Any]], tmp_path: Path
+) -> None:
     path = write(tmp_path / "t.csv", bad(records, 7))
     with pytest.raises(CircuitDiscoveryError) as caught:
         cd.load_task(path, toy)
     told = str(caught.value)
-    assert told.startswith(f"{path}: 7 of 14 rows cannot be used (skip_bad goes on without them): row 2: the answer ' Mary John'")
+    assert told.startswith(
+        f"{path}: 7 of 14 rows cannot be used (skip_bad goes on without them): row 2: the answer ' Mary John'"
+    )
     assert [f"row {row}: " in told for row in (2, 4, 6, 8, 10, 12, 14)] == [True] * 5 + [False] * 2
     assert told.endswith("; and 2 more") and "\n" not in told and "['" not in told
 
@@ -88,34 +103,55 @@ def test_skip_bad_goes_on_without_them(toy: Any, records: list[dict[str, Any]], 
     path = write(tmp_path / "t.csv", bad(records, 7))
     task = cd.load_task(path, toy, skip_bad=True)
     good = cd.load_task(write(tmp_path / "good.csv", records[:7]), toy)
-    assert task.examples == good.examples and task.info == {"skipped": 7} and "7 bad rows left out" in repr(task)
+    assert (
+        task.examples == good.examples and task.info == {"skipped": 7} and "7 bad rows left out" in repr(task)
+    )
     with pytest.raises(CircuitDiscoveryError, match="2 of 2 rows cannot be used"):
         cd.load_task(write(tmp_path / "none.csv", bad(records, 7)[1::2][:2]), toy, skip_bad=True)
 
 
-def test_rows_that_cannot_be_read_count_with_those_that_do_not_fit(toy: Any, records: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_rows_that_cannot_be_read_count_with_those_that_do_not_fit(
+    toy: Any, records: list[dict[str, Any]], tmp_path: Path
+) -> None:
     path = write(tmp_path / "t.csv", [*bad(records, 2), *records[4:]])
     path.write_text(path.read_text() + "one,two\n" + "one,,three,four\n")
     with pytest.raises(
-        CircuitDiscoveryError, match=r"4 of 10 rows .*row 2: .*; row 4: .*; row 9: has fewer cells .*; row 10: corrupted must"
+        CircuitDiscoveryError,
+        match=r"4 of 10 rows .*row 2: .*; row 4: .*; row 9: has fewer cells .*; row 10: corrupted must",
     ):
         cd.load_task(path, toy)
-    with pytest.raises(CircuitDiscoveryError, match=r"2 of 10 rows cannot be used .*row 9: .*row 10: "):  # without a tokenizer
+    # without a tokenizer
+    with pytest.raises(CircuitDiscoveryError, match=r"2 of 10 rows cannot be used .*row 9: .*row 10: "):
         read_task(path)
     assert cd.load_task(path, toy, skip_bad=True).info == {"skipped": 4}
 
 
 def test_one_bad_row_is_named_as_ever(toy: Any, records: list[dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(
-        CircuitDiscoveryError, match=r"t\.csv, row 2: the answer ' Mary John' does not .*: it is 2 tokens, '.*Mary\|.*John'$"
+        CircuitDiscoveryError,
+        match=r"t\.csv, row 2: the answer ' Mary John' does not .*: it is 2 tokens, '.*Mary\|.*John'$",
     ):
         cd.load_task(write(tmp_path / "t.csv", bad(records, 1)), toy)
 
 
-def test_the_command_line_skips_them_when_asked(records: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_skips_them_when_asked(
+    records: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "t.csv", [*records, *bad(records, 2)])
     path.write_text(path.read_text() + "one,two\n")
-    arguments = ["discover", "toy", str(path), "--method", "eap", "--edges", "9", "--measure", "none", "--out", str(tmp_path / "run")]
+    arguments = [
+        "discover",
+        "toy",
+        str(path),
+        "--method",
+        "eap",
+        "--edges",
+        "9",
+        "--measure",
+        "none",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2 and "row 13: has fewer cells" in capsys.readouterr().err
@@ -175,7 +211,9 @@ boy = ["Ben", "Tom", "Max"]
         (CASES, "Then", "'Then' lacks a slot that says which 'pronoun' is right: child, name"),
     ],
 )
-def test_a_template_without_a_slot_of_its_answers_is_named(tmp_path: Path, text: str, template: str, says: str) -> None:
+def test_a_template_without_a_slot_of_its_answers_is_named(
+    tmp_path: Path, text: str, template: str, says: str
+) -> None:
     (tmp_path / "mine.toml").write_text(text.replace("TEMPLATE", f'"{template}"'))
     with pytest.raises(CircuitDiscoveryError) as caught:
         read_task(tmp_path / "mine.toml")
@@ -194,7 +232,10 @@ def test_a_template_may_leave_a_name_out(tmp_path: Path) -> None:
 
 
 def test_the_given_template_is_refused(shared: Path) -> None:
-    with pytest.raises(CircuitDiscoveryError, match="'adjective' lacks a slot that says which 'pronoun' is right: child, name"):
+    with pytest.raises(
+        CircuitDiscoveryError,
+        match="'adjective' lacks a slot that says which 'pronoun' is right: child, name",
+    ):
         read_task(shared / "faults" / "template-without-slot.toml")
 
 
@@ -205,9 +246,17 @@ def test_a_data_frame_and_a_list_are_tables(toy: Any, records: list[dict[str, An
     pd = pytest.importorskip("pandas")
     from_file = cd.load_task(write(tmp_path / "t.csv", records), toy, seed=1)
     frame = pd.DataFrame(records)
-    tasks = [cd.load_task(frame, toy, seed=1), cd.Task.from_pandas(frame, toy, seed=1), cd.load_task(records, toy, seed=1)]
+    tasks = [
+        cd.load_task(frame, toy, seed=1),
+        cd.Task.from_pandas(frame, toy, seed=1),
+        cd.load_task(records, toy, seed=1),
+    ]
     for task in tasks:
-        assert task.examples == from_file.examples and task.held_out is not None and from_file.held_out is not None
+        assert (
+            task.examples == from_file.examples
+            and task.held_out is not None
+            and from_file.held_out is not None
+        )
         assert task.held_out.examples == from_file.held_out.examples
     gaps = frame.assign(position=[-2.0] + [float("nan")] * 7)
     given = cd.Task.from_pandas(gaps, toy)
@@ -229,19 +278,33 @@ def test_texts_are_a_task(toy: Any, records: list[dict[str, Any]], tmp_path: Pat
     assert {e.clean for e in task.examples} == {e.clean for e in (*split.examples, *split.held_out.examples)}
     columns["correct"] = [[answer] for answer in columns["correct"]]
     assert cd.Task.from_prompts(toy, **columns, position=-1).examples == task.examples
-    with pytest.raises(CircuitDiscoveryError, match=r"as many of each, not clean 8, corrupted 8, correct 8, incorrect 7"):
+    with pytest.raises(
+        CircuitDiscoveryError, match=r"as many of each, not clean 8, corrupted 8, correct 8, incorrect 7"
+    ):
         cd.Task.from_prompts(toy, **{**columns, "incorrect": columns["incorrect"][1:]})
     with pytest.raises(CircuitDiscoveryError, match="clean must be a list of texts, one per row, not str"):
         cd.Task.from_prompts(toy, **{**columns, "clean": "The cat"})
-    with pytest.raises(CircuitDiscoveryError, match=r"must be token ids, not str; for texts there is Task\.from_prompts\(model, \.\.\.\)"):
+    with pytest.raises(
+        CircuitDiscoveryError,
+        match=r"must be token ids, not str; for texts there is Task\.from_prompts\(model, \.\.\.\)",
+    ):
         cd.Task.from_tokens(clean=["The cat"], corrupted=["The dog"], correct=[1], incorrect=[2])
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("IOI", "ioi"), ("sva", "subject_verb_agreement"), ("SVA", "subject_verb_agreement"), ("gp", "gendered_pronoun")]
+    ("name", "meant"),
+    [
+        ("IOI", "ioi"),
+        ("sva", "subject_verb_agreement"),
+        ("SVA", "subject_verb_agreement"),
+        ("gp", "gendered_pronoun"),
+    ],
 )
 def test_another_case_and_first_letters_are_understood(name: str, meant: str) -> None:
-    with pytest.raises(CircuitDiscoveryError, match=f"no task '{name}'; did you mean '{meant}'\\? Valid tasks: gendered_pronoun, "):
+    with pytest.raises(
+        CircuitDiscoveryError,
+        match=f"no task '{name}'; did you mean '{meant}'\\? Valid tasks: gendered_pronoun, ",
+    ):
         read_task(name)
 
 
@@ -251,10 +314,17 @@ def test_a_bos_that_would_stand_twice_is_refused(toy: Any) -> None:
 
     model = word_level(["one", "two", "a", "b"])
     token, number = model.tokenizer.bos_token, model.tokenizer.bos_token_id
-    rows = [{"clean": f"{token} one two", "corrupted": f"{token} two two", "correct": " a", "incorrect": " b"}]
+    rows = [
+        {"clean": f"{token} one two", "corrupted": f"{token} two two", "correct": " a", "incorrect": " b"}
+    ]
     assert cd.load_task(rows, model).examples[0].clean[0] == number  # the tokenizer puts none in front
-    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, number)])
-    with pytest.raises(CircuitDiscoveryError, match=r"row 1: begins with .*, which the tokenizer puts in front itself: take it out"):
+    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, number)]
+    )
+    with pytest.raises(
+        CircuitDiscoveryError,
+        match=r"row 1: begins with .*, which the tokenizer puts in front itself: take it out",
+    ):
         cd.load_task(rows, model)
     rows = [{**rows[0], "clean": "one two", "corrupted": "two two"}]
     assert cd.load_task(rows, model).examples[0].clean.count(number) == 1

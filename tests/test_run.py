@@ -1,4 +1,6 @@
-"""A run that is stopped anywhere keeps what it found, says how to go on, and ends with the bytes of one that was never stopped."""
+"""A run that is stopped anywhere keeps what it found, says how to go on, and ends with
+the bytes of one that was never stopped.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,22 @@ COMPARED = CARDS | {"report.json"}
 DRAWN = COMPARED | {"graph.dot", "graph.svg"}
 ALL = DRAWN | {"report.html"}
 SMALL = Options("toy", "ioi", method="eap", edges=12, examples=3, measure="quick")
-ARGUMENTS = ("discover", "toy", "ioi", "--method", "eap", "--edges", "12", "--examples", "3", "--measure", "quick")
+ARGUMENTS = (
+    "discover",
+    "toy",
+    "ioi",
+    "--method",
+    "eap",
+    "--edges",
+    "12",
+    "--examples",
+    "3",
+    "--measure",
+    "quick",
+)
 
-# where a run is stopped: what is replaced by something that stops it, what it was doing then, and what is in the folder
+# where a run is stopped: what is replaced by something that stops it, what it
+# was doing then, and what is in the folder
 STOPS: dict[str, tuple[Any, str, str, set[str]]] = {
     "before the search": (run, "search", "searching", {"run.json"}),
     "between the scores and the circuit": (cd.Circuit, "save", "searching", FOUND - {"circuit.json"}),
@@ -74,10 +89,17 @@ WHOLE = evaluation.evaluate  # measures each time that it is called
 
 @pytest.fixture(scope="module", autouse=True)
 def _brief() -> Iterator[None]:
-    """The model is loaded once, and each circuit is measured and explained once: these tests are about what becomes of it."""
+    """The model is loaded once, and each circuit is measured and explained once:
+    these tests are about what becomes of it.
+    """
     assert cd.evaluate and cd.explain  # as they are, before anything stands in for them
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((evaluation, "evaluate"), (explanation, "explain"), (contents, "_searched"), (contents, "_prompts")):
+        for module, name in (
+            (evaluation, "evaluate"),
+            (explanation, "explain"),
+            (contents, "_searched"),
+            (contents, "_prompts"),
+        ):
             patch.setattr(module, name, remembered(getattr(module, name)))
         patch.setattr(cd, "evaluate", evaluation.evaluate, raising=False)
         patch.setattr(criteria, "RANDOM_SETS", 1)
@@ -137,7 +159,11 @@ def killed(folder: Path, where: str, number: int) -> tuple[int, str]:
         warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads that wait for work
         child = os.fork()
     if child == 0:
-        with pytest.MonkeyPatch.context() as patch, open(log, "w") as sys.stderr, open(os.devnull, "w") as sys.stdout:
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            open(log, "w") as sys.stderr,
+            open(os.devnull, "w") as sys.stdout,
+        ):
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             stop(patch, where, lambda *_, **__: (os.kill(os.getpid(), number), signal.pause()))
             try:
@@ -153,7 +179,9 @@ def killed(folder: Path, where: str, number: int) -> tuple[int, str]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("where", STOPS)
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_a_killed_run_goes_on_where_it_was(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     """SIGKILL: nothing can be said, nothing can be tidied."""
     status, said = killed(tmp_path / "run", where, signal.SIGKILL)
     assert status == -signal.SIGKILL and "Traceback" not in said
@@ -167,9 +195,15 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, whole: Path, monkeypa
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
     ("where", "number"),
-    [("before the search", signal.SIGTERM), ("before it measures", signal.SIGINT), ("before it explains", signal.SIGTERM)],
+    [
+        ("before the search", signal.SIGTERM),
+        ("before it measures", signal.SIGINT),
+        ("before it explains", signal.SIGTERM),
+    ],
 )
-def test_an_interrupted_run_says_what_is_there_and_how_to_go_on(tmp_path: Path, whole: Path, where: str, number: signal.Signals) -> None:
+def test_an_interrupted_run_says_what_is_there_and_how_to_go_on(
+    tmp_path: Path, whole: Path, where: str, number: signal.Signals
+) -> None:
     folder = tmp_path / "run"
     status, said = killed(folder, where, number)
     _, _, doing, there = STOPS[where]
@@ -198,7 +232,9 @@ def test_a_measurement_goes_on_in_the_middle(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as stopped:
         patch.setattr(evaluation.Bench, "_note", counting("stopped", 9))
         run.discover(options, tmp_path, ["x"])
-    assert stopped.value.__notes__[0].startswith("while measuring; circuit.json and scores.safetensors are in ")
+    assert stopped.value.__notes__[0].startswith(
+        "while measuring; circuit.json and scores.safetensors are in "
+    )
     assert names(tmp_path) == FOUND and (tmp_path / "measured-quick.state").exists()
     monkeypatch.setattr(explanation, "explain", refused)  # which has a bench of its own
     monkeypatch.setattr(contents, "_searched", lambda *_: (None, 0.0))
@@ -206,7 +242,10 @@ def test_a_measurement_goes_on_in_the_middle(tmp_path: Path, monkeypatch: pytest
     run.discover(options, tmp_path, ["x"])
     resumed, counts["resumed"] = counts["resumed"], 0
     model = cd.load_model("toy")
-    circuit, scores = cd.load_circuit(tmp_path / "circuit.json"), cd.Scores.load(tmp_path / "scores.safetensors")
+    circuit, scores = (
+        cd.load_circuit(tmp_path / "circuit.json"),
+        cd.Scores.load(tmp_path / "scores.safetensors"),
+    )
     whole = WHOLE(model, cd.load_task("ioi", model, examples=4), circuit, scores=scores, effort="quick")
     assert resumed == counts["resumed"] - 9 + 1  # the run that KL is measured from is not kept
     assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(json.dumps(whole.to_dict()))
@@ -219,7 +258,11 @@ def refused(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("where", list(STOPS)[1:])
 def test_a_failure_is_one_line_that_says_what_is_there(
-    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError("no more")
@@ -232,7 +275,9 @@ def test_a_failure_is_one_line_that_says_what_is_there(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     _, _, doing, there = STOPS[where]
     assert f"MemoryError: no more (CIRCUITDISCOVERY_DEBUG=1 shows where); stopped while {doing}; " in said
-    assert f" in {folder}; go on with: circuitdiscovery discover toy ioi " in said and said.endswith("--resume")
+    assert f" in {folder}; go on with: circuitdiscovery discover toy ioi " in said and said.endswith(
+        "--resume"
+    )
     assert names(folder) == there
     run.discover(SMALL, folder, ["x"])
     assert files(folder) == files(whole)
@@ -240,7 +285,11 @@ def test_a_failure_is_one_line_that_says_what_is_there(
 
 @pytest.mark.parametrize("file", sorted(ALL))
 def test_a_full_disk_at_any_file_keeps_what_is_there(
-    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
 ) -> None:
     write = Path.write_bytes
     allowed = 1 if file == "run.json" else 0  # a run that cannot even begin leaves nothing; this one can
@@ -257,7 +306,10 @@ def test_a_full_disk_at_any_file_keeps_what_is_there(
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(cd.CircuitDiscoveryError, match=re.escape(f"cannot write {folder / file}: No space left on device")):
+        with pytest.raises(
+            cd.CircuitDiscoveryError,
+            match=re.escape(f"cannot write {folder / file}: No space left on device"),
+        ):
             run.discover(SMALL, folder, ["x"]) if folder.mkdir() is None else None
     if file == "scores.safetensors":  # nothing was found that could be kept
         assert not folder.exists()
@@ -299,8 +351,14 @@ def change(path: Path, edit: Callable[[Any], None]) -> None:
         (lambda circuit: circuit.update(seed=5), "its seed is 5, not 0"),
         (lambda circuit: circuit.update(examples=9), "it is of 9 examples, not 3"),
         (lambda circuit: circuit.update(method="exact"), "its method is 'exact', not 'eap'"),
-        (lambda circuit: circuit["options"].update(ablation="mean"), "its ablation is 'mean', not 'resample'"),
-        (lambda circuit: circuit["edges"].update({next(iter(circuit["edges"])): 7.0}), "its scores are not those of scores.safetensors"),
+        (
+            lambda circuit: circuit["options"].update(ablation="mean"),
+            "its ablation is 'mean', not 'resample'",
+        ),
+        (
+            lambda circuit: circuit["edges"].update({next(iter(circuit["edges"])): 7.0}),
+            "its scores are not those of scores.safetensors",
+        ),
     ],
 )
 def test_a_circuit_of_another_run_is_refused(tmp_path: Path, edit: Callable[[Any], None], says: str) -> None:
@@ -314,7 +372,9 @@ def test_a_circuit_of_another_run_is_refused(tmp_path: Path, edit: Callable[[Any
     assert names(folder) == FOUND
 
 
-def test_a_circuit_that_run_json_does_not_know_yet_is_taken(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_circuit_that_run_json_does_not_know_yet_is_taken(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = stopped(tmp_path / "run", "before it measures")
     change(folder / "run.json", lambda record: record.update(done={}))
     done = counted(monkeypatch)
@@ -325,7 +385,11 @@ def test_a_circuit_that_run_json_does_not_know_yet_is_taken(tmp_path: Path, whol
 @pytest.mark.parametrize("name", ["circuit.json", "scores.safetensors"])
 def test_what_was_found_and_changed_since_is_refused(tmp_path: Path, whole: Path, name: str) -> None:
     folder = stopped(tmp_path / "run", "before it measures")
-    other = stopped(tmp_path / "other", "before it measures", Options("toy", "ioi", method="eap", edges=12, examples=4, measure="quick"))
+    other = stopped(
+        tmp_path / "other",
+        "before it measures",
+        Options("toy", "ioi", method="eap", edges=12, examples=4, measure="quick"),
+    )
     (folder / name).write_bytes((other / name).read_bytes())
     with pytest.raises(cd.CircuitDiscoveryError, match=rf"{name} is not of this run: it was changed since"):
         run.discover(SMALL, folder, ["x"])
@@ -347,7 +411,8 @@ def test_an_unfinished_run_says_what_it_lacks(tmp_path: Path, capsys: pytest.Cap
         page.report(folder)
     lacking = "explanation.json, report.json, graph.dot, graph.svg and report.html are missing"
     assert str(caught.value) == (
-        f"the run in {folder} is not finished: circuit.json is there, {lacking}; go on with: {SMALL.resume_command(folder)}"
+        f"the run in {folder} is not finished: circuit.json is there, {lacking}; go on with: "
+        f"{SMALL.resume_command(folder)}"
     )
     capsys.readouterr()
     with pytest.raises(SystemExit, match="0"):
@@ -375,7 +440,9 @@ def with_measure(measure: str | None) -> Options:
     return Options("toy", "ioi", method="eap", edges=12, examples=3, measure=measure)
 
 
-def test_what_was_not_measured_can_be_measured_later(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_measured_can_be_measured_later(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     with monkeypatch.context() as patch:
@@ -406,14 +473,24 @@ def test_what_was_not_measured_can_be_measured_later(tmp_path: Path, whole: Path
 def test_a_run_that_goes_on_never_measures_less_than_it_has(tmp_path: Path) -> None:
     full = stopped(tmp_path / "full", "before it draws", with_measure("full"))
     record = run.discover(with_measure("none"), full, ["x"])
-    assert record["summary"]["measured"] == json.loads((full / "evaluation.json").read_text())["effort"] == "full"
+    assert (
+        record["summary"]["measured"]
+        == json.loads((full / "evaluation.json").read_text())["effort"]
+        == "full"
+    )
     assert record["options"]["measure"] == "full"
     less = stopped(tmp_path / "less", "before it measures", with_measure("full"))
     record = run.discover(with_measure("quick"), less, ["x"])
-    assert record["summary"]["measured"] == json.loads((less / "evaluation.json").read_text())["effort"] == "quick"
+    assert (
+        record["summary"]["measured"]
+        == json.loads((less / "evaluation.json").read_text())["effort"]
+        == "quick"
+    )
 
 
-def test_the_price_is_said_before_it_is_paid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_price_is_said_before_it_is_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def asked(*_: Any, **options: Any) -> None:
         said = capsys.readouterr().err
         price = evaluation.price(cd.load_circuit(tmp_path / "circuit.json"), 3, "quick")
@@ -428,10 +505,19 @@ def test_the_price_is_said_before_it_is_paid(tmp_path: Path, monkeypatch: pytest
 
 def test_by_default_the_counts_say_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(evaluation, "default_effort", lambda model, task, circuit: seen.append(len(circuit)) or "quick")
+    monkeypatch.setattr(
+        evaluation, "default_effort", lambda model, task, circuit: seen.append(len(circuit)) or "quick"
+    )
     record = run.discover(with_measure(None), tmp_path, ["x"])
-    assert seen == [12] and record["effort"] == record["summary"]["measured"] == "quick" and record["options"]["measure"] is None
-    assert "--measure" not in (tmp_path / "report.html").read_text("utf-8").partition("To repeat it")[2].partition("</p>")[0]
+    assert (
+        seen == [12]
+        and record["effort"] == record["summary"]["measured"] == "quick"
+        and record["options"]["measure"] is None
+    )
+    assert (
+        "--measure"
+        not in (tmp_path / "report.html").read_text("utf-8").partition("To repeat it")[2].partition("</p>")[0]
+    )
 
 
 # ----------------------------------------------------------------- what it says
@@ -442,17 +528,29 @@ def test_the_mass_of_the_scores_is_that_of_all_edges(whole: Path) -> None:
     values = [scores[edge] for edge in scores.graph.edges]
     model = cd.load_model("toy")
     task = cd.load_task("ioi", model, examples=3)
-    ends = [cd.run_circuit(model, task, getattr(cd.Circuit, name)(scores.graph)) for name in ("full", "empty")]
+    ends = [
+        cd.run_circuit(model, task, getattr(cd.Circuit, name)(scores.graph)) for name in ("full", "empty")
+    ]
     full, empty = (
-        sum(float(row[e.correct[0]] - row[e.incorrect[0]]) for row, e in zip(logits, task.examples, strict=True)) / 3 for logits in ends
+        sum(
+            float(row[e.correct[0]] - row[e.incorrect[0]])
+            for row, e in zip(logits, task.examples, strict=True)
+        )
+        / 3
+        for logits in ends
     )
     said = json.loads((whole / "report.json").read_text())["scores"]
     assert said["positive"] == pytest.approx(sum(value for value in values if value > 0), rel=1e-4)
-    assert said["negative"] == pytest.approx(sum(value for value in values if value < 0), rel=1e-4) and said["negative"] < 0
+    assert (
+        said["negative"] == pytest.approx(sum(value for value in values if value < 0), rel=1e-4)
+        and said["negative"] < 0
+    )
     assert said["difference"] == pytest.approx(full - empty, rel=1e-4)
     record = json.loads((whole / "run.json").read_text())
     assert record["summary"]["scores"] == said
-    assert re.search(r"^scores +positive [\d.]+, negative -[\d.]+; F\(M\) - F\(empty\) ", record["report"], re.MULTILINE)
+    assert re.search(
+        r"^scores +positive [\d.]+, negative -[\d.]+; F\(M\) - F\(empty\) ", record["report"], re.MULTILINE
+    )
 
 
 def test_the_prompts_of_the_search_are_measured_beside_those_held_out() -> None:
@@ -476,7 +574,13 @@ def test_a_journal_forgets_what_comes_after(tmp_path: Path) -> None:
         journal.finish(name, write=lambda: None)
     assert all(journal.holds(name) for name in ("circuit.json", "evaluation.json", "report.json"))
     journal.finish("evaluation.json", write=lambda: None)
-    assert [journal.holds(name) for name in ("circuit.json", "evaluation.json", "report.json")] == [True, True, False]
+    assert [journal.holds(name) for name in ("circuit.json", "evaluation.json", "report.json")] == [
+        True,
+        True,
+        False,
+    ]
     (tmp_path / "circuit.json").write_text("[]")
     assert journal.claims("circuit.json") and not journal.holds("circuit.json")
-    assert Journal(tmp_path, SMALL, ["y"], json.loads((tmp_path / "run.json").read_text())).holds("evaluation.json")
+    assert Journal(tmp_path, SMALL, ["y"], json.loads((tmp_path / "run.json").read_text())).holds(
+        "evaluation.json"
+    )

@@ -22,8 +22,15 @@ def model() -> Any:
 
 
 def of_tokens(model: Any) -> Any:
-    rows = {"clean": [[1, 2, 3], [4, 5]], "corrupted": [[1, 9, 3], [4, 6]], "correct": [[7, 8], [9]], "incorrect": [[1], [2, 3]]}
-    return cd.Task.from_tokens(**rows, position=[1, -1], positions={"S": [0, 0]}, variables={"who": ["Ann", "Bob"]})
+    rows = {
+        "clean": [[1, 2, 3], [4, 5]],
+        "corrupted": [[1, 9, 3], [4, 6]],
+        "correct": [[7, 8], [9]],
+        "incorrect": [[1], [2, 3]],
+    }
+    return cd.Task.from_tokens(
+        **rows, position=[1, -1], positions={"S": [0, 0]}, variables={"who": ["Ann", "Bob"]}
+    )
 
 
 def of_a_table(model: Any) -> Any:
@@ -46,7 +53,9 @@ TASKS: dict[str, Callable[[Any], Any]] = {
     "tokens": of_tokens,
     "a table": of_a_table,
     "a part": lambda model: of_a_table(model).held_out.select([0]),
-    "another held out": lambda model: cd.Task("mine", of_tokens(model).examples, held_out=of_a_table(model), metric="logit"),
+    "another held out": lambda model: cd.Task(
+        "mine", of_tokens(model).examples, held_out=of_a_table(model), metric="logit"
+    ),
 }
 
 
@@ -61,7 +70,9 @@ def test_a_saved_task_is_the_same_again(model: Any, name: str, tmp_path: Path) -
         if mine is not None:
             assert (mine.others, mine.digest, mine.info) == (theirs.others, theirs.digest, theirs.info)
             assert [vars(e) for e in mine] == [vars(e) for e in theirs]
-            assert (mine.apart is None) == (theirs.apart is None) and (mine.apart is None or mine.apart() == theirs.apart())
+            assert (mine.apart is None) == (theirs.apart is None) and (
+                mine.apart is None or mine.apart() == theirs.apart()
+            )
     found.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
     assert "saved task" in next(shown_task(read_task(path)))
@@ -99,7 +110,10 @@ BROKEN: dict[str, tuple[Callable[[Any], Any], str]] = {
     "another file": (lambda d: {"edges": {}}, "no task that Task.save wrote"),
     "no prompts": (lambda d: d.pop("prompts"), "lacks 'prompts'"),
     "a field too many": (lambda d: d["task"].update(kind=1), "no field 'kind'"),
-    "a text for a token": (lambda d: d["prompts"][0]["clean"].__setitem__(0, "a"), r"prompts\.0\.clean\.0' must be a whole number"),
+    "a text for a token": (
+        lambda d: d["prompts"][0]["clean"].__setitem__(0, "a"),
+        r"prompts\.0\.clean\.0' must be a whole number",
+    ),
     "lengths": (lambda d: d["prompts"][0]["clean"].pop(), "clean has 2 tokens and corrupted 3"),
     "a negative token": (lambda d: d["prompts"][0]["correct"].__setitem__(0, -1), "none of them negative"),
     "the same answer": (lambda d: d["prompts"][0].update(incorrect=[7]), "the same token 7"),

@@ -1,4 +1,6 @@
-"""Gates 4 and 5, and two independent implementations: scores are derivatives and damages, ACDC is the naive one's."""
+"""Gates 4 and 5, and two independent implementations: scores are
+derivatives and damages, ACDC is the naive one's.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ LEFT = [0.0, 0.2, 0.4, 0.6, 0.8]
 def sample(graph: Any, n: int = 24, seed: int = 0) -> list[str]:
     """Random edges, and one into each kind of receiver."""
     kinds = {receiver.partition("<")[2] or receiver[0]: f"input->{receiver}" for receiver in graph.receivers}
-    return sorted({*kinds.values(), *(str(e) for e in np.random.default_rng(seed).choice(graph.edges, n, replace=False))})
+    return sorted(
+        {
+            *kinds.values(),
+            *(str(e) for e in np.random.default_rng(seed).choice(graph.edges, n, replace=False)),
+        }
+    )
 
 
 def agree(scores: Any, expected: Mapping[str, float]) -> None:
@@ -35,7 +42,9 @@ def agree(scores: Any, expected: Mapping[str, float]) -> None:
 
 
 def nll(correct: Tensor) -> Metric:
-    return lambda logits: -torch.stack([row.log_softmax(-1)[c] for row, c in zip(logits, correct, strict=True)])
+    return lambda logits: (
+        -torch.stack([row.log_softmax(-1)[c] for row, c in zip(logits, correct, strict=True)])
+    )
 
 
 # ------------------------------------------------------------------ gate 4: attribution is a derivative
@@ -63,13 +72,22 @@ def test_gate_4_where_lower_is_better(tiny: Tiny) -> None:
     scores = cd.eap(tiny.model, prompts.task, metric="nll")
     replacement = carried(reference, "resample", prompts.corrupted)
     edges = sample(scores.graph, 10)
-    agree(scores, integrated(reference, prompts.clean, replacement, edges, nll(prompts.correct), [1.0], higher_is_better=False))
+    agree(
+        scores,
+        integrated(
+            reference, prompts.clean, replacement, edges, nll(prompts.correct), [1.0], higher_is_better=False
+        ),
+    )
 
 
 def test_gate_4_merged_receivers(gpt2: Tiny) -> None:
-    """A merged edge's score is the sum over its query, key and value: to first order they are moved together."""
+    """A merged edge's score is the sum over its query, key and value:
+    to first order they are moved together."""
     split, merged = (cd.eap(gpt2.model, gpt2.prompts.task, split_qkv=which) for which in (True, False))
-    expected = {e: sum(split[f"{e}<{x}>"] for x in "qkv") if f"{e}<q>" in split.graph.edges else split[e] for e in merged.graph.edges}
+    expected = {
+        e: sum(split[f"{e}<{x}>"] for x in "qkv") if f"{e}<q>" in split.graph.edges else split[e]
+        for e in merged.graph.edges
+    }
     agree(merged, expected)
 
 
@@ -90,14 +108,34 @@ def test_eap_ig_with_kl_and_other_ablations(gpt2: Tiny, llama: Tiny, ablation: s
         replacement = carried(reference, ablation, prompts.corrupted)
         metric = kl_divergence(reference.run(prompts.clean)[0][:, -1])
         edges, end = sample(scores.graph, 10), reference.run(prompts.corrupted)[1][0]
-        agree(scores, integrated(reference, prompts.clean, replacement, edges, metric, MIDPOINTS, end=end, higher_is_better=False))
+        agree(
+            scores,
+            integrated(
+                reference,
+                prompts.clean,
+                replacement,
+                edges,
+                metric,
+                MIDPOINTS,
+                end=end,
+                higher_is_better=False,
+            ),
+        )
 
 
-@pytest.mark.parametrize(("name", "ablation"), each_and_each(ARCHITECTURES, ["mean", "mean_all", "zero", "random"]))
-def test_no_gradient_is_taken_where_the_norm_has_none(tinies: Callable[[str], Tiny], name: str, ablation: str) -> None:
-    """At an embedding of 0 it is 1 / sqrt(epsilon) times what is read: scores of 7e10 where the damage was .74."""
+@pytest.mark.parametrize(
+    ("name", "ablation"), each_and_each(ARCHITECTURES, ["mean", "mean_all", "zero", "random"])
+)
+def test_no_gradient_is_taken_where_the_norm_has_none(
+    tinies: Callable[[str], Tiny], name: str, ablation: str
+) -> None:
+    """At an embedding of 0 it is 1 / sqrt(epsilon) times what is read:
+    scores of 7e10 where the damage was .74.
+    """
     prompts, model = tinies(name).prompts, tinies(name).model
-    scale = max(float(np.abs(cd.exact(model, prompts.task, metric="logit_diff", ablation=ablation).values).max()), 1.0)
+    scale = max(
+        float(np.abs(cd.exact(model, prompts.task, metric="logit_diff", ablation=ablation).values).max()), 1.0
+    )
     for scores in (
         cd.clean_corrupted(model, prompts.task, ablation=ablation),
         cd.eap_ig(model, prompts.task, rule="left", ablation=ablation),
@@ -107,9 +145,15 @@ def test_no_gradient_is_taken_where_the_norm_has_none(tinies: Callable[[str], Ti
 
 def test_with_a_mean_the_line_ends_at_the_corrupted_run(gpt2: Tiny) -> None:
     prompts, reference = gpt2.prompts, gpt2.reference64
-    scores, metric = cd.clean_corrupted(gpt2.model, prompts.task, ablation="zero"), logit_diff(prompts.correct, prompts.incorrect)
+    scores, metric = (
+        cd.clean_corrupted(gpt2.model, prompts.task, ablation="zero"),
+        logit_diff(prompts.correct, prompts.incorrect),
+    )
     end, zero = reference.run(prompts.corrupted)[1][0], carried(reference, "zero", prompts.corrupted)
-    agree(scores, integrated(reference, prompts.clean, zero, sample(scores.graph, 10), metric, [0.0, 1.0], end=end))
+    agree(
+        scores,
+        integrated(reference, prompts.clean, zero, sample(scores.graph, 10), metric, [0.0, 1.0], end=end),
+    )
 
 
 def test_clean_corrupted_is_the_mean_of_both_ends(tiny: Tiny) -> None:
@@ -117,7 +161,10 @@ def test_clean_corrupted_is_the_mean_of_both_ends(tiny: Tiny) -> None:
     scores = cd.clean_corrupted(tiny.model, prompts.task)
     replacement = carried(reference, "resample", prompts.corrupted)
     metric = logit_diff(prompts.correct, prompts.incorrect)
-    agree(scores, integrated(reference, prompts.clean, replacement, sample(scores.graph, 10), metric, [0.0, 1.0]))
+    agree(
+        scores,
+        integrated(reference, prompts.clean, replacement, sample(scores.graph, 10), metric, [0.0, 1.0]),
+    )
 
 
 def test_searches_read_the_answer_where_the_task_says(llama: Tiny) -> None:
@@ -129,7 +176,10 @@ def test_searches_read_the_answer_where_the_task_says(llama: Tiny) -> None:
     for method in (cd.eap, cd.eap_ig, cd.clean_corrupted, cd.exact):
         expected = method(llama.model, short)
         agree(method(llama.model, inside), {edge: expected[edge] for edge in expected.graph.edges})
-    assert cd.acdc(llama.model, inside, threshold=0.02).edges == cd.acdc(llama.model, short, threshold=0.02).edges
+    assert (
+        cd.acdc(llama.model, inside, threshold=0.02).edges
+        == cd.acdc(llama.model, short, threshold=0.02).edges
+    )
 
 
 def test_eap_denoising_has_its_gradient_on_the_corrupted_run(gpt2: Tiny) -> None:
@@ -141,13 +191,25 @@ def test_eap_denoising_has_its_gradient_on_the_corrupted_run(gpt2: Tiny) -> None
 
 
 def test_eap_is_transformer_lens_attribution_patching(gpt2: Tiny) -> None:
-    """`attribution_patch` points from its corrupt run, where it has its gradient, to its clean one: our clean, our corrupted."""
-    from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, Node, attribution_patch
+    """`attribution_patch` points from its corrupt run, where it has its gradient, to
+    its clean one: our clean, our corrupted.
+    """
+    from transformer_lens.tools.analysis.attribution_patching import (
+        EdgeAttributionConfig,
+        Node,
+        attribution_patch,
+    )
 
     def ours(source: Node, reader: Node) -> str:
-        writer = {"embed": "input", "attn_head_out": f"a{source.layer}.h{source.head}", "mlp_out": f"m{source.layer}"}[source.kind]
+        writer = {
+            "embed": "input",
+            "attn_head_out": f"a{source.layer}.h{source.head}",
+            "mlp_out": f"m{source.layer}",
+        }[source.kind]
         letter = reader.kind[0]
-        return f"{writer}->" + {"m": f"m{reader.layer}", "l": "logits"}.get(letter, f"a{reader.layer}.h{reader.head}<{letter}>")
+        return f"{writer}->" + {"m": f"m{reader.layer}", "l": "logits"}.get(
+            letter, f"a{reader.layer}.h{reader.head}<{letter}>"
+        )
 
     prompts, scores = gpt2.prompts, cd.eap(gpt2.model, gpt2.prompts.task)
     summed = dict.fromkeys(scores.graph.edges, 0.0)
@@ -180,7 +242,9 @@ def test_exact_is_the_damage_of_each_edge_alone(any_model: Tiny, ablation: str) 
     scores = cd.exact(any_model.model, prompts.task, ablation=ablation)
     replacement = carried(reference, ablation, prompts.corrupted)
     kl = kl_divergence(reference.run(prompts.clean)[0][:, -1])
-    agree(scores, exact(reference, prompts.clean, replacement, sample(scores.graph), kl, higher_is_better=False))
+    agree(
+        scores, exact(reference, prompts.clean, replacement, sample(scores.graph), kl, higher_is_better=False)
+    )
 
 
 def test_exact_of_another_metric(tiny: Tiny) -> None:
@@ -188,7 +252,10 @@ def test_exact_of_another_metric(tiny: Tiny) -> None:
     scores = cd.exact(tiny.model, prompts.task, metric="logit_diff")
     replacement = carried(reference, "resample", prompts.corrupted)
     metric = logit_diff(prompts.correct, prompts.incorrect)
-    agree(scores, exact(reference, prompts.clean, replacement, sample(scores.graph), metric, higher_is_better=True))
+    agree(
+        scores,
+        exact(reference, prompts.clean, replacement, sample(scores.graph), metric, higher_is_better=True),
+    )
 
 
 def test_exact_merged(gpt2: Tiny) -> None:
@@ -197,7 +264,9 @@ def test_exact_merged(gpt2: Tiny) -> None:
     reference = gpt2.reference64.with_graph(scores.graph)
     replacement = carried(reference, "resample", prompts.corrupted)
     kl = kl_divergence(reference.run(prompts.clean)[0][:, -1])
-    agree(scores, exact(reference, prompts.clean, replacement, sample(scores.graph), kl, higher_is_better=False))
+    agree(
+        scores, exact(reference, prompts.clean, replacement, sample(scores.graph), kl, higher_is_better=False)
+    )
 
 
 def test_exact_nodes_lose_all_their_edges_at_once(llama: Tiny) -> None:
@@ -205,10 +274,15 @@ def test_exact_nodes_lose_all_their_edges_at_once(llama: Tiny) -> None:
     graph, replacement = reference.graph, carried(reference, "resample", prompts.corrupted)
     metric = logit_diff(prompts.correct, prompts.incorrect)
     full = metric(reference.run(prompts.clean)[0][:, -1]).mean().item()
-    moved = np.eye(len(graph.sources), dtype=bool)[:, :, None] & graph.allowed  # all edges of one source, source by source
+    # all edges of one source, source by source
+    moved = np.eye(len(graph.sources), dtype=bool)[:, :, None] & graph.allowed
     patched = reference.patched(prompts.clean, replacement, moved)[:, :, -1]
-    expected = {name: full - metric(logits).mean().item() for name, logits in zip(graph.sources, patched, strict=True)}
-    assert cd.exact(llama.model, prompts.task, level="node", metric="logit_diff") == pytest.approx(expected, abs=1e-4)
+    expected = {
+        name: full - metric(logits).mean().item() for name, logits in zip(graph.sources, patched, strict=True)
+    }
+    assert cd.exact(llama.model, prompts.task, level="node", metric="logit_diff") == pytest.approx(
+        expected, abs=1e-4
+    )
 
 
 # ------------------------------------------------------------------ gate 5: ACDC
@@ -236,13 +310,17 @@ def compare_with_naive(
         metric, higher = kl_divergence(reference.run(prompts.clean)[0][:, -1]), False
     absolute = options.get("absolute", False)
     found = cd.acdc(tiny.model, prompts.task, threshold=threshold, ablation=ablation, **options)
-    damages = naive_damages(reference, prompts.clean, replacement, metric, set(found.edges), higher_is_better=higher, order=edges)
+    damages = naive_damages(
+        reference, prompts.clean, replacement, metric, set(found.edges), higher_is_better=higher, order=edges
+    )
     assert len(damages) == len(reference.graph)
     compared = {edge: abs(damage) if absolute else damage for edge, damage in damages.items()}
     assert min(abs(damage - threshold) for damage in compared.values()) > 1e-6, "another threshold, please"
     assert set(found.edges) == {edge for edge, damage in compared.items() if damage >= threshold}
     assert 0 < len(found) < len(reference.graph)  # or nothing would be compared
-    assert {edge: found.score(edge) for edge in found.edges} == pytest.approx({edge: damages[edge] for edge in found.edges}, abs=1e-4)
+    assert {edge: found.score(edge) for edge in found.edges} == pytest.approx(
+        {edge: damages[edge] for edge in found.edges}, abs=1e-4
+    )
     return found
 
 
@@ -272,14 +350,18 @@ def test_gate_5_signed_and_absolute(gpt2: Tiny, absolute: bool) -> None:
 
 
 def test_gate_5_merged_receivers(gpt2: Tiny) -> None:
-    compare_with_naive(gpt2, PAIRS, 0.05, graph=cd.Graph.from_model(gpt2.model, split_qkv=False), split_qkv=False)
+    compare_with_naive(
+        gpt2, PAIRS, 0.05, graph=cd.Graph.from_model(gpt2.model, split_qkv=False), split_qkv=False
+    )
 
 
 @pytest.mark.parametrize(("name", "batch_size"), [("gpt2", 1), ("llama", 3), ("neox_parallel", 3)])
 def test_gate_5_batches_do_not_matter(tinies: Callable[[str], Tiny], name: str, batch_size: int) -> None:
     """Of three of four examples the last batch is one alone."""
     model = tinies(name).model
-    whole, parts = (cd.acdc(model, PAIRS.task, threshold=0.05, batch_size=size) for size in (None, batch_size))
+    whole, parts = (
+        cd.acdc(model, PAIRS.task, threshold=0.05, batch_size=size) for size in (None, batch_size)
+    )
     assert whole.edges == parts.edges
 
 
@@ -288,7 +370,11 @@ def kl_by_full_forwards(model: Any, task: Any, ablation: Any) -> Callable[[np.nd
     full = cd.run_circuit(model, task, cd.Circuit.full(model.graph)).double().log_softmax(-1)
 
     def kl(mask: np.ndarray) -> float:
-        patched = cd.run_circuit(model, task, cd.Circuit(model.graph, mask), ablation=ablation).double().log_softmax(-1)
+        patched = (
+            cd.run_circuit(model, task, cd.Circuit(model.graph, mask), ablation=ablation)
+            .double()
+            .log_softmax(-1)
+        )
         return torch.nn.functional.kl_div(patched, full, log_target=True, reduction="batchmean").item()
 
     return kl
@@ -296,10 +382,15 @@ def kl_by_full_forwards(model: Any, task: Any, ablation: Any) -> Callable[[np.nd
 
 @pytest.mark.parametrize("ablation", ["noise", "random", "mean"])
 def test_gate_5_prompts_of_two_lengths(llama: Tiny, ablation: str) -> None:
-    """The naive search by `run_circuit`, which gate 3 holds to the reference, under the drawn ablations too."""
+    """The naive search by `run_circuit`, which gate 3 holds to the
+    reference, under the drawn ablations too."""
     parts = [random_prompts(101, 2, length, seed=length) for length in (4, 6)]
-    columns = {key: [row for part in parts for row in getattr(part, key).tolist()] for key in Prompts.__dataclass_fields__}
-    others = random_prompts(101, 2, 4, seed=8).task.examples + random_prompts(101, 2, 6, seed=9).task.examples  # that means are over too
+    columns = {
+        key: [row for part in parts for row in getattr(part, key).tolist()]
+        for key in Prompts.__dataclass_fields__
+    }
+    # that means are over too
+    others = random_prompts(101, 2, 4, seed=8).task.examples + random_prompts(101, 2, 6, seed=9).task.examples
     task, graph, threshold = replace(cd.Task.from_tokens(**columns), others=others), llama.model.graph, 0.05
     alt = cd.replacements(llama.model, task, ablation=ablation)
     kl, mask, old = kl_by_full_forwards(llama.model, task, alt), graph.allowed.copy(), 0.0
@@ -330,20 +421,33 @@ def check_sampled_states(reference: Any, prompts: Prompts, found: Any, threshold
     replacement = carried(reference, "resample", prompts.corrupted)
     kl = kl_divergence(reference.run(prompts.clean)[0][:, -1])
     rng = np.random.default_rng(0)
-    some_kept = rng.choice([i for i, edge in enumerate(order) if edge in kept], min(len(kept), n // 2), replace=False)
+    some_kept = rng.choice(
+        [i for i, edge in enumerate(order) if edge in kept], min(len(kept), n // 2), replace=False
+    )
     some = [order[i] for i in {*some_kept.tolist(), *rng.choice(len(order), n // 2, replace=False).tolist()}]
-    for edge, damage in naive_damages(reference, prompts.clean, replacement, kl, kept, some, higher_is_better=False).items():
+    for edge, damage in naive_damages(
+        reference, prompts.clean, replacement, kl, kept, some, higher_is_better=False
+    ).items():
         if abs(damage - threshold) > 1e-5:
             assert (damage >= threshold) == (edge in kept), (edge, damage)
 
 
 @pytest.mark.parametrize("threshold", [0.005, 0.07])
 def test_group_testing_keeps_only_edges_that_do_damage(tiny: Tiny, threshold: float) -> None:
-    """Each kept edge, by full forwards, where those before it in ACDC's order are decided as the search did."""
-    reference, found = tiny.reference64, cd.acdc(tiny.model, PAIRS.task, threshold=threshold, group_testing=True)
+    """Each kept edge, by full forwards, where those before it in
+    ACDC's order are decided as the search did."""
+    reference, found = (
+        tiny.reference64,
+        cd.acdc(tiny.model, PAIRS.task, threshold=threshold, group_testing=True),
+    )
     assert 0 < len(found) < len(tiny.model.graph)
-    replacement, kl = carried(reference, "resample", PAIRS.corrupted), kl_divergence(reference.run(PAIRS.clean)[0][:, -1])
-    damages = naive_damages(reference, PAIRS.clean, replacement, kl, set(found.edges), found.edges, higher_is_better=False)
+    replacement, kl = (
+        carried(reference, "resample", PAIRS.corrupted),
+        kl_divergence(reference.run(PAIRS.clean)[0][:, -1]),
+    )
+    damages = naive_damages(
+        reference, PAIRS.clean, replacement, kl, set(found.edges), found.edges, higher_is_better=False
+    )
     assert damages == pytest.approx({edge: found.score(edge) for edge in found.edges}, abs=1e-5)
     assert min(damages.values()) > threshold - 1e-5
 
@@ -377,22 +481,36 @@ def test_a_threshold_is_a_finite_number(gpt2: Tiny, threshold: float) -> None:
 def order_of_edges(graph: Any, order: int | None) -> list[str]:
     """Every edge in the order in which a search with this `order` tries it."""
     receivers = receiver_order(graph, order)
-    return [f"{graph.sources[row]}->{graph.receivers[column]}" for column in receivers for row in source_order(graph, column, order)]
+    return [
+        f"{graph.sources[row]}->{graph.receivers[column]}"
+        for column in receivers
+        for row in source_order(graph, column, order)
+    ]
 
 
-@pytest.mark.parametrize(("name", "order"), [("gpt2", 0), ("gpt2", 1), ("gpt2", 2), ("llama", 0), ("neox_parallel", 0)])
-def test_acdc_in_a_random_order_is_the_naive_one_in_that_order(tinies: Callable[[str], Tiny], name: str, order: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "order"), [("gpt2", 0), ("gpt2", 1), ("gpt2", 2), ("llama", 0), ("neox_parallel", 0)]
+)
+def test_acdc_in_a_random_order_is_the_naive_one_in_that_order(
+    tinies: Callable[[str], Tiny], name: str, order: int
+) -> None:
     edges = order_of_edges(tinies(name).model.graph, order)
     compare_with_naive(tinies(name), PAIRS, 0.05, edges=edges, order=order)
 
 
 @pytest.mark.parametrize("split_qkv", [True, False])
-def test_an_order_is_a_permutation_that_keeps_readers_before_what_they_read(gpt2: Tiny, llama: Tiny, split_qkv: bool) -> None:
+def test_an_order_is_a_permutation_that_keeps_readers_before_what_they_read(
+    gpt2: Tiny, llama: Tiny, split_qkv: bool
+) -> None:
     for tiny in (gpt2, llama) if split_qkv else (gpt2,):
         graph = cd.Graph.from_model(tiny.model, split_qkv=split_qkv)
         orders = [order_of_edges(graph, order) for order in (None, 0, 1, 2)]
         assert orders[0] == acdc_order(graph)
-        assert len({tuple(edges) for edges in orders}) == len({tuple(receiver_order(graph, order)) for order in (None, 0, 1, 2)}) == 4
+        assert (
+            len({tuple(edges) for edges in orders})
+            == len({tuple(receiver_order(graph, order)) for order in (None, 0, 1, 2)})
+            == 4
+        )
         for edges in orders:
             assert sorted(edges) == sorted(graph.edges)
             decided: set[str] = set()  # a node's in-edges are tried when all its out-edges have been

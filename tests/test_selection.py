@@ -1,4 +1,5 @@
-"""Scores.best: every edge on a path, and of all such sets of at most n edges the one of the greatest total."""
+"""Scores.best: every edge on a path, and of all such sets of at most
+n edges the one of the greatest total."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def drawn(graph: cd.Graph, seed: int = 0) -> Any:
 
 @cache
 def connected(name: str) -> np.ndarray:
-    """Every set of edges, as rows of bits over the graph's edges, in which all lie on a path: by trying them all."""
+    """Every set of edges, as rows of bits over the graph's edges, in
+    which all lie on a path: by trying them all.
+    """
     graph = GRAPHS[name]
     edges = np.argwhere(graph.allowed)
     sets = ((np.arange(2 ** len(edges))[:, None] >> np.arange(len(edges))) & 1).astype(bool)
@@ -56,7 +59,9 @@ def test_no_set_of_edges_is_better(name: str, absolute: bool) -> None:
 
 
 def on_networkx_paths(circuit: cd.Circuit) -> bool:
-    """Every edge on a path from input to logits, by networkx, in a graph whose heads have keys and values of their own."""
+    """Every edge on a path from input to logits, by networkx, in a graph whose
+    heads have keys and values of their own.
+    """
     view = nx.DiGraph(circuit.to_networkx())
     if not len(circuit):
         return True
@@ -75,7 +80,8 @@ def test_large_graphs_are_connected_and_near_the_bound(n: int) -> None:
     assert len(found) <= n and found.pruned() == found and on_networkx_paths(found)
     if n >= 300:
         assert len(found) == n
-        bound = np.sort(np.abs(scores.values[graph.allowed]))[::-1][:n].sum()  # of the best edges, connected or not
+        # of the best edges, connected or not
+        bound = np.sort(np.abs(scores.values[graph.allowed]))[::-1][:n].sum()
         assert np.abs(scores.values[found.mask]).sum() > 0.85 * bound
 
 
@@ -92,7 +98,9 @@ def test_greedy_is_near_the_best() -> None:
 
 
 def test_the_best_alone_are_not_connected() -> None:
-    """What best is for: the best 353 of random edges of SmolLM2's graph hold no path, and best's are all on one."""
+    """What best is for: the best 353 of random edges of SmolLM2's graph
+    hold no path, and best's are all on one.
+    """
     graph = cd.Graph(30, 9, 3)
     scores = cd.Scores(graph, drawn(graph))
     assert len(scores.top(353).pruned()) < 35
@@ -118,5 +126,7 @@ def test_the_same_scores_the_same_circuit() -> None:
 @pytest.mark.parametrize("n", [-1, 16, 1.5, True, "4"])
 def test_an_impossible_number_names_the_range(n: Any) -> None:
     graph = cd.Graph(1, 1, 1)
-    with pytest.raises(cd.CircuitDiscoveryError, match=f"edges must be a whole number from 0 to {len(graph)}"):
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match=f"edges must be a whole number from 0 to {len(graph)}"
+    ):
         cd.Scores(graph, drawn(graph)).best(n)

@@ -1,7 +1,9 @@
-"""The semi-synthetic models: their prescribed edges do the work, no other edge does any, and their nodes hold the variables.
+"""The semi-synthetic models: their prescribed edges do the work, no other edge does
+any, and their nodes hold the variables.
 
-Circuits run on the package's own forward, which other tests hold against TransformerBridge; interchange accuracy is measured
-with hooks on Hugging Face's model. Neither knows the forward that the models were trained with.
+Circuits run on the package's own forward, which other tests hold against TransformerBridge; interchange
+accuracy is measured with hooks on Hugging Face's model. Neither knows the forward that the models were
+trained with.
 """
 
 from __future__ import annotations
@@ -75,7 +77,10 @@ def test_the_model_does_the_task(problem: Problem, full: Tensor) -> None:
     assert accuracy(full, problem.task) >= 0.99
     held_out = problem.task.held_out
     assert held_out is not None
-    assert accuracy(cd.run_circuit(problem.model, held_out, cd.Circuit.full(problem.truth.graph)), held_out) >= 0.99
+    assert (
+        accuracy(cd.run_circuit(problem.model, held_out, cd.Circuit.full(problem.truth.graph)), held_out)
+        >= 0.99
+    )
 
 
 def test_the_true_edges_do_it_alone(problem: Problem, causal: CausalModel, full: Tensor) -> None:
@@ -94,10 +99,17 @@ def test_every_true_edge_is_needed(problem: Problem) -> None:
 
 
 def test_no_other_edge_matters(problem: Problem, full: Tensor) -> None:
-    """Nor does any set of them: half of them at random, all that enter or leave one node, and in denoising all of them."""
+    """Nor does any set of them: half of them at random, all that enter or
+    leave one node, and in denoising all of them.
+    """
     graph, rng = problem.truth.graph, np.random.default_rng(0)
-    masks = [graph.allowed & (problem.truth.mask | (rng.random(graph.allowed.shape) < 0.5)) for _ in range(10)]
-    masks += [graph.allowed & (problem.truth.mask | (np.arange(len(graph.sources)) != row)[:, None]) for row in range(len(graph.sources))]
+    masks = [
+        graph.allowed & (problem.truth.mask | (rng.random(graph.allowed.shape) < 0.5)) for _ in range(10)
+    ]
+    masks += [
+        graph.allowed & (problem.truth.mask | (np.arange(len(graph.sources)) != row)[:, None])
+        for row in range(len(graph.sources))
+    ]
     for mask in masks:
         logits = cd.run_circuit(problem.model, problem.task, cd.Circuit(graph, mask))
         assert agreement(logits.argmax(1), full.argmax(1)) >= 0.98
@@ -117,7 +129,8 @@ def test_the_bound_tells_the_truth_from_less(problem: Problem) -> None:
         assert moved(problem.truth - cd.Circuit.from_edges(graph, [edge])).quantile(0.5) > problem.bound, edge
 
 
-# ------------------------------------------------------------------ the variables, on Hugging Face's own forward
+# ------------------------------------------------------------------ the
+# variables, on Hugging Face's own forward
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +143,9 @@ def network(name: str) -> Any:
 
 @contextmanager
 def output_of(network: Any, node: str, put: Tensor | None, seen: list[Tensor]) -> Iterator[None]:
-    """Inside, what an MLP writes or what a head hands to c_proj goes to `seen`, and is replaced by `put` where there is one."""
+    """Inside, what an MLP writes or what a head hands to c_proj goes to `seen`, and
+    is replaced by `put` where there is one.
+    """
     layer, head = re.fullmatch(r"[am](\d+)(?:\.h(\d+))?", node).groups()  # pyright: ignore[reportOptionalMemberAccess]
     block = network.transformer.h[int(layer)]
     at = slice(None) if head is None else slice(int(head) * D_HEAD, (int(head) + 1) * D_HEAD)
@@ -187,11 +202,17 @@ def moved_edges(causal: CausalModel, *edges: str) -> Tensor:
 
 def test_induction_by_hand() -> None:
     causal = CAUSAL_MODELS["induction"]
-    base, source = torch.tensor([[0, 1, 5, 2, 6, 3, 7, 4, 8, 2]]), torch.tensor([[0, 4, 9, 3, 10, 2, 11, 1, 12, 1]])
+    base, source = (
+        torch.tensor([[0, 1, 5, 2, 6, 3, 7, 4, 8, 2]]),
+        torch.tensor([[0, 4, 9, 3, 10, 2, 11, 1, 12, 1]]),
+    )
     answer = partial(causal.answers, base, source)
     assert causal.answers(base) == 6 and causal.answers(source) == 12
     assert answer(moved_edges(causal, "input->a1.h1<q>")) == 5  # asks for 1
-    assert answer(moved_edges(causal, "input->a0.h2<v>")) == answer(moved_edges(causal, "a0.h2->a1.h1<k>")) == 7  # 2 stands third
+    # 2 stands third
+    assert (
+        answer(moved_edges(causal, "input->a0.h2<v>")) == answer(moved_edges(causal, "a0.h2->a1.h1<k>")) == 7
+    )
     assert answer(moved_edges(causal, "input->a1.h1<v>")) == 10  # second of the source's values
     assert answer(moved_edges(causal, "input->a1.h1<v>", "input->a0.h2<v>")) == 11
     assert answer(moved_edges(causal, "a1.h1->logits")) == answer(moved_edges(causal, *causal.edges)) == 12
@@ -223,7 +244,10 @@ def test_the_problem_is_whole(problem: Problem, name: str) -> None:
     assert problem.trained and problem.model.tokenizer is None
     assert problem.model.graph.n_heads * D_HEAD == problem.model.d_model
     assert problem.truth.info["model"] == {"name": problem.name, "digest": problem.model.digest}
-    assert {node for nodes in problem.truth.roles.values() for node in nodes} == set(problem.truth.nodes) - {"input", "logits"}
+    assert {node for nodes in problem.truth.roles.values() for node in nodes} == set(problem.truth.nodes) - {
+        "input",
+        "logits",
+    }
 
 
 def test_the_folder_loads_as_any_other(problem: Problem, name: str) -> None:
@@ -259,8 +283,12 @@ def test_problems_gives_all() -> None:
 
 
 def test_errors_say_what_is_valid(causal: CausalModel) -> None:
-    with pytest.raises(cd.CircuitDiscoveryError, match="no semi-synthetic problem 'gat'; did you mean 'gate'"):
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match="no semi-synthetic problem 'gat'; did you mean 'gate'"
+    ):
         semisynthetic.problem("gat")
     for wrong in (0, 10_001, True, 2.0):
-        with pytest.raises(cd.CircuitDiscoveryError, match="examples must be a whole number from 1 to 10,000"):
+        with pytest.raises(
+            cd.CircuitDiscoveryError, match="examples must be a whole number from 1 to 10,000"
+        ):
             semisynthetic.draw_task(causal, examples=wrong, seed=0)  # type: ignore[arg-type]

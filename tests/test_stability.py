@@ -1,4 +1,6 @@
-"""Stability against hand-computed Jaccards, an enumerated bootstrap, and simulated runs whose mean overlap is known."""
+"""Stability against hand-computed Jaccards, an enumerated bootstrap, and
+simulated runs whose mean overlap is known.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ def found(lists: Sequence[Sequence[str]] = NAMES, **options: Any) -> Stability:
 
 
 def test_jaccards_by_hand() -> None:
-    # pairs 01 02 03 04 12 13 14 23 24 34; edges 2/2 2/4 0/5 0/5 2/4 0/5 0/5 2/5 2/5 3/3; the nodes are {h0} {h0} {h0, m0} {m0} {m0}
+    # pairs 01 02 03 04 12 13 14 23 24 34; edges 2/2 2/4 0/5 0/5 2/4 0/5 0/5 2/5 2/5 3/3; the
+    # nodes are {h0} {h0} {h0, m0} {m0} {m0}
     result = found()
     assert result.edge_jaccards.tolist() == [1, 1 / 2, 0, 0, 1 / 2, 0, 0, 2 / 5, 2 / 5, 1]
     assert result.node_jaccards.tolist() == [1, 1 / 2, 0, 0, 1 / 2, 0, 0, 1 / 2, 1 / 2, 1]
@@ -49,8 +52,16 @@ def test_jaccards_by_hand() -> None:
 
 def test_the_share_of_runs_by_hand() -> None:
     result = found()
-    shares = {"input->a0.h0<v>": 0.6, "a0.h0->logits": 0.6, "input->m0": 0.6, "m0->logits": 0.6, "input->logits": 0.4}
-    assert {edge: float(result.share[GRAPH.index(edge)]) for edge in GRAPH.edges} == dict.fromkeys(GRAPH.edges, 0) | shares
+    shares = {
+        "input->a0.h0<v>": 0.6,
+        "a0.h0->logits": 0.6,
+        "input->m0": 0.6,
+        "m0->logits": 0.6,
+        "input->logits": 0.4,
+    }
+    assert {edge: float(result.share[GRAPH.index(edge)]) for edge in GRAPH.edges} == dict.fromkeys(
+        GRAPH.edges, 0
+    ) | shares
     assert (len(result.in_all), set(result.in_any.edges)) == (0, set(shares))
     assert result.in_any.score("input->m0") == 0.6
     assert set(found([*NAMES[:3], *NAMES[:2]]).in_all.edges) == set(NAMES[0])
@@ -59,7 +70,8 @@ def test_the_share_of_runs_by_hand() -> None:
 @pytest.mark.parametrize("edges", [NAMES[2], []])
 def test_identical_circuits_agree_completely(edges: list[str]) -> None:
     result = found([edges] * 5)
-    # a circuit that is found with a probability of .48 is found by all five in 2.5% of the cases, and by two of two in .48^2
+    # a circuit that is found with a probability of .48 is found by all five in 2.5%
+    # of the cases, and by two of two in .48^2
     assert (result.edge_jaccard, result.edge_jaccard.high) == (1, 1)
     assert result.edge_jaccard.low == pytest.approx((0.025 ** (1 / 5)) ** 2)
     assert result.node_jaccard == 1
@@ -85,7 +97,9 @@ def test_the_interval_is_the_jackknife_over_runs_written_out() -> None:
     wide = stats.t.ppf(0.975, runs - 1) * error
     estimate = mean_over_pairs(values, runs)
     assert float(estimate) == pytest.approx(values.mean())
-    assert (estimate.low, estimate.high) == pytest.approx((max(0, values.mean() - wide), min(1, values.mean() + wide)))
+    assert (estimate.low, estimate.high) == pytest.approx(
+        (max(0, values.mean() - wide), min(1, values.mean() + wide))
+    )
 
 
 @pytest.mark.parametrize("runs", [5, 20])
@@ -94,7 +108,9 @@ def test_the_interval_covers_the_true_overlap(runs: int) -> None:
     rng, sets, n = np.random.default_rng(0), 60, 400
 
     def draw(count: int) -> np.ndarray:
-        """[count, sets] bool: each run finds half of the elements, by a quality of its own nearly all of that half."""
+        """[count, sets] bool: each run finds half of the elements, by a
+        quality of its own nearly all of that half.
+        """
         quality = rng.beta(2, 1, size=(count, 1))
         return rng.random((count, sets)) < np.where(np.arange(sets) < sets / 2, quality, 0.05)
 
@@ -126,11 +142,16 @@ def recorded(over: str, **options: Any) -> list[tuple[Any, dict[str, int]]]:
 def test_examples_are_drawn_with_replacement() -> None:
     seen = recorded("examples", runs=30)
     everything = list(TASK.examples)
-    assert all(len(task) == 40 and set(task.examples) <= set(everything) and not given for task, given in seen)
+    assert all(
+        len(task) == 40 and set(task.examples) <= set(everything) and not given for task, given in seen
+    )
     assert len({task.examples for task, _ in seen}) == 30
     distinct = np.mean([len(set(task.examples)) for task, _ in seen]) / 40
-    assert distinct == pytest.approx(1 - (1 - 1 / 40) ** 40, abs=0.03)  # of 40, as many as a bootstrap draw has
-    assert [task.examples for task, _ in recorded("examples", runs=5)] == [task.examples for task, _ in seen[:5]]
+    # of 40, as many as a bootstrap draw has
+    assert distinct == pytest.approx(1 - (1 - 1 / 40) ** 40, abs=0.03)
+    assert [task.examples for task, _ in recorded("examples", runs=5)] == [
+        task.examples for task, _ in seen[:5]
+    ]
     assert recorded("examples", runs=5, seed=1)[0][0].examples != seen[0][0].examples
 
 
@@ -152,10 +173,23 @@ def test_a_repeated_example_counts_twice(gpt2: Tiny) -> None:
 def test_real_searches_differ_by_their_examples_and_not_without_a_change(gpt2: Tiny) -> None:
     result = stability(lambda model, task: cd.eap(model, task).top(40), gpt2.model, gpt2.prompts.task, runs=5)
     assert 0 < result.edge_jaccard < 1
-    same = stability(lambda model, task, seed: cd.eap(model, task).top(40), gpt2.model, gpt2.prompts.task, over="seeds", runs=5)
+    same = stability(
+        lambda model, task, seed: cd.eap(model, task).top(40),
+        gpt2.model,
+        gpt2.prompts.task,
+        over="seeds",
+        runs=5,
+    )
     assert same.edge_jaccard == 1
-    random = stability(lambda model, task, seed: cd.random(model, task, seed=seed).top(40), gpt2.model, TASK, over="seeds", runs=5)
-    chance = 40 / len(gpt2.model.graph)  # of two sets of n of N each: n / N of one are in the other, on average
+    random = stability(
+        lambda model, task, seed: cd.random(model, task, seed=seed).top(40),
+        gpt2.model,
+        TASK,
+        over="seeds",
+        runs=5,
+    )
+    # of two sets of n of N each: n / N of one are in the other, on average
+    chance = 40 / len(gpt2.model.graph)
     assert random.edge_jaccard == pytest.approx(chance / (2 - chance), abs=0.06)
 
 

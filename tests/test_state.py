@@ -1,4 +1,6 @@
-"""A search's state: what was kept comes back bit by bit, however the search ended, and only to the same search."""
+"""A search's state: what was kept comes back bit by bit, however the
+search ended, and only to the same search.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ from circuitdiscovery.search import state as state_file
 from circuitdiscovery.search.state import saved_in
 
 TASK = random_prompts(101, 4, 5, seed=2).task
-INFO = {"method": "mine", "options": {"edges": 5, "seed": 0}, "model": {"name": "toy", "digest": "ab"}, "data": {"tokenizer": "cd"}}
+INFO = {
+    "method": "mine",
+    "options": {"edges": 5, "seed": 0},
+    "model": {"name": "toy", "digest": "ab"},
+    "data": {"tokenizer": "cd"},
+}
 EMPTY = np.zeros(3)
 
 
@@ -81,22 +88,42 @@ def test_without_a_path_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.iterdir())
 
 
-OTHER_ANSWER = dataclasses.replace(TASK.examples[0], correct=TASK.examples[0].incorrect, incorrect=TASK.examples[0].correct)
+OTHER_ANSWER = dataclasses.replace(
+    TASK.examples[0], correct=TASK.examples[0].incorrect, incorrect=TASK.examples[0].correct
+)
 
 
 @pytest.mark.parametrize(
     ("task", "info", "message"),
     [
-        (TASK, INFO | {"options": {"edges": 6, "seed": 0}}, "s: the state of another search (options: edges 5 there, 6 here)"),
+        (
+            TASK,
+            INFO | {"options": {"edges": 6, "seed": 0}},
+            "s: the state of another search (options: edges 5 there, 6 here)",
+        ),
         (TASK, INFO | {"model": {"name": "toy", "digest": "cd"}}, "(model: digest 'ab' there, 'cd' here)"),
         (TASK, INFO | {"method": "yours"}, "(method 'mine' there, 'yours' here)"),
-        (TASK, {"method": "mine", "model": INFO["model"]}, "options {'edges': 5, 'seed': 0} there, None here)"),
-        (dataclasses.replace(TASK, examples=(OTHER_ANSWER, *TASK.examples[1:])), INFO, "(the task's rows are others than then)"),
-        (dataclasses.replace(TASK, examples=TASK.examples[::-1]), INFO, "(the task's rows are others than then)"),
+        (
+            TASK,
+            {"method": "mine", "model": INFO["model"]},
+            "options {'edges': 5, 'seed': 0} there, None here)",
+        ),
+        (
+            dataclasses.replace(TASK, examples=(OTHER_ANSWER, *TASK.examples[1:])),
+            INFO,
+            "(the task's rows are others than then)",
+        ),
+        (
+            dataclasses.replace(TASK, examples=TASK.examples[::-1]),
+            INFO,
+            "(the task's rows are others than then)",
+        ),
         (TASK, INFO | {"data": {"tokenizer": "ef"}}, "(the tokenizer is another than then)"),
     ],
 )
-def test_the_state_of_another_search_is_refused_by_name(tmp_path: Path, task: Any, info: dict[str, Any], message: str) -> None:
+def test_the_state_of_another_search_is_refused_by_name(
+    tmp_path: Path, task: Any, info: dict[str, Any], message: str
+) -> None:
     with saved_in(tmp_path / "s", TASK, INFO) as saved:
         saved.keep({"x": EMPTY}, step=1)
     before = (tmp_path / "s").read_bytes()
@@ -111,13 +138,19 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path, content: bytes) -> N
     with saved_in(tmp_path / "s", TASK, INFO) as saved:
         saved.keep({"x": EMPTY}, step=1)
     (tmp_path / "s").write_bytes((tmp_path / "s").read_bytes()[:-4] if content == b"cut" else content)
-    with pytest.raises(cd.CircuitDiscoveryError, match="s: not the state of a search"), saved_in(tmp_path / "s", TASK, INFO):
+    with (
+        pytest.raises(cd.CircuitDiscoveryError, match="s: not the state of a search"),
+        saved_in(tmp_path / "s", TASK, INFO),
+    ):
         pass
 
 
 def test_scores_are_no_state(tmp_path: Path, gpt2: Tiny) -> None:
     cd.random(gpt2.model, TASK).save(tmp_path / "s.safetensors")
-    with pytest.raises(cd.CircuitDiscoveryError, match="not the state of a search"), saved_in(tmp_path / "s.safetensors", TASK, INFO):
+    with (
+        pytest.raises(cd.CircuitDiscoveryError, match="not the state of a search"),
+        saved_in(tmp_path / "s.safetensors", TASK, INFO),
+    ):
         pass
 
 
@@ -126,7 +159,9 @@ def test_an_entry_of_another_shape_or_type_is_refused(tmp_path: Path) -> None:
         saved.keep({"x": EMPTY}, step=1)
     with saved_in(tmp_path / "s", TASK, INFO) as saved:
         for name, default in (("x", np.zeros(4)), ("x", np.zeros(3, dtype=np.float32)), ("y", EMPTY)):
-            with pytest.raises(cd.CircuitDiscoveryError, match=f"not the state of a search .{name} should be"):
+            with pytest.raises(
+                cd.CircuitDiscoveryError, match=f"not the state of a search .{name} should be"
+            ):
                 saved.array(name, default)
         with pytest.raises(cd.CircuitDiscoveryError, match="step should be of type float"):
             saved.number("step", 0.5)
@@ -135,7 +170,10 @@ def test_an_entry_of_another_shape_or_type_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(cd.CircuitDiscoveryError, match="cannot write"), saved_in(tmp_path / "no" / "s", TASK, INFO) as saved:
+    with (
+        pytest.raises(cd.CircuitDiscoveryError, match="cannot write"),
+        saved_in(tmp_path / "no" / "s", TASK, INFO) as saved,
+    ):
         saved.keep({"x": EMPTY}, step=1)
 
 
@@ -162,7 +200,11 @@ def found_by(tiny: Tiny, name: str, **options: Any) -> Any:
 def test_a_search_that_is_stopped_goes_on_to_the_same_bytes(llama: Tiny, tmp_path: Path, name: str) -> None:
     seen: list[tuple[int, int]] = []
     whole = found_by(llama, name, progress=lambda *now: seen.append(now))
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen) and seen[0][0] == 0 and seen[-1][0] == seen[-1][1]
+    assert (
+        [done for done, _ in seen] == sorted(done for done, _ in seen)
+        and seen[0][0] == 0
+        and seen[-1][0] == seen[-1][1]
+    )
     for at in seen[:: max(1, len(seen) // 3)]:
         state = tmp_path / f"{at[0]}"
         with pytest.raises(Stopped):
@@ -174,8 +216,12 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_bytes(llama: Tiny, tmp_pat
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_progress_is_shown_before_anything_is_run(llama: Tiny, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stops at the first sight of it: no forward was run, though every search looks at the replacements first."""
+def test_progress_is_shown_before_anything_is_run(
+    llama: Tiny, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops at the first sight of it: no forward was run, though
+    every search looks at the replacements first.
+    """
     ran: list[object] = []
     monkeypatch.setattr("circuitdiscovery.engine.patching.batches", lambda *given: ran.append(given))
     with pytest.raises(Stopped):

@@ -1,4 +1,6 @@
-"""A real language model that this project did not train: stories260K (Karpathy's llama2.c), and its gendered-pronoun circuit."""
+"""A real language model that this project did not train: stories260K (Karpathy's
+llama2.c), and its gendered-pronoun circuit.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +43,21 @@ def test_its_gendered_pronoun_circuit_is_found(model: Any) -> None:
 
     def difference(edges: Any) -> float:
         logits = cd.run_circuit(model, held_out, edges)
-        answers = [torch.tensor([getattr(example, side) for example in held_out.examples]) for side in ("correct", "incorrect")]
+        answers = [
+            torch.tensor([getattr(example, side) for example in held_out.examples])
+            for side in ("correct", "incorrect")
+        ]
         right, wrong = (logits.gather(1, ids).mean() for ids in answers)
         return float(right - wrong)
 
-    full, empty = (difference(edges) for edges in (cd.Circuit.full(model.graph), cd.Circuit.empty(model.graph)))
+    full, empty = (
+        difference(edges) for edges in (cd.Circuit.full(model.graph), cd.Circuit.empty(model.graph))
+    )
     found, chance = ((difference(edges) - empty) / (full - empty) for edges in (circuit, random))
     assert len(circuit) < 0.1 * len(model.graph)
     assert found > 0.6 > 0.1 > chance
     # a group's key and value are one edge each: no edge is counted once per query head
     assert any(".kv" in edge for edge in circuit.edges)
-    assert not any("<k>" in edge or "<v>" in edge for edge in circuit.edges if ".kv" not in edge.partition("->")[2])
+    assert not any(
+        "<k>" in edge or "<v>" in edge for edge in circuit.edges if ".kv" not in edge.partition("->")[2]
+    )

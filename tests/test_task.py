@@ -81,11 +81,15 @@ def words() -> Reader:
 
 
 def byte_like(words: list[str], most: int) -> Reader:
-    """A tokenizer whose words carry the space before them, and that writes numbers apart from it, in groups of at most so many digits."""
+    """A tokenizer whose words carry the space before them, and that writes numbers apart from
+    it, in groups of at most so many digits.
+    """
     digits = [f"{number:0{size}d}" for size in range(1, most + 1) for number in range(10**size)]
     marks = [mark for mark in words if not mark[0].isalnum()]
     found = ["<unk>", " ", *digits, *marks, *(f"{space}{word}" for word in words for space in ("", " "))]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(dict.fromkeys(found))}, unk_token="<unk>"))
+    inner = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(dict.fromkeys(found))}, unk_token="<unk>")
+    )
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(rf" ?[A-Za-z]+|\d{{1,{most}}}|."), "isolated")  # type: ignore[assignment]
     inner.decoder = decoders.Fuse()  # type: ignore[assignment]
     return Reader(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>"))
@@ -112,7 +116,12 @@ def decoded(model: Reader, ids: tuple[int, ...]) -> list[str]:
 
 def test_ioi_tokenises_as_gpt2_writes_it(gpt2: Reader, tmp_path: Path) -> None:
     clean = "When Mary and John went to the store, John gave a drink to"
-    row = {"clean": clean, "corrupted": clean.replace("John gave", "Mary gave"), "correct": " Mary", "incorrect": " John"}
+    row = {
+        "clean": clean,
+        "corrupted": clean.replace("John gave", "Mary gave"),
+        "correct": " Mary",
+        "incorrect": " John",
+    }
     path = tmp_path / "paper.jsonl"
     path.write_text(json.dumps(row))
     (example,) = load_task(path, gpt2).examples
@@ -126,12 +135,18 @@ def test_acdcs_ioi_prompts_have_15_tokens(gpt2: Reader) -> None:
     first = [example for example in task.examples if example.template == 0]  # the first sentence, order ABBA
     assert first and {len(example.clean) for example in first} == {15}
     assert all(example.text.startswith("Then, ") for example in first)
-    order = [names for names, example in zip(names_in(task, gpt2), task.examples, strict=True) if example.template == 0]
+    order = [
+        names
+        for names, example in zip(names_in(task, gpt2), task.examples, strict=True)
+        if example.template == 0
+    ]
     assert all(second == third != first for (first, second, third), _ in order)
 
 
 @pytest.mark.parametrize("tokenizer", ["gpt2", "words"])
-def test_every_ioi_template_and_order_occurs_in_examples_and_held_out(tokenizer: str, request: pytest.FixtureRequest) -> None:
+def test_every_ioi_template_and_order_occurs_in_examples_and_held_out(
+    tokenizer: str, request: pytest.FixtureRequest
+) -> None:
     task = load_task("ioi", request.getfixturevalue(tokenizer))
     assert task.held_out is not None and len(task) == len(task.held_out) == 64
     for half in (task, task.held_out):
@@ -166,12 +181,16 @@ def test_greater_than_is_hannas(gpt2: Reader) -> None:
     for example, year in zip(task.examples, years, strict=True):
         assert decoded(gpt2, example.correct) == [f"{later:02d}" for later in range(int(year) + 1, 100)]
         assert decoded(gpt2, example.incorrect) == [f"{other:02d}" for other in range(int(year) + 1)]
-        (place,) = [i for i, (a, b) in enumerate(zip(example.clean, example.corrupted, strict=True)) if a != b]
+        (place,) = [
+            i for i, (a, b) in enumerate(zip(example.clean, example.corrupted, strict=True)) if a != b
+        ]
         assert decoded(gpt2, (example.clean[place], example.corrupted[place])) == [year, "01"]
 
 
 def test_a_centurys_first_and_last_whole_year_are_left_out(gpt2: Reader) -> None:
-    """In GPT-2's tokens the twelfth century ends with 1189 (1190 to 1199 are ` 119` and a digit), so 1188 is its last."""
+    """In GPT-2's tokens the twelfth century ends with 1189 (1190 to 1199 are
+    ` 119` and a digit), so 1188 is its last.
+    """
     task = load_task("greater_than", gpt2, examples=3000)
     twelfth = {example.text.split()[6] for example in task.examples if " 11" in example.text}
     assert max(twelfth) == "1188" and "1102" not in twelfth and "1189" not in twelfth
@@ -191,15 +210,24 @@ class Asked:
 
 
 def asked(task: Task, ending: str) -> list[Asked]:
-    found = [re.fullmatch(rf"The \w+ lasted from the year (1[1-7])(\d\d) to the year {ending}", example.text) for example in task.examples]
+    found = [
+        re.fullmatch(rf"The \w+ lasted from the year (1[1-7])(\d\d) to the year {ending}", example.text)
+        for example in task.examples
+    ]
     assert all(found)
-    return [Asked(example, match[1], match[2]) for example, match in zip(task.examples, found, strict=True) if match]
+    return [
+        Asked(example, match[1], match[2])
+        for example, match in zip(task.examples, found, strict=True)
+        if match
+    ]
 
 
 def test_years_in_single_digits_ask_for_the_tens_digit() -> None:
     reader = byte_like(shipped_words(), 1)
     rows = asked(load_task("greater_than", reader, examples=1000), r"\1")
-    assert {row.tens for row in rows} == set(range(1, 9)) and {row.year[1] for row in rows} == set("0123456789")
+    assert {row.tens for row in rows} == set(range(1, 9)) and {row.year[1] for row in rows} == set(
+        "0123456789"
+    )
     assert {row.century for row in rows} == {str(century) for century in range(11, 18)}
     for row in rows:
         example, tokens = row.example, decoded(reader, row.example.clean)
@@ -207,12 +235,19 @@ def test_years_in_single_digits_ask_for_the_tens_digit() -> None:
         assert decoded(reader, example.incorrect) == [str(digit) for digit in range(row.tens)]
         assert tokens[-2:] == list(row.century) and tokens[-8:-2] == [*row.year, " to", " the", " year", " "]
         changed = [i for i, (a, b) in enumerate(zip(example.clean, example.corrupted, strict=True)) if a != b]
-        assert "".join(decoded(reader, example.corrupted)) == "".join(tokens).replace(f"{row.century}{row.year}", f"{row.century}01")
+        assert "".join(decoded(reader, example.corrupted)) == "".join(tokens).replace(
+            f"{row.century}{row.year}", f"{row.century}01"
+        )
         assert example.positions["YY"] in changed and tokens[example.positions["YY"]] == row.year[0]
-        assert example.positions["XX"] == example.positions["YY"] - 1 and tokens[example.positions["XX"]] == row.century[1]
+        assert (
+            example.positions["XX"] == example.positions["YY"] - 1
+            and tokens[example.positions["XX"]] == row.century[1]
+        )
         assert example.variables["year"] == row.year and example.variables["century"] == row.century
     by_hand = next(row.example for row in rows if row.century + row.year == "1732")
-    assert decoded(reader, by_hand.correct) == ["4", "5", "6", "7", "8", "9"] and decoded(reader, by_hand.incorrect) == ["0", "1", "2"]
+    assert decoded(reader, by_hand.correct) == ["4", "5", "6", "7", "8", "9"] and decoded(
+        reader, by_hand.incorrect
+    ) == ["0", "1", "2"]
 
 
 def test_years_of_three_digits_and_one_ask_for_the_token_with_the_tens_digit() -> None:
@@ -222,9 +257,13 @@ def test_years_of_three_digits_and_one_ask_for_the_token_with_the_tens_digit() -
     assert {row.tens for row in rows} == set(range(1, 9))
     for row in rows:
         example, tokens = row.example, decoded(reader, row.example.clean)
-        assert decoded(reader, example.correct) == [f"{row.century}{digit}" for digit in range(row.tens + 1, 10)]
+        assert decoded(reader, example.correct) == [
+            f"{row.century}{digit}" for digit in range(row.tens + 1, 10)
+        ]
         assert decoded(reader, example.incorrect) == [f"{row.century}{digit}" for digit in range(row.tens)]
-        assert tokens[-2:] == [" year", " "] and tokens[example.positions["YY"]] == f"{row.century}{row.year[0]}"
+        assert (
+            tokens[-2:] == [" year", " "] and tokens[example.positions["YY"]] == f"{row.century}{row.year[0]}"
+        )
         assert "XX" not in example.positions and example.position == len(tokens) - 1
         assert decoded(reader, example.corrupted)[example.positions["YY"]] == f"{row.century}0"
 
@@ -232,7 +271,10 @@ def test_years_of_three_digits_and_one_ask_for_the_token_with_the_tens_digit() -
 def test_years_that_are_one_word_are_an_error_in_a_line() -> None:
     whole = word_level([*shipped_words(), "17", "1732", "1755"])
     whole.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    with pytest.raises(CircuitDiscoveryError, match=r"greater_than needs years .* \(1\|7\|3\|2\) .* writes ' 1732' as '1732'$"):
+    with pytest.raises(
+        CircuitDiscoveryError,
+        match=r"greater_than needs years .* \(1\|7\|3\|2\) .* writes ' 1732' as '1732'$",
+    ):
         load_task("greater_than", whole)
 
 
@@ -245,9 +287,13 @@ def test_agreement_flips_the_subject_and_varies_the_other_noun(gpt2: Reader) -> 
     for example in task.examples:
         _, subject, _, _, other = example.text.split()
         plural = subject in many
-        assert decoded(gpt2, example.correct + example.incorrect) == ([" are", " is"] if plural else [" is", " are"])
+        assert decoded(gpt2, example.correct + example.incorrect) == (
+            [" are", " is"] if plural else [" is", " are"]
+        )
         flipped = one[many.index(subject)] if plural else many[one.index(subject)]
-        assert gpt2.tokenizer.decode(example.corrupted) == example.text.replace(f" {subject} ", f" {flipped} ")
+        assert gpt2.tokenizer.decode(example.corrupted) == example.text.replace(
+            f" {subject} ", f" {flipped} "
+        )
         seen[subject, other.endswith("s")] += 1
     assert {plural for _, plural in seen} == {True, False}
 
@@ -255,7 +301,10 @@ def test_agreement_flips_the_subject_and_varies_the_other_noun(gpt2: Reader) -> 
 def test_a_template_has_one_number_for_both_answers(words: Reader) -> None:
     """A mean over a template's rows must not know the answer: singular and plural share the template."""
     task = load_task("subject_verb_agreement", words)
-    answers = {number: {example.correct for example in task.examples if example.template == number} for number in range(12)}
+    answers = {
+        number: {example.correct for example in task.examples if example.template == number}
+        for number in range(12)
+    }
     assert all(len(found) == 2 for found in answers.values())
 
 
@@ -263,14 +312,20 @@ def test_pronouns_work_with_a_llama_tokenizer(stories: Reader) -> None:
     task = load_task("gendered_pronoun", stories)
     for example in task.examples:
         girl = " girl " in example.text
-        assert example.clean[0] == stories.tokenizer.bos_token_id and len(example.clean) == len(example.corrupted)
+        assert example.clean[0] == stories.tokenizer.bos_token_id and len(example.clean) == len(
+            example.corrupted
+        )
         assert (" boy " if girl else " girl ") in stories.tokenizer.decode(example.corrupted)
-        assert example.correct == ((338,) if girl else (346,)) and example.incorrect == ((346,) if girl else (338,))
+        assert example.correct == ((338,) if girl else (346,)) and example.incorrect == (
+            (346,) if girl else (338,)
+        )
     assert stories.tokenizer.convert_ids_to_tokens([338, 346]) == ["▁She", "▁He"]
 
 
 @pytest.mark.parametrize("tokenizer", ["gpt2", "stories", "words"])
-def test_induction_repeats_and_its_counterfactual_does_not(tokenizer: str, request: pytest.FixtureRequest) -> None:
+def test_induction_repeats_and_its_counterfactual_does_not(
+    tokenizer: str, request: pytest.FixtureRequest
+) -> None:
     model = request.getfixturevalue(tokenizer)
     task = load_task("induction", model)
     for example in task.examples:
@@ -289,7 +344,9 @@ def test_induction_repeats_and_its_counterfactual_does_not(tokenizer: str, reque
 def test_a_word_level_tokenizer_makes_every_shipped_task(name: str, words: Reader) -> None:
     task = load_task(name, words)
     assert task.held_out is not None
-    assert words.tokenizer.unk_token_id not in {token for example in task.examples for token in example.clean + example.corrupted}
+    assert words.tokenizer.unk_token_id not in {
+        token for example in task.examples for token in example.clean + example.corrupted
+    }
     assert not {e.clean for e in task.examples} & {e.clean for e in task.held_out.examples}
     assert len({e.clean for e in task.examples + task.held_out.examples}) == 128
     task.check(len(words.tokenizer), 24)
@@ -332,7 +389,11 @@ def test_drawing_does_not_follow_pythons_hashes() -> None:
     outputs = set[bytes]()
     for seed in ("1", "2", "3"):
         environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(root)}
-        outputs.add(subprocess.run([sys.executable, "-c", DRAW], check=True, env=environment, capture_output=True).stdout)
+        outputs.add(
+            subprocess.run(
+                [sys.executable, "-c", DRAW], check=True, env=environment, capture_output=True
+            ).stdout
+        )
     assert len(outputs) == 1 and outputs != {b""}
 
 
@@ -352,17 +413,23 @@ def test_words_that_are_not_single_tokens_are_left_out_and_told() -> None:
     assert isinstance(file, TaskFile)
     texts = " ".join(text.fill(lambda ref: " ") for text in file.templates)
     few = ["Mary", "John", "Paul", "Susan", "Thomas", "Helen"]
-    model = word_level([*re.findall(r"\w+|[^\w\s]", texts), *few, *file.words["place"][""], *file.words["object"][""]])
+    model = word_level(
+        [*re.findall(r"\w+|[^\w\s]", texts), *few, *file.words["place"][""], *file.words["object"][""]]
+    )
     task = load_task("ioi", model)
     assert (
-        set(task.info["left_out"]) == {"name"} and len(task.info["left_out"]["name"]) == 94 and "Mary" not in task.info["left_out"]["name"]
+        set(task.info["left_out"]) == {"name"}
+        and len(task.info["left_out"]["name"]) == 94
+        and "Mary" not in task.info["left_out"]["name"]
     )
     assert "94 of name (Adam, Alan, Alex, ...)" in repr(task)
     assert {name for clean, corrupted in names_in(task, model) for name in clean + corrupted} <= set(few)
 
 
 def test_too_few_words_left_is_an_error_that_names_list_and_words() -> None:
-    with pytest.raises(CircuitDiscoveryError, match=r"task ioi needs 5 from the word list 'name', .* has 2 .* left out: Adam"):
+    with pytest.raises(
+        CircuitDiscoveryError, match=r"task ioi needs 5 from the word list 'name', .* has 2 .* left out: Adam"
+    ):
         load_task("ioi", word_level(["Mary", "John"]))
 
 
@@ -382,7 +449,9 @@ digit = ["0", "1", "2", "3", "4", "five"]
 
 
 def test_words_are_tried_as_the_template_has_them(tmp_path: Path) -> None:
-    """A digit that is one token after `=` and two after a space, and a word that is one token after a space alone."""
+    """A digit that is one token after `=` and two after a space, and a
+    word that is one token after a space alone.
+    """
     reader = byte_like(["so", "+", "="], 1)
     path = tmp_path / "sums.toml"
     path.write_text(SUMS)
@@ -392,7 +461,10 @@ def test_words_are_tried_as_the_template_has_them(tmp_path: Path) -> None:
         assert decoded(reader, example.clean)[:4] == ["so", " ", "1", "+"] and len(example.clean) == 6
         assert decoded(reader, example.correct)[0] in "01234"
     path.write_text(SUMS.replace("+{A}=", " + {A} = "))
-    with pytest.raises(CircuitDiscoveryError, match=r"sums needs 3 from the word list 'digit'.* has 0 of its words as single tokens"):
+    with pytest.raises(
+        CircuitDiscoveryError,
+        match=r"sums needs 3 from the word list 'digit'.* has 0 of its words as single tokens",
+    ):
         load_task(path, reader)
     path.write_text(SUMS.replace("{A}=", "{A}{A}"))  # a digit after a digit
     assert len(load_task(path, reader, examples=2).examples[0].clean) == 6
@@ -425,13 +497,17 @@ def test_the_shipped_words_all_follow_a_space() -> None:
 
 def test_an_answer_with_a_space_too_many_is_told(tmp_path: Path) -> None:
     rows = "clean,corrupted,correct,incorrect\nso 1+2=,so 1+1=, 3,2\n"
-    with pytest.raises(CircuitDiscoveryError, match=r"' 3' does not continue .*'3', without the space, would be one"):
+    with pytest.raises(
+        CircuitDiscoveryError, match=r"' 3' does not continue .*'3', without the space, would be one"
+    ):
         csv_task(tmp_path, rows, byte_like(["so", "+", "="], 1))
 
 
 # ------------------------------------------------------------------ tables, options
 
-TABLE = "clean,corrupted,correct,incorrect\n" + "".join(f"one {w} two,two {w} two, {w}, one\n" for w in ("a", "b", "c", "d", "e"))
+TABLE = "clean,corrupted,correct,incorrect\n" + "".join(
+    f"one {w} two,two {w} two, {w}, one\n" for w in ("a", "b", "c", "d", "e")
+)
 SMALL = ["one", "two", "a", "b", "c", "d", "e"]
 
 
@@ -445,7 +521,11 @@ def test_a_table_is_split_in_half_by_the_seed(tmp_path: Path) -> None:
     tasks = [csv_task(tmp_path, TABLE, seed=seed) for seed in range(8)]
     texts = [f"one {w} two" for w in "abcde"]
     for task in tasks:
-        assert task.held_out is not None and (len(task), len(task.held_out)) == (3, 2) and task.metric == "logit_diff"
+        assert (
+            task.held_out is not None
+            and (len(task), len(task.held_out)) == (3, 2)
+            and task.metric == "logit_diff"
+        )
         assert sorted(e.text for e in task.examples + task.held_out.examples) == texts
         assert [e.text for e in task.examples] == sorted(e.text for e in task.examples)
     assert len({tuple(e.text for e in task.examples) for task in tasks}) > 1
@@ -488,7 +568,9 @@ def test_a_position_outside_of_the_prompt_is_named(tmp_path: Path) -> None:
 
 def test_a_forgotten_space_is_told(gpt2: Reader, tmp_path: Path) -> None:
     with pytest.raises(CircuitDiscoveryError, match="' Cambridge', with a space, would be one"):
-        csv_task(tmp_path, "clean,corrupted,correct,incorrect\nI live in,You live in,Cambridge, Paris\n", gpt2)
+        csv_task(
+            tmp_path, "clean,corrupted,correct,incorrect\nI live in,You live in,Cambridge, Paris\n", gpt2
+        )
 
 
 def test_bos_is_put_in_front_or_taken_away(gpt2: Reader, stories: Reader) -> None:
@@ -552,28 +634,41 @@ def test_a_task_gives_all_its_prompts_and_says_how_many_there_are(tmp_path: Path
     assert task.held_out is not None
     texts = {e.text for e in task.examples + task.held_out.examples}
     assert texts == {f"one {a} {b}" for a in "abcd" for b in "abcd" if a != b}
-    with pytest.raises(CircuitDiscoveryError, match="examples must be from 1 to 6, not 7: the task tiny makes 12 different prompts"):
+    with pytest.raises(
+        CircuitDiscoveryError,
+        match="examples must be from 1 to 6, not 7: the task tiny makes 12 different prompts",
+    ):
         toml_task(tmp_path, TINY, examples=7)
     assert len(toml_task(tmp_path, TINY)) == 6  # not asked for a number, it takes what there is
 
 
 def test_prompts_that_two_templates_share_count_once(tmp_path: Path) -> None:
     twice = TINY.replace('["one {A} {B}"]', '["one {A} {B}", "one {B} {A}"]')
-    with pytest.raises(CircuitDiscoveryError, match="from 1 to 6, not 7: the task tiny makes 12 different prompts"):
+    with pytest.raises(
+        CircuitDiscoveryError, match="from 1 to 6, not 7: the task tiny makes 12 different prompts"
+    ):
         toml_task(tmp_path, twice, examples=7)
 
 
 def test_a_counterfactual_of_another_length_names_row_and_tokens(tmp_path: Path) -> None:
     longer = TINY.replace('redraw = ["A", "B"]', 'set = { A = "a b" }')
-    with pytest.raises(CircuitDiscoveryError, match=r"task tiny, row 1: clean has 3 tokens and corrupted 4: 'one"):
+    with pytest.raises(
+        CircuitDiscoveryError, match=r"task tiny, row 1: clean has 3 tokens and corrupted 4: 'one"
+    ):
         toml_task(tmp_path, longer, examples=2)
-    named = TINY.replace('redraw = ["A", "B"]', 'redraw = ["B"]').replace("description", 'multi_token = ["w"]\ndescription')
-    with pytest.raises(CircuitDiscoveryError, match=r"task tiny, row 1: clean has \d tokens and corrupted \d: 'one"):
+    named = TINY.replace('redraw = ["A", "B"]', 'redraw = ["B"]').replace(
+        "description", 'multi_token = ["w"]\ndescription'
+    )
+    with pytest.raises(
+        CircuitDiscoveryError, match=r"task tiny, row 1: clean has \d tokens and corrupted \d: 'one"
+    ):
         toml_task(tmp_path, named.replace('["a", "b", "c", "d"]', '["a", "a b", "a b c"]'), examples=1)
 
 
 def test_a_swap_of_two_slots_is_one_of_the_clean_words(tmp_path: Path) -> None:
-    task = toml_task(tmp_path, TINY.replace('redraw = ["A", "B"]', 'set = { A = "{B}", B = "{A}" }'), examples=6)
+    task = toml_task(
+        tmp_path, TINY.replace('redraw = ["A", "B"]', 'set = { A = "{B}", B = "{A}" }'), examples=6
+    )
     for example in task.examples:
         assert example.corrupted == (example.clean[0], example.clean[2], example.clean[1])
 
@@ -592,8 +687,16 @@ def test_named_positions_are_where_the_words_stand(tokenizer: str, request: pyte
         words = re.findall(r"\w+", example.text)
         name, subject = example.variables["IO"], example.variables["S"]
         assert word_at(reader, example, "IO") == name and words.count(name) == 1
-        assert word_at(reader, example, "S1") == word_at(reader, example, "S2") == subject and words.count(subject) == 2
-        assert example.positions["S1"] < example.positions["S2"] < example.positions["END"] == len(example.clean) - 1
+        assert (
+            word_at(reader, example, "S1") == word_at(reader, example, "S2") == subject
+            and words.count(subject) == 2
+        )
+        assert (
+            example.positions["S1"]
+            < example.positions["S2"]
+            < example.positions["END"]
+            == len(example.clean) - 1
+        )
         assert (example.positions["IO"] < example.positions["S1"]) == (example.variables["order"] == "ABBA")
         assert example.variables["first"] == (name if example.variables["order"] == "ABBA" else subject)
     for example in load_task("greater_than", reader, examples=40).examples:
@@ -633,7 +736,12 @@ def test_a_word_that_the_tokenizer_joins_with_the_next_has_no_position() -> None
 
 # ------------------------------------------------------------------------- tensors
 
-ROWS: dict[str, Any] = {"clean": [[5, 6, 7], [8, 9, 1]], "corrupted": [[5, 5, 7], [8, 8, 1]], "correct": [1, 2], "incorrect": [3, 4]}
+ROWS: dict[str, Any] = {
+    "clean": [[5, 6, 7], [8, 9, 1]],
+    "corrupted": [[5, 5, 7], [8, 8, 1]],
+    "correct": [1, 2],
+    "incorrect": [3, 4],
+}
 
 
 def test_tensors_arrays_and_lists_are_the_same_task() -> None:
@@ -643,9 +751,14 @@ def test_tensors_arrays_and_lists_are_the_same_task() -> None:
     arrays: dict[str, Any] = {name: np.array(rows) for name, rows in ROWS.items()}
     assert plain == Task.from_tokens(**arrays)
     assert plain == Task.from_tokens(
-        **ROWS | {"clean": [torch.tensor(row) for row in ROWS["clean"]], "correct": torch.tensor([[1, -1], [2, -1]])}
+        **ROWS
+        | {"clean": [torch.tensor(row) for row in ROWS["clean"]], "correct": torch.tensor([[1, -1], [2, -1]])}
     )
-    assert plain.examples[0] == Example((5, 6, 7), (5, 5, 7), (1,), (3,), 2) and plain.held_out is None and plain.seed is None
+    assert (
+        plain.examples[0] == Example((5, 6, 7), (5, 5, 7), (1,), (3,), 2)
+        and plain.held_out is None
+        and plain.seed is None
+    )
 
 
 def test_positions_are_given_for_all_or_for_each() -> None:
@@ -654,8 +767,13 @@ def test_positions_are_given_for_all_or_for_each() -> None:
 
 
 def test_named_positions_and_variables_are_given_per_row() -> None:
-    task = Task.from_tokens(**ROWS, position=-2, positions={"a": -1, "b": torch.tensor([0, 1])}, variables={"x": ["p", 3]})
-    assert [dict(e.positions) for e in task.examples] == [{"a": 2, "b": 0, "END": 1}, {"a": 2, "b": 1, "END": 1}]
+    task = Task.from_tokens(
+        **ROWS, position=-2, positions={"a": -1, "b": torch.tensor([0, 1])}, variables={"x": ["p", 3]}
+    )
+    assert [dict(e.positions) for e in task.examples] == [
+        {"a": 2, "b": 0, "END": 1},
+        {"a": 2, "b": 1, "END": 1},
+    ]
     assert [dict(e.variables) for e in task.examples] == [{"x": "p"}, {"x": "3"}]
     assert dict(Task.from_tokens(**ROWS).examples[0].positions) == {"END": 2}
 
@@ -663,7 +781,10 @@ def test_named_positions_and_variables_are_given_per_row() -> None:
 BAD_TOKENS: dict[str, tuple[dict[str, Any], str]] = {
     "floats": ({"clean": torch.tensor([[5.0, 6, 7], [8, 9, 1]])}, "clean, row 0: must be token ids"),
     "a negative token": ({"corrupted": [[5, 5, 7], [8, -1, 1]]}, "corrupted, row 1: .* not -1"),
-    "unequal lengths": ({"clean": [[5, 6, 7], [8, 9]]}, r"row 1: clean has 2 tokens and corrupted 3: \[8, 9\] and"),
+    "unequal lengths": (
+        {"clean": [[5, 6, 7], [8, 9]]},
+        r"row 1: clean has 2 tokens and corrupted 3: \[8, 9\] and",
+    ),
     "unequal counts": ({"correct": [1]}, "clean 2, corrupted 2, correct 1, incorrect 2"),
     "no rows": ({name: [] for name in ROWS}, "needs rows"),
     "no token": ({"clean": [[], [8, 9, 1]]}, "clean, row 0: has no token"),
@@ -674,10 +795,19 @@ BAD_TOKENS: dict[str, tuple[dict[str, Any], str]] = {
     "text": ({"clean": "abc"}, "clean must be a list or a tensor"),
     "a position outside": ({"position": 3}, "row 0: position 3 is outside of the prompt's 3 tokens"),
     "positions of another number": ({"position": [1]}, "position has 1 rows, but clean has 2"),
-    "a named position outside": ({"positions": {"a": [0, 5]}}, r"positions\['a'\], row 1: position 5 is outside"),
-    "positions without names": ({"positions": [1, 2]}, "positions must be a mapping from names to values, not list"),
+    "a named position outside": (
+        {"positions": {"a": [0, 5]}},
+        r"positions\['a'\], row 1: position 5 is outside",
+    ),
+    "positions without names": (
+        {"positions": [1, 2]},
+        "positions must be a mapping from names to values, not list",
+    ),
     "a position named END": ({"positions": {"END": 0}}, "END is the answer's position"),
-    "a variable of another number": ({"variables": {"x": ["p"]}}, r"variables\['x'\] must hold a value per row, 2"),
+    "a variable of another number": (
+        {"variables": {"x": ["p"]}},
+        r"variables\['x'\] must hold a value per row, 2",
+    ),
     "a variable as one text": ({"variables": {"x": "pq"}}, r"variables\['x'\] must hold a value per row"),
     "a position of another type": ({"position": 1.5}, "position, row 0: must be a whole number"),
 }
@@ -693,7 +823,9 @@ def test_tokens_that_do_not_fit_are_named_with_their_row(name: str) -> None:
 def test_check_names_what_a_model_cannot_read() -> None:
     task = Task.from_tokens(**ROWS)
     task.check(10, 3)
-    with pytest.raises(CircuitDiscoveryError, match="row 1: clean has token 9, but the model's vocabulary has 9"):
+    with pytest.raises(
+        CircuitDiscoveryError, match="row 1: clean has token 9, but the model's vocabulary has 9"
+    ):
         task.check(9)
     with pytest.raises(CircuitDiscoveryError, match="row 0: has 3 tokens, but the model reads at most 2"):
         task.check(10, 2)
@@ -703,15 +835,32 @@ def test_batches_hold_every_row_once_by_length_and_without_pads() -> None:
     """Nothing is dropped at the end of a batch (trap 13)."""
     prompts = [[1, 2], [3, 4, 5], [6, 7], [8, 9], [1, 3, 4]]
     task = Task.from_tokens(
-        clean=prompts, corrupted=prompts, correct=[[1], [2, 3], [4], [5], [6]], incorrect=[9] * 5, position=[0, 1, 1, -1, -1]
+        clean=prompts,
+        corrupted=prompts,
+        correct=[[1], [2, 3], [4], [5], [6]],
+        incorrect=[9] * 5,
+        position=[0, 1, 1, -1, -1],
     )
     assert [batch.rows.tolist() for batch in task.batches()] == [[0, 2, 3], [1, 4]]
     batches = list(task.batches(2))
     assert [batch.rows.tolist() for batch in batches] == [[0, 2], [3], [1, 4]]
-    assert batches[2].clean.tolist() == [[3, 4, 5], [1, 3, 4]] and batches[2].correct.tolist() == [[2, 3], [6, -1]]
-    assert batches[0].position.tolist() == [0, 1] and batches[2].position.tolist() == [1, 2] and len(batches[1]) == 1
-    assert all(tensor.dtype == torch.long for tensor in (batches[0].clean, batches[0].correct, batches[0].rows))
-    assert batches[1].lengths.tolist() == [2] and batches[2].lengths.tolist() == [3, 3] and not any(batch.padded for batch in batches)
+    assert batches[2].clean.tolist() == [[3, 4, 5], [1, 3, 4]] and batches[2].correct.tolist() == [
+        [2, 3],
+        [6, -1],
+    ]
+    assert (
+        batches[0].position.tolist() == [0, 1]
+        and batches[2].position.tolist() == [1, 2]
+        and len(batches[1]) == 1
+    )
+    assert all(
+        tensor.dtype == torch.long for tensor in (batches[0].clean, batches[0].correct, batches[0].rows)
+    )
+    assert (
+        batches[1].lengths.tolist() == [2]
+        and batches[2].lengths.tolist() == [3, 3]
+        and not any(batch.padded for batch in batches)
+    )
     assert batches[0].to("meta").clean.device.type == "meta"
     with pytest.raises(CircuitDiscoveryError, match="batch_size"):
         list(task.batches(0))
@@ -733,5 +882,8 @@ def test_what_a_counterfactual_asks_is_known(words: Reader, tmp_path: Path) -> N
 def test_info_is_ready_for_json_and_a_task_prints_as_a_line(words: Reader) -> None:
     task = load_task("ioi", words)
     assert json.loads(json.dumps(dict(task.info)))["counterfactual"] == "abc"
-    assert re.fullmatch(r"<Task ioi: 64 examples of 14-19 tokens, 64 held out, logit_diff, counterfactual abc, seed 0>", str(task))
+    assert re.fullmatch(
+        r"<Task ioi: 64 examples of 14-19 tokens, 64 held out, logit_diff, counterfactual abc, seed 0>",
+        str(task),
+    )
     assert hash(task) == hash(load_task("ioi", words))

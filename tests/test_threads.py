@@ -28,12 +28,14 @@ def _three(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_the_weights_are_those_that_each_token_goes_through(gpt2: Tiny, llama: Tiny) -> None:
     assert threads.parameters(gpt2.model) == 3 * (4 * 32**2 + 2 * 32 * 128)
-    assert threads.parameters(llama.model) == 3 * (2 * 32**2 + 2 * 32 * 16 + 3 * 32 * 48)  # a gate; two groups of keys
+    # a gate; two groups of keys
+    assert threads.parameters(llama.model) == 3 * (2 * 32**2 + 2 * 32 * 16 + 3 * 32 * 48)
 
 
 def test_small_runs_have_one_thread_and_large_ones_all(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     model, task = gpt2.model, random_prompts(101, 5, 6).task
-    for size, batch_size, expected in ((30, None, 1), (29, None, 3), (29, 2, 1), (11, 2, 3)):  # tokens of a run: 30, or 12
+    # tokens of a run: 30, or 12
+    for size, batch_size, expected in ((30, None, 1), (29, None, 3), (29, 2, 1), (11, 2, 3)):
         monkeypatch.setattr(threads, "_SMALL", threads.parameters(model) * size + 1)
         assert threads.wanted(model, task, batch_size) == expected
 

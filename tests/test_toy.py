@@ -1,4 +1,6 @@
-"""The bundled model: its folder, its tokenizer, what training never sees, and the model card's figures measured again."""
+"""The bundled model: its folder, its tokenizer, what training never sees, and
+the model card's figures measured again.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,14 @@ def model() -> Any:
 
 def test_folder_is_small_and_standard() -> None:
     files = {path.name for path in FOLDER.iterdir()}
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= files
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+    } <= files
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 8_000_000
 
 
@@ -59,7 +68,8 @@ def test_architecture(model: Any, tokenizer: Any) -> None:
 
 
 def test_the_circuit_graph_has_479_edges(model: Any) -> None:
-    # 20 writers after `input`; every head reads three times, every MLP and the logits once, each from all that comes before
+    # 20 writers after `input`; every head reads three times, every MLP and the
+    # logits once, each from all that comes before
     sources = [1 + 5 * layer for layer in range(model.config.n_layer)]
     edges = sum(3 * 4 * before + before + 4 for before in sources) + sources[-1] + 5
     assert edges == 479
@@ -88,7 +98,9 @@ def test_every_word_of_the_shipped_tasks_is_one_token(tokenizer: Any, task: str)
         assert ids[-1] != tokenizer.unk_token_id, word
 
 
-@pytest.mark.parametrize(("prompt", "answer"), [(IOI, " Mary"), ("The war lasted from the year 1732 to the year 17", "33")])
+@pytest.mark.parametrize(
+    ("prompt", "answer"), [(IOI, " Mary"), ("The war lasted from the year 1732 to the year 17", "33")]
+)
 def test_an_answer_is_one_token_more(tokenizer: Any, prompt: str, answer: str) -> None:
     ids = tokenizer(prompt).input_ids
     assert tokenizer(prompt + answer).input_ids[:-1] == ids
@@ -96,7 +108,13 @@ def test_an_answer_is_one_token_more(tokenizer: Any, prompt: str, answer: str) -
 
 
 def test_a_year_is_two_tokens(tokenizer: Any) -> None:
-    assert tokenizer.convert_ids_to_tokens(tokenizer("the year 1732.").input_ids) == [" the", " year", " 17", "32", "."]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("the year 1732.").input_ids) == [
+        " the",
+        " year",
+        " 17",
+        "32",
+        ".",
+    ]
     years = [tokenizer(f"the year 17{year:02d}").input_ids for year in range(100)]
     assert len({row[-1] for row in years}) == 100 and {len(row) for row in years} == {4}
 
@@ -131,7 +149,11 @@ def documents(count: int) -> Iterator[str]:
 
 def test_two_names_that_are_held_out_never_share_a_document() -> None:
     names = set(words(read_task("ioi")["words"]["name"]))
-    met = {pair for text in documents(6000) for pair in combinations(sorted(names & set(re.findall(r"[A-Z][a-z]+", text))), 2)}
+    met = {
+        pair
+        for text in documents(6000)
+        for pair in combinations(sorted(names & set(re.findall(r"[A-Z][a-z]+", text))), 2)
+    }
     assert len(met) > 1000
     assert not any(toy_text.held_out(*pair) for pair in met)
     # a fifth of all pairs: that none of those was met is not chance
@@ -175,7 +197,9 @@ def test_the_order_of_a_pair_does_not_matter() -> None:
 
 
 def test_the_training_text_depends_on_the_seed_alone(tokenizer: Any) -> None:
-    first, again, other = (next(train_toy.batches(WORLD, tokenizer, random.Random(seed))) for seed in (0, 0, 1))
+    first, again, other = (
+        next(train_toy.batches(WORLD, tokenizer, random.Random(seed))) for seed in (0, 0, 1)
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -184,7 +208,10 @@ def test_the_training_text_depends_on_the_seed_alone(tokenizer: Any) -> None:
 
 
 def card_figures() -> dict[str, float]:
-    return {name: float(figure) for name, figure in re.findall(r"^\| (\w+ [\w ]+?) \| (-?[\d.]+) \|", CARD, re.MULTILINE)}
+    return {
+        name: float(figure)
+        for name, figure in re.findall(r"^\| (\w+ [\w ]+?) \| (-?[\d.]+) \|", CARD, re.MULTILINE)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -211,14 +238,18 @@ def test_the_card_says_what_is_measured(figures: dict[str, float]) -> None:
     said = card_figures()
     assert set(said) == set(figures)
     for name, value in figures.items():
-        # two samples of 1,000: .04 is over three standard errors of a share of .93; a tenth for logit differences
+        # two samples of 1,000: .04 is over three standard errors of a
+        # share of .93; a tenth for logit differences
         assert said[name] == pytest.approx(value, abs=0.04, rel=0.1 if "logit" in name else 0.0), name
 
 
 def test_the_card_says_what_the_model_is(model: Any, tokenizer: Any) -> None:
     assert f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters" in CARD
     assert f"{len(tokenizer)} tokens" in CARD
-    assert f"seed {train_toy.SEED}, {train_toy.STEPS:,} steps of {train_toy.BATCH} documents in {len(train_toy.PHASES)} phases" in CARD
+    assert (
+        f"seed {train_toy.SEED}, {train_toy.STEPS:,} steps of {train_toy.BATCH} documents in "
+        f"{len(train_toy.PHASES)} phases"
+    ) in CARD
     assert "python benchmarks/train_toy.py" in CARD
 
 
@@ -238,7 +269,10 @@ def test_ioi_holds_in_every_template_and_order(model: Any, tokenizer: Any, templ
         first, second = (io, subject) if index % 2 else (subject, io)
         slots = {kind: rng.choice(listed[kind]) for kind in ("place", "object")}
         logits = answer_logits(
-            model, tokenizer, template.format(first=first, second=second, S2=subject, **slots), [f" {io}", f" {subject}"]
+            model,
+            tokenizer,
+            template.format(first=first, second=second, S2=subject, **slots),
+            [f" {io}", f" {subject}"],
         )
         right.append(bool(logits[0] > logits[1]))
     assert sum(right[::2]) >= 19 and sum(right[1::2]) >= 19
@@ -247,7 +281,8 @@ def test_ioi_holds_in_every_template_and_order(model: Any, tokenizer: Any, templ
 def test_the_papers_examples(model: Any, tokenizer: Any) -> None:
     examples = [
         (IOI, " Mary", " John"),
-        ("The war lasted from the year 1732 to the year 17", "40", "20"),  # both sides share their mass among many years
+        # both sides share their mass among many years
+        ("The war lasted from the year 1732 to the year 17", "40", "20"),
         ("The keys on the cabinet", " are", " is"),
         ("Once upon a time, there was a little girl named Lily.", " She", " He"),
     ]

@@ -1,4 +1,6 @@
-"""The traps that other implementations have fallen into, by the numbers of the list that names them: those of the engine."""
+"""The traps that other implementations have fallen into, by the numbers of the
+list that names them: those of the engine.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def test_trap_1_mean_ablation_is_per_position_and_per_source(gpt2: Tiny) -> None
     got = cd.replacements(gpt2.model, gpt2.prompts.task, ablation="mean").rows(only_batch(gpt2.prompts.task))
     with torch.no_grad():  # of the MLP of layer 1, from Hugging Face alone
         written: list[Tensor] = []
-        handle = gpt2.hf.transformer.h[1].mlp.register_forward_hook(lambda module, args, out: written.append(out))
+        handle = gpt2.hf.transformer.h[1].mlp.register_forward_hook(
+            lambda module, args, out: written.append(out)
+        )
         gpt2.hf(gpt2.prompts.corrupted)
         handle.remove()
     row = gpt2.model.graph.source_index["m1"]
@@ -39,7 +43,9 @@ def test_trap_1_mean_ablation_is_per_position_and_per_source(gpt2: Tiny) -> None
 
 
 def test_trap_2_a_nodes_score_is_of_its_output(llama: Tiny) -> None:
-    """Some multiply the gradient at a node's input with its output. By definition: move all its out-edges at once, by a little."""
+    """Some multiply the gradient at a node's input with its output. By definition:
+    move all its out-edges at once, by a little.
+    """
     prompts, reference = llama.prompts, llama.reference64
     scores = cd.eap(llama.model, prompts.task).by_node()
     current, replacement = reference.run(prompts.clean)[1], carried(reference, "resample", prompts.corrupted)
@@ -48,8 +54,12 @@ def test_trap_2_a_nodes_score_is_of_its_output(llama: Tiny) -> None:
         moved = np.zeros_like(reference.graph.allowed)
         moved[row] = reference.graph.allowed[row]
         points = (current + t * (replacement - current) for t in (step, -step))
-        up, down = (metric(reference.patched(prompts.clean, point, moved)[:, -1]).mean().item() for point in points)
-        assert scores[name] == pytest.approx(-(up - down) / (2 * step), abs=1e-4 * max(map(abs, scores.values()))), name
+        up, down = (
+            metric(reference.patched(prompts.clean, point, moved)[:, -1]).mean().item() for point in points
+        )
+        assert scores[name] == pytest.approx(
+            -(up - down) / (2 * step), abs=1e-4 * max(map(abs, scores.values()))
+        ), name
 
 
 def test_trap_4_input_carries_the_position_embedding(gpt2: Tiny) -> None:
@@ -57,12 +67,15 @@ def test_trap_4_input_carries_the_position_embedding(gpt2: Tiny) -> None:
     transformer = gpt2.hf.transformer
     got = cd.replacements(gpt2.model, gpt2.prompts.task).rows(only_batch(gpt2.prompts.task))[0]
     with torch.no_grad():
-        expected = transformer.wte(gpt2.prompts.corrupted) + transformer.wpe(torch.arange(gpt2.prompts.clean.shape[1]))
+        expected = transformer.wte(gpt2.prompts.corrupted) + transformer.wpe(
+            torch.arange(gpt2.prompts.clean.shape[1])
+        )
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
 def test_trap_4_without_input_nothing_knows_the_position(gpt2: Tiny) -> None:
-    """Zero ablation of all that `input` writes: the same token everywhere, the same logits for every length."""
+    """Zero ablation of all that `input` writes: the same token
+    everywhere, the same logits for every length."""
     graph = gpt2.model.graph
     mask = graph.allowed.copy()
     mask[graph.source_index["input"]] = False
@@ -75,15 +88,21 @@ def test_trap_4_without_input_nothing_knows_the_position(gpt2: Tiny) -> None:
 
 
 def test_trap_5_the_rule_of_integrated_gradients(gpt2: Tiny) -> None:
-    """A left Riemann sum never evaluates the clean end: one step of it is the gradient at the corrupted end."""
+    """A left Riemann sum never evaluates the clean end: one step of
+    it is the gradient at the corrupted end."""
     prompts, reference = gpt2.prompts, gpt2.reference64
     left = cd.eap_ig(gpt2.model, prompts.task, steps=1, rule="left")
     middle = cd.eap_ig(gpt2.model, prompts.task, steps=1)  # midpoint is the default
-    replacement, metric = carried(reference, "resample", prompts.corrupted), logit_diff(prompts.correct, prompts.incorrect)
+    replacement, metric = (
+        carried(reference, "resample", prompts.corrupted),
+        logit_diff(prompts.correct, prompts.incorrect),
+    )
     edges = [f"input->{receiver}" for receiver in left.graph.receivers[::5]]
     for scores, alpha in ((left, 0.0), (middle, 0.5)):
         expected = integrated(reference, prompts.clean, replacement, edges, metric, [alpha])
-        assert {e: scores[e] for e in edges} == pytest.approx(expected, abs=1e-4 * np.abs(scores.values).max())
+        assert {e: scores[e] for e in edges} == pytest.approx(
+            expected, abs=1e-4 * np.abs(scores.values).max()
+        )
     assert left.info["options"]["rule"] == "left" and middle.info["options"]["rule"] == "midpoint"
     with pytest.raises(cd.CircuitDiscoveryError, match=r"midpoint.*left"):
         cd.eap_ig(gpt2.model, prompts.task, rule="right")
@@ -92,7 +111,10 @@ def test_trap_5_the_rule_of_integrated_gradients(gpt2: Tiny) -> None:
 def test_trap_5_the_midpoint_rule_is_better(gpt2: Tiny) -> None:
     task = gpt2.prompts.task
     limit = cd.eap_ig(gpt2.model, task, steps=200).values
-    error = {rule: np.abs(cd.eap_ig(gpt2.model, task, steps=10, rule=rule).values - limit).max() for rule in ("midpoint", "left")}
+    error = {
+        rule: np.abs(cd.eap_ig(gpt2.model, task, steps=10, rule=rule).values - limit).max()
+        for rule in ("midpoint", "left")
+    }
     assert error["midpoint"] < 0.5 * error["left"]
 
 
@@ -112,14 +134,20 @@ def test_trap_6_kl_is_summed_over_the_vocabulary(gpt2: Tiny) -> None:
 def test_trap_7_unequal_lengths_are_refused() -> None:
     """Some compare prompts of unequal length in silence, or pad one."""
     with pytest.raises(cd.CircuitDiscoveryError, match=r"row 1.*3.*2"):
-        cd.Task.from_tokens(clean=[[1, 2], [1, 2, 3]], corrupted=[[3, 4], [3, 4]], correct=[5, 5], incorrect=[6, 6])
+        cd.Task.from_tokens(
+            clean=[[1, 2], [1, 2, 3]], corrupted=[[3, 4], [3, 4]], correct=[5, 5], incorrect=[6, 6]
+        )
 
 
 def test_trap_7_rows_of_other_lengths_change_nothing(tiny: Tiny) -> None:
-    """Pads stand on the right and attention is causal: a row alone has the logits and scores that it has among longer ones."""
+    """Pads stand on the right and attention is causal: a row alone has the logits
+    and scores that it has among longer ones.
+    """
     short, long = random_prompts(101, 1, 3, seed=1), random_prompts(101, 1, 8, seed=2)
     keys = ("clean", "corrupted", "correct", "incorrect")
-    together = cd.Task.from_tokens(**{key: [getattr(short, key)[0].tolist(), getattr(long, key)[0].tolist()] for key in keys})
+    together = cd.Task.from_tokens(
+        **{key: [getattr(short, key)[0].tolist(), getattr(long, key)[0].tolist()] for key in keys}
+    )
     circuit = cd.eap(tiny.model, short.task).top(60)
     for row, alone in enumerate((short.task, long.task)):
         got = cd.run_circuit(tiny.model, together, circuit)[row]
@@ -132,7 +160,12 @@ def test_trap_8_keys_and_values_belong_to_groups(llama: Tiny) -> None:
     """Expanding them to one per query head counts edges that are not independent."""
     graph = llama.model.graph
     heads, groups, layers = 4, 2, 3
-    assert [r for r in graph.receivers if r.startswith("a0.kv")] == ["a0.kv0<k>", "a0.kv0<v>", "a0.kv1<k>", "a0.kv1<v>"]
+    assert [r for r in graph.receivers if r.startswith("a0.kv")] == [
+        "a0.kv0<k>",
+        "a0.kv0<v>",
+        "a0.kv1<k>",
+        "a0.kv1<v>",
+    ]
     assert not any(r.startswith("a0.h") and r[-2] in "kv" for r in graph.receivers)
     upstream = [1 + layer * (heads + 1) for layer in range(layers)]
     expected = sum(n * (heads + 2 * groups) + (n + heads) for n in upstream) + 1 + layers * (heads + 1)
@@ -142,7 +175,9 @@ def test_trap_8_keys_and_values_belong_to_groups(llama: Tiny) -> None:
 
 
 def test_trap_8_a_groups_edge_moves_both_of_its_heads(llama: Tiny) -> None:
-    """From Hugging Face alone: the value projection of group 1 in layer 1 reads the corrupted prompt's embedding."""
+    """From Hugging Face alone: the value projection of group 1 in
+    layer 1 reads the corrupted prompt's embedding.
+    """
     prompts, model = llama.prompts, llama.model
     attention, norm = llama.hf.model.layers[1].self_attn, llama.hf.model.layers[1].input_layernorm
     embed, streams = llama.hf.model.embed_tokens, []
@@ -154,7 +189,8 @@ def test_trap_8_a_groups_edge_moves_both_of_its_heads(llama: Tiny) -> None:
 
         def swap(module: Any, args: Any, out: Tensor) -> Tensor:
             theirs = F.linear(patched, module.weight)
-            return torch.cat([out[..., :8], theirs[..., 8:]], dim=-1)  # d_head is 8: group 1 is the second half
+            # d_head is 8: group 1 is the second half
+            return torch.cat([out[..., :8], theirs[..., 8:]], dim=-1)
 
         handle = attention.v_proj.register_forward_hook(swap)
         expected = llama.hf(prompts.clean).logits[:, -1]
@@ -168,7 +204,13 @@ def test_trap_9_post_norm_is_refused(tmp_path: Path, name: str, feature: str) ->
     """A head's contribution would pass the norm after attention with a shared denominator."""
     import transformers
 
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     config = getattr(transformers, f"{name}Config")(vocab_size=101, head_dim=8, **sizes)
     model = transformers.AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path)
@@ -188,7 +230,9 @@ def test_trap_12_zero_ablation_leaves_the_output_biases(gpt2: Tiny) -> None:
 
 
 def test_trap_12_zero_ablation_takes_value_and_mlp_biases(gpt2: Tiny) -> None:
-    """b_V W_O is part of its head, and b_out of its MLP: a model that differs in them only is the same when they are ablated."""
+    """b_V W_O is part of its head, and b_out of its MLP: a model that differs in
+    them only is the same when they are ablated.
+    """
     import copy
 
     other = copy.deepcopy(gpt2.hf)
@@ -199,7 +243,9 @@ def test_trap_12_zero_ablation_takes_value_and_mlp_biases(gpt2: Tiny) -> None:
     graph = changed.graph
     mask = graph.allowed.copy()
     mask[[graph.source_index["a2.h1"], graph.source_index["m1"]]] = False
-    ours, theirs = (cd.run_circuit(m, task, cd.Circuit(graph, mask), ablation="zero") for m in (gpt2.model, changed))
+    ours, theirs = (
+        cd.run_circuit(m, task, cd.Circuit(graph, mask), ablation="zero") for m in (gpt2.model, changed)
+    )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     full = [cd.run_circuit(m, task, cd.Circuit.full(graph)) for m in (gpt2.model, changed)]
     assert (full[0] - full[1]).abs().max() > 0.1
@@ -207,7 +253,8 @@ def test_trap_12_zero_ablation_takes_value_and_mlp_biases(gpt2: Tiny) -> None:
 
 @pytest.mark.parametrize("method", ["eap", "eap_ig", "clean_corrupted", "exact"])
 def test_trap_13_every_example_counts_once_whatever_the_batch(gpt2: Tiny, llama: Tiny, method: str) -> None:
-    """Some drop the last batch, or scale scores by its size: five examples in batches of two, and one by one."""
+    """Some drop the last batch, or scale scores by its size: five
+    examples in batches of two, and one by one."""
     for tiny in (gpt2, llama):
         task, search = tiny.prompts.task, getattr(cd, method)
         whole = search(tiny.model, task).values

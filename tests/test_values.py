@@ -67,7 +67,9 @@ def test_a_repr_is_short(values: dict[str, Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))], ids=["deepcopy", "pickle"]
+)
 def test_a_copy_is_the_same(values: dict[str, Any], name: str, copied: Callable[[Any], Any]) -> None:
     value = values[name]
     other = copied(value)
@@ -117,13 +119,21 @@ def test_a_notebook_shows_it(values: dict[str, Any], name: str) -> None:
     html = values[name]._repr_html_()
     tags = _Tags()
     tags.feed(html)
-    assert ("svg" in tags.seen) == (name in ("Circuit", "Scores", "Curve")) and ("svg" in tags.seen or "table" in tags.seen)
+    assert ("svg" in tags.seen) == (name in ("Circuit", "Scores", "Curve")) and (
+        "svg" in tags.seen or "table" in tags.seen
+    )
     assert not tags.open and "script" not in tags.seen and "b" not in tags.seen
     assert not html.startswith("<?xml")
 
 
 def test_texts_in_a_notebook_are_escaped() -> None:
-    task = cd.Task.from_tokens(clean=[[1, 2]], corrupted=[[1, 3]], correct=[4], incorrect=[5], variables={"IO": ["<script>x</script>"]})
+    task = cd.Task.from_tokens(
+        clean=[[1, 2]],
+        corrupted=[[1, 3]],
+        correct=[4],
+        incorrect=[5],
+        variables={"IO": ["<script>x</script>"]},
+    )
     assert "&lt;script&gt;" in task._repr_html_() and "<script>" not in task._repr_html_()
 
 
@@ -141,7 +151,9 @@ def test_a_circuit_is_a_sequence_of_its_edges(values: dict[str, Any]) -> None:
     )
     with pytest.raises(IndexError, match="no edge 60"):
         circuit[60]
-    assert [edge in circuit for edge in values["Graph"].edges] == circuit.mask[values["Graph"].allowed].tolist()
+    assert [edge in circuit for edge in values["Graph"].edges] == circuit.mask[
+        values["Graph"].allowed
+    ].tolist()
     assert ("input", "m0") in circuit or "input->m0" not in circuit.edges
     with pytest.raises(cd.CircuitDiscoveryError, match="no edge"):
         assert "m0->m9" in circuit
@@ -156,11 +168,20 @@ def test_a_table_has_the_circuit_s_edges(values: dict[str, Any]) -> None:
     assert table["score"].tolist() == [circuit.score(edge) for edge in circuit]
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if hasattr(getattr(cd, name), "to_dict") and hasattr(getattr(cd, name), "save")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in CLASSES
+        if hasattr(getattr(cd, name), "to_dict") and hasattr(getattr(cd, name), "save")
+    ],
+)
 def test_what_has_a_dictionary_is_saved(values: dict[str, Any], name: str, tmp_path: Path) -> None:
     for file in ("a.json", "b.json"):
         values[name].save(tmp_path / file)
-    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == json.loads(json.dumps(values[name].to_dict()))
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == json.loads(
+        json.dumps(values[name].to_dict())
+    )
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     with pytest.raises(cd.CircuitDiscoveryError, match=r"must end in \.json"):
         values[name].save(tmp_path / "a.txt")
@@ -184,7 +205,9 @@ def test_what_was_saved_is_loaded(values: dict[str, Any], name: str, tmp_path: P
 
 @pytest.mark.parametrize("name", [name for name in SAVED if name != "Scores"])
 def test_a_broken_file_is_refused_in_one_line(values: dict[str, Any], name: str, tmp_path: Path) -> None:
-    """Whatever field is missing or of another kind, and a field too many; never another error, and never another value."""
+    """Whatever field is missing or of another kind, and a field too many;
+    never another error, and never another value.
+    """
     good = tmp_path / "good.json"
     values[name].save(good)
     data, path = json.loads(good.read_text("utf-8")), tmp_path / "broken.json"
@@ -216,5 +239,12 @@ def test_a_drawing_is_what_the_file_holds(values: dict[str, Any], tmp_path: Path
 
 def test_scores_are_a_collection_of_edges(values: dict[str, Any]) -> None:
     scores = values["Scores"]
-    assert len(scores) == len(list(scores)) == 479 and "input->m0" in scores and ("input", "m0") in scores and "m0->input" not in scores
-    assert scores["input", "m0"] == scores["input->m0"] == float(scores.values[scores.graph.index("input->m0")])
+    assert (
+        len(scores) == len(list(scores)) == 479
+        and "input->m0" in scores
+        and ("input", "m0") in scores
+        and "m0->input" not in scores
+    )
+    assert (
+        scores["input", "m0"] == scores["input->m0"] == float(scores.values[scores.graph.index("input->m0")])
+    )

@@ -21,11 +21,14 @@ REAL = ("stories260K", "toy")  # trained models, one outside the repository
 
 
 def each_and_each(names: Sequence[str], values: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Every name with a value and every value with a name: for facts in which the one does not depend on the other.
+    """Every name with a value and every value with a name: for facts in
+    which the one does not depend on the other.
 
     The first two, a GPT-2 and a grouped Llama among the architectures, stand with every value.
     """
-    return [(name, value) for name in names[:2] for value in values] + list(zip(names[2:], cycle(values), strict=False))
+    return [(name, value) for name in names[:2] for value in values] + list(
+        zip(names[2:], cycle(values), strict=False)
+    )
 
 
 _COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1}
@@ -49,7 +52,10 @@ _SCALED: dict[str, Any] = {
 _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", _GPT2),
     "llama": ("LlamaConfig", _LLAMA),
-    "llama_biased": ("LlamaConfig", _LLAMA | {"attention_bias": True, "mlp_bias": True, "rope_parameters": _SCALED}),
+    "llama_biased": (
+        "LlamaConfig",
+        _LLAMA | {"attention_bias": True, "mlp_bias": True, "rope_parameters": _SCALED},
+    ),
     "mistral": ("MistralConfig", _LLAMA | {"head_dim": 16}),
     "qwen2": ("Qwen2Config", _LLAMA),
     "neox_parallel": ("GPTNeoXConfig", _NEOX | {"use_parallel_residual": True}),
@@ -58,7 +64,9 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def tiny_config(name: str, **changes: Any) -> Any:
-    """The Hugging Face config of a tiny model: 3 layers, 4 heads (two groups where grouped), d_model 32, 101 tokens."""
+    """The Hugging Face config of a tiny model: 3 layers, 4 heads (two
+    groups where grouped), d_model 32, 101 tokens.
+    """
     import transformers
 
     kind, options = _CONFIGS[name]
@@ -77,7 +85,9 @@ def random_model(config: Any, seed: int = 0) -> Any:
             if parameter.ndim == 1:
                 parameter.copy_(parameter + 0.3 * noise)
             else:  # queries and keys strong enough for attention to differ from uniform
-                fan_in = 4.0 if "wte" in name or "wpe" in name or "embed" in name else float(config.hidden_size)
+                fan_in = (
+                    4.0 if "wte" in name or "wpe" in name or "embed" in name else float(config.hidden_size)
+                )
                 parameter.copy_(1.3 * noise / fan_in**0.5)
     return model
 
@@ -105,8 +115,16 @@ _GGUF_NAMES = {
 }
 
 
-def save_gguf(path: Path, hf: Any, *, tensors: dict[str, Tensor] | None = None, rope: str | None = None, tokenizer: bool = False) -> Path:
-    """Write a Llama or Qwen2 as llama.cpp does: its own names, and for Llama the two halves of a rotary head interleaved.
+def save_gguf(
+    path: Path,
+    hf: Any,
+    *,
+    tensors: dict[str, Tensor] | None = None,
+    rope: str | None = None,
+    tokenizer: bool = False,
+) -> Path:
+    """Write a Llama or Qwen2 as llama.cpp does: its own names, and for Llama the
+    two halves of a rotary head interleaved.
 
     `tensors` are added, and a rotary scaling; and a tokenizer of letters that knows the words the and cat.
     """
@@ -169,7 +187,9 @@ class Prompts:
     @cached_property
     def task(self) -> Any:
         """The same as a task."""
-        return cd.Task.from_tokens(clean=self.clean, corrupted=self.corrupted, correct=self.correct, incorrect=self.incorrect)
+        return cd.Task.from_tokens(
+            clean=self.clean, corrupted=self.corrupted, correct=self.correct, incorrect=self.incorrect
+        )
 
 
 def random_prompts(vocabulary: int, n_examples: int = 5, length: int = 6, seed: int = 0) -> Prompts:

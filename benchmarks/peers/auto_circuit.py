@@ -1,23 +1,30 @@
-"""AutoCircuit (Miller, PyPI `auto-circuit`) on the same weights and prompts, in multiples of a plain Hugging Face forward.
+"""AutoCircuit (Miller, PyPI `auto-circuit`) on the same weights and prompts, in
+multiples of a plain Hugging Face forward.
 
-    PEER_PYTHON benchmarks/peers/auto_circuit.py FOLDER [--threads 2] [--repetitions 3] [--decisions 204] [--repaired]
+    PEER_PYTHON benchmarks/peers/auto_circuit.py FOLDER [--threads 2]
+    [--repetitions 3] [--decisions 204] [--repaired]
 
-It runs in AutoCircuit's own environment (README.md here), never imports circuitdiscovery, and prints one JSON object.
+It runs in AutoCircuit's own environment (README.md here), never imports
+circuitdiscovery, and prints one JSON object.
 
-- The weights go through TransformerLens's own converter into a HookedTransformer with nothing folded or centred; unless its
-  logits are Hugging Face's, nothing is measured. The patchable model is factorized, with separate queries, keys and values.
-- `eap` is `mask_gradient_prune_scores` at mask 0, which AutoCircuit documents as the fast form of its own EAP.
-- `eap_ig` is the same function integrated over the masks (of all edges at once) at five values. It is not the path of
-  EAP-IG through the inputs; it is AutoCircuit's nearest, at the same number of gradients.
+- The weights go through TransformerLens's own converter into a HookedTransformer with nothing folded or
+  centred; unless its logits are Hugging Face's, nothing is measured. The patchable model is factorized, with
+  separate queries, keys and values.
+- `eap` is `mask_gradient_prune_scores` at mask 0, which AutoCircuit
+  documents as the fast form of its own EAP.
+- `eap_ig` is the same function integrated over the masks (of all edges at once) at five values. It is not the
+  path of EAP-IG through the inputs; it is AutoCircuit's nearest, at the same number of gradients.
 - `half` and `best` are one patched forward: masks set and replacements computed before.
-- `acdc` calls `acdc_prune_scores` at one threshold on a sample of edges, as many from each layer of receivers, and times
-  each decision. It starts a forward at the receiver's block, so a layer's mean times its number of edges, summed over the
-  layers, is the whole search; the row is estimated. What a decision costs does not depend on its outcome.
+- `acdc` calls `acdc_prune_scores` at one threshold on a sample of edges, as many from each layer of
+  receivers, and times each decision. It starts a forward at the receiver's block, so a layer's mean times its
+  number of edges, summed over the layers, is the whole search; the row is estimated. What a decision costs
+  does not depend on its outcome.
 - AutoCircuit has no exact effect of every single edge, so there is no row `exact`.
 
-`--repaired` replaces one line of TransformerLens 2.18, which takes most of the time of a forward: what each head writes is
-there `(z * w).sum(-2)`, a product of every activation with every weight, [batch, position, head, d_head, d_model], held in
-memory and summed. The repaired line is the same sum as one matrix product per head, an einsum.
+`--repaired` replaces one line of TransformerLens 2.18, which takes most of the time of a forward: what each
+head writes is there `(z * w).sum(-2)`, a product of every activation with every weight, [batch, position,
+head, d_head, d_model], held in memory and summed. The repaired line is the same sum as one matrix product per
+head, an einsum.
 """
 
 from __future__ import annotations
@@ -38,7 +45,18 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from measure import Prompts, Work, hugging_face, main, parser, peak_gigabytes, peak_in_child, refuse_if_different, report, times
+from measure import (
+    Prompts,
+    Work,
+    hugging_face,
+    main,
+    parser,
+    peak_gigabytes,
+    peak_in_child,
+    refuse_if_different,
+    report,
+    times,
+)
 
 # This file has the name of what it measures, which it would import in its stead.
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
@@ -92,13 +110,19 @@ def their_name(edge: str) -> str:
         if name in ("input", "logits"):
             return {"input": "Resid Start", "logits": "Resid End"}[name]
         head, _, letter = name.rstrip(">").partition("<")
-        return f"MLP {name[1:]}" if name[0] == "m" else f"A{head[1:].replace('h', '')}" + (letter and f".{letter.upper()}")
+        return (
+            f"MLP {name[1:]}"
+            if name[0] == "m"
+            else f"A{head[1:].replace('h', '')}" + (letter and f".{letter.upper()}")
+        )
 
     return "->".join(map(node, edge.split("->")))
 
 
 class Stopwatch:
-    """In place of AutoCircuit's progress bar over a loop: records each item with the seconds that the loop's body took."""
+    """In place of AutoCircuit's progress bar over a loop: records each item
+    with the seconds that the loop's body took.
+    """
 
     def __init__(self, record: list[tuple[Any, float]], items: Iterable[Any]) -> None:
         self.record, self.items = record, items
@@ -129,10 +153,21 @@ class Peer:
         with torch.no_grad():
             refuse_if_different(hooked(prompts.clean[:2]), hf(prompts.clean[:2]).logits)
         wrap = import_module("auto_circuit.utils.graph_utils").patchable_model
-        model = wrap(hooked, factorized=True, slice_output="last_seq", seq_len=None, separate_qkv=True, device=torch.device("cpu"))
+        model = wrap(
+            hooked,
+            factorized=True,
+            slice_output="last_seq",
+            seq_len=None,
+            separate_qkv=True,
+            device=torch.device("cpu"),
+        )
         data = import_module("auto_circuit.data")
-        pairs = data.PromptDataset(prompts.clean, prompts.corrupted, prompts.correct[:, None], prompts.incorrect[:, None])
-        loader = data.PromptDataLoader(pairs, seq_len=prompts.clean.shape[1], diverge_idx=0, batch_size=len(prompts.clean))
+        pairs = data.PromptDataset(
+            prompts.clean, prompts.corrupted, prompts.correct[:, None], prompts.incorrect[:, None]
+        )
+        loader = data.PromptDataLoader(
+            pairs, seq_len=prompts.clean.shape[1], diverge_idx=0, batch_size=len(prompts.clean)
+        )
         ablations = import_module("auto_circuit.utils.ablation_activations").src_ablations
         return cls(model, loader, prompts, ablations(model, prompts.corrupted))
 
@@ -150,7 +185,9 @@ class Peer:
     def gradients(self, **points: Any) -> dict[str, torch.Tensor]:
         """Every receiver's scores: the gradient of the logit difference with respect to the masks."""
         score = import_module("auto_circuit.prune_algos.mask_gradient").mask_gradient_prune_scores
-        return score(self.model, self.loader, None, grad_function="logit", answer_function="avg_diff", **points)
+        return score(
+            self.model, self.loader, None, grad_function="logit", answer_function="avg_diff", **points
+        )
 
     def circuit_logits(self, edges: set[str]) -> Work:
         """A function that gives [N, vocabulary], every edge but these replaced."""
@@ -167,9 +204,14 @@ class Peer:
         return logits
 
     def acdc(self, edges: list[Any], threshold: float = 1e-3) -> list[tuple[Any, float]]:
-        """(edge, seconds) of every decision of a search, in its order, where only these edges are asked about."""
+        """(edge, seconds) of every decision of a search, in its
+        order, where only these edges are asked about.
+        """
         module, record = import_module("auto_circuit.prune_algos.ACDC"), list[tuple[Any, float]]()
-        with patch.object(module, "tqdm", partial(Stopwatch, record)), patch.object(self.model, "edges", edges):
+        with (
+            patch.object(module, "tqdm", partial(Stopwatch, record)),
+            patch.object(self.model, "edges", edges),
+        ):
             module.acdc_prune_scores(self.model, self.loader, None, tao_exps=[0], tao_bases=[threshold])
         return record[:-1]  # the last is the loop over the thresholds
 
@@ -182,7 +224,10 @@ class Peer:
         start = time.perf_counter()
         record = self.acdc([edge for edges in layers for edge in draw.sample(edges, min(each, len(edges)))])
         preparing = time.perf_counter() - start - sum(seconds for _, seconds in record)
-        per_layer = [fmean(seconds for edge, seconds in record if layer_of(edge) == layer) for layer in range(len(layers))]
+        per_layer = [
+            fmean(seconds for edge, seconds in record if layer_of(edge) == layer)
+            for layer in range(len(layers))
+        ]
         whole = preparing + sum(mean * len(edges) for mean, edges in zip(per_layer, layers, strict=True))
         return {"seconds": whole, "estimated": True, "decisions": len(record), "per_layer": per_layer}
 
@@ -217,12 +262,18 @@ def measure(arguments: argparse.Namespace) -> Any:
     spent["F"] += times({"F": forward}, arguments.repetitions)["F"]
     for row in ROWS:
         rows[row]["gigabytes"] = peak_in_child(row)
-    packages = {"version": "auto-circuit", "transformer_lens": "transformer-lens", "transformers": "transformers"}
+    packages = {
+        "version": "auto-circuit",
+        "transformer_lens": "transformer-lens",
+        "transformers": "transformers",
+    }
     return report("AutoCircuit", arguments, median(spent["F"]), rows, packages, repaired=arguments.repaired)
 
 
 if __name__ == "__main__":
     options = parser(__doc__)
-    options.add_argument("--decisions", type=int, default=204, help="ACDC decisions to time, spread evenly over the layers")
+    options.add_argument(
+        "--decisions", type=int, default=204, help="ACDC decisions to time, spread evenly over the layers"
+    )
     options.add_argument("--repaired", action="store_true", help="with TransformerLens's slow line replaced")
     main(options.parse_args(), measure)

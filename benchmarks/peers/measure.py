@@ -1,7 +1,8 @@
-"""What the drivers of peers share: their arguments, the prompts, times, peak memory in a child process, and the JSON.
+"""What the drivers of peers share: their arguments, the prompts, times, peak
+memory in a child process, and the JSON.
 
-It imports nothing of the project: a driver runs in its peer's own environment. A row is a name and a function to time;
-the memory of a row is measured in a child process that loads the peer and runs this row once.
+It imports nothing of the project: a driver runs in its peer's own environment. A row is a name and a function
+to time; the memory of a row is measured in a child process that loads the peer and runs this row once.
 """
 
 from __future__ import annotations
@@ -41,11 +42,15 @@ class Prompts:
     def read(cls, folder: Path, count: int | None = None) -> Prompts:
         """The first `count` prompts of the folder, by default all of them."""
         content = json.loads((folder / "prompts.json").read_text())
-        tensors = (torch.tensor(content[name])[:count] for name in ("clean", "corrupted", "correct", "incorrect"))
+        tensors = (
+            torch.tensor(content[name])[:count] for name in ("clean", "corrupted", "correct", "incorrect")
+        )
         return cls(*tensors, circuits={"best": content["edges"], "half": content["half"]})
 
     def logit_diff(self, logits: Tensor) -> Tensor:
-        """[N, vocabulary] at the last position -> the mean logit of the correct answers minus that of the incorrect ones."""
+        """[N, vocabulary] at the last position -> the mean logit of the correct
+        answers minus that of the incorrect ones.
+        """
         rows = torch.arange(len(logits))
         return (logits[rows, self.correct] - logits[rows, self.incorrect]).mean()
 
@@ -58,7 +63,8 @@ def hugging_face(folder: Path) -> Any:
 
 
 def refuse_if_different(peer: Tensor, hugging_face: Tensor) -> None:
-    """Stop unless the peer's logits are Hugging Face's to 1e-4 of the largest (of 1 where that is smaller)."""
+    """Stop unless the peer's logits are Hugging Face's to 1e-4 of the
+    largest (of 1 where that is smaller)."""
     error, largest = float((peer - hugging_face).abs().max()), float(hugging_face.abs().max())
     print(f"logits differ from Hugging Face's by {error:.2g}, the largest is {largest:.2g}", file=sys.stderr)
     if not error <= 1e-4 * max(1.0, largest):
@@ -67,7 +73,9 @@ def refuse_if_different(peer: Tensor, hugging_face: Tensor) -> None:
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The arguments of every driver."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("folder", type=Path, metavar="FOLDER")
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--repetitions", type=int, default=3)
@@ -76,7 +84,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def times(works: Mapping[str, Work], repetitions: int) -> dict[str, list[float]]:
-    """The seconds of each function, all of them called in turn so that a slow minute of the machine meets every one."""
+    """The seconds of each function, all of them called in turn so that a
+    slow minute of the machine meets every one.
+    """
     spent: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repetitions):
         for name, work in works.items():
@@ -101,7 +111,9 @@ def _kilobytes(field: str) -> int:
 
 
 def peak_in_child(row: str) -> float:
-    """`peak_gigabytes` of one row, measured by this same driver with the same arguments in a process of its own."""
+    """`peak_gigabytes` of one row, measured by this same driver with
+    the same arguments in a process of its own.
+    """
     print(f"memory of {row}", file=sys.stderr)
     command = [sys.executable, *sys.argv, "--memory", row]
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
@@ -116,7 +128,12 @@ def main(arguments: argparse.Namespace, measure: Callable[[argparse.Namespace], 
 
 
 def report(
-    peer: str, arguments: argparse.Namespace, seconds: float, rows: Mapping[str, Any], packages: Mapping[str, str], **more: Any
+    peer: str,
+    arguments: argparse.Namespace,
+    seconds: float,
+    rows: Mapping[str, Any],
+    packages: Mapping[str, str],
+    **more: Any,
 ) -> dict[str, Any]:
     """The JSON of a whole run; `packages` gives the key of each package's version."""
     versions = {key: version(package) for key, package in packages.items()}

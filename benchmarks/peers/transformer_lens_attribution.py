@@ -2,14 +2,14 @@
 
     python benchmarks/peers/transformer_lens_attribution.py FOLDER [--threads 2] [--repetitions 3]
 
-It runs where TransformerLens 4.3 is installed, as in the project's own environment, and prints one JSON object; F is one
-plain Hugging Face forward of the same two prompts.
+It runs where TransformerLens 4.3 is installed, as in the project's own environment, and prints one JSON
+object; F is one plain Hugging Face forward of the same two prompts.
 
-`transformer_lens.tools.analysis.attribution_patch` at edge granularity, on a TransformerBridge without weight processing:
-for each prompt a forward on the clean one, a forward and a backward on the corrupted one, and a score for every edge at
-every position, which Python loops over. It has one metric for all prompts of a call, so a task whose prompts have answers
-of their own is one call per prompt; inside, it goes prompt by prompt too. Summed over positions its scores are those of
-EAP with the gradient on the corrupted run.
+`transformer_lens.tools.analysis.attribution_patch` at edge granularity, on a TransformerBridge without weight
+processing: for each prompt a forward on the clean one, a forward and a backward on the corrupted one, and a
+score for every edge at every position, which Python loops over. It has one metric for all prompts of a call,
+so a task whose prompts have answers of their own is one call per prompt; inside, it goes prompt by prompt
+too. Summed over positions its scores are those of EAP with the gradient on the corrupted run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from measure import Prompts, hugging_face, main, parser, peak_gigabytes, peak_in_child, refuse_if_different, report, times
+from measure import (
+    Prompts,
+    hugging_face,
+    main,
+    parser,
+    peak_gigabytes,
+    peak_in_child,
+    refuse_if_different,
+    report,
+    times,
+)
 from torch import Tensor
 
 PROMPTS = 2
@@ -46,10 +56,13 @@ def bridge_of(folder: Path, prompts: Prompts, hf: Any) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerFast
 
-    with TemporaryDirectory() as words:  # the bridge insists on a tokenizer, and reads it from its folder again
+    # the bridge insists on a tokenizer, and reads it from its folder again
+    with TemporaryDirectory() as words:
         save_words(words, hf.config.vocab_size)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(words)
-        bridge: Any = TransformerBridge.boot_transformers(str(folder), dtype=torch.float32, device="cpu", tokenizer=tokenizer)
+        bridge: Any = TransformerBridge.boot_transformers(
+            str(folder), dtype=torch.float32, device="cpu", tokenizer=tokenizer
+        )
     bridge.eval()
     with torch.no_grad():
         refuse_if_different(bridge(prompts.clean), hf(prompts.clean).logits)
@@ -68,7 +81,11 @@ def attribute(bridge: Any, prompts: Prompts) -> list[Any]:
     config = EdgeAttributionConfig(granularity="edge")
     rows = [slice(row, row + 1) for row in range(len(prompts.clean))]
     each = [
-        replace(prompts, **{name: getattr(prompts, name)[row] for name in ("clean", "corrupted", "correct", "incorrect")}) for row in rows
+        replace(
+            prompts,
+            **{name: getattr(prompts, name)[row] for name in ("clean", "corrupted", "correct", "incorrect")},
+        )
+        for row in rows
     ]
     return [attribution_patch(bridge, one.clean, one.corrupted, metric_of(one), config) for one in each]
 
@@ -89,7 +106,11 @@ def measure(arguments: argparse.Namespace) -> Any:
     edges = len(work()[0].edge_scores)  # warms up
     spent = times({"F": forward, "attribution_patch": work}, arguments.repetitions)
     positions = prompts.clean.shape[1]
-    row = {"seconds": median(spent["attribution_patch"]), "gigabytes": peak_in_child("attribution_patch"), "prompts": PROMPTS}
+    row = {
+        "seconds": median(spent["attribution_patch"]),
+        "gigabytes": peak_in_child("attribution_patch"),
+        "prompts": PROMPTS,
+    }
     row |= {"positions": positions, "edges": edges // positions}
     packages = {"version": "transformer-lens", "transformers": "transformers"}
     return report("TransformerLens", arguments, median(spent["F"]), {"attribution_patch": row}, packages)

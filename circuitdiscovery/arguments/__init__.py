@@ -1,4 +1,6 @@
-"""What public functions take: every argument is checked, or made what the function needs, before the function begins."""
+"""What public functions take: every argument is checked, or made what the
+function needs, before the function begins.
+"""
 
 from circuitdiscovery.arguments.door import guarded
 

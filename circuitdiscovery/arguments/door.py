@@ -1,8 +1,10 @@
-"""The door of every public function: each argument is checked, or made what the function takes, before the function begins.
+"""The door of every public function: each argument is checked, or made what the
+function takes, before the function begins.
 
-`@guarded` reads a function's annotations. What kind an argument is of follows from its annotation (`KINDS`), its least value from
-its name (`LEAST`), so that a new function is guarded by one line. Names and paths stand for what they name: a model, a task, a
-circuit (a file, or the folder of a run), scores, a hypothesis. Whatever else is given is refused in one line that says what is valid.
+`@guarded` reads a function's annotations. What kind an argument is of follows from its annotation (`KINDS`),
+its least value from its name (`LEAST`), so that a new function is guarded by one line. Names and paths stand
+for what they name: a model, a task, a circuit (a file, or the folder of a run), scores, a hypothesis.
+Whatever else is given is refused in one line that says what is valid.
 The annotations stay narrower than what is accepted: they name the kind that a function works with.
 """
 
@@ -95,7 +97,11 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
 
 def check_of(parameter: Parameter) -> Check | None:
     """The check of a parameter, by its annotation; None where there is none."""
-    annotation = parameter.annotation if isinstance(parameter.annotation, str) else getattr(parameter.annotation, "__name__", "")
+    annotation = (
+        parameter.annotation
+        if isinstance(parameter.annotation, str)
+        else getattr(parameter.annotation, "__name__", "")
+    )
     optional = annotation.endswith(" | None")
     check = KINDS.get(annotation.removesuffix(" | None").strip("\"'"))
     if check is None or not optional:
@@ -113,7 +119,10 @@ def _or_none(check: Check) -> Check:
 
 
 def _wrong_call(
-    function: Callable[..., Any], parameters: Mapping[str, Parameter], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    function: Callable[..., Any],
+    parameters: Mapping[str, Parameter],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> ArgumentError:
     """Too many arguments by position, one too often, one of an unknown name, or one too few."""
     own, name = next(iter(parameters), None) in ("self", "cls"), function.__name__
@@ -127,6 +136,12 @@ def _wrong_call(
         return ArgumentError(f"{name} takes {' and '.join(places) or 'nothing'} by position, {rest}")
     if twice := next((each for each in places[: len(args) - own] if each in kwargs), None):
         return ArgumentError(f"{name} is given {twice} twice, by position and by name")
-    missing = [each for each in valid[len(args) - own :] if parameters[each].default is Parameter.empty and each not in kwargs]
-    listed = ", ".join([*places, *([*(f"{each}=" for each in others if each in missing)] or (["..."] if others else []))])
+    missing = [
+        each
+        for each in valid[len(args) - own :]
+        if parameters[each].default is Parameter.empty and each not in kwargs
+    ]
+    listed = ", ".join(
+        [*places, *([*(f"{each}=" for each in others if each in missing)] or (["..."] if others else []))]
+    )
     return ArgumentError(f"{name} needs {' and '.join(missing)}: {name}({listed})")

@@ -18,7 +18,16 @@ from circuitdiscovery.errors import ArgumentError, shown
 from circuitdiscovery.files.disk import can_be_a_path
 from circuitdiscovery.names import ABLATION_NAMES, METRIC_NAMES, canonical
 
-LEAST = {"batch_size": 1, "seed": 0, "order": 0, "prompts": 1, "draws": 1, "permutations": 1, "reference": 1, "renamed": 0}
+LEAST = {
+    "batch_size": 1,
+    "seed": 0,
+    "order": 0,
+    "prompts": 1,
+    "draws": 1,
+    "permutations": 1,
+    "reference": 1,
+    "renamed": 0,
+}
 MOST = 2**63 - 1  # what numpy and torch hold
 
 
@@ -35,7 +44,9 @@ def whole(call: Call, name: str, value: Any) -> int:
     if least is not None and found < least:
         raise refused(call, name, f"a whole number{bound}", found)
     if abs(found) > MOST:
-        raise ArgumentError(f"{call.function}: {name} must be a whole number of at most {MOST}, not a longer one")
+        raise ArgumentError(
+            f"{call.function}: {name} must be a whole number of at most {MOST}, not a longer one"
+        )
     return found
 
 
@@ -72,7 +83,9 @@ def _scalar(value: Any) -> Any:
 def path(call: Call, name: str, value: Any) -> Any:
     """A path, with the home folder for ~."""
     if name.startswith("name_or") and is_a(value, "Model"):
-        raise ArgumentError(f"{call.function}: the name or the path comes first, not the Model: {call.function}('ioi', model)")
+        raise ArgumentError(
+            f"{call.function}: the name or the path comes first, not the Model: {call.function}('ioi', model)"
+        )
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise refused(call, name, "a name or a path" if name.startswith("name_or") else "a path", value)
     found = os.fspath(value)
@@ -98,7 +111,11 @@ def fractions(call: Call, name: str, value: Any) -> Any:
 
 def several(value: Any) -> bool:
     """Whether a value holds others, in an order of their own."""
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) and getattr(value, "shape", None) != ()
+    return (
+        isinstance(value, Iterable)
+        and not isinstance(value, str | bytes | Mapping)
+        and getattr(value, "shape", None) != ()
+    )
 
 
 def names(call: Call, name: str, value: Any) -> list[str]:
@@ -118,7 +135,9 @@ def roles(call: Call, name: str, value: Any) -> Mapping[str, Any]:
     """Roles with their nodes, or what has some: a circuit, an explanation."""
     value = getattr(value, "roles", value)
     if not isinstance(value, Mapping):
-        raise refused(call, name, "a mapping from roles to lists of nodes, such as {'name mover': ['a2.h0']}", value)
+        raise refused(
+            call, name, "a mapping from roles to lists of nodes, such as {'name mover': ['a2.h0']}", value
+        )
     return {str(role): names(call, f"{name}[{role!r}]", nodes) for role, nodes in value.items()}
 
 
@@ -127,7 +146,12 @@ def ablation(call: Call, name: str, value: Any) -> Any:
     if isinstance(value, str):
         return canonical("ablation", value)
     if isinstance(value, type) or not hasattr(value, "rows"):
-        raise refused(call, name, f"one of {', '.join(ABLATION_NAMES)}, or an object with `rows`, such as cd.replacements gives", value)
+        raise refused(
+            call,
+            name,
+            f"one of {', '.join(ABLATION_NAMES)}, or an object with `rows`, such as cd.replacements gives",
+            value,
+        )
     return value
 
 
@@ -139,7 +163,12 @@ def metric(call: Call, name: str, value: Any) -> Any:
         return canonical("metric", value)
     function = getattr(value, "function", value)
     if isinstance(value, type) or not callable(function):
-        raise refused(call, name, f"one of {', '.join(METRIC_NAMES)}, or a function of (logits, task) -> [examples]", value)
+        raise refused(
+            call,
+            name,
+            f"one of {', '.join(METRIC_NAMES)}, or a function of (logits, task) -> [examples]",
+            value,
+        )
     try:
         known = signature(function)
     except (TypeError, ValueError):  # of a function that is not Python's
@@ -147,7 +176,9 @@ def metric(call: Call, name: str, value: Any) -> Any:
     if _takes(known, 2):
         return value
     if not _takes(known, 1):
-        raise ArgumentError(f"{call.function}: {name} must be a function of (logits, task) -> [examples], not of {known}")
+        raise ArgumentError(
+            f"{call.function}: {name} must be a function of (logits, task) -> [examples], not of {known}"
+        )
 
     @wraps(function)
     def of_both(logits: Any, task: Any) -> Any:
@@ -178,6 +209,9 @@ def progress(call: Call, name: str, value: Any) -> Any:
 def search(call: Call, name: str, value: Any) -> Any:
     """A search: a function of (model, task) that gives a circuit."""
     if not callable(value) or isinstance(value, type):
-        valid = "a function of (model, task) that gives a Circuit, such as lambda model, task: cd.eap(model, task).top(100)"
+        valid = (
+            "a function of (model, task) that gives a Circuit, such as lambda model, task: "
+            "cd.eap(model, task).top(100)"
+        )
         raise refused(call, name, valid, value)
     return value

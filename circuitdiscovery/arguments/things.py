@@ -1,4 +1,6 @@
-"""Arguments that are things of ours: a model, a task, a graph, a circuit, scores, a hypothesis, or what names one."""
+"""Arguments that are things of ours: a model, a task, a graph, a circuit,
+scores, a hypothesis, or what names one.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,19 @@ def model(call: Call, name: str, value: Any) -> Any:
     """A loaded model; a name, a path or a Hugging Face model is loaded."""
     other = call.given.get("task", call.given.get("name_or_path"))
     text = isinstance(value, str | os.PathLike)
-    if is_a(value, "Task") or (text and task_like(value) and not (isinstance(other, str) and task_like(other))):
+    if is_a(value, "Task") or (
+        text and task_like(value) and not (isinstance(other, str) and task_like(other))
+    ):
         if "name_or_path" in call.given:
-            raise ArgumentError(f"{call.function}: model must be a model, not a task: {call.function}('ioi', model)")
+            raise ArgumentError(
+                f"{call.function}: model must be a model, not a task: {call.function}('ioi', model)"
+            )
         if "task" in call.given:
             what = shown(value) if text else "a Task"
-            raise ArgumentError(f"{call.function}: model is a task ({what}); the model comes first: {call.function}(model, task)")
+            raise ArgumentError(
+                f"{call.function}: model is a task ({what}); the model comes first: "
+                f"{call.function}(model, task)"
+            )
         raise ArgumentError(f"{call.function}: model must be a model, not a task")
     if is_a(value, "Model"):
         return value
@@ -58,7 +67,9 @@ def task(call: Call, name: str, value: Any) -> Any:
     if is_a(value, "Task"):
         return value
     if is_a(value, "Model") or _is_module(value):
-        raise ArgumentError(f"{call.function}: {name} is a model; the model comes first: {call.function}(model, task)")
+        raise ArgumentError(
+            f"{call.function}: {name} is a model; the model comes first: {call.function}(model, task)"
+        )
     if not isinstance(value, str | os.PathLike) and not is_table(value):
         raise refused(call, name, "what cd.load_task gives, or a name or a path that it takes", value)
     if call.model() is None:
@@ -117,17 +128,24 @@ def _edges_of_table(call: Call, name: str, table: Any) -> list[Any]:
         return list(zip(table["source"].tolist(), table["receiver"].tolist(), strict=True))
     if "edge" in columns:
         return table["edge"].tolist()
-    raise ArgumentError(f"{call.function}: {name} is a table with the columns {', '.join(columns)}; it needs 'source' and 'receiver'")
+    raise ArgumentError(
+        f"{call.function}: {name} is a table with the columns {', '.join(columns)}; it needs 'source' "
+        "and 'receiver'"
+    )
 
 
 def circuit(call: Call, name: str, value: Any) -> Any:
     """A circuit; the name or the path of one, the folder of a run, or edges."""
-    valid = "a Circuit, the path of a circuit.json or of a run's folder, or a list of edges such as ['input->m0', ('m0', 'logits')]"
+    valid = (
+        "a Circuit, the path of a circuit.json or of a run's folder, or a list of edges such as "
+        "['input->m0', ('m0', 'logits')]"
+    )
     if is_a(value, "Circuit"):
         return value
     if is_a(value, "Scores"):
         raise ArgumentError(
-            f"{call.function}: {name} is Scores, a score for every edge; take a circuit of them: scores.top(n) or scores.best(n)"
+            f"{call.function}: {name} is Scores, a score for every edge; take a circuit of them: "
+            "scores.top(n) or scores.best(n)"
         )
     if isinstance(value, str | os.PathLike):
         if "->" in str(value):
@@ -141,7 +159,10 @@ def circuit(call: Call, name: str, value: Any) -> Any:
     if any(is_a(value, kind) for kind in ("Task", "Model", "Explanation")):
         raise refused(call, name, valid, value)
     if own is None:
-        raise ArgumentError(f"{call.function}: {name} is a list of edges, but of which graph? Give Circuit.from_edges(graph, edges)")
+        raise ArgumentError(
+            f"{call.function}: {name} is a list of edges, but of which graph? Give "
+            "Circuit.from_edges(graph, edges)"
+        )
     return named("Circuit").from_edges(own, edges(call, name, value))
 
 
@@ -150,7 +171,10 @@ def scores(call: Call, name: str, value: Any) -> Any:
     if is_a(value, "Scores"):
         return value
     if is_a(value, "Circuit"):
-        raise ArgumentError(f"{call.function}: {name} is a Circuit; it must be Scores, a score for every edge, such as cd.eap gives")
+        raise ArgumentError(
+            f"{call.function}: {name} is a Circuit; it must be Scores, a score for every edge, such as "
+            "cd.eap gives"
+        )
     if isinstance(value, str | os.PathLike):
         found = Path(path(call, name, value))
         return named("Scores").load(found / "scores.safetensors" if found.is_dir() else found)

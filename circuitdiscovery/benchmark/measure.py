@@ -1,11 +1,12 @@
-"""How well search methods do: what they recover of a known circuit, and how faithful their circuits are at equal sparsity.
+"""How well search methods do: what they recover of a known circuit, and how
+faithful their circuits are at equal sparsity.
 
 1. A problem is a model, a task and, where it is known, the true circuit.
-2. A method is a function (model, task) -> Scores, a Circuit, or a sweep (a sequence of circuits). One that searches for a given
-   number of edges takes `sizes` as well, and gives a circuit for each.
-3. `measure` runs one method on one problem: seconds and F; ROC AUC, precision, recall and Jaccard against the truth; normalized
-   faithfulness and KL on held-out examples at fixed numbers of edges; the areas under the curve, and of scores CPR and CMD by the rule
-   of MIB (Mueller et al. 2025, arXiv 2504.13151).
+2. A method is a function (model, task) -> Scores, a Circuit, or a sweep (a sequence of circuits). One that
+   searches for a given number of edges takes `sizes` as well, and gives a circuit for each.
+3. `measure` runs one method on one problem: seconds and F; ROC AUC, precision, recall and Jaccard against the
+   truth; normalized faithfulness and KL on held-out examples at fixed numbers of edges; the areas under the
+   curve, and of scores CPR and CMD by the rule of MIB (Mueller et al. 2025, arXiv 2504.13151).
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ import numpy as np
 import torch
 
 from circuitdiscovery.circuit.circuit import Circuit
-from circuitdiscovery.circuit.comparison import Overlap, compare, components, pessimistic_auc, roc, trapezoid_auc
+from circuitdiscovery.circuit.comparison import (
+    Overlap,
+    compare,
+    components,
+    pessimistic_auc,
+    roc,
+    trapezoid_auc,
+)
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
@@ -31,7 +39,8 @@ from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.task.task import Task
 
 RULES = {"pessimistic": pessimistic_auc, "trapezoid": trapezoid_auc}
-SPARSITIES = (0.02, 0.05, 0.1)  # parts of all edges, at most, at which methods are compared where no truth says how many there are
+# parts of all edges, at most, at which methods are compared where no truth says how many there are
+SPARSITIES = (0.02, 0.05, 0.1)
 
 
 @dataclass(frozen=True)
@@ -55,12 +64,14 @@ class Measured:
         truth: the number of true edges; None where they are not known.
         seconds: that the search took; of a sweep, all its searches.
         forwards: the same in plain forwards of the model on the same examples.
-        areas: ROC AUC of `edges` and `nodes` by the rules `pessimistic` and `trapezoid`; empty without a truth.
+        areas: ROC AUC of `edges` and `nodes` by the rules
+            `pessimistic` and `trapezoid`; empty without a truth.
         roc: [points, 2] false and true positive rates of the edges.
         at: its circuits at fixed numbers of edges.
         curve: [points, 2] actual number of edges and normalized faithfulness.
         area, distance: the areas under f and |1 - f| over the part of edges kept.
-        cpr, cmd: the same by MIB's rule (see `measure.Curve`); None of what gives circuits, which have no signed order.
+        cpr, cmd: the same by MIB's rule (see `measure.Curve`); None of what
+            gives circuits, which have no signed order.
         missed: the true edges that the circuit of the truth's size lacks.
     """
 
@@ -87,16 +98,26 @@ class Measured:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measured:
         """What `to_dict` gave."""
-        at = [At(**{**each, "overlap": each["overlap"] and Overlap(**each["overlap"])}) for each in data["at"]]
-        former = {"area": data["cpr"], "distance": data["cmd"], "cpr": None, "cmd": None} if "area" not in data else {}
+        at = [
+            At(**{**each, "overlap": each["overlap"] and Overlap(**each["overlap"])}) for each in data["at"]
+        ]
+        former = (
+            {"area": data["cpr"], "distance": data["cmd"], "cpr": None, "cmd": None}
+            if "area" not in data
+            else {}
+        )
         return cls(**{**data, **former, "at": at})
 
 
-def measure(problem: str, model: Model, task: Task, truth: Circuit | None, method: str, search: Callable[..., Any]) -> Measured:
-    """Run a method on a problem and measure what it finds, on the task's held-out examples where there are some.
+def measure(
+    problem: str, model: Model, task: Task, truth: Circuit | None, method: str, search: Callable[..., Any]
+) -> Measured:
+    """Run a method on a problem and measure what it finds, on the
+    task's held-out examples where there are some.
 
     Raises:
-        CircuitDiscoveryError: a method that gives something else than Scores, a Circuit or circuits of the model's graph.
+        CircuitDiscoveryError: a method that gives something else than Scores, a
+        Circuit or circuits of the model's graph.
     """
     parts = sorted({max(1, int(part * len(model.graph))) for part in SPARSITIES})
     counts = parts if truth is None else [len(truth)]
@@ -106,8 +127,12 @@ def measure(problem: str, model: Model, task: Task, truth: Circuit | None, metho
     seconds = time.perf_counter() - start
     sweep = Sweep.of(found, method)
     if truth is not None and truth.graph != sweep.graph:
-        raise CircuitDiscoveryError(f"method {method!r} gives circuits of another graph than the true one on {problem!r}")
-    bench = Bench.build(model, task.held_out or task, sweep.graph, "resample", task.metric, "noising", None, 0)
+        raise CircuitDiscoveryError(
+            f"method {method!r} gives circuits of another graph than the true one on {problem!r}"
+        )
+    bench = Bench.build(
+        model, task.held_out or task, sweep.graph, "resample", task.metric, "noising", None, 0
+    )
     bench.measure([circuit.mask for circuit in (*sweep.to_the_ends(), *map(sweep.at_most, counts))])
     at = [_at(bench, sweep.at_most(count), count, truth) for count in counts]
     curve = sweep.curve(bench)
@@ -121,7 +146,11 @@ def measure(problem: str, model: Model, task: Task, truth: Circuit | None, metho
         truth=None if truth is None else len(truth),
         seconds=seconds,
         forwards=seconds / one_forward(model, task),
-        areas={f"{level}_{rule}": area(*points) for level, points in levels.items() for rule, area in RULES.items()},
+        areas={
+            f"{level}_{rule}": area(*points)
+            for level, points in levels.items()
+            for rule, area in RULES.items()
+        },
         roc=np.stack(levels["edges"], axis=1).tolist() if levels else [],
         at=at,
         curve=[[float(n), float(f)] for n, f in curve],
@@ -186,10 +215,13 @@ class Sweep:
         if isinstance(found, Scores):
             total = len(found.graph)
             return cls([found.top(n) for n in sorted({round(part * total) for part in MIB_FRACTIONS})], found)
-        circuits = [found] if isinstance(found, Circuit) else list(found) if isinstance(found, Sequence) else []
+        circuits = (
+            [found] if isinstance(found, Circuit) else list(found) if isinstance(found, Sequence) else []
+        )
         if not circuits or not all(isinstance(circuit, Circuit) for circuit in circuits):
             raise CircuitDiscoveryError(
-                f"method {method!r} must give Scores, a Circuit or a sequence of circuits, not {type(found).__name__}"
+                f"method {method!r} must give Scores, a Circuit or a sequence of circuits, not "
+                f"{type(found).__name__}"
             )
         return cls(sorted(circuits, key=len), None)
 
@@ -202,7 +234,11 @@ class Sweep:
         """The densest circuit of at most so many edges."""
         if self.scores is not None:
             return self.scores.top(min(edges, len(self.graph)))
-        return max((circuit for circuit in self.circuits if len(circuit) <= edges), key=len, default=Circuit.empty(self.graph))
+        return max(
+            (circuit for circuit in self.circuits if len(circuit) <= edges),
+            key=len,
+            default=Circuit.empty(self.graph),
+        )
 
     def to_the_ends(self) -> list[Circuit]:
         """The circuits with the empty and the full model, between which a sweep is."""
@@ -215,11 +251,14 @@ class Sweep:
         return sorted((n, f) for n, f in points if f is not None)
 
     def roc(self, truth: Circuit, level: str) -> tuple[np.ndarray, np.ndarray]:
-        """([points] false, [points] true positive rates) of the `edges`, or of the `nodes`: heads and MLPs."""
+        """([points] false, [points] true positive rates) of the
+        `edges`, or of the `nodes`: heads and MLPs."""
         positive = _members(truth, level)
         if self.scores is not None:
             by_node = list(self.scores.by_node().values())[1:]  # without `input`
-            return roc(np.abs(self.scores.values[self.graph.allowed] if level == "edges" else by_node), positive)
+            return roc(
+                np.abs(self.scores.values[self.graph.allowed] if level == "edges" else by_node), positive
+            )
         found = np.stack([_members(circuit, level) for circuit in self.circuits])
         return found[:, ~positive].mean(1), found[:, positive].mean(1)
 

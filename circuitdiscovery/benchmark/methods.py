@@ -1,8 +1,9 @@
 """The methods that the benchmark knows by name, and how a user's own becomes one more.
 
-A method is a function (model, task) -> Scores, one Circuit, or a sequence of circuits. One that searches for a given number of edges
-has a third argument `sizes`, and gives a circuit for each. A new one is a line in `METHODS`; one's own is named `module:function`,
-where the module is importable or a file in the working directory.
+A method is a function (model, task) -> Scores, one Circuit, or a sequence of circuits. One that searches for
+a given number of edges has a third argument `sizes`, and gives a circuit for each. A new one is a line in
+`METHODS`; one's own is named `module:function`, where the module is importable or a file in the working
+directory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from circuitdiscovery.task.task import Task
 
 Found = Scores | Circuit | Sequence[Circuit]
 Method = Callable[..., Found]
-THRESHOLDS = tuple(10 ** (-power / 2) for power in range(-1, 9))  # nats of KL, 3.2 to 1e-4: from almost nothing to almost everything
+# nats of KL, 3.2 to 1e-4: from almost nothing to almost everything
+THRESHOLDS = tuple(10 ** (-power / 2) for power in range(-1, 9))
 
 
 def acdc_sweep(model: Model, task: Task) -> list[Circuit]:
@@ -83,7 +85,9 @@ def resolve(name: str) -> tuple[str, Method]:
     if ":" not in name:
         known = name.replace("-", "_")
         if known not in METHODS:
-            raise CircuitDiscoveryError(f"{unknown('method', name, METHODS)}; or one's own as module:function")
+            raise CircuitDiscoveryError(
+                f"{unknown('method', name, METHODS)}; or one's own as module:function"
+            )
         return known, METHODS[known]
     module, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
@@ -91,10 +95,16 @@ def resolve(name: str) -> tuple[str, Method]:
     try:
         found: Any = getattr(import_module(module), function)
     except Exception as error:  # whatever a module of one's own raises while it is imported
-        kind = "" if isinstance(error, ImportError | AttributeError | ValueError) else f"{type(error).__name__}: "
+        kind = (
+            ""
+            if isinstance(error, ImportError | AttributeError | ValueError)
+            else f"{type(error).__name__}: "
+        )
         raise CircuitDiscoveryError(f"method {name!r}: {kind}{error}") from None
     if not callable(found):
-        raise CircuitDiscoveryError(f"method {name!r} is a {type(found).__name__}, not a function (model, task)")
+        raise CircuitDiscoveryError(
+            f"method {name!r} is a {type(found).__name__}, not a function (model, task)"
+        )
     try:
         signature(found).bind(None, None)
     except ValueError:  # nothing is known of it

@@ -9,7 +9,17 @@ from pathlib import Path
 from circuitdiscovery.errors import CircuitDiscoveryError
 
 QUICK_METHODS = ("acdc", "eap", "eap_ig", "exact", "random")
-METHODS = ("acdc", "eap", "eap_ig", "clean_corrupted", "exact", "exact_denoising", "hybrid", "edge_pruning", "random")
+METHODS = (
+    "acdc",
+    "eap",
+    "eap_ig",
+    "clean_corrupted",
+    "exact",
+    "exact_denoising",
+    "hybrid",
+    "edge_pruning",
+    "random",
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,10 @@ class BenchmarkOptions:
     def check(self) -> None:
         """Refuse options that do not go together."""
         if self.suite in ("planted", "toy") and self.model is not None:
-            raise CircuitDiscoveryError(f"the suite {self.suite} has models of its own; --model is for published, ioi and greater_than")
+            raise CircuitDiscoveryError(
+                f"the suite {self.suite} has models of its own; --model is for published, ioi and "
+                "greater_than"
+            )
 
     @property
     def chosen(self) -> tuple[str, ...]:

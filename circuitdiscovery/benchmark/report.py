@@ -13,7 +13,8 @@ from circuitdiscovery.benchmark.measure import Measured
 from circuitdiscovery.files.disk import write_atomically
 
 FAILED = 0.9  # an AUROC below it is reported with what was missed
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8B00", "#999999")  # Okabe and Ito's, and two
+# Okabe and Ito's, and two
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8B00", "#999999")
 _STYLES = ("-", "--", ":", "-.")
 
 Rows = list[list[str]]
@@ -24,8 +25,14 @@ def markdown(results: Sequence[Measured], why: dict[str, str], heading: str) -> 
     parts = [heading]
     known = [result for result in results if result.truth is not None]
     if known:
-        parts += ["What is recovered: medians over the problems, AUROC by the pessimistic rule.", _table(*_by_method(known))]
-        parts += ["Edge AUROC by problem.", _table(*_by_problem(known, lambda r: f"{r.areas['edges_pessimistic']:.2f}"))]
+        parts += [
+            "What is recovered: medians over the problems, AUROC by the pessimistic rule.",
+            _table(*_by_method(known)),
+        ]
+        parts += [
+            "Edge AUROC by problem.",
+            _table(*_by_problem(known, lambda r: f"{r.areas['edges_pessimistic']:.2f}")),
+        ]
         parts += _failures(known, why)
         told = "KL in nats on held-out examples, of the circuit with as many edges as the true one."
         parts += [told, _table(*_by_problem(known, lambda r: _number(r.at[0].kl)))]
@@ -64,9 +71,15 @@ def _by_method(results: Sequence[Measured]) -> tuple[list[str], Rows]:
     rows = []
     for method in _names(results, "method"):
         mine = [result for result in results if result.method == method]
-        kinds = {kind: [result for result in mine if _kind(result.problem) == kind] for kind in ("easy", "hard", "trained")}
+        kinds = {
+            kind: [result for result in mine if _kind(result.problem) == kind]
+            for kind in ("easy", "hard", "trained")
+        }
         areas = [_median(part, lambda r: r.areas["edges_pessimistic"]) for part in (mine, *kinds.values())]
-        overlaps = [_median(mine, lambda r, name=name: getattr(r.at[0].overlap, name)) for name in ("precision", "recall", "jaccard")]
+        overlaps = [
+            _median(mine, lambda r, name=name: getattr(r.at[0].overlap, name))
+            for name in ("precision", "recall", "jaccard")
+        ]
         rest = [_median(mine, of) for of in (lambda r: r.at[0].kl, lambda r: r.distance, lambda r: r.area)]
         nodes = _median(mine, lambda r: r.areas["nodes_pessimistic"])
         rows.append([method, *areas, nodes, *overlaps, *rest, _median(mine, lambda r: r.forwards, ",.0f")])
@@ -89,7 +102,13 @@ def _by_problem(results: Sequence[Measured], of: Callable[[Measured], str]) -> t
     for problem in _names(results, "problem"):
         cells = [found.get((problem, method)) for method in methods]
         one = next(cell for cell in cells if cell is not None)
-        rows.append([problem, f"{one.truth} of {one.edges_total:,}", *("" if cell is None else of(cell) for cell in cells)])
+        rows.append(
+            [
+                problem,
+                f"{one.truth} of {one.edges_total:,}",
+                *("" if cell is None else of(cell) for cell in cells),
+            ]
+        )
     return ["problem", "edges", *methods], rows
 
 
@@ -98,19 +117,41 @@ def _failures(results: Sequence[Measured], why: dict[str, str]) -> list[str]:
     for result in results:
         area = result.areas["edges_pessimistic"]
         if area < FAILED and result.method != "random":
-            missed = f"lacks {', '.join(result.missed)} at {result.truth} edges" if result.missed else "the sweep is too coarse"
+            missed = (
+                f"lacks {', '.join(result.missed)} at {result.truth} edges"
+                if result.missed
+                else "the sweep is too coarse"
+            )
             reason = f" ({why[result.problem]})" if why.get(result.problem) else ""
             lines.append(f"- {result.method} on {result.problem}, {area:.2f}: {missed}{reason}")
-    return ["Where a method falls short of .9, and what is known of the problem.", "\n".join(lines)] if lines else []
+    return (
+        ["Where a method falls short of .9, and what is known of the problem.", "\n".join(lines)]
+        if lines
+        else []
+    )
 
 
 def _faithfulness(results: Sequence[Measured]) -> tuple[list[str], Rows]:
     rows = []
     for result in results:
         at = [f"{each.edges}: {_number(each.normalized)}, KL {_number(each.kl)}" for each in result.at]
-        rest = [_number(result.distance), _number(result.area), f"{result.seconds:.1f}", f"{result.forwards:,.0f}"]
+        rest = [
+            _number(result.distance),
+            _number(result.area),
+            f"{result.seconds:.1f}",
+            f"{result.forwards:,.0f}",
+        ]
         rows.append([result.problem, result.method, f"{result.edges_total:,}", "; ".join(at), *rest])
-    return ["problem", "method", "edges in all", "edges kept: normalized faithfulness, KL", "distance", "area", "seconds", "F"], rows
+    return [
+        "problem",
+        "method",
+        "edges in all",
+        "edges kept: normalized faithfulness, KL",
+        "distance",
+        "area",
+        "seconds",
+        "F",
+    ], rows
 
 
 def _number(value: float | None) -> str:
@@ -121,7 +162,9 @@ def _number(value: float | None) -> str:
 
 
 def picture(results: Sequence[Measured], path: Path) -> None:
-    """ROC curves (where there is a truth) and faithfulness curves of every method, means over the problems, as a .png."""
+    """ROC curves (where there is a truth) and faithfulness curves of every
+    method, means over the problems, as a .png.
+    """
     from io import BytesIO
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -130,7 +173,11 @@ def picture(results: Sequence[Measured], path: Path) -> None:
     known = [result for result in results if result.truth is not None]
     panels: list[tuple[str, Sequence[Measured]]] = [("roc", known)] if known else []
     problems = _names(results, "problem")
-    panels += [("faithfulness", results)] if known else [(problem, [r for r in results if r.problem == problem]) for problem in problems]
+    panels += (
+        [("faithfulness", results)]
+        if known
+        else [(problem, [r for r in results if r.problem == problem]) for problem in problems]
+    )
     figure = Figure(figsize=(5.5 * len(panels) + 1.5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -145,7 +192,12 @@ def picture(results: Sequence[Measured], path: Path) -> None:
 
 def _style(results: Sequence[Measured], method: str) -> dict[str, Any]:
     index = _names(results, "method").index(method)
-    return {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _STYLES[index % len(_STYLES)], "label": method, "linewidth": 1.8}
+    return {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "linestyle": _STYLES[index % len(_STYLES)],
+        "label": method,
+        "linewidth": 1.8,
+    }
 
 
 def _draw_roc(axes: Any, results: Sequence[Measured]) -> None:
@@ -173,4 +225,9 @@ def _draw_faithfulness(axes: Any, results: Sequence[Measured]) -> None:
         if curves:
             axes.plot(grid, np.mean(curves, axis=0), **_style(results, method))
     axes.axhline(1, color="grey", linewidth=0.8)
-    axes.set(xlabel="part of all edges (after pruning)", ylabel="normalized faithfulness", xscale="log", ylim=(-0.5, 1.6))
+    axes.set(
+        xlabel="part of all edges (after pruning)",
+        ylabel="normalized faithfulness",
+        xscale="log",
+        ylim=(-0.5, 1.6),
+    )

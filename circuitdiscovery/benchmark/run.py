@@ -1,7 +1,7 @@
 """One `benchmark`, from a suite and methods to a folder: benchmark.md, benchmark.json and benchmark.png.
 
-Each method on each problem is one file in `cells/`, written when it is measured: a run that is killed goes on with those that
-are missing.
+Each method on each problem is one file in `cells/`, written when it is measured: a run that is
+killed goes on with those that are missing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def run(options: BenchmarkOptions, folder: Path, command: Sequence[str], report:
     """Measure what is missing in the folder, then write the table, the JSON and the picture.
 
     Raises:
-        CircuitDiscoveryError: a folder of a benchmark with other options; whatever a method or a problem raises.
+        CircuitDiscoveryError: a folder of a benchmark with other
+        options; whatever a method or a problem raises.
     """
     cells = folder / "cells"
     with _cleared_on_error(folder, cells):
@@ -96,9 +97,23 @@ def _check_same(folder: Path, options: BenchmarkOptions) -> None:
     write_json(path, now)
 
 
-def _write(folder: Path, options: BenchmarkOptions, results: list[Measured], why: dict[str, str], command: Sequence[str]) -> None:
-    where = {"date": str(date.today()), "machine": machine(), "command": list(command), "version": __version__}
-    write_json(folder / "benchmark.json", {**where, "options": asdict(options), "results": [result.to_dict() for result in results]})
+def _write(
+    folder: Path,
+    options: BenchmarkOptions,
+    results: list[Measured],
+    why: dict[str, str],
+    command: Sequence[str],
+) -> None:
+    where = {
+        "date": str(date.today()),
+        "machine": machine(),
+        "command": list(command),
+        "version": __version__,
+    }
+    write_json(
+        folder / "benchmark.json",
+        {**where, "options": asdict(options), "results": [result.to_dict() for result in results]},
+    )
     heading = f"Suite `{options.suite}`, {where['date']}, {where['machine']}, `{' '.join(command)}`."
     write_atomically(folder / "benchmark.md", markdown(results, why, heading))
     picture(results, folder / "benchmark.png")

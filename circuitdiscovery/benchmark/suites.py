@@ -84,6 +84,7 @@ def _gpt2(name: str) -> Model:
         return load_model(name)
     except CircuitDiscoveryError as error:
         raise CircuitDiscoveryError(
-            f"the published circuits are GPT-2 small's, and its weights are needed: {error}; give --model FOLDER with "
+            f"the published circuits are GPT-2 small's, and its weights are needed: {error}; give "
+            "--model FOLDER with "
             "config.json, model.safetensors and tokenizer.json of openai-community/gpt2 (550 MB)"
         ) from None

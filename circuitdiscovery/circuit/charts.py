@@ -27,9 +27,17 @@ FAINTEST = 0.01  # attention below it is not drawn
 CELLS = 16_000  # of all heat maps of a page together: less than two megabytes
 _FEWEST = 60  # cells of one heat map
 STYLE = Path(__file__).with_name("charts.css")  # in the page too, whose own style sheet has these colours
-_LIGHT = "--page:#ffffff;--line:#d6dae0;--ink:#1b1f24;--muted:#565e68;--helps:#0072b2;--hurts:#d55e00;--good:#006b4c;--bad:#a33b00"
-_DARK = "--page:#14171b;--line:#39404a;--ink:#e8eaed;--muted:#a8b0ba;--helps:#56b4e9;--hurts:#f08c4a;--good:#7fd8b6;--bad:#f5a27c"
-_FONT = '.chart{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",sans-serif}'
+_LIGHT = (
+    "--page:#ffffff;--line:#d6dae0;--ink:#1b1f24;--muted:#565e68;"
+    "--helps:#0072b2;--hurts:#d55e00;--good:#006b4c;--bad:#a33b00"
+)
+_DARK = (
+    "--page:#14171b;--line:#39404a;--ink:#e8eaed;--muted:#a8b0ba;"
+    "--helps:#56b4e9;--hurts:#f08c4a;--good:#7fd8b6;--bad:#f5a27c"
+)
+_FONT = (
+    '.chart{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",sans-serif}'
+)
 
 
 # ------------------------------------------------------------ outside the page
@@ -88,24 +96,34 @@ class _Scale(NamedTuple):
 
     def y(self, value: float) -> float:
         value = min(max(value, self.bottom - 0.5), self.top + 0.5)  # what is cut off needs no large numbers
-        return round(HEIGHT - BOTTOM - (value - self.bottom) / (self.top - self.bottom) * (HEIGHT - TOP - BOTTOM), 1)
+        return round(
+            HEIGHT - BOTTOM - (value - self.bottom) / (self.top - self.bottom) * (HEIGHT - TOP - BOTTOM), 1
+        )
 
 
 def curve(
-    known: Mapping[str, Any], *, edges: int | None = None, normalized: Mapping[str, float] | None = None, total: int | None = None
+    known: Mapping[str, Any],
+    *,
+    edges: int | None = None,
+    normalized: Mapping[str, float] | None = None,
+    total: int | None = None,
 ) -> str:
     """The curve, with the chosen circuit marked where there is one.
 
     Args:
-        known: of report.json: how the edges were ranked, and at each number of edges the normalized faithfulness with its interval.
-        edges: of the chosen circuit, on a path from input to logits, as the curve counts them; None marks none.
+        known: of report.json: how the edges were ranked, and at each number of edges the
+            normalized faithfulness with its interval.
+        edges: of the chosen circuit, on a path from input to logits,
+            as the curve counts them; None marks none.
         normalized: the chosen circuit's.
         total: the graph's edges, where the axis ends; by default the curve's last point.
     """
     points = list(zip(known["edges"], known["normalized"], strict=True))
     total = max(known["edges"]) if total is None else total
     marked = [] if edges is None or normalized is None else [(edges, normalized)]
-    scale = _scale([count for count, _ in points + marked] + [total], [each["value"] for _, each in points + marked])
+    scale = _scale(
+        [count for count, _ in points + marked] + [total], [each["value"] for _, each in points + marked]
+    )
     line = " ".join(f"{scale.x(count)},{scale.y(each['value'])}" for count, each in points)
     dots = "".join(
         f"<g><title>{count:,} edges: {_said(each)}</title>{_whisker(scale, count, each)}"
@@ -115,13 +133,20 @@ def curve(
     chosen = "".join(_chosen(scale, *each) for each in marked)
     label = "Normalized faithfulness against the number of edges"
     label += "".join(f"; this circuit: {count:,} edges, {_said(each)}" for count, each in marked)
-    frame = f'<clipPath id="plot"><rect x="0" y="{TOP - 8}" width="{WIDTH}" height="{HEIGHT - TOP - BOTTOM + 16}"/></clipPath>'
+    frame = (
+        f'<clipPath id="plot"><rect x="0" y="{TOP - 8}" width="{WIDTH}" '
+        f'height="{HEIGHT - TOP - BOTTOM + 16}"/></clipPath>'
+    )
     plot = f'<g clip-path="url(#plot)"><polyline class="ranked" points="{line}"/>{dots}{chosen}</g>'
-    return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{frame}{_axes(scale, total)}{plot}</svg>'
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{label}">{frame}{_axes(scale, total)}{plot}</svg>'
+    )
 
 
 def _scale(counts: Sequence[int], values: Sequence[float]) -> _Scale:
-    first = 0.5 if min(counts) < 1 else min(counts)  # no edge at all has no logarithm; it stands where half an edge would
+    # no edge at all has no logarithm; it stands where half an edge would
+    first = 0.5 if min(counts) < 1 else min(counts)
     last = max(*counts, 2 * first)
     low, high = min(0.0, max(min(values), -1.0)), max(1.0, min(max(values), 2.0))
     return _Scale(first, last, low - 0.06, high + 0.1)
@@ -131,9 +156,15 @@ def _chosen(scale: _Scale, edges: int, normalized: Mapping[str, float]) -> str:
     x, y = scale.x(edges), scale.y(normalized["value"])
     # the corner below the curve, which has risen where it reaches it
     said = escape(f"this circuit: {edges:,} edges, {percent(normalized['value'])}")
-    text = f'<text class="marker-label" x="{WIDTH - RIGHT - 8}" y="{HEIGHT - BOTTOM - 40}" text-anchor="end">◆ {said}</text>'
+    text = (
+        f'<text class="marker-label" x="{WIDTH - RIGHT - 8}" y="{HEIGHT - BOTTOM - 40}" '
+        f'text-anchor="end">◆ {said}</text>'
+    )
     diamond = f'<path class="marker" d="M{x},{y - 8:.1f}l8,8l-8,8l-8,-8z"/>'
-    return f'<g id="chosen"><title>{_said(normalized)}</title>{_whisker(scale, edges, normalized)}{diamond}{text}</g>'
+    return (
+        f'<g id="chosen"><title>{_said(normalized)}</title>'
+        f"{_whisker(scale, edges, normalized)}{diamond}{text}</g>"
+    )
 
 
 def _whisker(scale: _Scale, count: int, estimate: Mapping[str, float]) -> str:
@@ -149,16 +180,26 @@ def _axes(scale: _Scale, total: int) -> str:
     for i in range(math.ceil(scale.bottom / step), math.floor(scale.top / step) + 1):
         y, kind = scale.y(i * step), "whole" if i * step == 1 else "nothing" if i == 0 else ""
         parts.append(f'<path class="grid {kind}" d="M{LEFT},{y}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(percent(i * step))}</text>')
+        parts.append(
+            f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(percent(i * step))}</text>'
+        )
     for count in _ticks(scale, total):
         x = scale.x(count)
-        parts.append(f'<path class="grid" d="M{x},{floor}v5"/><text x="{x}" y="{floor + 19}" text-anchor="middle">{count:,}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">edges (logarithmic)</text>')
+        parts.append(
+            f'<path class="grid" d="M{x},{floor}v5"/><text x="{x}" y="{floor + 19}" text-anchor="middle">'
+            f"{count:,}</text>"
+        )
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">edges '
+        "(logarithmic)</text>"
+    )
     return f'<g class="axes">{"".join(parts)}</g>'
 
 
 def _ticks(scale: _Scale, total: int) -> list[int]:
-    """0 where something lies there, 1, 2, 5, 10, ..., and the graph's number of edges; none so near the next that they touch."""
+    """0 where something lies there, 1, 2, 5, 10, ..., and the graph's number of
+    edges; none so near the next that they touch.
+    """
     round_ones = [digit * 10**power for power in range(8) for digit in (1, 2, 5)]
     wanted = [0] * (scale.first < 1) + [count for count in round_ones if scale.first <= count < total]
     kept: list[int] = []
@@ -171,7 +212,10 @@ def _ticks(scale: _Scale, total: int) -> list[int]:
 def _said(estimate: Mapping[str, float]) -> str:
     if estimate["low"] is None:
         return escape(percent(estimate["value"]))
-    return escape(f"{percent(estimate['value'])}, 95% interval {percent(estimate['low'])} to {percent(estimate['high'])}")
+    return escape(
+        f"{percent(estimate['value'])}, 95% interval {percent(estimate['low'])} to "
+        f"{percent(estimate['high'])}"
+    )
 
 
 # --------------------------------------------------------------- node scores
@@ -179,8 +223,11 @@ def _said(estimate: Mapping[str, float]) -> str:
 WIDE, HIGH, STEPS = 30, 17, 9  # of a node's cell, in pixels; colours on each side of 0 in the legend
 
 
-def node_scores(graph: Graph, values: Mapping[str, float], *, kept: Collection[str] = (), cards: Collection[str] = ()) -> str:
-    """Scores of heads and MLPs: a row per layer, a column per head and one for the MLP; blue above 0, orange below.
+def node_scores(
+    graph: Graph, values: Mapping[str, float], *, kept: Collection[str] = (), cards: Collection[str] = ()
+) -> str:
+    """Scores of heads and MLPs: a row per layer, a column per head and one
+    for the MLP; blue above 0, orange below.
 
     Args:
         graph: whose nodes.
@@ -194,18 +241,29 @@ def node_scores(graph: Graph, values: Mapping[str, float], *, kept: Collection[s
     for layer in range(graph.n_layers):
         nodes = [*graph.head_nodes(layer), *graph.mlp_nodes(layer)]
         for column, node in enumerate(nodes):
-            at = f'x="{column * WIDE + GAP * (parsed(node).kind == "mlp")}" y="{layer * HIGH}" width="{WIDE}" height="{HIGH}"'
+            at = (
+                f'x="{column * WIDE + GAP * (parsed(node).kind == "mlp")}" y="{layer * HIGH}" '
+                f'width="{WIDE}" height="{HIGH}"'
+            )
             cells.append(_node_cell(node, values.get(node, 0.0), largest, at, node in cards))
             frames += [f'<rect class="kept" {at}/>'] if node in kept else []
     middle = [column * WIDE + WIDE / 2 + GAP * (name == "MLP") for column, name in enumerate(columns)]
-    heads = "".join(f'<text x="{x:g}" y="-6" text-anchor="middle">{name}</text>' for x, name in zip(middle, columns, strict=True))
-    layers = "".join(f'<text x="-6" y="{layer * HIGH + 12.5}" text-anchor="end">{layer}</text>' for layer in range(graph.n_layers))
+    heads = "".join(
+        f'<text x="{x:g}" y="-6" text-anchor="middle">{name}</text>'
+        for x, name in zip(middle, columns, strict=True)
+    )
+    layers = "".join(
+        f'<text x="-6" y="{layer * HIGH + 12.5}" text-anchor="end">{layer}</text>'
+        for layer in range(graph.n_layers)
+    )
     width, height = len(columns) * WIDE + GAP * graph.has_mlp, graph.n_layers * HIGH
     corner = '<text x="-6" y="-6" text-anchor="end">layer</text>'
     left, right, top, bottom = 46, max(width, LEGEND) + 8, 24, height + 74
     box = f'viewBox="{-left} {-top} {left + right} {top + bottom}" style="width:{left + right}px"'
     label = "Node scores by layer and head: the sum of each node's scores over its out-edges"
-    inside = f"{corner}{heads}{layers}{''.join(cells)}{''.join(frames)}{_legend(largest, height + 20, bool(kept))}"
+    inside = (
+        f"{corner}{heads}{layers}{''.join(cells)}{''.join(frames)}{_legend(largest, height + 20, bool(kept))}"
+    )
     return f'<svg class="chart nodes" {box} role="img" aria-label="{label}">{inside}</svg>'
 
 
@@ -215,7 +273,8 @@ GAP, LEGEND = 6, 300  # between heads and MLP, and the legend's width, in pixels
 def _node_cell(node: str, value: float, largest: float, at: str, card: bool) -> str:
     share = _shade(abs(value) / largest) if largest else 0.0
     said = (
-        f'<rect class="{"plus" if value >= 0 else "minus"}" fill-opacity="{share:.3f}" {at}><title>{node}: {number(value)}</title></rect>'
+        f'<rect class="{"plus" if value >= 0 else "minus"}" fill-opacity="{share:.3f}" {at}><title>'
+        f"{node}: {number(value)}</title></rect>"
     )
     cell = f'<rect class="cell" {at}/>{said}'
     return f'<a class="to-card" href="#card-{node}" tabindex="-1">{cell}</a>' if card else cell
@@ -235,8 +294,14 @@ def _legend(largest: float, y: float, framed: bool) -> str:
         for i in range(-STEPS, STEPS + 1)
     )
     ends = [(0, "start", -largest), (60, "middle", 0.0), (120, "end", largest)]
-    marks = "".join(f'<text x="{x}" y="{y + 24}" text-anchor="{anchor}">{number(value)}</text>' for x, anchor, value in ends)
-    kept = f'<rect class="kept" x="136" y="{y - 2}" width="22" height="13"/><text x="164" y="{y + 9}">in the circuit</text>' * framed
+    marks = "".join(
+        f'<text x="{x}" y="{y + 24}" text-anchor="{anchor}">{number(value)}</text>'
+        for x, anchor, value in ends
+    )
+    kept = (
+        f'<rect class="kept" x="136" y="{y - 2}" width="22" height="13"/><text x="164" y="{y + 9}">in '
+        "the circuit</text>"
+    ) * framed
     sense = f'<text x="0" y="{y + 44}">a node\'s score: the sum over the edges that leave it</text>'
     return f'<rect class="cell" x="0" y="{y}" width="120" height="10"/>{bars}{marks}{kept}{sense}'
 
@@ -245,29 +310,49 @@ def _legend(largest: float, y: float, framed: bool) -> str:
 
 
 def cells_each(patterns: int) -> int:
-    """How many cells a heat map may have on a page with so many, so that the page stays small; 0: the page has too many of them."""
+    """How many cells a heat map may have on a page with so many, so that the page stays
+    small; 0: the page has too many of them.
+    """
     each = CELLS // max(1, patterns)
     return each if each >= _FEWEST else 0
 
 
 def heat_map(pattern: Mapping[str, Any], limit: int) -> str:
-    """An attention pattern: a row per attending token, a column per token attended to, darker where more; each cell says its weight."""
+    """An attention pattern: a row per attending token, a column per token attended to,
+    darker where more; each cell says its weight.
+    """
     tokens, weights = pattern["tokens"], pattern["weights"]
     places = {index: name for name, index in pattern["positions"].items()}
     names = [_name(text, places.get(i)) for i, text in enumerate(tokens)]
     side = 8 + max(len(name) for name in names) * 6.6
     size = len(tokens) * CELL
-    found = [(weight, row, column) for row, line in enumerate(weights) for column, weight in enumerate(line) if weight >= FAINTEST]
+    found = [
+        (weight, row, column)
+        for row, line in enumerate(weights)
+        for column, weight in enumerate(line)
+        if weight >= FAINTEST
+    ]
     kept = sorted(sorted(found, reverse=True)[:limit], key=lambda cell: cell[1:])
     cells = "".join(_cell(weight, row, column, names) for weight, row, column in kept)
-    rows = "".join(_label(name, i in places, f'x="-6" y="{i * CELL + 12.5}" text-anchor="end"') for i, name in enumerate(names))
-    columns = "".join(_label(name, i in places, f'transform="translate({i * CELL + 12.5},-6) rotate(-90)"') for i, name in enumerate(names))
-    stripes = "".join(f'<rect class="stripe" x="0" y="{i * CELL}" width="{size}" height="{CELL}"/>' for i in places)
+    rows = "".join(
+        _label(name, i in places, f'x="-6" y="{i * CELL + 12.5}" text-anchor="end"')
+        for i, name in enumerate(names)
+    )
+    columns = "".join(
+        _label(name, i in places, f'transform="translate({i * CELL + 12.5},-6) rotate(-90)"')
+        for i, name in enumerate(names)
+    )
+    stripes = "".join(
+        f'<rect class="stripe" x="0" y="{i * CELL}" width="{size}" height="{CELL}"/>' for i in places
+    )
     whole = side + size + 2
     box = f'viewBox="{-side:g} {-side:g} {whole:g} {whole:g}" style="width:{whole:g}px"'
     label = escape(f"Attention pattern on: {pattern['text']}")
     frame = f'<rect class="frame" width="{size}" height="{size}"/>'
-    return f'<svg class="heat" {box} role="img" aria-label="{label}">{frame}{cells}{stripes}{rows}{columns}</svg>'
+    return (
+        f'<svg class="heat" {box} role="img" '
+        f'aria-label="{label}">{frame}{cells}{stripes}{rows}{columns}</svg>'
+    )
 
 
 def _cell(weight: float, row: int, column: int, names: Sequence[str]) -> str:

@@ -32,7 +32,9 @@ class HasOrigin(Protocol):
 
 
 def node_order(graph: Graph) -> tuple[str, ...]:
-    """Every node in topological order: `input`; per layer its groups' keys and values (where shared), heads and MLP; `logits`."""
+    """Every node in topological order: `input`; per layer its groups' keys and values
+    (where shared), heads and MLP; `logits`.
+    """
     names = ["input"]
     for layer in range(graph.n_layers):
         names += [*graph.group_nodes(layer), *graph.head_nodes(layer), *graph.mlp_nodes(layer)]
@@ -69,12 +71,16 @@ def check_size(scores: np.ndarray, graph: Graph) -> None:
     large = np.abs(scores) > LARGEST
     if large.any():
         edge = graph.names(large)[0]
-        raise CircuitDiscoveryError(f"the score of {edge} is {scores[graph.index(edge)]:.3g}; no score can be larger than {LARGEST:g}")
+        raise CircuitDiscoveryError(
+            f"the score of {edge} is {scores[graph.index(edge)]:.3g}; no score can be larger than {LARGEST:g}"
+        )
 
 
 def check_shape(what: str, array: np.ndarray, graph: Graph) -> None:
     if array.shape != graph.allowed.shape:
-        raise CircuitDiscoveryError(f"{what} must be [sources, receivers] = {list(graph.allowed.shape)}, not {list(array.shape)}")
+        raise CircuitDiscoveryError(
+            f"{what} must be [sources, receivers] = {list(graph.allowed.shape)}, not {list(array.shape)}"
+        )
 
 
 def booleans(values: Any) -> np.ndarray:
@@ -101,7 +107,9 @@ def table_of(graph: Graph, mask: np.ndarray, scores: np.ndarray) -> pd.DataFrame
     """One row per edge of a [sources, receivers] mask."""
     rows, columns = np.nonzero(mask)
     sources, receivers = [graph.sources[i] for i in rows], [graph.receivers[i] for i in columns]
-    return data_frame({"edge": graph.names(mask), "source": sources, "receiver": receivers, "score": scores[rows, columns]})
+    return data_frame(
+        {"edge": graph.names(mask), "source": sources, "receiver": receivers, "score": scores[rows, columns]}
+    )
 
 
 def naming(where: str, make: Callable[[], Made]) -> Made:
@@ -113,7 +121,10 @@ def naming(where: str, make: Callable[[], Made]) -> Made:
 
 
 def described(name: str | None, graph: Graph) -> str:
-    parts = [f"{graph.n_layers} layers of {graph.n_heads} heads" + (f" in {graph.n_kv_heads} groups" if graph.grouped else "")]
+    parts = [
+        f"{graph.n_layers} layers of {graph.n_heads} heads"
+        + (f" in {graph.n_kv_heads} groups" if graph.grouped else "")
+    ]
     parts += ["parallel"] if graph.parallel else []
     parts += [] if graph.has_mlp else ["no MLPs"]
     parts += [] if graph.split_qkv else ["q, k and v merged"]

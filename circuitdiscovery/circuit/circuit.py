@@ -1,4 +1,6 @@
-"""What is known of every edge of a graph: scores, and circuits (sets of edges). Values; nothing here changes what it is given."""
+"""What is known of every edge of a graph: scores, and circuits (sets of edges).
+Values; nothing here changes what it is given.
+"""
 
 from __future__ import annotations
 
@@ -71,8 +73,10 @@ class Circuit:
     Args:
         graph: whose edges.
         mask: [sources, receivers] bool, True at the edges of the circuit.
-        scores: [sources, receivers] float, NaN where an edge has none; what stands outside the circuit is dropped. None: no scores.
-        info: where it comes from (model, task, seed, examples, method, options, versions, roles); see schema.INFO.
+        scores: [sources, receivers] float, NaN where an edge has none; what stands outside
+            the circuit is dropped. None: no scores.
+        info: where it comes from (model, task, seed, examples, method,
+            options, versions, roles); see schema.INFO.
 
     >>> graph = Graph(n_layers=2, n_heads=1, n_kv_heads=1)
     >>> circuit = Circuit.from_edges(graph, ["input->a1.h0<q>", "a1.h0->logits", "m0->m1"])
@@ -89,7 +93,9 @@ class Circuit:
         mask = booleans(self.mask)
         check_shape("a circuit's mask", mask, self.graph)
         if (mask & ~self.graph.allowed).any():
-            raise CircuitDiscoveryError(f"the graph has no edge {self.graph.names(mask & ~self.graph.allowed)[0]}")
+            raise CircuitDiscoveryError(
+                f"the graph has no edge {self.graph.names(mask & ~self.graph.allowed)[0]}"
+            )
         mask.flags.writeable = False
         object.__setattr__(self, "mask", mask)
         object.__setattr__(self, "scores", self._own_scores())
@@ -110,7 +116,9 @@ class Circuit:
     @classmethod
     @guarded
     def from_edges(cls, graph: Graph, names: Edges) -> Circuit:
-        """Some edges, each by its name or its two ends', nothing pruned; an unknown one is an error. For `graph` a model will do."""
+        """Some edges, each by its name or its two ends', nothing pruned; an unknown one
+        is an error. For `graph` a model will do.
+        """
         return cls(graph, graph.mask(names))
 
     @classmethod
@@ -122,7 +130,12 @@ class Circuit:
         """
         named = named_nodes(graph, names) | {"input", "logits"}
         sources = np.array([name in named for name in graph.sources])
-        receivers = np.array([node_of(name) in named or not named.isdisjoint(graph.reader_nodes(name)) for name in graph.receivers])
+        receivers = np.array(
+            [
+                node_of(name) in named or not named.isdisjoint(graph.reader_nodes(name))
+                for name in graph.receivers
+            ]
+        )
         return cls(graph, graph.allowed & sources[:, None] & receivers)
 
     @classmethod
@@ -146,7 +159,9 @@ class Circuit:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Every node that an edge leaves or enters, in topological order; a group's keys and values are a node `a{l}.kv{g}`."""
+        """Every node that an edge leaves or enters, in topological order; a group's
+        keys and values are a node `a{l}.kv{g}`.
+        """
         names = {self.graph.sources[row] for row in np.flatnonzero(self.mask.any(axis=1))}
         names |= {node_of(self.graph.receivers[column]) for column in np.flatnonzero(self.mask.any(axis=0))}
         return tuple(name for name in node_order(self.graph) if name in names)
@@ -171,15 +186,18 @@ class Circuit:
         """
         if not isinstance(at, slice | Integral):
             raise CircuitDiscoveryError(
-                f"a circuit's index is a whole number or a slice, not {shown(at)}; an edge's score is circuit.score(edge)"
+                f"a circuit's index is a whole number or a slice, not {shown(at)}; an edge's score is "
+                "circuit.score(edge)"
             )
-        edges = self.edges
-        if isinstance(at, Integral) and not -len(edges) <= at < len(edges):  # pyright: ignore[reportOperatorIssue]
+        edges, place = self.edges, int(at) if isinstance(at, Integral) else 0
+        if not -len(edges) <= place < len(edges) and isinstance(at, Integral):
             raise PlaceError(f"there is no edge {shown(at)}: the circuit has {len(edges)}, counted from 0")
         return edges[at]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     def __contains__(self, part: object) -> bool:
-        """Whether an edge (its name, or a pair of its ends' names) or a node is kept; a name that the graph does not have is an error."""
+        """Whether an edge (its name, or a pair of its ends' names) or a node is kept; a name
+        that the graph does not have is an error.
+        """
         if isinstance(part, str) and "->" not in part:
             if part not in (valid := node_order(self.graph)):
                 raise no_node(part, valid)
@@ -187,7 +205,9 @@ class Circuit:
         return bool(self.mask[self.graph.index(part)])  # pyright: ignore[reportArgumentType]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Circuit) and self.graph == other.graph and np.array_equal(self.mask, other.mask)
+        return (
+            isinstance(other, Circuit) and self.graph == other.graph and np.array_equal(self.mask, other.mask)
+        )
 
     def __hash__(self) -> int:
         return hash((self.graph, self.mask.tobytes()))
@@ -222,7 +242,8 @@ class Circuit:
         return Circuit(self.graph, operation(self.mask, other.mask), self.scores, info)
 
     def strongest(self, n: int) -> tuple[str, ...]:
-        """The n heads and MLPs that write the most into it, in topological order: by the sum of |score| over their kept out-edges.
+        """The n heads and MLPs that write the most into it, in topological order: by the
+        sum of |score| over their kept out-edges.
 
         Without scores by the number of these edges; ties by index; all of them where there are fewer.
         """
@@ -246,7 +267,9 @@ class Circuit:
         """
         removed = named_nodes(self.graph, nodes)
         if ends := removed & {"input", "logits"}:
-            raise CircuitDiscoveryError(f"{' and '.join(sorted(ends))} cannot be removed; only heads and MLPs can")
+            raise CircuitDiscoveryError(
+                f"{' and '.join(sorted(ends))} cannot be removed; only heads and MLPs can"
+            )
         return self._part(self.mask & ~self.graph.touching(removed))
 
     def _part(self, mask: np.ndarray, **options: Any) -> Circuit:
@@ -256,7 +279,9 @@ class Circuit:
     # ------------------------------------------------------------------ views
 
     def check_model(self, model: ModelLike) -> None:
-        """Raise where this is a circuit of another model (by the weights' digest) or of another shape; q, k and v may be merged."""
+        """Raise where this is a circuit of another model (by the weights' digest) or of
+        another shape; q, k and v may be merged.
+        """
         own = self.info.get("model", {})
         merged = None if model.graph.grouped else replace(model.graph, split_qkv=False)
         if self.graph not in (model.graph, merged):
@@ -266,11 +291,14 @@ class Circuit:
             )
         if own.get("digest", model.digest) != model.digest:
             raise CircuitDiscoveryError(
-                f"this is a circuit of {own['name']} (weights {own['digest'][:12]}), not of {model.name} (weights {model.digest[:12]})"
+                f"this is a circuit of {own['name']} (weights {own['digest'][:12]}), not of {model.name} "
+                f"(weights {model.digest[:12]})"
             )
 
     def to_networkx(self) -> nx.MultiDiGraph:
-        """As `Graph.to_networkx`, the circuit's edges only, each with its score (attribute `score`) where it has one."""
+        """As `Graph.to_networkx`, the circuit's edges only, each with its
+        score (attribute `score`) where it has one.
+        """
         view = self.graph.networkx_of(self.mask)
         for source, reader, letter, data in view.edges(keys=True, data=True):
             score = self.score(edge_name(source, receiver_name(reader, letter or "")))
@@ -278,8 +306,12 @@ class Circuit:
         return view
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per edge of the circuit, in index order: edge, source, receiver, score (NaN: none). Needs pandas."""
-        return table_of(self.graph, self.mask, np.full(self.mask.shape, np.nan) if self.scores is None else self.scores)
+        """One row per edge of the circuit, in index order: edge, source,
+        receiver, score (NaN: none). Needs pandas.
+        """
+        return table_of(
+            self.graph, self.mask, np.full(self.mask.shape, np.nan) if self.scores is None else self.scores
+        )
 
     def score(self, edge: Edge) -> float | None:
         """The edge's score; None where it has none."""
@@ -292,11 +324,15 @@ class Circuit:
 
     @guarded
     def save(self, path: str | Path, *, format: Literal["circuit", "mib"] = "circuit") -> None:
-        """Write circuit.json, or MIB's JSON; atomically, the same circuit the same bytes. `load_circuit` and `Circuit.load` read it."""
+        """Write circuit.json, or MIB's JSON; atomically, the same circuit the same bytes.
+        `load_circuit` and `Circuit.load` read it.
+        """
         ending(path, ".json")
         if format not in ("circuit", "mib"):
             raise unknown("format", format, ("circuit", "mib"))
-        write_json(path, self.to_dict() if format == "circuit" else mib.write(self.graph, self.mask, self.scores))
+        write_json(
+            path, self.to_dict() if format == "circuit" else mib.write(self.graph, self.mask, self.scores)
+        )
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Circuit:
@@ -305,7 +341,8 @@ class Circuit:
 
     @guarded
     def with_roles(self, roles: Roles) -> Circuit:
-        """The same circuit with what its nodes do, role -> nodes; circuit.json keeps it, and pictures show it in colour.
+        """The same circuit with what its nodes do, role -> nodes; circuit.json
+        keeps it, and pictures show it in colour.
 
         >>> graph = Graph(n_layers=1, n_heads=1, n_kv_heads=1)
         >>> circuit = Circuit.from_edges(graph, ["input->a0.h0<v>", "a0.h0->logits"])
@@ -343,14 +380,16 @@ class Circuit:
 
 @guarded
 def load_circuit(name_or_path: str | Path, *, n_kv_heads: int | None = None) -> Circuit:
-    """A circuit from a .json file (circuit.json, or MIB's), from the folder of a run, or a shipped one such as "gpt2/ioi".
+    """A circuit from a .json file (circuit.json, or MIB's), from the folder of a
+    run, or a shipped one such as "gpt2/ioi".
 
     Args:
         name_or_path: what ends in .json is a path, and so is a folder.
         n_kv_heads: key/value groups of the model; MIB's JSON does not say where they are fewer than heads.
 
     Raises:
-        CircuitDiscoveryError: no such circuit; a file that says something else than a circuit, by file and field.
+        CircuitDiscoveryError: no such circuit; a file that says
+        something else than a circuit, by file and field.
     """
     path = circuit_file(name_or_path)
     data = read_json(path)
@@ -383,16 +422,25 @@ def circuit_file(name_or_path: str | Path) -> Path:
         return path
     family = name.partition("/")[0]
     if "/" in name and family in shipped("models"):
-        raise CircuitDiscoveryError(f"no circuit of {family} is shipped; find one, such as cd.acdc. Valid graphs: {', '.join(names)}")
+        raise CircuitDiscoveryError(
+            f"no circuit of {family} is shipped; find one, such as cd.acdc. Valid graphs: {', '.join(names)}"
+        )
     if "/" in name and family not in {other.partition("/")[0] for other in names} and not path.exists():
         raise CircuitDiscoveryError(
-            f"there is no folder {shown(name)}; a circuit is a .json file, the folder of a run, or one of {', '.join(names)}"
+            f"there is no folder {shown(name)}; a circuit is a .json file, the folder of a run, or one "
+            f"of {', '.join(names)}"
         )
-    raise CircuitDiscoveryError(f"{unknown('graph', name, names)}; or a path that ends in .json, or the folder of a run")
+    raise CircuitDiscoveryError(
+        f"{unknown('graph', name, names)}; or a path that ends in .json, or the folder of a run"
+    )
 
 
 def _published(circuit: Circuit) -> str | None:
     """Which of the shipped circuits it is, or a part of: one that names no model."""
     task = circuit.info.get("task")
-    alike = [name for name in shipped("graphs") if name.endswith(f"/{task}") and circuit.info.get("method") == "published"]
+    alike = [
+        name
+        for name in shipped("graphs")
+        if name.endswith(f"/{task}") and circuit.info.get("method") == "published"
+    ]
     return next((name for name in alike if load_circuit(name).graph == circuit.graph), None)

@@ -1,7 +1,9 @@
-"""How far a circuit agrees with a reference: precision, recall and Jaccard, and the ROC of the scores it was taken from.
+"""How far a circuit agrees with a reference: precision, recall and Jaccard, and
+the ROC of the scores it was taken from.
 
-Two rules for the area under a ROC curve, because the literature's figures differ by them: *pessimistic* (Conmy et al. 2023,
-arXiv 2304.14997: the lower staircase through the Pareto points) and *trapezoid* (straight lines between the points).
+Two rules for the area under a ROC curve, because the literature's figures differ by them: *pessimistic*
+(Conmy et al. 2023, arXiv 2304.14997: the lower staircase through the Pareto points) and *trapezoid* (straight
+lines between the points).
 """
 
 from __future__ import annotations
@@ -61,9 +63,11 @@ class Comparison(Value):
         edges: the circuits' edges.
         nodes: their heads and MLPs (`input` and `logits` are in almost every circuit and say nothing).
         total_edges: of the graph.
-        auc_pessimistic: area under the edges' ROC by the lower staircase; None without scores, or where the reference has no or every edge.
+        auc_pessimistic: area under the edges' ROC by the lower staircase; None without scores, or
+            where the reference has no or every edge.
         auc_trapezoid: the same by straight lines.
-        auc_nodes_pessimistic, auc_nodes_trapezoid: the same for heads and MLPs, by the sum of a node's out-edges.
+        auc_nodes_pessimistic, auc_nodes_trapezoid: the same for heads
+            and MLPs, by the sum of a node's out-edges.
     """
 
     edges: Overlap
@@ -82,22 +86,39 @@ class Comparison(Value):
         """A row for edges and one for nodes."""
         parts = {"edges": self.edges, "nodes": self.nodes}
         rows = [
-            (name, part.found, part.reference, part.common, *map(_shown, (part.precision, part.recall, part.jaccard)))
+            (
+                name,
+                part.found,
+                part.reference,
+                part.common,
+                *map(_shown, (part.precision, part.recall, part.jaccard)),
+            )
             for name, part in parts.items()
         ]
         head = ("", "found", "reference", "common", "precision", "recall", "Jaccard")
         return table(rows, head=head, note="; ".join(str(self).splitlines()[3:]))
 
     def __str__(self) -> str:
-        rows = [f"{'':6} {'found':>6} {'reference':>9} {'common':>6} {'precision':>9} {'recall':>6} {'Jaccard':>7}"]
+        rows = [
+            (
+                f"{'':6} {'found':>6} {'reference':>9} {'common':>6} {'precision':>9} {'recall':>6} "
+                f"{'Jaccard':>7}"
+            )
+        ]
         for name, part in (("edges", self.edges), ("nodes", self.nodes)):
             ratios = f"{_shown(part.precision):>9} {_shown(part.recall):>6} {_shown(part.jaccard):>7}"
             rows.append(f"{name:6} {part.found:6} {part.reference:9} {part.common:6} {ratios}")
         rows.append(f"of {self.total_edges:,} edges in all; nodes are heads and MLPs")
         if self.auc_pessimistic is not None:
-            rows.append(f"ROC AUC of the scores, edges: {_shown(self.auc_pessimistic)} pessimistic, {_shown(self.auc_trapezoid)} trapezoid")
+            rows.append(
+                f"ROC AUC of the scores, edges: {_shown(self.auc_pessimistic)} pessimistic, "
+                f"{_shown(self.auc_trapezoid)} trapezoid"
+            )
         if self.auc_nodes_pessimistic is not None:
-            both = f"{_shown(self.auc_nodes_pessimistic)} pessimistic, {_shown(self.auc_nodes_trapezoid)} trapezoid"
+            both = (
+                f"{_shown(self.auc_nodes_pessimistic)} pessimistic, "
+                f"{_shown(self.auc_nodes_trapezoid)} trapezoid"
+            )
             rows.append(f"ROC AUC of the scores, nodes: {both}")
         return "\n".join(rows)
 
@@ -144,13 +165,15 @@ def pessimistic_auc(fpr: ArrayLike, tpr: ArrayLike) -> float:
 
 
 def trapezoid_auc(fpr: ArrayLike, tpr: ArrayLike) -> float:
-    """The area under straight lines between [n] ROC points, sorted by FPR, then TPR, with (0, 0) and (1, 1)."""
+    """The area under straight lines between [n] ROC points, sorted by
+    FPR, then TPR, with (0, 0) and (1, 1)."""
     x, y = _with_corners(fpr, tpr)
     return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
 
 
 def roc(values: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """([points] false, [points] true positive rates) of [n] values against [n] bool; tied values come in together.
+    """([points] false, [points] true positive rates) of [n] values
+    against [n] bool; tied values come in together.
 
     >>> fpr, tpr = roc(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
     >>> fpr.tolist(), tpr.tolist()
@@ -158,7 +181,9 @@ def roc(values: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """
     order = np.argsort(-values, kind="stable")
     ends = np.flatnonzero(np.diff(values[order], append=np.nan) != 0)
-    return np.cumsum(~positive[order])[ends] / (~positive).sum(), np.cumsum(positive[order])[ends] / positive.sum()
+    return np.cumsum(~positive[order])[ends] / (~positive).sum(), np.cumsum(positive[order])[
+        ends
+    ] / positive.sum()
 
 
 def _areas(scores: Scores, reference: Circuit, absolute: bool) -> dict[str, float | None]:
@@ -166,13 +191,19 @@ def _areas(scores: Scores, reference: Circuit, absolute: bool) -> dict[str, floa
     members, by_node = components(reference), scores.by_node()
     levels = {
         "auc": (scores.values[allowed], reference.mask[allowed]),
-        "auc_nodes": (np.array([by_node[name] for name in sources]), np.array([name in members for name in sources])),
+        "auc_nodes": (
+            np.array([by_node[name] for name in sources]),
+            np.array([name in members for name in sources]),
+        ),
     }
     found: dict[str, float | None] = {}
     for level, (values, positive) in levels.items():
         if positive.any() and not positive.all():
             points = roc(np.abs(values) if absolute else values, positive)
-            found |= {f"{level}_pessimistic": pessimistic_auc(*points), f"{level}_trapezoid": trapezoid_auc(*points)}
+            found |= {
+                f"{level}_pessimistic": pessimistic_auc(*points),
+                f"{level}_trapezoid": trapezoid_auc(*points),
+            }
     return found
 
 

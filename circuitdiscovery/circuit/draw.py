@@ -1,14 +1,16 @@
-"""A circuit as a picture: `input` at the bottom, `logits` at the top, a row for each layer's heads and one for its MLP.
+"""A circuit as a picture: `input` at the bottom, `logits` at the top, a row
+for each layer's heads and one for its MLP.
 
-1. A head is a box with a cell for each of its query, key and value that the circuit reads; an edge ends in the cell it feeds.
-   An MLP is a hexagon. Where heads share keys and values, the group's are a box of their own, dashed to its heads.
+1. A head is a box with a cell for each of its query, key and value that the circuit reads; an edge ends in
+   the cell it feeds. An MLP is a hexagon. Where heads share keys and values, the group's are a box of their
+   own, dashed to its heads.
 2. An edge's width grows with |score|, its colour is the score's sign; an edge without a score is grey.
 3. A node's colour is its role, where one is known; the legend stands above the picture.
-4. Of many edges the strongest whole paths are shown, which the picture says; many layers go from left to right in columns, where a dashed
-   frame holds a group and its heads. layout.py says which edges, and where.
+4. Of many edges the strongest whole paths are shown, which the picture says; many layers go from left to
+   right in columns, where a dashed frame holds a group and its heads. layout.py says which edges, and where.
 
-`graphviz` writes the DOT, `pygraphviz` lays it out and renders it inside the process. Colours are Okabe and Ito's (2008), which people
-with any colour vision tell apart.
+`graphviz` writes the DOT, `pygraphviz` lays it out and renders it inside the process. Colours are Okabe and
+Ito's (2008), which people with any colour vision tell apart.
 """
 
 from __future__ import annotations
@@ -41,10 +43,21 @@ FORMATS = ("svg", "png", "pdf", "dot")
 HELPS, HURTS, UNSCORED = "#0072B2", "#D55E00", "#7A7A7A"
 PLAIN_HEAD, PLAIN_MLP, INK, FAINT = "#F3F3F3", "#D5DAE1", "#222222", "#9A9A9A"
 # Tints of Okabe and Ito's colours, light enough for black text; after the ninth role they start again.
-ROLE_COLOURS = ("#F6C65B", "#8FD3F4", "#7FD1B3", "#F4E97A", "#E9A5CB", "#F2A97E", "#9DB7E8", "#C9C2A5", "#C6A4E0")
+ROLE_COLOURS = (
+    "#F6C65B",
+    "#8FD3F4",
+    "#7FD1B3",
+    "#F4E97A",
+    "#E9A5CB",
+    "#F2A97E",
+    "#9DB7E8",
+    "#C9C2A5",
+    "#C6A4E0",
+)
 SPACE = 7  # points at each side of a head
 THIN, THICK = 0.6, 4.6  # line widths in points
-MANY, COARSE = 2000, 60  # edges above which a PNG has so many dots an inch: its cost is its area times its lines
+# edges above which a PNG has so many dots an inch: its cost is its area times its lines
+MANY, COARSE = 2000, 60
 FONT = "Helvetica,Arial,DejaVu Sans,sans-serif"
 
 
@@ -56,22 +69,27 @@ def draw(
     roles: Roles | None = None,
     max_edges: int | None = MOST_EDGES,
 ) -> None:
-    """Draw a circuit into a file whose suffix is .svg, .png, .pdf or .dot; atomically; DOT and SVG are the same for the same circuit.
+    """Draw a circuit into a file whose suffix is .svg, .png, .pdf or .dot; atomically; DOT
+    and SVG are the same for the same circuit.
 
     Args:
         circuit: what is drawn.
         path: the file.
         scores: of its edges; by default those it carries.
         roles: role -> nodes, which get a colour each; by default those it carries.
-        max_edges: a circuit of more is drawn in part, which the picture says: whole paths from `input` to `logits`, the strongest
-            first (without scores by index); where there are none, its strongest edges. None draws every edge.
+        max_edges: a circuit of more is drawn in part, which the picture says: whole paths from `input` to
+            `logits`, the strongest first (without scores by index); where there are none, its strongest
+            edges. None draws every edge.
 
     Raises:
-        CircuitDiscoveryError: another suffix; scores of another graph; a role's node that the graph does not have; `max_edges` below 1.
+        CircuitDiscoveryError: another suffix; scores of another graph; a role's node that the
+        graph does not have; `max_edges` below 1.
     """
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in FORMATS:
-        raise CircuitDiscoveryError(f"{path} must end in {', '.join('.' + name for name in FORMATS[:-1])} or .{FORMATS[-1]}")
+        raise CircuitDiscoveryError(
+            f"{path} must end in {', '.join('.' + name for name in FORMATS[:-1])} or .{FORMATS[-1]}"
+        )
     dot = to_dot(circuit, scores=scores, roles=roles, max_edges=max_edges)
     write_atomically(path, dot if kind == "dot" else _render(dot, kind))
 
@@ -85,7 +103,9 @@ def to_svg(
     heading: bool = True,
 ) -> str:
     """The picture as SVG; arguments as in `to_dot`."""
-    return _render(to_dot(circuit, scores=scores, roles=roles, max_edges=max_edges, heading=heading), "svg").decode()
+    return _render(
+        to_dot(circuit, scores=scores, roles=roles, max_edges=max_edges, heading=heading), "svg"
+    ).decode()
 
 
 def to_dot(
@@ -96,9 +116,11 @@ def to_dot(
     max_edges: int | None = MOST_EDGES,
     heading: bool = True,
 ) -> str:
-    """The picture in Graphviz' DOT language; arguments as in `draw`, and whether title, counts and legend stand above it.
+    """The picture in Graphviz' DOT language; arguments as in `draw`, and whether
+    title, counts and legend stand above it.
 
-    >>> circuit = Circuit.from_edges(Graph(n_layers=1, n_heads=1, n_kv_heads=1), ["input->a0.h0<v>", "a0.h0->logits"])
+    >>> graph = Graph(n_layers=1, n_heads=1, n_kv_heads=1)
+    >>> circuit = Circuit.from_edges(graph, ["input->a0.h0<v>", "a0.h0->logits"])
     >>> '"a0.h0":box:n -> logits' in to_dot(circuit)
     True
     """
@@ -109,9 +131,13 @@ def to_dot(
     values = np.where(part.mask, values, np.nan)
     roles = circuit.roles if roles is None else roles
     role_of = _role_of(circuit.graph, roles, part.nodes)
-    colours = {role: ROLE_COLOURS[i % len(ROLE_COLOURS)] for i, role in enumerate(roles) if role in role_of.values()}
+    colours = {
+        role: ROLE_COLOURS[i % len(ROLE_COLOURS)] for i, role in enumerate(roles) if role in role_of.values()
+    }
     plan = layout(part)
-    picture = graphviz.Digraph("circuit", graph_attr=_graph_style(plan), node_attr=_NODE_STYLE, edge_attr=_EDGE_STYLE)
+    picture = graphviz.Digraph(
+        "circuit", graph_attr=_graph_style(plan), node_attr=_NODE_STYLE, edge_attr=_EDGE_STYLE
+    )
     if heading:
         picture.attr(label=_heading(circuit, colours, values, note))
     _add_ranks(picture, plan, {node: colours[role] for node, role in role_of.items()}, role_of)
@@ -145,10 +171,19 @@ def _role_of(graph: Graph, roles: Roles, drawn: Iterable[str]) -> dict[str, str]
 
 # --------------------------------------------------------------------- nodes
 
-_NODE_STYLE = {"fontname": FONT, "fontsize": "12", "fontcolor": INK, "color": INK, "penwidth": "0.8", "margin": "0.08,0.04"}
+_NODE_STYLE = {
+    "fontname": FONT,
+    "fontsize": "12",
+    "fontcolor": INK,
+    "color": INK,
+    "penwidth": "0.8",
+    "margin": "0.08,0.04",
+}
 
 
-def _add_ranks(picture: graphviz.Digraph, plan: Layout, colours: Mapping[str, str], role_of: Mapping[str, str]) -> None:
+def _add_ranks(
+    picture: graphviz.Digraph, plan: Layout, colours: Mapping[str, str], role_of: Mapping[str, str]
+) -> None:
     """Each rank held in order by a chain of headings at the picture's margin."""
     import graphviz
 
@@ -190,13 +225,31 @@ def _letters(circuit: Circuit) -> dict[str, str]:
 def _node(node: str, letters: str, role_colour: str | None, landscape: bool) -> dict[str, str]:
     if node in ("input", "logits"):
         size = {"width": "0.3", "height": "1.6"} if landscape else {"width": "3"}
-        return {"label": node, "shape": "box", "style": "rounded,filled", "fillcolor": INK, "fontcolor": "white"} | size
+        return {
+            "label": node,
+            "shape": "box",
+            "style": "rounded,filled",
+            "fillcolor": INK,
+            "fontcolor": "white",
+        } | size
     if parsed(node).kind == "mlp":
         flat = {"margin": "0", "width": "0.7", "height": "0.36"} if landscape else {}
-        return {"label": node, "shape": "hexagon", "style": "filled", "fillcolor": role_colour or PLAIN_MLP} | flat
-    cells = [f'<TD PORT="{letter}" WIDTH="16"><FONT POINT-SIZE="10">{letter}</FONT></TD>' for letter in LETTERS if letter in letters]
+        return {
+            "label": node,
+            "shape": "hexagon",
+            "style": "filled",
+            "fillcolor": role_colour or PLAIN_MLP,
+        } | flat
+    cells = [
+        f'<TD PORT="{letter}" WIDTH="16"><FONT POINT-SIZE="10">{letter}</FONT></TD>'
+        for letter in LETTERS
+        if letter in letters
+    ]
     inside = (_cells_left if landscape else _cells_below)(node, cells)
-    style = f'BORDER="1" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2" STYLE="ROUNDED" BGCOLOR="{role_colour or PLAIN_HEAD}"'
+    style = (
+        'BORDER="1" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2" STYLE="ROUNDED" '
+        f'BGCOLOR="{role_colour or PLAIN_HEAD}"'
+    )
     return {"label": f"<{_amid_space(f'<TABLE {style}>{inside}</TABLE>', landscape)}>", "shape": "plain"}
 
 
@@ -256,7 +309,10 @@ def _line(score: float, relative: float) -> dict[str, str]:
     if np.isnan(score):
         return {"color": UNSCORED, "penwidth": "0.9"}
     opacity = round(255 * (0.35 + 0.6 * relative**0.5))
-    return {"color": f"{HELPS if score >= 0 else HURTS}{opacity:02X}", "penwidth": f"{THIN + (THICK - THIN) * relative:.2f}"}
+    return {
+        "color": f"{HELPS if score >= 0 else HURTS}{opacity:02X}",
+        "penwidth": f"{THIN + (THICK - THIN) * relative:.2f}",
+    }
 
 
 def _tooltip(edge: str, score: float) -> str:
@@ -264,7 +320,9 @@ def _tooltip(edge: str, score: float) -> str:
 
 
 def _add_groups(picture: graphviz.Digraph, plan: Layout) -> None:
-    """What ties a group's keys and values to those of its heads that are drawn: a frame where they stand in one column, else lines."""
+    """What ties a group's keys and values to those of its heads that are drawn: a frame
+    where they stand in one column, else lines.
+    """
     import graphviz
 
     for group, heads in plan.groups.items():
@@ -283,8 +341,18 @@ def _add_groups(picture: graphviz.Digraph, plan: Layout) -> None:
 
 
 def _graph_style(plan: Layout) -> dict[str, str]:
-    style = {"bgcolor": "white", "fontname": FONT, "labelloc": "t", "nodesep": "0.08", "outputorder": "edgesfirst"}
-    style |= {"rankdir": "LR", "ranksep": "0.5", "newrank": "true"} if plan.landscape else {"rankdir": "BT", "ranksep": "0.6"}
+    style = {
+        "bgcolor": "white",
+        "fontname": FONT,
+        "labelloc": "t",
+        "nodesep": "0.08",
+        "outputorder": "edgesfirst",
+    }
+    style |= (
+        {"rankdir": "LR", "ranksep": "0.5", "newrank": "true"}
+        if plan.landscape
+        else {"rankdir": "BT", "ranksep": "0.6"}
+    )
     if plan.grid:
         return style | {"layout": "neato", "splines": "line"}
     return style | {"layout": "dot", "splines": "true"} | ({"ratio": "0.5"} if plan.flat else {})
@@ -299,18 +367,25 @@ def _heading(circuit: Circuit, colours: Mapping[str, str], values: np.ndarray, n
     rows += [f'<FONT POINT-SIZE="13">{line}</FONT>' for line in (counts, note) if line]
     rows += [f'<FONT POINT-SIZE="11" COLOR="#555555">{_key(values)}</FONT>']
     swatches = [
-        f'<FONT COLOR="{colour}" POINT-SIZE="15">■</FONT> <FONT POINT-SIZE="12">{escape(role)}</FONT>' for role, colour in colours.items()
+        f'<FONT COLOR="{colour}" POINT-SIZE="15">■</FONT> <FONT POINT-SIZE="12">{escape(role)}</FONT>'
+        for role, colour in colours.items()
     ]
     per_row = math.ceil(len(swatches) / math.ceil(len(swatches) / 5)) if swatches else 1
     rows += ["    ".join(swatches[i : i + per_row]) for i in range(0, len(swatches), per_row)]
-    return f'<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="3">{"".join(f"<TR><TD>{row}</TD></TR>" for row in rows)}</TABLE>>'
+    return (
+        '<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="3">'
+        f"{''.join(f'<TR><TD>{row}</TD></TR>' for row in rows)}</TABLE>>"
+    )
 
 
 def _key(values: np.ndarray) -> str:
     scored = values[~np.isnan(values)]
     if not scored.size:
         return "edges without scores"
-    parts = [(HELPS, "ablating it hurts (score &gt; 0)", scored.max() >= 0), (HURTS, "ablating it helps (score &lt; 0)", scored.min() < 0)]
+    parts = [
+        (HELPS, "ablating it hurts (score &gt; 0)", scored.max() >= 0),
+        (HURTS, "ablating it helps (score &lt; 0)", scored.min() < 0),
+    ]
     words = [f'<FONT COLOR="{colour}"><B>━━</B></FONT> {text}' for colour, text, shown in parts if shown]
     return "    ".join([*words, f"width: |score|, up to {np.abs(scored).max():.3g}"])
 
@@ -324,7 +399,9 @@ def _render(dot: str, kind: str) -> bytes:
     picture = pygraphviz.AGraph(dot)
     coarse = kind == "png" and picture.number_of_edges() > MANY
     with _quiet_fontconfig():
-        rendered: bytes | None = picture.draw(format=kind, prog=picture.graph_attr["layout"], args=f"-Gdpi={COARSE}" if coarse else "")
+        rendered: bytes | None = picture.draw(
+            format=kind, prog=picture.graph_attr["layout"], args=f"-Gdpi={COARSE}" if coarse else ""
+        )
     if rendered is None:
         raise CircuitDiscoveryError(f"Graphviz could not render the circuit as {kind}")
     return rendered
@@ -332,7 +409,9 @@ def _render(dot: str, kind: str) -> bytes:
 
 @contextmanager
 def _quiet_fontconfig() -> Iterator[None]:
-    """Keep back what the C libraries say of the system's font configuration; anything else they say is passed on."""
+    """Keep back what the C libraries say of the system's font
+    configuration; anything else they say is passed on.
+    """
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as heard:

@@ -1,8 +1,10 @@
 """What of a circuit a picture shows, and where: the strongest whole paths, in rows or columns.
 
-1. A circuit of more edges than asked for is shown in part: whole paths from `input` to `logits`, grown strongest first.
-2. Few layers stand in rows from the bottom, one for each layer's groups, heads and MLP. More stand in columns from the left: a column
-   takes layer after layer while none of its nodes reads another one in it, so that a deep model's picture is not a strip.
+1. A circuit of more edges than asked for is shown in part: whole paths from
+   `input` to `logits`, grown strongest first.
+2. Few layers stand in rows from the bottom, one for each layer's groups, heads and MLP. More stand in columns
+   from the left: a column takes layer after layer while none of its nodes reads another one in it, so that a
+   deep model's picture is not a strip.
 3. A layer without a node takes no space; the next row or column names it in small letters.
 """
 
@@ -23,7 +25,8 @@ from circuitdiscovery.graph.nodes import node_of, parsed
 MOST_EDGES = 60  # that a picture shows unless asked for more: what can be read
 MOST_ROWS = 10  # from bottom to top; a picture of more goes from left to right
 TALLEST = 12  # nodes of a column that several layers share
-CROWDED = 2500  # ranks that all edges cross together, above which nodes stand on a grid: dot's layout would take minutes
+# ranks that all edges cross together, above which nodes stand on a grid: dot's layout would take minutes
+CROWDED = 2500
 LANE, NODE, COLUMN = 11, 46, 112  # points that a passing edge, a node and a column take in a landscape, about
 
 
@@ -31,7 +34,8 @@ LANE, NODE, COLUMN = 11, 46, 112  # points that a passing edge, a node and a col
 
 
 def shown(circuit: Circuit, values: np.ndarray, max_edges: int | None) -> tuple[Circuit, str | None]:
-    """The part of a circuit that a picture shows, and the sentence that says which part; None where it is the whole.
+    """The part of a circuit that a picture shows, and the sentence that
+    says which part; None where it is the whole.
 
     Args:
         circuit: what is drawn.
@@ -41,8 +45,12 @@ def shown(circuit: Circuit, values: np.ndarray, max_edges: int | None) -> tuple[
     Raises:
         CircuitDiscoveryError: another `max_edges`.
     """
-    if max_edges is not None and (isinstance(max_edges, bool) or not isinstance(max_edges, int | np.integer) or max_edges < 1):
-        raise CircuitDiscoveryError(f"max_edges must be a whole number of at least 1, or None for all edges, not {max_edges!r}")
+    if max_edges is not None and (
+        isinstance(max_edges, bool) or not isinstance(max_edges, int | np.integer) or max_edges < 1
+    ):
+        raise CircuitDiscoveryError(
+            f"max_edges must be a whole number of at least 1, or None for all edges, not {max_edges!r}"
+        )
     if max_edges is None or len(circuit) <= max_edges:
         return circuit, None
     on_paths = circuit.pruned()
@@ -54,7 +62,11 @@ def shown(circuit: Circuit, values: np.ndarray, max_edges: int | None) -> tuple[
         which = f"the {'strongest' if scored else 'first'} on paths from input to logits"
     else:
         part = _strongest(circuit, values, max_edges)
-        why = f"a whole path is longer than {max_edges}" if len(on_paths) else "none is on a path from input to logits"
+        why = (
+            f"a whole path is longer than {max_edges}"
+            if len(on_paths)
+            else "none is on a path from input to logits"
+        )
         which = f"the {'strongest' if scored else 'first'}; {why}"
     return part, f"{len(part):,} of {len(circuit):,} edges shown: {which}"
 
@@ -62,8 +74,8 @@ def shown(circuit: Circuit, values: np.ndarray, max_edges: int | None) -> tuple[
 def strongest_paths(circuit: Circuit, values: np.ndarray, count: int) -> Circuit:
     """Whole paths from `input` to `logits` of at most `count` edges together, grown strongest first.
 
-    Again and again the strongest edge that is left brings the path through it that needs the fewest new edges; one whose path does not
-    fit any more is passed over. Strength is |value|; ties go by index.
+    Again and again the strongest edge that is left brings the path through it that needs the fewest new
+    edges; one whose path does not fit any more is passed over. Strength is |value|; ties go by index.
     """
     graph, mask = circuit.graph, circuit.pruned().mask
     size = np.nan_to_num(np.abs(np.where(mask, values, 0.0)))
@@ -75,7 +87,8 @@ def strongest_paths(circuit: Circuit, values: np.ndarray, count: int) -> Circuit
     while (left := count - int(drawn.sum())) > 0:
         paths.measure(drawn)
         need = paths.new_edges(rows, columns)
-        alone = (need == 1) & ~drawn[rows, columns]  # between two nodes of drawn paths: adding them makes no other path cheaper
+        # between two nodes of drawn paths: adding them makes no other path cheaper
+        alone = (need == 1) & ~drawn[rows, columns]
         fits = (need > 1) & (need <= left - (np.cumsum(alone) - alone))
         first = int(np.argmax(fits)) if fits.any() else len(need)
         taken = np.flatnonzero(alone[:first])[:left]
@@ -88,23 +101,29 @@ def strongest_paths(circuit: Circuit, values: np.ndarray, count: int) -> Circuit
 
 
 class _Paths:
-    """The cheapest ways from `input` to every source and from every receiver to `logits`, along the edges of a mask.
+    """The cheapest ways from `input` to every source and from every
+    receiver to `logits`, along the edges of a mask.
 
-    A drawn edge costs nothing, a new one 1 and a little more the weaker it is, so that among equally many the stronger are taken.
+    A drawn edge costs nothing, a new one 1 and a little more the weaker it is, so that
+    among equally many the stronger are taken.
     """
 
     def __init__(self, graph: Graph, mask: np.ndarray, size: np.ndarray) -> None:
         longest = 2 * graph.n_layers + 1  # edges of a path
         weakness = 1 - size / (size.max(initial=0) or 1.0)
         self._graph, self._new = graph, np.where(mask, 1 + weakness / (2 * longest), np.inf)
-        self._units = [(slice(start, stop), np.flatnonzero(np.any(graph.feeds[start:stop], axis=0))) for start, stop in _units(graph)]
+        self._units = [
+            (slice(start, stop), np.flatnonzero(np.any(graph.feeds[start:stop], axis=0)))
+            for start, stop in _units(graph)
+        ]
 
     def measure(self, drawn: np.ndarray) -> None:
         """Take these edges as drawn."""
         graph = self._graph
         self._cost = cost = np.where(drawn, 0.0, self._new)
         self._to = to = np.full(len(graph.sources), np.inf)  # from `input` to what the source writes
-        self._from = onward = np.full(len(graph.receivers), np.inf)  # from what the receiver reads to `logits`
+        # from what the receiver reads to `logits`
+        self._from = onward = np.full(len(graph.receivers), np.inf)
         to[0], onward[-1] = 0.0, 0.0
         for columns, rows in self._units:
             read = (to[: rows[0], None] + cost[: rows[0], columns]).min(axis=0)
@@ -136,7 +155,9 @@ class _Paths:
 
 
 def _units(graph: Graph) -> Iterator[tuple[int, int]]:
-    """The columns, from and to, of each layer's attention and of its MLP; what stands in one does not read from another in it."""
+    """The columns, from and to, of each layer's attention and of its MLP; what stands
+    in one does not read from another in it.
+    """
     nodes = [parsed(receiver) for receiver in graph.receivers[:-1]]
     kinds = [(node.layer, node.in_attention) for node in nodes]
     starts = [i for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
@@ -171,7 +192,9 @@ class Rank:
 
 @dataclass(frozen=True)
 class Layout:
-    """A circuit's nodes in ranks from `input` to `logits`: rows from the bottom, or with `landscape` columns from the left."""
+    """A circuit's nodes in ranks from `input` to `logits`: rows from the bottom,
+    or with `landscape` columns from the left.
+    """
 
     circuit: Circuit
     ranks: tuple[Rank, ...]
@@ -188,23 +211,29 @@ class Layout:
 
     @property
     def grid(self) -> bool:
-        """Whether the nodes are set on a grid, because a layout in layers would take minutes and show no more."""
+        """Whether the nodes are set on a grid, because a layout in
+        layers would take minutes and show no more.
+        """
         first, last = self._spans
         return int((last - first).sum()) > CROWDED
 
     @property
     def flat(self) -> bool:
-        """Whether a landscape would be more than about twice as wide as high, from what stands in a column and what passes it."""
+        """Whether a landscape would be more than about twice as wide as high, from
+        what stands in a column and what passes it.
+        """
         first, last = self._spans
         passing = [int(((first < i) & (last > i)).sum()) for i in range(len(self.ranks))]
-        height = max(NODE * len(rank.nodes) + LANE * edges for rank, edges in zip(self.ranks, passing, strict=True))
+        height = max(
+            NODE * len(rank.nodes) + LANE * edges for rank, edges in zip(self.ranks, passing, strict=True)
+        )
         return self.landscape and COLUMN * len(self.ranks) > 2.2 * height
 
     def places(self, number: int) -> list[str]:
         """Where a rank's heading and its nodes stand on the grid, in inches, as Graphviz reads it.
 
-        Columns are spread over half the picture's width. An MLP alone in its column stands on an arc, so that lines from one to a later
-        one do not lie on those between.
+        Columns are spread over half the picture's width. An MLP alone in its column stands on an arc, so that
+        lines from one to a later one do not lie on those between.
         """
         nodes, longest = self.ranks[number].nodes, max(len(rank.nodes) for rank in self.ranks)
         along = np.arange(len(nodes)) - (len(nodes) - 1) / 2
@@ -219,8 +248,15 @@ class Layout:
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Each group of keys and values with those of its heads that are drawn."""
         nodes, graph = self.circuit.nodes, self.circuit.graph
-        drawn, readers = set(nodes), {node_of(receiver): graph.reader_nodes(receiver) for receiver in graph.receivers}
-        return {node: tuple(head for head in readers[node] if head in drawn) for node in nodes if parsed(node).kind == "group"}
+        drawn, readers = (
+            set(nodes),
+            {node_of(receiver): graph.reader_nodes(receiver) for receiver in graph.receivers},
+        )
+        return {
+            node: tuple(head for head in readers[node] if head in drawn)
+            for node in nodes
+            if parsed(node).kind == "group"
+        }
 
 
 def layout(circuit: Circuit) -> Layout:
@@ -251,7 +287,10 @@ def _columns(circuit: Circuit) -> Iterator[_Layers]:
         reads.setdefault(node_of(graph.receivers[column]), set()).add(graph.sources[row])
     first, last, held = 0, 0, list[str]()
     for layer, nodes in _parts(circuit):
-        if held and (len(held) + len(nodes) > TALLEST or any(not reads.get(node, set()).isdisjoint(held) for node in nodes)):
+        if held and (
+            len(held) + len(nodes) > TALLEST
+            or any(not reads.get(node, set()).isdisjoint(held) for node in nodes)
+        ):
             yield first, last, held
             held = []
         first, last = first if held else layer, layer
@@ -265,7 +304,10 @@ def _parts(circuit: Circuit) -> Iterator[tuple[int, list[str]]]:
     nodes = circuit.nodes
     for layer in range(circuit.graph.n_layers):
         own = [node for node in nodes if parsed(node).layer == layer]
-        for part in ([node for node in own if parsed(node).in_attention], [node for node in own if not parsed(node).in_attention]):
+        for part in (
+            [node for node in own if parsed(node).in_attention],
+            [node for node in own if not parsed(node).in_attention],
+        ):
             if part:
                 yield layer, part
 

@@ -1,6 +1,7 @@
 """circuit.json: its fields, their types, and the sentence for each thing that is wrong.
 
-The same rules hold for the provenance (`info`) of Scores and Circuit in memory, so that what can be made can be saved and loaded.
+The same rules hold for the provenance (`info`) of Scores and Circuit in memory, so that
+what can be made can be saved and loaded.
 """
 
 from __future__ import annotations
@@ -31,8 +32,16 @@ INFO: Mapping[str, type] = {
     "versions": dict,
     "roles": dict,  # {role: [node, ...]}
 }
-_OPTIONAL = ("counterfactual", "data", "roles")  # in a file: older ones lack the first two, and all may not apply
-_FIELDS = ("format", *(name for name in INFO if name not in _OPTIONAL), "graph", "n_edges", "total_edges", "edges")
+# in a file: older ones lack the first two, and all may not apply
+_OPTIONAL = ("counterfactual", "data", "roles")
+_FIELDS = (
+    "format",
+    *(name for name in INFO if name not in _OPTIONAL),
+    "graph",
+    "n_edges",
+    "total_edges",
+    "edges",
+)
 
 
 # The fields that tell our other files apart from a circuit.
@@ -46,7 +55,8 @@ _OTHER_FILES: Mapping[str, set[str]] = {
 
 
 def read(data: Any, where: str) -> tuple[Graph, np.ndarray, np.ndarray, Mapping[str, Any]]:
-    """circuit.json as a graph, the mask and the scores (NaN: none), both [sources, receivers], and the provenance.
+    """circuit.json as a graph, the mask and the scores (NaN: none), both
+    [sources, receivers], and the provenance.
 
     Raises:
         CircuitDiscoveryError: anything missing, surplus, of another type or contradictory, by file and field.
@@ -56,7 +66,9 @@ def read(data: Any, where: str) -> tuple[Graph, np.ndarray, np.ndarray, Mapping[
             raise CircuitDiscoveryError(f"{where} is {kind}, not a circuit; a run's circuit is circuit.json")
     exactly(data, _FIELDS, where, optional=_OPTIONAL)
     if data["format"] != FORMAT:
-        raise CircuitDiscoveryError(f"{where}: field 'format' must be {FORMAT!r}, not {shown_value(data['format'])}")
+        raise CircuitDiscoveryError(
+            f"{where}: field 'format' must be {FORMAT!r}, not {shown_value(data['format'])}"
+        )
     graph = Graph.from_dict(data["graph"], where, "graph")
     edges = typed(data["edges"], dict, where, "edges")
     for name, count in (("n_edges", len(edges)), ("total_edges", len(graph))):
@@ -72,12 +84,17 @@ def read(data: Any, where: str) -> tuple[Graph, np.ndarray, np.ndarray, Mapping[
     return graph, mask, scores, info_of({name: data.get(name) for name in INFO}, graph, where)
 
 
-def write(graph: Graph, mask: np.ndarray, scores: np.ndarray | None, info: Mapping[str, Any]) -> dict[str, Any]:
+def write(
+    graph: Graph, mask: np.ndarray, scores: np.ndarray | None, info: Mapping[str, Any]
+) -> dict[str, Any]:
     """What circuit.json says: what `read` reads."""
     known = {name: info.get(name) for name in INFO if name not in _OPTIONAL or name in info}
     counts = {"n_edges": int(mask.sum()), "total_edges": len(graph)}
     values = np.full(mask.sum(), np.nan) if scores is None else scores[mask]
-    edges = {name: None if np.isnan(value) else float(value) for name, value in zip(graph.names(mask), values, strict=True)}
+    edges = {
+        name: None if np.isnan(value) else float(value)
+        for name, value in zip(graph.names(mask), values, strict=True)
+    }
     return {"format": FORMAT, **known, "graph": graph.to_dict(), **counts, "edges": edges}
 
 
@@ -104,4 +121,6 @@ def _check_roles(roles: Mapping[str, Any], graph: Graph, where: str) -> None:
     for role, nodes in roles.items():
         for node in typed(nodes, list, where, f"roles.{role}"):
             if node not in graph.sources:
-                raise CircuitDiscoveryError(f"{where}: field 'roles.{role}': {unknown('node', node, graph.sources)}")
+                raise CircuitDiscoveryError(
+                    f"{where}: field 'roles.{role}': {unknown('node', node, graph.sources)}"
+                )

@@ -45,7 +45,8 @@ class Scores:
 
     Args:
         graph: whose edges.
-        values: [sources, receivers] float32 or float64, in the metric's units; what stands where there is no edge becomes 0.
+        values: [sources, receivers] float32 or float64, in the metric's units; what
+            stands where there is no edge becomes 0.
         info: where they come from (model, task, seed, examples, method, options, versions); see schema.INFO.
 
     Raises:
@@ -67,7 +68,9 @@ class Scores:
         values = np.where(self.graph.allowed, given, given.dtype.type(0))
         if not np.isfinite(values).all():
             edge = self.graph.names(~np.isfinite(values))[0]
-            raise CircuitDiscoveryError(f"the score of {edge} is {values[self.graph.index(edge)]}; scores must be finite numbers")
+            raise CircuitDiscoveryError(
+                f"the score of {edge} is {values[self.graph.index(edge)]}; scores must be finite numbers"
+            )
         check_size(values, self.graph)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
@@ -104,16 +107,20 @@ class Scores:
         return edges[np.argsort(-self._keys(absolute)[tuple(edges.T)], kind="stable")]
 
     def top(self, n: int, absolute: bool = True) -> Circuit:
-        """The n edges of the highest |score| (or, signed, of the highest score): exactly n, ties by index, nothing pruned."""
+        """The n edges of the highest |score| (or, signed, of the highest score):
+        exactly n, ties by index, nothing pruned.
+        """
         self._check_count(n)
         mask = np.zeros_like(self.graph.allowed)
         mask[tuple(self.ranking(absolute)[:n].T)] = True
         return self._circuit(mask, selection="top", edges=n, absolute=absolute)
 
     def best(self, n: int, absolute: bool = True) -> Circuit:
-        """At most n edges, each on a path from `input` to `logits`, of the greatest total |score| (or, signed, score) that is found.
+        """At most n edges, each on a path from `input` to `logits`, of the greatest total
+        |score| (or, signed, score) that is found.
 
-        Small graphs by a mixed-integer programme, others greedily by whole paths (selection.py); `info["options"]["solver"]` says which.
+        Small graphs by a mixed-integer programme, others greedily by whole paths
+        (selection.py); `info["options"]["solver"]` says which.
         """
         self._check_count(n)
         mask, solver = best_mask(self.graph, self._keys(absolute), n)
@@ -121,16 +128,20 @@ class Scores:
 
     @guarded
     def above(self, threshold: float, absolute: bool = True) -> Circuit:
-        """The edges whose |score| (or, signed, score) is at least the threshold, as acdc keeps them; nothing pruned."""
+        """The edges whose |score| (or, signed, score) is at least the
+        threshold, as acdc keeps them; nothing pruned.
+        """
         if not math.isfinite(threshold):
             raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
         mask = self.graph.allowed & (self._keys(absolute) >= threshold)
         return self._circuit(mask, selection="above", threshold=threshold, absolute=absolute)
 
     def greedy(self, n: int, absolute: bool = True) -> Circuit:
-        """n edges grown from the logits: n times the highest edge into a node that is reached already (Hanna et al. 2024).
+        """n edges grown from the logits: n times the highest edge into a node
+        that is reached already (Hanna et al. 2024).
 
-        Every edge leads to the logits; not every one needs to be on a path from `input`. Ties by index; nothing pruned.
+        Every edge leads to the logits; not every one needs to be on a path
+        from `input`. Ties by index; nothing pruned.
         """
         self._check_count(n)
         keys, mask, feeds = self._keys(absolute), np.zeros_like(self.graph.allowed), self.graph.feeds
@@ -157,7 +168,9 @@ class Scores:
 
     @guarded
     def plot(self, path: str | Path | None = None) -> Chart:
-        """A heat map of `by_node()`, a row per layer and a column per head and for the MLP; a notebook shows it, a .svg path keeps it."""
+        """A heat map of `by_node()`, a row per layer and a column per head and for the MLP; a
+        notebook shows it, a .svg path keeps it.
+        """
         from circuitdiscovery.circuit.charts import Chart, node_scores
 
         return Chart.standing(node_scores(self.graph, self.by_node())).saved(path)
@@ -168,14 +181,19 @@ class Scores:
 
     @guarded
     def save(self, path: str | Path) -> None:
-        """Write a .safetensors file, or MIB's JSON (.json, no edge in the circuit); atomically, the same scores the same bytes."""
+        """Write a .safetensors file, or MIB's JSON (.json, no edge in the circuit);
+        atomically, the same scores the same bytes.
+        """
         if ending(path, ".safetensors", ".json") == ".json":
             return write_json(path, mib.write(self.graph, np.zeros_like(self.graph.allowed), self.values))
         from safetensors.numpy import save
 
         header = {"format": SCORES_FORMAT, "graph": self.graph.to_dict(), "info": dict(self.info)}
         # One entry only: safetensors writes several in the order of a hash.
-        write_atomically(path, save({"scores": np.ascontiguousarray(self.values)}, {"circuitdiscovery": json.dumps(header)}))
+        write_atomically(
+            path,
+            save({"scores": np.ascontiguousarray(self.values)}, {"circuitdiscovery": json.dumps(header)}),
+        )
 
     @classmethod
     @guarded
@@ -185,7 +203,9 @@ class Scores:
             return _scores_from_safetensors(path)
         data = read_json(path)
         if not mib.is_mib(data):
-            raise CircuitDiscoveryError(f"{path} holds no scores: it is not MIB's JSON, which has 'cfg', 'nodes' and 'edges'")
+            raise CircuitDiscoveryError(
+                f"{path} holds no scores: it is not MIB's JSON, which has 'cfg', 'nodes' and 'edges'"
+            )
         graph, _, values = mib.read(data, str(path), n_kv_heads)
         return naming(str(path), lambda: cls(graph, values))
 
@@ -195,10 +215,17 @@ class Scores:
     def _check_count(self, n: int) -> None:
         total = len(self.graph)
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 0 <= n <= total:
-            raise CircuitDiscoveryError(f"edges must be a whole number from 0 to {total}, the number there is, not {shown(n)}")
+            raise CircuitDiscoveryError(
+                f"edges must be a whole number from 0 to {total}, the number there is, not {shown(n)}"
+            )
 
     def _circuit(self, mask: np.ndarray, **selection: Any) -> Circuit:
-        return Circuit(self.graph, mask, self.values, {**self.info, "options": {**self.info.get("options", {}), **selection}})
+        return Circuit(
+            self.graph,
+            mask,
+            self.values,
+            {**self.info, "options": {**self.info.get("options", {}), **selection}},
+        )
 
 
 def _scores_from_safetensors(path: str | Path) -> Scores:
@@ -207,4 +234,6 @@ def _scores_from_safetensors(path: str | Path) -> Scores:
         raise CircuitDiscoveryError(f"{path} holds no scores of circuitdiscovery")
     exactly(described, ("format", "graph", "info"), str(path))
     graph = Graph.from_dict(described["graph"], str(path), "graph")
-    return naming(str(path), lambda: Scores(graph, arrays["scores"], typed(described["info"], dict, str(path), "info")))
+    return naming(
+        str(path), lambda: Scores(graph, arrays["scores"], typed(described["info"], dict, str(path), "info"))
+    )

@@ -39,7 +39,10 @@ class Checked(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]  #
 
 
 def one_of(kind: names.Kind) -> Checked:
-    return Checked(lambda value: names.canonical(kind, value), "|".join(name.replace("_", "-") for name in names.VALID[kind]))
+    return Checked(
+        lambda value: names.canonical(kind, value),
+        "|".join(name.replace("_", "-") for name in names.VALID[kind]),
+    )
 
 
 def task_name(name: str) -> str:
@@ -58,7 +61,9 @@ def valid_counterfactual(task: str, name: str | None) -> str | None:
 
 
 def check_rows(task: str, skip_bad: bool) -> None:
-    """Refuse a table's bad rows where they are not to be skipped, as far as that can be told without a tokenizer."""
+    """Refuse a table's bad rows where they are not to be skipped, as far
+    as that can be told without a tokenizer.
+    """
     from circuitdiscovery.task.taskfile import read_task
 
     read_task(task, skip_bad=skip_bad)

@@ -36,7 +36,15 @@ from circuitdiscovery.cli.arguments import (
     valid_threshold,
     whole_number,
 )
-from circuitdiscovery.cli.files import circuit_of, evaluation_options, file_of, scores_of, show, show_json, show_report
+from circuitdiscovery.cli.files import (
+    circuit_of,
+    evaluation_options,
+    file_of,
+    scores_of,
+    show,
+    show_json,
+    show_report,
+)
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import data_folder, read_json, shipped
@@ -57,7 +65,10 @@ ELSEWHERE = {
     "curve": "circuitdiscovery discover measures the curve; in Python it is circuitdiscovery.curve",
     "search": "it is circuitdiscovery discover",
     "run": "it is circuitdiscovery discover",
-    **{name: f"it is circuitdiscovery discover --method {name.replace('_', '-')}" for name in names.METHOD_NAMES},
+    **{
+        name: f"it is circuitdiscovery discover --method {name.replace('_', '-')}"
+        for name in names.METHOD_NAMES
+    },
 }
 MOST_EDGES = 60  # as in layout.py, which imports numpy
 
@@ -76,7 +87,9 @@ class Commands(click.Group):
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     no_args_is_help=False,
-    epilog=f"\b\nShell completion (bash, zsh or fish): this prints the script\n  {COMPLETE.format(shell='bash')}",
+    epilog=(
+        f"\b\nShell completion (bash, zsh or fish): this prints the script\n  {COMPLETE.format(shell='bash')}"
+    ),
 )
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def cli() -> None:
@@ -87,60 +100,114 @@ def cli() -> None:
 @click.argument("model", type=MODEL)
 @click.argument("task", type=TASK)
 @click.option(
-    "--method", type=one_of("method"), help=f"How to search.  [default: acdc; matryoshka for a graph of more than {defaults.LARGE:,} edges]"
+    "--method",
+    type=one_of("method"),
+    help=f"How to search.  [default: acdc; matryoshka for a graph of more than {defaults.LARGE:,} edges]",
 )
-@click.option("--ablation", type=ABLATION, default="resample", show_default=True, help="What a removed edge carries.")
 @click.option(
-    "--metric", type=METRIC, help="What is measured.  [default: kl-divergence to search by acdc, exact, trace-back, else the task's]"
+    "--ablation", type=ABLATION, default="resample", show_default=True, help="What a removed edge carries."
 )
-@click.option("--direction", type=DIRECTION, default="noising", show_default=True, help="Damage the clean run, or mend the corrupted one.")
+@click.option(
+    "--metric",
+    type=METRIC,
+    help="What is measured.  [default: kl-divergence to search by acdc, exact, trace-back, else the task's]",
+)
+@click.option(
+    "--direction",
+    type=DIRECTION,
+    default="noising",
+    show_default=True,
+    help="Damage the clean run, or mend the corrupted one.",
+)
 @click.option(
     "--threshold",
     type=Checked(valid_threshold, "T"),
-    help=f"acdc, trace-back: no edge of damage below T  [default: {names.DEFAULT_THRESHOLD}].  Others: keep edges of |score| T or more.",
+    help=(
+        f"acdc, trace-back: no edge of damage below T  [default: {names.DEFAULT_THRESHOLD}].  Others: "
+        "keep edges of |score| T or more."
+    ),
 )
 @click.option(
     "--edges",
     type=COUNT,
-    help=f"Not for acdc, trace-back: keep the N edges of the largest scores.  [default: 10% of all; 1% of more than {defaults.LARGE:,}]",
+    help=(
+        "Not for acdc, trace-back: keep the N edges of the largest scores.  [default: 10% of all; 1% "
+        f"of more than {defaults.LARGE:,}]"
+    ),
 )
-@click.option("--counterfactual", metavar="NAME", help="What the corrupted prompts ask, see `tasks`.  [default: the task's first choice]")
-@click.option("--no-split-qkv", is_flag=True, help="One edge into a head instead of one each into its query, key and value.")
-@click.option("--group-testing", is_flag=True, help="acdc: remove edges together where they do no harm; faster, not always the same edges.")
 @click.option(
-    "--examples", type=COUNT, help="Prompt pairs to search on; as many are held out to evaluate.  [default: 64, or half of a table]"
+    "--counterfactual",
+    metavar="NAME",
+    help="What the corrupted prompts ask, see `tasks`.  [default: the task's first choice]",
 )
-@click.option("--steps", type=COUNT, metavar="N", help="eap-ig, edge-pruning, matryoshka: how many.  [default: 5, 200, 600]")
-@click.option("--rounds", type=Checked(whole_number(0), "N"), help="hybrid: how often it looks again.  [default: 4]")
+@click.option(
+    "--no-split-qkv",
+    is_flag=True,
+    help="One edge into a head instead of one each into its query, key and value.",
+)
+@click.option(
+    "--group-testing",
+    is_flag=True,
+    help="acdc: remove edges together where they do no harm; faster, not always the same edges.",
+)
+@click.option(
+    "--examples",
+    type=COUNT,
+    help="Prompt pairs to search on; as many are held out to evaluate.  [default: 64, or half of a table]",
+)
+@click.option(
+    "--steps",
+    type=COUNT,
+    metavar="N",
+    help="eap-ig, edge-pruning, matryoshka: how many.  [default: 5, 200, 600]",
+)
+@click.option(
+    "--rounds", type=Checked(whole_number(0), "N"), help="hybrid: how often it looks again.  [default: 4]"
+)
 @click.option("--skip-bad", is_flag=True, help="Go on without the rows of a table that cannot be used.")
 @click.option("--batch-size", type=COUNT, help="Examples at a time.  [default: what memory allows]")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the examples and whatever else is random.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Draws the examples and whatever else is random."
+)
 @click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
 @click.option("--dtype", type=DTYPE, default="float32", show_default=True)
 @click.option(
     "--measure",
     type=one_of("measure"),
-    help="How much of the circuit is measured and explained.  [default: full for small models and circuits, else quick]",
+    help=(
+        "How much of the circuit is measured and explained.  [default: full for small models and "
+        "circuits, else quick]"
+    ),
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="A new or empty folder.  [default: runs/MODEL-TASK-METHOD]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A new or empty folder.  [default: runs/MODEL-TASK-METHOD]",
+)
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with the run in --out, or with the latest of this model, task and method; with --measure, measure more of it.",
+    help=(
+        "Go on with the run in --out, or with the latest of this model, task and method; with "
+        "--measure, measure more of it."
+    ),
 )
 @as_json
 def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:
     """Find, measure and draw the circuit of MODEL behind TASK.
 
-    MODEL is a bundled or hub name, a folder, or a .gguf file; TASK is a name, or a .toml, .csv or .jsonl file, or the .json of
-    a saved task.
+    MODEL is a bundled or hub name, a folder, or a .gguf file; TASK is a name, or a .toml, .csv or
+    .jsonl file, or the .json of a saved task.
     """
     from circuitdiscovery.cli import discover as run
 
     given["counterfactual"] = valid_counterfactual(given["task"], given["counterfactual"])
     check_rows(given["task"], given["skip_bad"])
     if given["method"] is None:  # a threshold says that it is acdc
-        given["method"] = "acdc" if given["threshold"] is not None else defaults.default_method(given["model"])
+        given["method"] = (
+            "acdc" if given["threshold"] is not None else defaults.default_method(given["model"])
+        )
     options = Options(split_qkv=not no_split_qkv, **given)
     options.check()
     folder = distributed.from_first(lambda: run.open_folder(options.name, out=out, resume=resume))
@@ -158,10 +225,18 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
 @cli.command(short_help="Measure CIRCUIT: faithfulness, completeness, minimality.")
 @about_circuit
 @click.option("--direction", type=DIRECTION, help="[default: as the search]")
-@click.option("--measure", type=EFFORT, default="full", show_default=True, help="How much is measured; quick takes some 60 forwards.")
+@click.option(
+    "--measure",
+    type=EFFORT,
+    default="full",
+    show_default=True,
+    help="How much is measured; quick takes some 60 forwards.",
+)
 @as_json
 def evaluate(circuit: str, measure: str, as_json: bool, **given: Any) -> None:
-    """Measure CIRCUIT, a circuit.json, a run's folder or a shipped graph's name: faithfulness, completeness, minimality."""
+    """Measure CIRCUIT, a circuit.json, a run's folder or a shipped graph's
+    name: faithfulness, completeness, minimality.
+    """
     from circuitdiscovery.cli import discover as run
 
     model, task, found, options = _searched_in(circuit, given)
@@ -177,7 +252,8 @@ def evaluate(circuit: str, measure: str, as_json: bool, **given: Any) -> None:
 
 
 def _searched_in(circuit: str, given: dict[str, Any]) -> tuple[Any, Any, Circuit, Options]:
-    """(model, task, circuit, options) of a command about a circuit: what is given, else as it was searched."""
+    """(model, task, circuit, options) of a command about a circuit:
+    what is given, else as it was searched."""
     from circuitdiscovery.cli import discover as run
 
     found = circuit_of(circuit)
@@ -192,17 +268,28 @@ def _searched_in(circuit: str, given: dict[str, Any]) -> tuple[Any, Any, Circuit
 
 @cli.command(short_help="Say what the heads and MLPs of CIRCUIT do.")
 @about_circuit
-@click.option("--node", "nodes", multiple=True, metavar="NODE", help="Of this head or MLP only; repeat it for more.")
-@click.option("--effort", type=EFFORT, default="full", show_default=True, help="How many examples are intervened on.")
+@click.option(
+    "--node", "nodes", multiple=True, metavar="NODE", help="Of this head or MLP only; repeat it for more."
+)
+@click.option(
+    "--effort", type=EFFORT, default="full", show_default=True, help="How many examples are intervened on."
+)
 @as_json
 def explain(circuit: str, nodes: tuple[str, ...], effort: str, as_json: bool, **given: Any) -> None:
-    """Say what the heads and MLPs of CIRCUIT do, a circuit.json, a run's folder or a shipped graph's name: a card for each."""
+    """Say what the heads and MLPs of CIRCUIT do, a circuit.json, a run's folder
+    or a shipped graph's name: a card for each.
+    """
     model, task, found, options = _searched_in(circuit, given)
     import circuitdiscovery as cd
     from circuitdiscovery.reporting.progress import stage
 
     with stage("explaining") as report:
-        chosen: dict[str, Any] = {"nodes": nodes or None, "effort": effort, "batch_size": options.batch_size, "progress": report}
+        chosen: dict[str, Any] = {
+            "nodes": nodes or None,
+            "effort": effort,
+            "batch_size": options.batch_size,
+            "progress": report,
+        }
         result = cd.explain(model, task, found, metric=options.metric, ablation=options.ablation, **chosen)
     show(result, as_json)
 
@@ -211,7 +298,9 @@ def explain(circuit: str, nodes: tuple[str, ...], effort: str, as_json: bool, **
 @click.argument("model", type=MODEL)
 @click.argument("task", type=TASK)
 @click.argument("receivers", nargs=-1, metavar="[RECEIVER]...")
-@click.option("--ablation", type=ABLATION, default="resample", show_default=True, help="What a sender writes instead.")
+@click.option(
+    "--ablation", type=ABLATION, default="resample", show_default=True, help="What a sender writes instead."
+)
 @click.option("--metric", type=METRIC, help="[default: the task's]")
 @click.option("--counterfactual", metavar="NAME", help="[default: the task's first choice]")
 @click.option("--examples", type=COUNT, help="Prompt pairs.  [default: 64, or half of a table]")
@@ -221,7 +310,9 @@ def explain(circuit: str, nodes: tuple[str, ...], effort: str, as_json: bool, **
 @click.option("--dtype", type=DTYPE, default="float32", show_default=True)
 @as_json
 def trace(receivers: tuple[str, ...], as_json: bool, **given: Any) -> None:
-    """Path patching in MODEL on TASK: how much each node matters for what the RECEIVERs read, such as a2.h0<q>.  [default: logits]"""
+    """Path patching in MODEL on TASK: how much each node matters for what the RECEIVERs
+    read, such as a2.h0<q>.  [default: logits]
+    """
     from circuitdiscovery.cli import discover as run
 
     given["counterfactual"] = valid_counterfactual(given["task"], given["counterfactual"])
@@ -231,7 +322,12 @@ def trace(receivers: tuple[str, ...], as_json: bool, **given: Any) -> None:
     from circuitdiscovery.reporting.progress import stage
 
     with stage("patching paths") as report:
-        how: dict[str, Any] = {"metric": options.metric, "ablation": options.ablation, "batch_size": options.batch_size, "progress": report}
+        how: dict[str, Any] = {
+            "metric": options.metric,
+            "ablation": options.ablation,
+            "batch_size": options.batch_size,
+            "progress": report,
+        }
         result = cd.path_patching(model, task, receivers=receivers or "logits", **how)
     show(result, as_json)
 
@@ -241,15 +337,24 @@ def trace(receivers: tuple[str, ...], as_json: bool, **given: Any) -> None:
 @click.argument("hypothesis", metavar="HYPOTHESIS")
 @click.option("--task", type=TASK, help="[default: the one that the hypothesis names]")
 @click.option("--metric", type=METRIC, help="[default: the task's]")
-@click.option("--draws", type=COUNT, default="5", show_default=True, help="How often each prompt is scrubbed.")
+@click.option(
+    "--draws", type=COUNT, default="5", show_default=True, help="How often each prompt is scrubbed."
+)
 @click.option("--examples", type=COUNT, help="Prompt pairs.  [default: 64, or half of a table]")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the examples and the prompts that stand in for them.")
+@click.option(
+    "--seed",
+    type=SEED,
+    default=0,
+    show_default=True,
+    help="Draws the examples and the prompts that stand in for them.",
+)
 @click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
 @click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
 @click.option("--dtype", type=DTYPE, default="float32", show_default=True)
 @as_json
 def scrub(hypothesis: str, draws: int, as_json: bool, **given: Any) -> None:
-    """Test HYPOTHESIS, a .toml file or a shipped one such as toy/ioi-position, in MODEL by causal scrubbing."""
+    """Test HYPOTHESIS, a .toml file or a shipped one such as
+    toy/ioi-position, in MODEL by causal scrubbing."""
     from circuitdiscovery.cli import discover as run
     from circuitdiscovery.explanation.scrubbing.hypothesis import load_hypothesis
 
@@ -261,7 +366,12 @@ def scrub(hypothesis: str, draws: int, as_json: bool, **given: Any) -> None:
     from circuitdiscovery.reporting.progress import stage
 
     with stage("scrubbing") as report:
-        how: dict[str, Any] = {"metric": options.metric, "seed": options.seed, "batch_size": options.batch_size, "progress": report}
+        how: dict[str, Any] = {
+            "metric": options.metric,
+            "seed": options.seed,
+            "batch_size": options.batch_size,
+            "progress": report,
+        }
         result = cd.scrub(model, task, held, draws=draws, **how)
     show(result, as_json)
 
@@ -271,7 +381,9 @@ def scrub(hypothesis: str, draws: int, as_json: bool, **given: Any) -> None:
 @click.argument("b")
 @as_json
 def compare(a: str, b: str, as_json: bool) -> None:
-    """Compare circuit A with circuit B, the reference: precision, recall and Jaccard, and ROC AUC where A has scores beside it."""
+    """Compare circuit A with circuit B, the reference: precision, recall and Jaccard,
+    and ROC AUC where A has scores beside it.
+    """
     from circuitdiscovery.circuit.comparison import compare
 
     show(compare(circuit_of(a), circuit_of(b), scores=scores_of(a)), as_json)
@@ -279,7 +391,13 @@ def compare(a: str, b: str, as_json: bool) -> None:
 
 @cli.command(short_help="Draw CIRCUIT into a picture.")
 @click.argument("circuit")
-@click.option("-o", "--out", type=Checked(picture_path, "FILE"), required=True, help=f"The picture: .{', .'.join(FORMATS)}.")
+@click.option(
+    "-o",
+    "--out",
+    type=Checked(picture_path, "FILE"),
+    required=True,
+    help=f"The picture: .{', .'.join(FORMATS)}.",
+)
 @click.option(
     "--max-edges",
     type=Checked(edge_limit, "N|all"),
@@ -288,7 +406,9 @@ def compare(a: str, b: str, as_json: bool) -> None:
     help="Draw at most N edges, 1 or more: the strongest whole paths from input to logits; or all of them.",
 )
 def draw(circuit: str, out: Path, max_edges: float) -> None:
-    """Draw CIRCUIT, a circuit.json, a run's folder or a shipped graph's name; of a run with the roles of its nodes in colour."""
+    """Draw CIRCUIT, a circuit.json, a run's folder or a shipped graph's name; of a
+    run with the roles of its nodes in colour.
+    """
     from circuitdiscovery.reporting.folder import roles_beside
 
     found = circuit_of(circuit)
@@ -299,11 +419,19 @@ def draw(circuit: str, out: Path, max_edges: float) -> None:
 
 @cli.command(short_help="Write the page of RUN, the folder of a finished discover.")
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="The page: .html.  [default: RUN/report.html]")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The page: .html.  [default: RUN/report.html]",
+)
 def report(run: Path, out: Path | None) -> None:
-    """Write the page of RUN, the folder of a finished discover: the circuit, its measures and what its nodes do, in one HTML file.
+    """Write the page of RUN, the folder of a finished discover: the circuit, its measures
+    and what its nodes do, in one HTML file.
 
-    A circuit that was not measured has one, too; circuitdiscovery discover ... --resume --measure quick measures it.
+    A circuit that was not measured has one, too; circuitdiscovery discover
+    ... --resume --measure quick measures it.
     """
     from circuitdiscovery.reporting.page import report
 
@@ -322,11 +450,20 @@ def report(run: Path, out: Path | None) -> None:
 @click.option("--model", type=MODEL, help="Of the published circuits.  [default: gpt2]")
 @click.option("--quick", is_flag=True, help="Fewer examples and methods: under two minutes on two cores.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the prompts.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="A new or empty folder.  [default: runs/benchmark-SUITE]")
-@click.option("--resume", is_flag=True, help="Go on with the benchmark in --out, or with the latest of this suite.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A new or empty folder.  [default: runs/benchmark-SUITE]",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the benchmark in --out, or with the latest of this suite."
+)
 @as_json
 def benchmark(out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:
-    """Compare methods on a SUITE: planted (known circuits), toy, published (GPT-2 small), or one published circuit."""
+    """Compare methods on a SUITE: planted (known circuits), toy, published
+    (GPT-2 small), or one published circuit.
+    """
     from circuitdiscovery.benchmark.options import BenchmarkOptions
     from circuitdiscovery.cli import discover as run
 
@@ -355,15 +492,23 @@ def models() -> None:
     """List the bundled models."""
     for name in shipped("models"):
         config = read_json(data_folder("models") / name / "config.json")
-        layers, heads = (config.get(a, config.get(b)) for a, b in (("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads")))
+        layers, heads = (
+            config.get(a, config.get(b))
+            for a, b in (("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads"))
+        )
         click.echo(f"{name:<12}{config.get('model_type')}, {layers} layers of {heads} heads")
-    click.echo("Also: a Hugging Face folder, a .gguf file, or a hub name such as gpt2 or EleutherAI/pythia-70m", err=True)
+    click.echo(
+        "Also: a Hugging Face folder, a .gguf file, or a hub name such as gpt2 or EleutherAI/pythia-70m",
+        err=True,
+    )
 
 
 @cli.command(short_help="List the shipped tasks, or show one.")
 @click.argument("task", required=False)
 def tasks(task: str | None) -> None:
-    """List the shipped tasks, and what their counterfactuals ask; or show TASK: its prompts, its words and how many there are."""
+    """List the shipped tasks, and what their counterfactuals ask; or show TASK: its
+    prompts, its words and how many there are.
+    """
     from circuitdiscovery.task.taskfile import TaskFile, read_task
 
     if task is not None:
@@ -377,7 +522,9 @@ def tasks(task: str | None) -> None:
             continue
         click.echo(f"{name:<24}{file.description}")
         for key, rule in file.counterfactuals.items():
-            click.echo(f"  {f'{key} (default)' if key == file.counterfactual else key:<22}{rule.asks}".rstrip())
+            click.echo(
+                f"  {f'{key} (default)' if key == file.counterfactual else key:<22}{rule.asks}".rstrip()
+            )
 
 
 @cli.command(short_help="List the shipped circuits.")

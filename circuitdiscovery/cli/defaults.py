@@ -1,7 +1,9 @@
-"""What `discover` takes where nothing is said, by the size of the model's graph: needs no torch, so that a run's name is known early.
+"""What `discover` takes where nothing is said, by the size of the model's graph: needs no
+torch, so that a run's name is known early.
 
-Up to 20,000 edges: `acdc`, or a tenth of the edges for a method that takes a number. Above: `matryoshka` and a hundredth, which
-kept most of the behaviour at that size (docs/real-models.md) where a decision for each edge would take hours.
+Up to 20,000 edges: `acdc`, or a tenth of the edges for a method that takes a number. Above: `matryoshka` and
+a hundredth, which kept most of the behaviour at that size (docs/real-models.md) where a decision for each
+edge would take hours.
 """
 
 from __future__ import annotations
@@ -41,14 +43,19 @@ def default_edges(total: int) -> int:
 
 
 def edges_of(model: str) -> int | None:
-    """The edges of a model's graph, from its config alone; None where that does not say it or is not at hand."""
+    """The edges of a model's graph, from its config alone; None where
+    that does not say it or is not at hand."""
     from circuitdiscovery.graph.graph import Graph  # numpy, which --help does without
 
     try:
         config = _config(model)
-        numbers = {field: next((config[name] for name in names if config.get(name)), None) for field, names in _NAMES.items()}
+        numbers = {
+            field: next((config[name] for name in names if config.get(name)), None)
+            for field, names in _NAMES.items()
+        }
         numbers["n_kv_heads"] = numbers["n_kv_heads"] or numbers["n_heads"]
-        return len(Graph(**numbers, parallel=bool(config.get("use_parallel_residual", False))))  # pyright: ignore[reportArgumentType]
+        parallel = bool(config.get("use_parallel_residual", False))
+        return len(Graph(**numbers, parallel=parallel))  # pyright: ignore[reportArgumentType]
     except (CircuitDiscoveryError, OSError, ValueError, TypeError, AttributeError, KeyError):
         return None  # loading the model says what is wrong with it
 
@@ -79,4 +86,8 @@ def _gguf_config(path: Path) -> Mapping[str, Any]:
     from gguf import GGUFReader
 
     fields = GGUFReader(path).fields
-    return {name.partition(".")[2]: field.contents() for name, field in fields.items() if name.endswith(("_count", "_count_kv"))}
+    return {
+        name.partition(".")[2]: field.contents()
+        for name, field in fields.items()
+        if name.endswith(("_count", "_count_kv"))
+    }

@@ -1,8 +1,10 @@
-"""One `discover`, from options to a run folder, stage by stage; journal.py says how it goes on where it was stopped.
+"""One `discover`, from options to a run folder, stage by stage; journal.py
+says how it goes on where it was stopped.
 
-A folder holds circuit.json, scores.safetensors (where there are scores), evaluation.json, explanation.json (the nodes' cards), report.json
-(what else the page shows), graph.dot, graph.svg, report.html (the page) and run.json; without a measurement, no evaluation.json and no
-explanation.json. The same options give the same bytes in all of them but run.json, which alone knows times, versions and the command.
+A folder holds circuit.json, scores.safetensors (where there are scores), evaluation.json, explanation.json
+(the nodes' cards), report.json (what else the page shows), graph.dot, graph.svg, report.html (the page) and
+run.json; without a measurement, no evaluation.json and no explanation.json. The same options give the same
+bytes in all of them but run.json, which alone knows times, versions and the command.
 """
 
 from __future__ import annotations
@@ -15,12 +17,31 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitdiscovery.cli.journal import STATE, Journal, cleared_on_error, earlier_run, going_on, now, open_folder
+from circuitdiscovery.cli.journal import (
+    STATE,
+    Journal,
+    cleared_on_error,
+    earlier_run,
+    going_on,
+    now,
+    open_folder,
+)
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_json, to_json, write_json
 from circuitdiscovery.names import DEFAULT_THRESHOLD
-from circuitdiscovery.reporting.folder import CIRCUIT, CONTENTS, EVALUATION, EXPLANATION, FILES, PAGE, SCORES, load, recorded, roles_of
+from circuitdiscovery.reporting.folder import (
+    CIRCUIT,
+    CONTENTS,
+    EVALUATION,
+    EXPLANATION,
+    FILES,
+    PAGE,
+    SCORES,
+    load,
+    recorded,
+    roles_of,
+)
 from circuitdiscovery.reporting.options import Options
 from circuitdiscovery.reporting.progress import say, stage
 
@@ -33,21 +54,27 @@ if TYPE_CHECKING:
 
 __all__ = ["discover", "evaluate", "load", "open_folder", "recorded", "search"]
 
-WHEELS = ("graphviz", "pygraphviz", "jinja2")  # that only the end of a run needs: it should not begin without them
+# that only the end of a run needs: it should not begin without them
+WHEELS = ("graphviz", "pygraphviz", "jinja2")
 Json = dict[str, Any]
 
 
 def discover(options: Options, folder: Path, command: list[str]) -> Json:
-    """Search, measure, draw and write into `folder`; what run.json then holds: among other things `summary`, and `report` for people.
+    """Search, measure, draw and write into `folder`; what run.json then holds: among other
+    things `summary`, and `report` for people.
 
-    A finished run is not done again, unless more is to be measured than it has. Whatever stops a run leaves what it found, and a note
-    on the exception that says how to go on. Of several processes all search and measure, and the first one writes.
+    A finished run is not done again, unless more is to be measured than it has. Whatever stops a run leaves
+    what it found, and a note on the exception that says how to go on. Of several processes all search and
+    measure, and the first one writes.
     """
     earlier = distributed.from_first(lambda: earlier_run(folder, options))
     options, over = going_on(options, earlier)
     if earlier is not None and over:
         if not (folder / CIRCUIT).is_file():
-            raise CircuitDiscoveryError(f"{folder} holds no {CIRCUIT}: it was removed from the finished run there; search in a new folder")
+            raise CircuitDiscoveryError(
+                f"{folder} holds no {CIRCUIT}: it was removed from the finished run there; search in a "
+                "new folder"
+            )
         return earlier
     from circuitdiscovery.engine import threads
 
@@ -64,7 +91,9 @@ def _check_wheels() -> None:
         try:
             import_module(name)
         except ImportError as error:
-            raise CircuitDiscoveryError(f"a run draws with {name}, which cannot be imported ({error}): pip install {name}") from None
+            raise CircuitDiscoveryError(
+                f"a run draws with {name}, which cannot be imported ({error}): pip install {name}"
+            ) from None
 
 
 class _Run:
@@ -163,9 +192,23 @@ class _Run:
         except CircuitDiscoveryError as error:
             raise self._foreign(name, str(error)) from None
         used = {"split_qkv": found.graph.split_qkv} | found.info.get("options", {})
-        used |= {"method": found.info.get("method"), "task": found.info.get("task"), "seed": found.info.get("seed")}
+        used |= {
+            "method": found.info.get("method"),
+            "task": found.info.get("task"),
+            "seed": found.info.get("seed"),
+        }
         wanted = asdict(self.options) | {"task": task.name, "seed": task.seed}
-        for key in ("method", "task", "seed", "metric", "ablation", "direction", "split_qkv", "threshold", "edges"):
+        for key in (
+            "method",
+            "task",
+            "seed",
+            "metric",
+            "ablation",
+            "direction",
+            "split_qkv",
+            "threshold",
+            "edges",
+        ):
             if key in used and wanted[key] is not None and used[key] != wanted[key]:
                 raise self._foreign(name, f"its {key} is {used[key]!r}, not {wanted[key]!r}")
         if other := other_data(found.info.get("data", {}), data_of(model, task)):
@@ -174,12 +217,16 @@ class _Run:
             raise self._foreign(name, f"it is of {found.info.get('examples')} examples, not {len(task)}")
 
     def _foreign(self, name: str, why: str) -> CircuitDiscoveryError:
-        return CircuitDiscoveryError(f"{self.folder / name} is not of this run: {why}; put its own back, or remove it to search again")
+        return CircuitDiscoveryError(
+            f"{self.folder / name} is not of this run: {why}; put its own back, or remove it to search again"
+        )
 
     # ---------------------------------------------------------------- measure
 
     def effort(self, circuit: Circuit) -> str:
-        """How much is measured; where that is another effort than the run was begun with, what was measured then is made anew."""
+        """How much is measured; where that is another effort than the run was begun
+        with, what was measured then is made anew.
+        """
         begun = distributed.from_first(lambda: self.journal.record.get("effort"))
         effort = self.options.measure or begun
         if effort is None:
@@ -216,13 +263,17 @@ class _Run:
 
     # ---------------------------------------------------------------- explain
 
-    def explained(self, circuit: Circuit, scores: Scores | None, evaluation: Json | None, effort: str) -> tuple[Json | None, Json]:
+    def explained(
+        self, circuit: Circuit, scores: Scores | None, evaluation: Json | None, effort: str
+    ) -> tuple[Json | None, Json]:
         """explanation.json, where there are cards, and report.json."""
         from circuitdiscovery.reporting.contents import contents_of, explanation_of
 
         known = [name for name in (EXPLANATION, CONTENTS) if self.journal.holds(name)]
         explanation, contents = distributed.from_first(
-            lambda: [read_json(self.folder / name) if name in known else None for name in (EXPLANATION, CONTENTS)]
+            lambda: [
+                read_json(self.folder / name) if name in known else None for name in (EXPLANATION, CONTENTS)
+            ]
         )
         if contents is not None:
             return explanation, contents
@@ -268,7 +319,11 @@ class _Run:
         from circuitdiscovery.reporting.words import told, warnings
 
         record = self.journal.record
-        record |= {"finished": now(), "threads": torch.get_num_threads(), "processes": distributed.world_size()}
+        record |= {
+            "finished": now(),
+            "threads": torch.get_num_threads(),
+            "processes": distributed.world_size(),
+        }
         record["report"] = "\n".join([record["report"], *told(evaluation, contents)])
         record["summary"] = {
             "model": self.options.model,
@@ -298,15 +353,21 @@ def _of_scores(circuit: Circuit, scores: Scores) -> bool:
 def _unmeasured(circuit: Circuit, options: Options, folder: Path) -> str:
     """What is printed of a circuit that was not measured."""
     how = replace(options, measure="quick").resume_command(folder)
-    size = f"{len(circuit):,} edges ({len(circuit.pruned()):,} on a path from input to logits) of {len(circuit.graph):,}"
+    size = (
+        f"{len(circuit):,} edges ({len(circuit.pruned()):,} on a path from input to logits) of "
+        f"{len(circuit.graph):,}"
+    )
     return f"{'circuit':<13} {size}\n{'measured':<13} not measured; measure it with: {how}"
 
 
 # ----------------------------------------------------------- search and measure
 
 
-def search(model: Model, task: Task, options: Options, *, state: Path | None = None) -> tuple[Circuit, Scores | None]:
-    """The circuit by the method asked for, and the scores it was taken from (None where the method gives a circuit).
+def search(
+    model: Model, task: Task, options: Options, *, state: Path | None = None
+) -> tuple[Circuit, Scores | None]:
+    """The circuit by the method asked for, and the scores it was taken from
+    (None where the method gives a circuit).
 
     A method takes of the options those that its signature names.
     """
@@ -319,7 +380,11 @@ def search(model: Model, task: Task, options: Options, *, state: Path | None = N
     threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
     with stage(options.name) as report:
         given = asdict(options) | {"edges": edges, "threshold": threshold, "progress": report, "state": state}
-        given = {name: value for name, value in given.items() if value is not None or name not in ("steps", "rounds")}
+        given = {
+            name: value
+            for name, value in given.items()
+            if value is not None or name not in ("steps", "rounds")
+        }
         found = function(model, task, **{name: value for name, value in given.items() if name in accepted})
     if isinstance(found, cd.Circuit):
         return found, None
@@ -345,11 +410,16 @@ def evaluate(
     effort: str = "full",
     state: Path | None = None,
 ) -> Evaluation:
-    """The circuit's evaluation under the options that it was searched with; its price is said first, on standard error."""
+    """The circuit's evaluation under the options that it was searched with;
+    its price is said first, on standard error.
+    """
     from circuitdiscovery.measure import evaluation
 
     examples = len(task.held_out or task)
-    say(f"measuring ({effort}): about {evaluation.price(circuit, examples, effort):.0f} forwards of {examples} prompts")
+    say(
+        f"measuring ({effort}): about {evaluation.price(circuit, examples, effort):.0f} forwards of "
+        f"{examples} prompts"
+    )
     with stage("measuring") as report:
         return evaluation.evaluate(
             model,

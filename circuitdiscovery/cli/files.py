@@ -1,4 +1,6 @@
-"""What a command is told by a file: a circuit, its scores, and the options that it was searched with; and what is printed."""
+"""What a command is told by a file: a circuit, its scores, and the options that
+it was searched with; and what is printed.
+"""
 
 from __future__ import annotations
 
@@ -51,13 +53,16 @@ def scores_of(path: str) -> Scores | None:
 
 
 def evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> Options:
-    """What is given; else what run.json beside the circuit says; else what the circuit knows of its search."""
+    """What is given; else what run.json beside the circuit says; else
+    what the circuit knows of its search."""
     from circuitdiscovery.cli import discover as run
 
     path = file_of(path)
     folder = Path(path).parent
     asked_anew = {key for key, value in given.items() if value is not None}
-    values = checked({key: value for key, value in searched_with(circuit.info).items() if key not in asked_anew}, path)
+    values = checked(
+        {key: value for key, value in searched_with(circuit.info).items() if key not in asked_anew}, path
+    )
     if Path(path).name == "circuit.json" and (folder / "run.json").exists():
         values |= checked(run.recorded(folder)["options"], str(folder / "run.json"))
     values |= {key: value for key, value in given.items() if value is not None}
@@ -96,7 +101,10 @@ def show_report(report: str, summary: dict[str, Any]) -> None:
 
     seconds = summary["seconds"]
     parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
-    rows = [("time", f"{duration(sum(seconds.values()))} ({parts})"), ("files", f"{summary['folder']}: {', '.join(summary['files'])}")]
+    rows = [
+        ("time", f"{duration(sum(seconds.values()))} ({parts})"),
+        ("files", f"{summary['folder']}: {', '.join(summary['files'])}"),
+    ]
     for line in [*report.splitlines(), *(f"{name:<13} {value}" for name, value in rows)]:
         name, value = line[:14], line[14:]
         click.echo(click.style(name, bold=True) + value)

@@ -1,9 +1,11 @@
-"""A run's folder while the run goes on: where it is, which of its files are done, and what to say where it stops.
+"""A run's folder while the run goes on: where it is, which of its files
+are done, and what to say where it stops.
 
-1. Every file is written whole or not at all (files.py), as soon as what it holds exists: the search's result before anything is
-   measured.
-2. run.json has the SHA-256 of each file that is done. A run that goes on takes the files that are as run.json says and makes what
-   comes after the first that is not; so it ends with the bytes of a run that was never stopped.
+1. Every file is written whole or not at all (files.py), as soon as what it holds exists: the
+   search's result before anything is measured.
+2. run.json has the SHA-256 of each file that is done. A run that goes on takes the files that are as run.json
+   says and makes what comes after the first that is not; so it ends with the bytes of a run that was never
+   stopped.
 3. A search that is under way has a state of its own beside them, and so has a measurement.
 """
 
@@ -30,7 +32,15 @@ from circuitdiscovery.reporting.options import MAY_DIFFER, Options
 RUNS = Path("runs")
 STATE = "search.state"
 KEPT = ("started", "effort", "data", "done", "seconds", "report")  # of an earlier process's run.json
-PACKAGES = ("circuitdiscovery", "torch", "transformers", "transformer_lens", "numpy", "safetensors", "pygraphviz")
+PACKAGES = (
+    "circuitdiscovery",
+    "torch",
+    "transformers",
+    "transformer_lens",
+    "numpy",
+    "safetensors",
+    "pygraphviz",
+)
 
 
 # -------------------------------------------------------------------- folder
@@ -40,14 +50,17 @@ def open_folder(name: str, *, out: Path | None, resume: bool) -> Path:
     """The folder of a run of this name: a fresh one, or with `resume` the one to go on with.
 
     Raises:
-        CircuitDiscoveryError: `out` is a file, holds something, or cannot be made; with `resume`, it holds another run.
+        CircuitDiscoveryError: `out` is a file, holds something, or cannot be
+        made; with `resume`, it holds another run.
     """
     if out is None:
         return _latest(name) if resume else _numbered(name)
     if out.exists() and not out.is_dir():
         raise CircuitDiscoveryError(f"--out {out} is a file; it must be a new or empty folder")
     if not resume and out.is_dir() and any(_listed(out)):
-        raise CircuitDiscoveryError(f"--out {out} is not empty; give a new or empty folder, or --resume to go on with the run in it")
+        raise CircuitDiscoveryError(
+            f"--out {out} is not empty; give a new or empty folder, or --resume to go on with the run in it"
+        )
     return _make(out)
 
 
@@ -95,7 +108,8 @@ def resumable(folder: Path) -> bool:
 
 @contextmanager
 def cleared_on_error(folder: Path) -> Iterator[None]:
-    """After an error before anything was found nothing of the run stays; a search's state or its result does."""
+    """After an error before anything was found nothing of the run
+    stays; a search's state or its result does."""
     try:
         yield
     except Exception:
@@ -111,7 +125,8 @@ def cleared_on_error(folder: Path) -> Iterator[None]:
 
 
 def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
-    """run.json of the run that is to go on, None where the folder is new; other options than then are an error.
+    """run.json of the run that is to go on, None where the folder is
+    new; other options than then are an error.
 
     Device and batch size may differ, which do not change what is found, and how much is measured.
     """
@@ -122,16 +137,20 @@ def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
     earlier = recorded(folder)
     then = earlier["options"]
     for field in fields(options):
-        before, now = then.get(field.name, field.default), getattr(options, field.name)  # an older version's may be fewer
+        # an older version's may be fewer
+        before, now = then.get(field.name, field.default), getattr(options, field.name)
         if field.name not in MAY_DIFFER and before != now:
-            raise CircuitDiscoveryError(f"{folder} was begun with {field.name} {before!r}, not {now!r}: resume with the same options")
+            raise CircuitDiscoveryError(
+                f"{folder} was begun with {field.name} {before!r}, not {now!r}: resume with the same options"
+            )
     return earlier
 
 
 def going_on(options: Options, earlier: dict[str, Any] | None) -> tuple[Options, bool]:
     """The options that a run goes on with, and whether it is finished already.
 
-    What is measured stays: a run that goes on may measure more than was asked for first, and less only where nothing is measured.
+    What is measured stays: a run that goes on may measure more than was asked for first,
+    and less only where nothing is measured.
     """
     if earlier is None:
         return options, False
@@ -148,10 +167,17 @@ def going_on(options: Options, earlier: dict[str, Any] | None) -> tuple[Options,
 class Journal:
     """run.json of a run that goes on. Of several processes the first one writes, and decides for all."""
 
-    def __init__(self, folder: Path, options: Options, command: list[str], earlier: dict[str, Any] | None) -> None:
+    def __init__(
+        self, folder: Path, options: Options, command: list[str], earlier: dict[str, Any] | None
+    ) -> None:
         self.folder, self.options, self._doing = folder, options, "loading"
         kept = {name: value for name, value in (earlier or {}).items() if name in KEPT}
-        self.record: dict[str, Any] = {"command": command, "options": asdict(options), "started": now(), "versions": _versions()}
+        self.record: dict[str, Any] = {
+            "command": command,
+            "options": asdict(options),
+            "started": now(),
+            "versions": _versions(),
+        }
         self.record |= {"done": {}, "seconds": {}} | kept
         if distributed.rank() == 0:
             for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
@@ -164,7 +190,8 @@ class Journal:
             write_json(self.folder / "run.json", self.record)
 
     def of_data(self, data: dict[str, str]) -> None:
-        """Note digests of the task's rows and of the tokenizer; they are saved with the first file that is done.
+        """Note digests of the task's rows and of the tokenizer; they
+        are saved with the first file that is done.
 
         Raises:
             CircuitDiscoveryError: the run was begun with others.
@@ -173,7 +200,9 @@ class Journal:
 
         other = other_data(self.record.get("data", {}), data)
         if other is not None:
-            raise CircuitDiscoveryError(f"{self.folder} was begun with other data, and is not gone on with: {other}; give a new --out")
+            raise CircuitDiscoveryError(
+                f"{self.folder} was begun with other data, and is not gone on with: {other}; give a new --out"
+            )
         self.record.setdefault("data", data)
 
     # ------------------------------------------------------------------ files
@@ -195,13 +224,17 @@ class Journal:
         if distributed.rank() == 0:
             write()
             self.forget(names[0])
-            self.record["done"] |= {name: self._digest(name) for name in names if (self.folder / name).exists()}
+            self.record["done"] |= {
+                name: self._digest(name) for name in names if (self.folder / name).exists()
+            }
         self.save()
 
     def forget(self, first: str) -> None:
         """From this file on nothing is done."""
         earlier = FILES[: FILES.index(first)]
-        self.record["done"] = {name: digest for name, digest in self.record["done"].items() if name in earlier}
+        self.record["done"] = {
+            name: digest for name, digest in self.record["done"].items() if name in earlier
+        }
 
     def _digest(self, name: str) -> str:
         return sha256((self.folder / name).read_bytes()).hexdigest()
@@ -218,7 +251,8 @@ class Journal:
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Whatever stops the run, Ctrl-C too, says in a note of the exception what is there and how to go on."""
+        """Whatever stops the run, Ctrl-C too, says in a note of the
+        exception what is there and how to go on."""
         try:
             yield
         except BaseException as error:

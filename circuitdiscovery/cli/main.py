@@ -1,6 +1,7 @@
 """The command line. Arguments are checked, and help is given, before torch is imported.
 
-Whatever goes wrong is one line on standard error and exit status 2; Ctrl-C is 130. Set CIRCUITDISCOVERY_DEBUG=1 for a traceback.
+Whatever goes wrong is one line on standard error and exit status 2; Ctrl-C is 130. Set
+CIRCUITDISCOVERY_DEBUG=1 for a traceback.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _ALLOCATIONS = 100_000  # of objects, from one search for garbage to the next
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C: the state is kept, the resume command printed
+    # `kill` is Ctrl-C: the state is kept, the resume command printed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     _spare_collections()
     try:
         with distributed.launched():
@@ -40,7 +42,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         click.echo(f"{PROGRAM}: {_one_line(error)}", err=True)
         sys.exit(2)
     finally:
-        # registered last, so that nothing else that is done at exit is interrupted: all is written, the status is known
+        # registered last, so that nothing else that is done at exit is
+        # interrupted: all is written, the status is known
         for late in (signal.SIGTERM, signal.SIGINT):
             atexit.register(signal.signal, late, signal.SIG_IGN)
     sys.exit(0)
@@ -49,8 +52,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _spare_collections() -> None:
     """Look for garbage seldom, and not at the end.
 
-    Importing torch and transformers makes half a million objects that stay; Python would look through them again and again meanwhile,
-    and three times more before it exits, which is a quarter of a short command.
+    Importing torch and transformers makes half a million objects that stay; Python would look through them
+    again and again meanwhile, and three times more before it exits, which is a quarter of a short command.
     """
     gc.set_threshold(_ALLOCATIONS)
     if distributed.started() < 2:  # the threads of a group's processes end with what holds them
@@ -78,7 +81,10 @@ def _no_option(error: click.NoSuchOption) -> str:
     """The sentence for an option that there is not."""
     if "completion" in error.option_name:
         shells = ", ".join(COMPLETE.format(shell=shell) for shell in ("bash", "zsh", "fish"))
-        return f"no option {error.option_name!r}; these commands print the script that completes words in a shell: {shells}"
+        return (
+            f"no option {error.option_name!r}; these commands print the script that completes words "
+            f"in a shell: {shells}"
+        )
     params = [] if error.ctx is None else error.ctx.command.get_params(error.ctx)
     options = [name for param in params for name in param.opts if name.startswith("--")]
     wanted = error.option_name.lstrip("-").replace("_", "-")

@@ -1,17 +1,20 @@
-"""What a removed edge carries: for every source, example and position a replacement of what the source writes.
+"""What a removed edge carries: for every source, example and position
+a replacement of what the source writes.
 
 | ablation | replacement |
 | --- | --- |
 | `resample` | the paired corrupted run (interchange ablation; Chan et al. 2022, Conmy et al. 2023) |
-| `mean` | mean over reference prompts at that position (Wang et al. 2022), of the same template, else of the same length |
+| `mean` | mean over reference prompts there, of the template, else of the length (Wang et al. 2022) |
 | `mean_all` | mean over all tokens of the reference prompts |
 | `zero` | 0 |
-| `noise` | a clean run with Gaussian noise on the token embeddings (Meng et al. 2022, arXiv 2202.05262, section 2.1) |
+| `noise` | a clean run with Gaussian noise on the embeddings (Meng et al. 2022, arXiv 2202.05262, 2.1) |
 | `random` | a Gaussian draw with the reference's mean and variance, per source, position and dimension |
 
-The reference (moments.py) is drawn apart from the examples; where a task cannot draw, a row's are the other rows, never itself.
+The reference (moments.py) is drawn apart from the examples; where a task cannot draw,
+a row's are the other rows, never itself.
 
-A new ablation is one function and one line in `ABLATIONS`; a user's own is any object with `rows` and `own_run`.
+A new ablation is one function and one line in `ABLATIONS`; a user's own
+is any object with `rows` and `own_run`.
 """
 
 from __future__ import annotations
@@ -44,11 +47,15 @@ class Ablation(Protocol):
 
     @property
     def own_run(self) -> bool:
-        """Whether the replacements of an example are one run's own activations; False is always right, True is faster."""
+        """Whether the replacements of an example are one run's own
+        activations; False is always right, True is faster.
+        """
         ...
 
     def rows(self, batch: Batch) -> Tensor:
-        """[sources, B, T, d_model]: the replacements for a batch's examples, all of one length T: these are asked for without pads."""
+        """[sources, B, T, d_model]: the replacements for a batch's examples, all of one
+        length T: these are asked for without pads.
+        """
         ...
 
 
@@ -62,7 +69,9 @@ class OnDemand:
     mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
 
     def rows(self, batch: Batch) -> Tensor:
-        """[sources, B, T, d_model] for a batch's examples; what stands at pads is finite, and nothing reads it."""
+        """[sources, B, T, d_model] for a batch's examples; what
+        stands at pads is finite, and nothing reads it.
+        """
         return self.compute(batch)
 
 
@@ -73,22 +82,27 @@ class Replacements:
     name: str
     own_run: bool
     parts: tuple[tuple[Batch, Tensor], ...]  # (batch, [sources, B, T, d_model])
-    held_out: Callable[[], Replacements] | None = None  # those of the task's held-out examples, computed when first needed
-    worlds: dict[Hashable, World] = field(default_factory=dict, compare=False, repr=False)  # what follows from them alone
+    # those of the task's held-out examples, computed when first needed
+    held_out: Callable[[], Replacements] | None = None
+    # what follows from them alone
+    worlds: dict[Hashable, World] = field(default_factory=dict, compare=False, repr=False)
     mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
 
     def rows(self, batch: Batch) -> Tensor:
-        """[sources, B, T, d_model] for a batch's examples, padded or not, without a copy for a batch as it was computed.
+        """[sources, B, T, d_model] for a batch's examples, padded or not,
+        without a copy for a batch as it was computed.
 
         Raises:
-            CircuitDiscoveryError: a prompt that is neither among the task's examples nor held out, by its row.
+            CircuitDiscoveryError: a prompt that is neither among the
+            task's examples nor held out, by its row.
         """
         same = ("rows", "clean", "corrupted", "lengths")
         for part, values in self.parts:
             if all(torch.equal(getattr(part, name), getattr(batch, name).to(values.device)) for name in same):
                 return values
         where: dict[tuple[Any, ...], tuple[Tensor, int]] = {}
-        for part, values in reversed(self.parts):  # the first of equal prompts stands for those of another row
+        # the first of equal prompts stands for those of another row
+        for part, values in reversed(self.parts):
             for i, key in reversed(list(enumerate(_keys(part)))):
                 where[key] = where[key[1:]] = (values, i)
         found = [where.get(key, where.get(key[1:])) for key in _keys(batch)]
@@ -96,7 +110,9 @@ class Replacements:
             return self.held_out().rows(batch)
         if None in found:
             row = batch.rows.tolist()[found.index(None)]
-            raise CircuitDiscoveryError(f"the given replacements were computed for other prompts than row {row}'s")
+            raise CircuitDiscoveryError(
+                f"the given replacements were computed for other prompts than row {row}'s"
+            )
         return _filled([each[0][:, each[1]] for each in found if each is not None], batch)
 
 
@@ -110,7 +126,13 @@ def mean_over(ablation: Any, batches: Sequence[Batch]) -> int | None:
 
 
 def _keys(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
-    rows = zip(batch.rows.tolist(), batch.clean.tolist(), batch.corrupted.tolist(), batch.lengths.tolist(), strict=True)
+    rows = zip(
+        batch.rows.tolist(),
+        batch.clean.tolist(),
+        batch.corrupted.tolist(),
+        batch.lengths.tolist(),
+        strict=True,
+    )
     return [(row, tuple(clean[:length]), tuple(corrupted[:length])) for row, clean, corrupted, length in rows]
 
 
@@ -128,7 +150,9 @@ def _filled(each: Sequence[Tensor], batch: Batch) -> Tensor:
 
 
 class Made(NamedTuple):
-    """A function from a batch to its replacements, and the fewest prompts that one is a mean over; None: it is not a mean."""
+    """A function from a batch to its replacements, and the fewest prompts that
+    one is a mean over; None: it is not a mean.
+    """
 
     rows: Callable[[Batch], Tensor]
     mean_over: int | None = None
@@ -190,10 +214,14 @@ ABLATIONS: dict[str, tuple[Callable[..., Made], bool]] = {
 
 
 def _draws(seed: int, batch: Batch, sources: int, like: Tensor) -> Tensor:
-    """[S, B, T, D] standard Gaussians, each example's from its own generator, so that batches and pads do not matter."""
+    """[S, B, T, D] standard Gaussians, each example's from its own
+    generator, so that batches and pads do not matter.
+    """
     each = zip(batch.rows.tolist(), batch.lengths.tolist(), strict=True)
     generators = ((torch.Generator().manual_seed(seed * 1_000_003 + row), length) for row, length in each)
-    return _filled([torch.randn(sources, n, like.shape[-1], generator=generator) for generator, n in generators], batch).to(like)
+    return _filled(
+        [torch.randn(sources, n, like.shape[-1], generator=generator) for generator, n in generators], batch
+    ).to(like)
 
 
 # ------------------------------------------------------------------ by name, or given
@@ -201,7 +229,11 @@ def _draws(seed: int, batch: Batch, sources: int, like: Tensor) -> Tensor:
 
 def name_of(ablation: str | Ablation) -> str:
     """What reports call an ablation; an object without a name goes by its class."""
-    return canonical("ablation", ablation) if isinstance(ablation, str) else str(getattr(ablation, "name", type(ablation).__name__))
+    return (
+        canonical("ablation", ablation)
+        if isinstance(ablation, str)
+        else str(getattr(ablation, "name", type(ablation).__name__))
+    )
 
 
 def on_demand(
@@ -213,14 +245,20 @@ def on_demand(
     seed: int = 0,
     k: float = 3.0,
 ) -> Ablation:
-    """The ablation by its name, its replacements computed batch by batch; one that is given comes back as it is."""
+    """The ablation by its name, its replacements computed batch by
+    batch; one that is given comes back as it is.
+    """
     if isinstance(ablation, OnDemand):
         return ablation
     if not isinstance(ablation, str):
         if not callable(getattr(ablation, "rows", None)):
-            raise CircuitDiscoveryError(f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}")
+            raise CircuitDiscoveryError(
+                f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}"
+            )
         rows = ablation.rows if isinstance(ablation, Replacements) else _without_pads(ablation.rows)
-        return OnDemand(name_of(ablation), getattr(ablation, "own_run", False), rows, getattr(ablation, "mean_over", None))
+        return OnDemand(
+            name_of(ablation), getattr(ablation, "own_run", False), rows, getattr(ablation, "mean_over", None)
+        )
     name = canonical("ablation", ablation)
     make, own_run = ABLATIONS[name]
     made = make(model, task=task, reference=_as_reference(task, reference), seed=seed, k=k)
@@ -228,7 +266,9 @@ def on_demand(
 
 
 def _without_pads(rows: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
-    """The rows of an ablation of one's own, which is asked for examples of one length at a time: it need not know of pads."""
+    """The rows of an ablation of one's own, which is asked for examples of one
+    length at a time: it need not know of pads.
+    """
 
     def filled(batch: Batch) -> Tensor:
         if not batch.padded:
@@ -266,22 +306,27 @@ def replacements(
     seed: int = 0,
     k: float = 3.0,
 ) -> Replacements:
-    """The replacements of every source on every example, computed once: [sources, examples, positions, d_model] per batch.
+    """The replacements of every source on every example, computed once: [sources,
+    examples, positions, d_model] per batch.
 
-    What circuits need of them beside is kept with them from their first use on, and takes about as much memory again.
+    What circuits need of them beside is kept with them from their first use
+    on, and takes about as much memory again.
 
     Args:
         model: a loaded model.
         task: its examples' prompts.
         ablation: `resample`, `mean`, `mean_all`, `zero`, `noise` or `random`.
-        reference: prompts that `mean`, `mean_all` and `random` take their statistics from: a task (its corrupted prompts) or
-            token ids; by default hundreds of corrupted prompts that the task draws apart from its examples, or where it
-            cannot draw (a table, tokens) its own, for each row all but the row itself.
+        reference: prompts that `mean`, `mean_all` and `random` take their statistics from: a task (its
+            corrupted prompts) or token ids; by default hundreds of corrupted prompts that the task draws
+            apart from its examples, or where it cannot draw (a table, tokens) its own, for each row all but
+            the row itself.
         seed: of the draws of `noise` and `random`.
-        k: the standard deviation of `noise`, in standard deviations of the embedding matrix's entries (3 as in Meng et al.).
+        k: the standard deviation of `noise`, in standard deviations of the
+            embedding matrix's entries (3 as in Meng et al.).
 
     Raises:
-        CircuitDiscoveryError: an unknown ablation; a prompt whose length no other prompt of the reference has.
+        CircuitDiscoveryError: an unknown ablation; a prompt whose
+        length no other prompt of the reference has.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -291,5 +336,11 @@ def replacements(
     found = task.batches(run_tokens=run_tokens(model))  # as `patching.batches` has them
     parts = tuple((batch.to(model.device), computed.rows(batch.to(model.device))) for batch in found)
     rest = task.held_out
-    later = None if rest is None else cache(lambda: replacements(model, rest, ablation=ablation, reference=reference, seed=seed, k=k))
-    return Replacements(computed.name, computed.own_run, parts, later, mean_over=getattr(computed, "mean_over", None))
+    later = (
+        None
+        if rest is None
+        else cache(lambda: replacements(model, rest, ablation=ablation, reference=reference, seed=seed, k=k))
+    )
+    return Replacements(
+        computed.name, computed.own_run, parts, later, mean_over=getattr(computed, "mean_over", None)
+    )

@@ -1,11 +1,12 @@
 """The definition: the model as a function of an edge mask, in its clearest form.
 
-    receiver r reads  sum over groups g of  out_g( sum over s in g of  replacement_s + mask[s, r] (current_s - replacement_s) )
+    receiver r reads  sum over groups g of  out_g( sum over s in g of  replacement_s +
+    mask[s, r] (current_s - replacement_s) )
 
-A group is what passes through one output function together: `input`, the heads of one layer, or one MLP. out_g adds the output's
-bias. The mask holds real numbers, one for each edge or one for each edge and position, and the logits have a gradient in it: at a
-mask of ones that gradient is attribution patching's (Syed et al. 2023, arXiv 2310.10348, equation 2). What is fast (fast.py,
-relaxed.py) is tested against this.
+A group is what passes through one output function together: `input`, the heads of one layer, or one MLP.
+out_g adds the output's bias. The mask holds real numbers, one for each edge or one for each edge and
+position, and the logits have a gradient in it: at a mask of ones that gradient is attribution patching's
+(Syed et al. 2023, arXiv 2310.10348, equation 2). What is fast (fast.py, relaxed.py) is tested against this.
 
 Shapes: S sources, R receivers, N examples, T positions, D d_model, H heads, K d_head.
 """
@@ -23,8 +24,11 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, per_head, unembed
 
 
-def masked_logits(model: Model, graph: Graph, start: Tensor, replacement: Tensor, position: Tensor, mask: Tensor) -> Tensor:
-    """[N, vocabulary]: one forward in which every edge carries a part of its source; differentiable in the mask.
+def masked_logits(
+    model: Model, graph: Graph, start: Tensor, replacement: Tensor, position: Tensor, mask: Tensor
+) -> Tensor:
+    """[N, vocabulary]: one forward in which every edge carries a part
+    of its source; differentiable in the mask.
 
     Args:
         model, graph: what runs, and how its edges are counted.
@@ -33,14 +37,18 @@ def masked_logits(model: Model, graph: Graph, start: Tensor, replacement: Tensor
         position: [N], where the logits are wanted.
         mask: [S, R] or [S, R, T] real, 0 where there is no edge.
     """
-    groups: list[tuple[slice, Callable[[Tensor], Tensor]]] = [(slice(0, 1), lambda x: x)]  # (sources, out), in topological order
+    # (sources, out), in topological order
+    groups: list[tuple[slice, Callable[[Tensor], Tensor]]] = [(slice(0, 1), lambda x: x)]
     change = (start - replacement[0])[None]  # [sources so far, N, T, D]: current - replacement
     which = "sr,sntd->rntd" if mask.dim() == 2 else "srt,sntd->rntd"
 
     def read(columns: np.ndarray) -> Tensor:
         """[len(columns), N, T, D]."""
         at = torch.from_numpy(columns).to(mask.device)
-        parts = [out(replacement[rows].sum(0) + torch.einsum(which, mask[rows][:, at], change[rows])) for rows, out in groups]
+        parts = [
+            out(replacement[rows].sum(0) + torch.einsum(which, mask[rows][:, at], change[rows]))
+            for rows, out in groups
+        ]
         return torch.stack(parts).sum(0)
 
     for layer, block in enumerate(model.blocks):

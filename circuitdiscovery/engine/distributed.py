@@ -1,7 +1,7 @@
 """Several processes on one search: each runs its share of a task's examples, and what they found is summed.
 
-The processes are those of torch.distributed's default group, all of which make the same calls with the same arguments. Without
-a group, one process has all the work, and nothing here does anything.
+The processes are those of torch.distributed's default group, all of which make the same calls with the same
+arguments. Without a group, one process has all the work, and nothing here does anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ T = TypeVar("T")
 
 
 def _joined() -> Any:
-    """torch.distributed where this process is in a group, else None; without torch there is none, and torch is not imported."""
+    """torch.distributed where this process is in a group, else None; without torch
+    there is none, and torch is not imported.
+    """
     dist: Any = sys.modules.get("torch.distributed")
     return dist if dist is not None and dist.is_available() and dist.is_initialized() else None
 
@@ -42,7 +44,8 @@ def rank() -> int:
 
 
 def share(task: Task) -> list[int]:
-    """The rows of a task's examples that are this process's: as many as the others', or one fewer, and of like lengths.
+    """The rows of a task's examples that are this process's: as many as the
+    others', or one fewer, and of like lengths.
 
     With fewer examples than processes the last processes have none.
     """
@@ -66,15 +69,20 @@ def _reduced(values: Tensor, how: str) -> Tensor:
     dist = _joined()
     if dist is None:
         return values
-    devices = [part.partition(":")[0] for part in dist.get_backend_config().split(",")]  # as in cpu:gloo,cuda:nccl
-    device = values.device.type if values.device.type in devices else "cpu" if "cpu" in devices else devices[0]
+    # as in cpu:gloo,cuda:nccl
+    devices = [part.partition(":")[0] for part in dist.get_backend_config().split(",")]
+    device = (
+        values.device.type if values.device.type in devices else "cpu" if "cpu" in devices else devices[0]
+    )
     there = values.contiguous() if values.device.type == device else values.to(device)
     dist.all_reduce(there, getattr(dist.ReduceOp, how))
     return there.to(values.device)
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives, or raises, in the first process, in all of them; it is called only there, and must not need the others."""
+    """What `make` gives, or raises, in the first process, in all of them; it is called
+    only there, and must not need the others.
+    """
     dist = _joined()
     if dist is None:
         return make()
@@ -100,10 +108,11 @@ def started() -> int:
 
 @contextmanager
 def launched() -> Iterator[None]:
-    """The processes that torchrun started, as one group while this lasts; nothing where it started none or one.
+    """The processes that torchrun started, as one group while this
+    lasts; nothing where it started none or one.
 
-    Only the first process writes to standard output and error meanwhile. An error comes out of the process that met it first;
-    the others, which met the same or were left alone, exit with 2.
+    Only the first process writes to standard output and error meanwhile. An error comes out of the process
+    that met it first; the others, which met the same or were left alone, exit with 2.
     """
     if started() < 2:
         yield
@@ -115,7 +124,8 @@ def launched() -> Iterator[None]:
     gpus = torch.cuda.device_count()
     if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % gpus)
-    backend = "cpu:gloo,cuda:nccl" if gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", 1)) else "gloo"  # nccl: no two on one GPU
+    # nccl: no two on one GPU
+    backend = "cpu:gloo,cuda:nccl" if gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", 1)) else "gloo"
     store, number, size = next(rendezvous("env://"))
     dist.init_process_group(backend, store=store, rank=number, world_size=size)
     try:

@@ -2,18 +2,20 @@
 
     every receiver reads  (everything as replaced)  +  sum over kept edges of (current - replacement)
 
-1. A `World` is one batch under one ablation: where the run starts, what a removed edge carries, and the sum of all
-   replacements at each place of the residual stream.
-2. `World.logits` evaluates any mask in one forward, and only what matters: the nodes with a path of kept edges to the logits
-   and, where every replacement is a run's own activation, with one from the input (elsewhere current equals replacement);
-   and of a node that no key and no value reads on the way to the logits, the answer's position alone.
-3. `World.branch` evaluates many alternatives of what one receiver reads, given the state of the rest: only the nodes that
-   the receiver reaches run again. The searches stand on it.
-4. `World.begin` keeps the state of a mask's run, and `World.go_on` runs from it only what another mask changes; several
-   versions with other sources silenced (they carry their replacements) go through one run. Measuring stands on it (plan.py).
+1. A `World` is one batch under one ablation: where the run starts, what a removed edge carries, and the sum
+   of all replacements at each place of the residual stream.
+2. `World.logits` evaluates any mask in one forward, and only what matters: the nodes with a path of kept
+   edges to the logits and, where every replacement is a run's own activation, with one from the input
+   (elsewhere current equals replacement); and of a node that no key and no value reads on the way to the
+   logits, the answer's position alone.
+3. `World.branch` evaluates many alternatives of what one receiver reads, given the state of the rest: only
+   the nodes that the receiver reaches run again. The searches stand on it.
+4. `World.begin` keeps the state of a mask's run, and `World.go_on` runs from it only what another mask
+   changes; several versions with other sources silenced (they carry their replacements) go through one run.
+   Measuring stands on it (plan.py).
 
-Shapes: R receivers, S sources, M alternatives, N examples, T positions, D d_model, H heads, h some of them, K d_head;
-P = N * T places, or N where only the answer's position matters; B = M * P.
+Shapes: R receivers, S sources, M alternatives, N examples, T positions, D d_model, H heads, h some of them, K
+d_head; P = N * T places, or N where only the answer's position matters; B = M * P.
 """
 
 from __future__ import annotations
@@ -92,7 +94,8 @@ class World:
         start: [N, T, D], what `input` currently writes.
         replacement: [S, N, T, D], what a removed edge carries.
         position: [N], where the logits are wanted.
-        own_run: every replacement is some run's own activation, so a node that reads only replacements writes its own.
+        own_run: every replacement is some run's own activation, so a node
+            that reads only replacements writes its own.
     """
 
     model: Model
@@ -104,7 +107,9 @@ class World:
 
     @cached_property
     def bases(self) -> tuple[Tensor, ...]:
-        """[N, T, D] each: what is read when every edge is removed, by attention and MLP of each layer, last by the logits."""
+        """[N, T, D] each: what is read when every edge is removed, by attention
+        and MLP of each layer, last by the logits.
+        """
         bases: list[Tensor] = []
         x = self.replacement[0]
         for layer, block in enumerate(self.model.blocks):
@@ -117,14 +122,17 @@ class World:
     @cached_property
     def at_answer(self) -> Tensor:
         """[S, N, D]: the replacements at the answer's position."""
-        return self.replacement[:, torch.arange(len(self.position), device=self.position.device), self.position]
+        return self.replacement[
+            :, torch.arange(len(self.position), device=self.position.device), self.position
+        ]
 
     @cached_property
     def _fixed(self) -> dict[tuple[int, str, bool], Tensor]:
         return {}
 
     def replaced(self, layer: int, letter: str, at_answer: bool) -> Tensor:
-        """[heads or groups, P, K]: a layer's queries, keys or values where every edge into them is removed."""
+        """[heads or groups, P, K]: a layer's queries, keys or values
+        where every edge into them is removed."""
         key = layer, letter, at_answer
         if key not in self._fixed:
             block, base = self.model.blocks[layer], self.bases[2 * layer]
@@ -142,7 +150,8 @@ class World:
         return self._logits(self._run(mask, self.graph.running(mask, self.own_run), None)[1])[0]
 
     def begin(self, part: Part) -> tuple[State, Tensor]:
-        """The state after a part of one version ran from nothing, valid until the next, and its [N, vocabulary] logits.
+        """The state after a part of one version ran from nothing, valid until
+        the next, and its [N, vocabulary] logits.
 
         The logits are the circuit's where the part has all its nodes.
         """
@@ -156,7 +165,9 @@ class World:
         return State(difference, last), logits
 
     def go_on(self, part: Part, state: State | None) -> Tensor:
-        """[M, N, vocabulary]: the logits of each version of a part; what does not run is as in the state, or replaced without one."""
+        """[M, N, vocabulary]: the logits of each version of a part; what does not run is
+        as in the state, or replaced without one.
+        """
         _, at_answer = self._run(part.mask, part.nodes, state, wide=part.wide, silenced=part.silenced)
         return self._logits(at_answer).expand(len(part.silenced), -1, -1)
 
@@ -167,7 +178,9 @@ class World:
         return State(difference, at_position(difference, self.position))
 
     def state(self, mask: np.ndarray, clean: State, first_layer: int) -> State:
-        """The state under a mask that removes nothing before a layer, where `clean` is the state with every edge kept."""
+        """The state under a mask that removes nothing before a layer, where
+        `clean` is the state with every edge kept.
+        """
         upstream = self.graph.n_upstream(first_layer)
         nodes = self.graph.live(mask)
         nodes[:upstream] = False
@@ -179,7 +192,9 @@ class World:
         return State(difference, last)
 
     def branch(self, mask: np.ndarray, state: State, receiver: int, kept: np.ndarray) -> Tensor:
-        """[M, N, vocabulary]: the logits in a state, for [M, S] alternatives of the sources that one receiver keeps."""
+        """[M, N, vocabulary]: the logits in a state, for [M, S]
+        alternatives of the sources that one receiver keeps.
+        """
         nodes = self.graph.reached(mask, self.graph.feeds[receiver]) & self.graph.live(mask)
         at_answer = self._run(mask, nodes, state, receiver, kept)[1]
         return self._logits(at_answer).expand(len(kept), -1, -1)
@@ -206,29 +221,50 @@ class World:
     ) -> tuple[Places, Places]:
         """What the sources in a [S] bool `nodes` write, at all positions and at the answer's alone.
 
-        All other sources stay as in the state, or are replaced where there is none. `alternatives`, [M, S], are what one
-        receiver keeps; everything downstream of it has M versions. `wide` and `silenced` are those of a `Part`.
+        All other sources stay as in the state, or are replaced where there is none. `alternatives`, [M, S],
+        are what one receiver keeps; everything downstream of it has M versions. `wide` and `silenced` are
+        those of a `Part`.
         """
         graph = self.graph
         wide = graph.everywhere(mask) if wide is None else wide
         if silenced is None:
             silenced = np.zeros((1 if alternatives is None else len(alternatives), len(nodes)), dtype=bool)
         held = np.flatnonzero(silenced.any(axis=0) & ~nodes) if state is not None else np.zeros(0, dtype=int)
-        heads = [graph.heads(layer).start + np.flatnonzero(nodes[graph.heads(layer)]) for layer in range(graph.n_layers)]
-        heads = [rows[np.argsort(~wide[rows], kind="stable")] for rows in heads]  # first those that are needed everywhere
-        mlps = [graph.mlp(layer) + np.flatnonzero(nodes[graph.mlps(layer)]) for layer in range(graph.n_layers)]
-        moved = [held, np.arange(int(nodes[0])), *(rows for pair in zip(heads, mlps, strict=True) for rows in pair)]
+        heads = [
+            graph.heads(layer).start + np.flatnonzero(nodes[graph.heads(layer)])
+            for layer in range(graph.n_layers)
+        ]
+        # first those that are needed everywhere
+        heads = [rows[np.argsort(~wide[rows], kind="stable")] for rows in heads]
+        mlps = [
+            graph.mlp(layer) + np.flatnonzero(nodes[graph.mlps(layer)]) for layer in range(graph.n_layers)
+        ]
+        moved = [
+            held,
+            np.arange(int(nodes[0])),
+            *(rows for pair in zip(heads, mlps, strict=True) for rows in pair),
+        ]
         moved = np.concatenate(moved)
         fixed = np.ones(len(nodes), dtype=bool)
         fixed[moved] = False
-        changed = mask, fixed, receiver, np.zeros((len(silenced), 0), dtype=bool) if alternatives is None else alternatives, silenced
-        everywhere = Places.build(self, None, moved[wide[moved]], state and state.difference.flatten(0, 1), *changed)
+        changed = (
+            mask,
+            fixed,
+            receiver,
+            np.zeros((len(silenced), 0), dtype=bool) if alternatives is None else alternatives,
+            silenced,
+        )
+        everywhere = Places.build(
+            self, None, moved[wide[moved]], state and state.difference.flatten(0, 1), *changed
+        )
         at_answer = Places.build(self, self.position, moved, state and state.at_answer, *changed)
         everywhere.hold(held[wide[held]])
         at_answer.hold(held)
 
         def write(row: int, of: Callable[[Places], Tensor]) -> None:
-            """One source that is no head, [M or 1, P, D] at some places: at all positions if needed, and at the answer's."""
+            """One source that is no head, [M or 1, P, D] at some places: at all
+            positions if needed, and at the answer's.
+            """
             places = everywhere if wide[row] else at_answer
             places.write(row, of(places))
             if wide[row]:
@@ -241,10 +277,21 @@ class World:
                 self._run_heads(layer, block, heads[layer], wide, everywhere, at_answer)
             if len(mlps[layer]):
                 columns = graph.columns(layer, "m")
-                write(graph.mlp(layer), lambda places, b=block, c=columns: b.mlp(b.norm2(places.read(c)[:, :, 0])))
+                write(
+                    graph.mlp(layer),
+                    lambda places, b=block, c=columns: b.mlp(b.norm2(places.read(c)[:, :, 0])),
+                )
         return everywhere, at_answer
 
-    def _run_heads(self, layer: int, block: Block, rows: np.ndarray, wide: np.ndarray, everywhere: Places, at_answer: Places) -> None:
+    def _run_heads(
+        self,
+        layer: int,
+        block: Block,
+        rows: np.ndarray,
+        wide: np.ndarray,
+        everywhere: Places,
+        at_answer: Places,
+    ) -> None:
         """Some heads of a layer, those that are needed everywhere first: what they attend to and write."""
         heads, n_wide = rows - self.graph.heads(layer).start, int(wide[rows].sum())
         q, k, v = everywhere.project(layer, {"q": heads[:n_wide], "k": heads, "v": heads})

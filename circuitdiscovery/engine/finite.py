@@ -1,9 +1,12 @@
-"""NaN and infinity are refused where they are first seen, by row: a search would keep every edge by them, or none.
+"""NaN and infinity are refused where they are first seen, by row: a
+search would keep every edge by them, or none.
 
-Every metric value that is computed anywhere is looked at here, and the logits of the runs that everything is compared with: the clean
-run, and the one with every edge replaced. All of these are computed anyway, before a search takes its first decision.
+Every metric value that is computed anywhere is looked at here, and the logits of the runs that everything is
+compared with: the clean run, and the one with every edge replaced. All of these are computed anyway, before a
+search takes its first decision.
 
-Where those two runs are the same but for rounding there is nothing to explain, and nothing is measured in shares of their difference.
+Where those two runs are the same but for rounding there is nothing to explain, and
+nothing is measured in shares of their difference.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ def finite_values(values: Tensor, rows: Tensor, metric: str) -> Tensor:
         return values
     column = _first(right, rows)
     wrong = values.detach()[..., column][~right[..., column]].flatten()[0].item()
-    raise CircuitDiscoveryError(f"row {int(rows[column])}: metric {metric!r} is {wrong}, and not a finite number; leave the row out")
+    raise CircuitDiscoveryError(
+        f"row {int(rows[column])}: metric {metric!r} is {wrong}, and not a finite number; leave the row out"
+    )
 
 
 def finite_logits(logits: Tensor, rows: Tensor | Sequence[int], run: str) -> Tensor:
@@ -47,13 +52,17 @@ def finite_logits(logits: Tensor, rows: Tensor | Sequence[int], run: str) -> Ten
     if bool(right.all()):
         return logits
     row = int(rows[_first(right, rows)])
-    raise CircuitDiscoveryError(f"row {row}: the {run} run's logits are not numbers (NaN); leave the row out, or try dtype float32")
+    raise CircuitDiscoveryError(
+        f"row {row}: the {run} run's logits are not numbers (NaN); leave the row out, or try dtype float32"
+    )
 
 
 def rounding(logits: Tensor, dtype: torch.dtype, metric: str = "logit_diff") -> Tensor:
-    """[N]: below what a metric of two runs of the same cannot be told apart, from [..., N, vocabulary] logits of one of them.
+    """[N]: below what a metric of two runs of the same cannot be told apart, from
+    [..., N, vocabulary] logits of one of them.
 
-    A run's logits are right to a few units in the last place of the largest; a probability moves by no more than a quarter of that.
+    A run's logits are right to a few units in the last place of the largest; a probability
+    moves by no more than a quarter of that.
     """
     largest = logits.detach().abs().amax(-1).double()
     largest = largest.reshape(-1, largest.shape[-1]).amax(0)

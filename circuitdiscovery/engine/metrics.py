@@ -1,4 +1,5 @@
-"""What is measured: functions of the logits at the answer's position and of a task's answers, each with its direction.
+"""What is measured: functions of the logits at the answer's position and of a
+task's answers, each with its direction.
 
 A new metric is one function and one line in `METRICS`.
 """
@@ -47,7 +48,9 @@ class BoundMetric:
     function: Callable[[Tensor, Batch], Tensor]
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
-        """[..., B, vocabulary] logits of a batch's examples -> [..., B], in float32 at least, all of them finite numbers."""
+        """[..., B, vocabulary] logits of a batch's examples -> [..., B], in
+        float32 at least, all of them finite numbers.
+        """
         return finite_values(self.function(precise(logits), batch), batch.rows, self.name)
 
     def damage(self, old: Any, new: Any) -> Any:
@@ -79,7 +82,9 @@ def precise(logits: Tensor) -> Tensor:
 
 
 def _gather(values: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., B, V] and [B, k] padded with -1 -> ([..., B, k] values with 0 at the padding, [B] number of answers)."""
+    """[..., B, V] and [B, k] padded with -1 -> ([..., B, k] values
+    with 0 at the padding, [B] number of answers).
+    """
     present = answers >= 0
     index = answers.clamp(min=0).expand(*values.shape[:-1], -1)
     return values.gather(-1, index) * present, present.sum(-1)
@@ -105,7 +110,8 @@ def logit(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def logit_diff(logits: Tensor, batch: Batch) -> Tensor:
-    """The mean logit of the correct answers minus that of the incorrect ones (Wang et al. 2022, section 2)."""
+    """The mean logit of the correct answers minus that of the
+    incorrect ones (Wang et al. 2022, section 2)."""
     return _mean_logit(logits, batch.correct) - _mean_logit(logits, batch.incorrect)
 
 
@@ -115,7 +121,8 @@ def probability(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def prob_diff(logits: Tensor, batch: Batch) -> Tensor:
-    """The probability of the correct answers minus that of the incorrect ones (Hanna et al. 2023, section 2)."""
+    """The probability of the correct answers minus that of the
+    incorrect ones (Hanna et al. 2023, section 2)."""
     return _summed_probability(logits, batch.correct) - _summed_probability(logits, batch.incorrect)
 
 
@@ -132,7 +139,9 @@ def accuracy(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def kl_from(reference: Tensor, logits: Tensor) -> Tensor:
-    """KL(reference || logits) over the whole vocabulary, summed, in nats and float32 at least: [..., V] logits each -> [...]."""
+    """KL(reference || logits) over the whole vocabulary, summed, in nats and float32
+    at least: [..., V] logits each -> [...].
+    """
     expected, given = precise(reference).log_softmax(-1), precise(logits).log_softmax(-1)
     # what is given may be gigabytes: its own memory is used where no gradient is asked for
     difference = given - expected if given.requires_grad else given.sub_(expected)
@@ -150,15 +159,18 @@ METRICS: dict[str, tuple[Callable[[Tensor, Batch], Tensor], bool]] = {
 }
 
 
-def bind(metric: str | Metric | Callable[[Tensor, Any], Tensor], model: Model, task: Task, *, plain: bool = True) -> BoundMetric:
+def bind(
+    metric: str | Metric | Callable[[Tensor, Any], Tensor], model: Model, task: Task, *, plain: bool = True
+) -> BoundMetric:
     """The metric by its name, or one's own, for a model on a task.
 
     A plain function's attribute `higher_is_better` is its direction; without one, higher is better.
 
     Args:
         metric, model, task: which, of what, on what.
-        plain: KL is from the logits of a plain run, made here. A run under a mask rounds elsewhere, which in a half precision is seen:
-            where such runs are measured, plain is False, and `against` gives the logits of one with every edge kept.
+        plain: KL is from the logits of a plain run, made here. A run under a mask rounds elsewhere, which in
+            a half precision is seen: where such runs are measured, plain is False, and `against` gives the
+            logits of one with every edge kept.
 
     Raises:
         CircuitDiscoveryError: an unknown name, with the nearest one.
@@ -168,11 +180,17 @@ def bind(metric: str | Metric | Callable[[Tensor, Any], Tensor], model: Model, t
         if name == "kl_divergence":
             return _divergence(by_rows(clean_logits(model, task)) if plain else _not_given)
         function, higher_is_better = METRICS[name]
-        if name in ("logit_diff", "prob_diff", "accuracy") and not all(example.incorrect for example in task.examples):
-            raise CircuitDiscoveryError(f"metric {name!r} needs an incorrect answer in every row of task {task.name!r}")
+        if name in ("logit_diff", "prob_diff", "accuracy") and not all(
+            example.incorrect for example in task.examples
+        ):
+            raise CircuitDiscoveryError(
+                f"metric {name!r} needs an incorrect answer in every row of task {task.name!r}"
+            )
         return BoundMetric(name, higher_is_better, function)
     if not isinstance(metric, Metric):
-        metric = Metric(getattr(metric, "__name__", "metric"), metric, getattr(metric, "higher_is_better", True))
+        metric = Metric(
+            getattr(metric, "__name__", "metric"), metric, getattr(metric, "higher_is_better", True)
+        )
     return BoundMetric(metric.name, metric.higher_is_better, _own(metric, task))
 
 
@@ -180,7 +198,9 @@ def _own(metric: Metric, task: Task) -> Callable[[Tensor, Batch], Tensor]:
     def measured(logits: Tensor, part: Task) -> Tensor:
         values = metric.function(logits, part)
         if not isinstance(values, Tensor) or values.shape != logits.shape[:-1]:
-            raise CircuitDiscoveryError(f"metric {metric.name!r} must return a tensor of [examples] = [{len(logits)}]")
+            raise CircuitDiscoveryError(
+                f"metric {metric.name!r} must return a tensor of [examples] = [{len(logits)}]"
+            )
         return values
 
     def function(logits: Tensor, batch: Batch) -> Tensor:

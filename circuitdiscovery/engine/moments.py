@@ -1,13 +1,18 @@
-"""Means and variances of what every source writes, over reference prompts: what the ablations `mean`, `mean_all` and `random` stand on.
+"""Means and variances of what every source writes, over reference prompts: what the ablations
+`mean`, `mean_all` and `random` stand on.
 
-The reference is drawn apart from the examples: a task that can draw prompts draws hundreds more. A task that cannot (a table, tokens)
-has only its own rows, and a row's reference is then every row but itself: a mean that holds the row would give it back to the circuit.
+The reference is drawn apart from the examples: a task that can draw prompts draws hundreds more. A task that
+cannot (a table, tokens) has only its own rows, and a row's reference is then every row but itself: a mean
+that holds the row would give it back to the circuit.
 
-1. A row's group are the reference prompts of its template and length, where these are at least ten; else those of its length, whatever
-   their template; where even these are fewer than ten, the task's own other rows of that length are taken in.
-2. Prompts run a few at a time, and of what they write only sums are kept: memory grows with the groups, not with the prompts.
-3. Where a row is of its group, its own run is taken out again: the mean of the other n - 1 is (sum - x) / (n - 1), and the sum of
-   squares about it that about the old mean less (x - mean)^2 n / (n - 1). The variance divides by one less than the number of prompts.
+1. A row's group are the reference prompts of its template and length, where these are at least ten; else
+   those of its length, whatever their template; where even these are fewer than ten, the task's own other
+   rows of that length are taken in.
+2. Prompts run a few at a time, and of what they write only sums are kept: memory
+   grows with the groups, not with the prompts.
+3. Where a row is of its group, its own run is taken out again: the mean of the other n - 1 is (sum - x) / (n
+   - 1), and the sum of squares about it that about the old mean less (x - mean)^2 n / (n - 1). The variance
+   divides by one less than the number of prompts.
 """
 
 from __future__ import annotations
@@ -32,7 +37,8 @@ _BATCH_ROWS = 32
 
 @torch.no_grad()
 def run_sources(model: Model, start: Tensor) -> Tensor:
-    """[sources, N, T, d_model]: what every source writes, from [N, T] tokens or an [N, T, d_model] embedding."""
+    """[sources, N, T, d_model]: what every source writes, from [N, T]
+    tokens or an [N, T, d_model] embedding."""
     sources = plain_run(model, start, None, keep_sources=True).sources
     assert sources is not None
     return sources
@@ -53,7 +59,9 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Sums over prompts, of the [S, T, D] that they write; or, where prompts of all lengths count, over their tokens, of [S, D]."""
+    """Sums over prompts, of the [S, T, D] that they write; or, where prompts of all
+    lengths count, over their tokens, of [S, D].
+    """
 
     prompts: int
     weight: int  # how many were summed: prompts, or tokens
@@ -64,7 +72,12 @@ class Group:
     def of(cls, values: Tensor, squares: bool) -> Group:
         """Of some prompts' [S, B, T, D], position by position."""
         mean = values.mean(1)
-        return cls(values.shape[1], values.shape[1], mean, ((values - mean[:, None]) ** 2).sum(1) if squares else None)
+        return cls(
+            values.shape[1],
+            values.shape[1],
+            mean,
+            ((values - mean[:, None]) ** 2).sum(1) if squares else None,
+        )
 
     @classmethod
     def of_tokens(cls, values: Tensor) -> Group:
@@ -78,7 +91,9 @@ class Group:
         squares = None
         if self.squares is not None and other.squares is not None:
             squares = self.squares + other.squares + apart**2 * (self.weight * other.weight / weight)
-        return Group(self.prompts + other.prompts, weight, self.mean + apart * (other.weight / weight), squares)
+        return Group(
+            self.prompts + other.prompts, weight, self.mean + apart * (other.weight / weight), squares
+        )
 
     def __mul__(self, copies: int) -> Group:
         """Every prompt so many times."""
@@ -109,7 +124,9 @@ class Moments:
         CircuitDiscoveryError: a row whose length no other prompt has; names it.
     """
 
-    def __init__(self, model: Model, task: Task, given: Task | None, *, variance: bool = False, tokens: bool = False) -> None:
+    def __init__(
+        self, model: Model, task: Task, given: Task | None, *, variance: bool = False, tokens: bool = False
+    ) -> None:
         self._model, self._task, self._given, self._tokens = model, task, given, tokens
         self._fewest = 2 if variance else 1
         self._of = Group.of_tokens if tokens else partial(Group.of, squares=variance)
@@ -120,7 +137,9 @@ class Moments:
         self._sizes = self._counted()
         self._same = Counter((e.clean, e.corrupted, template) for e in own for template in {None, e.template})
         self._keys = [self._key(example) for example in task.examples]
-        self._copies = [self._copied(key, example) for key, example in zip(self._keys, task.examples, strict=True)]
+        self._copies = [
+            self._copied(key, example) for key, example in zip(self._keys, task.examples, strict=True)
+        ]
         for row, (key, copies) in enumerate(zip(self._keys, self._copies, strict=True)):
             if self._sizes[key] - copies < self._fewest:
                 raise self._lacking(row, self._sizes[key] - copies)
@@ -132,7 +151,9 @@ class Moments:
         return min(self._sizes[key] - copies for key, copies in zip(self._keys, self._copies, strict=True))
 
     def of(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        """(each example's mean, [S, T, D] or over all tokens [S, D]; their variances, none where they were not asked for)."""
+        """(each example's mean, [S, T, D] or over all tokens [S, D]; their
+        variances, none where they were not asked for).
+        """
         rows, lengths = batch.rows.tolist(), batch.lengths.tolist()
         own = self._written(batch.corrupted) if any(self._copies[row] for row in rows) else None
         found = [self._groups[self._keys[row]] for row in rows]
@@ -175,7 +196,8 @@ class Moments:
             return CircuitDiscoveryError(f"row {row} has {count} tokens, but {there} of the reference does")
         needed = "another prompt" if self._fewest == 1 else "two other prompts"
         return CircuitDiscoveryError(
-            f"row {row} has {count} tokens: its mean needs {needed} of that length, and of itself it is not taken; "
+            f"row {row} has {count} tokens: its mean needs {needed} of that length, and of itself it is "
+            "not taken; "
             "give more rows of that length, or replacements(..., reference=prompts)"
         )
 
@@ -187,7 +209,9 @@ class Moments:
 
     def _collected(self) -> dict[Key, Group]:
         keys, groups = sorted(set(self._keys), key=repr), dict[Key, Group]()
-        member = [[key for key in keys if key.holds(e, i >= self._apart)] for i, e in enumerate(self._pool.examples)]
+        member = [
+            [key for key in keys if key.holds(e, i >= self._apart)] for i, e in enumerate(self._pool.examples)
+        ]
         wanted = [row for row, found in enumerate(member) if found]
         longest = max(len(self._pool.examples[row].corrupted) for row in wanted)
         each = len(self._model.graph.sources) * longest * self._model.d_model * 4

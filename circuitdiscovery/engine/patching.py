@@ -22,7 +22,8 @@ from circuitdiscovery.names import canonical
 from circuitdiscovery.task.task import Batch, Task
 
 Progress = Callable[[int, int], None]  # (done, total)
-_BATCH_BYTES = 2**27  # of replacements held at once, where no batch size is asked for; more is no faster (benchmarks/speed.py)
+# of replacements held at once, where no batch size is asked for; more is no faster (benchmarks/speed.py)
+_BATCH_BYTES = 2**27
 
 
 def replacement_bytes(model: Model, tokens: int) -> int:
@@ -37,7 +38,8 @@ def fitting(model: Model, task: Task) -> int:
 
 
 def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]:
-    """This process's share of a task in batches on the model's device, prompts of several lengths together where that is cheaper.
+    """This process's share of a task in batches on the model's device, prompts of
+    several lengths together where that is cheaper.
 
     Without a size, as many examples as keep the replacements in bounded memory.
     """
@@ -48,9 +50,17 @@ def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]
 
 
 def worlds(
-    model: Model, task: Task, graph: Graph, *, ablation: str | Ablation, direction: str = "noising", batch_size: int | None = None
+    model: Model,
+    task: Task,
+    graph: Graph,
+    *,
+    ablation: str | Ablation,
+    direction: str = "noising",
+    batch_size: int | None = None,
 ) -> Iterator[tuple[Batch, World]]:
-    """Each batch of this process's share under an ablation; in a denoising world the mask is that of the edges that are *not* restored."""
+    """Each batch of this process's share under an ablation; in a denoising world the mask is
+    that of the edges that are *not* restored.
+    """
     make = world_maker(model, task, graph, ablation=ablation, direction=direction)
     for batch in batches(model, task, batch_size):
         yield batch, make(batch)
@@ -59,18 +69,30 @@ def worlds(
 def world_maker(
     model: Model, task: Task, graph: Graph, *, ablation: str | Ablation, direction: str = "noising"
 ) -> Callable[[Batch], World]:
-    """What makes the world of a batch of a task's examples; what the ablation needs of the whole task is computed here, once."""
+    """What makes the world of a batch of a task's examples; what the ablation needs
+    of the whole task is computed here, once.
+    """
     denoising = canonical("direction", direction) == "denoising"
-    carried = on_demand(model, task, "zero" if denoising and name_of(ablation) else ablation)  # no ablation enters denoising
+    # no ablation enters denoising
+    carried = on_demand(model, task, "zero" if denoising and name_of(ablation) else ablation)
 
     @torch.no_grad()
     def make(batch: Batch) -> World:
         if denoising:
-            return World(model, graph, embed(model, batch.corrupted), run_sources(model, batch.clean), batch.position, True)
+            return World(
+                model,
+                graph,
+                embed(model, batch.corrupted),
+                run_sources(model, batch.clean),
+                batch.position,
+                True,
+            )
         values = carried.rows(batch)
         expected = (len(graph.sources), *batch.clean.shape, model.d_model)
         if values.shape != expected:
-            raise CircuitDiscoveryError(f"ablation {carried.name!r} gives replacements of shape {tuple(values.shape)}, not {expected}")
+            raise CircuitDiscoveryError(
+                f"ablation {carried.name!r} gives replacements of shape {tuple(values.shape)}, not {expected}"
+            )
         kept: dict[Hashable, World] = {}
         if isinstance(ablation, Replacements) and any(values is part for _, part in ablation.parts):
             kept = ablation.worlds
@@ -78,15 +100,21 @@ def world_maker(
         if key not in kept:
             values = values.to(model.W_E)
             finite_logits(replaced_logits(model, values, batch.position), batch.rows, "replaced")
-            kept[key] = World(model, graph, embed(model, batch.clean), values, batch.position, carried.own_run)
+            kept[key] = World(
+                model, graph, embed(model, batch.clean), values, batch.position, carried.own_run
+            )
         return kept[key]
 
     return make
 
 
 @torch.no_grad()
-def full_logits(model: Model, task: Task, parts: Iterable[tuple[Batch, World]], direction: str = "noising") -> Tensor:
-    """[examples, vocabulary] with every edge kept, on all examples, from this process's batches: what KL of other masks is from."""
+def full_logits(
+    model: Model, task: Task, parts: Iterable[tuple[Batch, World]], direction: str = "noising"
+) -> Tensor:
+    """[examples, vocabulary] with every edge kept, on all examples, from this process's
+    batches: what KL of other masks is from.
+    """
     logits = torch.zeros(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
     for batch, world in parts:
         logits[batch.rows] = world.logits(carried_mask(world.graph, world.graph.allowed, direction))
@@ -94,7 +122,9 @@ def full_logits(model: Model, task: Task, parts: Iterable[tuple[Batch, World]], 
 
 
 def carried_mask(graph: Graph, mask: np.ndarray, direction: str) -> np.ndarray:
-    """The [sources, receivers] edges that carry the current output: the circuit's, or in denoising all others."""
+    """The [sources, receivers] edges that carry the current output:
+    the circuit's, or in denoising all others.
+    """
     return mask if canonical("direction", direction) == "noising" else graph.allowed & ~mask
 
 
@@ -116,10 +146,11 @@ def run_circuit(
         task: its examples are run.
         circuit: the edges that stay.
         ablation: what a removed edge carries: a name, or `replacements(...)` computed once.
-        direction: `noising` runs the clean prompt; the circuit's edges carry the current output, the others the replacement.
-            `denoising` runs the corrupted prompt; the circuit's edges carry the clean run's outputs, the others the current
-            output (no ablation enters).
-        batch_size: examples in one forward; by default as many as fit an eighth of a gigabyte of replacements.
+        direction: `noising` runs the clean prompt; the circuit's edges carry the current output, the others
+            the replacement. `denoising` runs the corrupted prompt; the circuit's edges carry the clean run's
+            outputs, the others the current output (no ablation enters).
+        batch_size: examples in one forward; by default as many as fit
+            an eighth of a gigabyte of replacements.
 
     Returns:
         [examples, vocabulary], at each example's answer position.
@@ -136,6 +167,8 @@ def run_circuit(
     circuit.check_model(model)
     out = torch.zeros(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
     mask = carried_mask(circuit.graph, circuit.mask, direction)
-    for batch, world in worlds(model, task, circuit.graph, ablation=ablation, direction=direction, batch_size=batch_size):
+    for batch, world in worlds(
+        model, task, circuit.graph, ablation=ablation, direction=direction, batch_size=batch_size
+    ):
         out[batch.rows] = world.logits(mask)
     return distributed.total(out)

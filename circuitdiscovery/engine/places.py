@@ -21,12 +21,15 @@ from circuitdiscovery.model.run import at_position
 if TYPE_CHECKING:
     from circuitdiscovery.engine.fast import World
 
-_PIECE_BYTES = 2**23  # of streams that are read, normalised and projected at once, where there are several alternatives
+# of streams that are read, normalised and projected at once, where there are several alternatives
+_PIECE_BYTES = 2**23
 
 
 @dataclass(frozen=True)
 class Places:
-    """What some sources write and what receivers read at the same places: all positions, or the answer's alone."""
+    """What some sources write and what receivers read at the same
+    places: all positions, or the answer's alone.
+    """
 
     world: World
     position: Tensor | None  # [N]; None: all positions
@@ -37,7 +40,9 @@ class Places:
     receiver: int  # reads each of
     alternatives: np.ndarray  # [M, S] bool
     silenced: np.ndarray  # [M, S] bool
-    buffer: Tensor  # [M, P, 1 + len(moved), D]: scratch for a base, then current - replacement, filled up to the receiver's layer
+    # [M, P, 1 + len(moved), D]: scratch for a base, then current -
+    # replacement, filled up to the receiver's layer
+    buffer: Tensor
 
     @classmethod
     def build(
@@ -93,7 +98,8 @@ class Places:
         self._silence(rows)
 
     def hold(self, rows: np.ndarray) -> None:
-        """What some sources, the first of the moved ones, write in the state, except where they are silenced."""
+        """What some sources, the first of the moved ones, write in the
+        state, except where they are silenced."""
         if len(rows):
             assert self.state is not None
             self._slots(rows).copy_(take(self.state, rows, dim=1))
@@ -115,15 +121,22 @@ class Places:
     def read(self, columns: np.ndarray, versions: slice = slice(None)) -> Tensor:
         """[m or 1, P, len(columns), D]: the streams of receivers at one place of the residual stream.
 
-        By default for all M alternatives; receivers that read nothing which runs have one version. It is valid until the next.
+        By default for all M alternatives; receivers that read nothing which runs have
+        one version. It is valid until the next.
         """
         graph = self.world.graph
-        layer, kind = graph.receiver_layers[columns[0]], "m" if parsed(graph.receivers[columns[0]]).kind == "mlp" else "q"
+        layer, kind = (
+            graph.receiver_layers[columns[0]],
+            "m" if parsed(graph.receivers[columns[0]]).kind == "mlp" else "q",
+        )
         base, upstream = self.of(self.world.bases[2 * layer + (kind == "m")]), graph.n_upstream(layer, kind)
         if columns[0] == self.receiver:  # alternatives of what it reads from a state
             assert self.state is not None
             kept = self.alternatives[versions, :upstream].T
-            return base[None, :, None] + combine(kept, np.arange(upstream), self.state).transpose(0, 1)[:, :, None]
+            return (
+                base[None, :, None]
+                + combine(kept, np.arange(upstream), self.state).transpose(0, 1)[:, :, None]
+            )
         kept = self.mask[:, columns]
         slots = (self.moved < upstream).nonzero()[0]
         x = base[None, :, None].expand(1, -1, len(columns), -1)
@@ -133,7 +146,9 @@ class Places:
             out = self.world.memory("streams", len(buffer) * buffer.shape[1], len(columns), buffer.shape[-1])
             buffer[:, :, 0] = base  # as one source more, so that one product makes the whole stream
             weights = np.concatenate([np.ones((1, len(columns)), dtype=bool), kept[self.moved[slots]]])
-            x = combine(weights, np.append(0, 1 + slots), buffer.flatten(0, 1), out).unflatten(0, buffer.shape[:2])
+            x = combine(weights, np.append(0, 1 + slots), buffer.flatten(0, 1), out).unflatten(
+                0, buffer.shape[:2]
+            )
         if self.state is not None:
             fixed = self.fixed[:upstream].nonzero()[0]
             if kept[fixed].any():
@@ -145,16 +160,23 @@ class Places:
         """For each letter the projections of what some heads of a layer read, [h, M * N, T, K]."""
         graph, block = self.world.graph, self.world.model.blocks[layer]
         columns = {letter: graph.columns(layer, letter) for letter in asked}
-        own = {letter: shared(heads, graph.n_heads // len(columns[letter])) for letter, heads in asked.items()}
-        streams, which = self._distinct(np.concatenate([columns[letter][some] for letter, (some, _) in own.items()]))
-        parts: list[tuple[np.ndarray, Tensor, Tensor | None, Tensor]] = []  # per letter: streams, weight, bias, what comes out
+        own = {
+            letter: shared(heads, graph.n_heads // len(columns[letter])) for letter, heads in asked.items()
+        }
+        streams, which = self._distinct(
+            np.concatenate([columns[letter][some] for letter, (some, _) in own.items()])
+        )
+        # per letter: streams, weight, bias, what comes out
+        parts: list[tuple[np.ndarray, Tensor, Tensor | None, Tensor]] = []
         for letter, (some, _) in own.items():
             mine, which = np.split(which, [len(some)])
             weight, bias = (None if x is None else take(x, some) for x in block.projection(letter))
             assert weight is not None
             out = self.buffer.new_empty(len(some), *self.buffer.shape[:2], weight.shape[1])
             if len(replaced := (mine[:, 0] < 0).nonzero()[0]):
-                out[index_of(replaced)] = take(self.world.replaced(layer, letter, self.position is not None), some[replaced])[:, None]
+                out[index_of(replaced)] = take(
+                    self.world.replaced(layer, letter, self.position is not None), some[replaced]
+                )[:, None]
             parts.append((mine, weight, bias, out))
         for number, readers in enumerate(streams):
             for versions in self._pieces(readers):
@@ -164,7 +186,9 @@ class Places:
                     project_some(x, mine[heads, 1], heads, weight, bias, out[:, versions])
         n_examples = len(self.world.start)
         return [
-            (out if back is None else take(out, back)).flatten(1, 2).unflatten(1, (-1, out.shape[2] // n_examples))
+            (out if back is None else take(out, back))
+            .flatten(1, 2)
+            .unflatten(1, (-1, out.shape[2] // n_examples))
             for (_, _, _, out), (_, back) in zip(parts, own.values(), strict=True)
         ]
 
@@ -177,13 +201,16 @@ class Places:
         return [slice(first, first + size) for first in range(0, len(self.alternatives), size)]
 
     def _moves(self, columns: np.ndarray) -> np.ndarray:
-        """For each receiver 2 if it is the one of the alternatives, 1 if it reads anything that runs, else 0."""
+        """For each receiver 2 if it is the one of the alternatives, 1
+        if it reads anything that runs, else 0."""
         return np.where(columns == self.receiver, 2, self.mask[self.moved[:, None], columns].any(axis=0))
 
     def _distinct(self, columns: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """(receivers that read one distinct stream each, [len(columns), 2] which of these lists and stream each receiver reads).
+        """(receivers that read one distinct stream each, [len(columns), 2] which of
+        these lists and stream each receiver reads).
 
-        Streams of which there are M versions stand apart from those of which there is one; list -1 is that all edges are removed.
+        Streams of which there are M versions stand apart from those of which there is
+        one; list -1 is that all edges are removed.
         """
         kept, kinds = self.mask[:, columns], self._moves(columns)
         kinds[~kept.any(axis=0) & (kinds < 2)] = -1

@@ -2,9 +2,9 @@
 
     receiver r reads  (everything as replaced)  +  sum over s of mask[s, r] * (current - replacement) of s
 
-`Relaxed.gradient` is that of `definition.masked_logits`, by hand across layers, for searches that take many steps: what all sources
-write lies in one tensor, what all receivers read sends its gradient to another, and autograd works within one layer at a time. A
-step is then a few large products, and copies nothing.
+`Relaxed.gradient` is that of `definition.masked_logits`, by hand across layers, for searches that take many
+steps: what all sources write lies in one tensor, what all receivers read sends its gradient to another, and
+autograd works within one layer at a time. A step is then a few large products, and copies nothing.
 
 Shapes: R receivers, S sources, N examples, T positions, D d_model, K d_head; P = N * T places.
 """
@@ -24,12 +24,15 @@ from circuitdiscovery.model.block import Norm
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, per_head, unembed
 
-_LAYERS_AT_ONCE = 4  # of receivers in one product of the mask's gradient: half of it lies where there is no edge
+# of receivers in one product of the mask's gradient: half of it lies where there is no edge
+_LAYERS_AT_ONCE = 4
 
 
 def graph_mask(graph: Graph, values: Tensor) -> Tensor:
     """[E] values in index order -> [S, R], 0 where there is no edge."""
-    return torch.zeros(graph.allowed.shape, dtype=values.dtype).masked_scatter(torch.tensor(graph.allowed), values)
+    return torch.zeros(graph.allowed.shape, dtype=values.dtype).masked_scatter(
+        torch.tensor(graph.allowed), values
+    )
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,18 @@ class Relaxed:
         difference = self.memory("difference", len(graph.sources), places, width)
         torch.sub(world.start, world.replacement[0], out=difference[0].view(shape))
         layers = [self._forward(layer, world, mask, difference) for layer in range(graph.n_layers)]
-        rows = torch.arange(shape[0], device=mask.device) * shape[1] + world.position  # [N], the answers' places
+        # [N], the answers' places
+        rows = torch.arange(shape[0], device=mask.device) * shape[1] + world.position
         answers = difference[:, rows]  # [S, N, D]
         with torch.enable_grad():
-            last = at_position(world.bases[-1], world.position) + (mask[:, -1] @ answers.flatten(1)).view(-1, width)
+            last = at_position(world.bases[-1], world.position) + (mask[:, -1] @ answers.flatten(1)).view(
+                -1, width
+            )
             last.requires_grad_()
             value = loss(unembed(self.model, last))
             (at_answer,) = torch.autograd.grad(value, last)  # [N, D]
-        sent = self.memory("sent", len(graph.receivers) - 1, places, width)  # the gradients at what receivers but the logits read
+        # the gradients at what receivers but the logits read
+        sent = self.memory("sent", len(graph.receivers) - 1, places, width)
         for layer in reversed(range(graph.n_layers)):
             self._backward(layer, layers.pop(), mask, sent, at_answer, rows)
         gradient = self._products(difference, sent)
@@ -94,12 +101,15 @@ class Relaxed:
     def _forward(self, layer: int, world: World, mask: Tensor, difference: Tensor) -> _Layer:
         model, graph, block, shape = self.model, self.graph, self.model.blocks[layer], world.start.shape
         columns = [graph.columns(layer, letter) for letter in "qkv"]
-        streams = self._read(world.bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer), mask, difference)
+        streams = self._read(
+            world.bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer), mask, difference
+        )
         streams, inverse = _centred(block.norm1, streams)
         sizes = [len(each) for each in columns]
         parts = zip(streams.split(sizes), inverse.split(sizes), "qkv", strict=True)
         projected = tuple(
-            _projected(block.norm1, stream, scale, *block.projection(letter)).requires_grad_() for stream, scale, letter in parts
+            _projected(block.norm1, stream, scale, *block.projection(letter)).requires_grad_()
+            for stream, scale, letter in parts
         )
         with torch.enable_grad():
             q, k, v = (each.unflatten(1, shape[:2]) for each in projected)
@@ -109,25 +119,40 @@ class Relaxed:
         torch.sub(attended.detach(), world.replacement[heads].flatten(1, 2), out=difference[heads])
         if not graph.has_mlp:
             return _Layer(streams, inverse, projected, attended, None, None)
-        read = self._read(world.bases[2 * layer + 1], graph.columns(layer, "m"), graph.n_upstream(layer, "m"), mask, difference)[0]
+        read = self._read(
+            world.bases[2 * layer + 1],
+            graph.columns(layer, "m"),
+            graph.n_upstream(layer, "m"),
+            mask,
+            difference,
+        )[0]
         read.requires_grad_()
         with torch.enable_grad():
             written = block.mlp(block.norm2(read))
-        torch.sub(written.detach(), world.replacement[graph.mlp(layer)].flatten(0, 1), out=difference[graph.mlp(layer)])
+        torch.sub(
+            written.detach(),
+            world.replacement[graph.mlp(layer)].flatten(0, 1),
+            out=difference[graph.mlp(layer)],
+        )
         return _Layer(streams, inverse, projected, attended, read, written)
 
-    def _read(self, base: Tensor, columns: np.ndarray, upstream: int, mask: Tensor, difference: Tensor) -> Tensor:
+    def _read(
+        self, base: Tensor, columns: np.ndarray, upstream: int, mask: Tensor, difference: Tensor
+    ) -> Tensor:
         """[len(columns), P, D]."""
         kept = mask[:upstream, torch.from_numpy(columns).to(mask.device)].T  # [R', S']
         out = base.flatten()[None].expand(len(columns), -1)
         return torch.addmm(out, kept, difference[:upstream].flatten(1)).unflatten(1, difference.shape[1:])
 
-    def _backward(self, layer: int, kept: _Layer, mask: Tensor, sent: Tensor, at_answer: Tensor, rows: Tensor) -> None:
+    def _backward(
+        self, layer: int, kept: _Layer, mask: Tensor, sent: Tensor, at_answer: Tensor, rows: Tensor
+    ) -> None:
         """Fill in what a layer's receivers send back."""
         graph, block = self.graph, self.model.blocks[layer]
 
         def received(sources: slice, first: int) -> Tensor:
-            """[len(sources), P, D]: the gradient at what some sources write, from the receivers from one on."""
+            """[len(sources), P, D]: the gradient at what some sources
+            write, from the receivers from one on."""
             gradient = (mask[sources, first:-1] @ sent[first:].flatten(1)).unflatten(1, sent.shape[1:])
             gradient[:, rows] += mask[sources, -1][:, None, None] * at_answer
             return gradient
@@ -135,10 +160,19 @@ class Relaxed:
         columns = [graph.columns(layer, letter) for letter in "qkv"]
         after = int(max(each[-1] for each in columns)) + 1  # the first receiver after these
         if kept.written is not None and kept.read is not None:
-            (sent[after],) = torch.autograd.grad(kept.written, kept.read, received(graph.mlps(layer), after + 1)[0])
+            (sent[after],) = torch.autograd.grad(
+                kept.written, kept.read, received(graph.mlps(layer), after + 1)[0]
+            )
         gradients = torch.autograd.grad(kept.attended, kept.projected, received(graph.heads(layer), after))
         sizes = [len(each) for each in columns]
-        parts = zip(kept.streams.split(sizes), kept.inverse.split(sizes), gradients, kept.projected, "qkv", strict=True)
+        parts = zip(
+            kept.streams.split(sizes),
+            kept.inverse.split(sizes),
+            gradients,
+            kept.projected,
+            "qkv",
+            strict=True,
+        )
         pulled = torch.cat(
             [
                 _pulled(block.norm1, *block.projection(letter), stream, scale, sent_back, made)
@@ -179,7 +213,15 @@ def _projected(norm: Norm, x: Tensor, inverse: Tensor, weight: Tensor, bias: Ten
     return out if offset is None else out.add_(offset)
 
 
-def _pulled(norm: Norm, weight: Tensor, bias: Tensor | None, x: Tensor, inverse: Tensor, gradient: Tensor, projected: Tensor) -> Tensor:
+def _pulled(
+    norm: Norm,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    inverse: Tensor,
+    gradient: Tensor,
+    projected: Tensor,
+) -> Tensor:
     """[R, P, D]: a gradient at what the projection makes, [R, P, K], back through it and the norm."""
     scaled = weight * norm.weight
     if norm.kind == "none":

@@ -18,12 +18,17 @@ COPY = 20
 
 
 def shared(heads: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """(the groups of so many heads that some heads are in, which of these each head is in); None where each has its own."""
+    """(the groups of so many heads that some heads are in, which of these each
+    head is in); None where each has its own.
+    """
     return (heads, None) if size == 1 else np.unique(heads // size, return_inverse=True)
 
 
-def project_some(x: Tensor, which: np.ndarray, heads: np.ndarray, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """To [h, m, P, K], at some heads: one of the normalised streams [m or 1, P, u, D] for each, through its part of [h, K, D].
+def project_some(
+    x: Tensor, which: np.ndarray, heads: np.ndarray, weight: Tensor, bias: Tensor | None, out: Tensor
+) -> None:
+    """To [h, m, P, K], at some heads: one of the normalised streams [m or 1, P, u, D]
+    for each, through its part of [h, K, D].
 
     Heads that share a stream go through one product.
     """
@@ -36,7 +41,9 @@ def project_some(x: Tensor, which: np.ndarray, heads: np.ndarray, weight: Tensor
     alone = readers[which] == 1
     if alone.any():
         rows = heads[alone]
-        each = project_each(take(x, which[alone], dim=1), take(weight, rows), None if bias is None else take(bias, rows))
+        each = project_each(
+            take(x, which[alone], dim=1), take(weight, rows), None if bias is None else take(bias, rows)
+        )
         out[index_of(rows)] = each.unflatten(1, shape)
 
 
@@ -49,7 +56,11 @@ def project_each(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def index_of(rows: np.ndarray) -> slice | Tensor:
     """Rows as an index to write to: a slice where they follow each other."""
     numbers = rows.tolist()
-    if numbers and numbers[-1] - numbers[0] == len(numbers) - 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+    if (
+        numbers
+        and numbers[-1] - numbers[0] == len(numbers) - 1
+        and numbers == list(range(numbers[0], numbers[-1] + 1))
+    ):
         return slice(numbers[0], numbers[-1] + 1)
     return torch.from_numpy(rows)
 
@@ -63,9 +74,11 @@ def take(x: Tensor, rows: np.ndarray, dim: int = 0) -> Tensor:
 
 
 def combine(kept: np.ndarray, rows: np.ndarray, values: Tensor, out: Tensor | None = None) -> Tensor:
-    """Sums over the kept ones of some sources: [s, R] bool, [s] rows of [B, S, D] -> [B, R, D], which may be written to `out`.
+    """Sums over the kept ones of some sources: [s, R] bool, [s] rows of [B, S, D] ->
+    [B, R, D], which may be written to `out`.
 
-    By whichever moves least: adding up the kept ones, a product with the range that they span, or one with a copy of them.
+    By whichever moves least: adding up the kept ones, a product with the range
+    that they span, or one with a copy of them.
     """
     used = kept.any(axis=1)
     kept, rows = kept[used], rows[used]
@@ -73,7 +86,11 @@ def combine(kept: np.ndarray, rows: np.ndarray, values: Tensor, out: Tensor | No
         return values.new_zeros(len(values), kept.shape[1], values.shape[2])
     span = int(rows[-1] - rows[0]) + 1
     n_readers = kept.shape[1]
-    costs = {"add": ADD * int(kept.sum()), "span": n_readers * span, "copy": n_readers * len(rows) + COPY * len(rows)}
+    costs = {
+        "add": ADD * int(kept.sum()),
+        "span": n_readers * span,
+        "copy": n_readers * len(rows) + COPY * len(rows),
+    }
     way = min(costs, key=costs.__getitem__)
     if way == "add":
         reader, source = np.nonzero(kept.T)
@@ -81,7 +98,9 @@ def combine(kept: np.ndarray, rows: np.ndarray, values: Tensor, out: Tensor | No
         places = torch.arange(len(values))[:, None]
         index = (places * values.shape[1] + torch.from_numpy(rows[source])).flatten().to(values.device)
         offsets = (places * len(source) + starts).flatten().to(values.device)
-        return F.embedding_bag(index, values.flatten(0, 1), offsets, mode="sum").unflatten(0, (len(values), n_readers))
+        return F.embedding_bag(index, values.flatten(0, 1), offsets, mode="sum").unflatten(
+            0, (len(values), n_readers)
+        )
     if way == "span":
         spread = np.zeros((span, n_readers), dtype=bool)
         spread[rows - rows[0]] = kept

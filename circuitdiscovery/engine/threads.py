@@ -1,11 +1,14 @@
 """How many threads a command runs with: one where its products are small, all of them where they are large.
 
-torch shares each product among all cores, and its threads wait for each other spinning. A small product gains little by it, and
-where another process holds one of the cores it waits for that one every time: a run then takes many times as long as with one
-thread. The choice follows counts alone, never the clock or the machine's load: the bytes of a result depend on the number of
-threads.
+torch shares each product among all cores, and its threads wait for each other
+spinning. A small product gains little by it, and
+where another process holds one of the cores it waits for that one every time: a run
+    then takes many times as long as with one
+thread. The choice follows counts alone, never the clock or the machine's load: the bytes
+of a result depend on the number of threads.
 
-It is the command line's. In Python the number is yours, `torch.set_num_threads`; and OMP_NUM_THREADS settles it in both.
+It is the command line's. In Python the number is yours,
+`torch.set_num_threads`; and OMP_NUM_THREADS settles it in both.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What attention heads attend to, on a task's prompts.
 
-TransformerLens can show that too, and the tests compare with it; it is not used here because the planted models, which are no
-Hugging Face models, are to be explained as well, and importing TransformerLens takes six seconds.
+TransformerLens can show that too, and the tests compare with it; it is not used here because the planted
+models, which are no Hugging Face models, are to be explained as well, and importing TransformerLens takes six
+seconds.
 
 Shapes: L layers, H heads, h some of them, N examples, T positions, S sources, D d_model.
 """
@@ -45,19 +46,25 @@ class Observed:
     @cached_property
     def stream(self) -> Tensor:
         """[N, D]: what the final norm reads at the answer's position."""
-        return at_position(stream_after(self.model, self.sources, self.model.graph.n_layers), self.batch.position)
+        return at_position(
+            stream_after(self.model, self.sources, self.model.graph.n_layers), self.batch.position
+        )
 
     def written(self, row: int) -> Tensor:
         """[N, D]: what a source writes at the answer's position, as the unembedding reads it.
 
-        The final norm's scale is frozen at this run, so that what all sources and output biases write adds up to the logits
-        (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
+        The final norm's scale is frozen at this run, so that what all sources and output biases write adds up
+        to the logits (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
         """
-        return through_final_norm(self.model, self.stream, at_position(self.sources[row], self.batch.position))
+        return through_final_norm(
+            self.model, self.stream, at_position(self.sources[row], self.batch.position)
+        )
 
 
 def stream_after(model: Model, sources: Tensor, layers: int) -> Tensor:
-    """[..., D]: the residual stream after some layers, from what [S, ..., D] the sources write; b_O belongs to none of them."""
+    """[..., D]: the residual stream after some layers, from what [S, ..., D] the
+    sources write; b_O belongs to none of them.
+    """
     total = sources[: model.graph.n_upstream(layers)].sum(0)
     for block in model.blocks[:layers]:
         total = total if block.b_O is None else total + block.b_O
@@ -65,7 +72,9 @@ def stream_after(model: Model, sources: Tensor, layers: int) -> Tensor:
 
 
 def through_final_norm(model: Model, stream: Tensor, written: Tensor) -> Tensor:
-    """[..., D] of which the [..., D] stream is a sum -> its share of the normalised stream, less the norm's bias."""
+    """[..., D] of which the [..., D] stream is a sum -> its share of the
+    normalised stream, less the norm's bias.
+    """
     norm = model.final_norm
     _, inverse = norm.jacobian(stream)
     written = written - written.mean(-1, keepdim=True) if norm.centred else written
@@ -92,10 +101,15 @@ def _attention(model: Model, run: Run) -> Tensor:
 
 
 def at_once(model: Model, length: int, *, sources: bool = False) -> int:
-    """How many prompts of a length fit the memory for one pass that reads attention, and keeps what every source writes or not."""
+    """How many prompts of a length fit the memory for one pass that reads attention,
+    and keeps what every source writes or not.
+    """
     graph, block = model.graph, model.blocks[0]
-    streams = 3 * model.d_model + (graph.n_heads + 2 * graph.n_kv_heads) * block.W_Q.shape[1]  # that a plain run keeps of a layer
-    each = graph.n_layers * (streams + graph.n_heads * length) + (len(graph.sources) * model.d_model if sources else 0)
+    # that a plain run keeps of a layer
+    streams = 3 * model.d_model + (graph.n_heads + 2 * graph.n_kv_heads) * block.W_Q.shape[1]
+    each = graph.n_layers * (streams + graph.n_heads * length) + (
+        len(graph.sources) * model.d_model if sources else 0
+    )
     return max(1, _BYTES // (length * each * model.W_E.element_size()))
 
 
@@ -104,7 +118,9 @@ def observe(model: Model, task: Task, batch_size: int | None = None) -> Iterator
     """All of a task's examples, batch by batch."""
     task.check(model.vocab_size, model.n_positions)
     longest = max(len(example.clean) for example in task.examples)
-    for batch in task.batches(batch_size or at_once(model, longest, sources=True), run_tokens=run_tokens(model)):
+    for batch in task.batches(
+        batch_size or at_once(model, longest, sources=True), run_tokens=run_tokens(model)
+    ):
         batch = batch.to(model.device)
         run = plain_run(model, batch.clean, None, keep_sources=True, keep_readings=True)
         assert run.sources is not None
@@ -124,10 +140,12 @@ def attention_on(model: Model, task: Task, batch_size: int | None = None) -> Ite
 
 @torch.no_grad()
 def read_at(circuit: Circuit, seen: Observed) -> Mapping[str, Tensor]:
-    """For each node that leads to the logits, [N, T]: the share of what it writes that is read at each position, along the circuit's edges.
+    """For each node that leads to the logits, [N, T]: the share of what it writes that is read at
+    each position, along the circuit's edges.
 
-    The logits read at the answer. A query or an MLP reads where its own node is read; a key or a value wherever its head attends
-    to from there. Several readers count by their edges' |score|, or equally where one of these is not known.
+    The logits read at the answer. A query or an MLP reads where its own node is read; a key or a value
+    wherever its head attends to from there. Several readers count by their edges' |score|, or equally where
+    one of these is not known.
     """
     graph, length = circuit.graph, seen.batch.clean.shape[1]
     found = {"logits": torch.nn.functional.one_hot(seen.batch.position, length).to(seen.attention)}
@@ -139,7 +157,9 @@ def read_at(circuit: Circuit, seen: Observed) -> Mapping[str, Tensor]:
             if column not in read:  # all that it feeds come after its sources
                 receiver = graph.receivers[column]
                 nodes = [node for node in graph.reader_nodes(receiver) or ("logits",) if node in found]
-                read[column] = sum((_reading(seen, receiver, node, found[node]) for node in nodes), torch.zeros_like(total))
+                read[column] = sum(
+                    (_reading(seen, receiver, node, found[node]) for node in nodes), torch.zeros_like(total)
+                )
             total.add_(read[column], alpha=weight)
         if bool((total.sum(-1) > 0).all()):
             found[graph.sources[row]] = total / total.sum(-1, keepdim=True)
@@ -167,7 +187,9 @@ def _reading(seen: Observed, receiver: str, node: str, places: Tensor) -> Tensor
 
 
 class Sights:
-    """What some heads attend to on a task's prompts, added up batch by batch. All of `pairs` and the like are means over examples."""
+    """What some heads attend to on a task's prompts, added up batch by batch. All of
+    `pairs` and the like are means over examples.
+    """
 
     def __init__(self, model: Model, task: Task, circuit: Circuit, heads: Sequence[str]) -> None:
         self._model, self._task, self._circuit, self._heads = model, task, circuit, tuple(heads)
@@ -209,13 +231,16 @@ class Sights:
         for name, index in example.positions.items():
             names.setdefault(index, name)
         for index, token in enumerate(example.clean[: example.position + 1]):
-            self._sums["attended", names.get(index) or shown(self._model, [token])] += weights[:, example.position, index]
+            self._sums["attended", names.get(index) or shown(self._model, [token])] += weights[
+                :, example.position, index
+            ]
         after = after_copies(example)
         if after:
             self._count(("induction",), weights[:, example.position, after].sum(-1))
 
     def _add_places(self, example: Example, weights: np.ndarray, places: np.ndarray) -> None:
-        """Of the positions that a head is read at: which they are, and what the head attends to from there."""
+        """Of the positions that a head is read at: which they are,
+        and what the head attends to from there."""
         self._count(("before",), np.einsum("hq,hqq->h", places[:, 1:], weights[:, 1:, :-1]))
         self._count(("stays",), np.einsum("hq,hqq->h", places, weights))
         for name, index in example.positions.items():
@@ -230,23 +255,37 @@ class Sights:
         return None if math.isnan(value) else value
 
     def pairs(self, head: str) -> dict[tuple[str, str], float]:
-        """Mean attention from named position to named position, over the examples that have both; not to what always comes later."""
+        """Mean attention from named position to named position, over the examples that
+        have both; not to what always comes later.
+        """
         found = ((key[1], key[2]) for key in self._counts if key[0] == "pair" and key[1:] in self._possible)
         return {pair: self._mean(head, "pair", *pair) or 0.0 for pair in found}
 
     def copies(self, head: str) -> dict[tuple[str, str], float]:
-        """The same to earlier names with the same token, over the examples where the tokens are the same (half, at least)."""
-        often = [key for key, count in self._counts.items() if key[0] == "copy" and 2 * count >= len(self._task)]
+        """The same to earlier names with the same token, over the examples where
+        the tokens are the same (half, at least).
+        """
+        often = [
+            key for key, count in self._counts.items() if key[0] == "copy" and 2 * count >= len(self._task)
+        ]
         return {(key[1], key[2]): self._mean(head, *key) or 0.0 for key in often}
 
     def attended(self, head: str) -> tuple[tuple[str, float], ...]:
-        """The five that END attends to most, by their named position or else their text; weights are summed over equal texts."""
+        """The five that END attends to most, by their named position or else their
+        text; weights are summed over equal texts.
+        """
         at = self._heads.index(head)
-        found = [(key[1], float(sums[at]) / len(self._task)) for key, sums in self._sums.items() if key[0] == "attended"]
+        found = [
+            (key[1], float(sums[at]) / len(self._task))
+            for key, sums in self._sums.items()
+            if key[0] == "attended"
+        ]
         return tuple(sorted(found, key=lambda each: (-each[1], each[0]))[:MOST])
 
     def induction(self, head: str) -> float | None:
-        """Attention from END to the tokens after earlier copies of its token, over the examples that have one (half, at least)."""
+        """Attention from END to the tokens after earlier copies of its token, over the
+        examples that have one (half, at least).
+        """
         return self._mean(head, "induction") if 2 * self._counts["induction",] >= len(self._task) else None
 
     def before(self, head: str) -> float | None:
@@ -268,7 +307,11 @@ class Sights:
 
 def after_copies(example: Example) -> list[int]:
     """Where the tokens stand that follow earlier copies of the one at END, END itself apart."""
-    return [index + 1 for index in range(example.position - 1) if example.clean[index] == example.clean[example.position]]
+    return [
+        index + 1
+        for index in range(example.position - 1)
+        if example.clean[index] == example.clean[example.position]
+    ]
 
 
 def shown(model: Model, ids: Sequence[int]) -> str:

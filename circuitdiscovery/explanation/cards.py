@@ -47,7 +47,9 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Lens:
-    """The five tokens that a node promotes most at a named position of a prompt, and the five that it suppresses most; in logits."""
+    """The five tokens that a node promotes most at a named position of a prompt, and the
+    five that it suppresses most; in logits.
+    """
 
     text: str
     at: str
@@ -64,13 +66,17 @@ class Card(Value):
         role: what a head does, where the evidence supports a role.
         evidence: sentences with figures; empty if and only if there is no role.
         effect: damage to the metric of ablating the node alone in the full model.
-        direct: what it writes at END onto the logit difference, through the final norm frozen at the clean run.
-        attention: mean weight from named position to named position, over the examples that have both; empty for MLPs.
-        attended: the five that END attends to most, as named position or else as the token's text, with the mean weight.
+        direct: what it writes at END onto the logit difference,
+            through the final norm frozen at the clean run.
+        attention: mean weight from named position to named position, over the
+            examples that have both; empty for MLPs.
+        attended: the five that END attends to most, as named position or else
+            as the token's text, with the mean weight.
         scores: of headscores.py; empty for MLPs.
         patterns: attention on the first prompts; empty for MLPs.
         lens: what the node promotes and suppresses on the first prompts.
-        in_edges, out_edges: the circuit's edges with their scores (None: it has none), the strongest first, at most ten.
+        in_edges, out_edges: the circuit's edges with their scores (None: it has
+            none), the strongest first, at most ten.
     """
 
     node: str
@@ -102,8 +108,13 @@ class Card(Value):
         return _Reader(where, node).card(node, data)
 
     def __str__(self) -> str:
-        lines = [f"{'node':<13} {self.node}{f', {self.role}' if self.role else ''}", f"{'effect':<13} {self.effect}"]
-        return "\n".join([*lines, f"{'direct':<13} {self.direct}", *(f"{'':<13} {sentence}" for sentence in self.evidence)])
+        lines = [
+            f"{'node':<13} {self.node}{f', {self.role}' if self.role else ''}",
+            f"{'effect':<13} {self.effect}",
+        ]
+        return "\n".join(
+            [*lines, f"{'direct':<13} {self.direct}", *(f"{'':<13} {sentence}" for sentence in self.evidence)]
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -115,7 +126,8 @@ class Explanation(Value):
         part, examples: "held_out" or "examples", and how many: what is seen is of all of them.
         metric, ablation: of effects.
         effort: "full" or "quick".
-        intervened: on how many of the examples interventions were made (effects, and those that roles rest on).
+        intervened: on how many of the examples interventions were made
+            (effects, and those that roles rest on).
         unmeasured: the circuit's heads and MLPs without a card, in index order.
         cards: by node.
         mean_over: the fewest prompts that a replacement is a mean over; None: it is not a mean.
@@ -145,9 +157,14 @@ class Explanation(Value):
     def _repr_html_(self) -> str:
         """A row per card."""
         cards = list(self.cards.values())
-        rows = [(card.node, card.role or "", card.effect, card.direct, "; ".join(card.evidence)) for card in cards[:SHOWN]]
+        rows = [
+            (card.node, card.role or "", card.effect, card.direct, "; ".join(card.evidence))
+            for card in cards[:SHOWN]
+        ]
         rest = f"; {len(cards) - SHOWN} more" if len(cards) > SHOWN else ""
-        return table(rows, head=("node", "role", "effect", "direct", "why"), note=str(self).splitlines()[0] + rest)
+        return table(
+            rows, head=("node", "role", "effect", "direct", "why"), note=str(self).splitlines()[0] + rest
+        )
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -155,7 +172,9 @@ class Explanation(Value):
     def _lines(self) -> Iterator[str]:
         where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
         some = f" (interventions on {self.intervened} of them)" if self.intervened < self.examples else ""
-        told = f"{self.metric} on {self.examples} {where}{some}, {ablation_words(self.ablation, self.mean_over)}"
+        told = (
+            f"{self.metric} on {self.examples} {where}{some}, {ablation_words(self.ablation, self.mean_over)}"
+        )
         yield f"{len(self.cards)} nodes of {self.model} on {self.task}: {told}"
         if self.cards:
             yield from self._table()
@@ -164,7 +183,9 @@ class Explanation(Value):
 
     def _table(self) -> Iterator[str]:
         rows = [("node", "role", "effect", "direct", "END attends to")]
-        rows += [(c.node, c.role or "", str(c.effect), str(c.direct), _most(c, 3)) for c in self.cards.values()]
+        rows += [
+            (c.node, c.role or "", str(c.effect), str(c.direct), _most(c, 3)) for c in self.cards.values()
+        ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -174,11 +195,22 @@ class Explanation(Value):
                 yield from (f"  {sentence}" for sentence in card.evidence)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per node: node, role, effect with its interval, direct, scores (NaN for MLPs), and what END attends to most."""
+        """One row per node: node, role, effect with its interval, direct, scores (NaN
+        for MLPs), and what END attends to most.
+        """
         names = list(dict.fromkeys(name for card in self.cards.values() for name in card.scores))
         columns = ["node", "role", "effect", "effect_low", "effect_high", "direct", *names, "top attention"]
         rows = [
-            (c.node, c.role, float(c.effect), c.effect.low, c.effect.high, float(c.direct), *_scores(c, names), _most(c, 1) or None)
+            (
+                c.node,
+                c.role,
+                float(c.effect),
+                c.effect.low,
+                c.effect.high,
+                float(c.direct),
+                *_scores(c, names),
+                _most(c, 1) or None,
+            )
             for c in self.cards.values()
         ]
         return data_frame(rows, columns=columns)
@@ -189,7 +221,11 @@ class Explanation(Value):
         """Everything as JSON, numbers to six significant digits: the same for the same explanation."""
         known = {name: getattr(self, name) for name in _HEAD} | {"unmeasured": list(self.unmeasured)}
         known |= {} if self.mean_over is None else {"mean_over": self.mean_over}
-        return {"format": FORMAT, **known, "cards": {node: _written(card) for node, card in self.cards.items()}}
+        return {
+            "format": FORMAT,
+            **known,
+            "cards": {node: _written(card) for node, card in self.cards.items()},
+        }
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "explanation") -> Explanation:
@@ -199,15 +235,28 @@ class Explanation(Value):
             CircuitDiscoveryError: anything missing, surplus or of another type, by field.
         """
         if isinstance(data, dict) and data.get("format") == FORMER:  # knew no other effort
-            data = data | {"format": FORMAT, "effort": "full", "intervened": data.get("examples"), "unmeasured": []}
+            data = data | {
+                "format": FORMAT,
+                "effort": "full",
+                "intervened": data.get("examples"),
+                "unmeasured": [],
+            }
         exactly(data, ("format", *_HEAD, "unmeasured", "cards"), where, optional=("mean_over",))
         if data["format"] != FORMAT:
             raise CircuitDiscoveryError(f"{where}: field 'format' must be {FORMAT!r}, not {data['format']!r}")
         known = {name: typed(data[name], kind, where, name) for name, kind in _HEAD.items()}
-        known["unmeasured"] = tuple(typed(node, str, where, "unmeasured") for node in typed(data["unmeasured"], list, where, "unmeasured"))
-        known |= {"mean_over": typed(data["mean_over"], int, where, "mean_over")} if "mean_over" in data else {}
+        known["unmeasured"] = tuple(
+            typed(node, str, where, "unmeasured")
+            for node in typed(data["unmeasured"], list, where, "unmeasured")
+        )
+        known |= (
+            {"mean_over": typed(data["mean_over"], int, where, "mean_over")} if "mean_over" in data else {}
+        )
         cards = typed(data["cards"], dict, where, "cards")
-        return cls(**known, cards={node: _Reader(where, f"cards.{node}").card(node, card) for node, card in cards.items()})
+        return cls(
+            **known,
+            cards={node: _Reader(where, f"cards.{node}").card(node, card) for node, card in cards.items()},
+        )
 
 
 _HEAD: dict[str, type] = {
@@ -240,7 +289,11 @@ def visible(name: str) -> str:
 
 def _written(card: Card) -> dict[str, Any]:
     plain = {name: _plain(getattr(card, name)) for name in Card.__dataclass_fields__}
-    return plain | {"attention": [[source, target, _rounded(weight)] for (source, target), weight in card.attention.items()]}
+    return plain | {
+        "attention": [
+            [source, target, _rounded(weight)] for (source, target), weight in card.attention.items()
+        ]
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -295,7 +348,9 @@ class _Reader:
                 name: self._number("scores", value)
                 for name, value in typed(data["scores"], dict, self.where, f"{self.field}.scores").items()
             },
-            patterns=tuple(self._part("patterns", i).pattern(each) for i, each in enumerate(self._list(data, "patterns"))),
+            patterns=tuple(
+                self._part("patterns", i).pattern(each) for i, each in enumerate(self._list(data, "patterns"))
+            ),
             lens=tuple(self._part("lens", i).lens(each) for i, each in enumerate(self._list(data, "lens"))),
             in_edges=self._edges(data, "in_edges"),
             out_edges=self._edges(data, "out_edges"),
@@ -304,24 +359,35 @@ class _Reader:
     def pattern(self, data: Any) -> Pattern:
         exactly(data, Pattern.__dataclass_fields__, self.where, self.field)
         tokens = tuple(self._text("tokens", each) for each in self._list(data, "tokens"))
-        rows = [[self._number("weights", each) for each in row] for row in self._rows(data, "weights", len(tokens))]
+        rows = [
+            [self._number("weights", each) for each in row]
+            for row in self._rows(data, "weights", len(tokens))
+        ]
         if len(rows) != len(tokens):
             raise self._wrong("weights")
         places = typed(data["positions"], dict, self.where, f"{self.field}.positions")
-        positions = {name: int(typed(at, int, self.where, f"{self.field}.positions.{name}")) for name, at in places.items()}
+        positions = {
+            name: int(typed(at, int, self.where, f"{self.field}.positions.{name}"))
+            for name, at in places.items()
+        }
         return Pattern(self._text("text", data["text"]), tokens, np.array(rows, dtype=np.float32), positions)
 
     def lens(self, data: Any) -> Lens:
         exactly(data, Lens.__dataclass_fields__, self.where, self.field)
         return Lens(
-            self._text("text", data["text"]), self._text("at", data["at"]), self._pairs(data, "promoted"), self._pairs(data, "suppressed")
+            self._text("text", data["text"]),
+            self._text("at", data["at"]),
+            self._pairs(data, "promoted"),
+            self._pairs(data, "suppressed"),
         )
 
     def _part(self, name: str, index: int) -> _Reader:
         return _Reader(self.where, f"{self.field}.{name}.{index}")
 
     def _wrong(self, name: str) -> CircuitDiscoveryError:
-        return CircuitDiscoveryError(f"{self.where}: field '{self.field}.{name}' is not as an explanation has it")
+        return CircuitDiscoveryError(
+            f"{self.where}: field '{self.field}.{name}' is not as an explanation has it"
+        )
 
     def _text(self, name: str, value: Any) -> str:
         return typed(value, str, self.where, f"{self.field}.{name}")
@@ -339,14 +405,21 @@ class _Reader:
         return rows
 
     def _pairs(self, data: Any, name: str) -> Pairs:
-        return tuple((self._text(name, text), self._number(name, value)) for text, value in self._rows(data, name, 2))
+        return tuple(
+            (self._text(name, text), self._number(name, value)) for text, value in self._rows(data, name, 2)
+        )
 
     def _edges(self, data: Any, name: str) -> Edges:
         rows = self._rows(data, name, 2)
-        return tuple((self._text(name, edge), None if score is None else self._number(name, score)) for edge, score in rows)
+        return tuple(
+            (self._text(name, edge), None if score is None else self._number(name, score))
+            for edge, score in rows
+        )
 
     def _estimate(self, data: Any, name: str) -> Estimate:
         exactly(data[name], ("value", "low", "high"), self.where, f"{self.field}.{name}")
         if data[name]["low"] is None and data[name]["high"] is None:  # of one example
             return Estimate(self._number(f"{name}.value", data[name]["value"]))
-        return Estimate(*(self._number(f"{name}.{part}", data[name][part]) for part in ("value", "low", "high")))
+        return Estimate(
+            *(self._number(f"{name}.{part}", data[name][part]) for part in ("value", "low", "high"))
+        )

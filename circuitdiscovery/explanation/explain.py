@@ -1,17 +1,20 @@
 """What the nodes of a circuit do: a card for each, with its role where the evidence supports one.
 
-1. *effect*: the damage of ablating the node alone in the full model, all its out-edges at once, with a bootstrap interval.
-2. *direct*: direct logit attribution (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; Wang et al. 2022,
-   arXiv 2211.00593, section 3.1): what the node writes at END, through the final norm with its scale frozen at the clean run, onto
-   the mean of the correct answers' unembeddings less that of the incorrect ones'. All sources and output biases add up to the
-   logit difference.
-3. *attention*: where a head looks (attention.py), and the scores that tell kinds of heads apart (headscores.py).
-4. *lens*: what the node writes at END, through the same frozen norm and the unembedding (nostalgebraist 2020, "logit lens", of one
-   node): the tokens that it promotes and suppresses most.
+1. *effect*: the damage of ablating the node alone in the full model, all its
+   out-edges at once, with a bootstrap interval.
+2. *direct*: direct logit attribution (Elhage et al. 2021, "A Mathematical Framework for Transformer
+   Circuits"; Wang et al. 2022, arXiv 2211.00593, section 3.1): what the node writes at END, through the final
+   norm with its scale frozen at the clean run, onto the mean of the correct answers' unembeddings less that
+   of the incorrect ones'. All sources and output biases add up to the logit difference.
+3. *attention*: where a head looks (attention.py), and the scores that
+   tell kinds of heads apart (headscores.py).
+4. *lens*: what the node writes at END, through the same frozen norm and the unembedding (nostalgebraist 2020,
+   "logit lens", of one node): the tokens that it promotes and suppresses most.
 5. *role*: what the evidence supports (roles.py).
 
-What is seen in plain runs (2, 3, 4) is of all examples. What is intervened on (1, and what roles ask) is measured on them all too, or,
-with `effort="quick"`, on 24 of them and for the 30 nodes of largest score, with intervals that are as wide as 24 examples make them.
+What is seen in plain runs (2, 3, 4) is of all examples. What is intervened on (1, and what roles ask) is
+measured on them all too, or, with `effort="quick"`, on 24 of them and for the 30 nodes of largest score, with
+intervals that are as wide as 24 examples make them.
 """
 
 from __future__ import annotations
@@ -33,7 +36,14 @@ from circuitdiscovery.explanation.attention import Observed, Sights, observe, sh
 from circuitdiscovery.explanation.cards import Card, Edges, Explanation, Lens, Pattern
 from circuitdiscovery.explanation.head_scores import PERIOD, SEQUENCES, TOP, CopyScores, PatternScores, among
 from circuitdiscovery.explanation.interventions import SEED, Trials
-from circuitdiscovery.explanation.roles import Look, Setting, answer_position, find_roles, standing, word_positions
+from circuitdiscovery.explanation.roles import (
+    Look,
+    Setting,
+    answer_position,
+    find_roles,
+    standing,
+    word_positions,
+)
 from circuitdiscovery.graph.nodes import head_of, no_node, parsed
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.bench import Work
@@ -48,9 +58,11 @@ EFFORTS = ("full", "quick")
 PROMPTS = 3  # that are shown whole: enough to see what changes from one to the next
 EDGES = 10  # of a node, each way
 SEEN = 2.0  # runs that a plain run counts as which keeps sources and attention
-ASKED = 0.4  # of the heads are asked about other words, as far as that can be told before anything is measured
+# of the heads are asked about other words, as far as that can be told before anything is measured
+ASKED = 0.4
 QUICK_NODES = 30  # more cards than anybody reads
-QUICK_EXAMPLES = 24  # drawn once for all, for interventions: of a task of 64 the intervals are then 1.6 times as wide
+# drawn once for all, for interventions: of a task of 64 the intervals are then 1.6 times as wide
+QUICK_EXAMPLES = 24
 UNITS = 100  # of progress in a plain run of the examples
 QUICK_TOKENS = 256  # that copy scores are taken on: a share is then right to 0.03
 
@@ -79,15 +91,16 @@ def explain(
         metric: what effects are measured in; by default the task's own.
         ablation: what an ablated node's edges carry.
         prompts: whose attention and lens are shown whole, the first ones.
-        effort: `full` makes every intervention on every example. `quick` makes them on 24 examples, and cards for the 30 nodes
-            of largest score; it takes copy scores on at most 256 tokens.
-        nodes: which of the circuit's heads and MLPs get a card, whatever the effort; what has none stands in `unmeasured`.
+        effort: `full` makes every intervention on every example. `quick` makes them on 24 examples, and cards
+            for the 30 nodes of largest score; it takes copy scores on at most 256 tokens.
+        nodes: which of the circuit's heads and MLPs get a card, whatever the
+            effort; what has none stands in `unmeasured`.
         batch_size: examples in one forward; by default as many as bounded memory holds.
         progress: called with (done, expected), in prompts that run through the whole model or cost as much.
 
     Raises:
-        CircuitDiscoveryError: a circuit of another model; an unknown metric, ablation or effort; no prompts; a node that is
-            no head or MLP of the circuit.
+        CircuitDiscoveryError: a circuit of another model; an unknown metric, ablation or effort; no prompts;
+            a node that is no head or MLP of the circuit.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.explanation.explain import explain
@@ -101,13 +114,25 @@ def explain(
         raise unknown("effort", effort, EFFORTS)
     if type(prompts) is not int or prompts < 1:
         raise CircuitDiscoveryError(f"prompts must be a whole number of at least 1, not {prompts!r}")
-    used, inner = task.held_out or task, tuple(node for node in circuit.graph.sources[1:] if node in circuit.nodes)
+    used, inner = (
+        task.held_out or task,
+        tuple(node for node in circuit.graph.sources[1:] if node in circuit.nodes),
+    )
     chosen = _chosen(circuit, inner, nodes, effort)
     rows = _rows(len(used), effort)
-    seen, some = _Seen(model, used, circuit, chosen, prompts, QUICK_TOKENS if effort == "quick" else None), used.select(rows)
+    seen, some = (
+        _Seen(model, used, circuit, chosen, prompts, QUICK_TOKENS if effort == "quick" else None),
+        used.select(rows),
+    )
     bound, carried = bind(metric or used.metric, model, some, plain=False), on_demand(model, some, ablation)
-    work = Work(progress, 2.0 * parameters(model) * sum(len(example.clean) for example in used.examples) / UNITS)
-    cards = _cards(Trials(model, circuit.graph, used, rows, bound, carried, batch_size, work), circuit, seen) if chosen else {}
+    work = Work(
+        progress, 2.0 * parameters(model) * sum(len(example.clean) for example in used.examples) / UNITS
+    )
+    cards = (
+        _cards(Trials(model, circuit.graph, used, rows, bound, carried, batch_size, work), circuit, seen)
+        if chosen
+        else {}
+    )
     return Explanation(
         model=model.name,
         task=task.name,
@@ -123,10 +148,14 @@ def explain(
     )
 
 
-def _chosen(circuit: Circuit, inner: Sequence[str], nodes: Sequence[str] | None, effort: str) -> tuple[str, ...]:
+def _chosen(
+    circuit: Circuit, inner: Sequence[str], nodes: Sequence[str] | None, effort: str
+) -> tuple[str, ...]:
     """Those of the circuit's heads and MLPs that get cards, in index order."""
     if nodes is None:
-        return circuit.strongest(QUICK_NODES) if effort == "quick" and len(inner) > QUICK_NODES else tuple(inner)
+        return (
+            circuit.strongest(QUICK_NODES) if effort == "quick" and len(inner) > QUICK_NODES else tuple(inner)
+        )
     wrong = next((node for node in nodes if node not in inner), None)
     if wrong is not None:
         raise no_node(wrong, inner, "head or MLP", "heads and MLPs of this circuit")
@@ -141,11 +170,20 @@ def _rows(count: int, effort: str) -> tuple[int, ...]:
 
 
 def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
-    model, task, graph, nodes, heads, work = trials.model, trials.task, circuit.graph, seen.nodes, seen.heads, trials.work
+    model, task, graph, nodes, heads, work = (
+        trials.model,
+        trials.task,
+        circuit.graph,
+        seen.nodes,
+        seen.heads,
+        trials.work,
+    )
     names = word_positions(task)
     tokens = sum(len(example.clean) for example in task.examples)
     forward = 2.0 * parameters(model)
-    looking = SEEN * forward * tokens + 2.0 * model.W_U.numel() * len(heads) * (len(task) + seen.copying.total)
+    looking = SEEN * forward * tokens + 2.0 * model.W_U.numel() * len(heads) * (
+        len(task) + seen.copying.total
+    )
     random = forward * SEQUENCES * (2 * PERIOD + 1) if heads else 0.0
     work.ahead = looking + random + trials.ablating(nodes) + ASKED * trials.asking(heads, len(names))
     work.report()
@@ -156,8 +194,12 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
     work.plan(random)
     patterns = PatternScores({}, None)
     if heads:
-        patterns = PatternScores.measure(model, task, batch_size=trials.batch_size, progress=lambda share: work.did(random * share))
-    of_direct = intervals.means(np.stack(list(seen.direct.values())), weights(len(task), SEED)) if seen.direct else []
+        patterns = PatternScores.measure(
+            model, task, batch_size=trials.batch_size, progress=lambda share: work.did(random * share)
+        )
+    of_direct = (
+        intervals.means(np.stack(list(seen.direct.values())), weights(len(task), SEED)) if seen.direct else []
+    )
     direct = dict(zip(seen.direct, of_direct, strict=True))
     scores = {head: patterns.of(head) | seen.copying.of(head) for head in heads}
     setting = Setting(
@@ -191,7 +233,9 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
     }
 
 
-def _edges(circuit: Circuit, *, rows: Sequence[bool] | None = None, columns: Sequence[bool] | None = None) -> Edges:
+def _edges(
+    circuit: Circuit, *, rows: Sequence[bool] | None = None, columns: Sequence[bool] | None = None
+) -> Edges:
     """The circuit's strongest edges out of the sources in `rows`, or into the receivers in `columns`."""
     mask = circuit.mask.copy()
     mask &= np.array(rows)[:, None] if rows is not None else np.array(columns)
@@ -211,14 +255,26 @@ def _direction(model: Model, example: Example) -> Tensor:
 class _Seen:
     """What is seen of some nodes in plain runs on a task's clean prompts."""
 
-    def __init__(self, model: Model, task: Task, circuit: Circuit, nodes: Sequence[str], prompts: int, tokens: int | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        circuit: Circuit,
+        nodes: Sequence[str],
+        prompts: int,
+        tokens: int | None,
+    ) -> None:
         heads, count = tuple(node for node in nodes if parsed(node).kind == "head"), len(task)
         self.model, self.task, self.nodes, self.heads = model, task, tuple(nodes), heads
         self._prompts = prompts
-        self.sights, self.copying = Sights(model, task, circuit, heads), CopyScores(model, task, heads, tokens)
+        self.sights, self.copying = (
+            Sights(model, task, circuit, heads),
+            CopyScores(model, task, heads, tokens),
+        )
         self.logit_diff = np.zeros(count)  # [examples]
         self.direct = {node: np.zeros(count) for node in nodes}  # [examples] each
-        self._near = {head: np.zeros((2, count), dtype=bool) for head in heads}  # [2, examples]: an answer among the highest, the lowest
+        # [2, examples]: an answer among the highest, the lowest
+        self._near = {head: np.zeros((2, count), dtype=bool) for head in heads}
         self._patterns: dict[str, dict[int, Pattern]] = {node: {} for node in nodes}  # by row
         self._lens: dict[str, dict[int, Lens]] = {node: {} for node in nodes}
 
@@ -228,7 +284,8 @@ class _Seen:
         examples = [self.task.examples[row] for row in rows]
         direction = torch.stack([_direction(self.model, example) for example in examples])  # [N, D]
         self.logit_diff[rows] = _dot(self.model.final_norm(seen.stream), direction)
-        answers = {i: sorted(found) for i, example in enumerate(examples) if (found := standing(example))}  # by index in the batch
+        # by index in the batch
+        answers = {i: sorted(found) for i, example in enumerate(examples) if (found := standing(example))}
         shown_whole = [i for i, row in enumerate(rows) if row < self._prompts]
         for node in self.direct:
             written = seen.written(self.model.graph.source_index[node])  # [N, D]
@@ -238,7 +295,9 @@ class _Seen:
             for i, logits in zip(shown_whole, self._logits(written[shown_whole]), strict=True):
                 self._lens[node][rows[i]] = self._read(examples[i], logits)
                 if node in self._near:
-                    self._patterns[node][rows[i]] = self._pattern(examples[i], seen.attention[head_of(node)][i])
+                    self._patterns[node][rows[i]] = self._pattern(
+                        examples[i], seen.attention[head_of(node)][i]
+                    )
         self.sights.add(seen)
         self.copying.add(seen)
 
@@ -247,14 +306,18 @@ class _Seen:
         return (written @ self.model.W_U.T).float()
 
     def _among(self, written: Tensor, answers: Mapping[int, Sequence[int]]) -> np.ndarray:
-        """[2, len(answers)] bool: whether one of the answers is among the highest tokens, the lowest, of [N, D] that is written."""
+        """[2, len(answers)] bool: whether one of the answers is among the highest
+        tokens, the lowest, of [N, D] that is written.
+        """
         most = max(map(len, answers.values()))
         padded = [[*found, *[found[0]] * (most - len(found))] for found in answers.values()]
         tokens = torch.tensor(padded, device=written.device)
         return torch.stack(among(self._logits(written[list(answers)]), tokens)).cpu().numpy()
 
     def shares(self, head: str) -> tuple[float, float]:
-        """Of the examples whose answer stands in the prompt, those where it is among the highest tokens that a head writes, the lowest."""
+        """Of the examples whose answer stands in the prompt, those where it is among the
+        highest tokens that a head writes, the lowest.
+        """
         there = [bool(standing(example)) for example in self.task.examples]
         highest, lowest = self._near[head][:, there].mean(1).tolist() if any(there) else (0.0, 0.0)
         return highest, lowest
@@ -274,7 +337,10 @@ class _Seen:
         """From the [vocabulary] logits of what a node writes."""
         best, worst = (logits.topk(min(TOP, len(logits)), largest=largest) for largest in (True, False))
         promoted, suppressed = (
-            tuple((shown(self.model, [token]), value) for value, token in zip(side.values.tolist(), side.indices.tolist(), strict=True))
+            tuple(
+                (shown(self.model, [token]), value)
+                for value, token in zip(side.values.tolist(), side.indices.tolist(), strict=True)
+            )
             for side in (best, worst)
         )
         return Lens(self._text(example), END, promoted, suppressed)

@@ -5,16 +5,17 @@
 | `previous token` | mean attention from a token to the one before it |
 | `duplicate token` | mean attention from the second occurrence of a token to the first |
 | `induction` | mean attention from the second occurrence of a token to the token after the first |
-| `copying` | share of answers that a head would promote to the 5 highest tokens if it attended to nothing else |
+| `copying` | share of answers that a head would move to the top 5 tokens if it attended to nothing else |
 | `negative copying` | the same with the 5 lowest |
 
-1. The first three are taken on random tokens (Olsson et al. 2022, arXiv 2209.11895, head activation evaluators; duplicate token heads
-   are Wang et al.'s, section 3.3): a sequence of distinct ordinary tokens, twice, with BOS in front where the task's prompts begin
-   with it; means over all tokens.
-2. The last two are Wang et al.'s copy score (2022, arXiv 2211.00593, section 3.1): the residual stream after the first MLP, at a
-   token of the task's prompts, through the head's value and output, the final norm and the unembedding. The tokens are those that
-   are an answer of some example, right or wrong; where there is none, every token of the prompts. Tokens as high as the right one
-   (as low) count against it, so that a head that writes nothing copies nothing.
+1. The first three are taken on random tokens (Olsson et al. 2022, arXiv 2209.11895, head activation
+   evaluators; duplicate token heads are Wang et al.'s, section 3.3): a sequence of distinct ordinary tokens,
+   twice, with BOS in front where the task's prompts begin with it; means over all tokens.
+2. The last two are Wang et al.'s copy score (2022, arXiv 2211.00593, section 3.1): the residual stream after
+   the first MLP, at a token of the task's prompts, through the head's value and output, the final norm and
+   the unembedding. The tokens are those that are an answer of some example, right or wrong; where there is
+   none, every token of the prompts. Tokens as high as the right one (as low) count against it, so that a head
+   that writes nothing copies nothing.
 
 Shapes: L layers, H heads, T positions, D d_model.
 """
@@ -35,7 +36,9 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import unembed
 from circuitdiscovery.task.task import Task
 
-PERIOD = 25  # random tokens before they repeat themselves, as in Olsson et al.; fewer where the model reads less or knows fewer
+# random tokens before they repeat themselves, as in Olsson et al.; fewer
+# where the model reads less or knows fewer
+PERIOD = 25
 SHORTEST = 4  # in three tokens a head that always looks at one position passes for any kind
 SEQUENCES = 32  # 800 second occurrences: a mean of weights in [0, 1] is then right to 0.02
 TOP = 5  # tokens, as in Wang et al.
@@ -46,7 +49,9 @@ _BYTES = 2**25  # of logits held at once
 
 
 def first_token(model: Model, task: Task) -> int | None:
-    """What all prompts begin with: the tokenizer's BOS; without a tokenizer, a token that they share and never repeat; else None."""
+    """What all prompts begin with: the tokenizer's BOS; without a tokenizer, a token
+    that they share and never repeat; else None.
+    """
     firsts = {example.clean[0] for example in task.examples}
     if len(firsts) > 1:
         return None
@@ -58,7 +63,9 @@ def first_token(model: Model, task: Task) -> int | None:
 
 
 def repeated_sequences(model: Model, task: Task, *, seed: int = 0) -> Tensor | None:
-    """[sequences, T] random ordinary tokens, all different, then the same again, after BOS where the task has it; None: too few fit."""
+    """[sequences, T] random ordinary tokens, all different, then the same again, after BOS
+    where the task has it; None: too few fit.
+    """
     begin = first_token(model, task)
     special = {begin, *([] if model.tokenizer is None else model.tokenizer.all_special_ids)}
     known = model.vocab_size if model.tokenizer is None else min(model.vocab_size, len(model.tokenizer))
@@ -75,7 +82,8 @@ def repeated_sequences(model: Model, task: Task, *, seed: int = 0) -> Tensor | N
 
 @dataclass(frozen=True)
 class PatternScores:
-    """`previous token`, `duplicate token` and `induction`, [L, H] each; none where the model reads too few tokens for them.
+    """`previous token`, `duplicate token` and `induction`, [L, H] each; none where
+    the model reads too few tokens for them.
 
     `even` is the first one's value for a head that attends to all tokens alike.
     """
@@ -85,7 +93,12 @@ class PatternScores:
 
     @classmethod
     def measure(
-        cls, model: Model, task: Task, *, batch_size: int | None = None, progress: Callable[[float], None] | None = None
+        cls,
+        model: Model,
+        task: Task,
+        *,
+        batch_size: int | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> PatternScores:
         """The scores of all heads; `progress` is told each forward's share."""
         tokens = repeated_sequences(model, task)
@@ -94,7 +107,8 @@ class PatternScores:
         length = tokens.shape[1]
         period, weights = length // 2, torch.zeros(())
         for some in tokens.split(batch_size or at_once(model, length)):
-            weights = weights + attention(model, some.to(model.device)).sum(2).cpu() / len(tokens)  # [L, H, T, T]
+            # [L, H, T, T]
+            weights = weights + attention(model, some.to(model.device)).sum(2).cpu() / len(tokens)
             if progress is not None:
                 progress(len(some) / len(tokens))
         every, second = torch.arange(1, length), torch.arange(length - period, length)
@@ -125,7 +139,12 @@ class CopyScores:
     def __init__(self, model: Model, task: Task, heads: Sequence[str], most: int | None = None) -> None:
         answers = {token for example in task.examples for token in (*example.correct, *example.incorrect)}
         told = {token for example in task.examples for token in example.clean} & answers
-        places = [(row, at) for row, e in enumerate(task.examples) for at, token in enumerate(e.clean) if not told or token in told]
+        places = [
+            (row, at)
+            for row, e in enumerate(task.examples)
+            for at, token in enumerate(e.clean)
+            if not told or token in told
+        ]
         places = places if most is None else places[:: math.ceil(len(places) / most)]
         self._places: dict[int, list[int]] = {}  # by row
         for row, at in places:
@@ -138,16 +157,21 @@ class CopyScores:
         """Count one more batch."""
         if not self._counts:
             return
-        chosen = [(i, at) for i, row in enumerate(seen.batch.rows.tolist()) for at in self._places.get(row, ())]
+        chosen = [
+            (i, at) for i, row in enumerate(seen.batch.rows.tolist()) for at in self._places.get(row, ())
+        ]
         if not chosen:
             return
         rows, places = (torch.tensor(each, device=seen.sources.device) for each in zip(*chosen, strict=True))
         early = seen.sources[: seen.model.graph.n_upstream(1)]
-        stream, words = stream_after(seen.model, early[:, rows, places], 1), seen.batch.clean[rows, places]  # [n, D], [n]
+        # [n, D], [n]
+        stream, words = stream_after(seen.model, early[:, rows, places], 1), seen.batch.clean[rows, places]
         at_once = max(1, _BYTES // (seen.model.vocab_size * stream.element_size()))
         for some, right in zip(stream.split(at_once), words.split(at_once), strict=True):
             for head, count in self._counts.items():
-                count += torch.stack(among(_copied(seen.model, head, some), right[:, None])).sum(1).cpu().numpy()
+                count += (
+                    torch.stack(among(_copied(seen.model, head, some), right[:, None])).sum(1).cpu().numpy()
+                )
 
     def of(self, head: str) -> dict[str, float]:
         """The two shares."""
@@ -156,7 +180,8 @@ class CopyScores:
 
 
 def among(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """[n] bool twice, of [n, vocabulary] logits: whether any of [n, k] tokens is among the TOP highest, among the TOP lowest.
+    """[n] bool twice, of [n, vocabulary] logits: whether any of [n, k] tokens is
+    among the TOP highest, among the TOP lowest.
 
     A token of which there are as many equals as make more than TOP is not: nothing tells it from them.
     """
@@ -166,7 +191,9 @@ def among(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _copied(model: Model, node: str, stream: Tensor) -> Tensor:
-    """[n, vocabulary]: the logits of what a head writes where it attends to nothing but one of [n, D] streams."""
+    """[n, vocabulary]: the logits of what a head writes where it
+    attends to nothing but one of [n, D] streams.
+    """
     layer, head = head_of(node)
     block, group = model.blocks[layer], head // (model.graph.n_heads // model.graph.n_kv_heads)
     value = block.norm1(stream) @ block.W_V[group].T

@@ -1,12 +1,13 @@
-"""Runs of the whole model in which a node writes something else, and all that follows responds (interchange intervention).
+"""Runs of the whole model in which a node writes something else, and all that
+follows responds (interchange intervention).
 
-Geiger et al. 2021, arXiv 2106.02997; activation patching, where a node's change reaches all its readers, and path patching, where
-it reaches some of them (Wang et al. 2022, arXiv 2211.00593, section 3).
+Geiger et al. 2021, arXiv 2106.02997; activation patching, where a node's change reaches all its readers, and
+path patching, where it reaches some of them (Wang et al. 2022, arXiv 2211.00593, section 3).
 
 1. `Plain` is a run as it is, with what is read in every layer.
 2. A `Change` is a difference that is added to the stream at one place, or to what some receivers read of it.
-3. `changed_logits` runs many changes of one plain run together, layer by layer. A change joins at its place, so that of each only
-   what follows it runs, and the weights are read once for all.
+3. `changed_logits` runs many changes of one plain run together, layer by layer. A change joins at its place,
+   so that of each only what follows it runs, and the weights are read once for all.
 
 Shapes: M changes, N examples, T positions, D d_model, H heads, h some of them, K d_head, V vocabulary.
 """
@@ -31,7 +32,8 @@ ATTENTION = 0.3  # of what a layer costs
 _BYTES = 2**27  # of what changed runs hold at once
 _LOGIT_BYTES = 2**25
 
-Reads = Mapping[tuple[int, str], Sequence[int]]  # (layer, letter) -> which of its receivers; ("logits" stands in the layer after the last)
+# (layer, letter) -> which of its receivers; ("logits" stands in the layer after the last)
+Reads = Mapping[tuple[int, str], Sequence[int]]
 
 
 # ------------------------------------------------------------------ a run as it is
@@ -53,7 +55,9 @@ class Plain:
         return cls(model, tokens, {(each.readers.layer, each.readers.letter): each for each in readings})
 
     def stream(self, layer: int, position: Tensor | None = None) -> Tensor:
-        """[N, T, D], what a layer's attention reads before its norm; `n_layers`: the logits. With [N] positions [N, 1, D], there alone."""
+        """[N, T, D], what a layer's attention reads before its norm; `n_layers`: the logits.
+        With [N] positions [N, 1, D], there alone.
+        """
         if layer < len(self.model.blocks):
             return _at(self.readings[layer, "q"].stream, position)
         last, block, graph = layer - 1, self.model.blocks[layer - 1], self.model.graph
@@ -72,15 +76,21 @@ class Plain:
         """[N, T, D], what a layer's MLP reads before its norm; without MLPs what the next layer reads."""
         return self.readings[layer, "m"].stream if self.model.graph.has_mlp else self.stream(layer + 1)
 
-    def _attended(self, layer: int, heads: Sequence[int], other: Mapping[str, Tensor] | None = None) -> Tensor:
-        """[h, N, T, K]: what some heads attend to, with other keys or values ([groups, N, T, K]) where they are given."""
+    def _attended(
+        self, layer: int, heads: Sequence[int], other: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """[h, N, T, K]: what some heads attend to, with other keys or values
+        ([groups, N, T, K]) where they are given.
+        """
         q = self.readings[layer, "q"].values[list(heads)]
         size = self.model.graph.n_heads // self.model.graph.n_kv_heads
         groups = [head // size for head in heads]
         k, v = ((other or {}).get(letter, self.readings[layer, letter].values)[groups] for letter in "kv")
         return self.model.blocks[layer].attend(q, k, v)
 
-    def _written_by(self, layer: int, heads: Sequence[int], other: Mapping[str, Tensor] | None = None) -> Tensor:
+    def _written_by(
+        self, layer: int, heads: Sequence[int], other: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """[N, T, D]: what some heads write together."""
         z, weight = self._attended(layer, heads, other), self.model.blocks[layer].W_O[list(heads)]
         return torch.einsum("hntk,hkd->ntd", z, weight)
@@ -170,13 +180,19 @@ def receivers(graph: Graph, columns: Sequence[int]) -> Reads:
         name, layer = graph.receivers[column], graph.receiver_layers[column]
         merged = {"mlp": "m", "logits": "l"}.get(parsed(name).kind, "qkv")
         for letter in letter_of(name) or merged:
-            index = int(np.flatnonzero(graph.columns(layer, letter) == graph.receiver_index[name])[0]) if letter != "l" else 0
+            index = (
+                int(np.flatnonzero(graph.columns(layer, letter) == graph.receiver_index[name])[0])
+                if letter != "l"
+                else 0
+            )
             reads.setdefault((layer, letter), []).append(index)
     return reads
 
 
 @torch.no_grad()
-def changed_logits(plain: Plain, position: Tensor, changes: Sequence[Change]) -> Iterator[tuple[list[int], Tensor]]:
+def changed_logits(
+    plain: Plain, position: Tensor, changes: Sequence[Change]
+) -> Iterator[tuple[list[int], Tensor]]:
     """(which of the changes, their [m, N, V] logits at [N] positions), some at a time."""
     order = sorted(range(len(changes)), key=lambda i: changes[i].joins)
     size = _at_once(plain)
@@ -192,7 +208,11 @@ def _at_once(plain: Plain) -> int:
     block, width = plain.model.blocks[0], plain.model.d_model
     hidden = 0 if block.W_in is None else block.W_in.shape[0]
     heads = plain.model.graph.n_heads * block.W_Q.shape[1]
-    return max(1, _BYTES // (plain.tokens.numel() * (6 * width + 3 * hidden + 5 * heads) * plain.model.W_E.element_size()))
+    return max(
+        1,
+        _BYTES
+        // (plain.tokens.numel() * (6 * width + 3 * hidden + 5 * heads) * plain.model.W_E.element_size()),
+    )
 
 
 class _Sweep:
@@ -252,13 +272,21 @@ class _Sweep:
             return
         layer, late = place
         last = layer == len(self._plain.model.blocks)
-        base = _at(self._plain.after_attention(layer), at) if late else self._plain.stream(layer, at if last else None)
+        base = (
+            _at(self._plain.after_attention(layer), at)
+            if late
+            else self._plain.stream(layer, at if last else None)
+        )
         new = [base if each.reads is not None else base + _at(each.difference, at) for each in joining]
         self._x = torch.cat([self._x, *new] if self._active else new)
         self._active += len(joining)
 
-    def _read(self, x: Tensor, layer: int, letter: str, at: Tensor | None) -> Iterator[tuple[slice, Sequence[int], Tensor]]:
-        """(the rows, the receivers, what they read before the norm) of each change that these receivers alone read."""
+    def _read(
+        self, x: Tensor, layer: int, letter: str, at: Tensor | None
+    ) -> Iterator[tuple[slice, Sequence[int], Tensor]]:
+        """(the rows, the receivers, what they read before the norm) of
+        each change that these receivers alone read.
+        """
         for i, each in enumerate(self._changes[: self._active]):
             if each.reads is not None and (layer, letter) in each.reads:
                 rows = slice(i * len(self._position), (i + 1) * len(self._position))

@@ -1,12 +1,14 @@
 """Interventions that tell what a node does: on its edges, on the words of the prompts, on what its keys see.
 
-1. edges: ablate only some of the edges out of a node (Wang et al. 2022, arXiv 2211.00593, section 3: path patching).
-2. words: give a head what it writes where the prompt has another word at one position (interchange intervention; Geiger et al.
-   2021, arXiv 2106.02997). The word is another example's, so the prompt stays one of its kind.
-3. the same seen by the head's values alone, or by its keys alone: it tells what the head moves from what it matches, and a head
-   that looks for copies of a token from one that is told of them.
-4. copies: take away the earlier copies of the token at END. A head that attends to what followed them because of the copies then
-   no longer does; one that finds the same place by other means still does.
+1. edges: ablate only some of the edges out of a node (Wang et al. 2022,
+   arXiv 2211.00593, section 3: path patching).
+2. words: give a head what it writes where the prompt has another word at one position (interchange
+   intervention; Geiger et al. 2021, arXiv 2106.02997). The word is another example's, so the prompt stays one
+   of its kind.
+3. the same seen by the head's values alone, or by its keys alone: it tells what the head moves from what it
+   matches, and a head that looks for copies of a token from one that is told of them.
+4. copies: take away the earlier copies of the token at END. A head that attends to what followed them because
+   of the copies then no longer does; one that finds the same place by other means still does.
 """
 
 from __future__ import annotations
@@ -96,7 +98,9 @@ class Trials:
         return self.forward * (ABLATE_RUNS + self._after(nodes))
 
     def asking(self, heads: Sequence[str], names: int) -> float:
-        """About what it costs, in FLOP, to ask each of some heads about each named position and once about its values or keys."""
+        """About what it costs, in FLOP, to ask each of some heads about each named
+        position and once about its values or keys.
+        """
         return self.forward * (2 * (1 + names) + (1 + names) * self._after(heads)) if heads and names else 0.0
 
     def _after(self, nodes: Sequence[str]) -> float:
@@ -105,16 +109,23 @@ class Trials:
         return sum(1 - (node.layer + (node.kind == "mlp")) / layers for node in map(parsed, nodes))
 
     def ablate(self, nodes: Sequence[str], cuts: Sequence[Cut]) -> Ablated:
-        """Ablate all that some nodes write, one after the other, and some nodes' edges into some receivers."""
+        """Ablate all that some nodes write, one after the other, and
+        some nodes' edges into some receivers."""
         index = self.graph.source_index
         reads = [(node, receivers(self.graph, columns)) for node, columns in cuts]
 
         def changes(batch: Batch, plain: Plain) -> tuple[list[Change], list[Tensor]]:
             carried = self._carried(batch)
-            whole = {node: plain.change(node, carried[index[node]]) for node in dict.fromkeys([*nodes, *(node for node, _ in cuts)])}
+            whole = {
+                node: plain.change(node, carried[index[node]])
+                for node in dict.fromkeys([*nodes, *(node for node, _ in cuts)])
+            }
             last = carried[:, torch.arange(len(batch), device=carried.device), batch.position]  # [S, N, D]
             empty = unembed(self.model, stream_after(self.model, last, self.graph.n_layers))
-            return [*(whole[node] for node in nodes), *(replace(whole[node], reads=each) for node, each in reads)], [empty]
+            return [
+                *(whole[node] for node in nodes),
+                *(replace(whole[node], reads=each) for node, each in reads),
+            ], [empty]
 
         full, empty, *others = self._values(ABLATE_RUNS, 1, len(nodes) + len(cuts), changes)
         damages = [self._damage(full, each) for each in others]
@@ -122,8 +133,9 @@ class Trials:
         return Ablated(float(full.mean()), float(empty.mean()), *parts)
 
     def other_words(self, asked: Sequence[Asked], others: Mapping[str, Task]) -> dict[Asked, Estimate]:
-        """The damage of another word at a named position: to all that a head writes (what it has from there), seen by its values
-        alone (what it moves), or by its keys alone at that position alone (what it matches).
+        """The damage of another word at a named position: to all that a head writes (what it has from there),
+        seen by its values alone (what it moves), or by its keys alone at that position alone (what it
+        matches).
 
         Where heads share their keys and values, the last two are those of the group.
 
@@ -131,10 +143,16 @@ class Trials:
             asked: which of these, each for a head and a position.
             others: the examples, each against itself with another word, by position (see `other_words`).
         """
-        deepest = {name: 1 + max(head_of(head)[0] for head, other, _ in asked if other == name) for _, name, _ in asked}
+        deepest = {
+            name: 1 + max(head_of(head)[0] for head, other, _ in asked if other == name)
+            for _, name, _ in asked
+        }
 
         def changes(batch: Batch, plain: Plain) -> tuple[list[Change], list[Tensor]]:
-            runs = {name: Plain.run(self.model, _corrupted(batch, others[name]), layers) for name, layers in deepest.items()}
+            runs = {
+                name: Plain.run(self.model, _corrupted(batch, others[name]), layers)
+                for name, layers in deepest.items()
+            }
             places = {name: self._places(batch, name) for name in runs}
             return [_change(plain, head, runs[name], part, places[name]) for head, name, part in asked], []
 
@@ -147,7 +165,9 @@ class Trials:
         expected = (len(self.graph.sources), *batch.clean.shape, self.model.d_model)
         if values.shape != expected:
             shape = tuple(values.shape)
-            raise CircuitDiscoveryError(f"ablation {self.ablation.name!r} gives replacements of shape {shape}, not {expected}")
+            raise CircuitDiscoveryError(
+                f"ablation {self.ablation.name!r} gives replacements of shape {shape}, not {expected}"
+            )
         return values.to(self.model.W_E)
 
     def _places(self, batch: Batch, name: str) -> Tensor:
@@ -156,14 +176,22 @@ class Trials:
         return torch.tensor(at, device=batch.clean.device)
 
     def _values(
-        self, runs: float, others: int, count: int, changes: Callable[[Batch, Plain], tuple[list[Change], list[Tensor]]]
+        self,
+        runs: float,
+        others: int,
+        count: int,
+        changes: Callable[[Batch, Plain], tuple[list[Change], list[Tensor]]],
     ) -> list[np.ndarray]:
-        """[examples] each: the metric of the plain runs, of `others` logits beside, and of changed runs, as many as `count`.
+        """[examples] each: the metric of the plain runs, of `others` logits beside,
+        and of changed runs, as many as `count`.
 
         `changes` gives a batch's changes, and its other logits, [N, V] each; `runs` is what that costs.
         """
         chosen, known, planned = self.task.select(self.rows), 1 + others, False
-        out, tokens = np.zeros((known + count, len(chosen))), sum(len(example.clean) for example in chosen.examples)
+        out, tokens = (
+            np.zeros((known + count, len(chosen))),
+            sum(len(example.clean) for example in chosen.examples),
+        )
         for batch in batches(self.model, chosen, self.batch_size):
             cost, rows = self.forward * int(batch.lengths.sum()) / tokens, batch.rows.cpu().numpy()
             plain = Plain.run(self.model, batch.clean)
@@ -187,13 +215,20 @@ class Trials:
         return difference(better, worse, estimates.weights(len(full), SEED))
 
     def after_copies(self, heads: Sequence[str]) -> Mapping[str, float]:
-        """The mean attention of some heads from END to what followed earlier copies of its token, with other tokens in their place."""
-        changed = [(row, prompt) for row in self.rows if (prompt := _without_copies(self.task, row)) is not None]
+        """The mean attention of some heads from END to what followed earlier copies of its
+        token, with other tokens in their place.
+        """
+        changed = [
+            (row, prompt) for row in self.rows if (prompt := _without_copies(self.task, row)) is not None
+        ]
         if not changed:
             return {}
         old = [self.task.examples[row] for row, _ in changed]
         new = [replace(example, clean=prompt) for example, (_, prompt) in zip(old, changed, strict=True)]
-        found = [weights[:, old[row].position, after_copies(old[row])].sum(-1) for row, weights in self._attention(new, heads)]
+        found = [
+            weights[:, old[row].position, after_copies(old[row])].sum(-1)
+            for row, weights in self._attention(new, heads)
+        ]
         return dict(zip(heads, np.mean(found, axis=0).tolist(), strict=True))
 
     def attention_to_other(self, heads: Sequence[str], query: str, key: str, other: Task) -> dict[str, float]:
@@ -206,10 +241,14 @@ class Trials:
                 found.append(weights[:, at[query], at[key]])
         return dict(zip(heads, np.mean(found, axis=0).tolist(), strict=True))
 
-    def _attention(self, examples: Sequence[Example], heads: Sequence[str]) -> Iterator[tuple[int, np.ndarray]]:
+    def _attention(
+        self, examples: Sequence[Example], heads: Sequence[str]
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """(which of some examples, [h, T, T] the attention of some heads on its clean prompt)."""
         layers, places = zip(*map(head_of, heads), strict=True)
-        for batch, seen in attention_on(self.model, replace(self.task, examples=tuple(examples), held_out=None), self.batch_size):
+        for batch, seen in attention_on(
+            self.model, replace(self.task, examples=tuple(examples), held_out=None), self.batch_size
+        ):
             weights = seen[list(layers), list(places)].cpu().numpy()  # [h, N, T, T]
             for i, row in enumerate(batch.rows.tolist()):
                 yield row, weights[:, i]
@@ -239,10 +278,12 @@ def other_words(task: Task, names: Sequence[str], rows: Sequence[int]) -> dict[s
 def other_word(task: Task, name: str, rows: Sequence[int] | None = None) -> Task | None:
     """Some of a task's examples (by default all), each against itself with another word at a named position.
 
-    The word is that of the example of the task whose answers contradict this one's most, or else the next one's, and not in the
-    prompt. None where less than half of the examples can be changed.
+    The word is that of the example of the task whose answers contradict this one's most, or else the next
+    one's, and not in the prompt. None where less than half of the examples can be changed.
     """
-    examples = tuple(_with_other_word(task, row, name) for row in (range(len(task)) if rows is None else rows))
+    examples = tuple(
+        _with_other_word(task, row, name) for row in (range(len(task)) if rows is None else rows)
+    )
     changed = sum(example.clean != example.corrupted for example in examples)
     return replace(task, examples=examples, held_out=None) if changed >= ENOUGH * len(examples) else None
 
@@ -263,7 +304,8 @@ def _contradiction(a: Example, b: Example) -> int:
 
 
 def _without_copies(task: Task, row: int) -> tuple[int, ...] | None:
-    """The prompt with other examples' tokens in place of the earlier copies of the one at END; None where it has none.
+    """The prompt with other examples' tokens in place of the earlier copies
+    of the one at END; None where it has none.
 
     A token from the same place goes before others; none stands in the prompt.
     """
@@ -271,7 +313,10 @@ def _without_copies(task: Task, row: int) -> tuple[int, ...] | None:
     others = [other.clean for other in (*task.examples[row + 1 :], *task.examples[:row])]
     for after in after_copies(example):
         alike = [other[after - 1] for other in others if len(other) >= after]
-        word = next((word for word in (*alike, *(word for other in others for word in other)) if word not in prompt), None)
+        word = next(
+            (word for word in (*alike, *(word for other in others for word in other)) if word not in prompt),
+            None,
+        )
         if word is None:
             return None
         prompt[after - 1] = word

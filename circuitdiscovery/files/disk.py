@@ -1,6 +1,8 @@
-"""Where tasks/, graphs/ and models/ lie, in a checkout and in a wheel; and the one way to read and write a file.
+"""Where tasks/, graphs/ and models/ lie, in a checkout and in a wheel;
+and the one way to read and write a file.
 
-Reading is strict and writing is atomic: a file that was read is whole and finite, a file that exists was written to its end.
+Reading is strict and writing is atomic: a file that was read is whole and finite, a
+file that exists was written to its end.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ MAX_DEPTH = 64  # of nested JSON: ours is at most 6 deep, and Python's own funct
 def data_folder(kind: Kind) -> Path:
     """The folder of shipped tasks, graphs or models.
 
-    Models are part of the package. Tasks and graphs lie in `_data/` of an installed wheel, and beside the package in a checkout.
+    Models are part of the package. Tasks and graphs lie in `_data/` of an installed
+    wheel, and beside the package in a checkout.
     """
     if kind == "models":
         return PACKAGE / "models"
@@ -54,7 +57,8 @@ def needs_gguf(name: str) -> None:
     """Refuse a GGUF file where the package that reads it is not installed."""
     if find_spec("gguf") is None:
         raise CircuitDiscoveryError(
-            f"{name}: reading GGUF needs the package gguf, which is not installed: pip install 'circuitdiscovery[gguf]'"
+            f"{name}: reading GGUF needs the package gguf, which is not installed: pip install "
+            "'circuitdiscovery[gguf]'"
         )
 
 
@@ -63,7 +67,9 @@ def data_frame(rows: Any, **options: Any) -> pd.DataFrame:
     try:
         import pandas as pd
     except ImportError:
-        raise CircuitDiscoveryError("to_dataframe needs pandas: pip install 'circuitdiscovery[pandas]'") from None
+        raise CircuitDiscoveryError(
+            "to_dataframe needs pandas: pip install 'circuitdiscovery[pandas]'"
+        ) from None
     return pd.DataFrame(rows, **options)
 
 
@@ -80,7 +86,10 @@ def can_be_a_path(name: str | Path) -> bool:
         parts = os.fsencode(name).split(b"/")
     except (UnicodeError, ValueError):
         return False
-    return all(len(part) <= 255 and b"\0" not in part for part in parts) and sum(map(len, parts)) + len(parts) <= 4096
+    return (
+        all(len(part) <= 255 and b"\0" not in part for part in parts)
+        and sum(map(len, parts)) + len(parts) <= 4096
+    )
 
 
 def is_folder(path: str | Path) -> bool:
@@ -92,7 +101,8 @@ def is_folder(path: str | Path) -> bool:
 
 
 def read_arrays(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what a .safetensors file of ours says of itself, its arrays by name); nothing is said by a file of somebody else's.
+    """(what a .safetensors file of ours says of itself, its arrays by name);
+    nothing is said by a file of somebody else's.
 
     Raises:
         CircuitDiscoveryError: a file that cannot be read, or is not of that kind.
@@ -131,8 +141,8 @@ def read_text(path: str | Path) -> str:
 def read_json(path: str | Path) -> Any:
     """The value of a JSON file, strictly.
 
-    Broken JSON, NaN and infinite numbers, a name twice in one object and nesting deeper than 64 are errors that name
-    the file and, where it can be told, the line.
+    Broken JSON, NaN and infinite numbers, a name twice in one object and nesting deeper than 64 are errors
+    that name the file and, where it can be told, the line.
     """
     text = read_text(path)
     try:
@@ -140,7 +150,9 @@ def read_json(path: str | Path) -> Any:
     except json.JSONDecodeError as error:
         raise CircuitDiscoveryError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
     except _NotFinite as error:
-        raise CircuitDiscoveryError(f"{path}, line {_line(text, str(error))}: {error} is not a finite number") from None
+        raise CircuitDiscoveryError(
+            f"{path}, line {_line(text, str(error))}: {error} is not a finite number"
+        ) from None
     except CircuitDiscoveryError as error:
         raise CircuitDiscoveryError(f"{path}: {error}") from None
     except (RecursionError, MemoryError):
@@ -205,7 +217,8 @@ def _too_deep(path: str | Path) -> CircuitDiscoveryError:
 def write_atomically(path: str | Path, data: str | bytes) -> None:
     """Write a file whole or not at all: into a temporary file beside it that then takes its name.
 
-    Whatever happens on the way (a full disk, Ctrl-C), what was at `path` before is untouched and nothing half-written stays.
+    Whatever happens on the way (a full disk, Ctrl-C), what was at `path` before is
+    untouched and nothing half-written stays.
     """
     path = Path(path).expanduser()
     try:

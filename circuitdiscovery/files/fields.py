@@ -1,4 +1,6 @@
-"""The fields of an object in a file: which there must be, of which types, and the sentence for each that is wrong."""
+"""The fields of an object in a file: which there must be, of which types,
+and the sentence for each that is wrong.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +10,33 @@ from typing import Any
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 
 MOST = 2**63 - 1  # what numpy holds
-_WORDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
+_WORDS: dict[type, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+}
 
 
 def typed(value: Any, kind: type, where: str, field: str) -> Any:
-    """The value where it is of its kind (an integer is a number, a boolean is not), else an error that names the field."""
+    """The value where it is of its kind (an integer is a number, a boolean is
+    not), else an error that names the field.
+    """
     kinds = (int, float) if kind is float else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
-        raise CircuitDiscoveryError(f"{where}: field {field!r} must be {_WORDS[kind]}, not {shown_value(value)}")
+        raise CircuitDiscoveryError(
+            f"{where}: field {field!r} must be {_WORDS[kind]}, not {shown_value(value)}"
+        )
     if isinstance(value, int) and abs(value) > MOST:
         raise CircuitDiscoveryError(f"{where}: field {field!r} must be {_WORDS[kind]} of fewer digits")
     return value
 
 
-def exactly(data: Any, required: Collection[str], where: str, field: str = "", optional: Collection[str] = ()) -> dict[str, Any]:
+def exactly(
+    data: Any, required: Collection[str], where: str, field: str = "", optional: Collection[str] = ()
+) -> dict[str, Any]:
     """The object where it has all required fields and no other than the optional ones."""
     place = f"{where}: field {field!r}" if field else where
     if not isinstance(data, dict):

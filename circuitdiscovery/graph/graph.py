@@ -1,9 +1,10 @@
 """The transformer as a DAG of components that read from and write to the residual stream.
 
-Sources (writers) are `input`, every head `a{l}.h{h}` and every MLP `m{l}`; receivers (readers) are every head's query,
-key and value `a{l}.h{h}<q|k|v>`, every `m{l}` and `logits` (Conmy et al. 2023, arXiv 2304.14997, section 2.1). An edge is
-a pair (source, receiver) with the source upstream. Everything that is known per edge (membership, score) is one
-[sources, receivers] array; this file is the only place that knows which entry is which edge.
+Sources (writers) are `input`, every head `a{l}.h{h}` and every MLP `m{l}`; receivers (readers) are every
+head's query, key and value `a{l}.h{h}<q|k|v>`, every `m{l}` and `logits` (Conmy et al. 2023, arXiv
+2304.14997, section 2.1). An edge is a pair (source, receiver) with the source upstream. Everything that is
+known per edge (membership, score) is one [sources, receivers] array; this file is the only place that knows
+which entry is which edge.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Graph:
         n_layers: blocks.
         n_heads: query heads per block.
         n_kv_heads: key/value heads (groups) per block; fewer than `n_heads` is grouped-query attention.
-        parallel: attention and MLP of a block read the same stream (GPT-NeoX), so `m{l}` does not read `a{l}.*`.
+        parallel: attention and MLP of a block read the same stream
+            (GPT-NeoX), so `m{l}` does not read `a{l}.*`.
         has_mlp: blocks have an MLP.
         split_qkv: a head reads its query, key and value through separate edges.
 
@@ -80,11 +82,13 @@ class Graph:
             self._check_kind(part.name, part.type == "bool")
         if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
             raise CircuitDiscoveryError(
-                f"a graph needs at least one layer and head, and n_heads ({self.n_heads}) a multiple of n_kv_heads ({self.n_kv_heads})"
+                f"a graph needs at least one layer and head, and n_heads ({self.n_heads}) a multiple of "
+                f"n_kv_heads ({self.n_kv_heads})"
             )
         if self.grouped and not self.split_qkv:
             raise CircuitDiscoveryError(
-                f"split_qkv=False needs one key and value per head, but {self.n_heads} heads share {self.n_kv_heads} key/value groups"
+                f"split_qkv=False needs one key and value per head, but {self.n_heads} heads share "
+                f"{self.n_kv_heads} key/value groups"
             )
 
     def _check_kind(self, name: str, switch: bool) -> None:
@@ -124,7 +128,9 @@ class Graph:
         return [mlp_name(layer)] if self.has_mlp else []
 
     def group_nodes(self, layer: int) -> list[str]:
-        """The names of a layer's groups of heads that share a key and a value; none where each head has its own."""
+        """The names of a layer's groups of heads that share a key and a
+        value; none where each head has its own.
+        """
         return [group_name(layer, group) for group in range(self.n_kv_heads)] if self.grouped else []
 
     @cached_property
@@ -133,7 +139,9 @@ class Graph:
         return {name: i for i, name in enumerate(self.sources)}
 
     def n_upstream(self, layer: int, letter: str = "q") -> int:
-        """How many sources (they are the first ones) a receiver of this layer can read; `layer == n_layers` is `logits`."""
+        """How many sources (they are the first ones) a receiver of this layer
+        can read; `layer == n_layers` is `logits`.
+        """
         before = 1 + layer * (self.n_heads + self.has_mlp)
         return before + (self.n_heads if letter == "m" and not self.parallel else 0)
 
@@ -175,8 +183,8 @@ class Graph:
         return {name: i for i, name in enumerate(self.receivers)}
 
     def columns(self, layer: int, letter: str) -> np.ndarray:
-        """The columns of a layer's receivers of one letter: [heads] for "q", [groups] for "k" and "v", [1] for "m",
-        [0] without MLPs.
+        """The columns of a layer's receivers of one letter: [heads] for "q", [groups] for
+        "k" and "v", [1] for "m", [0] without MLPs.
 
         Where q, k and v are merged, all three letters name the same columns.
         """
@@ -191,7 +199,9 @@ class Graph:
                 read_by = self.group_nodes(layer) if shared else self.head_nodes(layer)
                 read = [receiver_name(node, letter if self.split_qkv else "") for node in read_by]
                 found[layer, letter] = np.array([self.receiver_index[name] for name in read])
-            found[layer, "m"] = np.array([self.receiver_index[name] for name in self.mlp_nodes(layer)], dtype=int)
+            found[layer, "m"] = np.array(
+                [self.receiver_index[name] for name in self.mlp_nodes(layer)], dtype=int
+            )
         return found
 
     def reader_nodes(self, receiver: str) -> tuple[str, ...]:
@@ -204,7 +214,9 @@ class Graph:
 
     @cached_property
     def feeds(self) -> np.ndarray:
-        """[receivers, sources] bool, read-only: the source is what the receiver's node writes (for a group, each of its heads)."""
+        """[receivers, sources] bool, read-only: the source is what the receiver's node
+        writes (for a group, each of its heads).
+        """
         feeds = np.zeros((len(self.receivers), len(self.sources)), dtype=bool)
         for column, receiver in enumerate(self.receivers):
             feeds[column, [self.source_index[node] for node in self.reader_nodes(receiver)]] = True
@@ -217,7 +229,9 @@ class Graph:
         return tuple(map(node_of, self.receivers))
 
     def touching(self, nodes: Set[str]) -> np.ndarray:
-        """[sources, receivers] bool: what is into or out of some nodes; into a group that several heads read by, where all of them are."""
+        """[sources, receivers] bool: what is into or out of some nodes; into a group that
+        several heads read by, where all of them are.
+        """
         sources = np.array([name in nodes for name in self.sources])
         named = np.array([name in nodes for name in self._reading_nodes])
         return sources[:, None] | named | (self.feeds.any(axis=1) & ~(self.feeds & ~sources).any(axis=1))
@@ -252,7 +266,9 @@ class Graph:
         return tuple(edge_name(self.sources[s], self.receivers[r]) for s, r in np.argwhere(mask))
 
     def index(self, edge: Edge) -> tuple[int, int]:
-        """An edge's (row, column), by its name or its two ends'; an unknown one is an error that offers the nearest."""
+        """An edge's (row, column), by its name or its two ends'; an unknown
+        one is an error that offers the nearest.
+        """
         source, receiver = ends_of(edge)
         row, column = self._place(source, self.source_index), self._place(receiver, self.receiver_index)
         if row is None or column is None or not self.allowed[row, column]:
@@ -267,17 +283,37 @@ class Graph:
         return int(end) if 0 <= end < len(index) else None
 
     def _no_edge(self, edge: str, source: str, receiver: str) -> str:
-        """The sentence for an unknown edge; its two ends are looked up apart, for there are tens of thousands of edges."""
+        """The sentence for an unknown edge; its two ends are looked up apart,
+        for there are tens of thousands of edges.
+        """
         if max(len(source), len(receiver)) > 200:
-            return f"no edge {shown(edge, 100)}; Valid edges: {self.edges[0]}, ..., {self.edges[-1]} (a source, and a receiver after it)"
-        several = [name for name in self.receivers if receiver == node_of(name) or receiver in self.reader_nodes(name)]
+            return (
+                f"no edge {shown(edge, 100)}; Valid edges: {self.edges[0]}, ..., {self.edges[-1]} (a "
+                "source, and a receiver after it)"
+            )
+        several = [
+            name
+            for name in self.receivers
+            if receiver == node_of(name) or receiver in self.reader_nodes(name)
+        ]
         if several and receiver not in self.receiver_index and source in self.source_index:
             listed = f"{', '.join(several[:-1])} and {several[-1]}" if several[1:] else several[0]
-            return f"no edge {edge!r}; {receiver} is not one receiver: it reads by {listed}, such as {edge_name(source, several[0])}"
+            return (
+                f"no edge {edge!r}; {receiver} is not one receiver: it reads by {listed}, such as "
+                f"{edge_name(source, several[0])}"
+            )
         sources, receivers = nearest(source, self.sources), nearest(receiver, self.receivers)
-        near = [edge_name(s, r) for s in sources for r in receivers if self.allowed[self.source_index[s], self.receiver_index[r]]]
+        near = [
+            edge_name(s, r)
+            for s in sources
+            for r in receivers
+            if self.allowed[self.source_index[s], self.receiver_index[r]]
+        ]
         hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"no edge {shown(edge, 100)}; {hint}Valid edges: {self.edges[0]}, ..., {self.edges[-1]} (a source, and a receiver after it)"
+        return (
+            f"no edge {shown(edge, 100)}; {hint}Valid edges: {self.edges[0]}, ..., {self.edges[-1]} "
+            "(a source, and a receiver after it)"
+        )
 
     @guarded
     def mask(self, edges: Edges) -> np.ndarray:
@@ -295,10 +331,13 @@ class Graph:
         return _as_bits(self.feeds.T)
 
     def reached(self, mask: np.ndarray, changed: np.ndarray) -> np.ndarray:
-        """[sources] bool: those that can differ when those in `changed` do, along the edges of a [sources, receivers] mask."""
+        """[sources] bool: those that can differ when those in `changed` do, along
+        the edges of a [sources, receivers] mask.
+        """
         reached, reading = changed.tolist(), 0
         for row, (read, feeding) in enumerate(zip(_as_bits(mask), self._feeding, strict=True)):
-            if reached[row] or reading & feeding:  # topological order: a source's receivers are decided before it
+            # topological order: a source's receivers are decided before it
+            if reached[row] or reading & feeding:
                 reached[row] = True
                 reading |= read
         return np.array(reached, dtype=bool)
@@ -308,7 +347,8 @@ class Graph:
         return np.array(self._live(_as_bits(mask))[0], dtype=bool)
 
     def running(self, mask: np.ndarray, own_run: bool) -> np.ndarray:
-        """[sources] bool: those that a run of the mask computes: live and, where replacements are a run's own, reached from `input`.
+        """[sources] bool: those that a run of the mask computes: live and, where
+        replacements are a run's own, reached from `input`.
 
         All others carry their replacement, or are read by nothing that leads to the logits.
         """
@@ -316,7 +356,9 @@ class Graph:
         return live & self.reached(mask, np.arange(len(live)) == 0) if own_run else live
 
     def canonical(self, mask: np.ndarray, own_run: bool) -> np.ndarray:
-        """The mask without the edges that change no logit: circuits with the same canonical mask are the same circuit."""
+        """The mask without the edges that change no logit: circuits with the
+        same canonical mask are the same circuit.
+        """
         return mask & self.running(mask, own_run)[:, None] & self.leading(mask)
 
     def leading(self, mask: np.ndarray) -> np.ndarray:
@@ -327,7 +369,8 @@ class Graph:
         return np.unpackbits(packed, count=size, bitorder="little").astype(bool)
 
     def _live(self, reads: list[int]) -> tuple[list[bool], int]:
-        """(which sources are live, the leading receivers as bits), from the receivers that read each source."""
+        """(which sources are live, the leading receivers as bits),
+        from the receivers that read each source."""
         live, leading = [False] * len(reads), 1 << (len(self.receivers) - 1)
         for row in reversed(range(len(reads))):
             if reads[row] & leading:
@@ -338,7 +381,8 @@ class Graph:
     @cached_property
     def _reads_across(self) -> int:
         """The keys and the values, as bits: what other positions read than the one it stands at."""
-        across = [parsed(name).in_attention and letter_of(name) != "q" for name in self.receivers]  # without a letter all three are merged
+        # without a letter all three are merged
+        across = [parsed(name).in_attention and letter_of(name) != "q" for name in self.receivers]
         return _as_bits(np.array([across]))[0]
 
     def everywhere(self, mask: np.ndarray) -> np.ndarray:
@@ -356,14 +400,17 @@ class Graph:
         return np.array(everywhere, dtype=bool)
 
     def to_networkx(self) -> nx.MultiDiGraph:
-        """A MultiDiGraph over nodes, an edge per edge, keyed by its letter (`q`, `k`, `v`; 0 for MLPs and logits).
+        """A MultiDiGraph over nodes, an edge per edge, keyed by its
+        letter (`q`, `k`, `v`; 0 for MLPs and logits).
 
         Several heads read through a group's node `a{l}.kv{g}`; its attribute `heads` names them.
         """
         return self.networkx_of(self.allowed)
 
     def networkx_of(self, mask: np.ndarray) -> nx.MultiDiGraph:
-        """The part of `to_networkx()` that is True in a [sources, receivers] mask; nodes without an edge are left out."""
+        """The part of `to_networkx()` that is True in a [sources, receivers]
+        mask; nodes without an edge are left out.
+        """
         import networkx as nx
 
         view = nx.MultiDiGraph()
@@ -390,7 +437,9 @@ class Graph:
         exactly(data, kinds, where, field)
         for name, kind in kinds.items():
             typed(data[name], kind, where, f"{field}.{name}" if field else name)
-        cells = (1 + data["n_layers"] * (data["n_heads"] + 1)) * (1 + data["n_layers"] * (3 * data["n_heads"] + 1))
+        cells = (1 + data["n_layers"] * (data["n_heads"] + 1)) * (
+            1 + data["n_layers"] * (3 * data["n_heads"] + 1)
+        )
         if cells > MAX_CELLS:
             shape = f"{data['n_layers']} layers of {data['n_heads']} heads"
             raise CircuitDiscoveryError(f"{where}: field {field!r}: {shape} is no model's shape")
@@ -405,7 +454,11 @@ class Graph:
 
 
 def _as_bits(rows: np.ndarray) -> list[int]:
-    """The rows of a [n, m] bool array as numbers: Python's are as long as they need to be, and one operation does all bits."""
+    """The rows of a [n, m] bool array as numbers: Python's are as long as they
+    need to be, and one operation does all bits.
+    """
     packed = np.packbits(rows, axis=1, bitorder="little")
     content, width = packed.tobytes(), packed.shape[1]
-    return [int.from_bytes(content[start : start + width], "little") for start in range(0, len(content), width)]
+    return [
+        int.from_bytes(content[start : start + width], "little") for start in range(0, len(content), width)
+    ]

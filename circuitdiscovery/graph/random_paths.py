@@ -1,4 +1,6 @@
-"""Random circuits to compare with, made of paths from `input` to `logits` (Shi et al. 2024, arXiv 2410.13032, and their code)."""
+"""Random circuits to compare with, made of paths from `input` to `logits` (Shi et al.
+2024, arXiv 2410.13032, and their code).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import numpy as np
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 
-_MISSES = 50  # random paths in a row without a new edge, after which a random circuit gets its edges in another way
+# random paths in a row without a new edge, after which a random circuit gets its edges in another way
+_MISSES = 50
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,18 @@ class RandomPaths:
             row = _one(self._fed[column], rng)
 
     def beside(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """[sources, receivers] bool: what a random path has that a mask (not of every edge) has not; at least one edge."""
+        """[sources, receivers] bool: what a random path has that a mask (not
+        of every edge) has not; at least one edge.
+        """
         while True:
             new = self.path(rng) & ~mask
             if new.any():
                 return new
 
     def circuit(self, size: int, rng: np.random.Generator) -> np.ndarray:
-        """[sources, receivers] bool: exactly so many edges, each on a path: random paths while they fit, then edges between their nodes."""
+        """[sources, receivers] bool: exactly so many edges, each on a path: random paths while
+        they fit, then edges between their nodes.
+        """
         if not 0 <= size <= len(self.graph):
             raise CircuitDiscoveryError(f"a random circuit has 0 to {len(self.graph)} edges, not {size}")
         while True:
@@ -60,12 +67,15 @@ class RandomPaths:
             reached = self.graph.reached(mask, np.arange(len(mask)) == 0)
             spare = np.argwhere(self.graph.allowed & ~mask & reached[:, None] & self.graph.leading(mask))
             missing = size - int(mask.sum())
-            if missing <= len(spare):  # else the few paths so far have no room for so many more, and others may
+            # else the few paths so far have no room for so many more, and others may
+            if missing <= len(spare):
                 mask[tuple(rng.choice(spare, missing, replace=False).T)] = True
                 return mask
 
     def _union(self, size: int, rng: np.random.Generator) -> np.ndarray:
-        """Random paths together, until the next would make them too many edges or a lot of them have brought nothing."""
+        """Random paths together, until the next would make them too many
+        edges or a lot of them have brought nothing.
+        """
         mask, misses = np.zeros_like(self.graph.allowed), 0
         while misses < _MISSES:
             larger = mask | self.path(rng)

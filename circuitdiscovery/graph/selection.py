@@ -1,15 +1,17 @@
 """The best edges of which every one lies on a path from `input` to `logits`.
 
-The highest scores alone need not form paths: of the best 353 of random scores on a graph of 70,651 edges none is on one, and methods
-that prune afterwards then measure an empty circuit. Here the whole circuit is chosen: at most n edges, connected, of the greatest
-total weight.
+The highest scores alone need not form paths: of the best 353 of random scores on a graph of 70,651 edges none
+is on one, and methods that prune afterwards then measure an empty circuit. Here the whole circuit is chosen:
+at most n edges, connected, of the greatest total weight.
 
-1. Small graphs: a mixed-integer programme (HiGHS, by scipy). A variable per edge; an edge needs a kept edge into its source, unless
-   that is `input`, and one out of what its receiver feeds, unless that is `logits`. The graph has no cycles, so these make paths.
-2. Large graphs, and where the programme ends at its limit: whole paths, greedily. Every new edge has a price. The path from `input` to
-   `logits` of the greatest weight less price, by dynamic programming over the topological order, is added as long as that is
-   positive; edges that are kept already are free. All edges between connected nodes that are worth their price follow. The price
-   is the lowest one (by bisection) at which no more than n edges are bought; the best single edges between connected nodes fill up.
+1. Small graphs: a mixed-integer programme (HiGHS, by scipy). A variable per edge; an edge needs a kept edge
+   into its source, unless that is `input`, and one out of what its receiver feeds, unless that is `logits`.
+   The graph has no cycles, so these make paths.
+2. Large graphs, and where the programme ends at its limit: whole paths, greedily. Every new edge has a price.
+   The path from `input` to `logits` of the greatest weight less price, by dynamic programming over the
+   topological order, is added as long as that is positive; edges that are kept already are free. All edges
+   between connected nodes that are worth their price follow. The price is the lowest one (by bisection) at
+   which no more than n edges are bought; the best single edges between connected nodes fill up.
 
 Limits are counts, never the clock: the same scores give the same circuit.
 """
@@ -32,7 +34,8 @@ def best_mask(graph: Graph, weights: np.ndarray, n: int) -> tuple[np.ndarray, st
 
     Args:
         graph: whose edges.
-        weights: [sources, receivers]; edges of negative weight are kept only where they connect others that are worth it.
+        weights: [sources, receivers]; edges of negative weight are kept only
+            where they connect others that are worth it.
         n: from 0 to the number of edges.
     """
     greedy = _Paths(graph, weights).chosen(n)
@@ -72,11 +75,12 @@ def _programmed(graph: Graph, weights: np.ndarray, n: int) -> np.ndarray | None:
     size = coo_array(np.ones((1, count)))
     limits = np.append(np.zeros(len(needs)), n)
     scale = max(float(np.abs(weights).max()), 1e-300)
+    rows = vstack([connected, size]).tocsr()
     found = milp(
         -weights[graph.allowed] / scale,
         integrality=np.ones(count),
         bounds=Bounds(0, 1),
-        constraints=LinearConstraint(vstack([connected, size]).tocsr(), -np.inf, limits),  # pyright: ignore[reportArgumentType]
+        constraints=LinearConstraint(rows, -np.inf, limits),  # pyright: ignore[reportArgumentType]
         options={"node_limit": _MILP_NODES, "mip_rel_gap": 1e-6},
     )
     if found.status != 0 or found.x is None:
@@ -95,8 +99,10 @@ class _Paths:
     def __init__(self, graph: Graph, weights: np.ndarray) -> None:
         self.graph = graph
         most = float(np.abs(weights[graph.allowed]).max())
-        self.weights = np.where(graph.allowed, weights / (most or 1.0), -np.inf)  # at most 1, so that rounding is of a known size
-        self._feeding = [np.flatnonzero(column) for column in graph.feeds.T]  # of each source, the receivers that feed it
+        # at most 1, so that rounding is of a known size
+        self.weights = np.where(graph.allowed, weights / (most or 1.0), -np.inf)
+        # of each source, the receivers that feed it
+        self._feeding = [np.flatnonzero(column) for column in graph.feeds.T]
 
     def chosen(self, n: int) -> np.ndarray:
         """At most n connected edges."""
@@ -106,7 +112,8 @@ class _Paths:
         if kept is None:
             kept = np.zeros_like(self.graph.allowed)
             low, high = 0.0, 1.0  # too much is bought, nothing is
-            price = max(0.0, float(np.sort(self.weights[self.graph.allowed])[-n]))  # near it, if the best are connected
+            # near it, if the best are connected
+            price = max(0.0, float(np.sort(self.weights[self.graph.allowed])[-n]))
             for _ in range(_PRICES):
                 found = self._bought(price, n)
                 if found is None:
@@ -125,7 +132,8 @@ class _Paths:
             if path is None:
                 return mask
             mask[path] = True
-            while (more := self._between(mask) & (gains > 0) & ~mask).any():  # what connects connected nodes needs no path
+            # what connects connected nodes needs no path
+            while (more := self._between(mask) & (gains > 0) & ~mask).any():
                 mask |= more
             if mask.sum() > n:
                 return None
@@ -139,10 +147,13 @@ class _Paths:
         return self.graph.allowed & connected[:, None] & receivers
 
     def _best_path(self, gains: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """(rows, columns) of the path from `input` to `logits` of the greatest gain; None where no gain is positive."""
+        """(rows, columns) of the path from `input` to `logits` of the
+        greatest gain; None where no gain is positive.
+        """
         best = np.full(gains.shape[1], -np.inf)  # of each receiver, the best way to it
         source = np.zeros(gains.shape[1], dtype=np.int64)  # its last source
-        through = np.zeros(gains.shape[0], dtype=np.int64)  # of each source, the receiver on the best way to it
+        # of each source, the receiver on the best way to it
+        through = np.zeros(gains.shape[0], dtype=np.int64)
         for row, feeding in enumerate(self._feeding):
             reach = 0.0
             if row:
@@ -163,7 +174,9 @@ class _Paths:
             column = int(through[rows[-1]])
 
     def _filled(self, mask: np.ndarray, n: int) -> np.ndarray:
-        """With what is left spent: on short paths as long as they are worth more than single edges, then on single edges."""
+        """With what is left spent: on short paths as long as they are worth more
+        than single edges, then on single edges.
+        """
         mask = mask.copy()
         for _ in range(_SHORT_PATHS):
             left = n - int(mask.sum())
@@ -180,7 +193,9 @@ class _Paths:
         return mask
 
     def _short_path(self, mask: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """(rows, columns) of the new edges of a path, at most so many: the path at the lowest price at which it is that short."""
+        """(rows, columns) of the new edges of a path, at most so many: the path at
+        the lowest price at which it is that short.
+        """
         found, low, high, price = None, 0.0, 1.0, 0.5
         for _ in range(_PRICES):
             path = self._best_path(np.where(mask, 0.0, self.weights - price))

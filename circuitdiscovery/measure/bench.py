@@ -1,7 +1,8 @@
-"""A task under an ablation, ready to measure circuits: batch after batch, in each batch every circuit that is asked for.
+"""A task under an ablation, ready to measure circuits: batch after batch, in
+each batch every circuit that is asked for.
 
-What a batch needs (its replacements, the full circuit's logits) is computed once for all circuits and dropped before the next batch;
-only where all batches together are small are they kept.
+What a batch needs (its replacements, the full circuit's logits) is computed once for all circuits and dropped
+before the next batch; only where all batches together are small are they kept.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from circuitdiscovery.names import METRIC_NAMES, canonical
 from circuitdiscovery.task.task import Batch, Task
 
 KINDS = ("metric", "kl", "agreement")
-SKEWED = ("kl_divergence", "nll")  # metrics that are never negative, and about log-normal from prompt to prompt
+# metrics that are never negative, and about log-normal from prompt to prompt
+SKEWED = ("kl_divergence", "nll")
 _KEPT_BYTES = 2**27  # of replacements of all batches together, which are then computed only once
 _MASK_BYTES = 2**28  # of masks in one pass over the batches
 _UNITS = 100  # of progress in a plain forward of the examples
@@ -99,10 +101,13 @@ class Bench:
     _dtype: torch.dtype = field(kw_only=True)
     _make: Callable[[Batch], World] = field(kw_only=True)
     _own_run: bool = field(kw_only=True)
-    _kept: dict[int, tuple[World, Tensor]] | None = field(kw_only=True)  # by batch: its world and the full circuit's logits
+    # by batch: its world and the full circuit's logits
+    _kept: dict[int, tuple[World, Tensor]] | None = field(kw_only=True)
     _known: dict[bytes, dict[str, np.ndarray]] = field(default_factory=dict)
-    _names: dict[bytes, bytes] = field(default_factory=dict)  # by a mask's content, the key of the circuit that it is
-    _last: tuple[Batch, Tensor] | None = None  # the batch that is measured, and the full circuit's logits on it
+    # by a mask's content, the key of the circuit that it is
+    _names: dict[bytes, bytes] = field(default_factory=dict)
+    # the batch that is measured, and the full circuit's logits on it
+    _last: tuple[Batch, Tensor] | None = None
     _rounding: dict[int, float] = field(default_factory=dict)  # by batch, summed over its examples
 
     @classmethod
@@ -125,7 +130,8 @@ class Bench:
         """The bench on a task's examples.
 
         Args:
-            model, task, graph, ablation, metric, direction, batch_size: as in `evaluate`; all examples of the task are run.
+            model, task, graph, ablation, metric, direction, batch_size: as in
+                `evaluate`; all examples of the task are run.
             seed: of the bootstrap.
             progress: called with (done, total), in hundredths of a plain forward of the examples.
             work: in place of `progress`, of another bench that is part of the same work.
@@ -148,7 +154,8 @@ class Bench:
             found,
             name_of(ablation),
             mean_over(ablation, found),
-            (denoising or name_of(ablation) == "resample") and all(each.clean == each.corrupted for each in task.examples),
+            (denoising or name_of(ablation) == "resample")
+            and all(each.clean == each.corrupted for each in task.examples),
             costs,
             work or Work(progress, max(costs.forward, 1.0) / _UNITS),
             saved,
@@ -173,7 +180,8 @@ class Bench:
         return self._known[key][what]
 
     def measure(self, masks: Sequence[np.ndarray], base: np.ndarray | None = None) -> None:
-        """Measure circuits together: each batch's replacements are computed once, and what they have in common with the base runs once.
+        """Measure circuits together: each batch's replacements are computed once, and what
+        they have in common with the base runs once.
 
         Args:
             masks: [sources, receivers] each.
@@ -182,7 +190,9 @@ class Bench:
         self.measure_families([Family(masks, base)])
 
     def measure_families(self, families: Iterable[Family]) -> None:
-        """As `measure`, of several families in one pass over the batches, or more where their masks take too much memory."""
+        """As `measure`, of several families in one pass over the batches, or
+        more where their masks take too much memory.
+        """
         some: list[Family] = []
         for family in families:
             some.append(family)
@@ -193,7 +203,8 @@ class Bench:
 
     @torch.no_grad()
     def _measure(self, plans: Sequence[Plan]) -> None:
-        # sorted, for processes that have other examples may plan in another order, and what they found is summed
+        # sorted, for processes that have other examples may plan in
+        # another order, and what they found is summed
         keys = sorted(key for plan in plans for step in plan.all_steps for key in step.keys)
         if not keys:
             return
@@ -202,7 +213,9 @@ class Bench:
         todo = [self._todo(plans, batch, out) for batch in self.batches]
         whole, building = sum(plan.cost for plan in plans), 0.0 if self._kept else self.costs.world
         for left, part in zip(todo, parts, strict=True):
-            self.work.plan((whole + (building if left else 0.0)) * part, (whole - sum(plan.cost for plan in left)) * part)
+            self.work.plan(
+                (whole + (building if left else 0.0)) * part, (whole - sum(plan.cost for plan in left)) * part
+            )
         self.work.report()
         for number, (left, part) in enumerate(zip(todo, parts, strict=True)):
             if left:
@@ -265,7 +278,9 @@ class Bench:
                 left.append(Plan(plan.start, tuple(step for step in open_steps if step is not plan.start)))
         return left
 
-    def _run_batch(self, number: int, plans: Sequence[Plan], share: float, building: float, out: dict[bytes, np.ndarray]) -> None:
+    def _run_batch(
+        self, number: int, plans: Sequence[Plan], share: float, building: float, out: dict[bytes, np.ndarray]
+    ) -> None:
         batch = self.batches[number]
         world, reference = self._world(number)
         self.work.did(building)
@@ -280,20 +295,31 @@ class Bench:
                 self._note(step.keys, batch, reference, logits, out)
                 self.work.did(step.cost * share)
 
-    def _note(self, keys: Sequence[bytes], batch: Batch, reference: Tensor, logits: Tensor, out: dict[bytes, np.ndarray]) -> None:
+    def _note(
+        self,
+        keys: Sequence[bytes],
+        batch: Batch,
+        reference: Tensor,
+        logits: Tensor,
+        out: dict[bytes, np.ndarray],
+    ) -> None:
         """The values of [versions, N, vocabulary] logits.
 
-        The full circuit's are the reference itself: runs that share their start with another circuit's round elsewhere, which in a half
-        precision is seen.
+        The full circuit's are the reference itself: runs that share their start with another circuit's round
+        elsewhere, which in a half precision is seen.
         """
         if not keys:
             return
         if self._full[0] in keys:
-            logits = torch.stack([reference if key == self._full[0] else each for key, each in zip(keys, logits, strict=True)])
+            logits = torch.stack(
+                [reference if key == self._full[0] else each for key, each in zip(keys, logits, strict=True)]
+            )
         rows = batch.rows.cpu().numpy()
         best = reference.argmax(-1) == logits.argmax(-1)
         metric = self.metric(logits, batch)
-        values = torch.stack([each.double().cpu() for each in (metric, kl_from(reference, logits), best)], dim=1).numpy()
+        values = torch.stack(
+            [each.double().cpu() for each in (metric, kl_from(reference, logits), best)], dim=1
+        ).numpy()
         for key, each in zip(keys, values, strict=True):  # [kinds, N]
             out[key][:, rows] = each
             if self.saved is not None and distributed.world_size() == 1:
@@ -310,7 +336,9 @@ class Bench:
 
     @cached_property
     def _full(self) -> tuple[bytes, np.ndarray]:
-        """The circuit of every edge, which stands for the model: the same arithmetic as any circuit's, unlike a plain run."""
+        """The circuit of every edge, which stands for the model: the same
+        arithmetic as any circuit's, unlike a plain run.
+        """
         return self._identity(self.graph.allowed)
 
     def _reference(self, batch: Batch) -> Tensor:
@@ -346,7 +374,11 @@ class Bench:
             if number in self._rounding:
                 continue
             rows = self.batches[number].rows.cpu().numpy()
-            known = None if self.saved is None else self.saved.get(f"{self.name} rounding", bytes(KEY_BYTES), rows)
+            known = (
+                None
+                if self.saved is None
+                else self.saved.get(f"{self.name} rounding", bytes(KEY_BYTES), rows)
+            )
             if known is None:
                 self._world(number)
             else:
@@ -374,12 +406,21 @@ class Bench:
         """How much worse the metric's new values are than the old ones on average, with its interval."""
         return self.difference(old, new) if self.metric.higher_is_better else self.difference(new, old)
 
-    def normalized(self, kept: np.ndarray, full: np.ndarray, empty: np.ndarray) -> tuple[Estimate | None, str | None]:
+    def normalized(
+        self, kept: np.ndarray, full: np.ndarray, empty: np.ndarray
+    ) -> tuple[Estimate | None, str | None]:
         """(normalized faithfulness, None), or (None, why there is none)."""
         span = self.difference(full, empty)
-        own = torch.finfo(self._dtype).eps * float(np.abs(full).mean() + np.abs(empty).mean())  # of a metric of unknown units
+        # of a metric of unknown units
+        own = torch.finfo(self._dtype).eps * float(np.abs(full).mean() + np.abs(empty).mean())
         if abs(span) <= (self.rounding() if self.unchanged or self.metric.name in METRIC_NAMES else own):
-            return None, f"F(M) - F(empty) = {span} is rounding: replacing every edge changes nothing, so there is nothing to explain"
+            return (
+                None,
+                (
+                    f"F(M) - F(empty) = {span} is rounding: replacing every edge changes nothing, so there "
+                    "is nothing to explain"
+                ),
+            )
         if span.low <= 0 <= span.high:
             return None, f"F(M) - F(empty) = {span} is not distinguishable from 0"
         return intervals.ratio(kept - empty, full - empty, self.draws), None

@@ -1,4 +1,6 @@
-"""Completeness and minimality: which sets of nodes are knocked out, and what that says (Wang et al. 2022, arXiv 2211.00593, section 4)."""
+"""Completeness and minimality: which sets of nodes are knocked out, and what that says (Wang
+et al. 2022, arXiv 2211.00593, section 4).
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,8 @@ class Completeness:
 
     Args:
         sets: each K.
-        max: of the K that is surely worst on some of the search's examples; where none are held out, and of a quick measurement, the
-            largest, without an interval.
+        max: of the K that is surely worst on some of the search's examples; where none are held out, and of a
+            quick measurement, the largest, without an interval.
         mean: over the random K, less what noise adds to a mean of magnitudes.
     """
 
@@ -53,8 +55,8 @@ class Minimality:
     """How much each node of the circuit matters in it, at most over the sets K.
 
     Args:
-        scores: of the nodes that were measured, each at the K where it surely matters most on some of the search's examples; where none are
-            held out, without an interval.
+        scores: of the nodes that were measured, each at the K where it surely matters most on some of the
+            search's examples; where none are held out, without an interval.
         below: those of them that matter less than the bar, on the search's examples at every K too.
         bar: what is negligible.
         unmeasured: the nodes that the effort `quick` left out.
@@ -84,15 +86,23 @@ class Sets:
 
     @classmethod
     def of(cls, circuit: Circuit, effort: str, seed: int) -> Sets:
-        """The empty set, the roles that the circuit names, and random sets; all nodes. `quick` takes fewer, and no roles."""
+        """The empty set, the roles that the circuit names, and random sets; all
+        nodes. `quick` takes fewer, and no roles.
+        """
         nodes, rng = removable_nodes(circuit), np.random.default_rng(seed)
         sets: list[tuple[str, tuple[str, ...]]] = [("empty", ())]
         if effort == "full":
-            sets += [(f"role {role}", tuple(each for each in members if each not in ENDS)) for role, members in circuit.roles.items()]
+            sets += [
+                (f"role {role}", tuple(each for each in members if each not in ENDS))
+                for role, members in circuit.roles.items()
+            ]
         for _ in range((RANDOM_SETS if effort == "full" else QUICK_SETS) if nodes else 0):
             sets.append(("random", tuple(np.array(nodes)[rng.random(len(nodes)) < 0.5].tolist())))
-        plan = cls(circuit, effort, tuple(nodes) if effort == "full" else circuit.strongest(QUICK_NODES), tuple(sets))
-        # with one K there is nothing to choose, and what minimality needs is measured with the rest, in one pass over the prompts
+        plan = cls(
+            circuit, effort, tuple(nodes) if effort == "full" else circuit.strongest(QUICK_NODES), tuple(sets)
+        )
+        # with one K there is nothing to choose, and what minimality needs is measured with
+        # the rest, in one pass over the prompts
         return replace(plan, most=tuple(plan.over) * len(plan.nodes)) if len(plan.over) == 1 else plan
 
     @property
@@ -103,7 +113,11 @@ class Sets:
     @property
     def over(self) -> list[tuple[str, ...]]:
         """The sets that minimality takes the largest effect over."""
-        return [nodes for kind, nodes in self.sets if kind == "empty" or (self.effort == "full" and not kind.startswith("role"))]
+        return [
+            nodes
+            for kind, nodes in self.sets
+            if kind == "empty" or (self.effort == "full" and not kind.startswith("role"))
+        ]
 
     def families(self) -> Iterator[Family]:
         """What is measured whatever is chosen, the curve aside."""
@@ -114,17 +128,25 @@ class Sets:
 
     def candidates(self) -> Iterator[Family]:
         """What the K of minimality are chosen by."""
-        return (without_each(self.circuit, removed, self.nodes) for removed in self.over if len(self.over) > 1)
+        return (
+            without_each(self.circuit, removed, self.nodes) for removed in self.over if len(self.over) > 1
+        )
 
     def minimal(self) -> Iterator[Family]:
         """What minimality needs at the K that were chosen."""
         for removed in dict.fromkeys(self.most):
-            yield without_each(self.circuit, removed, [node for node, at in zip(self.nodes, self.most, strict=True) if at == removed])
+            yield without_each(
+                self.circuit,
+                removed,
+                [node for node, at in zip(self.nodes, self.most, strict=True) if at == removed],
+            )
 
     def chosen(self, bench: Bench, sure: bool) -> Sets:
-        """With the set that is worst, and the K at which each node matters most, on a bench's examples; the first of equals.
+        """With the set that is worst, and the K at which each node matters most,
+        on a bench's examples; the first of equals.
 
-        `sure`: by what a mean exceeds its standard error by, where it does, for others are measured. The largest of noisy means is noise.
+        `sure`: by what a mean exceeds its standard error by, where it does, for others are
+        measured. The largest of noisy means is noise.
         """
 
         def size(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -134,10 +156,16 @@ class Sets:
         incomplete = [size(*_incomplete(bench, self.circuit, removed)) for _, removed in self.sets]
         over, most, largest = self.over, [], []
         for node in self.nodes:
-            effects = [size(*_with_and_without(bench, self.circuit, removed, node)) for removed in over] if len(over) > 1 else [(0.0, 0.0)]
+            effects = (
+                [size(*_with_and_without(bench, self.circuit, removed, node)) for removed in over]
+                if len(over) > 1
+                else [(0.0, 0.0)]
+            )
             most.append(over[effects.index(max(effects))])
             largest.append(max(value for _, value in effects))
-        return replace(self, worst=incomplete.index(max(incomplete)), most=tuple(most), largest=tuple(largest))
+        return replace(
+            self, worst=incomplete.index(max(incomplete)), most=tuple(most), largest=tuple(largest)
+        )
 
 
 def _less(circuit: Circuit, removed: Iterable[str]) -> np.ndarray:
@@ -157,7 +185,9 @@ def _incomplete(bench: Bench, circuit: Circuit, removed: tuple[str, ...]) -> tup
     return bench.values(_less(circuit, removed)), bench.values(_less(whole, removed))
 
 
-def _with_and_without(bench: Bench, circuit: Circuit, removed: tuple[str, ...], node: str) -> tuple[np.ndarray, np.ndarray]:
+def _with_and_without(
+    bench: Bench, circuit: Circuit, removed: tuple[str, ...], node: str
+) -> tuple[np.ndarray, np.ndarray]:
     """[examples] each: F of C\\K without a node and with it."""
     rest = tuple(other for other in removed if other != node)
     return bench.values(_less(circuit, (*rest, node))), bench.values(_less(circuit, rest))
@@ -186,7 +216,9 @@ def greedy(bench: Bench, circuit: Circuit, nodes: Sequence[str]) -> tuple[str, .
 def expected(bench: Bench, chooser: Bench, plan: Sets) -> float:
     """FLOP of all that is measured but the curve, from its first two sets and greedy's first round."""
     circuit, whole = plan.circuit, Circuit.full(plan.circuit.graph)
-    total = bench.cost(list(plan.families())) + (chooser.cost(list(plan.families())) if chooser is not bench else 0.0)
+    total = bench.cost(list(plan.families())) + (
+        chooser.cost(list(plan.families())) if chooser is not bench else 0.0
+    )
     if plan.effort == "quick" or not plan.nodes:
         return total + bench.cost([without_each(circuit, plan.over[0], plan.nodes)])
     second = chooser.cost([without_each(circuit, plan.over[1], plan.nodes)])
@@ -215,5 +247,7 @@ def minimality_of(bench: Bench, plan: Sets, apart: bool) -> Minimality:
         scores[node] = found if apart or len(plan.over) == 1 else Estimate(found)
     full, empty = bench.values(plan.circuit.graph.allowed), bench.values(np.zeros_like(plan.circuit.mask))
     bar = NEGLIGIBLE * abs(float(full.mean() - empty.mean()))
-    below = (node for node, seen in zip(plan.nodes, plan.largest, strict=True) if max(scores[node], seen) < bar)
+    below = (
+        node for node, seen in zip(plan.nodes, plan.largest, strict=True) if max(scores[node], seen) < bar
+    )
     return Minimality(scores, tuple(below), bar, plan.unmeasured)

@@ -26,16 +26,18 @@ from circuitdiscovery.values import Value, left_out
 if TYPE_CHECKING:
     from circuitdiscovery.circuit.charts import Chart
 
-MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # Mueller et al. 2025, arXiv 2504.13151
+# Mueller et al. 2025, arXiv 2504.13151
+MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 @dataclass(frozen=True, repr=False)
 class Curve(Value):
     """Faithfulness against the number of edges, for the best edges by score at MIB's fractions.
 
-    Areas are linear trapezoids from the first fraction to the last: `area` under the normalized faithfulness f and `distance` under
-    |1 - f|, over the part of edges that pruning leaves of the edges of the highest |score|; `cpr` and `cmd` the same by the rule of
-    MIB's code (Mueller et al. 2025): over the fractions themselves, rounded down to edges, of the highest signed score, pruned.
+    Areas are linear trapezoids from the first fraction to the last: `area` under the normalized faithfulness
+    f and `distance` under |1 - f|, over the part of edges that pruning leaves of the edges of the highest
+    |score|; `cpr` and `cmd` the same by the rule of MIB's code (Mueller et al. 2025): over the fractions
+    themselves, rounded down to edges, of the highest signed score, pruned.
 
     Args:
         fractions: of all edges.
@@ -69,7 +71,9 @@ class Curve(Value):
         yield "areas", f"area {self.area}, distance {self.distance}; MIB's CPR {self.cpr}, CMD {self.cmd}"
 
     def plot(self, path: str | Path | None = None) -> Chart:
-        """The curve over a logarithmic axis of edges, with its intervals; a notebook shows it, a .svg path keeps it."""
+        """The curve over a logarithmic axis of edges, with its intervals; a
+        notebook shows it, a .svg path keeps it.
+        """
         from circuitdiscovery.circuit.charts import Chart, curve
 
         known = {"edges": self.edges, "normalized": [each.to_dict() for each in self.normalized]}
@@ -92,10 +96,12 @@ def curve(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> Curve:
-    """Normalized faithfulness of the best edges by |score| against their number, with the areas under it (see `Curve`).
+    """Normalized faithfulness of the best edges by |score| against their
+    number, with the areas under it (see `Curve`).
 
     Raises:
-        CircuitDiscoveryError: fractions that do not rise from 0 to 1; no normalized faithfulness on this task.
+        CircuitDiscoveryError: fractions that do not rise from 0 to 1;
+        no normalized faithfulness on this task.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -103,10 +109,25 @@ def curve(
     >>> float(cd.curve(model, task, cd.eap(model, task)).normalized[-1])
     1.0
     """
-    if len(fractions) < 2 or list(fractions) != sorted(set(fractions)) or not 0 <= fractions[0] <= fractions[-1] <= 1:
-        raise CircuitDiscoveryError(f"fractions must rise from 0 to 1, at least two of them, not {list(fractions)}")
+    if (
+        len(fractions) < 2
+        or list(fractions) != sorted(set(fractions))
+        or not 0 <= fractions[0] <= fractions[-1] <= 1
+    ):
+        raise CircuitDiscoveryError(
+            f"fractions must rise from 0 to 1, at least two of them, not {list(fractions)}"
+        )
     Circuit.empty(scores.graph).check_model(model)
-    bench = Bench.build(model, task.held_out or task, scores.graph, ablation, metric or task.metric, direction, batch_size, seed)
+    bench = Bench.build(
+        model,
+        task.held_out or task,
+        scores.graph,
+        ablation,
+        metric or task.metric,
+        direction,
+        batch_size,
+        seed,
+    )
     return curve_of(bench, scores, fractions)
 
 
@@ -132,16 +153,31 @@ def curve_of(bench: Bench, scores: Scores, fractions: Sequence[float]) -> Curve:
     _, reason = bench.normalized(bench.values(full), bench.values(full), bench.values(empty))
     if reason is not None:
         raise CircuitDiscoveryError(f"no faithfulness curve: {reason}")
-    kept = np.stack([bench.values(mask) - bench.values(empty) for mask in masks])  # [points, examples], ours and MIB's
+    # [points, examples], ours and MIB's
+    kept = np.stack([bench.values(mask) - bench.values(empty) for mask in masks])
     ours, mib = kept[: len(fractions)], kept[len(fractions) :]
     edges = tuple(len(scores.top(n).pruned()) for n in requested)
     area, distance, points = areas(np.array(edges) / len(scores.graph), ours, whole, bench.draws)
     cpr, cmd, _ = areas(np.array(fractions), mib, whole, bench.draws)
-    return Curve(tuple(fractions), requested, edges, tuple(points), cpr, cmd, area, distance, bench.ablation, bench.mean_over)
+    return Curve(
+        tuple(fractions),
+        requested,
+        edges,
+        tuple(points),
+        cpr,
+        cmd,
+        area,
+        distance,
+        bench.ablation,
+        bench.mean_over,
+    )
 
 
-def areas(x: np.ndarray, parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> tuple[Estimate, Estimate, list[Estimate]]:
-    """The areas under f and |1 - f| by linear trapezoids, and the points f, each a ratio of two means over the examples.
+def areas(
+    x: np.ndarray, parts: np.ndarray, whole: np.ndarray, draws: np.ndarray
+) -> tuple[Estimate, Estimate, list[Estimate]]:
+    """The areas under f and |1 - f| by linear trapezoids, and the points f,
+    each a ratio of two means over the examples.
 
     Args:
         x: [points], rising.
@@ -153,4 +189,8 @@ def areas(x: np.ndarray, parts: np.ndarray, whole: np.ndarray, draws: np.ndarray
     weight = (np.append(steps, 0) + np.insert(steps, 0, 0)) / 2  # of each point in the sum of the trapezoids
     missing = intervals.ratios(whole - parts, whole, draws)
     points = intervals.ratios(parts, whole, draws)
-    return intervals.ratio(weight @ parts, whole, draws), intervals.weighted_magnitudes(missing, weight), points
+    return (
+        intervals.ratio(weight @ parts, whole, draws),
+        intervals.weighted_magnitudes(missing, weight),
+        points,
+    )

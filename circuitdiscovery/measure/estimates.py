@@ -1,4 +1,6 @@
-"""Numbers with their 95% intervals over the examples (intervals.py computes them), and the bootstrap that these rest on."""
+"""Numbers with their 95% intervals over the examples (intervals.py computes
+them), and the bootstrap that these rest on.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,28 @@ class Estimate(float):
         self.low, self.high = float(low), float(high)
         return self
 
-    def __getnewargs__(self) -> tuple[float, float, float]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getnewargs__(self) -> tuple[float, float, float]:  # pyright: ignore
         return float(self), self.low, self.high
 
     def __str__(self) -> str:
-        return f"{float(self):.3g} [{self.low:.3g}, {self.high:.3g}]" if self.has_interval else f"{float(self):.3g}"
+        return (
+            f"{float(self):.3g} [{self.low:.3g}, {self.high:.3g}]"
+            if self.has_interval
+            else f"{float(self):.3g}"
+        )
 
     __repr__ = __str__
 
     @property
     def has_interval(self) -> bool:
-        """Whether an interval is known; a largest value that was chosen on the examples that it is measured on has none."""
+        """Whether an interval is known; a largest value that was chosen on the
+        examples that it is measured on has none.
+        """
         return not math.isnan(self.low)
 
     def magnitude(self) -> Estimate:
-        """|value|; the interval is that of the signed number, folded at 0: its low end is 0 where that holds 0.
+        """|value|; the interval is that of the signed number, folded
+        at 0: its low end is 0 where that holds 0.
 
         >>> Estimate(-2, -3, 1).magnitude(), Estimate(-2, -3, -1).magnitude()
         (2 [0, 3], 2 [1, 3])
@@ -49,12 +58,19 @@ class Estimate(float):
         """What `to_dict` gave; null is a number that is not finite."""
         parts = ("value", "low", "high")
         exactly(data, parts, where, field)
-        given = (None if data[name] is None else typed(data[name], float, where, f"{field}.{name}") for name in parts)
+        given = (
+            None if data[name] is None else typed(data[name], float, where, f"{field}.{name}")
+            for name in parts
+        )
         return cls(*(math.nan if each is None else float(each) for each in given))
 
     def to_dict(self) -> dict[str, float | None]:
         """Value and interval, as JSON; null where there is no interval."""
-        return {"value": float(self), "low": self.low, "high": self.high} if self.has_interval else _without_interval(self)
+        return (
+            {"value": float(self), "low": self.low, "high": self.high}
+            if self.has_interval
+            else _without_interval(self)
+        )
 
 
 def _without_interval(value: float) -> dict[str, float | None]:

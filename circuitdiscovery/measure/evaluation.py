@@ -1,14 +1,17 @@
-"""How good a circuit is: faithfulness, completeness and minimality (Wang et al. 2022, arXiv 2211.00593, section 4).
+"""How good a circuit is: faithfulness, completeness and minimality (Wang
+et al. 2022, arXiv 2211.00593, section 4).
 
-F is the mean metric, M the model, C the circuit, and "empty" all edges removed under the same ablation. C\\K removes every
-edge into or out of the nodes in K. All values come from examples that the search has not seen, where the task holds some
-out, and carry 95% intervals over these examples (intervals.py). Which K matters most, greedily grown or for a node's minimality, is
-chosen on some of the search's examples: a largest value of noisy ones is too large where it is chosen on the examples that it is
-measured on. Where none are held out it is, and stands without an interval; so does the largest of a quick measurement, which does not
-pay for choosing.
+F is the mean metric, M the model, C the circuit, and "empty" all edges removed under the same ablation. C\\K
+removes every edge into or out of the nodes in K. All values come from examples that the search has not seen,
+where the task holds some out, and carry 95% intervals over these examples (intervals.py). Which K matters
+most, greedily grown or for a node's minimality, is chosen on some of the search's examples: a largest value
+of noisy ones is too large where it is chosen on the examples that it is measured on. Where none are held out
+it is, and stands without an interval; so does the largest of a quick measurement, which does not pay for
+choosing.
 
-How much is measured is the effort. *full*: K empty, the roles, 20 random sets and a greedy one, and minimality over them. *quick*: K
-empty and 5 random sets; minimality at K empty, of the 30 nodes that write most. Both say F, KL, agreement and the curve.
+How much is measured is the effort. *full*: K empty, the roles, 20 random sets and a greedy one, and
+minimality over them. *quick*: K empty and 5 random sets; minimality at K empty, of the 30 nodes that write
+most. Both say F, KL, agreement and the curve.
 """
 
 from __future__ import annotations
@@ -90,14 +93,21 @@ class Evaluation(Value):
     completeness: Completeness
     minimality: Minimality
     curve: Curve | None = field(default=None)
-    mean_over: int | None = left_out()  # the fewest prompts that a replacement is a mean over; None: it is not a mean
+    # the fewest prompts that a replacement is a mean over; None: it is not a mean
+    mean_over: int | None = left_out()
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
-        yield "circuit", f"{self.edges:,} edges ({self.edges_pruned:,} on a path from input to logits) of {self.edges_total:,}"
+        yield (
+            "circuit",
+            (
+                f"{self.edges:,} edges ({self.edges_pruned:,} on a path from input to logits) of "
+                f"{self.edges_total:,}"
+            ),
+        )
         how = f"{ablation_words(self.ablation, self.mean_over)}, {self.direction} ({self.effort})"
         yield "measured", f"{self.metric} on {self.examples} {where}, {how}"
         yield "F", f"model {self.full}, circuit {self.circuit}, empty {self.empty}"
@@ -110,10 +120,19 @@ class Evaluation(Value):
         rest = f"; {len(self.minimality.unmeasured)} not measured" if self.minimality.unmeasured else ""
         yield (
             "minimality",
-            f"{len(self.minimality.below)} of {len(self.minimality.scores)} nodes never matter more than {NEGLIGIBLE:.0%}{named}{rest}",
+            (
+                f"{len(self.minimality.below)} of {len(self.minimality.scores)} nodes never matter more than "
+                f"{NEGLIGIBLE:.0%}{named}{rest}"
+            ),
         )
         if self.curve is not None:
-            yield "curve", f"area {self.curve.area}, distance {self.curve.distance}; MIB's CPR {self.curve.cpr}, CMD {self.curve.cmd}"
+            yield (
+                "curve",
+                (
+                    f"area {self.curve.area}, distance {self.curve.distance}; MIB's CPR {self.curve.cpr}, "
+                    f"CMD {self.curve.cmd}"
+                ),
+            )
 
 
 @guarded
@@ -136,19 +155,20 @@ def evaluate(
 
     Args:
         model: the model it is a circuit of.
-        task: measured on its held-out examples where there are some, else on its examples; which K matters most is chosen on its
-            examples.
+        task: measured on its held-out examples where there are some, else on its examples; which
+            K matters most is chosen on its examples.
         circuit: what to measure; its roles, where it has some, are sets K of completeness.
         ablation: what a removed edge carries.
         metric: by default the task's own.
         direction: `noising` or `denoising`.
         scores: adds the faithfulness curve of their best edges.
-        effort: `full`, or `quick`: K empty and 5 random ones, minimality of the 30 strongest nodes at K empty (see `price`).
+        effort: `full`, or `quick`: K empty and 5 random ones, minimality of the 30
+            strongest nodes at K empty (see `price`).
         batch_size: examples in one forward; only so many examples' replacements are held at once.
         seed: of the random sets and the bootstrap.
-        state: a file that what is measured is saved to as it goes; with it a call that was stopped goes on, to the same result. One
-            of another measurement is an error; the caller deletes it in the end. Of an ablation or a metric of your own it
-            knows the name only.
+        state: a file that what is measured is saved to as it goes; with it a call that was stopped goes on,
+            to the same result. One of another measurement is an error; the caller deletes it in the end. Of
+            an ablation or a metric of your own it knows the name only.
         progress: called with (done, total), in hundredths of a plain forward of the examples.
 
     Raises:
@@ -168,12 +188,22 @@ def evaluate(
     of = (
         ""
         if state is None
-        else digest(*_depends_on(model, used, ablation, metric, direction), few.examples, circuit.mask, plan, scores and scores.values)
+        else digest(
+            *_depends_on(model, used, ablation, metric, direction),
+            few.examples,
+            circuit.mask,
+            plan,
+            scores and scores.values,
+        )
     )
     with saved(state, of) as kept:
         setup = (circuit.graph, ablation, metric, direction, batch_size, seed)
         bench = Bench.build(model, used, *setup, progress, saved=kept)
-        chooser = bench if few is used else Bench.build(model, few, *setup, work=bench.work, saved=kept, name="ranking")
+        chooser = (
+            bench
+            if few is used
+            else Bench.build(model, few, *setup, work=bench.work, saved=kept, name="ranking")
+        )
         if progress:
             bench.work.ahead = expected(bench, chooser, plan)
         first = [] if scores is None else [Family(curve_masks(scores, MIB_FRACTIONS))]
@@ -190,8 +220,8 @@ def evaluate(
 
 
 def _choosing(task: Task, ablation: str | Ablation) -> Task:
-    """The examples that K is chosen on: the first of the search's, which are of all templates; where the ablation has none of them, all
-    that are measured."""
+    """The examples that K is chosen on: the first of the search's, which are of all templates; where the
+    ablation has none of them, all that are measured."""
     used = task.held_out or task
     few = task.select(range(GREEDY_EXAMPLES)) if len(task) > GREEDY_EXAMPLES else task
     if isinstance(ablation, Replacements) and task.held_out is not None:
@@ -203,7 +233,9 @@ def _choosing(task: Task, ablation: str | Ablation) -> Task:
     return few
 
 
-def _evaluation(model: Model, task: Task, bench: Bench, plan: Sets, scores: Scores | None, apart: bool) -> Evaluation:
+def _evaluation(
+    model: Model, task: Task, bench: Bench, plan: Sets, scores: Scores | None, apart: bool
+) -> Evaluation:
     """What the values say; `apart`: K was chosen on other examples."""
     circuit, allowed, nothing = plan.circuit, plan.circuit.graph.allowed, np.zeros_like(plan.circuit.mask)
     full, kept, empty = (bench.values(mask) for mask in (allowed, circuit.mask, nothing))
@@ -236,17 +268,23 @@ def _evaluation(model: Model, task: Task, bench: Bench, plan: Sets, scores: Scor
     )
 
 
-def _depends_on(model: Model, task: Task, ablation: str | Ablation, metric: Any, direction: str) -> tuple[Any, ...]:
+def _depends_on(
+    model: Model, task: Task, ablation: str | Ablation, metric: Any, direction: str
+) -> tuple[Any, ...]:
     """What values are measured of and by, beside the circuit."""
     given = [part for _, part in ablation.parts] if isinstance(ablation, Replacements) else []
     arrays = [part.detach().cpu().contiguous().view(torch.uint8).numpy() for part in given]
-    names = name_of(ablation), metric if isinstance(metric, str) else getattr(metric, "name", getattr(metric, "__name__", "metric"))
+    names = (
+        name_of(ablation),
+        metric if isinstance(metric, str) else getattr(metric, "name", getattr(metric, "__name__", "metric")),
+    )
     return model.digest, str(model.dtype), model.graph, task.examples, names, direction, *arrays
 
 
 @guarded
 def price(circuit: Circuit, count_examples: int, effort: str = "full") -> float:
-    """What measuring a circuit costs, in plain forwards of the examples, within a factor of 2 or so; a curve is counted in.
+    """What measuring a circuit costs, in plain forwards of the examples, within a
+    factor of 2 or so; a curve is counted in.
 
     >>> import circuitdiscovery as cd
     >>> graph = cd.Graph(n_layers=30, n_heads=9, n_kv_heads=3)
@@ -272,7 +310,8 @@ def price(circuit: Circuit, count_examples: int, effort: str = "full") -> float:
 
 @guarded
 def default_effort(model: Model, task: Task, circuit: Circuit) -> str:
-    """`full` where it costs little, else `quick`; it depends on counts alone, so that it is the same everywhere.
+    """`full` where it costs little, else `quick`; it depends on counts
+    alone, so that it is the same everywhere.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")

@@ -1,20 +1,24 @@
-"""Tests of the hypothesis that a circuit is what does the task (Shi et al. 2024, arXiv 2410.13032; code: github.com/blei-lab/circuitry).
+"""Tests of the hypothesis that a circuit is what does the task (Shi et al. 2024, arXiv
+2410.13032; code: github.com/blei-lab/circuitry).
 
-s is the metric of each example, M the model, C the circuit, M\\C all other edges. Of each test the null hypothesis H0:
+s is the metric of each example, M the model, C the circuit, M\\C all other
+edges. Of each test the null hypothesis H0:
 
-- *equivalence*: |P(s(C) better than s(M)) - 1/2| <= epsilon. Sign test at the edge of H0, where the p-value is largest; ties, which
-  say nothing about the sign, are left out.
-- *independence*: s(M\\C) is independent of s(M). HSIC with Gaussian kernels, each of the width of its own sample's median distance;
-  permutation test.
-- *minimality*, of every edge e: with a probability of `quantile` or more, removing e changes s(C) more than removing a redundant edge
-  does. The redundant ones: inflate the circuit by a random path from `input` to `logits`, and remove a random edge that the path
-  brought. Binomial test per edge, corrected for the number of edges.
-- *sufficiency*: with a probability of `quantile` or less, C is as faithful as a random circuit of as many edges. Binomial test.
+- *equivalence*: |P(s(C) better than s(M)) - 1/2| <= epsilon. Sign test at the edge of H0, where the p-value
+  is largest; ties, which say nothing about the sign, are left out.
+- *independence*: s(M\\C) is independent of s(M). HSIC with Gaussian kernels, each of the width of its own
+  sample's median distance; permutation test.
+- *minimality*, of every edge e: with a probability of `quantile` or more, removing e changes s(C) more than
+  removing a redundant edge does. The redundant ones: inflate the circuit by a random path from `input` to
+  `logits`, and remove a random edge that the path brought. Binomial test per edge, corrected for the number
+  of edges.
+- *sufficiency*: with a probability of `quantile` or less, C is as faithful as a random
+  circuit of as many edges. Binomial test.
 
-A good circuit retains the first three and rejects the last. To retain is not to prove: where examples are few, little is rejected. Where
-nothing can be (with alpha .05: equivalence of fewer than 7 examples that differ, sufficiency with fewer than 29 references), the result
-says so.
-How far two circuits are apart is the mean over the examples of the squared difference of s, as in the authors' code.
+A good circuit retains the first three and rejects the last. To retain is not to prove: where examples are
+few, little is rejected. Where nothing can be (with alpha .05: equivalence of fewer than 7 examples that
+differ, sufficiency with fewer than 29 references), the result says so. How far two circuits are apart is the
+mean over the examples of the squared difference of s, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -35,7 +39,15 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.graph.nodes import edge_name
 from circuitdiscovery.graph.random_paths import RandomPaths
 from circuitdiscovery.measure.bench import Bench, Family
-from circuitdiscovery.measure.significance import corrected, distance, independence_test, often_enough, same, sign_test, too_seldom
+from circuitdiscovery.measure.significance import (
+    corrected,
+    distance,
+    independence_test,
+    often_enough,
+    same,
+    sign_test,
+    too_seldom,
+)
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import ablation_words
 from circuitdiscovery.task.task import Task
@@ -51,9 +63,10 @@ class HypothesisTest:
 
     Args:
         null: the null hypothesis, in words.
-        statistic: |share of wins - 1/2|; HSIC; the least share of redundant edges that an edge surpasses; the share of random circuits
-            that the circuit is as faithful as.
-        p: how probable such a statistic, or one further from H0, is under H0 (minimality: the least of the edges' corrected ones).
+        statistic: |share of wins - 1/2|; HSIC; the least share of redundant edges that an edge surpasses; the
+            share of random circuits that the circuit is as faithful as.
+        p: how probable such a statistic, or one further from H0, is under H0 (minimality:
+            the least of the edges' corrected ones).
         told: the figures in a sentence.
         wanted: whether it is H0 that a good circuit retains.
         least: the smallest p that any outcome could have had, with so many examples and references.
@@ -92,7 +105,9 @@ class HypothesisTest:
 
 @dataclass(frozen=True)
 class EdgeTest:
-    """Minimality of one edge: what its removal changes, the share of redundant edges that change less, p raw and corrected."""
+    """Minimality of one edge: what its removal changes, the share of redundant
+    edges that change less, p raw and corrected.
+    """
 
     edge: str
     effect: float
@@ -120,7 +135,8 @@ class HypothesisTests(Value):
     minimality: HypothesisTest
     sufficiency: HypothesisTest
     edges: tuple[EdgeTest, ...]  # those that minimality tested
-    mean_over: int | None = left_out()  # the fewest prompts that a replacement is a mean over; None: it is not a mean
+    # the fewest prompts that a replacement is a mean over; None: it is not a mean
+    mean_over: int | None = left_out()
 
     @property
     def unneeded(self) -> tuple[str, ...]:
@@ -130,7 +146,8 @@ class HypothesisTests(Value):
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON."""
         tests = {
-            name: plain(getattr(self, name)) | {each: getattr(getattr(self, name), each) for each in ("passed", "retained")}
+            name: plain(getattr(self, name))
+            | {each: getattr(getattr(self, name), each) for each in ("passed", "retained")}
             for name in TESTS
         }
         return plain(self) | tests
@@ -141,7 +158,13 @@ class HypothesisTests(Value):
     def _lines(self) -> Iterator[tuple[str, str]]:
         where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
         yield "circuit", f"{self.size:,} edges of {self.edges_total:,}"
-        yield "measured", f"{self.metric} on {self.examples} {where}, {ablation_words(self.ablation, self.mean_over)}; alpha {self.alpha:g}"
+        yield (
+            "measured",
+            (
+                f"{self.metric} on {self.examples} {where}, {ablation_words(self.ablation, self.mean_over)}; "
+                f"alpha {self.alpha:g}"
+            ),
+        )
         yield "H0", "a good circuit retains the first three and rejects the last"
         for name in TESTS:
             test: HypothesisTest = getattr(self, name)
@@ -169,9 +192,11 @@ def hypothesis_tests(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> HypothesisTests:
-    """Test whether a circuit is equivalent, independent, minimal and sufficient; epsilon, quantile and counts are the authors' code's.
+    """Test whether a circuit is equivalent, independent, minimal and sufficient; epsilon,
+    quantile and counts are the authors' code's.
 
-    It runs 3 + 3 * `reference` circuits and one per tested edge, noising; exactly the circuit's edges, nothing pruned.
+    It runs 3 + 3 * `reference` circuits and one per tested edge, noising;
+    exactly the circuit's edges, nothing pruned.
 
     Args:
         model: the model it is a circuit of.
@@ -182,17 +207,19 @@ def hypothesis_tests(
         alpha: the largest p that rejects, for each test on its own.
         epsilon: how far from 1/2 the probability may be that the circuit beats the model.
         quantile: the share of the references that an edge, or the circuit, is to surpass.
-        reference: random circuits, and as many redundant edges; with fewer than log(alpha) / log(quantile), 29 by default, sufficiency
-            cannot be rejected.
+        reference: random circuits, and as many redundant edges; with fewer than log(alpha) / log(quantile),
+            29 by default, sufficiency cannot be rejected.
         permutations: of the test of independence.
-        correction: of minimality's p-values for the number of edges: `holm`, `bonferroni` (the authors') or `none`.
+        correction: of minimality's p-values for the number of edges:
+            `holm`, `bonferroni` (the authors') or `none`.
         edges: test at most so many edges, drawn by the seed; None: all.
         batch_size: examples in one forward.
         seed: of everything random.
         progress: called with (done, total), in hundredths of a plain forward of the examples.
 
     Raises:
-        CircuitDiscoveryError: a circuit of another model, of no edge or of every edge; an option out of its range.
+        CircuitDiscoveryError: a circuit of another model, of no edge or
+        of every edge; an option out of its range.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -205,17 +232,30 @@ def hypothesis_tests(
     _check_counts(reference=reference, permutations=permutations, edges=edges)
     circuit.check_model(model)
     if not 0 < len(circuit) < len(circuit.graph):
-        raise CircuitDiscoveryError(f"hypothesis tests need a circuit of 1 to {len(circuit.graph) - 1} edges, not {len(circuit)}")
+        raise CircuitDiscoveryError(
+            f"hypothesis tests need a circuit of 1 to {len(circuit.graph) - 1} edges, not {len(circuit)}"
+        )
     used = task.held_out or task
-    bench = Bench.build(model, used, circuit.graph, ablation, metric or task.metric, "noising", batch_size, seed, progress)
+    bench = Bench.build(
+        model, used, circuit.graph, ablation, metric or task.metric, "noising", batch_size, seed, progress
+    )
     if bench.metric.name == "kl_divergence":
-        raise CircuitDiscoveryError("hypothesis tests need a metric of the model itself, such as logit_diff, not kl_divergence")
+        raise CircuitDiscoveryError(
+            "hypothesis tests need a metric of the model itself, such as logit_diff, not kl_divergence"
+        )
     runs = _Runs(bench, circuit, seed, edges, reference)
     each = _edges(runs, reference, quantile, alpha, correction)
     first = _equivalence(runs, epsilon), _independence(runs, permutations)
-    found = *first, _minimality(each, reference, quantile, correction), _sufficiency(runs, reference, quantile)
+    found = (
+        *first,
+        _minimality(each, reference, quantile, correction),
+        _sufficiency(runs, reference, quantile),
+    )
     p_holm = corrected(np.array([one.p for one in found])).tolist()
-    decided = (replace(one, p_holm=p, rejected=one.p <= alpha, decidable=one.least <= alpha) for one, p in zip(found, p_holm, strict=True))
+    decided = (
+        replace(one, p_holm=p, rejected=one.p <= alpha, decidable=one.least <= alpha)
+        for one, p in zip(found, p_holm, strict=True)
+    )
     return HypothesisTests(
         model=model.name,
         task=task.name,
@@ -239,10 +279,14 @@ def _equivalence(runs: _Runs, epsilon: float) -> HypothesisTest:
     ties = same(runs.kept, runs.full)
     wins, rounds = int((runs.bench.metric.damage(runs.full, runs.kept)[~ties] < 0).sum()), int((~ties).sum())
     null = f"the circuit beats the model with a probability of 1/2 +- {epsilon:g}"
-    told = f"the circuit beats the model on {wins} of {rounds} examples" + (f" ({int(ties.sum())} ties)" if ties.any() else "")
+    told = f"the circuit beats the model on {wins} of {rounds} examples" + (
+        f" ({int(ties.sum())} ties)" if ties.any() else ""
+    )
     statistic = abs(wins / rounds - 0.5) if rounds else 0.0
     told = f"{told}; 50% +- {epsilon:.0%} is equivalent"
-    return HypothesisTest(null, statistic, sign_test(wins, rounds, epsilon), told, least=sign_test(rounds, rounds, epsilon))
+    return HypothesisTest(
+        null, statistic, sign_test(wins, rounds, epsilon), told, least=sign_test(rounds, rounds, epsilon)
+    )
 
 
 def _independence(runs: _Runs, permutations: int) -> HypothesisTest:
@@ -253,7 +297,9 @@ def _independence(runs: _Runs, permutations: int) -> HypothesisTest:
     return HypothesisTest(null, hsic, p, told, least=max(1 / (1 + permutations), 1 / orders))
 
 
-def _edges(runs: _Runs, reference: int, quantile: float, alpha: float, correction: str) -> tuple[EdgeTest, ...]:
+def _edges(
+    runs: _Runs, reference: int, quantile: float, alpha: float, correction: str
+) -> tuple[EdgeTest, ...]:
     effects = np.array([runs.effect(runs.circuit.mask, edge) for edge in runs.tested])
     redundant = np.array([runs.redundant_effect(number) for number in range(reference)])
     surpassed = (effects[:, None] > redundant).sum(1)  # [edges]
@@ -264,28 +310,43 @@ def _edges(runs: _Runs, reference: int, quantile: float, alpha: float, correctio
     return tuple(EdgeTest(*one) for one in zip(names, *(column.tolist() for column in figures), strict=True))
 
 
-def _minimality(edges: tuple[EdgeTest, ...], reference: int, quantile: float, correction: str) -> HypothesisTest:
+def _minimality(
+    edges: tuple[EdgeTest, ...], reference: int, quantile: float, correction: str
+) -> HypothesisTest:
     least, unneeded = min(each.share for each in edges), sum(not each.needed for each in edges)
-    told = f"{unneeded} of {len(edges)} tested edges are not needed; the least matters more than {least:.0%} of redundant ones"
+    told = (
+        f"{unneeded} of {len(edges)} tested edges are not needed; the least matters more than "
+        f"{least:.0%} of redundant ones"
+    )
     null = f"every edge matters more than a redundant one with a probability of at least {quantile:g}"
-    smallest = float(corrected(np.append(too_seldom(np.zeros(1), reference, quantile), np.ones(len(edges) - 1)), correction)[0])
+    smallest = float(
+        corrected(
+            np.append(too_seldom(np.zeros(1), reference, quantile), np.ones(len(edges) - 1)), correction
+        )[0]
+    )
     return HypothesisTest(null, least, min(each.p_corrected for each in edges), told, least=smallest)
 
 
 def _sufficiency(runs: _Runs, reference: int, quantile: float) -> HypothesisTest:
     own = distance(runs.kept, runs.full)
     n = sum(own <= distance(runs.random(number), runs.full) for number in range(reference))
-    null = f"the circuit is as faithful as a random one of its size with a probability of at most {quantile:g}"
+    null = (
+        f"the circuit is as faithful as a random one of its size with a probability of at most {quantile:g}"
+    )
     told = f"as faithful as {n} of {reference} random circuits of {len(runs.circuit):,} edges"
     least = often_enough(reference, reference, quantile)
-    return HypothesisTest(null, n / reference, often_enough(n, reference, quantile), told, wanted=False, least=least)
+    return HypothesisTest(
+        null, n / reference, often_enough(n, reference, quantile), told, wanted=False, least=least
+    )
 
 
 # ------------------------------------------------------------------ what is run
 
 
 class _Runs:
-    """The circuits that the tests run on one bench. Whatever is random has a generator of its own, so that no test changes another."""
+    """The circuits that the tests run on one bench. Whatever is random has a generator of
+    its own, so that no test changes another.
+    """
 
     def __init__(self, bench: Bench, circuit: Circuit, seed: int, edges: int | None, reference: int) -> None:
         graph = circuit.graph
@@ -353,5 +414,7 @@ def _check(*, correction: str, **numbers: float) -> None:
 
 def _check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
-        if (value is None and name != "edges") or (value is not None and (type(value) is not int or value < 1)):
+        if (value is None and name != "edges") or (
+            value is not None and (type(value) is not int or value < 1)
+        ):
             raise CircuitDiscoveryError(f"{name} must be a whole number of at least 1, not {value!r}")

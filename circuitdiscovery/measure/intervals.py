@@ -1,11 +1,13 @@
 """95% intervals that cover: their coverage, simulated, stands in docs/coverage.md.
 
-1. A mean, or a ratio of two means, of values per example: bootstrap-t (Efron and Tibshirani 1993, chapter 12.5). Each draw's error is
-   divided by the draw's own standard error, and the quantiles of that take the place of Student's. The percentiles of the draws
-   themselves are too narrow where examples are few or their distribution is skewed. No side is narrower than by Student's t, so that
-   an interval holds its estimate, nor more than five times as wide, for a draw without spread says nothing.
-2. A mean of what is never negative and about log-normal from prompt to prompt, such as KL: on both sides the further of that and of
-   Cox's limit for the mean of a log-normal quantity (Zhou and Gao 1997). Few prompts seldom hold the rare large values.
+1. A mean, or a ratio of two means, of values per example: bootstrap-t (Efron and Tibshirani 1993, chapter
+   12.5). Each draw's error is divided by the draw's own standard error, and the quantiles of that take the
+   place of Student's. The percentiles of the draws themselves are too narrow where examples are few or their
+   distribution is skewed. No side is narrower than by Student's t, so that an interval holds its estimate,
+   nor more than five times as wide, for a draw without spread says nothing.
+2. A mean of what is never negative and about log-normal from prompt to prompt, such as KL: on both sides the
+   further of that and of Cox's limit for the mean of a log-normal quantity (Zhou and Gao 1997). Few prompts
+   seldom hold the rare large values.
 3. A share of the examples: Clopper and Pearson 1934, which covers at any share and number.
 4. A magnitude |x|: the interval of the signed x, folded at 0. Percentiles of |x| exclude 0 where x is 0.
 5. A mean of magnitudes: the mean of the folded limits, which is too wide rather than too narrow.
@@ -50,13 +52,17 @@ def means(values: np.ndarray, draws: np.ndarray, *, skewed: bool = False) -> lis
     found = _ratios(values, np.ones(values.shape[1]), draws)
     if skewed:
         found = [_with_cox(row, each) for row, each in zip(values, found, strict=True)]
-    return [share(int(row.sum()), len(row)) if is_binary(row) else each for row, each in zip(values, found, strict=True)]
+    return [
+        share(int(row.sum()), len(row)) if is_binary(row) else each
+        for row, each in zip(values, found, strict=True)
+    ]
 
 
 def difference(a: np.ndarray, b: np.ndarray, draws: np.ndarray) -> Estimate:
     """The mean of a - b of [n] values each, of the same examples.
 
-    Where all of both are 0 or 1, such as `accuracy`, it is a share won less a share lost, each with the limits of its own at 97.5%.
+    Where all of both are 0 or 1, such as `accuracy`, it is a share won less a share lost,
+    each with the limits of its own at 97.5%.
     """
     if not is_binary(np.concatenate([a, b])):
         return mean(a - b, draws)
@@ -95,7 +101,8 @@ def share(hits: int, count: int, outside: float = 1 - LEVEL) -> Estimate:
 def is_binary(values: np.ndarray) -> bool:
     """Whether all values are 0 or 1, and some are 1.
 
-    Zeros alone may be those of any quantity, such as the difference of a circuit from itself; a share of none is asked for as such.
+    Zeros alone may be those of any quantity, such as the difference of a circuit from
+    itself; a share of none is asked for as such.
     """
     return bool(((values == 0) | (values == 1)).all() and values.any())
 
@@ -103,8 +110,9 @@ def is_binary(values: np.ndarray) -> bool:
 def mean_of_magnitudes(signed: Sequence[Estimate]) -> Estimate:
     """The mean of the magnitudes of several means, less what noise adds to it.
 
-    |x| of a noisy x is too large on average. The mean of |x + noise|, of noise as large as the interval says, shows by how much; so
-    much is taken away (the bootstrap's correction of bias, for normal noise in closed form).
+    |x| of a noisy x is too large on average. The mean of |x + noise|, of noise as large as the interval
+    says, shows by how much; so much is taken away (the bootstrap's correction of bias, for normal noise in
+    closed form).
 
     >>> mean_of_magnitudes([Estimate(0.1, -0.9, 1.1), Estimate(-5, -6, -4)])
     2.39 [2, 3.55]
@@ -125,15 +133,18 @@ def mean_of_magnitudes(signed: Sequence[Estimate]) -> Estimate:
 def weighted_magnitudes(signed: Sequence[Estimate], weight: np.ndarray) -> Estimate:
     """sum of weight |x|, [figures] weights that are not negative, with the limits summed alike."""
     folded = [each.magnitude() for each in signed]
-    sums = (float(weight @ np.array(part)) for part in zip(*((float(each), each.low, each.high) for each in folded), strict=True))
+    sums = (
+        float(weight @ np.array(part))
+        for part in zip(*((float(each), each.low, each.high) for each in folded), strict=True)
+    )
     return Estimate(*sums)
 
 
 def mean_over_pairs(values: np.ndarray, runs: int) -> Estimate:
     """The mean of a value from 0 to 1 of every two runs, its interval over the runs.
 
-    Where all pairs agree wholly (1), the interval is of how likely that is: a run that is like the others with a probability of q is
-    so in all of n with q^n, and two runs agree with q^2 at least.
+    Where all pairs agree wholly (1), the interval is of how likely that is: a run that is like the others
+    with a probability of q is so in all of n with q^n, and two runs agree with q^2 at least.
 
     Args:
         values: [runs (runs - 1) / 2], in the order of `itertools.combinations`.
@@ -148,7 +159,8 @@ def mean_over_pairs(values: np.ndarray, runs: int) -> Estimate:
     if (values == 1).all():
         return Estimate(value, _TAIL ** (2 / runs), 1.0)
     first, second = np.array(list(combinations(range(runs), 2))).T
-    of_run = np.bincount(first, values, runs) + np.bincount(second, values, runs)  # [runs]: the sum over a run's pairs
+    # [runs]: the sum over a run's pairs
+    of_run = np.bincount(first, values, runs) + np.bincount(second, values, runs)
     left = (values.sum() - of_run) / ((runs - 1) * (runs - 2) / 2)  # the mean without it
     error = math.sqrt((runs - 1) / runs * float(((left - left.mean()) ** 2).sum()))
     wide = float(stdtrit(runs - 1, 1 - _TAIL)) * error
@@ -172,7 +184,10 @@ def _ratios(parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> list[Est
     above, below = _quantiles(left, whole, draws)
     down = np.clip(above, student, _WIDEST * student) * error
     up = np.clip(-below, student, _WIDEST * student) * error
-    return [Estimate(*each) for each in zip(value.tolist(), (value - down).tolist(), (value + up).tolist(), strict=True)]
+    return [
+        Estimate(*each)
+        for each in zip(value.tolist(), (value - down).tolist(), (value + up).tolist(), strict=True)
+    ]
 
 
 def _quantiles(left: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +200,9 @@ def _quantiles(left: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> tuple[
     error = np.sqrt(np.maximum(spread, 0) / (count - 1))
     calm = error <= _CALM * np.sqrt((left**2).mean(1, keepdims=True))
     moved = moved * np.sign(of_whole)
-    t = np.where(calm, np.where(moved == 0, 0.0, np.copysign(np.inf, moved)), moved / np.where(calm, 1, error))
+    t = np.where(
+        calm, np.where(moved == 0, 0.0, np.copysign(np.inf, moved)), moved / np.where(calm, 1, error)
+    )
     order = np.sort(t, axis=1)
     first = math.floor(_TAIL * (len(draws) - 1))
     return order[:, -1 - first], order[:, first]

@@ -1,10 +1,11 @@
 """Which runs measure many circuits, and about what they cost.
 
-Circuits of one family differ from a base only from some layer on (a node is left out), so they share its run up to there:
+Circuits of one family differ from a base only from some layer on (a node is left
+out), so they share its run up to there:
 
 1. Run the base once and keep its state: what every source adds to its replacement.
-2. Where a circuit is the family's common mask with some sources silenced, run only what follows these sources. Several such
-   circuits go through one run, as long as that costs less than running each.
+2. Where a circuit is the family's common mask with some sources silenced, run only what follows these
+   sources. Several such circuits go through one run, as long as that costs less than running each.
 3. Of any other circuit run only what its edges change.
 4. What costs less without the base, by the estimate, runs from nothing.
 
@@ -33,7 +34,9 @@ _ADDED = 10  # adding up a stream's sources costs so many times its share in a p
 def model_flop(model: Model) -> float:
     """Of a plain forward per token, the logits of every token among them."""
     matrices = [
-        each for block in model.blocks for each in (block.W_Q, block.W_K, block.W_V, block.W_O, block.W_in, block.W_gate, block.W_out)
+        each
+        for block in model.blocks
+        for each in (block.W_Q, block.W_K, block.W_V, block.W_O, block.W_in, block.W_gate, block.W_out)
     ]
     return 2.0 * (model.W_U.numel() + sum(each.numel() for each in matrices if each is not None))
 
@@ -73,13 +76,19 @@ class Costs:
 
     @cached_property
     def _per_token(self) -> tuple[np.ndarray, np.ndarray]:
-        """[S] each: of a source that runs at all positions per token; the part of it that does if only the answer's is wanted."""
+        """[S] each: of a source that runs at all positions per token; the part of it
+        that does if only the answer's is wanted.
+        """
         model, graph, block = self.model, self.graph, self.model.blocks[0]
         projection = 2 * model.d_model * block.W_Q.shape[1]  # of one head
         shared = 2 * projection * graph.n_kv_heads / graph.n_heads
         matrices = [each for each in (block.W_in, block.W_gate, block.W_out) if each is not None]
-        heads, mlps = (np.array([parsed(name).kind == kind for name in graph.sources]) for kind in ("head", "mlp"))
-        return heads * (2 * projection + shared) + mlps * 2.0 * sum(each.numel() for each in matrices), heads * shared
+        heads, mlps = (
+            np.array([parsed(name).kind == kind for name in graph.sources]) for kind in ("head", "mlp")
+        )
+        return heads * (2 * projection + shared) + mlps * 2.0 * sum(
+            each.numel() for each in matrices
+        ), heads * shared
 
     @cached_property
     def _layer(self) -> np.ndarray:
@@ -92,22 +101,33 @@ class Costs:
         nodes, wide = part.nodes, part.nodes & part.wide
         narrow = nodes & ~wide
         kept = part.mask.sum(0)
-        reading = 2.0 * self.model.d_model * np.minimum(_ADDED * kept, part.mask.shape[0] - part.mask[::-1].argmax(0))
+        reading = (
+            2.0
+            * self.model.d_model
+            * np.minimum(_ADDED * kept, part.mask.shape[0] - part.mask[::-1].argmax(0))
+        )
         feeds = self.graph.feeds
         at_all = np.any(feeds[:, wide], axis=1)
         at_answer = np.asarray(np.any(feeds[:, narrow], axis=1)) & ~at_all
         at_answer[-1] = True
         per_token = everywhere[wide].sum() + always[narrow].sum() + reading[at_all].sum()
-        per_example = (everywhere - always)[narrow].sum() + reading[at_answer].sum() + 2.0 * self.model.W_U.numel()
+        per_example = (
+            (everywhere - always)[narrow].sum() + reading[at_answer].sum() + 2.0 * self.model.W_U.numel()
+        )
         layers = len(np.unique(self._layer[nodes])) + 1
-        return float(len(part.silenced) * (self.tokens * per_token + self.examples * per_example) + self.batches * layers * _OVERHEAD)
+        return float(
+            len(part.silenced) * (self.tokens * per_token + self.examples * per_example)
+            + self.batches * layers * _OVERHEAD
+        )
 
     def most_versions(self, part: Part) -> int:
         """How many versions fit in bounded memory."""
         moved = part.nodes | part.held
         places = self.places * (1 + int((moved & part.wide).sum())) + self.places // 10
         # a process without examples has no places
-        return max(1, int(_MERGED_BYTES // max(1, places * self.model.d_model * self.model.W_E.element_size())))
+        return max(
+            1, int(_MERGED_BYTES // max(1, places * self.model.d_model * self.model.W_E.element_size()))
+        )
 
 
 @dataclass(frozen=True)
@@ -154,7 +174,8 @@ class Planner:
         return Step((key,), part, self.costs.of(part))
 
     def family(self, base: np.ndarray, key: bytes | None, masks: Mapping[bytes, np.ndarray]) -> list[Plan]:
-        """The cheapest runs that measure some circuits, none of them the base, and with a key the base too."""
+        """The cheapest runs that measure some circuits, none of them
+        the base, and with a key the base too."""
         alone = {each: self.plain(each, mask) for each, mask in masks.items()}
         merged, rest = self._merged(base, key, masks, alone)
         asked = None if merged and merged.start and merged.start.keys else key
@@ -176,12 +197,20 @@ class Planner:
     # ------------------------------------------------------------------ several versions of one mask
 
     def _merged(
-        self, base: np.ndarray, key: bytes | None, masks: Mapping[bytes, np.ndarray], alone: Mapping[bytes, Step]
+        self,
+        base: np.ndarray,
+        key: bytes | None,
+        masks: Mapping[bytes, np.ndarray],
+        alone: Mapping[bytes, Step],
     ) -> tuple[Plan | None, list[bytes]]:
-        """(the plan of circuits that are one mask with sources silenced, if it pays; the circuits that are not)."""
+        """(the plan of circuits that are one mask with sources
+        silenced, if it pays; the circuits that are not).
+        """
         common = np.logical_or.reduce([base, *masks.values()])
         off = self._silenced(common, base)
-        silenced = {each: found for each, mask in masks.items() if (found := self._silenced(common, mask)) is not None}
+        silenced = {
+            each: found for each, mask in masks.items() if (found := self._silenced(common, mask)) is not None
+        }
         rest = [each for each in masks if each not in silenced]
         if off is None or not silenced:
             return None, list(masks)
@@ -196,7 +225,9 @@ class Planner:
         return self._if_it_pays(key, start, base, steps, alone), rest
 
     def _silenced(self, common: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
-        """[S] bool: the fewest sources that turn the common mask into this one if they are silenced; None where none do."""
+        """[S] bool: the fewest sources that turn the common mask into this
+        one if they are silenced; None where none do.
+        """
         graph, running = self.graph, _running(mask)
         read = np.asarray(np.any(graph.feeds[:, running], axis=1))  # by what runs
         read[-1] = True
@@ -206,7 +237,13 @@ class Planner:
 
     # ------------------------------------------------------------------ any other change
 
-    def _changed(self, base: np.ndarray, key: bytes | None, masks: Mapping[bytes, np.ndarray], alone: Mapping[bytes, Step]) -> Plan | None:
+    def _changed(
+        self,
+        base: np.ndarray,
+        key: bytes | None,
+        masks: Mapping[bytes, np.ndarray],
+        alone: Mapping[bytes, Step],
+    ) -> Plan | None:
         """The plan of circuits of which only what differs from the base runs, if it pays."""
         graph, steps = self.graph, []
         needed, wide = np.zeros((2, len(graph.sources)), dtype=bool)
@@ -227,7 +264,12 @@ class Planner:
         return self._if_it_pays(key, Part(base, needed, wide, self._silent(1)), base, steps, alone)
 
     def _if_it_pays(
-        self, key: bytes | None, start: Part, base: np.ndarray, steps: Sequence[Step], alone: Mapping[bytes, Step]
+        self,
+        key: bytes | None,
+        start: Part,
+        base: np.ndarray,
+        steps: Sequence[Step],
+        alone: Mapping[bytes, Step],
     ) -> Plan | None:
         first = Step(() if key is None else (key,), start, self.costs.of(start) + self.costs.state)
         without = sum(alone[each].cost for step in steps for each in step.keys)
@@ -237,13 +279,17 @@ class Planner:
 
 
 def _running(mask: np.ndarray) -> np.ndarray:
-    """[S] bool: the sources that a run of a canonical mask computes, which are those that write any edge of it."""
+    """[S] bool: the sources that a run of a canonical mask computes,
+    which are those that write any edge of it.
+    """
     return np.asarray(np.any(mask, axis=1))
 
 
 @dataclass(frozen=True)
 class _Versions:
-    """Circuits that are a common mask with some sources silenced, to be run from the state where those in `off` are silenced."""
+    """Circuits that are a common mask with some sources silenced, to be run from the
+    state where those in `off` are silenced.
+    """
 
     planner: Planner
     common: np.ndarray  # [S, R]
@@ -258,17 +304,23 @@ class _Versions:
             alone, costs = self.step((key,)), self.planner.costs
             if steps and len(steps[-1].keys) < costs.most_versions(steps[-1].part):
                 both = self.step((*steps[-1].keys, key))
-                if len(both.keys) <= costs.most_versions(both.part) and both.cost <= steps[-1].cost + alone.cost:
+                if (
+                    len(both.keys) <= costs.most_versions(both.part)
+                    and both.cost <= steps[-1].cost + alone.cost
+                ):
                     steps[-1] = both
                     continue
             steps.append(alone)
         return steps
 
     def step(self, keys: tuple[bytes, ...]) -> Step:
-        """One run of some circuits: of the sources that any of them silences or wakes, and all that follows."""
+        """One run of some circuits: of the sources that any of them
+        silences or wakes, and all that follows."""
         planner, graph = self.planner, self.planner.graph
         silenced = np.stack([self.silenced[key] for key in keys])
-        mask = self.masks[keys[0]] if len(keys) == 1 else np.logical_or.reduce([self.masks[key] for key in keys])
+        mask = (
+            self.masks[keys[0]] if len(keys) == 1 else np.logical_or.reduce([self.masks[key] for key in keys])
+        )
         flipped = np.any(silenced ^ self.off, axis=0)
         following = graph.reached(self.common, planner.fed(np.any(self.common[flipped], axis=0)))
         nodes = _running(mask) & (following | (flipped & self.off))

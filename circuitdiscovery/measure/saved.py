@@ -1,7 +1,9 @@
 """What was measured so far, in a file, so that a measurement that was stopped goes on where it was.
 
-The file says of which measurement it is, by a fingerprint of everything that the values depend on. It is written atomically, at most
-every few seconds, and whatever happens: after an exception or Ctrl-C it holds all that was measured until then. Values stand by example,
+The file says of which measurement it is, by a fingerprint of everything that the values
+depend on. It is written atomically, at most
+every few seconds, and whatever happens: after an exception or Ctrl-C it holds all that was
+    measured until then. Values stand by example,
 so that a circuit may be known on some of them.
 """
 
@@ -34,7 +36,8 @@ class Saved:
 
     path: Path | None
     fingerprint: str
-    _values: dict[tuple[str, bytes], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # [examples] known, [kinds, examples]
+    # [examples] known, [kinds, examples]
+    _values: dict[tuple[str, bytes], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     _due: float = field(default_factory=lambda: time.monotonic() + _PAUSE)
 
     def get(self, name: str, key: bytes, rows: np.ndarray) -> np.ndarray | None:
@@ -65,15 +68,21 @@ class Saved:
         tensors: dict[str, np.ndarray] = {}
         for i, name in enumerate(names):
             found = {key: each for (owner, key), each in self._values.items() if owner == name}
-            tensors[f"{i}.keys"] = np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, KEY_BYTES).copy()
+            tensors[f"{i}.keys"] = (
+                np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, KEY_BYTES).copy()
+            )
             tensors[f"{i}.known"] = np.stack([known for known, _ in found.values()])
             tensors[f"{i}.values"] = np.stack([values for _, values in found.values()])
-        return save(tensors, {"circuitdiscovery": json.dumps({"format": FORMAT, "of": self.fingerprint, "names": names})})
+        return save(
+            tensors,
+            {"circuitdiscovery": json.dumps({"format": FORMAT, "of": self.fingerprint, "names": names})},
+        )
 
 
 @contextmanager
 def saved(path: Path | None, fingerprint: str) -> Iterator[Saved]:
-    """What a file knows of a measurement, nothing where there is no file; written at the end, whatever that is.
+    """What a file knows of a measurement, nothing where there is no
+    file; written at the end, whatever that is.
 
     Of several processes the first one reads and writes it.
 
@@ -97,7 +106,8 @@ def _read(path: Path, fingerprint: str) -> dict[tuple[str, bytes], tuple[np.ndar
         raise CircuitDiscoveryError(f"{path} is not a saved measurement; delete it, or give another path")
     if header.get("of") != fingerprint:
         raise CircuitDiscoveryError(
-            f"{path} was saved by another measurement (other model, task, circuit or options); delete it to measure anew"
+            f"{path} was saved by another measurement (other model, task, circuit or options); delete it "
+            "to measure anew"
         )
     values = {}
     try:
@@ -105,7 +115,9 @@ def _read(path: Path, fingerprint: str) -> dict[tuple[str, bytes], tuple[np.ndar
             rows = zip(tensors[f"{i}.keys"], tensors[f"{i}.known"], tensors[f"{i}.values"], strict=True)
             values |= {(name, key.tobytes()): (known.copy(), kept.copy()) for key, known, kept in rows}
     except (KeyError, TypeError, ValueError) as error:
-        raise CircuitDiscoveryError(f"{path} is a broken measurement ({error!r}); delete it to measure anew") from None
+        raise CircuitDiscoveryError(
+            f"{path} is a broken measurement ({error!r}); delete it to measure anew"
+        ) from None
     return values
 
 
@@ -113,6 +125,12 @@ def digest(*parts: Any) -> str:
     """A digest of strings, numbers, tuples, bytes and arrays, the same for the same values."""
     found = sha256()
     for part in parts:
-        data = part.tobytes() if isinstance(part, np.ndarray) else part if isinstance(part, bytes) else repr(part).encode()
+        data = (
+            part.tobytes()
+            if isinstance(part, np.ndarray)
+            else part
+            if isinstance(part, bytes)
+            else repr(part).encode()
+        )
         found.update(b"%d:" % len(data) + data)
     return found.hexdigest()

@@ -1,4 +1,5 @@
-"""What the hypothesis tests compute (Shi et al. 2024, arXiv 2410.13032) of numbers alone: distances and p-values.
+"""What the hypothesis tests compute (Shi et al. 2024, arXiv 2410.13032)
+of numbers alone: distances and p-values.
 
 scipy.stats takes a second to import, so each function imports what it needs.
 """
@@ -9,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
-_SAME = 1e-5  # two values of float32 forwards that are no further apart, relatively or absolutely, are the same
+# two values of float32 forwards that are no further apart, relatively or absolutely, are the same
+_SAME = 1e-5
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """How far apart two circuits are by their [examples] values: the mean squared difference, roundings left out."""
+    """How far apart two circuits are by their [examples] values: the
+    mean squared difference, roundings left out.
+    """
     return float((np.where(same(a, b), 0, a - b) ** 2).mean())
 
 
@@ -23,9 +27,11 @@ def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def sign_test(wins: int, rounds: int, epsilon: float) -> float:
-    """P(|K / rounds - 1/2| >= |wins / rounds - 1/2|), where each of the rounds is won with a probability of 1/2 + epsilon.
+    """P(|K / rounds - 1/2| >= |wins / rounds - 1/2|), where each of the rounds is
+    won with a probability of 1/2 + epsilon.
 
-    It is the same with 1/2 - epsilon, and smaller with everything between: the largest p of |P(win) - 1/2| <= epsilon.
+    It is the same with 1/2 - epsilon, and smaller with everything between:
+    the largest p of |P(win) - 1/2| <= epsilon.
 
     >>> sign_test(10, 10, 0.0) == 2 * 0.5**10
     True
@@ -40,9 +46,11 @@ def sign_test(wins: int, rounds: int, epsilon: float) -> float:
 
 
 def independence_test(x: np.ndarray, y: np.ndarray, permutations: int, seed: Any = 0) -> tuple[float, float]:
-    """HSIC of two [n] samples (Gretton et al. 2007, equation 4) and its p: the share of the permutations of y that reach it.
+    """HSIC of two [n] samples (Gretton et al. 2007, equation 4) and its p: the
+    share of the permutations of y that reach it.
 
-    HSIC is trace(K H L H) / n^2 with H = 1 - 1/n. The sample as it is counts as a permutation more, so p is never 0.
+    HSIC is trace(K H L H) / n^2 with H = 1 - 1/n. The sample as it is
+    counts as a permutation more, so p is never 0.
 
     >>> hsic, p = independence_test(np.arange(20.0), np.arange(20.0) ** 2, 99)
     >>> p
@@ -52,12 +60,15 @@ def independence_test(x: np.ndarray, y: np.ndarray, permutations: int, seed: Any
     rows = rows - rows.mean(0) - rows.mean(1)[:, None] + rows.mean()  # H K H
     observed, rng = float((rows * columns).mean()), np.random.default_rng(seed)
     orders = (rng.permutation(len(x)) for _ in range(permutations))
-    reached = sum(float((rows * columns[np.ix_(order, order)]).mean()) >= observed - 1e-12 for order in orders)
+    reached = sum(
+        float((rows * columns[np.ix_(order, order)]).mean()) >= observed - 1e-12 for order in orders
+    )
     return observed, (1 + reached) / (1 + permutations)
 
 
 def _kernel(x: np.ndarray) -> np.ndarray:
-    """[n] -> [n, n], Gaussian, as wide as the median distance of two (or the mean one, where most are equal)."""
+    """[n] -> [n, n], Gaussian, as wide as the median distance of two
+    (or the mean one, where most are equal)."""
     distances = np.abs(x[:, None] - x)
     pairs = distances[np.triu_indices(len(x), 1)]
     width = float(np.median(pairs) or pairs.mean() or 1.0) if len(pairs) else 1.0
@@ -87,9 +98,11 @@ def often_enough(hits: int, n: int, quantile: float) -> float:
 
 
 def corrected(p: np.ndarray, correction: str = "holm") -> np.ndarray:
-    """[n] p-values corrected for being n (Holm 1979, or Bonferroni): any true H0 is rejected with a probability of at most alpha.
+    """[n] p-values corrected for being n (Holm 1979, or Bonferroni): any true H0 is
+    rejected with a probability of at most alpha.
 
-    >>> corrected(np.array([0.01, 0.04, 0.03])).tolist(), corrected(np.array([0.01, 0.04, 0.03]), "bonferroni").tolist()
+    >>> p = np.array([0.01, 0.04, 0.03])
+    >>> corrected(p).tolist(), corrected(p, "bonferroni").tolist()
     ([0.03, 0.06, 0.06], [0.03, 0.12, 0.09])
     """
     if correction != "holm":

@@ -1,11 +1,14 @@
-"""How stable a search is: whether it finds the same circuit from other examples, by another seed, in another order.
+"""How stable a search is: whether it finds the same circuit from other
+examples, by another seed, in another order.
 
-A circuit is an estimate from a sample of prompts and has a variance like any other (Meloux et al. 2025, arXiv 2510.00845).
+A circuit is an estimate from a sample of prompts and has a variance like any
+other (Meloux et al. 2025, arXiv 2510.00845).
 
 1. Run the search several times, one thing changed each time (`over`).
 2. Compare every two of the circuits: the Jaccard index of their edges, and that of their heads and MLPs.
-3. Take the mean over the pairs, with a 95% interval over the *runs*: the jackknife, which leaves out one run at a time, and Student's
-   t. Two pairs that share a run are not independent, and an interval over pairs is too narrow.
+3. Take the mean over the pairs, with a 95% interval over the *runs*: the jackknife, which leaves out one run
+   at a time, and Student's t. Two pairs that share a run are not independent, and an interval over pairs is
+   too narrow.
 """
 
 from __future__ import annotations
@@ -96,16 +99,31 @@ class Stability(Value):
         """What `to_dict` gave: the circuits, of which the figures are made again.
 
         Raises:
-            CircuitDiscoveryError: anything missing or of another type, or figures that are not those of the circuits, by field.
+            CircuitDiscoveryError: anything missing or of another type, or figures that
+            are not those of the circuits, by field.
         """
-        fields = ("over", "runs", "sizes", "edge_jaccard", "node_jaccard", "in_all", "in_any", "share", "circuits")
+        fields = (
+            "over",
+            "runs",
+            "sizes",
+            "edge_jaccard",
+            "node_jaccard",
+            "in_all",
+            "in_any",
+            "share",
+            "circuits",
+        )
         exactly(data, fields, where)
         if typed(data["over"], str, where, "over") not in OVER:
             raise CircuitDiscoveryError(f"{where}: {unknown('over', data['over'], OVER, plural='values')}")
         typed(data["circuits"], list, where, "circuits")
-        read = [Circuit(*schema.read(each, f"{where}: circuits.{i}")) for i, each in enumerate(data["circuits"])]
+        read = [
+            Circuit(*schema.read(each, f"{where}: circuits.{i}")) for i, each in enumerate(data["circuits"])
+        ]
         if len(read) < _FEWEST:
-            raise CircuitDiscoveryError(f"{where}: field 'circuits' must hold at least {_FEWEST}, not {len(read)}")
+            raise CircuitDiscoveryError(
+                f"{where}: field 'circuits' must hold at least {_FEWEST}, not {len(read)}"
+            )
         for other in read[1:]:
             check_same_graph(read[0], other)
         found = _measured(data["over"], tuple(read))
@@ -125,7 +143,10 @@ class Stability(Value):
             ("edges", self.edge_jaccard, self.edge_jaccards),
             ("nodes", self.node_jaccard, self.node_jaccards),
         ):
-            yield name, f"mean Jaccard {mean} of {len(pairs)} pairs, from {pairs.min():.3g} to {pairs.max():.3g}"
+            yield (
+                name,
+                f"mean Jaccard {mean} of {len(pairs)} pairs, from {pairs.min():.3g} to {pairs.max():.3g}",
+            )
         yield "in every run", f"{len(self.in_all):,} of the {len(self.in_any):,} edges that any run found"
 
 
@@ -146,21 +167,23 @@ def stability(
         search: called as `search(model, task, **options)`; returns a circuit.
         model: given to the search.
         task: its examples are searched on; held-out ones play no part.
-        over: `examples`: each run gets as many of the task's examples, drawn with replacement; no option. `seeds`: each run gets
-            the whole task and the option `seed`, from `seed` upwards, to do with what it likes (draw scores, or draw its own task:
-            `lambda model, task, seed: cd.acdc(model, cd.load_task("ioi", model, seed=seed), threshold=0.002)`). `order`: each run
-            gets the whole task and the option `order`, from `seed` upwards, which `acdc` takes.
+        over: `examples`: each run gets as many of the task's examples, drawn with replacement; no option.
+            `seeds`: each run gets the whole task and the option `seed`, from `seed` upwards, to do with what
+            it likes (draw scores, or draw its own task: `lambda model, task, seed: cd.acdc(model,
+            cd.load_task("ioi", model, seed=seed), threshold=0.002)`). `order`: each run gets the whole task
+            and the option `order`, from `seed` upwards, which `acdc` takes.
         runs: how often; ten give 45 pairs.
         seed: of the draws, and the first of the seeds or orders.
         progress: called with (runs done, runs).
 
     Raises:
-        CircuitDiscoveryError: an unknown `over`; fewer than five runs; a search that returns something else than a circuit, or
-            circuits of different graphs.
+        CircuitDiscoveryError: an unknown `over`; fewer than five runs; a search that returns something else
+            than a circuit, or circuits of different graphs.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
-    >>> found = stability(lambda model, task: cd.eap(model, task).top(20), model, cd.load_task("ioi", model, examples=4), runs=5)
+    >>> task = cd.load_task("ioi", model, examples=4)
+    >>> found = stability(lambda model, task: cd.eap(model, task).top(20), model, task, runs=5)
     >>> found.runs, len(found.edge_jaccards), len(found.in_all) <= 20 <= len(found.in_any)
     (5, 10, True)
     """
@@ -188,7 +211,9 @@ def _changed(task: Task, over: str, seed: int, run: int) -> tuple[Task, dict[str
 def _found(search: Callable[..., Circuit], model: Model, task: Task, options: Mapping[str, int]) -> Circuit:
     circuit = search(model, task, **options)
     if not isinstance(circuit, Circuit):
-        raise CircuitDiscoveryError(f"the search must return a Circuit, such as scores.top(100), not {type(circuit).__name__}")
+        raise CircuitDiscoveryError(
+            f"the search must return a Circuit, such as scores.top(100), not {type(circuit).__name__}"
+        )
     return circuit
 
 

@@ -1,4 +1,6 @@
-"""Where the supported families keep their weights: the config and the named tensors of a Hugging Face model become one `Model`."""
+"""Where the supported families keep their weights: the config and the named tensors
+of a Hugging Face model become one `Model`.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,10 @@ def _neox_block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     at = f"gpt_neox.layers.{layer}."
     d_head = config.hidden_size // config.num_attention_heads
     # heads are outermost and q, k, v inside each: no strided view serves a fused product, so these are copies
-    w_q, w_k, w_v = (w.contiguous() for w in _heads(weights[at + "attention.query_key_value.weight"], 3 * d_head).chunk(3, dim=1))
+    w_q, w_k, w_v = (
+        w.contiguous()
+        for w in _heads(weights[at + "attention.query_key_value.weight"], 3 * d_head).chunk(3, dim=1)
+    )
     bias = _optional_heads(weights.get(at + "attention.query_key_value.bias"), 3 * d_head)
     b_q, b_k, b_v = (None, None, None) if bias is None else bias.chunk(3, dim=1)
     norms = [
@@ -96,7 +101,8 @@ def _neox_block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
 class Architecture:
     """Where one family keeps what all families have."""
 
-    block: Callable[..., Block]  # of (config, weights, layer), and of what they all have: rotary, window, activation
+    # of (config, weights, layer), and of what they all have: rotary, window, activation
+    block: Callable[..., Block]
     layers: str
     embedding: str
     final_norm: str
@@ -104,21 +110,36 @@ class Architecture:
     positions: str | None = None
 
 
-_LLAMA = Architecture(_llama_block, "model.layers", "model.embed_tokens.weight", "model.norm", ("lm_head.weight",))
+_LLAMA = Architecture(
+    _llama_block, "model.layers", "model.embed_tokens.weight", "model.norm", ("lm_head.weight",)
+)
 ARCHITECTURES = {
     "gpt2": Architecture(
-        _gpt2_block, "transformer.h", "transformer.wte.weight", "transformer.ln_f", ("lm_head.weight",), "transformer.wpe.weight"
+        _gpt2_block,
+        "transformer.h",
+        "transformer.wte.weight",
+        "transformer.ln_f",
+        ("lm_head.weight",),
+        "transformer.wpe.weight",
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "gpt_neox": Architecture(
-        _neox_block, "gpt_neox.layers", "gpt_neox.embed_in.weight", "gpt_neox.final_layer_norm", ("lm_head.weight", "embed_out.weight")
+        _neox_block,
+        "gpt_neox.layers",
+        "gpt_neox.embed_in.weight",
+        "gpt_neox.final_layer_norm",
+        ("lm_head.weight", "embed_out.weight"),
     ),
 }
 
 # what our forward does not compute, by the name a reader of the model's paper knows it by
-_POST_NORM, _MOE, _ALIBI = "post-norm (a norm after attention or the MLP)", "mixture of experts", "ALiBi position biases"
+_POST_NORM, _MOE, _ALIBI = (
+    "post-norm (a norm after attention or the MLP)",
+    "mixture of experts",
+    "ALiBi position biases",
+)
 _KNOWN_REASONS = {
     "gemma2": _POST_NORM, "gemma3": _POST_NORM, "gemma3_text": _POST_NORM, "olmo2": _POST_NORM, "olmo3": _POST_NORM, "glm4": _POST_NORM,
     "mixtral": _MOE, "qwen2_moe": _MOE, "qwen3_moe": _MOE, "deepseek_v3": _MOE, "olmoe": _MOE, "gpt_oss": _MOE,
@@ -133,7 +154,8 @@ def check_kind(kind: Any, name: str) -> None:
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         reason = _KNOWN_REASONS.get(kind) if isinstance(kind, str) else None
         raise CircuitDiscoveryError(
-            f"{name}: architecture {kind!r} is not supported{f' ({reason})' if reason else ''}; supported: {', '.join(ARCHITECTURES)}"
+            f"{name}: architecture {kind!r} is not supported{f' ({reason})' if reason else ''}; "
+            f"supported: {', '.join(ARCHITECTURES)}"
         )
 
 
@@ -145,15 +167,24 @@ def check_supported(config: Any, name: str) -> None:
     rope = getattr(config, "rope_parameters", None) or {}
     kind, turned = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
     if kind not in _STATIC_ROPE:
-        raise CircuitDiscoveryError(f"{name}: rotary scaling {kind!r} depends on the prompt's length; supported: {', '.join(_STATIC_ROPE)}")
+        raise CircuitDiscoveryError(
+            f"{name}: rotary scaling {kind!r} depends on the prompt's length; supported: "
+            f"{', '.join(_STATIC_ROPE)}"
+        )
     if not 0 < turned <= 1:  # it is the size of a table
-        raise CircuitDiscoveryError(f"{name}: the rotary part of a head must be above 0 and at most 1, not {turned!r}")
+        raise CircuitDiscoveryError(
+            f"{name}: the rotary part of a head must be above 0 and at most 1, not {turned!r}"
+        )
     window = getattr(config, "sliding_window", None)
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise CircuitDiscoveryError(f"{name}: a sliding window must be a whole number of at least 1, not {window!r}")
+        raise CircuitDiscoveryError(
+            f"{name}: a sliding window must be a whole number of at least 1, not {window!r}"
+        )
     kinds, layers = getattr(config, "layer_types", None), config.num_hidden_layers
     if kinds is not None and not (isinstance(kinds, list | tuple) and len(kinds) == layers):
-        raise CircuitDiscoveryError(f"{name}: layer_types must name the kind of each of its {layers} layers, not {shown(kinds, 100)}")
+        raise CircuitDiscoveryError(
+            f"{name}: layer_types must name the kind of each of its {layers} layers, not {shown(kinds, 100)}"
+        )
 
 
 def _window(config: Any, layer: int) -> int | None:
@@ -190,7 +221,9 @@ def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any)
     turned = rotary and replace(rotary, frequencies=rotary.frequencies.to(embedding.device))
     activation = _activation(config.activation_function if config.model_type == "gpt2" else config.hidden_act)
     blocks = tuple(
-        architecture.block(config, weights, layer, rotary=turned, window=_window(config, layer), activation=activation)
+        architecture.block(
+            config, weights, layer, rotary=turned, window=_window(config, layer), activation=activation
+        )
         for layer in range(config.num_hidden_layers)
     )
     norm, final = blocks[0].norm1, architecture.final_norm
@@ -204,20 +237,26 @@ def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any)
         W_pos=weights[architecture.positions] if architecture.positions else None,
         blocks=blocks,
         final_norm=Norm(weights[final + ".weight"], weights.get(final + ".bias"), norm.eps, norm.kind),
-        W_U=next(weights[key] for key in (*architecture.unembedding, architecture.embedding) if key in weights),
+        W_U=next(
+            weights[key] for key in (*architecture.unembedding, architecture.embedding) if key in weights
+        ),
     )
 
 
 def weights_digest(weights: Weights) -> str:
-    """SHA-256 over the sorted tensors' names, shapes and bytes; the same for a folder, its Hugging Face model and its bridge.
+    """SHA-256 over the sorted tensors' names, shapes and bytes; the same for a
+    folder, its Hugging Face model and its bridge.
 
-    Half precisions are hashed as the float32 that they are exactly, so that it does not matter which of them holds a value.
+    Half precisions are hashed as the float32 that they are exactly, so that it
+    does not matter which of them holds a value.
     """
 
     def one(name: str) -> str:
         tensor = weights[name].detach().cpu().contiguous()
         tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-        return f"{name} {list(tensor.shape)} {hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()}"
+        return (
+            f"{name} {list(tensor.shape)} {hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()}"
+        )
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         return hashlib.sha256("\n".join(pool.map(one, sorted(weights))).encode()).hexdigest()

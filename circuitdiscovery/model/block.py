@@ -1,4 +1,5 @@
-"""What one layer of a transformer computes, with the few switches that the supported architectures differ in."""
+"""What one layer of a transformer computes, with the few switches that
+the supported architectures differ in."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class Norm:
         return x.view_as(x)  # a tensor of its own, so that its gradient is what its readers alone send back
 
     def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x' [..., d_model], 1 / s [..., 1]) of the Jacobian g -> (centre(g) - x' mean(g x')) / s at a stream, before the weight.
+        """(x' [..., d_model], 1 / s [..., 1]) of the Jacobian g -> (centre(g) - x' mean(g
+        x')) / s at a stream, before the weight.
 
         x' is the normalised stream and s its deviation; without a norm they are 0 and 1.
         """
@@ -47,13 +49,17 @@ class Norm:
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary position embedding of the first `2 * len(frequencies)` dimensions of a head (Su et al. 2021, arXiv 2104.09864)."""
+    """Rotary position embedding of the first `2 * len(frequencies)` dimensions of a
+    head (Su et al. 2021, arXiv 2104.09864).
+    """
 
     frequencies: Tensor  # [rotary / 2], float32 as in Hugging Face
     scaling: float  # of cos and sin (YaRN's attention factor)
 
     def __call__(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """[..., position, d_head] -> the same, each position's pairs turned by its angles; positions are 0, 1, ... unless given."""
+        """[..., position, d_head] -> the same, each position's pairs turned by its
+        angles; positions are 0, 1, ... unless given.
+        """
         if positions is None:
             positions = torch.arange(x.shape[-2], device=x.device)
         angles = positions.float()[..., None] * self.frequencies
@@ -67,7 +73,8 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Block:
-    """One layer: its weights, and what it computes with them; every matrix is a view of the loaded tensor where its layout allows.
+    """One layer: its weights, and what it computes with them; every matrix is a view of
+    the loaded tensor where its layout allows.
 
     Shapes: N examples, T positions, D d_model, H heads, h some of them, K d_head.
     """
@@ -98,7 +105,9 @@ class Block:
         return {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
 
     def projected(self, letter: str, streams: Tensor) -> Tensor:
-        """Each receiver's own stream, [R, N, T, D] -> its query, key or value, [R, N, T, K]; the norm included."""
+        """Each receiver's own stream, [R, N, T, D] -> its query, key
+        or value, [R, N, T, K]; the norm included.
+        """
         weight, bias = self.projection(letter)
         out = torch.bmm(self.norm1(streams).flatten(1, 2), weight.mT).unflatten(1, streams.shape[1:3])
         return out if bias is None else out + bias[:, None, None]
@@ -106,7 +115,8 @@ class Block:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor | None = None) -> Tensor:
         """Causal attention per head, [h, N, T, K] each (k and v already repeated per head) -> [h, N, T, K].
 
-        With [N] positions q is [h, N, 1, K], the query at that position of each example, and so is what comes out.
+        With [N] positions q is [h, N, 1, K], the query at that position
+        of each example, and so is what comes out.
         """
         q, k = self._turned(q, k, position)
         if position is None and (self.window is None or self.window >= k.shape[-2]):

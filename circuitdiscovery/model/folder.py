@@ -1,9 +1,12 @@
 """A model folder: its config, weights and tokenizer, read so that nothing in it can run.
 
-1. config.json, tokenizer_config.json and the headers of the .safetensors files are read as data, strictly. What asks for Python code of
-   its own is refused; what names an implementation (an attention kernel, a fusion) is left out, for ours is fixed.
-2. Every weight's name and shape is compared with what the config makes of it, before anything of that size is built.
-3. Hugging Face gets a config and tensors, never the folder, so that it looks for nothing there: no adapter, no generation code.
+1. config.json, tokenizer_config.json and the headers of the .safetensors files are read as data, strictly.
+   What asks for Python code of its own is refused; what names an implementation (an attention kernel, a
+   fusion) is left out, for ours is fixed.
+2. Every weight's name and shape is compared with what the config makes of
+   it, before anything of that size is built.
+3. Hugging Face gets a config and tensors, never the folder, so that it looks for
+   nothing there: no adapter, no generation code.
 """
 
 from __future__ import annotations
@@ -26,15 +29,26 @@ from circuitdiscovery.model.architectures import ARCHITECTURES, check_kind, chec
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ATTENTION = "eager"  # Hugging Face's own, in Python: there is no kernel to fetch
-HUB_FILES = (CONFIG, "model*.safetensors", INDEX, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
-TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")  # that describe added tokens
+HUB_FILES = (
+    CONFIG,
+    "model*.safetensors",
+    INDEX,
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+# that describe added tokens
+TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 # of config.json, what says how and not what is computed; names that begin with _ are left out too
 _IMPLEMENTATION = (
-    "attn_implementation", "experts_implementation", "fusion_config", "distributed_config", "transformers_weights", "kernel_config",
-    "use_kernels", "name_or_path", "dtype", "torch_dtype", "transformers_version", "return_dict",
+    "attn_implementation", "experts_implementation", "fusion_config", "distributed_config",
+    "transformers_weights", "kernel_config", "use_kernels", "name_or_path", "dtype", "torch_dtype",
+    "transformers_version", "return_dict",
 )  # fmt: skip
 _HEADS = {"embed_out.weight": "lm_head.weight", "lm_head.weight": "embed_out.weight"}
 # masks and tables that old versions of transformers kept beside the weights
@@ -58,7 +72,10 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         raise CircuitDiscoveryError(f"{name}: {CONFIG} does not say which architecture it is of (model_type)")
     check_kind(data["model_type"], name)
     if data.get("quantization_config"):
-        raise CircuitDiscoveryError(f"{name}: quantized weights (quantization_config) are not supported; give the model in full precision")
+        raise CircuitDiscoveryError(
+            f"{name}: quantized weights (quantization_config) are not supported; give the model in full "
+            "precision"
+        )
     return data
 
 
@@ -67,14 +84,19 @@ def _refuse_code(data: Mapping[str, Any], file: str, name: str) -> None:
         named = ", ".join(map(str, code.values())) if isinstance(code, dict) else str(code)
         known = data.get("model_type") in [*ARCHITECTURES] and file == CONFIG
         hint = f"; without auto_map it would be a plain {data['model_type']}" if known else ""
-        raise CircuitDiscoveryError(f"{name}: {file} asks for Python code of its own (auto_map: {named[:100]}), which is never run{hint}")
+        raise CircuitDiscoveryError(
+            f"{name}: {file} asks for Python code of its own (auto_map: {named[:100]}), which is never "
+            f"run{hint}"
+        )
 
 
 def _config(data: Mapping[str, Any], name: str) -> Any:
     """Hugging Face's config of what is computed."""
     from transformers import CONFIG_MAPPING
 
-    kept = {key: value for key, value in data.items() if not key.startswith("_") and key not in _IMPLEMENTATION}
+    kept = {
+        key: value for key, value in data.items() if not key.startswith("_") and key not in _IMPLEMENTATION
+    }
     try:
         config = CONFIG_MAPPING[data["model_type"]].from_dict(kept, attn_implementation=ATTENTION)
         check_supported(config, name)
@@ -110,7 +132,8 @@ class Header:
 
 
 def read_header(folder: Path, name: str) -> Header:
-    """The names, shapes and dtypes of a folder's weights; the tables that old versions kept beside them are left out.
+    """The names, shapes and dtypes of a folder's weights; the tables that
+    old versions kept beside them are left out.
 
     Raises:
         CircuitDiscoveryError: no such files, or broken ones; weights that are not floating point.
@@ -125,13 +148,16 @@ def read_header(folder: Path, name: str) -> Header:
                 shapes |= {key: tuple(part.get_shape()) for key, part in found}
                 dtypes |= {key: str(part.get_dtype()) for key, part in found}
         except Exception as error:  # safetensors has its own, and a file system has others
-            raise CircuitDiscoveryError(f"{name}: the weights cannot be read: {path.name}: {one_line(error)}") from error
+            raise CircuitDiscoveryError(
+                f"{name}: the weights cannot be read: {path.name}: {one_line(error)}"
+            ) from error
         files[path] = tuple(key for key, _ in found)
     if not shapes:
         raise CircuitDiscoveryError(f"{name}: the weights cannot be read: there are none in {WEIGHTS}")
     if wrong := [key for key, dtype in dtypes.items() if dtype not in _FLOATS]:
         raise CircuitDiscoveryError(
-            f"{name}: quantized weights ({wrong[0]} is {dtypes[wrong[0]]}) are not supported; give the model in full precision"
+            f"{name}: quantized weights ({wrong[0]} is {dtypes[wrong[0]]}) are not supported; give the "
+            "model in full precision"
         )
     return Header(files, shapes, dtypes)
 
@@ -141,7 +167,9 @@ def _weight_files(folder: Path, name: str) -> Sequence[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         other = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
-        why = f"; {other[0]} is a pickle, which can run code: save it with safe_serialization" if other else ""
+        why = (
+            f"; {other[0]} is a pickle, which can run code: save it with safe_serialization" if other else ""
+        )
         raise CircuitDiscoveryError(f"{name}: the weights cannot be read: there is no {WEIGHTS}{why}")
     index = read_json(folder / INDEX)
     names = index.get("weight_map") if isinstance(index, dict) else None
@@ -150,18 +178,23 @@ def _weight_files(folder: Path, name: str) -> Sequence[Path]:
     shards = sorted(set(names.values()))
     for shard in shards:
         if Path(shard).name != shard or not (folder / shard).is_file():
-            raise CircuitDiscoveryError(f"{name}: {INDEX} names the file {shard!r}, which the folder does not hold")
+            raise CircuitDiscoveryError(
+                f"{name}: {INDEX} names the file {shard!r}, which the folder does not hold"
+            )
     return [folder / shard for shard in shards]
 
 
 def _names(header: Header, expected: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
     """Each weight's name in the file -> its name in the model.
 
-    A model without its head was saved without the prefix, and transformers has called GPT-NeoX's head two things.
+    A model without its head was saved without the prefix, and
+    transformers has called GPT-NeoX's head two things.
     """
 
     def name(key: str) -> str:
-        return next((each for each in (key, f"{prefix}.{key}", _HEADS.get(key, key)) if each in expected), key)
+        return next(
+            (each for each in (key, f"{prefix}.{key}", _HEADS.get(key, key)) if each in expected), key
+        )
 
     return {key: name(key) for key in header.shapes}
 
@@ -170,11 +203,15 @@ def _check(header: Header, names: Mapping[str, str], expected: Mapping[str, Tens
     """Refuse weights that are missing, of another shape, or not used."""
     held = {id(expected[new]) for new in names.values() if new in expected}
     if missing := [key for key, tensor in expected.items() if id(tensor) not in held]:
-        raise CircuitDiscoveryError(f"{name}: {len(missing)} weights of {CONFIG} are missing from the file, the first is {missing[0]}")
+        raise CircuitDiscoveryError(
+            f"{name}: {len(missing)} weights of {CONFIG} are missing from the file, the first is {missing[0]}"
+        )
     for key, new in names.items():
         if new in expected and tuple(expected[new].shape) != header.shapes[key]:
             told = list(expected[new].shape)
-            raise CircuitDiscoveryError(f"{name}: the weight {key} has shape {list(header.shapes[key])}, but by {CONFIG} {told}")
+            raise CircuitDiscoveryError(
+                f"{name}: the weight {key} has shape {list(header.shapes[key])}, but by {CONFIG} {told}"
+            )
     if unused := [key for key, new in names.items() if new not in expected]:
         raise CircuitDiscoveryError(
             f"{name}: {len(unused)} weights of the file are not used by {CONFIG}, the first is {unused[0]}; "
@@ -186,14 +223,18 @@ def _check_layers(data: Mapping[str, Any], header: Header, name: str) -> None:
     """Refuse more layers than the file has tensors, before a list of that length is made."""
     for key in _LAYERS:
         value = data.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= len(header.shapes)):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= len(header.shapes)
+        ):
             raise CircuitDiscoveryError(
-                f"{name}: {CONFIG} says {key} {str(value)[:40]}, but the file has {len(header.shapes)} weights in all"
+                f"{name}: {CONFIG} says {key} {str(value)[:40]}, but the file has {len(header.shapes)} "
+                "weights in all"
             )
 
 
 def read_folder(folder: Path, name: str) -> tuple[Any, Any]:
-    """The Hugging Face model, in the dtype of its file, and the tokenizer (None where there is none) of a folder.
+    """The Hugging Face model, in the dtype of its file, and the
+    tokenizer (None where there is none) of a folder.
 
     Raises:
         CircuitDiscoveryError: whatever in the folder is broken, asks for code, or does not fit the rest.
@@ -230,18 +271,27 @@ def read_folder(folder: Path, name: str) -> tuple[Any, Any]:
 def _tensors(header: Header, names: Mapping[str, str]) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    return {names[key]: tensor for path, keys in header.files.items() for key, tensor in load_file(path).items() if key in keys}
+    return {
+        names[key]: tensor
+        for path, keys in header.files.items()
+        for key, tensor in load_file(path).items()
+        if key in keys
+    }
 
 
 def _untied(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """One of the names of weights that the config ties; what the file holds under the others must be the same."""
+    """One of the names of weights that the config ties; what the file
+    holds under the others must be the same.
+    """
     first: dict[int, str] = {}
     for key in expected:
         if key not in weights:
             continue
         other = first.setdefault(id(expected[key]), key)
         if other != key and not torch.equal(weights[other], weights[key]):
-            raise CircuitDiscoveryError(f"{name}: {CONFIG} ties {other} and {key}, but the file holds two different ones")
+            raise CircuitDiscoveryError(
+                f"{name}: {CONFIG} ties {other} and {key}, but the file holds two different ones"
+            )
     return {key: weights[key] for key in first.values()}
 
 
@@ -251,8 +301,8 @@ def _untied(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], name:
 def read_tokenizer(folder: Path, name: str) -> Any:
     """The folder's tokenizer, None where it has none, checked to encode text to something.
 
-    A folder whose tokenizer is of another class than its architecture's can load as that class and encode text to nothing;
-    its tokenizer.json is then read as it stands.
+    A folder whose tokenizer is of another class than its architecture's can load as that class and encode
+    text to nothing; its tokenizer.json is then read as it stands.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -260,7 +310,9 @@ def read_tokenizer(folder: Path, name: str) -> Any:
     if config.is_file():
         data = read_json(config)
         if not isinstance(data, dict):
-            raise CircuitDiscoveryError(f"{name}: tokenizer_config.json must be an object, not {type(data).__name__}")
+            raise CircuitDiscoveryError(
+                f"{name}: tokenizer_config.json must be an object, not {type(data).__name__}"
+            )
         _refuse_code(data, config.name, name)
     _refuse_token_fields(folder, name)
     if not file.exists() and not list(folder.glob("*token*")):
@@ -278,23 +330,31 @@ def read_tokenizer(folder: Path, name: str) -> Any:
             problem = "it encodes text to nothing"
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a tokenizer can fail in as many ways as there are classes; one in Rust can panic
+        except (
+            BaseException
+        ) as error:  # a tokenizer can fail in as many ways as there are classes; one in Rust can panic
             problem = one_line(error)
     raise CircuitDiscoveryError(f"{name}: the tokenizer cannot be used: {problem}")
 
 
 def _refuse_token_fields(folder: Path, name: str) -> None:
-    """Refuse fields of added tokens that the package tokenizers does not know: it says so on standard output, where results go."""
+    """Refuse fields of added tokens that the package tokenizers does not know: it
+    says so on standard output, where results go.
+    """
     for file in TOKEN_FILES:
         for token in _added_tokens(folder / file):
             for field in token:
                 if field not in (*TOKEN_FIELDS, "id", "__type"):
                     told = unknown("field", str(field), TOKEN_FIELDS)
-                    raise CircuitDiscoveryError(f"{name}: {file}: of the token {shown(token['content'])}: {told}")
+                    raise CircuitDiscoveryError(
+                        f"{name}: {file}: of the token {shown(token['content'])}: {told}"
+                    )
 
 
 def _added_tokens(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The objects in a tokenizer's file that describe a token; of one that is no JSON none, for that is told when it is loaded."""
+    """The objects in a tokenizer's file that describe a token; of one that is no JSON
+    none, for that is told when it is loaded.
+    """
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -309,7 +369,9 @@ def _added_tokens(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def tokenizer_of(source: str) -> Any:
-    """The tokenizer of the folder or the hub's model that an object came from; None where it has none that can be used."""
+    """The tokenizer of the folder or the hub's model that an object came from;
+    None where it has none that can be used.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -330,7 +392,9 @@ def encodes(tokenizer: Any) -> bool:
 
 
 def from_hub(name: str) -> Path:
-    """The folder of a model on the Hugging Face hub, fetched once, without code; whatever goes wrong is raised as it is."""
+    """The folder of a model on the Hugging Face hub, fetched once, without
+    code; whatever goes wrong is raised as it is.
+    """
     from huggingface_hub import hf_hub_download, snapshot_download
 
     read_config(Path(hf_hub_download(name, CONFIG)).parent, name)  # before gigabytes are fetched
@@ -343,7 +407,11 @@ def quiet_transformers() -> Iterator[None]:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    level, hub_level, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, hub_level, bars = (
+        logging.get_verbosity(),
+        hub_logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+    )
     logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,8 +1,8 @@
 """`load_model`: from Hugging Face or TransformerLens to a `Model`. No other file knows them.
 
-The config and the named weight tensors of a GPT-2, Llama, Mistral, Qwen2 or GPT-NeoX model become one `Model`. What our
-forward does not compute is refused by name, and what it does compute is proved equal to the model's own forward on random
-token ids before it is handed out.
+The config and the named weight tensors of a GPT-2, Llama, Mistral, Qwen2 or GPT-NeoX model become one
+`Model`. What our forward does not compute is refused by name, and what it does compute is proved equal to the
+model's own forward on random token ids before it is handed out.
 """
 
 from __future__ import annotations
@@ -33,21 +33,27 @@ def bundled_models() -> list[str]:
 
 @guarded
 def load_model(
-    source: Any, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32", name: str | None = None
+    source: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+    name: str | None = None,
 ) -> Model:
     """Load a transformer.
 
     Args:
-        source: a bundled model's name, a Hugging Face folder, a .gguf file (its weights in full precision; needs the
-            extra `gguf`), a hub name, a Hugging Face causal language model (its tokenizer is looked up by its
-            `name_or_path`), a pair (model, tokenizer), or a TransformerBridge.
+        source: a bundled model's name, a Hugging Face folder, a .gguf file (its weights in full precision;
+            needs the extra `gguf`), a hub name, a Hugging Face causal language model (its tokenizer is looked
+            up by its `name_or_path`), a pair (model, tokenizer), or a TransformerBridge.
         device: a torch device; by default CUDA where there is one, for an object the device it is on.
         dtype: float32, float64, bfloat16 or float16; objects are converted too.
-        name: what files and messages call the model; by default the source's own name, a file's without its suffix.
+        name: what files and messages call the model; by default the
+            source's own name, a file's without its suffix.
 
     Raises:
-        CircuitDiscoveryError: an unknown name, device or dtype; a folder or a file that is not a complete model; an architecture or a
-            feature that the forward does not compute, by name; a forward that differs from the model's own.
+        CircuitDiscoveryError: an unknown name, device or dtype; a folder or a file that is not a complete
+            model; an architecture or a feature that the forward does not compute, by name; a forward that
+            differs from the model's own.
 
     >>> load_model("toy").graph.edges[0]
     'input->a0.h0<q>'
@@ -74,8 +80,12 @@ def load_model(
         return _model(hf, tokenizer, name or _object_name(hf), target, precision)
 
 
-def _model(hf: Any, tokenizer: Any, name: str, device: torch.device, dtype: torch.dtype, *, in_place: bool = False) -> Model:
-    """The model of a Hugging Face model, whose weights are converted with `in_place`, where it is nobody else's."""
+def _model(
+    hf: Any, tokenizer: Any, name: str, device: torch.device, dtype: torch.dtype, *, in_place: bool = False
+) -> Model:
+    """The model of a Hugging Face model, whose weights are converted
+    with `in_place`, where it is nobody else's.
+    """
     found = held(hf, name)
     digest = weights_digest(found.weights)
     if in_place:  # its tables stay as precise as they are
@@ -89,7 +99,11 @@ def _model(hf: Any, tokenizer: Any, name: str, device: torch.device, dtype: torc
     except CircuitDiscoveryError:
         raise
     except Exception as error:  # a config's field of another kind, weights of another model
-        why = f"lacks the weight {error}" if isinstance(error, KeyError) else f"cannot be built: {one_line(error)}"
+        why = (
+            f"lacks the weight {error}"
+            if isinstance(error, KeyError)
+            else f"cannot be built: {one_line(error)}"
+        )
         raise CircuitDiscoveryError(f"{name}: the model {why}") from error
     prove(model, found.plain, found.own, found.layers)
     return model
@@ -108,9 +122,15 @@ def _device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        valid = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if torch.backends.mps.is_available() else [])]
+        valid = [
+            "cpu",
+            *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
+            *(["mps"] if torch.backends.mps.is_available() else []),
+        ]
         if str(device).split(":")[0] in ("cuda", "gpu") and not torch.cuda.is_available():
-            raise CircuitDiscoveryError(f"no device {str(device)!r}: torch sees no GPU; Valid devices: {', '.join(valid)}") from error
+            raise CircuitDiscoveryError(
+                f"no device {str(device)!r}: torch sees no GPU; Valid devices: {', '.join(valid)}"
+            ) from error
         raise unknown("device", device, valid) from error
     return found
 
@@ -136,7 +156,9 @@ def _resolve(source: str | Path) -> tuple[Path, str]:
             raise CircuitDiscoveryError(f"{text}: there is no such file")
         return path, path.stem
     if exists:
-        raise CircuitDiscoveryError(f"{text}: a model is a folder with {CONFIG} or a {GGUF} file, this is another file")
+        raise CircuitDiscoveryError(
+            f"{text}: a model is a folder with {CONFIG} or a {GGUF} file, this is another file"
+        )
     if isinstance(source, Path) or not HUB_NAME.fullmatch(text):
         raise CircuitDiscoveryError(f"there is no folder {text}; a model is {_listed()}")
     if text.lower() in (*_ALSO_CALLED, *bundled_models()):
@@ -153,13 +175,16 @@ def _resolve(source: str | Path) -> tuple[Path, str]:
 # what TransformerLens and papers call models, for the families that are supported
 _ALSO_CALLED = {"gpt2-small": "gpt2"}
 _MAKERS = {
-    "pythia": "EleutherAI", "smollm": "HuggingFaceTB", "qwen2": "Qwen", "mistral-7b": "mistralai", "llama-3": "meta-llama",
-    "llama-2": "meta-llama", "tinyllama": "TinyLlama",
+    "pythia": "EleutherAI", "smollm": "HuggingFaceTB", "qwen2": "Qwen", "mistral-7b": "mistralai",
+    "llama-3": "meta-llama", "llama-2": "meta-llama", "tinyllama": "TinyLlama",
 }  # fmt: skip
 
 
 def _listed() -> str:
-    return f"a folder, a {GGUF} file, a hub name (such as EleutherAI/pythia-70m) or a bundled model ({', '.join(bundled_models())})"
+    return (
+        f"a folder, a {GGUF} file, a hub name (such as EleutherAI/pythia-70m) or a bundled model "
+        f"({', '.join(bundled_models())})"
+    )
 
 
 def _no_model(name: str) -> str:
@@ -168,7 +193,10 @@ def _no_model(name: str) -> str:
     known = known or (f"{maker}/{name}" if maker else None)
     near = difflib.get_close_matches(name, bundled_models(), n=1, cutoff=0.5)
     hint = known or (near[0] if near else None)
-    return f"no model {name!r}; {f'did you mean {hint!r}? ' if hint else ''}Valid bundled models: {', '.join(bundled_models())}"
+    return (
+        f"no model {name!r}; {f'did you mean {hint!r}? ' if hint else ''}Valid bundled models: "
+        f"{', '.join(bundled_models())}"
+    )
 
 
 def _object_name(hf: Any) -> str:

@@ -14,7 +14,9 @@ from circuitdiscovery.model.block import Block, Norm
 
 
 class _NoAttribute(CircuitDiscoveryError, AttributeError):
-    """An attribute that another library's models have, with ours; still an AttributeError, so that `hasattr` works."""
+    """An attribute that another library's models have, with ours; still an
+    AttributeError, so that `hasattr` works.
+    """
 
 
 _OURS = {
@@ -90,10 +92,14 @@ class Model:
         """Refuse [..., position] token ids that this model cannot read."""
         length = tokens.shape[-1]
         if self.W_pos is not None and length > len(self.W_pos):
-            raise CircuitDiscoveryError(f"{self.name}: a prompt of {length} tokens is longer than its {len(self.W_pos)} positions")
+            raise CircuitDiscoveryError(
+                f"{self.name}: a prompt of {length} tokens is longer than its {len(self.W_pos)} positions"
+            )
         if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= len(self.W_E)):
             worst = int(tokens.max()) if int(tokens.max()) >= len(self.W_E) else int(tokens.min())
-            raise CircuitDiscoveryError(f"{self.name}: token {worst} is not in its vocabulary of {len(self.W_E)} tokens")
+            raise CircuitDiscoveryError(
+                f"{self.name}: token {worst} is not in its vocabulary of {len(self.W_E)} tokens"
+            )
 
     if not TYPE_CHECKING:  # which would take any attribute for one
 
@@ -106,9 +112,13 @@ class Model:
     def __call__(self, *_: Any, **__: Any) -> Any:
         """A model is run by `run_circuit`."""
         raise CircuitDiscoveryError(
-            "a Model is not called: run_circuit(model, task, Circuit.full(model.graph)) gives the logits of the whole model on a task"
+            "a Model is not called: run_circuit(model, task, Circuit.full(model.graph)) gives the logits "
+            "of the whole model on a task"
         )
 
     def __repr__(self) -> str:
         graph = self.graph
-        return f"Model({self.name!r}, layers={graph.n_layers}, heads={graph.n_heads}, d_model={self.d_model}, edges={len(graph)})"
+        return (
+            f"Model({self.name!r}, layers={graph.n_layers}, heads={graph.n_heads}, "
+            f"d_model={self.d_model}, edges={len(graph)})"
+        )

@@ -1,4 +1,5 @@
-"""A model that a user holds: what is wrapped around it is taken off, adapters are merged in a copy, and the rest is refused by name.
+"""A model that a user holds: what is wrapped around it is taken off, adapters are merged
+in a copy, and the rest is refused by name.
 
 The user's object is never changed: not its weights, not its modes, not its hooks.
 """
@@ -17,7 +18,12 @@ from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.model.architectures import ARCHITECTURES, check_supported
 from circuitdiscovery.model.folder import ATTENTION
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 _WRAPPED = "._original_component"  # what TransformerBridge puts into names
 _SHARDED = ("FullyShardedDataParallel", "FlatParameter", "DTensor", "DeepSpeedEngine")
 _GATHER = "the weights are sharded over processes; gather them into a plain model first, and give that"
@@ -53,13 +59,24 @@ def unwrapped(source: Any) -> Any:
             raise CircuitDiscoveryError(f"{type(found).__name__}: {_GATHER}")
         parts = getattr(found, "__dict__", {}).get("_modules", {}) if isinstance(found, nn.Module) else {}
         inner = parts.get("_orig_mod") or (parts.get("module") if _kind(found) is None else None)
-        inner = inner if inner is not None else getattr(found, "original_model", None) if not isinstance(found, type) else None
+        inner = (
+            inner
+            if inner is not None
+            else getattr(found, "original_model", None)
+            if not isinstance(found, type)
+            else None
+        )
         if inner is None or inner is found:
             break
         found = inner
     if isinstance(found, type) or _kind(found) is None or not isinstance(found, nn.Module):
-        valid = "a name, a folder, a Hugging Face causal language model, a pair (model, tokenizer) or a TransformerBridge"
-        raise CircuitDiscoveryError(f"{type(source).__name__} is not a model: give {_inside(source) or valid}")
+        valid = (
+            "a name, a folder, a Hugging Face causal language model, a pair (model, tokenizer) or a "
+            "TransformerBridge"
+        )
+        raise CircuitDiscoveryError(
+            f"{type(source).__name__} is not a model: give {_inside(source) or valid}"
+        )
     return found
 
 
@@ -80,8 +97,8 @@ def held(source: Any, name: str) -> Held:
     """What the loader needs of a model that `unwrapped` gave.
 
     Raises:
-        CircuitDiscoveryError: an architecture or a feature that is not supported; adapters that cannot be merged; no head; weights that
-            are not in memory, sharded or quantized.
+        CircuitDiscoveryError: an architecture or a feature that is not supported; adapters that cannot be
+            merged; no head; weights that are not in memory, sharded or quantized.
     """
     _check_in_memory(source, name)
     base = _base(source)
@@ -99,13 +116,20 @@ def held(source: Any, name: str) -> Held:
 
 def _prefix(state: dict[str, Tensor], embedding: str) -> str | None:
     """What stands in front of Hugging Face's names."""
-    return min((key.removesuffix(embedding) for key in state if f".{key}".endswith(f".{embedding}")), key=len, default=None)
+    return min(
+        (key.removesuffix(embedding) for key in state if f".{key}".endswith(f".{embedding}")),
+        key=len,
+        default=None,
+    )
 
 
 def _headless(model: Any, state: dict[str, Tensor]) -> str:
     head = [key for key in state if key.startswith(("score.", "classifier.", "qa_outputs."))]
     if head or getattr(model, "get_output_embeddings", lambda: None)() is None:
-        return f"there is no head that predicts the next token in a {type(model).__name__}; load it with AutoModelForCausalLM"
+        return (
+            f"there is no head that predicts the next token in a {type(model).__name__}; load it with "
+            "AutoModelForCausalLM"
+        )
     return f"the weights are not named as transformers names those of {model.config.model_type!r}"
 
 
@@ -135,7 +159,9 @@ def _state(model: Any, name: str) -> dict[str, Tensor]:
     for key, value in state.items():
         if type(value) is not Tensor or value.dtype not in DTYPES.values():
             kind = value.dtype if type(value) is Tensor else type(value).__name__
-            raise CircuitDiscoveryError(f"{name}: quantized weights ({key} is {kind}) are not supported; {_PRECISION}")
+            raise CircuitDiscoveryError(
+                f"{name}: quantized weights ({key} is {kind}) are not supported; {_PRECISION}"
+            )
     return state
 
 
@@ -143,7 +169,11 @@ def _expected(config: Any) -> list[str]:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return list(AutoModelForCausalLM.from_config(config, trust_remote_code=False, attn_implementation=ATTENTION).state_dict())
+        return list(
+            AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False, attn_implementation=ATTENTION
+            ).state_dict()
+        )
 
 
 # ------------------------------------------------------------------ adapters
@@ -151,7 +181,11 @@ def _expected(config: Any) -> list[str]:
 
 def _base(model: Any) -> Any:
     """The Hugging Face model inside of a PeftModel."""
-    return model.get_base_model() if hasattr(model, "get_base_model") and hasattr(model, "peft_config") else model
+    return (
+        model.get_base_model()
+        if hasattr(model, "get_base_model") and hasattr(model, "peft_config")
+        else model
+    )
 
 
 def _is_adapter(module: nn.Module) -> bool:
@@ -165,14 +199,23 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _is_saved(module: nn.Module) -> bool:
     """PEFT's wrapper of a layer that was trained as a whole."""
-    return isinstance(getattr(module, "modules_to_save", None), nn.ModuleDict) and hasattr(module, "original_module")
+    return isinstance(getattr(module, "modules_to_save", None), nn.ModuleDict) and hasattr(
+        module, "original_module"
+    )
 
 
 def _merged(model: Any, name: str) -> Any:
     """A copy of the model with its adapters merged into its weights, in float32 at least."""
-    prompted = [kind for kind in getattr(model, "peft_config", {}).values() if getattr(kind, "is_prompt_learning", False)]
+    prompted = [
+        kind
+        for kind in getattr(model, "peft_config", {}).values()
+        if getattr(kind, "is_prompt_learning", False)
+    ]
     if prompted:
-        raise CircuitDiscoveryError(f"{name}: a learnt prompt ({prompted[0].peft_type}) cannot be merged into weights; give the base model")
+        raise CircuitDiscoveryError(
+            f"{name}: a learnt prompt ({prompted[0].peft_type}) cannot be merged into weights; give the "
+            "base model"
+        )
     try:
         with torch.no_grad():
             plain = copy.deepcopy(_base(model))
@@ -182,7 +225,8 @@ def _merged(model: Any, name: str) -> Any:
                 setattr(parent, child, _without(module))
     except Exception as error:  # each kind of adapter has its own
         raise CircuitDiscoveryError(
-            f"{name}: its adapters cannot be merged ({one_line(error)}); merge them first: model.merge_and_unload()"
+            f"{name}: its adapters cannot be merged ({one_line(error)}); merge them first: "
+            "model.merge_and_unload()"
         ) from error
     for key in ("peft_config", "_hf_peft_config_loaded"):
         plain.__dict__.pop(key, None)
@@ -192,7 +236,9 @@ def _merged(model: Any, name: str) -> Any:
 def _adapters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     for parent in model.modules():
         if not _is_adapter(parent):
-            yield from ((parent, child, module) for child, module in parent.named_children() if _is_adapter(module))
+            yield from (
+                (parent, child, module) for child, module in parent.named_children() if _is_adapter(module)
+            )
 
 
 def _without(module: Any) -> Any:

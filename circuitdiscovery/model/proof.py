@@ -1,8 +1,10 @@
-"""The proof at load: a model's forward is the one that Hugging Face has for the same weights, at all positions of several lengths.
+"""The proof at load: a model's forward is the one that Hugging Face has for the same
+weights, at all positions of several lengths.
 
 1. In float32 or float64 the whole model is compared, to rounding.
-2. A half precision rounds at every step, which hides as much as a scale that is a tenth wrong. There the whole model is compared
-   roughly, and its first and last layers (all of a small model) once more with their weights in float32, to rounding.
+2. A half precision rounds at every step, which hides as much as a scale that is a tenth wrong. There the
+   whole model is compared roughly, and its first and last layers (all of a small model) once more with their
+   weights in float32, to rounding.
 """
 
 from __future__ import annotations
@@ -45,7 +47,13 @@ def prove(model: Model, hf: Any, own: Any, name_of_layers: str) -> None:
     _compare(model, own, LENGTHS, tight=precise)
     if not precise:
         skeleton, layers = _part(hf, name_of_layers, model)
-        part = _float32(replace(model, blocks=tuple(model.blocks[i] for i in layers), graph=replace(model.graph, n_layers=len(layers))))
+        part = _float32(
+            replace(
+                model,
+                blocks=tuple(model.blocks[i] for i in layers),
+                graph=replace(model.graph, n_layers=len(layers)),
+            )
+        )
         _compare(part, skeleton, PART_LENGTHS, tight=True)
 
 
@@ -56,12 +64,17 @@ def _compare(model: Model, hf: Any, lengths: Sequence[int], *, tight: bool) -> N
         theirs = _logits(hf, tokens, model.name)[..., : model.vocab_size].to(model.device, torch.float64)
         ours = unembed(model, plain_run(model, tokens.to(model.device), None).stream).double()
         if not bool(theirs.isfinite().all()):
-            raise CircuitDiscoveryError(f"{model.name}: the model's own logits are not finite; look for NaN or infinity in its weights")
+            raise CircuitDiscoveryError(
+                f"{model.name}: the model's own logits are not finite; look for NaN or infinity in its "
+                "weights"
+            )
         error, scale = float((ours - theirs).abs().max()), float(theirs.abs().max())
         if not error <= (TIGHT if tight else LOOSE) * scale + 1e-7:
             raise CircuitDiscoveryError(
-                f"{model.name}: our forward differs from the model's own by {error:.2g} (largest logit {scale:.2g}); "
-                "the model has a feature that is not supported (norms folded by compatibility mode, a modified module, ...)"
+                f"{model.name}: our forward differs from the model's own by {error:.2g} (largest logit "
+                f"{scale:.2g}); "
+                "the model has a feature that is not supported (norms folded by compatibility mode, a "
+                "modified module, ...)"
             )
 
 

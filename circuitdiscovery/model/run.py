@@ -1,7 +1,7 @@
 """The transformer itself: what a block computes, and a run of the whole model.
 
-`plain_run` goes from an embedding to the logits at the answer's position. It can keep what every source wrote (the replacements
-of resample ablation) and what every receiver read (for gradients).
+`plain_run` goes from an embedding to the logits at the answer's position. It can keep what every source wrote
+(the replacements of resample ablation) and what every receiver read (for gradients).
 
 Shapes: N examples, T positions, D d_model, H heads, h some of them, K d_head.
 """
@@ -21,7 +21,8 @@ from circuitdiscovery.model.model import Model
 _RUN_FLOP = {"cpu": 5e8, "accelerator": 1e12}  # that could be done while Python prepares a run
 _RUN_TOKENS = 16  # whose products take as long as reading the weights
 
-# ------------------------------------------------------------------ the program, written once over the architectures' switches
+# ------------------------------------------------------------------ the program,
+# written once over the architectures' switches
 
 
 def embed(model: Model, tokens: Tensor) -> Tensor:
@@ -67,8 +68,13 @@ def parameters(model: Model) -> int:
 
 
 def run_tokens(model: Model) -> float:
-    """How many tokens cost as much as what a run costs beside its tokens: calls from Python, reading the weights."""
-    return _RUN_FLOP["cpu" if model.device.type == "cpu" else "accelerator"] / (2 * parameters(model)) + _RUN_TOKENS
+    """How many tokens cost as much as what a run costs beside its
+    tokens: calls from Python, reading the weights.
+    """
+    return (
+        _RUN_FLOP["cpu" if model.device.type == "cpu" else "accelerator"] / (2 * parameters(model))
+        + _RUN_TOKENS
+    )
 
 
 # ------------------------------------------------------------------ the whole model
@@ -76,7 +82,9 @@ def run_tokens(model: Model) -> float:
 
 @dataclass(frozen=True)
 class Readers:
-    """The receivers of one layer and letter, and how they read the stream: through a norm and, in attention, a projection."""
+    """The receivers of one layer and letter, and how they read the stream:
+    through a norm and, in attention, a projection.
+    """
 
     layer: int
     letter: str
@@ -87,7 +95,8 @@ class Readers:
 
     @property
     def place(self) -> tuple[int, str, bool]:
-        """Where in the residual stream they read, which queries, keys and values of a layer have in common."""
+        """Where in the residual stream they read, which queries, keys
+        and values of a layer have in common."""
         return self.layer, "attention" if self.weight is not None else self.letter, self.at_answer
 
 
@@ -95,8 +104,8 @@ class Readers:
 class Reading:
     """What some receivers read in a plain run, for the chain rule back to the stream.
 
-    `values` is what the projection makes of the normalised stream, [R, N, T, K]; where there is none it is the normalised
-    stream itself. T is 1 where only the answer's position is read.
+    `values` is what the projection makes of the normalised stream, [R, N, T, K]; where there is none it is
+    the normalised stream itself. T is 1 where only the answer's position is read.
     """
 
     readers: Readers
@@ -108,7 +117,8 @@ class Reading:
 class Run:
     """One forward of the whole model."""
 
-    stream: Tensor  # [N, T, D] that the logits read, before the norm; [N, 1, D] where there is an answer's position
+    # [N, T, D] that the logits read, before the norm; [N, 1, D] where there is an answer's position
+    stream: Tensor
     logits: Tensor  # [N, vocabulary] at each example's answer position; [0, vocabulary] where there is none
     sources: Tensor | None  # [S, N, T, D]
     readings: tuple[Reading, ...]
@@ -128,10 +138,11 @@ def plain_run(
     Args:
         model: the model.
         start: [N, T] token ids, or [N, T, D], what the source `input` writes.
-        position: [N], where the logits are wanted; the last layer then runs there alone, and what its sources write elsewhere
-            is kept as 0. None runs all of it, without logits.
+        position: [N], where the logits are wanted; the last layer then runs there alone, and what its sources
+            write elsewhere is kept as 0. None runs all of it, without logits.
         keep_sources: keep what every source writes.
-        less: [S, N, T, D], instead: what every source writes is taken from it, in place, where a receiver reads it.
+        less: [S, N, T, D], instead: what every source writes is taken from
+            it, in place, where a receiver reads it.
         keep_readings: keep what every receiver reads, as part of the autograd graph.
     """
     x = embed(model, start) if start.dim() == 2 else start
@@ -163,14 +174,26 @@ def plain_run(
         if keep_readings:
             read = (("q", x, q), ("k", stream, k), ("v", stream, v))
             readings += [
-                Reading(Readers(layer, letter, at is not None and letter == "q", block.norm1, *block.projection(letter)), before, values)
+                Reading(
+                    Readers(
+                        layer,
+                        letter,
+                        at is not None and letter == "q",
+                        block.norm1,
+                        *block.projection(letter),
+                    ),
+                    before,
+                    values,
+                )
                 for letter, before, values in read
             ]
             if normalised is not None:
                 readings.append(Reading(Readers(layer, "m", at is not None, block.norm2), y, normalised))
         if sources is not None and at is None:
             beta, alpha = (0, 1) if less is None else (1, -1)
-            sources[graph.heads(layer)].flatten(1, 2).baddbmm_(z.detach().flatten(1, 2), block.W_O, beta=beta, alpha=alpha)
+            sources[graph.heads(layer)].flatten(1, 2).baddbmm_(
+                z.detach().flatten(1, 2), block.W_O, beta=beta, alpha=alpha
+            )
             if written is not None:
                 keep(sources, graph.mlp(layer), written)
         elif sources is not None:

@@ -1,9 +1,9 @@
-"""What the page shows and no other file of a run folder holds: the cards (explanation.json), and report.json with the task in words,
-an example pair, what model and circuit answer to the first prompts, the faithfulness curve, the mass of the scores, and how faithful the
-circuit is on the prompts that it was searched on.
+"""What the page shows and no other file of a run folder holds: the cards (explanation.json), and report.json
+with the task in words, an example pair, what model and circuit answer to the first prompts, the faithfulness
+curve, the mass of the scores, and how faithful the circuit is on the prompts that it was searched on.
 
-A circuit that was not taken from scores (acdc's, trace_back's) is shown beside the curve of EAP-IG's ranking, under the run's own options.
-Of a circuit that was not measured there is only what needs no run of the model.
+A circuit that was not taken from scores (acdc's, trace_back's) is shown beside the curve of EAP-IG's ranking,
+under the run's own options. Of a circuit that was not measured there is only what needs no run of the model.
 """
 
 from __future__ import annotations
@@ -45,18 +45,29 @@ def gather(
     options: Options,
     effort: str,
 ) -> tuple[Json | None, Json]:
-    """(explanation.json or None, report.json), as JSON: the same for the same run; arguments as in `contents_of`."""
+    """(explanation.json or None, report.json), as JSON: the same for the
+    same run; arguments as in `contents_of`.
+    """
     explanation, no_cards = explanation_of(model, task, circuit, options, effort)
     return explanation, contents_of(model, task, circuit, scores, evaluation, options, effort, no_cards)
 
 
-def explanation_of(model: Model, task: Task, circuit: Circuit, options: Options, effort: str) -> tuple[Json | None, str | None]:
-    """The cards; or None, and why there are none. An exotic circuit shall not cost a search of an hour its files."""
+def explanation_of(
+    model: Model, task: Task, circuit: Circuit, options: Options, effort: str
+) -> tuple[Json | None, str | None]:
+    """The cards; or None, and why there are none. An exotic circuit
+    shall not cost a search of an hour its files.
+    """
     from circuitdiscovery.explanation.explain import explain
 
     if effort == "none":
         return None, NOT_MEASURED
-    given = {"metric": options.metric, "ablation": options.ablation, "batch_size": options.batch_size, "effort": effort}
+    given = {
+        "metric": options.metric,
+        "ablation": options.ablation,
+        "batch_size": options.batch_size,
+        "effort": effort,
+    }
     with stage("explaining") as progress:
         try:
             found = explain(model, task, circuit, **given, progress=progress)
@@ -88,10 +99,18 @@ def contents_of(
     """
     used = task.held_out or task
     metric = str(evaluation["metric"] if evaluation is not None else options.metric or task.metric)
-    asked = {"metric": metric, "ablation": options.ablation, "direction": options.direction, "examples": len(used)}
+    asked = {
+        "metric": metric,
+        "ablation": options.ablation,
+        "direction": options.direction,
+        "examples": len(used),
+    }
     report: Json = {"format": FORMAT, "circuit": fingerprint(circuit), "effort": effort}
     report |= {"asked": asked | {"part": "examples" if task.held_out is None else "held_out"}}
-    report |= {"task": {"name": task.name} | {key: task.info.get(key) for key in _IN_WORDS}, "example": _example(model, used.examples[0])}
+    report |= {
+        "task": {"name": task.name} | {key: task.info.get(key) for key in _IN_WORDS},
+        "example": _example(model, used.examples[0]),
+    }
     if evaluation is None:
         unmeasured = {"scores": mass(scores, None), "searched": None, "prompts": None, "curve": None}
         return report | unmeasured | {"no_curve": NOT_MEASURED, "no_cards": NOT_MEASURED}
@@ -106,15 +125,23 @@ def contents_of(
 
 
 def mass(scores: Scores | None, difference: float | None) -> Json | None:
-    """The sums of the positive and of the negative scores of all edges, beside F(M) - F(empty) on the prompts of the search."""
+    """The sums of the positive and of the negative scores of all edges, beside
+    F(M) - F(empty) on the prompts of the search.
+    """
     if scores is None:
         return None
     values = scores.values[scores.graph.allowed].astype(float)
-    sums = {"positive": values[values > 0].sum(), "negative": values[values < 0].sum(), "difference": difference}
+    sums = {
+        "positive": values[values > 0].sum(),
+        "negative": values[values < 0].sum(),
+        "difference": difference,
+    }
     return {name: None if value is None else _rounded(float(value)) for name, value in sums.items()}
 
 
-def _searched(model: Model, task: Task, circuit: Circuit, evaluation: Mapping[str, Any], options: Options) -> tuple[Json | None, float]:
+def _searched(
+    model: Model, task: Task, circuit: Circuit, evaluation: Mapping[str, Any], options: Options
+) -> tuple[Json | None, float]:
     """How faithful the circuit is on the prompts of the search, and F(M) - F(empty) there.
 
     None where the evaluation itself is on them, because none are held out.
@@ -123,7 +150,14 @@ def _searched(model: Model, task: Task, circuit: Circuit, evaluation: Mapping[st
 
     if task.held_out is None:
         return None, evaluation["full"]["value"] - evaluation["empty"]["value"]
-    setup = (circuit.graph, options.ablation, options.metric or task.metric, options.direction, options.batch_size, options.seed)
+    setup = (
+        circuit.graph,
+        options.ablation,
+        options.metric or task.metric,
+        options.direction,
+        options.batch_size,
+        options.seed,
+    )
     masks = circuit.graph.allowed, circuit.mask, np.zeros_like(circuit.mask)
     with stage("the prompts of the search") as progress:
         bench = Bench.build(model, task, *setup, progress)
@@ -131,7 +165,11 @@ def _searched(model: Model, task: Task, circuit: Circuit, evaluation: Mapping[st
         full, kept, empty = map(bench.values, masks)
     normalized, _ = bench.normalized(kept, full, empty)
     estimate = (
-        None if normalized is None else {name: None if value is None else _rounded(value) for name, value in normalized.to_dict().items()}
+        None
+        if normalized is None
+        else {
+            name: None if value is None else _rounded(value) for name, value in normalized.to_dict().items()
+        }
     )
     return {"examples": len(task), "normalized": estimate}, float(full.mean() - empty.mean())
 
@@ -140,7 +178,12 @@ def _searched(model: Model, task: Task, circuit: Circuit, evaluation: Mapping[st
 
 
 def _curve(
-    model: Model, task: Task, circuit: Circuit, scores: Scores | None, evaluation: Mapping[str, Any], options: Options
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    scores: Scores | None,
+    evaluation: Mapping[str, Any],
+    options: Options,
 ) -> tuple[Json | None, str | None]:
     """The curve and what ranked its edges; or None, and why there is none."""
     if evaluation["reason"] is not None:
@@ -151,7 +194,9 @@ def _curve(
     try:
         if scores is not None:
             return _curve_of("scores", _measured(model, task, scores, options)), None
-        return _curve_of("eap_ig", _measured(model, task, _ranking(model, task, circuit, options), options)), None
+        return _curve_of(
+            "eap_ig", _measured(model, task, _ranking(model, task, circuit, options), options)
+        ), None
     except CircuitDiscoveryError as error:
         return None, str(error)
 
@@ -186,7 +231,9 @@ def _measured(model: Model, task: Task, scores: Scores, options: Options) -> Jso
             seed=options.seed,
         )
     estimates = {"normalized": [each.to_dict() for each in found.normalized]}
-    return {"edges": list(found.edges), **estimates} | {name: getattr(found, name).to_dict() for name in AREAS}
+    return {"edges": list(found.edges), **estimates} | {
+        name: getattr(found, name).to_dict() for name in AREAS
+    }
 
 
 def _curve_of(ranking: str, found: Mapping[str, Any]) -> Json:
@@ -202,7 +249,9 @@ def _example(model: Model, example: Example) -> Json:
 
 
 def _prompts(model: Model, task: Task, circuit: Circuit, options: Options) -> list[Json]:
-    """The first prompts with what the model and the circuit answer; run on all examples where an ablation depends on them all."""
+    """The first prompts with what the model and the circuit answer; run on all
+    examples where an ablation depends on them all.
+    """
     from circuitdiscovery.engine.metrics import clean_logits
     from circuitdiscovery.engine.patching import run_circuit
 
@@ -210,7 +259,11 @@ def _prompts(model: Model, task: Task, circuit: Circuit, options: Options) -> li
         task = task.select(range(min(PROMPTS, len(task))))
     with stage("answers"):
         full = clean_logits(model, task).float().cpu()  # [examples, vocabulary]
-        options_of_run = {"ablation": options.ablation, "direction": options.direction, "batch_size": options.batch_size}
+        options_of_run = {
+            "ablation": options.ablation,
+            "direction": options.direction,
+            "batch_size": options.batch_size,
+        }
         kept = run_circuit(model, task, circuit, **options_of_run).float().cpu()  # [examples, vocabulary]
     return [
         {"text": example.text or _decoded(model, example.clean)}
@@ -222,10 +275,15 @@ def _prompts(model: Model, task: Task, circuit: Circuit, options: Options) -> li
 
 
 def _answered(model: Model, example: Example, logits: Tensor) -> Json:
-    """The top token of [vocabulary] logits, its probability, whether it is right, and correct minus incorrect (mean logits)."""
+    """The top token of [vocabulary] logits, its probability, whether it is right,
+    and correct minus incorrect (mean logits).
+    """
     top = int(logits.argmax())
     difference = logits[list(example.correct)].mean() - logits[list(example.incorrect)].mean()
-    numbers = {"probability": _rounded(float(logits.softmax(-1)[top])), "logit_diff": _rounded(float(difference))}
+    numbers = {
+        "probability": _rounded(float(logits.softmax(-1)[top])),
+        "logit_diff": _rounded(float(difference)),
+    }
     return {"token": _tokens(model, [top])[0], **numbers, "right": top in example.correct}
 
 

@@ -1,5 +1,6 @@
-"""Graphviz' drawing of a circuit made over for the page: colours by class, so that the style sheet decides them; nodes that link to
-their cards; edges that say their name and score; and a letter for each role, so that colour alone never says one.
+"""Graphviz' drawing of a circuit made over for the page: colours by class, so that the style sheet decides
+them; nodes that link to their cards; edges that say their name and score; and a letter for each role, so that
+colour alone never says one.
 """
 
 from __future__ import annotations
@@ -21,8 +22,25 @@ if TYPE_CHECKING:
     from circuitdiscovery.circuit.circuit import Circuit
 
 _SVG, _TITLE = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}title"
-_GEOMETRY = ("d", "points", "x", "y", "text-anchor", "font-size", "stroke-width", "stroke-opacity", "fill-opacity", "stroke-dasharray")
-_CLASS_OF = {INK.lower(): "ink", PLAIN_HEAD.lower(): "head", PLAIN_MLP.lower(): "mlp", "none": "outline", "white": "paper"}
+_GEOMETRY = (
+    "d",
+    "points",
+    "x",
+    "y",
+    "text-anchor",
+    "font-size",
+    "stroke-width",
+    "stroke-opacity",
+    "fill-opacity",
+    "stroke-dasharray",
+)
+_CLASS_OF = {
+    INK.lower(): "ink",
+    PLAIN_HEAD.lower(): "head",
+    PLAIN_MLP.lower(): "mlp",
+    "none": "outline",
+    "white": "paper",
+}
 
 
 def letters(roles: Sequence[str]) -> dict[str, str]:
@@ -31,7 +49,10 @@ def letters(roles: Sequence[str]) -> dict[str, str]:
     >>> letters(["name mover", "induction"])
     {'name mover': 'A', 'induction': 'B'}
     """
-    return {role: ("" if i < 26 else ascii_uppercase[i // 26 - 1]) + ascii_uppercase[i % 26] for i, role in enumerate(roles)}
+    return {
+        role: ("" if i < 26 else ascii_uppercase[i // 26 - 1]) + ascii_uppercase[i % 26]
+        for i, role in enumerate(roles)
+    }
 
 
 def colours(roles: Sequence[str]) -> dict[str, str]:
@@ -57,16 +78,32 @@ def drawing(circuit: Circuit, roles: Mapping[str, Sequence[str]], cards: Sequenc
     root = ElementTree.fromstring(to_svg(circuit, roles=roles, max_edges=None, heading=False))
     picture = next(root.iter(f"{_SVG}g"))
     groups = [group for group in picture.iter(f"{_SVG}g") if group.get("class") in ("edge", "node")]
-    marks = {node: (role, letter) for role, letter in reversed(letters(list(roles)).items()) for node in roles[role]}
+    marks = {
+        node: (role, letter)
+        for role, letter in reversed(letters(list(roles)).items())
+        for node in roles[role]
+    }
     edges = [_edge(circuit, group) for group in groups if group.get("class") == "edge"]
     nodes = [_node(group, marks, cards) for group in groups if group.get("class") == "node"]
-    frames = "".join(shape for group in picture.iter(f"{_SVG}g") if group.get("class") == "cluster" for shape in _shapes(group))
+    frames = "".join(
+        shape
+        for group in picture.iter(f"{_SVG}g")
+        if group.get("class") == "cluster"
+        for shape in _shapes(group)
+    )
     if frames:  # which stand for the lines from a group's keys and values to its heads
-        edges += [f'<g class="edge group" {_ends(group, head)}></g>' for group, heads in plan.groups.items() for head in heads]
+        edges += [
+            f'<g class="edge group" {_ends(group, head)}></g>'
+            for group, heads in plan.groups.items()
+            for head in heads
+        ]
     width, height = (round(float(size)) for size in root.get("viewBox", "").split()[2:])
     first, last = ("left", "right") if plan.landscape else ("bottom", "top")
     label = f'role="group" aria-label="The circuit, from input at the {first} to logits at the {last}"'
-    head = f'<svg id="drawing" class="drawing" viewBox="0 0 {width} {height}" style="--width:{width};--height:{height}" {label}>'
+    head = (
+        f'<svg id="drawing" class="drawing" viewBox="0 0 {width} {height}" '
+        f'style="--width:{width};--height:{height}" {label}>'
+    )
     parts = f'<g class="frames">{frames}</g><g>{"".join(edges)}</g><g>{"".join(nodes)}</g>'
     return f'{head}<g transform="{escape(picture.get("transform", ""))}">{parts}</g></svg>'
 
@@ -108,18 +145,32 @@ def _node(group: ElementTree.Element, marks: Mapping[str, tuple[str, str]], card
     label = escape(f"{name}, {role}" if role else name)
     link = f' href="#card-{escape(name)}"' if name in cards else ""
     badge = _badge(group, letter) if letter else ""
-    return f'<a class="node" data-node="{escape(name)}"{link} aria-label="{label}"><title>{label}</title>{shapes}{badge}</a>'
+    return (
+        f'<a class="node" data-node="{escape(name)}"{link} aria-label="{label}"><title>{label}</title>'
+        f"{shapes}{badge}</a>"
+    )
 
 
 def _badge(group: ElementTree.Element, letter: str) -> str:
     """The role's letter at the box's upper right corner."""
-    numbers = [tuple(map(float, pair)) for text in _outlines(group) for pair in re.findall(r"(-?[\d.]+),(-?[\d.]+)", text)]
+    numbers = [
+        tuple(map(float, pair))
+        for text in _outlines(group)
+        for pair in re.findall(r"(-?[\d.]+),(-?[\d.]+)", text)
+    ]
     x, y = max(x for x, _ in numbers), min(y for _, y in numbers)
-    return f'<g class="badge"><circle cx="{x:.1f}" cy="{y:.1f}" r="7.5"/><text x="{x:.1f}" y="{y + 3.2:.1f}">{letter}</text></g>'
+    return (
+        f'<g class="badge"><circle cx="{x:.1f}" cy="{y:.1f}" r="7.5"/><text x="{x:.1f}" '
+        f'y="{y + 3.2:.1f}">{letter}</text></g>'
+    )
 
 
 def _outlines(group: ElementTree.Element) -> list[str]:
-    return [shape.get("d") or shape.get("points") or "" for shape in group.iter() if shape.tag in (f"{_SVG}path", f"{_SVG}polygon")]
+    return [
+        shape.get("d") or shape.get("points") or ""
+        for shape in group.iter()
+        if shape.tag in (f"{_SVG}path", f"{_SVG}polygon")
+    ]
 
 
 # -------------------------------------------------------------------- shapes
@@ -133,7 +184,9 @@ def _shapes(group: ElementTree.Element) -> Iterator[str]:
             continue
         attributes = " ".join(f'{key}="{escape(value)}"' for key, value in shape.items() if key in _GEOMETRY)
         style = _style(group.get("class", ""), shape.get("fill", "black"))
-        yield f"<{tag} {style} {attributes}" + (f">{escape((shape.text or '').strip())}</text>" if tag == "text" else "/>")
+        yield f"<{tag} {style} {attributes}" + (
+            f">{escape((shape.text or '').strip())}</text>" if tag == "text" else "/>"
+        )
 
 
 def _style(kind: str, fill: str) -> str:

@@ -1,6 +1,7 @@
 """A run folder read back: what each file must say, and the model and the task that the run names.
 
-Files of an older version may lack what the page shows (`explanation.json`, `report.json`); what they hold is checked all the same.
+Files of an older version may lack what the page shows (`explanation.json`,
+`report.json`); what they hold is checked all the same.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 CIRCUIT, SCORES, EVALUATION = "circuit.json", "scores.safetensors", "evaluation.json"
 EXPLANATION, CONTENTS, PAGE = "explanation.json", "report.json", "report.html"
-FILES = (CIRCUIT, SCORES, EVALUATION, EXPLANATION, CONTENTS, "graph.dot", "graph.svg", PAGE, "run.json")  # in the order of writing
+# in the order of writing
+FILES = (CIRCUIT, SCORES, EVALUATION, EXPLANATION, CONTENTS, "graph.dot", "graph.svg", PAGE, "run.json")
 NOT_MEASURED = "not measured"  # why there is no curve, no card, no table of prompts
 NOT_ASKED: Mapping[str, Any] = {"metric": "", "ablation": "", "direction": "", "part": "", "examples": 0}
 FORMAT = "circuitdiscovery report 1"
@@ -38,7 +40,8 @@ class Run:
     Args:
         options: what the run was asked for.
         circuit: what it found.
-        evaluation: evaluation.json; of a circuit that was not measured only how large it is, and what was asked.
+        evaluation: evaluation.json; of a circuit that was not measured
+            only how large it is, and what was asked.
         explanation: explanation.json; None where there is none of this circuit.
         contents: report.json (see reporting/contents.py); None where there is none of this circuit.
         missing: why `explanation` and `contents` could not be made, where that was tried.
@@ -79,20 +82,34 @@ def recorded(folder: Path) -> dict[str, Any]:
 def finished(folder: Path) -> None:
     """Refuse what is no folder of a finished run."""
     if not folder.is_dir() or not (folder / "run.json").exists():
-        what = "it has no run.json" if folder.is_dir() else "it is a file" if folder.exists() else "there is no such folder"
+        what = (
+            "it has no run.json"
+            if folder.is_dir()
+            else "it is a file"
+            if folder.exists()
+            else "there is no such folder"
+        )
         raise CircuitDiscoveryError(f"{folder} is no run folder: {what}")
     record = recorded(folder)
     if "summary" not in record:
         how = _options(record, folder).resume_command(folder)
-        raise CircuitDiscoveryError(f"the run in {folder} is not finished{_lacking(record, folder)}; go on with: {how}")
+        raise CircuitDiscoveryError(
+            f"the run in {folder} is not finished{_lacking(record, folder)}; go on with: {how}"
+        )
 
 
 def _lacking(record: Mapping[str, Any], folder: Path) -> str:
-    """What an unfinished run that has found its circuit has not made yet; nothing of one that is still searching."""
+    """What an unfinished run that has found its circuit has not made
+    yet; nothing of one that is still searching.
+    """
     if not (folder / CIRCUIT).exists():
         return ""
     unmeasured = (EVALUATION, EXPLANATION) if record.get("effort") == "none" else ()
-    missing = [name for name in FILES if name not in (SCORES, "run.json", *unmeasured) and not (folder / name).exists()]
+    missing = [
+        name
+        for name in FILES
+        if name not in (SCORES, "run.json", *unmeasured) and not (folder / name).exists()
+    ]
     there = f": {CIRCUIT} is there"
     return f"{there}, {listed(missing)} {'is' if len(missing) == 1 else 'are'} missing" if missing else there
 
@@ -110,7 +127,8 @@ def read(folder: Path) -> Run:
     """The files of a run folder, checked.
 
     Raises:
-        CircuitDiscoveryError: a file that is missing, broken, or of another circuit than circuit.json; by file and field.
+        CircuitDiscoveryError: a file that is missing, broken, or of another
+        circuit than circuit.json; by file and field.
     """
     from circuitdiscovery.circuit.circuit import load_circuit
 
@@ -138,11 +156,15 @@ def _evaluation(record: Mapping[str, Any], folder: Path, circuit: Circuit) -> di
         known["minimality"] = _since(known["minimality"], unmeasured=[])
     evaluation = _like(known, EVALUATION_SHAPE, str(path))
     if evaluation["edges"] != edges:
-        raise CircuitDiscoveryError(f"{path} is of a circuit of {evaluation['edges']} edges, but {CIRCUIT} has {edges}")
+        raise CircuitDiscoveryError(
+            f"{path} is of a circuit of {evaluation['edges']} edges, but {CIRCUIT} has {edges}"
+        )
     return evaluation
 
 
-def _explained(folder: Path, circuit: Circuit, effort: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+def _explained(
+    folder: Path, circuit: Circuit, effort: str
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """explanation.json and report.json, where both are there and of this circuit."""
     if not (folder / CONTENTS).exists():
         return None, None
@@ -151,22 +173,36 @@ def _explained(folder: Path, circuit: Circuit, effort: str) -> tuple[dict[str, A
     _same_length(folder / CONTENTS, "example", contents["example"]["clean"], contents["example"]["corrupted"])
     if contents["curve"] is not None:
         _same_length(folder / CONTENTS, "curve", contents["curve"]["edges"], contents["curve"]["normalized"])
-    if (contents["format"], contents["circuit"], contents["effort"]) != (FORMAT, fingerprint(circuit), effort):
+    if (contents["format"], contents["circuit"], contents["effort"]) != (
+        FORMAT,
+        fingerprint(circuit),
+        effort,
+    ):
         return None, None
     if contents["no_cards"] is not None:
         return None, contents
     if not (folder / EXPLANATION).exists():
         return None, None
-    explanation = _like(_since(read_json(folder / EXPLANATION), unmeasured=[]), EXPLANATION_SHAPE, str(folder / EXPLANATION))
+    explanation = _like(
+        _since(read_json(folder / EXPLANATION), unmeasured=[]), EXPLANATION_SHAPE, str(folder / EXPLANATION)
+    )
     for node, card in explanation["cards"].items():
         for pattern in card["patterns"]:
-            _same_length(folder / EXPLANATION, f"cards.{node}.patterns", pattern["tokens"], pattern["weights"], *pattern["weights"])
+            _same_length(
+                folder / EXPLANATION,
+                f"cards.{node}.patterns",
+                pattern["tokens"],
+                pattern["weights"],
+                *pattern["weights"],
+            )
     strangers = set(explanation["cards"]) - set(circuit.nodes)
     return (None, None) if strangers else (explanation, contents)
 
 
 def roles_beside(path: Path, circuit: Circuit) -> dict[str, list[str]]:
-    """Role -> nodes by the explanation.json beside a circuit.json, in the order in which they act; none where there is no such file."""
+    """Role -> nodes by the explanation.json beside a circuit.json, in the order in which
+    they act; none where there is no such file.
+    """
     file = path.parent / EXPLANATION
     if path.name != CIRCUIT or not file.exists():
         return {}
@@ -216,11 +252,12 @@ def load(options: Options) -> tuple[Model, Task]:
 
 # -------------------------------------------------------------------- shapes
 
-# What a file must hold at least: a type; [what each element is], or of several [what the first is, the second, ...]; {name: what its
-# value is}, or {"*": what every value is}; or a tuple of these to choose from.
+# What a file must hold at least: a type; [what each element is], or of several [what the first is, the
+# second, ...]; {name: what its value is}, or {"*": what every value is}; or a tuple of these to choose from.
 Shape = Any
 NUMBER = (int, float)
-ESTIMATE = {"value": NUMBER, "low": (*NUMBER, type(None)), "high": (*NUMBER, type(None))}  # null: without an interval
+# null: without an interval
+ESTIMATE = {"value": NUMBER, "low": (*NUMBER, type(None)), "high": (*NUMBER, type(None))}
 PAIRS = [[str, NUMBER]]
 EDGES = [[str, (*NUMBER, type(None))]]
 EVALUATION_SHAPE: Shape = {
@@ -229,7 +266,11 @@ EVALUATION_SHAPE: Shape = {
     **dict.fromkeys(("full", "circuit", "empty", "faithfulness", "kl", "agreement"), ESTIMATE),
     "normalized": (ESTIMATE, type(None)),
     "reason": (str, type(None)),
-    "completeness": {"sets": [{"kind": str, "nodes": [str], "incompleteness": ESTIMATE}], "max": ESTIMATE, "mean": ESTIMATE},
+    "completeness": {
+        "sets": [{"kind": str, "nodes": [str], "incompleteness": ESTIMATE}],
+        "max": ESTIMATE,
+        "mean": ESTIMATE,
+    },
     "minimality": {"scores": {"*": ESTIMATE}, "below": [str], "bar": NUMBER, "unmeasured": [str]},
     "effort": str,
     "empty_kl": (ESTIMATE, type(None)),
@@ -240,16 +281,34 @@ CONTENTS_SHAPE: Shape = {
     "format": str,
     "circuit": str,
     "task": {"*": (str, type(None))},
-    "example": {"clean": [str], "corrupted": [str], "positions": {"*": int}, "correct": _ANSWERS, "incorrect": _ANSWERS},
+    "example": {
+        "clean": [str],
+        "corrupted": [str],
+        "positions": {"*": int},
+        "correct": _ANSWERS,
+        "incorrect": _ANSWERS,
+    },
     "effort": str,
     "asked": {**dict.fromkeys(("metric", "ablation", "direction", "part"), str), "examples": int},
     "scores": ({"positive": NUMBER, "negative": NUMBER, "difference": (*NUMBER, type(None))}, type(None)),
     "searched": ({"examples": int, "normalized": (ESTIMATE, type(None))}, type(None)),
     "prompts": (
-        [{"text": str, "correct": _ANSWERS, "incorrect": _ANSWERS, "full": _ANSWER, "circuit": _ANSWER, "agree": bool}],
+        [
+            {
+                "text": str,
+                "correct": _ANSWERS,
+                "incorrect": _ANSWERS,
+                "full": _ANSWER,
+                "circuit": _ANSWER,
+                "agree": bool,
+            }
+        ],
         type(None),
     ),
-    "curve": ({"ranking": str, "edges": [int], "normalized": [ESTIMATE], "cpr": ESTIMATE, "cmd": ESTIMATE}, type(None)),
+    "curve": (
+        {"ranking": str, "edges": [int], "normalized": [ESTIMATE], "cpr": ESTIMATE, "cmd": ESTIMATE},
+        type(None),
+    ),
     "no_curve": (str, type(None)),
     "no_cards": (str, type(None)),
 }
@@ -295,7 +354,11 @@ def _problem(value: Any, shape: Shape, field: str) -> str | None:
         right = right and not (isinstance(value, int | float) and abs(value) > LARGEST)
         return None if right else f"the field {field!r} must not be {_shown(value)}"
     if not isinstance(value, type(shape)):
-        return f"the field {field!r} must not be {_shown(value)}" if field else f"must hold an object, not {_shown(value)}"
+        return (
+            f"the field {field!r} must not be {_shown(value)}"
+            if field
+            else f"must hold an object, not {_shown(value)}"
+        )
     if isinstance(shape, list):
         if len(value) != len(shape) > 1:
             return f"the field {field!r} must hold {len(shape)} things, not {len(value)}"

@@ -1,4 +1,6 @@
-"""What a run is asked for, checked without torch: the options, what goes together, and which models there are."""
+"""What a run is asked for, checked without torch: the options, what
+goes together, and which models there are.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ SIZED_METHODS = ("hybrid", "edge_pruning", "matryoshka")  # search for a circuit
 class Options:
     """What `discover` is asked for, in canonical names.
 
-    None is the default of the method (metric, threshold, edges), of the task, or (measure) what the numbers of edges, tokens and
-    parameters allow.
+    None is the default of the method (metric, threshold, edges), of the task, or (measure) what the
+    numbers of edges, tokens and parameters allow.
     """
 
     model: str
@@ -60,29 +62,43 @@ class Options:
             raise CircuitDiscoveryError("--threshold and --edges exclude each other: give one of them")
         if self.method in THRESHOLD_METHODS and self.edges is not None:
             raise CircuitDiscoveryError(
-                f"--edges is not for {self.method.replace('_', '-')}, whose size follows from --threshold; valid with the other methods"
+                f"--edges is not for {self.method.replace('_', '-')}, whose size follows from "
+                "--threshold; valid with the other methods"
             )
         if self.method in SIZED_METHODS and self.threshold is not None:
             raise CircuitDiscoveryError(
-                f"--threshold is not for {self.method.replace('_', '-')}, which searches for a number of edges: give --edges"
+                f"--threshold is not for {self.method.replace('_', '-')}, which searches for a number of "
+                "edges: give --edges"
             )
         if self.group_testing and self.method != "acdc":
-            raise CircuitDiscoveryError(f"--group-testing is not for {self.method.replace('_', '-')}; valid with acdc")
+            raise CircuitDiscoveryError(
+                f"--group-testing is not for {self.method.replace('_', '-')}; valid with acdc"
+            )
         for name, methods in (("steps", STEPPED_METHODS), ("rounds", ROUND_METHODS)):
             if getattr(self, name) is not None and self.method not in methods:
                 valid = " and ".join(each.replace("_", "-") for each in methods)
-                raise CircuitDiscoveryError(f"--{name} is not for {self.method.replace('_', '-')}; valid with {valid}")
+                raise CircuitDiscoveryError(
+                    f"--{name} is not for {self.method.replace('_', '-')}; valid with {valid}"
+                )
         if self.direction == "denoising" and self.method not in DENOISING_METHODS:
             raise CircuitDiscoveryError(
-                f"--direction denoising is not for {self.method.replace('_', '-')}; valid with {' and '.join(DENOISING_METHODS)}"
+                f"--direction denoising is not for {self.method.replace('_', '-')}; valid with "
+                f"{' and '.join(DENOISING_METHODS)}"
             )
         if self.method == "eap" and self.metric == "kl_divergence" and self.direction == "noising":
-            raise CircuitDiscoveryError("--metric kl_divergence has no gradient on the clean run, where eap takes it; use --method eap-ig")
+            raise CircuitDiscoveryError(
+                "--metric kl_divergence has no gradient on the clean run, where eap takes it; use "
+                "--method eap-ig"
+            )
 
     @property
     def name(self) -> str:
         """<model>-<task>-<method>, fit for a folder."""
-        parts = (Path(self.model).name.removesuffix(GGUF), Path(self.task).stem, self.method.replace("_", "-"))
+        parts = (
+            Path(self.model).name.removesuffix(GGUF),
+            Path(self.task).stem,
+            self.method.replace("_", "-"),
+        )
         return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
 
     def resume_command(self, folder: Path) -> str:
@@ -100,7 +116,8 @@ class Options:
 
 
 def checked(values: Mapping[str, Any], where: str, *, names_too: bool = True) -> dict[str, Any]:
-    """Options that a file gives: each of its kind, in its range, (`names_too`) of a name that there is; others are left out.
+    """Options that a file gives: each of its kind, in its range, (`names_too`) of a
+    name that there is; others are left out.
 
     Raises:
         CircuitDiscoveryError: one that is not, by file and name.
@@ -110,7 +127,12 @@ def checked(values: Mapping[str, Any], where: str, *, names_too: bool = True) ->
         if field.name not in values:
             continue
         name, value, kind = field.name, values[field.name], kinds[field.name]
-        real = name == "threshold" and isinstance(value, int) and not isinstance(value, bool) and abs(value) < MOST
+        real = (
+            name == "threshold"
+            and isinstance(value, int)
+            and not isinstance(value, bool)
+            and abs(value) < MOST
+        )
         right = real or (isinstance(value, kind) and (not isinstance(value, bool) or kind is bool))
         if right and isinstance(value, float) and not math.isfinite(value):
             right = False
@@ -129,16 +151,24 @@ def checked(values: Mapping[str, Any], where: str, *, names_too: bool = True) ->
 
 def is_task(name: str) -> bool:
     """Whether a text can be a task's name alone: a shipped one's, or a file's of a task."""
-    return name.replace("-", "_") in shipped("tasks") or Path(name).suffix.lower() in (".toml", ".csv", ".jsonl")
+    return name.replace("-", "_") in shipped("tasks") or Path(name).suffix.lower() in (
+        ".toml",
+        ".csv",
+        ".jsonl",
+    )
 
 
 def check_model(name: str) -> str:
-    """A bundled model's name, a hub name, or an existing folder or GGUF file, made absolute; else an error. Needs no torch."""
+    """A bundled model's name, a hub name, or an existing folder or GGUF file, made
+    absolute; else an error. Needs no torch.
+    """
     path = Path(name).expanduser()
     if name in shipped("models"):
         return name
     if not can_be_a_path(name):
-        raise CircuitDiscoveryError(f"no model {shown(name)}: neither a folder nor a hub model has such a name")
+        raise CircuitDiscoveryError(
+            f"no model {shown(name)}: neither a folder nor a hub model has such a name"
+        )
     if (path / "config.json").is_file():
         return str(path.resolve())
     if not path.exists() and is_task(name):
@@ -149,20 +179,29 @@ def check_model(name: str) -> str:
         needs_gguf(name)
         return str(path.resolve())
     if path.exists():
-        what = "it has no config.json" if path.is_dir() else f"a model is a folder with config.json or a {GGUF} file"
+        what = (
+            "it has no config.json"
+            if path.is_dir()
+            else f"a model is a folder with config.json or a {GGUF} file"
+        )
         raise CircuitDiscoveryError(f"{name} is not a model: {what}")
     if name.startswith((".", "/", "~")):
-        raise CircuitDiscoveryError(f"there is no folder {name}; a model is a folder with config.json or a {GGUF} file, or a hub name")
+        raise CircuitDiscoveryError(
+            f"there is no folder {name}; a model is a folder with config.json or a {GGUF} file, or a hub name"
+        )
     if name not in ONE_WORD_HUB_NAMES and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         listed = unknown("model", name, shipped("models"), plural="bundled models")
-        raise CircuitDiscoveryError(f"{listed}; or a model's folder or {GGUF} file, or a hub name such as EleutherAI/pythia-70m")
+        raise CircuitDiscoveryError(
+            f"{listed}; or a model's folder or {GGUF} file, or a hub name such as EleutherAI/pythia-70m"
+        )
     return name
 
 
 def searched_with(info: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a circuit's provenance knows.
 
-    The metric that acdc, exact and trace_back search with by default is not what a circuit is evaluated with: that is the task's own.
+    The metric that acdc, exact and trace_back search with by default is not what a
+    circuit is evaluated with: that is the task's own.
     """
     model, options = info.get("model"), info.get("options")
     model = model if isinstance(model, Mapping) else {}

@@ -1,7 +1,8 @@
 """The page: what a run folder holds, as one self-contained HTML file.
 
-Everything is inline and a policy in the page itself forbids the network. What stands in the page is the same for the same files:
-no time, no path. Every text of a run (prompts, tokens, names) is escaped by the template's autoescape or by `html.escape`.
+Everything is inline and a policy in the page itself forbids the network. What stands in the page is the same
+for the same files: no time, no path. Every text of a run (prompts, tokens, names) is escaped by the
+template's autoescape or by `html.escape`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ from circuitdiscovery.graph.nodes import letter_of, node_of, parsed, split_edge
 from circuitdiscovery.names import ablation_words
 from circuitdiscovery.reporting import words
 from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
-from circuitdiscovery.reporting.folder import CONTENTS, EXPLANATION, PAGE, Run, completed, finished, load, read, roles_of
+from circuitdiscovery.reporting.folder import (
+    CONTENTS,
+    EXPLANATION,
+    PAGE,
+    Run,
+    completed,
+    finished,
+    load,
+    read,
+    roles_of,
+)
 from circuitdiscovery.task.taskfile import END
 
 if TYPE_CHECKING:
@@ -44,15 +55,16 @@ Json = Mapping[str, Any]
 def report(run_folder: str | Path, path: str | Path | None = None) -> Path:
     """Write the page of a run folder, and give its path.
 
-    What a folder of an older version lacks is computed, which needs the run's model; where that cannot be loaded, the page says so and
-    goes without. Without `path` what was computed is kept in the folder.
+    What a folder of an older version lacks is computed, which needs the run's model; where that cannot be
+    loaded, the page says so and goes without. Without `path` what was computed is kept in the folder.
 
     Args:
         run_folder: of a finished `discover`.
         path: an .html file; by default report.html in the folder.
 
     Raises:
-        CircuitDiscoveryError: no folder of a finished run; a missing or broken file; weights that have changed since.
+        CircuitDiscoveryError: no folder of a finished run; a missing or
+        broken file; weights that have changed since.
     """
     folder = Path(run_folder)
     finished(folder)
@@ -66,7 +78,9 @@ def report(run_folder: str | Path, path: str | Path | None = None) -> Path:
 
 
 def write_page(folder: Path, path: Path) -> None:
-    """Write the page of a folder that holds everything, of a run that may not have said yet that it is finished."""
+    """Write the page of a folder that holds everything, of a run that
+    may not have said yet that it is finished.
+    """
     _write(read(folder), path)
 
 
@@ -113,16 +127,28 @@ def render(run: Run) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(numbers, name) for name in ("number", "percent", "interval", "token", "plural")}
+    environment.filters |= {
+        name: getattr(numbers, name) for name in ("number", "percent", "interval", "token", "plural")
+    }
     environment.filters |= {
         "quoted": charts.quoted,
         "share": lambda estimate: numbers.interval(estimate, numbers.percent),
         "ends": numbers.ends,
     }
-    style, chart_style, script = (path.read_text("utf-8") for path in (HERE / "style.css", charts.STYLE, HERE / "script.js"))
-    inline = {"style": Markup(f"{style}{chart_style}"), "script": Markup(script), "script_hash": _digest(script)}
+    style, chart_style, script = (
+        path.read_text("utf-8") for path in (HERE / "style.css", charts.STYLE, HERE / "script.js")
+    )
+    inline = {
+        "style": Markup(f"{style}{chart_style}"),
+        "script": Markup(script),
+        "script_hash": _digest(script),
+    }
     return environment.get_template("page.html.j2").render(**inline, **_context(run, Markup)) + "\n"
 
 
@@ -146,7 +172,9 @@ def _context(run: Run, safe: type[Markup]) -> dict[str, Any]:
         "command": words.command(run.options),
         "task": _task(run),
         "example": _example(contents),
-        "verdict": words.verdict(evaluation, len([node for node in nodes if parsed(node).kind != "group"]), heads, contents),
+        "verdict": words.verdict(
+            evaluation, len([node for node in nodes if parsed(node).kind != "group"]), heads, contents
+        ),
         "measured": run.effort != "none",
         "unmeasured": run.explanation["unmeasured"] if run.explanation else [],
         "metric": words.METRICS.get(evaluation["metric"], evaluation["metric"]),
@@ -187,22 +215,40 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     shape += f" in {graph.n_kv_heads} groups" if graph.grouped else ""
     shape += "" if graph.has_mlp else ", no MLPs"
     used = info.get("options", {})
-    told = {key: value for key, value in used.items() if key not in _TOLD and value is not None and _USUAL.get(key) is not value}
+    told = {
+        key: value
+        for key, value in used.items()
+        if key not in _TOLD and value is not None and _USUAL.get(key) is not value
+    }
     details = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in told.items())
     searched = used.get("metric") or evaluation["metric"]
     versions = ", ".join(f"{name} {version}" for name, version in info.get("versions", {}).items() if version)
     how = ablation_words(evaluation["ablation"], evaluation.get("mean_over"))
-    held_out = f"{evaluation['examples']} more held out to evaluate" if evaluation["part"] == "held_out" else "none held out"
+    held_out = (
+        f"{evaluation['examples']} more held out to evaluate"
+        if evaluation["part"] == "held_out"
+        else "none held out"
+    )
     return [
-        ("model", f"{model.get('name', Path(options.model).name)}: {shape}, {model.get('dtype', options.dtype)}"),
+        (
+            "model",
+            f"{model.get('name', Path(options.model).name)}: {shape}, {model.get('dtype', options.dtype)}",
+        ),
         ("weights", f"{model['digest'][:12]}" if "digest" in model else "unknown"),
         ("search", f"{options.method.replace('_', '-')}{f' ({details})' if details else ''}, by {searched}"),
         (
             "measured",
             f"{evaluation['metric']}, {how}, {evaluation['direction']}; {_EFFORTS[run.effort]}",
         ),
-        *([("scores", words.mass(run.contents["scores"]))] if run.contents and run.contents["scores"] else []),
-        ("examples", f"{info.get('examples', evaluation['examples'])} prompt pairs, {held_out}; seed {options.seed}"),
+        *(
+            [("scores", words.mass(run.contents["scores"]))]
+            if run.contents and run.contents["scores"]
+            else []
+        ),
+        (
+            "examples",
+            f"{info.get('examples', evaluation['examples'])} prompt pairs, {held_out}; seed {options.seed}",
+        ),
         ("versions", versions or "unknown"),
     ]
 
@@ -215,28 +261,40 @@ def _task(run: Run) -> dict[str, Any]:
     """The task in words: as the run kept them, else as its file says now."""
     name = Path(run.options.task).stem
     if run.contents is not None:
-        return {"description": None, "source": None, "counterfactual": None, "asks": None} | dict(run.contents["task"]) | {"name": name}
+        return (
+            {"description": None, "source": None, "counterfactual": None, "asks": None}
+            | dict(run.contents["task"])
+            | {"name": name}
+        )
     from circuitdiscovery.task.taskfile import TaskFile, read_task
 
     try:
         file = read_task(run.options.task)
     except CircuitDiscoveryError:
         file = None
-    known = {key: getattr(file, key) if isinstance(file, TaskFile) else None for key in ("description", "source", "counterfactual")}
+    known = {
+        key: getattr(file, key) if isinstance(file, TaskFile) else None
+        for key in ("description", "source", "counterfactual")
+    }
     chosen = run.options.counterfactual or known["counterfactual"]
     rule = file.counterfactuals.get(chosen) if isinstance(file, TaskFile) and chosen else None
     return known | {"name": name, "counterfactual": chosen, "asks": rule.asks if rule else None}
 
 
 def _example(contents: Json | None) -> dict[str, Any] | None:
-    """The example pair's tokens, each with the name of its position and whether the corrupted prompt differs there."""
+    """The example pair's tokens, each with the name of its position and
+    whether the corrupted prompt differs there.
+    """
     if contents is None:
         return None
     example = contents["example"]
     places = {index: name for name, index in example["positions"].items()}
     pairs = list(zip(example["clean"], example["corrupted"], strict=True))
     sides = {
-        side: [{"text": pair[i], "place": places.get(at), "differs": pair[0] != pair[1]} for at, pair in enumerate(pairs)]
+        side: [
+            {"text": pair[i], "place": places.get(at), "differs": pair[0] != pair[1]}
+            for at, pair in enumerate(pairs)
+        ]
         for i, side in enumerate(("clean", "corrupted"))
     }
     return sides | {name: example[name] for name in ("correct", "incorrect")}
@@ -259,16 +317,31 @@ def _role_rows(roles: Mapping[str, Sequence[str]], cards: Mapping[str, Json]) ->
     ]
 
 
-def _cards(cards: Mapping[str, Json], roles: Mapping[str, Sequence[str]], safe: type[Markup]) -> list[dict[str, Any]]:
+def _cards(
+    cards: Mapping[str, Json], roles: Mapping[str, Sequence[str]], safe: type[Markup]
+) -> list[dict[str, Any]]:
     marks, tints = letters(list(roles)), colours(list(roles))
     limit = charts.cells_each(sum(len(card["patterns"]) for card in cards.values()))
     each = 3 if limit else 1
     limit = limit or charts.cells_each(sum(bool(card["patterns"]) for card in cards.values()))
     return [
         dict(card)
-        | {"letter": marks.get(card["role"]), "colour": tints.get(card["role"]), "looks": _looks(card), "table": _table(card)}
-        | {"reads": [_in_edge(*edge) for edge in card["in_edges"]], "read_by": [_out_edge(*edge) for edge in card["out_edges"]]}
-        | {"maps": [(pattern["text"], safe(charts.heat_map(pattern, limit))) for pattern in card["patterns"][: each if limit else 0]]}
+        | {
+            "letter": marks.get(card["role"]),
+            "colour": tints.get(card["role"]),
+            "looks": _looks(card),
+            "table": _table(card),
+        }
+        | {
+            "reads": [_in_edge(*edge) for edge in card["in_edges"]],
+            "read_by": [_out_edge(*edge) for edge in card["out_edges"]],
+        }
+        | {
+            "maps": [
+                (pattern["text"], safe(charts.heat_map(pattern, limit)))
+                for pattern in card["patterns"][: each if limit else 0]
+            ]
+        }
         for card in cards.values()
     ]
 
@@ -291,7 +364,9 @@ def _attention(card: Json) -> list[tuple[str, str, float]]:
 
 
 def _looks(card: Json) -> list[tuple[str, str, float]]:
-    """Where a head looks most, if anywhere: between which named positions, or else to which tokens END looks; two at most."""
+    """Where a head looks most, if anywhere: between which named positions, or
+    else to which tokens END looks; two at most.
+    """
     pairs = [pair for pair in _attention(card) if pair[0] != pair[1]]
     tokens = [(END, f'"{numbers.token(name)}"', weight) for name, weight in card["attended"] if name != END]
     for found in (pairs, tokens):
@@ -307,7 +382,10 @@ def _table(card: Json) -> dict[str, Any] | None:
     if not known:
         return None
     names = list(dict.fromkeys(name for pair in known for name in pair))
-    return {"columns": names, "rows": [(source, [known.get((source, target)) for target in names]) for source in names]}
+    return {
+        "columns": names,
+        "rows": [(source, [known.get((source, target)) for target in names]) for source in names],
+    }
 
 
 def _signs(scores: Iterable[float | None]) -> dict[str, bool]:
@@ -321,7 +399,8 @@ def _signs(scores: Iterable[float | None]) -> dict[str, bool]:
 
 
 def _node_scores(run: Run, cards: Sequence[str], safe: type[Markup]) -> dict[str, Any] | None:
-    """The heat map by the run's own scores, else by those of the circuit's edges; None where there are none."""
+    """The heat map by the run's own scores, else by those of the
+    circuit's edges; None where there are none."""
     circuit, own = run.circuit, run.scores()
     if own is not None:
         check_same_graph(circuit, own)
@@ -345,7 +424,10 @@ def _curve(run: Run, safe: type[Markup]) -> dict[str, Any]:
         why = run.contents["no_curve"] if run.contents else run.missing
         return {"svg": None, "why": why}
     chart = charts.curve(
-        known, edges=run.evaluation["edges_pruned"], normalized=run.evaluation["normalized"], total=run.evaluation["edges_total"]
+        known,
+        edges=run.evaluation["edges_pruned"],
+        normalized=run.evaluation["normalized"],
+        total=run.evaluation["edges_total"],
     )
     former = "area" not in known  # in which ours stood under MIB's names
     ours = (known["cpr"], known["cmd"]) if former else (known["area"], known["distance"])
@@ -354,8 +436,13 @@ def _curve(run: Run, safe: type[Markup]) -> dict[str, Any]:
 
 
 def _bar(estimate: Mapping[str, float], largest: float) -> dict[str, Any]:
-    """An estimate with where its bar and interval end, in percent of the track; without an interval, both where the bar does."""
-    ends = {name: estimate["value"] if estimate[name] is None else estimate[name] for name in ("value", "low", "high")}
+    """An estimate with where its bar and interval end, in percent of the track;
+    without an interval, both where the bar does.
+    """
+    ends = {
+        name: estimate["value"] if estimate[name] is None else estimate[name]
+        for name in ("value", "low", "high")
+    }
     at = {name: round(100 * end / largest, 2) if largest else 0.0 for name, end in ends.items()}
     return {"estimate": estimate, "at": at}
 
@@ -365,7 +452,11 @@ def _end(estimate: Mapping[str, Any]) -> float:
     return estimate["value"] if estimate["high"] is None else estimate["high"]
 
 
-_KINDS = {"empty": "nothing knocked out", "random": "a random half of the nodes", "greedy": "the nodes that drive them furthest apart"}
+_KINDS = {
+    "empty": "nothing knocked out",
+    "random": "a random half of the nodes",
+    "greedy": "the nodes that drive them furthest apart",
+}
 
 
 def _sets(evaluation: Json) -> list[dict[str, Any]]:
@@ -376,7 +467,9 @@ def _sets(evaluation: Json) -> list[dict[str, Any]]:
     largest = max((_end(each["incompleteness"]) for each in sets), default=0.0)
     groups: dict[str, list[dict[str, Any]]] = {}
     for each in sets:
-        groups.setdefault(each["kind"], []).append({"nodes": each["nodes"]} | _bar(each["incompleteness"], largest))
+        groups.setdefault(each["kind"], []).append(
+            {"nodes": each["nodes"]} | _bar(each["incompleteness"], largest)
+        )
     return [{"kind": kind, "said": _KINDS.get(kind, kind), "rows": rows} for kind, rows in groups.items()]
 
 

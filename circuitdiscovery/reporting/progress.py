@@ -12,15 +12,16 @@ Report = Callable[[int, int], None]  # (done, total), in units of about the same
 
 FIRST_LINE = 2.0  # seconds of silence in a log: what is over by then needs no line
 NEXT_LINE = 15.0
-ENOUGH_SHARE, ENOUGH_SECONDS, ENOUGH_REPORTS = 0.02, 20.0, 3  # how much an estimate wants to have seen; see `Pace.left`
+# how much an estimate wants to have seen; see `Pace.left`
+ENOUGH_SHARE, ENOUGH_SECONDS, ENOUGH_REPORTS = 0.02, 20.0, 3
 ENOUGH_OF_FEW = 0.2  # of the work, where it comes in a few large pieces
 
 
 class Pace:
     """How long the rest will take, from what this process has seen itself.
 
-    The clock starts with the second report of progress: what an earlier process did is in the first one, and what is made only
-    once (replacements, a compiled kernel) is paid before the second.
+    The clock starts with the second report of progress: what an earlier process did is in the first one, and
+    what is made only once (replacements, a compiled kernel) is paid before the second.
     """
 
     def __init__(self) -> None:
@@ -32,8 +33,8 @@ class Pace:
     def left(self, done: int, total: int) -> float | None:
         """Seconds that are left after this report, or None while too little was seen to say so.
 
-        Enough is two seconds and, of what was left when the clock started, 2% in three reports or more; or 20 seconds in three
-        reports; or a fifth.
+        Enough is two seconds and, of what was left when the clock started, 2% in three reports or more;
+        or 20 seconds in three reports; or a fifth.
         """
         now = _now()
         if self._first is None:
@@ -69,14 +70,22 @@ def _bar(label: str) -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
     pace = Pace()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=None, left="")
 
         def report(done: int, total: int) -> None:
             left = pace.left(done, total)
-            bar.update(task, completed=done, total=total, left="" if left is None else f"about {duration(left)} left")
+            bar.update(
+                task, completed=done, total=total, left="" if left is None else f"about {duration(left)} left"
+            )
 
         yield report
 

@@ -1,4 +1,6 @@
-"""What the page says in words: numbers for people, the names of metrics and ablations, roles, and the verdict from the figures."""
+"""What the page says in words: numbers for people, the names of metrics and ablations,
+roles, and the verdict from the figures.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ METRICS = {
     "kl_divergence": "KL divergence from the model",
 }
 METRIC_MEANING = {
-    "logit_diff": "the logit of the right answer minus that of the wrong one (means, where there are several)",
+    "logit_diff": (
+        "the logit of the right answer minus that of the wrong one (means, where there are several)"
+    ),
     "logit": "the logit of the right answer",
     "probability": "the probability of the right answers together",
     "prob_diff": "the probability of the right answers minus that of the wrong ones",
@@ -42,7 +46,9 @@ ROLES = {
     "previous token": "attends to the token just before",
     "duplicate token": "tells that a token has stood there before",
     "induction": "attends to what followed an earlier copy of the token it stands at",
-    "S-inhibition": "attends to the subject's second mention, and acts through the heads that move the answer",
+    "S-inhibition": (
+        "attends to the subject's second mention, and acts through the heads that move the answer"
+    ),
     "name mover": "copies the name that is the answer to the output",
     "negative name mover": "writes against the name that is the answer",
     "mover": "copies the word that is the answer to the output",
@@ -76,14 +82,28 @@ class Verdict(NamedTuple):
 
 
 def verdict(evaluation: Json, nodes: int, all_nodes: int, contents: Json | None = None) -> Verdict:
-    """What the figures say of a circuit of `nodes` of the model's `all_nodes` heads and MLPs; `contents` is report.json."""
+    """What the figures say of a circuit of `nodes` of the model's `all_nodes`
+    heads and MLPs; `contents` is report.json.
+    """
     word, headline = _headline(evaluation)
     size = _size(evaluation, nodes, all_nodes)
     if not _measured(evaluation):
         how = "the run's command with --resume --measure quick measures it"
-        return Verdict(word, headline, (size, f"It was not measured, so nothing is known of how much of the behaviour it carries; {how}."))
+        return Verdict(
+            word,
+            headline,
+            (
+                size,
+                f"It was not measured, so nothing is known of how much of the behaviour it carries; {how}.",
+            ),
+        )
     sentences = (size, _faithfulness(evaluation), _answers(evaluation))
-    sentences += (_completeness(evaluation), _minimality(evaluation), *_caveats(evaluation), *warnings(evaluation, contents))
+    sentences += (
+        _completeness(evaluation),
+        _minimality(evaluation),
+        *_caveats(evaluation),
+        *warnings(evaluation, contents),
+    )
     return Verdict(word, headline, sentences)
 
 
@@ -120,19 +140,32 @@ def _size(evaluation: Mapping[str, Any], nodes: int, all_nodes: int) -> str:
     edges, pruned, total = (evaluation[name] for name in ("edges", "edges_pruned", "edges_total"))
     text = f"The circuit has {plural(edges, 'edge')} ({percent(edges / total)} of the model's {total:,}) "
     text += f"between {nodes} of its {all_nodes} heads and MLPs"
-    return f"{text}." if pruned == edges else f"{text}; {pruned:,} of them lie on a path from the input to the logits."
+    return (
+        f"{text}."
+        if pruned == edges
+        else f"{text}; {pruned:,} of them lie on a path from the input to the logits."
+    )
 
 
 def _faithfulness(evaluation: Mapping[str, Any]) -> str:
     metric = METRICS.get(evaluation["metric"], evaluation["metric"])
     full, kept, empty = (number(evaluation[name]["value"]) for name in ("full", "circuit", "empty"))
     nothing = NOTHING.get(evaluation["direction"], "nothing kept")
-    ends = f"the {metric} is {kept} with the circuit alone, {full} with the whole model and {empty} with {nothing}"
+    ends = (
+        f"the {metric} is {kept} with the circuit alone, {full} with the whole model and {empty} with "
+        f"{nothing}"
+    )
     off = f"|F(M) {MINUS} F(C)| = {interval(evaluation['faithfulness'])}"
     if evaluation["normalized"] is None:
-        return f"How much of the behaviour it keeps cannot be said, because {evaluation['reason']}: {ends} ({off})."
+        return (
+            f"How much of the behaviour it keeps cannot be said, because {evaluation['reason']}: "
+            f"{ends} ({off})."
+        )
     kept_share = interval(evaluation["normalized"], percent)
-    return f"On {_prompts(evaluation)}, {ends} ({off}): the circuit goes {kept_share} of the way from nothing to the model."
+    return (
+        f"On {_prompts(evaluation)}, {ends} ({off}): the circuit goes {kept_share} of the way from "
+        "nothing to the model."
+    )
 
 
 def _answers(evaluation: Mapping[str, Any]) -> str:
@@ -153,7 +186,11 @@ def _prompts(evaluation: Mapping[str, Any]) -> str:
 def _completeness(evaluation: Mapping[str, Any]) -> str:
     most, mean = evaluation["completeness"]["max"], evaluation["completeness"]["mean"]
     span = abs(evaluation["full"]["value"] - evaluation["empty"]["value"])
-    share = f", {percent(mean['value'] / span)} of the span" if span and evaluation["normalized"] is not None else ""
+    share = (
+        f", {percent(mean['value'] / span)} of the span"
+        if span and evaluation["normalized"] is not None
+        else ""
+    )
     worst = "at most" if most["low"] is None else "where the prompts of the search differ most,"
     apart = f"circuit and model differ by {interval(mean)} on average{share}; {worst} by {interval(most)}"
     return f"When the same nodes are knocked out of both, {apart} (completeness)."
@@ -164,11 +201,18 @@ def _minimality(evaluation: Mapping[str, Any]) -> str:
     others = len(evaluation["minimality"].get("unmeasured", ()))
     if not scores:
         return "It has no head or MLP, so there is nothing to say of minimality."
-    nodes = f"its {plural(len(scores), 'node')}" if not others else f"the {plural(len(scores), 'node')} of largest score"
+    nodes = (
+        f"its {plural(len(scores), 'node')}"
+        if not others
+        else f"the {plural(len(scores), 'node')} of largest score"
+    )
     rest = f"; the other {others:,} were not measured" if others else ""
     if not below:
         return f"Each of {nodes} matters by 1% of the span or more (minimality){rest}."
-    return f"{len(below)} of {nodes} never matter by 1% of the span, and could go: {', '.join(below)} (minimality){rest}."
+    return (
+        f"{len(below)} of {nodes} never matter by 1% of the span, and could go: {', '.join(below)} "
+        f"(minimality){rest}."
+    )
 
 
 def _caveats(evaluation: Mapping[str, Any]) -> list[str]:
@@ -178,10 +222,14 @@ def _caveats(evaluation: Mapping[str, Any]) -> list[str]:
         said.append("The interval is wide: more examples (--examples) would narrow it.")
     if kept is not None and kept["value"] >= NEAR[0] and same < 0.8:
         said.append(
-            f"The mean is kept better than each answer: on {percent(1 - same)} of the prompts the most likely token is another one."
+            f"The mean is kept better than each answer: on {percent(1 - same)} of the prompts the most "
+            "likely token is another one."
         )
     if kept is not None and kept["value"] < PART:
-        said.append("What is drawn below is not enough to explain the behaviour: more edges, or a lower threshold, would keep more of it.")
+        said.append(
+            "What is drawn below is not enough to explain the behaviour: more edges, or a lower "
+            "threshold, would keep more of it."
+        )
     return said
 
 
@@ -191,9 +239,10 @@ def _caveats(evaluation: Mapping[str, Any]) -> list[str]:
 def warnings(evaluation: Json | None, contents: Json | None = None) -> list[str]:
     """What a reader must know before the figures are believed, a sentence each.
 
-    A circuit is better than the empty one by a measure where the 95% intervals say so: its normalized faithfulness lies above 0, its KL
-    divergence below the empty circuit's. Two halves of the prompts, those of the search and those held out, disagree where the intervals
-    of the normalized faithfulness on them have nothing in common.
+    A circuit is better than the empty one by a measure where the 95% intervals say so: its normalized
+    faithfulness lies above 0, its KL divergence below the empty circuit's. Two halves of the prompts, those
+    of the search and those held out, disagree where the intervals of the normalized faithfulness on them have
+    nothing in common.
     """
     if evaluation is None or not _measured(evaluation):
         return []
@@ -223,13 +272,23 @@ def _beside_search(evaluation: Json, contents: Json | None) -> list[str]:
         return []
     if kept["low"] <= there["high"] and there["low"] <= kept["high"]:
         return []
-    on_search = f"on the {plural(searched['examples'], 'prompt')} of the search it keeps {interval(there, percent)} of the behaviour"
+    on_search = (
+        f"on the {plural(searched['examples'], 'prompt')} of the search it keeps "
+        f"{interval(there, percent)} of the behaviour"
+    )
     on_others = f"on the {evaluation['examples']:,} that it has not seen {interval(kept, percent)}"
-    return [f"The two halves of the prompts disagree: {on_search}, {on_others}; search on more prompts (--examples)."]
+    return [
+        (
+            f"The two halves of the prompts disagree: {on_search}, {on_others}; search on more prompts "
+            "(--examples)."
+        )
+    ]
 
 
 def told(evaluation: Json | None, contents: Json) -> list[str]:
-    """What a terminal shows beside the evaluation: the mass of the scores, the prompts of the search, and the warnings."""
+    """What a terminal shows beside the evaluation: the mass of the scores, the
+    prompts of the search, and the warnings.
+    """
     rows, scores, searched = [], contents["scores"], contents["searched"]
     if scores is not None:
         rows.append(("scores", mass(scores)))
@@ -243,16 +302,23 @@ def told(evaluation: Json | None, contents: Json) -> list[str]:
 def mass(scores: Json) -> str:
     """`positive 66.2, negative -49.1; F(M) - F(empty) 4.32`."""
     text = f"positive {number(scores['positive'])}, negative {number(scores['negative'])}"
-    return text if scores["difference"] is None else f"{text}; F(M) {MINUS} F(empty) {number(scores['difference'])}"
+    return (
+        text
+        if scores["difference"] is None
+        else f"{text}; F(M) {MINUS} F(empty) {number(scores['difference'])}"
+    )
 
 
 # -------------------------------------------------------------------- how made
 
 
 def command(options: Options) -> str:
-    """The command line that repeats a run; where a model or a task is a path, its last part, to be run where that lies."""
+    """The command line that repeats a run; where a model or a task is a path,
+    its last part, to be run where that lies.
+    """
     model, task = (_local(name) for name in (options.model, options.task))
-    plain = replace(options, model=model, task=task, device=None, batch_size=None)  # these two do not change what is found
+    # these two do not change what is found
+    plain = replace(options, model=model, task=task, device=None, batch_size=None)
     return shlex.join(shlex.split(plain.resume_command(Path()))[: -len(("--out", "DIR", "--resume"))])
 
 
@@ -262,7 +328,9 @@ def _local(name: str) -> str:
 
 
 def without_paths(text: str, options: Options) -> str:
-    """A message in which a model's or a task's path is only its last part: a page must not say where it was made."""
+    """A message in which a model's or a task's path is only its last
+    part: a page must not say where it was made.
+    """
     for name in (options.model, options.task):
         text = text.replace(name, Path(name).name)
     return text

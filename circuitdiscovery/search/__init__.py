@@ -1,1 +1,2 @@
-"""The searches, one file per published method; each takes `model, task` and returns `Scores` or a `Circuit`."""
+"""The searches, one file per published method; each takes `model,
+task` and returns `Scores` or a `Circuit`."""

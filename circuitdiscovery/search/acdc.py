@@ -1,22 +1,27 @@
 """ACDC: automatic circuit discovery (Conmy et al. 2023, arXiv 2304.14997, algorithm 1), exactly but faster.
 
-1. Start from the full graph. Visit the receivers from the logits back: per layer from the last its MLP, then values, keys
-   and queries, each with its heads (or groups) descending.
-2. For each receiver visit its sources from the latest back (per layer the MLP, then the heads ascending; last `input`).
-   Remove the edge if the damage, new against old, is below the threshold, and go on from there.
+1. Start from the full graph. Visit the receivers from the logits back: per layer from the last its MLP, then
+   values, keys and queries, each with its heads (or groups) descending.
+2. For each receiver visit its sources from the latest back (per layer the MLP, then the heads ascending; last
+   `input`). Remove the edge if the damage, new against old, is below the threshold, and go on from there.
 
 What makes it fast, without another decision anywhere:
 
-- While a layer's receivers are decided, everything before the layer is the clean run: only what the receiver reaches runs.
-- A receiver whose node has no kept out-edge changes nothing: the damage of its in-edges is 0 without a forward.
-- One forward evaluates the chain "this one gone", "the first two gone", ...; it is accepted up to the first refusal.
+- While a layer's receivers are decided, everything before the layer is the clean
+  run: only what the receiver reaches runs.
+- A receiver whose node has no kept out-edge changes nothing: the
+  damage of its in-edges is 0 without a forward.
+- One forward evaluates the chain "this one gone", "the first two gone",
+  ...; it is accepted up to the first refusal.
 
-Group testing (Dorfman 1943) evaluates less in large models and is no longer exact: the chain is that of groups of edges, "the
-first ten gone", "the first twenty gone", ...; a group that does less damage than the threshold goes as a whole, and one that
-does more is taken apart, at last into edges. An edge that algorithm 1 keeps is lost where others of its group make up for it.
+Group testing (Dorfman 1943) evaluates less in large models and is no longer exact: the chain is that of
+groups of edges, "the first ten gone", "the first twenty gone", ...; a group that does less damage than the
+threshold goes as a whole, and one that does more is taken apart, at last into edges. An edge that algorithm 1
+keeps is lost where others of its group make up for it.
 
-The state is the number of decided receivers and the kept edges; it is saved as receivers are decided, and every receiver starts from a
-state that is computed from its mask alone, so that a resumed search takes the same decisions.
+The state is the number of decided receivers and the kept edges; it is saved as receivers are decided, and
+every receiver starts from a state that is computed from its mask alone, so that a resumed search takes the
+same decisions.
 """
 
 from __future__ import annotations
@@ -64,20 +69,24 @@ def acdc(
     progress: Progress | None = None,
     state: str | Path | None = None,
 ) -> Circuit:
-    """The circuit that is left when no edge can be removed at less damage than the threshold, in ACDC's order.
+    """The circuit that is left when no edge can be removed at less
+    damage than the threshold, in ACDC's order.
 
     Args:
         model: a loaded model.
         task: all its examples are used.
-        threshold: an edge is removed if its damage, in the metric's units (nats for kl_divergence), is below it; 0.002 nats by default.
+        threshold: an edge is removed if its damage, in the metric's units (nats for
+            kl_divergence), is below it; 0.002 nats by default.
         metric: any; by default kl_divergence, as in the paper.
         ablation: what a removed edge carries; noising.
         absolute: compare |damage|; by default, as in the paper, an edge whose removal helps is removed too.
         split_qkv: query, key and value as separate receivers.
-        order: None is the order above. What is found depends on it; a number seeds a random one of those that algorithm 1 allows,
-            with every reader before what it reads: the sources of each receiver, and the queries, keys and values of each layer.
-        group_testing: remove several sources of a receiver at once where together they do less damage than the threshold: half
-            the evaluations or fewer in large models, and not always the same edges. By default each is decided by its own damage.
+        order: None is the order above. What is found depends on it; a number seeds a random one of those that
+            algorithm 1 allows, with every reader before what it reads: the sources of each receiver, and the
+            queries, keys and values of each layer.
+        group_testing: remove several sources of a receiver at once where together they do less damage than
+            the threshold: half the evaluations or fewer in large models, and not always the same edges. By
+            default each is decided by its own damage.
         batch_size: examples in one forward; another size changes roundings only.
         progress: called with (edges decided, edges in all).
         state: a file that the search is saved to as it goes and resumed from where it exists.
@@ -86,7 +95,8 @@ def acdc(
         The circuit, not pruned; the score of an edge is its damage when it was refused.
 
     Raises:
-        CircuitDiscoveryError: a threshold that is not a finite number; an order that is not a whole number; a state of another search.
+        CircuitDiscoveryError: a threshold that is not a finite number; an order that is not a
+        whole number; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -98,18 +108,32 @@ def acdc(
         raise CircuitDiscoveryError(f"order must be a whole number of at least 0, or None, not {order!r}")
     bound = bind(metric or "kl_divergence", model, task, plain=False)
     graph = Graph.from_model(model, split_qkv=split_qkv)
-    options = {"threshold": threshold, "absolute": absolute, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}
-    options |= ({} if order is None else {"order": order}) | ({"group_testing": True} if group_testing else {})
+    options = {
+        "threshold": threshold,
+        "absolute": absolute,
+        "metric": bound.name,
+        "ablation": name_of(ablation),
+        "split_qkv": split_qkv,
+    }
+    options |= ({} if order is None else {"order": order}) | (
+        {"group_testing": True} if group_testing else {}
+    )
     info = provenance(model, task, "acdc", options)
     receivers = receiver_order(graph, order)
-    ends = np.cumsum([0, *graph.allowed[:, receivers].sum(axis=0)]).tolist()  # edges decided after each receiver
+    # edges decided after each receiver
+    ends = np.cumsum([0, *graph.allowed[:, receivers].sum(axis=0)]).tolist()
     with saved_in(state, task, info) as saved:
-        mask, scores = saved.array("kept", graph.allowed), saved.array("scores", np.zeros(graph.allowed.shape))
+        mask, scores = (
+            saved.array("kept", graph.allowed),
+            saved.array("scores", np.zeros(graph.allowed.shape)),
+        )
         done = saved.number("receivers", 0)
         if progress:
             progress(ends[done], len(graph))
         found, full = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
-        search = _Search(task, graph, bound.against(by_rows(full)), threshold, absolute, found, order, group_testing)
+        search = _Search(
+            task, graph, bound.against(by_rows(full)), threshold, absolute, found, order, group_testing
+        )
         for at in range(done, len(receivers)):
             mask, scores = search.decide(receivers[at], mask, scores)
             saved.keep({"kept": mask, "scores": scores}, receivers=at + 1)
@@ -119,9 +143,11 @@ def acdc(
 
 
 def receiver_order(graph: Graph, order: int | None = None) -> list[int]:
-    """The receivers' columns in ACDC's order: logits; per layer from the last m, then v, k, q, heads descending.
+    """The receivers' columns in ACDC's order: logits; per layer from
+    the last m, then v, k, q, heads descending.
 
-    With a number, v, k and q of a layer come in a random order; the layers stay as they are, and so does m before the heads it reads.
+    With a number, v, k and q of a layer come in a random order; the layers stay as they are,
+    and so does m before the heads it reads.
     """
     found = [len(graph.receivers) - 1]
     for layer in reversed(range(graph.n_layers)):
@@ -133,7 +159,9 @@ def receiver_order(graph: Graph, order: int | None = None) -> list[int]:
 
 
 def source_order(graph: Graph, receiver: int, order: int | None = None) -> np.ndarray:
-    """A receiver's sources in ACDC's order: per layer from the latest m, then heads ascending; last `input`; with a number a random one."""
+    """A receiver's sources in ACDC's order: per layer from the latest m, then heads ascending;
+    last `input`; with a number a random one.
+    """
 
     def key(row: int) -> tuple[int, int, int]:
         node = parsed(graph.sources[row])
@@ -141,7 +169,11 @@ def source_order(graph: Graph, receiver: int, order: int | None = None) -> np.nd
 
     sources = np.array(sorted(np.flatnonzero(graph.allowed[:, receiver]).tolist(), key=key))
     # a generator of its own for each receiver, so that a resumed search goes on in the same order
-    return sources if order is None else np.random.default_rng((order, graph.n_layers, receiver)).permutation(sources)
+    return (
+        sources
+        if order is None
+        else np.random.default_rng((order, graph.n_layers, receiver)).permutation(sources)
+    )
 
 
 @dataclass(frozen=True)
@@ -160,7 +192,9 @@ class _Search:
         return not (abs(damage) if self.absolute else damage) < self.threshold
 
     def decide(self, receiver: int, mask: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decide every in-edge of a receiver: (mask without the removed ones, scores with those of the kept ones)."""
+        """Decide every in-edge of a receiver: (mask without the removed
+        ones, scores with those of the kept ones).
+        """
         mask, scores, sources = mask.copy(), scores.copy(), source_order(self.graph, receiver, self.order)
         if not self.graph.leading(mask)[receiver]:
             if not self.refuses(0.0):
@@ -185,7 +219,10 @@ class _Search:
             gone = len(chain) if refused is None else accepted * group
             mask[sources[:gone], receiver] = False
             if refused is None:
-                length, group = min(2 * length, most), 2 * group if self.group_testing and length == most else group
+                length, group = (
+                    min(2 * length, most),
+                    2 * group if self.group_testing and length == most else group,
+                )
             elif group > 1:
                 group = -(-group // max(most, 2))
             else:
@@ -203,7 +240,9 @@ class _Search:
             old = new
         return len(metrics), old, None
 
-    def _evaluate(self, current: list[Case], mask: np.ndarray, receiver: int, alternatives: np.ndarray) -> np.ndarray:
+    def _evaluate(
+        self, current: list[Case], mask: np.ndarray, receiver: int, alternatives: np.ndarray
+    ) -> np.ndarray:
         """[M]: the mean metric for [M, S] alternatives of the sources that a receiver keeps."""
         logits = [case.world.branch(mask, case.state, receiver, alternatives) for case in current]
         return mean_metric(self.task, current, self.metric, logits)

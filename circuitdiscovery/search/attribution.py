@@ -1,16 +1,19 @@
 """Attribution patching: the damage of ablating each edge, to first order.
 
-EAP: Syed et al. 2023, arXiv 2310.10348, equation 3. EAP-IG (inputs): Hanna et al. 2024, arXiv 2403.17806, equation 3.
-Clean-corrupted: the mean of the gradients at both ends.
+EAP: Syed et al. 2023, arXiv 2310.10348, equation 3. EAP-IG (inputs): Hanna et al. 2024, arXiv 2403.17806,
+equation 3. Clean-corrupted: the mean of the gradients at both ends.
 
 1. Run the clean prompts and take the ablation's replacements: the difference of every source.
-2. At each point of the straight line between the two values of `input`, the clean run's and the ablated run's (where no run
-   writes the replacements, as of a mean or zero, the corrupted run's), run forward and backward and keep the metric's
-   gradient at what every receiver reads, as far back as its projection (query, key, value) or its norm's output.
-3. Pull it back through the projection and the norm to the residual stream. The norm's Jacobian at stream x with
-   normalised x' and deviation s is g -> (centre(g) - x' mean(g x')) / s. All of this is linear in the gradient: g / s is
-   summed over the points of the line while it is small, and goes through the projection once.
-4. One product per place of the stream, of the sources' differences with these gradients, gives the score of every edge.
+2. At each point of the straight line between the two values of `input`, the clean run's and the ablated run's
+   (where no run writes the replacements, as of a mean or zero, the corrupted run's), run forward and backward
+   and keep the metric's gradient at what every receiver reads, as far back as its projection (query, key,
+   value) or its norm's output.
+3. Pull it back through the projection and the norm to the residual stream. The norm's Jacobian at stream x
+   with normalised x' and deviation s is g -> (centre(g) - x' mean(g x')) / s. All of this is linear in the
+   gradient: g / s is summed over the points of the line while it is small, and goes through the projection
+   once.
+4. One product per place of the stream, of the sources' differences with these
+   gradients, gives the score of every edge.
 """
 
 from __future__ import annotations
@@ -39,7 +42,10 @@ from circuitdiscovery.names import canonical
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Batch, Task
 
-_NO_GRADIENT = "metric 'kl_divergence' has no gradient on the clean run, where it is 0 at its least; use eap_ig (or exact)"
+_NO_GRADIENT = (
+    "metric 'kl_divergence' has no gradient on the clean run, where it is 0 at its least; use "
+    "eap_ig (or exact)"
+)
 
 
 @guarded
@@ -54,14 +60,17 @@ def eap(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """Edge attribution patching: -(replacement - clean) . gradient at the receiver on the clean run, mean over examples.
+    """Edge attribution patching: -(replacement - clean) . gradient at the
+    receiver on the clean run, mean over examples.
 
     Args:
         model: a loaded model.
         task: all its examples are used.
-        metric: differentiable; by default the task's own. Scores are in its units, positive where the circuit needs the edge.
+        metric: differentiable; by default the task's own. Scores are in its units,
+            positive where the circuit needs the edge.
         ablation: what a removed edge carries.
-        direction: `denoising` takes the gradient on the corrupted run, and the corrupted run as the replacement.
+        direction: `denoising` takes the gradient on the corrupted run,
+            and the corrupted run as the replacement.
         split_qkv: query, key and value as separate receivers.
         batch_size: examples in one forward and backward; scores do not depend on it.
         progress: called with (examples done, examples in all), of this process's share.
@@ -93,16 +102,17 @@ def eap_ig(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """EAP with integrated gradients: the gradient averaged along the straight line between the two values of `input`.
+    """EAP with integrated gradients: the gradient averaged along the
+    straight line between the two values of `input`.
 
-    The line goes from the clean prompt's embedding to that of the run whose values are the replacements, or, where these are a mean,
-    zero or drawn, to the corrupted prompt's.
+    The line goes from the clean prompt's embedding to that of the run whose values are the replacements, or,
+    where these are a mean, zero or drawn, to the corrupted prompt's.
 
     Args:
         model, task, metric, ablation, split_qkv, batch_size, progress: as in `eap`; kl_divergence works here.
         steps: points on the line.
-        rule: `midpoint` evaluates at (i + 1/2) / steps (second-order accurate); `left` at i / steps from the corrupted end,
-            which never evaluates the clean end (the rule of the EAP-IG code).
+        rule: `midpoint` evaluates at (i + 1/2) / steps (second-order accurate); `left` at i / steps from the
+            corrupted end, which never evaluates the clean end (the rule of the EAP-IG code).
 
     Raises:
         CircuitDiscoveryError: steps below 1, an unknown rule.
@@ -132,18 +142,30 @@ def clean_corrupted(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """EAP with the mean of the gradients at the clean and at the corrupted end of the line (arguments as in `eap`).
+    """EAP with the mean of the gradients at the clean and at the corrupted
+    end of the line (arguments as in `eap`).
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
     >>> scores = cd.clean_corrupted(model, cd.load_task("ioi", model, examples=4))
     """
-    return _attribute(model, task, _Line("clean_corrupted", (0.0, 1.0), {}), metric, ablation, split_qkv, batch_size, progress)
+    return _attribute(
+        model,
+        task,
+        _Line("clean_corrupted", (0.0, 1.0), {}),
+        metric,
+        ablation,
+        split_qkv,
+        batch_size,
+        progress,
+    )
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A method as the points where it takes the gradient: 0 is the corrupted end of the line, 1 the clean one."""
+    """A method as the points where it takes the gradient: 0 is the
+    corrupted end of the line, 1 the clean one.
+    """
 
     method: str
     points: Sequence[float]
@@ -171,7 +193,9 @@ def _attribute(
         progress(done, share)
     carried = on_demand(model, task, ablation)
     given = not isinstance(ablation, str)  # and not to be written to
-    total = torch.zeros(graph.allowed.shape, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
+    total = torch.zeros(
+        graph.allowed.shape, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32)
+    )
     memory = Memory(model.W_E)
     for batch in batches(model, task, batch_size):
         replacement = _own(carried.rows(batch), model, given)
@@ -179,17 +203,29 @@ def _attribute(
         done += len(batch.rows)
         if progress:
             progress(done, share)
-    sign = -1.0 if bound.higher_is_better else 1.0  # damage = -(replacement - clean) . gradient, where higher is better
-    values = (distributed.total(total).double().cpu().numpy() * (sign / (len(at) * len(task)))).astype(np.float64)
-    info = provenance(model, task, method, {**line.options, "metric": bound.name, "ablation": carried.name, "split_qkv": split_qkv})
+    # damage = -(replacement - clean) . gradient, where higher is better
+    sign = -1.0 if bound.higher_is_better else 1.0
+    values = (distributed.total(total).double().cpu().numpy() * (sign / (len(at) * len(task)))).astype(
+        np.float64
+    )
+    info = provenance(
+        model,
+        task,
+        method,
+        {**line.options, "metric": bound.name, "ablation": carried.name, "split_qkv": split_qkv},
+    )
     if not np.isfinite(values).all():
-        raise CircuitDiscoveryError(f"{method}: the gradients of task {task.name} are not finite numbers; try dtype float32")
+        raise CircuitDiscoveryError(
+            f"{method}: the gradients of task {task.name} are not finite numbers; try dtype float32"
+        )
     return Scores(graph, np.where(graph.allowed, values, 0.0), info)
 
 
 @torch.no_grad()
 def _own(replacement: Tensor, model: Model, given: bool) -> Tensor:
-    """[S, N, T, D] as the model's weights are, that may be written to: the clean run is taken from it in place."""
+    """[S, N, T, D] as the model's weights are, that may be written to:
+    the clean run is taken from it in place.
+    """
     return replacement.to(model.W_E, copy=given).contiguous()
 
 
@@ -204,19 +240,27 @@ def _batch_products(
     memory: Memory,
 ) -> Tensor:
     """[S, R]: (replacement - clean) . gradient, summed over a batch's examples and the points of the line."""
-    # for a mean or a zero there is no such run as starts from the replacement of `input`: its norm may not even have a Jacobian
-    clean, start = embed(model, batch.clean), replacement[0].clone() if own_run else embed(model, batch.corrupted)
+    # for a mean or a zero there is no such run as starts from the replacement of
+    # `input`: its norm may not even have a Jacobian
+    clean, start = (
+        embed(model, batch.clean),
+        replacement[0].clone() if own_run else embed(model, batch.corrupted),
+    )
     with torch.no_grad():
         metric(replaced_logits(model, replacement, batch.position), batch)  # finite, or an error
-    # the clean end's run serves twice: its sources, taken from the replacements [S, N, T, D] in place, and its gradients
+    # the clean end's run serves twice: its sources, taken from the replacements
+    # [S, N, T, D] in place, and its gradients
     line = [_readings(model, clean, batch, metric, less=replacement)] if 1.0 in at else []
     if not line:
         with torch.no_grad():
-            metric(plain_run(model, clean, batch.position, less=replacement).logits, batch)  # finite, or an error
+            # finite, or an error
+            metric(plain_run(model, clean, batch.position, less=replacement).logits, batch)
     difference = replacement
     places: dict[tuple[int, str, bool], _Place] = {}
     for weight in at:
-        readings, gradients = line.pop() if weight == 1.0 else _readings(model, start + weight * (clean - start), batch, metric)
+        readings, gradients = (
+            line.pop() if weight == 1.0 else _readings(model, start + weight * (clean - start), batch, metric)
+        )
         pairs = zip(readings, gradients, strict=True)
         for key, group in groupby(pairs, key=lambda pair: pair[0].readers.place):
             same = list(group)
@@ -237,16 +281,23 @@ def _readings(
         run = plain_run(model, start.detach().requires_grad_(), batch.position, less=less, keep_readings=True)
         measured = metric(run.logits, batch).sum()
         if not measured.requires_grad or metric.name == "accuracy":
-            raise CircuitDiscoveryError(f"metric {metric.name!r} has no gradient; attribution needs a differentiable one (or use exact)")
+            raise CircuitDiscoveryError(
+                f"metric {metric.name!r} has no gradient; attribution needs a differentiable one (or use "
+                "exact)"
+            )
         gradients = torch.autograd.grad(measured, [reading.values for reading in run.readings])
     return (
-        tuple(replace(reading, stream=reading.stream.detach(), values=reading.values.detach()) for reading in run.readings),
+        tuple(
+            replace(reading, stream=reading.stream.detach(), values=reading.values.detach())
+            for reading in run.readings
+        ),
         gradients,
     )
 
 
 class _Place:
-    """The gradients of the receivers that read at one place of the stream, summed over the points of the line.
+    """The gradients of the receivers that read at one place of the
+    stream, summed over the points of the line.
 
     P places are examples and positions, or examples where only the answer's position is read.
     """
@@ -254,9 +305,11 @@ class _Place:
     def __init__(self, readers: Sequence[Readers]) -> None:
         self.readers = readers  # the letters
         self.offsets = [_offset(each) for each in readers]  # per letter [R, 1, K]
-        self.scaled: list[Tensor] = []  # per letter [R, P, K], over the deviation; at the stream itself [1, P, D] for MLPs and logits
+        # per letter [R, P, K], over the deviation; at the stream itself [1, P, D] for MLPs and logits
+        self.scaled: list[Tensor] = []
         self.normalised: list[Tensor] = []  # per point [P, D]
-        self.along: list[Tensor] = []  # per point [R', P]: what the norm takes away, in multiples of `normalised`
+        # per point [R', P]: what the norm takes away, in multiples of `normalised`
+        self.along: list[Tensor] = []
 
     @torch.no_grad()
     def add(self, pairs: Sequence[tuple[Reading, Tensor]]) -> None:
@@ -269,8 +322,18 @@ class _Place:
             scaled = [pulled - pulled.mean(-1, keepdim=True) if norm.centred else pulled]
         else:  # in head space the product with the normalised stream is one over d_head, not d_model
             scaled = [gradient.flatten(1, 2) * inverse for _, gradient in pairs]
-            linear = [reading.values.flatten(1, 2) - offset for (reading, _), offset in zip(pairs, self.offsets, strict=True)]
-            self.along.append(torch.cat([(g * values).sum(-1) / normalised.shape[-1] for g, values in zip(scaled, linear, strict=True)]))
+            linear = [
+                reading.values.flatten(1, 2) - offset
+                for (reading, _), offset in zip(pairs, self.offsets, strict=True)
+            ]
+            self.along.append(
+                torch.cat(
+                    [
+                        (g * values).sum(-1) / normalised.shape[-1]
+                        for g, values in zip(scaled, linear, strict=True)
+                    ]
+                )
+            )
             self.normalised.append(normalised)
         if not self.scaled:
             self.scaled = scaled
@@ -284,16 +347,21 @@ class _Place:
             return self.scaled[0][None]
         norm = self.readers[0].norm
         pulled = memory("at the stream", sum(map(len, self.scaled)), *self.normalised[0].shape)
-        for readers, scaled, out in zip(self.readers, self.scaled, pulled.split([len(each) for each in self.scaled]), strict=True):
+        for readers, scaled, out in zip(
+            self.readers, self.scaled, pulled.split([len(each) for each in self.scaled]), strict=True
+        ):
             assert readers.weight is not None
             weight = readers.weight * norm.weight
             torch.bmm(scaled, weight - weight.mean(-1, keepdim=True) if norm.centred else weight, out=out)
-        along, normalised = torch.stack(self.along, dim=-1), torch.stack(self.normalised, dim=1)  # [R', P, points], [P, points, D]
+        # [R', P, points], [P, points, D]
+        along, normalised = torch.stack(self.along, dim=-1), torch.stack(self.normalised, dim=1)
         pulled.transpose(0, 1).baddbmm_(along.transpose(0, 1), normalised, alpha=-1)
         return pulled
 
     @torch.no_grad()
-    def add_products(self, total: Tensor, graph: Graph, difference: Tensor, position: Tensor, memory: Memory) -> None:
+    def add_products(
+        self, total: Tensor, graph: Graph, difference: Tensor, position: Tensor, memory: Memory
+    ) -> None:
         """Adds the products with the sources' differences, [S, N, T, D], to `total` [S, R]."""
         first = self.readers[0]
         if first.letter == "logits":
@@ -310,8 +378,14 @@ class _Place:
 
 
 def _offset(readers: Readers) -> Tensor | float:
-    """[R, 1, K]: what a projection makes of a normalised stream of 0, which is no part of what it makes of the stream."""
+    """[R, 1, K]: what a projection makes of a normalised stream of 0, which
+    is no part of what it makes of the stream.
+    """
     if readers.weight is None:
         return 0.0
-    offset = torch.zeros_like(readers.weight[..., 0]) if readers.norm.bias is None else readers.weight @ readers.norm.bias
+    offset = (
+        torch.zeros_like(readers.weight[..., 0])
+        if readers.norm.bias is None
+        else readers.weight @ readers.norm.bias
+    )
     return (offset if readers.bias is None else offset + readers.bias)[:, None]

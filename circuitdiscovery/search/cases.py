@@ -21,7 +21,8 @@ from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.names import canonical
 from circuitdiscovery.task.task import Batch, Task
 
-_TOKENS = {"cpu": 2048}  # alternatives x examples x positions in one forward: enough to fill the cores, little enough for the caches
+# alternatives x examples x positions in one forward: enough to fill the cores, little enough for the caches
+_TOKENS = {"cpu": 2048}
 _TOKENS_ACCELERATOR = 65536
 
 
@@ -37,12 +38,22 @@ class Case:
 
 @torch.no_grad()
 def cases(
-    model: Model, task: Task, graph: Graph, *, ablation: str | Ablation, direction: str = "noising", batch_size: int | None = None
+    model: Model,
+    task: Task,
+    graph: Graph,
+    *,
+    ablation: str | Ablation,
+    direction: str = "noising",
+    batch_size: int | None = None,
 ) -> tuple[list[Case], Tensor]:
-    """(a case per batch of this process's share, all edges kept; the [examples, vocabulary] logits of the full circuit, for KL)."""
+    """(a case per batch of this process's share, all edges kept; the [examples,
+    vocabulary] logits of the full circuit, for KL).
+    """
     found: list[Case] = []
     run_of = "clean" if canonical("direction", direction) == "noising" else "corrupted"
-    for batch, world in worlds(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size):
+    for batch, world in worlds(
+        model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size
+    ):
         run = plain_run(model, world.start, batch.position, keep_sources=True)
         finite_logits(run.logits, batch.rows, run_of)
         assert run.sources is not None
@@ -52,7 +63,8 @@ def cases(
 
 
 def most_alternatives(cases: Sequence[Case], mask: np.ndarray, receiver: int) -> int:
-    """How many alternatives of what a receiver reads are worth one forward: the same number in every process."""
+    """How many alternatives of what a receiver reads are worth one
+    forward: the same number in every process."""
     worth = [_TOKENS_ACCELERATOR]
     for case in cases:
         places = case.batch.clean.numel() if case.world.spreads(mask, receiver) else len(case.batch.clean)
@@ -60,9 +72,14 @@ def most_alternatives(cases: Sequence[Case], mask: np.ndarray, receiver: int) ->
     return max(1, distributed.least(min(worth)))
 
 
-def mean_metric(task: Task, cases: Sequence[Case], metric: BoundMetric, logits: Sequence[Tensor]) -> np.ndarray:
+def mean_metric(
+    task: Task, cases: Sequence[Case], metric: BoundMetric, logits: Sequence[Tensor]
+) -> np.ndarray:
     """[M]: the metric's mean over all examples, from each case's [M, N, vocabulary] logits."""
-    own = sum(metric(one, case.batch).double().sum(-1).cpu().numpy() for case, one in zip(cases, logits, strict=True))
+    own = sum(
+        metric(one, case.batch).double().sum(-1).cpu().numpy()
+        for case, one in zip(cases, logits, strict=True)
+    )
     total = np.array(own, dtype=np.float64)  # of this process's cases; a plain 0 where it has none
     if len(task) < distributed.world_size():
         total = np.resize(total, distributed.from_first(lambda: total.shape))
@@ -70,10 +87,14 @@ def mean_metric(task: Task, cases: Sequence[Case], metric: BoundMetric, logits: 
 
 
 @torch.no_grad()
-def rises(cases: Sequence[Case], mask: np.ndarray, receiver: int, measure: Callable[[Sequence[Tensor]], np.ndarray]) -> np.ndarray:
-    """[S]: how much a measure rises where each source that a receiver keeps is removed alone; 0 for the others.
+def rises(
+    cases: Sequence[Case], mask: np.ndarray, receiver: int, measure: Callable[[Sequence[Tensor]], np.ndarray]
+) -> np.ndarray:
+    """[S]: how much a measure rises where each source that a receiver
+    keeps is removed alone; 0 for the others.
 
-    It rises from the same run with nothing removed, and not from another one, which in a half precision would round elsewhere.
+    It rises from the same run with nothing removed, and not from another one, which
+    in a half precision would round elsewhere.
 
     Args:
         cases: with their states under the mask.
@@ -85,7 +106,9 @@ def rises(cases: Sequence[Case], mask: np.ndarray, receiver: int, measure: Calla
     sources, size = np.flatnonzero(kept), most_alternatives(cases, mask, receiver)
     alternatives = np.concatenate([kept[None], without_each(kept, sources)])
     parts = np.array_split(alternatives, -(-len(alternatives) // size))
-    found = np.concatenate([measure([case.world.branch(mask, case.state, receiver, part) for case in cases]) for part in parts])
+    found = np.concatenate(
+        [measure([case.world.branch(mask, case.state, receiver, part) for case in cases]) for part in parts]
+    )
     values[sources] = found[1:] - found[0]
     return values
 
@@ -98,7 +121,8 @@ def without_each(kept: np.ndarray, sources: np.ndarray) -> np.ndarray:
 
 
 def without_more(kept: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """[len(sources), S] bool: a receiver's kept sources less the first, the first two, the first three, ..."""
+    """[len(sources), S] bool: a receiver's kept sources less the
+    first, the first two, the first three, ..."""
     return np.logical_and.accumulate(without_each(kept, sources), axis=0)
 
 

@@ -1,14 +1,17 @@
-"""Edge pruning: gradient descent on a relaxed mask of the edges (Bhaskar et al. 2024, arXiv 2406.16778, section 3).
+"""Edge pruning: gradient descent on a relaxed mask of the edges (Bhaskar
+et al. 2024, arXiv 2406.16778, section 3).
 
-1. Every edge has a gate z in [0, 1]; a receiver reads  (everything as replaced) + sum of z * (current - replacement).
-2. Gates are hard-concrete (Louizos et al. 2018, arXiv 1712.01312, equations 10-12): s = sigmoid((logit(u) + log alpha) / beta)
-   with u uniform is stretched to (gamma, zeta) and clipped to [0, 1]. A gate is not 0 with probability
-   sigmoid(log alpha - beta log(-gamma / zeta)), whose sum is the expected number of edges.
-3. At each step one draw of all gates and of some examples; the loss is KL(model || circuit), mean over these, plus the Lagrangian
-   lambda1 (p - t) + lambda2 (p - t)^2 of the expected share p of the edges and its target t. Adam descends in log alpha and
-   ascends in both lambdas.
+1. Every edge has a gate z in [0, 1]; a receiver reads  (everything as
+   replaced) + sum of z * (current - replacement).
+2. Gates are hard-concrete (Louizos et al. 2018, arXiv 1712.01312, equations 10-12): s = sigmoid((logit(u) +
+   log alpha) / beta) with u uniform is stretched to (gamma, zeta) and clipped to [0, 1]. A gate is not 0 with
+   probability sigmoid(log alpha - beta log(-gamma / zeta)), whose sum is the expected number of edges.
+3. At each step one draw of all gates and of some examples; the loss is KL(model || circuit), mean over these,
+   plus the Lagrangian lambda1 (p - t) + lambda2 (p - t)^2 of the expected share p of the edges and its target
+   t. Adam descends in log alpha and ascends in both lambdas.
 4. The target goes down linearly from all edges to the wanted number, and stays there for the last steps.
-5. The circuit is the wanted number of edges whose gates are most probably not 0, on average over these last steps.
+5. The circuit is the wanted number of edges whose gates are most probably
+   not 0, on average over these last steps.
 
 The paper's gates of whole nodes are left out (it disables their loss, too, where only edges count).
 """
@@ -66,15 +69,16 @@ def edge_pruning(
 ) -> Scores:
     """How probably each edge is open after its gate was learnt; `scores.top(edges)` is the circuit.
 
-    The scores are no damages: they are made for one number of edges, and of edges that stand in for each other one has all.
+    The scores are no damages: they are made for one number of edges, and of edges
+    that stand in for each other one has all.
 
     Args:
         model: a loaded model.
         task: all its examples are used.
         edges: how many are wanted, from 1 to all there are.
         steps: of gradient descent; each is a forward and a backward of 32 examples.
-        metric: the loss is the mean over examples of |F(circuit) - F(model)|, which for kl_divergence, the default, is the
-            divergence itself; differentiable.
+        metric: the loss is the mean over examples of |F(circuit) - F(model)|, which for kl_divergence, the
+            default, is the divergence itself; differentiable.
         ablation: what a closed edge carries; noising.
         split_qkv: query, key and value as separate receivers.
         batch_size: examples in one forward and backward; another size changes roundings only.
@@ -86,7 +90,8 @@ def edge_pruning(
         Probabilities in [0, 1].
 
     Raises:
-        CircuitDiscoveryError: a number of edges or steps that there cannot be; a metric without a gradient; a state of another search.
+        CircuitDiscoveryError: a number of edges or steps that there cannot be; a metric
+        without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.edge_pruning import edge_pruning
@@ -98,7 +103,14 @@ def edge_pruning(
     if steps < 1:
         raise CircuitDiscoveryError(f"steps must be at least 1, not {steps}")
     bound = bind(metric or "kl_divergence", model, task, plain=False)
-    options = {"edges": edges, "steps": steps, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv, "seed": seed}
+    options = {
+        "edges": edges,
+        "steps": steps,
+        "metric": bound.name,
+        "ablation": name_of(ablation),
+        "split_qkv": split_qkv,
+        "seed": seed,
+    }
     info = provenance(model, task, "edge_pruning", options)
     with saved_in(state, task, info) as saved:
         done = saved.number("step", 0)
@@ -111,7 +123,13 @@ def edge_pruning(
         for step in range(done, steps):
             sample = gates.sample()
             rows = gates.draw(len(task))
-            gradient = mask_gradient(graph, distance, [_some(*part, rows) for part in parts], graph_mask(graph, sample.detach()), len(rows))
+            gradient = mask_gradient(
+                graph,
+                distance,
+                [_some(*part, rows) for part in parts],
+                graph_mask(graph, sample.detach()),
+                len(rows),
+            )
             wanted = 1 - (1 - edges / len(graph)) * min(1.0, (step + 1) / (_RAMP * steps))
             gates.step(sample, torch.from_numpy(gradient[graph.allowed]), wanted)
             if step >= int(_RAMP * steps):
@@ -125,7 +143,9 @@ def edge_pruning(
 def check_edges(graph: Graph, edges: int) -> None:
     """Refuse a number of edges that a circuit of this graph cannot have."""
     if isinstance(edges, bool) or not isinstance(edges, int | np.integer) or not 1 <= edges <= len(graph):
-        raise CircuitDiscoveryError(f"edges must be a whole number from 1 to {len(graph)}, the number there is, not {edges!r}")
+        raise CircuitDiscoveryError(
+            f"edges must be a whole number from 1 to {len(graph)}, the number there is, not {edges!r}"
+        )
 
 
 # ------------------------------------------------------------------ the gates
@@ -135,13 +155,18 @@ class _Gates:
     """Hard-concrete gates of E edges, and the two multipliers of their number."""
 
     def __init__(self, count: int, seed: int, saved: State) -> None:
-        self.log_alpha = saved.tensor("log alpha", torch.full((count,), _START, dtype=torch.float64)).requires_grad_()
+        self.log_alpha = saved.tensor(
+            "log alpha", torch.full((count,), _START, dtype=torch.float64)
+        ).requires_grad_()
         self.multipliers = saved.tensor("multipliers", torch.zeros(2, dtype=torch.float64)).requires_grad_()
         self._generator = saved.generator("generator", torch.Generator().manual_seed(seed))
         up = {"params": [self.multipliers], "lr": _RATE_LAMBDA, "maximize": True}
         self._adam = torch.optim.Adam([{"params": [self.log_alpha]}, up], lr=_RATE)
         for name, values in self._learnt.items() if saved.found else ():
-            moments = {part: saved.tensor(f"{name} {part}", torch.zeros_like(values)) for part in ("exp_avg", "exp_avg_sq")}
+            moments = {
+                part: saved.tensor(f"{name} {part}", torch.zeros_like(values))
+                for part in ("exp_avg", "exp_avg_sq")
+            }
             self._adam.state[values] = {"step": saved.tensor(f"{name} step", torch.tensor(0.0)), **moments}
 
     @property
@@ -182,15 +207,23 @@ class _Gates:
 
 
 def distance_to(full: Tensor, metric: BoundMetric) -> BoundMetric:
-    """|F(circuit) - F(model)| of each example, which for kl_divergence is the divergence itself, from the model's logits."""
+    """|F(circuit) - F(model)| of each example, which for kl_divergence is the
+    divergence itself, from the model's logits.
+    """
 
     def distance(given: Tensor, batch: Batch) -> Tensor:
         return (metric(given, batch) - metric(full[batch.rows], batch)).abs()
 
-    return metric.against(by_rows(full)) if metric.name == "kl_divergence" else BoundMetric(metric.name, False, distance)
+    return (
+        metric.against(by_rows(full))
+        if metric.name == "kl_divergence"
+        else BoundMetric(metric.name, False, distance)
+    )
 
 
-def mask_gradient(graph: Graph, loss: BoundMetric, parts: Sequence[tuple[Batch, World]], mask: Tensor, n_examples: int) -> np.ndarray:
+def mask_gradient(
+    graph: Graph, loss: BoundMetric, parts: Sequence[tuple[Batch, World]], mask: Tensor, n_examples: int
+) -> np.ndarray:
     """[S, R]: the gradient of the loss's mean over all examples in a real-valued [S, R] mask.
 
     Raises:
@@ -201,14 +234,19 @@ def mask_gradient(graph: Graph, loss: BoundMetric, parts: Sequence[tuple[Batch, 
     def summed(logits: Tensor, batch: Batch) -> Tensor:
         measured = loss(logits, batch).sum()
         if not measured.requires_grad or loss.name == "accuracy":
-            raise CircuitDiscoveryError(f"metric {loss.name!r} has no gradient; edges are pruned by a differentiable one")
+            raise CircuitDiscoveryError(
+                f"metric {loss.name!r} has no gradient; edges are pruned by a differentiable one"
+            )
         return measured
 
     for batch, world in parts:
         if not len(batch):
             continue
         total += (
-            Relaxed.build(world.model, graph).gradient(world, mask, lambda logits, batch=batch: summed(logits, batch))[1].double().cpu()
+            Relaxed.build(world.model, graph)
+            .gradient(world, mask, lambda logits, batch=batch: summed(logits, batch))[1]
+            .double()
+            .cpu()
         )
     return distributed.total(total).numpy() / n_examples
 
@@ -217,4 +255,6 @@ def _some(batch: Batch, world: World, rows: Tensor) -> tuple[Batch, World]:
     """The examples of a batch that are among some rows of the task."""
     at = torch.isin(batch.rows, rows.to(batch.rows.device))
     batch = Batch(*(getattr(batch, field.name)[at] for field in fields(batch)))
-    return batch, replace(world, start=world.start[at], replacement=world.replacement[:, at], position=world.position[at])
+    return batch, replace(
+        world, start=world.start[at], replacement=world.replacement[:, at], position=world.position[at]
+    )

@@ -1,7 +1,7 @@
 """Activation patching of every edge, or node, alone: the damage itself, which attribution estimates.
 
-For each receiver, the alternatives "without this source" of what it reads are evaluated many in one forward; only the nodes
-downstream of the receiver run.
+For each receiver, the alternatives "without this source" of what it reads are evaluated many in one forward;
+only the nodes downstream of the receiver run.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ def exact(
     progress: Progress | None = None,
     state: str | Path | None = None,
 ) -> Any:
-    """The damage of ablating each edge alone; in denoising, how much restoring it alone improves the corrupted run.
+    """The damage of ablating each edge alone; in denoising, how much
+    restoring it alone improves the corrupted run.
 
     Args:
         model, task, ablation, split_qkv, batch_size: as in `eap`.
-        level: `edge` gives `Scores`; `node` ablates all of a node's out-edges at once and gives {node: damage}.
+        level: `edge` gives `Scores`; `node` ablates all of a node's
+            out-edges at once and gives {node: damage}.
         metric: any; by default kl_divergence, which misses no change of the output.
         direction: `noising` or `denoising`.
         progress: called with (receivers or nodes done, in all).
@@ -64,7 +66,12 @@ def exact(
         raise CircuitDiscoveryError(f"no level {level!r}; valid levels: edge, node")
     bound = bind(metric or "kl_divergence", model, task, plain=False)
     graph = Graph.from_model(model, split_qkv=split_qkv)
-    options = {"metric": bound.name, "ablation": name_of(ablation), "direction": direction, "split_qkv": split_qkv}
+    options = {
+        "metric": bound.name,
+        "ablation": name_of(ablation),
+        "direction": direction,
+        "split_qkv": split_qkv,
+    }
     info = provenance(model, task, "exact", options)
     count = len(graph.receivers if level == "edge" else graph.sources)
     with saved_in(state, task, info | {"level": level}) as saved:
@@ -73,7 +80,10 @@ def exact(
         if progress:
             progress(done, count)
         found, full = cases(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size)
-        bound, sign = bound.against(by_rows(full)), 1 if canonical("direction", direction) == "noising" else -1
+        bound, sign = (
+            bound.against(by_rows(full)),
+            1 if canonical("direction", direction) == "noising" else -1,
+        )
 
         def measure(logits: Sequence[torch.Tensor]) -> np.ndarray:
             return sign * bound.damage(0.0, mean_metric(task, found, bound, logits))
@@ -90,7 +100,11 @@ def exact(
             saved.keep({"damages": values}, done=at + 1)
             if progress:
                 progress(at + 1, count)
-    return dict(zip(graph.sources, values.tolist(), strict=True)) if level == "node" else Scores(graph, values, info)
+    return (
+        dict(zip(graph.sources, values.tolist(), strict=True))
+        if level == "node"
+        else Scores(graph, values, info)
+    )
 
 
 def _without(graph: Graph, row: int) -> np.ndarray:

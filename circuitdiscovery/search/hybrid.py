@@ -1,17 +1,20 @@
-"""Attribution ranks, exact tests decide: backward elimination among the edges that attribution finds promising.
+"""Attribution ranks, exact tests decide: backward elimination among
+the edges that attribution finds promising.
 
-The loss is what evaluation reports: KL(model || circuit), plus |1 - normalized faithfulness| of the task's metric.
+The loss is what evaluation reports: KL(model || circuit), plus |1 -
+normalized faithfulness| of the task's metric.
 
-1. EAP-IG (Hanna et al. 2024, arXiv 2403.17806) of KL scores every edge; the best few times as many as are wanted are the pool.
-2. Elimination: the exact damage of removing each kept edge alone *from the circuit that is left* is measured, as ACDC does
-   (Conmy et al. 2023, arXiv 2304.14997); the least needed fifth goes, or fewer where together they do far more damage than each
-   alone, and again, until the wanted number is left.
-3. Floating (after the floating search of feature selection, Pudil et al. 1994): the absent edges with the steepest gradient of
-   the loss, in a mask that opens all absent edges a little, come back, and elimination returns to the wanted number. That is
-   kept where the loss fell; otherwise half as many edges are tried.
+1. EAP-IG (Hanna et al. 2024, arXiv 2403.17806) of KL scores every edge; the best few
+   times as many as are wanted are the pool.
+2. Elimination: the exact damage of removing each kept edge alone *from the circuit that is left* is measured,
+   as ACDC does (Conmy et al. 2023, arXiv 2304.14997); the least needed fifth goes, or fewer where together
+   they do far more damage than each alone, and again, until the wanted number is left.
+3. Floating (after the floating search of feature selection, Pudil et al. 1994): the absent edges with the
+   steepest gradient of the loss, in a mask that opens all absent edges a little, come back, and elimination
+   returns to the wanted number. That is kept where the loss fell; otherwise half as many edges are tried.
 
-HAP (Gu et al. 2025, arXiv 2510.03282) has attribution first, too, but then prunes by gradient. That elimination measures within
-what is left, the loss, and step 3 are ours.
+HAP (Gu et al. 2025, arXiv 2510.03282) has attribution first, too, but then prunes by gradient. That
+elimination measures within what is left, the loss, and step 3 are ours.
 """
 
 from __future__ import annotations
@@ -45,11 +48,15 @@ from circuitdiscovery.task.task import Task
 
 _POOL = 3  # times the wanted edges enter elimination
 _AT_ONCE = 0.2  # of the kept edges are removed on one measurement
-_SLACK, _FREE = 2.0, 0.01  # together they may do this many times what each does alone, and a hundredth of a nat
-_AJAR = 0.1  # how far absent edges are open where the gradient is taken, so that paths of several absent edges show
+# together they may do this many times what each does alone, and a hundredth of a nat
+_SLACK, _FREE = 2.0, 0.01
+# how far absent edges are open where the gradient is taken, so that paths of several absent edges show
+_AJAR = 0.1
 _FLOAT = 0.5  # of the wanted edges come back at first
-_PRIOR = 3  # measurements count as if they had removed all that one may, in the estimate of how many there will be
-_RANKING, _PASS, _EACH = 20.0, 5.0, 0.2  # forwards, about: of the ranking, of each measurement but its edges, and of each edge at first
+# measurements count as if they had removed all that one may, in the estimate of how many there will be
+_PRIOR = 3
+# forwards, about: of the ranking, of each measurement but its edges, and of each edge at first
+_RANKING, _PASS, _EACH = 20.0, 5.0, 0.2
 
 
 @guarded
@@ -73,19 +80,22 @@ def hybrid(
         task: all its examples are used.
         edges: how many are wanted, from 1 to all there are.
         rounds: how often edges may come back (step 3), at most.
-        metric: whose faithfulness counts beside KL; by default the task's own. With kl_divergence KL alone counts.
+        metric: whose faithfulness counts beside KL; by default the task's
+            own. With kl_divergence KL alone counts.
         ablation: what a removed edge carries; noising.
         split_qkv: query, key and value as separate receivers.
         batch_size: examples in one forward; another size changes roundings only.
-        progress: called with (forwards of all examples done, in all): the second is an estimate, and better as it goes.
+        progress: called with (forwards of all examples done, in all): the
+            second is an estimate, and better as it goes.
         state: a file that the search is saved to as it goes and resumed from where it exists.
 
     Returns:
-        Places from 1 / all edges (the worst) to 1: the circuit's edges come first, by their exact damage in the circuit,
-        then the others by |EAP-IG|. They are no damages.
+        Places from 1 / all edges (the worst) to 1: the circuit's edges come first, by their exact damage in
+        the circuit, then the others by |EAP-IG|. They are no damages.
 
     Raises:
-        CircuitDiscoveryError: a number of edges that there cannot be; a metric without a gradient; a state of another search.
+        CircuitDiscoveryError: a number of edges that there cannot be; a metric
+        without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.hybrid import hybrid
@@ -97,7 +107,13 @@ def hybrid(
     if rounds < 0:
         raise CircuitDiscoveryError(f"rounds must be at least 0, not {rounds}")
     bound = bind(metric or task.metric, model, task, plain=False)
-    options = {"edges": edges, "rounds": rounds, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}
+    options = {
+        "edges": edges,
+        "rounds": rounds,
+        "metric": bound.name,
+        "ablation": name_of(ablation),
+        "split_qkv": split_qkv,
+    }
     info = provenance(model, task, "hybrid", options)
     shared: dict[str, Any] = {"ablation": ablation, "split_qkv": split_qkv, "batch_size": batch_size}
     with saved_in(state, task, info) as saved:
@@ -139,11 +155,16 @@ class _Loss:
     span: float  # F(M) - F(empty); infinite where the metric is not to count
 
     @classmethod
-    def of(cls, model: Model, task: Task, graph: Graph, metric: BoundMetric, found: list[Case], logits: Tensor) -> _Loss:
+    def of(
+        cls, model: Model, task: Task, graph: Graph, metric: BoundMetric, found: list[Case], logits: Tensor
+    ) -> _Loss:
         """With F at both ends measured; `logits` are the full circuit's, [examples, vocabulary]."""
         kl = bind("kl_divergence", model, task, plain=False).against(by_rows(logits))
         metric = metric.against(by_rows(logits))
-        ends = [[case.world.logits(mask)[None] for case in found] for mask in (graph.allowed, graph.allowed & False)]
+        ends = [
+            [case.world.logits(mask)[None] for case in found]
+            for mask in (graph.allowed, graph.allowed & False)
+        ]
         full, empty = (float(mean_metric(task, found, metric, logits)[0]) for logits in ends)
         noise = [float(rounding(logits, model.dtype, metric.name).sum()) for logits in ends[0]]
         least = float(distributed.total(torch.tensor(sum(noise), dtype=torch.float64))) / len(task)
@@ -156,10 +177,14 @@ class _Loss:
         return kl + np.abs((f - self.full) / self.span)
 
     def around(self, logits: Sequence[Tensor]) -> BoundMetric:
-        """What has the loss's gradient near [1, N, vocabulary] logits of each case: there F(C) is above F(M), or below."""
+        """What has the loss's gradient near [1, N, vocabulary] logits of each
+        case: there F(C) is above F(M), or below.
+        """
         above = np.sign(float(mean_metric(self.task, self.cases, self.metric, logits)[0]) - self.full)
         weight = above / abs(self.span)
-        return BoundMetric("loss", False, lambda given, batch: self.kl(given, batch) + weight * self.metric(given, batch))
+        return BoundMetric(
+            "loss", False, lambda given, batch: self.kl(given, batch) + weight * self.metric(given, batch)
+        )
 
 
 def _gone(kept: int, edges: int, share: float = _AT_ONCE) -> int:
@@ -178,7 +203,9 @@ def _passes(kept: int, edges: int, share: float) -> list[int]:
 
 @dataclass(frozen=True)
 class _Cost:
-    """How much of a model's forward one alternative of what a receiver reads is: by the weights that it meets, at each position."""
+    """How much of a model's forward one alternative of what a receiver reads is: by the
+    weights that it meets, at each position.
+    """
 
     graph: Graph
     nodes: np.ndarray  # [S]: of a source at one position, in forwards
@@ -193,7 +220,9 @@ class _Cost:
         for layer, block in enumerate(model.blocks):
             heads = (block.W_Q, block.W_K, block.W_V, block.W_O)
             nodes[graph.heads(layer)] = sum(weight.numel() for weight in heads) / graph.n_heads
-            nodes[graph.mlps(layer)] = sum(each.numel() for each in (block.W_in, block.W_gate, block.W_out) if each is not None)
+            nodes[graph.mlps(layer)] = sum(
+                each.numel() for each in (block.W_in, block.W_gate, block.W_out) if each is not None
+            )
         forward = length * nodes.sum() + model.W_U.numel()
         return cls(graph, nodes / forward, model.W_U.numel() / forward, length)
 
@@ -201,16 +230,22 @@ class _Cost:
         """Of all kept in-edges of each receiver, one after the other, under a mask."""
         at = np.where(self.graph.everywhere(mask), self.length, 1.0) * self.nodes * self.graph.live(mask)
         reached = (self.graph.reached(mask, self.graph.feeds[receiver]) for receiver in receivers)
-        return [int(mask[:, r].sum()) * (float(at[moved].sum()) + self.unembed) for r, moved in zip(receivers, reached, strict=True)]
+        return [
+            int(mask[:, r].sum()) * (float(at[moved].sum()) + self.unembed)
+            for r, moved in zip(receivers, reached, strict=True)
+        ]
 
 
 class _Walk:
     """Where the search is, kept as it goes on; and how much of it is left, in forwards of all examples.
 
-    Stages: 0 ranking, 1 the first elimination, then one for each round of floating, last the measurement of what was found.
+    Stages: 0 ranking, 1 the first elimination, then one for each round of
+    floating, last the measurement of what was found.
     """
 
-    def __init__(self, graph: Graph, edges: int, rounds: int, cost: _Cost, saved: State, progress: Progress | None) -> None:
+    def __init__(
+        self, graph: Graph, edges: int, rounds: int, cost: _Cost, saved: State, progress: Progress | None
+    ) -> None:
         self.graph, self.edges, self.rounds = graph, edges, rounds
         self._cost, self._saved, self._progress = cost, saved, progress
         none, zeros = np.zeros_like(graph.allowed), np.zeros(graph.allowed.shape)
@@ -223,13 +258,16 @@ class _Walk:
         self.loss = saved.number("loss", 0.0)  # of `mask`
         self.size = saved.number("size", max(1, int(_FLOAT * edges)))  # how many edges come back
         self.done = saved.number("done", 0.0)  # forwards
-        self.passes = saved.number("passes", _PRIOR)  # measurements, and the logarithm of the share that they left
+        # measurements, and the logarithm of the share that they left
+        self.passes = saved.number("passes", _PRIOR)
         self.shrunk = saved.number("shrunk", _PRIOR * math.log(1 - _AT_ONCE))
         self._look()
 
     def _look(self) -> None:
         """What is to be measured of the trial, and what it costs."""
-        self.readers: list[int] = np.flatnonzero(self.graph.leading(self.trial) & self.trial.any(axis=0)).tolist()
+        self.readers: list[int] = np.flatnonzero(
+            self.graph.leading(self.trial) & self.trial.any(axis=0)
+        ).tolist()
         self._costs = self._cost.of_each(self.trial, self.readers)
 
     def begin(self, ranked: np.ndarray, pool: np.ndarray) -> None:
@@ -259,13 +297,21 @@ class _Walk:
         self.show()
 
     def learn(self, kept: int, left: int) -> None:
-        """How much a measurement removes, for the estimate; the last one of an elimination removes what is wanted."""
+        """How much a measurement removes, for the estimate; the last one
+        of an elimination removes what is wanted.
+        """
         if left > self.edges:
             self.passes, self.shrunk = self.passes + 1, self.shrunk + math.log(left / kept)
 
     def _keep(self) -> None:
         arrays = {"ranked": self.ranked, "mask": self.mask, "trial": self.trial, "damages": self.damages}
-        numbers = {"receivers": self.receivers, "stage": self.stage, "loss": self.loss, "size": self.size, "passes": self.passes}
+        numbers = {
+            "receivers": self.receivers,
+            "stage": self.stage,
+            "loss": self.loss,
+            "size": self.size,
+            "passes": self.passes,
+        }
         self._saved.keep(arrays, **numbers, done=float(self.done), shrunk=self.shrunk)
 
     def show_ranking(self, done: int, total: int) -> None:
@@ -324,7 +370,9 @@ class _Search:
             walk.turn_to(smaller)
 
     def less(self, walk: _Walk, most: int) -> np.ndarray:
-        """The trial without its least needed edges: `most`, or fewer where edges that stand in for each other would all go."""
+        """The trial without its least needed edges: `most`, or fewer where edges
+        that stand in for each other would all go.
+        """
         mask, damages, old = walk.trial, self.damages(walk), self.value(walk.trial)
         rows, columns = np.nonzero(mask)
         order = np.argsort(damages[rows, columns], kind="stable")
@@ -349,11 +397,14 @@ class _Search:
         walk.enter(stage, mask, loss, size, self.grow(mask, size) if stage <= 1 + walk.rounds else mask)
 
     def grow(self, mask: np.ndarray, size: int) -> np.ndarray:
-        """The mask with so many absent edges more: those whose opening lowers the loss most, to first order."""
+        """The mask with so many absent edges more: those whose opening
+        lowers the loss most, to first order."""
         absent = self.graph.allowed & ~mask
         relaxed = torch.from_numpy(mask + _AJAR * absent)
         parts = [(case.batch, case.world) for case in self.cases]
-        gradient = mask_gradient(self.graph, self.loss.around(self.logits(mask)), parts, relaxed, len(self.task))
+        gradient = mask_gradient(
+            self.graph, self.loss.around(self.logits(mask)), parts, relaxed, len(self.task)
+        )
         rows, columns = np.nonzero(absent)
         best = np.argsort(gradient[rows, columns], kind="stable")[:size]
         grown = mask.copy()

@@ -1,23 +1,26 @@
-"""Matryoshka attribution: one score for every edge, learnt so that the best edges of every size are a good circuit.
+"""Matryoshka attribution: one score for every edge, learnt so that the
+best edges of every size are a good circuit.
 
-After arXiv 2609.25518 (Matryoshka Attribution). Each step draws a size k, relaxes "the k highest scores" to a mask of real numbers
-that adds up to k, and descends through it:
+After arXiv 2609.25518 (Matryoshka Attribution). Each step draws a size k, relaxes "the k highest scores" to a
+mask of real numbers that adds up to k, and descends through it:
 
-1. The mask of scores theta at size k and temperature T is sigmoid((theta - tau) / T), with tau such that it adds up to k (bisection).
-2. The loss of some prompts is KL(model || circuit) + 2 |F(circuit) - F(model)| / |F(model)|, the mean over them. Its gradient g in the
-   mask (relaxed.py) goes through the threshold too: dL/dtheta = w / T (g - sum(g w) / sum(w)), w = m (1 - m). Adam descends.
+1. The mask of scores theta at size k and temperature T is sigmoid((theta - tau) / T), with
+   tau such that it adds up to k (bisection).
+2. The loss of some prompts is KL(model || circuit) + 2 |F(circuit) - F(model)| / |F(model)|, the mean over
+   them. Its gradient g in the mask (relaxed.py) goes through the threshold too: dL/dtheta = w / T (g - sum(g
+   w) / sum(w)), w = m (1 - m). Adam descends.
 
 What is ours, and what it is for:
 
-3. The scores start in the order of EAP-IG's (Hanna et al. 2024, arXiv 2403.17806), as normal quantiles: a few hundred steps are then
-   enough where thousands are needed from nothing.
-4. In the second part of the steps the size is the wanted one, and what runs is the circuit itself, its best k edges and nothing of
-   the others; the gradient is taken there and goes back as if the mask had been soft (straight through). A soft mask of a small
-   size is mostly edges that are half open, which no circuit has.
+3. The scores start in the order of EAP-IG's (Hanna et al. 2024, arXiv 2403.17806), as normal quantiles: a few
+   hundred steps are then enough where thousands are needed from nothing.
+4. In the second part of the steps the size is the wanted one, and what runs is the circuit itself, its best k
+   edges and nothing of the others; the gradient is taken there and goes back as if the mask had been soft
+   (straight through). A soft mask of a small size is mostly edges that are half open, which no circuit has.
 5. The result is a running mean of the scores.
-6. Learnt from a hundred prompts alone, a circuit does more for them than for others. A task that can draw prompts draws some
-   hundreds more, none of which is held out. Of a task that cannot, some are set apart and not learnt from; the mean is tried on
-   them now and then, and the best one is kept.
+6. Learnt from a hundred prompts alone, a circuit does more for them than for others. A task that can draw
+   prompts draws some hundreds more, none of which is held out. Of a task that cannot, some are set apart and
+   not learnt from; the mean is tried on them now and then, and the best one is kept.
 """
 
 from __future__ import annotations
@@ -60,7 +63,8 @@ _MEMORY = 100  # steps that the running mean reaches back
 _PROMPTS = 4  # in one step: more steps are worth more than quieter ones
 _DRAWN = 480  # prompts that are drawn beside a task's own
 _LOGIT_BYTES = 2**28  # of what the model says to them, which is kept
-_APART, _MOST_APART = 8, 16  # of a task that cannot draw, one in so many prompts is set apart, at most so many
+# of a task that cannot draw, one in so many prompts is set apart, at most so many
+_APART, _MOST_APART = 8, 16
 _WEIGHT = 2.0  # of the metric's difference beside KL: at 1, small circuits do too little of the behaviour
 _LOOK = 25  # steps from one look at them to the next
 _SPREAD = 2.0  # standard deviation of the scores at the start
@@ -86,19 +90,20 @@ def matryoshka(
     progress: Progress | None = None,
     state: str | Path | None = None,
 ) -> Scores:
-    """Scores learnt so that the best edges of every size are a good circuit, the best ones of the wanted size most of all.
+    """Scores learnt so that the best edges of every size are a good circuit, the
+    best ones of the wanted size most of all.
 
     The scores order the edges and are not damages: they are not negative, and a larger one is kept longer.
 
     Args:
         model: a loaded model.
-        task: its examples, and where it can draw prompts up to 480 more (`drawn`), never held-out ones. Of a task that cannot, one
-            in eight is set apart to choose by, 16 at most.
+        task: its examples, and where it can draw prompts up to 480 more (`drawn`), never held-out ones. Of a
+            task that cannot, one in eight is set apart to choose by, 16 at most.
         edges: the size that the second part of the steps is for; None: 1% and 2% of all edges.
         steps: of gradient descent; each is a relaxed forward and backward of four examples.
         drawn: how many prompts are drawn beside the examples, at most; 0: none.
-        metric: differentiable; the loss is KL(model || circuit) + 2 |F(circuit) - F(model)| / |F(model)|. By default the task's own;
-            for kl_divergence the second part is left out.
+        metric: differentiable; the loss is KL(model || circuit) + 2 |F(circuit) - F(model)| / |F(model)|. By
+            default the task's own; for kl_divergence the second part is left out.
         ablation: what a closed edge carries; noising.
         split_qkv: query, key and value as separate receivers.
         seed: of the sizes and the order of the examples.
@@ -109,7 +114,8 @@ def matryoshka(
         Scores that are not negative.
 
     Raises:
-        CircuitDiscoveryError: an impossible number of edges or steps; a metric without a gradient; a state of another search.
+        CircuitDiscoveryError: an impossible number of edges or steps; a metric
+        without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -126,7 +132,13 @@ def matryoshka(
     report(0, _START + steps)
     pool = _pool(model, task, min(drawn, steps * _PROMPTS) if isinstance(ablation, str) else 0)
     bound = bind(metric or task.metric, model, pool, plain=False)
-    options = {"edges": edges, "steps": steps, "drawn": drawn, "metric": bound.name, "ablation": name_of(ablation)}
+    options = {
+        "edges": edges,
+        "steps": steps,
+        "drawn": drawn,
+        "metric": bound.name,
+        "ablation": name_of(ablation),
+    }
     options |= {"split_qkv": split_qkv, "seed": seed}
     info = provenance(model, task, "matryoshka", options)
     with saved_in(state, task, info) as saved:
@@ -146,7 +158,14 @@ def matryoshka(
     return Scores(graph, graph_mask(graph, values).numpy(), info)
 
 
-def _start(model: Model, task: Task, graph: Graph, metric: Any, ablation: str | Ablation, progress: Callable[[int], None]) -> np.ndarray:
+def _start(
+    model: Model,
+    task: Task,
+    graph: Graph,
+    metric: Any,
+    ablation: str | Ablation,
+    progress: Callable[[int], None],
+) -> np.ndarray:
     """[E]: normal quantiles in the order of EAP-IG's |scores|, on some of the examples."""
     every = max(1, len(task) // _START_PROMPTS)
     some = task.select(range(0, len(task), every)[:_START_PROMPTS])
@@ -157,10 +176,16 @@ def _start(model: Model, task: Task, graph: Graph, metric: Any, ablation: str | 
 
 
 def _pool(model: Model, task: Task, drawn: int) -> Task:
-    """A task with further prompts behind its examples, where it can draw any; means are then taken over all of these."""
+    """A task with further prompts behind its examples, where it can draw
+    any; means are then taken over all of these.
+    """
     most = min(drawn, _LOGIT_BYTES // (4 * model.vocab_size))
     more = task.apart()[:most] if task.apart is not None and most else ()
-    return replace(task, examples=(*task.examples, *more), held_out=None, apart=None, others=()) if more else task
+    return (
+        replace(task, examples=(*task.examples, *more), held_out=None, apart=None, others=())
+        if more
+        else task
+    )
 
 
 # ------------------------------------------------------------------ what is learnt
@@ -193,7 +218,10 @@ class _Learnt:
 
     def keep(self, saved: State) -> None:
         """All of it, in the search's state."""
-        arrays = {name: getattr(self, name) for name in ("theta", "smooth", "mean", "square", "best", "waiting", "draw")}
+        arrays = {
+            name: getattr(self, name)
+            for name in ("theta", "smooth", "mean", "square", "best", "waiting", "draw")
+        }
         saved.keep(arrays, loss=self.loss, steps=self.steps)
 
     def rows(self, rows: Sequence[int]) -> list[int]:
@@ -228,7 +256,9 @@ def soft_top(theta: Tensor, size: float, temperature: float) -> Tensor:
 
 
 def through_soft_top(mask: Tensor, gradient: Tensor, temperature: float) -> Tensor:
-    """The gradient in theta of a loss that has a gradient in `soft_top(theta, size, temperature)` = mask; it adds up to 0."""
+    """The gradient in theta of a loss that has a gradient in `soft_top(theta,
+    size, temperature)` = mask; it adds up to 0.
+    """
     weights = mask * (1 - mask)
     return weights / temperature * (gradient - (gradient * weights).sum() / weights.sum().clamp(min=1e-12))
 
@@ -263,14 +293,20 @@ class _Search:
     span: float | None
 
     @classmethod
-    def build(cls, model: Model, task: Task, own: int, graph: Graph, metric: BoundMetric, ablation: str | Ablation) -> _Search:
+    def build(
+        cls, model: Model, task: Task, own: int, graph: Graph, metric: BoundMetric, ablation: str | Ablation
+    ) -> _Search:
         """Ready for the first step; the first `own` of the task's examples are what the search was given."""
         task.check(model.vocab_size, model.n_positions)
         size = replacement_bytes(model, len(task) * max(len(example.clean) for example in task.examples))
         carried = on_demand(model, task, ablation)
         if isinstance(ablation, str) and size <= _KEPT_BYTES:
             carried = replacements(model, task, ablation=ablation)
-        apart = tuple(range(0, len(task), _APART)[:_MOST_APART]) if len(task) >= _APART and len(task) == own else ()
+        apart = (
+            tuple(range(0, len(task), _APART)[:_MOST_APART])
+            if len(task) >= _APART and len(task) == own
+            else ()
+        )
         learning = tuple(row for row in range(len(task)) if row not in apart)
         relaxed = Relaxed.build(model, graph)
         for batch, world in _worlds(task, relaxed, carried, range(own)):
@@ -299,7 +335,9 @@ class _Search:
         if learnt.steps <= first:
             learnt.smooth = learnt.theta
         else:
-            learnt.smooth = learnt.smooth + (learnt.theta - learnt.smooth) / min(learnt.steps - first, _MEMORY)
+            learnt.smooth = learnt.smooth + (learnt.theta - learnt.smooth) / min(
+                learnt.steps - first, _MEMORY
+            )
         if learnt.steps == steps or (learnt.steps > first and (learnt.steps - first) % _LOOK == 0):
             loss = sum(self.loss_apart(hard_top(learnt.smooth, size)) for size in sizes) / len(sizes)
             if loss <= learnt.loss:
@@ -310,7 +348,9 @@ class _Search:
         graph, values = self.relaxed.graph, graph_mask(self.relaxed.graph, mask)
         total = torch.zeros(graph.allowed.shape, dtype=torch.float64)
         for batch, world in self.worlds(rows):
-            loss, found = self.relaxed.gradient(world, values, lambda logits, batch=batch: self.losses(logits, batch).sum())
+            loss, found = self.relaxed.gradient(
+                world, values, lambda logits, batch=batch: self.losses(logits, batch).sum()
+            )
             if not bool(loss.isfinite()):
                 raise CircuitDiscoveryError(f"the loss of the examples {batch.rows.tolist()} is not finite")
             total += found.double().cpu()
@@ -318,9 +358,14 @@ class _Search:
 
     @torch.no_grad()
     def loss_apart(self, mask: Tensor) -> float:
-        """The mean loss of a circuit, [E] of 0 and 1, on the examples that are set apart; of 0 where there are none."""
+        """The mean loss of a circuit, [E] of 0 and 1, on the examples that
+        are set apart; of 0 where there are none.
+        """
         kept = graph_mask(self.relaxed.graph, mask).numpy() > 0
-        found = [self.losses(world.logits(kept), batch).sum().double().cpu() for batch, world in self.worlds(self.apart)]
+        found = [
+            self.losses(world.logits(kept), batch).sum().double().cpu()
+            for batch, world in self.worlds(self.apart)
+        ]
         total = distributed.total(torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64))
         return float(total) / max(1, len(self.apart))
 
@@ -336,14 +381,21 @@ class _Search:
             return kl
         difference = self.metric(logits, batch) - self.metric(full, batch)
         if torch.is_grad_enabled() and (not difference.requires_grad or self.metric.name == "accuracy"):
-            raise CircuitDiscoveryError(f"metric {self.metric.name!r} has no gradient; matryoshka needs a differentiable one")
+            raise CircuitDiscoveryError(
+                f"metric {self.metric.name!r} has no gradient; matryoshka needs a differentiable one"
+            )
         return kl + _WEIGHT * difference.abs() / self.span
 
 
-def _worlds(task: Task, relaxed: Relaxed, carried: Ablation, rows: Sequence[int]) -> Iterator[tuple[Batch, World]]:
+def _worlds(
+    task: Task, relaxed: Relaxed, carried: Ablation, rows: Sequence[int]
+) -> Iterator[tuple[Batch, World]]:
     """This process's share of some of a task's examples, in batches."""
     model, own = relaxed.model, sorted(rows)[distributed.rank() :: distributed.world_size()]
     for batch in task.batches(_AT_ONCE, own, run_tokens=_ANY):
         batch = batch.to(model.device)
         values = carried.rows(batch).to(model.W_E)
-        yield batch, World(model, relaxed.graph, embed(model, batch.clean), values, batch.position, carried.own_run)
+        yield (
+            batch,
+            World(model, relaxed.graph, embed(model, batch.clean), values, batch.position, carried.own_run),
+        )

@@ -1,14 +1,19 @@
-"""Path patching: which nodes act on a receiver directly, and the walk from the logits back to the embedding that follows them.
+"""Path patching: which nodes act on a receiver directly, and the walk from the logits
+back to the embedding that follows them.
 
-Wang et al. 2022 (arXiv 2211.00593, section 3 and appendix B) and Goldowsky-Dill et al. 2023 (arXiv 2304.05969). For one sender:
+Wang et al. 2022 (arXiv 2211.00593, section 3 and appendix B) and Goldowsky-Dill et al.
+2023 (arXiv 2304.05969). For one sender:
 
-1. Freeze every head as it is on the clean prompt, and replace what the sender writes. The MLPs after it are computed anew
-   (`through_mlps`, as Wang et al. do: paths through MLPs count as direct) and their changes add up in the residual stream.
-2. The receivers read that stream, and nothing else that has changed. Everything downstream of them runs again.
+1. Freeze every head as it is on the clean prompt, and replace what the sender writes. The MLPs after it are
+   computed anew (`through_mlps`, as Wang et al. do: paths through MLPs count as direct) and their changes add
+   up in the residual stream.
+2. The receivers read that stream, and nothing else that has changed.
+   Everything downstream of them runs again.
 3. The sender's effect on the receivers is the damage to the metric.
 
-With frozen MLPs as well, a direct path is an edge of the graph: the edges from the sender to the receivers are then patched
-together, and with one receiver it is the edge's `exact` score. `trace_back` takes these steps by itself.
+With frozen MLPs as well, a direct path is an edge of the graph: the edges from the sender to the receivers
+are then patched together, and with one receiver it is the edge's `exact` score. `trace_back` takes these
+steps by itself.
 """
 
 from __future__ import annotations
@@ -60,7 +65,8 @@ class PathEffects(Value):
         through_mlps: whether MLPs between sender and receiver were computed anew.
         receivers: who read the change, in index order.
         full: the metric of the model itself.
-        effects: sender -> the damage to the metric, with its interval over the examples; in topological order.
+        effects: sender -> the damage to the metric, with its interval
+            over the examples; in topological order.
         graph: whose names these are.
         mean_over: the fewest prompts that a replacement is a mean over; None: it is not a mean.
     """
@@ -95,20 +101,31 @@ class PathEffects(Value):
             raise CircuitDiscoveryError("give either n, how many senders, or threshold, the least |effect|")
         if n is None:
             assert threshold is not None
-            return tuple(sender for sender in self.ranking() if abs(self.effects[sender]) >= _finite(threshold))
+            return tuple(
+                sender for sender in self.ranking() if abs(self.effects[sender]) >= _finite(threshold)
+            )
         if type(n) is not int or not 0 <= n <= len(self.effects):
-            raise CircuitDiscoveryError(f"n must be a whole number from 0 to {len(self.effects)}, the number of senders, not {n!r}")
+            raise CircuitDiscoveryError(
+                f"n must be a whole number from 0 to {len(self.effects)}, the number of senders, not {n!r}"
+            )
         return self.ranking()[:n]
 
-    def back(self, letter: str | None = None, n: int | None = None, *, threshold: float | None = None) -> tuple[str, ...]:
+    def back(
+        self, letter: str | None = None, n: int | None = None, *, threshold: float | None = None
+    ) -> tuple[str, ...]:
         """The receivers of the strongest senders, for the next step; of heads those of one letter, or all.
 
-        `input` reads nothing, so it has no receivers. Where heads share keys and values, these are the group's.
+        `input` reads nothing, so it has no receivers. Where heads
+        share keys and values, these are the group's.
         """
         if letter is not None and letter not in LETTERS:
             raise unknown("letter", letter, LETTERS)
         nodes = self.strongest(n, threshold=threshold)
-        columns = [column for node in nodes for column in np.flatnonzero(self.graph.feeds[:, self.graph.source_index[node]])]
+        columns = [
+            column
+            for node in nodes
+            for column in np.flatnonzero(self.graph.feeds[:, self.graph.source_index[node]])
+        ]
         names = [self.graph.receivers[column] for column in sorted(set(columns))]
         return tuple(name for name in names if letter is None or letter_of(name) in ("", letter))
 
@@ -149,11 +166,12 @@ def path_patching(
     Args:
         model: a loaded model.
         task: all its examples are used.
-        receivers: such as `a1.h2<q>`, `m1` or `logits`; a node's name means all it reads by (of grouped heads: the group's key and
-            value too).
+        receivers: such as `a1.h2<q>`, `m1` or `logits`; a node's name means all it reads by (of
+            grouped heads: the group's key and value too).
         senders: heads, MLPs or `input`; by default every source upstream of a receiver.
-        through_mlps: a path through MLPs alone is direct, and where one receiver is downstream of another it does not read what the
-            other changed (Wang et al.). False: the edges from the sender to the receivers are patched, together, as `run_circuit` does.
+        through_mlps: a path through MLPs alone is direct, and where one receiver is downstream of another it
+            does not read what the other changed (Wang et al.). False: the edges from the sender to the
+            receivers are patched, together, as `run_circuit` does.
         metric: by default the task's own.
         ablation: what the sender writes instead.
         split_qkv: query, key and value as separate receivers.
@@ -222,7 +240,12 @@ class _Paths:
             return at_position(sources.movedim(0, 2), world.position).movedim(1, 0)[:, :, None]
 
         start = at_position(world.start, world.position)[:, None]
-        short = replace(world, start=start, replacement=at_answer(world.replacement), position=torch.zeros_like(world.position))
+        short = replace(
+            world,
+            start=start,
+            replacement=at_answer(world.replacement),
+            position=torch.zeros_like(world.position),
+        )
         return cls(short, at_answer(clean), columns, through_mlps)
 
     @cached_property
@@ -240,7 +263,9 @@ class _Paths:
         return replace(self.world, replacement=self._written(row), own_run=False).logits(mask)
 
     def _written(self, row: int) -> Tensor:
-        """[S, N, T, D]: what every source writes where the sender's is replaced, MLPs are computed anew and heads are frozen."""
+        """[S, N, T, D]: what every source writes where the sender's is replaced,
+        MLPs are computed anew and heads are frozen.
+        """
         model, graph, written = self.world.model, self.world.graph, self.clean.clone()
         written[row] = self.world.replacement[row]
         change = written[row] - self.clean[row]  # [N, T, D], in the stream so far
@@ -256,7 +281,11 @@ def _columns(graph: Graph, names: Iterable[str]) -> np.ndarray:
     """The columns of receivers, or of all receivers of nodes, in index order."""
     found: set[int] = set()
     for name in names:
-        named = [i for i, receiver in enumerate(graph.receivers) if name in (receiver, node_of(receiver), *graph.reader_nodes(receiver))]
+        named = [
+            i
+            for i, receiver in enumerate(graph.receivers)
+            if name in (receiver, node_of(receiver), *graph.reader_nodes(receiver))
+        ]
         if not named:
             raise _no_receiver(graph, name)
         found |= set(named)
@@ -269,7 +298,9 @@ def _no_receiver(graph: Graph, name: str) -> CircuitDiscoveryError:
     letter = letter_of(name)
     for group in graph.receivers:
         if letter and letter_of(group) == letter and node_of(name) in graph.reader_nodes(group):
-            return CircuitDiscoveryError(f"no receiver {name!r}; {', '.join(graph.reader_nodes(group))} share {group}")
+            return CircuitDiscoveryError(
+                f"no receiver {name!r}; {', '.join(graph.reader_nodes(group))} share {group}"
+            )
     return no_node(name, [*graph.receivers, *graph.sources[1:]], "receiver")
 
 
@@ -284,9 +315,13 @@ def _rows(graph: Graph, senders: Iterable[str] | None, columns: np.ndarray) -> l
             raise no_node(name, graph.sources, "sender")
         if not upstream[graph.source_index[name]]:
             latest = graph.sources[int(np.flatnonzero(upstream)[-1])]
-            raise CircuitDiscoveryError(f"sender {name!r} is upstream of no receiver; the last one that is: {latest}")
+            raise CircuitDiscoveryError(
+                f"sender {name!r} is upstream of no receiver; the last one that is: {latest}"
+            )
     if not names:
-        raise CircuitDiscoveryError("senders: at least one is needed; leave them out for every source upstream of a receiver")
+        raise CircuitDiscoveryError(
+            "senders: at least one is needed; leave them out for every source upstream of a receiver"
+        )
     return sorted({graph.source_index[name] for name in names})
 
 
@@ -312,15 +347,17 @@ def trace_back(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Circuit:
-    """From the logits back: the edges that alone do at least the threshold's damage, among those into nodes that were kept.
+    """From the logits back: the edges that alone do at least the threshold's
+    damage, among those into nodes that were kept.
 
-    What is kept is what `exact` scores at least the threshold, as far as it is connected to the logits by kept edges; other
-    receivers are never evaluated. MLPs are nodes like any other.
+    What is kept is what `exact` scores at least the threshold, as far as it is connected to the logits by
+    kept edges; other receivers are never evaluated. MLPs are nodes like any other.
 
     Args:
         model: a loaded model.
         task: all its examples are used.
-        threshold: an edge is kept if its damage alone, in the metric's units (nats for kl_divergence), is at least this.
+        threshold: an edge is kept if its damage alone, in the metric's units
+            (nats for kl_divergence), is at least this.
         metric: any; by default kl_divergence, as for `acdc` and `exact`.
         ablation: what a removed edge carries; noising.
         split_qkv: query, key and value as separate receivers.
@@ -350,11 +387,17 @@ def trace_back(
         return bound.damage(0.0, mean_metric(task, found, bound, logits))
 
     mask, scores = np.zeros_like(graph.allowed), np.zeros(graph.allowed.shape)
-    for done, receiver in enumerate(reversed(range(len(graph.receivers)))):  # every reader before what it reads
+    # every reader before what it reads
+    for done, receiver in enumerate(reversed(range(len(graph.receivers)))):
         if graph.leading(mask)[receiver]:
             scores[:, receiver] = rises(found, graph.allowed, receiver, measure)
             mask[:, receiver] = graph.allowed[:, receiver] & (scores[:, receiver] >= threshold)
         if progress:
             progress(done + 1, len(graph.receivers))
-    options = {"threshold": threshold, "metric": bound.name, "ablation": name_of(ablation), "split_qkv": split_qkv}
+    options = {
+        "threshold": threshold,
+        "metric": bound.name,
+        "ablation": name_of(ablation),
+        "split_qkv": split_qkv,
+    }
     return Circuit(graph, mask, scores, provenance(model, task, "trace_back", options))

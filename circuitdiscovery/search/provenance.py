@@ -1,4 +1,6 @@
-"""Where a circuit comes from: the part of circuit.json that says which model, task, method and options made it."""
+"""Where a circuit comes from: the part of circuit.json that says which
+model, task, method and options made it.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,15 @@ _PACKAGES = ("circuitdiscovery", "torch", "transformers", "numpy")
 
 
 def provenance(model: Model, task: Task, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Model, task, counterfactual, seed, examples, digests of both, method, options, versions: JSON, the same for the same search."""
+    """Model, task, counterfactual, seed, examples, digests of both, method, options,
+    versions: JSON, the same for the same search.
+    """
     return {
-        "model": {"name": model.name, "digest": model.digest, "dtype": str(model.dtype).removeprefix("torch.")},
+        "model": {
+            "name": model.name,
+            "digest": model.digest,
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
         "task": task.name,
         "counterfactual": task.info.get("counterfactual"),
         "seed": task.seed,
@@ -29,7 +37,9 @@ def provenance(model: Model, task: Task, method: str, options: Mapping[str, Any]
 
 
 def data_of(model: Model, task: Task) -> dict[str, str]:
-    """Digests of what text and tables became: the examples' tokens, those held out, and the tokenizer, where there are these."""
+    """Digests of what text and tables became: the examples' tokens, those held out,
+    and the tokenizer, where there are these.
+    """
     held_out = None if task.held_out is None else task.held_out.digest
     found = {"examples": task.digest, "held_out": held_out, "tokenizer": tokenizer_digest(model.tokenizer)}
     return {name: digest for name, digest in found.items() if digest is not None}

@@ -1,19 +1,20 @@
-"""A search's state in one file, so that a search that was stopped goes on where it was and ends with the same bytes.
+"""A search's state in one file, so that a search that was stopped goes on
+where it was and ends with the same bytes.
 
     with saved_in(state, task, info) as saved:
-        weights = saved.array("weights", np.zeros(count))  # as the file has it; the default where there is no file
-        drawn = saved.generator("drawn", torch.Generator().manual_seed(seed))
-        for step in range(saved.number("step", 0), steps):
+        weights = saved.array("weights", np.zeros(count))  # as the file has it; the default where there is no
+        file drawn = saved.generator("drawn", torch.Generator().manual_seed(seed)) for step in
+        range(saved.number("step", 0), steps):
             ...  # one step
             saved.keep({"weights": weights, "drawn": drawn}, step=step + 1)
 
-`keep` copies what it is given, which costs little, and writes it every few seconds. Whatever ends the block, an error or Ctrl-C in the
-middle of a step too, what was kept last is in the file then. So call it where a step is whole, with all that the next step stands on,
-the generators of random numbers among it.
+`keep` copies what it is given, which costs little, and writes it every few seconds. Whatever ends the block,
+an error or Ctrl-C in the middle of a step too, what was kept last is in the file then. So call it where a
+step is whole, with all that the next step stands on, the generators of random numbers among it.
 
-The file holds the arrays, bit by bit (safetensors), and as JSON the numbers and what search this is: `info`, which is the result's
-provenance with all options, and a digest of the examples. The state of any other search is an error that names what differs.
-Of several processes the first one reads and writes.
+The file holds the arrays, bit by bit (safetensors), and as JSON the numbers and what search this is: `info`,
+which is the result's provenance with all options, and a digest of the examples. The state of any other search
+is an error that names what differs. Of several processes the first one reads and writes.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ class State:
         return cast(Number, kept)
 
     def keep(self, arrays: Mapping[str, Array], **numbers: int | float | str) -> None:
-        """Take copies of everything that the rest of the search stands on; written now and then, and when the block ends."""
+        """Take copies of everything that the rest of the search stands on;
+        written now and then, and when the block ends.
+        """
         if self.path is None or distributed.rank():
             return
         self._kept = {name: _copied(values) for name, values in arrays.items()}, dict(numbers)
@@ -153,7 +156,9 @@ def _read(path: Path | None, search: Mapping[str, Any]) -> _Content | None:
     if header.get("format") != FORMAT or header.get("arrays") != sorted(arrays):
         raise CircuitDiscoveryError(f"{path}: not the state of a search ({FORMAT!r} is expected)")
     if header.get("search") != search:
-        raise CircuitDiscoveryError(f"{path}: the state of another search ({_difference(header.get('search'), search)})")
+        raise CircuitDiscoveryError(
+            f"{path}: the state of another search ({_difference(header.get('search'), search)})"
+        )
     return arrays, header.get("numbers", {})
 
 
@@ -166,6 +171,8 @@ def _difference(saved: Any, ours: Mapping[str, Any]) -> str:
         if key == "data" and isinstance(there, dict) and (other := other_data(there, ours[key])):
             told.append(other)
         elif there != here:
-            parts = f": {_difference(there, here)}" if isinstance(there, dict) and isinstance(here, dict) else ""
+            parts = (
+                f": {_difference(there, here)}" if isinstance(there, dict) and isinstance(here, dict) else ""
+            )
             told.append(key + (parts or f" {there!r} there, {here!r} here"))
     return ", ".join(told)

@@ -21,9 +21,11 @@ class Example:
         clean, corrupted: the prompts.
         correct, incorrect: the answers, at least one each, none in both.
         position: where the answer is read, counted from 0.
-        template: rows with the same number have their words at the same place (up to the words' own lengths); None: unknown.
+        template: rows with the same number have their words at the same place (up
+            to the words' own lengths); None: unknown.
         text: the clean prompt, empty where the task came as tokens.
-        positions: where the clean prompt's named words stand (their last tokens), such as IO; END, the answer's position, always.
+        positions: where the clean prompt's named words stand (their last tokens),
+            such as IO; END, the answer's position, always.
         variables: what the clean prompt was made of, such as IO = "Mary"; empty where it is unknown.
     """
 
@@ -43,7 +45,9 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer's own call, with its BOS as the tokenizer has it, or put in front (`bos=True`) or taken away (`bos=False`)."""
+    """A tokenizer's own call, with its BOS as the tokenizer has it, or put in front
+    (`bos=True`) or taken away (`bos=False`).
+    """
 
     tokenizer: Any
     bos: bool | None = None
@@ -71,7 +75,9 @@ class Encoder:
         return text
 
     def knows(self, text: str, ids: Sequence[int]) -> bool:
-        """Whether no token is the unknown one. In some vocabularies it is also BOS, so it may stand first or be written out."""
+        """Whether no token is the unknown one. In some vocabularies it is also BOS,
+        so it may stand first or be written out.
+        """
         unknown = self.tokenizer.unk_token_id
         if unknown is None or unknown not in ids[ids[:1] == (self.tokenizer.bos_token_id,) :]:
             return True
@@ -85,31 +91,53 @@ class Encoder:
         if len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.bos_token_id and self.ids("")[:1] == ids[:1]:
             token = self.tokenizer.bos_token
             raise CircuitDiscoveryError(
-                f"{where}: begins with {token!r}, which the tokenizer puts in front itself: take it out of the text"
+                f"{where}: begins with {token!r}, which the tokenizer puts in front itself: take it out "
+                "of the text"
             )
         if not self.knows(text, ids):
-            raise CircuitDiscoveryError(f"{where}: the tokenizer does not know a word of {text!r}: {self.show(ids)}")
+            raise CircuitDiscoveryError(
+                f"{where}: the tokenizer does not know a word of {text!r}: {self.show(ids)}"
+            )
         return ids
 
     def answer(self, prompt: str, answer: str, where: str) -> int:
-        """The one token by which the tokens of prompt + answer extend those of the prompt; anything else is an error."""
+        """The one token by which the tokens of prompt + answer extend those
+        of the prompt; anything else is an error.
+        """
         short, long = self.ids(prompt), self.ids(prompt + answer)
         known = self.knows(prompt + answer, long)
         if known and long[:-1] == short:
             return long[-1]
-        other, how = (answer[1:], "without the space") if answer.startswith(" ") else (f" {answer}", "with a space")
+        other, how = (
+            (answer[1:], "without the space") if answer.startswith(" ") else (f" {answer}", "with a space")
+        )
         would = self.ids(prompt + other)
-        hint = f"; {other!r}, {how}, would be one" if other and would[:-1] == short and self.knows(prompt + other, would) else ""
-        start = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), min(len(short), len(long)))
+        hint = (
+            f"; {other!r}, {how}, would be one"
+            if other and would[:-1] == short and self.knows(prompt + other, would)
+            else ""
+        )
+        start = next(
+            (i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b),
+            min(len(short), len(long)),
+        )
         why = "does not continue" if known else "is unknown to the tokenizer: it does not continue"
         if start == len(short):
-            told = f"it is {len(long) - start} tokens, {self.show(long[start:])}" if len(long) > start else "it adds no token"
+            told = (
+                f"it is {len(long) - start} tokens, {self.show(long[start:])}"
+                if len(long) > start
+                else "it adds no token"
+            )
         else:
             told = f"with it, {self.show(short[start:])} becomes {self.show(long[start:])}"
-        raise CircuitDiscoveryError(f"{where}: the answer {answer!r} {why} {prompt!r} as one token: {told}{hint}")
+        raise CircuitDiscoveryError(
+            f"{where}: the answer {answer!r} {why} {prompt!r} as one token: {told}{hint}"
+        )
 
     def is_single(self, word: str, before: str | None = " ") -> bool:
-        """Whether a word is one token where it follows a space, other characters, or (None) a word like itself without a space."""
+        """Whether a word is one token where it follows a space, other characters, or
+        (None) a word like itself without a space.
+        """
         left, added = {" ": (word, f" {word}"), None: (word, word)}.get(before, (before or "", word))
         short, long = self.ids(left), self.ids(left + added)
         return len(long) == len(short) + 1 and long[:-1] == short and self.knows(left + added, long)
@@ -119,24 +147,35 @@ class Encoder:
         return self.knows(word, self.ids(f"{word} {word}"))
 
     def example(self, row: Row) -> Example:
-        """The row as tokens, checked: equal lengths, a position inside, answers of one token each that differ."""
+        """The row as tokens, checked: equal lengths, a position
+        inside, answers of one token each that differ.
+        """
         clean, corrupted = self.prompt(row.clean, row.where), self.prompt(row.corrupted, row.where)
         if len(clean) != len(corrupted):
             raise CircuitDiscoveryError(
-                f"{row.where}: clean has {len(clean)} tokens and corrupted {len(corrupted)}: {self.show(clean)} and {self.show(corrupted)}"
+                f"{row.where}: clean has {len(clean)} tokens and corrupted {len(corrupted)}: "
+                f"{self.show(clean)} and {self.show(corrupted)}"
             )
-        answers = [tuple(self._token(row, answer) for answer in side) for side in (row.correct, row.incorrect)]
+        answers = [
+            tuple(self._token(row, answer) for answer in side) for side in (row.correct, row.incorrect)
+        ]
         both = set(answers[0]) & set(answers[1])
         if both:
-            raise CircuitDiscoveryError(f"{row.where}: correct and incorrect are the same token {self.show(sorted(both))}")
+            raise CircuitDiscoveryError(
+                f"{row.where}: correct and incorrect are the same token {self.show(sorted(both))}"
+            )
         correct, incorrect = (tuple(dict.fromkeys(side)) for side in answers)
         position = resolve_position(row.position, len(clean), row.where)
         places = {name: self._index(row.clean, end, clean) for name, end in row.ends.items()}
         named = {name: index for name, index in places.items() if index is not None}
-        return Example(clean, corrupted, correct, incorrect, position, row.template, row.clean, named, row.variables)
+        return Example(
+            clean, corrupted, correct, incorrect, position, row.template, row.clean, named, row.variables
+        )
 
     def _index(self, text: str, end: int, ids: Sequence[int]) -> int | None:
-        """The token of a text's ids that ends at a character; None where the tokenizer joins it with what follows."""
+        """The token of a text's ids that ends at a character; None where
+        the tokenizer joins it with what follows.
+        """
         before = self.ids(text[:end])
         return len(before) - 1 if before and before == tuple(ids[: len(before)]) else None
 
@@ -145,7 +184,9 @@ class Encoder:
 
 
 def tokenizer_digest(tokenizer: Any) -> str | None:
-    """Of what a tokenizer does: its vocabulary, its special tokens, and the rules where it can write them; None where there is none."""
+    """Of what a tokenizer does: its vocabulary, its special tokens, and the rules where it
+    can write them; None where there is none.
+    """
     if tokenizer is None:
         return None
     try:
@@ -160,7 +201,11 @@ _DIGESTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # a large vocabular
 
 
 def _digest(tokenizer: Any) -> str:
-    found = sha256(repr((tokenizer.bos_token_id, getattr(tokenizer, "eos_token_id", None), tokenizer.unk_token_id)).encode())
+    found = sha256(
+        repr(
+            (tokenizer.bos_token_id, getattr(tokenizer, "eos_token_id", None), tokenizer.unk_token_id)
+        ).encode()
+    )
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         text = backend.to_str()  # begins with how the last call padded and cut, which is of that call
@@ -175,5 +220,7 @@ def resolve_position(position: int | None, length: int, where: str) -> int:
     if position is None:
         return length - 1
     if not -length <= position < length:
-        raise CircuitDiscoveryError(f"{where}: position {position} is outside of the prompt's {length} tokens")
+        raise CircuitDiscoveryError(
+            f"{where}: position {position} is outside of the prompt's {length} tokens"
+        )
     return position % length

@@ -36,7 +36,9 @@ class Form:
         return {**self.task.orders[self.order], **self.task.cases[self.case], **generator_aliases(self.task)}
 
     def slots(self, texts: Iterable[Text], own: Sequence[str] = (), fixed: Iterable[str] = ()) -> list[str]:
-        """The slots to be drawn for these texts: not those that repeat another, unless they are to be drawn on their `own`."""
+        """The slots to be drawn for these texts: not those that repeat another,
+        unless they are to be drawn on their `own`.
+        """
         found: dict[str, None] = {}
         for ref in (ref for text in texts for ref in text.refs if ref.name not in fixed):
             if ref.name in self.aliases:
@@ -47,7 +49,9 @@ class Form:
         return list(found)
 
     def value(self, ref: Ref, drawn: Mapping[str, int], fixed: Mapping[str, str]) -> str:
-        """What a reference stands for, given the drawn words (as places in their lists) and names with a fixed text."""
+        """What a reference stands for, given the drawn words (as places in
+        their lists) and names with a fixed text.
+        """
         if ref.name in fixed:
             return fixed[ref.name]
         if ref.name in self.aliases:
@@ -66,7 +70,9 @@ class Form:
         return text[: len(text) - self.years.cut] if self.years else text
 
     def flat(self, text: Text, fixed: Mapping[str, Text] | None = None) -> Iterator[str | Ref]:
-        """The text's parts with every name of the order, the case, or `fixed` replaced by what it stands for: literals and slots."""
+        """The text's parts with every name of the order, the case, or `fixed`
+        replaced by what it stands for: literals and slots.
+        """
         for part in text.parts:
             if isinstance(part, Ref) and fixed and part.name in fixed:
                 yield from self.flat(fixed[part.name])
@@ -76,7 +82,8 @@ class Form:
                 yield part
 
     def ends(self, drawn: Mapping[str, int]) -> dict[str, int]:
-        """Where the task's named positions end in the clean prompt, in characters: each at the first place that stands for its name.
+        """Where the task's named positions end in the clean prompt, in characters: each at
+        the first place that stands for its name.
 
         A year whose tens digit decides ends there.
         """
@@ -95,13 +102,19 @@ class Form:
         return part.name in self.aliases and self.aliases[part.name].parts == (ref,)
 
     def variables(self, drawn: Mapping[str, int]) -> dict[str, str]:
-        """What the clean prompt is made of: the words of its slots, what order and case call by a name, and which these are."""
+        """What the clean prompt is made of: the words of its slots, what order and
+        case call by a name, and which these are.
+        """
         found = {"template": str(self.template), "order": self.order, "case": self.case}
         for name, slot in self.task.slots.items():
             known = name in drawn or slot.repeats in drawn
             if known and slot.words != YEARS:
                 found[name] = self.value(Ref(name, next(iter(self.words[slot.words]))), drawn, {})
-        there = {name: text for name, text in self.aliases.items() if all(self._known(ref, drawn) for ref in text.refs)}
+        there = {
+            name: text
+            for name, text in self.aliases.items()
+            if all(self._known(ref, drawn) for ref in text.refs)
+        }
         return found | {name: self.fill(text, drawn, {}) for name, text in there.items()}
 
     def _known(self, ref: Ref, drawn: Mapping[str, int]) -> bool:
@@ -117,19 +130,30 @@ class Form:
         """For every slot, the words that it may take, apart from those that are used."""
         lists = {slot: self.task.slots[slot].words for slot in slots}
         sizes = {name: len(next(iter(self.words[name].values()))) for name in lists.values()}
-        return [(slot, [i for i in range(sizes[name]) if i not in used.get(name, ())]) for slot, name in lists.items()]
+        return [
+            (slot, [i for i in range(sizes[name]) if i not in used.get(name, ())])
+            for slot, name in lists.items()
+        ]
 
-    def draws(self, slots: Sequence[str], rng: random.Random, used: Mapping[str, set[int]]) -> tuple[int, Iterator[dict[str, int]]]:
-        """How many ways there are to fill the slots, those of one list with different words; and all of them in random order."""
+    def draws(
+        self, slots: Sequence[str], rng: random.Random, used: Mapping[str, set[int]]
+    ) -> tuple[int, Iterator[dict[str, int]]]:
+        """How many ways there are to fill the slots, those of one list with
+        different words; and all of them in random order.
+        """
         choices = self.choices(slots, used)
         radix: list[int] = []
         for i, (slot, free) in enumerate(choices):
-            taken = sum(self.task.slots[other].words == self.task.slots[slot].words for other, _ in choices[:i])
+            taken = sum(
+                self.task.slots[other].words == self.task.slots[slot].words for other, _ in choices[:i]
+            )
             radix.append(max(0, len(free) - taken))
         count = math.prod(radix)
         return count, (self._draw(number, choices, radix) for number in shuffled(count, rng))
 
-    def _draw(self, number: int, choices: Sequence[tuple[str, list[int]]], radix: Sequence[int]) -> dict[str, int]:
+    def _draw(
+        self, number: int, choices: Sequence[tuple[str, list[int]]], radix: Sequence[int]
+    ) -> dict[str, int]:
         left = {self.task.slots[slot].words: list(free) for slot, free in choices}
         drawn: dict[str, int] = {}
         for (slot, _), size in zip(choices, radix, strict=True):
@@ -149,11 +173,15 @@ def shuffled(count: int, rng: random.Random) -> Iterator[int]:
 
 def forms(task: TaskFile, vocab: Vocabulary) -> list[Form]:
     """Every template in every order and case."""
-    kinds = ((i, order, case) for i in range(len(task.templates)) for order in task.orders for case in task.cases)
+    kinds = (
+        (i, order, case) for i in range(len(task.templates)) for order in task.orders for case in task.cases
+    )
     return [Form(task, vocab.words, *kind, vocab.years) for kind in kinds]
 
 
-def corrupted(form: Form, rule: Counterfactual, drawn: Mapping[str, int], rng: random.Random) -> Iterator[str]:
+def corrupted(
+    form: Form, rule: Counterfactual, drawn: Mapping[str, int], rng: random.Random
+) -> Iterator[str]:
     """The corrupted prompts that the rule allows for a clean one, in random order."""
     other = replace(form, case=rule.case.get(form.case, form.case))
     fixed = {name: form.fill(text, drawn, {}) for name, text in rule.set.items()}

@@ -1,7 +1,9 @@
-"""Pairs of prompts with their answers, drawn from a task file's templates or, where templates cannot express it, by a generator.
+"""Pairs of prompts with their answers, drawn from a task file's templates or, where
+templates cannot express it, by a generator.
 
-Drawing is without replacement throughout: a prompt's slots that share a word list, a counterfactual's fresh words, and the
-prompts themselves. It depends on the seed, the file and which words the tokenizer has, on nothing else.
+Drawing is without replacement throughout: a prompt's slots that share a word list, a counterfactual's fresh
+words, and the prompts themselves. It depends on the seed, the file and which words the tokenizer has, on
+nothing else.
 """
 
 from __future__ import annotations
@@ -27,12 +29,17 @@ REFERENCE = 500  # prompts drawn apart, for means: some fifteen of each of a tas
 CLEAN_TRIES = 1000  # clean prompts in a row without a counterfactual that is as long, until that is an error
 
 
-def draw(task: TaskFile, encoder: Encoder, *, counterfactual: str, seed: int) -> tuple[int, Vocabulary, Iterator[Example]]:
-    """How many prompts there may be at most, the words in use, and the examples in random order, round-robin over the templates."""
+def draw(
+    task: TaskFile, encoder: Encoder, *, counterfactual: str, seed: int
+) -> tuple[int, Vocabulary, Iterator[Example]]:
+    """How many prompts there may be at most, the words in use, and the examples in
+    random order, round-robin over the templates.
+    """
     rule = task.counterfactuals[counterfactual]
     vocab = vocabulary(task, encoder)
     _check_enough(task, vocab, rule)
-    # Two streams: the clean prompts are the same for every counterfactual. A text as seed, since Random(-1) is Random(1).
+    # Two streams: the clean prompts are the same for every counterfactual. A text
+    # as seed, since Random(-1) is Random(1).
     rng, again = random.Random(f"{seed}"), random.Random(f"{seed} {counterfactual}")
     everything = forms(task, vocab)
     rng.shuffle(everything)
@@ -42,7 +49,11 @@ def draw(task: TaskFile, encoder: Encoder, *, counterfactual: str, seed: int) ->
 
 
 def _rows(
-    task: TaskFile, encoder: Encoder, rule: Counterfactual, streams: deque[tuple[Form, Iterator[dict[str, int]]]], rng: random.Random
+    task: TaskFile,
+    encoder: Encoder,
+    rule: Counterfactual,
+    streams: deque[tuple[Form, Iterator[dict[str, int]]]],
+    rng: random.Random,
 ) -> Iterator[Example]:
     seen: set[str] = set()
     unpaired = 0
@@ -61,11 +72,19 @@ def _rows(
 
 
 def _pair(
-    form: Form, encoder: Encoder, rule: Counterfactual, drawn: Mapping[str, int], clean: str, rng: random.Random, *, last_try: bool
+    form: Form,
+    encoder: Encoder,
+    rule: Counterfactual,
+    drawn: Mapping[str, int],
+    clean: str,
+    rng: random.Random,
+    *,
+    last_try: bool,
 ) -> Row | None:
     """The clean prompt with a counterfactual as long as it.
 
-    None where fresh words give none. One that could not be otherwise, or the last try, stays unequal: `Encoder.example` tells of it.
+    None where fresh words give none. One that could not be otherwise, or the last try,
+    stays unequal: `Encoder.example` tells of it.
     """
     length, others = len(encoder.ids(clean)), list[str]()
     for other in islice(corrupted(form, rule, drawn, rng), FRESH_TRIES):
@@ -76,14 +95,28 @@ def _pair(
         if len(others) > 1 and not last_try:
             return None
     correct, incorrect = _answers(form, drawn)
-    return Row("", clean, others[-1], correct, incorrect, form.task.position, form.id, form.ends(drawn), form.variables(drawn))
+    return Row(
+        "",
+        clean,
+        others[-1],
+        correct,
+        incorrect,
+        form.task.position,
+        form.id,
+        form.ends(drawn),
+        form.variables(drawn),
+    )
 
 
 def _answers(form: Form, drawn: Mapping[str, int]) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
     task = form.task
     if form.years is not None:  # every later one against the others
-        return form.years.sides(*(form.words[YEARS][column][drawn["start"]] for column in ("century", "year")))
-    correct, incorrect = (tuple(form.fill(text, drawn, {}) for text in side) for side in (task.correct, task.incorrect))
+        return form.years.sides(
+            *(form.words[YEARS][column][drawn["start"]] for column in ("century", "year"))
+        )
+    correct, incorrect = (
+        tuple(form.fill(text, drawn, {}) for text in side) for side in (task.correct, task.incorrect)
+    )
     return correct, incorrect
 
 
@@ -91,14 +124,19 @@ def _check_enough(task: TaskFile, vocab: Vocabulary, rule: Counterfactual) -> No
     """Enough words are left for the slots of a prompt and for those that its counterfactual draws anew."""
     fresh = [slot for slot in rule.redraw if slot in task.slots]
     for name, columns in vocab.words.items():
-        drawn = [slot for slot in task.slots if task.slots[slot].words == name and task.slots[slot].repeats is None]
+        drawn = [
+            slot for slot in task.slots if task.slots[slot].words == name and task.slots[slot].repeats is None
+        ]
         needed = len(drawn) + sum(task.slots[slot].words == name for slot in fresh)
         have = len(next(iter(columns.values())))
         if drawn and have < needed:
             kind = "tokens" if name in task.multi_token else "single tokens"
             missing = [*vocab.left_out.get(name, ())]
             listed = ", ".join([*missing[:8], "..."] if len(missing) > 8 else missing)
-            told = f"task {task.name} needs {needed} from the word list {name!r}, but the tokenizer has {have} of its words as {kind}"
+            told = (
+                f"task {task.name} needs {needed} from the word list {name!r}, but the tokenizer has "
+                f"{have} of its words as {kind}"
+            )
             raise CircuitDiscoveryError(f"{told}; left out: {listed or 'none'}")
 
 
@@ -120,7 +158,8 @@ class Apart:
     def _drawn(self) -> tuple[Example, ...]:
         rows = stream(self.task, self.encoder, counterfactual=self.counterfactual, seed=self.seed)
         found: list[Example] = []
-        with suppress(CircuitDiscoveryError):  # a prompt without a counterfactual of its length ends the drawing, and is not needed
+        # a prompt without a counterfactual of its length ends the drawing, and is not needed
+        with suppress(CircuitDiscoveryError):
             found.extend(islice(rows, self.after, self.after + REFERENCE))
         return tuple(found)
 

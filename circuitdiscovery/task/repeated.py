@@ -21,7 +21,9 @@ def repeated_tokens(task: TaskFile, encoder: Encoder, *, seed: int) -> Iterator[
     special = {*encoder.tokenizer.all_special_ids}
     tokens = [i for i in range(len(encoder.tokenizer)) if i not in special]
     if len(tokens) < 2 * max(periods):
-        raise CircuitDiscoveryError(f"task {task.name} needs {2 * max(periods)} tokens, but the tokenizer has {len(tokens)}")
+        raise CircuitDiscoveryError(
+            f"task {task.name} needs {2 * max(periods)} tokens, but the tokenizer has {len(tokens)}"
+        )
     where = f"task {task.name}"
     while True:
         period = rng.choice(periods)
@@ -36,4 +38,14 @@ def repeated_tokens(task: TaskFile, encoder: Encoder, *, seed: int) -> Iterator[
         previous = len(clean) - 1 - period
         positions = {"previous": previous, "next": previous + 1}
         variables = {"token": decode([clean[-1]]), "answer": decode([answer]), "period": str(period)}
-        yield Example(clean, other, (answer,), wrong, position, periods.index(period), decode(clean), positions, variables)
+        yield Example(
+            clean,
+            other,
+            (answer,),
+            wrong,
+            position,
+            periods.index(period),
+            decode(clean),
+            positions,
+            variables,
+        )

@@ -1,4 +1,5 @@
-"""A task as `Task.save` writes it: its tokens, so that it is the same task again whatever drew it; read without torch.
+"""A task as `Task.save` writes it: its tokens, so that it is the same task
+again whatever drew it; read without torch.
 
 Each prompt stands once in the file; the task, and the task that is held out, say which are theirs.
 """
@@ -69,7 +70,9 @@ def read_saved(path: Path) -> SavedTask:
     """
     data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise CircuitDiscoveryError(f"{path} is no task that Task.save wrote: its field 'format' is not {FORMAT!r}")
+        raise CircuitDiscoveryError(
+            f"{path} is no task that Task.save wrote: its field 'format' is not {FORMAT!r}"
+        )
     saved = read(SavedTask, data, str(path))
     for i, prompt in enumerate(saved.prompts):
         _check_prompt(f"{path}: field 'prompts.{i}'", prompt)
@@ -78,7 +81,9 @@ def read_saved(path: Path) -> SavedTask:
             canonical("metric", part.metric)
         except CircuitDiscoveryError as error:
             raise CircuitDiscoveryError(f"{path}: {error}") from None
-        wrong = [i for i in (*part.examples, *part.others, *(part.apart or ())) if not 0 <= i < len(saved.prompts)]
+        wrong = [
+            i for i in (*part.examples, *part.others, *(part.apart or ())) if not 0 <= i < len(saved.prompts)
+        ]
         if wrong or not part.examples:
             told = f"names prompt {wrong[0]} of {len(saved.prompts)}" if wrong else "has no examples"
             raise CircuitDiscoveryError(f"{path}: the task {part.name} {told}")
@@ -94,18 +99,29 @@ def _parts(task: Kept) -> Iterator[Kept]:
 def _check_prompt(where: str, prompt: Example) -> None:
     sides = (prompt.clean, prompt.corrupted, prompt.correct, prompt.incorrect)
     if len(prompt.clean) != len(prompt.corrupted):
-        raise CircuitDiscoveryError(f"{where}: clean has {len(prompt.clean)} tokens and corrupted {len(prompt.corrupted)}")
+        raise CircuitDiscoveryError(
+            f"{where}: clean has {len(prompt.clean)} tokens and corrupted {len(prompt.corrupted)}"
+        )
     if not prompt.clean or not prompt.correct or any(token < 0 for side in sides for token in side):
         raise CircuitDiscoveryError(f"{where}: needs tokens and a correct answer, none of them negative")
     if set(prompt.correct) & set(prompt.incorrect):
-        raise CircuitDiscoveryError(f"{where}: correct and incorrect are the same token {min({*prompt.correct} & {*prompt.incorrect})}")
+        raise CircuitDiscoveryError(
+            f"{where}: correct and incorrect are the same token "
+            f"{min({*prompt.correct} & {*prompt.incorrect})}"
+        )
     if not all(0 <= at < len(prompt.clean) for at in prompt.positions.values()):
-        raise CircuitDiscoveryError(f"{where}: a position is outside of the prompt's {len(prompt.clean)} tokens")
+        raise CircuitDiscoveryError(
+            f"{where}: a position is outside of the prompt's {len(prompt.clean)} tokens"
+        )
 
 
 def check_tokenizer(saved: SavedTask, tokenizer: Any) -> None:
-    """Refuse a tokenizer that makes other tokens of the texts than those that were saved, or reads these as other texts."""
-    encoders = [Encoder(tokenizer, bos) for bos in (None, True, False) if not (bos and tokenizer.bos_token_id is None)]
+    """Refuse a tokenizer that makes other tokens of the texts than those that
+    were saved, or reads these as other texts.
+    """
+    encoders = [
+        Encoder(tokenizer, bos) for bos in (None, True, False) if not (bos and tokenizer.bos_token_id is None)
+    ]
 
     def fits(prompt: Example) -> bool:
         same = not prompt.text or tokenizer.decode(list(prompt.clean)) == prompt.text
@@ -113,5 +129,8 @@ def check_tokenizer(saved: SavedTask, tokenizer: Any) -> None:
 
     for row, prompt in enumerate(saved.examples(saved.task.examples)):
         if not fits(prompt):
-            told = "the model's tokenizer makes other tokens of its text than those that were saved: it is another model's task"
+            told = (
+                "the model's tokenizer makes other tokens of its text than those that were saved: it "
+                "is another model's task"
+            )
             raise CircuitDiscoveryError(f"task {saved.name}, row {row}: {told}")

@@ -1,6 +1,7 @@
 """A task as a table of prompts: CSV or JSONL, parsed and checked without a tokenizer.
 
-The columns are clean, corrupted, correct, incorrect and, where the answer is not read at the last token, position.
+The columns are clean, corrupted, correct, incorrect and, where the answer
+is not read at the last token, position.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ COLUMNS = ("clean", "corrupted", "correct", "incorrect", "position")
 
 @dataclass(frozen=True)
 class Row:
-    """One pair of prompts as text. An answer is a text that continues the clean prompt, or a token id; `where` names the row in errors.
+    """One pair of prompts as text. An answer is a text that continues the clean prompt, or a
+    token id; `where` names the row in errors.
 
-    `ends` are where the clean prompt's named words end, in characters; `variables` are what the prompt was made of.
+    `ends` are where the clean prompt's named words end, in characters;
+    `variables` are what the prompt was made of.
     """
 
     where: str
@@ -60,7 +63,9 @@ class Table:
             told = "; ".join(message.removeprefix(f"{self.where}, ") for message in found[:_NAMED])
             more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
             count = f"{len(found)} of {len(self.rows) + len(self.bad)} rows cannot be used"
-            raise CircuitDiscoveryError(f"{self.where}: {count} (skip_bad goes on without them): {told}{more}")
+            raise CircuitDiscoveryError(
+                f"{self.where}: {count} (skip_bad goes on without them): {told}{more}"
+            )
 
 
 def read_table(path: Path, *, skip_bad: bool = False) -> Table:
@@ -68,7 +73,12 @@ def read_table(path: Path, *, skip_bad: bool = False) -> Table:
 
     With `skip_bad` a row that cannot be used stands in the table's `bad`, and is not an error.
     """
-    return _table(path.stem, str(path), _read_csv(path) if path.suffix.lower() == ".csv" else _read_jsonl(path), skip_bad)
+    return _table(
+        path.stem,
+        str(path),
+        _read_csv(path) if path.suffix.lower() == ".csv" else _read_jsonl(path),
+        skip_bad,
+    )
 
 
 def table_of(records: Iterable[Mapping[str, Any]], name: str, *, skip_bad: bool = False) -> Table:
@@ -79,11 +89,15 @@ def table_of(records: Iterable[Mapping[str, Any]], name: str, *, skip_bad: bool 
         try:
             if not isinstance(record, Mapping):
                 raise CircuitDiscoveryError(f"{where}: must be an object, not {kind_of(record)}")
-            value = {str(column): each.item() if hasattr(each, "item") else each for column, each in record.items()}
+            value = {
+                str(column): each.item() if hasattr(each, "item") else each for column, each in record.items()
+            }
             _check_columns(where, list(value))
             position = value.get("position")
             if isinstance(position, float):  # a column with gaps
-                value["position"] = None if position != position else int(position) if position.is_integer() else position
+                value["position"] = (
+                    None if position != position else int(position) if position.is_integer() else position
+                )
             return replace(_row(where, value), number=number)
         except CircuitDiscoveryError as error:
             return error
@@ -111,7 +125,9 @@ def _read_csv(path: Path) -> Iterator[Row | CircuitDiscoveryError]:
             where = f"{path}, row {number}"
             try:
                 if None in cells or None in cells.values():
-                    raise CircuitDiscoveryError(f"{where}: has {'more' if None in cells else 'fewer'} cells than the header")
+                    raise CircuitDiscoveryError(
+                        f"{where}: has {'more' if None in cells else 'fewer'} cells than the header"
+                    )
                 row = _row(where, {**cells, "position": _cell_position(where, cells.get("position"))})
                 yield replace(row, number=number)
             except CircuitDiscoveryError as error:
@@ -194,8 +210,14 @@ def _prompt(where: str, name: str, value: Any) -> str:
 
 def _answers(where: str, name: str, value: Any) -> tuple[str, ...]:
     answers = value.split("|") if isinstance(value, str) else value
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) and answer for answer in answers):
-        raise CircuitDiscoveryError(f"{where}: {name} must be an answer or several, none of them empty, not {kind_of(value)}")
+    if (
+        not isinstance(answers, list)
+        or not answers
+        or not all(isinstance(answer, str) and answer for answer in answers)
+    ):
+        raise CircuitDiscoveryError(
+            f"{where}: {name} must be an answer or several, none of them empty, not {kind_of(value)}"
+        )
     return tuple(answers)
 
 
@@ -205,5 +227,12 @@ def kind_of(value: Any) -> str:
         return "NaN"
     if isinstance(value, str):
         return repr(value[:40])
-    names = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "a table", type(None): "nothing"}
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        list: "a list",
+        dict: "a table",
+        type(None): "nothing",
+    }
     return names.get(type(value), type(value).__name__)

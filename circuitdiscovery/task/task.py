@@ -1,7 +1,7 @@
 """A task: pairs of clean and corrupted prompts with their right and wrong answers, as tokens.
 
-task = load_task("ioi", model, examples=64, seed=0)     a shipped task, a TOML file, a table, or what Task.save wrote
-task = Task.from_tokens(clean=..., corrupted=..., correct=..., incorrect=...)
+task = load_task("ioi", model, examples=64, seed=0)     a shipped task, a TOML file, a table, or what
+Task.save wrote task = Task.from_tokens(clean=..., corrupted=..., correct=..., incorrect=...)
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Example", "Task", "load_task", "shipped_tasks"]
 
-EXAMPLES = 64  # of a task that can draw as many as it likes: enough for a stable ranking, few enough for a CPU
+# of a task that can draw as many as it likes: enough for a stable ranking, few enough for a CPU
+EXAMPLES = 64
 SHOWN = 10  # prompts that a notebook shows
 PAD = -1  # in place of an answer where a row has fewer than the batch's longest
-PAD_TOKEN = 0  # behind a prompt that is shorter than the batch's longest; any token would do, for nothing looks ahead
+# behind a prompt that is shorter than the batch's longest; any token would do, for nothing looks ahead
+PAD_TOKEN = 0
 
 
 class HasTokenizer(Protocol):
@@ -51,7 +53,8 @@ class HasTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples as tensors: T tokens each, of which the first `lengths` are the prompt and the others are pads.
+    """Examples as tensors: T tokens each, of which the first
+    `lengths` are the prompt and the others are pads.
 
     Attention is causal, so that no position of a prompt sees a pad: each example runs as if it ran alone.
 
@@ -80,7 +83,9 @@ class Batch:
         return int(self.lengths.min()) < self.clean.shape[1] if len(self) else False
 
     def by_length(self) -> Iterator[tuple[list[int], Batch]]:
-        """(which of the examples, a batch of these alone without pads), length by length; where nothing is padded, the batch itself."""
+        """(which of the examples, a batch of these alone without pads), length by length;
+        where nothing is padded, the batch itself.
+        """
         if not self.padded:
             yield list(range(len(self))), self
             return
@@ -88,7 +93,10 @@ class Batch:
         for length in sorted(set(lengths)):
             columns = [i for i, other in enumerate(lengths) if other == length]
             parts = {field.name: getattr(self, field.name)[columns] for field in fields(self)}
-            yield columns, Batch(**(parts | {name: parts[name][:, :length] for name in ("clean", "corrupted")}))
+            yield (
+                columns,
+                Batch(**(parts | {name: parts[name][:, :length] for name in ("clean", "corrupted")})),
+            )
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""
@@ -105,8 +113,10 @@ class Task:
         held_out: what `evaluate` uses, drawn apart: no clean prompt is in both; None where there is none.
         metric: the task's own.
         seed: of the drawing or of the split; None where nothing was random.
-        info: what else is known, ready for JSON: version, source, counterfactual and what it asks, the words left out by list.
-        others: further rows of its kind, in none of the examples, that means are taken over beside the examples themselves.
+        info: what else is known, ready for JSON: version, source, counterfactual and
+            what it asks, the words left out by list.
+        others: further rows of its kind, in none of the examples, that means are
+            taken over beside the examples themselves.
         apart: draws prompts of its kind that means are taken over; None where it has none but its rows.
     """
 
@@ -134,11 +144,14 @@ class Task:
         """A task from token ids, used as given.
 
         Args:
-            clean, corrupted: [n, T] integers, or a list of n sequences of any lengths, equal for the two of a row.
+            clean, corrupted: [n, T] integers, or a list of n sequences of
+                any lengths, equal for the two of a row.
             correct, incorrect: [n], [n, k] padded with -1, or a list of n lists.
-            position: where the answer is read: an integer for all rows or one per row, negative from the end; None: the last token.
+            position: where the answer is read: an integer for all rows or one per row,
+                negative from the end; None: the last token.
             positions: further positions by name, such as {"IO": 3, "S2": [9, 10, ...]}, as `position`.
-            variables: what the clean prompts are made of, a value per row, such as {"IO": ["Mary", "Anna", ...]}, taken as text.
+            variables: what the clean prompts are made of, a value per row, such as
+                {"IO": ["Mary", "Anna", ...]}, taken as text.
 
         Raises:
             CircuitDiscoveryError: for anything else; names the row, counted from 0.
@@ -147,7 +160,10 @@ class Task:
         <Task tokens: 1 example of 2 tokens, none held out, logit_diff>
         """
         sides = {"clean": _token_rows("clean", clean), "corrupted": _token_rows("corrupted", corrupted)}
-        sides |= {"correct": _token_rows("correct", correct), "incorrect": _token_rows("incorrect", incorrect)}
+        sides |= {
+            "correct": _token_rows("correct", correct),
+            "incorrect": _token_rows("incorrect", incorrect),
+        }
         counts = {name: len(rows) for name, rows in sides.items()}
         if len(set(counts.values())) != 1 or not counts["clean"]:
             told = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -174,22 +190,32 @@ class Task:
         Args:
             model: whose tokenizer makes the tokens.
             clean, corrupted: n prompts each, of equally many tokens in a row.
-            correct, incorrect: n answers each, or lists of answers, which continue the clean prompt as one token: " Mary", with its space.
-            position: where the answer is read: an integer for all rows or one per row, negative from the end; None: the last token.
+            correct, incorrect: n answers each, or lists of answers, which continue the clean
+                prompt as one token: " Mary", with its space.
+            position: where the answer is read: an integer for all rows or one per row,
+                negative from the end; None: the last token.
             bos: put the tokenizer's BOS in front, or take it away; None: as the tokenizer does.
 
         Raises:
             CircuitDiscoveryError: rows that cannot be used; counts them and names the first five.
 
         >>> import circuitdiscovery as cd
-        >>> prompts = {"clean": ["Mary and John met. John gave a ring to"], "corrupted": ["Mary and John met. Mary gave a ring to"]}
+        >>> ask = "Mary and John met. {} gave a ring to"
+        >>> prompts = {"clean": [ask.format("John")], "corrupted": [ask.format("Mary")]}
         >>> cd.Task.from_prompts(cd.load_model("toy"), **prompts, correct=[" Mary"], incorrect=[" John"])
         <Task prompts: 1 example of 10 tokens, none held out, logit_diff>
         """
-        columns: dict[str, Any] = {"clean": clean, "corrupted": corrupted, "correct": correct, "incorrect": incorrect}
+        columns: dict[str, Any] = {
+            "clean": clean,
+            "corrupted": corrupted,
+            "correct": correct,
+            "incorrect": incorrect,
+        }
         for name, values in columns.items():
             if isinstance(values, str) or not isinstance(values, Iterable):
-                raise CircuitDiscoveryError(f"{name} must be a list of texts, one per row, not {type(values).__name__}")
+                raise CircuitDiscoveryError(
+                    f"{name} must be a list of texts, one per row, not {type(values).__name__}"
+                )
         rows = {name: list(values) for name, values in columns.items()}
         if len({len(values) for values in rows.values()}) != 1:
             told = ", ".join(f"{name} {len(values)}" for name, values in rows.items())
@@ -213,7 +239,8 @@ class Task:
         metric: str | None = None,
         skip_bad: bool = False,
     ) -> Task:
-        """A task from a DataFrame with the columns of a table: clean, corrupted, correct, incorrect and, where it is needed, position.
+        """A task from a DataFrame with the columns of a table: clean, corrupted, correct,
+        incorrect and, where it is needed, position.
 
         Args:
             frame: a row per example; an answer's cell is a text, several with a bar between, or a list.
@@ -222,7 +249,9 @@ class Task:
         Raises:
             CircuitDiscoveryError: a column that is missing or unknown, rows that cannot be used; names them.
         """
-        return load_task(frame, model, examples=examples, seed=seed, bos=bos, metric=metric, skip_bad=skip_bad)
+        return load_task(
+            frame, model, examples=examples, seed=seed, bos=bos, metric=metric, skip_bad=skip_bad
+        )
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -231,7 +260,11 @@ class Task:
         lengths = sorted({len(example.clean) for example in self.examples})
         tokens = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]}-{lengths[-1]}"
         held = "none" if self.held_out is None else str(len(self.held_out))
-        parts = [f"{len(self)} example{'s' * (len(self) > 1)} of {tokens} tokens", f"{held} held out", self.metric]
+        parts = [
+            f"{len(self)} example{'s' * (len(self) > 1)} of {tokens} tokens",
+            f"{held} held out",
+            self.metric,
+        ]
         parts += [f"counterfactual {self.info['counterfactual']}"] if "counterfactual" in self.info else []
         parts += [f"seed {self.seed}"] if self.seed is not None else []
         parts += [f"{self.info['skipped']} bad rows left out"] if "skipped" in self.info else []
@@ -245,17 +278,22 @@ class Task:
         return iter(self.examples)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per example, then per held-out one: its part, text, token ids and position. Needs pandas."""
+        """One row per example, then per held-out one: its part, text,
+        token ids and position. Needs pandas."""
         parts = {"examples": self, "held_out": self.held_out}
         shown = ("text", "clean", "corrupted", "correct", "incorrect", "position")
         rows = [
-            {"part": part} | {name: getattr(example, name) for name in shown} for part, task in parts.items() if task for example in task
+            {"part": part} | {name: getattr(example, name) for name in shown}
+            for part, task in parts.items()
+            if task
+            for example in task
         ]
         return data_frame(rows)
 
     @guarded
     def save(self, path: str | Path) -> None:
-        """Write a .json file from which `load_task` makes the same task: its tokens, held-out examples, and what means are taken over.
+        """Write a .json file from which `load_task` makes the same task: its tokens, held-out
+        examples, and what means are taken over.
 
         Prompts that are drawn apart for means are drawn now. Atomically, the same task the same bytes.
 
@@ -274,7 +312,11 @@ class Task:
     def _repr_html_(self) -> str:
         """The first prompts."""
         rows = [
-            (row, each.text or " ".join(map(str, each.clean)), ", ".join(f"{name} = {word}" for name, word in each.variables.items()))
+            (
+                row,
+                each.text or " ".join(map(str, each.clean)),
+                ", ".join(f"{name} = {word}" for name, word in each.variables.items()),
+            )
             for row, each in enumerate(self.examples[:SHOWN])
         ]
         rest = f"; {len(self) - SHOWN} more" if len(self) > SHOWN else ""
@@ -282,29 +324,41 @@ class Task:
 
     def _left_out(self) -> str:
         left_out: Mapping[str, Sequence[str]] = self.info.get("left_out", {})
-        told = [f"{len(words)} of {name} ({', '.join(words[:3])}{', ...' if len(words) > 3 else ''})" for name, words in left_out.items()]
+        told = [
+            f"{len(words)} of {name} ({', '.join(words[:3])}{', ...' if len(words) > 3 else ''})"
+            for name, words in left_out.items()
+        ]
         return "; words left out: " + ", ".join(told) if told else ""
 
     @property
     def digest(self) -> str:
-        """Of the examples' tokens, answers and positions, and of the rows beside them that means are taken over."""
-        rows = [(e.clean, e.corrupted, e.position, e.correct, e.incorrect) for e in (*self.examples, *self.others)]
+        """Of the examples' tokens, answers and positions, and of the
+        rows beside them that means are taken over.
+        """
+        rows = [
+            (e.clean, e.corrupted, e.position, e.correct, e.incorrect) for e in (*self.examples, *self.others)
+        ]
         return sha256(repr(rows).encode()).hexdigest()[:16]
 
     def select(self, rows: Sequence[int]) -> Task:
-        """The task with these of its examples and none held out; means are taken over the same prompts as before."""
+        """The task with these of its examples and none held out; means
+        are taken over the same prompts as before.
+        """
         chosen = set(rows)
         others = (*self.others, *(example for row, example in enumerate(self.examples) if row not in chosen))
         return replace(self, examples=tuple(self.examples[row] for row in rows), held_out=None, others=others)
 
-    def batches(self, batch_size: int | None = None, rows: Sequence[int] | None = None, *, run_tokens: float = 0.0) -> Iterator[Batch]:
-        """The examples as tensors, at most `batch_size` at once: those of one length together, in order, without pads.
+    def batches(
+        self, batch_size: int | None = None, rows: Sequence[int] | None = None, *, run_tokens: float = 0.0
+    ) -> Iterator[Batch]:
+        """The examples as tensors, at most `batch_size` at once: those of one
+        length together, in order, without pads.
 
         Args:
             batch_size: None puts no bound.
             rows: only these of the examples.
-            run_tokens: how many tokens a run of one batch more costs. Lengths share a batch, the shortest first and padded on the
-                right, where their pads are fewer than that.
+            run_tokens: how many tokens a run of one batch more costs. Lengths share a batch, the shortest
+                first and padded on the right, where their pads are fewer than that.
         """
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise CircuitDiscoveryError(f"batch_size must be at least 1, not {batch_size}")
@@ -323,21 +377,35 @@ class Task:
     def _batch(self, rows: list[int]) -> Batch:
         examples = [self.examples[row] for row in rows]
         lengths = [len(example.clean) for example in examples]
-        clean, corrupted = (_filled([getattr(e, side) for e in examples], PAD_TOKEN) for side in ("clean", "corrupted"))  # [B, T]
+        # [B, T]
+        clean, corrupted = (
+            _filled([getattr(e, side) for e in examples], PAD_TOKEN) for side in ("clean", "corrupted")
+        )
         position = torch.tensor([example.position for example in examples])  # [B]
-        correct, incorrect = (_filled([getattr(e, side) for e in examples], PAD) for side in ("correct", "incorrect"))  # [B, k]
-        return Batch(torch.tensor(rows), clean, corrupted, position, correct, incorrect, torch.tensor(lengths))
+        # [B, k]
+        correct, incorrect = (
+            _filled([getattr(e, side) for e in examples], PAD) for side in ("correct", "incorrect")
+        )
+        return Batch(
+            torch.tensor(rows), clean, corrupted, position, correct, incorrect, torch.tensor(lengths)
+        )
 
     def check(self, vocab_size: int, n_positions: int | None = None) -> None:
-        """Raise an error that names the row where a token is not in the vocabulary or a prompt is longer than the model can read."""
+        """Raise an error that names the row where a token is not in the vocabulary or a
+        prompt is longer than the model can read.
+        """
         for row, example in enumerate(self.examples):
             where = f"task {self.name}, row {row}"
             if n_positions is not None and len(example.clean) > n_positions:
-                raise CircuitDiscoveryError(f"{where}: has {len(example.clean)} tokens, but the model reads at most {n_positions}")
+                raise CircuitDiscoveryError(
+                    f"{where}: has {len(example.clean)} tokens, but the model reads at most {n_positions}"
+                )
             for name in ("clean", "corrupted", "correct", "incorrect"):
                 worst = max(getattr(example, name))
                 if worst >= vocab_size:
-                    raise CircuitDiscoveryError(f"{where}: {name} has token {worst}, but the model's vocabulary has {vocab_size}")
+                    raise CircuitDiscoveryError(
+                        f"{where}: {name} has token {worst}, but the model's vocabulary has {vocab_size}"
+                    )
         if self.held_out is not None:
             self.held_out.check(vocab_size, n_positions)
 
@@ -349,19 +417,24 @@ def _filled(rows: Sequence[tuple[int, ...]], value: int) -> Tensor:
 
 
 def _cheapest(counts: Sequence[tuple[int, int]], batch_size: int, run_tokens: float) -> list[list[int]]:
-    """The lengths of (length, how many) ascending, in groups: those that cost the fewest tokens, pads and `run_tokens` a batch included.
+    """The lengths of (length, how many) ascending, in groups: those that cost the fewest
+    tokens, pads and `run_tokens` a batch included.
 
     By dynamic programming over where a group begins and ends.
     """
     lengths = np.repeat([length for length, _ in counts], [count for _, count in counts])  # of all rows
     ends = np.cumsum([0, *(count for _, count in counts)])
-    best: list[tuple[float, int]] = [(0.0, 0)]  # of the first so many lengths: (tokens, where the last group begins)
+    # of the first so many lengths: (tokens, where the last group begins)
+    best: list[tuple[float, int]] = [(0.0, 0)]
     for stop in range(1, len(ends)):
         options: list[tuple[float, int]] = []
         for start in range(stop):
-            last = np.minimum(np.arange(ends[start], ends[stop], batch_size) + batch_size, ends[stop])  # where each batch ends
+            # where each batch ends
+            last = np.minimum(np.arange(ends[start], ends[stop], batch_size) + batch_size, ends[stop])
             sizes = np.diff(last, prepend=ends[start])
-            options.append((best[start][0] + float(sizes @ lengths[last - 1]) + run_tokens * len(last), start))
+            options.append(
+                (best[start][0] + float(sizes @ lengths[last - 1]) + run_tokens * len(last), start)
+            )
         best.append(min(options, key=lambda option: (option[0], -option[1])))
     groups, stop = [], len(counts)
     while stop:
@@ -381,7 +454,9 @@ def _plain(value: Any) -> Any:
 def _token_rows(name: str, value: Any) -> list[tuple[int, ...]]:
     rows = _plain(value)
     if not isinstance(rows, list | tuple):
-        raise CircuitDiscoveryError(f"{name} must be a list or a tensor with a row per example, not {type(rows).__name__}")
+        raise CircuitDiscoveryError(
+            f"{name} must be a list or a tensor with a row per example, not {type(rows).__name__}"
+        )
     answers = name in ("correct", "incorrect")
     return [_token_row(f"{name}, row {i}", _plain(row), answers) for i, row in enumerate(rows)]
 
@@ -395,7 +470,8 @@ def _token_row(where: str, row: Any, answers: bool) -> tuple[int, ...]:
     for value in ids:
         if type(value) is not int or value < (PAD if answers else 0):
             raise CircuitDiscoveryError(
-                f"{where}: must be token ids, not {value if isinstance(value, int | float) else type(value).__name__}"
+                f"{where}: must be token ids, not "
+                f"{value if isinstance(value, int | float) else type(value).__name__}"
             )
     found = tuple(dict.fromkeys(i for i in ids if i != PAD)) if answers else tuple(ids)
     if not found:
@@ -405,7 +481,9 @@ def _token_row(where: str, row: Any, answers: bool) -> tuple[int, ...]:
 
 def _positions(what: str, position: Any, count: int) -> list[int | None]:
     value = _plain(position)
-    values: list[Any] = [_plain(each) for each in value] if isinstance(value, list | tuple) else [value] * count
+    values: list[Any] = (
+        [_plain(each) for each in value] if isinstance(value, list | tuple) else [value] * count
+    )
     if len(values) != count:
         raise CircuitDiscoveryError(f"{what} has {len(values)} rows, but clean has {count}")
     for row, each in enumerate(values):
@@ -414,21 +492,34 @@ def _positions(what: str, position: Any, count: int) -> list[int | None]:
     return values
 
 
-def _named(examples: list[Example], positions: Mapping[str, Any], variables: Mapping[str, Sequence[Any]]) -> Iterator[Example]:
+def _named(
+    examples: list[Example], positions: Mapping[str, Any], variables: Mapping[str, Sequence[Any]]
+) -> Iterator[Example]:
     """The examples with their named positions and variables."""
     for what, named in (("positions", positions), ("variables", variables)):
         if not isinstance(named, Mapping):
-            raise CircuitDiscoveryError(f"{what} must be a mapping from names to values, not {type(named).__name__}")
+            raise CircuitDiscoveryError(
+                f"{what} must be a mapping from names to values, not {type(named).__name__}"
+            )
     if END in positions:
         raise CircuitDiscoveryError(f"positions: {END} is the answer's position, which has that name already")
-    columns = {name: _positions(f"positions[{name!r}]", value, len(examples)) for name, value in positions.items()}
+    columns = {
+        name: _positions(f"positions[{name!r}]", value, len(examples)) for name, value in positions.items()
+    }
     for name, values in variables.items():
         if isinstance(values, str) or len(_plain(values)) != len(examples):
             raise CircuitDiscoveryError(f"variables[{name!r}] must hold a value per row, {len(examples)}")
     for row, example in enumerate(examples):
         length = len(example.clean)
-        places = {name: resolve_position(column[row], length, f"positions[{name!r}], row {row}") for name, column in columns.items()}
-        yield replace(example, positions=places, variables={name: str(_plain(values)[row]) for name, values in variables.items()})
+        places = {
+            name: resolve_position(column[row], length, f"positions[{name!r}], row {row}")
+            for name, column in columns.items()
+        }
+        yield replace(
+            example,
+            positions=places,
+            variables={name: str(_plain(values)[row]) for name, values in variables.items()},
+        )
 
 
 def _token_example(
@@ -441,7 +532,9 @@ def _token_example(
 ) -> Example:
     if len(clean) != len(corrupted):
         told = f"{list(clean)} and {list(corrupted)}"
-        raise CircuitDiscoveryError(f"{where}: clean has {len(clean)} tokens and corrupted {len(corrupted)}: {told}")
+        raise CircuitDiscoveryError(
+            f"{where}: clean has {len(clean)} tokens and corrupted {len(corrupted)}: {told}"
+        )
     both = set(correct) & set(incorrect)
     if both:
         raise CircuitDiscoveryError(f"{where}: correct and incorrect are the same token {min(both)}")
@@ -463,27 +556,37 @@ def load_task(
     metric: str | None = None,
     skip_bad: bool = False,
 ) -> Task:
-    """A shipped task, or one of your own from a .toml, .csv, .jsonl or .json file or from rows at hand, in the model's tokens.
+    """A shipped task, or one of your own from a .toml, .csv, .jsonl or .json file or
+    from rows at hand, in the model's tokens.
 
     Args:
-        name_or_path: a shipped name (`shipped_tasks()`), a path, or rows: a DataFrame or a list of dicts with a table's columns. A .json
-            file is what `Task.save` wrote; nothing of it is drawn or split again, and it is in the tokens of the model it was made for.
+        name_or_path: a shipped name (`shipped_tasks()`), a path, or rows: a DataFrame or a list of dicts with
+            a table's columns. A .json file is what `Task.save` wrote; nothing of it is drawn or split again,
+            and it is in the tokens of the model it was made for.
         model: whose tokenizer makes the tokens.
-        examples: how many; as many more are held out. None: 64 drawn ones (fewer where a file cannot make 128), half of a table;
-            give 128 or more to search a model of a real size by attribution, whose scores differ more from prompt to prompt.
+        examples: how many; as many more are held out. None: 64 drawn ones (fewer where a file cannot make
+            128), half of a table; give 128 or more to search a model of a real size by attribution, whose
+            scores differ more from prompt to prompt.
         seed: of everything random. The same seed, file and tokenizer give the same task.
         counterfactual: one of a TOML file's; None: the one that the file names.
-        bos: put the tokenizer's BOS in front, or take it away; None: as the file says, else as the tokenizer does.
+        bos: put the tokenizer's BOS in front, or take it away; None: as
+            the file says, else as the tokenizer does.
         metric: in place of the task's own.
-        skip_bad: go on without the rows of a table that cannot be used; `info["skipped"]` says how many these are.
+        skip_bad: go on without the rows of a table that cannot be used;
+            `info["skipped"]` says how many these are.
 
     Raises:
-        CircuitDiscoveryError: for a broken file, rows that do not fit (counted, the first five named), or an option that is not valid.
+        CircuitDiscoveryError: for a broken file, rows that do not fit (counted, the first
+        five named), or an option that is not valid.
     """
     if examples is not None and (type(examples) is not int or examples < 1):
         raise CircuitDiscoveryError(f"examples must be a whole number of at least 1, not {examples}")
     records = _records(name_or_path)
-    source = read_task(name_or_path, skip_bad=True) if records is None else table_of(records, "table", skip_bad=True)
+    source = (
+        read_task(name_or_path, skip_bad=True)
+        if records is None
+        else table_of(records, "table", skip_bad=True)
+    )
     if not isinstance(source, TaskFile) and counterfactual is not None:
         counterfactual_of(source, counterfactual)
     if isinstance(source, SavedTask):
@@ -493,14 +596,23 @@ def load_task(
     else:
         encoder = _encoder(model, source.name, source.bos if bos is None else bos)
         task = _from_file(source, encoder, examples, seed, counterfactual or source.counterfactual)
-    if all(example.clean == example.corrupted for part in (task, task.held_out) if part is not None for example in part.examples):
-        raise CircuitDiscoveryError(f"task {task.name}: every corrupted prompt is its clean prompt, so there is nothing to explain")
+    if all(
+        example.clean == example.corrupted
+        for part in (task, task.held_out)
+        if part is not None
+        for example in part.examples
+    ):
+        raise CircuitDiscoveryError(
+            f"task {task.name}: every corrupted prompt is its clean prompt, so there is nothing to explain"
+        )
     return replace(task, metric=canonical("metric", metric)) if metric is not None else task
 
 
 def _encoder(model: HasTokenizer, name: str, bos: bool | None) -> Encoder:
     if model.tokenizer is None:
-        raise CircuitDiscoveryError(f"task {name} is text, but the model has no tokenizer; give tokens with Task.from_tokens")
+        raise CircuitDiscoveryError(
+            f"task {name} is text, but the model has no tokenizer; give tokens with Task.from_tokens"
+        )
     return Encoder(model.tokenizer, bos)
 
 
@@ -513,8 +625,14 @@ def _records(given: Any) -> Sequence[Any] | None:
 
 def _listed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A row whose answers are lists: a text is one answer, bars and all."""
-    answers = {side: [record[side]] if isinstance(record[side], str) else _plain(record[side]) for side in ("correct", "incorrect")}
-    return {**record, **{side: list(value) if isinstance(value, tuple) else value for side, value in answers.items()}}
+    answers = {
+        side: [record[side]] if isinstance(record[side], str) else _plain(record[side])
+        for side in ("correct", "incorrect")
+    }
+    return {
+        **record,
+        **{side: list(value) if isinstance(value, tuple) else value for side, value in answers.items()},
+    }
 
 
 def _encoded(table: Table, encoder: Encoder) -> tuple[list[Example], list[tuple[int, str]]]:
@@ -542,7 +660,8 @@ def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int,
     parts = [[row for rows in some for row in rows] for some in (prompts[:half], prompts[half:])]
     if examples is not None and examples > len(parts[0]):
         raise CircuitDiscoveryError(
-            f"examples must be from 1 to {len(parts[0])}, not {examples}: {table.name} has {len(everything)} rows, and half are held out"
+            f"examples must be from 1 to {len(parts[0])}, not {examples}: {table.name} has "
+            f"{len(everything)} rows, and half are held out"
         )
     chosen, held = (tuple(everything[row] for row in sorted(rows[:examples])) for rows in parts)
     used = {row for rows in parts for row in rows[:examples]}
@@ -566,7 +685,9 @@ def _kept(task: Task, numbers: dict[Example, int]) -> Kept:
 def _from_saved(saved: SavedTask, model: HasTokenizer, examples: int | None, bos: bool | None) -> Task:
     """The task as it was; the first of its examples, and of those held out, where fewer are asked for."""
     if bos is not None:
-        raise CircuitDiscoveryError(f"task {saved.name}: a saved task has the BOS that its tokens begin with; bos is for texts")
+        raise CircuitDiscoveryError(
+            f"task {saved.name}: a saved task has the BOS that its tokens begin with; bos is for texts"
+        )
     if model.tokenizer is not None:
         check_tokenizer(saved, model.tokenizer)
 
@@ -580,16 +701,28 @@ def _from_saved(saved: SavedTask, model: HasTokenizer, examples: int | None, bos
     if examples is None or examples == len(task):
         return task
     if examples > len(task):
-        raise CircuitDiscoveryError(f"examples must be from 1 to {len(task)}, not {examples}: so many were saved of task {task.name}")
+        raise CircuitDiscoveryError(
+            f"examples must be from 1 to {len(task)}, not {examples}: so many were saved of task {task.name}"
+        )
     held = task.held_out
-    return replace(task.select(range(examples)), held_out=None if held is None else held.select(range(min(examples, len(held)))))
+    return replace(
+        task.select(range(examples)),
+        held_out=None if held is None else held.select(range(min(examples, len(held)))),
+    )
 
 
-def _from_file(file: TaskFile, encoder: Encoder, examples: int | None, seed: int, counterfactual: str) -> Task:
+def _from_file(
+    file: TaskFile, encoder: Encoder, examples: int | None, seed: int, counterfactual: str
+) -> Task:
     name = counterfactual_of(file, counterfactual)
     drawn, vocab = _drawn(file, encoder, examples, seed, name)
     half = examples or max(1, len(drawn) // 2)
-    info = {"version": file.version, "description": file.description, "source": file.source, "counterfactual": name}
+    info = {
+        "version": file.version,
+        "description": file.description,
+        "source": file.source,
+        "counterfactual": name,
+    }
     info |= {"asks": file.counterfactuals[name].asks} if file.counterfactuals[name].asks else {}
     info |= {"left_out": {key: list(words) for key, words in vocab.left_out.items()}}
     apart = Apart(file, encoder, name, seed, len(drawn))
@@ -608,6 +741,8 @@ def _drawn(
     found = tuple(islice(rows, count)) if count <= most or examples is None else ()
     if len(found) < count and (examples is not None or not found):
         there = len(found) or most
-        told = f"the task {file.name} makes {there} different prompts with this tokenizer, and half are held out"
+        told = (
+            f"the task {file.name} makes {there} different prompts with this tokenizer, and half are held out"
+        )
         raise CircuitDiscoveryError(f"examples must be from 1 to {there // 2}, not {count // 2}: {told}")
     return found, vocab

@@ -1,6 +1,8 @@
-"""A task as it is written down: a TOML file of templates and words, or a table of prompts; parsed and checked without a tokenizer.
+"""A task as it is written down: a TOML file of templates and words, or a table of
+prompts; parsed and checked without a tokenizer.
 
-Nothing here imports torch, so that the command line can refuse a broken file at once. tasks/README.md explains the fields.
+Nothing here imports torch, so that the command line can refuse a broken file at
+once. tasks/README.md explains the fields.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ class Slot:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """How the corrupted prompt differs: slots drawn anew, names set to a text of the clean prompt, the case exchanged.
+    """How the corrupted prompt differs: slots drawn anew, names set to a text
+    of the clean prompt, the case exchanged.
 
     What it asks is a sentence for people, empty where the file has none.
     """
@@ -85,7 +88,9 @@ class Generator:
 
 @dataclass(frozen=True)
 class TaskFile:
-    """A task as declared in TOML. Word lists are mappings from column to words, one column `""` where there is only one."""
+    """A task as declared in TOML. Word lists are mappings from column to words,
+    one column `""` where there is only one.
+    """
 
     name: str
     version: int
@@ -117,7 +122,9 @@ def shipped_tasks() -> list[str]:
 
 
 def task_path(name_or_path: str | Path) -> Path:
-    """The file of a task: a shipped name (hyphens or underscores), or a path, which has a separator or an ending of `SUFFIXES`."""
+    """The file of a task: a shipped name (hyphens or underscores), or a path, which
+    has a separator or an ending of `SUFFIXES`.
+    """
     if not isinstance(name_or_path, str | Path):
         raise CircuitDiscoveryError(f"a task is a name or a path, not {type(name_or_path).__name__}")
     text = str(name_or_path)
@@ -125,7 +132,9 @@ def task_path(name_or_path: str | Path) -> Path:
     if path.suffix.lower() in SUFFIXES:
         return path
     if isinstance(name_or_path, Path) or "/" in text or os.sep in text:
-        raise CircuitDiscoveryError(f"{path}: a task file ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise CircuitDiscoveryError(
+            f"{path}: a task file ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        )
     name = text.replace("-", "_")
     if name not in shipped_tasks():
         raise _no_task(text)
@@ -136,12 +145,15 @@ def _no_task(text: str) -> CircuitDiscoveryError:
     """With what was meant, where it differs in case alone or is the first letters of a name's words."""
     for name in shipped_tasks():
         if text.replace("-", "_").lower() in (name, "".join(word[0] for word in name.split("_"))):
-            return CircuitDiscoveryError(f"no task {text!r}; did you mean {name!r}? Valid tasks: {', '.join(shipped_tasks())}")
+            return CircuitDiscoveryError(
+                f"no task {text!r}; did you mean {name!r}? Valid tasks: {', '.join(shipped_tasks())}"
+            )
     return unknown("task", text, shipped_tasks())
 
 
 def read_task(name_or_path: str | Path, *, skip_bad: bool = False) -> TaskFile | Table | SavedTask:
-    """The task of that name or path, parsed and checked; with `skip_bad` a table without the rows that cannot be used.
+    """The task of that name or path, parsed and checked; with `skip_bad` a
+    table without the rows that cannot be used.
 
     Raises:
         CircuitDiscoveryError: names what is wrong: the file, and its line, row or field.
@@ -163,14 +175,17 @@ def counterfactual_of(task: TaskFile | Table | SavedTask, name: str) -> str:
     """The task's counterfactual of that name; hyphens are taken for underscores.
 
     Raises:
-        CircuitDiscoveryError: there is none of that name, or the task is a table or was saved; names the valid ones.
+        CircuitDiscoveryError: there is none of that name, or the task is a
+        table or was saved; names the valid ones.
 
     >>> counterfactual_of(read_task("ioi"), "flip")
     'flip'
     """
     if not isinstance(task, TaskFile):
         what = "a table" if isinstance(task, Table) else "a saved task"
-        raise CircuitDiscoveryError(f"task {task.name}: {what} has its counterfactuals as rows, not by name ({name!r})")
+        raise CircuitDiscoveryError(
+            f"task {task.name}: {what} has its counterfactuals as rows, not by name ({name!r})"
+        )
     found = name if name in task.counterfactuals else name.replace("-", "_")
     if found not in task.counterfactuals:
         raise unknown("counterfactual", name, task.counterfactuals, plural=f"counterfactuals of {task.name}")
@@ -192,7 +207,9 @@ class _Fields:
         return CircuitDiscoveryError(f"{self.where}: field {name!r} {message}")
 
     def take(self, name: str, kind: type[T], default: T | None = None, *, needed: bool = True) -> T:
-        """The field's value; `default` where it is absent, or an error where that is None and the field `needed`."""
+        """The field's value; `default` where it is absent, or an error
+        where that is None and the field `needed`.
+        """
         self.known.append(name)
         if name not in self.left:
             if default is None and needed:
@@ -201,7 +218,10 @@ class _Fields:
         value = self.left.pop(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.error(
-                name, f"must be {kind_of(kind())}, not {kind_of(value)}" if kind is not str else f"must be a text, not {kind_of(value)}"
+                name,
+                f"must be {kind_of(kind())}, not {kind_of(value)}"
+                if kind is not str
+                else f"must be a text, not {kind_of(value)}",
             )
         if value in ("", [], {}):
             raise self.error(name, "is empty")
@@ -216,7 +236,9 @@ class _Fields:
             if not isinstance(value, str) or not value:
                 raise self.error(name, f"must hold texts, not {kind_of(value)}")
         if len(set(values)) < len(values):
-            raise self.error(name, f"has {next(value for value in values if values.count(value) > 1)!r} twice")
+            raise self.error(
+                name, f"has {next(value for value in values if values.count(value) > 1)!r} twice"
+            )
         return tuple(values)
 
     def texts(self, name: str, default: list[str] | None = None) -> tuple[Text, ...]:
@@ -231,14 +253,23 @@ class _Fields:
             raise self.error(name, f"has a brace that does not match in {value!r}: {error}") from None
         return Text(tuple(part for piece in pieces for part in self._parts(name, value, piece)))
 
-    def _parts(self, name: str, value: str, piece: tuple[str, str | None, str | None, str | None]) -> Iterator[str | Ref]:
+    def _parts(
+        self, name: str, value: str, piece: tuple[str, str | None, str | None, str | None]
+    ) -> Iterator[str | Ref]:
         literal, field, spec, conversion = piece
         if literal:
             yield literal
         if field is not None:
             slot, _, column = field.partition(".")
-            if spec or conversion or not slot.isidentifier() or not (column.isidentifier() or "." not in field):
-                raise self.error(name, f"has {{{field}}} in {value!r}; a reference is {{name}} or {{name.column}}")
+            if (
+                spec
+                or conversion
+                or not slot.isidentifier()
+                or not (column.isidentifier() or "." not in field)
+            ):
+                raise self.error(
+                    name, f"has {{{field}}} in {value!r}; a reference is {{name}} or {{name.column}}"
+                )
             yield Ref(slot, column)
 
     def tables(self, name: str) -> Iterator[tuple[str, _Fields]]:
@@ -303,7 +334,9 @@ def _metric(fields: _Fields) -> str:
     try:
         return canonical("metric", fields.take("metric", str, "logit_diff"))
     except CircuitDiscoveryError as error:
-        raise CircuitDiscoveryError(str(error) if str(error).startswith(fields.where) else f"{fields.where}: {error}") from None
+        raise CircuitDiscoveryError(
+            str(error) if str(error).startswith(fields.where) else f"{fields.where}: {error}"
+        ) from None
 
 
 def _word_lists(fields: _Fields) -> Iterator[tuple[str, Mapping[str, tuple[str, ...]]]]:
@@ -315,7 +348,11 @@ def _word_lists(fields: _Fields) -> Iterator[tuple[str, Mapping[str, tuple[str, 
         table = _Fields(f"{lists.where}: [{name}]", value)
         columns = {column: table.strings(column) for column in value}
         if len({len(column) for column in columns.values()}) != 1:
-            raise lists.error(name, "needs columns of the same length: " + ", ".join(f"{c} has {len(w)}" for c, w in columns.items()))
+            raise lists.error(
+                name,
+                "needs columns of the same length: "
+                + ", ".join(f"{c} has {len(w)}" for c, w in columns.items()),
+            )
         yield name, columns
 
 
@@ -328,19 +365,38 @@ def _slots(fields: _Fields, words: Mapping[str, Any], kind: str | None) -> dict[
             raise table.error(name, f"names no word list: {unknown('list', slot.words, words)}")
     for name in texts.keys() - slots.keys():
         refs = table.text(name, texts[name]).parts
-        if len(refs) != 1 or not isinstance(refs[0], Ref) or refs[0].column or refs[0].name not in slots or texts[refs[0].name][0] == "{":
-            raise table.error(name, f"must be a word list or a slot that draws from one, in braces, not {texts[name]!r}")
+        if (
+            len(refs) != 1
+            or not isinstance(refs[0], Ref)
+            or refs[0].column
+            or refs[0].name not in slots
+            or texts[refs[0].name][0] == "{"
+        ):
+            raise table.error(
+                name, f"must be a word list or a slot that draws from one, in braces, not {texts[name]!r}"
+            )
     repeats = {name: texts[name].strip("{}") for name in texts if name not in slots}
-    own = {name: Slot(slots[repeats[name]].words, repeats[name]) if name in repeats else slots[name] for name in texts}
-    return own | {"years": {"start": Slot(YEARS)}, "repeated_tokens": {"sequence": Slot(PLAIN)}, None: {}}[kind]
+    own = {
+        name: Slot(slots[repeats[name]].words, repeats[name]) if name in repeats else slots[name]
+        for name in texts
+    }
+    return (
+        own | {"years": {"start": Slot(YEARS)}, "repeated_tokens": {"sequence": Slot(PLAIN)}, None: {}}[kind]
+    )
 
 
 def _aliases(fields: _Fields, name: str) -> dict[str, dict[str, Text]]:
-    tables = {key: {alias: table.text(alias, value) for alias, value in table.left.items()} for key, table in fields.tables(name)}
+    tables = {
+        key: {alias: table.text(alias, value) for alias, value in table.left.items()}
+        for key, table in fields.tables(name)
+    }
     for key, table in tables.items():
         missing = set(next(iter(tables.values()))) ^ set(table)
         if missing:
-            raise fields.error(name, f"must give the same names everywhere, but {sorted(missing)[0]!r} is not in all, see {key!r}")
+            raise fields.error(
+                name,
+                f"must give the same names everywhere, but {sorted(missing)[0]!r} is not in all, see {key!r}",
+            )
     return tables or {"": {}}
 
 
@@ -351,7 +407,9 @@ def _named_positions(fields: _Fields) -> dict[str, Ref]:
         if name == END:
             raise table.error(name, "is the answer's position, which has that name already")
         if len(text.parts) != 1 or not text.refs:
-            raise table.error(name, f"must be one name in braces, as it stands in the templates, not {table.left[name]!r}")
+            raise table.error(
+                name, f"must be one name in braces, as it stands in the templates, not {table.left[name]!r}"
+            )
     return {name: text.refs[0] for name, text in texts.items()}
 
 
@@ -360,7 +418,9 @@ def _counterfactual(fields: _Fields) -> Counterfactual:
     cases = _Fields(f"{fields.where}: case", fields.take("case", dict, {}))
     texts = {name: sets.text(name, value) for name, value in sets.left.items()}
     exchanged = {name: cases.take(name, str) for name in list(cases.left)}
-    result = Counterfactual(fields.strings("redraw", []), texts, exchanged, fields.take("asks", str, needed=False) or "")
+    result = Counterfactual(
+        fields.strings("redraw", []), texts, exchanged, fields.take("asks", str, needed=False) or ""
+    )
     fields.done()
     if not (result.redraw or result.set or result.case):
         raise CircuitDiscoveryError(f"{fields.where} changes nothing: give redraw, set or case")
@@ -395,7 +455,9 @@ def _numbers(fields: _Fields, name: str) -> tuple[int, ...]:
 
 
 def _check_years(fields: _Fields, options: Mapping[str, tuple[int, ...]]) -> None:
-    if not all(10 <= century <= 99 for century in options["centuries"]) or len(set(options["centuries"])) < len(options["centuries"]):
+    if not all(10 <= century <= 99 for century in options["centuries"]) or len(
+        set(options["centuries"])
+    ) < len(options["centuries"]):
         raise fields.error("centuries", "must hold different numbers from 10 to 99")
     if len(options["years"]) != 2 or not 0 <= options["years"][0] <= options["years"][1] <= 99:
         raise fields.error("years", "must be the first and the last two digits, from 0 to 99")
@@ -415,10 +477,14 @@ def _check_periods(fields: _Fields, options: Mapping[str, tuple[int, ...]]) -> N
 def _check_references(where: str, task: TaskFile) -> None:
     """Every name that a text, a slot or a counterfactual uses is there, and no alias leads back to itself."""
     aliases = dict(_all_aliases(task)) | generator_aliases(task)
-    both = aliases.keys() & task.slots.keys() | next(iter(task.orders.values())).keys() & next(iter(task.cases.values())).keys()
+    both = (
+        aliases.keys() & task.slots.keys()
+        | next(iter(task.orders.values())).keys() & next(iter(task.cases.values())).keys()
+    )
     if both:
         raise CircuitDiscoveryError(
-            f"{where}: {sorted(both)[0]!r} is the name of two things; slots, orders and cases need names of their own"
+            f"{where}: {sorted(both)[0]!r} is the name of two things; slots, orders and cases need names "
+            "of their own"
         )
     for field, text in _all_texts(task):
         for ref in text.refs:
@@ -437,12 +503,16 @@ def _check_references(where: str, task: TaskFile) -> None:
     for name, ref in task.positions.items():
         _check_ref(f"{where}: field 'positions.{name}'", task, aliases, ref)
         if ref not in written:
-            raise CircuitDiscoveryError(f"{where}: field 'positions.{name}': {{{'.'.join(filter(None, ref))}}} stands in no template")
+            raise CircuitDiscoveryError(
+                f"{where}: field 'positions.{name}': {{{'.'.join(filter(None, ref))}}} stands in no template"
+            )
     for name in task.multi_token:
         if name not in task.words:
             raise CircuitDiscoveryError(f"{where}: multi_token: {unknown('list', name, task.words)}")
     if task.counterfactual not in task.counterfactuals:
-        raise CircuitDiscoveryError(f"{where}: {unknown('counterfactual', task.counterfactual, task.counterfactuals)}")
+        raise CircuitDiscoveryError(
+            f"{where}: {unknown('counterfactual', task.counterfactual, task.counterfactuals)}"
+        )
 
 
 def _shown(task: TaskFile, template: Text) -> set[str]:
@@ -453,20 +523,35 @@ def _shown(task: TaskFile, template: Text) -> set[str]:
 
 
 def _check_answers(where: str, task: TaskFile, template: Text, elsewhere: set[str]) -> None:
-    """The template has every slot of the answers that others have, and something that says the case where an answer depends on it.
+    """The template has every slot of the answers that others have, and something that
+    says the case where an answer depends on it.
 
     A slot that no template has is drawn for the answers alone.
     """
     shown = _shown(task, template)
-    told = "".join(part if isinstance(part, str) else f"{{{'.'.join(filter(None, part))}}}" for part in template.parts)
+    told = "".join(
+        part if isinstance(part, str) else f"{{{'.'.join(filter(None, part))}}}" for part in template.parts
+    )
     in_cases = set(next(iter(task.cases.values())))
     for answer in (*task.correct, *task.incorrect):
         for ref in answer.refs:
-            if ref.name in task.slots and ref.name in elsewhere and not {ref.name, task.slots[ref.name].repeats} & shown:
+            if (
+                ref.name in task.slots
+                and ref.name in elsewhere
+                and not {ref.name, task.slots[ref.name].repeats} & shown
+            ):
                 raise CircuitDiscoveryError(f"{where}: {told!r} lacks the slot {ref.name!r} of its answers")
             if ref.name in in_cases and len(task.cases) > 1 and not in_cases & shown:
-                others = ", ".join(sorted(in_cases - {name for text in (*task.correct, *task.incorrect) for name in _names(text)}))
-                raise CircuitDiscoveryError(f"{where}: {told!r} lacks a slot that says which {ref.name!r} is right: {others or ref.name}")
+                others = ", ".join(
+                    sorted(
+                        in_cases
+                        - {name for text in (*task.correct, *task.incorrect) for name in _names(text)}
+                    )
+                )
+                raise CircuitDiscoveryError(
+                    f"{where}: {told!r} lacks a slot that says which {ref.name!r} is right: "
+                    f"{others or ref.name}"
+                )
 
 
 def _names(text: Text) -> set[str]:
@@ -497,9 +582,17 @@ def _all_texts(task: TaskFile) -> Iterator[tuple[str, Text]]:
 def _check_ref(where: str, task: TaskFile, aliases: Mapping[str, Text], ref: Ref) -> None:
     if ref.name not in task.slots and ref.name not in aliases:
         raise CircuitDiscoveryError(f"{where}: {unknown('slot', ref.name, [*task.slots, *aliases])}")
-    columns = [PLAIN] if ref.name in aliases else list(task.words.get(task.slots[ref.name].words, ("century", "year")))
+    columns = (
+        [PLAIN]
+        if ref.name in aliases
+        else list(task.words.get(task.slots[ref.name].words, ("century", "year")))
+    )
     if ref.column not in columns:
-        valid = f"the words have the columns {', '.join(columns)}" if columns != [PLAIN] else "its words have no columns"
+        valid = (
+            f"the words have the columns {', '.join(columns)}"
+            if columns != [PLAIN]
+            else "its words have no columns"
+        )
         raise CircuitDiscoveryError(f"{where}: no column {ref.column!r} of {ref.name!r}; {valid}")
 
 

@@ -21,7 +21,10 @@ def shown_task(task: TaskFile | Table | SavedTask) -> Iterator[str]:
 
 def _saved(saved: SavedTask) -> Iterator[str]:
     held = 0 if saved.task.held_out is None else len(saved.task.held_out.examples)
-    yield f"{saved.name}: a saved task of {len(saved.task.examples)} examples, {held} held out; measured by {saved.task.metric}"
+    yield (
+        f"{saved.name}: a saved task of {len(saved.task.examples)} examples, {held} held out; measured "
+        f"by {saved.task.metric}"
+    )
     for example in saved.examples(saved.task.examples[:ROWS]):
         yield f"  clean          {example.text or list(example.clean)!r}"
     if len(saved.task.examples) > ROWS:
@@ -33,7 +36,10 @@ def _table(table: Table) -> Iterator[str]:
     for row in table.rows[:ROWS]:
         yield f"  clean          {row.clean!r}"
         yield f"  corrupted      {row.corrupted!r}"
-        yield f"  correct        {', '.join(map(repr, row.correct))}; incorrect {', '.join(map(repr, row.incorrect)) or 'none'}"
+        yield (
+            f"  correct        {', '.join(map(repr, row.correct))}; incorrect "
+            f"{', '.join(map(repr, row.incorrect)) or 'none'}"
+        )
     if len(table.rows) > ROWS:
         yield f"  and {len(table.rows) - ROWS} more"
 
@@ -47,13 +53,17 @@ def _file(task: TaskFile) -> Iterator[str]:
     for name, texts in (("correct", task.correct), ("incorrect", task.incorrect)):
         yield f"  {name:<15}{', '.join(repr(_text(text)) for text in texts) or 'none'}"
     for name, slot in task.slots.items():
-        yield f"  {{{name}}}".ljust(17) + (f"a word of {slot.words}" if slot.repeats is None else f"what {{{slot.repeats}}} is")
+        yield f"  {{{name}}}".ljust(17) + (
+            f"a word of {slot.words}" if slot.repeats is None else f"what {{{slot.repeats}}} is"
+        )
     for name, columns in task.words.items():
         for column, words in columns.items():
             listed = ", ".join(words[:ROWS]) + (", ..." if len(words) > ROWS else "")
             yield f"  words {f'{name}.{column}' if column != PLAIN else name}: {len(words)} ({listed})"
     for name, rule in task.counterfactuals.items():
-        yield f"  counterfactual {name}{' (default)' if name == task.counterfactual else ''}: {rule.asks}".rstrip(": ")
+        yield (
+            f"  counterfactual {name}{' (default)' if name == task.counterfactual else ''}: {rule.asks}"
+        ).rstrip(": ")
 
 
 def _text(text: Text) -> str:

@@ -31,7 +31,9 @@ class Years:
     cut: int = 0
 
     def sides(self, century: str, year: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The correct answers and the incorrect ones. Of years of the same decade a tens digit does not say which is later: in neither."""
+        """The correct answers and the incorrect ones. Of years of the same decade a tens digit
+        does not say which is later: in neither.
+        """
         value = int(year[: self.digits])
         answers = self.answers[century]
         return answers[value + 1 :], answers[: value + (self.digits == 2)]
@@ -39,7 +41,9 @@ class Years:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of a task that a tokenizer has, and those that it has not, both by list; and how it writes years, for a task about them."""
+    """The words of a task that a tokenizer has, and those that it has not, both by list; and
+    how it writes years, for a task about them.
+    """
 
     words: Words
     left_out: Mapping[str, tuple[str, ...]]
@@ -47,14 +51,20 @@ class Vocabulary:
 
 
 def vocabulary(task: TaskFile, encoder: Encoder) -> Vocabulary:
-    """The task's words that are single tokens (in all their columns), or, in a list that may hold longer ones, known at all."""
+    """The task's words that are single tokens (in all their columns), or, in a list
+    that may hold longer ones, known at all.
+    """
     kept: dict[str, Mapping[str, tuple[str, ...]]] = {}
     left_out: dict[str, tuple[str, ...]] = {}
     before = contexts(task)
     for name, columns in task.words.items():
 
         def fits(word: str, name: str = name) -> bool:
-            return encoder.is_known(word) if name in task.multi_token else all(encoder.is_single(word, each) for each in before[name])
+            return (
+                encoder.is_known(word)
+                if name in task.multi_token
+                else all(encoder.is_single(word, each) for each in before[name])
+            )
 
         entries = list(zip(*columns.values(), strict=True))
         good = [entry for entry in entries if all(fits(word) for word in entry)]
@@ -69,7 +79,8 @@ def vocabulary(task: TaskFile, encoder: Encoder) -> Vocabulary:
 
 
 def contexts(task: TaskFile) -> dict[str, list[str | None]]:
-    """What the words of each list follow in the task's prompts and answers, as `Encoder.is_single` takes it."""
+    """What the words of each list follow in the task's prompts and
+    answers, as `Encoder.is_single` takes it."""
     found: dict[str, dict[str | None, None]] = {name: {} for name in task.words}
     for form in forms(task, Vocabulary({}, {})):
         for fixed in ({}, *(rule.set for rule in task.counterfactuals.values())):
@@ -95,14 +106,21 @@ def _note(task: TaskFile, parts: Iterable[str | Ref], found: Mapping[str, dict[s
 
 
 def usable_years(task: TaskFile, encoder: Encoder) -> Years:
-    """How the tokenizer writes years: the last two digits as one token, as Hanna et al. 2023 have it; else the tens digit as one (1|7|3|2)
-    or at the end of one (173|2), where that token is all that a model can be asked for at once.
+    """How the tokenizer writes years: the last two digits as one token, as Hanna et al. 2023 have it; else
+    the tens digit as one (1|7|3|2) or at the end of one (173|2), where that token is all that a model can be
+    asked for at once.
     """
-    years = _two_digit_years(task, encoder) or _tens_of_years(task, encoder, cut=0) or _tens_of_years(task, encoder, cut=2)
+    years = (
+        _two_digit_years(task, encoder)
+        or _tens_of_years(task, encoder, cut=0)
+        or _tens_of_years(task, encoder, cut=2)
+    )
     if years is None:
         raise CircuitDiscoveryError(
-            f"task {task.name} needs years that end in a token of two digits (17|32), in two digits on their own (1|7|3|2) "
-            f"or in a token of three and a digit (173|2), but the tokenizer writes ' 1732' as {encoder.show(encoder.ids(' 1732'))}"
+            f"task {task.name} needs years that end in a token of two digits (17|32), in two digits on "
+            "their own (1|7|3|2) "
+            "or in a token of three and a digit (173|2), but the tokenizer writes ' 1732' as "
+            f"{encoder.show(encoder.ids(' 1732'))}"
         )
     return years
 
@@ -112,7 +130,9 @@ def _dates(dates: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
 
 
 def _two_digit_years(task: TaskFile, encoder: Encoder) -> Years | None:
-    """Years that are two two-digit tokens; the first and last such year of a century are left out (Hanna et al. 2023, section 2)."""
+    """Years that are two two-digit tokens; the first and last such year of a century are
+    left out (Hanna et al. 2023, section 2).
+    """
     assert task.generator is not None
     numbers = [f"{number:02d}" for number in range(100)]
     digits = encoder.tokenizer.convert_tokens_to_ids(numbers)
@@ -123,7 +143,9 @@ def _two_digit_years(task: TaskFile, encoder: Encoder) -> Years | None:
     dates: list[tuple[str, str]] = []
     for century in centuries:
         start = encoder.ids(f"year {century}")
-        whole = [year for year in range(100) if encoder.ids(f"year {century}{year:02d}") == (*start, digits[year])]
+        whole = [
+            year for year in range(100) if encoder.ids(f"year {century}{year:02d}") == (*start, digits[year])
+        ]
         dates += [(century, f"{year:02d}") for year in whole[1:-1] if low <= year <= high]
     return Years(_dates(dates), 2, dict.fromkeys(centuries, tuple(digits))) if dates else None
 
@@ -137,9 +159,17 @@ def _tens_of_years(task: TaskFile, encoder: Encoder, *, cut: int) -> Years | Non
     if any(text.parts[-1] != Ref("century") for text in task.templates):
         return None
     low, high = task.generator.options["years"]
-    found = {str(century): _following(encoder, str(century), cut) for century in task.generator.options["centuries"]}
+    found = {
+        str(century): _following(encoder, str(century), cut)
+        for century in task.generator.options["centuries"]
+    }
     answers = {century: tokens for century, tokens in found.items() if tokens is not None}
-    dates = [(century, f"{year:02d}") for century in answers for year in range(low, high + 1) if year // 10 in DECADES]
+    dates = [
+        (century, f"{year:02d}")
+        for century in answers
+        for year in range(low, high + 1)
+        if year // 10 in DECADES
+    ]
     return Years(_dates(dates), 1, answers, cut) if dates else None
 
 
@@ -147,7 +177,11 @@ def _following(encoder: Encoder, century: str, cut: int) -> tuple[int, ...] | No
     """The token after the prompt for each tens digit; None where it does not depend on that digit alone."""
     start = encoder.ids(f"year {century}"[: -cut or None])
     years = [f"year {century}{year:02d}" for year in range(100)]
-    after = [ids[len(start) :] for ids in map(encoder.ids, years) if ids[: len(start)] == start and encoder.knows(years[0], ids)]
+    after = [
+        ids[len(start) :]
+        for ids in map(encoder.ids, years)
+        if ids[: len(start)] == start and encoder.knows(years[0], ids)
+    ]
     if len(after) < 100 or not all(after):
         return None
     decades = [{ids[0] for ids in after[ten : ten + 10]} for ten in range(0, 100, 10)]

@@ -1,6 +1,8 @@
-"""The programs whose circuits are planted: what each computes, its prompts, and its edges under resample ablation.
+"""The programs whose circuits are planted: what each computes, its
+prompts, and its edges under resample ablation.
 
-An edge that carries only what clean and corrupted prompts have in common (positions, lengths, constants) is no part of the
+An edge that carries only what clean and corrupted prompts have in common
+(positions, lengths, constants) is no part of the
 circuit: resampling it changes nothing, by construction.
 """
 
@@ -53,15 +55,26 @@ class Recipe:
         rows = _distinct(self.row, 2 * examples, Random(f"{name} {seed}"))
         task = self._task(name, rows[:examples], seed)
         task = replace(task, held_out=self._task(name, rows[examples:], seed))
-        probe = task if self.probe is None else self._task(name, _distinct(self.probe, examples, Random(f"{name} probe {seed}")), seed)
+        probe = (
+            task
+            if self.probe is None
+            else self._task(name, _distinct(self.probe, examples, Random(f"{name} probe {seed}")), seed)
+        )
         return Problem(name, model, task, self.truth(model, name), probe, bound=1e-4, why=self.why)
 
     def _task(self, name: str, rows: list[Row], seed: int) -> Task:
         clean, corrupted, correct, incorrect = map(list, zip(*rows, strict=True))
         named = [self.named(prompt) for prompt in clean]
-        positions, variables = ({key: [row[part][key] for row in named] for key in named[0][part]} for part in (0, 1))
+        positions, variables = (
+            {key: [row[part][key] for row in named] for key in named[0][part]} for part in (0, 1)
+        )
         task = Task.from_tokens(
-            clean=clean, corrupted=corrupted, correct=correct, incorrect=incorrect, positions=positions, variables=variables
+            clean=clean,
+            corrupted=corrupted,
+            correct=correct,
+            incorrect=incorrect,
+            positions=positions,
+            variables=variables,
         )
         return replace(task, name=name, seed=seed)
 
@@ -85,7 +98,8 @@ def _copied(variable: Variable, times: float = 1.0) -> dict[Variable, Tensor]:
     return {variable: times * torch.eye(variable.size)}
 
 
-# ------------------------------------------------------------------ induction (Elhage et al. 2021; Olsson et al. 2022)
+# ------------------------------------------------------------------ induction
+# (Elhage et al. 2021; Olsson et al. 2022)
 
 _LETTERS, _LENGTH = 24, 10
 
@@ -93,9 +107,15 @@ _LETTERS, _LENGTH = 24, 10
 def _induction() -> Program:
     program = Program(vocabulary=_LETTERS, length=_LENGTH, n_layers=2, n_heads=N_HEADS)
     before = program.attend(
-        "a0.h2", query=program.positions, key=program.positions, match=lambda q, k: k == max(q - 1, 0), value=_copied(program.tokens)
+        "a0.h2",
+        query=program.positions,
+        key=program.positions,
+        match=lambda q, k: k == max(q - 1, 0),
+        value=_copied(program.tokens),
     )
-    found = program.attend("a1.h1", query=program.tokens, key=before, match=lambda q, k: q == k, value=_copied(program.tokens))
+    found = program.attend(
+        "a1.h1", query=program.tokens, key=before, match=lambda q, k: q == k, value=_copied(program.tokens)
+    )
     program.answer = _copied(found, LOGIT)
     return program
 
@@ -116,11 +136,17 @@ def _induction_row(rng: Random) -> Row:
     clean, correct = _repeating(rng)
     while True:
         corrupted, incorrect = _repeating(rng)
-        if incorrect not in clean and correct not in corrupted and clean[-1] not in corrupted and corrupted[-1] not in clean:
+        if (
+            incorrect not in clean
+            and correct not in corrupted
+            and clean[-1] not in corrupted
+            and corrupted[-1] not in clean
+        ):
             return clean, corrupted, [correct], [incorrect]
 
 
-# ------------------------------------------------------------------ Tracr's reverse (Lindner et al. 2023, section 4)
+# ------------------------------------------------------------------ Tracr's
+# reverse (Lindner et al. 2023, section 4)
 
 _SEPARATOR, _SLOT, _FIRST, _WIDTH = 1, 2, 3, 12
 
@@ -129,10 +155,25 @@ def _reverse() -> Program:
     """BOS x1 ... xn SEPARATOR, then slots: the k-th slot is answered by the k-th letter from the end."""
     program = Program(vocabulary=16, length=_WIDTH, n_layers=4, n_heads=N_HEADS)
     length = program.attend(
-        "a0.h1", query=program.one, key=program.tokens, match=lambda _, token: token == _SEPARATOR, value=_copied(program.positions)
+        "a0.h1",
+        query=program.one,
+        key=program.tokens,
+        match=lambda _, token: token == _SEPARATOR,
+        value=_copied(program.positions),
     )
-    opposite = program.lookup("m1", (length, program.positions), lambda at, here: 2 * at - here if 0 < 2 * at - here < at else None, _WIDTH)
-    turned = program.attend("a3.h0", query=opposite, key=program.positions, match=lambda q, k: q == k, value=_copied(program.tokens))
+    opposite = program.lookup(
+        "m1",
+        (length, program.positions),
+        lambda at, here: 2 * at - here if 0 < 2 * at - here < at else None,
+        _WIDTH,
+    )
+    turned = program.attend(
+        "a3.h0",
+        query=opposite,
+        key=program.positions,
+        match=lambda q, k: q == k,
+        value=_copied(program.tokens),
+    )
     program.answer = _copied(turned, LOGIT)
     return program
 
@@ -146,10 +187,16 @@ def _reverse_row(rng: Random) -> Row:
         if clean[asked - 1] != corrupted[asked - 1]:
             slots = [_SLOT] * (_WIDTH - at - 1)
             asking = [_SEPARATOR, *slots]
-            return [BOS, *clean, *asking], [BOS, *corrupted, *asking], [clean[asked - 1]], [corrupted[asked - 1]]
+            return (
+                [BOS, *clean, *asking],
+                [BOS, *corrupted, *asking],
+                [clean[asked - 1]],
+                [corrupted[asked - 1]],
+            )
 
 
-# ------------------------------------------------------------------ Tracr's fraction of previous tokens (Lindner et al. 2023, section 4)
+# ------------------------------------------------------------------ Tracr's fraction of previous
+# tokens (Lindner et al. 2023, section 4)
 
 _X, _OTHERS, _COUNT, _PLACES = 1, range(2, 8), 8, 9  # the answer "k of them" is the token _COUNT + k
 
@@ -159,7 +206,9 @@ def _xproportion() -> Program:
     is_x = torch.zeros(1, program.vocabulary)
     is_x[0, _X] = 1
     marked = program.neurons("m0", reads={program.tokens: is_x}, bias=torch.zeros(1), writes=torch.ones(1, 1))
-    share = program.attend("a1.h3", query=program.one, key=program.one, match=lambda *_: True, value=_copied(marked))
+    share = program.attend(
+        "a1.h3", query=program.one, key=program.one, match=lambda *_: True, value=_copied(marked)
+    )
     k = torch.arange(_PLACES).float()[:, None]
     scale = torch.zeros(program.vocabulary, 1)
     scale[_COUNT:] = k * _PLACES  # the logit of k is (c^2 - (k - c)^2) / 2 at a count of c = share x places
@@ -179,7 +228,8 @@ def _xproportion_row(rng: Random) -> Row:
     return rows[0], rows[1], [_COUNT + counts[0]], [_COUNT + counts[1]]
 
 
-# ------------------------------------------------------------------ IOI with the seven edges of InterpBench (Gupta et al. 2024)
+# ------------------------------------------------------------------ IOI with the seven
+# edges of InterpBench (Gupta et al. 2024)
 
 _NAMES, _FILLERS, _FIRST_NAME, _SECOND_NAME, _SUBJECT, _END = range(8, 24), range(1, 8), 2, 4, 8, 11
 
@@ -189,15 +239,21 @@ def _ioi() -> Program:
     program = Program(vocabulary=24, length=_END + 1, n_layers=5, n_heads=N_HEADS)
     is_name = torch.zeros(len(_NAMES), program.vocabulary)
     is_name[torch.arange(len(_NAMES)), torch.tensor(_NAMES)] = 1
-    names = program.neurons("m0", reads={program.tokens: is_name}, bias=torch.zeros(len(_NAMES)), writes=torch.eye(len(_NAMES)))
+    names = program.neurons(
+        "m0", reads={program.tokens: is_name}, bias=torch.zeros(len(_NAMES)), writes=torch.eye(len(_NAMES))
+    )
 
     def looking(at: int, *keys: int) -> Callable[[int, int], bool]:
         return lambda q, k: k in keys if q == at else k == BOS  # elsewhere at BOS, where there is no name
 
     places = {"query": program.positions, "key": program.positions}
     duplicate = program.attend("a1.h1", **places, match=looking(_SUBJECT, _SECOND_NAME), value=_copied(names))
-    inhibition = program.attend("a2.h1", **places, match=looking(_END, _SUBJECT), value=_copied(duplicate) | _copied(names, -1.0))
-    mover = program.attend("a4.h1", **places, match=looking(_END, _FIRST_NAME, _END), value=_copied(names) | _copied(inhibition))
+    inhibition = program.attend(
+        "a2.h1", **places, match=looking(_END, _SUBJECT), value=_copied(duplicate) | _copied(names, -1.0)
+    )
+    mover = program.attend(
+        "a4.h1", **places, match=looking(_END, _FIRST_NAME, _END), value=_copied(names) | _copied(inhibition)
+    )
     # half of the attention is on each of its two keys
     program.answer = {mover: 2 * LOGIT * is_name.T}
     return program
@@ -221,7 +277,8 @@ def _ioi_row(rng: Random) -> Row:
 
 # ------------------------------------------------------------------ gates of two heads
 
-_ON, _OFF, _YES, _NO, _CHOICES = 1, 9, 17, 18, 8  # eight tokens that switch an input on, eight that switch it off
+# eight tokens that switch an input on, eight that switch it off
+_ON, _OFF, _YES, _NO, _CHOICES = 1, 9, 17, 18, 8
 
 
 def _gate(both: float, either: float, gain: float = 1.0) -> Program:
@@ -231,7 +288,11 @@ def _gate(both: float, either: float, gain: float = 1.0) -> Program:
     on[0, _ON : _ON + _CHOICES] = 1
     inputs = [
         program.attend(
-            node, query=program.one, key=program.positions, match=lambda _, k, place=place: k == place, value={program.tokens: on}
+            node,
+            query=program.one,
+            key=program.positions,
+            match=lambda _, k, place=place: k == place,
+            value={program.tokens: on},
         )
         for node, place in (("a0.h1", 1), ("a0.h3", 2))
     ]
@@ -251,7 +312,11 @@ def _gate_rows(*switches: tuple[bool, bool]) -> Callable[[Random], Row]:
     """Clean prompts with these switches on, against prompts with both off."""
 
     def prompt(rng: Random, *on: bool) -> list[int]:
-        return [BOS, *((_ON if each else _OFF) + rng.randrange(_CHOICES) for each in on), rng.randrange(_ON, _YES)]
+        return [
+            BOS,
+            *((_ON if each else _OFF) + rng.randrange(_CHOICES) for each in on),
+            rng.randrange(_ON, _YES),
+        ]
 
     def row(rng: Random) -> Row:
         return prompt(rng, *rng.choice(switches)), prompt(rng, False, False), [_YES], [_NO]
@@ -273,12 +338,23 @@ RECIPES: dict[str, Recipe] = {
     ),
     "reverse": Recipe(_reverse, _reverse_row, ("input->a3.h0<v>", "a3.h0->logits"), {"reverse": ["a3.h0"]}),
     "xproportion": Recipe(
-        _xproportion, _xproportion_row, ("input->m0", "m0->a1.h3<v>", "a1.h3->logits"), {"is x": ["m0"], "average": ["a1.h3"]}
+        _xproportion,
+        _xproportion_row,
+        ("input->m0", "m0->a1.h3<v>", "a1.h3->logits"),
+        {"is x": ["m0"], "average": ["a1.h3"]},
     ),
     "ioi": Recipe(
         _ioi,
         _ioi_row,
-        ("input->m0", "m0->a1.h1<v>", "m0->a2.h1<v>", "m0->a4.h1<v>", "a1.h1->a2.h1<v>", "a2.h1->a4.h1<v>", "a4.h1->logits"),
+        (
+            "input->m0",
+            "m0->a1.h1<v>",
+            "m0->a2.h1<v>",
+            "m0->a4.h1<v>",
+            "a1.h1->a2.h1<v>",
+            "a2.h1->a4.h1<v>",
+            "a4.h1->logits",
+        ),
         {"duplicate token": ["a1.h1"], "S-inhibition": ["a2.h1"], "name mover": ["a4.h1"], "names": ["m0"]},
         named=_ioi_named,
     ),
@@ -290,7 +366,8 @@ RECIPES: dict[str, Recipe] = {
         why="an AND: restoring one input alone (denoising) does nothing",
     ),
     "or": Recipe(
-        lambda: _gate(both=-1.0, either=1.0, gain=1.25),  # a gain above 1: one input alone is enough, whatever its noise
+        # a gain above 1: one input alone is enough, whatever its noise
+        lambda: _gate(both=-1.0, either=1.0, gain=1.25),
         _gate_rows((True, True)),
         _GATE_EDGES,
         _GATE_ROLES,

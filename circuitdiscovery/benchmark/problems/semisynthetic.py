@@ -1,13 +1,16 @@
 """Semi-synthetic problems: small GPT-2s that were trained to a prescribed circuit.
 
-Gupta et al. 2024 (InterpBench, arXiv 2407.14494) train a transformer to do what a causal model does, under interchange
-interventions too (Geiger et al. 2022, arXiv 2112.00826), and so that resampling what the causal model has no place for
-changes nothing (strict IIT). They intervene on nodes; benchmarks/train_semisynthetic.py does on edges, so the prescribed
-edges are the circuit under resample ablation. Here are the causal models, which training and tests share, and the problems.
+Gupta et al. 2024 (InterpBench, arXiv 2407.14494) train a transformer to do what a causal model does, under
+interchange interventions too (Geiger et al. 2022, arXiv 2112.00826), and so that resampling what the causal
+model has no place for changes nothing (strict IIT). They intervene on nodes;
+benchmarks/train_semisynthetic.py does on edges, so the prescribed edges are the circuit under resample
+ablation. Here are the causal models, which training and tests share, and the problems.
 
 1. A causal model has a variable per node of the prescribed circuit, and reads it along the prescribed edges.
-2. A resampled edge carries the value that its variable has on another prompt; the causal model says what to answer then.
-3. A task's corrupted prompts are draws independent of the clean ones: they differ in everything that the edges carry.
+2. A resampled edge carries the value that its variable has on another prompt;
+   the causal model says what to answer then.
+3. A task's corrupted prompts are draws independent of the clean ones: they
+   differ in everything that the edges carry.
 """
 
 from __future__ import annotations
@@ -42,8 +45,9 @@ class CausalModel:
         edges: the prescribed circuit; the last edge, and no other, enters `logits`.
         variables: what each node of the circuit computes: variable -> node.
         draw: (n, generator) -> n prompts, [n, T].
-        compute: (base [n, T], source [n, T], moved [n, edges] bool) -> answers [n], where the edges that are True in `moved`
-            carry what they carry on the source prompt; the edge into `logits` need not be minded.
+        compute: (base [n, T], source [n, T], moved [n, edges] bool) -> answers [n], where the edges that are
+            True in `moved` carry what they carry on the source prompt; the edge into `logits` need not be
+            minded.
         bound: of the trained network: the most that resampling all other edges moves a logit.
     """
 
@@ -56,16 +60,21 @@ class CausalModel:
     bound: float
 
     def answers(self, base: Tensor, source: Tensor | None = None, moved: Tensor | None = None) -> Tensor:
-        """The answers [n] to prompts [n, T], of which some edges ([n, edges] bool) carry what they do on the source prompts."""
+        """The answers [n] to prompts [n, T], of which some edges ([n, edges] bool)
+        carry what they do on the source prompts.
+        """
         source = base if source is None else source
         if moved is None:
             moved = torch.zeros(len(base), len(self.edges), dtype=torch.bool)
-        base = torch.where(moved[:, -1:], source, base)  # the edge into the logits carries all that the source prompt says
+        # the edge into the logits carries all that the source prompt says
+        base = torch.where(moved[:, -1:], source, base)
         return self.compute(base, source, moved)
 
 
 def _reader(base: Tensor, source: Tensor, moved: Tensor) -> Callable[..., Tensor]:
-    """The prompts [n, T] that a variable knows: the source's where one of the edges (by index) on its way is moved."""
+    """The prompts [n, T] that a variable knows: the source's where one of
+    the edges (by index) on its way is moved.
+    """
     return lambda *edges: torch.where(moved[:, list(edges)].any(dim=1, keepdim=True), source, base)
 
 
@@ -78,9 +87,11 @@ def _shuffled(n: int, size: int, generator: Generator) -> Tensor:
     return torch.rand(n, size, generator=generator).argsort(dim=1)
 
 
-# ------------------------------------------------------------------ induction: what stood after the token that is asked for
+# ------------------------------------------------------------------ induction: what
+# stood after the token that is asked for
 
-N_KEYS = 4  # tokens 1 to 4; all of them stand in every prompt, so that whatever a moved query asks for has an answer
+# tokens 1 to 4; all of them stand in every prompt, so that whatever a moved query asks for has an answer
+N_KEYS = 4
 N_VALUES = 12  # tokens 5 to 16; the four of a prompt differ
 
 
@@ -99,7 +110,8 @@ def _compute_induction(base: Tensor, source: Tensor, moved: Tensor) -> Tensor:
     return (values * (keys == asked)).sum(dim=1)
 
 
-# ------------------------------------------------------------------ fraction: how many of the tokens are marked
+# ------------------------------------------------------------------
+# fraction: how many of the tokens are marked
 
 N_MARKED, N_SYMBOLS, N_COUNTED = 4, 12, 7  # tokens 1 to 4 are marked, 5 to 12 are not, 13 to 16 answer
 FIRST_ANSWER = 1 + N_SYMBOLS
@@ -118,7 +130,8 @@ def _compute_fraction(base: Tensor, source: Tensor, moved: Tensor) -> Tensor:
     return FIRST_ANSWER + (symbols <= N_MARKED).sum(dim=1) // 2
 
 
-# ------------------------------------------------------------------ gate: the exclusive or of two symbols' classes
+# ------------------------------------------------------------------ gate:
+# the exclusive or of two symbols' classes
 
 N_CLASSES = 4  # of symbols 1 to 12: two bits
 FIRST, SECOND = 2, 5  # the positions of the two symbols; all others are there to be ignored
@@ -198,7 +211,15 @@ def problem(name: str, *, examples: int = 64, seed: int = 0) -> Problem:
     causal, title = CAUSAL_MODELS[name], f"semisynthetic-{name}"
     task = replace(draw_task(causal, examples=examples, seed=seed), name=title)
     model = load_model(folder(name), name=title)
-    return Problem(title, model, task, _truth(causal, model), probe=replace(task, held_out=None), bound=causal.bound, trained=True)
+    return Problem(
+        title,
+        model,
+        task,
+        _truth(causal, model),
+        probe=replace(task, held_out=None),
+        bound=causal.bound,
+        trained=True,
+    )
 
 
 def _truth(causal: CausalModel, model: Model) -> Circuit:
@@ -208,21 +229,30 @@ def _truth(causal: CausalModel, model: Model) -> Circuit:
 
 
 def draw_task(causal: CausalModel, *, examples: int, seed: int) -> Task:
-    """Clean prompts with their answers and corrupted ones with theirs, as many held out; no prompt stands twice among all of them."""
+    """Clean prompts with their answers and corrupted ones with theirs, as many held out;
+    no prompt stands twice among all of them.
+    """
     if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES:
-        raise CircuitDiscoveryError(f"examples must be a whole number from 1 to {MAX_EXAMPLES:,}, not {examples!r}")
+        raise CircuitDiscoveryError(
+            f"examples must be a whole number from 1 to {MAX_EXAMPLES:,}, not {examples!r}"
+        )
     clean, corrupted = draw_pairs(causal, 2 * examples, torch.Generator().manual_seed(seed))
 
     def part(rows: slice) -> Task:
         pair = clean[rows], corrupted[rows]
         correct, incorrect = map(causal.answers, pair)
-        return replace(Task.from_tokens(clean=pair[0], corrupted=pair[1], correct=correct, incorrect=incorrect), seed=seed)
+        return replace(
+            Task.from_tokens(clean=pair[0], corrupted=pair[1], correct=correct, incorrect=incorrect),
+            seed=seed,
+        )
 
     return replace(part(slice(examples)), held_out=part(slice(examples, None)))
 
 
 def draw_pairs(causal: CausalModel, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Clean and corrupted prompts, [count, T] each: independent draws, but their answers differ and no prompt comes twice."""
+    """Clean and corrupted prompts, [count, T] each: independent draws, but their
+    answers differ and no prompt comes twice.
+    """
     seen: set[tuple[int, ...]] = set()
     pairs: list[tuple[list[int], list[int]]] = []
     while len(pairs) < count:

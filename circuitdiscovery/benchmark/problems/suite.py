@@ -12,7 +12,8 @@ from circuitdiscovery.benchmark.problems.programs import RECIPES
 
 
 def planted(*, examples: int = 64, seed: int = 0) -> Mapping[str, Callable[[], Problem]]:
-    """Name -> a function that makes the problem: each program in its easy form and in two hard ones, and the semi-synthetic models.
+    """Name -> a function that makes the problem: each program in its easy form and in two
+    hard ones, and the semi-synthetic models.
 
     Args:
         examples: prompt pairs to search on, and as many held out.

@@ -1,18 +1,19 @@
 """A hypothesis of causal scrubbing as it is written down: in Python, or as a TOML file.
 
     task = "ioi"
-    description = "What the movers carry is the name, and what makes them look there is where the repeated name stands."
-    shared = ["template"]       # the prompts that stand in for each other agree on these at least, so that their words line up
+    description = "What the movers carry is the name, and what makes them look there is where the repeated
+    name stands." shared = ["template"]       # the prompts that stand in for each other agree on these at
+    least, so that their words line up
 
     [nodes]                     # what passes from a node depends on these variables of the prompt alone
     "a2.h0" = ["IO"]
 
-    [edges]                     # the same, edge by edge; "a0.h1->a2.h0" is each of the head's query, key and value
-    "a0.h1->a2.h0<v>" = ["IO"]
-    "a2.h0->logits" = false     # not a part of the hypothesis after all
+    [edges]                     # the same, edge by edge; "a0.h1->a2.h0" is each of the head's query, key and
+    value "a0.h1->a2.h0<v>" = ["IO"] "a2.h0->logits" = false     # not a part of the hypothesis after all
 
-The rule: every edge between two of the nodes, and from each of them to the logits, with the variables of the node that writes; then
-the edges one by one. Without nodes the hypothesis is exactly its edges. A path that it does not hold carries anything at all.
+The rule: every edge between two of the nodes, and from each of them to the logits, with the variables of the
+node that writes; then the edges one by one. Without nodes the hypothesis is exactly its edges. A path that it
+does not hold carries anything at all.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ class Hypothesis:
         for table, value in tables.items():
             if not isinstance(value, Mapping):
                 raise self._error(f"{table} must be a table from names to variables, not {kind_of(value)}")
-            checked = {name: self._variables(f"{table}: {name!r}", each, removed=table == "edges") for name, each in value.items()}
+            checked = {
+                name: self._variables(f"{table}: {name!r}", each, removed=table == "edges")
+                for name, each in value.items()
+            }
             object.__setattr__(self, table, MappingProxyType(checked))
         object.__setattr__(self, "shared", self._variables("shared", self.shared, removed=False))
 
@@ -81,13 +85,23 @@ class Hypothesis:
         return brief(self)
 
     def _repr_html_(self) -> str:
-        listed = [(name, ", ".join(each) if each else "nothing") for name, each in {**self.nodes, **self.edges}.items()]
+        listed = [
+            (name, ", ".join(each) if each else "nothing")
+            for name, each in {**self.nodes, **self.edges}.items()
+        ]
         from circuitdiscovery.values import table
 
         return table(listed, head=("node or edge", "may depend on"), note=f"{self.name}: {self.description}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Hypothesis, (self.task, dict(self.nodes), dict(self.edges), self.shared, self.name, self.description)
+        return Hypothesis, (
+            self.task,
+            dict(self.nodes),
+            dict(self.edges),
+            self.shared,
+            self.name,
+            self.description,
+        )
 
     def _error(self, message: str) -> CircuitDiscoveryError:
         return CircuitDiscoveryError(f"hypothesis {self.name}: {message}")
@@ -112,8 +126,8 @@ class Hypothesis:
         """The edges that it holds in a model's graph, in index order, each with its variables.
 
         Raises:
-            CircuitDiscoveryError: an unknown node or edge; one that no path of the hypothesis connects to the logits; one to take out
-                that is not there.
+            CircuitDiscoveryError: an unknown node or edge; one that no path of the hypothesis connects to the
+                logits; one to take out that is not there.
         """
         found = self._between_nodes(graph)
         for name in sorted(self.edges, key=lambda edge: "<" in edge):  # one letter's edge has the last word
@@ -127,7 +141,9 @@ class Hypothesis:
                     found[edge] = variables
         mask = graph.mask(found)
         if loose := graph.names(mask & ~graph.leading(mask)):
-            raise self._error(f"{loose[0]} leads nowhere: no path of the hypothesis goes on from it to the logits")
+            raise self._error(
+                f"{loose[0]} leads nowhere: no path of the hypothesis goes on from it to the logits"
+            )
         return {edge: found[edge] for edge in graph.names(mask)}
 
     def _between_nodes(self, graph: Graph) -> dict[str, Variables]:
@@ -136,7 +152,9 @@ class Hypothesis:
                 raise self._error(str(unknown("node", node, graph.sources)))
         rows = [graph.source_index[node] for node in self.nodes]
         mask = np.zeros_like(graph.allowed)
-        mask[rows] = graph.allowed[rows] & (graph.feeds[:, rows].any(axis=1) | (np.array(graph.receivers) == "logits"))
+        mask[rows] = graph.allowed[rows] & (
+            graph.feeds[:, rows].any(axis=1) | (np.array(graph.receivers) == "logits")
+        )
         return {edge: self.nodes[split_edge(edge)[0]] for edge in graph.names(mask)}
 
     def _named(self, graph: Graph, name: str) -> list[str]:
@@ -171,7 +189,8 @@ def load_hypothesis(name_or_path: str | Path) -> Hypothesis:
         name_or_path: what ends in .toml is a path.
 
     Raises:
-        CircuitDiscoveryError: no such hypothesis; broken TOML, by line; a field that is missing, unknown or of another type.
+        CircuitDiscoveryError: no such hypothesis; broken TOML, by line; a field
+        that is missing, unknown or of another type.
 
     >>> load_hypothesis("toy/ioi-position").task
     'ioi'

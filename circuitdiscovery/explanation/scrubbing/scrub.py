@@ -1,17 +1,22 @@
-"""Causal scrubbing (Chan, Garriga-Alonso, Goldowsky-Dill, Greenblatt, Nitishinskaya, Radhakrishnan, Shlegeris and Thomas 2022,
-"Causal scrubbing: a method for rigorously testing interpretability hypotheses", Redwood Research).
+"""Causal scrubbing (Chan, Garriga-Alonso, Goldowsky-Dill, Greenblatt, Nitishinskaya, Radhakrishnan, Shlegeris
+and Thomas 2022, "Causal scrubbing: a method for rigorously testing interpretability hypotheses", Redwood
+Research).
 
-A hypothesis says which edges matter, and on which variables of the prompt alone what they carry depends. If it holds, whatever it
-calls irrelevant can be exchanged without harm to the behaviour. What a node writes, scrubbed, for a prompt x:
+A hypothesis says which edges matter, and on which variables of the prompt alone what they carry depends. If
+it holds, whatever it calls irrelevant can be exchanged without harm to the behaviour. What a node writes,
+scrubbed, for a prompt x:
 
-1. For an edge into the node that the hypothesis holds: draw a prompt that agrees with x on the edge's variables, and take what the
-   edge's source writes, scrubbed, for that prompt. The recursion unrolls the graph into the tree of its paths; each has draws of its own.
-2. All other edges into the node carry what their sources write on one prompt, drawn at random for this place of the tree.
+1. For an edge into the node that the hypothesis holds: draw a prompt that agrees with x on the edge's
+   variables, and take what the edge's source writes, scrubbed, for that prompt. The recursion unrolls the
+   graph into the tree of its paths; each has draws of its own.
+2. All other edges into the node carry what their sources write on one prompt,
+   drawn at random for this place of the tree.
 3. A source without such edges into it writes what it writes on the prompt that was drawn.
 
-The root is the logits, read at x's answer position and judged by x's answers. Prompts stand in for each other only where they are of
-the same length and agree on the hypothesis' `shared` variables, for their words must stand at the same positions. The prompt itself is
-never drawn while another one agrees; how often none did is counted, because what was never exchanged was never tested.
+The root is the logits, read at x's answer position and judged by x's answers. Prompts stand in for each other
+only where they are of the same length and agree on the hypothesis' `shared` variables, for their words must
+stand at the same positions. The prompt itself is never drawn while another one agrees; how often none did is
+counted, because what was never exchanged was never tested.
 """
 
 from __future__ import annotations
@@ -65,8 +70,9 @@ class Scrubbing(Value):
         full: the metric of the model itself.
         scrubbed: of the scrubbed model.
         resampled: with everything exchanged, which is the hypothesis that nothing matters.
-        recovered: (scrubbed - resampled) / (full - resampled): 1 where the hypothesis explains the behaviour, less where it calls
-            irrelevant what is needed, and more where what it calls irrelevant hinders. None where the denominator cannot be told from 0.
+        recovered: (scrubbed - resampled) / (full - resampled): 1 where the hypothesis explains the behaviour,
+            less where it calls irrelevant what is needed, and more where what it calls irrelevant hinders.
+            None where the denominator cannot be told from 0.
         reason: why there is none.
         renamed: what hypotheses of the same shape about other heads recover.
         own: edge -> the share of its draws that were the prompt itself, because no other agrees with it.
@@ -100,7 +106,11 @@ class Scrubbing(Value):
     @property
     def as_much(self) -> float | None:
         """The share of `renamed` that recovers at least as much; None where there are none."""
-        return None if self.recovered is None or not self.renamed else float(np.mean([each >= self.recovered for each in self.renamed]))
+        return (
+            None
+            if self.recovered is None or not self.renamed
+            else float(np.mean([each >= self.recovered for each in self.renamed]))
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON."""
@@ -111,18 +121,37 @@ class Scrubbing(Value):
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
-        yield "hypothesis", f"{self.hypothesis}: {len(self.edges)} edges, {self.places} places in the tree of their paths"
-        yield "measured", f"{self.metric} on {self.examples} {where}, {self.draws} draws each from {self.prompts} prompts"
+        yield (
+            "hypothesis",
+            f"{self.hypothesis}: {len(self.edges)} edges, {self.places} places in the tree of their paths",
+        )
+        yield (
+            "measured",
+            f"{self.metric} on {self.examples} {where}, {self.draws} draws each from {self.prompts} prompts",
+        )
         yield "F", f"model {self.full}, scrubbed {self.scrubbed}, everything resampled {self.resampled}"
         yield "recovered", str(self.recovered) if self.reason is None else f"none: {self.reason}"
         if self.renamed_mean is not None:
-            told = f"mean {self.renamed_mean} of {len(self.renamed)} hypotheses of the same shape; {self.as_much:.0%} recover as much"
+            told = (
+                f"mean {self.renamed_mean} of {len(self.renamed)} hypotheses of the same shape; "
+                f"{self.as_much:.0%} recover as much"
+            )
             yield "other heads", told
         few = [edge for edge, share in self.own.items() if share > TOO_FEW]
         if few or self.own_rest > TOO_FEW:
             worst = max(self.own.values(), default=0.0)
-            told = f"of {len(few)} edges, such as {few[0]}, up to {worst:.0%}" if few else f"of what is not held {self.own_rest:.0%}"
-            yield "too few", f"prompts: {told} of the draws were the prompt itself, which tests nothing; draw from more (`prompts=`)"
+            told = (
+                f"of {len(few)} edges, such as {few[0]}, up to {worst:.0%}"
+                if few
+                else f"of what is not held {self.own_rest:.0%}"
+            )
+            yield (
+                "too few",
+                (
+                    f"prompts: {told} of the draws were the prompt itself, which tests nothing; draw from "
+                    "more (`prompts=`)"
+                ),
+            )
 
 
 @guarded
@@ -140,7 +169,8 @@ def scrub(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Scrubbing:
-    """Test a hypothesis by causal scrubbing: how much of the behaviour is left when all that it calls irrelevant is exchanged.
+    """Test a hypothesis by causal scrubbing: how much of the behaviour is left when
+    all that it calls irrelevant is exchanged.
 
     Holds, for the prompts of one length, what the hypothesis' sources write and what its nodes read.
 
@@ -148,18 +178,19 @@ def scrub(
         model: a loaded model.
         task: measured on its held-out examples where there are some, else on its examples.
         hypothesis: what to test (`load_hypothesis`, or made in Python).
-        prompts: a task whose clean prompts (its examples') are drawn from beside the measured ones. Where a variable takes many
-            values, such as a name, few of the measured prompts agree on it.
+        prompts: a task whose clean prompts (its examples') are drawn from beside the measured ones. Where a
+            variable takes many values, such as a name, few of the measured prompts agree on it.
         metric: by default the task's own.
         draws: for each example and place in the tree; the metric is averaged over them.
-        renamed: hypotheses of the same shape to compare with: the heads of each layer exchanged at random, the edges with them.
+        renamed: hypotheses of the same shape to compare with: the heads of each layer
+            exchanged at random, the edges with them.
         seed: of the draws, the renamed hypotheses and the bootstrap; the same call gives the same bytes.
         batch_size: examples in one forward, each with all its draws.
         progress: called with (hypotheses tested, in all).
 
     Raises:
-        CircuitDiscoveryError: a hypothesis of another task, or that does not fit the model; variables that the examples lack; a tree
-            of more than 10,000 places.
+        CircuitDiscoveryError: a hypothesis of another task, or that does not fit the model; variables that
+            the examples lack; a tree of more than 10,000 places.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.explanation.scrubbing.hypothesis import load_hypothesis
@@ -170,7 +201,12 @@ def scrub(
     2
     """
     _check(task, hypothesis)
-    _check_counts(draws=(draws, 1), renamed=(renamed, 0), seed=(seed, 0), batch_size=(1 if batch_size is None else batch_size, 1))
+    _check_counts(
+        draws=(draws, 1),
+        renamed=(renamed, 0),
+        seed=(seed, 0),
+        batch_size=(1 if batch_size is None else batch_size, 1),
+    )
     used = task.held_out or task
     edges = hypothesis.edges_of(model.graph)
     places = count_places(model.graph, hypothesis, edges)
@@ -201,7 +237,9 @@ def scrub(
         resampled=_mean(resampled, seed),
         recovered=recovered,
         reason=reason,
-        renamed=() if recovered is None else tuple(float(_share(each.mean(), full.mean(), resampled.mean())) for each in rest),
+        renamed=()
+        if recovered is None
+        else tuple(float(_share(each.mean(), full.mean(), resampled.mean())) for each in rest),
         own={edge: tested[1].own[edge] for edge in edges},
         own_rest=tested[1].own[""],
     )
@@ -209,9 +247,13 @@ def scrub(
 
 def _check(task: Task, hypothesis: Any) -> None:
     if not isinstance(hypothesis, Hypothesis):
-        raise CircuitDiscoveryError(f"a hypothesis is what load_hypothesis gives, or a Hypothesis, not {type(hypothesis).__name__}")
+        raise CircuitDiscoveryError(
+            f"a hypothesis is what load_hypothesis gives, or a Hypothesis, not {type(hypothesis).__name__}"
+        )
     if hypothesis.task.replace("-", "_") != task.name.replace("-", "_"):
-        raise CircuitDiscoveryError(f"hypothesis {hypothesis.name} speaks of the task {hypothesis.task!r}, not of {task.name!r}")
+        raise CircuitDiscoveryError(
+            f"hypothesis {hypothesis.name} speaks of the task {hypothesis.task!r}, not of {task.name!r}"
+        )
 
 
 def _check_counts(**counts: tuple[Any, int]) -> None:
@@ -237,11 +279,17 @@ class _Written:
         tokens = torch.tensor([example.clean for example in prompts.examples], device=model.device)  # [P, T]
         empty = model.W_E.new_empty(*tokens.shape, model.d_model)
         sources, streams = ({name: torch.empty_like(empty) for name in names} for names in (rows, places))
-        size = max(1, _SOURCE_BYTES // (len(model.graph.sources) * tokens.shape[1] * model.d_model * empty.element_size()))
+        size = max(
+            1,
+            _SOURCE_BYTES
+            // (len(model.graph.sources) * tokens.shape[1] * model.d_model * empty.element_size()),
+        )
         for start in range(0, len(tokens), size):
             part, some = slice(start, start + size), tokens[start : start + size]
             written = run_sources(model, some)
-            bases = World(model, model.graph, embed(model, some), written, torch.zeros_like(some[:, 0]), True).bases
+            bases = World(
+                model, model.graph, embed(model, some), written, torch.zeros_like(some[:, 0]), True
+            ).bases
             for row, all_of_it in sources.items():
                 all_of_it[part] = written[row]
             for place, all_of_it in streams.items():
@@ -268,8 +316,11 @@ class _Written:
             letter = letter_of(graph.receivers[column])
             weight, bias = block.projection(letter)
             own = head * len(weight) // graph.n_heads
-            projected[letter] = F.linear(block.norm1(streams[column]), weight[own], None if bias is None else bias[own])[None]
-        return block.attend(projected["q"], projected["k"], projected["v"])[0] @ block.W_O[head]  # [1, draws * examples, T, K]
+            projected[letter] = F.linear(
+                block.norm1(streams[column]), weight[own], None if bias is None else bias[own]
+            )[None]
+        # [1, draws * examples, T, K]
+        return block.attend(projected["q"], projected["k"], projected["v"])[0] @ block.W_O[head]
 
     def logits(self, drawn: Drawn, some: slice, position: Tensor) -> Tensor:
         """[draws, examples, vocabulary] at the answers' positions, for some of the examples."""
@@ -277,8 +328,12 @@ class _Written:
         x = self._read(drawn, [column], some, position.repeat(draws))[column]  # [draws * examples, D]
         return unembed(self.model, x).unflatten(0, (draws, -1))
 
-    def _read(self, drawn: Drawn, columns: Sequence[int], some: slice, at: Tensor | None = None) -> dict[int, Tensor]:
-        """Receiver's column -> [draws * examples, T, D], or [draws * examples, D] at positions, for receivers at one place."""
+    def _read(
+        self, drawn: Drawn, columns: Sequence[int], some: slice, at: Tensor | None = None
+    ) -> dict[int, Tensor]:
+        """Receiver's column -> [draws * examples, T, D], or [draws * examples, D]
+        at positions, for receivers at one place.
+        """
         assert drawn.rest is not None
         rest = self._numbers(drawn.rest, some)
 
@@ -350,7 +405,9 @@ class _Bench:
         return _Tested(values, own.shares())
 
     def full(self) -> tuple[np.ndarray, float]:
-        """([examples] the metric of the model itself, what a difference of two means of it must be above to be more than rounding)."""
+        """([examples] the metric of the model itself, what a difference of two means of it
+        must be above to be more than rounding).
+        """
         values, logits = np.zeros(len(self.used)), clean_logits(self.model, self.used)
         for batch in self.used.batches():
             batch = batch.to(self.model.device)
@@ -375,13 +432,22 @@ class _Own:
 
     def shares(self) -> dict[str, float]:
         """Edge, or "" for the rest -> the share."""
-        return {edge: float(np.concatenate([each.ravel() for each in draws]).mean()) for edge, draws in self._draws.items()}
+        return {
+            edge: float(np.concatenate([each.ravel() for each in draws]).mean())
+            for edge, draws in self._draws.items()
+        }
 
 
 def _groups(
-    model: Model, used: Task, prompts: Task | None, hypothesis: Hypothesis, held: Sequence[Mapping[str, Variables]]
+    model: Model,
+    used: Task,
+    prompts: Task | None,
+    hypothesis: Hypothesis,
+    held: Sequence[Mapping[str, Variables]],
 ) -> list[_Group]:
-    """The measured examples by length, with what the hypotheses need of their prompts; equal prompts count once."""
+    """The measured examples by length, with what the hypotheses need of
+    their prompts; equal prompts count once.
+    """
     by_length: dict[int, dict[tuple[int, ...], Example]] = {}
     for task in (used, *([prompts] if prompts is not None else [])):
         task.check(model.vocab_size, model.n_positions)
@@ -399,7 +465,14 @@ def _groups(
         number = {tokens: i for i, tokens in enumerate(found)}
         where = np.array([number[used.examples[row].clean] for row in rows])
         standing_in = Prompts(list(found.values()), hypothesis.shared)
-        groups.append(_Group(rows, where, standing_in, _Written.of(model, standing_in, sorted({row for row, _ in edges}), places)))
+        groups.append(
+            _Group(
+                rows,
+                where,
+                standing_in,
+                _Written.of(model, standing_in, sorted({row for row, _ in edges}), places),
+            )
+        )
     return groups
 
 
@@ -410,9 +483,15 @@ def _check_variables(task: Task, hypothesis: Hypothesis) -> None:
                 continue
             where = f"hypothesis {hypothesis.name}{': shared' if name in hypothesis.shared else ''}"
             if example.variables:
-                raise CircuitDiscoveryError(f"{where}: {unknown('variable', name, example.variables)} (row {row} of task {task.name})")
-            told = "has no variables; Task.from_tokens(..., variables={...}) gives them to prompts of one's own"
-            raise CircuitDiscoveryError(f"{where}: no variable {name!r}, for row {row} of task {task.name} {told}")
+                raise CircuitDiscoveryError(
+                    f"{where}: {unknown('variable', name, example.variables)} (row {row} of task {task.name})"
+                )
+            told = (
+                "has no variables; Task.from_tokens(..., variables={...}) gives them to prompts of one's own"
+            )
+            raise CircuitDiscoveryError(
+                f"{where}: no variable {name!r}, for row {row} of task {task.name} {told}"
+            )
 
 
 # ------------------------------------------------------------------ figures
@@ -435,7 +514,10 @@ def _recovered(
     draws = weights(len(full), seed)
     span = intervals.difference(full, resampled, draws)
     if abs(span) <= noise:
-        return None, f"F(model) - F(everything resampled) = {span} is rounding: resampling everything changes nothing"
+        return (
+            None,
+            f"F(model) - F(everything resampled) = {span} is rounding: resampling everything changes nothing",
+        )
     if span.low <= 0 <= span.high:
         return None, f"F(model) - F(everything resampled) = {span} is not distinguishable from 0"
     return intervals.ratio(scrubbed - resampled, full - resampled, draws), None

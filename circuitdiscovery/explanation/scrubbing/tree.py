@@ -1,4 +1,5 @@
-"""What causal scrubbing draws: the tree of a hypothesis' paths, and for each place in it a prompt that agrees on what it must.
+"""What causal scrubbing draws: the tree of a hypothesis' paths, and for each place in
+it a prompt that agrees on what it must.
 
 Here is all that is random in it, and nothing of what the model makes of it: `scrubbing` runs what was drawn.
 """
@@ -13,7 +14,15 @@ import numpy as np
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, Variables
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.graph.nodes import edge_name, group_name, head_name, letter_of, node_of, receiver_name, split_edge
+from circuitdiscovery.graph.nodes import (
+    edge_name,
+    group_name,
+    head_name,
+    letter_of,
+    node_of,
+    receiver_name,
+    split_edge,
+)
 from circuitdiscovery.task.encoder import Example
 
 MAX_TREE = 10_000  # places in the tree of paths; each is a node's run
@@ -23,7 +32,9 @@ MAX_TREE = 10_000  # places in the tree of paths; each is a node's run
 
 
 def _inputs(graph: Graph, edges: Mapping[str, Variables]) -> dict[int, list[tuple[int, int, Variables]]]:
-    """For each source with an edge into it, and for the logits (-1): (receiver's column, source's row, variables) of each such edge."""
+    """For each source with an edge into it, and for the logits (-1): (receiver's column,
+    source's row, variables) of each such edge.
+    """
     found: dict[int, list[tuple[int, int, Variables]]] = {}
     for edge, variables in edges.items():
         row, column = graph.index(edge)
@@ -40,7 +51,9 @@ def count_places(graph: Graph, hypothesis: Hypothesis, edges: Mapping[str, Varia
         count[row] = 1 + sum(count[source] for _, source, _ in inputs.get(row, ()))
     if count[-1] > MAX_TREE:
         told = f"the tree of its paths has {count[-1]:,} places, more than {MAX_TREE:,}"
-        raise CircuitDiscoveryError(f"hypothesis {hypothesis.name}: {told}; leave out some of its {len(edges)} edges")
+        raise CircuitDiscoveryError(
+            f"hypothesis {hypothesis.name}: {told}; leave out some of its {len(edges)} edges"
+        )
     return count[-1]
 
 
@@ -54,7 +67,8 @@ class Drawn:
     Args:
         node: the source that writes; -1: the logits.
         prompt: [draws, examples], the prompt that it stands for.
-        rest: [draws, examples], where what the hypothesis does not hold comes from; None: all of it is the prompt's own.
+        rest: [draws, examples], where what the hypothesis does not hold comes
+            from; None: all of it is the prompt's own.
         inputs: (receiver's column, place) of each edge that it holds.
     """
 
@@ -72,7 +86,9 @@ class Prompts:
         self._known: dict[Variables, tuple[np.ndarray, ...]] = {}
 
     def draw(self, like: np.ndarray, variables: Variables, rng: np.random.Generator) -> np.ndarray:
-        """For each prompt another one, at random, that agrees with it on these and the shared variables; itself where none does."""
+        """For each prompt another one, at random, that agrees with it on these and the
+        shared variables; itself where none does.
+        """
         order, first, size, place = self._alike(variables)
         others = size[like] - 1
         number = (rng.random(like.shape) * others).astype(int)
@@ -80,7 +96,9 @@ class Prompts:
         return order[first[like] + number]
 
     def _alike(self, variables: Variables) -> tuple[np.ndarray, ...]:
-        """(prompts sorted so that those that agree follow each other; of each prompt's such run the start and size; its place there)."""
+        """(prompts sorted so that those that agree follow each other; of each prompt's such
+        run the start and size; its place there).
+        """
         if variables not in self._known:
             names = dict.fromkeys((*self.shared, *variables))
             values = [tuple(example.variables[name] for name in names) for example in self.examples]
@@ -94,7 +112,12 @@ class Prompts:
 
 
 def draw_tree(
-    graph: Graph, edges: Mapping[str, Variables], prompts: Prompts, examples: np.ndarray, draws: int, rng: np.random.Generator
+    graph: Graph,
+    edges: Mapping[str, Variables],
+    prompts: Prompts,
+    examples: np.ndarray,
+    draws: int,
+    rng: np.random.Generator,
 ) -> Drawn:
     """All draws of a hypothesis, for [examples] indices into the prompts."""
     inputs = _inputs(graph, edges)
@@ -103,7 +126,10 @@ def draw_tree(
         if node >= 0 and node not in inputs:
             return Drawn(node, prompt, None)
         rest = prompts.draw(prompt, (), rng)
-        below = [(column, place(row, prompts.draw(prompt, variables, rng))) for column, row, variables in inputs.get(node, ())]
+        below = [
+            (column, place(row, prompts.draw(prompt, variables, rng)))
+            for column, row, variables in inputs.get(node, ())
+        ]
         return Drawn(node, prompt, rest, tuple(below))
 
     return place(-1, np.repeat(examples[None], draws, axis=0))
@@ -112,8 +138,11 @@ def draw_tree(
 # ------------------------------------------------------------------ the same shape, other heads
 
 
-def other_heads(graph: Graph, edges: Mapping[str, Variables], count: int, seed: int) -> Iterator[Mapping[str, Variables]]:
-    """The hypothesis about other heads, as often as asked for; never, where no exchange of heads changes it."""
+def other_heads(
+    graph: Graph, edges: Mapping[str, Variables], count: int, seed: int
+) -> Iterator[Mapping[str, Variables]]:
+    """The hypothesis about other heads, as often as asked for; never,
+    where no exchange of heads changes it."""
     rng = np.random.default_rng((seed, 0))
     for _ in range(count):
         for _ in range(100):
@@ -126,14 +155,19 @@ def other_heads(graph: Graph, edges: Mapping[str, Variables], count: int, seed: 
 
 
 def _exchanged(graph: Graph, rng: np.random.Generator) -> dict[str, str]:
-    """A random renaming of each layer's heads; where they share keys and values, of the groups and of the heads in each."""
+    """A random renaming of each layer's heads; where they share keys and
+    values, of the groups and of the heads in each.
+    """
     names: dict[str, str] = {}
     size = graph.n_heads // graph.n_kv_heads
     for layer in range(graph.n_layers):
         for group, other in enumerate(rng.permutation(graph.n_kv_heads).tolist()):
             names[group_name(layer, group)] = group_name(layer, other)
             heads = rng.permutation(size).tolist()
-            names |= {head_name(layer, group * size + i): head_name(layer, other * size + head) for i, head in enumerate(heads)}
+            names |= {
+                head_name(layer, group * size + i): head_name(layer, other * size + head)
+                for i, head in enumerate(heads)
+            }
     return names
 
 
