@@ -18,7 +18,7 @@ from torch import Tensor
 import circuitdiscovery as cd
 from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.patching import worlds
-from circuitdiscovery.names import ABLATION_NAMES, DIRECTIONS
+from circuitdiscovery.registry import ABLATIONS, DIRECTIONS
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -41,7 +41,7 @@ def precise(tiny: Tiny) -> cd.Model:
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("ablation", ABLATION_NAMES)
+@pytest.mark.parametrize("ablation", ABLATIONS)
 def test_the_fast_forward_is_the_definition(
     precise: cd.Model, tiny: Tiny, ablation: str, direction: str
 ) -> None:

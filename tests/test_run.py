@@ -20,8 +20,8 @@ import pytest
 
 import circuitdiscovery as cd
 from circuitdiscovery.circuit import draw
-from circuitdiscovery.cli import discover as run
 from circuitdiscovery.cli import main as cli
+from circuitdiscovery.cli import run
 from circuitdiscovery.cli.journal import Journal
 from circuitdiscovery.explanation import explain as explanation
 from circuitdiscovery.measure import criteria, evaluation

@@ -18,7 +18,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.task import Batch, Task
 
 Progress = Callable[[int, int], None]  # (done, total)

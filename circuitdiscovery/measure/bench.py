@@ -30,12 +30,10 @@ from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.measure.plan import Costs, Plan, Planner
 from circuitdiscovery.measure.saved import KEY_BYTES, Saved
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import METRIC_NAMES, canonical
+from circuitdiscovery.registry import METRICS, canonical
 from circuitdiscovery.task.task import Batch, Task
 
 KINDS = ("metric", "kl", "agreement")
-# metrics that are never negative, and about log-normal from prompt to prompt
-SKEWED = ("kl_divergence", "nll")
 _KEPT_BYTES = 2**27  # of replacements of all batches together, which are then computed only once
 _MASK_BYTES = 2**28  # of masks in one pass over the batches
 _UNITS = 100  # of progress in a plain forward of the examples
@@ -394,9 +392,11 @@ class Bench:
 
     def means(self, values: np.ndarray, what: str = "metric") -> list[Estimate]:
         """As `mean`, of [figures, examples]."""
-        if what == "agreement" or (what == "metric" and self.metric.name == "accuracy"):
+        if what == "agreement" or (what == "metric" and self.metric.share):
             return [intervals.share(round(float(row.sum())), self.count) for row in values]
-        return intervals.means(values, self.draws, skewed=what == "kl" or self.metric.name in SKEWED)
+        return intervals.means(
+            values, self.draws, skewed=what == "kl" or (what == "metric" and self.metric.skewed)
+        )
 
     def difference(self, a: np.ndarray, b: np.ndarray) -> Estimate:
         """The mean of the metric's a - b, of the same examples, with its interval."""
@@ -413,7 +413,7 @@ class Bench:
         span = self.difference(full, empty)
         # of a metric of unknown units
         own = torch.finfo(self._dtype).eps * float(np.abs(full).mean() + np.abs(empty).mean())
-        if abs(span) <= (self.rounding() if self.unchanged or self.metric.name in METRIC_NAMES else own):
+        if abs(span) <= (self.rounding() if self.unchanged or self.metric.name in METRICS else own):
             return (
                 None,
                 (

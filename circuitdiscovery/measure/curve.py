@@ -19,7 +19,7 @@ from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import ablation_words
+from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value, left_out
 

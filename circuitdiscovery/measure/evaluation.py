@@ -53,7 +53,7 @@ from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.plan import model_flop
 from circuitdiscovery.measure.saved import digest, saved
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import ablation_words
+from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value, left_out
 

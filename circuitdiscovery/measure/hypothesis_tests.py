@@ -49,7 +49,7 @@ from circuitdiscovery.measure.significance import (
     too_seldom,
 )
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import ablation_words
+from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value, left_out, plain
 
@@ -239,7 +239,7 @@ def hypothesis_tests(
     bench = Bench.build(
         model, used, circuit.graph, ablation, metric or task.metric, "noising", batch_size, seed, progress
     )
-    if bench.metric.name == "kl_divergence":
+    if bench.metric.divergence:
         raise CircuitDiscoveryError(
             "hypothesis tests need a metric of the model itself, such as logit_diff, not kl_divergence"
         )

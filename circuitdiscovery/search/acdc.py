@@ -43,7 +43,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import DEFAULT_THRESHOLD
+from circuitdiscovery.registry import DEFAULT_THRESHOLD, KL
 from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, most_alternatives, without_more
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import saved_in
@@ -106,7 +106,7 @@ def acdc(
         raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
     if order is not None and (type(order) is not int or order < 0):
         raise CircuitDiscoveryError(f"order must be a whole number of at least 0, or None, not {order!r}")
-    bound = bind(metric or "kl_divergence", model, task, plain=False)
+    bound = bind(metric or KL, model, task, plain=False)
     graph = Graph.from_model(model, split_qkv=split_qkv)
     options = {
         "threshold": threshold,

@@ -38,7 +38,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import Readers, Reading, embed, plain_run, replaced_logits
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import canonical
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Batch, Task
 
@@ -185,7 +185,7 @@ def _attribute(
     """Scores by the mean of the gradients at the points of a line."""
     method, at = line.method, line.points
     bound = bind(metric or task.metric, model, task)
-    if bound.name == "kl_divergence" and tuple(at) == (1.0,):
+    if bound.divergence and tuple(at) == (1.0,):
         raise CircuitDiscoveryError(_NO_GRADIENT)
     graph = Graph.from_model(model, split_qkv=split_qkv)
     done, share = 0, len(distributed.share(task))

@@ -18,7 +18,7 @@ from circuitdiscovery.engine.patching import full_logits, worlds
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import plain_run
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.task import Batch, Task
 
 # alternatives x examples x positions in one forward: enough to fill the cores, little enough for the caches

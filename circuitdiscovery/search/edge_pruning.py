@@ -39,6 +39,7 @@ from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.registry import KL
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import State, saved_in
 from circuitdiscovery.task.task import Batch, Task
@@ -102,7 +103,7 @@ def edge_pruning(
     check_edges(graph, edges)
     if steps < 1:
         raise CircuitDiscoveryError(f"steps must be at least 1, not {steps}")
-    bound = bind(metric or "kl_divergence", model, task, plain=False)
+    bound = bind(metric or KL, model, task, plain=False)
     options = {
         "edges": edges,
         "steps": steps,
@@ -214,11 +215,7 @@ def distance_to(full: Tensor, metric: BoundMetric) -> BoundMetric:
     def distance(given: Tensor, batch: Batch) -> Tensor:
         return (metric(given, batch) - metric(full[batch.rows], batch)).abs()
 
-    return (
-        metric.against(by_rows(full))
-        if metric.name == "kl_divergence"
-        else BoundMetric(metric.name, False, distance)
-    )
+    return metric.against(by_rows(full)) if metric.divergence else BoundMetric(metric.name, False, distance)
 
 
 def mask_gradient(

@@ -21,7 +21,7 @@ from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import KL, canonical
 from circuitdiscovery.search.cases import cases, mean_metric, rises
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import saved_in
@@ -64,7 +64,7 @@ def exact(
     """
     if level not in ("edge", "node"):
         raise CircuitDiscoveryError(f"no level {level!r}; valid levels: edge, node")
-    bound = bind(metric or "kl_divergence", model, task, plain=False)
+    bound = bind(metric or KL, model, task, plain=False)
     graph = Graph.from_model(model, split_qkv=split_qkv)
     options = {
         "metric": bound.name,

@@ -39,6 +39,7 @@ from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.registry import KL
 from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, rises
 from circuitdiscovery.search.edge_pruning import check_edges, mask_gradient
@@ -120,7 +121,7 @@ def hybrid(
         walk = _Walk(graph, edges, rounds, _Cost.of(model, task, graph), saved, progress)
         walk.show()
         if walk.stage == 0:
-            ranked = eap_ig(model, task, metric="kl_divergence", **shared, progress=walk.show_ranking)
+            ranked = eap_ig(model, task, metric=KL, **shared, progress=walk.show_ranking)
             walk.begin(ranked.values, ranked.top(min(_POOL * edges, len(graph))).mask)
         found, full = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
         search = _Search(task, graph, found, _Loss.of(model, task, graph, bound, found, full))
@@ -159,7 +160,7 @@ class _Loss:
         cls, model: Model, task: Task, graph: Graph, metric: BoundMetric, found: list[Case], logits: Tensor
     ) -> _Loss:
         """With F at both ends measured; `logits` are the full circuit's, [examples, vocabulary]."""
-        kl = bind("kl_divergence", model, task, plain=False).against(by_rows(logits))
+        kl = bind(KL, model, task, plain=False).against(by_rows(logits))
         metric = metric.against(by_rows(logits))
         ends = [
             [case.world.logits(mask)[None] for case in found]
@@ -168,7 +169,7 @@ class _Loss:
         full, empty = (float(mean_metric(task, found, metric, logits)[0]) for logits in ends)
         noise = [float(rounding(logits, model.dtype, metric.name).sum()) for logits in ends[0]]
         least = float(distributed.total(torch.tensor(sum(noise), dtype=torch.float64))) / len(task)
-        counts = metric.name != "kl_divergence" and abs(full - empty) > least
+        counts = not metric.divergence and abs(full - empty) > least
         return cls(task, found, kl, metric, full, full - empty if counts else math.inf)
 
     def __call__(self, logits: Sequence[Tensor]) -> np.ndarray:

@@ -314,7 +314,7 @@ class _Search:
         full = clean_logits(model, task)  # what a half precision rounds apart is a constant of the loss
         metric = metric.against(by_rows(full))
         found = [float(metric(full[batch.rows], batch.to(model.device)).sum()) for batch in task.batches()]
-        span = None if metric.name == "kl_divergence" else max(abs(sum(found)) / len(task), 1e-6)
+        span = None if metric.divergence else max(abs(sum(found)) / len(task), 1e-6)
         return cls(task, relaxed, metric, carried, learning, apart, full, span)
 
     def step(self, learnt: _Learnt, steps: int, sizes: Sequence[int]) -> None:

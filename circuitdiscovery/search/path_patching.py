@@ -43,7 +43,7 @@ from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, plain_run
-from circuitdiscovery.names import DEFAULT_THRESHOLD, ablation_words
+from circuitdiscovery.registry import DEFAULT_THRESHOLD, KL, ablation_words
 from circuitdiscovery.search.cases import cases, mean_metric, rises
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Task
@@ -376,7 +376,7 @@ def trace_back(
     >>> circuit = trace_back(model, cd.load_task("ioi", model, examples=4), threshold=0.1)
     """
     _finite(threshold)
-    bound = bind(metric or "kl_divergence", model, task, plain=False)
+    bound = bind(metric or KL, model, task, plain=False)
     graph = Graph.from_model(model, split_qkv=split_qkv)
     if progress:
         progress(0, len(graph.receivers))
