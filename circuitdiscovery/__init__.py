@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from circuitdiscovery.engine.ablation import Replacements as Replacements
     from circuitdiscovery.engine.ablation import replacements as replacements
     from circuitdiscovery.engine.metrics import Metric as Metric
-    from circuitdiscovery.engine.patching import run_circuit as run_circuit
+    from circuitdiscovery.engine.run_circuit import run_circuit as run_circuit
     from circuitdiscovery.errors import CircuitDiscoveryError as CircuitDiscoveryError
     from circuitdiscovery.explanation.cards import Card as Card
     from circuitdiscovery.explanation.cards import Explanation as Explanation

@@ -326,7 +326,7 @@ _PUBLIC = {
         "circuit.scores": ("Scores",),
         "engine.ablation": ("Replacements", "replacements"),
         "engine.metrics": ("Metric",),
-        "engine.patching": ("run_circuit",),
+        "engine.run_circuit": ("run_circuit",),
         "errors": ("CircuitDiscoveryError",),
         "explanation.cards": ("Card", "Explanation"),
         "explanation.explain": ("explain",),

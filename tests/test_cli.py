@@ -986,7 +986,7 @@ def test_a_bug_of_ours_is_one_line_too(call: Call, finished: Path, monkeypatch: 
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr(run, "load", fail)
+    monkeypatch.setattr("circuitdiscovery.cli.commands.about_circuits.load", fail)
     assert "ZeroDivisionError: two lines" in one_line(call("evaluate", finished / "circuit.json"))
     monkeypatch.setenv("CIRCUITDISCOVERY_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):

@@ -14,6 +14,7 @@ from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.metrics import Metric
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.bench import Bench
@@ -118,17 +119,9 @@ def curve(
             f"fractions must rise from 0 to 1, at least two of them, not {list(fractions)}"
         )
     Circuit.empty(scores.graph).check_model(model)
-    bench = Bench.build(
-        model,
-        task.held_out or task,
-        scores.graph,
-        ablation,
-        metric or task.metric,
-        direction,
-        batch_size,
-        seed,
-    )
-    return curve_of(bench, scores, fractions)
+    how: dict[str, Any] = {"ablation": ablation, "direction": direction, "batch_size": batch_size}
+    setup = Setup.of(model, task.held_out or task, scores.graph, metric=metric, **how)
+    return curve_of(Bench.build(setup, seed=seed), scores, fractions)
 
 
 def _sizes(scores: Scores, fractions: Sequence[float]) -> tuple[int, ...]:
@@ -168,8 +161,8 @@ def curve_of(bench: Bench, scores: Scores, fractions: Sequence[float]) -> Curve:
         cmd,
         area,
         distance,
-        bench.ablation,
-        bench.mean_over,
+        bench.setup.ablation_name,
+        bench.setup.mean_over,
     )
 
 

@@ -43,8 +43,8 @@ from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand, repla
 from circuitdiscovery.engine.fast import World
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows, clean_logits, kl_from
-from circuitdiscovery.engine.patching import Progress, replacement_bytes
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
+from circuitdiscovery.engine.setup import Progress, replacement_bytes
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
