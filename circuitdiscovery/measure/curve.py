@@ -101,7 +101,7 @@ def curve(
 
     Raises:
         CircuitDiscoveryError: fractions that do not rise from 0 to 1;
-        no normalized faithfulness on this task.
+            no normalized faithfulness on this task.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")

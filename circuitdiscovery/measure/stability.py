@@ -100,7 +100,7 @@ class Stability(Value):
 
         Raises:
             CircuitDiscoveryError: anything missing or of another type, or figures that
-            are not those of the circuits, by field.
+                are not those of the circuits, by field.
         """
         fields = (
             "over",
