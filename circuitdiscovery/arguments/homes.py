@@ -1,4 +1,4 @@
-"""Our classes and functions by name, imported when one is needed: what arguments are made of."""
+"""The classes and functions of this package that arguments are converted with, imported when needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-HOMES = {  # of what arguments are made of, imported when one is made
+HOMES = {  # name -> module
     "Circuit": "circuit.circuit",
     "Explanation": "explanation.cards",
     "Graph": "graph.graph",
@@ -23,11 +23,11 @@ HOMES = {  # of what arguments are made of, imported when one is made
 
 
 def named(name: str) -> Any:
-    """One of our classes and functions."""
+    """A class or function of this package."""
     return getattr(import_module(f"circuitdiscovery.{HOMES[name]}"), name)
 
 
 def is_a(value: Any, kind: str) -> bool:
-    """Whether a value is of one of our classes; a module that was not imported has no values."""
+    """Whether a value is of a class of this package; the class is not imported for that."""
     module = sys.modules.get(f"circuitdiscovery.{HOMES[kind]}")
     return module is not None and isinstance(value, getattr(module, kind))

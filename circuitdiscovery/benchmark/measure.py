@@ -118,7 +118,7 @@ def measure(
 
     Raises:
         CircuitDiscoveryError: a method that gives something else than Scores, a
-        Circuit or circuits of the model's graph.
+            Circuit or circuits of the model's graph.
     """
     parts = sorted({max(1, int(part * len(model.graph))) for part in SPARSITIES})
     counts = parts if truth is None else [len(truth)]

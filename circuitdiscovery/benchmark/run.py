@@ -33,7 +33,7 @@ def run(options: BenchmarkOptions, folder: Path, command: Sequence[str], report:
 
     Raises:
         CircuitDiscoveryError: a folder of a benchmark with other
-        options; whatever a method or a problem raises.
+            options; whatever a method or a problem raises.
     """
     cells = folder / "cells"
     with _cleared_on_error(folder, cells):

@@ -51,7 +51,7 @@ def open_folder(name: str, *, out: Path | None, resume: bool) -> Path:
 
     Raises:
         CircuitDiscoveryError: `out` is a file, holds something, or cannot be
-        made; with `resume`, it holds another run.
+            made; with `resume`, it holds another run.
     """
     if out is None:
         return _latest(name) if resume else _numbered(name)

@@ -94,7 +94,7 @@ class Replacements:
 
         Raises:
             CircuitDiscoveryError: a prompt that is neither among the
-            task's examples nor held out, by its row.
+                task's examples nor held out, by its row.
         """
         same = ("rows", "clean", "corrupted", "lengths")
         for part, values in self.parts:
@@ -315,7 +315,7 @@ def replacements(
 
     Raises:
         CircuitDiscoveryError: an unknown ablation; a prompt whose
-        length no other prompt of the reference has.
+            length no other prompt of the reference has.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")

@@ -219,7 +219,7 @@ def hypothesis_tests(
 
     Raises:
         CircuitDiscoveryError: a circuit of another model, of no edge or
-        of every edge; an option out of its range.
+            of every edge; an option out of its range.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")

@@ -128,7 +128,7 @@ def read(folder: Path) -> Run:
 
     Raises:
         CircuitDiscoveryError: a file that is missing, broken, or of another
-        circuit than circuit.json; by file and field.
+            circuit than circuit.json; by file and field.
     """
     from circuitdiscovery.circuit.circuit import load_circuit
 

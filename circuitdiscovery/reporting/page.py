@@ -64,7 +64,7 @@ def report(run_folder: str | Path, path: str | Path | None = None) -> Path:
 
     Raises:
         CircuitDiscoveryError: no folder of a finished run; a missing or
-        broken file; weights that have changed since.
+            broken file; weights that have changed since.
     """
     folder = Path(run_folder)
     finished(folder)

@@ -96,7 +96,7 @@ def acdc(
 
     Raises:
         CircuitDiscoveryError: a threshold that is not a finite number; an order that is not a
-        whole number; a state of another search.
+            whole number; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")

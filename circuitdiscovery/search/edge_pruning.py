@@ -92,7 +92,7 @@ def edge_pruning(
 
     Raises:
         CircuitDiscoveryError: a number of edges or steps that there cannot be; a metric
-        without a gradient; a state of another search.
+            without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.edge_pruning import edge_pruning

@@ -96,7 +96,7 @@ def hybrid(
 
     Raises:
         CircuitDiscoveryError: a number of edges that there cannot be; a metric
-        without a gradient; a state of another search.
+            without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.hybrid import hybrid

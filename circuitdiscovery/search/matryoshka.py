@@ -115,7 +115,7 @@ def matryoshka(
 
     Raises:
         CircuitDiscoveryError: an impossible number of edges or steps; a metric
-        without a gradient; a state of another search.
+            without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
