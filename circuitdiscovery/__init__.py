@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from circuitdiscovery.search.hybrid import hybrid
     from circuitdiscovery.search.matryoshka import matryoshka
     from circuitdiscovery.search.path_patching import PathEffects, path_patching, trace_back
-    from circuitdiscovery.task.encoder import Example
-    from circuitdiscovery.task.task import Task, load_task
+    from circuitdiscovery.task.example import Example
+    from circuitdiscovery.task.load import load_task
+    from circuitdiscovery.task.task import Task
     from circuitdiscovery.task.taskfile import shipped_tasks
 
 __all__ = [
@@ -102,7 +103,7 @@ _HOME = {
     "circuit.circuit": ("Circuit", "load_circuit"),
     "circuit.scores": ("Scores",),
     "circuit.comparison": ("Comparison", "compare"),
-    "task.encoder": ("Example",),
+    "task.example": ("Example",),
     "errors": ("CircuitDiscoveryError",),
     "measure.curve": ("Curve", "curve"),
     "measure.evaluation": ("Evaluation", "evaluate"),
@@ -125,7 +126,8 @@ _HOME = {
     "search.hybrid": ("hybrid",),
     "search.matryoshka": ("matryoshka",),
     "search.path_patching": ("PathEffects", "path_patching", "trace_back"),
-    "task.task": ("Task", "load_task"),
+    "task.task": ("Task",),
+    "task.load": ("load_task",),
     "task.taskfile": ("shipped_tasks",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -20,9 +20,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.task.encoder import Encoder
+from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.form import shuffled
+from circuitdiscovery.task.load import load_task
 from circuitdiscovery.task.table import Row
-from circuitdiscovery.task.task import Example, Task, load_task
+from circuitdiscovery.task.task import Task
 from circuitdiscovery.task.taskfile import TaskFile, read_task, shipped_tasks
 from circuitdiscovery.task.vocabulary import contexts
 

@@ -17,7 +17,7 @@ HOMES = {  # of what arguments are made of, imported when one is made
     "load_circuit": "circuit.circuit",
     "load_hypothesis": "explanation.scrubbing.hypothesis",
     "load_model": "model.load",
-    "load_task": "task.task",
+    "load_task": "task.load",
     "stage": "reporting.progress",
 }
 

@@ -20,7 +20,8 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.load import load_model
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import canonical
-from circuitdiscovery.task.task import Task, load_task
+from circuitdiscovery.task.load import load_task
+from circuitdiscovery.task.task import Task
 
 PUBLISHED = ("ioi", "greater_than")
 EXAMPLES = {"planted": 32, "toy": 64, "published": 64}

@@ -31,7 +31,8 @@ from circuitdiscovery.measure.plan import Costs, Plan, Planner
 from circuitdiscovery.measure.saved import KEY_BYTES, Saved
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.names import METRIC_NAMES, canonical
-from circuitdiscovery.task.task import Batch, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.task import Task
 
 KINDS = ("metric", "kl", "agreement")
 # metrics that are never negative, and about log-normal from prompt to prompt

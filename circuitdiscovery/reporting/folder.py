@@ -242,7 +242,7 @@ def load(options: Options) -> tuple[Model, Task]:
     """The model and the task that options name; this is where torch is imported."""
     with stage("loading"):
         from circuitdiscovery.model.load import load_model
-        from circuitdiscovery.task.task import load_task
+        from circuitdiscovery.task.load import load_task
 
         model = load_model(options.model, device=options.device, dtype=options.dtype)
         drawn = {"examples": options.examples, "seed": options.seed, "counterfactual": options.counterfactual}

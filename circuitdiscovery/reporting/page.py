@@ -39,7 +39,7 @@ from circuitdiscovery.reporting.folder import (
     read,
     roles_of,
 )
-from circuitdiscovery.task.taskfile import END
+from circuitdiscovery.task.example import END
 
 if TYPE_CHECKING:
     from markupsafe import Markup

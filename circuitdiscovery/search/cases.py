@@ -19,7 +19,8 @@ from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.names import canonical
-from circuitdiscovery.task.task import Batch, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.task import Task
 
 # alternatives x examples x positions in one forward: enough to fill the cores, little enough for the caches
 _TOKENS = {"cpu": 2048}

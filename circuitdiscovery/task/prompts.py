@@ -17,7 +17,8 @@ from functools import cached_property
 from itertools import islice
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.task.encoder import Encoder, Example
+from circuitdiscovery.task.encoder import Encoder
+from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.form import Form, corrupted, forms
 from circuitdiscovery.task.repeated import repeated_tokens
 from circuitdiscovery.task.table import Row

@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterator
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.task.encoder import Encoder, Example, resolve_position
+from circuitdiscovery.task.encoder import Encoder
+from circuitdiscovery.task.example import Example, resolve_position
 from circuitdiscovery.task.taskfile import TaskFile
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_folder, read_text
 from circuitdiscovery.names import canonical
+from circuitdiscovery.task.example import END
 from circuitdiscovery.task.table import Table, kind_of, read_table
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SUFFIXES = (".toml", ".csv", ".jsonl", ".json")
 PLAIN = ""  # the column of a word list that has only one
-END = "END"  # the name of the answer's position
 YEARS = "<years>"  # the word list that the generator of years makes, with the columns century and year
 GENERATORS = {"years": ("centuries", "years"), "repeated_tokens": ("length", "periods")}
 
