@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from circuitdiscovery.search.path_patching import PathEffects, path_patching, trace_back
     from circuitdiscovery.task.example import Example
     from circuitdiscovery.task.load import load_task
+    from circuitdiscovery.task.read import shipped_tasks
     from circuitdiscovery.task.task import Task
-    from circuitdiscovery.task.taskfile import shipped_tasks
 
 __all__ = [
     "Card",
@@ -128,7 +128,7 @@ _HOME = {
     "search.path_patching": ("PathEffects", "path_patching", "trace_back"),
     "task.task": ("Task",),
     "task.load": ("load_task",),
-    "task.taskfile": ("shipped_tasks",),
+    "task.read": ("shipped_tasks",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

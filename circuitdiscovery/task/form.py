@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from circuitdiscovery.task.taskfile import YEARS, Counterfactual, Ref, TaskFile, Text, generator_aliases
+from circuitdiscovery.task.references import generator_aliases
+from circuitdiscovery.task.taskfile import YEARS, Counterfactual, Ref, TaskFile, Text
 
 if TYPE_CHECKING:
     from circuitdiscovery.task.vocabulary import Vocabulary, Words, Years
