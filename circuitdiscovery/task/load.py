@@ -17,7 +17,6 @@ from circuitdiscovery.task.encoder import Encoder, HasTokenizer, encoder_of
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.prompts import Apart, draw
 from circuitdiscovery.task.read import counterfactual_of, read_task
-from circuitdiscovery.task.repeated import repeated_tokens
 from circuitdiscovery.task.saved import Drawn, Kept, SavedTask, check_tokenizer
 from circuitdiscovery.task.table import Table, table_of
 from circuitdiscovery.task.task import Task
@@ -175,14 +174,13 @@ def _drawn(
 ) -> tuple[tuple[Example, ...], Vocabulary]:
     """Twice as many as asked for, or an error that says how many there are; not asked, at most twice 64."""
     count = 2 * (examples or EXAMPLES)
-    if file.generator is not None and file.generator.kind == "repeated_tokens":
-        return tuple(islice(repeated_tokens(file, encoder, seed=seed), count)), Vocabulary({}, {})
     most, vocab, rows = draw(file, encoder, counterfactual=counterfactual, seed=seed)
-    found = tuple(islice(rows, count)) if count <= most or examples is None else ()
+    tried = count <= most or examples is None
+    found = tuple(islice(rows, count)) if tried else ()
     if len(found) < count and (examples is not None or not found):
-        there = len(found) or most
-        told = (
-            f"the task {file.name} makes {there} different prompts with this tokenizer, and half are held out"
+        there = len(found) if tried else int(most)
+        told = f"{file.name} makes {there} different prompts with this tokenizer, and half are held out"
+        raise CircuitDiscoveryError(
+            f"examples must be from 1 to {there // 2}, not {count // 2}: the task {told}"
         )
-        raise CircuitDiscoveryError(f"examples must be from 1 to {there // 2}, not {count // 2}: {told}")
     return found, vocab

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.task.generators import generator_of
 from circuitdiscovery.task.taskfile import PLAIN, Counterfactual, Ref, TaskFile, Text
 
 
@@ -94,8 +95,8 @@ def _names(text: Text) -> set[str]:
 
 def generator_aliases(task: TaskFile) -> dict[str, Text]:
     """The names that the task's generator gives."""
-    years = task.generator is not None and task.generator.kind == "years"
-    return {name: Text((Ref("start", name),)) for name in ("century", "year")} if years else {}
+    generator = generator_of(task)
+    return generator.aliases if generator else {}
 
 
 def _all_aliases(task: TaskFile) -> Iterator[tuple[str, Text]]:
@@ -116,11 +117,10 @@ def _all_texts(task: TaskFile) -> Iterator[tuple[str, Text]]:
 def _check_ref(where: str, task: TaskFile, aliases: Mapping[str, Text], ref: Ref) -> None:
     if ref.name not in task.slots and ref.name not in aliases:
         raise CircuitDiscoveryError(f"{where}: {unknown('slot', ref.name, [*task.slots, *aliases])}")
-    columns = (
-        [PLAIN]
-        if ref.name in aliases
-        else list(task.words.get(task.slots[ref.name].words, ("century", "year")))
-    )
+    generator = generator_of(task)
+    columns = [PLAIN]
+    if ref.name not in aliases:
+        columns = list(task.words.get(task.slots[ref.name].words, generator.columns if generator else ()))
     if ref.column not in columns:
         valid = (
             f"the words have the columns {', '.join(columns)}"

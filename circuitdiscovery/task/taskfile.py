@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 PLAIN = ""  # the column of a word list that has only one
-YEARS = "<years>"  # the word list that the generator of years makes, with the columns century and year
-GENERATORS = {"years": ("centuries", "years"), "repeated_tokens": ("length", "periods")}
 
 
 class Ref(NamedTuple):
@@ -59,11 +57,16 @@ class Counterfactual:
 
 
 @dataclass(frozen=True)
-class Generator:
-    """What templates cannot express, by name: `years` or `repeated_tokens`, with its numbers."""
+class GeneratorTable:
+    """The table [generator]: a kind of `task.generators` and its numbers."""
 
     kind: str
     options: Mapping[str, tuple[int, ...]]
+
+    @property
+    def word_list(self) -> str:
+        """The name of the word list that its slot draws from."""
+        return f"<{self.kind}>"
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class TaskFile:
     cases: Mapping[str, Mapping[str, Text]]
     counterfactuals: Mapping[str, Counterfactual]
     counterfactual: str
-    generator: Generator | None
+    generator: GeneratorTable | None
     bos: bool | None
     position: int | None
     positions: Mapping[str, Ref]

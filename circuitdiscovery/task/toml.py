@@ -12,19 +12,10 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import read_text
 from circuitdiscovery.names import canonical
 from circuitdiscovery.task.example import END
+from circuitdiscovery.task.generators import GENERATORS
 from circuitdiscovery.task.references import check_references
 from circuitdiscovery.task.table import kind_of
-from circuitdiscovery.task.taskfile import (
-    GENERATORS,
-    PLAIN,
-    YEARS,
-    Counterfactual,
-    Generator,
-    Ref,
-    Slot,
-    TaskFile,
-    Text,
-)
+from circuitdiscovery.task.taskfile import PLAIN, Counterfactual, GeneratorTable, Ref, Slot, TaskFile, Text
 
 T = TypeVar("T")
 
@@ -135,7 +126,7 @@ def read_toml(path: Path) -> TaskFile:
 
 def _task(name: str, fields: _Fields) -> TaskFile:
     generator = _generator(fields)
-    kind = generator.kind if generator else None
+    kind = GENERATORS[generator.kind] if generator else None
     words = dict(_word_lists(fields))
     counterfactuals = {key: _counterfactual(table) for key, table in fields.tables("counterfactuals")}
     if not counterfactuals:
@@ -146,12 +137,12 @@ def _task(name: str, fields: _Fields) -> TaskFile:
         description=fields.take("description", str),
         source=fields.take("source", str, needed=False) or "",
         metric=_metric(fields),
-        templates=fields.texts("templates") if kind != "repeated_tokens" else (),
+        templates=() if kind and kind.prompts else fields.texts("templates"),
         correct=() if kind else fields.texts("correct"),
         incorrect=() if kind else fields.texts("incorrect"),
         words=words,
         multi_token=fields.strings("multi_token", []),
-        slots=_slots(fields, words, kind),
+        slots=_slots(fields, words) | ({kind.slot: Slot(generator.word_list)} if generator and kind else {}),
         orders=_aliases(fields, "orders"),
         cases=_aliases(fields, "cases"),
         counterfactuals=counterfactuals,
@@ -191,7 +182,7 @@ def _word_lists(fields: _Fields) -> Iterator[tuple[str, Mapping[str, tuple[str, 
         yield name, columns
 
 
-def _slots(fields: _Fields, words: Mapping[str, Any], kind: str | None) -> dict[str, Slot]:
+def _slots(fields: _Fields, words: Mapping[str, Any]) -> dict[str, Slot]:
     table = _Fields(f"{fields.where}: [slots]", fields.take("slots", dict, {}))
     texts = {name: table.take(name, str) for name in list(table.left)}
     slots = {name: Slot(value) for name, value in texts.items() if "{" not in value}
@@ -211,13 +202,10 @@ def _slots(fields: _Fields, words: Mapping[str, Any], kind: str | None) -> dict[
                 name, f"must be a word list or a slot that draws from one, in braces, not {texts[name]!r}"
             )
     repeats = {name: texts[name].strip("{}") for name in texts if name not in slots}
-    own = {
+    return {
         name: Slot(slots[repeats[name]].words, repeats[name]) if name in repeats else slots[name]
         for name in texts
     }
-    return (
-        own | {"years": {"start": Slot(YEARS)}, "repeated_tokens": {"sequence": Slot(PLAIN)}, None: {}}[kind]
-    )
 
 
 def _aliases(fields: _Fields, name: str) -> dict[str, dict[str, Text]]:
@@ -262,7 +250,7 @@ def _counterfactual(fields: _Fields) -> Counterfactual:
     return result
 
 
-def _generator(fields: _Fields) -> Generator | None:
+def _generator(fields: _Fields) -> GeneratorTable | None:
     if "generator" not in fields.left:
         fields.known.append("generator")
         return None
@@ -270,10 +258,12 @@ def _generator(fields: _Fields) -> Generator | None:
     kind = table.take("kind", str)
     if kind not in GENERATORS:
         raise CircuitDiscoveryError(f"{table.where}: {unknown('kind', kind, GENERATORS)}")
-    options = {name: _numbers(table, name) for name in GENERATORS[kind]}
+    options = {name: _numbers(table, name) for name in GENERATORS[kind].options}
     table.done()
-    (_check_years if kind == "years" else _check_periods)(table, options)
-    return Generator(kind, options)
+    wrong = GENERATORS[kind].check(**options)
+    if wrong:
+        raise table.error(*wrong)
+    return GeneratorTable(kind, options)
 
 
 def _numbers(fields: _Fields, name: str) -> tuple[int, ...]:
@@ -284,20 +274,3 @@ def _numbers(fields: _Fields, name: str) -> tuple[int, ...]:
         if type(value) is not int:
             raise fields.error(name, f"must hold whole numbers, not {kind_of(value)}")
     return tuple(values)
-
-
-def _check_years(fields: _Fields, options: Mapping[str, tuple[int, ...]]) -> None:
-    if not all(10 <= century <= 99 for century in options["centuries"]) or len(
-        set(options["centuries"])
-    ) < len(options["centuries"]):
-        raise fields.error("centuries", "must hold different numbers from 10 to 99")
-    if len(options["years"]) != 2 or not 0 <= options["years"][0] <= options["years"][1] <= 99:
-        raise fields.error("years", "must be the first and the last two digits, from 0 to 99")
-
-
-def _check_periods(fields: _Fields, options: Mapping[str, tuple[int, ...]]) -> None:
-    if len(options["length"]) != 1:
-        raise fields.error("length", "must be one number")
-    length = options["length"][0]
-    if not all(length < 2 * period and period < length for period in options["periods"]):
-        raise fields.error("periods", f"must be longer than half of length ({length}) and shorter than it")
