@@ -299,7 +299,9 @@ class Circuit:
         """As `Graph.to_networkx`, the circuit's edges only, each with its
         score (attribute `score`) where it has one.
         """
-        view = self.graph.networkx_of(self.mask)
+        from circuitdiscovery.graph.views import networkx_of
+
+        view = networkx_of(self.graph, self.mask)
         for source, reader, letter, data in view.edges(keys=True, data=True):
             score = self.score(edge_name(source, receiver_name(reader, letter or "")))
             data |= {} if score is None else {"score": score}
