@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from circuitdiscovery.circuit.circuit import Circuit, load_circuit
+    from circuitdiscovery.circuit.circuit import Circuit
     from circuitdiscovery.circuit.comparison import Comparison, compare
+    from circuitdiscovery.circuit.load import load_circuit
     from circuitdiscovery.circuit.scores import Scores
     from circuitdiscovery.engine.ablation import Replacements, replacements
     from circuitdiscovery.engine.metrics import Metric
@@ -100,7 +101,8 @@ __all__ = [
 _HOME = {
     "engine.ablation": ("Replacements", "replacements"),
     "explanation.cards": ("Card", "Explanation"),
-    "circuit.circuit": ("Circuit", "load_circuit"),
+    "circuit.circuit": ("Circuit",),
+    "circuit.load": ("load_circuit",),
     "circuit.scores": ("Scores",),
     "circuit.comparison": ("Comparison", "compare"),
     "task.example": ("Example",),

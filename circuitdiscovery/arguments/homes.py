@@ -14,7 +14,7 @@ HOMES = {  # of what arguments are made of, imported when one is made
     "Model": "model.model",
     "Scores": "circuit.scores",
     "Task": "task.task",
-    "load_circuit": "circuit.circuit",
+    "load_circuit": "circuit.load",
     "load_hypothesis": "explanation.scrubbing.hypothesis",
     "load_model": "model.load",
     "load_task": "task.load",

@@ -15,7 +15,8 @@ from functools import cache, partial
 
 from circuitdiscovery.benchmark.problems.problem import Problem
 from circuitdiscovery.benchmark.problems.suite import planted
-from circuitdiscovery.circuit.circuit import Circuit, load_circuit
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.circuit.load import load_circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.load import load_model
 from circuitdiscovery.model.model import Model

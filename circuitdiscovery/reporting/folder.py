@@ -130,7 +130,7 @@ def read(folder: Path) -> Run:
         CircuitDiscoveryError: a file that is missing, broken, or of another
         circuit than circuit.json; by file and field.
     """
-    from circuitdiscovery.circuit.circuit import load_circuit
+    from circuitdiscovery.circuit.load import load_circuit
 
     record = recorded(folder)
     options = _options(record, folder)
