@@ -21,9 +21,9 @@ __all__ = sorted([*_PUBLIC, "__version__"])  # pyright: ignore[reportUnsupported
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit.circuit import Circuit as Circuit
-    from circuitdiscovery.circuit.circuit import load_circuit as load_circuit
     from circuitdiscovery.circuit.comparison import Comparison as Comparison
     from circuitdiscovery.circuit.comparison import compare as compare
+    from circuitdiscovery.circuit.load import load_circuit as load_circuit
     from circuitdiscovery.circuit.scores import Scores as Scores
     from circuitdiscovery.engine.ablation import Replacements as Replacements
     from circuitdiscovery.engine.ablation import replacements as replacements
@@ -61,10 +61,10 @@ if TYPE_CHECKING:
     from circuitdiscovery.search.path_patching import PathEffects as PathEffects
     from circuitdiscovery.search.path_patching import path_patching as path_patching
     from circuitdiscovery.search.path_patching import trace_back as trace_back
-    from circuitdiscovery.task.encoder import Example as Example
+    from circuitdiscovery.task.example import Example as Example
+    from circuitdiscovery.task.load import load_task as load_task
+    from circuitdiscovery.task.read import shipped_tasks as shipped_tasks
     from circuitdiscovery.task.task import Task as Task
-    from circuitdiscovery.task.task import load_task as load_task
-    from circuitdiscovery.task.taskfile import shipped_tasks as shipped_tasks
 
 
 def __getattr__(name: str) -> Any:

@@ -321,8 +321,9 @@ BENCHMARK_ONLY = ("eap_denoising", "exact_denoising")  # methods that are anothe
 _PUBLIC = {
     name: module
     for module, names in {
-        "circuit.circuit": ("Circuit", "load_circuit"),
+        "circuit.circuit": ("Circuit",),
         "circuit.comparison": ("Comparison", "compare"),
+        "circuit.load": ("load_circuit",),
         "circuit.scores": ("Scores",),
         "engine.ablation": ("Replacements", "replacements"),
         "engine.metrics": ("Metric",),
@@ -341,9 +342,10 @@ _PUBLIC = {
         "model.model": ("Model",),
         "reporting.page": ("report",),
         "search.path_patching": ("PathEffects", "path_patching"),
-        "task.encoder": ("Example",),
-        "task.task": ("Task", "load_task"),
-        "task.taskfile": ("shipped_tasks",),
+        "task.example": ("Example",),
+        "task.load": ("load_task",),
+        "task.read": ("shipped_tasks",),
+        "task.task": ("Task",),
     }.items()
     for name in names
 }

@@ -16,7 +16,8 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from circuitdiscovery.circuit.circuit import Circuit, load_circuit
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.circuit.load import load_circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
@@ -463,8 +464,8 @@ def test_the_file_says_what_the_contract_says(tmp_path: Path) -> None:
 
 
 def test_shipped_circuits_load_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuitdiscovery.circuit.circuit.shipped", lambda kind: ["gpt2/ioi", "toy/ioi"])
-    monkeypatch.setattr("circuitdiscovery.circuit.circuit.data_folder", lambda kind: tmp_path)
+    monkeypatch.setattr("circuitdiscovery.circuit.load.shipped", lambda kind: ["gpt2/ioi", "toy/ioi"])
+    monkeypatch.setattr("circuitdiscovery.circuit.load.data_folder", lambda kind: tmp_path)
     (tmp_path / "toy").mkdir()
     random_circuit(GRAPH, 1).save(tmp_path / "toy" / "ioi.json")
     assert load_circuit("toy/ioi") == random_circuit(GRAPH, 1)

@@ -41,7 +41,7 @@ WITHOUT_TORCH = """
 import json, os, sys
 for name in ("torch", "transformers", "transformer_lens"):
     sys.modules[name] = None
-import circuitdiscovery.task.taskfile  # with most of what the calls below import
+import circuitdiscovery.task.read  # with most of what the calls below import
 from circuitdiscovery.cli.main import main
 for line in sys.stdin:
     folder, files, arguments = json.loads(line)

@@ -13,6 +13,7 @@ import pytest
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.views import networkx_of
 
 GPT2_SMALL = Graph(n_layers=12, n_heads=12, n_kv_heads=12)
 GROUPED = Graph(n_layers=3, n_heads=8, n_kv_heads=2)
@@ -189,7 +190,7 @@ def test_everywhere_is_what_a_key_or_a_value_leads_on(graph: Graph) -> None:
     rng = np.random.default_rng(0)
     for density in (0.1, 0.3, 1.0):
         mask = graph.allowed & (rng.random(graph.allowed.shape) < density)
-        view = graph.networkx_of(mask)
+        view = networkx_of(graph, mask)
         for node, heads in list(view.nodes(data="heads")):
             view.add_edges_from((node, head) for head in heads or ())
         view.add_nodes_from(["logits", *graph.sources])

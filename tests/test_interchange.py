@@ -18,7 +18,8 @@ from circuitdiscovery.engine.fast import World
 from circuitdiscovery.explanation import interchange
 from circuitdiscovery.explanation.interchange import Change, Plain, changed_logits, receivers
 from circuitdiscovery.model.run import embed
-from circuitdiscovery.task.task import Batch, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.task import Task
 
 
 def batch_of(tiny: Tiny, position: int | list[int] = -1) -> Batch:

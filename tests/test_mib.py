@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from circuitdiscovery.circuit.circuit import Circuit, load_circuit
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.circuit.load import load_circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph

@@ -37,7 +37,7 @@ def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProces
 # ------------------------------------------------------------------- imports
 
 
-LIGHT = ("cli.main", "cli.run", "reporting.options", "task.taskfile", "benchmark.options")
+LIGHT = ("cli.main", "cli.run", "reporting.options", "task.read", "benchmark.options")
 
 
 @pytest.mark.parametrize("module", ["circuitdiscovery", *(f"circuitdiscovery.{name}" for name in LIGHT)])

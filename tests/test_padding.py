@@ -16,13 +16,13 @@ from tiny import Tiny, random_prompts
 from torch import Tensor
 
 import circuitdiscovery as cd
+import circuitdiscovery.task.batch
 from circuitdiscovery.engine.setup import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.measure import criteria
 from circuitdiscovery.model import run
 from circuitdiscovery.search.hybrid import hybrid
 from circuitdiscovery.search.path_patching import path_patching
-from circuitdiscovery.task import task
 
 ABLATIONS = ("resample", "mean", "mean_all", "zero", "noise", "random")
 LENGTHS = (4, 7, 9, 4)
@@ -159,7 +159,7 @@ def test_no_pad_changes_a_byte(
         circuit = cd.Circuit(model.graph, random_masks(model.graph, 2, seed=5)[1])
         found: list[list[bytes]] = []
         for token in (0, 17, 100):
-            monkeypatch.setattr(task, "PAD_TOKEN", token)
+            monkeypatch.setattr(circuitdiscovery.task.batch, "PAD_TOKEN", token)
             assert int(next(together(model, pairs)).clean[0, -1]) == token
             runs = [cd.run_circuit(model, pairs, circuit, ablation=name).numpy() for name in ABLATIONS]
             runs += [cd.run_circuit(model, pairs, circuit, ablation=cd.replacements(model, pairs)).numpy()]

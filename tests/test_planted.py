@@ -18,7 +18,7 @@ from circuitdiscovery.benchmark.problems.problem import Problem
 from circuitdiscovery.benchmark.problems.programs import RECIPES
 from circuitdiscovery.benchmark.problems.suite import planted
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.task.task import Batch
+from circuitdiscovery.task.batch import Batch
 
 SMALL = planted(examples=24)
 CONSTRUCTED = [name for name in SMALL if not name.startswith("semisynthetic")]

@@ -82,7 +82,7 @@ def test_a_method_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
     def last_first(model: cd.Model, task: cd.Task, *, steps: int = 1) -> cd.Scores:
         scores = cd.random(model, task)
-        return replace(scores, values=scores.graph.allowed * steps, info=scores.info | {"method": "mine"})
+        return replace(scores, values=scores.graph.allowed * steps, info={**scores.info, "method": "mine"})
 
     registry.METHODS["mine"] = registry.Method(last_first, "all edges alike", {"steps": 1})
     folder = discovered("--method", "mine", "--steps", "3", "--edges", "20", "--measure", "none")

@@ -27,7 +27,8 @@ from circuitdiscovery.explanation.cards import Explanation
 from circuitdiscovery.explanation.interventions import Asked, Part, Trials, other_word
 from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.measure.bench import Work
-from circuitdiscovery.task.task import Batch, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.task import Task
 
 PLANTED = planted()
 PARTS: tuple[Part, ...] = ("whole", "values", "keys")

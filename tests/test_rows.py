@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import circuitdiscovery as cd
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.task.taskfile import read_task
+from circuitdiscovery.task.read import read_task
 
 HEAD = "clean,corrupted,correct,incorrect"
 COLUMNS = ("clean", "corrupted", "correct", "incorrect")

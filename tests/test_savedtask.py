@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import circuitdiscovery as cd
-from circuitdiscovery.task.taskfile import read_task
+from circuitdiscovery.task.read import read_task
 from circuitdiscovery.task.view import shown_task
 
 

@@ -20,10 +20,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.task.encoder import Encoder
+from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.form import shuffled
+from circuitdiscovery.task.load import load_task
+from circuitdiscovery.task.read import read_task, shipped_tasks
 from circuitdiscovery.task.table import Row
-from circuitdiscovery.task.task import Example, Task, load_task
-from circuitdiscovery.task.taskfile import TaskFile, read_task, shipped_tasks
+from circuitdiscovery.task.task import Task
+from circuitdiscovery.task.taskfile import TaskFile
 from circuitdiscovery.task.vocabulary import contexts
 
 MODELS = Path(__file__).parents[2] / "shared" / "models"
@@ -372,7 +375,7 @@ import zlib
 from types import SimpleNamespace
 from circuitdiscovery.task.encoder import Encoder
 from circuitdiscovery.task.prompts import draw
-from circuitdiscovery.task.taskfile import read_task
+from circuitdiscovery.task.read import read_task
 class Tokenizer:
     bos_token_id = unk_token_id = None
     def __call__(self, text):

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.task.read import read_task, shipped_tasks, task_path
 from circuitdiscovery.task.table import Table
-from circuitdiscovery.task.taskfile import Ref, TaskFile, read_task, shipped_tasks, task_path
+from circuitdiscovery.task.taskfile import Ref, TaskFile
 
 GOOD = """
 description = "d"
@@ -124,7 +125,7 @@ def test_names_take_hyphens_and_unknown_ones_are_told_the_nearest() -> None:
 
 def test_reading_a_task_imports_no_torch() -> None:
     code = (
-        "import sys; from circuitdiscovery.task.taskfile import read_task; read_task('ioi'); assert "
+        "import sys; from circuitdiscovery.task.read import read_task; read_task('ioi'); assert "
         "'torch' not in sys.modules"
     )
     root = Path(__file__).parents[1]

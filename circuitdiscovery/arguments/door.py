@@ -1,4 +1,4 @@
-"""The checks around public functions: each argument is checked or converted before the function begins.
+"""The checks around public functions: each argument is checked or converted before its function begins.
 
 `@guarded` reads the annotations of a function. The annotation of an argument determines its check (`KINDS`),
 its name its least value (`LEAST`), so one line guards a new function. A name or a path is accepted for what it

@@ -6,20 +6,9 @@ import sys
 from importlib import import_module
 from typing import Any
 
-HOMES = {  # name -> module
-    "Circuit": "circuit.circuit",
-    "Explanation": "explanation.cards",
-    "Graph": "graph.graph",
-    "Hypothesis": "explanation.scrubbing.hypothesis",
-    "Model": "model.model",
-    "Scores": "circuit.scores",
-    "Task": "task.task",
-    "load_circuit": "circuit.circuit",
-    "load_hypothesis": "explanation.scrubbing.hypothesis",
-    "load_model": "model.load",
-    "load_task": "task.task",
-    "stage": "reporting.progress",
-}
+from circuitdiscovery.registry import PUBLIC
+
+HOMES = PUBLIC | {"stage": "reporting.progress"}  # name -> module
 
 
 def named(name: str) -> Any:

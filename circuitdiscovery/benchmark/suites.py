@@ -15,12 +15,14 @@ from functools import cache, partial
 
 from circuitdiscovery.benchmark.problems.problem import Problem
 from circuitdiscovery.benchmark.problems.suite import planted
-from circuitdiscovery.circuit.circuit import Circuit, load_circuit
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.circuit.load import load_circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.load import load_model
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import canonical
-from circuitdiscovery.task.task import Task, load_task
+from circuitdiscovery.task.load import load_task
+from circuitdiscovery.task.task import Task
 
 PUBLISHED = ("ioi", "greater_than")
 EXAMPLES = {"planted": 32, "toy": 64, "published": 64}

@@ -23,7 +23,6 @@ from circuitdiscovery.circuit.checks import (
     described,
     floats,
     named_nodes,
-    naming,
     node_order,
     origin,
     table_of,
@@ -31,11 +30,7 @@ from circuitdiscovery.circuit.checks import (
 from circuitdiscovery.circuit.schema import info_of
 from circuitdiscovery.errors import CircuitDiscoveryError, PlaceError, shown, unknown
 from circuitdiscovery.files.disk import (
-    data_folder,
     ending,
-    is_folder,
-    read_json,
-    shipped,
     write_json,
 )
 from circuitdiscovery.graph.graph import Edge, Edges, Graph
@@ -61,9 +56,6 @@ class ModelLike(Protocol):
     def digest(self) -> str: ...
     @property
     def graph(self) -> Graph: ...
-
-
-# ------------------------------------------------------------------- circuit
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,8 +277,10 @@ class Circuit:
         own = self.info.get("model", {})
         merged = None if model.graph.grouped else replace(model.graph, split_qkv=False)
         if self.graph not in (model.graph, merged):
+            from circuitdiscovery.circuit.load import published_name
+
             raise CircuitDiscoveryError(
-                f"this is a circuit of {described(own.get('name') or _published(self), self.graph)}, "
+                f"this is a circuit of {described(own.get('name') or published_name(self), self.graph)}, "
                 f"not of {described(model.name, model.graph)}"
             )
         if own.get("digest", model.digest) != model.digest:
@@ -299,7 +293,9 @@ class Circuit:
         """As `Graph.to_networkx`, the circuit's edges only, each with its
         score (attribute `score`) where it has one.
         """
-        view = self.graph.networkx_of(self.mask)
+        from circuitdiscovery.graph.views import networkx_of
+
+        view = networkx_of(self.graph, self.mask)
         for source, reader, letter, data in view.edges(keys=True, data=True):
             score = self.score(edge_name(source, receiver_name(reader, letter or "")))
             data |= {} if score is None else {"score": score}
@@ -337,6 +333,8 @@ class Circuit:
     @classmethod
     def load(cls, name_or_path: str | Path) -> Circuit:
         """As `load_circuit`."""
+        from circuitdiscovery.circuit.load import load_circuit
+
         return load_circuit(name_or_path)
 
     @guarded
@@ -376,71 +374,3 @@ class Circuit:
         if path is not None:
             drawing.save(path)
         return drawing
-
-
-@guarded
-def load_circuit(name_or_path: str | Path, *, n_kv_heads: int | None = None) -> Circuit:
-    """A circuit from a .json file (circuit.json, or MIB's), from the folder of a
-    run, or a shipped one such as "gpt2/ioi".
-
-    Args:
-        name_or_path: what ends in .json is a path, and so is a folder.
-        n_kv_heads: key/value groups of the model; MIB's JSON does not say where they are fewer than heads.
-
-    Raises:
-        CircuitDiscoveryError: no such circuit; a file that says
-            something else than a circuit, by file and field.
-    """
-    path = circuit_file(name_or_path)
-    data = read_json(path)
-    if mib.is_mib(data):
-        return Circuit(*mib.read(data, str(path), n_kv_heads))
-    return naming(str(path), lambda: Circuit(*schema.read(data, str(path))))
-
-
-def _why_none(record: Path) -> str:
-    """Why a folder has no circuit."""
-    if not record.is_file():
-        return "it is not the folder of a run"
-    known = read_json(record)
-    finished = isinstance(known, dict) and "summary" in known
-    return "it was removed from the finished run there" if finished else "the run in it has found none yet"
-
-
-def circuit_file(name_or_path: str | Path) -> Path:
-    """The file that a shipped circuit's name, a path or a run's folder means."""
-    name, path = str(name_or_path), Path(name_or_path)
-    names = shipped("graphs")
-    if name in names:
-        return data_folder("graphs") / f"{name}.json"
-    if is_folder(path):
-        if not (path / CIRCUIT_FILE).is_file():
-            what = _why_none(path / "run.json")
-            raise CircuitDiscoveryError(f"{path} holds no {CIRCUIT_FILE}: {what}")
-        return path / CIRCUIT_FILE
-    if path.suffix.lower() == ".json":
-        return path
-    family = name.partition("/")[0]
-    if "/" in name and family in shipped("models"):
-        raise CircuitDiscoveryError(
-            f"no circuit of {family} is shipped; find one, such as cd.acdc. Valid graphs: {', '.join(names)}"
-        )
-    if "/" in name and family not in {other.partition("/")[0] for other in names} and not path.exists():
-        raise CircuitDiscoveryError(
-            f"there is no folder {shown(name)}; a circuit is a .json file, the folder of a run, or one "
-            f"of {', '.join(names)}"
-        )
-    raise CircuitDiscoveryError(
-        f"{unknown('graph', name, names)}; or a path that ends in .json, or the folder of a run"
-    )
-
-
-def _published(circuit: Circuit) -> str | None:
-    """Which of the shipped circuits it is, or a part of: one that names no model."""
-    task = circuit.info.get("task")
-    alike = [
-        name
-        for name in shipped("graphs")
-        if name.endswith(f"/{task}") and circuit.info.get("method") == "published"
-    ]
-    return next((name for name in alike if load_circuit(name).graph == circuit.graph), None)

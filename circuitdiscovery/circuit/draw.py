@@ -9,18 +9,14 @@ for each layer's heads and one for its MLP.
 4. Of many edges the strongest whole paths are shown, which the picture says; many layers go from left to
    right in columns, where a dashed frame holds a group and its heads. layout.py says which edges, and where.
 
-`graphviz` writes the DOT, `pygraphviz` lays it out and renders it inside the process. Colours are Okabe and
-Ito's (2008), which people with any colour vision tell apart.
+`graphviz` writes the DOT, render.py makes the picture. The colours are Okabe and Ito's (2008), which people
+with any colour vision tell apart.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +26,7 @@ import numpy as np
 from circuitdiscovery.circuit.checks import check_same_graph
 from circuitdiscovery.circuit.circuit import Circuit, Roles
 from circuitdiscovery.circuit.layout import MOST_EDGES, Layout, Rank, layout, shown
+from circuitdiscovery.circuit.render import render
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import write_atomically
@@ -56,8 +53,6 @@ ROLE_COLOURS = (
 )
 SPACE = 7  # points at each side of a head
 THIN, THICK = 0.6, 4.6  # line widths in points
-# edges above which a PNG has so many dots an inch: its cost is its area times its lines
-MANY, COARSE = 2000, 60
 FONT = "Helvetica,Arial,DejaVu Sans,sans-serif"
 
 
@@ -91,7 +86,7 @@ def draw(
             f"{path} must end in {', '.join('.' + name for name in FORMATS[:-1])} or .{FORMATS[-1]}"
         )
     dot = to_dot(circuit, scores=scores, roles=roles, max_edges=max_edges)
-    write_atomically(path, dot if kind == "dot" else _render(dot, kind))
+    write_atomically(path, dot if kind == "dot" else render(dot, kind))
 
 
 def to_svg(
@@ -103,7 +98,7 @@ def to_svg(
     heading: bool = True,
 ) -> str:
     """The picture as SVG; arguments as in `to_dot`."""
-    return _render(
+    return render(
         to_dot(circuit, scores=scores, roles=roles, max_edges=max_edges, heading=heading), "svg"
     ).decode()
 
@@ -267,7 +262,7 @@ def _cells_left(node: str, cells: list[str]) -> str:
 
 
 def _amid_space(box: str, landscape: bool) -> str:
-    """Room at a head's sides: `nodesep` also spaces the lanes of long edges, which shall be narrow."""
+    """Room at a head's sides: `nodesep` also spaces the lanes of long edges, which should be narrow."""
     inside = f'<TD PORT="box">{box}</TD>'
     if landscape:
         space = f'<TR><TD HEIGHT="{SPACE // 2}"></TD></TR>'
@@ -388,40 +383,3 @@ def _key(values: np.ndarray) -> str:
     ]
     words = [f'<FONT COLOR="{colour}"><B>━━</B></FONT> {text}' for colour, text, shown in parts if shown]
     return "    ".join([*words, f"width: |score|, up to {np.abs(scored).max():.3g}"])
-
-
-# ----------------------------------------------------------------- rendering
-
-
-def _render(dot: str, kind: str) -> bytes:
-    import pygraphviz
-
-    picture = pygraphviz.AGraph(dot)
-    coarse = kind == "png" and picture.number_of_edges() > MANY
-    with _quiet_fontconfig():
-        rendered: bytes | None = picture.draw(
-            format=kind, prog=picture.graph_attr["layout"], args=f"-Gdpi={COARSE}" if coarse else ""
-        )
-    if rendered is None:
-        raise CircuitDiscoveryError(f"Graphviz could not render the circuit as {kind}")
-    return rendered
-
-
-@contextmanager
-def _quiet_fontconfig() -> Iterator[None]:
-    """Keep back what the C libraries say of the system's font
-    configuration; anything else they say is passed on.
-    """
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as heard:
-        os.dup2(heard.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            heard.seek(0)
-            for line in heard.read().decode(errors="replace").splitlines():
-                if "Fontconfig" not in line:
-                    print(line, file=sys.stderr)

@@ -54,7 +54,7 @@ def one_of(kind: Kind) -> Checked:
 
 
 def task_name(name: str) -> str:
-    from circuitdiscovery.task.taskfile import read_task, task_path
+    from circuitdiscovery.task.read import read_task, task_path
 
     read_task(name, skip_bad=True)  # whether bad rows are skipped is another option
     path = task_path(name)
@@ -63,7 +63,7 @@ def task_name(name: str) -> str:
 
 def valid_counterfactual(task: str, name: str | None) -> str | None:
     """The canonical name of a task's counterfactual; None is the task's own."""
-    from circuitdiscovery.task.taskfile import counterfactual_of, read_task
+    from circuitdiscovery.task.read import counterfactual_of, read_task
 
     return None if name is None else counterfactual_of(read_task(task, skip_bad=True), name)
 
@@ -72,7 +72,7 @@ def check_rows(task: str, skip_bad: bool) -> None:
     """Refuse a table's bad rows where they are not to be skipped, as far
     as that can be told without a tokenizer.
     """
-    from circuitdiscovery.task.taskfile import read_task
+    from circuitdiscovery.task.read import read_task
 
     read_task(task, skip_bad=skip_bad)
 

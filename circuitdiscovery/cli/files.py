@@ -28,7 +28,7 @@ EVALUATION_FIELDS = (
 
 
 def circuit_of(path: str) -> Circuit:
-    from circuitdiscovery.circuit.circuit import load_circuit
+    from circuitdiscovery.circuit.load import load_circuit
 
     return load_circuit(path)
 
@@ -39,7 +39,7 @@ def file_of(path: str) -> str:
 
     if path in shipped("graphs") or not is_folder(path):
         return path
-    from circuitdiscovery.circuit.circuit import circuit_file
+    from circuitdiscovery.circuit.load import circuit_file
 
     return str(circuit_file(path))
 

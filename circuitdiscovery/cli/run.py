@@ -156,7 +156,7 @@ class _Run:
 
     def _in_folder(self) -> tuple[Any, Any]:
         """(circuit.json, the arguments of its Scores) where they are there, and of this run."""
-        from circuitdiscovery.circuit.circuit import load_circuit
+        from circuitdiscovery.circuit.load import load_circuit
         from circuitdiscovery.circuit.scores import Scores
 
         known: dict[str, Any] = {}

@@ -34,7 +34,9 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import embed, run_tokens
 from circuitdiscovery.registry import ABLATIONS, canonical
-from circuitdiscovery.task.task import Batch, Example, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.example import Example
+from circuitdiscovery.task.task import Task
 
 
 class Ablation(Protocol):

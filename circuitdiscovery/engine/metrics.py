@@ -21,7 +21,8 @@ from circuitdiscovery.model.run import plain_run, run_tokens
 from circuitdiscovery.registry import METRICS, canonical
 
 if TYPE_CHECKING:
-    from circuitdiscovery.task.task import Batch, Task
+    from circuitdiscovery.task.batch import Batch
+    from circuitdiscovery.task.task import Task
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ from torch import Tensor
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import plain_run
-from circuitdiscovery.task.task import Batch, Example, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.example import Example
+from circuitdiscovery.task.task import Task
 
 LEAST = 10  # prompts of one template and length; a mean of fewer says more about them than about their kind
 _BATCH_BYTES = 2**26  # of what reference prompts write in one forward

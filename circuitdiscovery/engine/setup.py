@@ -36,7 +36,8 @@ from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
 from circuitdiscovery.registry import canonical
-from circuitdiscovery.task.task import Batch, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.task import Task
 
 Progress = Callable[[int, int], None]  # (done, total)
 # of replacements held at once, where no batch size is asked for; more is no faster (benchmarks/speed.py)

@@ -23,8 +23,9 @@ from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.graph.nodes import head_of, letter_of, parsed
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import Run, at_position, per_head, plain_run, run_tokens
-from circuitdiscovery.task.encoder import Example
-from circuitdiscovery.task.task import Batch, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.example import Example
+from circuitdiscovery.task.task import Task
 
 MOST = 5  # attended tokens that are named
 _BYTES = 2**27  # of sources and attention held at once, if no batch size is given

@@ -49,9 +49,8 @@ from circuitdiscovery.measure.bench import Work
 from circuitdiscovery.measure.estimates import weights
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import parameters
-from circuitdiscovery.task.encoder import Example
+from circuitdiscovery.task.example import END, Example
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.task.taskfile import END
 
 EFFORTS = ("full", "quick")
 PROMPTS = 3  # prompts shown whole: enough to see what changes from one to the next

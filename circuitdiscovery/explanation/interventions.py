@@ -36,8 +36,9 @@ from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.intervals import difference
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import parameters, unembed
-from circuitdiscovery.task.encoder import Example
-from circuitdiscovery.task.task import Batch, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.example import Example
+from circuitdiscovery.task.task import Task
 
 ENOUGH = 0.5  # the least share of the examples with another word to change to
 SEED = 0  # of the bootstrap, the default of `evaluate`

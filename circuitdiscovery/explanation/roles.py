@@ -29,9 +29,8 @@ from circuitdiscovery.explanation.interventions import Ablated, Asked, Cut, Tria
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import letter_of
 from circuitdiscovery.measure.estimates import Estimate
-from circuitdiscovery.task.encoder import Example
+from circuitdiscovery.task.example import END, Example
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.task.taskfile import END
 
 IO, S2 = "IO", "S2"
 MAJORITY = 0.5  # of a head's attention, of the prompts, of an effect: more than all the rest together

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.errors import CircuitDiscoveryError, nearest, shown
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.graph.nodes import (
     INPUT,
@@ -34,6 +34,7 @@ from circuitdiscovery.graph.nodes import (
     parsed,
     receiver_name,
 )
+from circuitdiscovery.graph.unknown_edge import no_edge
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -60,8 +61,7 @@ class Graph:
         n_layers: blocks.
         n_heads: query heads per block.
         n_kv_heads: key/value heads (groups) per block; fewer than `n_heads` is grouped-query attention.
-        parallel: attention and MLP of a block read the same stream
-            (GPT-NeoX), so `m{l}` does not read `a{l}.*`.
+        parallel: attention and MLP of a block read the same stream (GPT-NeoX): `m{l}` reads no `a{l}.*`.
         has_mlp: blocks have an MLP.
         split_qkv: a head reads its query, key and value through separate edges.
 
@@ -128,9 +128,7 @@ class Graph:
         return [mlp_name(layer)] if self.has_mlp else []
 
     def group_nodes(self, layer: int) -> list[str]:
-        """The names of a layer's groups of heads that share a key and a
-        value; none where each head has its own.
-        """
+        """The names of a layer's groups, which share a key and a value; none where each head has its own."""
         return [group_name(layer, group) for group in range(self.n_kv_heads)] if self.grouped else []
 
     @cached_property
@@ -139,9 +137,7 @@ class Graph:
         return {name: i for i, name in enumerate(self.sources)}
 
     def n_upstream(self, layer: int, letter: str = "q") -> int:
-        """How many sources (they are the first ones) a receiver of this layer
-        can read; `layer == n_layers` is `logits`.
-        """
+        """How many sources, the first ones, a receiver of a layer can read; layer `n_layers` is `logits`."""
         before = 1 + layer * (self.n_heads + self.has_mlp)
         return before + (self.n_heads if letter == "m" and not self.parallel else 0)
 
@@ -199,9 +195,8 @@ class Graph:
                 read_by = self.group_nodes(layer) if shared else self.head_nodes(layer)
                 read = [receiver_name(node, letter if self.split_qkv else "") for node in read_by]
                 found[layer, letter] = np.array([self.receiver_index[name] for name in read])
-            found[layer, "m"] = np.array(
-                [self.receiver_index[name] for name in self.mlp_nodes(layer)], dtype=int
-            )
+            mlps = [self.receiver_index[name] for name in self.mlp_nodes(layer)]
+            found[layer, "m"] = np.array(mlps, dtype=int)
         return found
 
     def reader_nodes(self, receiver: str) -> tuple[str, ...]:
@@ -214,9 +209,7 @@ class Graph:
 
     @cached_property
     def feeds(self) -> np.ndarray:
-        """[receivers, sources] bool, read-only: the source is what the receiver's node
-        writes (for a group, each of its heads).
-        """
+        """[receivers, sources] bool, read-only: the source is the receiver's node or a head of its group."""
         feeds = np.zeros((len(self.receivers), len(self.sources)), dtype=bool)
         for column, receiver in enumerate(self.receivers):
             feeds[column, [self.source_index[node] for node in self.reader_nodes(receiver)]] = True
@@ -266,54 +259,19 @@ class Graph:
         return tuple(edge_name(self.sources[s], self.receivers[r]) for s, r in np.argwhere(mask))
 
     def index(self, edge: Edge) -> tuple[int, int]:
-        """An edge's (row, column), by its name or its two ends'; an unknown
-        one is an error that offers the nearest.
-        """
+        """An edge's (row, column), by its name or its two ends; an unknown edge is an error."""
         source, receiver = ends_of(edge)
         row, column = self._place(source, self.source_index), self._place(receiver, self.receiver_index)
         if row is None or column is None or not self.allowed[row, column]:
             name = edge if isinstance(edge, str) else edge_name(source, receiver)
-            raise CircuitDiscoveryError(self._no_edge(name, str(source), str(receiver)))
+            raise CircuitDiscoveryError(no_edge(self, name, str(source), str(receiver)))
         return row, column
 
     def _place(self, end: Any, index: Mapping[str, int]) -> int | None:
-        """The row of a source or the column of a receiver; of a number itself, where there is such a one."""
+        """The row of a source or the column of a receiver, by its name or its number; None: there is none."""
         if isinstance(end, str):
             return index.get(end)
         return int(end) if 0 <= end < len(index) else None
-
-    def _no_edge(self, edge: str, source: str, receiver: str) -> str:
-        """The sentence for an unknown edge; its two ends are looked up apart,
-        for there are tens of thousands of edges.
-        """
-        if max(len(source), len(receiver)) > 200:
-            return (
-                f"no edge {shown(edge, 100)}; Valid edges: {self.edges[0]}, ..., {self.edges[-1]} (a "
-                "source, and a receiver after it)"
-            )
-        several = [
-            name
-            for name in self.receivers
-            if receiver == node_of(name) or receiver in self.reader_nodes(name)
-        ]
-        if several and receiver not in self.receiver_index and source in self.source_index:
-            listed = f"{', '.join(several[:-1])} and {several[-1]}" if several[1:] else several[0]
-            return (
-                f"no edge {edge!r}; {receiver} is not one receiver: it reads by {listed}, such as "
-                f"{edge_name(source, several[0])}"
-            )
-        sources, receivers = nearest(source, self.sources), nearest(receiver, self.receivers)
-        near = [
-            edge_name(s, r)
-            for s in sources
-            for r in receivers
-            if self.allowed[self.source_index[s], self.receiver_index[r]]
-        ]
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return (
-            f"no edge {shown(edge, 100)}; {hint}Valid edges: {self.edges[0]}, ..., {self.edges[-1]} "
-            "(a source, and a receiver after it)"
-        )
 
     @guarded
     def mask(self, edges: Edges) -> np.ndarray:
@@ -331,9 +289,7 @@ class Graph:
         return _as_bits(self.feeds.T)
 
     def reached(self, mask: np.ndarray, changed: np.ndarray) -> np.ndarray:
-        """[sources] bool: those that can differ when those in `changed` do, along
-        the edges of a [sources, receivers] mask.
-        """
+        """[sources] bool: those that can differ when those in `changed` do, along the edges of a mask."""
         reached, reading = changed.tolist(), 0
         for row, (read, feeding) in enumerate(zip(_as_bits(mask), self._feeding, strict=True)):
             # topological order: a source's receivers are decided before it
@@ -356,9 +312,7 @@ class Graph:
         return live & self.reached(mask, np.arange(len(live)) == 0) if own_run else live
 
     def canonical(self, mask: np.ndarray, own_run: bool) -> np.ndarray:
-        """The mask without the edges that change no logit: circuits with the
-        same canonical mask are the same circuit.
-        """
+        """The mask without the edges that change no logit: equal for circuits that are the same."""
         return mask & self.running(mask, own_run)[:, None] & self.leading(mask)
 
     def leading(self, mask: np.ndarray) -> np.ndarray:
@@ -369,8 +323,7 @@ class Graph:
         return np.unpackbits(packed, count=size, bitorder="little").astype(bool)
 
     def _live(self, reads: list[int]) -> tuple[list[bool], int]:
-        """(which sources are live, the leading receivers as bits),
-        from the receivers that read each source."""
+        """(which sources are live, the leading receivers as bits), of each source's readers as bits."""
         live, leading = [False] * len(reads), 1 << (len(self.receivers) - 1)
         for row in reversed(range(len(reads))):
             if reads[row] & leading:
@@ -380,13 +333,13 @@ class Graph:
 
     @cached_property
     def _reads_across(self) -> int:
-        """The keys and the values, as bits: what other positions read than the one it stands at."""
+        """The keys and the values, as bits: what positions read of others."""
         # without a letter all three are merged
         across = [parsed(name).in_attention and letter_of(name) != "q" for name in self.receivers]
         return _as_bits(np.array([across]))[0]
 
     def everywhere(self, mask: np.ndarray) -> np.ndarray:
-        """[sources] bool: those that matter to `logits` at other positions than the answer's too.
+        """[sources] bool: those that matter to `logits` also at positions other than the answer's.
 
         These are read by a key or a value, or by a query or an MLP of one of them.
         """
@@ -400,27 +353,13 @@ class Graph:
         return np.array(everywhere, dtype=bool)
 
     def to_networkx(self) -> nx.MultiDiGraph:
-        """A MultiDiGraph over nodes, an edge per edge, keyed by its
-        letter (`q`, `k`, `v`; 0 for MLPs and logits).
+        """A MultiDiGraph over nodes, an edge per edge, keyed by `q`, `k`, `v`, or 0 for MLPs and logits.
 
         Several heads read through a group's node `a{l}.kv{g}`; its attribute `heads` names them.
         """
-        return self.networkx_of(self.allowed)
+        from circuitdiscovery.graph.views import networkx_of
 
-    def networkx_of(self, mask: np.ndarray) -> nx.MultiDiGraph:
-        """The part of `to_networkx()` that is True in a [sources, receivers]
-        mask; nodes without an edge are left out.
-        """
-        import networkx as nx
-
-        view = nx.MultiDiGraph()
-        for row, column in np.argwhere(mask):
-            name = self.receivers[column]
-            reader = node_of(name)
-            if parsed(name).kind == "group" and reader not in view:
-                view.add_node(reader, heads=self.reader_nodes(name))
-            view.add_edge(self.sources[row], reader, key=letter_of(name) or 0)
-        return view
+        return networkx_of(self, self.allowed)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "graph", field: str = "") -> Graph:
@@ -437,11 +376,9 @@ class Graph:
         exactly(data, kinds, where, field)
         for name, kind in kinds.items():
             typed(data[name], kind, where, f"{field}.{name}" if field else name)
-        cells = (1 + data["n_layers"] * (data["n_heads"] + 1)) * (
-            1 + data["n_layers"] * (3 * data["n_heads"] + 1)
-        )
-        if cells > MAX_CELLS:
-            shape = f"{data['n_layers']} layers of {data['n_heads']} heads"
+        layers, heads = data["n_layers"], data["n_heads"]
+        if (1 + layers * (heads + 1)) * (1 + layers * (3 * heads + 1)) > MAX_CELLS:
+            shape = f"{layers} layers of {heads} heads"
             raise CircuitDiscoveryError(f"{where}: field {field!r}: {shape} is no model's shape")
         try:
             return cls(**data)
@@ -454,9 +391,7 @@ class Graph:
 
 
 def _as_bits(rows: np.ndarray) -> list[int]:
-    """The rows of a [n, m] bool array as numbers: Python's are as long as they
-    need to be, and one operation does all bits.
-    """
+    """The rows of a [n, m] bool array as Python's whole numbers: one operation does all bits of one."""
     packed = np.packbits(rows, axis=1, bitorder="little")
     content, width = packed.tobytes(), packed.shape[1]
     return [

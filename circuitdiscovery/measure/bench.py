@@ -29,7 +29,7 @@ from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.measure.plan import Costs, Plan, Planner
 from circuitdiscovery.measure.saved import KEY_BYTES, Saved
 from circuitdiscovery.registry import METRICS
-from circuitdiscovery.task.task import Batch
+from circuitdiscovery.task.batch import Batch
 
 KINDS = ("metric", "kl", "agreement")
 _KEPT_BYTES = 2**27  # of replacements of all batches together, which are then computed only once

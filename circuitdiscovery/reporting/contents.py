@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from circuitdiscovery.circuit.circuit import Circuit
     from circuitdiscovery.circuit.scores import Scores
     from circuitdiscovery.model.model import Model
-    from circuitdiscovery.task.encoder import Example
+    from circuitdiscovery.task.example import Example
     from circuitdiscovery.task.task import Task
 
 PROMPTS = 20  # rows of the table

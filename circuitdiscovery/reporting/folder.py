@@ -130,7 +130,7 @@ def read(folder: Path) -> Run:
         CircuitDiscoveryError: a file that is missing, broken, or of another
             circuit than circuit.json; by file and field.
     """
-    from circuitdiscovery.circuit.circuit import load_circuit
+    from circuitdiscovery.circuit.load import load_circuit
 
     record = recorded(folder)
     options = _options(record, folder)
@@ -242,7 +242,7 @@ def load(options: Options) -> tuple[Model, Task]:
     """The model and the task that options name; this is where torch is imported."""
     with stage("loading"):
         from circuitdiscovery.model.load import load_model
-        from circuitdiscovery.task.task import load_task
+        from circuitdiscovery.task.load import load_task
 
         model = load_model(options.model, device=options.device, dtype=options.dtype)
         drawn = {"examples": options.examples, "seed": options.seed, "counterfactual": options.counterfactual}

@@ -39,7 +39,7 @@ from circuitdiscovery.reporting.folder import (
     read,
     roles_of,
 )
-from circuitdiscovery.task.taskfile import END
+from circuitdiscovery.task.example import END
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -266,7 +266,8 @@ def _task(run: Run) -> dict[str, Any]:
             | dict(run.contents["task"])
             | {"name": name}
         )
-    from circuitdiscovery.task.taskfile import TaskFile, read_task
+    from circuitdiscovery.task.read import read_task
+    from circuitdiscovery.task.taskfile import TaskFile
 
     try:
         file = read_task(run.options.task)

@@ -40,7 +40,8 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import Readers, Reading, embed, plain_run, replaced_logits
 from circuitdiscovery.registry import canonical
 from circuitdiscovery.search.provenance import provenance
-from circuitdiscovery.task.task import Batch, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.task import Task
 
 _NO_GRADIENT = (
     "metric 'kl_divergence' has no gradient on the clean run, where it is 0 at its least; use "

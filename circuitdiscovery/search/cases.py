@@ -15,7 +15,8 @@ from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.model.run import plain_run
-from circuitdiscovery.task.task import Batch, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.task import Task
 
 # alternatives x examples x positions in one forward: enough to fill the cores, little enough for the caches
 _TOKENS = {"cpu": 2048}

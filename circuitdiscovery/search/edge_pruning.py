@@ -42,7 +42,8 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import KL
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import State, saved_in
-from circuitdiscovery.task.task import Batch, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.task import Task
 
 _GAMMA, _ZETA, _BETA = -0.1, 1.1, 2 / 3  # Louizos et al. 2018, section 4; Bhaskar et al. have the same
 _SHIFT = _BETA * math.log(-_GAMMA / _ZETA)

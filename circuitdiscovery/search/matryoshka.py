@@ -53,7 +53,8 @@ from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.edge_pruning import check_edges
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import State, saved_in
-from circuitdiscovery.task.task import Batch, Task
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.task import Task
 
 SIZES = (0.01, 0.02)  # of all edges, that the finish is for where no number is asked for
 _LEAST, _MOST = 0.003, 0.1  # the sizes of the first part, as shares of all edges; log-uniform

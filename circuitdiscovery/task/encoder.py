@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.task.table import Row
-from circuitdiscovery.task.taskfile import END
+from circuitdiscovery.task.example import Example, resolve_position
+from circuitdiscovery.task.table import Row, Table
 
 
-@dataclass(frozen=True)
-class Example:
-    """One pair of prompts of equal length, as token ids.
+class HasTokenizer(Protocol):
+    """A model, as far as text needs one."""
 
-    Args:
-        clean, corrupted: the prompts.
-        correct, incorrect: the answers, at least one each, none in both.
-        position: where the answer is read, counted from 0.
-        template: rows with the same number have their words at the same place (up
-            to the words' own lengths); None: unknown.
-        text: the clean prompt, empty where the task came as tokens.
-        positions: where the clean prompt's named words stand (their last tokens),
-            such as IO; END, the answer's position, always.
-        variables: what the clean prompt was made of, such as IO = "Mary"; empty where it is unknown.
-    """
-
-    clean: tuple[int, ...]
-    corrupted: tuple[int, ...]
-    correct: tuple[int, ...]
-    incorrect: tuple[int, ...]
-    position: int
-    template: int | None = None
-    text: str = ""
-    positions: Mapping[str, int] = field(default_factory=dict, hash=False)
-    variables: Mapping[str, str] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "positions", {**self.positions, END: self.position})
+    @property
+    def tokenizer(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -146,6 +123,16 @@ class Encoder:
         """Whether a word is made of tokens that are not unknown."""
         return self.knows(word, self.ids(f"{word} {word}"))
 
+    def examples(self, table: Table) -> tuple[list[Example], list[tuple[int, str]]]:
+        """(the examples of the rows that can be used, the numbers of the others and why)."""
+        found, bad = list[Example](), list(table.bad)
+        for row in table.rows:
+            try:
+                found.append(self.example(row))
+            except CircuitDiscoveryError as error:
+                bad.append((row.number, str(error)))
+        return found, bad
+
     def example(self, row: Row) -> Example:
         """The row as tokens, checked: equal lengths, a position
         inside, answers of one token each that differ.
@@ -183,6 +170,15 @@ class Encoder:
         return answer if isinstance(answer, int) else self.answer(row.clean, answer, row.where)
 
 
+def encoder_of(model: HasTokenizer, name: str, bos: bool | None) -> Encoder:
+    """The model's, for the texts of a task of that name; a model without a tokenizer is an error."""
+    if model.tokenizer is None:
+        raise CircuitDiscoveryError(
+            f"task {name} is text, but the model has no tokenizer; give tokens with Task.from_tokens"
+        )
+    return Encoder(model.tokenizer, bos)
+
+
 def tokenizer_digest(tokenizer: Any) -> str | None:
     """Of what a tokenizer does: its vocabulary, its special tokens, and the rules where it
     can write them; None where there is none.
@@ -213,14 +209,3 @@ def _digest(tokenizer: Any) -> str:
     else:
         found.update(repr(sorted(tokenizer.get_vocab().items())).encode())
     return found.hexdigest()[:16]
-
-
-def resolve_position(position: int | None, length: int, where: str) -> int:
-    """The position counted from 0; None is the last, negative ones count from the end."""
-    if position is None:
-        return length - 1
-    if not -length <= position < length:
-        raise CircuitDiscoveryError(
-            f"{where}: position {position} is outside of the prompt's {length} tokens"
-        )
-    return position % length

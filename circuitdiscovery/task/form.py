@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from circuitdiscovery.task.taskfile import YEARS, Counterfactual, Ref, TaskFile, Text, generator_aliases
+from circuitdiscovery.task.references import generator_aliases
+from circuitdiscovery.task.taskfile import Counterfactual, Ref, TaskFile, Text
 
 if TYPE_CHECKING:
-    from circuitdiscovery.task.vocabulary import Vocabulary, Words, Years
+    from circuitdiscovery.task.generators import GeneratedWords
+    from circuitdiscovery.task.vocabulary import Vocabulary, Words
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Form:
     template: int
     order: str
     case: str
-    years: Years | None = None
+    generated: GeneratedWords | None = None
 
     @property
     def id(self) -> int:
@@ -65,9 +67,9 @@ class Form:
         return text.fill(lambda ref: self.value(ref, drawn, fixed))
 
     def prompt(self, drawn: Mapping[str, int], fixed: Mapping[str, str]) -> str:
-        """The filled template; without its last century where that belongs to the answer."""
+        """The filled template, without what belongs to the answer."""
         text = self.fill(self.task.templates[self.template], drawn, fixed)
-        return text[: len(text) - self.years.cut] if self.years else text
+        return text[: len(text) - self.generated.cut] if self.generated else text
 
     def flat(self, text: Text, fixed: Mapping[str, Text] | None = None) -> Iterator[str | Ref]:
         """The text's parts with every name of the order, the case, or `fixed`
@@ -84,17 +86,15 @@ class Form:
     def ends(self, drawn: Mapping[str, int]) -> dict[str, int]:
         """Where the task's named positions end in the clean prompt, in characters: each at
         the first place that stands for its name.
-
-        A year whose tens digit decides ends there.
         """
         found: dict[str, int] = {}
         end = 0
         for part in self.task.templates[self.template].parts:
             end += len(part if isinstance(part, str) else self.value(part, drawn, {}))
-            tens = self.years is not None and self.years.digits == 1 and part == Ref("year")
             for name, ref in self.task.positions.items():
                 if isinstance(part, Ref) and (part == ref or self._means(part, ref)):
-                    found.setdefault(name, end - tens)
+                    back = self.generated.back.get(part.name, 0) if self.generated else 0
+                    found.setdefault(name, end - back)
         return found
 
     def _means(self, part: Ref, ref: Ref) -> bool:
@@ -108,7 +108,7 @@ class Form:
         found = {"template": str(self.template), "order": self.order, "case": self.case}
         for name, slot in self.task.slots.items():
             known = name in drawn or slot.repeats in drawn
-            if known and slot.words != YEARS:
+            if known and slot.words in self.task.words:
                 found[name] = self.value(Ref(name, next(iter(self.words[slot.words]))), drawn, {})
         there = {
             name: text
@@ -176,7 +176,7 @@ def forms(task: TaskFile, vocab: Vocabulary) -> list[Form]:
     kinds = (
         (i, order, case) for i in range(len(task.templates)) for order in task.orders for case in task.cases
     )
-    return [Form(task, vocab.words, *kind, vocab.years) for kind in kinds]
+    return [Form(task, vocab.words, *kind, vocab.generated) for kind in kinds]
 
 
 def corrupted(

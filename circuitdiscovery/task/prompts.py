@@ -8,6 +8,7 @@ nothing else.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -17,11 +18,12 @@ from functools import cached_property
 from itertools import islice
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.task.encoder import Encoder, Example
+from circuitdiscovery.task.encoder import Encoder
+from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.form import Form, corrupted, forms
-from circuitdiscovery.task.repeated import repeated_tokens
+from circuitdiscovery.task.generators import generator_of
 from circuitdiscovery.task.table import Row
-from circuitdiscovery.task.taskfile import YEARS, Counterfactual, TaskFile
+from circuitdiscovery.task.taskfile import Counterfactual, TaskFile
 from circuitdiscovery.task.vocabulary import Vocabulary, vocabulary
 
 FRESH_TRIES = 200  # counterfactuals drawn for one clean prompt until one is as long
@@ -31,10 +33,14 @@ CLEAN_TRIES = 1000  # clean prompts in a row without a counterfactual that is as
 
 def draw(
     task: TaskFile, encoder: Encoder, *, counterfactual: str, seed: int
-) -> tuple[int, Vocabulary, Iterator[Example]]:
-    """How many prompts there may be at most, the words in use, and the examples in
-    random order, round-robin over the templates.
+) -> tuple[float, Vocabulary, Iterator[Example]]:
+    """How many prompts there may be at most, the words in use, and the examples in random order: round-robin
+    over the templates, or as a generator of whole prompts makes them, without an end as far as is known.
     """
+    generator = generator_of(task)
+    if task.generator is not None and generator is not None and generator.prompts is not None:
+        made = generator.prompts(task, encoder, counterfactual, seed, **task.generator.options)
+        return math.inf, Vocabulary({}, {}), made
     rule = task.counterfactuals[counterfactual]
     vocab = vocabulary(task, encoder)
     _check_enough(task, vocab, rule)
@@ -109,11 +115,9 @@ def _pair(
 
 
 def _answers(form: Form, drawn: Mapping[str, int]) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
-    task = form.task
-    if form.years is not None:  # every later one against the others
-        return form.years.sides(
-            *(form.words[YEARS][column][drawn["start"]] for column in ("century", "year"))
-        )
+    task, generator = form.task, generator_of(form.task)
+    if form.generated is not None and generator is not None:
+        return form.generated.answers(drawn[generator.slot])
     correct, incorrect = (
         tuple(form.fill(text, drawn, {}) for text in side) for side in (task.correct, task.incorrect)
     )
@@ -156,16 +160,9 @@ class Apart:
 
     @cached_property
     def _drawn(self) -> tuple[Example, ...]:
-        rows = stream(self.task, self.encoder, counterfactual=self.counterfactual, seed=self.seed)
+        _, _, rows = draw(self.task, self.encoder, counterfactual=self.counterfactual, seed=self.seed)
         found: list[Example] = []
         # a prompt without a counterfactual of its length ends the drawing, and is not needed
         with suppress(CircuitDiscoveryError):
             found.extend(islice(rows, self.after, self.after + REFERENCE))
         return tuple(found)
-
-
-def stream(task: TaskFile, encoder: Encoder, *, counterfactual: str, seed: int) -> Iterator[Example]:
-    """The examples of a task in random order, by its templates or its generator."""
-    if task.generator is not None and task.generator.kind == "repeated_tokens":
-        return repeated_tokens(task, encoder, seed=seed)
-    return draw(task, encoder, counterfactual=counterfactual, seed=seed)[2]

@@ -6,16 +6,20 @@ Each prompt stands once in the file; the task, and the task that is held out, sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_json
 from circuitdiscovery.registry import canonical
-from circuitdiscovery.task.encoder import Encoder, Example
+from circuitdiscovery.task.encoder import Encoder
+from circuitdiscovery.task.example import Example
 from circuitdiscovery.values import read
+
+if TYPE_CHECKING:
+    from circuitdiscovery.task.task import Task
 
 FORMAT = "circuitdiscovery task 1"
 
@@ -60,6 +64,25 @@ class Drawn:
 
     def __call__(self) -> tuple[Example, ...]:
         return self.prompts
+
+
+def saved_task(task: Task) -> SavedTask:
+    """The task as its file has it: its tokens, held-out examples, and what means are taken over."""
+    numbers: dict[Example, int] = {}
+    kept = _kept(task, numbers)
+    return SavedTask(FORMAT, tuple(numbers), kept)
+
+
+def _kept(task: Task, numbers: dict[Example, int]) -> Kept:
+    """A task as its file has it; its prompts are numbered in `numbers`."""
+
+    def indices(examples: Iterable[Example]) -> tuple[int, ...]:
+        return tuple(numbers.setdefault(example, len(numbers)) for example in examples)
+
+    examples, others = indices(task.examples), indices(task.others)
+    apart = None if task.apart is None else indices(task.apart())
+    held_out = None if task.held_out is None else _kept(task.held_out, numbers)
+    return Kept(task.name, task.metric, task.seed, task.info, examples, others, apart, held_out)
 
 
 def read_saved(path: Path) -> SavedTask:

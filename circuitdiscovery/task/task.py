@@ -1,106 +1,33 @@
 """A task: pairs of clean and corrupted prompts with their right and wrong answers, as tokens.
 
-task = load_task("ioi", model, examples=64, seed=0)     a shipped task, a TOML file, a table, or what
-Task.save wrote task = Task.from_tokens(clean=..., corrupted=..., correct=..., incorrect=...)
+task = Task.from_tokens(clean=..., corrupted=..., correct=..., incorrect=...)
+task = Task.from_prompts(model, clean=..., corrupted=..., correct=..., incorrect=...)
+task = load_task("ioi", model)     see `task.load`
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import data_frame, ending, write_json
-from circuitdiscovery.registry import canonical
-from circuitdiscovery.task.encoder import Encoder, Example, resolve_position
-from circuitdiscovery.task.prompts import Apart, draw
-from circuitdiscovery.task.repeated import repeated_tokens
-from circuitdiscovery.task.saved import FORMAT, Drawn, Kept, SavedTask, check_tokenizer
-from circuitdiscovery.task.table import Table, table_of
-from circuitdiscovery.task.taskfile import END, TaskFile, counterfactual_of, read_task, shipped_tasks
-from circuitdiscovery.task.vocabulary import Vocabulary
+from circuitdiscovery.task.batch import Batch, batches
+from circuitdiscovery.task.encoder import HasTokenizer, encoder_of
+from circuitdiscovery.task.example import Example
+from circuitdiscovery.task.saved import saved_task
+from circuitdiscovery.task.table import table_of
+from circuitdiscovery.task.tokens import as_python, examples_of_tokens, positions_of_rows
 from circuitdiscovery.values import plain, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Batch", "Example", "Task", "load_task", "shipped_tasks"]
-
-# of a task that can draw as many as it likes: enough for a stable ranking, few enough for a CPU
-EXAMPLES = 64
 SHOWN = 10  # prompts that a notebook shows
-PAD = -1  # in place of an answer where a row has fewer than the batch's longest
-# behind a prompt that is shorter than the batch's longest; any token would do, for nothing looks ahead
-PAD_TOKEN = 0
-
-
-class HasTokenizer(Protocol):
-    """What `load_task` asks of a model."""
-
-    @property
-    def tokenizer(self) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples as tensors: T tokens each, of which the first
-    `lengths` are the prompt and the others are pads.
-
-    Attention is causal, so that no position of a prompt sees a pad: each example runs as if it ran alone.
-
-    Args:
-        rows: [B], their indices in the task's examples.
-        clean, corrupted: [B, T] token ids.
-        position: [B], where the answer is read.
-        correct, incorrect: [B, k] answer ids, padded with -1.
-        lengths: [B], each prompt's own number of tokens.
-    """
-
-    rows: Tensor
-    clean: Tensor
-    corrupted: Tensor
-    position: Tensor
-    correct: Tensor
-    incorrect: Tensor
-    lengths: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def padded(self) -> bool:
-        """Whether any prompt is shorter than the batch."""
-        return int(self.lengths.min()) < self.clean.shape[1] if len(self) else False
-
-    def by_length(self) -> Iterator[tuple[list[int], Batch]]:
-        """(which of the examples, a batch of these alone without pads), length by length;
-        where nothing is padded, the batch itself.
-        """
-        if not self.padded:
-            yield list(range(len(self))), self
-            return
-        lengths = self.lengths.tolist()
-        for length in sorted(set(lengths)):
-            columns = [i for i, other in enumerate(lengths) if other == length]
-            parts = {field.name: getattr(self, field.name)[columns] for field in fields(self)}
-            yield (
-                columns,
-                Batch(**(parts | {name: parts[name][:, :length] for name in ("clean", "corrupted")})),
-            )
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device."""
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,19 +86,8 @@ class Task:
         >>> Task.from_tokens(clean=[[5, 6]], corrupted=[[5, 7]], correct=[1], incorrect=[2])
         <Task tokens: 1 example of 2 tokens, none held out, logit_diff>
         """
-        sides = {"clean": _token_rows("clean", clean), "corrupted": _token_rows("corrupted", corrupted)}
-        sides |= {
-            "correct": _token_rows("correct", correct),
-            "incorrect": _token_rows("incorrect", incorrect),
-        }
-        counts = {name: len(rows) for name, rows in sides.items()}
-        if len(set(counts.values())) != 1 or not counts["clean"]:
-            told = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise CircuitDiscoveryError(f"a task needs rows, as many of each, not {told}")
-        answers = _positions("position", position, counts["clean"])
-        rows = zip(*sides.values(), answers, strict=True)
-        examples = [_token_example(f"row {i}", *row) for i, row in enumerate(rows)]
-        return cls("tokens", tuple(_named(examples, positions or {}, variables or {})))
+        sides = {"clean": clean, "corrupted": corrupted, "correct": correct, "incorrect": incorrect}
+        return cls("tokens", examples_of_tokens(sides, position, positions or {}, variables or {}))
 
     @classmethod
     def from_prompts(
@@ -220,10 +136,10 @@ class Task:
         if len({len(values) for values in rows.values()}) != 1:
             told = ", ".join(f"{name} {len(values)}" for name, values in rows.items())
             raise CircuitDiscoveryError(f"a task needs rows, as many of each, not {told}")
-        rows["position"] = _positions("position", position, len(rows["clean"]))
+        rows["position"] = positions_of_rows("position", position, len(rows["clean"]))
         records = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
         table = table_of([_listed(record) for record in records], "prompts")
-        examples, bad = _encoded(table, _encoder(model, "prompts", bos))
+        examples, bad = encoder_of(model, "prompts", bos).examples(table)
         table.refuse(bad)
         return cls("prompts", tuple(examples))
 
@@ -249,6 +165,8 @@ class Task:
         Raises:
             CircuitDiscoveryError: a column that is missing or unknown, rows that cannot be used; names them.
         """
+        from circuitdiscovery.task.load import load_task
+
         return load_task(
             frame, model, examples=examples, seed=seed, bos=bos, metric=metric, skip_bad=skip_bad
         )
@@ -305,9 +223,7 @@ class Task:
         True
         """
         ending(path, ".json")
-        numbers: dict[Example, int] = {}
-        kept = _kept(self, numbers)
-        write_json(path, plain(SavedTask(FORMAT, tuple(numbers), kept)))
+        write_json(path, plain(saved_task(self)))
 
     def _repr_html_(self) -> str:
         """The first prompts."""
@@ -351,8 +267,8 @@ class Task:
     def batches(
         self, batch_size: int | None = None, rows: Sequence[int] | None = None, *, run_tokens: float = 0.0
     ) -> Iterator[Batch]:
-        """The examples as tensors, at most `batch_size` at once: those of one
-        length together, in order, without pads.
+        """The examples as tensors, at most `batch_size` at once: those of one length together, in order,
+        without pads.
 
         Args:
             batch_size: None puts no bound.
@@ -360,35 +276,8 @@ class Task:
             run_tokens: how many tokens a run of one batch more costs. Lengths share a batch, the shortest
                 first and padded on the right, where their pads are fewer than that.
         """
-        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
-            raise CircuitDiscoveryError(f"batch_size must be at least 1, not {batch_size}")
-        by_length: dict[int, list[int]] = {}
-        for row in range(len(self)) if rows is None else rows:
-            by_length.setdefault(len(self.examples[row].clean), []).append(row)
-        groups = list(by_length.values())
-        if run_tokens > 0 and len(groups) > 1:
-            counts = [(length, len(group)) for length, group in sorted(by_length.items())]
-            shared = _cheapest(counts, batch_size or len(self), run_tokens)
-            groups = [[row for length in lengths for row in by_length[length]] for lengths in shared]
-        for group in groups:
-            size = batch_size or len(group)
-            yield from (self._batch(group[start : start + size]) for start in range(0, len(group), size))
-
-    def _batch(self, rows: list[int]) -> Batch:
-        examples = [self.examples[row] for row in rows]
-        lengths = [len(example.clean) for example in examples]
-        # [B, T]
-        clean, corrupted = (
-            _filled([getattr(e, side) for e in examples], PAD_TOKEN) for side in ("clean", "corrupted")
-        )
-        position = torch.tensor([example.position for example in examples])  # [B]
-        # [B, k]
-        correct, incorrect = (
-            _filled([getattr(e, side) for e in examples], PAD) for side in ("correct", "incorrect")
-        )
-        return Batch(
-            torch.tensor(rows), clean, corrupted, position, correct, incorrect, torch.tensor(lengths)
-        )
+        chosen = range(len(self)) if rows is None else rows
+        return batches(self.examples, chosen, batch_size, run_tokens)
 
     def check(self, vocab_size: int, n_positions: int | None = None) -> None:
         """Raise an error that names the row where a token is not in the vocabulary or a
@@ -410,339 +299,13 @@ class Task:
             self.held_out.check(vocab_size, n_positions)
 
 
-def _filled(rows: Sequence[tuple[int, ...]], value: int) -> Tensor:
-    """[n, longest]: the rows, with a value behind those that are shorter."""
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
-
-
-def _cheapest(counts: Sequence[tuple[int, int]], batch_size: int, run_tokens: float) -> list[list[int]]:
-    """The lengths of (length, how many) ascending, in groups: those that cost the fewest
-    tokens, pads and `run_tokens` a batch included.
-
-    By dynamic programming over where a group begins and ends.
-    """
-    lengths = np.repeat([length for length, _ in counts], [count for _, count in counts])  # of all rows
-    ends = np.cumsum([0, *(count for _, count in counts)])
-    # of the first so many lengths: (tokens, where the last group begins)
-    best: list[tuple[float, int]] = [(0.0, 0)]
-    for stop in range(1, len(ends)):
-        options: list[tuple[float, int]] = []
-        for start in range(stop):
-            # where each batch ends
-            last = np.minimum(np.arange(ends[start], ends[stop], batch_size) + batch_size, ends[stop])
-            sizes = np.diff(last, prepend=ends[start])
-            options.append(
-                (best[start][0] + float(sizes @ lengths[last - 1]) + run_tokens * len(last), start)
-            )
-        best.append(min(options, key=lambda option: (option[0], -option[1])))
-    groups, stop = [], len(counts)
-    while stop:
-        groups.insert(0, [length for length, _ in counts[best[stop][1] : stop]])
-        stop = best[stop][1]
-    return groups
-
-
-# ----------------------------------------------------------------------- tokens
-
-
-def _plain(value: Any) -> Any:
-    """Tensors and arrays as (nested) Python values."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _token_rows(name: str, value: Any) -> list[tuple[int, ...]]:
-    rows = _plain(value)
-    if not isinstance(rows, list | tuple):
-        raise CircuitDiscoveryError(
-            f"{name} must be a list or a tensor with a row per example, not {type(rows).__name__}"
-        )
-    answers = name in ("correct", "incorrect")
-    return [_token_row(f"{name}, row {i}", _plain(row), answers) for i, row in enumerate(rows)]
-
-
-def _token_row(where: str, row: Any, answers: bool) -> tuple[int, ...]:
-    values = [row] if answers and type(row) is int else row
-    if not isinstance(values, list | tuple):
-        texts = "; for texts there is Task.from_prompts(model, ...)" if isinstance(row, str) else ""
-        raise CircuitDiscoveryError(f"{where}: must be token ids, not {type(row).__name__}{texts}")
-    ids = [_plain(value) for value in values]
-    for value in ids:
-        if type(value) is not int or value < (PAD if answers else 0):
-            raise CircuitDiscoveryError(
-                f"{where}: must be token ids, not "
-                f"{value if isinstance(value, int | float) else type(value).__name__}"
-            )
-    found = tuple(dict.fromkeys(i for i in ids if i != PAD)) if answers else tuple(ids)
-    if not found:
-        raise CircuitDiscoveryError(f"{where}: has no {'answer' if answers else 'token'}")
-    return found
-
-
-def _positions(what: str, position: Any, count: int) -> list[int | None]:
-    value = _plain(position)
-    values: list[Any] = (
-        [_plain(each) for each in value] if isinstance(value, list | tuple) else [value] * count
-    )
-    if len(values) != count:
-        raise CircuitDiscoveryError(f"{what} has {len(values)} rows, but clean has {count}")
-    for row, each in enumerate(values):
-        if each is not None and type(each) is not int:
-            raise CircuitDiscoveryError(f"{what}, row {row}: must be a whole number, not {each!r}")
-    return values
-
-
-def _named(
-    examples: list[Example], positions: Mapping[str, Any], variables: Mapping[str, Sequence[Any]]
-) -> Iterator[Example]:
-    """The examples with their named positions and variables."""
-    for what, named in (("positions", positions), ("variables", variables)):
-        if not isinstance(named, Mapping):
-            raise CircuitDiscoveryError(
-                f"{what} must be a mapping from names to values, not {type(named).__name__}"
-            )
-    if END in positions:
-        raise CircuitDiscoveryError(f"positions: {END} is the answer's position, which has that name already")
-    columns = {
-        name: _positions(f"positions[{name!r}]", value, len(examples)) for name, value in positions.items()
-    }
-    for name, values in variables.items():
-        if isinstance(values, str) or len(_plain(values)) != len(examples):
-            raise CircuitDiscoveryError(f"variables[{name!r}] must hold a value per row, {len(examples)}")
-    for row, example in enumerate(examples):
-        length = len(example.clean)
-        places = {
-            name: resolve_position(column[row], length, f"positions[{name!r}], row {row}")
-            for name, column in columns.items()
-        }
-        yield replace(
-            example,
-            positions=places,
-            variables={name: str(_plain(values)[row]) for name, values in variables.items()},
-        )
-
-
-def _token_example(
-    where: str,
-    clean: tuple[int, ...],
-    corrupted: tuple[int, ...],
-    correct: tuple[int, ...],
-    incorrect: tuple[int, ...],
-    position: int | None,
-) -> Example:
-    if len(clean) != len(corrupted):
-        told = f"{list(clean)} and {list(corrupted)}"
-        raise CircuitDiscoveryError(
-            f"{where}: clean has {len(clean)} tokens and corrupted {len(corrupted)}: {told}"
-        )
-    both = set(correct) & set(incorrect)
-    if both:
-        raise CircuitDiscoveryError(f"{where}: correct and incorrect are the same token {min(both)}")
-    return Example(clean, corrupted, correct, incorrect, resolve_position(position, len(clean), where))
-
-
-# ---------------------------------------------------------------------- loading
-
-
-@guarded
-def load_task(
-    name_or_path: Any,  # str | Path, a DataFrame or a list of dicts
-    model: HasTokenizer,
-    *,
-    examples: int | None = None,
-    seed: int = 0,
-    counterfactual: str | None = None,
-    bos: bool | None = None,
-    metric: str | None = None,
-    skip_bad: bool = False,
-) -> Task:
-    """A shipped task, or one of your own from a .toml, .csv, .jsonl or .json file or
-    from rows at hand, in the model's tokens.
-
-    Args:
-        name_or_path: a shipped name (`shipped_tasks()`), a path, or rows: a DataFrame or a list of dicts with
-            a table's columns. A .json file is what `Task.save` wrote; nothing of it is drawn or split again,
-            and it is in the tokens of the model it was made for.
-        model: whose tokenizer makes the tokens.
-        examples: how many; as many more are held out. None: 64 drawn ones (fewer where a file cannot make
-            128), half of a table; give 128 or more to search a model of a real size by attribution, whose
-            scores differ more from prompt to prompt.
-        seed: of everything random. The same seed, file and tokenizer give the same task.
-        counterfactual: one of a TOML file's; None: the one that the file names.
-        bos: put the tokenizer's BOS in front, or take it away; None: as
-            the file says, else as the tokenizer does.
-        metric: in place of the task's own.
-        skip_bad: go on without the rows of a table that cannot be used;
-            `info["skipped"]` says how many these are.
-
-    Raises:
-        CircuitDiscoveryError: for a broken file, rows that do not fit (counted, the first
-            five named), or an option that is not valid.
-    """
-    if examples is not None and (type(examples) is not int or examples < 1):
-        raise CircuitDiscoveryError(f"examples must be a whole number of at least 1, not {examples}")
-    records = _records(name_or_path)
-    source = (
-        read_task(name_or_path, skip_bad=True)
-        if records is None
-        else table_of(records, "table", skip_bad=True)
-    )
-    if not isinstance(source, TaskFile) and counterfactual is not None:
-        counterfactual_of(source, counterfactual)
-    if isinstance(source, SavedTask):
-        task = _from_saved(source, model, examples, bos)
-    elif isinstance(source, Table):
-        task = _from_table(source, _encoder(model, source.name, bos), examples, seed, skip_bad)
-    else:
-        encoder = _encoder(model, source.name, source.bos if bos is None else bos)
-        task = _from_file(source, encoder, examples, seed, counterfactual or source.counterfactual)
-    if all(
-        example.clean == example.corrupted
-        for part in (task, task.held_out)
-        if part is not None
-        for example in part.examples
-    ):
-        raise CircuitDiscoveryError(
-            f"task {task.name}: every corrupted prompt is its clean prompt, so there is nothing to explain"
-        )
-    return replace(task, metric=canonical("metric", metric)) if metric is not None else task
-
-
-def _encoder(model: HasTokenizer, name: str, bos: bool | None) -> Encoder:
-    if model.tokenizer is None:
-        raise CircuitDiscoveryError(
-            f"task {name} is text, but the model has no tokenizer; give tokens with Task.from_tokens"
-        )
-    return Encoder(model.tokenizer, bos)
-
-
-def _records(given: Any) -> Sequence[Any] | None:
-    """The rows of a DataFrame, or of a list; None for anything else."""
-    if hasattr(given, "to_dict") and hasattr(given, "columns"):
-        return given.to_dict("records")
-    return given if isinstance(given, list | tuple) else None
-
-
 def _listed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A row whose answers are lists: a text is one answer, bars and all."""
     answers = {
-        side: [record[side]] if isinstance(record[side], str) else _plain(record[side])
+        side: [record[side]] if isinstance(record[side], str) else as_python(record[side])
         for side in ("correct", "incorrect")
     }
     return {
         **record,
         **{side: list(value) if isinstance(value, tuple) else value for side, value in answers.items()},
     }
-
-
-def _encoded(table: Table, encoder: Encoder) -> tuple[list[Example], list[tuple[int, str]]]:
-    """(the examples of the rows that can be used, the numbers of the others and why)."""
-    found, bad = list[Example](), list(table.bad)
-    for row in table.rows:
-        try:
-            found.append(encoder.example(row))
-        except CircuitDiscoveryError as error:
-            bad.append((row.number, str(error)))
-    return found, bad
-
-
-def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int, skip_bad: bool) -> Task:
-    """Half of the distinct clean prompts by the seed, with all rows of each; the others are held out."""
-    everything, bad = _encoded(table, encoder)
-    if not (skip_bad and everything):
-        table.refuse(bad)
-    rows_of: dict[tuple[int, ...], list[int]] = {}
-    for row, example in enumerate(everything):
-        rows_of.setdefault(example.clean, []).append(row)
-    prompts = list(rows_of.values())
-    Random(f"{seed}").shuffle(prompts)
-    half = (len(prompts) + 1) // 2
-    parts = [[row for rows in some for row in rows] for some in (prompts[:half], prompts[half:])]
-    if examples is not None and examples > len(parts[0]):
-        raise CircuitDiscoveryError(
-            f"examples must be from 1 to {len(parts[0])}, not {examples}: {table.name} has "
-            f"{len(everything)} rows, and half are held out"
-        )
-    chosen, held = (tuple(everything[row] for row in sorted(rows[:examples])) for rows in parts)
-    used = {row for rows in parts for row in rows[:examples]}
-    rest = tuple(example for row, example in enumerate(everything) if row not in used)
-    task = Task(table.name, chosen, seed=seed, others=rest, info={"skipped": len(bad)} if bad else {})
-    return replace(task, held_out=replace(task, examples=held)) if held else task
-
-
-def _kept(task: Task, numbers: dict[Example, int]) -> Kept:
-    """A task as its file has it; its prompts are numbered in `numbers`."""
-
-    def indices(examples: Iterable[Example]) -> tuple[int, ...]:
-        return tuple(numbers.setdefault(example, len(numbers)) for example in examples)
-
-    examples, others = indices(task.examples), indices(task.others)
-    apart = None if task.apart is None else indices(task.apart())
-    held_out = None if task.held_out is None else _kept(task.held_out, numbers)
-    return Kept(task.name, task.metric, task.seed, task.info, examples, others, apart, held_out)
-
-
-def _from_saved(saved: SavedTask, model: HasTokenizer, examples: int | None, bos: bool | None) -> Task:
-    """The task as it was; the first of its examples, and of those held out, where fewer are asked for."""
-    if bos is not None:
-        raise CircuitDiscoveryError(
-            f"task {saved.name}: a saved task has the BOS that its tokens begin with; bos is for texts"
-        )
-    if model.tokenizer is not None:
-        check_tokenizer(saved, model.tokenizer)
-
-    def made(kept: Kept) -> Task:
-        held_out = None if kept.held_out is None else made(kept.held_out)
-        apart = None if kept.apart is None else Drawn(saved.examples(kept.apart))
-        prompts, others = saved.examples(kept.examples), saved.examples(kept.others)
-        return Task(kept.name, prompts, held_out, kept.metric, kept.seed, kept.info, others, apart)
-
-    task = made(saved.task)
-    if examples is None or examples == len(task):
-        return task
-    if examples > len(task):
-        raise CircuitDiscoveryError(
-            f"examples must be from 1 to {len(task)}, not {examples}: so many were saved of task {task.name}"
-        )
-    held = task.held_out
-    return replace(
-        task.select(range(examples)),
-        held_out=None if held is None else held.select(range(min(examples, len(held)))),
-    )
-
-
-def _from_file(
-    file: TaskFile, encoder: Encoder, examples: int | None, seed: int, counterfactual: str
-) -> Task:
-    name = counterfactual_of(file, counterfactual)
-    drawn, vocab = _drawn(file, encoder, examples, seed, name)
-    half = examples or max(1, len(drawn) // 2)
-    info = {
-        "version": file.version,
-        "description": file.description,
-        "source": file.source,
-        "counterfactual": name,
-    }
-    info |= {"asks": file.counterfactuals[name].asks} if file.counterfactuals[name].asks else {}
-    info |= {"left_out": {key: list(words) for key, words in vocab.left_out.items()}}
-    apart = Apart(file, encoder, name, seed, len(drawn))
-    task = Task(file.name, drawn[:half], metric=file.metric, seed=seed, info=info, apart=apart)
-    return replace(task, held_out=replace(task, examples=drawn[half:])) if drawn[half:] else task
-
-
-def _drawn(
-    file: TaskFile, encoder: Encoder, examples: int | None, seed: int, counterfactual: str
-) -> tuple[tuple[Example, ...], Vocabulary]:
-    """Twice as many as asked for, or an error that says how many there are; not asked, at most twice 64."""
-    count = 2 * (examples or EXAMPLES)
-    if file.generator is not None and file.generator.kind == "repeated_tokens":
-        return tuple(islice(repeated_tokens(file, encoder, seed=seed), count)), Vocabulary({}, {})
-    most, vocab, rows = draw(file, encoder, counterfactual=counterfactual, seed=seed)
-    found = tuple(islice(rows, count)) if count <= most or examples is None else ()
-    if len(found) < count and (examples is not None or not found):
-        there = len(found) or most
-        told = (
-            f"the task {file.name} makes {there} different prompts with this tokenizer, and half are held out"
-        )
-        raise CircuitDiscoveryError(f"examples must be from 1 to {there // 2}, not {count // 2}: {told}")
-    return found, vocab

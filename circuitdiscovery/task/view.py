@@ -53,9 +53,9 @@ def _file(task: TaskFile) -> Iterator[str]:
     for name, texts in (("correct", task.correct), ("incorrect", task.incorrect)):
         yield f"  {name:<15}{', '.join(repr(_text(text)) for text in texts) or 'none'}"
     for name, slot in task.slots.items():
-        yield f"  {{{name}}}".ljust(17) + (
-            f"a word of {slot.words}" if slot.repeats is None else f"what {{{slot.repeats}}} is"
-        )
+        source = f"a word of {slot.words}" if slot.words in task.words else "made by the generator"
+        source = source if slot.repeats is None else f"what {{{slot.repeats}}} is"
+        yield f"  {{{name}}}".ljust(17) + source
     for name, columns in task.words.items():
         for column, words in columns.items():
             listed = ", ".join(words[:ROWS]) + (", ..." if len(words) > ROWS else "")

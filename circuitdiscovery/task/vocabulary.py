@@ -1,53 +1,27 @@
-"""The words that a task's slots may take in a tokenizer, and what years look like in it."""
+"""The words that a task's slots may take in a tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.task.encoder import Encoder
 from circuitdiscovery.task.form import forms
-from circuitdiscovery.task.taskfile import YEARS, Ref, TaskFile, Text
+from circuitdiscovery.task.generators import GeneratedWords, generator_of
+from circuitdiscovery.task.taskfile import Ref, TaskFile, Text
 
 Words = Mapping[str, Mapping[str, Sequence[str]]]  # list -> column -> words
-DECADES = range(1, 9)  # of a year whose answer is the tens digit: there is an earlier decade, and a later one
-
-
-@dataclass(frozen=True)
-class Years:
-    """How a tokenizer writes years, and with it what the prompts of a task about years ask.
-
-    Args:
-        dates: the years that may be drawn: the columns century and year.
-        digits: how many digits of the last year the answer token decides: two, or one, the tens digit.
-        answers: by century, the answer tokens by the value of these digits, a hundred or ten.
-        cut: how many characters the prompt lacks at its end: 2 where the century belongs to the answer token.
-    """
-
-    dates: Mapping[str, tuple[str, ...]]
-    digits: int
-    answers: Mapping[str, tuple[int, ...]]
-    cut: int = 0
-
-    def sides(self, century: str, year: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The correct answers and the incorrect ones. Of years of the same decade a tens digit
-        does not say which is later: in neither.
-        """
-        value = int(year[: self.digits])
-        answers = self.answers[century]
-        return answers[value + 1 :], answers[: value + (self.digits == 2)]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of a task that a tokenizer has, and those that it has not, both by list; and
-    how it writes years, for a task about them.
+    """The words of a task that a tokenizer has, and those that it does not have, both by list; and the words
+    that the task's generator makes.
     """
 
     words: Words
     left_out: Mapping[str, tuple[str, ...]]
-    years: Years | None = None
+    generated: GeneratedWords | None = None
 
 
 def vocabulary(task: TaskFile, encoder: Encoder) -> Vocabulary:
@@ -72,10 +46,11 @@ def vocabulary(task: TaskFile, encoder: Encoder) -> Vocabulary:
         kept[name] = {column: tuple(entry[i] for entry in good) for i, column in enumerate(columns)}
         if bad:
             left_out[name] = bad
-    if task.generator is None or task.generator.kind != "years":
+    generator = generator_of(task)
+    if task.generator is None or generator is None or generator.words is None:
         return Vocabulary(kept, left_out)
-    years = usable_years(task, encoder)
-    return Vocabulary(kept | {YEARS: years.dates}, left_out, years)
+    generated = generator.words(task, encoder, **task.generator.options)
+    return Vocabulary(kept | {task.generator.word_list: generated.columns}, left_out, generated)
 
 
 def contexts(task: TaskFile) -> dict[str, list[str | None]]:
@@ -103,87 +78,3 @@ def _note(task: TaskFile, parts: Iterable[str | Ref], found: Mapping[str, dict[s
             near = " " if since and since[-1] == " " else since and since[max(0, since.rfind(" ")) :]
             found[name].setdefault(near)
         since = None
-
-
-def usable_years(task: TaskFile, encoder: Encoder) -> Years:
-    """How the tokenizer writes years: the last two digits as one token, as Hanna et al. 2023 have it; else
-    the tens digit as one (1|7|3|2) or at the end of one (173|2), where that token is all that a model can be
-    asked for at once.
-    """
-    years = (
-        _two_digit_years(task, encoder)
-        or _tens_of_years(task, encoder, cut=0)
-        or _tens_of_years(task, encoder, cut=2)
-    )
-    if years is None:
-        raise CircuitDiscoveryError(
-            f"task {task.name} needs years that end in a token of two digits (17|32), in two digits on "
-            "their own (1|7|3|2) "
-            "or in a token of three and a digit (173|2), but the tokenizer writes ' 1732' as "
-            f"{encoder.show(encoder.ids(' 1732'))}"
-        )
-    return years
-
-
-def _dates(dates: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
-    return {"century": tuple(century for century, _ in dates), "year": tuple(year for _, year in dates)}
-
-
-def _two_digit_years(task: TaskFile, encoder: Encoder) -> Years | None:
-    """Years that are two two-digit tokens; the first and last such year of a century are
-    left out (Hanna et al. 2023, section 2).
-    """
-    assert task.generator is not None
-    numbers = [f"{number:02d}" for number in range(100)]
-    digits = encoder.tokenizer.convert_tokens_to_ids(numbers)
-    if None in digits or encoder.tokenizer.convert_ids_to_tokens(digits) != numbers:
-        return None
-    low, high = task.generator.options["years"]
-    centuries = [str(century) for century in task.generator.options["centuries"]]
-    dates: list[tuple[str, str]] = []
-    for century in centuries:
-        start = encoder.ids(f"year {century}")
-        whole = [
-            year for year in range(100) if encoder.ids(f"year {century}{year:02d}") == (*start, digits[year])
-        ]
-        dates += [(century, f"{year:02d}") for year in whole[1:-1] if low <= year <= high]
-    return Years(_dates(dates), 2, dict.fromkeys(centuries, tuple(digits))) if dates else None
-
-
-def _tens_of_years(task: TaskFile, encoder: Encoder, *, cut: int) -> Years | None:
-    """Years of which the token after the prompt tells the tens digit and no more.
-
-    The prompt ends after the century, or, with a cut of 2, before it.
-    """
-    assert task.generator is not None
-    if any(text.parts[-1] != Ref("century") for text in task.templates):
-        return None
-    low, high = task.generator.options["years"]
-    found = {
-        str(century): _following(encoder, str(century), cut)
-        for century in task.generator.options["centuries"]
-    }
-    answers = {century: tokens for century, tokens in found.items() if tokens is not None}
-    dates = [
-        (century, f"{year:02d}")
-        for century in answers
-        for year in range(low, high + 1)
-        if year // 10 in DECADES
-    ]
-    return Years(_dates(dates), 1, answers, cut) if dates else None
-
-
-def _following(encoder: Encoder, century: str, cut: int) -> tuple[int, ...] | None:
-    """The token after the prompt for each tens digit; None where it does not depend on that digit alone."""
-    start = encoder.ids(f"year {century}"[: -cut or None])
-    years = [f"year {century}{year:02d}" for year in range(100)]
-    after = [
-        ids[len(start) :]
-        for ids in map(encoder.ids, years)
-        if ids[: len(start)] == start and encoder.knows(years[0], ids)
-    ]
-    if len(after) < 100 or not all(after):
-        return None
-    decades = [{ids[0] for ids in after[ten : ten + 10]} for ten in range(0, 100, 10)]
-    tokens = tuple(token for decade in decades for token in decade)
-    return tokens if len(tokens) == 10 == len(set(tokens)) else None

@@ -85,7 +85,8 @@ def tasks(task: str | None) -> None:
     """List the shipped tasks, and what their counterfactuals ask; or show TASK: its
     prompts, its words and how many there are.
     """
-    from circuitdiscovery.task.taskfile import TaskFile, read_task
+    from circuitdiscovery.task.read import read_task
+    from circuitdiscovery.task.taskfile import TaskFile
 
     if task is not None:
         from circuitdiscovery.task.view import shown_task

@@ -45,7 +45,8 @@ from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, embed, unembed
-from circuitdiscovery.task.task import Example, Task
+from circuitdiscovery.task.example import Example
+from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value, plain
 
 RENAMED = 20  # hypotheses of the same shape about other heads: a share of 0 among them is p < 0.05

@@ -23,7 +23,7 @@ from circuitdiscovery.graph.nodes import (
     receiver_name,
     split_edge,
 )
-from circuitdiscovery.task.encoder import Example
+from circuitdiscovery.task.example import Example
 
 MAX_TREE = 10_000  # places in the tree of paths; each is a node's run
 

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.task.encoder import Encoder, Example, resolve_position
-from circuitdiscovery.task.taskfile import TaskFile
+from circuitdiscovery.task.encoder import Encoder
+from circuitdiscovery.task.example import Example, resolve_position
+from circuitdiscovery.task.generators.generator import Generator
+
+if TYPE_CHECKING:
+    from circuitdiscovery.task.taskfile import TaskFile
 
 
-def repeated_tokens(task: TaskFile, encoder: Encoder, *, seed: int) -> Iterator[Example]:
+def repeated_tokens(
+    task: TaskFile,
+    encoder: Encoder,
+    counterfactual: str,
+    seed: int,
+    *,
+    length: tuple[int, ...],
+    periods: tuple[int, ...],
+) -> Iterator[Example]:
     """Random tokens that repeat themselves; the answer is what followed the last token the time before.
 
-    With period p, the first p tokens are all different and the corrupted prompt has p others in their place.
+    With period p, the first p tokens are all different. Every counterfactual puts p others in their place.
     """
-    assert task.generator is not None
-    (length,), periods = task.generator.options["length"], task.generator.options["periods"]
+    (n,) = length
     rng, start = random.Random(f"{seed}"), encoder.ids("")
     special = {*encoder.tokenizer.all_special_ids}
     tokens = [i for i in range(len(encoder.tokenizer)) if i not in special]
@@ -29,8 +41,8 @@ def repeated_tokens(task: TaskFile, encoder: Encoder, *, seed: int) -> Iterator[
         period = rng.choice(periods)
         drawn = rng.sample(tokens, 2 * period)
         first, fresh = drawn[:period], drawn[period:]
-        rest = first[: length - period]
-        answer = first[length - period]
+        rest = first[: n - period]
+        answer = first[n - period]
         clean, other = (*start, *first, *rest), (*start, *fresh, *rest)
         wrong = tuple(token for token in first if token != answer)
         position = resolve_position(task.position, len(clean), where)
@@ -49,3 +61,15 @@ def repeated_tokens(task: TaskFile, encoder: Encoder, *, seed: int) -> Iterator[
             positions,
             variables,
         )
+
+
+def _check(*, length: tuple[int, ...], periods: tuple[int, ...]) -> tuple[str, str] | None:
+    if len(length) != 1:
+        return "length", "must be one number"
+    (n,) = length
+    if not all(period < n < 2 * period for period in periods):
+        return "periods", f"must be longer than half of length ({n}) and shorter than it"
+    return None
+
+
+GENERATOR = Generator(("length", "periods"), "sequence", prompts=repeated_tokens, check=_check)

@@ -1,0 +1,186 @@
+"""Loading a task: a shipped one, a TOML file, a table, rows at hand or what `Task.save` wrote, in a model's
+tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from random import Random
+from typing import Any
+
+from circuitdiscovery.arguments import guarded
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.registry import canonical
+from circuitdiscovery.task.encoder import Encoder, HasTokenizer, encoder_of
+from circuitdiscovery.task.example import Example
+from circuitdiscovery.task.prompts import Apart, draw
+from circuitdiscovery.task.read import counterfactual_of, read_task
+from circuitdiscovery.task.saved import Drawn, Kept, SavedTask, check_tokenizer
+from circuitdiscovery.task.table import Table, table_of
+from circuitdiscovery.task.task import Task
+from circuitdiscovery.task.taskfile import TaskFile
+from circuitdiscovery.task.vocabulary import Vocabulary
+
+EXAMPLES = 64  # of a task that can draw any number: enough for a stable ranking, few enough for a CPU
+
+
+@guarded
+def load_task(
+    name_or_path: Any,  # str | Path, a DataFrame or a list of dicts
+    model: HasTokenizer,
+    *,
+    examples: int | None = None,
+    seed: int = 0,
+    counterfactual: str | None = None,
+    bos: bool | None = None,
+    metric: str | None = None,
+    skip_bad: bool = False,
+) -> Task:
+    """A shipped task, or one of your own from a .toml, .csv, .jsonl or .json file or
+    from rows at hand, in the model's tokens.
+
+    Args:
+        name_or_path: a shipped name (`shipped_tasks()`), a path, or rows: a DataFrame or a list of dicts with
+            a table's columns. A .json file is what `Task.save` wrote; nothing of it is drawn or split again,
+            and it is in the tokens of the model it was made for.
+        model: whose tokenizer makes the tokens.
+        examples: how many; as many more are held out. None: 64 drawn ones (fewer where a file cannot make
+            128), half of a table; give 128 or more to search a model of a real size by attribution, whose
+            scores differ more from prompt to prompt.
+        seed: of everything random. The same seed, file and tokenizer give the same task.
+        counterfactual: one of a TOML file's; None: the one that the file names.
+        bos: put the tokenizer's BOS in front, or take it away; None: as
+            the file says, else as the tokenizer does.
+        metric: in place of the task's own.
+        skip_bad: go on without the rows of a table that cannot be used;
+            `info["skipped"]` says how many these are.
+
+    Raises:
+        CircuitDiscoveryError: for a broken file, rows that do not fit (counted, the first
+        five named), or an option that is not valid.
+    """
+    if examples is not None and (type(examples) is not int or examples < 1):
+        raise CircuitDiscoveryError(f"examples must be a whole number of at least 1, not {examples}")
+    records = _records(name_or_path)
+    source = (
+        read_task(name_or_path, skip_bad=True)
+        if records is None
+        else table_of(records, "table", skip_bad=True)
+    )
+    if not isinstance(source, TaskFile) and counterfactual is not None:
+        counterfactual_of(source, counterfactual)
+    if isinstance(source, SavedTask):
+        task = _from_saved(source, model, examples, bos)
+    elif isinstance(source, Table):
+        task = _from_table(source, encoder_of(model, source.name, bos), examples, seed, skip_bad)
+    else:
+        encoder = encoder_of(model, source.name, source.bos if bos is None else bos)
+        task = _from_file(source, encoder, examples, seed, counterfactual or source.counterfactual)
+    if all(
+        example.clean == example.corrupted
+        for part in (task, task.held_out)
+        if part is not None
+        for example in part.examples
+    ):
+        raise CircuitDiscoveryError(
+            f"task {task.name}: every corrupted prompt is its clean prompt, so there is nothing to explain"
+        )
+    return replace(task, metric=canonical("metric", metric)) if metric is not None else task
+
+
+def _records(given: Any) -> Sequence[Any] | None:
+    """The rows of a DataFrame, or of a list; None for anything else."""
+    if hasattr(given, "to_dict") and hasattr(given, "columns"):
+        return given.to_dict("records")
+    return given if isinstance(given, list | tuple) else None
+
+
+def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int, skip_bad: bool) -> Task:
+    """Half of the distinct clean prompts by the seed, with all rows of each; the others are held out."""
+    everything, bad = encoder.examples(table)
+    if not (skip_bad and everything):
+        table.refuse(bad)
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, example in enumerate(everything):
+        rows_of.setdefault(example.clean, []).append(row)
+    prompts = list(rows_of.values())
+    Random(f"{seed}").shuffle(prompts)
+    half = (len(prompts) + 1) // 2
+    parts = [[row for rows in some for row in rows] for some in (prompts[:half], prompts[half:])]
+    if examples is not None and examples > len(parts[0]):
+        raise CircuitDiscoveryError(
+            f"examples must be from 1 to {len(parts[0])}, not {examples}: {table.name} has "
+            f"{len(everything)} rows, and half are held out"
+        )
+    chosen, held = (tuple(everything[row] for row in sorted(rows[:examples])) for rows in parts)
+    used = {row for rows in parts for row in rows[:examples]}
+    rest = tuple(example for row, example in enumerate(everything) if row not in used)
+    task = Task(table.name, chosen, seed=seed, others=rest, info={"skipped": len(bad)} if bad else {})
+    return replace(task, held_out=replace(task, examples=held)) if held else task
+
+
+def _from_saved(saved: SavedTask, model: HasTokenizer, examples: int | None, bos: bool | None) -> Task:
+    """The task as it was; the first of its examples, and of those held out, where fewer are asked for."""
+    if bos is not None:
+        raise CircuitDiscoveryError(
+            f"task {saved.name}: a saved task has the BOS that its tokens begin with; bos is for texts"
+        )
+    if model.tokenizer is not None:
+        check_tokenizer(saved, model.tokenizer)
+
+    def made(kept: Kept) -> Task:
+        held_out = None if kept.held_out is None else made(kept.held_out)
+        apart = None if kept.apart is None else Drawn(saved.examples(kept.apart))
+        prompts, others = saved.examples(kept.examples), saved.examples(kept.others)
+        return Task(kept.name, prompts, held_out, kept.metric, kept.seed, kept.info, others, apart)
+
+    task = made(saved.task)
+    if examples is None or examples == len(task):
+        return task
+    if examples > len(task):
+        raise CircuitDiscoveryError(
+            f"examples must be from 1 to {len(task)}, not {examples}: so many were saved of task {task.name}"
+        )
+    held = task.held_out
+    return replace(
+        task.select(range(examples)),
+        held_out=None if held is None else held.select(range(min(examples, len(held)))),
+    )
+
+
+def _from_file(
+    file: TaskFile, encoder: Encoder, examples: int | None, seed: int, counterfactual: str
+) -> Task:
+    name = counterfactual_of(file, counterfactual)
+    drawn, vocab = _drawn(file, encoder, examples, seed, name)
+    half = examples or max(1, len(drawn) // 2)
+    info = {
+        "version": file.version,
+        "description": file.description,
+        "source": file.source,
+        "counterfactual": name,
+    }
+    info |= {"asks": file.counterfactuals[name].asks} if file.counterfactuals[name].asks else {}
+    info |= {"left_out": {key: list(words) for key, words in vocab.left_out.items()}}
+    apart = Apart(file, encoder, name, seed, len(drawn))
+    task = Task(file.name, drawn[:half], metric=file.metric, seed=seed, info=info, apart=apart)
+    return replace(task, held_out=replace(task, examples=drawn[half:])) if drawn[half:] else task
+
+
+def _drawn(
+    file: TaskFile, encoder: Encoder, examples: int | None, seed: int, counterfactual: str
+) -> tuple[tuple[Example, ...], Vocabulary]:
+    """Twice as many as asked for, or an error that says how many there are; not asked, at most twice 64."""
+    count = 2 * (examples or EXAMPLES)
+    most, vocab, rows = draw(file, encoder, counterfactual=counterfactual, seed=seed)
+    tried = count <= most or examples is None
+    found = tuple(islice(rows, count)) if tried else ()
+    if len(found) < count and (examples is not None or not found):
+        there = len(found) if tried else int(most)
+        told = f"{file.name} makes {there} different prompts with this tokenizer, and half are held out"
+        raise CircuitDiscoveryError(
+            f"examples must be from 1 to {there // 2}, not {count // 2}: the task {told}"
+        )
+    return found, vocab
