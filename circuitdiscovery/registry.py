@@ -303,6 +303,9 @@ ARCHITECTURES: dict[str, Entry] = {  # by Hugging Face's model_type
     "gpt_neox": Entry(
         ".model.architectures.gpt_neox:GPT_NEOX", "LayerNorm, rotary positions, parallel blocks"
     ),
+    "transformer_lens_native": Entry(
+        ".model.architectures.native:NATIVE", "TransformerLens' own models, attention-only ones too"
+    ),
 }
 SUITES: dict[str, Entry] = {  # of the benchmark; the last two: one of the published circuits
     name: Entry(".benchmark.suites:problems", words)
