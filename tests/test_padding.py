@@ -16,7 +16,7 @@ from tiny import Tiny, random_prompts
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery.engine.patching import batches
+from circuitdiscovery.engine.setup import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.measure import criteria
 from circuitdiscovery.model import run

@@ -16,7 +16,7 @@ from circuitdiscovery.arguments.call import Call, refused
 from circuitdiscovery.arguments.homes import is_a, named
 from circuitdiscovery.errors import ArgumentError, shown
 from circuitdiscovery.files.disk import can_be_a_path
-from circuitdiscovery.names import ABLATION_NAMES, METRIC_NAMES, canonical
+from circuitdiscovery.registry import ABLATIONS, METRICS, MOST, canonical
 
 LEAST = {
     "batch_size": 1,
@@ -28,7 +28,6 @@ LEAST = {
     "reference": 1,
     "renamed": 0,
 }
-MOST = 2**63 - 1  # the largest integer of numpy and torch
 
 
 def whole(call: Call, name: str, value: Any) -> int:
@@ -149,7 +148,7 @@ def ablation(call: Call, name: str, value: Any) -> Any:
         raise refused(
             call,
             name,
-            f"one of {', '.join(ABLATION_NAMES)}, or an object with `rows`, such as cd.replacements gives",
+            f"one of {', '.join(ABLATIONS)}, or an object with `rows`, such as cd.replacements gives",
             value,
         )
     return value
@@ -166,7 +165,7 @@ def metric(call: Call, name: str, value: Any) -> Any:
         raise refused(
             call,
             name,
-            f"one of {', '.join(METRIC_NAMES)}, or a function of (logits, task) -> [examples]",
+            f"one of {', '.join(METRICS)}, or a function of (logits, task) -> [examples]",
             value,
         )
     try:

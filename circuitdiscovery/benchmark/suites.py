@@ -19,7 +19,7 @@ from circuitdiscovery.circuit.circuit import Circuit, load_circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.load import load_model
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.task import Task, load_task
 
 PUBLISHED = ("ioi", "greater_than")

@@ -29,7 +29,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand
 from circuitdiscovery.engine.metrics import Metric, bind
-from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.explanation.attention import Observed, Sights, observe, shown
 from circuitdiscovery.explanation.cards import Card, Edges, Explanation, Lens, Pattern

@@ -24,7 +24,7 @@ from torch import Tensor
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.metrics import BoundMetric
-from circuitdiscovery.engine.patching import batches
+from circuitdiscovery.engine.setup import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.explanation.attention import after_copies, attention_on, stream_after
 from circuitdiscovery.explanation.interchange import Change, Plain, changed_logits, receivers

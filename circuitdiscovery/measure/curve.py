@@ -14,12 +14,13 @@ from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.metrics import Metric
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import ablation_words
+from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value, left_out
 
@@ -140,17 +141,9 @@ def curve(
             f"fractions must rise from 0 to 1, at least two of them, not {list(fractions)}"
         )
     Circuit.empty(scores.graph).check_model(model)
-    bench = Bench.build(
-        model,
-        task.held_out or task,
-        scores.graph,
-        ablation,
-        metric or task.metric,
-        direction,
-        batch_size,
-        seed,
-    )
-    return curve_of(bench, scores, fractions)
+    how: dict[str, Any] = {"ablation": ablation, "direction": direction, "batch_size": batch_size}
+    setup = Setup.of(model, task.held_out or task, scores.graph, metric=metric, **how)
+    return curve_of(Bench.build(setup, seed=seed), scores, fractions)
 
 
 def _sizes(scores: Scores, fractions: Sequence[float]) -> tuple[int, ...]:
@@ -190,8 +183,8 @@ def curve_of(bench: Bench, scores: Scores, fractions: Sequence[float]) -> Curve:
         cmd,
         area,
         distance,
-        bench.ablation,
-        bench.mean_over,
+        bench.setup.ablation_name,
+        bench.setup.mean_over,
     )
 
 

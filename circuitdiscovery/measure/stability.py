@@ -24,7 +24,7 @@ from circuitdiscovery.circuit import schema
 from circuitdiscovery.circuit.checks import check_same_graph
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.comparison import Overlap, compare
-from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.measure.estimates import Estimate

@@ -142,21 +142,17 @@ def _searched(
 
     The first is None if no prompts are held out, because the evaluation is then on these prompts.
     """
+    from circuitdiscovery.engine.setup import Setup
     from circuitdiscovery.measure.bench import Bench
 
     if task.held_out is None:
         return None, evaluation["full"]["value"] - evaluation["empty"]["value"]
-    setup = (
-        circuit.graph,
-        options.ablation,
-        options.metric or task.metric,
-        options.direction,
-        options.batch_size,
-        options.seed,
-    )
+    how: dict[str, Any] = {"ablation": options.ablation, "direction": options.direction}
+    how |= {"metric": options.metric, "batch_size": options.batch_size}
+    setup = Setup.of(model, task, circuit.graph, **how)
     masks = circuit.graph.allowed, circuit.mask, np.zeros_like(circuit.mask)
     with stage("the prompts of the search") as progress:
-        bench = Bench.build(model, task, *setup, progress)
+        bench = Bench.build(setup, seed=options.seed, progress=progress)
         bench.measure(masks)
         full, kept, empty = map(bench.values, masks)
     normalized, _ = bench.normalized(kept, full, empty)
@@ -250,7 +246,7 @@ def _prompts(model: Model, task: Task, circuit: Circuit, options: Options) -> li
     All examples are run if the ablation depends on all of them.
     """
     from circuitdiscovery.engine.metrics import clean_logits
-    from circuitdiscovery.engine.patching import run_circuit
+    from circuitdiscovery.engine.run_circuit import run_circuit
 
     if options.ablation in _BY_ROW:
         task = task.select(range(min(PROMPTS, len(task))))

@@ -226,7 +226,7 @@ def _options(record: Mapping[str, Any], folder: Path) -> Options:
     for name in ("model", "task"):
         if name not in known:
             raise CircuitDiscoveryError(f"{folder / 'run.json'}: the field 'options.{name}' is missing")
-    return Options(**known)
+    return Options.of(known)
 
 
 def roles_of(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:

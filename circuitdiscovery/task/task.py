@@ -21,7 +21,7 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import data_frame, ending, write_json
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.encoder import Encoder, Example, resolve_position
 from circuitdiscovery.task.prompts import Apart, draw
 from circuitdiscovery.task.repeated import repeated_tokens

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_folder, read_text
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.table import Table, kind_of, read_table
 
 if TYPE_CHECKING:

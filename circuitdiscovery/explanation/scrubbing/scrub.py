@@ -35,7 +35,7 @@ from circuitdiscovery.engine.ablation import run_sources
 from circuitdiscovery.engine.fast import World
 from circuitdiscovery.engine.finite import rounding
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, clean_logits
-from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, Variables
 from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts, count_places, draw_tree, other_heads
