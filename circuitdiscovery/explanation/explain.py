@@ -33,9 +33,10 @@ from circuitdiscovery.engine.metrics import Metric, bind
 from circuitdiscovery.engine.patching import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.explanation.attention import Observed, Sights, observe, shown
-from circuitdiscovery.explanation.cards import Card, Edges, Explanation, Lens, Pattern
+from circuitdiscovery.explanation.cards import Card, Explanation, Lens, Pattern
 from circuitdiscovery.explanation.head_scores import PERIOD, SEQUENCES, TOP, CopyScores, PatternScores, among
 from circuitdiscovery.explanation.interventions import SEED, Trials
+from circuitdiscovery.explanation.json_values import Edges
 from circuitdiscovery.explanation.roles import (
     Look,
     Setting,
