@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from circuitdiscovery.explanation.cards import Card, Explanation
     from circuitdiscovery.explanation.explain import explain
     from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, load_hypothesis
-    from circuitdiscovery.explanation.scrubbing.scrub import Scrubbing, scrub
+    from circuitdiscovery.explanation.scrubbing.result import Scrubbing
+    from circuitdiscovery.explanation.scrubbing.scrub import scrub
     from circuitdiscovery.graph.graph import Graph
     from circuitdiscovery.measure.curve import Curve, curve
     from circuitdiscovery.measure.evaluation import Evaluation, evaluate
@@ -118,7 +119,8 @@ _HOME = {
     "engine.patching": ("run_circuit",),
     "reporting.page": ("report",),
     "measure.stability": ("Stability", "stability"),
-    "explanation.scrubbing.scrub": ("Scrubbing", "scrub"),
+    "explanation.scrubbing.result": ("Scrubbing",),
+    "explanation.scrubbing.scrub": ("scrub",),
     "explanation.scrubbing.hypothesis": ("Hypothesis", "load_hypothesis"),
     "search.acdc": ("acdc",),
     "search.attribution": ("clean_corrupted", "eap", "eap_ig"),
