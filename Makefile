@@ -36,7 +36,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/installed-dev
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 install: $(VENV)/installed-dev
 

@@ -30,6 +30,7 @@ import numpy as np
 
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation import explain as explanation
 from circuitdiscovery.explanation import interventions
 from circuitdiscovery.explanation.scrubbing import scrub as scrubs
@@ -110,11 +111,9 @@ def figures(
 ) -> dict[str, Any]:
     """The coverage of what `evaluate` prints."""
     graph = circuit.graph
-    bench = cached(Bench.build(model, task, graph, "resample", task.metric, "noising", 250, 0))
+    bench = cached(Bench.build(Setup.of(model, task, graph, batch_size=250)))
     plan = criteria.Sets.of(circuit, "full", 0)
-    few = cached(
-        Bench.build(model, task.select(range(SEARCHED)), graph, "resample", task.metric, "noising", None, 0)
-    )
+    few = cached(Bench.build(Setup.of(model, task.select(range(SEARCHED)), graph)))
     plan = replace(plan, sets=(*plan.sets, ("greedy", criteria.greedy(few, circuit, plan.nodes))))
     curve = [Family(curves.curve_masks(scores, curves.MIB_FRACTIONS))]
     bench.measure_families((*curve, Family([graph.allowed]), *plan.families(), *plan.candidates()))

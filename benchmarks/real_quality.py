@@ -35,6 +35,7 @@ import torch
 from real_models import smollm2
 
 import circuitdiscovery as cd
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.files.disk import write_atomically, write_json
 from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.estimates import Estimate
@@ -97,7 +98,7 @@ def cell(name: str, method: str, examples: int, model: Any, hf: Any, folder: Pat
     """One task and method, searched and measured."""
     task = cd.load_task(name, model, examples=examples)
     held = task.held_out or task
-    bench = Bench.build(model, held, model.graph, "resample", task.metric, "noising", None, 0)
+    bench = Bench.build(Setup.of(model, held, model.graph))
     before = seconds_of_forward(hf, task)
     begun = time.process_time()
     more = {"state": folder / f"{name}-{method}.state"} if method == "matryoshka" else {}
@@ -131,7 +132,7 @@ def one_size_cell(
     scores = cd.matryoshka(model, task, edges=count, seed=seed, state=state)
     spent = time.process_time() - begun
     after = seconds_of_forward(hf, task)
-    bench = Bench.build(model, held, model.graph, "resample", task.metric, "noising", None, 0)
+    bench = Bench.build(Setup.of(model, held, model.graph))
     found = row(bench, scores.best(count))
     state.unlink(missing_ok=True)
     return {
@@ -173,9 +174,7 @@ def slow_cell(method: str, minutes: float, model: Any, hf: Any, folder: Path) ->
             "rows": [],
         }
     spent = time.process_time() - begun
-    bench = Bench.build(
-        model, task.held_out or task, model.graph, "resample", task.metric, "noising", None, 0
-    )
+    bench = Bench.build(Setup.of(model, task.held_out or task, model.graph))
     circuit = result if isinstance(result, cd.Circuit) else result.best(count)
     return found | {
         "F": spent / before,

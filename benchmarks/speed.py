@@ -31,7 +31,7 @@ from workload import N_BEST, Size, Workload, machine, peak_in_child, print_peak,
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.metrics import bind
-from circuitdiscovery.engine.patching import worlds
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.search.cases import cases, mean_metric, most_alternatives, without_each
 
 NAMES = {
@@ -53,7 +53,7 @@ def exact_per_edge(work: Workload, decisions: int) -> float:
     graph, task = work.model.graph, work.task
     metric = bind("kl_divergence", work.model, task)
     with torch.no_grad():
-        found, _ = cases(work.model, task, graph, ablation="resample")
+        found, _ = cases(Setup.of(work.model, task, graph, ablation="resample"))
         kinds = [(layer, letter) for layer in range(graph.n_layers) for letter in "qkvm"]
         total = 0.0
         for layer, letter in [*kinds, (graph.n_layers, "logits")]:
@@ -85,7 +85,7 @@ def naive_per_edge(work: Workload, decisions: int) -> float:
     """
     graph, rng = work.model.graph, np.random.default_rng(0)
     metric = bind("kl_divergence", work.model, work.task)
-    ((batch, world),) = worlds(work.model, work.task, graph, ablation="resample")
+    ((batch, world),) = Setup.of(work.model, work.task, graph, ablation="resample").worlds()
     total = 0.0
     with torch.no_grad():
         world.logits(graph.allowed)

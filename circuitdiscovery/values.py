@@ -154,7 +154,7 @@ def read(cls: type[T], data: Any, where: str, field: str = "") -> T:
 
     Raises:
         CircuitDiscoveryError: a field that is missing, surplus or of another
-        type, or a property that says something else.
+            type, or a property that says something else.
     """
     hints = get_type_hints(cls)
     known = fields(cls)  # type: ignore[arg-type]

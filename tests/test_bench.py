@@ -20,6 +20,7 @@ from torch.nn.functional import kl_div
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.measure import bench as bench_file
 from circuitdiscovery.measure import plan as plan_file
 from circuitdiscovery.measure.bench import Bench, Family
@@ -49,7 +50,10 @@ def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
 def build(
     model: Any, task: Any, *, ablation: str = "resample", direction: str = "noising", **options: Any
 ) -> Bench:
-    return Bench.build(model, task, model.graph, ablation, "logit_diff", direction, None, 0, **options)
+    return Bench.build(
+        Setup.of(model, task, model.graph, metric="logit_diff", ablation=ablation, direction=direction),
+        **options,
+    )
 
 
 def alone(model: Any, task: Any, mask: np.ndarray, **options: Any) -> np.ndarray:
@@ -151,7 +155,7 @@ def test_one_batch_s_replacements_are_held_at_once(gpt2: Tiny, monkeypatch: pyte
     expected = [build(gpt2.model, task).values(mask) for mask in masks]
     monkeypatch.setattr(World, "__init__", counted)
     monkeypatch.setattr(bench_file, "_KEPT_BYTES", 0)
-    bench = Bench.build(gpt2.model, task, gpt2.model.graph, "resample", "logit_diff", "noising", 2, 0)
+    bench = Bench.build(Setup.of(gpt2.model, task, gpt2.model.graph, metric="logit_diff", batch_size=2))
     bench.measure(masks)
     assert (len(alive), most[0]) == (3, 1)  # three batches, each once for all masks
     for mask, each in zip(masks, expected, strict=True):
@@ -162,7 +166,7 @@ def test_one_batch_s_replacements_are_held_at_once(gpt2: Tiny, monkeypatch: pyte
 def test_where_all_fits_worlds_are_made_once(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, made = (
         Bench.build(
-            gpt2.model, gpt2.prompts.task, gpt2.model.graph, "resample", "logit_diff", "noising", 2, 0
+            Setup.of(gpt2.model, gpt2.prompts.task, gpt2.model.graph, metric="logit_diff", batch_size=2)
         ),
         [],
     )

@@ -24,9 +24,9 @@ import pytest
 import torch
 
 import circuitdiscovery as cd
-from circuitdiscovery import names
-from circuitdiscovery.cli import discover as run
+from circuitdiscovery import registry
 from circuitdiscovery.cli import main as cli
+from circuitdiscovery.cli import run
 from circuitdiscovery.files.disk import data_folder
 from circuitdiscovery.measure import criteria
 from circuitdiscovery.model import load
@@ -202,7 +202,7 @@ def test_help_states_every_choice_and_default(light: Call) -> None:
         "matryoshka for a graph of more than 20,000 edges",
         "noising|denoising",
         "float32|float64|bfloat16|float16",
-        str(names.DEFAULT_THRESHOLD),
+        str(registry.DEFAULT_THRESHOLD),
         "10% of all",
     ):
         assert words in text
@@ -434,7 +434,7 @@ def test_group_testing_is_acdc_s(call: Call, tmp_path: Path) -> None:
     expected = cd.acdc(model, cd.load_task("ioi", model, examples=4), threshold=0.05, group_testing=True)
     found = cd.load_circuit(tmp_path / "a" / "circuit.json")
     assert found == expected and found.info["options"]["group_testing"] is True
-    options = Options(model="toy", task="ioi", group_testing=True)
+    options = Options(model="toy", task="ioi", how={"group_testing": True})
     assert (
         options.resume_command(tmp_path)
         == f"circuitdiscovery discover toy ioi --group-testing --out {tmp_path} --resume"
@@ -986,7 +986,7 @@ def test_a_bug_of_ours_is_one_line_too(call: Call, finished: Path, monkeypatch: 
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr(run, "load", fail)
+    monkeypatch.setattr("circuitdiscovery.cli.commands.about_circuits.load", fail)
     assert "ZeroDivisionError: two lines" in one_line(call("evaluate", finished / "circuit.json"))
     monkeypatch.setenv("CIRCUITDISCOVERY_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):

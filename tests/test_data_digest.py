@@ -11,8 +11,8 @@ import pytest
 from tiny import Tiny
 
 import circuitdiscovery as cd
-from circuitdiscovery.cli import discover as run
 from circuitdiscovery.cli import main as cli
+from circuitdiscovery.cli import run
 from circuitdiscovery.search import acdc
 from circuitdiscovery.task.encoder import tokenizer_digest
 

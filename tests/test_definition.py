@@ -17,8 +17,8 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.definition import masked_logits
-from circuitdiscovery.engine.patching import worlds
-from circuitdiscovery.names import ABLATION_NAMES, DIRECTIONS
+from circuitdiscovery.engine.setup import Setup
+from circuitdiscovery.registry import ABLATIONS, DIRECTIONS
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -41,18 +41,20 @@ def precise(tiny: Tiny) -> cd.Model:
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("ablation", ABLATION_NAMES)
+@pytest.mark.parametrize("ablation", ABLATIONS)
 def test_the_fast_forward_is_the_definition(
     precise: cd.Model, tiny: Tiny, ablation: str, direction: str
 ) -> None:
     graph = precise.graph
-    for _, world in worlds(precise, tiny.prompts.task, graph, ablation=ablation, direction=direction):
+    for _, world in Setup.of(
+        precise, tiny.prompts.task, graph, ablation=ablation, direction=direction
+    ).worlds():
         for mask in [graph.allowed, graph.allowed & False, *random_masks(graph, 3, seed=3)]:
             close(world.logits(mask), defined(graph, world, numbers(mask)))
 
 
 def test_with_every_edge_it_is_hugging_faces_model(precise: cd.Model, tiny: Tiny) -> None:
-    for batch, world in worlds(precise, tiny.prompts.task, precise.graph, ablation="resample"):
+    for batch, world in Setup.of(precise, tiny.prompts.task, precise.graph, ablation="resample").worlds():
         every = numbers(precise.graph.allowed)
         rows = torch.arange(len(batch))
         hf = tiny.hf.double()
@@ -69,7 +71,7 @@ def test_its_gradient_where_all_is_kept_is_attribution_patching(precise: cd.Mode
     graph, task = precise.graph, tiny.prompts.task
     scores = cd.eap(precise, task, metric="logit_diff")
     total = torch.zeros(graph.allowed.shape, dtype=torch.float64)
-    for batch, world in worlds(precise, task, graph, ablation="resample"):
+    for batch, world in Setup.of(precise, task, graph, ablation="resample").worlds():
         mask = numbers(graph.allowed).requires_grad_()
         logits, rows = defined(graph, world, mask), torch.arange(len(batch))
         correct, incorrect = (logits[rows, answers[:, 0]] for answers in (batch.correct, batch.incorrect))
@@ -80,7 +82,7 @@ def test_its_gradient_where_all_is_kept_is_attribution_patching(precise: cd.Mode
 
 def test_a_position_is_one_axis_more_of_the_mask(precise: cd.Model, tiny: Tiny) -> None:
     graph = precise.graph
-    for _, world in worlds(precise, tiny.prompts.task, graph, ablation="resample"):
+    for _, world in Setup.of(precise, tiny.prompts.task, graph, ablation="resample").worlds():
         length = world.start.shape[1]
         (mask,) = random_masks(graph, 1, seed=5)
         flat = numbers(mask).requires_grad_()
@@ -139,7 +141,7 @@ def test_attention_alone_is_a_model_whose_mlps_write_nothing(two: tuple[cd.Model
         kept = same_edges(model.graph, silent.graph, mask)
         expected = cd.run_circuit(silent, task, cd.Circuit(silent.graph, mask))
         close(cd.run_circuit(model, task, cd.Circuit(model.graph, kept)), expected)
-        for _, world in worlds(model, task, model.graph, ablation="mean"):
+        for _, world in Setup.of(model, task, model.graph, ablation="mean").worlds():
             close(world.logits(kept), defined(model.graph, world, numbers(kept)))
 
 
@@ -197,7 +199,7 @@ def test_a_sliding_window_shorter_than_the_prompt(tmp_path: Any, name: str, chan
     torch.testing.assert_close(
         cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph)), expected, atol=1e-5, rtol=1e-3
     )
-    for _, world in worlds(model, prompts.task, model.graph, ablation="resample"):
+    for _, world in Setup.of(model, prompts.task, model.graph, ablation="resample").worlds():
         for mask in random_masks(model.graph, 3, seed=9):
             close(world.logits(mask), defined(model.graph, world, numbers(mask)))
 

@@ -27,7 +27,7 @@ import circuitdiscovery as cd
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.metrics import clean_logits
-from circuitdiscovery.engine.patching import batches
+from circuitdiscovery.engine.setup import Setup, batches
 from circuitdiscovery.measure import criteria, evaluation
 from circuitdiscovery.search import cases
 from circuitdiscovery.search import state as state_file
@@ -102,7 +102,7 @@ def _measured(model: Any, task: cd.Task) -> Iterator[tuple[str, Any]]:
     yield "run_circuit given", cd.run_circuit(model, task, circuit, ablation=given)
     yield "run_circuit denoising", cd.run_circuit(model, task, circuit, direction="denoising", batch_size=1)
     yield "clean_logits", clean_logits(model, task)
-    yield "cases", cases.cases(model, task, model.graph, ablation="zero")[1]
+    yield "cases", cases.cases(Setup.of(model, task, model.graph, ablation="zero"))[1]
     for field, value in cd.evaluate(model, task, circuit, ablation="mean", scores=scores).to_dict().items():
         numbers, words = _leaves(value)
         if numbers:

@@ -10,13 +10,17 @@
 from __future__ import annotations
 
 import contextlib
+import doctest
 import io
 import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from html import unescape
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -165,29 +169,62 @@ def test_pictures_are_there() -> None:
             assert ((DOCS / page).parent / path).is_file(), f"{page}: {path}"
 
 
-@pytest.mark.slow
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip(
-        "mkdocs", reason="the documentation's packages are not there: make docs installs them"
-    )
-    built = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mkdocs",
-            "build",
-            "--strict",
-            "--quiet",
-            "--config-file",
-            str(ROOT / "mkdocs.yml"),
-            "--site-dir",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation as a site, built without a warning."""
+    pytest.importorskip("mkdocs", reason="make docs installs what the documentation is built with")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    command += ["--config-file", str(ROOT / "mkdocs.yml"), "--site-dir", str(folder)]
+    built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
-    page = (tmp_path / "api.html").read_text("utf-8")
-    assert all(f'id="circuitdiscovery.{name}"' in page for name in set(cd.__all__) - {"__version__"})
-    fetched = re.findall(r'(?:src|href)="(https?://[^"]*\.(?:js|css|woff2?))"', page)
-    assert not fetched
+    return folder
+
+
+def text_of(html: str) -> str:
+    """The text of HTML without scripts, as it is read."""
+    return unescape(re.sub(r"<[^>]*>", "", re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)))
+
+
+def doctests(name: str, thing: Any) -> list[doctest.Example]:
+    """The doctests of a public function or class and of its public members."""
+    found = doctest.DocTestFinder().find(thing, name, module=sys.modules[thing.__module__])
+    return [one for each in found if "._" not in each.name for one in each.examples]
+
+
+def test_the_site_fetches_nothing(site: Path) -> None:
+    page = (site / "api.html").read_text("utf-8")
+    assert not re.findall(r'(?:src|href)="(https?://[^"]*\.(?:js|css|woff2?))"', page)
+
+
+def test_each_public_name_has_one_heading(site: Path) -> None:
+    page = (site / "api.html").read_text("utf-8")
+    headings = re.findall(r'<h3 id="circuitdiscovery\.(\w+)"', page)
+    assert sorted(headings) == sorted(set(cd.__all__) - {"__version__"})
+
+
+def test_each_doctest_is_shown_as_code_and_nowhere_as_text(site: Path) -> None:
+    page = (site / "api.html").read_text("utf-8")
+    codes = [text_of(code) for code in re.findall(r"<pre>.*?</pre>", page, flags=re.DOTALL)]
+    assert ">>>" not in text_of(re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL))
+    shown = Counter(
+        line[4:].strip() for code in codes for line in code.splitlines() if line[:3] in (">>>", "...")
+    )
+    examples = [
+        one for name in cd.__all__ if name != "__version__" for one in doctests(name, getattr(cd, name))
+    ]
+    assert len(examples) > 50
+    assert shown == Counter(line.strip() for one in examples for line in one.source.splitlines())
+    for one in examples:
+        assert any(one.want.strip() in code for code in codes), one.source
+
+
+def test_parameters_that_share_a_description_are_entries_each(site: Path) -> None:
+    page = (site / "api.html").read_text("utf-8")
+    for name in sorted(set(cd.__all__) - {"__version__", "CircuitDiscoveryError"}):
+        own = re.split(r"<h[1-6] ", page[page.index(f'<h3 id="circuitdiscovery.{name}"') + 1 :])[0]
+        table = re.split("Returns:|Raises:|Examples:", own.partition("Parameters:")[2])[0]
+        named = re.findall(r"<tr.*?>\s*<td>\s*<code>(.*?)</code>", table)
+        assert len(named) == len(set(named)), name
+        assert set(named) <= set(signature(getattr(cd, name)).parameters), name
+        assert name != "Example" or len(named) == len(fields(cd.Example))

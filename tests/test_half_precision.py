@@ -13,9 +13,11 @@ from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.ablation import on_demand
-from circuitdiscovery.engine.metrics import METRICS, Metric, bind, by_rows, kl_from
+from circuitdiscovery.engine.metrics import Metric, bind, by_rows, kl_from
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation.interventions import Trials
 from circuitdiscovery.measure.bench import Bench, Work
+from circuitdiscovery.registry import METRICS
 from circuitdiscovery.search import edge_pruning, hybrid, matryoshka
 from circuitdiscovery.search.cases import cases
 from circuitdiscovery.search.path_patching import trace_back
@@ -24,14 +26,8 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def bench_of(model: Any, task: Any, **options: Any) -> Bench:
-    setting = {
-        "ablation": "resample",
-        "metric": "logit_diff",
-        "direction": "noising",
-        "batch_size": 3,
-        "seed": 0,
-    } | options
-    return Bench.build(model, task, model.graph, **setting)
+    setting = {"metric": "logit_diff", "batch_size": 3} | options
+    return Bench.build(Setup.of(model, task, model.graph, **setting))
 
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
@@ -78,7 +74,8 @@ def test_metrics_are_computed_in_float32(gpt2: Tiny, dtype: torch.dtype) -> None
         assert x.dtype in (torch.float32, torch.float64)
         return -(x.softmax(-1) * x.log_softmax(-1)).sum(-1)
 
-    for metric in (*METRICS, Metric("entropy", entropy)):
+    alone = [name for name, known in METRICS.items() if not known.divergence]
+    for metric in (*alone, Metric("entropy", entropy)):
         bound = bind(metric, gpt2.model, task)
         torch.testing.assert_close(
             bound(logits, batch).double(), bound(logits.double(), batch).double(), atol=2e-6, rtol=0
@@ -124,7 +121,9 @@ def test_kl_of_a_search_is_from_its_own_run(dtype: str, direction: str) -> None:
     """The full circuit's is 0 on each row, by the same forward that other circuits go through."""
     model = cd.load_model("toy", dtype=dtype)
     task = cd.load_task("ioi", model, examples=6)
-    found, full = cases(model, task, model.graph, ablation="mean", direction=direction, batch_size=4)
+    found, full = cases(
+        Setup.of(model, task, model.graph, ablation="mean", direction=direction, batch_size=4)
+    )
     metric = bind("kl_divergence", model, task, plain=False).against(by_rows(full))
     for case in found:
         logits = case.world.logits(model.graph.allowed if direction == "noising" else ~model.graph.allowed)
@@ -141,8 +140,9 @@ def test_the_losses_that_are_learnt_by_are_from_their_own_runs(dtype: str) -> No
     search = matryoshka._Search.build(model, task, len(task), model.graph, metric, "resample")
     assert abs(search.loss_apart(torch.ones(len(model.graph)))) < (1e-6 if dtype == "float32" else 2e-4)
     assert search.loss_apart(torch.zeros(len(model.graph))) > 0.01
-    found, full = cases(model, task, model.graph, ablation="resample")
-    loss = hybrid._Loss.of(model, task, model.graph, metric, found, full)
+    setup = Setup.of(model, task, metric="kl_divergence")
+    found, full = cases(setup)
+    loss = hybrid._Loss.of(setup, found, full)
     assert abs(loss([case.world.logits(model.graph.allowed)[None] for case in found])).max() < 1e-6
     distance = edge_pruning.distance_to(full, metric)
     assert distance(found[0].world.logits(model.graph.allowed), found[0].batch).abs().max() < 1e-6

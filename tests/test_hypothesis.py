@@ -16,6 +16,7 @@ from scipy import stats
 from tiny import Tiny, random_model, random_prompts, tiny_config
 
 import circuitdiscovery as cd
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.random_paths import RandomPaths
 from circuitdiscovery.measure.bench import Bench
@@ -349,7 +350,7 @@ def test_a_random_circuit_is_sufficient_alpha_of_the_time(gpt2: Tiny) -> None:
     Its rank is uniform. Rejected are 96 of 100 and more (scipy), so 5 of the 101 ranks.
     """
     model, task = gpt2.model, own_answers(gpt2.model, 16, seed=2)
-    bench = Bench.build(model, task, model.graph, "resample", "logit_diff", "noising", None, 0)
+    bench = Bench.build(Setup.of(model, task, model.graph, metric="logit_diff"))
     full, paths = bench.values(model.graph.allowed), RandomPaths(model.graph)
     drawn = [paths.circuit(60, np.random.default_rng((9, seed))) for seed in range(301)]
     far = np.array([((bench.values(mask) - full) ** 2).mean() for mask in drawn])

@@ -15,6 +15,7 @@ import torch
 from tiny import ARCHITECTURES, Tiny, each_and_each, random_prompts
 
 import circuitdiscovery as cd
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation.scrubbing.scrub import _recovered
 from circuitdiscovery.measure.bench import Bench
 
@@ -55,7 +56,7 @@ def test_the_bound_is_above_rounding_and_below_a_difference(dtype: str) -> None:
     model = cd.load_model("toy", dtype=dtype)
     real = replace(cd.load_task("ioi", model, examples=16), held_out=None)
     for given, there in ((unchanged(real), False), (real, True)):
-        bench = Bench.build(model, given, model.graph, "resample", "logit_diff", "noising", None, 0)
+        bench = Bench.build(Setup.of(model, given, model.graph, metric="logit_diff"))
         assert bench.unchanged is not there
         bench.unchanged = False
         full, empty = (
@@ -77,7 +78,7 @@ def test_a_metric_of_small_units_is_not_rounding(gpt2: Tiny) -> None:
         )
 
     task = random_prompts(101, 12, 6, seed=3).task
-    bench = Bench.build(gpt2.model, task, gpt2.model.graph, "resample", small, "noising", None, 0)
+    bench = Bench.build(Setup.of(gpt2.model, task, gpt2.model.graph, metric=small))
     full, empty = (
         bench.values(mask) for mask in (gpt2.model.graph.allowed, np.zeros_like(gpt2.model.graph.allowed))
     )

@@ -23,7 +23,7 @@ ROOT = PACKAGE.parent
 # The packages in the order of the data flow: each imports only from those
 # before it, late and for type checkers too.
 ORDER = [
-    *("errors", "names", "files", "arguments", "values", "graph", "model", "task", "circuit", "engine"),
+    *("errors", "registry", "files", "arguments", "values", "graph", "model", "task", "circuit", "engine"),
     *("measure", "search", "explanation", "reporting", "benchmark", "cli", "__main__"),
 ]
 
@@ -37,7 +37,7 @@ def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProces
 # ------------------------------------------------------------------- imports
 
 
-LIGHT = ("cli.main", "cli.discover", "reporting.options", "task.read", "benchmark.options")
+LIGHT = ("cli.main", "cli.run", "reporting.options", "task.read", "benchmark.options")
 
 
 @pytest.mark.parametrize("module", ["circuitdiscovery", *(f"circuitdiscovery.{name}" for name in LIGHT)])

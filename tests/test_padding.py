@@ -17,7 +17,7 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 import circuitdiscovery.task.batch
-from circuitdiscovery.engine.patching import batches
+from circuitdiscovery.engine.setup import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.measure import criteria
 from circuitdiscovery.model import run

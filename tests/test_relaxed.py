@@ -13,8 +13,8 @@ from torch import Tensor
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
 from circuitdiscovery.engine.definition import masked_logits
-from circuitdiscovery.engine.patching import worlds
 from circuitdiscovery.engine.relaxed import Relaxed
+from circuitdiscovery.engine.setup import Setup
 
 
 def both(
@@ -22,7 +22,7 @@ def both(
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """(value, gradient) by hand and by autograd through the definition, in random masks."""
     relaxed, draw, out = Relaxed.build(model, graph), torch.Generator().manual_seed(0), []
-    ((batch, world),) = worlds(model, task, graph, ablation=ablation)
+    ((batch, world),) = Setup.of(model, task, graph, ablation=ablation).worlds()
     allowed = torch.tensor(graph.allowed)
     for _ in range(steps):  # the memory of one step is the next one's
         mask = (torch.rand(allowed.shape, generator=draw, dtype=torch.float64) * allowed).to(model.dtype)
@@ -59,7 +59,7 @@ def test_merged_receivers(tinies: Callable[[str], Tiny], name: str) -> None:
 
 def test_without_norms() -> None:
     problem = planted(examples=4)["reverse"]()
-    ((batch, _),) = worlds(problem.model, problem.task, problem.model.graph, ablation="resample")
+    ((batch, _),) = Setup.of(problem.model, problem.task, problem.model.graph, ablation="resample").worlds()
     assert problem.model.final_norm.kind == "none" and len(batch) == 4
     for value, expected, gradient, slow in both(problem.model, problem.task, problem.model.graph, "resample"):
         torch.testing.assert_close(value, expected, atol=0, rtol=1e-4)

@@ -475,7 +475,7 @@ def test_the_verdict_states_each_figure_with_its_interval(tmp_path: Path, circui
     assert "40 edges" in text and f"{len(GRAPH)}" in text
     nodes = set(circuit.nodes) - {"input", "logits"}
     assert f"{len(nodes)} of its 15 heads and MLPs" in text
-    assert f"2 of its {len(nodes)} nodes never matter" in text
+    assert f"2 of its {len(nodes)} nodes always matter by less than 1%" in text
 
 
 def test_what_has_no_interval_stands_alone(circuit: Circuit) -> None:
@@ -484,7 +484,7 @@ def test_what_has_no_interval_stands_alone(circuit: Circuit) -> None:
     evaluation["completeness"]["max"] = bare
     assert "; at most by 0.8" in " ".join(words.verdict(evaluation, 9, 15).sentences)
     one = words.verdict(evaluation | {"normalized": bare}, 9, 15, None)
-    assert one.word == "Uncertain" and "a single prompt says little" in one.headline
+    assert one.word == "Uncertain" and "a single prompt is little evidence" in one.headline
 
 
 VERDICTS = [
@@ -495,7 +495,7 @@ VERDICTS = [
     ({"normalized": estimate(-0.2, 0.05)}, "Not faithful"),
     ({"normalized": estimate(1.6, 0.05)}, "Not faithful"),
     ({"normalized": estimate(0.97, 0.4)}, "Uncertain"),
-    ({"normalized": None, "reason": "the span is 0"}, "Cannot be said"),
+    ({"normalized": None, "reason": "the span is 0"}, "Undetermined"),
 ]
 
 
@@ -507,7 +507,7 @@ def test_the_verdict_is_honest(circuit: Circuit, part: dict[str, Any], word: str
     assert found.word == word
     text = " ".join(found.sentences)
     if part["normalized"] is None:
-        assert "cannot be said" in text and "the span is 0" in text and "%" not in found.headline
+        assert "is undetermined" in text and "the span is 0" in text and "%" not in found.headline
     elif part["normalized"]["value"] < 0.5:
         assert "not enough to explain" in text
 
@@ -516,7 +516,7 @@ def test_the_verdict_warns() -> None:
     base = evaluation_of(circuit_of())
     said = {name: " ".join(words.verdict(base | part, 9, 15).sentences) for name, part in WARNED.items()}
     assert "The interval is wide" in said["wide"] and "The interval is wide" not in said["plain"]
-    assert "better than each answer" in said["other token"] and "better than each answer" not in said["plain"]
+    assert "than the single answers" in said["other token"] and "than the single answers" not in said["plain"]
     assert "that the search has not seen" in said["plain"] and "none were held out" in said["seen"]
     assert "with every edge ablated" in said["plain"] and "with no edge restored" in said["denoising"]
     assert "40 of them lie on a path" not in said["plain"] and "; 3 of them lie on a path" in said["pruned"]
@@ -592,7 +592,7 @@ def test_halves_of_the_prompts_that_disagree_are_warned_of(
     assert len(found) == says
     for sentence in found:
         assert "two halves of the prompts disagree: on the 48 prompts of the search" in sentence
-        assert f"{there:.0%} [" in sentence and "on the 64 that it has not seen 96% [93%, 99%]" in sentence
+        assert f"{there:.0%} [" in sentence and "on the 64 held-out ones 96% [93%, 99%]" in sentence
         assert f"warning       {sentence}" in words.told(evaluation_of(circuit), contents)
     assert not words.warnings(evaluation_of(circuit) | {"normalized": None}, contents)
     contents["searched"]["normalized"] = None
@@ -624,7 +624,7 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path, circui
     assert "Not measured, because their scores are smaller: m1, a2.h3." in text
     assert "Not measured, because their scores are smaller: a1.h1, m2." in text
     assert (
-        "nodes of largest score never matter by 1% of the span" in text
+        "nodes of largest score always matter by less than 1% of the span" in text
         and "; the other 2 were not measured." in text
     )
 
@@ -730,7 +730,7 @@ def test_roles_have_a_colour_and_a_letter_in_drawing_and_legend(tmp_path: Path, 
 def test_the_empty_circuit_has_a_page(tmp_path: Path) -> None:
     circuit = Circuit(GRAPH, np.zeros_like(GRAPH.allowed), None, INFO)
     page = page_of(make_run(tmp_path / "run", circuit))
-    assert "0 of" in page.words() and "nothing to say of minimality" in page.words()
+    assert "0 of" in page.words() and "minimality does not apply" in page.words()
 
 
 # ------------------------------------------------------------------- the cards

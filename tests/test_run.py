@@ -20,9 +20,10 @@ import pytest
 
 import circuitdiscovery as cd
 from circuitdiscovery.circuit import draw
-from circuitdiscovery.cli import discover as run
 from circuitdiscovery.cli import main as cli
+from circuitdiscovery.cli import run
 from circuitdiscovery.cli.journal import Journal
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation import explain as explanation
 from circuitdiscovery.measure import criteria, evaluation
 from circuitdiscovery.reporting import contents, page
@@ -557,8 +558,7 @@ def test_the_prompts_of_the_search_are_measured_beside_those_held_out() -> None:
     model = cd.load_model("toy")
     task = cd.load_task("ioi", model, examples=12)
     circuit = cd.eap_ig(model, task).top(60)
-    setup = (circuit.graph, "resample", "logit_diff", "noising", None, 0)
-    bench = evaluation.Bench.build(model, cd.Task(task.name, task.examples), *setup)
+    bench = evaluation.Bench.build(Setup.of(model, cd.Task(task.name, task.examples), metric="logit_diff"))
     ends = [bench.values(mask) for mask in (circuit.mask, circuit.graph.allowed, circuit.mask & False)]
     expected, _ = bench.normalized(*ends)
     said, difference = contents._searched(model, task, circuit, {}, SMALL)

@@ -223,7 +223,7 @@ def test_progress_is_shown_before_anything_is_run(
     every search looks at the replacements first.
     """
     ran: list[object] = []
-    monkeypatch.setattr("circuitdiscovery.engine.patching.batches", lambda *given: ran.append(given))
+    monkeypatch.setattr("circuitdiscovery.engine.setup.batches", lambda *given: ran.append(given))
     with pytest.raises(Stopped):
         found_by(llama, name, progress=stopped_at(0))
     assert not ran

@@ -10,7 +10,7 @@ import torch
 from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
-from circuitdiscovery.cli.discover import discover
+from circuitdiscovery.cli.run import discover
 from circuitdiscovery.engine import threads
 from circuitdiscovery.reporting.options import Options
 

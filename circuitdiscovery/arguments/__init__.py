@@ -1,6 +1,4 @@
-"""What public functions take: every argument is checked, or made what the
-function needs, before the function begins.
-"""
+"""The arguments of public functions: each is checked or converted before the function begins."""
 
 from circuitdiscovery.arguments.door import guarded
 

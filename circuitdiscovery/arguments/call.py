@@ -1,4 +1,4 @@
-"""One call of a public function, as its arguments' checks see it."""
+"""One call of a public function, as the checks of its arguments see it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from circuitdiscovery.errors import ArgumentError, shown
 
 @dataclass
 class Call:
-    """One call: what is given, by name. `made` is what the call of the function gets."""
+    """One call: the given arguments by name, and in `made` the checked ones that the function gets."""
 
     function: str
     given: dict[str, Any]
@@ -20,11 +20,11 @@ class Call:
     stack: ExitStack
 
     def model(self) -> Any:
-        """The model that the call is about, loaded; None where it is about none."""
+        """The loaded model among the arguments; None if there is none."""
         return self.made.get("model")
 
     def graph(self) -> Any:
-        """The graph that edges given as names are of: the model's, or another circuit's."""
+        """The graph of edges that are given by name: the model's, or that of another argument."""
         found = [self.made.get("graph"), getattr(self.model(), "graph", None)]
         found += [getattr(value, "graph", None) for value in (*self.made.values(), *self.given.values())]
         return next((graph for graph in found if graph is not None), None)
@@ -34,5 +34,5 @@ Check = Callable[[Call, str, Any], Any]
 
 
 def refused(call: Call, name: str, valid: str, value: Any) -> ArgumentError:
-    """The line that says what an argument must be."""
+    """The error that says what an argument must be."""
     return ArgumentError(f"{call.function}: {name} must be {valid}, not {shown(value)}")

@@ -1,11 +1,10 @@
-"""The door of every public function: each argument is checked, or made what the
-function takes, before the function begins.
+"""The checks around public functions: each argument is checked or converted before its function begins.
 
-`@guarded` reads a function's annotations. What kind an argument is of follows from its annotation (`KINDS`),
-its least value from its name (`LEAST`), so that a new function is guarded by one line. Names and paths stand
-for what they name: a model, a task, a circuit (a file, or the folder of a run), scores, a hypothesis.
-Whatever else is given is refused in one line that says what is valid.
-The annotations stay narrower than what is accepted: they name the kind that a function works with.
+`@guarded` reads the annotations of a function. The annotation of an argument determines its check (`KINDS`),
+its name its least value (`LEAST`), so one line guards a new function. A name or a path is accepted for what it
+names: a model, a task, a circuit (a file, or the folder of a run), scores, a hypothesis. Anything else is
+refused in one line that says what is valid. The annotations name the type that the function works with, which
+is narrower than what is accepted.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def guarded(function: Callable[P, R]) -> Callable[P, R]:
-    """The function behind its door.
+    """The function with checks of its arguments.
 
     >>> @guarded
     ... def twice(n: "int") -> int:
@@ -67,7 +66,9 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
     """
     parameters = signature(function).parameters
     checks = [(name, check) for name, each in parameters.items() if (check := check_of(each)) is not None]
-    checks.sort(key=lambda each: each[1] in _NEED_OTHERS)  # stable: a task needs its model, edges their graph
+    checks.sort(
+        key=lambda each: each[1] in _NEED_OTHERS
+    )  # a stable sort: a task needs its model, edges need their graph
     own = next(iter(parameters)) if next(iter(parameters), None) in ("self", "cls") else None
     by_position = [name for name, each in parameters.items() if each.kind in _POSITIONAL]
     required = [name for name, each in parameters.items() if each.default is Parameter.empty]
@@ -96,7 +97,7 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_of(parameter: Parameter) -> Check | None:
-    """The check of a parameter, by its annotation; None where there is none."""
+    """The check of a parameter, by its annotation; None if it has none."""
     annotation = (
         parameter.annotation
         if isinstance(parameter.annotation, str)
@@ -124,7 +125,7 @@ def _wrong_call(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> ArgumentError:
-    """Too many arguments by position, one too often, one of an unknown name, or one too few."""
+    """The error for too many positional arguments, or one that is given twice, unknown or missing."""
     own, name = next(iter(parameters), None) in ("self", "cls"), function.__name__
     places = [each for each, kind in parameters.items() if kind.kind in _POSITIONAL][own:]
     others = [each for each, kind in parameters.items() if kind.kind not in _POSITIONAL]

@@ -1,4 +1,4 @@
-"""Our classes and functions by name, imported when one is needed: what arguments are made of."""
+"""The classes and functions of this package that arguments are converted with, imported when needed."""
 
 from __future__ import annotations
 
@@ -6,28 +6,17 @@ import sys
 from importlib import import_module
 from typing import Any
 
-HOMES = {  # of what arguments are made of, imported when one is made
-    "Circuit": "circuit.circuit",
-    "Explanation": "explanation.cards",
-    "Graph": "graph.graph",
-    "Hypothesis": "explanation.scrubbing.hypothesis",
-    "Model": "model.model",
-    "Scores": "circuit.scores",
-    "Task": "task.task",
-    "load_circuit": "circuit.load",
-    "load_hypothesis": "explanation.scrubbing.hypothesis",
-    "load_model": "model.load",
-    "load_task": "task.load",
-    "stage": "reporting.progress",
-}
+from circuitdiscovery.registry import PUBLIC
+
+HOMES = PUBLIC | {"stage": "reporting.progress"}  # name -> module
 
 
 def named(name: str) -> Any:
-    """One of our classes and functions."""
+    """A class or function of this package."""
     return getattr(import_module(f"circuitdiscovery.{HOMES[name]}"), name)
 
 
 def is_a(value: Any, kind: str) -> bool:
-    """Whether a value is of one of our classes; a module that was not imported has no values."""
+    """Whether a value is of a class of this package; the class is not imported for that."""
     module = sys.modules.get(f"circuitdiscovery.{HOMES[kind]}")
     return module is not None and isinstance(value, getattr(module, kind))

@@ -16,7 +16,7 @@ from circuitdiscovery.arguments.call import Call, refused
 from circuitdiscovery.arguments.homes import is_a, named
 from circuitdiscovery.errors import ArgumentError, shown
 from circuitdiscovery.files.disk import can_be_a_path
-from circuitdiscovery.names import ABLATION_NAMES, METRIC_NAMES, canonical
+from circuitdiscovery.registry import ABLATIONS, METRICS, MOST, canonical
 
 LEAST = {
     "batch_size": 1,
@@ -28,11 +28,10 @@ LEAST = {
     "reference": 1,
     "renamed": 0,
 }
-MOST = 2**63 - 1  # what numpy and torch hold
 
 
 def whole(call: Call, name: str, value: Any) -> int:
-    """A whole number of any package, no less than its name allows."""
+    """A whole number of any package, at least as large as its name requires."""
     least = LEAST.get(name)
     bound = "" if least is None else f" of at least {least}"
     bound += ", or None" if name == "order" else ""
@@ -45,13 +44,13 @@ def whole(call: Call, name: str, value: Any) -> int:
         raise refused(call, name, f"a whole number{bound}", found)
     if abs(found) > MOST:
         raise ArgumentError(
-            f"{call.function}: {name} must be a whole number of at most {MOST}, not a longer one"
+            f"{call.function}: {name} must be a whole number of at most {MOST}, not a larger one"
         )
     return found
 
 
 def number(call: Call, name: str, value: Any) -> float:
-    """A finite number of any package, as it is where it is Python's."""
+    """A finite number of any package, as a number of Python."""
     if not isinstance(value, Real) or isinstance(value, bool):
         value = _scalar(value)
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -71,17 +70,17 @@ def switch(call: Call, name: str, value: Any) -> bool:
 
 
 def text(call: Call, name: str, value: Any) -> str:
-    """A text; the function says which ones are valid, of anything else too."""
+    """A text; the function itself checks which texts are valid."""
     return str(value) if isinstance(value, str) else shown(value)
 
 
 def _scalar(value: Any) -> Any:
-    """The Python number in a tensor or an array of one element without dimensions; anything else as it is."""
+    """The number in a tensor or an array without dimensions; anything else as it is."""
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
 def path(call: Call, name: str, value: Any) -> Any:
-    """A path, with the home folder for ~."""
+    """A path, with ~ expanded."""
     if name.startswith("name_or") and is_a(value, "Model"):
         raise ArgumentError(
             f"{call.function}: the name or the path comes first, not the Model: {call.function}('ioi', model)"
@@ -102,7 +101,7 @@ def file(call: Call, name: str, value: Any) -> Path:
 
 
 def fractions(call: Call, name: str, value: Any) -> Any:
-    """Several numbers."""
+    """A list of numbers."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if not several(value):
         raise refused(call, name, "a list of numbers", value)
@@ -110,7 +109,7 @@ def fractions(call: Call, name: str, value: Any) -> Any:
 
 
 def several(value: Any) -> bool:
-    """Whether a value holds others, in an order of their own."""
+    """Whether a value is an iterable of others, and not a text, a mapping or a single number."""
     return (
         isinstance(value, Iterable)
         and not isinstance(value, str | bytes | Mapping)
@@ -119,7 +118,7 @@ def several(value: Any) -> bool:
 
 
 def names(call: Call, name: str, value: Any) -> list[str]:
-    """Names of nodes: one, or several."""
+    """Names of nodes: one or several."""
     if isinstance(value, str):
         return [value]
     if not several(value):
@@ -132,7 +131,7 @@ def names(call: Call, name: str, value: Any) -> list[str]:
 
 
 def roles(call: Call, name: str, value: Any) -> Mapping[str, Any]:
-    """Roles with their nodes, or what has some: a circuit, an explanation."""
+    """Roles with their nodes, or an object with roles: a circuit, an explanation."""
     value = getattr(value, "roles", value)
     if not isinstance(value, Mapping):
         raise refused(
@@ -142,21 +141,21 @@ def roles(call: Call, name: str, value: Any) -> Mapping[str, Any]:
 
 
 def ablation(call: Call, name: str, value: Any) -> Any:
-    """An ablation's name, or an ablation of one's own."""
+    """The name of an ablation, or an object with `rows`."""
     if isinstance(value, str):
         return canonical("ablation", value)
     if isinstance(value, type) or not hasattr(value, "rows"):
         raise refused(
             call,
             name,
-            f"one of {', '.join(ABLATION_NAMES)}, or an object with `rows`, such as cd.replacements gives",
+            f"one of {', '.join(ABLATIONS)}, or an object with `rows`, such as cd.replacements gives",
             value,
         )
     return value
 
 
 def metric(call: Call, name: str, value: Any) -> Any:
-    """A metric's name, a `Metric`, or a function of (logits, task); one of the logits alone is taken, too."""
+    """The name of a metric, a `Metric`, or a function of (logits, task) or of the logits."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -166,12 +165,12 @@ def metric(call: Call, name: str, value: Any) -> Any:
         raise refused(
             call,
             name,
-            f"one of {', '.join(METRIC_NAMES)}, or a function of (logits, task) -> [examples]",
+            f"one of {', '.join(METRICS)}, or a function of (logits, task) -> [examples]",
             value,
         )
     try:
         known = signature(function)
-    except (TypeError, ValueError):  # of a function that is not Python's
+    except (TypeError, ValueError):  # a function that is not written in Python
         return value
     if _takes(known, 2):
         return value
@@ -207,10 +206,10 @@ def progress(call: Call, name: str, value: Any) -> Any:
 
 
 def search(call: Call, name: str, value: Any) -> Any:
-    """A search: a function of (model, task) that gives a circuit."""
+    """A search: a function of (model, task) that returns a circuit."""
     if not callable(value) or isinstance(value, type):
         valid = (
-            "a function of (model, task) that gives a Circuit, such as lambda model, task: "
+            "a function of (model, task) that returns a Circuit, such as lambda model, task: "
             "cd.eap(model, task).top(100)"
         )
         raise refused(call, name, valid, value)

@@ -1,6 +1,4 @@
-"""Arguments that are things of ours: a model, a task, a graph, a circuit,
-scores, a hypothesis, or what names one.
-"""
+"""Arguments of this package's types (model, task, graph, circuit, scores, hypothesis), or what names one."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ TABLES = (".toml", ".csv", ".jsonl")
 
 
 def task_like(value: Any) -> bool:
-    """Whether a text or a path names a task, or could name one alone."""
+    """Whether a text or a path names a task, or could only name a task."""
     found = str(value)
     return Path(found).suffix.lower() in TABLES or (found in shipped("tasks") and not Path(found).exists())
 
@@ -56,14 +54,14 @@ def _is_module(value: Any) -> bool:
 
 
 def with_tokenizer(call: Call, name: str, value: Any) -> Any:
-    """What has a tokenizer; a model that has none gives the function's own error."""
+    """An object with a tokenizer; for a model without one the function raises its own error."""
     if hasattr(value, "tokenizer") and not is_a(value, "Task"):
         return value
     return model(call, name, value)
 
 
 def task(call: Call, name: str, value: Any) -> Any:
-    """A task; a name, a path or a table is made one in the call's model's tokens."""
+    """A task; a name, a path or a table is loaded in the tokens of the call's model."""
     if is_a(value, "Task"):
         return value
     if is_a(value, "Model") or _is_module(value):
@@ -96,7 +94,7 @@ def reference(call: Call, name: str, value: Any) -> Any:
 
 
 def graph(call: Call, name: str, value: Any) -> Any:
-    """A graph, or what has one: a model, a circuit, scores."""
+    """A graph, or an object with one: a model, a circuit, scores."""
     found = value if is_a(value, "Graph") else getattr(value, "graph", None)
     if is_a(found, "Graph"):
         return found
@@ -106,7 +104,7 @@ def graph(call: Call, name: str, value: Any) -> Any:
 
 
 def edges(call: Call, name: str, value: Any) -> Any:
-    """Several edges: texts "a->b", pairs, or a table of them; a circuit's or a graph's."""
+    """Several edges: texts "a->b", pairs, a table of them, or those of a circuit or a graph."""
     if isinstance(value, str | bytes):
         raise refused(call, name, "a list of edges, such as ['input->m0', ('m0', 'logits')]", value)
     if is_a(value, "Graph") or is_a(value, "Circuit"):
@@ -160,7 +158,7 @@ def circuit(call: Call, name: str, value: Any) -> Any:
         raise refused(call, name, valid, value)
     if own is None:
         raise ArgumentError(
-            f"{call.function}: {name} is a list of edges, but of which graph? Give "
+            f"{call.function}: {name} is a list of edges without a graph; give "
             "Circuit.from_edges(graph, edges)"
         )
     return named("Circuit").from_edges(own, edges(call, name, value))

@@ -30,6 +30,7 @@ from circuitdiscovery.circuit.comparison import (
     trapezoid_auc,
 )
 from circuitdiscovery.circuit.scores import Scores
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.measure.bench import Bench
@@ -117,7 +118,7 @@ def measure(
 
     Raises:
         CircuitDiscoveryError: a method that gives something else than Scores, a
-        Circuit or circuits of the model's graph.
+            Circuit or circuits of the model's graph.
     """
     parts = sorted({max(1, int(part * len(model.graph))) for part in SPARSITIES})
     counts = parts if truth is None else [len(truth)]
@@ -130,9 +131,7 @@ def measure(
         raise CircuitDiscoveryError(
             f"method {method!r} gives circuits of another graph than the true one on {problem!r}"
         )
-    bench = Bench.build(
-        model, task.held_out or task, sweep.graph, "resample", task.metric, "noising", None, 0
-    )
+    bench = Bench.build(Setup.of(model, task.held_out or task, sweep.graph))
     bench.measure([circuit.mask for circuit in (*sweep.to_the_ends(), *map(sweep.at_most, counts))])
     at = [_at(bench, sweep.at_most(count), count, truth) for count in counts]
     curve = sweep.curve(bench)

@@ -19,7 +19,7 @@ import torch
 
 from circuitdiscovery import __version__
 from circuitdiscovery.benchmark.measure import Measured, measure
-from circuitdiscovery.benchmark.methods import Method, resolve
+from circuitdiscovery.benchmark.methods import Run, resolve
 from circuitdiscovery.benchmark.options import BenchmarkOptions
 from circuitdiscovery.benchmark.report import markdown, picture
 from circuitdiscovery.benchmark.suites import Entries, Entry, entries
@@ -33,7 +33,7 @@ def run(options: BenchmarkOptions, folder: Path, command: Sequence[str], report:
 
     Raises:
         CircuitDiscoveryError: a folder of a benchmark with other
-        options; whatever a method or a problem raises.
+            options; whatever a method or a problem raises.
     """
     cells = folder / "cells"
     with _cleared_on_error(folder, cells):
@@ -61,7 +61,7 @@ def _cleared_on_error(folder: Path, cells: Path) -> Iterator[None]:
 
 
 def _measured(
-    problems: Entries, methods: Sequence[tuple[str, Method]], cells: Path, report: Report
+    problems: Entries, methods: Sequence[tuple[str, Run]], cells: Path, report: Report
 ) -> tuple[list[Measured], dict[str, str]]:
     """(every method on every problem, why problems are hard): what has no file in `cells` is measured."""
     done, results, why = 0, list[Measured](), dict[str, str]()

@@ -20,7 +20,7 @@ from circuitdiscovery.circuit.load import load_circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.load import load_model
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.load import load_task
 from circuitdiscovery.task.task import Task
 

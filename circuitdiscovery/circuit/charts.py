@@ -1,6 +1,6 @@
 """The charts as inline SVG: the faithfulness curve, node scores by layer and head, attention patterns.
 
-Their colours are the page's style sheet's; `Chart` is one outside the page, with charts.css inside it.
+In the report page the style sheet of the page colours them; a `Chart` stands alone and includes charts.css.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from circuitdiscovery.graph.nodes import parsed
 WIDTH, HEIGHT = 760, 340
 LEFT, RIGHT, TOP, BOTTOM = 58, 18, 16, 48
 CELL = 17  # of a heat map, in pixels
-FAINTEST = 0.01  # attention below it is not drawn
+FAINTEST = 0.01  # the least attention that is drawn
 CELLS = 16_000  # of all heat maps of a page together: less than two megabytes
 _FEWEST = 60  # cells of one heat map
-STYLE = Path(__file__).with_name("charts.css")  # in the page too, whose own style sheet has these colours
+STYLE = Path(__file__).with_name("charts.css")  # also in the page, whose style sheet defines these colours
 _LIGHT = (
     "--page:#ffffff;--line:#d6dae0;--ink:#1b1f24;--muted:#565e68;"
     "--helps:#0072b2;--hurts:#d55e00;--good:#006b4c;--bad:#a33b00"
@@ -45,7 +45,7 @@ _FONT = (
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture as SVG text, complete with its style, light and dark; a notebook shows it.
+    """A picture as SVG text with its style, light and dark, which a notebook displays.
 
     Args:
         svg: the <svg> element.
@@ -55,7 +55,7 @@ class Chart:
 
     @classmethod
     def standing(cls, inline: str) -> Self:
-        """A chart of the page, to stand alone: with its name space, its ground and its style."""
+        """A chart of the page, with the name space, background and style that it needs to stand alone."""
         head, _, inside = inline.partition(">")
         left, top, width, height = re.findall(r'viewBox="(\S+) (\S+) (\S+) (\S+)"', head)[0]
         colours = f".chart{{{_LIGHT}}} @media (prefers-color-scheme: dark) {{ .chart{{{_DARK}}} }}"
@@ -65,7 +65,7 @@ class Chart:
         return cls(f"{head} {size}>{style}{ground}{inside}\n")
 
     def saved(self, path: str | Path | None) -> Self:
-        """The same, written atomically where there is a path, which must end in .svg."""
+        """The same chart; if there is a path, which must end in .svg, it is written there atomically."""
         if path is not None:
             if Path(path).suffix.lower() != ".svg":
                 raise CircuitDiscoveryError(f"{path} must end in .svg: charts are written as SVG only")
@@ -83,7 +83,7 @@ class Chart:
 
 
 class _Scale(NamedTuple):
-    """Where an edge count (logarithmic) and a normalized faithfulness lie."""
+    """Maps an edge count (logarithmic) and a normalized faithfulness to pixels."""
 
     first: float
     last: float
@@ -108,15 +108,14 @@ def curve(
     normalized: Mapping[str, float] | None = None,
     total: int | None = None,
 ) -> str:
-    """The curve, with the chosen circuit marked where there is one.
+    """The curve, with a mark for the chosen circuit.
 
     Args:
-        known: of report.json: how the edges were ranked, and at each number of edges the
-            normalized faithfulness with its interval.
-        edges: of the chosen circuit, on a path from input to logits,
-            as the curve counts them; None marks none.
-        normalized: the chosen circuit's.
-        total: the graph's edges, where the axis ends; by default the curve's last point.
+        known: the curve in report.json: at each number of edges the normalized faithfulness and its interval.
+        edges: the chosen circuit's edges on a path from input to logits, which is what the curve counts; None
+            marks no circuit.
+        normalized: the chosen circuit's normalized faithfulness.
+        total: the number of edges in the graph, where the axis ends; by default the curve's last point.
     """
     points = list(zip(known["edges"], known["normalized"], strict=True))
     total = max(known["edges"]) if total is None else total
@@ -145,7 +144,7 @@ def curve(
 
 
 def _scale(counts: Sequence[int], values: Sequence[float]) -> _Scale:
-    # no edge at all has no logarithm; it stands where half an edge would
+    # 0 edges have no logarithm and are drawn where half an edge would be
     first = 0.5 if min(counts) < 1 else min(counts)
     last = max(*counts, 2 * first)
     low, high = min(0.0, max(min(values), -1.0)), max(1.0, min(max(values), 2.0))
@@ -154,7 +153,7 @@ def _scale(counts: Sequence[int], values: Sequence[float]) -> _Scale:
 
 def _chosen(scale: _Scale, edges: int, normalized: Mapping[str, float]) -> str:
     x, y = scale.x(edges), scale.y(normalized["value"])
-    # the corner below the curve, which has risen where it reaches it
+    # in the corner below the curve, which is high there
     said = escape(f"this circuit: {edges:,} edges, {percent(normalized['value'])}")
     text = (
         f'<text class="marker-label" x="{WIDTH - RIGHT - 8}" y="{HEIGHT - BOTTOM - 40}" '
@@ -197,9 +196,7 @@ def _axes(scale: _Scale, total: int) -> str:
 
 
 def _ticks(scale: _Scale, total: int) -> list[int]:
-    """0 where something lies there, 1, 2, 5, 10, ..., and the graph's number of
-    edges; none so near the next that they touch.
-    """
+    """0 if a point is there, 1, 2, 5, 10, ..., and the graph's number of edges, without overlaps."""
     round_ones = [digit * 10**power for power in range(8) for digit in (1, 2, 5)]
     wanted = [0] * (scale.first < 1) + [count for count in round_ones if scale.first <= count < total]
     kept: list[int] = []
@@ -226,14 +223,13 @@ WIDE, HIGH, STEPS = 30, 17, 9  # of a node's cell, in pixels; colours on each si
 def node_scores(
     graph: Graph, values: Mapping[str, float], *, kept: Collection[str] = (), cards: Collection[str] = ()
 ) -> str:
-    """Scores of heads and MLPs: a row per layer, a column per head and one
-    for the MLP; blue above 0, orange below.
+    """A heat map of the scores of heads and MLPs: a row per layer, a column per head and one for the MLP.
 
     Args:
-        graph: whose nodes.
-        values: node -> score.
-        kept: the nodes that get a frame.
-        cards: the nodes that link to their card.
+        graph: the graph of the nodes.
+        values: the score of each node; blue above 0, orange below.
+        kept: nodes with a frame.
+        cards: nodes that link to their card.
     """
     columns = [f"h{head}" for head in range(graph.n_heads)] + ["MLP"] * graph.has_mlp
     largest = max((abs(values.get(node, 0.0)) for node in graph.sources[1:]), default=0.0)
@@ -281,12 +277,12 @@ def _node_cell(node: str, value: float, largest: float, at: str, card: bool) -> 
 
 
 def _shade(share: float) -> float:
-    """How dark a share of the largest score is: by its root, for a few nodes have most of it."""
+    """How dark a share of the largest score is: its square root, because few nodes have large scores."""
     return math.sqrt(share)
 
 
 def _legend(largest: float, y: float, framed: bool) -> str:
-    """Colours from the lowest to the highest score of that size, 0 in the middle."""
+    """The colours from the lowest to the highest score, with 0 in the middle."""
     step = 120 / (2 * STEPS + 1)
     bars = "".join(
         f'<rect class="{"plus" if i > 0 else "minus"}" fill-opacity="{_shade(abs(i) / STEPS):.3f}" '
@@ -310,17 +306,13 @@ def _legend(largest: float, y: float, framed: bool) -> str:
 
 
 def cells_each(patterns: int) -> int:
-    """How many cells a heat map may have on a page with so many, so that the page stays
-    small; 0: the page has too many of them.
-    """
+    """How many cells each of so many heat maps may have, to keep the page small; 0: leave them out."""
     each = CELLS // max(1, patterns)
     return each if each >= _FEWEST else 0
 
 
 def heat_map(pattern: Mapping[str, Any], limit: int) -> str:
-    """An attention pattern: a row per attending token, a column per token attended to,
-    darker where more; each cell says its weight.
-    """
+    """An attention pattern: a row per attending token, a column per token attended to; darker is more."""
     tokens, weights = pattern["tokens"], pattern["weights"]
     places = {index: name for name, index in pattern["positions"].items()}
     names = [_name(text, places.get(i)) for i, text in enumerate(tokens)]
@@ -362,7 +354,7 @@ def _cell(weight: float, row: int, column: int, names: Sequence[str]) -> str:
 
 
 def _name(text: str, place: str | None) -> str:
-    """A token as a label: `Amy (S1)`."""
+    """A token as a label, such as `Amy (S1)`."""
     shown = token(text)
     shown = shown if len(shown) <= 14 else f"{shown[:13]}…"
     return f"{shown} ({place})" if place else shown
@@ -373,5 +365,5 @@ def _label(name: str, named: bool, where: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """A token exactly, for a title: with its quotation marks, spaces and line breaks."""
+    """A token for a title, in quotation marks, with its spaces and line breaks visible."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What circuits and scores have in common: which arrays they take, and how they are told from others."""
+"""Checks that circuits and scores share: of their arrays, and of whether they are of the same graph."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Made = TypeVar("Made")
 
 
 class HasOrigin(Protocol):
-    """A circuit, or scores: of which graph, and where they come from."""
+    """A circuit or scores, with their graph and where they come from."""
 
     @property
     def graph(self) -> Graph: ...
@@ -32,9 +32,7 @@ class HasOrigin(Protocol):
 
 
 def node_order(graph: Graph) -> tuple[str, ...]:
-    """Every node in topological order: `input`; per layer its groups' keys and values
-    (where shared), heads and MLP; `logits`.
-    """
+    """All nodes in topological order: `input`; per layer shared keys and values, heads, MLP; `logits`."""
     names = ["input"]
     for layer in range(graph.n_layers):
         names += [*graph.group_nodes(layer), *graph.head_nodes(layer), *graph.mlp_nodes(layer)]
@@ -42,7 +40,7 @@ def node_order(graph: Graph) -> tuple[str, ...]:
 
 
 def check_same_graph(a: HasOrigin, b: HasOrigin) -> None:
-    """Raise where two circuits (or scores) are not over the same edges."""
+    """Raise an error if two circuits (or scores) are of different graphs."""
     if a.graph != b.graph:
         mine, theirs = (described(x.info.get("model", {}).get("name"), x.graph) for x in (a, b))
         raise CircuitDiscoveryError(f"circuits of different graphs: {mine} and {theirs}")
@@ -56,7 +54,7 @@ def named_nodes(graph: Graph, names: Iterable[str]) -> set[str]:
 
 
 def floats(values: Any) -> np.ndarray:
-    """The array as it is where it is of float32 or float64, else as float64."""
+    """A float32 or float64 array as it is, any other numbers as float64."""
     try:
         array = np.asarray(values)
         if array.dtype.kind not in "biufO":
@@ -67,7 +65,7 @@ def floats(values: Any) -> np.ndarray:
 
 
 def check_size(scores: np.ndarray, graph: Graph) -> None:
-    """Refuse scores whose sums, or their values in float32, would be infinite."""
+    """Refuse scores so large that their sums, or their values in float32, would be infinite."""
     large = np.abs(scores) > LARGEST
     if large.any():
         edge = graph.names(large)[0]
@@ -84,7 +82,7 @@ def check_shape(what: str, array: np.ndarray, graph: Graph) -> None:
 
 
 def booleans(values: Any) -> np.ndarray:
-    """A new array of True and False; 0 and 1 are taken, too."""
+    """A new array of True and False; 0 and 1 are accepted too."""
     try:
         array = np.array(values)
         plain = array.dtype == bool or (array.dtype.kind in "iuf" and bool(np.isin(array, (0, 1)).all()))

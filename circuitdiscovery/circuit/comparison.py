@@ -1,9 +1,7 @@
-"""How far a circuit agrees with a reference: precision, recall and Jaccard, and
-the ROC of the scores it was taken from.
+"""How far a circuit agrees with a reference: precision, recall, Jaccard, and the ROC of its scores.
 
-Two rules for the area under a ROC curve, because the literature's figures differ by them: *pessimistic*
-(Conmy et al. 2023, arXiv 2304.14997: the lower staircase through the Pareto points) and *trapezoid* (straight
-lines between the points).
+The literature uses two rules for the area under a ROC curve: *pessimistic* (Conmy et al. 2023, arXiv
+2304.14997: the lower staircase through the Pareto points) and *trapezoid* (straight lines between points).
 """
 
 from __future__ import annotations
@@ -24,7 +22,10 @@ from circuitdiscovery.values import Value, plain, table
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many of `found` (in a) and `reference` (in b) are `common`; a ratio is None where it is 0/0."""
+    """The sizes of two sets, `found` and `reference`, and of what they have in `common`.
+
+    A ratio is None if it is 0/0.
+    """
 
     found: int
     reference: int
@@ -37,17 +38,17 @@ class Overlap:
 
     @property
     def precision(self) -> float | None:
-        """The part of what was found that is in the reference."""
+        """The share of what was found that is in the reference."""
         return _ratio(self.common, self.found)
 
     @property
     def recall(self) -> float | None:
-        """The part of the reference that was found."""
+        """The share of the reference that was found."""
         return _ratio(self.common, self.reference)
 
     @property
     def jaccard(self) -> float | None:
-        """What both have, of what either has."""
+        """The size of the intersection over that of the union."""
         return _ratio(self.common, self.found + self.reference - self.common)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,17 +58,18 @@ class Overlap:
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Value):
-    """What `compare` found.
+    """How far a circuit agrees with a reference.
 
     Args:
-        edges: the circuits' edges.
-        nodes: their heads and MLPs (`input` and `logits` are in almost every circuit and say nothing).
-        total_edges: of the graph.
-        auc_pessimistic: area under the edges' ROC by the lower staircase; None without scores, or
-            where the reference has no or every edge.
+        edges: the overlap of their edges: `found`, `reference` and `common` counts, `precision`, `recall`
+            and `jaccard`.
+        nodes: the overlap of their heads and MLPs (`input` and `logits` are in almost every circuit).
+        total_edges: the number of edges in the graph.
+        auc_pessimistic: area under the ROC of the edges by the lower staircase; None without scores, or if
+            the reference has no edges or all edges.
         auc_trapezoid: the same by straight lines.
-        auc_nodes_pessimistic, auc_nodes_trapezoid: the same for heads
-            and MLPs, by the sum of a node's out-edges.
+        auc_nodes_pessimistic, auc_nodes_trapezoid: the same for heads and MLPs, scored by the sum over
+            their out-edges.
     """
 
     edges: Overlap
@@ -79,7 +81,7 @@ class Comparison(Value):
     auc_nodes_trapezoid: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, as JSON."""
+        """All figures, as JSON."""
         return plain(self) | {"edges": self.edges.to_dict(), "nodes": self.nodes.to_dict()}
 
     def _repr_html_(self) -> str:
@@ -130,11 +132,14 @@ def compare(a: Circuit, b: Circuit, *, scores: Scores | None = None, absolute: b
     Args:
         a: the circuit that was found.
         b: the reference.
-        scores: of every edge, from which `a` was taken; they give the ROC AUC against `b`.
-        absolute: rank edges by |score|, as `scores.top` does.
+        scores: the scores that `a` was taken from; with them the ROC AUC against `b` is computed.
+        absolute: rank edges by |score|, as `scores.top` does, else by score.
+
+    Returns:
+        Counts, precision, recall and Jaccard of edges and of nodes, and with scores the ROC AUC.
 
     Raises:
-        CircuitDiscoveryError: different graphs, with both named.
+        CircuitDiscoveryError: circuits or scores of different graphs; names both.
 
     >>> from circuitdiscovery.graph.graph import Graph
     >>> graph = Graph(n_layers=1, n_heads=1, n_kv_heads=1)
@@ -154,7 +159,7 @@ def compare(a: Circuit, b: Circuit, *, scores: Scores | None = None, absolute: b
 def pessimistic_auc(fpr: ArrayLike, tpr: ArrayLike) -> float:
     """The area under the lower staircase through the Pareto points of [n] ROC points, with (0, 0) and (1, 1).
 
-    Sort by FPR, then TPR; keep the points whose TPR rises above all before; sum (1 - FPR) times the rise.
+    Sort by FPR, then TPR; keep the points whose TPR exceeds all earlier ones; sum (1 - FPR) times the rise.
 
     >>> pessimistic_auc([0.5], [1.0]), trapezoid_auc([0.5], [1.0])
     (0.5, 0.75)
@@ -172,8 +177,7 @@ def trapezoid_auc(fpr: ArrayLike, tpr: ArrayLike) -> float:
 
 
 def roc(values: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """([points] false, [points] true positive rates) of [n] values
-    against [n] bool; tied values come in together.
+    """([points] false, [points] true positive rates) of [n] values against [n] bool; ties enter together.
 
     >>> fpr, tpr = roc(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
     >>> fpr.tolist(), tpr.tolist()

@@ -78,7 +78,7 @@ def draw(
 
     Raises:
         CircuitDiscoveryError: another suffix; scores of another graph; a role's node that the
-        graph does not have; `max_edges` below 1.
+            graph does not have; `max_edges` below 1.
     """
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in FORMATS:

@@ -45,7 +45,7 @@ def read(data: Any, where: str, n_kv_heads: int | None = None) -> tuple[Graph, n
 
     Raises:
         CircuitDiscoveryError: another shape of file; a missing or unknown edge; heads of a
-        group that disagree; a circuit of neurons.
+            group that disagree; a circuit of neurons.
     """
     exactly(data, ("cfg", "nodes", "edges"), where)
     graph = _graph(data["cfg"], where, n_kv_heads)

@@ -44,13 +44,13 @@ class Scores:
     """A score for every edge: the estimated damage of ablating it (positive: the behaviour needs it).
 
     Args:
-        graph: whose edges.
-        values: [sources, receivers] float32 or float64, in the metric's units; what
-            stands where there is no edge becomes 0.
-        info: where they come from (model, task, seed, examples, method, options, versions); see schema.INFO.
+        graph: the graph whose edges are scored.
+        values: [sources, receivers] float32 or float64, in the metric's units; entries where there is no
+            edge are set to 0.
+        info: where the scores come from (model, task, seed, examples, method, options, versions).
 
     Raises:
-        CircuitDiscoveryError: another shape; a score that is not finite.
+        CircuitDiscoveryError: values of another shape; a score that is not finite.
 
     >>> graph = Graph(n_layers=1, n_heads=1, n_kv_heads=1)
     >>> scores = Scores(graph, np.arange(15.0).reshape(3, 5))
@@ -87,7 +87,7 @@ class Scores:
         return iter(self.graph.edges)
 
     def __contains__(self, edge: object) -> bool:
-        """Whether there is such an edge."""
+        """Whether the graph has this edge."""
         return is_edge(self.graph, edge)
 
     def __repr__(self) -> str:
@@ -102,13 +102,23 @@ class Scores:
         return Scores, (self.graph, self.values, dict(self.info))
 
     def ranking(self, absolute: bool = True) -> np.ndarray:
-        """[edges, 2]: every edge's (row, column), the highest |score| (or score) first, ties by index."""
+        """[edges, 2]: the (row, column) of every edge, highest |score| first, ties by index.
+
+        Args:
+            absolute: rank by |score|, else by score.
+        """
         edges = np.argwhere(self.graph.allowed)
         return edges[np.argsort(-self._keys(absolute)[tuple(edges.T)], kind="stable")]
 
     def top(self, n: int, absolute: bool = True) -> Circuit:
-        """The n edges of the highest |score| (or, signed, of the highest score):
-        exactly n, ties by index, nothing pruned.
+        """The n edges of highest |score|: exactly n, ties by index, nothing pruned.
+
+        Args:
+            n: from 0 to the number of edges.
+            absolute: rank by |score|, else by score.
+
+        Raises:
+            CircuitDiscoveryError: an n that is not such a number.
         """
         self._check_count(n)
         mask = np.zeros_like(self.graph.allowed)
@@ -116,11 +126,17 @@ class Scores:
         return self._circuit(mask, selection="top", edges=n, absolute=absolute)
 
     def best(self, n: int, absolute: bool = True) -> Circuit:
-        """At most n edges, each on a path from `input` to `logits`, of the greatest total
-        |score| (or, signed, score) that is found.
+        """At most n edges, each on a path from `input` to `logits`, of large total |score|.
 
-        Small graphs by a mixed-integer programme, others greedily by whole paths
-        (selection.py); `info["options"]["solver"]` says which.
+        Small graphs are solved as a mixed-integer programme, others greedily by whole paths;
+        `info["options"]["solver"]` records which.
+
+        Args:
+            n: from 0 to the number of edges.
+            absolute: sum |score|, else score.
+
+        Raises:
+            CircuitDiscoveryError: an n that is not such a number.
         """
         self._check_count(n)
         mask, solver = best_mask(self.graph, self._keys(absolute), n)
@@ -128,8 +144,14 @@ class Scores:
 
     @guarded
     def above(self, threshold: float, absolute: bool = True) -> Circuit:
-        """The edges whose |score| (or, signed, score) is at least the
-        threshold, as acdc keeps them; nothing pruned.
+        """The edges whose |score| is at least a threshold; nothing pruned.
+
+        Args:
+            threshold: in the metric's units.
+            absolute: compare |score|, else score.
+
+        Raises:
+            CircuitDiscoveryError: a threshold that is not finite.
         """
         if not math.isfinite(threshold):
             raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
@@ -137,11 +159,17 @@ class Scores:
         return self._circuit(mask, selection="above", threshold=threshold, absolute=absolute)
 
     def greedy(self, n: int, absolute: bool = True) -> Circuit:
-        """n edges grown from the logits: n times the highest edge into a node
-        that is reached already (Hanna et al. 2024).
+        """n edges grown from the logits: each step adds the best edge into a node already reached.
 
-        Every edge leads to the logits; not every one needs to be on a path
-        from `input`. Ties by index; nothing pruned.
+        The rule is that of Hanna et al. (2024). Every edge leads to the logits, but not every edge must be on
+        a path from `input`. Ties by index; nothing pruned.
+
+        Args:
+            n: from 0 to the number of edges.
+            absolute: the best edge has the highest |score|, else the highest score.
+
+        Raises:
+            CircuitDiscoveryError: an n that is not such a number.
         """
         self._check_count(n)
         keys, mask, feeds = self._keys(absolute), np.zeros_like(self.graph.allowed), self.graph.feeds
@@ -163,13 +191,21 @@ class Scores:
         return self._circuit(mask, selection="greedy", edges=n, absolute=absolute)
 
     def by_node(self) -> dict[str, float]:
-        """The sum over each source's out-edges."""
+        """For each source, the sum of the scores of its out-edges."""
         return dict(zip(self.graph.sources, self.values.sum(axis=1, dtype=np.float64).tolist(), strict=True))
 
     @guarded
     def plot(self, path: str | Path | None = None) -> Chart:
-        """A heat map of `by_node()`, a row per layer and a column per head and for the MLP; a
-        notebook shows it, a .svg path keeps it.
+        """Draw `by_node()` as a heat map with a row per layer and a column per head, and one for the MLP.
+
+        Args:
+            path: a .svg file to write; by default none.
+
+        Returns:
+            The picture, which a notebook displays.
+
+        Raises:
+            CircuitDiscoveryError: a path that does not end in .svg or cannot be written.
         """
         from circuitdiscovery.circuit.charts import Chart, node_scores
 
@@ -181,8 +217,13 @@ class Scores:
 
     @guarded
     def save(self, path: str | Path) -> None:
-        """Write a .safetensors file, or MIB's JSON (.json, no edge in the circuit);
-        atomically, the same scores the same bytes.
+        """Write the scores to a file, atomically; the same scores give the same bytes.
+
+        Args:
+            path: a .safetensors file, or a .json file for MIB's format (in which no edge is in the circuit).
+
+        Raises:
+            CircuitDiscoveryError: another ending; a file that cannot be written.
         """
         if ending(path, ".safetensors", ".json") == ".json":
             return write_json(path, mib.write(self.graph, np.zeros_like(self.graph.allowed), self.values))
@@ -198,7 +239,15 @@ class Scores:
     @classmethod
     @guarded
     def load(cls, path: str | Path, *, n_kv_heads: int | None = None) -> Scores:
-        """Read a .safetensors file of ours, or MIB's JSON (.json; `n_kv_heads` as in `load_circuit`)."""
+        """Read scores from a file.
+
+        Args:
+            path: a .safetensors file that `save` wrote, or MIB's JSON (.json).
+            n_kv_heads: as for `load_circuit`; only for MIB's JSON.
+
+        Raises:
+            CircuitDiscoveryError: a file that cannot be read or holds no scores.
+        """
         if ending(path, ".safetensors", ".json") == ".safetensors":
             return _scores_from_safetensors(path)
         data = read_json(path)

@@ -5,18 +5,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from circuitdiscovery import names
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_folder
+from circuitdiscovery.registry import (
+    MEASURES,
+    METHODS,
+    OPTIONS,
+    Kind,
+    Option,
+    canonical,
+    finite,
+    valid,
+    whole,
+)
 from circuitdiscovery.reporting.options import check_model
-
-if TYPE_CHECKING:
-    pass
 
 FORMATS = ("svg", "png", "pdf", "dot")
 
@@ -38,10 +46,10 @@ class Checked(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]  #
         return self.name
 
 
-def one_of(kind: names.Kind) -> Checked:
+def one_of(kind: Kind) -> Checked:
     return Checked(
-        lambda value: names.canonical(kind, value),
-        "|".join(name.replace("_", "-") for name in names.VALID[kind]),
+        lambda value: canonical(kind, value),
+        "|".join(name.replace("_", "-") for name in valid(kind)),
     )
 
 
@@ -70,7 +78,7 @@ def check_rows(task: str, skip_bad: bool) -> None:
 
 
 def benchmark_method(name: str) -> str:
-    return name if ":" in name else names.canonical("benchmark method", name)
+    return name if ":" in name else canonical("benchmark method", name)
 
 
 def valid_device(name: str) -> str:
@@ -80,28 +88,13 @@ def valid_device(name: str) -> str:
 
 
 def valid_effort(name: str) -> str:
-    if name not in names.MEASURES[1:]:
-        raise unknown("measure", name, names.MEASURES[1:])
+    if name not in MEASURES[1:]:
+        raise unknown("measure", name, MEASURES[1:])
     return name
 
 
-def valid_threshold(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise CircuitDiscoveryError(f"{text!r} is not a finite number")
-    return value
-
-
 def whole_number(minimum: int) -> Callable[[str], int]:
-    def check(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < minimum:
-            raise CircuitDiscoveryError(f"{text[:40]!r} is not a whole number of at least {minimum}")
-        return int(text)
-
-    return check
+    return partial(whole, least=minimum)
 
 
 def edge_limit(text: str) -> float:
@@ -132,6 +125,7 @@ SEED = Checked(whole_number(0), "S")
 DEVICE = Checked(valid_device, "cpu|cuda|cuda:N|mps")
 DTYPE = one_of("dtype")
 EFFORT = Checked(valid_effort, "quick|full")
+THRESHOLD = Checked(finite, "T")
 as_json = click.option("--json", "as_json", is_flag=True, help="JSON, and nothing else, on standard output.")
 
 
@@ -153,3 +147,29 @@ def about_circuit(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(options):  # as decorators are applied
         command = option(command)
     return command
+
+
+def methods_own(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that only some methods have, from the registry."""
+    for name, option in reversed(OPTIONS.items()):
+        if name not in ("threshold", "edges", "direction"):  # which have words of their own
+            command = _own_option(name, option)(command)
+    return command
+
+
+def _own_option(name: str, option: Option) -> Callable[..., Any]:
+    takers = {
+        key.replace("_", "-"): method.options[name] for key, method in METHODS.items() if method.takes(name)
+    }
+    defaults = {
+        key: default for key, default in takers.items() if default is not None and default is not False
+    }
+    told = ", ".join(
+        str(default) if len(takers) == 1 else f"{default} for {key}" for key, default in defaults.items()
+    )
+    words = f"{', '.join(takers)}: {option.words}.{f'  [default: {told}]' if told else ''}"
+    flag = f"--{name.replace('_', '-')}"
+    if option.kind == "switch":
+        return click.option(flag, is_flag=True, default=None, help=words)
+    metavar = "|".join(option.kind) if isinstance(option.kind, tuple) else "N"
+    return click.option(flag, type=Checked(option.read, metavar), help=words)

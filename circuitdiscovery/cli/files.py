@@ -14,6 +14,7 @@ import click
 from circuitdiscovery.cli.arguments import task_name, valid_counterfactual
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import shipped
+from circuitdiscovery.reporting.folder import recorded
 from circuitdiscovery.reporting.options import Options, check_model, checked, searched_with
 
 if TYPE_CHECKING:
@@ -55,8 +56,6 @@ def scores_of(path: str) -> Scores | None:
 def evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> Options:
     """What is given; else what run.json beside the circuit says; else
     what the circuit knows of its search."""
-    from circuitdiscovery.cli import discover as run
-
     path = file_of(path)
     folder = Path(path).parent
     asked_anew = {key for key, value in given.items() if value is not None}
@@ -64,7 +63,7 @@ def evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> Op
         {key: value for key, value in searched_with(circuit.info).items() if key not in asked_anew}, path
     )
     if Path(path).name == "circuit.json" and (folder / "run.json").exists():
-        values |= checked(run.recorded(folder)["options"], str(folder / "run.json"))
+        values |= checked(recorded(folder)["options"], str(folder / "run.json"))
     values |= {key: value for key, value in given.items() if value is not None}
     for key, check in (("model", check_model), ("task", task_name)):
         if not isinstance(values.get(key), str):
@@ -75,7 +74,7 @@ def evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> Op
         values.pop("counterfactual", None)  # was another task's
     if isinstance(values.get("counterfactual"), str):
         values["counterfactual"] = valid_counterfactual(values["task"], values["counterfactual"])
-    return Options(**{field: values[field] for field in EVALUATION_FIELDS if field in values})
+    return Options.of({field: values[field] for field in EVALUATION_FIELDS if field in values})
 
 
 def from_file(path: str, key: str, check: Callable[[str], str], value: str) -> str:

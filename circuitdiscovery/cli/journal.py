@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib import metadata
@@ -25,9 +25,9 @@ from typing import Any
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import write_json
-from circuitdiscovery.names import MEASURES
+from circuitdiscovery.registry import MEASURES, OPTIONS
 from circuitdiscovery.reporting.folder import CIRCUIT, EVALUATION, FILES, SCORES, listed, recorded
-from circuitdiscovery.reporting.options import MAY_DIFFER, Options
+from circuitdiscovery.reporting.options import FIELDS, MAY_DIFFER, Options
 
 RUNS = Path("runs")
 STATE = "search.state"
@@ -51,7 +51,7 @@ def open_folder(name: str, *, out: Path | None, resume: bool) -> Path:
 
     Raises:
         CircuitDiscoveryError: `out` is a file, holds something, or cannot be
-        made; with `resume`, it holds another run.
+            made; with `resume`, it holds another run.
     """
     if out is None:
         return _latest(name) if resume else _numbered(name)
@@ -136,12 +136,14 @@ def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
         return None
     earlier = recorded(folder)
     then = earlier["options"]
-    for field in fields(options):
-        # an older version's may be fewer
-        before, now = then.get(field.name, field.default), getattr(options, field.name)
-        if field.name not in MAY_DIFFER and before != now:
+    asked = options.to_dict()
+    for name in {**FIELDS, **OPTIONS}:
+        # an older version's may be fewer, and has False for a switch of the method's own that is not given
+        before, now = then.get(name, FIELDS.get(name)), asked.get(name)
+        before = None if before is False and name not in FIELDS else before
+        if name not in MAY_DIFFER and before != now:
             raise CircuitDiscoveryError(
-                f"{folder} was begun with {field.name} {before!r}, not {now!r}: resume with the same options"
+                f"{folder} was begun with {name} {before!r}, not {now!r}: resume with the same options"
             )
     return earlier
 
@@ -174,7 +176,7 @@ class Journal:
         kept = {name: value for name, value in (earlier or {}).items() if name in KEPT}
         self.record: dict[str, Any] = {
             "command": command,
-            "options": asdict(options),
+            "options": options.to_dict(),
             "started": now(),
             "versions": _versions(),
         }

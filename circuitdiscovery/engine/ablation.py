@@ -13,8 +13,8 @@ a replacement of what the source writes.
 The reference (moments.py) is drawn apart from the examples; where a task cannot draw,
 a row's are the other rows, never itself.
 
-A new ablation is one function and one line in `ABLATIONS`; a user's own
-is any object with `rows` and `own_run`.
+A new ablation is one function, and one line in registry.py; your own is any
+object with `rows` and `own_run`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from circuitdiscovery.engine.moments import Moments, run_sources
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import embed, run_tokens
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import ABLATIONS, canonical
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
@@ -96,7 +96,7 @@ class Replacements:
 
         Raises:
             CircuitDiscoveryError: a prompt that is neither among the
-            task's examples nor held out, by its row.
+                task's examples nor held out, by its row.
         """
         same = ("rows", "clean", "corrupted", "lengths")
         for part, values in self.parts:
@@ -160,16 +160,16 @@ class Made(NamedTuple):
     mean_over: int | None = None
 
 
-def _resample(model: Model, **_: Any) -> Made:
+def resample(model: Model, **_: Any) -> Made:
     return Made(lambda batch: run_sources(model, batch.corrupted.to(model.device)))
 
 
-def _zero(model: Model, **_: Any) -> Made:
+def zero(model: Model, **_: Any) -> Made:
     sources, kind = len(model.graph.sources), {"device": model.device, "dtype": model.dtype}
     return Made(lambda batch: torch.zeros(sources, *batch.clean.shape, model.d_model, **kind))
 
 
-def _noise(model: Model, *, seed: int, k: float, **_: Any) -> Made:
+def noise(model: Model, *, seed: int, k: float, **_: Any) -> Made:
     deviation = k * float(model.W_E.float().std())
 
     def rows(batch: Batch) -> Tensor:
@@ -179,12 +179,12 @@ def _noise(model: Model, *, seed: int, k: float, **_: Any) -> Made:
     return Made(rows)
 
 
-def _mean(model: Model, *, task: Task, reference: Task | None, **_: Any) -> Made:
+def mean(model: Model, *, task: Task, reference: Task | None, **_: Any) -> Made:
     moments = Moments(model, task, reference)
     return Made(lambda batch: _filled(moments.of(batch)[0], batch).to(model.dtype), moments.least)
 
 
-def _random(model: Model, *, task: Task, reference: Task | None, seed: int, **_: Any) -> Made:
+def random(model: Model, *, task: Task, reference: Task | None, seed: int, **_: Any) -> Made:
     moments = Moments(model, task, reference, variance=True)
 
     def rows(batch: Batch) -> Tensor:
@@ -194,7 +194,7 @@ def _random(model: Model, *, task: Task, reference: Task | None, seed: int, **_:
     return Made(rows, moments.least)
 
 
-def _mean_all(model: Model, *, task: Task, reference: Task | None, **_: Any) -> Made:
+def mean_all(model: Model, *, task: Task, reference: Task | None, **_: Any) -> Made:
     moments = Moments(model, task, reference, tokens=True)
 
     def rows(batch: Batch) -> Tensor:
@@ -202,17 +202,6 @@ def _mean_all(model: Model, *, task: Task, reference: Task | None, **_: Any) -> 
         return mean[:, :, None].expand(-1, -1, batch.clean.shape[1], -1).to(model.dtype)
 
     return Made(rows, moments.least)
-
-
-# name -> (what makes the function from a batch to its replacements, whether they are a run's own activations)
-ABLATIONS: dict[str, tuple[Callable[..., Made], bool]] = {
-    "resample": (_resample, True),
-    "mean": (_mean, False),
-    "mean_all": (_mean_all, False),
-    "zero": (_zero, False),
-    "noise": (_noise, True),
-    "random": (_random, False),
-}
 
 
 def _draws(seed: int, batch: Batch, sources: int, like: Tensor) -> Tensor:
@@ -262,9 +251,9 @@ def on_demand(
             name_of(ablation), getattr(ablation, "own_run", False), rows, getattr(ablation, "mean_over", None)
         )
     name = canonical("ablation", ablation)
-    make, own_run = ABLATIONS[name]
-    made = make(model, task=task, reference=_as_reference(task, reference), seed=seed, k=k)
-    return OnDemand(name, own_run, *made)
+    known = ABLATIONS[name]
+    made = known.load()(model, task=task, reference=_as_reference(task, reference), seed=seed, k=k)
+    return OnDemand(name, known.own_run, *made)
 
 
 def _without_pads(rows: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
@@ -328,7 +317,7 @@ def replacements(
 
     Raises:
         CircuitDiscoveryError: an unknown ablation; a prompt whose
-        length no other prompt of the reference has.
+            length no other prompt of the reference has.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")

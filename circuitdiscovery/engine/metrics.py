@@ -1,7 +1,7 @@
 """What is measured: functions of the logits at the answer's position and of a
 task's answers, each with its direction.
 
-A new metric is one function and one line in `METRICS`.
+A new metric is one function, and one line in registry.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from circuitdiscovery.engine.finite import finite_logits, finite_values
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import plain_run, run_tokens
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import METRICS, canonical
 
 if TYPE_CHECKING:
     from circuitdiscovery.task.batch import Batch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of one's own: a function of (logits [examples, vocabulary], task) -> [examples].
+    """Your own metric: a function of (logits [examples, vocabulary], task) -> [examples].
 
     Args:
         name: what reports call it.
@@ -42,11 +42,22 @@ class Metric:
 
 @dataclass(frozen=True)
 class BoundMetric:
-    """A metric of one model on one task (see `bind`)."""
+    """A metric of one model on one task (see `bind`).
+
+    Args:
+        name, higher_is_better: as in the registry.
+        function: [..., B, vocabulary] logits of a batch's examples -> [..., B].
+        divergence: it compares with the full model's logits, where its value and its gradient are 0.
+        skewed: it is never negative, and about log-normal from prompt to prompt.
+        share: it is 0 or 1 on every prompt.
+    """
 
     name: str
     higher_is_better: bool
     function: Callable[[Tensor, Batch], Tensor]
+    divergence: bool = False
+    skewed: bool = False
+    share: bool = False
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """[..., B, vocabulary] logits of a batch's examples -> [..., B], in
@@ -59,17 +70,21 @@ class BoundMetric:
         return old - new if self.higher_is_better else new - old
 
     def against(self, full: Callable[[Batch], Tensor]) -> BoundMetric:
-        """KL from [N, vocabulary] logits of the full model on a batch; any other metric as it is."""
-        return self
+        """A divergence from [N, vocabulary] logits of the full model
+        on a batch; any other metric as it is."""
+        return _from_registry(self.name, full) if self.divergence else self
 
 
-class _Divergence(BoundMetric):
-    def against(self, full: Callable[[Batch], Tensor]) -> BoundMetric:
-        return _divergence(full)
+def _from_registry(name: str, full: Callable[[Batch], Tensor]) -> BoundMetric:
+    """The metric of a name; a divergence is from these logits of the full model."""
+    known = METRICS[name]
+    function = known.load()
 
+    def divergence(logits: Tensor, batch: Batch) -> Tensor:
+        return function(full(batch), logits)
 
-def _divergence(full: Callable[[Batch], Tensor]) -> BoundMetric:
-    return _Divergence("kl_divergence", False, lambda logits, batch: kl_from(full(batch), logits))
+    measured = divergence if known.divergence else function
+    return BoundMetric(name, known.higher_is_better, measured, known.divergence, known.skewed, known.share)
 
 
 def by_rows(logits: Tensor) -> Callable[[Batch], Tensor]:
@@ -149,45 +164,30 @@ def kl_from(reference: Tensor, logits: Tensor) -> Tensor:
     return -torch.einsum("...v,...v->...", expected.exp(), difference)
 
 
-# name -> (function, whether higher is better); kl_divergence needs the full model's logits (see `bind`)
-METRICS: dict[str, tuple[Callable[[Tensor, Batch], Tensor], bool]] = {
-    "logit_diff": (logit_diff, True),
-    "logit": (logit, True),
-    "probability": (probability, True),
-    "prob_diff": (prob_diff, True),
-    "nll": (nll, False),
-    "accuracy": (accuracy, True),
-}
-
-
 def bind(
     metric: str | Metric | Callable[[Tensor, Any], Tensor], model: Model, task: Task, *, plain: bool = True
 ) -> BoundMetric:
-    """The metric by its name, or one's own, for a model on a task.
+    """The metric by its name, or your own, for a model on a task.
 
     A plain function's attribute `higher_is_better` is its direction; without one, higher is better.
 
     Args:
         metric, model, task: which, of what, on what.
-        plain: KL is from the logits of a plain run, made here. A run under a mask rounds elsewhere, which in
-            a half precision is seen: where such runs are measured, plain is False, and `against` gives the
-            logits of one with every edge kept.
+        plain: a divergence is from the logits of a plain run, made here. A run under a mask rounds elsewhere,
+            which in a half precision is seen: where such runs are measured, plain is False, and `against`
+            gives the logits of one with every edge kept.
 
     Raises:
         CircuitDiscoveryError: an unknown name, with the nearest one.
     """
     if isinstance(metric, str):
         name = canonical("metric", metric)
-        if name == "kl_divergence":
-            return _divergence(by_rows(clean_logits(model, task)) if plain else _not_given)
-        function, higher_is_better = METRICS[name]
-        if name in ("logit_diff", "prob_diff", "accuracy") and not all(
-            example.incorrect for example in task.examples
-        ):
+        if METRICS[name].needs_incorrect and not all(example.incorrect for example in task.examples):
             raise CircuitDiscoveryError(
                 f"metric {name!r} needs an incorrect answer in every row of task {task.name!r}"
             )
-        return BoundMetric(name, higher_is_better, function)
+        given = by_rows(clean_logits(model, task)) if METRICS[name].divergence and plain else _not_given
+        return _from_registry(name, given)
     if not isinstance(metric, Metric):
         metric = Metric(
             getattr(metric, "__name__", "metric"), metric, getattr(metric, "higher_is_better", True)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 import torch
 
-from circuitdiscovery.engine.patching import fitting
+from circuitdiscovery.engine.setup import fitting
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import parameters
 from circuitdiscovery.task.task import Task

@@ -1,8 +1,7 @@
 """What attention heads attend to, on a task's prompts.
 
-TransformerLens can show that too, and the tests compare with it; it is not used here because the planted
-models, which are no Hugging Face models, are to be explained as well, and importing TransformerLens takes six
-seconds.
+TransformerLens computes this too, and the tests compare with it. It is not used here because the planted
+models are not Hugging Face models and must be explained as well, and because importing it takes six seconds.
 
 Shapes: L layers, H heads, h some of them, N examples, T positions, S sources, D d_model.
 """
@@ -28,8 +27,8 @@ from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
 
-MOST = 5  # of the tokens attended to, those that are named
-_BYTES = 2**27  # of sources and attention held at once, where no batch size is asked for
+MOST = 5  # attended tokens that are named
+_BYTES = 2**27  # of sources and attention held at once, if no batch size is given
 
 
 # ------------------------------------------------------------------ a plain run, seen
@@ -37,7 +36,7 @@ _BYTES = 2**27  # of sources and attention held at once, where no batch size is 
 
 @dataclass(frozen=True)
 class Observed:
-    """One batch's plain run on the clean prompts; what stands at pads means nothing."""
+    """One batch's plain run on the clean prompts; values at pads are meaningless."""
 
     model: Model
     batch: Batch
@@ -54,8 +53,8 @@ class Observed:
     def written(self, row: int) -> Tensor:
         """[N, D]: what a source writes at the answer's position, as the unembedding reads it.
 
-        The final norm's scale is frozen at this run, so that what all sources and output biases write adds up
-        to the logits (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
+        The scale of the final norm is frozen at this run, so what all sources and output biases write adds
+        up to the logits (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
         """
         return through_final_norm(
             self.model, self.stream, at_position(self.sources[row], self.batch.position)
@@ -63,9 +62,7 @@ class Observed:
 
 
 def stream_after(model: Model, sources: Tensor, layers: int) -> Tensor:
-    """[..., D]: the residual stream after some layers, from what [S, ..., D] the
-    sources write; b_O belongs to none of them.
-    """
+    """[..., D]: the stream after some layers, the sum of what the sources write, [S, ..., D], and b_O."""
     total = sources[: model.graph.n_upstream(layers)].sum(0)
     for block in model.blocks[:layers]:
         total = total if block.b_O is None else total + block.b_O
@@ -73,9 +70,7 @@ def stream_after(model: Model, sources: Tensor, layers: int) -> Tensor:
 
 
 def through_final_norm(model: Model, stream: Tensor, written: Tensor) -> Tensor:
-    """[..., D] of which the [..., D] stream is a sum -> its share of the
-    normalised stream, less the norm's bias.
-    """
+    """[..., D]: the share of one term of the stream in the normalised stream, without the norm's bias."""
     norm = model.final_norm
     _, inverse = norm.jacobian(stream)
     written = written - written.mean(-1, keepdim=True) if norm.centred else written
@@ -89,7 +84,7 @@ def attention(model: Model, tokens: Tensor) -> Tensor:
 
 
 def _attention(model: Model, run: Run) -> Tensor:
-    """[L, H, N, T, T] float32, from what a plain run's queries and keys read."""
+    """[L, H, N, T, T] float32, from the queries and keys of a plain run."""
     read = {(reading.readers.layer, reading.readers.letter): reading.values for reading in run.readings}
     out: Tensor | None = None
     for layer, block in enumerate(model.blocks):
@@ -102,11 +97,9 @@ def _attention(model: Model, run: Run) -> Tensor:
 
 
 def at_once(model: Model, length: int, *, sources: bool = False) -> int:
-    """How many prompts of a length fit the memory for one pass that reads attention,
-    and keeps what every source writes or not.
-    """
+    """How many prompts of a length fit into memory with their attention, and with sources if asked."""
     graph, block = model.graph, model.blocks[0]
-    # that a plain run keeps of a layer
+    # numbers per token that a plain run keeps of a layer
     streams = 3 * model.d_model + (graph.n_heads + 2 * graph.n_kv_heads) * block.W_Q.shape[1]
     each = graph.n_layers * (streams + graph.n_heads * length) + (
         len(graph.sources) * model.d_model if sources else 0
@@ -130,7 +123,7 @@ def observe(model: Model, task: Task, batch_size: int | None = None) -> Iterator
 
 @torch.no_grad()
 def attention_on(model: Model, task: Task, batch_size: int | None = None) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch of a task with the [L, H, N, T, T] attention on its clean prompts, padded or not."""
+    """Each batch of a task with the [L, H, N, T, T] attention on its clean prompts."""
     longest = max(len(example.clean) for example in task.examples)
     for batch in task.batches(batch_size or at_once(model, longest), run_tokens=run_tokens(model)):
         yield batch, attention(model, batch.clean.to(model.device))
@@ -141,21 +134,20 @@ def attention_on(model: Model, task: Task, batch_size: int | None = None) -> Ite
 
 @torch.no_grad()
 def read_at(circuit: Circuit, seen: Observed) -> Mapping[str, Tensor]:
-    """For each node that leads to the logits, [N, T]: the share of what it writes that is read at
-    each position, along the circuit's edges.
+    """For each node with a path to the logits, [N, T]: the share of its output that is read at each position.
 
-    The logits read at the answer. A query or an MLP reads where its own node is read; a key or a value
-    wherever its head attends to from there. Several readers count by their edges' |score|, or equally where
-    one of these is not known.
+    The logits read at the answer's position. A query or an MLP reads at the positions where its own node is
+    read; a key or a value at the positions that its head attends to from there. Readers are weighted by the
+    |score| of their edges, or equally if a score is unknown.
     """
     graph, length = circuit.graph, seen.batch.clean.shape[1]
     found = {"logits": torch.nn.functional.one_hot(seen.batch.position, length).to(seen.attention)}
-    read: dict[int, Tensor] = {}  # by column: what any source of its edges has there
+    read: dict[int, Tensor] = {}  # by column: where the receiver reads
     for row in reversed(range(len(graph.sources))):
         columns = np.flatnonzero(circuit.mask[row])
         total = torch.zeros_like(found["logits"])
         for column, weight in zip(columns.tolist(), _weights(circuit, row, columns).tolist(), strict=True):
-            if column not in read:  # all that it feeds come after its sources
+            if column not in read:  # all nodes that it feeds come after its sources, so they are done
                 receiver = graph.receivers[column]
                 nodes = [node for node in graph.reader_nodes(receiver) or ("logits",) if node in found]
                 read[column] = sum(
@@ -175,7 +167,7 @@ def _weights(circuit: Circuit, row: int, columns: np.ndarray) -> np.ndarray:
 
 
 def _reading(seen: Observed, receiver: str, node: str, places: Tensor) -> Tensor:
-    """[N, T]: where a receiver reads the stream, for a node that is read at [N, T] places."""
+    """[N, T]: where a receiver reads the stream, given where its node is read, [N, T]."""
     letter = letter_of(receiver)
     if not parsed(receiver).in_attention or letter == "q":
         return places
@@ -188,8 +180,9 @@ def _reading(seen: Observed, receiver: str, node: str, places: Tensor) -> Tensor
 
 
 class Sights:
-    """What some heads attend to on a task's prompts, added up batch by batch. All of
-    `pairs` and the like are means over examples.
+    """What some heads attend to on a task's prompts, summed batch by batch.
+
+    The methods after `add` give means over examples.
     """
 
     def __init__(self, model: Model, task: Task, circuit: Circuit, heads: Sequence[str]) -> None:
@@ -199,7 +192,7 @@ class Sights:
         self._possible: set[tuple[str, str]] = set()
 
     def add(self, seen: Observed) -> None:
-        """Look at one more batch."""
+        """Add one more batch."""
         if not self._heads:
             return
         layers, heads = zip(*map(head_of, self._heads), strict=True)
@@ -227,7 +220,7 @@ class Sights:
                 self._count(("copy", query, key), weights[:, at[query], at[key]])
 
     def _add_tokens(self, example: Example, weights: np.ndarray) -> None:
-        """What END attends to, by name or text; and the tokens after earlier copies of the one at END."""
+        """What END attends to, by name or text, and how much to what followed earlier copies of its token."""
         names: dict[int, str] = {}
         for name, index in example.positions.items():
             names.setdefault(index, name)
@@ -240,8 +233,7 @@ class Sights:
             self._count(("induction",), weights[:, example.position, after].sum(-1))
 
     def _add_places(self, example: Example, weights: np.ndarray, places: np.ndarray) -> None:
-        """Of the positions that a head is read at: which they are,
-        and what the head attends to from there."""
+        """At which positions a head is read, and what it attends to from there."""
         self._count(("before",), np.einsum("hq,hqq->h", places[:, 1:], weights[:, 1:, :-1]))
         self._count(("stays",), np.einsum("hq,hqq->h", places, weights))
         for name, index in example.positions.items():
@@ -249,22 +241,24 @@ class Sights:
             self._count(("from", name), np.einsum("hq,hq->h", places, weights[:, :, index]))
 
     def _mean(self, head: str, *key: str) -> float | None:
-        """None where no example has it, or where the head leads nowhere in the circuit."""
+        """None if no example has it, or if the head has no path to the logits in the circuit."""
         if not self._counts[key]:
             return None
         value = float(self._sums[key][self._heads.index(head)]) / self._counts[key]
         return None if math.isnan(value) else value
 
     def pairs(self, head: str) -> dict[tuple[str, str], float]:
-        """Mean attention from named position to named position, over the examples that
-        have both; not to what always comes later.
+        """Mean attention from one named position to another, over the examples that have both.
+
+        Pairs whose second position always comes later are left out.
         """
         found = ((key[1], key[2]) for key in self._counts if key[0] == "pair" and key[1:] in self._possible)
         return {pair: self._mean(head, "pair", *pair) or 0.0 for pair in found}
 
     def copies(self, head: str) -> dict[tuple[str, str], float]:
-        """The same to earlier names with the same token, over the examples where
-        the tokens are the same (half, at least).
+        """The same for an earlier position with the same token, over the examples with equal tokens.
+
+        Pairs with equal tokens in less than half of the examples are left out.
         """
         often = [
             key for key, count in self._counts.items() if key[0] == "copy" and 2 * count >= len(self._task)
@@ -272,9 +266,7 @@ class Sights:
         return {(key[1], key[2]): self._mean(head, *key) or 0.0 for key in often}
 
     def attended(self, head: str) -> tuple[tuple[str, float], ...]:
-        """The five that END attends to most, by their named position or else their
-        text; weights are summed over equal texts.
-        """
+        """The five tokens that END attends to most, by position name or else text (equal ones summed)."""
         at = self._heads.index(head)
         found = [
             (key[1], float(sums[at]) / len(self._task))
@@ -284,13 +276,14 @@ class Sights:
         return tuple(sorted(found, key=lambda each: (-each[1], each[0]))[:MOST])
 
     def induction(self, head: str) -> float | None:
-        """Attention from END to the tokens after earlier copies of its token, over the
-        examples that have one (half, at least).
+        """Attention from END to the tokens after earlier copies of its token, over the examples with copies.
+
+        None if less than half of the examples have one.
         """
         return self._mean(head, "induction") if 2 * self._counts["induction",] >= len(self._task) else None
 
     def before(self, head: str) -> float | None:
-        """Attention to the token before, from where the head is read; None where it is read nowhere."""
+        """Attention to the previous token, from where the head is read; None if it is not read."""
         return self._mean(head, "before")
 
     def stays(self, head: str) -> float | None:
@@ -307,7 +300,7 @@ class Sights:
 
 
 def after_copies(example: Example) -> list[int]:
-    """Where the tokens stand that follow earlier copies of the one at END, END itself apart."""
+    """The positions after earlier copies of the token at END."""
     return [
         index + 1
         for index in range(example.position - 1)
@@ -316,5 +309,5 @@ def after_copies(example: Example) -> list[int]:
 
 
 def shown(model: Model, ids: Sequence[int]) -> str:
-    """The text of tokens; their numbers where the model has no tokenizer."""
+    """The text of tokens; their ids if the model has no tokenizer."""
     return " ".join(map(str, ids)) if model.tokenizer is None else str(model.tokenizer.decode(list(ids)))

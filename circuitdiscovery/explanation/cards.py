@@ -14,7 +14,7 @@ from circuitdiscovery.explanation.json_values import Edges, Pairs, Reader, as_js
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.measure.estimates import Estimate
-from circuitdiscovery.names import ablation_words
+from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.values import Value, table
 
 if TYPE_CHECKING:

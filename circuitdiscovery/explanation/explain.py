@@ -1,20 +1,19 @@
-"""What the nodes of a circuit do: a card for each, with its role where the evidence supports one.
+"""What the nodes of a circuit do: a card for each node, with its role if the evidence supports one.
 
-1. *effect*: the damage of ablating the node alone in the full model, all its
-   out-edges at once, with a bootstrap interval.
+1. *effect*: the damage of ablating only this node in the full model, all its out-edges at once, with a
+   bootstrap interval.
 2. *direct*: direct logit attribution (Elhage et al. 2021, "A Mathematical Framework for Transformer
    Circuits"; Wang et al. 2022, arXiv 2211.00593, section 3.1): what the node writes at END, through the final
-   norm with its scale frozen at the clean run, onto the mean of the correct answers' unembeddings less that
-   of the incorrect ones'. All sources and output biases add up to the logit difference.
-3. *attention*: where a head looks (attention.py), and the scores that
-   tell kinds of heads apart (headscores.py).
-4. *lens*: what the node writes at END, through the same frozen norm and the unembedding (nostalgebraist 2020,
-   "logit lens", of one node): the tokens that it promotes and suppresses most.
-5. *role*: what the evidence supports (roles.py).
+   norm with its scale frozen at the clean run, projected onto the mean unembedding of the correct answers
+   minus that of the incorrect ones. Over all sources and output biases it adds up to the logit difference.
+3. *attention*: what a head attends to (attention.py), and the scores that distinguish kinds of heads
+   (head_scores.py).
+4. *lens*: what the node writes at END, through the same frozen norm and the unembedding (the logit lens,
+   nostalgebraist 2020, of one node): the tokens that it promotes and suppresses most.
+5. *role*: the role that the evidence supports (roles.py).
 
-What is seen in plain runs (2, 3, 4) is of all examples. What is intervened on (1, and what roles ask) is
-measured on them all too, or, with `effort="quick"`, on 24 of them and for the 30 nodes of largest score, with
-intervals that are as wide as 24 examples make them.
+2, 3 and 4 come from plain runs of all examples. Interventions (1, and those that the roles need) also use all
+examples; with `effort="quick"` they use 24 examples and the 30 nodes of largest score, with wider intervals.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand
 from circuitdiscovery.engine.metrics import Metric, bind
-from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.explanation.attention import Observed, Sights, observe, shown
 from circuitdiscovery.explanation.cards import Card, Explanation, Lens, Pattern
@@ -55,16 +54,16 @@ from circuitdiscovery.task.example import END, Example
 from circuitdiscovery.task.task import Task
 
 EFFORTS = ("full", "quick")
-PROMPTS = 3  # that are shown whole: enough to see what changes from one to the next
-EDGES = 10  # of a node, each way
-SEEN = 2.0  # runs that a plain run counts as which keeps sources and attention
-# of the heads are asked about other words, as far as that can be told before anything is measured
-ASKED = 0.4
-QUICK_NODES = 30  # more cards than anybody reads
-# drawn once for all, for interventions: of a task of 64 the intervals are then 1.6 times as wide
-QUICK_EXAMPLES = 24
+PROMPTS = 3  # prompts shown whole: enough to see what changes from one to the next
+EDGES = 10  # edges of a node on its card, in each direction
+SEEN = 2.0  # the cost of a plain run that keeps sources and attention, in plain runs
+ASKED = 0.4  # the share of heads that are expected to be tested with other words
+QUICK_NODES = 30  # cards: more than anybody reads
+QUICK_EXAMPLES = (
+    24  # for interventions, always the same: with 64 examples, intervals become 1.6 times as wide
+)
 UNITS = 100  # of progress in a plain run of the examples
-QUICK_TOKENS = 256  # that copy scores are taken on: a share is then right to 0.03
+QUICK_TOKENS = 256  # for copy scores: a share is then accurate to 0.03
 
 
 @guarded
@@ -82,25 +81,28 @@ def explain(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
-    """A card for every head and MLP of a circuit, or for some of them.
+    """Collect the evidence of what the nodes of a circuit do: a card for each head and MLP, or for some.
 
     Args:
-        model: the model it is a circuit of.
-        task: its held-out examples where there are some, else its examples.
-        circuit: whose nodes; of its edges only the cards' lists, and where a head is read, depend.
-        metric: what effects are measured in; by default the task's own.
-        ablation: what an ablated node's edges carry.
-        prompts: whose attention and lens are shown whole, the first ones.
-        effort: `full` makes every intervention on every example. `quick` makes them on 24 examples, and cards
-            for the 30 nodes of largest score; it takes copy scores on at most 256 tokens.
-        nodes: which of the circuit's heads and MLPs get a card, whatever the
-            effort; what has none stands in `unmeasured`.
+        model: the model that the circuit is of.
+        task: its held-out examples are used if it has some, else its examples.
+        circuit: its nodes get cards. Its edges determine only the lists on cards and where heads are read.
+        metric: measures the effects: a name, a `Metric` or a function of (logits, task); by default the
+            task's own.
+        ablation: what an ablated node's edges carry: a name, or your own (an object with `rows`).
+        prompts: for how many of the first prompts attention and lens are kept whole, at least 1.
+        effort: `full` runs every intervention on every example. `quick` runs them on 24 examples, makes cards
+            for the 30 nodes of largest score, and takes copy scores on at most 256 tokens.
+        nodes: the heads and MLPs that get a card, for any effort; the others are in `unmeasured`.
         batch_size: examples in one forward; by default as many as bounded memory holds.
-        progress: called with (done, expected), in prompts that run through the whole model or cost as much.
+        progress: called with (done, expected) in hundredths of a plain run of the examples; True: a bar.
+
+    Returns:
+        The cards by node, the roles, and how they were measured.
 
     Raises:
-        CircuitDiscoveryError: a circuit of another model; an unknown metric, ablation or effort; no prompts;
-            a node that is no head or MLP of the circuit.
+        CircuitDiscoveryError: a circuit of another model; an unknown metric, ablation or effort; fewer than
+            one prompt; a node that is not a head or MLP of the circuit.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.explanation.explain import explain
@@ -151,7 +153,7 @@ def explain(
 def _chosen(
     circuit: Circuit, inner: Sequence[str], nodes: Sequence[str] | None, effort: str
 ) -> tuple[str, ...]:
-    """Those of the circuit's heads and MLPs that get cards, in index order."""
+    """The heads and MLPs of the circuit that get cards, in index order."""
     if nodes is None:
         return (
             circuit.strongest(QUICK_NODES) if effort == "quick" and len(inner) > QUICK_NODES else tuple(inner)
@@ -163,7 +165,7 @@ def _chosen(
 
 
 def _rows(count: int, effort: str) -> tuple[int, ...]:
-    """The examples that interventions run on: all, or a fixed draw of them, in order."""
+    """The examples that interventions run on, in order: all, or a fixed draw."""
     if effort == "full" or count <= QUICK_EXAMPLES:
         return tuple(range(count))
     return tuple(sorted(np.random.default_rng(0).choice(count, QUICK_EXAMPLES, replace=False).tolist()))
@@ -247,13 +249,13 @@ def _edges(
 
 
 def _direction(model: Model, example: Example) -> Tensor:
-    """[D]: what of the normalised stream is the logit difference."""
+    """[D]: the direction of the logit difference in the normalised stream."""
     correct, incorrect = (model.W_U[list(answers)] for answers in (example.correct, example.incorrect))
     return correct.mean(0) - incorrect.mean(0) if len(incorrect) else correct.mean(0)
 
 
 class _Seen:
-    """What is seen of some nodes in plain runs on a task's clean prompts."""
+    """What plain runs on a task's clean prompts show of some nodes."""
 
     def __init__(
         self,
@@ -279,7 +281,7 @@ class _Seen:
         self._lens: dict[str, dict[int, Lens]] = {node: {} for node in nodes}
 
     def add(self, seen: Observed) -> None:
-        """Look at one more batch."""
+        """Add one more batch."""
         rows = seen.batch.rows.tolist()
         examples = [self.task.examples[row] for row in rows]
         direction = torch.stack([_direction(self.model, example) for example in examples])  # [N, D]
@@ -306,35 +308,33 @@ class _Seen:
         return (written @ self.model.W_U.T).float()
 
     def _among(self, written: Tensor, answers: Mapping[int, Sequence[int]]) -> np.ndarray:
-        """[2, len(answers)] bool: whether one of the answers is among the highest
-        tokens, the lowest, of [N, D] that is written.
-        """
+        """[2, len(answers)] bool: whether an answer is among the highest, or lowest, tokens of [N, D]."""
         most = max(map(len, answers.values()))
         padded = [[*found, *[found[0]] * (most - len(found))] for found in answers.values()]
         tokens = torch.tensor(padded, device=written.device)
         return torch.stack(among(self._logits(written[list(answers)]), tokens)).cpu().numpy()
 
     def shares(self, head: str) -> tuple[float, float]:
-        """Of the examples whose answer stands in the prompt, those where it is among the
-        highest tokens that a head writes, the lowest.
+        """Shares of the examples with the answer in the prompt: where it is among the highest tokens that a
+        head writes, and where it is among the lowest.
         """
         there = [bool(standing(example)) for example in self.task.examples]
         highest, lowest = self._near[head][:, there].mean(1).tolist() if any(there) else (0.0, 0.0)
         return highest, lowest
 
     def patterns(self, node: str) -> tuple[Pattern, ...]:
-        """Of the first prompts, in order."""
+        """Those of the first prompts, in order."""
         return tuple(each for _, each in sorted(self._patterns[node].items()))
 
     def lens(self, node: str) -> tuple[Lens, ...]:
-        """Of the first prompts, in order."""
+        """Those of the first prompts, in order."""
         return tuple(each for _, each in sorted(self._lens[node].items()))
 
     def _text(self, example: Example) -> str:
         return example.text or shown(self.model, example.clean)
 
     def _read(self, example: Example, logits: Tensor) -> Lens:
-        """From the [vocabulary] logits of what a node writes."""
+        """The lens of what a node writes, from its [vocabulary] logits."""
         best, worst = (logits.topk(min(TOP, len(logits)), largest=largest) for largest in (True, False))
         promoted, suppressed = (
             tuple(

@@ -1,4 +1,4 @@
-"""The scores by which the literature tells kinds of attention heads apart.
+"""The scores by which the literature distinguishes kinds of attention heads.
 
 | score | definition |
 | --- | --- |
@@ -8,16 +8,16 @@
 | `copying` | share of answers that a head would move to the top 5 tokens if it attended to nothing else |
 | `negative copying` | the same with the 5 lowest |
 
-1. The first three are taken on random tokens (Olsson et al. 2022, arXiv 2209.11895, head activation
+1. The first three are measured on random tokens (Olsson et al. 2022, arXiv 2209.11895, head activation
    evaluators; duplicate token heads are Wang et al.'s, section 3.3): a sequence of distinct ordinary tokens,
-   twice, with BOS in front where the task's prompts begin with it; means over all tokens.
+   twice, after BOS if the task's prompts begin with it; means over all tokens.
 2. The last two are Wang et al.'s copy score (2022, arXiv 2211.00593, section 3.1): the residual stream after
-   the first MLP, at a token of the task's prompts, through the head's value and output, the final norm and
-   the unembedding. The tokens are those that are an answer of some example, right or wrong; where there is
-   none, every token of the prompts. Tokens as high as the right one (as low) count against it, so that a head
-   that writes nothing copies nothing.
+   the first MLP, at a token of the task's prompts, passes through the head's value and output, the final norm
+   and the unembedding. The tokens are those that are a right or wrong answer of some example; if there are
+   none, all tokens of the prompts. Ties with the right token count against it, so a head that writes nothing
+   copies nothing.
 
-Shapes: L layers, H heads, T positions, D d_model.
+Shapes: L layers, H heads, T positions, D d_model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -36,11 +36,10 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import unembed
 from circuitdiscovery.task.task import Task
 
-# random tokens before they repeat themselves, as in Olsson et al.; fewer
-# where the model reads less or knows fewer
+# random tokens before the repetition, as in Olsson et al.; fewer for a small context or vocabulary
 PERIOD = 25
-SHORTEST = 4  # in three tokens a head that always looks at one position passes for any kind
-SEQUENCES = 32  # 800 second occurrences: a mean of weights in [0, 1] is then right to 0.02
+SHORTEST = 4  # with three tokens, a head that always attends to one position scores as any kind
+SEQUENCES = 32  # 800 second occurrences: a mean of weights in [0, 1] is then accurate to 0.02
 TOP = 5  # tokens, as in Wang et al.
 _BYTES = 2**25  # of logits held at once
 
@@ -49,9 +48,7 @@ _BYTES = 2**25  # of logits held at once
 
 
 def first_token(model: Model, task: Task) -> int | None:
-    """What all prompts begin with: the tokenizer's BOS; without a tokenizer, a token
-    that they share and never repeat; else None.
-    """
+    """The BOS of all prompts; without a tokenizer, a first token that they share and never repeat."""
     firsts = {example.clean[0] for example in task.examples}
     if len(firsts) > 1:
         return None
@@ -63,9 +60,7 @@ def first_token(model: Model, task: Task) -> int | None:
 
 
 def repeated_sequences(model: Model, task: Task, *, seed: int = 0) -> Tensor | None:
-    """[sequences, T] random ordinary tokens, all different, then the same again, after BOS
-    where the task has it; None: too few fit.
-    """
+    """[sequences, T]: distinct random tokens, twice, after BOS if the task has it; None if too few fit."""
     begin = first_token(model, task)
     special = {begin, *([] if model.tokenizer is None else model.tokenizer.all_special_ids)}
     known = model.vocab_size if model.tokenizer is None else min(model.vocab_size, len(model.tokenizer))
@@ -82,10 +77,9 @@ def repeated_sequences(model: Model, task: Task, *, seed: int = 0) -> Tensor | N
 
 @dataclass(frozen=True)
 class PatternScores:
-    """`previous token`, `duplicate token` and `induction`, [L, H] each; none where
-    the model reads too few tokens for them.
+    """`previous token`, `duplicate token` and `induction`, [L, H] each; empty if the context is too short.
 
-    `even` is the first one's value for a head that attends to all tokens alike.
+    `even` is the `previous token` score of a head that attends to all tokens equally.
     """
 
     scores: Mapping[str, np.ndarray]
@@ -100,7 +94,7 @@ class PatternScores:
         batch_size: int | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> PatternScores:
-        """The scores of all heads; `progress` is told each forward's share."""
+        """The scores of all heads; `progress` is called with each forward's share."""
         tokens = repeated_sequences(model, task)
         if tokens is None:
             return cls({}, None)
@@ -121,7 +115,7 @@ class PatternScores:
         return cls({name: each.mean(-1).cpu().numpy() for name, each in looked_at.items()}, even)
 
     def of(self, head: str) -> dict[str, float]:
-        """One head's."""
+        """The scores of one head."""
         return {name: float(values[head_of(head)]) for name, values in self.scores.items()}
 
 
@@ -129,11 +123,11 @@ class PatternScores:
 
 
 class CopyScores:
-    """`copying` and `negative copying` of some heads, added up batch by batch.
+    """`copying` and `negative copying` of some heads, counted batch by batch.
 
     Args:
-        model, task, heads: whose, and on what.
-        most: of the tokens that are asked for, evenly spaced; None is all of them.
+        model, task, heads: the heads to score, and the prompts.
+        most: the largest number of tokens to use, evenly spaced; None uses all.
     """
 
     def __init__(self, model: Model, task: Task, heads: Sequence[str], most: int | None = None) -> None:
@@ -174,16 +168,15 @@ class CopyScores:
                 )
 
     def of(self, head: str) -> dict[str, float]:
-        """The two shares."""
+        """The two scores of one head."""
         copying, negative = (self._counts[head] / max(1, self.total)).tolist()
         return {"copying": copying, "negative copying": negative}
 
 
 def among(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """[n] bool twice, of [n, vocabulary] logits: whether any of [n, k] tokens is
-    among the TOP highest, among the TOP lowest.
+    """[n] bool each: whether any of [n, k] tokens is among the TOP highest, and lowest, of [n, V] logits.
 
-    A token of which there are as many equals as make more than TOP is not: nothing tells it from them.
+    A token that is tied with so many others that they exceed TOP does not count.
     """
     found = logits.gather(1, tokens)
     best, least = found.amax(1, keepdim=True), found.amin(1, keepdim=True)
@@ -191,9 +184,7 @@ def among(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _copied(model: Model, node: str, stream: Tensor) -> Tensor:
-    """[n, vocabulary]: the logits of what a head writes where it
-    attends to nothing but one of [n, D] streams.
-    """
+    """[n, V]: the logits of what a head writes if it attends only to one position, with [n, D] streams."""
     layer, head = head_of(node)
     block, group = model.blocks[layer], head // (model.graph.n_heads // model.graph.n_kv_heads)
     value = block.norm1(stream) @ block.W_V[group].T

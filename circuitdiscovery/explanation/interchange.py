@@ -1,13 +1,12 @@
-"""Runs of the whole model in which a node writes something else, and all that
-follows responds (interchange intervention).
+"""Interchange interventions: runs of the whole model in which a node writes something else.
 
-Geiger et al. 2021, arXiv 2106.02997; activation patching, where a node's change reaches all its readers, and
-path patching, where it reaches some of them (Wang et al. 2022, arXiv 2211.00593, section 3).
+Geiger et al. 2021, arXiv 2106.02997. In activation patching a node's change reaches all its readers, in path
+patching only some of them (Wang et al. 2022, arXiv 2211.00593, section 3).
 
-1. `Plain` is a run as it is, with what is read in every layer.
-2. A `Change` is a difference that is added to the stream at one place, or to what some receivers read of it.
-3. `changed_logits` runs many changes of one plain run together, layer by layer. A change joins at its place,
-   so that of each only what follows it runs, and the weights are read once for all.
+1. `Plain` is an unchanged run, with what the receivers of every layer read.
+2. A `Change` is a difference that is added to the stream after one node, or only to what some receivers read.
+3. `changed_logits` runs many changes of one plain run together, layer by layer. A change joins the batch at
+   its layer, so only what follows it runs, and the weights are read once for all changes.
 
 Shapes: M changes, N examples, T positions, D d_model, H heads, h some of them, K d_head, V vocabulary.
 """
@@ -28,20 +27,20 @@ from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import Reading, at_position, per_head, plain_run, project, unembed
 
-ATTENTION = 0.3  # of what a layer costs
-_BYTES = 2**27  # of what changed runs hold at once
+ATTENTION = 0.3  # its share of the cost of a layer
+_BYTES = 2**27  # that changed runs hold at once
 _LOGIT_BYTES = 2**25
 
-# (layer, letter) -> which of its receivers; ("logits" stands in the layer after the last)
+# (layer, letter) -> indices of receivers; the logits are in the layer after the last
 Reads = Mapping[tuple[int, str], Sequence[int]]
 
 
-# ------------------------------------------------------------------ a run as it is
+# ------------------------------------------------------------------ the unchanged run
 
 
 @dataclass(frozen=True)
 class Plain:
-    """One batch's run as it is: [N, T] tokens, through the first of the layers or all."""
+    """The unchanged run of one batch of [N, T] tokens, through all layers or the first ones."""
 
     model: Model
     tokens: Tensor
@@ -49,14 +48,15 @@ class Plain:
 
     @classmethod
     def run(cls, model: Model, tokens: Tensor, layers: int | None = None) -> Plain:
-        """The run; with `layers`, no further than what these read."""
+        """The run; with `layers`, through only so many of them."""
         part = model if layers is None else replace(model, blocks=model.blocks[:layers])
         readings = plain_run(part, tokens, None, keep_readings=True).readings
         return cls(model, tokens, {(each.readers.layer, each.readers.letter): each for each in readings})
 
     def stream(self, layer: int, position: Tensor | None = None) -> Tensor:
-        """[N, T, D], what a layer's attention reads before its norm; `n_layers`: the logits.
-        With [N] positions [N, 1, D], there alone.
+        """[N, T, D]: what a layer's attention reads before its norm; for layer `n_layers`, the logits.
+
+        With [N] positions, only what it reads there, [N, 1, D].
         """
         if layer < len(self.model.blocks):
             return _at(self.readings[layer, "q"].stream, position)
@@ -73,15 +73,13 @@ class Plain:
         return unembed(self.model, self.stream(len(self.model.blocks), position)[:, 0])
 
     def after_attention(self, layer: int) -> Tensor:
-        """[N, T, D], what a layer's MLP reads before its norm; without MLPs what the next layer reads."""
+        """[N, T, D]: what a layer's MLP reads before its norm; without MLPs, what the next layer reads."""
         return self.readings[layer, "m"].stream if self.model.graph.has_mlp else self.stream(layer + 1)
 
     def _attended(
         self, layer: int, heads: Sequence[int], other: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """[h, N, T, K]: what some heads attend to, with other keys or values
-        ([groups, N, T, K]) where they are given.
-        """
+        """[h, N, T, K]: the attended values of some heads, with `other` keys or values, [groups, N, T, K]."""
         q = self.readings[layer, "q"].values[list(heads)]
         size = self.model.graph.n_heads // self.model.graph.n_kv_heads
         groups = [head // size for head in heads]
@@ -103,15 +101,15 @@ class Plain:
         return self.model.blocks[layer].mlp(self.readings[layer, "m"].values)
 
     def change(self, node: str, written: Tensor) -> Change:
-        """That a node writes [N, T, D]."""
+        """The change that a node writes [N, T, D]."""
         return self._at_node(node, written - self.written(node))
 
     def changed_values(self, node: str, other: Plain) -> Change:
-        """That the values of a head's group are those of another run."""
+        """The change that the values of a head's group are those of another run."""
         return self._with(node, {"v": other.readings[_place(node)[0], "v"].values})
 
     def changed_keys(self, node: str, other: Plain, places: Tensor) -> Change:
-        """That the keys of a head's group are those of another run at one position of each example, [N]."""
+        """The change that a head's group has the keys of another run at one position of each example, [N]."""
         layer = _place(node)[0]
         own, rows = self.readings[layer, "k"].values.clone(), torch.arange(len(places), device=places.device)
         own[:, rows, places] = other.readings[layer, "k"].values[:, rows, places]
@@ -152,7 +150,7 @@ def _at_query(z: Tensor, position: Tensor | None) -> Tensor:
 class Change:
     """A [N, T, D] difference in the stream, after a layer's attention or after its MLP.
 
-    With `reads`, the stream stays and these receivers alone read the difference.
+    With `reads`, the stream does not change and only these receivers read the difference.
     """
 
     layer: int
@@ -162,19 +160,19 @@ class Change:
 
     @cached_property
     def joins(self) -> tuple[int, bool]:
-        """(layer, whether after its attention): the first place where something differs."""
+        """(layer, whether after its attention): where the run first differs."""
         if self.reads is not None:
             return min(layer for layer, _ in self.reads), False
         return (self.layer + 1, False) if self.after_mlp else (self.layer, True)
 
     def runs(self, model: Model) -> float:
-        """What it makes run again, in runs of the whole model."""
+        """The cost of what has to run again, in runs of the whole model."""
         layer, late = self.joins
         return (len(model.blocks) - layer - late * ATTENTION) / len(model.blocks)
 
 
 def receivers(graph: Graph, columns: Sequence[int]) -> Reads:
-    """Receivers by their layer and letter, as a `Change` takes them."""
+    """Receivers by layer and letter, as `Change` needs them."""
     reads: dict[tuple[int, str], list[int]] = {}
     for column in columns:
         name, layer = graph.receivers[column], graph.receiver_layers[column]
@@ -193,7 +191,7 @@ def receivers(graph: Graph, columns: Sequence[int]) -> Reads:
 def changed_logits(
     plain: Plain, position: Tensor, changes: Sequence[Change]
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """(which of the changes, their [m, N, V] logits at [N] positions), some at a time."""
+    """Yields (indices of changes, their [m, N, V] logits at [N] positions), some changes at a time."""
     order = sorted(range(len(changes)), key=lambda i: changes[i].joins)
     size = _at_once(plain)
     for start in range(0, len(order), size):
@@ -216,7 +214,7 @@ def _at_once(plain: Plain) -> int:
 
 
 class _Sweep:
-    """Changes, in the order that they join in, as they go through the layers together."""
+    """A batch of changes, in the order in which they join, on its way through the layers."""
 
     def __init__(self, plain: Plain, position: Tensor, changes: Sequence[Change]) -> None:
         self._plain, self._position, self._changes = plain, position, changes
@@ -252,7 +250,7 @@ class _Sweep:
         self._x = out
 
     def _attended(self, layer: int, at: Tensor | None) -> Tensor:
-        """[active * N, T, D]: what the heads of a layer write together; with [N] positions there alone."""
+        """[active * N, T, D]: what the heads of a layer write together; with [N] positions, only there."""
         model, block, x = self._plain.model, self._plain.model.blocks[layer], self._x
         places = None if at is None else at.repeat(self._active)
         u = block.norm1(x)
@@ -266,7 +264,7 @@ class _Sweep:
         return block.attended(block.attend(read["q"], k, v, places))
 
     def _join(self, place: tuple[int, bool], at: Tensor | None) -> None:
-        """Those that begin to differ here go behind the others."""
+        """Append the changes whose runs first differ here."""
         joining = [each for each in self._changes[self._active :] if each.joins == place]
         if not joining:
             return
@@ -284,9 +282,7 @@ class _Sweep:
     def _read(
         self, x: Tensor, layer: int, letter: str, at: Tensor | None
     ) -> Iterator[tuple[slice, Sequence[int], Tensor]]:
-        """(the rows, the receivers, what they read before the norm) of
-        each change that these receivers alone read.
-        """
+        """(rows, receivers, what they read before the norm) of each change that only receivers read."""
         for i, each in enumerate(self._changes[: self._active]):
             if each.reads is not None and (layer, letter) in each.reads:
                 rows = slice(i * len(self._position), (i + 1) * len(self._position))

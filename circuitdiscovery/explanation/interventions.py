@@ -1,14 +1,14 @@
-"""Interventions that tell what a node does: on its edges, on the words of the prompts, on what its keys see.
+"""Interventions that show what a node does: on its edges, on words of the prompts, on its keys and values.
 
-1. edges: ablate only some of the edges out of a node (Wang et al. 2022,
-   arXiv 2211.00593, section 3: path patching).
-2. words: give a head what it writes where the prompt has another word at one position (interchange
-   intervention; Geiger et al. 2021, arXiv 2106.02997). The word is another example's, so the prompt stays one
-   of its kind.
-3. the same seen by the head's values alone, or by its keys alone: it tells what the head moves from what it
-   matches, and a head that looks for copies of a token from one that is told of them.
-4. copies: take away the earlier copies of the token at END. A head that attends to what followed them because
-   of the copies then no longer does; one that finds the same place by other means still does.
+1. edges: ablate only some of the edges out of a node (path patching; Wang et al. 2022, arXiv 2211.00593,
+   section 3).
+2. words: let a head write what it writes for a prompt with another word at one position (interchange
+   intervention; Geiger et al. 2021, arXiv 2106.02997). The word is from another example, so the prompt stays
+   a valid one.
+3. the same, but only the head's values, or only its keys, see the other word. This distinguishes what the
+   head moves from what it matches, and a head that finds copies of a token from one that is told of them.
+4. copies: replace the earlier copies of the token at END. A head that attends to what followed them because
+   of the copies stops doing so; a head that finds the same position by other means does not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.metrics import BoundMetric
-from circuitdiscovery.engine.patching import batches
+from circuitdiscovery.engine.setup import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.explanation.attention import after_copies, attention_on, stream_after
 from circuitdiscovery.explanation.interchange import Change, Plain, changed_logits, receivers
@@ -40,24 +40,24 @@ from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
 
-ENOUGH = 0.5  # of the examples must have another word to change to
-SEED = 0  # of the bootstrap, as `evaluate` has it by default
-ABLATE_RUNS = 2.5  # that the plain run and the replacements count as
+ENOUGH = 0.5  # the least share of the examples with another word to change to
+SEED = 0  # of the bootstrap, the default of `evaluate`
+ABLATE_RUNS = 2.5  # the cost of the plain run and the replacements, in runs
 
-Cut = tuple[str, tuple[int, ...]]  # a node, and the receivers (columns) that its edges into are ablated
+Cut = tuple[str, tuple[int, ...]]  # a node, and the receivers (columns) of the edges to ablate
 Part = Literal["whole", "values", "keys"]
 Asked = tuple[str, str, Part]  # a head, a named position, and what of the head sees the other word
 
 
 @dataclass(frozen=True)
 class Ablated:
-    """What ablations did.
+    """The effects of ablations, in the metric's units.
 
     Args:
         full: the mean metric of the whole model.
         empty: the same with every edge ablated.
-        nodes: the damage of ablating all that a node writes.
-        edges: that of ablating its edges into some receivers.
+        nodes: the damage of ablating all that each node writes.
+        edges: the damage of ablating only its edges into some receivers.
     """
 
     full: float
@@ -71,13 +71,13 @@ class Trials:
     """Interventions on a model, on some of a task's examples.
 
     Args:
-        model, graph: what runs, and how its edges are counted.
+        model, graph: the model, and the graph that its edges are counted in.
         task: its examples give the other words.
-        rows: the examples that interventions run on.
-        metric: what damage is measured in, bound to these; KL is from their plain runs.
-        ablation: what an ablated edge carries on these, computed batch by batch.
+        rows: the examples that the interventions run on.
+        metric: measures the damage, bound to these examples; KL is from their plain runs.
+        ablation: what an ablated edge carries on these examples, computed batch by batch.
         batch_size: examples in one forward; by default as many as bounded memory holds.
-        work: what it is part of.
+        work: counts the cost, for progress.
     """
 
     model: Model
@@ -91,27 +91,26 @@ class Trials:
 
     @property
     def forward(self) -> float:
-        """FLOP of the examples' run through the whole model."""
+        """The FLOP of one run of the examples through the whole model."""
         return 2.0 * parameters(self.model) * sum(len(self.task.examples[row].clean) for row in self.rows)
 
     def ablating(self, nodes: Sequence[str]) -> float:
-        """About what `ablate` costs, in FLOP."""
+        """The approximate cost of `ablate`, in FLOP."""
         return self.forward * (ABLATE_RUNS + self._after(nodes))
 
     def asking(self, heads: Sequence[str], names: int) -> float:
-        """About what it costs, in FLOP, to ask each of some heads about each named
-        position and once about its values or keys.
+        """The approximate cost, in FLOP, of another word at each position for each head, and once for its
+        values or keys.
         """
         return self.forward * (2 * (1 + names) + (1 + names) * self._after(heads)) if heads and names else 0.0
 
     def _after(self, nodes: Sequence[str]) -> float:
-        """Runs of the whole model that running what follows each of some nodes amounts to."""
+        """The cost of running what follows each of some nodes, in runs of the whole model."""
         layers = self.graph.n_layers
         return sum(1 - (node.layer + (node.kind == "mlp")) / layers for node in map(parsed, nodes))
 
     def ablate(self, nodes: Sequence[str], cuts: Sequence[Cut]) -> Ablated:
-        """Ablate all that some nodes write, one after the other, and
-        some nodes' edges into some receivers."""
+        """The damage of ablating all that each node writes, and of each cut."""
         index = self.graph.source_index
         reads = [(node, receivers(self.graph, columns)) for node, columns in cuts]
 
@@ -134,15 +133,16 @@ class Trials:
         return Ablated(float(full.mean()), float(empty.mean()), *parts)
 
     def other_words(self, asked: Sequence[Asked], others: Mapping[str, Task]) -> dict[Asked, Estimate]:
-        """The damage of another word at a named position: to all that a head writes (what it has from there),
-        seen by its values alone (what it moves), or by its keys alone at that position alone (what it
-        matches).
+        """The damage of another word at a named position, through all or a part of a head.
 
-        Where heads share their keys and values, the last two are those of the group.
+        `whole`: all that the head writes changes (what it has from that position); `values`: only its values
+        see the other word (what it moves); `keys`: only its keys at that position do (what it matches). If
+        heads share keys and values, these are the group's.
 
         Args:
-            asked: which of these, each for a head and a position.
-            others: the examples, each against itself with another word, by position (see `other_words`).
+            asked: head, position and part of each intervention.
+            others: by position, the examples with another word there as corrupted prompts (see
+                `other_words`).
         """
         deepest = {
             name: 1 + max(head_of(head)[0] for head, other, _ in asked if other == name)
@@ -172,7 +172,7 @@ class Trials:
         return values.to(self.model.W_E)
 
     def _places(self, batch: Batch, name: str) -> Tensor:
-        """[N]: the named position; 0 where an example has none, whose word is its own."""
+        """[N]: the named position; 0 for an example without it, whose word does not change."""
         at = [self.task.examples[self.rows[row]].positions.get(name, 0) for row in batch.rows.tolist()]
         return torch.tensor(at, device=batch.clean.device)
 
@@ -183,10 +183,10 @@ class Trials:
         count: int,
         changes: Callable[[Batch, Plain], tuple[list[Change], list[Tensor]]],
     ) -> list[np.ndarray]:
-        """[examples] each: the metric of the plain runs, of `others` logits beside,
-        and of changed runs, as many as `count`.
+        """[examples] each: the metric of plain runs, of `others` further logits, and of `count` changed runs.
 
-        `changes` gives a batch's changes, and its other logits, [N, V] each; `runs` is what that costs.
+        `changes` returns the changes of a batch and its further logits, [N, V] each; `runs` is the cost of
+        that.
         """
         chosen, known, planned = self.task.select(self.rows), 1 + others, False
         out, tokens = (
@@ -216,8 +216,8 @@ class Trials:
         return difference(better, worse, estimates.weights(len(full), SEED))
 
     def after_copies(self, heads: Sequence[str]) -> Mapping[str, float]:
-        """The mean attention of some heads from END to what followed earlier copies of its
-        token, with other tokens in their place.
+        """The mean attention of some heads from END to what followed earlier copies of its token, once these
+        are replaced by other tokens.
         """
         changed = [
             (row, prompt) for row in self.rows if (prompt := _without_copies(self.task, row)) is not None
@@ -233,7 +233,7 @@ class Trials:
         return dict(zip(heads, np.mean(found, axis=0).tolist(), strict=True))
 
     def attention_to_other(self, heads: Sequence[str], query: str, key: str, other: Task) -> dict[str, float]:
-        """The mean attention of some heads from a named position to one where another word stands."""
+        """The mean attention of some heads from a named position to another that has another word."""
         new = [replace(example, clean=example.corrupted) for example in other.examples]
         found: list[np.ndarray] = []
         for row, weights in self._attention(new, heads):
@@ -245,7 +245,7 @@ class Trials:
     def _attention(
         self, examples: Sequence[Example], heads: Sequence[str]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """(which of some examples, [h, T, T] the attention of some heads on its clean prompt)."""
+        """Yields (index of an example, the [h, T, T] attention of some heads on its clean prompt)."""
         layers, places = zip(*map(head_of, heads), strict=True)
         for batch, seen in attention_on(
             self.model, replace(self.task, examples=tuple(examples), held_out=None), self.batch_size
@@ -262,7 +262,7 @@ def _change(plain: Plain, head: str, other: Plain, part: Part, places: Tensor) -
 
 
 def _corrupted(batch: Batch, task: Task) -> Tensor:
-    """[N, T]: the corrupted prompts of a task's examples, as long as a batch's clean ones."""
+    """[N, T]: the corrupted prompts of a task's examples, padded as a batch's clean ones."""
     tokens = batch.clean.clone()
     for i, row in enumerate(batch.rows.tolist()):
         prompt = task.examples[row].corrupted
@@ -271,16 +271,16 @@ def _corrupted(batch: Batch, task: Task) -> Tensor:
 
 
 def other_words(task: Task, names: Sequence[str], rows: Sequence[int]) -> dict[str, Task]:
-    """By named position what `other_word` gives, where it gives something."""
+    """For each named position what `other_word` returns, without None."""
     found = {name: other_word(task, name, rows) for name in names}
     return {name: other for name, other in found.items() if other is not None}
 
 
 def other_word(task: Task, name: str, rows: Sequence[int] | None = None) -> Task | None:
-    """Some of a task's examples (by default all), each against itself with another word at a named position.
+    """Some examples of a task (by default all) with another word at a named position as corrupted prompts.
 
-    The word is that of the example of the task whose answers contradict this one's most, or else the next
-    one's, and not in the prompt. None where less than half of the examples can be changed.
+    The word is not in the prompt. It is from the example whose answers contradict this one's most, or else
+    from the next example. None if less than half of the examples can be changed.
     """
     examples = tuple(
         _with_other_word(task, row, name) for row in (range(len(task)) if rows is None else rows)
@@ -300,15 +300,14 @@ def _with_other_word(task: Task, row: int, name: str) -> Example:
 
 
 def _contradiction(a: Example, b: Example) -> int:
-    """How many answers are right for one and wrong for the other."""
+    """The number of answers that are right for one example and wrong for the other."""
     return len({*a.correct} & {*b.incorrect}) + len({*a.incorrect} & {*b.correct})
 
 
 def _without_copies(task: Task, row: int) -> tuple[int, ...] | None:
-    """The prompt with other examples' tokens in place of the earlier copies
-    of the one at END; None where it has none.
+    """The prompt with the earlier copies of the token at END replaced; None if it has none.
 
-    A token from the same place goes before others; none stands in the prompt.
+    The new tokens are from other examples, preferably from the same position, and are not in the prompt.
     """
     example, prompt = task.examples[row], list(task.examples[row].clean)
     others = [other.clean for other in (*task.examples[row + 1 :], *task.examples[:row])]

@@ -1,1 +1,1 @@
-"""Files: atomic writes, strict reading, and where shipped data lies."""
+"""Files: atomic writing, strict reading, and where the bundled data is."""

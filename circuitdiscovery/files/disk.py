@@ -1,8 +1,7 @@
-"""Where tasks/, graphs/ and models/ lie, in a checkout and in a wheel;
-and the one way to read and write a file.
+"""Where tasks/, graphs/ and models/ are, in a checkout and in a wheel, and how files are read and written.
 
-Reading is strict and writing is atomic: a file that was read is whole and finite, a
-file that exists was written to its end.
+Reading is strict: a file that was read is complete and has only finite numbers. Writing is atomic: a file
+that exists was written to its end.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parent.parent
 Kind = Literal["tasks", "graphs", "models"]
 _PATTERNS: dict[Kind, str] = {"tasks": "*.toml", "graphs": "*/*.json", "models": "*/config.json"}
-GGUF = ".gguf"  # the suffix of a model in one file, as llama.cpp has it
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a model on the Hugging Face hub
-MAX_DEPTH = 64  # of nested JSON: ours is at most 6 deep, and Python's own functions give up at about 1000
+GGUF = ".gguf"  # the suffix of a model file of llama.cpp
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a model on the Hugging Face hub
+MAX_DEPTH = 64  # of nested JSON: our files are at most 6 deep, and Python's functions fail at about 1000
 
 
 def data_folder(kind: Kind) -> Path:
-    """The folder of shipped tasks, graphs or models.
+    """The folder of the bundled tasks, graphs or models.
 
-    Models are part of the package. Tasks and graphs lie in `_data/` of an installed
-    wheel, and beside the package in a checkout.
+    Models are part of the package. Tasks and graphs are in `_data/` of an installed wheel, and next to the
+    package in a checkout.
     """
     if kind == "models":
         return PACKAGE / "models"
@@ -43,7 +42,7 @@ def data_folder(kind: Kind) -> Path:
 
 
 def shipped(kind: Kind) -> list[str]:
-    """The names of the shipped tasks (`ioi`), graphs (`gpt2/ioi`) or models (`toy`), sorted.
+    """The names of the bundled tasks (`ioi`), graphs (`gpt2/ioi`) or models (`toy`), sorted.
 
     >>> shipped("tasks")[:2]
     ['gendered_pronoun', 'greater_than']
@@ -54,7 +53,7 @@ def shipped(kind: Kind) -> list[str]:
 
 
 def needs_gguf(name: str) -> None:
-    """Refuse a GGUF file where the package that reads it is not installed."""
+    """Raise an error if the package that reads GGUF files is not installed."""
     if find_spec("gguf") is None:
         raise CircuitDiscoveryError(
             f"{name}: reading GGUF needs the package gguf, which is not installed: pip install "
@@ -63,7 +62,7 @@ def needs_gguf(name: str) -> None:
 
 
 def data_frame(rows: Any, **options: Any) -> pd.DataFrame:
-    """A table, where pandas is installed."""
+    """A DataFrame; an error if pandas is not installed."""
     try:
         import pandas as pd
     except ImportError:
@@ -77,7 +76,7 @@ def data_frame(rows: Any, **options: Any) -> pd.DataFrame:
 
 
 def can_be_a_path(name: str | Path) -> bool:
-    """Whether a file system could have a file of that name.
+    """Whether a file could have this name.
 
     >>> can_be_a_path("runs/toy"), can_be_a_path("a" * 5000), can_be_a_path("a" + chr(0))
     (True, False, False)
@@ -93,7 +92,7 @@ def can_be_a_path(name: str | Path) -> bool:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether there is a folder of that name; of a name that no folder can have, False."""
+    """Whether this folder exists; False for a name that no folder can have."""
     try:
         return Path(path).is_dir()
     except (OSError, ValueError):
@@ -101,11 +100,16 @@ def is_folder(path: str | Path) -> bool:
 
 
 def read_arrays(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what a .safetensors file of ours says of itself, its arrays by name);
-    nothing is said by a file of somebody else's.
+    """Read a .safetensors file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The header that this package wrote (empty in a file of other origin), and the arrays by name.
 
     Raises:
-        CircuitDiscoveryError: a file that cannot be read, or is not of that kind.
+        CircuitDiscoveryError: a file that cannot be read, or is not a .safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -123,7 +127,7 @@ def read_arrays(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file; one that is missing, empty or not text is an error that names it."""
+    """The text of a UTF-8 file; a missing file, an empty one or one that is not text is an error."""
     try:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
@@ -139,10 +143,10 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file, strictly.
+    """The value of a JSON file, read strictly.
 
-    Broken JSON, NaN and infinite numbers, a name twice in one object and nesting deeper than 64 are errors
-    that name the file and, where it can be told, the line.
+    Broken JSON, NaN, infinite numbers, a repeated name in one object and more than 64 levels of nesting are
+    errors that name the file and, if known, the line.
     """
     text = read_text(path)
     try:
@@ -165,7 +169,7 @@ def read_json(path: str | Path) -> Any:
 
 
 class _NotFinite(Exception):
-    """Its message is the number as the file spells it."""
+    """The message is the number as the file has it."""
 
 
 def _refuse(literal: str) -> NoReturn:
@@ -187,7 +191,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _line(text: str, literal: str) -> int:
-    """The line of the first place where `literal` stands as a token of its own, not inside a string."""
+    """The line of the first occurrence of `literal` as a token, not inside a string."""
     for token in re.finditer(r'"[^"\\]*(?:\\.[^"\\]*)*"|[^\s\[\]{},:"]+', text):
         if token[0] == literal:
             return text.count("\n", 0, token.start()) + 1
@@ -215,10 +219,10 @@ def _too_deep(path: str | Path) -> CircuitDiscoveryError:
 
 
 def write_atomically(path: str | Path, data: str | bytes) -> None:
-    """Write a file whole or not at all: into a temporary file beside it that then takes its name.
+    """Write a file completely or not at all: to a temporary file next to it, which is then renamed.
 
-    Whatever happens on the way (a full disk, Ctrl-C), what was at `path` before is
-    untouched and nothing half-written stays.
+    If anything goes wrong (a full disk, Ctrl-C), the old file at `path` stays as it was and no partial file
+    is left.
     """
     path = Path(path).expanduser()
     try:
@@ -241,7 +245,7 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
 
 
 def ending(path: str | Path, *valid: str) -> str:
-    """What a file's name ends in, in small letters; an error where it is none of the valid endings.
+    """The ending of a file's name in lower case; an error if it is not one of the valid endings.
 
     >>> ending("a.JSON", ".json", ".safetensors")
     '.json'
@@ -253,7 +257,7 @@ def ending(path: str | Path, *valid: str) -> str:
 
 
 def to_json(value: Any) -> str:
-    """JSON text, the same for the same value; NaN and infinite numbers are refused (ValueError)."""
+    """JSON text, the same for the same value; NaN and infinite numbers are a ValueError."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

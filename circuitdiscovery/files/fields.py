@@ -1,6 +1,4 @@
-"""The fields of an object in a file: which there must be, of which types,
-and the sentence for each that is wrong.
-"""
+"""Checks of the fields of an object in a file: which must exist, of which types, and what is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from typing import Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 
-MOST = 2**63 - 1  # what numpy holds
+MOST = 2**63 - 1  # the largest integer of numpy
 _WORDS: dict[type, str] = {
     str: "text",
     int: "a whole number",
@@ -21,8 +19,9 @@ _WORDS: dict[type, str] = {
 
 
 def typed(value: Any, kind: type, where: str, field: str) -> Any:
-    """The value where it is of its kind (an integer is a number, a boolean is
-    not), else an error that names the field.
+    """The value if it is of this kind, else an error that names the field.
+
+    An integer is a number; a boolean is not.
     """
     kinds = (int, float) if kind is float else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
@@ -37,7 +36,7 @@ def typed(value: Any, kind: type, where: str, field: str) -> Any:
 def exactly(
     data: Any, required: Collection[str], where: str, field: str = "", optional: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The object where it has all required fields and no other than the optional ones."""
+    """The object if it has all required fields and no others but the optional ones, else an error."""
     place = f"{where}: field {field!r}" if field else where
     if not isinstance(data, dict):
         raise CircuitDiscoveryError(f"{place} must be an object, not {shown_value(data)}")
@@ -51,7 +50,7 @@ def exactly(
 
 
 def shown_value(value: Any) -> str:
-    """What stands in a file, for an error; of what is long the beginning."""
+    """A value of a file for an error message, shortened if it is long."""
     if isinstance(value, int) and abs(value) >= 10**60:
         return "a number of so many digits"  # Python refuses to print thousands
     text = "null" if value is None else repr(value)

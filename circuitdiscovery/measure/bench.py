@@ -8,35 +8,30 @@ before the next batch; only where all batches together are small are they kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.ablation import mean_over, name_of, on_demand
 from circuitdiscovery.engine.fast import World
 from circuitdiscovery.engine.finite import finite_logits, rounding
-from circuitdiscovery.engine.metrics import BoundMetric, bind, kl_from
-from circuitdiscovery.engine.patching import Progress, batches, carried_mask, replacement_bytes, world_maker
+from circuitdiscovery.engine.metrics import BoundMetric, kl_from
+from circuitdiscovery.engine.setup import Progress, Setup, replacement_bytes
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.measure.plan import Costs, Plan, Planner
 from circuitdiscovery.measure.saved import KEY_BYTES, Saved
-from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import METRIC_NAMES, canonical
+from circuitdiscovery.registry import METRICS
 from circuitdiscovery.task.batch import Batch
-from circuitdiscovery.task.task import Task
 
 KINDS = ("metric", "kl", "agreement")
-# metrics that are never negative, and about log-normal from prompt to prompt
-SKEWED = ("kl_divergence", "nll")
 _KEPT_BYTES = 2**27  # of replacements of all batches together, which are then computed only once
 _MASK_BYTES = 2**28  # of masks in one pass over the batches
 _UNITS = 100  # of progress in a plain forward of the examples
@@ -86,22 +81,15 @@ class Work:
 class Bench:
     """A task under an ablation, ready to measure masks; each distinct circuit runs once."""
 
-    graph: Graph
-    metric: BoundMetric
-    direction: str
+    setup: Setup
+    metric: BoundMetric  # the setup's; a divergence is from the full circuit's logits
     count: int
     draws: np.ndarray  # [resamples, examples]: how often each example is drawn, as weights that sum to 1
-    batches: list[Batch]  # of this process's share
-    ablation: str  # its name
-    mean_over: int | None  # the fewest prompts that a replacement is a mean over
     unchanged: bool  # whether what is replaced is what was there, on every example
     costs: Costs
     work: Work
     saved: Saved | None = None
     name: str = "bench"  # in what is saved
-    _dtype: torch.dtype = field(kw_only=True)
-    _make: Callable[[Batch], World] = field(kw_only=True)
-    _own_run: bool = field(kw_only=True)
     # by batch: its world and the full circuit's logits
     _kept: dict[int, tuple[World, Tensor]] | None = field(kw_only=True)
     _known: dict[bytes, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -114,59 +102,51 @@ class Bench:
     @classmethod
     def build(
         cls,
-        model: Model,
-        task: Task,
-        graph: Graph,
-        ablation: Any,
-        metric: Any,
-        direction: str,
-        batch_size: int | None,
-        seed: int,
-        progress: Progress | None = None,
+        setup: Setup,
         *,
+        seed: int = 0,
+        progress: Progress | None = None,
         work: Work | None = None,
         saved: Saved | None = None,
         name: str = "bench",
     ) -> Bench:
-        """The bench on a task's examples.
+        """The bench on a setup's examples.
 
         Args:
-            model, task, graph, ablation, metric, direction, batch_size: as in
-                `evaluate`; all examples of the task are run.
+            setup: all examples of its task are run.
             seed: of the bootstrap.
             progress: called with (done, total), in hundredths of a plain forward of the examples.
             work: in place of `progress`, of another bench that is part of the same work.
             saved: where values are kept beyond this process, under `name`.
         """
-        count = len(task)
-        found = list(batches(model, task, batch_size))
-        denoising = canonical("direction", direction) == "denoising"
-        if isinstance(ablation, str) and not denoising:
-            ablation = on_demand(model, task, ablation)
-        own_run = denoising or getattr(ablation, "own_run", False)
+        count, found, examples = len(setup.task), setup.batches, setup.task.examples
         tokens = [batch.clean.numel() for batch in found]
-        costs = Costs(model, graph, sum(map(len, found)), sum(tokens), len(found), max(tokens, default=0))
+        longest = max(tokens, default=0)
+        costs = Costs(setup.model, setup.graph, sum(map(len, found)), sum(tokens), len(found), longest)
+        same = all(each.clean == each.corrupted for each in examples)
         bench = cls(
-            graph,
-            bind(metric, model, task, plain=False).against(lambda batch: bench._reference(batch)),
-            direction,
+            setup,
+            setup.metric.against(lambda batch: bench._reference(batch)),
             count,
             weights(count, seed),
-            found,
-            name_of(ablation),
-            mean_over(ablation, found),
-            (denoising or name_of(ablation) == "resample")
-            and all(each.clean == each.corrupted for each in task.examples),
+            same and (setup.denoising or setup.ablation_name == "resample"),
             costs,
             work or Work(progress, max(costs.forward, 1.0) / _UNITS),
             saved,
             name,
-            _dtype=model.dtype,
-            _make=world_maker(model, task, graph, ablation=ablation, direction=direction),
-            _own_run=own_run,
-            _kept={} if replacement_bytes(model, sum(tokens)) <= _KEPT_BYTES else None,
+            _kept={} if replacement_bytes(setup.model, sum(tokens)) <= _KEPT_BYTES else None,
         )
         return bench
+
+    @property
+    def graph(self) -> Graph:
+        """The graph whose edges are kept or removed."""
+        return self.setup.graph
+
+    @property
+    def batches(self) -> list[Batch]:
+        """This process's share of the examples."""
+        return self.setup.batches
 
     # ------------------------------------------------------------------ measuring
 
@@ -235,7 +215,7 @@ class Bench:
 
     def plans(self, families: Sequence[Family]) -> list[Plan]:
         """The runs that measure what is not known yet of some families, each circuit once."""
-        planner, plans, planned = Planner(self.graph, self._own_run, self.costs), [], set(self._known)
+        planner, plans, planned = Planner(self.graph, self.setup.own_run, self.costs), [], set(self._known)
         for family in families:
             masks = {}
             for mask in family.masks:
@@ -255,7 +235,7 @@ class Bench:
 
     def _identity(self, mask: np.ndarray) -> tuple[bytes, np.ndarray]:
         """(a circuit's key, the canonical mask of the edges that carry the current output in it)."""
-        canonical_mask = self.graph.canonical(carried_mask(self.graph, mask, self.direction), self._own_run)
+        canonical_mask = self.graph.canonical(self.setup.carrying(mask), self.setup.own_run)
         key = self._names[_content(mask)] = _content(canonical_mask)
         return key, canonical_mask
 
@@ -353,9 +333,11 @@ class Bench:
         """A batch's world, and the full circuit's [N, vocabulary] logits on it."""
         found = None if self._kept is None else self._kept.get(number)
         if found is None:
-            world = self._make(self.batches[number])
+            world = self.setup.world(self.batches[number])
             found = world, finite_logits(world.logits(self._full[1]), self.batches[number].rows, "clean")
-            self._note_rounding(number, rounding(found[1], self._dtype, self.metric.name).cpu().numpy())
+            self._note_rounding(
+                number, rounding(found[1], self.setup.model.dtype, self.metric.name).cpu().numpy()
+            )
         if self._kept is not None:
             self._kept[number] = found
         self._last = self.batches[number], found[1]
@@ -395,9 +377,11 @@ class Bench:
 
     def means(self, values: np.ndarray, what: str = "metric") -> list[Estimate]:
         """As `mean`, of [figures, examples]."""
-        if what == "agreement" or (what == "metric" and self.metric.name == "accuracy"):
+        if what == "agreement" or (what == "metric" and self.metric.share):
             return [intervals.share(round(float(row.sum())), self.count) for row in values]
-        return intervals.means(values, self.draws, skewed=what == "kl" or self.metric.name in SKEWED)
+        return intervals.means(
+            values, self.draws, skewed=what == "kl" or (what == "metric" and self.metric.skewed)
+        )
 
     def difference(self, a: np.ndarray, b: np.ndarray) -> Estimate:
         """The mean of the metric's a - b, of the same examples, with its interval."""
@@ -413,8 +397,8 @@ class Bench:
         """(normalized faithfulness, None), or (None, why there is none)."""
         span = self.difference(full, empty)
         # of a metric of unknown units
-        own = torch.finfo(self._dtype).eps * float(np.abs(full).mean() + np.abs(empty).mean())
-        if abs(span) <= (self.rounding() if self.unchanged or self.metric.name in METRIC_NAMES else own):
+        own = torch.finfo(self.setup.model.dtype).eps * float(np.abs(full).mean() + np.abs(empty).mean())
+        if abs(span) <= (self.rounding() if self.unchanged or self.metric.name in METRICS else own):
             return (
                 None,
                 (

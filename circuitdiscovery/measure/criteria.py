@@ -1,5 +1,6 @@
-"""Completeness and minimality: which sets of nodes are knocked out, and what that says (Wang
-et al. 2022, arXiv 2211.00593, section 4).
+"""Completeness and minimality: which sets of nodes K are knocked out, and what follows from it.
+
+Wang et al. 2022, arXiv 2211.00593, section 4.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ RANDOM_SETS = 20  # random K, each node with probability 1/2 (Wang et al. 2022, 
 QUICK_SETS = 5
 QUICK_NODES = 30
 GREEDY_NODES = 10
-GREEDY_EXAMPLES = 16  # of the search's, on which greedy's K, and the K that matters most, are chosen
-ROUNDS = 3  # that greedy is expected to take
-NEGLIGIBLE = 0.01  # of |F(M) - F(empty)|: a node that never matters more is named by minimality
+GREEDY_EXAMPLES = 16  # examples of the search on which the greedy K and the K that matters most are chosen
+ROUNDS = 3  # rounds that the greedy choice is expected to take
+NEGLIGIBLE = 0.01  # of |F(M) - F(empty)|: minimality names the nodes that always matter less
 
 
 @dataclass(frozen=True)
 class Knockout:
-    """One K of completeness: which nodes, why these, and |F(C\\K) - F(M\\K)|."""
+    """One set K of completeness: its kind, its nodes, and |F(C\\K) - F(M\\K)|."""
 
     kind: str  # "empty", "role NAME", "random" or "greedy"
     nodes: tuple[str, ...]
-    incompleteness: Estimate  # of "greedy" without an interval where none are held out
+    incompleteness: Estimate  # without an interval for "greedy" if no examples are held out
 
 
 @dataclass(frozen=True)
 class Completeness:
-    """Whether the circuit responds to the removal of nodes as the model does: smaller is better.
+    """Whether the circuit responds to knocked-out nodes as the model does; smaller is better.
 
     Args:
-        sets: each K.
-        max: of the K that is surely worst on some of the search's examples; where none are held out, and of a
-            quick measurement, the largest, without an interval.
-        mean: over the random K, less what noise adds to a mean of magnitudes.
+        sets: each K with its incompleteness |F(C\\K) - F(M\\K)|, in the metric's units.
+        max: the incompleteness of the K that was worst on examples of the search; without held-out examples,
+            and for a quick measurement, the largest value, without an interval.
+        mean: the mean over the random K, minus what noise adds to a mean of magnitudes.
     """
 
     sets: tuple[Knockout, ...]
@@ -52,13 +53,13 @@ class Completeness:
 
 @dataclass(frozen=True)
 class Minimality:
-    """How much each node of the circuit matters in it, at most over the sets K.
+    """How much each node of the circuit matters: the largest effect of its removal over the sets K.
 
     Args:
-        scores: of the nodes that were measured, each at the K where it surely matters most on some of the
-            search's examples; where none are held out, without an interval.
-        below: those of them that matter less than the bar, on the search's examples at every K too.
-        bar: what is negligible.
+        scores: the effect of each measured node, in the metric's units, at the K where it matters most on
+            examples of the search; without held-out examples it has no interval.
+        below: the nodes whose effect is below the bar, here and for every K on the examples of the search.
+        bar: the effect that counts as negligible, 1% of |F(M) - F(empty)|.
         unmeasured: the nodes that the effort `quick` left out.
     """
 
@@ -74,21 +75,19 @@ def removable_nodes(circuit: Circuit) -> list[str]:
 
 @dataclass(frozen=True)
 class Sets:
-    """Which sets K are removed from a circuit, and which of its nodes are measured."""
+    """The sets K to remove from a circuit, and the nodes to measure."""
 
     circuit: Circuit
     effort: str
     nodes: tuple[str, ...]
     sets: tuple[tuple[str, tuple[str, ...]], ...]  # (kind, K)
-    worst: int = 0  # the set of largest incompleteness
-    most: tuple[tuple[str, ...], ...] = ()  # of each node, the K at which it matters most
-    largest: tuple[float, ...] = ()  # of each node, its largest effect on the examples that K was chosen on
+    worst: int = 0  # the index of the set with the largest incompleteness
+    most: tuple[tuple[str, ...], ...] = ()  # for each node, the K at which it matters most
+    largest: tuple[float, ...] = ()  # for each node, its largest effect on the examples that chose its K
 
     @classmethod
     def of(cls, circuit: Circuit, effort: str, seed: int) -> Sets:
-        """The empty set, the roles that the circuit names, and random sets; all
-        nodes. `quick` takes fewer, and no roles.
-        """
+        """The empty set, the circuit's roles and random sets; `quick` takes fewer, and no roles."""
         nodes, rng = removable_nodes(circuit), np.random.default_rng(seed)
         sets: list[tuple[str, tuple[str, ...]]] = [("empty", ())]
         if effort == "full":
@@ -101,8 +100,7 @@ class Sets:
         plan = cls(
             circuit, effort, tuple(nodes) if effort == "full" else circuit.strongest(QUICK_NODES), tuple(sets)
         )
-        # with one K there is nothing to choose, and what minimality needs is measured with
-        # the rest, in one pass over the prompts
+        # with a single K nothing has to be chosen, so minimality is measured in the same pass as the rest
         return replace(plan, most=tuple(plan.over) * len(plan.nodes)) if len(plan.over) == 1 else plan
 
     @property
@@ -112,7 +110,7 @@ class Sets:
 
     @property
     def over(self) -> list[tuple[str, ...]]:
-        """The sets that minimality takes the largest effect over."""
+        """The sets K over which minimality takes the largest effect."""
         return [
             nodes
             for kind, nodes in self.sets
@@ -120,20 +118,20 @@ class Sets:
         ]
 
     def families(self) -> Iterator[Family]:
-        """What is measured whatever is chosen, the curve aside."""
+        """The circuits that are measured in any case, except for the curve."""
         circuit, whole = self.circuit, Circuit.full(self.circuit.graph)
         yield Family([np.zeros_like(circuit.mask)])
         yield Family([_less(whole, removed) for _, removed in self.sets], whole.mask)
         yield Family([_less(circuit, removed) for _, removed in self.sets], circuit.mask)
 
     def candidates(self) -> Iterator[Family]:
-        """What the K of minimality are chosen by."""
+        """The circuits that are measured to choose each node's K for minimality."""
         return (
             without_each(self.circuit, removed, self.nodes) for removed in self.over if len(self.over) > 1
         )
 
     def minimal(self) -> Iterator[Family]:
-        """What minimality needs at the K that were chosen."""
+        """The circuits that minimality needs at the chosen K."""
         for removed in dict.fromkeys(self.most):
             yield without_each(
                 self.circuit,
@@ -142,11 +140,10 @@ class Sets:
             )
 
     def chosen(self, bench: Bench, sure: bool) -> Sets:
-        """With the set that is worst, and the K at which each node matters most,
-        on a bench's examples; the first of equals.
+        """These sets with the worst one, and the K at which each node matters most, on the bench's examples.
 
-        `sure`: by what a mean exceeds its standard error by, where it does, for others are
-        measured. The largest of noisy means is noise.
+        With `sure`, sets are compared by how far the magnitude of a mean exceeds its standard error, because
+        the largest of several noisy means is noise. Of equal sets the first is chosen.
         """
 
         def size(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -169,12 +166,12 @@ class Sets:
 
 
 def _less(circuit: Circuit, removed: Iterable[str]) -> np.ndarray:
-    """[sources, receivers]: the edges of C\\K (`Circuit.without`), of which a measurement needs thousands."""
+    """[sources, receivers]: the edges of C\\K, faster than `Circuit.without`; thousands are needed."""
     return circuit.mask & ~circuit.graph.touching(set(removed))
 
 
 def without_each(circuit: Circuit, removed: tuple[str, ...], nodes: Sequence[str]) -> Family:
-    """C\\K, and with each of some nodes put in or out of K."""
+    """C\\K, and the same with each of some nodes added to K or taken out of it."""
     base = _less(circuit, removed)
     return Family([base, *(_less(circuit, set(removed) ^ {node}) for node in nodes)], base)
 
@@ -194,7 +191,7 @@ def _with_and_without(
 
 
 def greedy(bench: Bench, circuit: Circuit, nodes: Sequence[str]) -> tuple[str, ...]:
-    """Up to ten nodes, each the one that raises |F(C\\K) - F(M\\K)| most, until none does."""
+    """Up to ten nodes; each is the one that raises |F(C\\K) - F(M\\K)| most, until none raises it."""
     whole = Circuit.full(circuit.graph)
 
     def of(removed: tuple[str, ...]) -> float:
@@ -214,7 +211,7 @@ def greedy(bench: Bench, circuit: Circuit, nodes: Sequence[str]) -> tuple[str, .
 
 
 def expected(bench: Bench, chooser: Bench, plan: Sets) -> float:
-    """FLOP of all that is measured but the curve, from its first two sets and greedy's first round."""
+    """The FLOP of the whole measurement but the curve, from its first two sets and the first greedy round."""
     circuit, whole = plan.circuit, Circuit.full(plan.circuit.graph)
     total = bench.cost(list(plan.families())) + (
         chooser.cost(list(plan.families())) if chooser is not bench else 0.0

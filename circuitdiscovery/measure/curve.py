@@ -1,4 +1,4 @@
-"""The faithfulness curve: how much of the behaviour the best edges keep, against their number."""
+"""The faithfulness curve: how much of the behaviour the best edges keep, by their number."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.metrics import Metric
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import ablation_words
+from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value, left_out
 
@@ -32,21 +33,22 @@ MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 @dataclass(frozen=True, repr=False)
 class Curve(Value):
-    """Faithfulness against the number of edges, for the best edges by score at MIB's fractions.
+    """Normalized faithfulness f of the edges with the highest scores, at several numbers of edges.
 
-    Areas are linear trapezoids from the first fraction to the last: `area` under the normalized faithfulness
-    f and `distance` under |1 - f|, over the part of edges that pruning leaves of the edges of the highest
-    |score|; `cpr` and `cmd` the same by the rule of MIB's code (Mueller et al. 2025): over the fractions
-    themselves, rounded down to edges, of the highest signed score, pruned.
+    The areas are linear trapezoids from the first fraction to the last.
 
     Args:
-        fractions: of all edges.
-        requested: how many edges that is, by |score|.
-        edges: how many of these pruning leaves.
-        normalized: f of the requested edges.
-        cpr, cmd, area, distance: the areas.
+        fractions: [points], shares of all edges, rising.
+        requested: [points], the number of edges at each fraction, of highest |score|.
+        edges: [points], how many of these are left after pruning.
+        normalized: [points], f of the requested edges.
+        cpr: the area under f by the rule of MIB's code (Mueller et al. 2025): over the fractions, each
+            rounded down to edges, of the edges of highest signed score, pruned.
+        cmd: the area under |1 - f| by the same rule.
+        area: the area under f over the share of edges left after pruning.
+        distance: the area under |1 - f| over the same share; 0 is best.
         ablation: what a removed edge carries.
-        mean_over: the fewest prompts that a replacement is a mean over; None: it is not a mean.
+        mean_over: the smallest number of prompts that a replacement is a mean over; None if it is not a mean.
     """
 
     fractions: tuple[float, ...]
@@ -71,8 +73,16 @@ class Curve(Value):
         yield "areas", f"area {self.area}, distance {self.distance}; MIB's CPR {self.cpr}, CMD {self.cmd}"
 
     def plot(self, path: str | Path | None = None) -> Chart:
-        """The curve over a logarithmic axis of edges, with its intervals; a
-        notebook shows it, a .svg path keeps it.
+        """Draw the curve over a logarithmic axis of edges, with its intervals.
+
+        Args:
+            path: a .svg file to write; by default none.
+
+        Returns:
+            The picture, which a notebook displays.
+
+        Raises:
+            CircuitDiscoveryError: a path that does not end in .svg or cannot be written.
         """
         from circuitdiscovery.circuit.charts import Chart, curve
 
@@ -96,12 +106,25 @@ def curve(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> Curve:
-    """Normalized faithfulness of the best edges by |score| against their
-    number, with the areas under it (see `Curve`).
+    """Measure the normalized faithfulness of the edges of highest |score| at several numbers of edges.
+
+    Args:
+        model: the model that the scores are of.
+        task: measured on its held-out examples if it has some, else on its examples.
+        scores: they rank the edges.
+        ablation: what a removed edge carries: a name, or your own (an object with `rows`).
+        metric: a name, a `Metric` or a function of (logits, task); by default the task's own.
+        direction: `noising` or `denoising`.
+        fractions: shares of all edges to measure at, rising from 0 to 1; by default MIB's.
+        batch_size: examples in one forward; by default as many as bounded memory holds.
+        seed: of the bootstrap.
+
+    Returns:
+        The curve with the areas under it.
 
     Raises:
-        CircuitDiscoveryError: fractions that do not rise from 0 to 1;
-        no normalized faithfulness on this task.
+        CircuitDiscoveryError: scores of another model; an unknown name; fractions that do not rise from 0
+            to 1; a task on which the normalized faithfulness is undetermined.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -118,17 +141,9 @@ def curve(
             f"fractions must rise from 0 to 1, at least two of them, not {list(fractions)}"
         )
     Circuit.empty(scores.graph).check_model(model)
-    bench = Bench.build(
-        model,
-        task.held_out or task,
-        scores.graph,
-        ablation,
-        metric or task.metric,
-        direction,
-        batch_size,
-        seed,
-    )
-    return curve_of(bench, scores, fractions)
+    how: dict[str, Any] = {"ablation": ablation, "direction": direction, "batch_size": batch_size}
+    setup = Setup.of(model, task.held_out or task, scores.graph, metric=metric, **how)
+    return curve_of(Bench.build(setup, seed=seed), scores, fractions)
 
 
 def _sizes(scores: Scores, fractions: Sequence[float]) -> tuple[int, ...]:
@@ -168,8 +183,8 @@ def curve_of(bench: Bench, scores: Scores, fractions: Sequence[float]) -> Curve:
         cmd,
         area,
         distance,
-        bench.ablation,
-        bench.mean_over,
+        bench.setup.ablation_name,
+        bench.setup.mean_over,
     )
 
 

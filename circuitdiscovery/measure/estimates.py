@@ -1,6 +1,4 @@
-"""Numbers with their 95% intervals over the examples (intervals.py computes
-them), and the bootstrap that these rest on.
-"""
+"""Numbers with 95% intervals over the examples (computed in intervals.py), and the bootstrap draws."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from circuitdiscovery.files.fields import exactly, typed
 
 
 class Estimate(float):
-    """A number with its 95% interval `low` to `high` over the examples; both are NaN where it has none."""
+    """A number with its 95% interval from `low` to `high` over the examples; both are NaN if it has none."""
 
     low: float
     high: float
@@ -38,14 +36,11 @@ class Estimate(float):
 
     @property
     def has_interval(self) -> bool:
-        """Whether an interval is known; a largest value that was chosen on the
-        examples that it is measured on has none.
-        """
+        """Whether it has an interval; a largest value chosen on the examples it is measured on has none."""
         return not math.isnan(self.low)
 
     def magnitude(self) -> Estimate:
-        """|value|; the interval is that of the signed number, folded
-        at 0: its low end is 0 where that holds 0.
+        """|value|, with the interval folded at 0: its low end is 0 if the signed interval contains 0.
 
         >>> Estimate(-2, -3, 1).magnitude(), Estimate(-2, -3, -1).magnitude()
         (2 [0, 3], 2 [1, 3])
@@ -55,7 +50,7 @@ class Estimate(float):
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "estimate", field: str = "") -> Estimate:
-        """What `to_dict` gave; null is a number that is not finite."""
+        """Read what `to_dict` gave; null stands for NaN."""
         parts = ("value", "low", "high")
         exactly(data, parts, where, field)
         given = (
@@ -65,7 +60,7 @@ class Estimate(float):
         return cls(*(math.nan if each is None else float(each) for each in given))
 
     def to_dict(self) -> dict[str, float | None]:
-        """Value and interval, as JSON; null where there is no interval."""
+        """The value and its interval, as JSON; null if there is no interval."""
         return (
             {"value": float(self), "low": self.low, "high": self.high}
             if self.has_interval
@@ -81,13 +76,13 @@ RESAMPLES = 1000
 
 
 def bootstrap(count: int, seed: int) -> np.ndarray:
-    """[resamples, count]: how often each of `count` things is in each draw of as many with replacement."""
+    """[resamples, count]: how often each of `count` items is in each draw of `count` with replacement."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
 
 
 @lru_cache(maxsize=4)
 def weights(count: int, seed: int) -> np.ndarray:
-    """[resamples, count], read-only: the same as weights that sum to 1."""
+    """[resamples, count], read-only: the draws as weights that sum to 1."""
     found = bootstrap(count, seed) / count
     found.flags.writeable = False
     return found

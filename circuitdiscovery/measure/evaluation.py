@@ -29,7 +29,7 @@ from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine.ablation import Ablation, Replacements, name_of
 from circuitdiscovery.engine.metrics import Metric
-from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.measure.bench import Bench, Family
 from circuitdiscovery.measure.criteria import (
@@ -53,7 +53,7 @@ from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.plan import model_flop
 from circuitdiscovery.measure.saved import digest, saved
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import ablation_words
+from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value, left_out
 
@@ -197,13 +197,15 @@ def evaluate(
         )
     )
     with saved(state, of) as kept:
-        setup = (circuit.graph, ablation, metric, direction, batch_size, seed)
-        bench = Bench.build(model, used, *setup, progress, saved=kept)
-        chooser = (
-            bench
-            if few is used
-            else Bench.build(model, few, *setup, work=bench.work, saved=kept, name="ranking")
+        how: dict[str, Any] = {"ablation": ablation, "metric": metric, "direction": direction}
+        how |= {"batch_size": batch_size}
+        bench = Bench.build(
+            Setup.of(model, used, circuit.graph, **how), seed=seed, progress=progress, saved=kept
         )
+        chooser = bench
+        if few is not used:
+            setup = Setup.of(model, few, circuit.graph, **how)
+            chooser = Bench.build(setup, seed=seed, work=bench.work, saved=kept, name="ranking")
         if progress:
             bench.work.ahead = expected(bench, chooser, plan)
         first = [] if scores is None else [Family(curve_masks(scores, MIB_FRACTIONS))]
@@ -246,8 +248,8 @@ def _evaluation(
         part="examples" if task.held_out is None else "held_out",
         examples=bench.count,
         metric=bench.metric.name,
-        ablation=bench.ablation,
-        direction=bench.direction,
+        ablation=bench.setup.ablation_name,
+        direction=bench.setup.direction,
         effort=plan.effort,
         edges=len(circuit),
         edges_pruned=len(circuit.pruned()),
@@ -264,7 +266,7 @@ def _evaluation(
         completeness=completeness_of(bench, plan, apart),
         minimality=minimality_of(bench, plan, apart),
         curve=curve_of(bench, scores, MIB_FRACTIONS) if scores is not None and reason is None else None,
-        mean_over=bench.mean_over,
+        mean_over=bench.setup.mean_over,
     )
 
 

@@ -32,9 +32,9 @@ import numpy as np
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
-from circuitdiscovery.engine.ablation import Ablation, name_of
+from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.metrics import Metric
-from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.graph.nodes import edge_name
 from circuitdiscovery.graph.random_paths import RandomPaths
@@ -49,7 +49,7 @@ from circuitdiscovery.measure.significance import (
     too_seldom,
 )
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import ablation_words
+from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value, left_out, plain
 
@@ -219,7 +219,7 @@ def hypothesis_tests(
 
     Raises:
         CircuitDiscoveryError: a circuit of another model, of no edge or
-        of every edge; an option out of its range.
+            of every edge; an option out of its range.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -236,10 +236,9 @@ def hypothesis_tests(
             f"hypothesis tests need a circuit of 1 to {len(circuit.graph) - 1} edges, not {len(circuit)}"
         )
     used = task.held_out or task
-    bench = Bench.build(
-        model, used, circuit.graph, ablation, metric or task.metric, "noising", batch_size, seed, progress
-    )
-    if bench.metric.name == "kl_divergence":
+    setup = Setup.of(model, used, circuit.graph, metric=metric, ablation=ablation, batch_size=batch_size)
+    bench = Bench.build(setup, seed=seed, progress=progress)
+    if bench.metric.divergence:
         raise CircuitDiscoveryError(
             "hypothesis tests need a metric of the model itself, such as logit_diff, not kl_divergence"
         )
@@ -262,13 +261,13 @@ def hypothesis_tests(
         part="examples" if task.held_out is None else "held_out",
         examples=bench.count,
         metric=bench.metric.name,
-        ablation=name_of(ablation),
+        ablation=setup.ablation_name,
         size=len(circuit),
         edges_total=len(circuit.graph),
         alpha=alpha,
         **dict(zip(TESTS, decided, strict=True)),
         edges=each,
-        mean_over=bench.mean_over,
+        mean_over=setup.mean_over,
     )
 
 

@@ -1,15 +1,15 @@
-"""95% intervals that cover: their coverage, simulated, stands in docs/coverage.md.
+"""95% intervals that contain the true value 95% of the time; docs/coverage.md has a simulation of how often.
 
 1. A mean, or a ratio of two means, of values per example: bootstrap-t (Efron and Tibshirani 1993, chapter
-   12.5). Each draw's error is divided by the draw's own standard error, and the quantiles of that take the
-   place of Student's. The percentiles of the draws themselves are too narrow where examples are few or their
-   distribution is skewed. No side is narrower than by Student's t, so that an interval holds its estimate,
-   nor more than five times as wide, for a draw without spread says nothing.
-2. A mean of what is never negative and about log-normal from prompt to prompt, such as KL: on both sides the
-   further of that and of Cox's limit for the mean of a log-normal quantity (Zhou and Gao 1997). Few prompts
-   seldom hold the rare large values.
-3. A share of the examples: Clopper and Pearson 1934, which covers at any share and number.
-4. A magnitude |x|: the interval of the signed x, folded at 0. Percentiles of |x| exclude 0 where x is 0.
+   12.5). Each draw's error is divided by the draw's own standard error, and the quantiles of these ratios
+   replace those of Student's t. The percentiles of the draws themselves would be too narrow with few examples
+   or a skewed distribution. Each side is at least as wide as by Student's t, so the interval contains its
+   estimate, and at most five times as wide, because a draw without spread carries no information.
+2. A mean of a quantity that is never negative and about log-normal over prompts, such as KL: on each side the
+   further of that limit and Cox's limit for the mean of a log-normal quantity (Zhou and Gao 1997), because
+   a few prompts seldom include the rare large values.
+3. A share of the examples: Clopper and Pearson 1934, which covers for any share and number.
+4. A magnitude |x|: the interval of the signed x, folded at 0. Percentiles of |x| exclude 0 even if x is 0.
 5. A mean of magnitudes: the mean of the folded limits, which is too wide rather than too narrow.
 6. A mean over pairs of runs: the jackknife over runs with Student's t.
 """
@@ -27,17 +27,17 @@ from circuitdiscovery.measure.estimates import Estimate
 LEVEL = 0.95
 _TAIL = (1 - LEVEL) / 2
 _WIDEST = 5.0  # times Student's
-_SMALL = 1e-3  # of the mean: below it a value's logarithm is not looked at
-_CALM = 1e-9  # relative to the sample's, a standard error of a draw that is rounding
+_SMALL = 1e-3  # of the mean: smaller values are raised to it before their logarithm is taken
+_CALM = 1e-9  # of the sample's standard error: that of a draw below it is rounding
 
 
 def mean(values: np.ndarray, draws: np.ndarray, *, skewed: bool = False) -> Estimate:
     """The mean of [n] values.
 
     Args:
-        values: one per example. Where all are 0 or 1, and some 1, the mean is a share.
+        values: [n], one per example. If all are 0 or 1, and some 1, the mean is a share.
         draws: [resamples, n] weights of bootstrap draws (see `estimates.weights`).
-        skewed: they are never negative but for roundings, and about log-normal.
+        skewed: the values are about log-normal, and never negative except by rounding.
 
     >>> from circuitdiscovery.measure.estimates import weights
     >>> mean(np.arange(5.0), weights(5, 0)), mean(np.ones(8), weights(8, 0))
@@ -47,7 +47,7 @@ def mean(values: np.ndarray, draws: np.ndarray, *, skewed: bool = False) -> Esti
 
 
 def means(values: np.ndarray, draws: np.ndarray, *, skewed: bool = False) -> list[Estimate]:
-    """As `mean`, of [figures, n] values together."""
+    """As `mean`, for [figures, n] values at once."""
     values = np.asarray(values, dtype=float)
     found = _ratios(values, np.ones(values.shape[1]), draws)
     if skewed:
@@ -59,10 +59,10 @@ def means(values: np.ndarray, draws: np.ndarray, *, skewed: bool = False) -> lis
 
 
 def difference(a: np.ndarray, b: np.ndarray, draws: np.ndarray) -> Estimate:
-    """The mean of a - b of [n] values each, of the same examples.
+    """The mean of a - b, [n] values each, of the same examples.
 
-    Where all of both are 0 or 1, such as `accuracy`, it is a share won less a share lost,
-    each with the limits of its own at 97.5%.
+    If all values are 0 or 1, such as `accuracy`, it is the share won minus the share lost, each with its own
+    limits at 97.5%.
     """
     if not is_binary(np.concatenate([a, b])):
         return mean(a - b, draws)
@@ -81,7 +81,7 @@ def ratio(part: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> Estimate:
 
 
 def ratios(parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> list[Estimate]:
-    """As `ratio`, of [figures, n] parts of one whole."""
+    """As `ratio`, for [figures, n] parts of one whole."""
     return _ratios(np.asarray(parts, dtype=float), np.asarray(whole, dtype=float), draws)
 
 
@@ -101,18 +101,17 @@ def share(hits: int, count: int, outside: float = 1 - LEVEL) -> Estimate:
 def is_binary(values: np.ndarray) -> bool:
     """Whether all values are 0 or 1, and some are 1.
 
-    Zeros alone may be those of any quantity, such as the difference of a circuit from
-    itself; a share of none is asked for as such.
+    Zeros alone can come from any quantity, such as the difference of a circuit from itself; use `share` for a
+    share of 0.
     """
     return bool(((values == 0) | (values == 1)).all() and values.any())
 
 
 def mean_of_magnitudes(signed: Sequence[Estimate]) -> Estimate:
-    """The mean of the magnitudes of several means, less what noise adds to it.
+    """The mean of the magnitudes of several means, minus what noise adds to it.
 
-    |x| of a noisy x is too large on average. The mean of |x + noise|, of noise as large as the interval
-    says, shows by how much; so much is taken away (the bootstrap's correction of bias, for normal noise in
-    closed form).
+    |x| of a noisy x is too large on average. How much too large follows from the mean of |x + noise|, with
+    normal noise as large as the interval, and is subtracted (a bootstrap bias correction, in closed form).
 
     >>> mean_of_magnitudes([Estimate(0.1, -0.9, 1.1), Estimate(-5, -6, -4)])
     2.39 [2, 3.55]
@@ -120,7 +119,7 @@ def mean_of_magnitudes(signed: Sequence[Estimate]) -> Estimate:
     from scipy.special import ndtr, ndtri
 
     folded = [each.magnitude() for each in signed]
-    if not all(each.has_interval for each in signed):  # of a single example: how noisy it is is not known
+    if not all(each.has_interval for each in signed):  # a single example does not show how noisy it is
         return Estimate(float(np.mean(folded)))
     value = np.array([float(each) for each in folded])
     noise = np.array([each.high - each.low for each in signed]) / (2 * float(ndtri(1 - _TAIL)))
@@ -131,7 +130,7 @@ def mean_of_magnitudes(signed: Sequence[Estimate]) -> Estimate:
 
 
 def weighted_magnitudes(signed: Sequence[Estimate], weight: np.ndarray) -> Estimate:
-    """sum of weight |x|, [figures] weights that are not negative, with the limits summed alike."""
+    """The sum of weight |x|, for [figures] weights of at least 0, with the limits summed in the same way."""
     folded = [each.magnitude() for each in signed]
     sums = (
         float(weight @ np.array(part))
@@ -141,14 +140,14 @@ def weighted_magnitudes(signed: Sequence[Estimate], weight: np.ndarray) -> Estim
 
 
 def mean_over_pairs(values: np.ndarray, runs: int) -> Estimate:
-    """The mean of a value from 0 to 1 of every two runs, its interval over the runs.
+    """The mean over all pairs of runs of a value from 0 to 1, with an interval over the runs.
 
-    Where all pairs agree wholly (1), the interval is of how likely that is: a run that is like the others
-    with a probability of q is so in all of n with q^n, and two runs agree with q^2 at least.
+    If all pairs agree completely (1), the interval follows from how likely that is: if a run agrees with the
+    others with probability q, all n do with q^n, and two runs agree with at least q^2.
 
     Args:
         values: [runs (runs - 1) / 2], in the order of `itertools.combinations`.
-        runs: how many there are, at least three.
+        runs: the number of runs, at least three.
 
     >>> mean_over_pairs(np.array([0.4, 0.5, 0.5, 0.5, 0.6, 0.6]), 4)
     0.517 [0.311, 0.722]
@@ -171,14 +170,14 @@ def mean_over_pairs(values: np.ndarray, runs: int) -> Estimate:
 
 
 def _ratios(parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> list[Estimate]:
-    """[figures, n] parts over [n] whole: bootstrap-t of each ratio of means."""
+    """The ratio of the means of [figures, n] parts and of [n] whole, by bootstrap-t."""
     from scipy.special import stdtrit
 
     count, divisor = len(whole), float(whole.mean())
     if count < 2 or divisor == 0:
         return [Estimate(each) for each in (parts.mean(1) / (divisor or 1.0)).tolist()]
     value = parts.mean(1) / divisor  # [figures]
-    left = parts - value[:, None] * whole  # each mean 0: what an example says against the ratio
+    left = parts - value[:, None] * whole  # each with mean 0: the residual of each example
     error = np.sqrt((left**2).sum(1) / (count * (count - 1))) / abs(divisor)
     student = float(stdtrit(count - 1, 1 - _TAIL))
     above, below = _quantiles(left, whole, draws)
@@ -191,7 +190,7 @@ def _ratios(parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> list[Est
 
 
 def _quantiles(left: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The upper and the lower quantile of the draws' studentised errors, [figures] each."""
+    """[figures] each: the upper and the lower quantile of the draws' studentised errors."""
     count = len(whole)
     of_whole = draws @ whole  # [resamples]
     moved = left @ draws.T  # [figures, resamples]: the error of the ratio, times the draw's whole

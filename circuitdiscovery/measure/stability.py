@@ -1,13 +1,12 @@
-"""How stable a search is: whether it finds the same circuit from other
-examples, by another seed, in another order.
+"""How stable a search is: whether it finds the same circuit with other examples, another seed or order.
 
-A circuit is an estimate from a sample of prompts and has a variance like any
-other (Meloux et al. 2025, arXiv 2510.00845).
+A circuit is an estimate from a sample of prompts, and so it has a variance (Meloux et al. 2025, arXiv
+2510.00845).
 
-1. Run the search several times, one thing changed each time (`over`).
-2. Compare every two of the circuits: the Jaccard index of their edges, and that of their heads and MLPs.
+1. Run the search several times and change one thing each time (`over`).
+2. Compare each pair of circuits: the Jaccard index of their edges, and that of their heads and MLPs.
 3. Take the mean over the pairs, with a 95% interval over the *runs*: the jackknife, which leaves out one run
-   at a time, and Student's t. Two pairs that share a run are not independent, and an interval over pairs is
+   at a time, with Student's t. Pairs that share a run are not independent, so an interval over pairs would be
    too narrow.
 """
 
@@ -25,7 +24,7 @@ from circuitdiscovery.circuit import schema
 from circuitdiscovery.circuit.checks import check_same_graph
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.comparison import Overlap, compare
-from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.measure.estimates import Estimate
@@ -44,16 +43,17 @@ _FEWEST = 5  # runs; with fewer, 95% intervals cover less than that (docs/covera
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Stability(Value):
-    """What `stability` found. Pairs stand in the order of `itertools.combinations(range(runs), 2)`.
+    """How far the circuits of several runs agree. Pairs are in the order of `itertools.combinations`.
 
     Args:
         over: what was changed from run to run.
-        circuits: one per run.
-        edge_jaccards: [runs (runs - 1) / 2], the Jaccard index of two circuits' edges; 1 for two without any.
-        node_jaccards: the same of their heads and MLPs.
+        circuits: [runs], the circuit of each run.
+        edge_jaccards: [runs (runs - 1) / 2], the Jaccard index of the edges of each pair of circuits; 1 if
+            both have none.
+        node_jaccards: the same for their heads and MLPs.
         edge_jaccard: the mean of `edge_jaccards`, with its interval over the runs.
-        node_jaccard: the mean of `node_jaccards`.
-        share: [sources, receivers], the part of the runs that found an edge.
+        node_jaccard: the mean of `node_jaccards`, likewise.
+        share: [sources, receivers], the share of the runs that found each edge.
     """
 
     over: str
@@ -66,7 +66,7 @@ class Stability(Value):
 
     @property
     def runs(self) -> int:
-        """How often the search ran."""
+        """The number of runs."""
         return len(self.circuits)
 
     @property
@@ -76,11 +76,11 @@ class Stability(Value):
 
     @property
     def in_any(self) -> Circuit:
-        """The edges that any run found, each with the share of the runs that did as its score."""
+        """The edges that at least one run found; the score of each is the share of the runs that found it."""
         return Circuit(self.circuits[0].graph, self.share > 0, self.share)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, the share of each edge that was found at all, and the circuits, as JSON."""
+        """All figures, the share of each edge that was found, and the circuits, as JSON."""
         found = self.in_any
         return {
             "over": self.over,
@@ -96,11 +96,15 @@ class Stability(Value):
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "stability") -> Stability:
-        """What `to_dict` gave: the circuits, of which the figures are made again.
+        """Read what `to_dict` gave; the figures are recomputed from the circuits and compared.
+
+        Args:
+            data: the JSON value.
+            where: what errors call it.
 
         Raises:
-            CircuitDiscoveryError: anything missing or of another type, or figures that
-            are not those of the circuits, by field.
+            CircuitDiscoveryError: a field that is missing or of another type, or figures that are not those
+                of the circuits; names the field.
         """
         fields = (
             "over",
@@ -166,19 +170,22 @@ def stability(
     Args:
         search: called as `search(model, task, **options)`; returns a circuit.
         model: given to the search.
-        task: its examples are searched on; held-out ones play no part.
-        over: `examples`: each run gets as many of the task's examples, drawn with replacement; no option.
-            `seeds`: each run gets the whole task and the option `seed`, from `seed` upwards, to do with what
-            it likes (draw scores, or draw its own task: `lambda model, task, seed: cd.acdc(model,
-            cd.load_task("ioi", model, seed=seed), threshold=0.002)`). `order`: each run gets the whole task
-            and the option `order`, from `seed` upwards, which `acdc` takes.
-        runs: how often; ten give 45 pairs.
-        seed: of the draws, and the first of the seeds or orders.
-        progress: called with (runs done, runs).
+        task: the search runs on its examples; held-out examples are not used.
+        over: what changes from run to run. `examples`: each run gets a bootstrap draw of the task's examples,
+            and no options. `seeds`: each run gets the whole task and the option `seed`, counted from `seed`,
+            for the scores or for a task of its own, such as `lambda model, task, seed: cd.acdc(model,
+            cd.load_task("ioi", model, seed=seed), threshold=0.002)`. `order`: each run gets the whole task
+            and the option `order`, counted from `seed`, which `acdc` takes.
+        runs: the number of runs, at least 5; ten give 45 pairs.
+        seed: of the draws, and the first seed or order.
+        progress: called with (runs done, runs); True shows a bar.
+
+    Returns:
+        The circuits, their Jaccard indices, and how often each edge was found.
 
     Raises:
-        CircuitDiscoveryError: an unknown `over`; fewer than five runs; a search that returns something else
-            than a circuit, or circuits of different graphs.
+        CircuitDiscoveryError: an unknown `over`; fewer than five runs; a search that does not return a
+            circuit, or returns circuits of different graphs.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line, shown, unknown
 from circuitdiscovery.files.disk import read_json
-from circuitdiscovery.model.architectures import ARCHITECTURES, check_kind, check_supported
+from circuitdiscovery.model.build import check_kind, check_supported
+from circuitdiscovery.registry import ARCHITECTURES
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ATTENTION = "eager"  # Hugging Face's own, in Python: there is no kernel to fetch

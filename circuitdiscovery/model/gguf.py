@@ -14,7 +14,7 @@ import torch
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import needs_gguf
-from circuitdiscovery.model.architectures import check_supported
+from circuitdiscovery.model.build import check_supported
 from circuitdiscovery.model.folder import ATTENTION, encodes, quiet_transformers
 
 

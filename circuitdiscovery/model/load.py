@@ -16,7 +16,7 @@ import torch
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line, unknown
 from circuitdiscovery.files.disk import GGUF, HUB_NAME, data_folder
-from circuitdiscovery.model.architectures import build, weights_digest
+from circuitdiscovery.model.build import build, weights_digest
 from circuitdiscovery.model.folder import CONFIG, from_hub, quiet_transformers, read_folder, tokenizer_of
 from circuitdiscovery.model.gguf import read_gguf
 from circuitdiscovery.model.model import Model

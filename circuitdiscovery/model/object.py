@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
-from circuitdiscovery.model.architectures import ARCHITECTURES, check_supported
+from circuitdiscovery.model.build import architecture_of, check_supported
 from circuitdiscovery.model.folder import ATTENTION
 
 DTYPES = {
@@ -105,7 +105,7 @@ def held(source: Any, name: str) -> Held:
     check_supported(base.config, name)
     plain = _merged(source, name) if base is not source or any(map(_is_adapter, source.modules())) else source
     state = _state(plain, name)
-    architecture = ARCHITECTURES[plain.config.model_type]
+    architecture = architecture_of(plain.config.model_type)
     if (prefix := _prefix(state, architecture.embedding)) is None:
         raise CircuitDiscoveryError(f"{name}: {_headless(plain, state)}")
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

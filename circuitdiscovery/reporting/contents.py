@@ -1,9 +1,11 @@
-"""What the page shows and no other file of a run folder holds: the cards (explanation.json), and report.json
-with the task in words, an example pair, what model and circuit answer to the first prompts, the faithfulness
-curve, the mass of the scores, and how faithful the circuit is on the prompts that it was searched on.
+"""The data of the report that no other file of a run folder has: explanation.json and report.json.
 
-A circuit that was not taken from scores (acdc's, trace_back's) is shown beside the curve of EAP-IG's ranking,
-under the run's own options. Of a circuit that was not measured there is only what needs no run of the model.
+explanation.json has the cards. report.json has the task in words, an example pair, the answers of model and
+circuit to the first prompts, the faithfulness curve, the sums of the scores, and the faithfulness of the
+circuit on the prompts of the search.
+
+If the circuit was not taken from scores (acdc, trace_back), the curve is that of EAP-IG's ranking under the
+options of the run. If the circuit was not measured, only what needs no run of the model is included.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
     from circuitdiscovery.task.task import Task
 
 PROMPTS = 20  # rows of the table
-ANSWERS = 3  # of several right answers that are named; greater_than has up to 98
+ANSWERS = 3  # the most answers that are named; greater_than has up to 98
 AREAS = ("cpr", "cmd", "area", "distance")  # under the curve
-_BY_ROW = ("resample", "zero")  # ablations that give a prompt the same whatever stands beside it
+_BY_ROW = ("resample", "zero")  # ablations whose replacements do not depend on the other prompts
 _IN_WORDS = ("description", "source", "counterfactual", "asks")
 
 Json = dict[str, Any]
@@ -45,9 +47,7 @@ def gather(
     options: Options,
     effort: str,
 ) -> tuple[Json | None, Json]:
-    """(explanation.json or None, report.json), as JSON: the same for the
-    same run; arguments as in `contents_of`.
-    """
+    """(explanation.json or None, report.json), as JSON; arguments as for `contents_of`."""
     explanation, no_cards = explanation_of(model, task, circuit, options, effort)
     return explanation, contents_of(model, task, circuit, scores, evaluation, options, effort, no_cards)
 
@@ -55,9 +55,7 @@ def gather(
 def explanation_of(
     model: Model, task: Task, circuit: Circuit, options: Options, effort: str
 ) -> tuple[Json | None, str | None]:
-    """The cards; or None, and why there are none. An exotic circuit
-    shall not cost a search of an hour its files.
-    """
+    """(the cards, None), or (None, why there are none): an unusual circuit must not end the run."""
     from circuitdiscovery.explanation.explain import explain
 
     if effort == "none":
@@ -86,16 +84,16 @@ def contents_of(
     effort: str,
     no_cards: str | None,
 ) -> Json:
-    """report.json, as JSON: the same for the same run.
+    """report.json, as JSON; the same run gives the same.
 
     Args:
-        model, task: the run's.
-        circuit: what it found.
-        scores: what the circuit was taken from; None where the method gives a circuit.
-        evaluation: evaluation.json, whose curve is taken where it has one; None where nothing was measured.
-        options: the run's.
+        model, task: those of the run.
+        circuit: the circuit that the run found.
+        scores: the scores that the circuit was taken from; None if the method returns a circuit.
+        evaluation: evaluation.json, whose curve is used if it has one; None if nothing was measured.
+        options: those of the run.
         effort: how much was measured: none, quick or full.
-        no_cards: why there are no cards, where there are none.
+        no_cards: the reason if there are no cards.
     """
     used = task.held_out or task
     metric = str(evaluation["metric"] if evaluation is not None else options.metric or task.metric)
@@ -125,9 +123,7 @@ def contents_of(
 
 
 def mass(scores: Scores | None, difference: float | None) -> Json | None:
-    """The sums of the positive and of the negative scores of all edges, beside
-    F(M) - F(empty) on the prompts of the search.
-    """
+    """The sums of the positive and the negative scores, and F(M) - F(empty) on the search's prompts."""
     if scores is None:
         return None
     values = scores.values[scores.graph.allowed].astype(float)
@@ -142,25 +138,21 @@ def mass(scores: Scores | None, difference: float | None) -> Json | None:
 def _searched(
     model: Model, task: Task, circuit: Circuit, evaluation: Mapping[str, Any], options: Options
 ) -> tuple[Json | None, float]:
-    """How faithful the circuit is on the prompts of the search, and F(M) - F(empty) there.
+    """The faithfulness of the circuit on the prompts of the search, and F(M) - F(empty) there.
 
-    None where the evaluation itself is on them, because none are held out.
+    The first is None if no prompts are held out, because the evaluation is then on these prompts.
     """
+    from circuitdiscovery.engine.setup import Setup
     from circuitdiscovery.measure.bench import Bench
 
     if task.held_out is None:
         return None, evaluation["full"]["value"] - evaluation["empty"]["value"]
-    setup = (
-        circuit.graph,
-        options.ablation,
-        options.metric or task.metric,
-        options.direction,
-        options.batch_size,
-        options.seed,
-    )
+    how: dict[str, Any] = {"ablation": options.ablation, "direction": options.direction}
+    how |= {"metric": options.metric, "batch_size": options.batch_size}
+    setup = Setup.of(model, task, circuit.graph, **how)
     masks = circuit.graph.allowed, circuit.mask, np.zeros_like(circuit.mask)
     with stage("the prompts of the search") as progress:
-        bench = Bench.build(model, task, *setup, progress)
+        bench = Bench.build(setup, seed=options.seed, progress=progress)
         bench.measure(masks)
         full, kept, empty = map(bench.values, masks)
     normalized, _ = bench.normalized(kept, full, empty)
@@ -185,7 +177,7 @@ def _curve(
     evaluation: Mapping[str, Any],
     options: Options,
 ) -> tuple[Json | None, str | None]:
-    """The curve and what ranked its edges; or None, and why there is none."""
+    """(the curve and what ranked its edges, None), or (None, why there is no curve)."""
     if evaluation["reason"] is not None:
         return None, str(evaluation["reason"])
     known = evaluation.get("curve")
@@ -249,11 +241,12 @@ def _example(model: Model, example: Example) -> Json:
 
 
 def _prompts(model: Model, task: Task, circuit: Circuit, options: Options) -> list[Json]:
-    """The first prompts with what the model and the circuit answer; run on all
-    examples where an ablation depends on them all.
+    """The first prompts with the answers of model and circuit.
+
+    All examples are run if the ablation depends on all of them.
     """
     from circuitdiscovery.engine.metrics import clean_logits
-    from circuitdiscovery.engine.patching import run_circuit
+    from circuitdiscovery.engine.run_circuit import run_circuit
 
     if options.ablation in _BY_ROW:
         task = task.select(range(min(PROMPTS, len(task))))
@@ -275,9 +268,7 @@ def _prompts(model: Model, task: Task, circuit: Circuit, options: Options) -> li
 
 
 def _answered(model: Model, example: Example, logits: Tensor) -> Json:
-    """The top token of [vocabulary] logits, its probability, whether it is right,
-    and correct minus incorrect (mean logits).
-    """
+    """The top token of [vocabulary] logits, its probability, whether it is right, the logit difference."""
     top = int(logits.argmax())
     difference = logits[list(example.correct)].mean() - logits[list(example.incorrect)].mean()
     numbers = {
@@ -297,10 +288,10 @@ def _tokens(model: Model, ids: Sequence[int]) -> list[str]:
 
 
 def _decoded(model: Model, ids: Sequence[int]) -> str:
-    """The text of tokens; their numbers where the model has no tokenizer."""
+    """The text of tokens; their ids if the model has no tokenizer."""
     return " ".join(map(str, ids)) if model.tokenizer is None else str(model.tokenizer.decode(list(ids)))
 
 
 def _rounded(value: float) -> float:
-    """Six significant digits: more would only make two machines' files differ."""
+    """Six significant digits, because more would differ between machines."""
     return float(f"{value:.6g}")

@@ -128,7 +128,7 @@ def read(folder: Path) -> Run:
 
     Raises:
         CircuitDiscoveryError: a file that is missing, broken, or of another
-        circuit than circuit.json; by file and field.
+            circuit than circuit.json; by file and field.
     """
     from circuitdiscovery.circuit.load import load_circuit
 
@@ -226,7 +226,7 @@ def _options(record: Mapping[str, Any], folder: Path) -> Options:
     for name in ("model", "task"):
         if name not in known:
             raise CircuitDiscoveryError(f"{folder / 'run.json'}: the field 'options.{name}' is missing")
-    return Options(**known)
+    return Options.of(known)
 
 
 def roles_of(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:

@@ -4,27 +4,20 @@ goes together, and which models there are.
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
-from circuitdiscovery import names
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.files.disk import GGUF, can_be_a_path, needs_gguf, shipped
+from circuitdiscovery.registry import METHODS, METRICS, MOST, OPTIONS, Kind, canonical
 
 ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
-LEAST = {"edges": 1, "examples": 1, "batch_size": 1, "seed": 0, "steps": 1, "rounds": 0}
-MOST = 2**63 - 1
+LEAST = {"edges": 1, "examples": 1, "batch_size": 1, "seed": 0}
 MAY_DIFFER = ("device", "batch_size", "measure")  # when a run goes on: they do not change what is found
-DENOISING_METHODS = ("eap", "exact")  # the others are defined for a clean run that is damaged
-THRESHOLD_METHODS = ("acdc", "trace_back")  # give a circuit whose size follows from a threshold
-STEPPED_METHODS = ("eap_ig", "edge_pruning", "matryoshka")
-ROUND_METHODS = ("hybrid",)
-SIZED_METHODS = ("hybrid", "edge_pruning", "matryoshka")  # search for a circuit of a given number of edges
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,7 @@ class Options:
     """What `discover` is asked for, in canonical names.
 
     None is the default of the method (metric, threshold, edges), of the task, or (measure) what the
-    numbers of edges, tokens and parameters allow.
+    numbers of edges, tokens and parameters allow. `how` holds the options of the method alone.
     """
 
     model: str
@@ -44,7 +37,6 @@ class Options:
     threshold: float | None = None
     edges: int | None = None
     split_qkv: bool = True
-    group_testing: bool = False
     counterfactual: str | None = None
     examples: int | None = None
     batch_size: int | None = None
@@ -52,67 +44,91 @@ class Options:
     device: str | None = None
     dtype: str = "float32"
     measure: str | None = None
-    steps: int | None = None
-    rounds: int | None = None
     skip_bad: bool = False
+    how: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Options:
+        """Of values by name; those that are not a field are the method's, where they are given at all."""
+        own = {name: value for name, value in values.items() if name in FIELDS}
+        how = {name: value for name, value in values.items() if name not in FIELDS}
+        return cls(
+            **own,
+            how={name: value for name, value in how.items() if value is not None and value is not False},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything by name, as run.json holds it."""
+        return {name: getattr(self, name) for name in FIELDS} | dict(self.how)
 
     def check(self) -> None:
         """Refuse options that do not go together; needs no torch."""
         if self.threshold is not None and self.edges is not None:
             raise CircuitDiscoveryError("--threshold and --edges exclude each other: give one of them")
-        if self.method in THRESHOLD_METHODS and self.edges is not None:
+        method = METHODS[self.method]
+        if method.sizes == "threshold" and self.edges is not None:
             raise CircuitDiscoveryError(
-                f"--edges is not for {self.method.replace('_', '-')}, whose size follows from "
-                "--threshold; valid with the other methods"
+                f"--edges is not for {_hyphened(self.method)}, whose size follows from --threshold; "
+                "valid with the "
+                "other methods"
             )
-        if self.method in SIZED_METHODS and self.threshold is not None:
+        if method.sizes == "edges" and self.threshold is not None:
             raise CircuitDiscoveryError(
-                f"--threshold is not for {self.method.replace('_', '-')}, which searches for a number of "
-                "edges: give --edges"
+                f"--threshold is not for {_hyphened(self.method)}, which searches for a number of edges: "
+                "give --edges"
             )
-        if self.group_testing and self.method != "acdc":
-            raise CircuitDiscoveryError(
-                f"--group-testing is not for {self.method.replace('_', '-')}; valid with acdc"
-            )
-        for name, methods in (("steps", STEPPED_METHODS), ("rounds", ROUND_METHODS)):
-            if getattr(self, name) is not None and self.method not in methods:
-                valid = " and ".join(each.replace("_", "-") for each in methods)
+        for name in self.how:
+            if not method.takes(name):
                 raise CircuitDiscoveryError(
-                    f"--{name} is not for {self.method.replace('_', '-')}; valid with {valid}"
+                    f"{_flag(name)} is not for {_hyphened(self.method)}; {_valid_with(name)}"
                 )
-        if self.direction == "denoising" and self.method not in DENOISING_METHODS:
+        if self.direction == "denoising" and not method.takes("direction"):
             raise CircuitDiscoveryError(
-                f"--direction denoising is not for {self.method.replace('_', '-')}; valid with "
-                f"{' and '.join(DENOISING_METHODS)}"
+                f"--direction denoising is not for {_hyphened(self.method)}; {_valid_with('direction')}"
             )
-        if self.method == "eap" and self.metric == "kl_divergence" and self.direction == "noising":
+        divergence = self.metric is not None and METRICS[self.metric].divergence
+        if method.gradient_at_clean and divergence and self.direction == "noising":
             raise CircuitDiscoveryError(
-                "--metric kl_divergence has no gradient on the clean run, where eap takes it; use "
-                "--method eap-ig"
+                f"--metric {self.metric} has no gradient on the clean run, where "
+                f"{_hyphened(self.method)} takes it; "
+                "use --method eap-ig"
             )
 
     @property
     def name(self) -> str:
         """<model>-<task>-<method>, fit for a folder."""
-        parts = (
-            Path(self.model).name.removesuffix(GGUF),
-            Path(self.task).stem,
-            self.method.replace("_", "-"),
-        )
+        parts = Path(self.model).name.removesuffix(GGUF), Path(self.task).stem, _hyphened(self.method)
         return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
 
     def resume_command(self, folder: Path) -> str:
         """The command line that goes on with this run."""
         words = ["circuitdiscovery", "discover", self.model, self.task]
-        for field in fields(self)[2:]:
-            value = getattr(self, field.name)
-            if field.name == "split_qkv":
+        for name, value in [*self.to_dict().items()][2:]:
+            if name == "split_qkv":
                 words += [] if value else ["--no-split-qkv"]
             elif value is True:
-                words += [f"--{field.name.replace('_', '-')}"]
-            elif value != field.default:
-                words += [f"--{field.name.replace('_', '-')}", str(value)]
+                words += [_flag(name)]
+            elif value != FIELDS.get(name):
+                words += [_flag(name), str(value)]
         return shlex.join([*words, "--out", str(folder), "--resume"])
+
+
+FIELDS = {each.name: each.default for each in fields(Options) if each.name != "how"}  # with their defaults
+
+
+def _hyphened(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _flag(option: str) -> str:
+    return f"--{_hyphened(option)}"
+
+
+def _valid_with(option: str) -> str:
+    return (
+        "valid with "
+        f"{' and '.join(_hyphened(name) for name, method in METHODS.items() if method.takes(option))}"
+    )
 
 
 def checked(values: Mapping[str, Any], where: str, *, names_too: bool = True) -> dict[str, Any]:
@@ -123,30 +139,31 @@ def checked(values: Mapping[str, Any], where: str, *, names_too: bool = True) ->
         CircuitDiscoveryError: one that is not, by file and name.
     """
     kinds, found = get_type_hints(Options), {}
-    for field in fields(Options):
-        if field.name not in values:
+    for name, value in values.items():
+        if name in FIELDS:
+            right = _fits(name, value, kinds[name])
+        elif name in OPTIONS:
+            right = value is None or value is False or OPTIONS[name].holds(value)
+        else:
             continue
-        name, value, kind = field.name, values[field.name], kinds[field.name]
-        real = (
-            name == "threshold"
-            and isinstance(value, int)
-            and not isinstance(value, bool)
-            and abs(value) < MOST
-        )
-        right = real or (isinstance(value, kind) and (not isinstance(value, bool) or kind is bool))
-        if right and isinstance(value, float) and not math.isfinite(value):
-            right = False
-        if right and isinstance(value, int) and name in LEAST:
-            right = LEAST[name] <= value <= MOST
         if not right:
             raise CircuitDiscoveryError(f"{where}: the field 'options.{name}' must not be {shown(value)}")
-        if names_too and isinstance(value, str) and name in names.VALID:
+        if names_too and isinstance(value, str) and name in get_args(Kind):
             try:
-                value = names.canonical(cast(names.Kind, name), value)
+                value = canonical(cast(Kind, name), value)
             except CircuitDiscoveryError as error:
                 raise CircuitDiscoveryError(f"{where}: the field 'options.{name}': {error}") from None
         found[name] = value
     return found
+
+
+def _fits(name: str, value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's kind and range."""
+    if name == "threshold" and value is not None:
+        return OPTIONS[name].holds(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        return False
+    return not isinstance(value, int) or name not in LEAST or LEAST[name] <= value <= MOST
 
 
 def is_task(name: str) -> bool:
@@ -200,7 +217,7 @@ def check_model(name: str) -> str:
 def searched_with(info: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a circuit's provenance knows.
 
-    The metric that acdc, exact and trace_back search with by default is not what a
+    The metric that a method searches with by default is not what a
     circuit is evaluated with: that is the task's own.
     """
     model, options = info.get("model"), info.get("options")
@@ -210,6 +227,7 @@ def searched_with(info: Mapping[str, Any]) -> dict[str, Any]:
     found |= {"model": model.get("name"), "dtype": model.get("dtype")} | {
         key: info.get(key) for key in ("task", "counterfactual", "seed", "examples")
     }
-    if info.get("method") in ("acdc", "exact", "trace_back") and found["metric"] == "kl_divergence":
+    method = METHODS.get(str(info.get("method")))
+    if method is not None and method.metric is not None and found["metric"] == method.metric:
         del found["metric"]
     return {key: value for key, value in found.items() if value is not None}

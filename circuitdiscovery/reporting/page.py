@@ -25,7 +25,7 @@ from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import write_atomically, write_json
 from circuitdiscovery.graph.nodes import letter_of, node_of, parsed, split_edge
-from circuitdiscovery.names import ablation_words
+from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.reporting import words
 from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
 from circuitdiscovery.reporting.folder import (
@@ -64,7 +64,7 @@ def report(run_folder: str | Path, path: str | Path | None = None) -> Path:
 
     Raises:
         CircuitDiscoveryError: no folder of a finished run; a missing or
-        broken file; weights that have changed since.
+            broken file; weights that have changed since.
     """
     folder = Path(run_folder)
     finished(folder)

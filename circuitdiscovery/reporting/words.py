@@ -1,6 +1,4 @@
-"""What the page says in words: numbers for people, the names of metrics and ablations,
-roles, and the verdict from the figures.
-"""
+"""The report in words: names of metrics, ablations and roles, the verdict on a circuit, and its warnings."""
 
 from __future__ import annotations
 
@@ -29,9 +27,9 @@ METRIC_MEANING = {
     "logit": "the logit of the right answer",
     "probability": "the probability of the right answers together",
     "prob_diff": "the probability of the right answers minus that of the wrong ones",
-    "nll": "minus the logarithm of the right answers' probability, in nats",
-    "accuracy": "how often a right answer is above every wrong one",
-    "kl_divergence": "how far the distribution of the next token is from the whole model's, in nats",
+    "nll": "minus the log probability of the right answers, in nats",
+    "accuracy": "how often a right answer ranks above every wrong one",
+    "kl_divergence": "how far the next-token distribution is from the model's, in nats",
 }
 ABLATIONS = {
     "resample": "what it carries on the corrupted prompt",
@@ -39,16 +37,14 @@ ABLATIONS = {
     "mean_all": "its mean over all tokens of the corrupted prompts",
     "zero": "zero",
     "noise": "what it carries when noise is added to the clean prompt's embeddings",
-    "random": "random values of the same mean and variance",
+    "random": "random values with the same mean and variance",
 }
-# What a head of that role does, for somebody who meets the word for the first time.
+# what a head with each role does, for readers who do not know the word
 ROLES = {
     "previous token": "attends to the token just before",
-    "duplicate token": "tells that a token has stood there before",
-    "induction": "attends to what followed an earlier copy of the token it stands at",
-    "S-inhibition": (
-        "attends to the subject's second mention, and acts through the heads that move the answer"
-    ),
+    "duplicate token": "detects that the token occurred before",
+    "induction": "attends to what followed an earlier copy of the current token",
+    "S-inhibition": "attends to the subject's second mention and acts through the heads that move the answer",
     "name mover": "copies the name that is the answer to the output",
     "negative name mover": "writes against the name that is the answer",
     "mover": "copies the word that is the answer to the output",
@@ -61,7 +57,7 @@ FAITHFUL, NEAR, PART, WIDE = (0.9, 1.1), (0.8, 1.2), 0.5, 0.5
 
 
 def meaning(role: str) -> str | None:
-    """What a role's heads do, where it is known.
+    """What heads with a role do; None for an unknown role.
 
     >>> meaning("mover of YY")
     'carries the word at YY to another position'
@@ -74,7 +70,7 @@ def meaning(role: str) -> str | None:
 
 
 class Verdict(NamedTuple):
-    """A word, a headline with the figure it stands on, and the paragraph."""
+    """A word, a headline with the figure behind it, and the sentences of the paragraph."""
 
     word: str
     headline: str
@@ -82,19 +78,24 @@ class Verdict(NamedTuple):
 
 
 def verdict(evaluation: Json, nodes: int, all_nodes: int, contents: Json | None = None) -> Verdict:
-    """What the figures say of a circuit of `nodes` of the model's `all_nodes`
-    heads and MLPs; `contents` is report.json.
+    """The verdict on a circuit.
+
+    Args:
+        evaluation: evaluation.json.
+        nodes: the number of heads and MLPs in the circuit.
+        all_nodes: the number of heads and MLPs in the model.
+        contents: report.json; without it the verdict does not compare with the prompts of the search.
     """
     word, headline = _headline(evaluation)
     size = _size(evaluation, nodes, all_nodes)
     if not _measured(evaluation):
-        how = "the run's command with --resume --measure quick measures it"
+        how = "repeat the run's command with --resume --measure quick to measure it"
         return Verdict(
             word,
             headline,
             (
                 size,
-                f"It was not measured, so nothing is known of how much of the behaviour it carries; {how}.",
+                f"It was not measured, so it is not known how much of the behaviour it carries; {how}.",
             ),
         )
     sentences = (size, _faithfulness(evaluation), _answers(evaluation))
@@ -117,20 +118,20 @@ def _headline(evaluation: Mapping[str, Any]) -> tuple[str, str]:
     if not _measured(evaluation):
         return "Not measured", f"how much of the behaviour these {edges} carry"
     if kept is None:
-        return "Cannot be said", f"whether these {edges} carry the behaviour"
+        return "Undetermined", f"whether these {edges} carry the behaviour"
     value, low, high = (kept[name] for name in ("value", "low", "high"))
     carry = "carries" if evaluation["edges"] == 1 else "carry"
     share = f"{edges} {carry} {percent(value)} of the behaviour"
     if low is None:
-        return "Uncertain", f"{share}, but a single prompt says little"
+        return "Uncertain", f"{share}, but a single prompt is little evidence"
     if high - low > WIDE:
-        return "Uncertain", f"{share}, but it may be anything from {percent(low)} to {percent(high)}"
+        return "Uncertain", f"{share}, with an interval from {percent(low)} to {percent(high)}"
     if FAITHFUL[0] <= low and high <= FAITHFUL[1]:
         return "Faithful", share
     if NEAR[0] <= value <= NEAR[1]:
         return "Mostly faithful", share
     if value > NEAR[1]:
-        return "Not faithful", f"{edges} overdo the behaviour: {percent(value)} of the model's"
+        return "Not faithful", f"{edges} exceed the behaviour: {percent(value)} of the model's"
     if value >= PART:
         return "Partly faithful", share
     return "Not faithful", f"{edges} {carry} only {percent(value)} of the behaviour"
@@ -158,7 +159,7 @@ def _faithfulness(evaluation: Mapping[str, Any]) -> str:
     off = f"|F(M) {MINUS} F(C)| = {interval(evaluation['faithfulness'])}"
     if evaluation["normalized"] is None:
         return (
-            f"How much of the behaviour it keeps cannot be said, because {evaluation['reason']}: "
+            f"How much of the behaviour it keeps is undetermined, because {evaluation['reason']}: "
             f"{ends} ({off})."
         )
     kept_share = interval(evaluation["normalized"], percent)
@@ -172,7 +173,7 @@ def _answers(evaluation: Mapping[str, Any]) -> str:
     same, kl = interval(evaluation["agreement"], percent), interval(evaluation["kl"])
     empty = evaluation.get("empty_kl")
     beside = "" if empty is None else f" (the empty circuit's {interval(empty)})"
-    away = f"its whole distribution is {kl} nats of KL divergence away{beside}"
+    away = f"the KL divergence of its distribution from the model's is {kl} nats{beside}"
     return f"Its most likely next token is the model's on {same} of the prompts; {away}."
 
 
@@ -191,7 +192,11 @@ def _completeness(evaluation: Mapping[str, Any]) -> str:
         if span and evaluation["normalized"] is not None
         else ""
     )
-    worst = "at most" if most["low"] is None else "where the prompts of the search differ most,"
+    worst = (
+        "at most"
+        if most["low"] is None
+        else "for the set where they differ most on the prompts of the search,"
+    )
     apart = f"circuit and model differ by {interval(mean)} on average{share}; {worst} by {interval(most)}"
     return f"When the same nodes are knocked out of both, {apart} (completeness)."
 
@@ -200,7 +205,7 @@ def _minimality(evaluation: Mapping[str, Any]) -> str:
     scores, below = evaluation["minimality"]["scores"], evaluation["minimality"]["below"]
     others = len(evaluation["minimality"].get("unmeasured", ()))
     if not scores:
-        return "It has no head or MLP, so there is nothing to say of minimality."
+        return "It has no heads or MLPs, so minimality does not apply."
     nodes = (
         f"its {plural(len(scores), 'node')}"
         if not others
@@ -208,10 +213,10 @@ def _minimality(evaluation: Mapping[str, Any]) -> str:
     )
     rest = f"; the other {others:,} were not measured" if others else ""
     if not below:
-        return f"Each of {nodes} matters by 1% of the span or more (minimality){rest}."
+        return f"All of {nodes} matter by at least 1% of the span (minimality){rest}."
     return (
-        f"{len(below)} of {nodes} never matter by 1% of the span, and could go: {', '.join(below)} "
-        f"(minimality){rest}."
+        f"{len(below)} of {nodes} always matter by less than 1% of the span and could be removed: "
+        f"{', '.join(below)} (minimality){rest}."
     )
 
 
@@ -219,16 +224,16 @@ def _caveats(evaluation: Mapping[str, Any]) -> list[str]:
     kept, same = evaluation["normalized"], evaluation["agreement"]["value"]
     said = []
     if kept is not None and kept["low"] is not None and kept["high"] - kept["low"] > 0.2:
-        said.append("The interval is wide: more examples (--examples) would narrow it.")
+        said.append("The interval is wide; more examples (--examples) would narrow it.")
     if kept is not None and kept["value"] >= NEAR[0] and same < 0.8:
         said.append(
-            f"The mean is kept better than each answer: on {percent(1 - same)} of the prompts the most "
-            "likely token is another one."
+            f"The mean is kept better than the single answers: on {percent(1 - same)} of the prompts the "
+            "most likely token differs from the model's."
         )
     if kept is not None and kept["value"] < PART:
         said.append(
-            "What is drawn below is not enough to explain the behaviour: more edges, or a lower "
-            "threshold, would keep more of it."
+            "The circuit is not enough to explain the behaviour; more edges, or a lower threshold, would "
+            "keep more of it."
         )
     return said
 
@@ -237,12 +242,12 @@ def _caveats(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def warnings(evaluation: Json | None, contents: Json | None = None) -> list[str]:
-    """What a reader must know before the figures are believed, a sentence each.
+    """What readers must know before they trust the figures, one sentence each.
 
-    A circuit is better than the empty one by a measure where the 95% intervals say so: its normalized
-    faithfulness lies above 0, its KL divergence below the empty circuit's. Two halves of the prompts, those
-    of the search and those held out, disagree where the intervals of the normalized faithfulness on them have
-    nothing in common.
+    A circuit is better than the empty one by a measure if the 95% intervals show it: the interval of its
+    normalized faithfulness is above 0, that of its KL divergence below the empty circuit's. The two halves of
+    the prompts, those of the search and those held out, disagree if the intervals of the normalized
+    faithfulness on them do not overlap.
     """
     if evaluation is None or not _measured(evaluation):
         return []
@@ -276,7 +281,7 @@ def _beside_search(evaluation: Json, contents: Json | None) -> list[str]:
         f"on the {plural(searched['examples'], 'prompt')} of the search it keeps "
         f"{interval(there, percent)} of the behaviour"
     )
-    on_others = f"on the {evaluation['examples']:,} that it has not seen {interval(kept, percent)}"
+    on_others = f"on the {evaluation['examples']:,} held-out ones {interval(kept, percent)}"
     return [
         (
             f"The two halves of the prompts disagree: {on_search}, {on_others}; search on more prompts "
@@ -286,8 +291,8 @@ def _beside_search(evaluation: Json, contents: Json | None) -> list[str]:
 
 
 def told(evaluation: Json | None, contents: Json) -> list[str]:
-    """What a terminal shows beside the evaluation: the mass of the scores, the
-    prompts of the search, and the warnings.
+    """What a terminal shows after the evaluation: the sums of the scores, the faithfulness on the prompts of
+    the search, and the warnings.
     """
     rows, scores, searched = [], contents["scores"], contents["searched"]
     if scores is not None:
@@ -300,7 +305,7 @@ def told(evaluation: Json | None, contents: Json) -> list[str]:
 
 
 def mass(scores: Json) -> str:
-    """`positive 66.2, negative -49.1; F(M) - F(empty) 4.32`."""
+    """The sums of the scores, as `positive 66.2, negative -49.1; F(M) - F(empty) 4.32`."""
     text = f"positive {number(scores['positive'])}, negative {number(scores['negative'])}"
     return (
         text
@@ -313,11 +318,11 @@ def mass(scores: Json) -> str:
 
 
 def command(options: Options) -> str:
-    """The command line that repeats a run; where a model or a task is a path,
-    its last part, to be run where that lies.
+    """The command line that repeats a run. Of a path to a model or a task it has only the last part, and so
+    must be run in that folder.
     """
     model, task = (_local(name) for name in (options.model, options.task))
-    # these two do not change what is found
+    # the device and the batch size do not change what is found
     plain = replace(options, model=model, task=task, device=None, batch_size=None)
     return shlex.join(shlex.split(plain.resume_command(Path()))[: -len(("--out", "DIR", "--resume"))])
 
@@ -328,8 +333,8 @@ def _local(name: str) -> str:
 
 
 def without_paths(text: str, options: Options) -> str:
-    """A message in which a model's or a task's path is only its last
-    part: a page must not say where it was made.
+    """A message with only the last part of the paths of the model and the task, because a page must not
+    reveal where it was made.
     """
     for name in (options.model, options.task):
         text = text.replace(name, Path(name).name)

@@ -36,14 +36,14 @@ import torch
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
-from circuitdiscovery.engine.ablation import Ablation, name_of
-from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows
-from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.engine.ablation import Ablation
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows
+from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import DEFAULT_THRESHOLD
+from circuitdiscovery.registry import DEFAULT_THRESHOLD, KL
 from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, most_alternatives, without_more
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import saved_in
@@ -96,7 +96,7 @@ def acdc(
 
     Raises:
         CircuitDiscoveryError: a threshold that is not a finite number; an order that is not a
-        whole number; a state of another search.
+            whole number; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -106,15 +106,9 @@ def acdc(
         raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
     if order is not None and (type(order) is not int or order < 0):
         raise CircuitDiscoveryError(f"order must be a whole number of at least 0, or None, not {order!r}")
-    bound = bind(metric or "kl_divergence", model, task, plain=False)
     graph = Graph.from_model(model, split_qkv=split_qkv)
-    options = {
-        "threshold": threshold,
-        "absolute": absolute,
-        "metric": bound.name,
-        "ablation": name_of(ablation),
-        "split_qkv": split_qkv,
-    }
+    setup = Setup.of(model, task, graph, metric=metric or KL, ablation=ablation, batch_size=batch_size)
+    options = setup.options(threshold=threshold, absolute=absolute)
     options |= ({} if order is None else {"order": order}) | (
         {"group_testing": True} if group_testing else {}
     )
@@ -130,9 +124,9 @@ def acdc(
         done = saved.number("receivers", 0)
         if progress:
             progress(ends[done], len(graph))
-        found, full = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
+        found, full = cases(setup)
         search = _Search(
-            task, graph, bound.against(by_rows(full)), threshold, absolute, found, order, group_testing
+            task, graph, setup.metric.against(by_rows(full)), threshold, absolute, found, order, group_testing
         )
         for at in range(done, len(receivers)):
             mask, scores = search.decide(receivers[at], mask, scores)

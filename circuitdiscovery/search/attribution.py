@@ -30,15 +30,15 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.ablation import Ablation, on_demand
+from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.fast import Memory
-from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind
-from circuitdiscovery.engine.patching import Progress, batches
+from circuitdiscovery.engine.metrics import BoundMetric, Metric
+from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import Readers, Reading, embed, plain_run, replaced_logits
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import canonical
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
@@ -185,20 +185,20 @@ def _attribute(
 ) -> Scores:
     """Scores by the mean of the gradients at the points of a line."""
     method, at = line.method, line.points
-    bound = bind(metric or task.metric, model, task)
-    if bound.name == "kl_divergence" and tuple(at) == (1.0,):
-        raise CircuitDiscoveryError(_NO_GRADIENT)
     graph = Graph.from_model(model, split_qkv=split_qkv)
+    how: dict[str, Any] = {"metric": metric, "ablation": ablation, "batch_size": batch_size}
+    setup = Setup.of(model, task, graph, **how, plain=True)
+    bound, carried = setup.metric, setup.carried
+    if bound.divergence and tuple(at) == (1.0,):
+        raise CircuitDiscoveryError(_NO_GRADIENT)
     done, share = 0, len(distributed.share(task))
     if progress:
         progress(done, share)
-    carried = on_demand(model, task, ablation)
     given = not isinstance(ablation, str)  # and not to be written to
-    total = torch.zeros(
-        graph.allowed.shape, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32)
-    )
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    total = torch.zeros(graph.allowed.shape, device=model.device, dtype=dtype)
     memory = Memory(model.W_E)
-    for batch in batches(model, task, batch_size):
+    for batch in setup.batches:
         replacement = _own(carried.rows(batch), model, given)
         total += _batch_products(model, graph, batch, replacement, carried.own_run, bound, at, memory)
         done += len(batch.rows)
@@ -206,15 +206,8 @@ def _attribute(
             progress(done, share)
     # damage = -(replacement - clean) . gradient, where higher is better
     sign = -1.0 if bound.higher_is_better else 1.0
-    values = (distributed.total(total).double().cpu().numpy() * (sign / (len(at) * len(task)))).astype(
-        np.float64
-    )
-    info = provenance(
-        model,
-        task,
-        method,
-        {**line.options, "metric": bound.name, "ablation": carried.name, "split_qkv": split_qkv},
-    )
+    values = distributed.total(total).double().cpu().numpy() * (sign / (len(at) * len(task)))
+    info = provenance(model, task, method, setup.options(**line.options))
     if not np.isfinite(values).all():
         raise CircuitDiscoveryError(
             f"{method}: the gradients of task {task.name} are not finite numbers; try dtype float32"

@@ -10,15 +10,11 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.fast import State, World
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.metrics import BoundMetric
-from circuitdiscovery.engine.patching import full_logits, worlds
-from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.model.model import Model
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.model.run import plain_run
-from circuitdiscovery.names import canonical
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 
@@ -38,29 +34,18 @@ class Case:
 
 
 @torch.no_grad()
-def cases(
-    model: Model,
-    task: Task,
-    graph: Graph,
-    *,
-    ablation: str | Ablation,
-    direction: str = "noising",
-    batch_size: int | None = None,
-) -> tuple[list[Case], Tensor]:
-    """(a case per batch of this process's share, all edges kept; the [examples,
-    vocabulary] logits of the full circuit, for KL).
-    """
+def cases(setup: Setup) -> tuple[list[Case], Tensor]:
+    """(a case per batch of this process's share, all edges kept; the [examples, vocabulary] logits of the
+    full circuit, for KL)."""
     found: list[Case] = []
-    run_of = "clean" if canonical("direction", direction) == "noising" else "corrupted"
-    for batch, world in worlds(
-        model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size
-    ):
-        run = plain_run(model, world.start, batch.position, keep_sources=True)
+    run_of = "corrupted" if setup.denoising else "clean"
+    for batch, world in setup.worlds():
+        run = plain_run(setup.model, world.start, batch.position, keep_sources=True)
         finite_logits(run.logits, batch.rows, run_of)
         assert run.sources is not None
         clean = world.clean_state(run.sources)
         found.append(Case(batch, world, clean, clean))
-    return found, full_logits(model, task, [(case.batch, case.world) for case in found], direction)
+    return found, setup.full_logits([(case.batch, case.world) for case in found])
 
 
 def most_alternatives(cases: Sequence[Case], mask: np.ndarray, receiver: int) -> int:

@@ -31,14 +31,15 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.ablation import Ablation, name_of
+from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.fast import World
-from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows
-from circuitdiscovery.engine.patching import Progress, full_logits, worlds
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
+from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.registry import KL
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import State, saved_in
 from circuitdiscovery.task.batch import Batch
@@ -92,7 +93,7 @@ def edge_pruning(
 
     Raises:
         CircuitDiscoveryError: a number of edges or steps that there cannot be; a metric
-        without a gradient; a state of another search.
+            without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.edge_pruning import edge_pruning
@@ -103,15 +104,8 @@ def edge_pruning(
     check_edges(graph, edges)
     if steps < 1:
         raise CircuitDiscoveryError(f"steps must be at least 1, not {steps}")
-    bound = bind(metric or "kl_divergence", model, task, plain=False)
-    options = {
-        "edges": edges,
-        "steps": steps,
-        "metric": bound.name,
-        "ablation": name_of(ablation),
-        "split_qkv": split_qkv,
-        "seed": seed,
-    }
+    setup = Setup.of(model, task, graph, metric=metric or KL, ablation=ablation, batch_size=batch_size)
+    options = setup.options(edges=edges, steps=steps, seed=seed)
     info = provenance(model, task, "edge_pruning", options)
     with saved_in(state, task, info) as saved:
         done = saved.number("step", 0)
@@ -119,8 +113,8 @@ def edge_pruning(
             progress(done, steps)
         gates = _Gates(len(graph), seed, saved)
         opened = saved.tensor("opened", torch.zeros(len(graph), dtype=torch.float64))
-        parts = list(worlds(model, task, graph, ablation=ablation, batch_size=batch_size))
-        distance = distance_to(full_logits(model, task, parts), bound)
+        parts = list(setup.worlds())
+        distance = distance_to(setup.full_logits(parts), setup.metric)
         for step in range(done, steps):
             sample = gates.sample()
             rows = gates.draw(len(task))
@@ -215,11 +209,7 @@ def distance_to(full: Tensor, metric: BoundMetric) -> BoundMetric:
     def distance(given: Tensor, batch: Batch) -> Tensor:
         return (metric(given, batch) - metric(full[batch.rows], batch)).abs()
 
-    return (
-        metric.against(by_rows(full))
-        if metric.name == "kl_divergence"
-        else BoundMetric(metric.name, False, distance)
-    )
+    return metric.against(by_rows(full)) if metric.divergence else BoundMetric(metric.name, False, distance)
 
 
 def mask_gradient(

@@ -15,13 +15,13 @@ import torch
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
-from circuitdiscovery.engine.ablation import Ablation, name_of
-from circuitdiscovery.engine.metrics import Metric, bind, by_rows
-from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.engine.ablation import Ablation
+from circuitdiscovery.engine.metrics import Metric, by_rows
+from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import KL
 from circuitdiscovery.search.cases import cases, mean_metric, rises
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import saved_in
@@ -64,14 +64,10 @@ def exact(
     """
     if level not in ("edge", "node"):
         raise CircuitDiscoveryError(f"no level {level!r}; valid levels: edge, node")
-    bound = bind(metric or "kl_divergence", model, task, plain=False)
     graph = Graph.from_model(model, split_qkv=split_qkv)
-    options = {
-        "metric": bound.name,
-        "ablation": name_of(ablation),
-        "direction": direction,
-        "split_qkv": split_qkv,
-    }
+    how: dict[str, Any] = {"ablation": ablation, "direction": direction, "batch_size": batch_size}
+    setup = Setup.of(model, task, graph, metric=metric or KL, **how)
+    options = setup.options(direction=direction)
     info = provenance(model, task, "exact", options)
     count = len(graph.receivers if level == "edge" else graph.sources)
     with saved_in(state, task, info | {"level": level}) as saved:
@@ -79,11 +75,8 @@ def exact(
         done = saved.number("done", 0)
         if progress:
             progress(done, count)
-        found, full = cases(model, task, graph, ablation=ablation, direction=direction, batch_size=batch_size)
-        bound, sign = (
-            bound.against(by_rows(full)),
-            1 if canonical("direction", direction) == "noising" else -1,
-        )
+        found, full = cases(setup)
+        bound, sign = setup.metric.against(by_rows(full)), -1 if setup.denoising else 1
 
         def measure(logits: Sequence[torch.Tensor]) -> np.ndarray:
             return sign * bound.damage(0.0, mean_metric(task, found, bound, logits))

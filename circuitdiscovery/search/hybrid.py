@@ -32,13 +32,14 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.ablation import Ablation, name_of
+from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.finite import rounding
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows
-from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.registry import KL
 from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, rises
 from circuitdiscovery.search.edge_pruning import check_edges, mask_gradient
@@ -95,7 +96,7 @@ def hybrid(
 
     Raises:
         CircuitDiscoveryError: a number of edges that there cannot be; a metric
-        without a gradient; a state of another search.
+            without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.hybrid import hybrid
@@ -106,24 +107,18 @@ def hybrid(
     check_edges(graph, edges)
     if rounds < 0:
         raise CircuitDiscoveryError(f"rounds must be at least 0, not {rounds}")
-    bound = bind(metric or task.metric, model, task, plain=False)
-    options = {
-        "edges": edges,
-        "rounds": rounds,
-        "metric": bound.name,
-        "ablation": name_of(ablation),
-        "split_qkv": split_qkv,
-    }
+    setup = Setup.of(model, task, graph, metric=metric, ablation=ablation, batch_size=batch_size)
+    options = setup.options(edges=edges, rounds=rounds)
     info = provenance(model, task, "hybrid", options)
     shared: dict[str, Any] = {"ablation": ablation, "split_qkv": split_qkv, "batch_size": batch_size}
     with saved_in(state, task, info) as saved:
         walk = _Walk(graph, edges, rounds, _Cost.of(model, task, graph), saved, progress)
         walk.show()
         if walk.stage == 0:
-            ranked = eap_ig(model, task, metric="kl_divergence", **shared, progress=walk.show_ranking)
+            ranked = eap_ig(model, task, metric=KL, **shared, progress=walk.show_ranking)
             walk.begin(ranked.values, ranked.top(min(_POOL * edges, len(graph))).mask)
-        found, full = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
-        search = _Search(task, graph, found, _Loss.of(model, task, graph, bound, found, full))
+        found, full = cases(setup)
+        search = _Search(task, graph, found, _Loss.of(setup, found, full))
         while walk.stage <= 1 + rounds:
             search.eliminate(walk)
             search.compare(walk)
@@ -155,12 +150,11 @@ class _Loss:
     span: float  # F(M) - F(empty); infinite where the metric is not to count
 
     @classmethod
-    def of(
-        cls, model: Model, task: Task, graph: Graph, metric: BoundMetric, found: list[Case], logits: Tensor
-    ) -> _Loss:
+    def of(cls, setup: Setup, found: list[Case], logits: Tensor) -> _Loss:
         """With F at both ends measured; `logits` are the full circuit's, [examples, vocabulary]."""
-        kl = bind("kl_divergence", model, task, plain=False).against(by_rows(logits))
-        metric = metric.against(by_rows(logits))
+        model, task, graph = setup.model, setup.task, setup.graph
+        kl = bind(KL, model, task, plain=False).against(by_rows(logits))
+        metric = setup.metric.against(by_rows(logits))
         ends = [
             [case.world.logits(mask)[None] for case in found]
             for mask in (graph.allowed, graph.allowed & False)
@@ -168,7 +162,7 @@ class _Loss:
         full, empty = (float(mean_metric(task, found, metric, logits)[0]) for logits in ends)
         noise = [float(rounding(logits, model.dtype, metric.name).sum()) for logits in ends[0]]
         least = float(distributed.total(torch.tensor(sum(noise), dtype=torch.float64))) / len(task)
-        counts = metric.name != "kl_divergence" and abs(full - empty) > least
+        counts = not metric.divergence and abs(full - empty) > least
         return cls(task, found, kl, metric, full, full - empty if counts else math.inf)
 
     def __call__(self, logits: Sequence[Tensor]) -> np.ndarray:

@@ -43,8 +43,8 @@ from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand, repla
 from circuitdiscovery.engine.fast import World
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows, clean_logits, kl_from
-from circuitdiscovery.engine.patching import Progress, replacement_bytes
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
+from circuitdiscovery.engine.setup import Progress, replacement_bytes
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
@@ -116,7 +116,7 @@ def matryoshka(
 
     Raises:
         CircuitDiscoveryError: an impossible number of edges or steps; a metric
-        without a gradient; a state of another search.
+            without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -315,7 +315,7 @@ class _Search:
         full = clean_logits(model, task)  # what a half precision rounds apart is a constant of the loss
         metric = metric.against(by_rows(full))
         found = [float(metric(full[batch.rows], batch.to(model.device)).sum()) for batch in task.batches()]
-        span = None if metric.name == "kl_divergence" else max(abs(sum(found)) / len(task), 1e-6)
+        span = None if metric.divergence else max(abs(sum(found)) / len(task), 1e-6)
         return cls(task, relaxed, metric, carried, learning, apart, full, span)
 
     def step(self, learnt: _Learnt, steps: int, sizes: Sequence[int]) -> None:

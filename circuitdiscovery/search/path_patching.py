@@ -31,10 +31,10 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.ablation import Ablation, name_of
+from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.fast import World
-from circuitdiscovery.engine.metrics import Metric, bind, by_rows
-from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.engine.metrics import Metric, by_rows
+from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.graph.graph import Graph
@@ -43,7 +43,7 @@ from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, plain_run
-from circuitdiscovery.names import DEFAULT_THRESHOLD, ablation_words
+from circuitdiscovery.registry import DEFAULT_THRESHOLD, KL, ablation_words
 from circuitdiscovery.search.cases import cases, mean_metric, rises
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Task
@@ -193,7 +193,8 @@ def path_patching(
     graph = Graph.from_model(model, split_qkv=split_qkv)
     columns = _columns(graph, [receivers] if isinstance(receivers, str) else receivers)
     rows = _rows(graph, senders, columns)
-    bench = Bench.build(model, task, graph, ablation, metric or task.metric, "noising", batch_size, seed=0)
+    setup = Setup.of(model, task, graph, metric=metric, ablation=ablation, batch_size=batch_size)
+    bench = Bench.build(setup)
     patched = np.zeros((len(rows), bench.count))
     for number, (batch, world) in enumerate(bench.worlds()):
         paths = _Paths.of(world, columns, through_mlps)
@@ -209,9 +210,9 @@ def path_patching(
         task=task.name,
         examples=len(task),
         metric=bench.metric.name,
-        ablation=name_of(ablation),
+        ablation=setup.ablation_name,
         through_mlps=through_mlps,
-        mean_over=bench.mean_over,
+        mean_over=setup.mean_over,
         receivers=tuple(graph.receivers[column] for column in columns),
         full=bench.mean(full),
         effects={graph.sources[row]: bench.damage(full, new) for row, new in zip(rows, patched, strict=True)},
@@ -376,12 +377,12 @@ def trace_back(
     >>> circuit = trace_back(model, cd.load_task("ioi", model, examples=4), threshold=0.1)
     """
     _finite(threshold)
-    bound = bind(metric or "kl_divergence", model, task, plain=False)
     graph = Graph.from_model(model, split_qkv=split_qkv)
+    setup = Setup.of(model, task, graph, metric=metric or KL, ablation=ablation, batch_size=batch_size)
     if progress:
         progress(0, len(graph.receivers))
-    found, full = cases(model, task, graph, ablation=ablation, batch_size=batch_size)
-    bound = bound.against(by_rows(full))
+    found, full = cases(setup)
+    bound = setup.metric.against(by_rows(full))
 
     def measure(logits: Sequence[Tensor]) -> np.ndarray:
         return bound.damage(0.0, mean_metric(task, found, bound, logits))
@@ -394,10 +395,5 @@ def trace_back(
             mask[:, receiver] = graph.allowed[:, receiver] & (scores[:, receiver] >= threshold)
         if progress:
             progress(done + 1, len(graph.receivers))
-    options = {
-        "threshold": threshold,
-        "metric": bound.name,
-        "ablation": name_of(ablation),
-        "split_qkv": split_qkv,
-    }
+    options = setup.options(threshold=threshold)
     return Circuit(graph, mask, scores, provenance(model, task, "trace_back", options))

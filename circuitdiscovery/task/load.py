@@ -12,7 +12,7 @@ from typing import Any
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.encoder import Encoder, HasTokenizer, encoder_of
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.prompts import Apart, draw

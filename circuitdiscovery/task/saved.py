@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_json
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.encoder import Encoder
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.values import read

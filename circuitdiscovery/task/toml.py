@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import read_text
-from circuitdiscovery.names import canonical
+from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.example import END
 from circuitdiscovery.task.generators import GENERATORS
 from circuitdiscovery.task.references import check_references

@@ -190,7 +190,7 @@ def load_hypothesis(name_or_path: str | Path) -> Hypothesis:
 
     Raises:
         CircuitDiscoveryError: no such hypothesis; broken TOML, by line; a field
-        that is missing, unknown or of another type.
+            that is missing, unknown or of another type.
 
     >>> load_hypothesis("toy/ioi-position").task
     'ioi'

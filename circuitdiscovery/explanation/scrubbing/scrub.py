@@ -31,7 +31,7 @@ import torch
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.finite import rounding
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, clean_logits
-from circuitdiscovery.engine.patching import Progress
+from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, Variables
 from circuitdiscovery.explanation.scrubbing.result import Scrubbing, mean

@@ -10,10 +10,9 @@ bytes in all of them but run.json, which alone knows times, versions and the com
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +23,11 @@ from circuitdiscovery.cli.journal import (
     earlier_run,
     going_on,
     now,
-    open_folder,
 )
+from circuitdiscovery.cli.search import chosen, evaluate, search
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_json, to_json, write_json
-from circuitdiscovery.names import DEFAULT_THRESHOLD
 from circuitdiscovery.reporting.folder import (
     CIRCUIT,
     CONTENTS,
@@ -39,20 +37,17 @@ from circuitdiscovery.reporting.folder import (
     PAGE,
     SCORES,
     load,
-    recorded,
     roles_of,
 )
 from circuitdiscovery.reporting.options import Options
-from circuitdiscovery.reporting.progress import say, stage
+from circuitdiscovery.reporting.progress import stage
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit.circuit import Circuit
     from circuitdiscovery.circuit.scores import Scores
-    from circuitdiscovery.measure.evaluation import Evaluation
     from circuitdiscovery.model.model import Model
     from circuitdiscovery.task.task import Task
 
-__all__ = ["discover", "evaluate", "load", "open_folder", "recorded", "search"]
 
 # that only the end of a run needs: it should not begin without them
 WHEELS = ("graphviz", "pygraphviz", "jinja2")
@@ -197,19 +192,9 @@ class _Run:
             "task": found.info.get("task"),
             "seed": found.info.get("seed"),
         }
-        wanted = asdict(self.options) | {"task": task.name, "seed": task.seed}
-        for key in (
-            "method",
-            "task",
-            "seed",
-            "metric",
-            "ablation",
-            "direction",
-            "split_qkv",
-            "threshold",
-            "edges",
-        ):
-            if key in used and wanted[key] is not None and used[key] != wanted[key]:
+        wanted = self.options.to_dict() | {"task": task.name, "seed": task.seed}
+        for key in sorted(used.keys() & wanted.keys()):
+            if wanted[key] is not None and used[key] != wanted[key]:
                 raise self._foreign(name, f"its {key} is {used[key]!r}, not {wanted[key]!r}")
         if other := other_data(found.info.get("data", {}), data_of(model, task)):
             raise self._foreign(name, other)
@@ -358,80 +343,3 @@ def _unmeasured(circuit: Circuit, options: Options, folder: Path) -> str:
         f"{len(circuit.graph):,}"
     )
     return f"{'circuit':<13} {size}\n{'measured':<13} not measured; measure it with: {how}"
-
-
-# ----------------------------------------------------------- search and measure
-
-
-def search(
-    model: Model, task: Task, options: Options, *, state: Path | None = None
-) -> tuple[Circuit, Scores | None]:
-    """The circuit by the method asked for, and the scores it was taken from
-    (None where the method gives a circuit).
-
-    A method takes of the options those that its signature names.
-    """
-    import circuitdiscovery as cd
-    from circuitdiscovery.cli.defaults import default_edges  # imports numpy
-
-    function = getattr(cd, options.method)
-    accepted = signature(function).parameters.keys() - {"model", "task"}
-    edges = options.edges or default_edges(len(cd.Graph.from_model(model, split_qkv=options.split_qkv)))
-    threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
-    with stage(options.name) as report:
-        given = asdict(options) | {"edges": edges, "threshold": threshold, "progress": report, "state": state}
-        given = {
-            name: value
-            for name, value in given.items()
-            if value is not None or name not in ("steps", "rounds")
-        }
-        found = function(model, task, **{name: value for name, value in given.items() if name in accepted})
-    if isinstance(found, cd.Circuit):
-        return found, None
-    return chosen(found, options), found
-
-
-def chosen(scores: Scores, options: Options) -> Circuit:
-    """The circuit that options take from scores."""
-    from circuitdiscovery.cli.defaults import default_edges
-
-    if options.threshold is not None:
-        return scores.above(options.threshold)
-    return scores.best(options.edges or default_edges(len(scores.graph)))
-
-
-def evaluate(
-    model: Model,
-    task: Task,
-    circuit: Circuit,
-    scores: Scores | None,
-    options: Options,
-    *,
-    effort: str = "full",
-    state: Path | None = None,
-) -> Evaluation:
-    """The circuit's evaluation under the options that it was searched with;
-    its price is said first, on standard error.
-    """
-    from circuitdiscovery.measure import evaluation
-
-    examples = len(task.held_out or task)
-    say(
-        f"measuring ({effort}): about {evaluation.price(circuit, examples, effort):.0f} forwards of "
-        f"{examples} prompts"
-    )
-    with stage("measuring") as report:
-        return evaluation.evaluate(
-            model,
-            task,
-            circuit,
-            ablation=options.ablation,
-            metric=options.metric,
-            direction=options.direction,
-            scores=scores,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            effort=effort,
-            state=state,
-            progress=report,
-        )

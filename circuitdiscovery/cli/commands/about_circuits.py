@@ -1,0 +1,161 @@
+"""Commands about a circuit: `evaluate`, `explain`, `compare`, `draw`, and `report` of a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from circuitdiscovery.cli.arguments import (
+    DIRECTION,
+    EFFORT,
+    FORMATS,
+    Checked,
+    about_circuit,
+    as_json,
+    edge_limit,
+    picture_path,
+)
+from circuitdiscovery.cli.commands.group import cli
+from circuitdiscovery.cli.files import circuit_of, evaluation_options, file_of, scores_of, show
+from circuitdiscovery.reporting.folder import load
+from circuitdiscovery.reporting.options import Options
+
+if TYPE_CHECKING:
+    from circuitdiscovery.circuit.circuit import Circuit
+
+MOST_EDGES = 60  # as in layout.py, which imports numpy
+
+
+@cli.command(short_help="Measure CIRCUIT: faithfulness, completeness, minimality.")
+@about_circuit
+@click.option("--direction", type=DIRECTION, help="[default: as the search]")
+@click.option(
+    "--measure",
+    type=EFFORT,
+    default="full",
+    show_default=True,
+    help="How much is measured; quick takes some 60 forwards.",
+)
+@as_json
+def evaluate(circuit: str, measure: str, as_json: bool, **given: Any) -> None:
+    """Measure CIRCUIT, a circuit.json, a run's folder or a shipped graph's
+    name: faithfulness, completeness, minimality.
+    """
+    from circuitdiscovery.cli.search import evaluate as measured
+
+    model, task, found, options = _searched_in(circuit, given)
+    scores = scores_of(circuit)
+    result = measured(model, task, found, scores, options, effort=measure)
+    show(result, as_json)
+    if not as_json:
+        from circuitdiscovery.reporting.contents import mass
+        from circuitdiscovery.reporting.words import told
+
+        for line in told(result.to_dict(), {"scores": mass(scores, None), "searched": None}):
+            click.echo(line)
+
+
+def _searched_in(circuit: str, given: dict[str, Any]) -> tuple[Any, Any, Circuit, Options]:
+    """(model, task, circuit, options) of a command about a circuit:
+    what is given, else as it was searched."""
+    found = circuit_of(circuit)
+    options = evaluation_options(found, circuit, given)
+    model, task = load(options)
+    from circuitdiscovery.engine import threads  # imports torch
+
+    threads.choose(model, task, options.batch_size)
+    found.check_model(model)
+    return model, task, found, options
+
+
+@cli.command(short_help="Say what the heads and MLPs of CIRCUIT do.")
+@about_circuit
+@click.option(
+    "--node", "nodes", multiple=True, metavar="NODE", help="Of this head or MLP only; repeat it for more."
+)
+@click.option(
+    "--effort", type=EFFORT, default="full", show_default=True, help="How many examples are intervened on."
+)
+@as_json
+def explain(circuit: str, nodes: tuple[str, ...], effort: str, as_json: bool, **given: Any) -> None:
+    """Say what the heads and MLPs of CIRCUIT do, a circuit.json, a run's folder
+    or a shipped graph's name: a card for each.
+    """
+    model, task, found, options = _searched_in(circuit, given)
+    import circuitdiscovery as cd
+    from circuitdiscovery.reporting.progress import stage
+
+    with stage("explaining") as report:
+        chosen: dict[str, Any] = {
+            "nodes": nodes or None,
+            "effort": effort,
+            "batch_size": options.batch_size,
+            "progress": report,
+        }
+        result = cd.explain(model, task, found, metric=options.metric, ablation=options.ablation, **chosen)
+    show(result, as_json)
+
+
+@cli.command(short_help="Compare circuit A with circuit B, the reference.")
+@click.argument("a")
+@click.argument("b")
+@as_json
+def compare(a: str, b: str, as_json: bool) -> None:
+    """Compare circuit A with circuit B, the reference: precision, recall and Jaccard,
+    and ROC AUC where A has scores beside it.
+    """
+    from circuitdiscovery.circuit.comparison import compare
+
+    show(compare(circuit_of(a), circuit_of(b), scores=scores_of(a)), as_json)
+
+
+@cli.command(short_help="Draw CIRCUIT into a picture.")
+@click.argument("circuit")
+@click.option(
+    "-o",
+    "--out",
+    type=Checked(picture_path, "FILE"),
+    required=True,
+    help=f"The picture: .{', .'.join(FORMATS)}.",
+)
+@click.option(
+    "--max-edges",
+    type=Checked(edge_limit, "N|all"),
+    default=str(MOST_EDGES),
+    show_default=True,
+    help="Draw at most N edges, 1 or more: the strongest whole paths from input to logits; or all of them.",
+)
+def draw(circuit: str, out: Path, max_edges: float) -> None:
+    """Draw CIRCUIT, a circuit.json, a run's folder or a shipped graph's name; of a
+    run with the roles of its nodes in colour.
+    """
+    from circuitdiscovery.reporting.folder import roles_beside
+
+    found = circuit_of(circuit)
+    roles = found.roles or roles_beside(Path(file_of(circuit)), found)
+    found.draw(out, roles=roles, max_edges=None if max_edges == math.inf else int(max_edges))
+    click.echo(str(out))
+
+
+@cli.command(short_help="Write the page of RUN, the folder of a finished discover.")
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The page: .html.  [default: RUN/report.html]",
+)
+def report(run: Path, out: Path | None) -> None:
+    """Write the page of RUN, the folder of a finished discover: the circuit, its measures
+    and what its nodes do, in one HTML file.
+
+    A circuit that was not measured has one, too; circuitdiscovery discover
+    ... --resume --measure quick measures it.
+    """
+    from circuitdiscovery.reporting.page import report
+
+    click.echo(str(report(run, out)))

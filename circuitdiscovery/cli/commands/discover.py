@@ -1,0 +1,147 @@
+"""`discover`: search, measure, explain, draw."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from circuitdiscovery.cli import defaults
+from circuitdiscovery.cli.arguments import (
+    ABLATION,
+    COUNT,
+    DEVICE,
+    DIRECTION,
+    DTYPE,
+    METRIC,
+    MODEL,
+    SEED,
+    TASK,
+    THRESHOLD,
+    as_json,
+    check_rows,
+    methods_own,
+    one_of,
+    valid_counterfactual,
+)
+from circuitdiscovery.cli.commands.group import PROGRAM, cli, notes_of
+from circuitdiscovery.cli.files import show_json, show_report
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.registry import DEFAULT_THRESHOLD
+from circuitdiscovery.reporting.options import Options
+
+
+@cli.command(short_help="Find, measure and draw the circuit of MODEL behind TASK.")
+@click.argument("model", type=MODEL)
+@click.argument("task", type=TASK)
+@click.option(
+    "--method",
+    type=one_of("method"),
+    help=f"How to search.  [default: acdc; matryoshka for a graph of more than {defaults.LARGE:,} edges]",
+)
+@click.option(
+    "--ablation", type=ABLATION, default="resample", show_default=True, help="What a removed edge carries."
+)
+@click.option(
+    "--metric",
+    type=METRIC,
+    help="What is measured.  [default: kl-divergence to search by acdc, exact, trace-back, else the task's]",
+)
+@click.option(
+    "--direction",
+    type=DIRECTION,
+    default="noising",
+    show_default=True,
+    help="Damage the clean run, or mend the corrupted one.",
+)
+@click.option(
+    "--threshold",
+    type=THRESHOLD,
+    help=(
+        f"acdc, trace-back: no edge of damage below T  [default: {DEFAULT_THRESHOLD}].  Others: "
+        "keep edges of |score| T or more."
+    ),
+)
+@click.option(
+    "--edges",
+    type=COUNT,
+    help=(
+        "Not for acdc, trace-back: keep the N edges of the largest scores.  [default: 10% of all; 1% "
+        f"of more than {defaults.LARGE:,}]"
+    ),
+)
+@click.option(
+    "--counterfactual",
+    metavar="NAME",
+    help="What the corrupted prompts ask, see `tasks`.  [default: the task's first choice]",
+)
+@click.option(
+    "--no-split-qkv",
+    is_flag=True,
+    help="One edge into a head instead of one each into its query, key and value.",
+)
+@click.option(
+    "--examples",
+    type=COUNT,
+    help="Prompt pairs to search on; as many are held out to evaluate.  [default: 64, or half of a table]",
+)
+@methods_own
+@click.option("--skip-bad", is_flag=True, help="Go on without the rows of a table that cannot be used.")
+@click.option("--batch-size", type=COUNT, help="Examples at a time.  [default: what memory allows]")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Draws the examples and whatever else is random."
+)
+@click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
+@click.option("--dtype", type=DTYPE, default="float32", show_default=True)
+@click.option(
+    "--measure",
+    type=one_of("measure"),
+    help=(
+        "How much of the circuit is measured and explained.  [default: full for small models and "
+        "circuits, else quick]"
+    ),
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A new or empty folder.  [default: runs/MODEL-TASK-METHOD]",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help=(
+        "Go on with the run in --out, or with the latest of this model, task and method; with "
+        "--measure, measure more of it."
+    ),
+)
+@as_json
+def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:
+    """Find, measure and draw the circuit of MODEL behind TASK.
+
+    MODEL is a bundled or hub name, a folder, or a .gguf file; TASK is a name, or a .toml, .csv or
+    .jsonl file, or the .json of a saved task.
+    """
+    from circuitdiscovery.cli import run
+    from circuitdiscovery.cli.journal import open_folder
+
+    given["counterfactual"] = valid_counterfactual(given["task"], given["counterfactual"])
+    check_rows(given["task"], given["skip_bad"])
+    if given["method"] is None:  # a threshold says that it is acdc
+        given["method"] = (
+            "acdc" if given["threshold"] is not None else defaults.default_method(given["model"])
+        )
+    options = Options.of({**given, "split_qkv": not no_split_qkv})
+    options.check()
+    folder = distributed.from_first(lambda: open_folder(options.name, out=out, resume=resume))
+    try:
+        record = run.discover(options, folder, [PROGRAM, *sys.argv[1:]])
+    except KeyboardInterrupt as stopped:
+        click.echo(" ".join(["\ninterrupted", *notes_of(stopped)]), err=True)
+        sys.exit(130)
+    if as_json:
+        show_json(record["summary"])
+    else:
+        show_report(record["report"], record["summary"])

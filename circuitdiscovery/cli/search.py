@@ -1,0 +1,126 @@
+"""The search of a run and its measurement, by what the command line asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.registry import DEFAULT_THRESHOLD, METHODS
+from circuitdiscovery.reporting.options import Options
+from circuitdiscovery.reporting.progress import say, stage
+
+if TYPE_CHECKING:
+    from circuitdiscovery.circuit.circuit import Circuit
+    from circuitdiscovery.circuit.scores import Scores
+    from circuitdiscovery.measure.evaluation import Evaluation
+    from circuitdiscovery.model.model import Model
+    from circuitdiscovery.task.task import Task
+
+
+def search(
+    model: Model, task: Task, options: Options, *, state: Path | None = None
+) -> tuple[Circuit, Scores | None]:
+    """The circuit by the method asked for, and the scores it was taken from
+    (None where the method gives a circuit).
+
+    A method takes of the options those that its signature names.
+
+    Raises:
+        CircuitDiscoveryError: a method that gives something else.
+    """
+    import circuitdiscovery as cd
+    from circuitdiscovery.cli.defaults import default_edges  # imports numpy
+
+    function = METHODS[options.method].load()
+    accepted = signature(function).parameters.keys() - {"model", "task"}
+    edges = options.edges or default_edges(len(cd.Graph.from_model(model, split_qkv=options.split_qkv)))
+    threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
+    with stage(options.name) as report:
+        given = options.to_dict() | {
+            "edges": edges,
+            "threshold": threshold,
+            "progress": report,
+            "state": state,
+        }
+        found = function(model, task, **{name: value for name, value in given.items() if name in accepted})
+    if isinstance(found, cd.Circuit):
+        return found, None
+    if isinstance(found, Mapping):
+        return of_nodes(model, task, found, options), None
+    if not isinstance(found, cd.Scores):
+        raise CircuitDiscoveryError(
+            f"method {options.method!r} must give Scores or a Circuit, not {type(found).__name__}"
+        )
+    return chosen(found, options), found
+
+
+def chosen(scores: Scores, options: Options) -> Circuit:
+    """The circuit that options take from scores."""
+    from circuitdiscovery.cli.defaults import default_edges
+
+    if options.threshold is not None:
+        return scores.above(options.threshold)
+    return scores.best(options.edges or default_edges(len(scores.graph)))
+
+
+def of_nodes(model: Model, task: Task, damages: Mapping[str, float], options: Options) -> Circuit:
+    """All edges between the nodes that options take by their damages: those of at least the threshold, or as
+    many of the most damage as have together no more than the edges asked for."""
+    import circuitdiscovery as cd
+    from circuitdiscovery.cli.defaults import default_edges
+    from circuitdiscovery.search.provenance import provenance
+
+    graph = cd.Graph.from_model(model, split_qkv=options.split_qkv)
+    ranked = sorted((node for node in damages if node != "input"), key=lambda node: -abs(damages[node]))
+    if options.threshold is not None:
+        nodes = [node for node in ranked if abs(damages[node]) >= options.threshold]
+        circuit = cd.Circuit.from_nodes(graph, nodes)
+    else:
+        most, count = options.edges or default_edges(len(graph)), 0
+        while count < len(ranked) and len(cd.Circuit.from_nodes(graph, ranked[: count + 1])) <= most:
+            count += 1
+        circuit = cd.Circuit.from_nodes(graph, ranked[:count])
+    told = {name: getattr(options, name) for name in ("metric", "ablation", "direction", "split_qkv")}
+    return cd.Circuit(
+        graph, circuit.mask, info=provenance(model, task, options.method, {**told, **options.how})
+    )
+
+
+def evaluate(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    scores: Scores | None,
+    options: Options,
+    *,
+    effort: str = "full",
+    state: Path | None = None,
+) -> Evaluation:
+    """The circuit's evaluation under the options that it was searched with;
+    its price is said first, on standard error.
+    """
+    from circuitdiscovery.measure import evaluation
+
+    examples = len(task.held_out or task)
+    say(
+        f"measuring ({effort}): about {evaluation.price(circuit, examples, effort):.0f} forwards of "
+        f"{examples} prompts"
+    )
+    with stage("measuring") as report:
+        return evaluation.evaluate(
+            model,
+            task,
+            circuit,
+            ablation=options.ablation,
+            metric=options.metric,
+            direction=options.direction,
+            scores=scores,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            effort=effort,
+            state=state,
+            progress=report,
+        )

@@ -1,0 +1,217 @@
+"""A setup: a model on a task's examples, what a removed edge carries
+there, and by which metric it is measured.
+
+Searches and measurements stand on it. Two decisions are made here and nowhere else:
+
+- Denoising runs the corrupted prompts, where the edges that are *not* restored carry the current output and
+  the restored ones the clean run's: its mask is complemented once (`carried`), and no ablation enters.
+- How many examples are run at once where no batch size is asked for, by the bytes of their replacements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.ablation import (
+    Ablation,
+    Replacements,
+    mean_over,
+    name_of,
+    on_demand,
+    run_sources,
+)
+from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.finite import finite_logits
+from circuitdiscovery.engine.metrics import BoundMetric, bind
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
+from circuitdiscovery.registry import canonical
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.task import Task
+
+Progress = Callable[[int, int], None]  # (done, total)
+# of replacements held at once, where no batch size is asked for; more is no faster (benchmarks/speed.py)
+_BATCH_BYTES = 2**27
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured, and how (see `of`).
+
+    Args:
+        model, task, graph: which model, on all examples of which task, by which edges.
+        metric: a divergence is from the logits that `metric.against` is given.
+        ablation: what a removed edge carries, by name or as it was given.
+        carried: the same as an object; in denoising, of the corrupted run, nothing that is used.
+        denoising: whether the corrupted run is mended, and not the clean one damaged.
+        batch_size: examples in one forward; None: as many as fit.
+    """
+
+    model: Model
+    task: Task
+    graph: Graph
+    metric: BoundMetric
+    ablation: str | Ablation
+    carried: Ablation
+    denoising: bool
+    batch_size: int | None
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        task: Task,
+        graph: Graph | None = None,
+        *,
+        metric: Any = None,
+        ablation: str | Ablation = "resample",
+        direction: str = "noising",
+        batch_size: int | None = None,
+        plain: bool = False,
+    ) -> Setup:
+        """A setup from what public functions are given; what an ablation
+        needs of the whole task is computed here, once.
+
+        Args:
+            model, task, ablation, direction, batch_size: as in `run_circuit`.
+            graph: by default the model's.
+            metric: by default the task's own.
+            plain: as in `bind`.
+
+        Raises:
+            CircuitDiscoveryError: an unknown name; a metric that the task cannot have.
+        """
+        denoising = canonical("direction", direction) == "denoising"
+        bound = bind(metric or task.metric, model, task, plain=plain)
+        # in denoising a name stands for itself alone: nothing is computed of it
+        carried = on_demand(model, task, "zero" if denoising and name_of(ablation) else ablation)
+        return cls(model, task, graph or model.graph, bound, ablation, carried, denoising, batch_size)
+
+    @property
+    def direction(self) -> str:
+        """`noising` or `denoising`."""
+        return "denoising" if self.denoising else "noising"
+
+    @property
+    def ablation_name(self) -> str:
+        """What reports call the ablation."""
+        return name_of(self.ablation)
+
+    @property
+    def own_run(self) -> bool:
+        """Whether an example's replacements are one run's own activations."""
+        return self.denoising or self.carried.own_run
+
+    @cached_property
+    def mean_over(self) -> int | None:
+        """The fewest prompts that a replacement is a mean over; None: it is not a mean."""
+        return None if self.denoising else mean_over(_given(self.ablation, self.carried), self.batches)
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """This process's share of the examples, on the model's device."""
+        return list(batches(self.model, self.task, self.batch_size))
+
+    def options(self, **given: Any) -> dict[str, Any]:
+        """Of a search's provenance: its own options, the metric, the ablation and `split_qkv`."""
+        found = {
+            "metric": self.metric.name,
+            "ablation": self.ablation_name,
+            "split_qkv": self.graph.split_qkv,
+        }
+        return given | found
+
+    def carrying(self, mask: np.ndarray) -> np.ndarray:
+        """The [sources, receivers] edges that carry the current
+        output: a circuit's, or in denoising all others.
+        """
+        return self.graph.allowed & ~mask if self.denoising else mask
+
+    def worlds(self) -> Iterator[tuple[Batch, World]]:
+        """Each batch of this process's share, as the fast engine takes it; its masks are `carrying`."""
+        for batch in self.batches:
+            yield batch, self.world(batch)
+
+    @torch.no_grad()
+    def world(self, batch: Batch) -> World:
+        """A batch as the fast engine takes it.
+
+        Raises:
+            CircuitDiscoveryError: replacements of another shape, or whose logits are not finite.
+        """
+        model, graph = self.model, self.graph
+        if self.denoising:
+            clean = run_sources(model, batch.clean)
+            return World(model, graph, embed(model, batch.corrupted), clean, batch.position, True)
+        values = self.carried.rows(batch)
+        expected = (len(graph.sources), *batch.clean.shape, model.d_model)
+        if values.shape != expected:
+            raise CircuitDiscoveryError(
+                f"ablation {self.ablation_name!r} gives replacements of shape {tuple(values.shape)}, not "
+                f"{expected}"
+            )
+        kept = self._kept(values)
+        key = id(model), graph.split_qkv, id(values), tuple(batch.position.tolist())
+        if key not in kept:
+            values = values.to(model.W_E)
+            finite_logits(replaced_logits(model, values, batch.position), batch.rows, "replaced")
+            start = embed(model, batch.clean)
+            kept[key] = World(model, graph, start, values, batch.position, self.carried.own_run)
+        return kept[key]
+
+    def _kept(self, values: Tensor) -> dict[Hashable, World]:
+        """Where a batch's world is kept with replacements that were computed once for all examples."""
+        given = self.ablation
+        if isinstance(given, Replacements) and any(values is part for _, part in given.parts):
+            return given.worlds
+        return {}
+
+    @torch.no_grad()
+    def full_logits(self, parts: Iterable[tuple[Batch, World]]) -> Tensor:
+        """[examples, vocabulary] with every edge kept, on all examples, from this process's batches:
+        what a divergence of other masks is from."""
+        model, count = self.model, len(self.task)
+        logits = torch.zeros(count, model.vocab_size, device=model.device, dtype=model.dtype)
+        for batch, world in parts:
+            logits[batch.rows] = world.logits(self.carrying(self.graph.allowed))
+        return finite_logits(distributed.total(logits), range(count), "clean")
+
+
+def _given(ablation: str | Ablation, carried: Ablation) -> Ablation:
+    """What knows how many prompts a mean is over: replacements that were
+    given know it of held-out examples, too.
+    """
+    return carried if isinstance(ablation, str) else ablation
+
+
+def replacement_bytes(model: Model, tokens: int) -> int:
+    """What the replacements of so many tokens take: everything that every source writes."""
+    return len(model.graph.sources) * tokens * model.d_model * model.W_E.element_size()
+
+
+def fitting(model: Model, task: Task) -> int:
+    """How many examples are run at once where no batch size is asked for."""
+    longest = max(len(example.clean) for example in task.examples)
+    return max(1, _BATCH_BYTES // replacement_bytes(model, longest))
+
+
+def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]:
+    """This process's share of a task on the model's device, prompts of
+    several lengths together where that is cheaper.
+
+    Without a size, as many examples as keep the replacements in bounded memory.
+    """
+    task.check(model.vocab_size, model.n_positions)
+    size = fitting(model, task) if batch_size is None else batch_size
+    for batch in task.batches(size, distributed.share(task), run_tokens=run_tokens(model)):
+        yield batch.to(model.device)

@@ -1,0 +1,76 @@
+"""What a family of models is described by, and what the descriptions share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from circuitdiscovery.model.block import Block, Rotary
+
+Weights = Mapping[str, Tensor]
+
+
+def no_rotary(config: Any) -> None:
+    """Of positions that are learnt."""
+
+
+def in_series(config: Any) -> bool:
+    """Of blocks whose MLP reads what their attention writes."""
+    return False
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where one family keeps what all families have. Its line in the
+    registry goes by Hugging Face's `model_type`.
+
+    Args:
+        block: one layer, of (config, weights, number of the layer) and, by
+            name, `rotary`, `window` and `activation`.
+        layers: the prefix of the layers' weights.
+        embedding, positions: the names of these weights; positions None: not learnt.
+        final_norm: the prefix of its weights.
+        unembedding: names that this weight can have, the first one that is there; none: the embedding's.
+        rotary: of the config, the rotary embedding that the blocks have.
+        activation: of the config, the name of the MLPs' activation.
+        parallel: of the config, whether attention and MLP read the same.
+    """
+
+    block: Callable[..., Block]
+    layers: str
+    embedding: str
+    final_norm: str
+    unembedding: tuple[str, ...] = ("lm_head.weight",)
+    positions: str | None = None
+    rotary: Callable[[Any], Rotary | None] = no_rotary
+    activation: Callable[[Any], str] = lambda config: config.hidden_act
+    parallel: Callable[[Any], bool] = in_series
+
+
+def heads(weight: Tensor, d_head: int) -> Tensor:
+    """[heads * d_head, d_model] -> [heads, d_head, d_model]; biases alike."""
+    return weight.unflatten(0, (-1, d_head))
+
+
+def optional_heads(bias: Tensor | None, d_head: int) -> Tensor | None:
+    """As `heads`, of a bias that there may not be."""
+    return None if bias is None else heads(bias, d_head)
+
+
+def rotary_of(embedding: Any) -> Rotary:
+    """From Hugging Face's module, which knows every kind of scaling."""
+    return Rotary(embedding.inv_freq.float(), float(embedding.attention_scaling))
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """Hugging Face's activation, by torch's fused kernel where there is one for the same function."""
+    if name in ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"):
+        return partial(F.gelu, approximate="tanh")  # a lambda could not be pickled
+    from transformers.activations import ACT2FN
+
+    return {"gelu": F.gelu, "silu": F.silu, "swish": F.silu, "relu": F.relu}.get(name) or ACT2FN[name]

@@ -1,0 +1,134 @@
+"""A Hugging Face config and the tensors by their names become one `Model`; what
+the forward does not compute is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.architectures.architecture import Architecture, Weights, activation
+from circuitdiscovery.model.block import Norm
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.registry import ARCHITECTURES
+
+
+def architecture_of(kind: str) -> Architecture:
+    """The description of a family, by Hugging Face's `model_type`."""
+    return ARCHITECTURES[kind].load()
+
+
+# what our forward does not compute, by the name a reader of the model's paper knows it by
+_POST_NORM, _MOE, _ALIBI = (
+    "post-norm (a norm after attention or the MLP)",
+    "mixture of experts",
+    "ALiBi position biases",
+)
+_KNOWN_REASONS = {
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3", "glm4"), _POST_NORM),
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "olmoe", "gpt_oss"), _MOE),
+    **dict.fromkeys(("bloom", "mpt"), _ALIBI),
+    "falcon": f"{_ALIBI} or multi-query attention",
+    "qwen3": "a norm on queries and keys",
+    **dict.fromkeys(("mamba", "mamba2"), "a state space instead of attention"),
+    **dict.fromkeys(("t5", "bert"), "an encoder"),
+}
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+
+
+def check_kind(kind: Any, name: str) -> None:
+    """Refuse, by name, a family (`model_type`) that the forward does not compute."""
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        reason = _KNOWN_REASONS.get(kind) if isinstance(kind, str) else None
+        raise CircuitDiscoveryError(
+            f"{name}: architecture {kind!r} is not supported{f' ({reason})' if reason else ''}; "
+            f"supported: {', '.join(ARCHITECTURES)}"
+        )
+
+
+def check_supported(config: Any, name: str) -> None:
+    """Refuse, by name, what the forward does not compute."""
+    check_kind(config.model_type, name)
+    if getattr(config, "add_cross_attention", False):
+        raise CircuitDiscoveryError(f"{name}: cross-attention is not supported")
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind, turned = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
+    if kind not in _STATIC_ROPE:
+        raise CircuitDiscoveryError(
+            f"{name}: rotary scaling {kind!r} depends on the prompt's length; supported: "
+            f"{', '.join(_STATIC_ROPE)}"
+        )
+    if not 0 < turned <= 1:  # it is the size of a table
+        raise CircuitDiscoveryError(
+            f"{name}: the rotary part of a head must be above 0 and at most 1, not {turned!r}"
+        )
+    window = getattr(config, "sliding_window", None)
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise CircuitDiscoveryError(
+            f"{name}: a sliding window must be a whole number of at least 1, not {window!r}"
+        )
+    kinds, layers = getattr(config, "layer_types", None), config.num_hidden_layers
+    if kinds is not None and not (isinstance(kinds, list | tuple) and len(kinds) == layers):
+        raise CircuitDiscoveryError(
+            f"{name}: layer_types must name the kind of each of its {layers} layers, not {shown(kinds, 100)}"
+        )
+
+
+def _window(config: Any, layer: int) -> int | None:
+    """How many positions a layer's queries see; None: all before them."""
+    kinds = getattr(config, "layer_types", None)
+    slides = kinds is None or kinds[layer] == "sliding_attention"
+    return getattr(config, "sliding_window", None) if slides else None
+
+
+def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any) -> Model:
+    """The model of a supported config and of the weights under Hugging Face's names."""
+    architecture = architecture_of(config.model_type)
+    embedding, rotary = weights[architecture.embedding], architecture.rotary(config)
+    turned = rotary and replace(rotary, frequencies=rotary.frequencies.to(embedding.device))
+    how: dict[str, Any] = {"rotary": turned, "activation": activation(architecture.activation(config))}
+    blocks = tuple(
+        architecture.block(config, weights, layer, window=_window(config, layer), **how)
+        for layer in range(config.num_hidden_layers)
+    )
+    norm, final = blocks[0].norm1, architecture.final_norm
+    return Model(
+        name=name,
+        digest=digest,
+        tokenizer=tokenizer,
+        graph=Graph(
+            len(blocks), len(blocks[0].W_Q), len(blocks[0].W_K), parallel=architecture.parallel(config)
+        ),
+        W_E=embedding,
+        W_pos=weights[architecture.positions] if architecture.positions else None,
+        blocks=blocks,
+        final_norm=Norm(weights[final + ".weight"], weights.get(final + ".bias"), norm.eps, norm.kind),
+        W_U=next(
+            weights[key] for key in (*architecture.unembedding, architecture.embedding) if key in weights
+        ),
+    )
+
+
+def weights_digest(weights: Weights) -> str:
+    """SHA-256 over the sorted tensors' names, shapes and bytes; the same for a
+    folder, its Hugging Face model and its bridge.
+
+    Half precisions are hashed as the float32 that they are exactly, so that it
+    does not matter which of them holds a value.
+    """
+
+    def one(name: str) -> str:
+        tensor = weights[name].detach().cpu().contiguous()
+        tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+        return (
+            f"{name} {list(tensor.shape)} {hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()}"
+        )
+
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        return hashlib.sha256("\n".join(pool.map(one, sorted(weights))).encode()).hexdigest()

@@ -1,0 +1,414 @@
+"""What goes by a name, one line each: where it is, what it takes, what it is in words. Imports nothing heavy.
+
+| to add | write | and a line in |
+| --- | --- | --- |
+| a search method | a function `(model, task, *, ...) -> Scores or Circuit` in `search/` | `METHODS` |
+| a metric | a function `(logits, batch) -> values` in `engine/metrics.py` | `METRICS` |
+| an ablation | a function `(model, **how) -> Made` in `engine/ablation.py` | `ABLATIONS` |
+| an architecture | an `Architecture` in `model/architectures/` | `ARCHITECTURES` |
+| a panel of the report | a function `(run) -> its template's values` in `reporting/panels/` | `PANELS` |
+
+From outside of the package the same line is an assignment: `METHODS["mine"] = Method("mymodule:mine",
+"...")`. The command line, `cd.__all__`, the benchmark and the checks of arguments all read these tables.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from inspect import signature
+from typing import Any, Literal, cast
+
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+
+DEFAULT_THRESHOLD = (
+    0.002  # nats: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
+)
+DIRECTIONS = ("noising", "denoising")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+KL = "kl_divergence"
+MOST = 2**63 - 1  # what numpy and torch hold
+MEASURES = ("none", "quick", "full")  # how much of a found circuit is measured, the least first
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that goes by a name.
+
+    Args:
+        home: the thing itself, or where it is: `module:name`, with a leading dot inside of this package.
+        words: what it is.
+    """
+
+    home: Any
+    words: str = ""
+
+    def load(self) -> Any:
+        """The thing, imported where it is not yet.
+
+        Raises:
+            CircuitDiscoveryError: a module, or a name in it, that cannot be imported.
+        """
+        if not isinstance(self.home, str):
+            return self.home
+        module, _, name = self.home.partition(":")
+        if not module.startswith("."):
+            if os.getcwd() not in sys.path:
+                sys.path.insert(0, os.getcwd())
+            return _theirs(module, name, self.home)
+        return getattr(import_module(module, __package__), name)
+
+
+def _theirs(module: str, name: str, home: str) -> Any:
+    try:
+        return getattr(import_module(module), name)
+    except Exception as error:  # whatever a module of somebody else's raises while it is imported
+        known = isinstance(error, ImportError | AttributeError | ValueError)
+        raise CircuitDiscoveryError(
+            f"{home!r}: {'' if known else f'{type(error).__name__}: '}{error}"
+        ) from None
+
+
+# ------------------------------------------------------------------ search methods
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of some methods, as the command line takes it.
+
+    Args:
+        kind: `count` (1 or more), `whole` (0 or more), `number`, `switch`, or the names to choose from.
+        words: what it does.
+    """
+
+    kind: Literal["count", "whole", "number", "switch"] | tuple[str, ...]
+    words: str
+
+    def read(self, text: str) -> Any:
+        """The value that a text stands for.
+
+        Raises:
+            CircuitDiscoveryError: another kind of value.
+
+        >>> OPTIONS["steps"].read("5"), OPTIONS["rule"].read("left")
+        (5, 'left')
+        """
+        if isinstance(self.kind, tuple):
+            if text not in self.kind:
+                raise unknown("value", text, self.kind)
+            return text
+        if self.kind == "number":
+            return finite(text)
+        return whole(text, 1 if self.kind == "count" else 0)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of this option's."""
+        if self.kind == "switch":
+            return isinstance(value, bool)
+        if isinstance(self.kind, tuple):
+            return value in self.kind
+        real = isinstance(value, int | float) and not isinstance(value, bool)
+        if self.kind == "number":
+            return real and abs(value) < MOST and math.isfinite(value)
+        return real and isinstance(value, int) and (self.kind == "count") <= value <= MOST
+
+
+def finite(text: str) -> float:
+    """The finite number that a text says."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise CircuitDiscoveryError(f"{text!r} is not a finite number")
+    return value
+
+
+def whole(text: str, least: int) -> int:
+    """The whole number of at least so much that a text says."""
+    if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < least:
+        raise CircuitDiscoveryError(f"{text[:40]!r} is not a whole number of at least {least}")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Method(Entry):
+    """A search.
+
+    Args:
+        options: of its parameters, those that not every method has, with their defaults;
+            a default of None is said by the method.
+        metric: what it searches by unless told; None: the task's own.
+        sizes: `any`: it scores edges, and a circuit of any number of them is taken from the scores; `edges`:
+            it searches for a number of edges; `threshold`: its circuit's size follows from a threshold.
+        gradient_at_clean: it takes the metric's gradient on the clean run, where that of a divergence is 0.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    metric: str | None = None
+    sizes: Literal["any", "edges", "threshold"] = "any"
+    gradient_at_clean: bool = False
+
+    def takes(self, option: str) -> bool:
+        """Whether the method has an option."""
+        return option in self.options
+
+    def load(self) -> Any:
+        """The function.
+
+        Raises:
+            CircuitDiscoveryError: what is not a function of (model, task).
+        """
+        found = super().load()
+        if isinstance(self.home, str) and self.home.startswith("."):
+            return found
+        if not callable(found):
+            kind = type(found).__name__
+            raise CircuitDiscoveryError(f"method {self.home!r} is a {kind}, not a function (model, task)")
+        try:
+            signature(found).bind(None, None)
+        except ValueError:  # nothing is known of it
+            pass
+        except TypeError as error:
+            raise CircuitDiscoveryError(
+                f"method {self.home!r} is not a function of (model, task): {error}"
+            ) from None
+        return found
+
+
+OPTIONS = {
+    "threshold": Option("number", "keep no edge of damage below T; of scores, those of |score| T or more"),
+    "edges": Option("count", "keep the N edges of the largest scores"),
+    "direction": Option(DIRECTIONS, "damage the clean run, or mend the corrupted one"),
+    "level": Option(("edge", "node"), "ablate one edge at a time, or all that a node writes"),
+    "steps": Option("count", "how many"),
+    "rule": Option(("midpoint", "left"), "where on the line the gradients are taken"),
+    "rounds": Option("whole", "how often it looks again at the edges near the cut"),
+    "drawn": Option("whole", "further prompts to draw from the task's templates"),
+    "order": Option("whole", "decide the edges in a random order, by this seed"),
+    "absolute": Option("switch", "keep edges whose removal helps, too"),
+    "group_testing": Option(
+        "switch", "remove edges together where they do no harm: faster, not always the same edges"
+    ),
+}
+METHODS: dict[str, Method] = {
+    "acdc": Method(
+        ".search.acdc:acdc", "remove edge after edge that does no damage (Conmy et al. 2023)",
+        {"threshold": DEFAULT_THRESHOLD, "absolute": False, "order": None, "group_testing": False},
+        metric=KL, sizes="threshold",
+    ),
+    "eap": Method(
+        ".search.attribution:eap", "edge attribution patching (Syed et al. 2023)",
+        {"direction": "noising"}, gradient_at_clean=True,
+    ),
+    "eap_ig": Method(
+        ".search.attribution:eap_ig", "EAP with integrated gradients (Hanna et al. 2024)",
+        {"steps": 5, "rule": "midpoint"},
+    ),
+    "clean_corrupted": Method(".search.attribution:clean_corrupted", "EAP with the gradients of both ends"),
+    "exact": Method(
+        ".search.exact:exact", "the damage of each edge, measured",
+        {"level": "edge", "direction": "noising"}, metric=KL,
+    ),
+    "trace_back": Method(
+        ".search.path_patching:trace_back", "path patching back from the logits (Wang et al. 2022)",
+        {"threshold": DEFAULT_THRESHOLD}, metric=KL, sizes="threshold",
+    ),
+    "hybrid": Method(
+        ".search.hybrid:hybrid", "attribution, then elimination by measured damage",
+        {"edges": None, "rounds": 4}, sizes="edges",
+    ),
+    "edge_pruning": Method(
+        ".search.edge_pruning:edge_pruning", "learn a mask (Bhaskar et al. 2024)",
+        {"edges": None, "steps": 200}, metric=KL, sizes="edges",
+    ),
+    "matryoshka": Method(
+        ".search.matryoshka:matryoshka", "learn an order of the edges (Matryoshka Attribution)",
+        {"edges": None, "steps": 520, "drawn": 480}, sizes="edges",
+    ),
+    "random": Method(".search.baseline:random", "random scores, to compare with"),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------ what is measured
+
+
+@dataclass(frozen=True)
+class Metric(Entry):
+    """A metric.
+
+    Args:
+        higher_is_better: whether a larger value means that the model does the task better.
+        needs_incorrect: whether every example must have an incorrect answer.
+        divergence: whether it compares with the full model's logits, with value and gradient 0 at these.
+        skewed: whether it is never negative, and about log-normal from prompt to prompt.
+        share: whether it is 0 or 1 on every prompt.
+    """
+
+    higher_is_better: bool = True
+    needs_incorrect: bool = False
+    divergence: bool = False
+    skewed: bool = False
+    share: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    "logit_diff": Metric(".engine.metrics:logit_diff", "logit difference", needs_incorrect=True),
+    "logit": Metric(".engine.metrics:logit", "logit of the answer"),
+    "probability": Metric(".engine.metrics:probability", "probability of the answer"),
+    "prob_diff": Metric(".engine.metrics:prob_diff", "probability difference", needs_incorrect=True),
+    "nll": Metric(".engine.metrics:nll", "negative log-likelihood", higher_is_better=False, skewed=True),
+    "accuracy": Metric(".engine.metrics:accuracy", "accuracy", needs_incorrect=True, share=True),
+    KL: Metric(
+        ".engine.metrics:kl_from", "KL divergence from the model",
+        higher_is_better=False, divergence=True, skewed=True,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ablation(Entry):
+    """An ablation.
+
+    Args:
+        own_run: whether an example's replacements are one run's own activations.
+    """
+
+    own_run: bool = False
+
+
+ABLATIONS: dict[str, Ablation] = {
+    "resample": Ablation(".engine.ablation:resample", "the corrupted run", own_run=True),
+    "mean": Ablation(".engine.ablation:mean", "the mean over prompts, at each position"),
+    "mean_all": Ablation(".engine.ablation:mean_all", "the mean over all tokens"),
+    "zero": Ablation(".engine.ablation:zero", "zero"),
+    "noise": Ablation(".engine.ablation:noise", "a run with noise on the embeddings", own_run=True),
+    "random": Ablation(".engine.ablation:random", "a Gaussian draw"),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------ models, reports, benchmarks
+
+_LLAMA = Entry(".model.architectures.llama:LLAMA", "RMSNorm, gated MLPs, rotary positions, grouped keys")
+ARCHITECTURES: dict[str, Entry] = {  # by Hugging Face's model_type
+    "gpt2": Entry(".model.architectures.gpt2:GPT2", "LayerNorm, learnt positions"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "gpt_neox": Entry(
+        ".model.architectures.gpt_neox:GPT_NEOX", "LayerNorm, rotary positions, parallel blocks"
+    ),
+}
+SUITES: dict[str, Entry] = {  # of the benchmark; the last two: one of the published circuits
+    name: Entry(".benchmark.suites:problems", words)
+    for name, words in {
+        "planted": "models whose circuit is known by construction",
+        "toy": "the bundled model's tasks",
+        "published": "GPT-2 small's published circuits",
+        "ioi": "the published circuit of IOI",
+        "greater_than": "the published circuit of greater-than",
+    }.items()
+}
+BENCHMARK_ONLY = ("eap_denoising", "exact_denoising")  # methods that are another one's in the other direction
+
+# ------------------------------------------------------------------ public names, with their modules
+
+_PUBLIC = {
+    name: module
+    for module, names in {
+        "circuit.circuit": ("Circuit",),
+        "circuit.comparison": ("Comparison", "compare"),
+        "circuit.load": ("load_circuit",),
+        "circuit.scores": ("Scores",),
+        "engine.ablation": ("Replacements", "replacements"),
+        "engine.metrics": ("Metric",),
+        "engine.run_circuit": ("run_circuit",),
+        "errors": ("CircuitDiscoveryError",),
+        "explanation.cards": ("Card", "Explanation"),
+        "explanation.explain": ("explain",),
+        "explanation.scrubbing.hypothesis": ("Hypothesis", "load_hypothesis"),
+        "explanation.scrubbing.result": ("Scrubbing",),
+        "explanation.scrubbing.scrub": ("scrub",),
+        "graph.graph": ("Graph",),
+        "measure.curve": ("Curve", "curve"),
+        "measure.evaluation": ("Evaluation", "evaluate"),
+        "measure.hypothesis_tests": ("HypothesisTests", "hypothesis_tests"),
+        "measure.stability": ("Stability", "stability"),
+        "model.load": ("load_model",),
+        "model.model": ("Model",),
+        "reporting.page": ("report",),
+        "search.path_patching": ("PathEffects", "path_patching"),
+        "task.example": ("Example",),
+        "task.load": ("load_task",),
+        "task.read": ("shipped_tasks",),
+        "task.task": ("Task",),
+    }.items()
+    for name in names
+}
+PUBLIC = _PUBLIC | {name: str(method.home).partition(":")[0][1:] for name, method in METHODS.items()}
+
+# ------------------------------------------------------------------ names
+
+Kind = Literal["metric", "ablation", "method", "direction", "dtype", "suite", "benchmark method", "measure"]
+TABLES: Mapping[str, Mapping[str, Entry]] = {
+    "method": METHODS, "metric": METRICS, "ablation": ABLATIONS, "suite": SUITES,
+}  # fmt: skip
+_LISTS = {"direction": DIRECTIONS, "dtype": DTYPES, "measure": MEASURES}
+_OPEN: Mapping[str, type[Entry]] = {"method": Method, "metric": Metric, "ablation": Ablation}
+# What people call them elsewhere.
+ALIASES: dict[str, dict[str, str]] = {
+    "metric": {"kl": KL, "kl_div": KL, "logit_difference": "logit_diff", "prob": "probability"},
+    "ablation": dict.fromkeys(("patch", "corrupt", "corrupted", "interchange"), "resample")
+    | {"zeros": "zero"},
+}
+
+
+def valid(kind: Kind) -> tuple[str, ...]:
+    """The names of a kind that there are now.
+
+    >>> valid("direction")
+    ('noising', 'denoising')
+    """
+    if kind == "benchmark method":
+        return (*METHODS, *BENCHMARK_ONLY)
+    return tuple(TABLES[kind]) if kind in TABLES else _LISTS[kind]
+
+
+def canonical(kind: Kind, name: str) -> str:
+    """The name with underscores, where it is one of its kind; hyphens are taken too, and what others call it.
+
+    A method, a metric or an ablation of your own is `module:name`; it gets a line in its table.
+
+    Raises:
+        CircuitDiscoveryError: a name that is not one of its kind; a module that cannot be imported.
+
+    >>> canonical("method", "eap-ig"), canonical("metric", "kl")
+    ('eap_ig', 'kl_divergence')
+    """
+    if kind in _OPEN and ":" in name:
+        table = cast(MutableMapping[str, Entry], TABLES[kind])
+        if name not in table:
+            entry = _OPEN[kind](name)
+            entry.load()
+            table[name] = entry
+        return name
+    found = str(name).replace("-", "_")
+    found = ALIASES.get(kind, {}).get(found, found)
+    if found not in valid(kind):
+        raise unknown(kind, name, valid(kind))
+    return found
+
+
+def ablation_words(name: str, mean_over: int | None) -> str:
+    """An ablation in a report's words, with the fewest prompts that a
+    replacement is a mean over where it is one.
+
+    >>> ablation_words("mean", 16)
+    'mean ablation (over 16 or more prompts)'
+    """
+    return f"{name} ablation" + (f" (over {mean_over} or more prompts)" if mean_over is not None else "")
