@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.model.build import architecture_of, check_supported
-from circuitdiscovery.model.folder import ATTENTION
+from circuitdiscovery.model.config import ATTENTION
 
 DTYPES = {
     "float32": torch.float32,
