@@ -13,8 +13,8 @@ from __future__ import annotations
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
+from circuitdiscovery.public import PUBLIC as _PUBLIC
 from circuitdiscovery.registry import METHODS as _METHODS
-from circuitdiscovery.registry import PUBLIC as _PUBLIC
 
 __version__ = "0.1.0"
 __all__ = sorted([*_PUBLIC, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]

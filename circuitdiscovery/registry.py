@@ -303,6 +303,9 @@ ARCHITECTURES: dict[str, Entry] = {  # by Hugging Face's model_type
     "gpt_neox": Entry(
         ".model.architectures.gpt_neox:GPT_NEOX", "LayerNorm, rotary positions, parallel blocks"
     ),
+    "transformer_lens_native": Entry(
+        ".model.architectures.native:NATIVE", "TransformerLens' own models, attention-only ones too"
+    ),
 }
 SUITES: dict[str, Entry] = {  # of the benchmark; the last two: one of the published circuits
     name: Entry(".benchmark.suites:problems", words)
@@ -314,43 +317,19 @@ SUITES: dict[str, Entry] = {  # of the benchmark; the last two: one of the publi
         "greater_than": "the published circuit of greater-than",
     }.items()
 }
-BENCHMARK_ONLY = ("eap_denoising", "exact_denoising")  # methods that are another one's in the other direction
-
-# ------------------------------------------------------------------ public names, with their modules
-
-_PUBLIC = {
-    name: module
-    for module, names in {
-        "circuit.circuit": ("Circuit",),
-        "circuit.comparison": ("Comparison", "compare"),
-        "circuit.load": ("load_circuit",),
-        "circuit.scores": ("Scores",),
-        "engine.ablation": ("Replacements", "replacements"),
-        "engine.metrics": ("Metric",),
-        "engine.run_circuit": ("run_circuit",),
-        "errors": ("CircuitDiscoveryError",),
-        "explanation.cards": ("Card", "Explanation"),
-        "explanation.explain": ("explain",),
-        "explanation.scrubbing.hypothesis": ("Hypothesis", "load_hypothesis"),
-        "explanation.scrubbing.result": ("Scrubbing",),
-        "explanation.scrubbing.scrub": ("scrub",),
-        "graph.graph": ("Graph",),
-        "measure.curve": ("Curve", "curve"),
-        "measure.evaluation": ("Evaluation", "evaluate"),
-        "measure.hypothesis_tests": ("HypothesisTests", "hypothesis_tests"),
-        "measure.stability": ("Stability", "stability"),
-        "model.load": ("load_model",),
-        "model.model": ("Model",),
-        "reporting.page": ("report",),
-        "search.path_patching": ("PathEffects", "path_patching"),
-        "task.example": ("Example",),
-        "task.load": ("load_task",),
-        "task.read": ("shipped_tasks",),
-        "task.task": ("Task",),
+PANELS: dict[str, Entry] = {  # of the report, from top to bottom; the first stands in its head
+    name: Entry(f".reporting.panels.{name}:{name.upper()}", words)
+    for name, words in {
+        "example": "an example, and how the run was made",
+        "verdict": "the verdict in words and figures",
+        "roles": "what the nodes do",
+        "circuit": "the drawing, and a card for each node",
+        "curve": "faithfulness by circuit size",
+        "criteria": "completeness and minimality",
+        "prompts": "the answers, prompt by prompt",
     }.items()
-    for name in names
 }
-PUBLIC = _PUBLIC | {name: str(method.home).partition(":")[0][1:] for name, method in METHODS.items()}
+BENCHMARK_ONLY = ("eap_denoising", "exact_denoising")  # methods that are another one's in the other direction
 
 # ------------------------------------------------------------------ names
 

@@ -23,7 +23,19 @@ ROOT = PACKAGE.parent
 # The packages in the order of the data flow: each imports only from those
 # before it, late and for type checkers too.
 ORDER = [
-    *("errors", "registry", "files", "arguments", "values", "graph", "model", "task", "circuit", "engine"),
+    *(
+        "errors",
+        "registry",
+        "public",
+        "files",
+        "arguments",
+        "values",
+        "graph",
+        "model",
+        "task",
+        "circuit",
+        "engine",
+    ),
     *("measure", "search", "explanation", "reporting", "benchmark", "cli", "__main__"),
 ]
 

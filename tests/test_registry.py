@@ -18,6 +18,8 @@ from circuitdiscovery import registry
 from circuitdiscovery.cli.commands import cli
 from circuitdiscovery.engine.ablation import Made
 from circuitdiscovery.model.architectures.gpt2 import GPT2
+from circuitdiscovery.reporting.folder import Run
+from circuitdiscovery.reporting.panels.panel import Panel
 
 # what every method may have, and the run gives by itself
 COMMON = {"model", "task", "metric", "ablation", "split_qkv", "batch_size", "seed", "progress", "state"}
@@ -26,7 +28,10 @@ COMMON = {"model", "task", "metric", "ablation", "split_qkv", "batch_size", "see
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The tables as they were before."""
-    tables = (registry.METHODS, registry.METRICS, registry.ABLATIONS, registry.ARCHITECTURES)
+    tables = (
+        *(registry.METHODS, registry.METRICS, registry.ABLATIONS),
+        *(registry.ARCHITECTURES, registry.PANELS),
+    )
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):
@@ -152,6 +157,20 @@ def test_an_architecture_from_outside() -> None:
     task = cd.Task.from_tokens(clean=rows, corrupted=rows, correct=[1] * 3, incorrect=[2] * 3)
     logits = cd.run_circuit(model, task, cd.Circuit.full(model.graph))
     torch.testing.assert_close(logits, network(rows).logits[:, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_panel_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    template = '<section id="layers"><p>{{ layers }} layers of {{ evil }}</p></section>'
+
+    def values(run: Run) -> dict[str, Any]:
+        return {"layers": run.circuit.graph.n_layers, "evil": "<b>"}
+
+    registry.PANELS["layers"] = registry.Entry(Panel(template, values, (("layers", "Layers"),)), "how deep")
+    folder = discovered("--method", "eap", "--edges", "9", "--measure", "none")
+    page = (folder / "report.html").read_text("utf-8")
+    assert '<section id="layers"><p>4 layers of &lt;b&gt;</p></section>' in page
+    assert '<a href="#layers">Layers</a></nav>' in page
 
 
 def test_nodes_are_a_circuit_of_their_edges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

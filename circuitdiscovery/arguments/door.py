@@ -1,7 +1,7 @@
 """The checks around public functions: each argument is checked or converted before its function begins.
 
-`@guarded` reads the annotations of a function. The annotation of an argument determines its check (`KINDS`),
-its name its least value (`LEAST`), so one line guards a new function. A name or a path is accepted for what it
+`@guarded` reads a function's annotations. The annotation of an argument determines its check (`KINDS`), its
+name its least value (`LEAST`), so one line guards a new function. A name or a path is accepted for what it
 names: a model, a task, a circuit (a file, or the folder of a run), scores, a hypothesis. Anything else is
 refused in one line that says what is valid. The annotations name the type that the function works with, which
 is narrower than what is accepted.

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from circuitdiscovery.registry import PUBLIC
+from circuitdiscovery.public import PUBLIC
 
 HOMES = PUBLIC | {"stage": "reporting.progress"}  # name -> module
 

@@ -14,7 +14,6 @@ import torch
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights, activation
-from circuitdiscovery.model.block import Norm
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import ARCHITECTURES
 
@@ -97,18 +96,17 @@ def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any)
         architecture.block(config, weights, layer, window=_window(config, layer), **how)
         for layer in range(config.num_hidden_layers)
     )
-    norm, final = blocks[0].norm1, architecture.final_norm
+    parallel, has_mlp = architecture.parallel(config), blocks[0].W_in is not None
+    shape = len(blocks), len(blocks[0].W_Q), len(blocks[0].W_K)
     return Model(
         name=name,
         digest=digest,
         tokenizer=tokenizer,
-        graph=Graph(
-            len(blocks), len(blocks[0].W_Q), len(blocks[0].W_K), parallel=architecture.parallel(config)
-        ),
+        graph=Graph(*shape, parallel=parallel, has_mlp=has_mlp),
         W_E=embedding,
         W_pos=weights[architecture.positions] if architecture.positions else None,
         blocks=blocks,
-        final_norm=Norm(weights[final + ".weight"], weights.get(final + ".bias"), norm.eps, norm.kind),
+        final_norm=architecture.norm(config, weights, architecture.final_norm),
         W_U=next(
             weights[key] for key in (*architecture.unembedding, architecture.embedding) if key in weights
         ),

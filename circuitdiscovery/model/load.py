@@ -77,7 +77,7 @@ def load_model(
             hf, tokenizer = source
         hf = unwrapped(hf)
         target = _device(device or next((parameter.device for parameter in hf.parameters()), "cpu"))
-        if tokenizer is None and getattr(hf.config, "_name_or_path", ""):
+        if tokenizer is None and getattr(getattr(hf, "config", None), "_name_or_path", ""):
             tokenizer = tokenizer_of(str(hf.config._name_or_path))
         return _model(hf, tokenizer, name or _object_name(hf), target, precision)
 
@@ -97,7 +97,7 @@ def _model(
         found = held(hf, name)
     weights = {key: value.detach().to(device, dtype) for key, value in found.weights.items()}
     try:
-        model = build(found.plain.config, weights, name, digest, tokenizer)
+        model = build(found.config, weights, name, digest, tokenizer)
     except CircuitDiscoveryError:
         raise
     except Exception as error:  # a config's field of another kind, weights of another model
@@ -202,7 +202,7 @@ def _no_model(name: str) -> str:
 
 
 def _object_name(hf: Any) -> str:
-    path = getattr(hf.config, "_name_or_path", "")
+    path = getattr(getattr(hf, "config", None), "_name_or_path", "")
     if not path:
         return type(hf).__name__
     return Path(path).resolve().name if Path(path).is_dir() else str(path)

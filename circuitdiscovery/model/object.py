@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
+from circuitdiscovery.model.architectures.native import KIND, NativeConfig
 from circuitdiscovery.model.build import architecture_of, check_supported
 from circuitdiscovery.model.config import ATTENTION
 
@@ -37,12 +38,14 @@ class Held:
     Args:
         own: the user's own model, whose forward counts.
         plain: the same, or a copy with its adapters merged.
+        config: Hugging Face's, or what stands for it.
         weights: by Hugging Face's names, in the dtype and on the device that they have.
         layers: where `plain` holds its layers.
     """
 
     own: Any
     plain: Any
+    config: Any
     weights: dict[str, Tensor]
     layers: str
 
@@ -81,7 +84,22 @@ def unwrapped(source: Any) -> Any:
 
 
 def _kind(model: Any) -> Any:
-    return getattr(getattr(model, "config", None), "model_type", None)
+    native = getattr(getattr(model, "cfg", None), "architecture", None) == "TransformerLensNative"
+    return KIND if native else getattr(getattr(model, "config", None), "model_type", None)
+
+
+def _config(model: Any, name: str) -> Any:
+    """The config of a model as the loader reads it.
+
+    Raises:
+        CircuitDiscoveryError: a feature of TransformerLens' own models that is not supported.
+    """
+    if _kind(model) != KIND:
+        return model.config
+    try:
+        return NativeConfig(model.cfg)
+    except CircuitDiscoveryError as error:
+        raise CircuitDiscoveryError(f"{name}: {error}") from None
 
 
 def _inside(source: Any) -> str | None:
@@ -102,16 +120,17 @@ def held(source: Any, name: str) -> Held:
     """
     _check_in_memory(source, name)
     base = _base(source)
-    check_supported(base.config, name)
+    config = _config(base, name)
+    check_supported(config, name)
     plain = _merged(source, name) if base is not source or any(map(_is_adapter, source.modules())) else source
-    state = _state(plain, name)
-    architecture = architecture_of(plain.config.model_type)
+    state = _state(plain, config, name)
+    architecture = architecture_of(config.model_type)
     if (prefix := _prefix(state, architecture.embedding)) is None:
         raise CircuitDiscoveryError(f"{name}: {_headless(plain, state)}")
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not any(key in weights for key in architecture.unembedding):
         raise CircuitDiscoveryError(f"{name}: {_headless(plain, state)}")
-    return Held(source, plain, weights, prefix + architecture.layers)
+    return Held(source, plain, config, weights, prefix + architecture.layers)
 
 
 def _prefix(state: dict[str, Tensor], embedding: str) -> str | None:
@@ -147,7 +166,7 @@ def _check_in_memory(model: Any, name: str) -> None:
             raise CircuitDiscoveryError(f"{name}: {_GATHER}")
 
 
-def _state(model: Any, name: str) -> dict[str, Tensor]:
+def _state(model: Any, config: Any, name: str) -> dict[str, Tensor]:
     """The weights under Hugging Face's names, also where a bridge has wrapped the modules."""
     try:
         state = model.state_dict()
@@ -155,7 +174,8 @@ def _state(model: Any, name: str) -> dict[str, Tensor]:
         raise CircuitDiscoveryError(f"{name}: its weights cannot be read: {one_line(error)}") from error
     if any(_WRAPPED in key for key in state):
         state = {key.replace(_WRAPPED, ""): value for key, value in state.items()}
-        state = {key: state[key] for key in _expected(model.config)}
+        if config.model_type != KIND:  # whose names are not known beforehand
+            state = {key: state[key] for key in _expected(config)}
     for key, value in state.items():
         if type(value) is not Tensor or value.dtype not in DTYPES.values():
             kind = value.dtype if type(value) is Tensor else type(value).__name__

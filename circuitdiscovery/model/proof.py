@@ -85,7 +85,7 @@ def _logits(hf: Any, tokens: Tensor, name: str) -> Tensor:
     call = hf.forward if getattr(hf, "_compiled_call_impl", None) is not None else hf
     try:
         out = call(tokens.to(next(hf.parameters()).device)) if hf.eval() else None
-        logits = getattr(out, "logits", None)
+        logits = out if isinstance(out, Tensor) else getattr(out, "logits", None)
         logits = out[0] if logits is None and isinstance(out, tuple) else logits
     except Exception as error:  # a forward can fail in as many ways as there are models
         raise CircuitDiscoveryError(f"{name}: the model's own forward fails: {one_line(error)}") from error

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuitdiscovery.model.block import Block, Rotary
+from circuitdiscovery.model.block import Block, Norm, Rotary
 
 Weights = Mapping[str, Tensor]
 
@@ -32,6 +32,7 @@ class Architecture:
     Args:
         block: one layer, of (config, weights, number of the layer) and, by
             name, `rotary`, `window` and `activation`.
+        norm: any norm, of (config, weights, prefix of the norm's weights).
         layers: the prefix of the layers' weights.
         embedding, positions: the names of these weights; positions None: not learnt.
         final_norm: the prefix of its weights.
@@ -42,6 +43,7 @@ class Architecture:
     """
 
     block: Callable[..., Block]
+    norm: Callable[[Any, Weights, str], Norm]
     layers: str
     embedding: str
     final_norm: str

@@ -8,24 +8,21 @@ from circuitdiscovery.model.architectures.architecture import Architecture, Weig
 from circuitdiscovery.model.block import Block, Norm
 
 
+def norm(config: Any, weights: Weights, at: str) -> Norm:
+    """LayerNorm."""
+    return Norm(weights[f"{at}.weight"], weights[f"{at}.bias"], config.layer_norm_epsilon, kind="layer")
+
+
 def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
+    """Queries, keys and values are one matrix."""
     at = f"transformer.h.{layer}."
     d_head = config.n_embd // config.n_head
     # Conv1D holds [in, out]
     w_q, w_k, w_v = weights[at + "attn.c_attn.weight"].T.chunk(3)
     b_q, b_k, b_v = weights[at + "attn.c_attn.bias"].chunk(3)
     scale = d_head**-0.5 if config.scale_attn_weights else 1.0
-    norms = [
-        Norm(
-            weights[f"{at}{name}.weight"],
-            weights[f"{at}{name}.bias"],
-            config.layer_norm_epsilon,
-            kind="layer",
-        )
-        for name in ("ln_1", "ln_2")
-    ]
     return Block(
-        norm1=norms[0], norm2=norms[1],
+        norm1=norm(config, weights, at + "ln_1"), norm2=norm(config, weights, at + "ln_2"),
         W_Q=heads(w_q, d_head), W_K=heads(w_k, d_head), W_V=heads(w_v, d_head),
         b_Q=heads(b_q, d_head), b_K=heads(b_k, d_head), b_V=heads(b_v, d_head),
         W_O=heads(weights[at + "attn.c_proj.weight"], d_head), b_O=weights[at + "attn.c_proj.bias"],
@@ -38,6 +35,7 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
 
 GPT2 = Architecture(
     block,
+    norm,
     layers="transformer.h",
     embedding="transformer.wte.weight",
     final_norm="transformer.ln_f",

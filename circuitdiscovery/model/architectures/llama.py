@@ -14,13 +14,19 @@ from circuitdiscovery.model.architectures.architecture import (
 from circuitdiscovery.model.block import Block, Norm, Rotary
 
 
+def norm(config: Any, weights: Weights, at: str) -> Norm:
+    """RMSNorm."""
+    return Norm(weights[f"{at}.weight"], None, config.rms_norm_eps, kind="rms")
+
+
 def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
+    """Biases where the file has some."""
     at = f"model.layers.{layer}."
     attention, mlp = at + "self_attn.", at + "mlp."
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     b_q, b_k, b_v = (optional_heads(weights.get(f"{attention}{x}_proj.bias"), d_head) for x in "qkv")
     return Block(
-        norm1=Norm(weights[at + "input_layernorm.weight"], None, config.rms_norm_eps, kind="rms"),
+        norm1=norm(config, weights, at + "input_layernorm"),
         W_Q=heads(weights[attention + "q_proj.weight"], d_head),
         W_K=heads(weights[attention + "k_proj.weight"], d_head),
         W_V=heads(weights[attention + "v_proj.weight"], d_head),
@@ -28,7 +34,7 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
         W_O=heads(weights[attention + "o_proj.weight"].T, d_head),
         b_O=weights.get(attention + "o_proj.bias"),
         scale=d_head**-0.5,
-        norm2=Norm(weights[at + "post_attention_layernorm.weight"], None, config.rms_norm_eps, kind="rms"),
+        norm2=norm(config, weights, at + "post_attention_layernorm"),
         W_in=weights[mlp + "up_proj.weight"], b_in=weights.get(mlp + "up_proj.bias"),
         W_gate=weights[mlp + "gate_proj.weight"], b_gate=weights.get(mlp + "gate_proj.bias"),
         W_out=weights[mlp + "down_proj.weight"], b_out=weights.get(mlp + "down_proj.bias"),
@@ -45,6 +51,7 @@ def rotary(config: Any) -> Rotary:
 
 LLAMA = Architecture(
     block,
+    norm,
     layers="model.layers",
     embedding="model.embed_tokens.weight",
     final_norm="model.norm",

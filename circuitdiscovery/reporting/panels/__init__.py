@@ -1,0 +1,1 @@
+"""The parts of the page, one file each with its template beside it; their order is the registry's."""

@@ -1,0 +1,122 @@
+"""The circuit as a drawing, the nodes' scores, and a card for each node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from circuitdiscovery.circuit import charts
+from circuitdiscovery.circuit.checks import check_same_graph
+from circuitdiscovery.circuit.scores import Scores
+from circuitdiscovery.graph.nodes import letter_of, node_of, split_edge
+from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
+from circuitdiscovery.reporting.folder import Run, roles_of
+from circuitdiscovery.reporting.panels.panel import Json, Panel, beside, cards_of
+from circuitdiscovery.reporting.panels.roles import attention, looks, rows
+
+BESIDE = 900  # points of width up to which a drawing can be read beside the cards
+
+
+def values(run: Run) -> dict[str, Any]:
+    """The drawing, its legend, the chart of nodes, the cards."""
+    circuit, cards = run.circuit, cards_of(run)
+    roles = roles_of(cards)
+    drawn, shown = part_of(circuit)
+    picture = drawing(drawn, roles, list(cards))
+    return {
+        "drawing": Markup(picture),
+        "large": int(re.findall(r"--width:(\d+)", picture)[0]) > BESIDE,
+        "drawn": len(drawn),
+        "shown": shown,
+        "node_scores": _node_scores(run, list(cards)),
+        "scored": circuit.scores is not None,
+        "signs": _signs(circuit.score(edge) for edge in drawn.edges),
+        "roles": rows(roles, cards),
+        "cards": _cards(run),
+    }
+
+
+def _cards(run: Run) -> list[dict[str, Any]]:
+    cards = cards_of(run)
+    roles = list(roles_of(cards))
+    marks, tints = letters(roles), colours(roles)
+    limit = charts.cells_each(sum(len(card["patterns"]) for card in cards.values()))
+    each = 3 if limit else 1
+    limit = limit or charts.cells_each(sum(bool(card["patterns"]) for card in cards.values()))
+    return [
+        dict(card)
+        | {
+            "letter": marks.get(card["role"]),
+            "colour": tints.get(card["role"]),
+            "looks": looks(card),
+            "table": _table(card),
+        }
+        | {
+            "reads": [_in_edge(*edge) for edge in card["in_edges"]],
+            "read_by": [_out_edge(*edge) for edge in card["out_edges"]],
+        }
+        | {
+            "maps": [
+                (pattern["text"], Markup(charts.heat_map(pattern, limit)))
+                for pattern in card["patterns"][: each if limit else 0]
+            ]
+        }
+        for card in cards.values()
+    ]
+
+
+def _in_edge(edge: str, score: float | None) -> tuple[str, str, float | None]:
+    """(the source, the letter that reads it, the score) of an edge into a card's node."""
+    source, receiver = split_edge(edge)
+    return source, f"into {letter_of(receiver)}" if letter_of(receiver) else "", score
+
+
+def _out_edge(edge: str, score: float | None) -> tuple[str, str, float | None]:
+    """(the reader, its letter, the score) of an edge out of a card's node."""
+    receiver = split_edge(edge)[1]
+    return node_of(receiver), f"by its {letter_of(receiver)}" if letter_of(receiver) else "", score
+
+
+def _table(card: Json) -> dict[str, Any] | None:
+    """Mean attention from each named position (rows) to each (columns)."""
+    known = {(source, target): weight for source, target, weight in attention(card)}
+    if not known:
+        return None
+    names = list(dict.fromkeys(name for pair in known for name in pair))
+    return {
+        "columns": names,
+        "rows": [(source, [known.get((source, target)) for target in names]) for source in names],
+    }
+
+
+def _signs(scores: Iterable[float | None]) -> dict[str, bool]:
+    """Which kinds of edges the drawing has, for its legend."""
+    known = list(scores)
+    return {
+        "helps": any(score is not None and score >= 0 for score in known),
+        "hurts": any(score is not None and score < 0 for score in known),
+        "unscored": any(score is None for score in known),
+    }
+
+
+def _node_scores(run: Run, cards: Sequence[str]) -> dict[str, Any] | None:
+    """The heat map by the run's own scores, else by those of the
+    circuit's edges; None where there are none."""
+    circuit, own = run.circuit, run.scores()
+    if own is not None:
+        check_same_graph(circuit, own)
+        scores = own
+    elif circuit.scores is not None:
+        scores = Scores(circuit.graph, np.nan_to_num(circuit.scores))
+    else:
+        return None
+    kept = [circuit.graph.sources[row] for row in np.flatnonzero(np.any(circuit.mask, axis=1))]
+    chart = charts.node_scores(circuit.graph, scores.by_node(), kept=kept, cards=cards)
+    return {"svg": Markup(chart), "own": own is not None}
+
+
+CIRCUIT = Panel(beside(__file__), values, (("circuit", "Circuit"),))

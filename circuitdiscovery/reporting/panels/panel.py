@@ -1,0 +1,52 @@
+"""What a part of the page is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from circuitdiscovery.registry import METRICS
+from circuitdiscovery.reporting.folder import Run
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of the page.
+
+    Args:
+        template: Jinja; its text is escaped, and it may use the macros of `macros.html.j2`.
+        values: what the template is given of a run, by name, beside what all are given (`shared`).
+        nav: (id of an element, label) of each entry in the list of the page's parts.
+    """
+
+    template: str
+    values: Callable[[Run], Mapping[str, Any]]
+    nav: tuple[tuple[str, str], ...] = ()
+
+
+def beside(file: str) -> str:
+    """The template that lies beside a panel's file."""
+    return Path(file).with_suffix(".html.j2").read_text("utf-8")
+
+
+def cards_of(run: Run) -> dict[str, Json]:
+    """The nodes' cards by name; none where nothing was explained."""
+    return dict(run.explanation["cards"]) if run.explanation else {}
+
+
+def shared(run: Run) -> dict[str, Any]:
+    """What every template is given."""
+    from circuitdiscovery.reporting import words
+
+    metric = run.evaluation["metric"]
+    return {
+        "run": run,
+        "known": list(cards_of(run)),
+        "measured": run.effort != "none",
+        "metric": words.METRICS.get(metric) or (METRICS[metric].words if metric in METRICS else metric),
+        "missing": run.missing or (run.contents["no_cards"] if run.contents else None),
+    }
