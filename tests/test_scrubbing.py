@@ -684,7 +684,7 @@ def test_a_tree_that_is_too_large_is_refused(gpt2: Tiny, task: Any) -> None:
     everything = Hypothesis("tokens", dict.fromkeys(gpt2.model.graph.sources, ()), shared=())
     with pytest.raises(
         cd.CircuitDiscoveryError,
-        match=r"the tree of its paths has [\d,]{6,} places, more than 10,000; leave out some of its 262 edges",
+        match=r"the tree of its paths has [\d,]{6,} nodes, more than 10,000; leave out some of its 262 edges",
     ):
         scrub(gpt2.model, task, everything)
 

@@ -18,7 +18,7 @@ ATTENDS = 0.3  # of a head's attention to one named position: three times an eve
 MATTERS = 0.05  # of |F(M) - F(empty)|: parts of a smaller effect say little about what a head is for
 # of the logit difference: a head that writes less moves nothing that matters, whatever it copies
 DIRECT = 0.05
-# of an effect: what a head does by its edge to the logits, or with another word, is then beside the point
+# of an effect: what a head does by its edge to the logits, or with another word, then does not matter
 LITTLE = 0.25
 # of an effect hangs on one word, and of that on what is moved: an ablation may
 # change several words, or flip the answer
@@ -66,7 +66,7 @@ class Setting:
         answer: the named position where it mostly stands.
         names: the named positions, END apart.
         even: the score `previous token` of a head that attends to all tokens
-            alike; None where there are no such scores.
+            alike; None without such scores.
     """
 
     logit_diff: float

@@ -230,7 +230,7 @@ def _inhibition(
     through, alone = costs["through"], costs["alone"]
     if through < MAJORITY * head.effect or abs(alone) > LITTLE * head.effect:
         return None
-    parts = [f"{costs[letter]:.3g} by their {letter}" for letter in "qkv" if letter in costs]
+    parts = [f"{costs[letter]:.3g} through their {letter}" for letter in "qkv" if letter in costs]
     return "S-inhibition", (
         f"END gives {sights.pairs(head.node)[END, S2]:.2f} of its attention to {S2}.",
         (

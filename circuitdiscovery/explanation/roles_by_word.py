@@ -86,8 +86,8 @@ def _matcher(
     weight = sights.copies(head.node)[later, earlier]
     return "duplicate token", (
         (
-            f"{later} repeats {earlier}'s token. Another word there, seen by its keys alone, costs "
-            f"{cost_of(cost, head, trials)}."
+            f"{later} repeats {earlier}'s token. Swapping the word at {earlier}, through the keys only, "
+            f"costs {cost_of(cost, head, trials)}."
         ),
         (
             f"{later} gives {weight:.2f} of its attention to {earlier}, {otherwise:.2f} where another word "
@@ -120,7 +120,7 @@ def _carrier(
             f"Writing what it does with another word at {name} costs "
             f"{cost_of(cost, head, trials)}{in_brackets(others)}."
         ),
-        f"Another word there, seen by its values alone, costs {values:.3g}.",
+        f"Swapping the word there, through the values only, costs {values:.3g}.",
         f"Where the circuit reads it, it gives {sights.looks(head.node, name) or 0.0:.2f} of its "
         f"attention to {name}, "
         f"and {sights.stays(head.node):.2f} to the position itself.",

@@ -48,9 +48,7 @@ class RandomPaths:
             row = _one(self._fed[column], rng)
 
     def beside(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """[sources, receivers] bool: what a random path has that a mask (not
-        of every edge) has not; at least one edge.
-        """
+        """[sources, receivers] bool: the edges of a random path, at least one, that a mask (not of all edges) lacks."""
         while True:
             new = self.path(rng) & ~mask
             if new.any():

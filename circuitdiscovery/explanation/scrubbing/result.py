@@ -25,7 +25,7 @@ class Scrubbing(Value):
         part: "held_out" or "examples" of the task.
         examples: that were measured.
         prompts: that were drawn from.
-        draws: for each example and place in the tree.
+        draws: for each example and node of the tree.
         metric: by which.
         edges: the hypothesis' edges with their variables.
         places: nodes of its tree.
@@ -85,7 +85,7 @@ class Scrubbing(Value):
         where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
         yield (
             "hypothesis",
-            f"{self.hypothesis}: {len(self.edges)} edges, {self.places} places in the tree of their paths",
+            f"{self.hypothesis}: {len(self.edges)} edges, {self.places} nodes in the tree of their paths",
         )
         yield (
             "measured",

@@ -10,12 +10,12 @@ scrubbed, for a prompt x:
    variables, and take what the edge's source writes, scrubbed, for that prompt. The recursion unrolls the
    graph into the tree of its paths; each has draws of its own.
 2. All other edges into the node carry what their sources write on one prompt,
-   drawn at random for this place of the tree.
+   drawn at random for this node of the tree.
 3. A source without such edges into it writes what it writes on the prompt that was drawn.
 
 The root is the logits, read at x's answer position and judged by x's answers. Prompts stand in for each other
-only where they are of the same length and agree on the hypothesis' `shared` variables, for their words must
-stand at the same positions. The prompt itself is never drawn while another one agrees; how often none did is
+only where they are of the same length and agree on the hypothesis' `shared` variables: their words must stand
+at the same positions. The prompt itself is never drawn while another one agrees; how often none did is
 counted, because what was never exchanged was never tested.
 """
 
@@ -72,10 +72,10 @@ def scrub(
         model: a loaded model.
         task: measured on its held-out examples where there are some, else on its examples.
         hypothesis: what to test (`load_hypothesis`, or made in Python).
-        prompts: a task whose clean prompts (its examples') are drawn from beside the measured ones. Where a
-            variable takes many values, such as a name, few of the measured prompts agree on it.
+        prompts: a task whose clean prompts (its examples') are drawn from as well as the measured ones. Where
+            a variable takes many values, such as a name, few of the measured prompts agree on it.
         metric: by default the task's own.
-        draws: for each example and place in the tree; the metric is averaged over them.
+        draws: for each example and node of the tree; the metric is averaged over them.
         renamed: hypotheses of the same shape to compare with: the heads of each layer
             exchanged at random, the edges with them.
         seed: of the draws, the renamed hypotheses and the bootstrap; the same call gives the same bytes.
@@ -84,7 +84,7 @@ def scrub(
 
     Raises:
         CircuitDiscoveryError: a hypothesis of another task, or that does not fit the model; variables that
-            the examples lack; a tree of more than 10,000 places.
+            the examples lack; a tree of more than 10,000 nodes.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.explanation.scrubbing.hypothesis import load_hypothesis

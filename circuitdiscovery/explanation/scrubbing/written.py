@@ -28,7 +28,7 @@ class Written:
 
     model: Model
     sources: Mapping[int, Tensor]  # row -> [P, T, D]
-    streams: Mapping[int, Tensor]  # place (see `stream_of`) -> [P, T, D]
+    streams: Mapping[int, Tensor]  # index (see `stream_of`) -> [P, T, D]
 
     @classmethod
     def of(cls, model: Model, prompts: Prompts, rows: Sequence[int], places: Sequence[int]) -> Written:
@@ -88,7 +88,7 @@ class Written:
         self, drawn: Drawn, columns: Sequence[int], some: slice, at: Tensor | None = None
     ) -> dict[int, Tensor]:
         """Receiver's column -> [draws * examples, T, D], or [draws * examples, D]
-        at positions, for receivers at one place.
+        at positions, for receivers that read the same stream.
         """
         assert drawn.rest is not None
         rest = self._numbers(drawn.rest, some)
