@@ -48,7 +48,10 @@ class RandomPaths:
             row = _one(self._fed[column], rng)
 
     def beside(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """[sources, receivers] bool: the edges of a random path, at least one, that a mask (not of all edges) lacks."""
+        """[sources, receivers] bool: the edges of a random path that a mask lacks, at least one.
+
+        The mask must lack an edge.
+        """
         while True:
             new = self.path(rng) & ~mask
             if new.any():
