@@ -4,7 +4,6 @@ that is easily made (a 90% interval, KL the wrong way round, a K that still hold
 
 from __future__ import annotations
 
-from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,20 +62,6 @@ def test_a_skewed_mean_has_cox_s_limits_at_95_percent() -> None:
     found = intervals.mean(values, draws, skewed=True)
     assert (found.low, found.high) == pytest.approx(skewed(values, draws))
     assert theirs[1] > ours[1]  # so that Cox's is seen
-
-
-@pytest.mark.parametrize("runs", [3, 6])
-def test_the_interval_over_pairs_is_the_jackknife_s(runs: int) -> None:
-    """Leave one run out, all its pairs with it."""
-    pairs = list(combinations(range(runs), 2))
-    values = np.random.default_rng(runs).uniform(0.45, 0.55, len(pairs))
-    left = np.array([values[[run not in pair for pair in pairs]].mean() for run in range(runs)])
-    error = np.sqrt((runs - 1) ** 2 / runs * left.var(ddof=1))
-    found = intervals.mean_over_pairs(values, runs)
-    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, runs - 1, values.mean(), error))
-    # all agree: of runs that are alike with probability q, all are so in one case of 40 where q^runs = 1 / 40
-    alike = intervals.mean_over_pairs(np.ones(len(pairs)), runs)
-    assert alike.high == 1 and alike.low ** (runs / 2) == pytest.approx(1 / 40)
 
 
 # ------------------------------------------------------------------ evaluation
