@@ -24,7 +24,8 @@ import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
 from circuitdiscovery.explanation.scrubbing import scrub as scrubbing
 from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, load_hypothesis, shipped_hypotheses
-from circuitdiscovery.explanation.scrubbing.scrub import Scrubbing, scrub
+from circuitdiscovery.explanation.scrubbing.result import Scrubbing
+from circuitdiscovery.explanation.scrubbing.scrub import scrub
 from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts
 from circuitdiscovery.files.disk import data_folder
 

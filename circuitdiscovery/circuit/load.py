@@ -23,7 +23,7 @@ def load_circuit(name_or_path: str | Path, *, n_kv_heads: int | None = None) -> 
 
     Raises:
         CircuitDiscoveryError: no such circuit; a file that says
-        something else than a circuit, by file and field.
+            something else than a circuit, by file and field.
     """
     path = circuit_file(name_or_path)
     data = read_json(path)

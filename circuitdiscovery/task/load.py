@@ -59,7 +59,7 @@ def load_task(
 
     Raises:
         CircuitDiscoveryError: for a broken file, rows that do not fit (counted, the first
-        five named), or an option that is not valid.
+            five named), or an option that is not valid.
     """
     if examples is not None and (type(examples) is not int or examples < 1):
         raise CircuitDiscoveryError(f"examples must be a whole number of at least 1, not {examples}")

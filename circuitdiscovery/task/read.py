@@ -80,7 +80,7 @@ def counterfactual_of(task: TaskFile | Table | SavedTask, name: str) -> str:
 
     Raises:
         CircuitDiscoveryError: there is none of that name, or the task is a
-        table or was saved; names the valid ones.
+            table or was saved; names the valid ones.
 
     >>> counterfactual_of(read_task("ioi"), "flip")
     'flip'
