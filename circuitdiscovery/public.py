@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from circuitdiscovery.registry import METHODS
 
-_PUBLIC = {
+_PUBLIC: dict[str, str] = {
     name: module
     for module, names in {
         "circuit.circuit": ("Circuit",),
@@ -36,4 +36,6 @@ _PUBLIC = {
     }.items()
     for name in names
 }
-PUBLIC = _PUBLIC | {name: str(method.home).partition(":")[0][1:] for name, method in METHODS.items()}
+PUBLIC: dict[str, str] = _PUBLIC | {
+    name: str(method.home).partition(":")[0][1:] for name, method in METHODS.items()
+}
