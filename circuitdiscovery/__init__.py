@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from circuitdiscovery.explanation.explain import explain as explain
     from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis as Hypothesis
     from circuitdiscovery.explanation.scrubbing.hypothesis import load_hypothesis as load_hypothesis
-    from circuitdiscovery.explanation.scrubbing.scrub import Scrubbing as Scrubbing
+    from circuitdiscovery.explanation.scrubbing.result import Scrubbing as Scrubbing
     from circuitdiscovery.explanation.scrubbing.scrub import scrub as scrub
     from circuitdiscovery.graph.graph import Graph as Graph
     from circuitdiscovery.measure.curve import Curve as Curve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from circuitdiscovery.registry import METHODS
 
-_PUBLIC = {
+_PUBLIC: dict[str, str] = {
     name: module
     for module, names in {
         "circuit.circuit": ("Circuit",),
@@ -18,7 +18,8 @@ _PUBLIC = {
         "explanation.cards": ("Card", "Explanation"),
         "explanation.explain": ("explain",),
         "explanation.scrubbing.hypothesis": ("Hypothesis", "load_hypothesis"),
-        "explanation.scrubbing.scrub": ("Scrubbing", "scrub"),
+        "explanation.scrubbing.result": ("Scrubbing",),
+        "explanation.scrubbing.scrub": ("scrub",),
         "graph.graph": ("Graph",),
         "measure.curve": ("Curve", "curve"),
         "measure.evaluation": ("Evaluation", "evaluate"),
@@ -35,4 +36,6 @@ _PUBLIC = {
     }.items()
     for name in names
 }
-PUBLIC = _PUBLIC | {name: str(method.home).partition(":")[0][1:] for name, method in METHODS.items()}
+PUBLIC: dict[str, str] = _PUBLIC | {
+    name: str(method.home).partition(":")[0][1:] for name, method in METHODS.items()
+}

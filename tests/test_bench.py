@@ -96,7 +96,7 @@ def test_circuits_measured_together_are_as_if_each_ran_alone(
     tinies: Callable[[str], Tiny], name: str, ablation: str, direction: str
 ) -> None:
     tiny = tinies(name)
-    model = cd.load_model(tiny.folder, dtype="float64")
+    model = tiny.model64
     task = random_prompts(101, n_examples=3, seed=5).task
     bench, asked = (
         build(model, task, ablation=ablation, direction=direction),

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.measure import Measured, measure
@@ -255,27 +256,21 @@ def one_line(status: int, out: str, err: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_killed_benchmark_resumes(command: Command, tmp_path: Path) -> None:
+def test_a_killed_benchmark_resumes(
+    command: Command, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """SIGKILL in the middle, then --resume: what was measured stays as it is, byte for byte."""
-    arguments = [
-        "toy",
-        "--quick",
-        "--method",
-        "random",
-        "--method",
-        "eap",
-        "--method",
-        "eap_ig",
-        "--out",
-        "out",
-    ]
-    program = [sys.executable, "-m", "circuitdiscovery", "benchmark", *arguments]
-    running = subprocess.Popen(program, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    cells = tmp_path / "out" / "cells"
-    while not list(cells.glob("*.json")) and running.poll() is None:
-        time.sleep(0.05)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    methods = ("random", "eap", "eap_ig")
+    arguments = ["toy", "--quick", *(word for name in methods for word in ("--method", name)), "--out", "out"]
+    said = tmp_path_factory.mktemp("said")
+    running, cells = (
+        Forked(lambda: cli.main(["benchmark", *arguments]), tmp_path, said),
+        tmp_path / "out" / "cells",
+    )
+    while not list(cells.glob("*.json")):
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.ended().status == -signal.SIGKILL
     before = {path.name: path.read_bytes() for path in cells.glob("*.json")}
     assert 0 < len(before) < 6
     status, out, err = command(*arguments, "--resume", "--json")

@@ -497,7 +497,7 @@ def saved(**changes: Any) -> dict[str, Any]:
         ({"graph": {**SMALL.to_dict(), "n_heads": "1"}}, "field 'graph.n_heads' must be a whole number"),
         ({"graph": {**SMALL.to_dict(), "n_heads": 0}}, "field 'graph': a graph needs at least one"),
         ({"graph": {**SMALL.to_dict(), "parallel": 1}}, "field 'graph.parallel' must be true or false"),
-        ({"graph": {**SMALL.to_dict(), "n_layers": 10**9}}, "is no model's shape"),
+        ({"graph": {**SMALL.to_dict(), "n_layers": 10**9}}, "is not the shape of a model"),
         ({"graph": {"n_layers": 1}}, "field 'graph' lacks"),
         ({"n_edges": 3}, "field 'n_edges' says 3, but there are 2"),
         ({"total_edges": 9}, "field 'total_edges' says 9, but there are 8"),

@@ -18,10 +18,11 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from forked import Forked, Result
 
 import circuitdiscovery as cd
 from circuitdiscovery import registry
@@ -31,7 +32,7 @@ from circuitdiscovery.files.disk import data_folder
 from circuitdiscovery.measure import criteria
 from circuitdiscovery.model import load
 from circuitdiscovery.reporting.options import Options
-from circuitdiscovery.search import acdc
+from circuitdiscovery.search import acdc, state
 
 EXPLAINED = {"explanation.json", "report.json", "report.html"}
 FILES = {"circuit.json", "evaluation.json", "graph.dot", "graph.svg", "run.json"} | EXPLAINED
@@ -41,7 +42,8 @@ WITHOUT_TORCH = """
 import json, os, sys
 for name in ("torch", "transformers", "transformer_lens"):
     sys.modules[name] = None
-import circuitdiscovery.task.read  # with most of what the calls below import
+# with most of what the calls below import
+import circuitdiscovery.circuit.circuit, circuitdiscovery.task.read, huggingface_hub.hf_api
 from circuitdiscovery.cli.main import main
 for line in sys.stdin:
     folder, files, arguments = json.loads(line)
@@ -53,12 +55,6 @@ for line in sys.stdin:
         main(arguments)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 Call = Callable[..., Result]
@@ -179,7 +175,9 @@ def test_help_and_lists_need_no_torch(light: Call, arguments: list[str]) -> None
 
 
 def test_help_comes_within_half_a_second() -> None:
-    """Of the processor's time: it waits for nothing, and other processes may run beside it."""
+    """Of the processor's time: it waits for nothing, and other processes may run beside it. Once in five is
+    enough: what others do at the same time only adds to it.
+    """
 
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -192,7 +190,7 @@ def test_help_comes_within_half_a_second() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(5)) < 0.5
+    assert any(seconds() < 0.5 for _ in range(5))
 
 
 def test_help_states_every_choice_and_default(light: Call) -> None:
@@ -402,10 +400,23 @@ def test_json_stands_alone_on_standard_output(call: Call, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "method", ["eap", "eap-ig", "clean-corrupted", "exact", "hybrid", "edge-pruning", "matryoshka", "random"]
+    ("method", "brief"),
+    [
+        ("eap", ""),
+        ("eap-ig", ""),
+        ("clean-corrupted", ""),
+        ("exact", ""),
+        ("hybrid", "--rounds 0"),
+        ("edge-pruning", "--steps 20"),
+        ("matryoshka", "--steps 20"),
+        ("random", ""),
+    ],
 )
-def test_methods_with_scores_keep_as_many_edges_as_asked(call: Call, tmp_path: Path, method: str) -> None:
-    result = call("discover", "toy", "ioi", "--method", method, "--examples", "4", "--edges", "20", "--json")
+def test_methods_with_scores_keep_as_many_edges_as_asked(
+    call: Call, tmp_path: Path, method: str, brief: str
+) -> None:
+    asked = ("--method", method, "--examples", "4", "--edges", "20", "--json", *brief.split())
+    result = call("discover", "toy", "ioi", *asked)
     assert result.status == 0, result.err
     folder = tmp_path / "runs" / f"toy-ioi-{method}"
     assert {path.name for path in folder.iterdir()} == FILES | {"scores.safetensors"}
@@ -614,16 +625,32 @@ def heard() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGKILL])
 def test_a_real_signal_in_the_middle(
-    call: Call, tmp_path: Path, finished: Path, signal_: signal.Signals
+    call: Call,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    finished: Path,
+    signal_: signal.Signals,
 ) -> None:
-    command = [sys.executable, "-c", BRIEF, *SMALL]
+    folder = tmp_path / "runs" / "toy-ioi-acdc"
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "SAVE_SECONDS", 0.0)
+        process = Forked(lambda: cli.main([*SMALL]), tmp_path, tmp_path_factory.mktemp("said"))
+    while not (folder / "search.state").exists():
+        time.sleep(0.002)
+    os.kill(process.pid, signal_)
+    stopped_and_goes_on(call, process.ended(), signal_, folder, finished)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_in_a_fresh_interpreter(call: Call, tmp_path: Path, finished: Path) -> None:
+    """What Python does at its own exit changes neither the status nor what was said."""
     folder = tmp_path / "runs" / "toy-ioi-acdc"
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-c", BRIEF, *SMALL],
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -633,14 +660,20 @@ def test_a_real_signal_in_the_middle(
     )
     while process.poll() is None and not (folder / "search.state").exists():
         time.sleep(0.002)
-    process.send_signal(signal_)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert "Traceback" not in err and out == ""
-    if signal_ == signal.SIGKILL:
-        assert process.returncode == -signal_
+    stopped_and_goes_on(call, Result(process.returncode, out, err), signal.SIGINT, folder, finished)
+
+
+def stopped_and_goes_on(
+    call: Call, stopped: Result, by: signal.Signals, folder: Path, finished: Path
+) -> None:
+    assert "Traceback" not in stopped.err and stopped.out == ""
+    if by == signal.SIGKILL:
+        assert stopped.status == -by
     else:
-        assert process.returncode == 130
-        assert "--resume" in err
+        assert stopped.status == 130
+        assert "--resume" in stopped.err
     assert (folder / "search.state").exists()
     done = call(*SMALL, "--resume")
     assert done.status == 0, done.err
@@ -699,31 +732,16 @@ def test_a_full_disk_is_one_line_and_nothing_half_written_stays(
     assert contents(tmp_path / "out") == contents(finished)
 
 
-def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+def test_a_disk_that_is_really_full(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The system refuses files of more than two kilobytes."""
-    command = [
-        sys.executable,
-        "-B",
-        "-m",
-        "circuitdiscovery",
-        "discover",
-        "toy",
-        "ioi",
-        "--method",
-        "random",
-        "--examples",
-        "2",
-        "--edges",
-        "50",
-    ]
 
-    def limit() -> None:
+    asked = ["discover", "toy", "ioi", "--method", "random", "--examples", "2", "--edges", "50"]
+
+    def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+        cli.main(asked)
 
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, preexec_fn=limit
-    )
-    message = one_line(Result(done.returncode, done.stdout, done.stderr))
+    message = one_line(Forked(limited, tmp_path, tmp_path_factory.mktemp("said")).ended())
     assert "runs/toy-ioi-random/" in message and os.strerror(errno.EFBIG) in message
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

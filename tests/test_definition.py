@@ -18,7 +18,7 @@ from torch import Tensor
 import circuitdiscovery as cd
 from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.setup import Setup
-from circuitdiscovery.registry import ABLATIONS, DIRECTIONS
+from circuitdiscovery.registry import ABLATIONS
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -37,11 +37,14 @@ def numbers(mask: np.ndarray) -> Tensor:
 @pytest.fixture
 def precise(tiny: Tiny) -> cd.Model:
     """Each architecture in float64."""
-    return cd.load_model(tiny.folder, dtype="float64")
+    return tiny.model64
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("ablation", ABLATIONS)
+# no ablation enters denoising: one of them stands for all
+WAYS = [*((ablation, "noising") for ablation in ABLATIONS), ("resample", "denoising")]
+
+
+@pytest.mark.parametrize(("ablation", "direction"), WAYS)
 def test_the_fast_forward_is_the_definition(
     precise: cd.Model, tiny: Tiny, ablation: str, direction: str
 ) -> None:
@@ -51,6 +54,16 @@ def test_the_fast_forward_is_the_definition(
     ).worlds():
         for mask in [graph.allowed, graph.allowed & False, *random_masks(graph, 3, seed=3)]:
             close(world.logits(mask), defined(graph, world, numbers(mask)))
+
+
+def test_no_ablation_enters_denoising(gpt2: Tiny) -> None:
+    (mask,) = random_masks(gpt2.model.graph, 1, seed=3)
+    circuit, task = cd.Circuit(gpt2.model.graph, mask), gpt2.prompts.task
+    found = [
+        cd.run_circuit(gpt2.model, task, circuit, ablation=ablation, direction="denoising")
+        for ablation in ABLATIONS
+    ]
+    assert all(torch.equal(each, found[0]) for each in found)
 
 
 def test_with_every_edge_it_is_hugging_faces_model(precise: cd.Model, tiny: Tiny) -> None:
@@ -123,7 +136,7 @@ def silent_mlps(model: cd.Model) -> cd.Model:
 def two(request: pytest.FixtureRequest, tinies: Callable[[str], Tiny]) -> tuple[cd.Model, cd.Model, Any]:
     """(attention alone, the same with MLPs that write 0, a task)."""
     tiny = tinies(request.param)
-    model = cd.load_model(tiny.folder, dtype="float64")
+    model = tiny.model64
     return without_mlps(model), silent_mlps(model), tiny.prompts.task
 
 

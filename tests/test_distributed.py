@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,9 +20,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from forked import Forked, as_torchrun
 from tiny import VOCABULARY, Tiny, random_prompts
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 import circuitdiscovery as cd
 from circuitdiscovery.cli import main as cli
@@ -171,7 +172,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(gpt2: Tiny, folder: Path) -> list[Results]:
     """What each of two processes found."""
-    spawn(one_of_two, (gpt2.folder, folder), nprocs=2)
+    said = [folder / "said" / str(number) for number in range(2)]
+    processes = []
+    for number, words in enumerate(said):
+        words.mkdir(parents=True)
+        processes.append(Forked(partial(one_of_two, number, gpt2.folder, folder), folder, words))
+    for result in [process.ended() for process in processes]:
+        assert result.status == 0, result.err
     return [dict(np.load(folder / f"{number}.npz")) for number in range(2)]
 
 
@@ -285,12 +292,14 @@ def test_torchrun_discovers_what_one_process_discovers(
 
 
 @pytest.mark.slow
-def test_an_error_is_printed_once_and_nothing_is_made(tmp_path: Path) -> None:
+def test_an_error_is_printed_once_and_nothing_is_made(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    result = torchrun(tmp_path, *DISCOVER, "--out", "full")
-    assert (result.returncode, result.stdout) == (1, "")  # torchrun's own status
-    assert result.stderr.count("--out full is not empty") == result.stderr.count("circuitdiscovery: ") == 1, (
-        result.stderr
-    )
+    said = tmp_path_factory.mktemp("said")
+    results = as_torchrun(2, lambda: cli.main([*DISCOVER, "--out", "full"]), tmp_path, said)
+    assert [result.status for result in results] == [2, 2] and not any(result.out for result in results)
+    err = "".join(result.err for result in results)
+    assert err.count("--out full is not empty") == err.count("circuitdiscovery: ") == 1, err
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"full", "full/file"}

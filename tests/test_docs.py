@@ -13,9 +13,11 @@ import contextlib
 import doctest
 import io
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -27,6 +29,7 @@ from typing import Any
 import nbformat
 import pytest
 from click.testing import CliRunner
+from forked import as_torchrun
 from nbclient import NotebookClient
 
 import circuitdiscovery as cd
@@ -74,16 +77,30 @@ def run_python(block: Block, names: dict[str, Any], where: str) -> str:
 
 
 def run_command(line: str) -> str:
+    """What a command printed."""
     words = shlex.split(line, comments=True)
     if words[0] == "circuitdiscovery":  # in this process: importing torch takes seconds
         result = CliRunner().invoke(cli, words[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}"
         return result.stdout
     if words[0] == "torchrun":
-        words = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+        assert words[1] == "--nproc-per-node", line
+        with tempfile.TemporaryDirectory() as said:
+            results = as_torchrun(int(words[2]), lambda: run_module(words[3:]), Path.cwd(), Path(said))
+        assert not any(result.status for result in results), f"{line}\n{results}"
+        return "".join(result.out for result in results)
     result = subprocess.run(words, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, f"{line}\n{result.stderr}"
     return result.stdout
+
+
+def run_module(words: list[str]) -> None:
+    """`python FILE ...` or `python -m MODULE ...` in this process."""
+    sys.argv = words[1:] if words[0] == "-m" else words
+    if words[0] == "-m":
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(words[0], run_name="__main__")
 
 
 def assert_printed(printed: str, told: str, where: str) -> None:

@@ -115,7 +115,7 @@ def test_the_answer_is_read_where_the_task_says(llama: Tiny) -> None:
 
 
 def test_the_gradient_is_the_finite_difference(tiny: Tiny) -> None:
-    model, task = cd.load_model(tiny.folder, dtype="float64"), tiny.prompts.task
+    model, task = tiny.model64, tiny.prompts.task
     graph, rng = model.graph, np.random.default_rng(5)
     reference = cd.run_circuit(model, task, cd.Circuit.full(graph)).softmax(-1)
 

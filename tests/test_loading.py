@@ -21,7 +21,7 @@ from tiny import Tiny, random_model, random_prompts, save_tiny, tiny_config
 import circuitdiscovery as cd
 from circuitdiscovery.cli.defaults import default_method
 from circuitdiscovery.files.disk import data_folder
-from circuitdiscovery.model.folder import read_tokenizer
+from circuitdiscovery.model.tokenizer import read_tokenizer
 
 
 def refused(source: Any, match: str, **options: Any) -> str:

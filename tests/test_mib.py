@@ -151,7 +151,7 @@ def _changed(change: str) -> dict[str, Any]:
     [
         ("no heads", "field 'cfg.n_heads' must be a whole number, not null"),
         ("text", "field 'cfg.n_layers' must be a whole number, not '1'"),
-        ("huge", "field 'cfg': .*no model's shape"),
+        ("huge", "field 'cfg': .*not the shape of a model"),
         ("cfg", "field 'cfg' must be an object"),
         ("missing", "field 'edges' lacks 'm0->logits'"),
         ("unknown", "field 'edges': no edge 'm0->m0'"),

@@ -17,9 +17,10 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def native(**options: Any) -> TransformerBridge:
+def native(**options: Any) -> Any:
     torch.manual_seed(0)
-    bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**SHAPE | options))
+    booted: Any = TransformerBridge
+    bridge = booted.boot_native(TransformerBridgeConfig(**SHAPE | options))
     for parameter in bridge.original_model.parameters():  # norms and biases too
         parameter.data += 0.2 * torch.randn_like(parameter)
     return bridge.eval()
@@ -73,7 +74,7 @@ def test_a_head_ablated_is_what_a_hook_ablates(node: str) -> None:
         heads[:, :, head] = 0
         return heads.view(z.shape)
 
-    hooks = [(f"blocks.{layer}.attn.hook_z", silence)]
+    hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", silence)]
     expected = bridge.run_with_hooks(rows, fwd_hooks=hooks, return_type="logits")[:, -1]
     circuit = cd.Circuit.from_edges(model.graph, kept)
     logits = cd.run_circuit(model, task_of(rows), circuit, ablation="zero")

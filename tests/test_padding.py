@@ -52,12 +52,12 @@ def pairs() -> Any:
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])
 def model(request: pytest.FixtureRequest, tiny: Tiny) -> Any:
     """Every architecture, in both."""
-    return cd.load_model(tiny.folder, dtype=request.param)
+    return tiny.model64 if request.param == torch.float64 else tiny.model
 
 
 @pytest.fixture(scope="module")
 def gpt2_64(tinies: Callable[[str], Tiny]) -> Any:
-    return cd.load_model(tinies("gpt2").folder, dtype=torch.float64)
+    return tinies("gpt2").model64
 
 
 def together(model: Any, pairs: Any) -> Iterator[Any]:
@@ -83,8 +83,10 @@ def values(model: Any, scores: Any) -> Tensor:
 # ------------------------------------------------------------------ against one prompt at a time
 
 
-@pytest.mark.parametrize("direction", ["noising", "denoising"])
-@pytest.mark.parametrize("ablation", ABLATIONS)
+# no ablation enters denoising (test_definition.py): one of them stands for all
+@pytest.mark.parametrize(
+    ("ablation", "direction"), [*((each, "noising") for each in ABLATIONS), ("resample", "denoising")]
+)
 def test_any_circuit_runs_as_each_prompt_alone(model: Any, pairs: Any, ablation: str, direction: str) -> None:
     next(together(model, pairs))
     circuit, shared = (
@@ -114,7 +116,7 @@ def test_attribution_scores_each_prompt_as_if_it_were_alone(model: Any, pairs: A
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_exact_searches_find_the_same(tinies: Callable[[str], Tiny], pairs: Any, name: str) -> None:
-    model, few = cd.load_model(tinies(name).folder, dtype=torch.float64), pairs.select([0, 1, 2])
+    model, few = tinies(name).model64, pairs.select([0, 1, 2])
     same(*(cd.exact(model, few, direction="denoising", batch_size=size).values for size in (None, 1)))
     found, alone = (
         cd.acdc(model, few, threshold=0.1, ablation="mean_all", batch_size=size) for size in (None, 1)

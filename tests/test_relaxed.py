@@ -40,7 +40,7 @@ def both(
 
 @pytest.mark.parametrize("ablation", ["resample", "zero"])
 def test_the_gradient_is_autograds(tiny: Tiny, ablation: str) -> None:
-    model = cd.load_model(tiny.folder, dtype="float64")
+    model = tiny.model64
     for value, expected, gradient, slow in both(model, tiny.prompts.task, model.graph, ablation):
         torch.testing.assert_close(value, expected, atol=1e-11, rtol=1e-11)
         torch.testing.assert_close(gradient, slow, atol=1e-10, rtol=1e-9)
@@ -49,7 +49,7 @@ def test_the_gradient_is_autograds(tiny: Tiny, ablation: str) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "neox_parallel"])
 def test_merged_receivers(tinies: Callable[[str], Tiny], name: str) -> None:
     tiny = tinies(name)
-    model = cd.load_model(tiny.folder, dtype="float64")
+    model = tiny.model64
     for value, expected, gradient, slow in both(
         model, tiny.prompts.task, cd.Graph.from_model(model, split_qkv=False), "resample"
     ):

@@ -107,7 +107,7 @@ def test_another_tokenizer_is_refused(model: Any, tmp_path: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "another file": (lambda d: {"edges": {}}, "no task that Task.save wrote"),
+    "another file": (lambda d: {"edges": {}}, "is not a task that Task.save wrote"),
     "no prompts": (lambda d: d.pop("prompts"), "lacks 'prompts'"),
     "a field too many": (lambda d: d["task"].update(kind=1), "no field 'kind'"),
     "a text for a token": (

@@ -24,7 +24,8 @@ import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
 from circuitdiscovery.explanation.scrubbing import scrub as scrubbing
 from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, load_hypothesis, shipped_hypotheses
-from circuitdiscovery.explanation.scrubbing.scrub import Scrubbing, scrub
+from circuitdiscovery.explanation.scrubbing.result import Scrubbing
+from circuitdiscovery.explanation.scrubbing.scrub import scrub
 from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts
 from circuitdiscovery.files.disk import data_folder
 
@@ -683,7 +684,7 @@ def test_a_tree_that_is_too_large_is_refused(gpt2: Tiny, task: Any) -> None:
     everything = Hypothesis("tokens", dict.fromkeys(gpt2.model.graph.sources, ()), shared=())
     with pytest.raises(
         cd.CircuitDiscoveryError,
-        match=r"the tree of its paths has [\d,]{6,} places, more than 10,000; leave out some of its 262 edges",
+        match=r"the tree of its paths has [\d,]{6,} nodes, more than 10,000; leave out some of its 262 edges",
     ):
         scrub(gpt2.model, task, everything)
 

@@ -232,6 +232,11 @@ class Tiny:
         return cd.load_model(self.folder)
 
     @cached_property
+    def model64(self) -> Any:
+        """The same in float64."""
+        return cd.load_model(self.folder, dtype="float64")
+
+    @cached_property
     def prompts(self) -> Prompts:
         """Five pairs of six random tokens."""
         return random_prompts(self.hf.config.vocab_size)

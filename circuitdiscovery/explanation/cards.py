@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.explanation.json_values import Edges, Pairs, Reader, as_json
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.measure.estimates import Estimate
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 FORMAT = "circuitdiscovery explanation 2"
 FORMER = "circuitdiscovery explanation 1"
 SHOWN = 60  # cards that a notebook shows
-_DIGITS = 6  # significant ones in a file: what is beyond differs from machine to machine
-
-Pairs = tuple[tuple[str, float], ...]
-Edges = tuple[tuple[str, float | None], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +56,10 @@ class Lens:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Card(Value):
-    """What is known of one node.
+    """Everything measured about one node.
 
     Args:
-        node, kind: which, and "head" or "mlp".
+        node, kind: its name, and "head" or "mlp".
         role: what a head does, where the evidence supports a role.
         evidence: sentences with figures; empty if and only if there is no role.
         effect: damage to the metric of ablating the node alone in the full model.
@@ -72,7 +69,7 @@ class Card(Value):
             examples that have both; empty for MLPs.
         attended: the five that END attends to most, as named position or else
             as the token's text, with the mean weight.
-        scores: of headscores.py; empty for MLPs.
+        scores: of head_scores.py; empty for MLPs.
         patterns: attention on the first prompts; empty for MLPs.
         lens: what the node promotes and suppresses on the first prompts.
         in_edges, out_edges: the circuit's edges with their scores (None: it has
@@ -95,7 +92,7 @@ class Card(Value):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON, numbers to six significant digits."""
-        return _written(self)
+        return _as_json(self)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "card") -> Card:
@@ -224,7 +221,7 @@ class Explanation(Value):
         return {
             "format": FORMAT,
             **known,
-            "cards": {node: _written(card) for node, card in self.cards.items()},
+            "cards": {node: _as_json(card) for node, card in self.cards.items()},
         }
 
     @classmethod
@@ -284,142 +281,68 @@ def visible(name: str) -> str:
     return name.strip() if name.strip().isalnum() else repr(name)
 
 
-# -------------------------------------------------------------------- to JSON
+# ----------------------------------------------------------------------- JSON
 
 
-def _written(card: Card) -> dict[str, Any]:
-    plain = {name: _plain(getattr(card, name)) for name in Card.__dataclass_fields__}
-    return plain | {
-        "attention": [
-            [source, target, _rounded(weight)] for (source, target), weight in card.attention.items()
-        ]
-    }
+def _as_json(card: Card) -> dict[str, Any]:
+    attention = [[source, target, weight] for (source, target), weight in card.attention.items()]
+    known = {name: getattr(card, name) for name in Card.__dataclass_fields__}
+    return as_json(known | {"attention": attention})
 
 
-def _plain(value: Any) -> Any:
-    if type(value) is float:  # most of them are
-        return _rounded(value)
-    if isinstance(value, Estimate):
-        return {name: None if each is None else _rounded(each) for name, each in value.to_dict().items()}
-    if isinstance(value, Pattern | Lens):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(tuple(value.tolist()))
-    if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
-    return _rounded(value) if isinstance(value, float) else value
-
-
-def _rounded(value: float) -> float:
-    return float(f"{float(value):.{_DIGITS}g}")
-
-
-# ------------------------------------------------------------------ from JSON
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Values of a file's object, each checked; `field` is where in the file."""
-
-    where: str
-    field: str
+class _Reader(Reader):
+    """Reads cards and what they hold."""
 
     def card(self, node: str, data: Any) -> Card:
         exactly(data, Card.__dataclass_fields__, self.where, self.field)
         kind, role = data["kind"], data["role"]
         if data["node"] != node or kind not in ("head", "mlp"):
-            raise self._wrong("node" if data["node"] != node else "kind")
+            raise self.wrong("node" if data["node"] != node else "kind")
         attention = {
-            (self._text("attention", a), self._text("attention", b)): self._number("attention", w)
-            for a, b, w in self._rows(data, "attention", 3)
+            (self.text("attention", a), self.text("attention", b)): self.number("attention", w)
+            for a, b, w in self.rows(data, "attention", 3)
         }
         return Card(
             node=node,
             kind=kind,
-            role=None if role is None else self._text("role", role),
-            evidence=tuple(self._text("evidence", each) for each in self._list(data, "evidence")),
-            effect=self._estimate(data, "effect"),
-            direct=self._estimate(data, "direct"),
+            role=None if role is None else self.text("role", role),
+            evidence=tuple(self.text("evidence", each) for each in self.items(data, "evidence")),
+            effect=self.estimate(data, "effect"),
+            direct=self.estimate(data, "direct"),
             attention=attention,
-            attended=self._pairs(data, "attended"),
+            attended=self.pairs(data, "attended"),
             scores={
-                name: self._number("scores", value)
+                name: self.number("scores", value)
                 for name, value in typed(data["scores"], dict, self.where, f"{self.field}.scores").items()
             },
             patterns=tuple(
-                self._part("patterns", i).pattern(each) for i, each in enumerate(self._list(data, "patterns"))
+                self.part("patterns", i).pattern(each) for i, each in enumerate(self.items(data, "patterns"))
             ),
-            lens=tuple(self._part("lens", i).lens(each) for i, each in enumerate(self._list(data, "lens"))),
-            in_edges=self._edges(data, "in_edges"),
-            out_edges=self._edges(data, "out_edges"),
+            lens=tuple(self.part("lens", i).lens(each) for i, each in enumerate(self.items(data, "lens"))),
+            in_edges=self.edges(data, "in_edges"),
+            out_edges=self.edges(data, "out_edges"),
         )
 
     def pattern(self, data: Any) -> Pattern:
         exactly(data, Pattern.__dataclass_fields__, self.where, self.field)
-        tokens = tuple(self._text("tokens", each) for each in self._list(data, "tokens"))
+        tokens = tuple(self.text("tokens", each) for each in self.items(data, "tokens"))
         rows = [
-            [self._number("weights", each) for each in row]
-            for row in self._rows(data, "weights", len(tokens))
+            [self.number("weights", each) for each in row] for row in self.rows(data, "weights", len(tokens))
         ]
         if len(rows) != len(tokens):
-            raise self._wrong("weights")
+            raise self.wrong("weights")
         places = typed(data["positions"], dict, self.where, f"{self.field}.positions")
         positions = {
             name: int(typed(at, int, self.where, f"{self.field}.positions.{name}"))
             for name, at in places.items()
         }
-        return Pattern(self._text("text", data["text"]), tokens, np.array(rows, dtype=np.float32), positions)
+        return Pattern(self.text("text", data["text"]), tokens, np.array(rows, dtype=np.float32), positions)
 
     def lens(self, data: Any) -> Lens:
         exactly(data, Lens.__dataclass_fields__, self.where, self.field)
         return Lens(
-            self._text("text", data["text"]),
-            self._text("at", data["at"]),
-            self._pairs(data, "promoted"),
-            self._pairs(data, "suppressed"),
-        )
-
-    def _part(self, name: str, index: int) -> _Reader:
-        return _Reader(self.where, f"{self.field}.{name}.{index}")
-
-    def _wrong(self, name: str) -> CircuitDiscoveryError:
-        return CircuitDiscoveryError(
-            f"{self.where}: field '{self.field}.{name}' is not as an explanation has it"
-        )
-
-    def _text(self, name: str, value: Any) -> str:
-        return typed(value, str, self.where, f"{self.field}.{name}")
-
-    def _number(self, name: str, value: Any) -> float:
-        return float(typed(value, float, self.where, f"{self.field}.{name}"))
-
-    def _list(self, data: Any, name: str) -> list[Any]:
-        return typed(data[name], list, self.where, f"{self.field}.{name}")
-
-    def _rows(self, data: Any, name: str, width: int) -> list[list[Any]]:
-        rows = self._list(data, name)
-        if not all(isinstance(row, list) and len(row) == width for row in rows):
-            raise self._wrong(name)
-        return rows
-
-    def _pairs(self, data: Any, name: str) -> Pairs:
-        return tuple(
-            (self._text(name, text), self._number(name, value)) for text, value in self._rows(data, name, 2)
-        )
-
-    def _edges(self, data: Any, name: str) -> Edges:
-        rows = self._rows(data, name, 2)
-        return tuple(
-            (self._text(name, edge), None if score is None else self._number(name, score))
-            for edge, score in rows
-        )
-
-    def _estimate(self, data: Any, name: str) -> Estimate:
-        exactly(data[name], ("value", "low", "high"), self.where, f"{self.field}.{name}")
-        if data[name]["low"] is None and data[name]["high"] is None:  # of one example
-            return Estimate(self._number(f"{name}.value", data[name]["value"]))
-        return Estimate(
-            *(self._number(f"{name}.{part}", data[name][part]) for part in ("value", "low", "high"))
+            self.text("text", data["text"]),
+            self.text("at", data["at"]),
+            self.pairs(data, "promoted"),
+            self.pairs(data, "suppressed"),
         )

@@ -32,17 +32,12 @@ from circuitdiscovery.engine.metrics import Metric, bind
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.explanation.attention import Observed, Sights, observe, shown
-from circuitdiscovery.explanation.cards import Card, Edges, Explanation, Lens, Pattern
+from circuitdiscovery.explanation.cards import Card, Explanation, Lens, Pattern
 from circuitdiscovery.explanation.head_scores import PERIOD, SEQUENCES, TOP, CopyScores, PatternScores, among
+from circuitdiscovery.explanation.heads import Look, Setting, answer_position, standing, word_positions
 from circuitdiscovery.explanation.interventions import SEED, Trials
-from circuitdiscovery.explanation.roles import (
-    Look,
-    Setting,
-    answer_position,
-    find_roles,
-    standing,
-    word_positions,
-)
+from circuitdiscovery.explanation.json_values import Edges
+from circuitdiscovery.explanation.roles import find_roles
 from circuitdiscovery.graph.nodes import head_of, no_node, parsed
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.bench import Work

@@ -370,7 +370,7 @@ class Graph:
             where, field: the file, and where in it, for errors.
 
         Raises:
-            CircuitDiscoveryError: anything missing, surplus, of another type, or no model's shape.
+            CircuitDiscoveryError: anything missing, surplus, of another type, or not the shape of a model.
         """
         kinds: dict[str, type] = {part.name: bool if part.type == "bool" else int for part in fields(cls)}
         exactly(data, kinds, where, field)
@@ -379,7 +379,7 @@ class Graph:
         layers, heads = data["n_layers"], data["n_heads"]
         if (1 + layers * (heads + 1)) * (1 + layers * (3 * heads + 1)) > MAX_CELLS:
             shape = f"{layers} layers of {heads} heads"
-            raise CircuitDiscoveryError(f"{where}: field {field!r}: {shape} is no model's shape")
+            raise CircuitDiscoveryError(f"{where}: field {field!r}: {shape} is not the shape of a model")
         try:
             return cls(**data)
         except CircuitDiscoveryError as error:

@@ -48,8 +48,9 @@ class RandomPaths:
             row = _one(self._fed[column], rng)
 
     def beside(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """[sources, receivers] bool: what a random path has that a mask (not
-        of every edge) has not; at least one edge.
+        """[sources, receivers] bool: the edges of a random path that a mask lacks, at least one.
+
+        The mask must lack an edge.
         """
         while True:
             new = self.path(rng) & ~mask

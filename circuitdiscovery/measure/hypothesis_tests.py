@@ -37,8 +37,8 @@ from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.graph.nodes import edge_name
-from circuitdiscovery.graph.random_paths import RandomPaths
-from circuitdiscovery.measure.bench import Bench, Family
+from circuitdiscovery.measure.bench import Bench
+from circuitdiscovery.measure.hypothesis_runs import Runs
 from circuitdiscovery.measure.significance import (
     corrected,
     distance,
@@ -242,7 +242,7 @@ def hypothesis_tests(
         raise CircuitDiscoveryError(
             "hypothesis tests need a metric of the model itself, such as logit_diff, not kl_divergence"
         )
-    runs = _Runs(bench, circuit, seed, edges, reference)
+    runs = Runs(bench, circuit, seed, edges, reference)
     each = _edges(runs, reference, quantile, alpha, correction)
     first = _equivalence(runs, epsilon), _independence(runs, permutations)
     found = (
@@ -274,7 +274,7 @@ def hypothesis_tests(
 # ------------------------------------------------------------------ the tests
 
 
-def _equivalence(runs: _Runs, epsilon: float) -> HypothesisTest:
+def _equivalence(runs: Runs, epsilon: float) -> HypothesisTest:
     ties = same(runs.kept, runs.full)
     wins, rounds = int((runs.bench.metric.damage(runs.full, runs.kept)[~ties] < 0).sum()), int((~ties).sum())
     null = f"the circuit beats the model with a probability of 1/2 +- {epsilon:g}"
@@ -288,7 +288,7 @@ def _equivalence(runs: _Runs, epsilon: float) -> HypothesisTest:
     )
 
 
-def _independence(runs: _Runs, permutations: int) -> HypothesisTest:
+def _independence(runs: Runs, permutations: int) -> HypothesisTest:
     hsic, p = independence_test(runs.rest, runs.full, permutations, (runs.seed, 0))
     null = "what all other edges do is independent of what the model does"
     told = f"HSIC {hsic:.2g} of {runs.bench.metric.name} without the circuit and of the model"
@@ -297,7 +297,7 @@ def _independence(runs: _Runs, permutations: int) -> HypothesisTest:
 
 
 def _edges(
-    runs: _Runs, reference: int, quantile: float, alpha: float, correction: str
+    runs: Runs, reference: int, quantile: float, alpha: float, correction: str
 ) -> tuple[EdgeTest, ...]:
     effects = np.array([runs.effect(runs.circuit.mask, edge) for edge in runs.tested])
     redundant = np.array([runs.redundant_effect(number) for number in range(reference)])
@@ -326,7 +326,7 @@ def _minimality(
     return HypothesisTest(null, least, min(each.p_corrected for each in edges), told, least=smallest)
 
 
-def _sufficiency(runs: _Runs, reference: int, quantile: float) -> HypothesisTest:
+def _sufficiency(runs: Runs, reference: int, quantile: float) -> HypothesisTest:
     own = distance(runs.kept, runs.full)
     n = sum(own <= distance(runs.random(number), runs.full) for number in range(reference))
     null = (
@@ -337,69 +337,6 @@ def _sufficiency(runs: _Runs, reference: int, quantile: float) -> HypothesisTest
     return HypothesisTest(
         null, n / reference, often_enough(n, reference, quantile), told, wanted=False, least=least
     )
-
-
-# ------------------------------------------------------------------ what is run
-
-
-class _Runs:
-    """The circuits that the tests run on one bench. Whatever is random has a generator of
-    its own, so that no test changes another.
-    """
-
-    def __init__(self, bench: Bench, circuit: Circuit, seed: int, edges: int | None, reference: int) -> None:
-        graph = circuit.graph
-        self.bench, self.circuit, self.seed, self.paths = bench, circuit, seed, RandomPaths(graph)
-        self.tested = self._tested(edges)
-        bench.measure_families(self._families(reference))
-        ends = graph.allowed, circuit.mask, graph.allowed & ~circuit.mask
-        self.full, self.kept, self.rest = (bench.values(mask) for mask in ends)
-
-    def _families(self, reference: int) -> Iterator[Family]:
-        """Everything that the tests ask for."""
-        graph, own = self.circuit.graph, self.circuit.mask
-        yield Family([own, *(without(own, edge) for edge in self.tested)], own)
-        for mask in (graph.allowed, graph.allowed & ~own):
-            yield Family([mask])
-        for number in range(reference):
-            yield self._inflated(number)
-            yield Family([self._random(number)])
-
-    def _tested(self, most: int | None) -> np.ndarray:
-        """[edges, 2]: all of the circuit's, or a sample of them, in index order."""
-        edges = np.argwhere(self.circuit.mask)
-        if most is None or most >= len(edges):
-            return edges
-        return edges[np.sort(np.random.default_rng((self.seed, 1)).choice(len(edges), most, replace=False))]
-
-    def effect(self, mask: np.ndarray, edge: np.ndarray) -> float:
-        """How far the metric of a circuit moves when the circuit loses an edge."""
-        return distance(self.bench.values(mask), self.bench.values(without(mask, edge)))
-
-    def redundant_effect(self, number: int) -> float:
-        """The effect of a random edge of those by which a random path inflates the circuit."""
-        return distance(*(self.bench.values(mask) for mask in self._inflated(number).masks))
-
-    def random(self, number: int) -> np.ndarray:
-        """[examples]: the metric of a random circuit of as many edges."""
-        return self.bench.values(self._random(number))
-
-    def _inflated(self, number: int) -> Family:
-        """The circuit inflated by a random path, and that less a random edge of the path."""
-        rng = np.random.default_rng((self.seed, 2, number))
-        added = self.paths.beside(self.circuit.mask, rng)
-        whole = self.circuit.mask | added
-        return Family([whole, without(whole, rng.choice(np.argwhere(added)))], whole)
-
-    def _random(self, number: int) -> np.ndarray:
-        return self.paths.circuit(len(self.circuit), np.random.default_rng((self.seed, 3, number)))
-
-
-def without(mask: np.ndarray, edge: np.ndarray) -> np.ndarray:
-    """A mask less one edge."""
-    left = mask.copy()
-    left[tuple(edge)] = False
-    return left
 
 
 def _check(*, correction: str, **numbers: float) -> None:

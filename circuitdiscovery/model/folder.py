@@ -2,7 +2,7 @@
 
 1. config.json, tokenizer_config.json and the headers of the .safetensors files are read as data, strictly.
    What asks for Python code of its own is refused; what names an implementation (an attention kernel, a
-   fusion) is left out, for ours is fixed.
+   fusion) is left out: ours is fixed.
 2. Every weight's name and shape is compared with what the config makes of
    it, before anything of that size is built.
 3. Hugging Face gets a config and tensors, never the folder, so that it looks for
@@ -11,10 +11,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitdiscovery.errors import CircuitDiscoveryError, one_line, shown, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import read_json
-from circuitdiscovery.model.build import check_kind, check_supported
-from circuitdiscovery.registry import ARCHITECTURES
+from circuitdiscovery.model.config import ATTENTION, CONFIG, config_of, read_config
+from circuitdiscovery.model.tokenizer import read_tokenizer
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-ATTENTION = "eager"  # Hugging Face's own, in Python: there is no kernel to fetch
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB_FILES = (
     CONFIG,
     "model*.safetensors",
@@ -40,72 +38,11 @@ HUB_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-# that describe added tokens
-TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
-TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
-# of config.json, what says how and not what is computed; names that begin with _ are left out too
-_IMPLEMENTATION = (
-    "attn_implementation", "experts_implementation", "fusion_config", "distributed_config",
-    "transformers_weights", "kernel_config", "use_kernels", "name_or_path", "dtype", "torch_dtype",
-    "transformers_version", "return_dict",
-)  # fmt: skip
 _HEADS = {"embed_out.weight": "lm_head.weight", "lm_head.weight": "embed_out.weight"}
 # masks and tables that old versions of transformers kept beside the weights
 _TABLES = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$|(^|\.)rotary_emb\.inv_freq$")
-
-
-# ------------------------------------------------------------------ config
-
-
-def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """config.json as it stands, of a supported family and without code.
-
-    Raises:
-        CircuitDiscoveryError: a file that is not a JSON object; code; another family; quantized weights.
-    """
-    data = read_json(folder / CONFIG)
-    if not isinstance(data, dict):
-        raise CircuitDiscoveryError(f"{name}: {CONFIG} must be an object, not {type(data).__name__}")
-    _refuse_code(data, CONFIG, name)
-    if data.get("model_type") is None:
-        raise CircuitDiscoveryError(f"{name}: {CONFIG} does not say which architecture it is of (model_type)")
-    check_kind(data["model_type"], name)
-    if data.get("quantization_config"):
-        raise CircuitDiscoveryError(
-            f"{name}: quantized weights (quantization_config) are not supported; give the model in full "
-            "precision"
-        )
-    return data
-
-
-def _refuse_code(data: Mapping[str, Any], file: str, name: str) -> None:
-    if code := data.get("auto_map"):
-        named = ", ".join(map(str, code.values())) if isinstance(code, dict) else str(code)
-        known = data.get("model_type") in [*ARCHITECTURES] and file == CONFIG
-        hint = f"; without auto_map it would be a plain {data['model_type']}" if known else ""
-        raise CircuitDiscoveryError(
-            f"{name}: {file} asks for Python code of its own (auto_map: {named[:100]}), which is never "
-            f"run{hint}"
-        )
-
-
-def _config(data: Mapping[str, Any], name: str) -> Any:
-    """Hugging Face's config of what is computed."""
-    from transformers import CONFIG_MAPPING
-
-    kept = {
-        key: value for key, value in data.items() if not key.startswith("_") and key not in _IMPLEMENTATION
-    }
-    try:
-        config = CONFIG_MAPPING[data["model_type"]].from_dict(kept, attn_implementation=ATTENTION)
-        check_supported(config, name)
-    except CircuitDiscoveryError:
-        raise
-    except Exception as error:  # each of its fields can be wrong in its own way
-        raise CircuitDiscoveryError(f"{name}: {CONFIG} cannot be used: {one_line(error)}") from error
-    return config
 
 
 # ------------------------------------------------------------------ weights
@@ -244,7 +181,7 @@ def read_folder(folder: Path, name: str) -> tuple[Any, Any]:
 
     data, header = read_config(folder, name), read_header(folder, name)
     _check_layers(data, header, name)
-    config = _config(data, name)
+    config = config_of(data, name)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     try:
         with torch.device("meta"):  # of any size, without its memory
@@ -294,99 +231,6 @@ def _untied(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], name:
                 f"{name}: {CONFIG} ties {other} and {key}, but the file holds two different ones"
             )
     return {key: weights[key] for key in first.values()}
-
-
-# ------------------------------------------------------------------ tokenizer
-
-
-def read_tokenizer(folder: Path, name: str) -> Any:
-    """The folder's tokenizer, None where it has none, checked to encode text to something.
-
-    A folder whose tokenizer is of another class than its architecture's can load as that class and encode
-    text to nothing; its tokenizer.json is then read as it stands.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if config.is_file():
-        data = read_json(config)
-        if not isinstance(data, dict):
-            raise CircuitDiscoveryError(
-                f"{name}: tokenizer_config.json must be an object, not {type(data).__name__}"
-            )
-        _refuse_code(data, config.name, name)
-    _refuse_token_fields(folder, name)
-    if not file.exists() and not list(folder.glob("*token*")):
-        return None
-    safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    loaders: list[Callable[[], Any]] = [lambda: AutoTokenizer.from_pretrained(str(folder), **safe)]
-    if file.exists():
-        loaders.append(lambda: PreTrainedTokenizerFast.from_pretrained(str(folder), **safe))
-    problem = ""
-    for loader in loaders:
-        try:
-            tokenizer = loader()
-            if encodes(tokenizer):
-                return tokenizer
-            problem = "it encodes text to nothing"
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except (
-            BaseException
-        ) as error:  # a tokenizer can fail in as many ways as there are classes; one in Rust can panic
-            problem = one_line(error)
-    raise CircuitDiscoveryError(f"{name}: the tokenizer cannot be used: {problem}")
-
-
-def _refuse_token_fields(folder: Path, name: str) -> None:
-    """Refuse fields of added tokens that the package tokenizers does not know: it
-    says so on standard output, where results go.
-    """
-    for file in TOKEN_FILES:
-        for token in _added_tokens(folder / file):
-            for field in token:
-                if field not in (*TOKEN_FIELDS, "id", "__type"):
-                    told = unknown("field", str(field), TOKEN_FIELDS)
-                    raise CircuitDiscoveryError(
-                        f"{name}: {file}: of the token {shown(token['content'])}: {told}"
-                    )
-
-
-def _added_tokens(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The objects in a tokenizer's file that describe a token; of one that is no JSON
-    none, for that is told when it is loaded.
-    """
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return
-    left = [data.get("added_tokens") if path.name == "tokenizer.json" and isinstance(data, dict) else data]
-    while left:
-        value = left.pop()
-        if isinstance(value, dict) and "content" in value:
-            yield value
-        elif isinstance(value, dict | list):
-            left += value.values() if isinstance(value, dict) else value
-
-
-def tokenizer_of(source: str) -> Any:
-    """The tokenizer of the folder or the hub's model that an object came from;
-    None where it has none that can be used.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        if Path(source).is_dir():
-            return read_tokenizer(Path(source), source)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        return tokenizer if encodes(tokenizer) else None
-    except Exception:  # an object does not need one
-        return None
-
-
-def encodes(tokenizer: Any) -> bool:
-    """Whether text becomes more than the special tokens that an empty string has."""
-    return len(tokenizer("the cat").input_ids) > len(tokenizer("").input_ids)
 
 
 # ------------------------------------------------------------------ hub

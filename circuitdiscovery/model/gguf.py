@@ -15,7 +15,9 @@ import torch
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import needs_gguf
 from circuitdiscovery.model.build import check_supported
-from circuitdiscovery.model.folder import ATTENTION, encodes, quiet_transformers
+from circuitdiscovery.model.config import ATTENTION
+from circuitdiscovery.model.folder import quiet_transformers
+from circuitdiscovery.model.tokenizer import encodes
 
 
 def read_gguf(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:

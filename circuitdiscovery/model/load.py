@@ -17,11 +17,13 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line, unknown
 from circuitdiscovery.files.disk import GGUF, HUB_NAME, data_folder
 from circuitdiscovery.model.build import build, weights_digest
-from circuitdiscovery.model.folder import CONFIG, from_hub, quiet_transformers, read_folder, tokenizer_of
+from circuitdiscovery.model.config import CONFIG
+from circuitdiscovery.model.folder import from_hub, quiet_transformers, read_folder
 from circuitdiscovery.model.gguf import read_gguf
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.object import DTYPES, held, unwrapped
 from circuitdiscovery.model.proof import prove
+from circuitdiscovery.model.tokenizer import tokenizer_of
 
 __all__ = ["DTYPES", "bundled_models", "load_model", "quiet_transformers", "read_gguf", "weights_digest"]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.model.architectures.native import KIND, NativeConfig
 from circuitdiscovery.model.build import architecture_of, check_supported
-from circuitdiscovery.model.folder import ATTENTION
+from circuitdiscovery.model.config import ATTENTION
 
 DTYPES = {
     "float32": torch.float32,

@@ -71,8 +71,8 @@ def edge_pruning(
 ) -> Scores:
     """How probably each edge is open after its gate was learnt; `scores.top(edges)` is the circuit.
 
-    The scores are no damages: they are made for one number of edges, and of edges
-    that stand in for each other one has all.
+    Scores are probabilities, not damages. They are specific to one circuit size, and of interchangeable edges
+    one takes all the credit.
 
     Args:
         model: a loaded model.

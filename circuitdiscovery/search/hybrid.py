@@ -1,8 +1,6 @@
-"""Attribution ranks, exact tests decide: backward elimination among
-the edges that attribution finds promising.
+"""Attribution ranks, exact tests decide: backward elimination among the edges that attribution favours.
 
-The loss is what evaluation reports: KL(model || circuit), plus |1 -
-normalized faithfulness| of the task's metric.
+The loss is what evaluation reports: KL(model || circuit) + |1 - normalized faithfulness| of the metric.
 
 1. EAP-IG (Hanna et al. 2024, arXiv 2403.17806) of KL scores every edge; the best few
    times as many as are wanted are the pool.
@@ -92,11 +90,11 @@ def hybrid(
 
     Returns:
         Places from 1 / all edges (the worst) to 1: the circuit's edges come first, by their exact damage in
-        the circuit, then the others by |EAP-IG|. They are no damages.
+        the circuit, then the others by |EAP-IG|. They are not damages.
 
     Raises:
-        CircuitDiscoveryError: a number of edges that there cannot be; a metric
-            without a gradient; a state of another search.
+        CircuitDiscoveryError: an impossible number of edges; a metric without a gradient; a state of another
+            search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.hybrid import hybrid
@@ -197,9 +195,7 @@ def _passes(kept: int, edges: int, share: float) -> list[int]:
 
 @dataclass(frozen=True)
 class _Cost:
-    """How much of a model's forward one alternative of what a receiver reads is: by the
-    weights that it meets, at each position.
-    """
+    """What one alternative of what a receiver reads costs, in forwards: the weights that it meets."""
 
     graph: Graph
     nodes: np.ndarray  # [S]: of a source at one position, in forwards
@@ -291,21 +287,13 @@ class _Walk:
         self.show()
 
     def learn(self, kept: int, left: int) -> None:
-        """How much a measurement removes, for the estimate; the last one
-        of an elimination removes what is wanted.
-        """
+        """What a measurement removes, for the estimate; an elimination's last one removes what is wanted."""
         if left > self.edges:
             self.passes, self.shrunk = self.passes + 1, self.shrunk + math.log(left / kept)
 
     def _keep(self) -> None:
         arrays = {"ranked": self.ranked, "mask": self.mask, "trial": self.trial, "damages": self.damages}
-        numbers = {
-            "receivers": self.receivers,
-            "stage": self.stage,
-            "loss": self.loss,
-            "size": self.size,
-            "passes": self.passes,
-        }
+        numbers = {name: getattr(self, name) for name in ("receivers", "stage", "loss", "size", "passes")}
         self._saved.keep(arrays, **numbers, done=float(self.done), shrunk=self.shrunk)
 
     def show_ranking(self, done: int, total: int) -> None:
@@ -391,8 +379,7 @@ class _Search:
         walk.enter(stage, mask, loss, size, self.grow(mask, size) if stage <= 1 + walk.rounds else mask)
 
     def grow(self, mask: np.ndarray, size: int) -> np.ndarray:
-        """The mask with so many absent edges more: those whose opening
-        lowers the loss most, to first order."""
+        """The mask and so many absent edges: those whose opening lowers the loss most, to first order."""
         absent = self.graph.allowed & ~mask
         relaxed = torch.from_numpy(mask + _AJAR * absent)
         parts = [(case.batch, case.world) for case in self.cases]

@@ -64,8 +64,7 @@ _MEMORY = 100  # steps that the running mean reaches back
 _PROMPTS = 4  # in one step: more steps are worth more than quieter ones
 _DRAWN = 480  # prompts that are drawn beside a task's own
 _LOGIT_BYTES = 2**28  # of what the model says to them, which is kept
-# of a task that cannot draw, one in so many prompts is set apart, at most so many
-_APART, _MOST_APART = 8, 16
+_APART, _MOST_APART = 8, 16  # where none can be drawn, one in so many is set apart, at most so many
 _WEIGHT = 2.0  # of the metric's difference beside KL: at 1, small circuits do too little of the behaviour
 _LOOK = 25  # steps from one look at them to the next
 _SPREAD = 2.0  # standard deviation of the scores at the start
@@ -91,8 +90,7 @@ def matryoshka(
     progress: Progress | None = None,
     state: str | Path | None = None,
 ) -> Scores:
-    """Scores learnt so that the best edges of every size are a good circuit, the
-    best ones of the wanted size most of all.
+    """Scores learnt so that the best edges of every size, most of all the wanted one, are a good circuit.
 
     The scores order the edges and are not damages: they are not negative, and a larger one is kept longer.
 

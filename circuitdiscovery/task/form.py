@@ -118,7 +118,7 @@ class Form:
         return found | {name: self.fill(text, drawn, {}) for name, text in there.items()}
 
     def _known(self, ref: Ref, drawn: Mapping[str, int]) -> bool:
-        """Whether a slot was drawn; one that this template has not, and that another has, was not."""
+        """Whether a slot was drawn; one that only other templates have was not."""
         return ref.name in drawn or self.task.slots[ref.name].repeats in drawn
 
     @cached_property

@@ -146,7 +146,7 @@ def _check_enough(task: TaskFile, vocab: Vocabulary, rule: Counterfactual) -> No
 
 @dataclass(frozen=True)
 class Apart:
-    """Draws prompts that are none of a task's: those that the same drawing gives after them."""
+    """Draws prompts that are not the task's own: those that the same drawing gives after them."""
 
     task: TaskFile
     encoder: Encoder

@@ -94,7 +94,7 @@ def read_saved(path: Path) -> SavedTask:
     data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise CircuitDiscoveryError(
-            f"{path} is no task that Task.save wrote: its field 'format' is not {FORMAT!r}"
+            f"{path} is not a task that Task.save wrote: its field 'format' is not {FORMAT!r}"
         )
     saved = read(SavedTask, data, str(path))
     for i, prompt in enumerate(saved.prompts):

@@ -43,7 +43,7 @@ class Task:
         info: what else is known, ready for JSON: version, source, counterfactual and
             what it asks, the words left out by list.
         others: further rows of its kind, in none of the examples, that means are
-            taken over beside the examples themselves.
+            taken over, as well as the examples themselves.
         apart: draws prompts of its kind that means are taken over; None where it has none but its rows.
     """
 

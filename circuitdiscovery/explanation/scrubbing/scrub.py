@@ -10,149 +10,42 @@ scrubbed, for a prompt x:
    variables, and take what the edge's source writes, scrubbed, for that prompt. The recursion unrolls the
    graph into the tree of its paths; each has draws of its own.
 2. All other edges into the node carry what their sources write on one prompt,
-   drawn at random for this place of the tree.
+   drawn at random for this node of the tree.
 3. A source without such edges into it writes what it writes on the prompt that was drawn.
 
 The root is the logits, read at x's answer position and judged by x's answers. Prompts stand in for each other
-only where they are of the same length and agree on the hypothesis' `shared` variables, for their words must
-stand at the same positions. The prompt itself is never drawn while another one agrees; how often none did is
+only where they are of the same length and agree on the hypothesis' `shared` variables: their words must stand
+at the same positions. The prompt itself is never drawn while another one agrees; how often none did is
 counted, because what was never exchanged was never tested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.engine.ablation import run_sources
-from circuitdiscovery.engine.fast import World
 from circuitdiscovery.engine.finite import rounding
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, clean_logits
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, Variables
+from circuitdiscovery.explanation.scrubbing.result import Scrubbing, mean
 from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts, count_places, draw_tree, other_heads
+from circuitdiscovery.explanation.scrubbing.written import Written, stream_of
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.graph.nodes import edge_name, letter_of, parsed
+from circuitdiscovery.graph.nodes import edge_name
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.run import at_position, embed, unembed
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.values import Value, plain
 
 RENAMED = 20  # hypotheses of the same shape about other heads: a share of 0 among them is p < 0.05
-TOO_FEW = 0.1  # of the draws; where more of them are the prompt itself, the result says so
-_SOURCE_BYTES = 2**27  # of what all sources write, held at once
-_STREAM_BYTES = 2**22  # of one receiver's stream over a batch and its draws
-
-
-@dataclass(frozen=True, repr=False)
-class Scrubbing(Value):
-    """What `scrub` found.
-
-    Args:
-        hypothesis, model, task: what was tested, and on what.
-        part: "held_out" or "examples" of the task.
-        examples: that were measured.
-        prompts: that were drawn from.
-        draws: for each example and place in the tree.
-        metric: by which.
-        edges: the hypothesis' edges with their variables.
-        places: nodes of its tree.
-        full: the metric of the model itself.
-        scrubbed: of the scrubbed model.
-        resampled: with everything exchanged, which is the hypothesis that nothing matters.
-        recovered: (scrubbed - resampled) / (full - resampled): 1 where the hypothesis explains the behaviour,
-            less where it calls irrelevant what is needed, and more where what it calls irrelevant hinders.
-            None where the denominator cannot be told from 0.
-        reason: why there is none.
-        renamed: what hypotheses of the same shape about other heads recover.
-        own: edge -> the share of its draws that were the prompt itself, because no other agrees with it.
-        own_rest: the same of what the hypothesis does not hold.
-    """
-
-    hypothesis: str
-    model: str
-    task: str
-    part: str
-    examples: int
-    prompts: int
-    draws: int
-    metric: str
-    edges: Mapping[str, Variables]
-    places: int
-    full: Estimate
-    scrubbed: Estimate
-    resampled: Estimate
-    recovered: Estimate | None
-    reason: str | None
-    renamed: tuple[float, ...]
-    own: Mapping[str, float]
-    own_rest: float
-
-    @property
-    def renamed_mean(self) -> Estimate | None:
-        """The mean of `renamed`, its interval over these hypotheses; None where there are none."""
-        return _mean(np.array(self.renamed), seed=0) if self.renamed else None
-
-    @property
-    def as_much(self) -> float | None:
-        """The share of `renamed` that recovers at least as much; None where there are none."""
-        return (
-            None
-            if self.recovered is None or not self.renamed
-            else float(np.mean([each >= self.recovered for each in self.renamed]))
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON."""
-        return plain(self) | {"renamed_mean": plain(self.renamed_mean), "as_much": self.as_much}
-
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
-
-    def _lines(self) -> Iterator[tuple[str, str]]:
-        where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
-        yield (
-            "hypothesis",
-            f"{self.hypothesis}: {len(self.edges)} edges, {self.places} places in the tree of their paths",
-        )
-        yield (
-            "measured",
-            f"{self.metric} on {self.examples} {where}, {self.draws} draws each from {self.prompts} prompts",
-        )
-        yield "F", f"model {self.full}, scrubbed {self.scrubbed}, everything resampled {self.resampled}"
-        yield "recovered", str(self.recovered) if self.reason is None else f"none: {self.reason}"
-        if self.renamed_mean is not None:
-            told = (
-                f"mean {self.renamed_mean} of {len(self.renamed)} hypotheses of the same shape; "
-                f"{self.as_much:.0%} recover as much"
-            )
-            yield "other heads", told
-        few = [edge for edge, share in self.own.items() if share > TOO_FEW]
-        if few or self.own_rest > TOO_FEW:
-            worst = max(self.own.values(), default=0.0)
-            told = (
-                f"of {len(few)} edges, such as {few[0]}, up to {worst:.0%}"
-                if few
-                else f"of what is not held {self.own_rest:.0%}"
-            )
-            yield (
-                "too few",
-                (
-                    f"prompts: {told} of the draws were the prompt itself, which tests nothing; draw from "
-                    "more (`prompts=`)"
-                ),
-            )
 
 
 @guarded
@@ -179,10 +72,10 @@ def scrub(
         model: a loaded model.
         task: measured on its held-out examples where there are some, else on its examples.
         hypothesis: what to test (`load_hypothesis`, or made in Python).
-        prompts: a task whose clean prompts (its examples') are drawn from beside the measured ones. Where a
-            variable takes many values, such as a name, few of the measured prompts agree on it.
+        prompts: a task whose clean prompts (its examples') are drawn from as well as the measured ones. Where
+            a variable takes many values, such as a name, few of the measured prompts agree on it.
         metric: by default the task's own.
-        draws: for each example and place in the tree; the metric is averaged over them.
+        draws: for each example and node of the tree; the metric is averaged over them.
         renamed: hypotheses of the same shape to compare with: the heads of each layer
             exchanged at random, the edges with them.
         seed: of the draws, the renamed hypotheses and the bootstrap; the same call gives the same bytes.
@@ -191,7 +84,7 @@ def scrub(
 
     Raises:
         CircuitDiscoveryError: a hypothesis of another task, or that does not fit the model; variables that
-            the examples lack; a tree of more than 10,000 places.
+            the examples lack; a tree of more than 10,000 nodes.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.explanation.scrubbing.hypothesis import load_hypothesis
@@ -233,9 +126,9 @@ def scrub(
         metric=bound.name,
         edges=edges,
         places=places,
-        full=_mean(full, seed),
-        scrubbed=_mean(scrubbed, seed),
-        resampled=_mean(resampled, seed),
+        full=mean(full, seed),
+        scrubbed=mean(scrubbed, seed),
+        resampled=mean(resampled, seed),
         recovered=recovered,
         reason=reason,
         renamed=()
@@ -264,100 +157,6 @@ def _check_counts(**counts: tuple[Any, int]) -> None:
             raise CircuitDiscoveryError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
-# ------------------------------------------------------------------ running it
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What some sources write on prompts of one length, and what receivers read there."""
-
-    model: Model
-    sources: Mapping[int, Tensor]  # row -> [P, T, D]
-    streams: Mapping[int, Tensor]  # place (see `_place`) -> [P, T, D]
-
-    @classmethod
-    def of(cls, model: Model, prompts: Prompts, rows: Sequence[int], places: Sequence[int]) -> _Written:
-        tokens = torch.tensor([example.clean for example in prompts.examples], device=model.device)  # [P, T]
-        empty = model.W_E.new_empty(*tokens.shape, model.d_model)
-        sources, streams = ({name: torch.empty_like(empty) for name in names} for names in (rows, places))
-        size = max(
-            1,
-            _SOURCE_BYTES
-            // (len(model.graph.sources) * tokens.shape[1] * model.d_model * empty.element_size()),
-        )
-        for start in range(0, len(tokens), size):
-            part, some = slice(start, start + size), tokens[start : start + size]
-            written = run_sources(model, some)
-            bases = World(
-                model, model.graph, embed(model, some), written, torch.zeros_like(some[:, 0]), True
-            ).bases
-            for row, all_of_it in sources.items():
-                all_of_it[part] = written[row]
-            for place, all_of_it in streams.items():
-                all_of_it[part] = bases[place]
-        return cls(model, sources, streams)
-
-    def batch_size(self, draws: int) -> int:
-        """How many examples are worth one forward: enough to fill the cores, little enough for the caches."""
-        stream = next(iter(self.streams.values()))[0]
-        return max(1, _STREAM_BYTES // (draws * stream.numel() * stream.element_size()))
-
-    def write(self, drawn: Drawn, some: slice) -> Tensor:
-        """[draws * examples, T, D]: what a source writes, scrubbed, for some of the examples."""
-        if drawn.rest is None:
-            return self.sources[drawn.node][self._numbers(drawn.prompt, some)]
-        graph = self.model.graph
-        columns = np.flatnonzero(graph.feeds[:, drawn.node]).tolist()
-        streams, layer = self._read(drawn, columns, some), graph.receiver_layers[columns[0]]
-        block = self.model.blocks[layer]
-        if not letter_of(graph.receivers[columns[0]]):
-            return block.mlp(block.norm2(streams[columns[0]]))
-        head, projected = drawn.node - graph.heads(layer).start, {}
-        for column in columns:
-            letter = letter_of(graph.receivers[column])
-            weight, bias = block.projection(letter)
-            own = head * len(weight) // graph.n_heads
-            projected[letter] = F.linear(
-                block.norm1(streams[column]), weight[own], None if bias is None else bias[own]
-            )[None]
-        # [1, draws * examples, T, K]
-        return block.attend(projected["q"], projected["k"], projected["v"])[0] @ block.W_O[head]
-
-    def logits(self, drawn: Drawn, some: slice, position: Tensor) -> Tensor:
-        """[draws, examples, vocabulary] at the answers' positions, for some of the examples."""
-        column, draws = len(self.model.graph.receivers) - 1, len(drawn.prompt)
-        x = self._read(drawn, [column], some, position.repeat(draws))[column]  # [draws * examples, D]
-        return unembed(self.model, x).unflatten(0, (draws, -1))
-
-    def _read(
-        self, drawn: Drawn, columns: Sequence[int], some: slice, at: Tensor | None = None
-    ) -> dict[int, Tensor]:
-        """Receiver's column -> [draws * examples, T, D], or [draws * examples, D]
-        at positions, for receivers at one place.
-        """
-        assert drawn.rest is not None
-        rest = self._numbers(drawn.rest, some)
-
-        def on_rest(x: Tensor) -> Tensor:
-            return x[rest] if at is None else x[rest, at]
-
-        streams = dict.fromkeys(columns, on_rest(self.streams[_place(self.model.graph, columns[0])]))
-        for column, below in drawn.inputs:
-            written = self.write(below, some)
-            written = written if at is None else at_position(written, at)
-            streams[column] = streams[column] + written - on_rest(self.sources[below.node])
-        return streams
-
-    def _numbers(self, drawn: np.ndarray, some: slice) -> Tensor:
-        """[draws * examples]: the prompts drawn for some of the examples."""
-        return torch.from_numpy(drawn[:, some].ravel()).to(self.model.device)
-
-
-def _place(graph: Graph, column: int) -> int:
-    """Where a receiver reads the stream, as an index into `World.bases`."""
-    return 2 * graph.receiver_layers[column] + (parsed(graph.receivers[column]).kind == "mlp")
-
-
 # ------------------------------------------------------------------ measuring
 
 
@@ -368,7 +167,7 @@ class _Group:
     rows: list[int]  # of the examples, in the task
     where: np.ndarray  # [examples], their prompts
     prompts: Prompts
-    written: _Written
+    written: Written
 
 
 @dataclass(frozen=True)
@@ -459,7 +258,7 @@ def _groups(
     edges = [graph.index(edge) for each in held for edge in each]
     nodes = sorted({int(node) for _, column in edges for node in np.flatnonzero(graph.feeds[column])})
     columns = [len(graph.receivers) - 1, *np.flatnonzero(graph.feeds[:, nodes].any(axis=1)).tolist()]
-    places = sorted({_place(graph, column) for column in columns})
+    places = sorted({stream_of(graph, column) for column in columns})
     for batch in used.batches():
         rows = batch.rows.tolist()
         found = by_length[len(used.examples[rows[0]].clean)]
@@ -471,7 +270,7 @@ def _groups(
                 rows,
                 where,
                 standing_in,
-                _Written.of(model, standing_in, sorted({row for row, _ in edges}), places),
+                Written.of(model, standing_in, sorted({row for row, _ in edges}), places),
             )
         )
     return groups
@@ -487,9 +286,7 @@ def _check_variables(task: Task, hypothesis: Hypothesis) -> None:
                 raise CircuitDiscoveryError(
                     f"{where}: {unknown('variable', name, example.variables)} (row {row} of task {task.name})"
                 )
-            told = (
-                "has no variables; Task.from_tokens(..., variables={...}) gives them to prompts of one's own"
-            )
+            told = "has no variables; Task.from_tokens(..., variables={...}) gives them to your own prompts"
             raise CircuitDiscoveryError(
                 f"{where}: no variable {name!r}, for row {row} of task {task.name} {told}"
             )
@@ -502,10 +299,6 @@ def _share(scrubbed: Any, full: Any, resampled: Any) -> Any:
     """Of the way from everything resampled to the model."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num((scrubbed - resampled) / (full - resampled), posinf=0, neginf=0)
-
-
-def _mean(values: np.ndarray, seed: int) -> Estimate:
-    return intervals.mean(values, weights(len(values), seed))
 
 
 def _recovered(

@@ -25,7 +25,7 @@ from circuitdiscovery.graph.nodes import (
 )
 from circuitdiscovery.task.example import Example
 
-MAX_TREE = 10_000  # places in the tree of paths; each is a node's run
+MAX_TREE = 10_000  # nodes in the tree of paths; each is a node's run
 
 
 # ------------------------------------------------------------------ the tree
@@ -50,7 +50,7 @@ def count_places(graph: Graph, hypothesis: Hypothesis, edges: Mapping[str, Varia
     for row in (*range(len(graph.sources)), -1):
         count[row] = 1 + sum(count[source] for _, source, _ in inputs.get(row, ()))
     if count[-1] > MAX_TREE:
-        told = f"the tree of its paths has {count[-1]:,} places, more than {MAX_TREE:,}"
+        told = f"the tree of its paths has {count[-1]:,} nodes, more than {MAX_TREE:,}"
         raise CircuitDiscoveryError(
             f"hypothesis {hypothesis.name}: {told}; leave out some of its {len(edges)} edges"
         )

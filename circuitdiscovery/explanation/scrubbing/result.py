@@ -1,0 +1,121 @@
+"""What causal scrubbing found, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from circuitdiscovery.explanation.scrubbing.hypothesis import Variables
+from circuitdiscovery.measure import intervals
+from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.values import Value, plain
+
+TOO_FEW = 0.1  # of the draws; where more of them are the prompt itself, the result says so
+
+
+@dataclass(frozen=True, repr=False)
+class Scrubbing(Value):
+    """What `scrub` found.
+
+    Args:
+        hypothesis, model, task: what was tested, and on what.
+        part: "held_out" or "examples" of the task.
+        examples: that were measured.
+        prompts: that were drawn from.
+        draws: for each example and node of the tree.
+        metric: by which.
+        edges: the hypothesis' edges with their variables.
+        places: nodes of its tree.
+        full: the metric of the model itself.
+        scrubbed: of the scrubbed model.
+        resampled: with everything exchanged, which is the hypothesis that nothing matters.
+        recovered: (scrubbed - resampled) / (full - resampled): 1 where the hypothesis explains the behaviour,
+            less where it calls irrelevant what is needed, and more where what it calls irrelevant hinders.
+            None where the denominator cannot be told from 0.
+        reason: why there is none.
+        renamed: what hypotheses of the same shape about other heads recover.
+        own: edge -> the share of its draws that were the prompt itself, because no other agrees with it.
+        own_rest: the same of what the hypothesis does not hold.
+    """
+
+    hypothesis: str
+    model: str
+    task: str
+    part: str
+    examples: int
+    prompts: int
+    draws: int
+    metric: str
+    edges: Mapping[str, Variables]
+    places: int
+    full: Estimate
+    scrubbed: Estimate
+    resampled: Estimate
+    recovered: Estimate | None
+    reason: str | None
+    renamed: tuple[float, ...]
+    own: Mapping[str, float]
+    own_rest: float
+
+    @property
+    def renamed_mean(self) -> Estimate | None:
+        """The mean of `renamed`, its interval over these hypotheses; None where there are none."""
+        return mean(np.array(self.renamed), seed=0) if self.renamed else None
+
+    @property
+    def as_much(self) -> float | None:
+        """The share of `renamed` that recovers at least as much; None where there are none."""
+        return (
+            None
+            if self.recovered is None or not self.renamed
+            else float(np.mean([each >= self.recovered for each in self.renamed]))
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return plain(self) | {"renamed_mean": plain(self.renamed_mean), "as_much": self.as_much}
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
+        yield (
+            "hypothesis",
+            f"{self.hypothesis}: {len(self.edges)} edges, {self.places} nodes in the tree of their paths",
+        )
+        yield (
+            "measured",
+            f"{self.metric} on {self.examples} {where}, {self.draws} draws each from {self.prompts} prompts",
+        )
+        yield "F", f"model {self.full}, scrubbed {self.scrubbed}, everything resampled {self.resampled}"
+        yield "recovered", str(self.recovered) if self.reason is None else f"none: {self.reason}"
+        if self.renamed_mean is not None:
+            told = (
+                f"mean {self.renamed_mean} of {len(self.renamed)} hypotheses of the same shape; "
+                f"{self.as_much:.0%} recover as much"
+            )
+            yield "other heads", told
+        few = [edge for edge, share in self.own.items() if share > TOO_FEW]
+        if few or self.own_rest > TOO_FEW:
+            worst = max(self.own.values(), default=0.0)
+            told = (
+                f"of {len(few)} edges, such as {few[0]}, up to {worst:.0%}"
+                if few
+                else f"of what is not held {self.own_rest:.0%}"
+            )
+            yield (
+                "too few",
+                (
+                    f"prompts: {told} of the draws were the prompt itself, which tests nothing; draw from "
+                    "more (`prompts=`)"
+                ),
+            )
+
+
+def mean(values: np.ndarray, seed: int) -> Estimate:
+    """The mean of some values with its interval."""
+    return intervals.mean(values, weights(len(values), seed))

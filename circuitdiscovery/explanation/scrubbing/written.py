@@ -1,0 +1,113 @@
+"""What the nodes of a hypothesis write, scrubbed: the forward over the tree of draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from circuitdiscovery.engine.ablation import run_sources
+from circuitdiscovery.engine.fast import World
+from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import letter_of, parsed
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import at_position, embed, unembed
+
+_SOURCE_BYTES = 2**27  # of what all sources write, held at once
+_STREAM_BYTES = 2**22  # of one receiver's stream over a batch and its draws
+
+
+@dataclass(frozen=True)
+class Written:
+    """What some sources write on prompts of one length, and what receivers read there."""
+
+    model: Model
+    sources: Mapping[int, Tensor]  # row -> [P, T, D]
+    streams: Mapping[int, Tensor]  # index (see `stream_of`) -> [P, T, D]
+
+    @classmethod
+    def of(cls, model: Model, prompts: Prompts, rows: Sequence[int], places: Sequence[int]) -> Written:
+        tokens = torch.tensor([example.clean for example in prompts.examples], device=model.device)  # [P, T]
+        empty = model.W_E.new_empty(*tokens.shape, model.d_model)
+        sources, streams = ({name: torch.empty_like(empty) for name in names} for names in (rows, places))
+        size = max(
+            1,
+            _SOURCE_BYTES
+            // (len(model.graph.sources) * tokens.shape[1] * model.d_model * empty.element_size()),
+        )
+        for start in range(0, len(tokens), size):
+            part, some = slice(start, start + size), tokens[start : start + size]
+            written = run_sources(model, some)
+            bases = World(
+                model, model.graph, embed(model, some), written, torch.zeros_like(some[:, 0]), True
+            ).bases
+            for row, all_of_it in sources.items():
+                all_of_it[part] = written[row]
+            for place, all_of_it in streams.items():
+                all_of_it[part] = bases[place]
+        return cls(model, sources, streams)
+
+    def batch_size(self, draws: int) -> int:
+        """How many examples are worth one forward: enough to fill the cores, little enough for the caches."""
+        stream = next(iter(self.streams.values()))[0]
+        return max(1, _STREAM_BYTES // (draws * stream.numel() * stream.element_size()))
+
+    def write(self, drawn: Drawn, some: slice) -> Tensor:
+        """[draws * examples, T, D]: what a source writes, scrubbed, for some of the examples."""
+        if drawn.rest is None:
+            return self.sources[drawn.node][self._numbers(drawn.prompt, some)]
+        graph = self.model.graph
+        columns = np.flatnonzero(graph.feeds[:, drawn.node]).tolist()
+        streams, layer = self._read(drawn, columns, some), graph.receiver_layers[columns[0]]
+        block = self.model.blocks[layer]
+        if not letter_of(graph.receivers[columns[0]]):
+            return block.mlp(block.norm2(streams[columns[0]]))
+        head, projected = drawn.node - graph.heads(layer).start, {}
+        for column in columns:
+            letter = letter_of(graph.receivers[column])
+            weight, bias = block.projection(letter)
+            own = head * len(weight) // graph.n_heads
+            projected[letter] = F.linear(
+                block.norm1(streams[column]), weight[own], None if bias is None else bias[own]
+            )[None]
+        # [1, draws * examples, T, K]
+        return block.attend(projected["q"], projected["k"], projected["v"])[0] @ block.W_O[head]
+
+    def logits(self, drawn: Drawn, some: slice, position: Tensor) -> Tensor:
+        """[draws, examples, vocabulary] at the answers' positions, for some of the examples."""
+        column, draws = len(self.model.graph.receivers) - 1, len(drawn.prompt)
+        x = self._read(drawn, [column], some, position.repeat(draws))[column]  # [draws * examples, D]
+        return unembed(self.model, x).unflatten(0, (draws, -1))
+
+    def _read(
+        self, drawn: Drawn, columns: Sequence[int], some: slice, at: Tensor | None = None
+    ) -> dict[int, Tensor]:
+        """Receiver's column -> [draws * examples, T, D], or [draws * examples, D]
+        at positions, for receivers that read the same stream.
+        """
+        assert drawn.rest is not None
+        rest = self._numbers(drawn.rest, some)
+
+        def on_rest(x: Tensor) -> Tensor:
+            return x[rest] if at is None else x[rest, at]
+
+        streams = dict.fromkeys(columns, on_rest(self.streams[stream_of(self.model.graph, columns[0])]))
+        for column, below in drawn.inputs:
+            written = self.write(below, some)
+            written = written if at is None else at_position(written, at)
+            streams[column] = streams[column] + written - on_rest(self.sources[below.node])
+        return streams
+
+    def _numbers(self, drawn: np.ndarray, some: slice) -> Tensor:
+        """[draws * examples]: the prompts drawn for some of the examples."""
+        return torch.from_numpy(drawn[:, some].ravel()).to(self.model.device)
+
+
+def stream_of(graph: Graph, column: int) -> int:
+    """Where a receiver reads the stream, as an index into `World.bases`."""
+    return 2 * graph.receiver_layers[column] + (parsed(graph.receivers[column]).kind == "mlp")

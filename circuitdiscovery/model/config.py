@@ -1,0 +1,71 @@
+"""config.json of a model folder, read as data: without code, of a supported family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from circuitdiscovery.errors import CircuitDiscoveryError, one_line
+from circuitdiscovery.files.disk import read_json
+from circuitdiscovery.model.build import check_kind, check_supported
+from circuitdiscovery.registry import ARCHITECTURES
+
+CONFIG = "config.json"
+ATTENTION = "eager"  # Hugging Face's own, in Python: there is no kernel to fetch
+# of config.json, what says how and not what is computed; names that begin with _ are left out too
+_IMPLEMENTATION = (
+    "attn_implementation", "experts_implementation", "fusion_config", "distributed_config",
+    "transformers_weights", "kernel_config", "use_kernels", "name_or_path", "dtype", "torch_dtype",
+    "transformers_version", "return_dict",
+)  # fmt: skip
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """config.json as it stands, of a supported family and without code.
+
+    Raises:
+        CircuitDiscoveryError: a file that is not a JSON object; code; another family; quantized weights.
+    """
+    data = read_json(folder / CONFIG)
+    if not isinstance(data, dict):
+        raise CircuitDiscoveryError(f"{name}: {CONFIG} must be an object, not {type(data).__name__}")
+    refuse_code(data, CONFIG, name)
+    if data.get("model_type") is None:
+        raise CircuitDiscoveryError(f"{name}: {CONFIG} does not say which architecture it is of (model_type)")
+    check_kind(data["model_type"], name)
+    if data.get("quantization_config"):
+        raise CircuitDiscoveryError(
+            f"{name}: quantized weights (quantization_config) are not supported; give the model in full "
+            "precision"
+        )
+    return data
+
+
+def refuse_code(data: Mapping[str, Any], file: str, name: str) -> None:
+    """Raise where a file of a folder asks for Python code of its own."""
+    if code := data.get("auto_map"):
+        named = ", ".join(map(str, code.values())) if isinstance(code, dict) else str(code)
+        known = data.get("model_type") in [*ARCHITECTURES] and file == CONFIG
+        hint = f"; without auto_map it would be a plain {data['model_type']}" if known else ""
+        raise CircuitDiscoveryError(
+            f"{name}: {file} asks for Python code of its own (auto_map: {named[:100]}), which is never "
+            f"run{hint}"
+        )
+
+
+def config_of(data: Mapping[str, Any], name: str) -> Any:
+    """Hugging Face's config of what is computed."""
+    from transformers import CONFIG_MAPPING
+
+    kept = {
+        key: value for key, value in data.items() if not key.startswith("_") and key not in _IMPLEMENTATION
+    }
+    try:
+        config = CONFIG_MAPPING[data["model_type"]].from_dict(kept, attn_implementation=ATTENTION)
+        check_supported(config, name)
+    except CircuitDiscoveryError:
+        raise
+    except Exception as error:  # each of its fields can be wrong in its own way
+        raise CircuitDiscoveryError(f"{name}: {CONFIG} cannot be used: {one_line(error)}") from error
+    return config
