@@ -38,9 +38,10 @@ from circuitdiscovery.explanation.scrubbing.hypothesis import load_hypothesis
 from circuitdiscovery.files.disk import write_atomically, write_json
 from circuitdiscovery.measure import criteria, evaluation
 from circuitdiscovery.measure import curve as curves
-from circuitdiscovery.measure.bench import Bench, Family
 from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.measure.intervals import difference, mean, mean_over_pairs, means
+from circuitdiscovery.measure.work import Family
 
 POPULATION, SIZES, SEARCHED = 2000, (16, 64), 16
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -82,9 +83,9 @@ def planted_problem(name: str) -> tuple[cd.Model, cd.Task, cd.Scores, cd.Circuit
     return problem.model, problem.task, scores, problem.truth | noise
 
 
-def cached(bench: Bench) -> Bench:
-    """A bench that finds a circuit's key once."""
-    identity, known = bench._identity, {}
+def cached(evaluator: Evaluator) -> Evaluator:
+    """A evaluator that finds a circuit's key once."""
+    identity, known = evaluator._identity, {}
 
     def found(mask: np.ndarray) -> tuple[bytes, np.ndarray]:
         key = mask.tobytes()
@@ -92,16 +93,16 @@ def cached(bench: Bench) -> Bench:
             known[key] = identity(mask)
         return known[key]
 
-    bench._identity = found  # type: ignore[method-assign]
-    return bench
+    evaluator._identity = found  # type: ignore[method-assign]
+    return evaluator
 
 
-def drawn(bench: Bench, rows: np.ndarray, draws: np.ndarray, keys: Any) -> Bench:
-    """The bench as if it had measured these rows of its population."""
+def drawn(evaluator: Evaluator, rows: np.ndarray, draws: np.ndarray, keys: Any) -> Evaluator:
+    """The evaluator as if it had measured these rows of its population."""
     known = {
-        key: {kind: values[rows] for kind, values in kinds.items()} for key, kinds in bench._known.items()
+        key: {kind: values[rows] for kind, values in kinds.items()} for key, kinds in evaluator._known.items()
     }
-    part = replace(bench, count=len(rows), draws=draws, _known=known)
+    part = replace(evaluator, count=len(rows), draws=draws, _known=known)
     part._identity = keys  # type: ignore[method-assign]
     return part
 
@@ -111,24 +112,24 @@ def figures(
 ) -> dict[str, Any]:
     """The coverage of what `evaluate` prints."""
     graph = circuit.graph
-    bench = cached(Bench.build(Setup.of(model, task, graph, batch_size=250)))
+    evaluator = cached(Evaluator.build(Setup.of(model, task, graph, batch_size=250)))
     plan = criteria.Sets.of(circuit, "full", 0)
-    few = cached(Bench.build(Setup.of(model, task.select(range(SEARCHED)), graph)))
+    few = cached(Evaluator.build(Setup.of(model, task.select(range(SEARCHED)), graph)))
     plan = replace(plan, sets=(*plan.sets, ("greedy", criteria.greedy(few, circuit, plan.nodes))))
     curve = [Family(curves.curve_masks(scores, curves.MIB_FRACTIONS))]
-    bench.measure_families((*curve, Family([graph.allowed]), *plan.families(), *plan.candidates()))
+    evaluator.measure_families((*curve, Family([graph.allowed]), *plan.families(), *plan.candidates()))
     out = {}
     for n in SIZES:
         counted, rng, draws = Counted(), np.random.default_rng(n), weights(n, 0)
         for _ in range(count):
             searched = drawn(
-                bench, rng.integers(len(task), size=SEARCHED), weights(SEARCHED, 0), bench._identity
+                evaluator, rng.integers(len(task), size=SEARCHED), weights(SEARCHED, 0), evaluator._identity
             )
             chosen = plan.chosen(searched, True)
-            part = drawn(bench, rng.integers(len(task), size=n), draws, bench._identity)
+            part = drawn(evaluator, rng.integers(len(task), size=n), draws, evaluator._identity)
             _compare(
                 counted,
-                bench,
+                evaluator,
                 chosen,
                 evaluation._evaluation(model, task, part, chosen, scores, True),
                 scores,
@@ -137,12 +138,14 @@ def figures(
     return out
 
 
-def _compare(counted: Counted, bench: Bench, plan: Any, found: cd.Evaluation, scores: cd.Scores) -> None:
+def _compare(
+    counted: Counted, evaluator: Evaluator, plan: Any, found: cd.Evaluation, scores: cd.Scores
+) -> None:
     """Note each figure of an evaluation beside the population's."""
     circuit, allowed, nothing = plan.circuit, plan.circuit.graph.allowed, np.zeros_like(plan.circuit.mask)
 
     def value(mask: np.ndarray, what: str = "metric") -> float:
-        return float(bench.values(mask, what).mean())
+        return float(evaluator.values(mask, what).mean())
 
     full, kept, empty = value(allowed), value(circuit.mask), value(nothing)
     truths = {"full": full, "circuit": kept, "empty": empty, "faithfulness": abs(full - kept)}
@@ -218,14 +221,14 @@ def cards(count: int) -> dict[str, Any]:
         values["card.effect, roles"].append(a - b)
         return difference(a, b, draws)
 
-    def of_damage(self: Bench, old: np.ndarray, new: np.ndarray) -> Estimate:
+    def of_damage(self: Evaluator, old: np.ndarray, new: np.ndarray) -> Estimate:
         values["path patching"].append(old - new)
         return difference(old, new, self.draws)
 
     with (
         patch.object(explanation.intervals, "means", of_means),
         patch.object(interventions, "difference", of_difference),
-        patch.object(Bench, "damage", of_damage),
+        patch.object(Evaluator, "damage", of_damage),
     ):
         cd.explain(model, replace(task, held_out=None), circuit, batch_size=250)
         cd.path_patching(model, task, batch_size=250)

@@ -37,8 +37,8 @@ from real_models import smollm2
 import circuitdiscovery as cd
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.files.disk import write_atomically, write_json
-from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.estimates import Estimate
+from circuitdiscovery.measure.evaluator import Evaluator
 
 TASKS = ("ioi", "greater_than", "subject_verb_agreement", "gendered_pronoun", "induction")
 SHARES = (0.005, 0.01, 0.02, 0.05)
@@ -74,23 +74,23 @@ def seconds_of_forward(hf: Any, task: cd.Task) -> float:
     return min(once() for _ in range(2))
 
 
-def measured(bench: Bench, scores: cd.Scores) -> list[dict[str, Any]]:
+def measured(evaluator: Evaluator, scores: cd.Scores) -> list[dict[str, Any]]:
     """Of the best edges at each share: how many are kept, normalized faithfulness and KL."""
     circuits = [scores.best(max(1, round(share * len(scores.graph)))) for share in SHARES]
     allowed = scores.graph.allowed
-    bench.measure([allowed, np.zeros_like(allowed), *(circuit.mask for circuit in circuits)])
-    return [row(bench, circuit) for circuit in circuits]
+    evaluator.measure([allowed, np.zeros_like(allowed), *(circuit.mask for circuit in circuits)])
+    return [row(evaluator, circuit) for circuit in circuits]
 
 
-def row(bench: Bench, circuit: cd.Circuit) -> dict[str, Any]:
+def row(evaluator: Evaluator, circuit: cd.Circuit) -> dict[str, Any]:
     """One circuit's figures."""
-    full, empty = bench.values(circuit.graph.allowed), bench.values(np.zeros_like(circuit.mask))
-    kept, reason = bench.normalized(bench.values(circuit.mask), full, empty)
+    full, empty = evaluator.values(circuit.graph.allowed), evaluator.values(np.zeros_like(circuit.mask))
+    kept, reason = evaluator.normalized(evaluator.values(circuit.mask), full, empty)
     assert kept is not None, reason
     return {
         "edges": len(circuit),
         "normalized": kept.to_dict(),
-        "kl": bench.mean(bench.values(circuit.mask, "kl")).to_dict(),
+        "kl": evaluator.mean(evaluator.values(circuit.mask, "kl")).to_dict(),
     }
 
 
@@ -98,15 +98,15 @@ def cell(name: str, method: str, examples: int, model: Any, hf: Any, folder: Pat
     """One task and method, searched and measured."""
     task = cd.load_task(name, model, examples=examples)
     held = task.held_out or task
-    bench = Bench.build(Setup.of(model, held, model.graph))
+    evaluator = Evaluator.build(Setup.of(model, held, model.graph))
     before = seconds_of_forward(hf, task)
     begun = time.process_time()
     more = {"state": folder / f"{name}-{method}.state"} if method == "matryoshka" else {}
     scores = METHODS[method](model, task, **more)
     spent = time.process_time() - begun
     after = seconds_of_forward(hf, task)
-    rows = measured(bench, scores)
-    nothing = bench.mean(bench.values(np.zeros_like(model.graph.allowed), "kl"))
+    rows = measured(evaluator, scores)
+    nothing = evaluator.mean(evaluator.values(np.zeros_like(model.graph.allowed), "kl"))
     for path in more.values():
         path.unlink(missing_ok=True)
     return {
@@ -114,7 +114,7 @@ def cell(name: str, method: str, examples: int, model: Any, hf: Any, folder: Pat
         "method": method,
         "examples": len(task),
         "held out": len(held),
-        "full": bench.mean(bench.values(model.graph.allowed)).to_dict(),
+        "full": evaluator.mean(evaluator.values(model.graph.allowed)).to_dict(),
         "empty kl": nothing.to_dict(),
         "F": spent / ((before + after) / 2),
         "rows": rows,
@@ -132,8 +132,8 @@ def one_size_cell(
     scores = cd.matryoshka(model, task, edges=count, seed=seed, state=state)
     spent = time.process_time() - begun
     after = seconds_of_forward(hf, task)
-    bench = Bench.build(Setup.of(model, held, model.graph))
-    found = row(bench, scores.best(count))
+    evaluator = Evaluator.build(Setup.of(model, held, model.graph))
+    found = row(evaluator, scores.best(count))
     state.unlink(missing_ok=True)
     return {
         "task": "ioi",
@@ -142,7 +142,7 @@ def one_size_cell(
         "seed": seed,
         "examples": len(task),
         "held out": len(held),
-        "empty kl": bench.mean(bench.values(np.zeros_like(model.graph.allowed), "kl")).to_dict(),
+        "empty kl": evaluator.mean(evaluator.values(np.zeros_like(model.graph.allowed), "kl")).to_dict(),
         "F": spent / ((before + after) / 2),
         "rows": [found],
     }
@@ -174,12 +174,12 @@ def slow_cell(method: str, minutes: float, model: Any, hf: Any, folder: Path) ->
             "rows": [],
         }
     spent = time.process_time() - begun
-    bench = Bench.build(Setup.of(model, task.held_out or task, model.graph))
+    evaluator = Evaluator.build(Setup.of(model, task.held_out or task, model.graph))
     circuit = result if isinstance(result, cd.Circuit) else result.best(count)
     return found | {
         "F": spent / before,
         "held out": len(task.held_out or task),
-        "rows": [row(bench, circuit)],
+        "rows": [row(evaluator, circuit)],
     }
 
 

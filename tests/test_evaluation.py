@@ -15,8 +15,8 @@ from torch.nn.functional import kl_div
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.setup import Setup
-from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.curve import MIB_FRACTIONS
+from circuitdiscovery.measure.evaluator import Evaluator
 
 EDGES = (
     "input->a0.h1<v>",
@@ -327,9 +327,9 @@ def test_the_same_evaluation_twice_is_the_same(setting: tuple[Any, Any, Any], re
 
 def test_circuits_that_differ_in_dead_edges_only_run_once(setting: tuple[Any, Any, Any]) -> None:
     model, task, circuit = setting
-    bench = Bench.build(Setup.of(model, task, circuit.graph, metric="logit_diff"))
+    evaluator = Evaluator.build(Setup.of(model, task, circuit.graph, metric="logit_diff"))
     padded = circuit | cd.Circuit.from_edges(circuit.graph, ["input->a1.h3<v>"])
     torch.testing.assert_close(
-        torch.tensor(bench.values(padded.mask)), torch.tensor(each(setting, padded)), atol=1e-5, rtol=0
+        torch.tensor(evaluator.values(padded.mask)), torch.tensor(each(setting, padded)), atol=1e-5, rtol=0
     )
-    assert bench.values(circuit.mask) is bench.values(padded.mask)
+    assert evaluator.values(circuit.mask) is evaluator.values(padded.mask)

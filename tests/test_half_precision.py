@@ -16,7 +16,8 @@ from circuitdiscovery.engine.ablation import on_demand
 from circuitdiscovery.engine.metrics import Metric, bind, by_rows, kl_from
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation.interventions import Trials
-from circuitdiscovery.measure.bench import Bench, Work
+from circuitdiscovery.measure.evaluator import Evaluator
+from circuitdiscovery.measure.work import Work
 from circuitdiscovery.registry import METRICS
 from circuitdiscovery.search import edge_pruning, hybrid, matryoshka
 from circuitdiscovery.search.cases import cases
@@ -25,9 +26,9 @@ from circuitdiscovery.search.path_patching import trace_back
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
-def bench_of(model: Any, task: Any, **options: Any) -> Bench:
+def evaluator_of(model: Any, task: Any, **options: Any) -> Evaluator:
     setting = {"metric": "logit_diff", "batch_size": 3} | options
-    return Bench.build(Setup.of(model, task, model.graph, **setting))
+    return Evaluator.build(Setup.of(model, task, model.graph, **setting))
 
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
@@ -42,12 +43,15 @@ def test_kl_of_the_full_circuit_is_0(
     task = cd.load_task("ioi", model, examples=6) if name == "toy" else random_prompts(101, 6).task
     full, empty = cd.Circuit.full(model.graph), cd.Circuit.empty(model.graph)
     head = full.without(["a1.h2"])
-    bench = bench_of(model, task, metric="kl_divergence", direction=direction)
-    bench.measure([head.mask, full.mask, empty.mask], full.mask)
+    evaluator = evaluator_of(model, task, metric="kl_divergence", direction=direction)
+    evaluator.measure([head.mask, full.mask, empty.mask], full.mask)
     for what in ("kl", "metric"):
-        assert abs(bench.values(full.mask, what)).max() < 1e-6
-        assert bench.values(empty.mask, what).min() > -1e-6 and bench.values(empty.mask, what).max() > 0.01
-    assert bench.values(full.mask, "agreement").min() == 1
+        assert abs(evaluator.values(full.mask, what)).max() < 1e-6
+        assert (
+            evaluator.values(empty.mask, what).min() > -1e-6
+            and evaluator.values(empty.mask, what).max() > 0.01
+        )
+    assert evaluator.values(full.mask, "agreement").min() == 1
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean"])

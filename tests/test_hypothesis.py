@@ -19,7 +19,7 @@ import circuitdiscovery as cd
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.random_paths import RandomPaths
-from circuitdiscovery.measure.bench import Bench
+from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.measure.hypothesis_tests import HypothesisTests, hypothesis_tests
 from circuitdiscovery.measure.significance import (
     corrected,
@@ -350,10 +350,10 @@ def test_a_random_circuit_is_sufficient_alpha_of_the_time(gpt2: Tiny) -> None:
     Its rank is uniform. Rejected are 96 of 100 and more (scipy), so 5 of the 101 ranks.
     """
     model, task = gpt2.model, own_answers(gpt2.model, 16, seed=2)
-    bench = Bench.build(Setup.of(model, task, model.graph, metric="logit_diff"))
-    full, paths = bench.values(model.graph.allowed), RandomPaths(model.graph)
+    evaluator = Evaluator.build(Setup.of(model, task, model.graph, metric="logit_diff"))
+    full, paths = evaluator.values(model.graph.allowed), RandomPaths(model.graph)
     drawn = [paths.circuit(60, np.random.default_rng((9, seed))) for seed in range(301)]
-    far = np.array([((bench.values(mask) - full) ** 2).mean() for mask in drawn])
+    far = np.array([((evaluator.values(mask) - full) ** 2).mean() for mask in drawn])
     rng, rejected = np.random.default_rng(0), 0
     for i, own in enumerate(far):
         others = rng.choice(np.delete(far, i), 100, replace=False)

@@ -163,8 +163,8 @@ def test_greedy_takes_all_that_raise_incompleteness_up_to_ten(helpful: int, want
         removed = [node for node in nodes if not mask[graph.source_index[node]].any()]
         return np.array([1 + sum(weight[node] for node in removed)])
 
-    bench: Any = SimpleNamespace(values=values, measure_families=lambda families: None)
-    assert greedy(bench, circuit, nodes) == tuple(sorted(nodes, key=lambda node: -weight[node])[:wanted])
+    evaluator: Any = SimpleNamespace(values=values, measure_families=lambda families: None)
+    assert greedy(evaluator, circuit, nodes) == tuple(sorted(nodes, key=lambda node: -weight[node])[:wanted])
 
 
 # ------------------------------------------------------------------ the hybrid search

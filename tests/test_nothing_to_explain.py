@@ -17,7 +17,7 @@ from tiny import ARCHITECTURES, Tiny, each_and_each, random_prompts
 import circuitdiscovery as cd
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation.scrubbing.scrub import _recovered
-from circuitdiscovery.measure.bench import Bench
+from circuitdiscovery.measure.evaluator import Evaluator
 
 
 def unchanged(task: Any, keep: int = 0) -> Any:
@@ -56,14 +56,14 @@ def test_the_bound_is_above_rounding_and_below_a_difference(dtype: str) -> None:
     model = cd.load_model("toy", dtype=dtype)
     real = replace(cd.load_task("ioi", model, examples=16), held_out=None)
     for given, there in ((unchanged(real), False), (real, True)):
-        bench = Bench.build(Setup.of(model, given, model.graph, metric="logit_diff"))
-        assert bench.unchanged is not there
-        bench.unchanged = False
+        evaluator = Evaluator.build(Setup.of(model, given, model.graph, metric="logit_diff"))
+        assert evaluator.unchanged is not there
+        evaluator.unchanged = False
         full, empty = (
-            bench.values(mask) for mask in (model.graph.allowed, np.zeros_like(model.graph.allowed))
+            evaluator.values(mask) for mask in (model.graph.allowed, np.zeros_like(model.graph.allowed))
         )
-        assert bool(abs(full.mean() - empty.mean()) > 3 * bench.rounding()) is there
-        assert (bench.normalized(full, full, empty)[0] is not None) is there
+        assert bool(abs(full.mean() - empty.mean()) > 3 * evaluator.rounding()) is there
+        assert (evaluator.normalized(full, full, empty)[0] is not None) is there
 
 
 def test_another_ablation_of_the_same_prompts_changes_something(gpt2: Tiny, task: Any) -> None:
@@ -78,11 +78,11 @@ def test_a_metric_of_small_units_is_not_rounding(gpt2: Tiny) -> None:
         )
 
     task = random_prompts(101, 12, 6, seed=3).task
-    bench = Bench.build(Setup.of(gpt2.model, task, gpt2.model.graph, metric=small))
+    evaluator = Evaluator.build(Setup.of(gpt2.model, task, gpt2.model.graph, metric=small))
     full, empty = (
-        bench.values(mask) for mask in (gpt2.model.graph.allowed, np.zeros_like(gpt2.model.graph.allowed))
+        evaluator.values(mask) for mask in (gpt2.model.graph.allowed, np.zeros_like(gpt2.model.graph.allowed))
     )
-    assert "nothing to explain" not in str(bench.normalized(full, full, empty)[1])
+    assert "nothing to explain" not in str(evaluator.normalized(full, full, empty)[1])
 
 
 def test_rounding_is_the_same_where_all_was_saved(gpt2: Tiny, task: Any, tmp_path: Path) -> None:

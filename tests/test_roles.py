@@ -26,7 +26,7 @@ from circuitdiscovery.explanation.attention import Sights, observe
 from circuitdiscovery.explanation.cards import Explanation
 from circuitdiscovery.explanation.interventions import Asked, Part, Trials, other_word
 from circuitdiscovery.graph.nodes import parsed
-from circuitdiscovery.measure.bench import Work
+from circuitdiscovery.measure.work import Work
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 

@@ -219,7 +219,7 @@ def test_an_interrupted_run_says_what_is_there_and_how_to_go_on(
 
 def test_a_measurement_goes_on_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = Options("toy", "ioi", method="eap", edges=11, examples=4, measure="quick")
-    note, counts = evaluation.Bench._note, {"stopped": 0, "resumed": 0}
+    note, counts = evaluation.Evaluator._note, {"stopped": 0, "resumed": 0}
 
     def counting(how: str, most: int) -> Callable[..., None]:
         def noting(*given: Any) -> None:
@@ -231,15 +231,15 @@ def test_a_measurement_goes_on_in_the_middle(tmp_path: Path, monkeypatch: pytest
         return noting
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as stopped:
-        patch.setattr(evaluation.Bench, "_note", counting("stopped", 9))
+        patch.setattr(evaluation.Evaluator, "_note", counting("stopped", 9))
         run.discover(options, tmp_path, ["x"])
     assert stopped.value.__notes__[0].startswith(
         "while measuring; circuit.json and scores.safetensors are in "
     )
     assert names(tmp_path) == FOUND and (tmp_path / "measured-quick.state").exists()
-    monkeypatch.setattr(explanation, "explain", refused)  # which has a bench of its own
+    monkeypatch.setattr(explanation, "explain", refused)  # which has a evaluator of its own
     monkeypatch.setattr(contents, "_searched", lambda *_: (None, 0.0))
-    monkeypatch.setattr(evaluation.Bench, "_note", counting("resumed", 10_000))
+    monkeypatch.setattr(evaluation.Evaluator, "_note", counting("resumed", 10_000))
     run.discover(options, tmp_path, ["x"])
     resumed, counts["resumed"] = counts["resumed"], 0
     model = cd.load_model("toy")
@@ -558,9 +558,11 @@ def test_the_prompts_of_the_search_are_measured_beside_those_held_out() -> None:
     model = cd.load_model("toy")
     task = cd.load_task("ioi", model, examples=12)
     circuit = cd.eap_ig(model, task).top(60)
-    bench = evaluation.Bench.build(Setup.of(model, cd.Task(task.name, task.examples), metric="logit_diff"))
-    ends = [bench.values(mask) for mask in (circuit.mask, circuit.graph.allowed, circuit.mask & False)]
-    expected, _ = bench.normalized(*ends)
+    evaluator = evaluation.Evaluator.build(
+        Setup.of(model, cd.Task(task.name, task.examples), metric="logit_diff")
+    )
+    ends = [evaluator.values(mask) for mask in (circuit.mask, circuit.graph.allowed, circuit.mask & False)]
+    expected, _ = evaluator.normalized(*ends)
     said, difference = contents._searched(model, task, circuit, {}, SMALL)
     assert expected is not None and said is not None and said["examples"] == 12
     assert said["normalized"] == pytest.approx(expected.to_dict(), rel=1e-5)

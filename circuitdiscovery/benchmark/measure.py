@@ -33,8 +33,8 @@ from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.curve import MIB_FRACTIONS, mib_circuits
+from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.task.task import Task
@@ -131,12 +131,12 @@ def measure(
         raise CircuitDiscoveryError(
             f"method {method!r} gives circuits of another graph than the true one on {problem!r}"
         )
-    bench = Bench.build(Setup.of(model, task.held_out or task, sweep.graph))
-    bench.measure([circuit.mask for circuit in (*sweep.to_the_ends(), *map(sweep.at_most, counts))])
-    at = [_at(bench, sweep.at_most(count), count, truth) for count in counts]
-    curve = sweep.curve(bench)
+    evaluator = Evaluator.build(Setup.of(model, task.held_out or task, sweep.graph))
+    evaluator.measure([circuit.mask for circuit in (*sweep.to_the_ends(), *map(sweep.at_most, counts))])
+    at = [_at(evaluator, sweep.at_most(count), count, truth) for count in counts]
+    curve = sweep.curve(evaluator)
     area, distance = _areas_under(curve, len(sweep.graph)) if curve else (None, None)
-    cpr, cmd = _mib(bench, sweep.scores) if curve and sweep.scores is not None else (None, None)
+    cpr, cmd = _mib(evaluator, sweep.scores) if curve and sweep.scores is not None else (None, None)
     levels = {} if truth is None else {level: sweep.roc(truth, level) for level in ("edges", "nodes")}
     return Measured(
         problem=problem,
@@ -161,16 +161,16 @@ def measure(
     )
 
 
-def _at(bench: Bench, circuit: Circuit, asked: int, truth: Circuit | None) -> At:
-    normalized = _faithfulness(bench, circuit)
-    kl = float(bench.values(circuit.mask, "kl").mean())
+def _at(evaluator: Evaluator, circuit: Circuit, asked: int, truth: Circuit | None) -> At:
+    normalized = _faithfulness(evaluator, circuit)
+    kl = float(evaluator.values(circuit.mask, "kl").mean())
     return At(asked, len(circuit), normalized, kl, None if truth is None else compare(circuit, truth).edges)
 
 
-def _faithfulness(bench: Bench, circuit: Circuit) -> float | None:
+def _faithfulness(evaluator: Evaluator, circuit: Circuit) -> float | None:
     """Normalized faithfulness."""
-    full, empty = (bench.values(mask) for mask in (circuit.graph.allowed, np.zeros_like(circuit.mask)))
-    estimate, _ = bench.normalized(bench.values(circuit.mask), full, empty)
+    full, empty = (evaluator.values(mask) for mask in (circuit.graph.allowed, np.zeros_like(circuit.mask)))
+    estimate, _ = evaluator.normalized(evaluator.values(circuit.mask), full, empty)
     return None if estimate is None else float(estimate)
 
 
@@ -180,11 +180,11 @@ def _areas_under(curve: Sequence[tuple[int, float]], total: int) -> tuple[float,
     return float(np.trapezoid(f, x)), float(np.trapezoid(np.abs(1 - f), x))
 
 
-def _mib(bench: Bench, scores: Scores) -> tuple[float, float]:
+def _mib(evaluator: Evaluator, scores: Scores) -> tuple[float, float]:
     """(CPR, CMD) by MIB's rule."""
     circuits = mib_circuits(scores)
-    bench.measure([circuit.mask for circuit in circuits])
-    f = np.array([_faithfulness(bench, circuit) for circuit in circuits], dtype=float)
+    evaluator.measure([circuit.mask for circuit in circuits])
+    f = np.array([_faithfulness(evaluator, circuit) for circuit in circuits], dtype=float)
     return float(np.trapezoid(f, MIB_FRACTIONS)), float(np.trapezoid(np.abs(1 - f), MIB_FRACTIONS))
 
 
@@ -244,9 +244,11 @@ class Sweep:
         ends = [] if self.scores is not None else [Circuit.empty(self.graph), Circuit.full(self.graph)]
         return [*self.circuits, *(end for end in ends if end not in self.circuits)]
 
-    def curve(self, bench: Bench) -> list[tuple[int, float]]:
+    def curve(self, evaluator: Evaluator) -> list[tuple[int, float]]:
         """[(edges after pruning, normalized faithfulness)], ascending."""
-        points = [(len(circuit.pruned()), _faithfulness(bench, circuit)) for circuit in self.to_the_ends()]
+        points = [
+            (len(circuit.pruned()), _faithfulness(evaluator, circuit)) for circuit in self.to_the_ends()
+        ]
         return sorted((n, f) for n, f in points if f is not None)
 
     def roc(self, truth: Circuit, level: str) -> tuple[np.ndarray, np.ndarray]:

@@ -40,8 +40,8 @@ from circuitdiscovery.explanation.json_values import Edges
 from circuitdiscovery.explanation.roles import find_roles
 from circuitdiscovery.graph.nodes import head_of, no_node, parsed
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.bench import Work
 from circuitdiscovery.measure.estimates import weights
+from circuitdiscovery.measure.work import Work
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import parameters
 from circuitdiscovery.task.example import END, Example

@@ -31,9 +31,9 @@ from circuitdiscovery.explanation.interchange import Change, Plain, changed_logi
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import head_of, parsed
 from circuitdiscovery.measure import estimates
-from circuitdiscovery.measure.bench import Work
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.intervals import difference
+from circuitdiscovery.measure.work import Work
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import parameters, unembed
 from circuitdiscovery.task.batch import Batch

@@ -13,8 +13,9 @@ import numpy as np
 
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.bench import Bench, Family
 from circuitdiscovery.measure.estimates import Estimate
+from circuitdiscovery.measure.evaluator import Evaluator
+from circuitdiscovery.measure.work import Family
 
 ENDS = ("input", "logits")
 RANDOM_SETS = 20  # random K, each node with probability 1/2 (Wang et al. 2022, section 4.2)
@@ -139,8 +140,9 @@ class Sets:
                 [node for node, at in zip(self.nodes, self.most, strict=True) if at == removed],
             )
 
-    def chosen(self, bench: Bench, sure: bool) -> Sets:
-        """These sets with the worst one, and the K at which each node matters most, on the bench's examples.
+    def chosen(self, evaluator: Evaluator, sure: bool) -> Sets:
+        """These sets with the worst one, and the K at which each node
+        matters most, on the evaluator's examples.
 
         With `sure`, sets are compared by how far the magnitude of a mean exceeds its standard error, because
         the largest of several noisy means is noise. Of equal sets the first is chosen.
@@ -150,11 +152,11 @@ class Sets:
             value, error = abs(float((a - b).mean())), float((a - b).std()) / math.sqrt(max(1, len(a) - 1))
             return (max(0.0, value - error) if sure else value), value
 
-        incomplete = [size(*_incomplete(bench, self.circuit, removed)) for _, removed in self.sets]
+        incomplete = [size(*_incomplete(evaluator, self.circuit, removed)) for _, removed in self.sets]
         over, most, largest = self.over, [], []
         for node in self.nodes:
             effects = (
-                [size(*_with_and_without(bench, self.circuit, removed, node)) for removed in over]
+                [size(*_with_and_without(evaluator, self.circuit, removed, node)) for removed in over]
                 if len(over) > 1
                 else [(0.0, 0.0)]
             )
@@ -176,32 +178,34 @@ def without_each(circuit: Circuit, removed: tuple[str, ...], nodes: Sequence[str
     return Family([base, *(_less(circuit, set(removed) ^ {node}) for node in nodes)], base)
 
 
-def _incomplete(bench: Bench, circuit: Circuit, removed: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _incomplete(
+    evaluator: Evaluator, circuit: Circuit, removed: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """[examples] each: F(C\\K) and F(M\\K)."""
     whole = Circuit.full(circuit.graph)
-    return bench.values(_less(circuit, removed)), bench.values(_less(whole, removed))
+    return evaluator.values(_less(circuit, removed)), evaluator.values(_less(whole, removed))
 
 
 def _with_and_without(
-    bench: Bench, circuit: Circuit, removed: tuple[str, ...], node: str
+    evaluator: Evaluator, circuit: Circuit, removed: tuple[str, ...], node: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """[examples] each: F of C\\K without a node and with it."""
     rest = tuple(other for other in removed if other != node)
-    return bench.values(_less(circuit, (*rest, node))), bench.values(_less(circuit, rest))
+    return evaluator.values(_less(circuit, (*rest, node))), evaluator.values(_less(circuit, rest))
 
 
-def greedy(bench: Bench, circuit: Circuit, nodes: Sequence[str]) -> tuple[str, ...]:
+def greedy(evaluator: Evaluator, circuit: Circuit, nodes: Sequence[str]) -> tuple[str, ...]:
     """Up to ten nodes; each is the one that raises |F(C\\K) - F(M\\K)| most, until none raises it."""
     whole = Circuit.full(circuit.graph)
 
     def of(removed: tuple[str, ...]) -> float:
-        kept, full = _incomplete(bench, circuit, removed)
+        kept, full = _incomplete(evaluator, circuit, removed)
         return abs(float(kept.mean() - full.mean()))
 
     chosen: tuple[str, ...] = ()
     while len(chosen) < GREEDY_NODES:
         others = [node for node in nodes if node not in chosen]
-        bench.measure_families([without_each(of_whom, chosen, others) for of_whom in (circuit, whole)])
+        evaluator.measure_families([without_each(of_whom, chosen, others) for of_whom in (circuit, whole)])
         tried = {node: of((*chosen, node)) for node in others}
         node = max(tried, key=tried.__getitem__, default=None)
         if node is None or tried[node] <= of(chosen):
@@ -210,23 +214,25 @@ def greedy(bench: Bench, circuit: Circuit, nodes: Sequence[str]) -> tuple[str, .
     return chosen
 
 
-def expected(bench: Bench, chooser: Bench, plan: Sets) -> float:
+def expected(evaluator: Evaluator, chooser: Evaluator, plan: Sets) -> float:
     """The FLOP of the whole measurement but the curve, from its first two sets and the first greedy round."""
     circuit, whole = plan.circuit, Circuit.full(plan.circuit.graph)
-    total = bench.cost(list(plan.families())) + (
-        chooser.cost(list(plan.families())) if chooser is not bench else 0.0
+    total = evaluator.cost(list(plan.families())) + (
+        chooser.cost(list(plan.families())) if chooser is not evaluator else 0.0
     )
     if plan.effort == "quick" or not plan.nodes:
-        return total + bench.cost([without_each(circuit, plan.over[0], plan.nodes)])
+        return total + evaluator.cost([without_each(circuit, plan.over[0], plan.nodes)])
     second = chooser.cost([without_each(circuit, plan.over[1], plan.nodes)])
-    minimal = 0.0 if chooser is bench else bench.cost([without_each(circuit, plan.over[1], plan.nodes)])
+    minimal = (
+        0.0 if chooser is evaluator else evaluator.cost([without_each(circuit, plan.over[1], plan.nodes)])
+    )
     rounds = chooser.cost([without_each(each, (), plan.nodes) for each in (circuit, whole)])
     return total + second * len(plan.over) + minimal + ROUNDS * rounds
 
 
-def completeness_of(bench: Bench, plan: Sets, apart: bool) -> Completeness:
-    pairs = [_incomplete(bench, plan.circuit, removed) for _, removed in plan.sets]
-    signed = [bench.difference(kept, whole) for kept, whole in pairs]
+def completeness_of(evaluator: Evaluator, plan: Sets, apart: bool) -> Completeness:
+    pairs = [_incomplete(evaluator, plan.circuit, removed) for _, removed in plan.sets]
+    signed = [evaluator.difference(kept, whole) for kept, whole in pairs]
     found = [each.magnitude() for each in signed]
     knockouts = tuple(
         Knockout(kind, removed, Estimate(each) if kind == "greedy" and not apart else each)
@@ -237,12 +243,15 @@ def completeness_of(bench: Bench, plan: Sets, apart: bool) -> Completeness:
     return Completeness(knockouts, largest, intervals.mean_of_magnitudes(random or signed))
 
 
-def minimality_of(bench: Bench, plan: Sets, apart: bool) -> Minimality:
+def minimality_of(evaluator: Evaluator, plan: Sets, apart: bool) -> Minimality:
     scores: dict[str, Estimate] = {}
     for node, removed in zip(plan.nodes, plan.most, strict=True):
-        found = bench.difference(*_with_and_without(bench, plan.circuit, removed, node)).magnitude()
+        found = evaluator.difference(*_with_and_without(evaluator, plan.circuit, removed, node)).magnitude()
         scores[node] = found if apart or len(plan.over) == 1 else Estimate(found)
-    full, empty = bench.values(plan.circuit.graph.allowed), bench.values(np.zeros_like(plan.circuit.mask))
+    full, empty = (
+        evaluator.values(plan.circuit.graph.allowed),
+        evaluator.values(np.zeros_like(plan.circuit.mask)),
+    )
     bar = NEGLIGIBLE * abs(float(full.mean() - empty.mean()))
     below = (
         node for node, seen in zip(plan.nodes, plan.largest, strict=True) if max(scores[node], seen) < bar

@@ -17,8 +17,8 @@ from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.estimates import Estimate
+from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
@@ -143,7 +143,7 @@ def curve(
     Circuit.empty(scores.graph).check_model(model)
     how: dict[str, Any] = {"ablation": ablation, "direction": direction, "batch_size": batch_size}
     setup = Setup.of(model, task.held_out or task, scores.graph, metric=metric, **how)
-    return curve_of(Bench.build(setup, seed=seed), scores, fractions)
+    return curve_of(Evaluator.build(setup, seed=seed), scores, fractions)
 
 
 def _sizes(scores: Scores, fractions: Sequence[float]) -> tuple[int, ...]:
@@ -160,20 +160,20 @@ def curve_masks(scores: Scores, fractions: Sequence[float]) -> list[np.ndarray]:
     return [circuit.mask for circuit in (*ours, *mib_circuits(scores, fractions))]
 
 
-def curve_of(bench: Bench, scores: Scores, fractions: Sequence[float]) -> Curve:
+def curve_of(evaluator: Evaluator, scores: Scores, fractions: Sequence[float]) -> Curve:
     requested, masks = _sizes(scores, fractions), curve_masks(scores, fractions)
     full, empty = scores.graph.allowed, np.zeros_like(scores.graph.allowed)
-    bench.measure([full, empty, *masks])
-    whole = bench.values(full) - bench.values(empty)
-    _, reason = bench.normalized(bench.values(full), bench.values(full), bench.values(empty))
+    evaluator.measure([full, empty, *masks])
+    whole = evaluator.values(full) - evaluator.values(empty)
+    _, reason = evaluator.normalized(evaluator.values(full), evaluator.values(full), evaluator.values(empty))
     if reason is not None:
         raise CircuitDiscoveryError(f"no faithfulness curve: {reason}")
     # [points, examples], ours and MIB's
-    kept = np.stack([bench.values(mask) - bench.values(empty) for mask in masks])
+    kept = np.stack([evaluator.values(mask) - evaluator.values(empty) for mask in masks])
     ours, mib = kept[: len(fractions)], kept[len(fractions) :]
     edges = tuple(len(scores.top(n).pruned()) for n in requested)
-    area, distance, points = areas(np.array(edges) / len(scores.graph), ours, whole, bench.draws)
-    cpr, cmd, _ = areas(np.array(fractions), mib, whole, bench.draws)
+    area, distance, points = areas(np.array(edges) / len(scores.graph), ours, whole, evaluator.draws)
+    cpr, cmd, _ = areas(np.array(fractions), mib, whole, evaluator.draws)
     return Curve(
         tuple(fractions),
         requested,
@@ -183,8 +183,8 @@ def curve_of(bench: Bench, scores: Scores, fractions: Sequence[float]) -> Curve:
         cmd,
         area,
         distance,
-        bench.setup.ablation_name,
-        bench.setup.mean_over,
+        evaluator.setup.ablation_name,
+        evaluator.setup.mean_over,
     )
 
 

@@ -31,7 +31,6 @@ from circuitdiscovery.engine.ablation import Ablation, Replacements, name_of
 from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.measure.bench import Bench, Family
 from circuitdiscovery.measure.criteria import (
     GREEDY_EXAMPLES,
     NEGLIGIBLE,
@@ -50,8 +49,10 @@ from circuitdiscovery.measure.criteria import (
 )
 from circuitdiscovery.measure.curve import MIB_FRACTIONS, Curve, curve_masks, curve_of
 from circuitdiscovery.measure.estimates import Estimate
+from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.measure.plan import model_flop
 from circuitdiscovery.measure.saved import digest, saved
+from circuitdiscovery.measure.work import Family
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
@@ -199,26 +200,26 @@ def evaluate(
     with saved(state, of) as kept:
         how: dict[str, Any] = {"ablation": ablation, "metric": metric, "direction": direction}
         how |= {"batch_size": batch_size}
-        bench = Bench.build(
+        evaluator = Evaluator.build(
             Setup.of(model, used, circuit.graph, **how), seed=seed, progress=progress, saved=kept
         )
-        chooser = bench
+        chooser = evaluator
         if few is not used:
             setup = Setup.of(model, few, circuit.graph, **how)
-            chooser = Bench.build(setup, seed=seed, work=bench.work, saved=kept, name="ranking")
+            chooser = Evaluator.build(setup, seed=seed, work=evaluator.work, saved=kept, name="ranking")
         if progress:
-            bench.work.ahead = expected(bench, chooser, plan)
+            evaluator.work.ahead = expected(evaluator, chooser, plan)
         first = [] if scores is None else [Family(curve_masks(scores, MIB_FRACTIONS))]
-        bench.measure_families((*first, *plan.families(), *plan.minimal()))
+        evaluator.measure_families((*first, *plan.families(), *plan.minimal()))
         if effort == "full" and plan.nodes:
             plan = replace(plan, sets=(*plan.sets, ("greedy", greedy(chooser, circuit, plan.nodes))))
         chooser.measure_families((*plan.families(), *plan.candidates()))
         apart = few is not used and task.held_out is not None
         plan = plan.chosen(chooser, apart)
-        bench.work.ahead = 0.0
-        bench.measure_families((*plan.families(), *plan.minimal()))
-        bench.work.report()
-        return _evaluation(model, task, bench, plan, scores, apart)
+        evaluator.work.ahead = 0.0
+        evaluator.measure_families((*plan.families(), *plan.minimal()))
+        evaluator.work.report()
+        return _evaluation(model, task, evaluator, plan, scores, apart)
 
 
 def _choosing(task: Task, ablation: str | Ablation) -> Task:
@@ -236,37 +237,37 @@ def _choosing(task: Task, ablation: str | Ablation) -> Task:
 
 
 def _evaluation(
-    model: Model, task: Task, bench: Bench, plan: Sets, scores: Scores | None, apart: bool
+    model: Model, task: Task, evaluator: Evaluator, plan: Sets, scores: Scores | None, apart: bool
 ) -> Evaluation:
     """What the values say; `apart`: K was chosen on other examples."""
     circuit, allowed, nothing = plan.circuit, plan.circuit.graph.allowed, np.zeros_like(plan.circuit.mask)
-    full, kept, empty = (bench.values(mask) for mask in (allowed, circuit.mask, nothing))
-    normalized, reason = bench.normalized(kept, full, empty)
+    full, kept, empty = (evaluator.values(mask) for mask in (allowed, circuit.mask, nothing))
+    normalized, reason = evaluator.normalized(kept, full, empty)
     return Evaluation(
         model=model.name,
         task=task.name,
         part="examples" if task.held_out is None else "held_out",
-        examples=bench.count,
-        metric=bench.metric.name,
-        ablation=bench.setup.ablation_name,
-        direction=bench.setup.direction,
+        examples=evaluator.count,
+        metric=evaluator.metric.name,
+        ablation=evaluator.setup.ablation_name,
+        direction=evaluator.setup.direction,
         effort=plan.effort,
         edges=len(circuit),
         edges_pruned=len(circuit.pruned()),
         edges_total=len(circuit.graph),
-        full=bench.mean(full),
-        circuit=bench.mean(kept),
-        empty=bench.mean(empty),
-        faithfulness=bench.difference(full, kept).magnitude(),
+        full=evaluator.mean(full),
+        circuit=evaluator.mean(kept),
+        empty=evaluator.mean(empty),
+        faithfulness=evaluator.difference(full, kept).magnitude(),
         normalized=normalized,
         reason=reason,
-        kl=bench.mean(bench.values(circuit.mask, "kl"), "kl"),
-        empty_kl=bench.mean(bench.values(nothing, "kl"), "kl"),
-        agreement=bench.mean(bench.values(circuit.mask, "agreement"), "agreement"),
-        completeness=completeness_of(bench, plan, apart),
-        minimality=minimality_of(bench, plan, apart),
-        curve=curve_of(bench, scores, MIB_FRACTIONS) if scores is not None and reason is None else None,
-        mean_over=bench.setup.mean_over,
+        kl=evaluator.mean(evaluator.values(circuit.mask, "kl"), "kl"),
+        empty_kl=evaluator.mean(evaluator.values(nothing, "kl"), "kl"),
+        agreement=evaluator.mean(evaluator.values(circuit.mask, "agreement"), "agreement"),
+        completeness=completeness_of(evaluator, plan, apart),
+        minimality=minimality_of(evaluator, plan, apart),
+        curve=curve_of(evaluator, scores, MIB_FRACTIONS) if scores is not None and reason is None else None,
+        mean_over=evaluator.setup.mean_over,
     )
 
 

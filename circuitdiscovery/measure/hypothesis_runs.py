@@ -8,22 +8,25 @@ import numpy as np
 
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.graph.random_paths import RandomPaths
-from circuitdiscovery.measure.bench import Bench, Family
+from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.measure.significance import distance
+from circuitdiscovery.measure.work import Family
 
 
 class Runs:
-    """The circuits that the tests run on one bench. Each random choice has its own generator, so that no test
-    changes another.
+    """The circuits that the tests run on one evaluator. Each random choice has its own
+    generator, so that no test changes another.
     """
 
-    def __init__(self, bench: Bench, circuit: Circuit, seed: int, edges: int | None, reference: int) -> None:
+    def __init__(
+        self, evaluator: Evaluator, circuit: Circuit, seed: int, edges: int | None, reference: int
+    ) -> None:
         graph = circuit.graph
-        self.bench, self.circuit, self.seed, self.paths = bench, circuit, seed, RandomPaths(graph)
+        self.evaluator, self.circuit, self.seed, self.paths = evaluator, circuit, seed, RandomPaths(graph)
         self.tested = self._tested(edges)
-        bench.measure_families(self._families(reference))
+        evaluator.measure_families(self._families(reference))
         ends = graph.allowed, circuit.mask, graph.allowed & ~circuit.mask
-        self.full, self.kept, self.rest = (bench.values(mask) for mask in ends)
+        self.full, self.kept, self.rest = (evaluator.values(mask) for mask in ends)
 
     def _families(self, reference: int) -> Iterator[Family]:
         """Everything that the tests ask for."""
@@ -44,15 +47,15 @@ class Runs:
 
     def effect(self, mask: np.ndarray, edge: np.ndarray) -> float:
         """How far the metric of a circuit moves when the circuit loses an edge."""
-        return distance(self.bench.values(mask), self.bench.values(without(mask, edge)))
+        return distance(self.evaluator.values(mask), self.evaluator.values(without(mask, edge)))
 
     def redundant_effect(self, number: int) -> float:
         """The effect of a random edge of those by which a random path inflates the circuit."""
-        return distance(*(self.bench.values(mask) for mask in self._inflated(number).masks))
+        return distance(*(self.evaluator.values(mask) for mask in self._inflated(number).masks))
 
     def random(self, number: int) -> np.ndarray:
         """[examples]: the metric of a random circuit of as many edges."""
-        return self.bench.values(self._random(number))
+        return self.evaluator.values(self._random(number))
 
     def _inflated(self, number: int) -> Family:
         """The circuit inflated by a random path, and that less a random edge of the path."""

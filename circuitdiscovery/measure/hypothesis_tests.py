@@ -37,7 +37,7 @@ from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.graph.nodes import edge_name
-from circuitdiscovery.measure.bench import Bench
+from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.measure.hypothesis_runs import Runs
 from circuitdiscovery.measure.significance import (
     corrected,
@@ -237,12 +237,12 @@ def hypothesis_tests(
         )
     used = task.held_out or task
     setup = Setup.of(model, used, circuit.graph, metric=metric, ablation=ablation, batch_size=batch_size)
-    bench = Bench.build(setup, seed=seed, progress=progress)
-    if bench.metric.divergence:
+    evaluator = Evaluator.build(setup, seed=seed, progress=progress)
+    if evaluator.metric.divergence:
         raise CircuitDiscoveryError(
             "hypothesis tests need a metric of the model itself, such as logit_diff, not kl_divergence"
         )
-    runs = Runs(bench, circuit, seed, edges, reference)
+    runs = Runs(evaluator, circuit, seed, edges, reference)
     each = _edges(runs, reference, quantile, alpha, correction)
     first = _equivalence(runs, epsilon), _independence(runs, permutations)
     found = (
@@ -259,8 +259,8 @@ def hypothesis_tests(
         model=model.name,
         task=task.name,
         part="examples" if task.held_out is None else "held_out",
-        examples=bench.count,
-        metric=bench.metric.name,
+        examples=evaluator.count,
+        metric=evaluator.metric.name,
         ablation=setup.ablation_name,
         size=len(circuit),
         edges_total=len(circuit.graph),
@@ -276,7 +276,10 @@ def hypothesis_tests(
 
 def _equivalence(runs: Runs, epsilon: float) -> HypothesisTest:
     ties = same(runs.kept, runs.full)
-    wins, rounds = int((runs.bench.metric.damage(runs.full, runs.kept)[~ties] < 0).sum()), int((~ties).sum())
+    wins, rounds = (
+        int((runs.evaluator.metric.damage(runs.full, runs.kept)[~ties] < 0).sum()),
+        int((~ties).sum()),
+    )
     null = f"the circuit beats the model with a probability of 1/2 +- {epsilon:g}"
     told = f"the circuit beats the model on {wins} of {rounds} examples" + (
         f" ({int(ties.sum())} ties)" if ties.any() else ""
@@ -291,8 +294,10 @@ def _equivalence(runs: Runs, epsilon: float) -> HypothesisTest:
 def _independence(runs: Runs, permutations: int) -> HypothesisTest:
     hsic, p = independence_test(runs.rest, runs.full, permutations, (runs.seed, 0))
     null = "what all other edges do is independent of what the model does"
-    told = f"HSIC {hsic:.2g} of {runs.bench.metric.name} without the circuit and of the model"
-    orders = math.factorial(min(20, runs.bench.count))  # of so few examples, many permutations are the same
+    told = f"HSIC {hsic:.2g} of {runs.evaluator.metric.name} without the circuit and of the model"
+    orders = math.factorial(
+        min(20, runs.evaluator.count)
+    )  # of so few examples, many permutations are the same
     return HypothesisTest(null, hsic, p, told, least=max(1 / (1 + permutations), 1 / orders))
 
 

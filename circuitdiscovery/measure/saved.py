@@ -32,7 +32,7 @@ _PAUSE_RATIO = 20
 
 @dataclass
 class Saved:
-    """The values of circuits on examples, by the name of a bench and the circuit's key."""
+    """The values of circuits on examples, by the name of a evaluator and the circuit's key."""
 
     path: Path | None
     fingerprint: str

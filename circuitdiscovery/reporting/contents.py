@@ -143,7 +143,7 @@ def _searched(
     The first is None if no prompts are held out, because the evaluation is then on these prompts.
     """
     from circuitdiscovery.engine.setup import Setup
-    from circuitdiscovery.measure.bench import Bench
+    from circuitdiscovery.measure.evaluator import Evaluator
 
     if task.held_out is None:
         return None, evaluation["full"]["value"] - evaluation["empty"]["value"]
@@ -152,10 +152,10 @@ def _searched(
     setup = Setup.of(model, task, circuit.graph, **how)
     masks = circuit.graph.allowed, circuit.mask, np.zeros_like(circuit.mask)
     with stage("the prompts of the search") as progress:
-        bench = Bench.build(setup, seed=options.seed, progress=progress)
-        bench.measure(masks)
-        full, kept, empty = map(bench.values, masks)
-    normalized, _ = bench.normalized(kept, full, empty)
+        evaluator = Evaluator.build(setup, seed=options.seed, progress=progress)
+        evaluator.measure(masks)
+        full, kept, empty = map(evaluator.values, masks)
+    normalized, _ = evaluator.normalized(kept, full, empty)
     estimate = (
         None
         if normalized is None

@@ -39,8 +39,8 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import LETTERS, letter_of, no_node, node_of
-from circuitdiscovery.measure.bench import Bench
 from circuitdiscovery.measure.estimates import Estimate
+from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, plain_run
 from circuitdiscovery.registry import DEFAULT_THRESHOLD, KL, ablation_words
@@ -194,28 +194,30 @@ def path_patching(
     columns = _columns(graph, [receivers] if isinstance(receivers, str) else receivers)
     rows = _rows(graph, senders, columns)
     setup = Setup.of(model, task, graph, metric=metric, ablation=ablation, batch_size=batch_size)
-    bench = Bench.build(setup)
-    patched = np.zeros((len(rows), bench.count))
-    for number, (batch, world) in enumerate(bench.worlds()):
+    evaluator = Evaluator.build(setup)
+    patched = np.zeros((len(rows), evaluator.count))
+    for number, (batch, world) in enumerate(evaluator.worlds()):
         paths = _Paths.of(world, columns, through_mlps)
         where = batch.rows.cpu().numpy()
         for i, row in enumerate(rows):
-            patched[i, where] = bench.metric(paths.logits(row), batch).double().cpu().numpy()
+            patched[i, where] = evaluator.metric(paths.logits(row), batch).double().cpu().numpy()
             if progress:
-                progress(number * len(rows) + i + 1, len(bench.batches) * len(rows))
+                progress(number * len(rows) + i + 1, len(evaluator.batches) * len(rows))
     patched = distributed.total(torch.from_numpy(patched)).numpy()
-    full = bench.values(graph.allowed)
+    full = evaluator.values(graph.allowed)
     return PathEffects(
         model=model.name,
         task=task.name,
         examples=len(task),
-        metric=bench.metric.name,
+        metric=evaluator.metric.name,
         ablation=setup.ablation_name,
         through_mlps=through_mlps,
         mean_over=setup.mean_over,
         receivers=tuple(graph.receivers[column] for column in columns),
-        full=bench.mean(full),
-        effects={graph.sources[row]: bench.damage(full, new) for row, new in zip(rows, patched, strict=True)},
+        full=evaluator.mean(full),
+        effects={
+            graph.sources[row]: evaluator.damage(full, new) for row, new in zip(rows, patched, strict=True)
+        },
         graph=graph,
     )
 

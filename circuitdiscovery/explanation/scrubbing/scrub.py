@@ -107,13 +107,13 @@ def scrub(
     bound = bind(metric or used.metric, model, used)
     others = list(other_heads(model.graph, edges, renamed, seed))
     groups = _groups(model, used, prompts, hypothesis, [edges, *others])
-    bench = _Bench(model, used, bound, groups, draws, seed, batch_size)
+    evaluator = _Bench(model, used, bound, groups, draws, seed, batch_size)
     tested: list[_Tested] = []
     for held in ({}, edges, *others):
-        tested.append(bench.test(held))
+        tested.append(evaluator.test(held))
         if progress:
             progress(len(tested), 2 + len(others))
-    (full, noise), (resampled, scrubbed, *rest) = bench.full(), (each.values for each in tested)
+    (full, noise), (resampled, scrubbed, *rest) = evaluator.full(), (each.values for each in tested)
     recovered, reason = _recovered(scrubbed, full, resampled, seed, noise)
     return Scrubbing(
         hypothesis=hypothesis.name,

@@ -21,10 +21,11 @@ from torch.nn.functional import kl_div
 import circuitdiscovery as cd
 from circuitdiscovery.engine.fast import World
 from circuitdiscovery.engine.setup import Setup
-from circuitdiscovery.measure import bench as bench_file
+from circuitdiscovery.measure import evaluator as evaluator_file
 from circuitdiscovery.measure import plan as plan_file
-from circuitdiscovery.measure.bench import Bench, Family
 from circuitdiscovery.measure.evaluation import default_effort, price
+from circuitdiscovery.measure.evaluator import Evaluator
+from circuitdiscovery.measure.work import Family
 
 CASES = [
     *(
@@ -49,8 +50,8 @@ def _no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build(
     model: Any, task: Any, *, ablation: str = "resample", direction: str = "noising", **options: Any
-) -> Bench:
-    return Bench.build(
+) -> Evaluator:
+    return Evaluator.build(
         Setup.of(model, task, model.graph, metric="logit_diff", ablation=ablation, direction=direction),
         **options,
     )
@@ -98,24 +99,27 @@ def test_circuits_measured_together_are_as_if_each_ran_alone(
     tiny = tinies(name)
     model = tiny.model64
     task = random_prompts(101, n_examples=3, seed=5).task
-    bench, asked = (
+    evaluator, asked = (
         build(model, task, ablation=ablation, direction=direction),
         families(model.graph, seed=CASES.index((name, ablation, direction))),
     )
-    planned = bench.plans(asked)
+    planned = evaluator.plans(asked)
     assert any(plan.start for plan in planned)
     assert direction == "denoising" or any(len(step.keys) > 1 for plan in planned for step in plan.steps)
-    bench.measure_families(asked)
+    evaluator.measure_families(asked)
     for mask in {mask.tobytes(): mask for family in asked for mask in family.masks}.values():
-        got, expected = bench.values(mask), alone(model, task, mask, ablation=ablation, direction=direction)
+        got, expected = (
+            evaluator.values(mask),
+            alone(model, task, mask, ablation=ablation, direction=direction),
+        )
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.usefixtures("_no_overhead")
 def test_only_what_follows_a_node_runs_again(gpt2: Tiny) -> None:
     graph = gpt2.model.graph
-    bench, whole = build(gpt2.model, gpt2.prompts.task), cd.Circuit.full(graph)
-    (plan,) = bench.plans(
+    evaluator, whole = build(gpt2.model, gpt2.prompts.task), cd.Circuit.full(graph)
+    (plan,) = evaluator.plans(
         [Family([whole.without([node]).mask for node in ("a2.h0", "a2.h1", "m0")], graph.allowed)]
     )
     last, first = sorted(plan.steps, key=lambda step: step.part.nodes.sum())
@@ -128,14 +132,14 @@ def test_only_what_follows_a_node_runs_again(gpt2: Tiny) -> None:
 
 def test_each_circuit_is_planned_once(gpt2: Tiny) -> None:
     graph = gpt2.model.graph
-    bench, masks = build(gpt2.model, gpt2.prompts.task), random_masks(graph, 3)
-    planned = bench.plans(
+    evaluator, masks = build(gpt2.model, gpt2.prompts.task), random_masks(graph, 3)
+    planned = evaluator.plans(
         [Family(masks), Family([*masks, masks[0]], masks[1]), Family([graph.allowed, masks[2]])]
     )
     keys = [key for plan in planned for step in plan.all_steps for key in step.keys]
     assert len(keys) == len(set(keys)) == 4
-    bench.measure(masks)
-    assert not bench.plans([Family(masks)])
+    evaluator.measure(masks)
+    assert not evaluator.plans([Family(masks)])
 
 
 # ------------------------------------------------------------------ memory
@@ -154,26 +158,28 @@ def test_one_batch_s_replacements_are_held_at_once(gpt2: Tiny, monkeypatch: pyte
     task, masks = random_prompts(101, n_examples=6, seed=2).task, random_masks(gpt2.model.graph, 3)
     expected = [build(gpt2.model, task).values(mask) for mask in masks]
     monkeypatch.setattr(World, "__init__", counted)
-    monkeypatch.setattr(bench_file, "_KEPT_BYTES", 0)
-    bench = Bench.build(Setup.of(gpt2.model, task, gpt2.model.graph, metric="logit_diff", batch_size=2))
-    bench.measure(masks)
+    monkeypatch.setattr(evaluator_file, "_KEPT_BYTES", 0)
+    evaluator = Evaluator.build(
+        Setup.of(gpt2.model, task, gpt2.model.graph, metric="logit_diff", batch_size=2)
+    )
+    evaluator.measure(masks)
     assert (len(alive), most[0]) == (3, 1)  # three batches, each once for all masks
     for mask, each in zip(masks, expected, strict=True):
-        np.testing.assert_allclose(bench.values(mask), each, atol=1e-5)
+        np.testing.assert_allclose(evaluator.values(mask), each, atol=1e-5)
     assert len(alive) == 3
 
 
 def test_where_all_fits_worlds_are_made_once(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, made = (
-        Bench.build(
+    evaluator, made = (
+        Evaluator.build(
             Setup.of(gpt2.model, gpt2.prompts.task, gpt2.model.graph, metric="logit_diff", batch_size=2)
         ),
         [],
     )
     monkeypatch.setattr(World, "__post_init__", lambda self: made.append(self), raising=False)
     for mask in random_masks(gpt2.model.graph, 3):
-        bench.values(mask)
-    assert len(made) <= len(bench.batches)
+        evaluator.values(mask)
+    assert len(made) <= len(evaluator.batches)
 
 
 # ------------------------------------------------------------------ quick

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.measure.plan import Costs, Plan, Planner
 from circuitdiscovery.measure.saved import KEY_BYTES, Saved
+from circuitdiscovery.measure.work import Family, Work
 from circuitdiscovery.registry import METRICS
 from circuitdiscovery.task.batch import Batch
 
@@ -37,48 +37,8 @@ _MASK_BYTES = 2**28  # of masks in one pass over the batches
 _UNITS = 100  # of progress in a plain forward of the examples
 
 
-class Family(NamedTuple):
-    """Circuits to measure that differ little from a base.
-
-    Args:
-        masks: [sources, receivers] each.
-        base: what they differ little from; by default all their edges together.
-    """
-
-    masks: Sequence[np.ndarray]
-    base: np.ndarray | None = None
-
-
 @dataclass
-class Work:
-    """FLOP that are done, planned (among them those done), and expected beside."""
-
-    progress: Progress | None
-    unit: float
-    done: float = 0.0
-    planned: float = 0.0
-    ahead: float = 0.0
-
-    def plan(self, cost: float, done: float = 0.0) -> None:
-        """So much of what was expected, or more, is to be done; some of it was done before."""
-        self.planned += cost
-        self.ahead = max(0.0, self.ahead - cost)
-        self.done += done
-
-    def did(self, cost: float) -> None:
-        """Of what was planned, so much is done."""
-        self.done += cost
-        self.report()
-
-    def report(self) -> None:
-        """Tell the progress."""
-        if self.progress:
-            done = round(self.done / self.unit)
-            self.progress(done, max(done, round((max(self.planned, self.done) + self.ahead) / self.unit)))
-
-
-@dataclass
-class Bench:
+class Evaluator:
     """A task under an ablation, ready to measure masks; each distinct circuit runs once."""
 
     setup: Setup
@@ -89,7 +49,7 @@ class Bench:
     costs: Costs
     work: Work
     saved: Saved | None = None
-    name: str = "bench"  # in what is saved
+    name: str = "evaluator"  # in what is saved
     # by batch: its world and the full circuit's logits
     _kept: dict[int, tuple[World, Tensor]] | None = field(kw_only=True)
     _known: dict[bytes, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -108,15 +68,15 @@ class Bench:
         progress: Progress | None = None,
         work: Work | None = None,
         saved: Saved | None = None,
-        name: str = "bench",
-    ) -> Bench:
-        """The bench on a setup's examples.
+        name: str = "evaluator",
+    ) -> Evaluator:
+        """The evaluator on a setup's examples.
 
         Args:
             setup: all examples of its task are run.
             seed: of the bootstrap.
             progress: called with (done, total), in hundredths of a plain forward of the examples.
-            work: in place of `progress`, of another bench that is part of the same work.
+            work: in place of `progress`, of another evaluator that is part of the same work.
             saved: where values are kept beyond this process, under `name`.
         """
         count, found, examples = len(setup.task), setup.batches, setup.task.examples
@@ -124,9 +84,9 @@ class Bench:
         longest = max(tokens, default=0)
         costs = Costs(setup.model, setup.graph, sum(map(len, found)), sum(tokens), len(found), longest)
         same = all(each.clean == each.corrupted for each in examples)
-        bench = cls(
+        evaluator = cls(
             setup,
-            setup.metric.against(lambda batch: bench._reference(batch)),
+            setup.metric.against(lambda batch: evaluator._reference(batch)),
             count,
             weights(count, seed),
             same and (setup.denoising or setup.ablation_name == "resample"),
@@ -136,7 +96,7 @@ class Bench:
             name,
             _kept={} if replacement_bytes(setup.model, sum(tokens)) <= _KEPT_BYTES else None,
         )
-        return bench
+        return evaluator
 
     @property
     def graph(self) -> Graph:
