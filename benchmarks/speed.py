@@ -71,7 +71,8 @@ def exact_per_edge(work: Workload, decisions: int) -> float:
                 for chunk in np.array_split(some, -(-len(some) // size)):
                     alternatives = without_each(graph.allowed[:, receiver], chunk)
                     logits = [
-                        case.world.branch(graph.allowed, case.state, receiver, alternatives) for case in found
+                        case.patched.branch(graph.allowed, case.state, receiver, alternatives)
+                        for case in found
                     ]
                     mean_metric(task, found, metric, logits)
                 if repetition:
@@ -85,10 +86,10 @@ def naive_per_edge(work: Workload, decisions: int) -> float:
     """
     graph, rng = work.model.graph, np.random.default_rng(0)
     metric = bind("kl_divergence", work.model, work.task)
-    ((batch, world),) = Setup.of(work.model, work.task, graph, ablation="resample").worlds()
+    ((batch, patched_run),) = Setup.of(work.model, work.task, graph, ablation="resample").patched_runs()
     total = 0.0
     with torch.no_grad():
-        world.logits(graph.allowed)
+        patched_run.logits(graph.allowed)
         for layer in range(graph.n_layers + 1):
             edges = [(s, r) for s, r in np.argwhere(graph.allowed) if graph.receiver_layers[r] == layer]
             some = rng.permutation(edges)[: -(-decisions // (graph.n_layers + 1))]
@@ -96,7 +97,7 @@ def naive_per_edge(work: Workload, decisions: int) -> float:
             for source, receiver in some:
                 mask = graph.allowed.copy()
                 mask[source, receiver] = False
-                metric(world.logits(mask), batch).mean()
+                metric(patched_run.logits(mask), batch).mean()
             total += (time.perf_counter() - start) / len(some) * len(edges)
     return total
 

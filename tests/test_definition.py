@@ -25,9 +25,11 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
 
 
-def defined(graph: cd.Graph, world: Any, mask: Tensor) -> Tensor:
+def defined(graph: cd.Graph, patched_run: Any, mask: Tensor) -> Tensor:
     """The definition's logits of one batch."""
-    return masked_logits(world.model, graph, world.start, world.replacement, world.position, mask)
+    return masked_logits(
+        patched_run.model, graph, patched_run.start, patched_run.replacement, patched_run.position, mask
+    )
 
 
 def numbers(mask: np.ndarray) -> Tensor:
@@ -49,11 +51,11 @@ def test_the_fast_forward_is_the_definition(
     precise: cd.Model, tiny: Tiny, ablation: str, direction: str
 ) -> None:
     graph = precise.graph
-    for _, world in Setup.of(
+    for _, patched_run in Setup.of(
         precise, tiny.prompts.task, graph, ablation=ablation, direction=direction
-    ).worlds():
+    ).patched_runs():
         for mask in [graph.allowed, graph.allowed & False, *random_masks(graph, 3, seed=3)]:
-            close(world.logits(mask), defined(graph, world, numbers(mask)))
+            close(patched_run.logits(mask), defined(graph, patched_run, numbers(mask)))
 
 
 def test_no_ablation_enters_denoising(gpt2: Tiny) -> None:
@@ -67,7 +69,9 @@ def test_no_ablation_enters_denoising(gpt2: Tiny) -> None:
 
 
 def test_with_every_edge_it_is_hugging_faces_model(precise: cd.Model, tiny: Tiny) -> None:
-    for batch, world in Setup.of(precise, tiny.prompts.task, precise.graph, ablation="resample").worlds():
+    for batch, patched_run in Setup.of(
+        precise, tiny.prompts.task, precise.graph, ablation="resample"
+    ).patched_runs():
         every = numbers(precise.graph.allowed)
         rows = torch.arange(len(batch))
         hf = tiny.hf.double()
@@ -75,7 +79,7 @@ def test_with_every_edge_it_is_hugging_faces_model(precise: cd.Model, tiny: Tiny
             for mask, tokens in ((every, batch.clean), (0 * every, batch.corrupted)):
                 expected = hf(tokens).logits[rows, batch.position]
                 torch.testing.assert_close(
-                    defined(precise.graph, world, mask), expected, atol=1e-6, rtol=1e-6
+                    defined(precise.graph, patched_run, mask), expected, atol=1e-6, rtol=1e-6
                 )
         hf.float()
 
@@ -84,9 +88,9 @@ def test_its_gradient_where_all_is_kept_is_attribution_patching(precise: cd.Mode
     graph, task = precise.graph, tiny.prompts.task
     scores = cd.eap(precise, task, metric="logit_diff")
     total = torch.zeros(graph.allowed.shape, dtype=torch.float64)
-    for batch, world in Setup.of(precise, task, graph, ablation="resample").worlds():
+    for batch, patched_run in Setup.of(precise, task, graph, ablation="resample").patched_runs():
         mask = numbers(graph.allowed).requires_grad_()
-        logits, rows = defined(graph, world, mask), torch.arange(len(batch))
+        logits, rows = defined(graph, patched_run, mask), torch.arange(len(batch))
         correct, incorrect = (logits[rows, answers[:, 0]] for answers in (batch.correct, batch.incorrect))
         total += torch.autograd.grad((correct - incorrect).sum(), mask)[0] / len(task)
     expected = torch.where(torch.tensor(graph.allowed), total, 0.0).numpy()
@@ -95,12 +99,12 @@ def test_its_gradient_where_all_is_kept_is_attribution_patching(precise: cd.Mode
 
 def test_a_position_is_one_axis_more_of_the_mask(precise: cd.Model, tiny: Tiny) -> None:
     graph = precise.graph
-    for _, world in Setup.of(precise, tiny.prompts.task, graph, ablation="resample").worlds():
-        length = world.start.shape[1]
+    for _, patched_run in Setup.of(precise, tiny.prompts.task, graph, ablation="resample").patched_runs():
+        length = patched_run.start.shape[1]
         (mask,) = random_masks(graph, 1, seed=5)
         flat = numbers(mask).requires_grad_()
         deep = numbers(mask)[..., None].repeat(1, 1, length).requires_grad_()
-        logits, same = defined(graph, world, flat), defined(graph, world, deep)
+        logits, same = defined(graph, patched_run, flat), defined(graph, patched_run, deep)
         close(same, logits)
         (per_edge,), (per_position,) = (
             torch.autograd.grad(each[:, :5].square().sum(), of) for each, of in ((logits, flat), (same, deep))
@@ -154,8 +158,8 @@ def test_attention_alone_is_a_model_whose_mlps_write_nothing(two: tuple[cd.Model
         kept = same_edges(model.graph, silent.graph, mask)
         expected = cd.run_circuit(silent, task, cd.Circuit(silent.graph, mask))
         close(cd.run_circuit(model, task, cd.Circuit(model.graph, kept)), expected)
-        for _, world in Setup.of(model, task, model.graph, ablation="mean").worlds():
-            close(world.logits(kept), defined(model.graph, world, numbers(kept)))
+        for _, patched_run in Setup.of(model, task, model.graph, ablation="mean").patched_runs():
+            close(patched_run.logits(kept), defined(model.graph, patched_run, numbers(kept)))
 
 
 @pytest.mark.parametrize("search", [cd.eap, cd.eap_ig, cd.exact])
@@ -212,9 +216,9 @@ def test_a_sliding_window_shorter_than_the_prompt(tmp_path: Any, name: str, chan
     torch.testing.assert_close(
         cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph)), expected, atol=1e-5, rtol=1e-3
     )
-    for _, world in Setup.of(model, prompts.task, model.graph, ablation="resample").worlds():
+    for _, patched_run in Setup.of(model, prompts.task, model.graph, ablation="resample").patched_runs():
         for mask in random_masks(model.graph, 3, seed=9):
-            close(world.logits(mask), defined(model.graph, world, numbers(mask)))
+            close(patched_run.logits(mask), defined(model.graph, patched_run, numbers(mask)))
 
 
 def test_a_model_that_does_not_say_which_layers_slide_is_refused() -> None:

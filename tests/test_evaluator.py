@@ -19,7 +19,7 @@ from tiny import Tiny, random_prompts
 from torch.nn.functional import kl_div
 
 import circuitdiscovery as cd
-from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.measure import evaluator as evaluator_file
 from circuitdiscovery.measure import plan as plan_file
@@ -147,9 +147,9 @@ def test_each_circuit_is_planned_once(gpt2: Tiny) -> None:
 
 def test_one_batch_s_replacements_are_held_at_once(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[Any] = []
-    made, most = World.__init__, [0]
+    made, most = PatchedRun.__init__, [0]
 
-    def counted(self: World, *arguments: Any) -> None:
+    def counted(self: PatchedRun, *arguments: Any) -> None:
         made(self, *arguments)
         gc.collect()
         alive.append(weakref.ref(self))
@@ -157,7 +157,7 @@ def test_one_batch_s_replacements_are_held_at_once(gpt2: Tiny, monkeypatch: pyte
 
     task, masks = random_prompts(101, n_examples=6, seed=2).task, random_masks(gpt2.model.graph, 3)
     expected = [build(gpt2.model, task).values(mask) for mask in masks]
-    monkeypatch.setattr(World, "__init__", counted)
+    monkeypatch.setattr(PatchedRun, "__init__", counted)
     monkeypatch.setattr(evaluator_file, "_KEPT_BYTES", 0)
     evaluator = Evaluator.build(
         Setup.of(gpt2.model, task, gpt2.model.graph, metric="logit_diff", batch_size=2)
@@ -169,14 +169,14 @@ def test_one_batch_s_replacements_are_held_at_once(gpt2: Tiny, monkeypatch: pyte
     assert len(alive) == 3
 
 
-def test_where_all_fits_worlds_are_made_once(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_all_fits_patched_runs_are_made_once(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluator, made = (
         Evaluator.build(
             Setup.of(gpt2.model, gpt2.prompts.task, gpt2.model.graph, metric="logit_diff", batch_size=2)
         ),
         [],
     )
-    monkeypatch.setattr(World, "__post_init__", lambda self: made.append(self), raising=False)
+    monkeypatch.setattr(PatchedRun, "__post_init__", lambda self: made.append(self), raising=False)
     for mask in random_masks(gpt2.model.graph, 3):
         evaluator.values(mask)
     assert len(made) <= len(evaluator.batches)
@@ -305,10 +305,12 @@ def test_a_full_measurement_goes_on_too(setting: tuple[Any, Any, Any], tmp_path:
         with pytest.raises(Stopped):
             cd.evaluate(model, more, circuit, state=state, progress=stop_after(calls))
     assert cd.evaluate(model, more, circuit, state=state).to_dict() == expected.to_dict()
-    runs, run = [], World._run
+    runs, run = [], PatchedRun._run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            World, "_run", lambda self, *given, **named: (runs.append(self), run(self, *given, **named))[1]
+            PatchedRun,
+            "_run",
+            lambda self, *given, **named: (runs.append(self), run(self, *given, **named))[1],
         )
         assert cd.evaluate(model, more, circuit, state=state).to_dict() == expected.to_dict()
     assert not runs  # everything was saved

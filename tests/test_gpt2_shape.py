@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 import circuitdiscovery as cd
-from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.fast import PatchedRun
 
 THRESHOLD = 0.01
 STATES = 300
@@ -49,15 +49,17 @@ def task() -> Any:
 @pytest.fixture(scope="module")
 def found(model: Any, task: Any) -> dict[bool, tuple[Any, int]]:
     """With and without group testing the circuit, and how many alternatives were evaluated."""
-    evaluated, branch = [0], World.branch
+    evaluated, branch = [0], PatchedRun.branch
 
-    def counted(self: World, mask: np.ndarray, state: Any, receiver: int, kept: np.ndarray) -> torch.Tensor:
+    def counted(
+        self: PatchedRun, mask: np.ndarray, state: Any, receiver: int, kept: np.ndarray
+    ) -> torch.Tensor:
         evaluated[0] += len(kept)
         return branch(self, mask, state, receiver, kept)
 
     found: dict[bool, tuple[Any, int]] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(World, "branch", counted)
+        patch.setattr(PatchedRun, "branch", counted)
         for group_testing in (False, True):
             evaluated[0] = 0
             found[group_testing] = (

@@ -130,7 +130,7 @@ def test_kl_of_a_search_is_from_its_own_run(dtype: str, direction: str) -> None:
     )
     metric = bind("kl_divergence", model, task, plain=False).against(by_rows(full))
     for case in found:
-        logits = case.world.logits(model.graph.allowed if direction == "noising" else ~model.graph.allowed)
+        logits = case.patched.logits(model.graph.allowed if direction == "noising" else ~model.graph.allowed)
         assert metric(logits, case.batch).abs().max() < 1e-6
 
 
@@ -147,9 +147,9 @@ def test_the_losses_that_are_learnt_by_are_from_their_own_runs(dtype: str) -> No
     setup = Setup.of(model, task, metric="kl_divergence")
     found, full = cases(setup)
     loss = hybrid._Loss.of(setup, found, full)
-    assert abs(loss([case.world.logits(model.graph.allowed)[None] for case in found])).max() < 1e-6
+    assert abs(loss([case.patched.logits(model.graph.allowed)[None] for case in found])).max() < 1e-6
     distance = edge_pruning.distance_to(full, metric)
-    assert distance(found[0].world.logits(model.graph.allowed), found[0].batch).abs().max() < 1e-6
+    assert distance(found[0].patched.logits(model.graph.allowed), found[0].batch).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

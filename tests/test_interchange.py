@@ -14,7 +14,7 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.ablation import run_sources
-from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.explanation import interchange
 from circuitdiscovery.explanation.interchange import Change, Plain, changed_logits, receivers
 from circuitdiscovery.model.run import embed
@@ -40,9 +40,9 @@ def masked(tiny: Tiny, batch: Batch, carried: Tensor, graph: cd.Graph, rows: Any
     """[N, vocabulary]: the whole model without some edges, which carry replacements."""
     mask = graph.allowed.copy()
     mask[rows, columns] = False
-    return World(tiny.model, graph, embed(tiny.model, batch.clean), carried, batch.position, False).logits(
-        mask
-    )
+    return PatchedRun(
+        tiny.model, graph, embed(tiny.model, batch.clean), carried, batch.position, False
+    ).logits(mask)
 
 
 def close(found: Tensor, expected: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
-from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.search.path_patching import PathEffects, path_patching, trace_back
 
 # ------------------------------------------------------------------ the definition
@@ -485,9 +485,9 @@ def test_what_is_not_connected_is_left_out(gpt2: Tiny) -> None:
 
 def test_only_reached_receivers_are_evaluated(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     task, seen = gpt2.prompts.task, set()
-    branch = World.branch
+    branch = PatchedRun.branch
     monkeypatch.setattr(
-        World,
+        PatchedRun,
         "branch",
         lambda self, mask, state, receiver, kept: (
             seen.add(receiver) or branch(self, mask, state, receiver, kept)

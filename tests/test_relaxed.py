@@ -22,7 +22,7 @@ def both(
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """(value, gradient) by hand and by autograd through the definition, in random masks."""
     relaxed, draw, out = Relaxed.build(model, graph), torch.Generator().manual_seed(0), []
-    ((batch, world),) = Setup.of(model, task, graph, ablation=ablation).worlds()
+    ((batch, patched_run),) = Setup.of(model, task, graph, ablation=ablation).patched_runs()
     allowed = torch.tensor(graph.allowed)
     for _ in range(steps):  # the memory of one step is the next one's
         mask = (torch.rand(allowed.shape, generator=draw, dtype=torch.float64) * allowed).to(model.dtype)
@@ -30,9 +30,11 @@ def both(
         def loss(logits: Tensor) -> Tensor:
             return (logits.log_softmax(-1)[:, 3] * torch.arange(1, len(logits) + 1)).sum()
 
-        value, gradient = relaxed.gradient(world, mask, loss)
+        value, gradient = relaxed.gradient(patched_run, mask, loss)
         leaf = mask.requires_grad_()
-        expected = loss(masked_logits(model, graph, world.start, world.replacement, batch.position, leaf))
+        expected = loss(
+            masked_logits(model, graph, patched_run.start, patched_run.replacement, batch.position, leaf)
+        )
         (slow,) = torch.autograd.grad(expected, leaf)
         out.append((value, expected.detach(), gradient, slow * allowed))
     return out
@@ -59,7 +61,9 @@ def test_merged_receivers(tinies: Callable[[str], Tiny], name: str) -> None:
 
 def test_without_norms() -> None:
     problem = planted(examples=4)["reverse"]()
-    ((batch, _),) = Setup.of(problem.model, problem.task, problem.model.graph, ablation="resample").worlds()
+    ((batch, _),) = Setup.of(
+        problem.model, problem.task, problem.model.graph, ablation="resample"
+    ).patched_runs()
     assert problem.model.final_norm.kind == "none" and len(batch) == 4
     for value, expected, gradient, slow in both(problem.model, problem.task, problem.model.graph, "resample"):
         torch.testing.assert_close(value, expected, atol=0, rtol=1e-4)

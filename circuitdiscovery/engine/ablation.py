@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.moments import Moments, run_sources
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.model import Model
@@ -87,7 +87,7 @@ class Replacements:
     # those of the task's held-out examples, computed when first needed
     held_out: Callable[[], Replacements] | None = None
     # what follows from them alone
-    worlds: dict[Hashable, World] = field(default_factory=dict, compare=False, repr=False)
+    patched_runs: dict[Hashable, PatchedRun] = field(default_factory=dict, compare=False, repr=False)
     mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
 
     def rows(self, batch: Batch) -> Tensor:

@@ -2,17 +2,17 @@
 
     every receiver reads  (everything as replaced)  +  sum over kept edges of (current - replacement)
 
-1. A `World` is one batch under one ablation: where the run starts, what a removed edge carries, and the sum
-   of all replacements at each place of the residual stream.
-2. `World.logits` evaluates any mask in one forward, and only what matters: the nodes with a path of kept
+1. A `PatchedRun` is one batch under one ablation: where the run starts, what a removed edge carries, and the
+   sum of all replacements at each place of the residual stream.
+2. `PatchedRun.logits` evaluates any mask in one forward, and only what matters: the nodes with a path of kept
    edges to the logits and, where every replacement is a run's own activation, with one from the input
    (elsewhere current equals replacement); and of a node that no key and no value reads on the way to the
    logits, the answer's position alone.
-3. `World.branch` evaluates many alternatives of what one receiver reads, given the state of the rest: only
-   the nodes that the receiver reaches run again. The searches stand on it.
-4. `World.begin` keeps the state of a mask's run, and `World.go_on` runs from it only what another mask
-   changes; several versions with other sources silenced (they carry their replacements) go through one run.
-   Measuring stands on it (plan.py).
+3. `PatchedRun.branch` evaluates many alternatives of what one receiver reads, given the state of the rest:
+   only the nodes that the receiver reaches run again. The searches stand on it.
+4. `PatchedRun.begin` keeps the state of a mask's run, and `PatchedRun.go_on` runs from it only what another
+   mask changes; several versions with other sources silenced (they carry their replacements) go through one
+   run. Measuring stands on it (plan.py).
 
 Shapes: R receivers, S sources, M alternatives, N examples, T positions, D d_model, H heads, h some of them, K
 d_head; P = N * T places, or N where only the answer's position matters; B = M * P.
@@ -86,7 +86,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class World:
+class PatchedRun:
     """One batch under one ablation.
 
     Args:

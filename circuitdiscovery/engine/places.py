@@ -20,7 +20,7 @@ from circuitdiscovery.model.rows import index_of, take
 from circuitdiscovery.model.run import at_position
 
 if TYPE_CHECKING:
-    from circuitdiscovery.engine.fast import World
+    from circuitdiscovery.engine.fast import PatchedRun
     from circuitdiscovery.model.block import Block
 
 # of streams that are read, normalised and projected at once, where there are several alternatives
@@ -33,7 +33,7 @@ class Places:
     places: all positions, or the answer's alone.
     """
 
-    world: World
+    patched: PatchedRun
     position: Tensor | None  # [N]; None: all positions
     moved: np.ndarray  # the sources that run, in the buffer's order
     state: Tensor | None  # [P, S, D], for the other sources
@@ -49,7 +49,7 @@ class Places:
     @classmethod
     def build(
         cls,
-        world: World,
+        patched: PatchedRun,
         position: Tensor | None,
         moved: np.ndarray,
         state: Tensor | None,
@@ -60,10 +60,10 @@ class Places:
         silenced: np.ndarray,
     ) -> Places:
         """With an empty buffer."""
-        n_places = len(world.start) * (world.start.shape[1] if position is None else 1)
+        n_places = len(patched.start) * (patched.start.shape[1] if position is None else 1)
         name = "everywhere" if position is None else "at the answer"
-        buffer = world.memory(name, len(alternatives), n_places, 1 + len(moved), world.start.shape[-1])
-        return cls(world, position, moved, state, mask, fixed, receiver, alternatives, silenced, buffer)
+        buffer = patched.memory(name, len(alternatives), n_places, 1 + len(moved), patched.start.shape[-1])
+        return cls(patched, position, moved, state, mask, fixed, receiver, alternatives, silenced, buffer)
 
     @property
     def positions(self) -> Tensor | None:
@@ -77,7 +77,7 @@ class Places:
     @property
     def replacement(self) -> Tensor:
         """[S, P, D]."""
-        return self.world.replacement.flatten(1, 2) if self.position is None else self.world.at_answer
+        return self.patched.replacement.flatten(1, 2) if self.position is None else self.patched.at_answer
 
     # -------------------------------------------------------------- writing
 
@@ -114,8 +114,8 @@ class Places:
     def copy(self, everywhere: Places, rows: np.ndarray) -> None:
         """What some sources write at these places, from what they write everywhere."""
         if len(rows):
-            written = everywhere._slots(rows).unflatten(1, self.world.start.shape[:2])  # [M, N, T, r, D]
-            examples = torch.arange(len(self.world.start), device=written.device)
+            written = everywhere._slots(rows).unflatten(1, self.patched.start.shape[:2])  # [M, N, T, r, D]
+            examples = torch.arange(len(self.patched.start), device=written.device)
             self._slots(rows).copy_(written[:, examples, self.position])
 
     # -------------------------------------------------------------- reading
@@ -126,12 +126,12 @@ class Places:
         By default for all M alternatives; receivers that read nothing which runs have
         one version. It is valid until the next.
         """
-        graph = self.world.graph
+        graph = self.patched.graph
         layer, kind = (
             graph.receiver_layers[columns[0]],
             "m" if parsed(graph.receivers[columns[0]]).kind == "mlp" else "q",
         )
-        base, upstream = self.of(self.world.bases[2 * layer + (kind == "m")]), graph.n_upstream(layer, kind)
+        base, upstream = self.of(self.patched.bases[2 * layer + (kind == "m")]), graph.n_upstream(layer, kind)
         if columns[0] == self.receiver:  # alternatives of what it reads from a state
             assert self.state is not None
             kept = self.alternatives[versions, :upstream].T
@@ -145,7 +145,9 @@ class Places:
         moves = bool(kept[self.moved[slots]].any())
         if moves:
             buffer = self.buffer[versions]
-            out = self.world.memory("streams", len(buffer) * buffer.shape[1], len(columns), buffer.shape[-1])
+            out = self.patched.memory(
+                "streams", len(buffer) * buffer.shape[1], len(columns), buffer.shape[-1]
+            )
             buffer[:, :, 0] = base  # as one source more, so that one product makes the whole stream
             weights = np.concatenate([np.ones((1, len(columns)), dtype=bool), kept[self.moved[slots]]])
             x = combine(weights, np.append(0, 1 + slots), buffer.flatten(0, 1), out).unflatten(
@@ -160,7 +162,7 @@ class Places:
 
     def project(self, layer: int, asked: Mapping[str, np.ndarray]) -> list[Tensor]:
         """For each letter the projections of what some heads of a layer read, [h, M * N, T, K]."""
-        graph, block = self.world.graph, self.world.model.blocks[layer]
+        graph, block = self.patched.graph, self.patched.model.blocks[layer]
         columns = {letter: graph.columns(layer, letter) for letter in asked}
         own = {
             letter: shared(heads, graph.n_heads // len(columns[letter])) for letter, heads in asked.items()
@@ -177,7 +179,7 @@ class Places:
             out = self.buffer.new_empty(len(some), *self.buffer.shape[:2], weight.shape[1])
             if len(replaced := (mine[:, 0] < 0).nonzero()[0]):
                 out[index_of(replaced)] = take(
-                    self.world.replaced(layer, letter, self.position is not None), some[replaced]
+                    self.patched.replaced(layer, letter, self.position is not None), some[replaced]
                 )[:, None]
             parts.append((mine, weight, bias, out))
         for number, readers in enumerate(streams):
@@ -186,7 +188,7 @@ class Places:
                 for mine, weight, bias, out in parts:
                     heads = (mine[:, 0] == number).nonzero()[0]
                     project_some(x, mine[heads, 1], heads, weight, bias, out[:, versions])
-        n_examples = len(self.world.start)
+        n_examples = len(self.patched.start)
         return [
             (out if back is None else take(out, back))
             .flatten(1, 2)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.engine.fast import Memory, World
+from circuitdiscovery.engine.fast import Memory, PatchedRun
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.projection import centred, projected, pulled
@@ -66,25 +66,27 @@ class Relaxed:
         return cls(model, graph, Memory(model.W_E))
 
     @torch.no_grad()
-    def gradient(self, world: World, mask: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def gradient(
+        self, patched: PatchedRun, mask: Tensor, loss: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """(the loss, its [S, R] gradient in a mask): one forward and one backward.
 
         Args:
-            world: a batch under an ablation.
+            patched: a batch under an ablation.
             mask: [S, R] real, 0 where there is no edge.
             loss: of the [N, vocabulary] logits; a scalar.
         """
-        graph, shape = self.graph, world.start.shape
+        graph, shape = self.graph, patched.start.shape
         places, width = shape[0] * shape[1], shape[2]
-        mask = mask.to(world.start)
+        mask = mask.to(patched.start)
         difference = self.memory("difference", len(graph.sources), places, width)
-        torch.sub(world.start, world.replacement[0], out=difference[0].view(shape))
-        layers = [self._forward(layer, world, mask, difference) for layer in range(graph.n_layers)]
+        torch.sub(patched.start, patched.replacement[0], out=difference[0].view(shape))
+        layers = [self._forward(layer, patched, mask, difference) for layer in range(graph.n_layers)]
         # [N], the answers' places
-        rows = torch.arange(shape[0], device=mask.device) * shape[1] + world.position
+        rows = torch.arange(shape[0], device=mask.device) * shape[1] + patched.position
         answers = difference[:, rows]  # [S, N, D]
         with torch.enable_grad():
-            last = at_position(world.bases[-1], world.position) + (mask[:, -1] @ answers.flatten(1)).view(
+            last = at_position(patched.bases[-1], patched.position) + (mask[:, -1] @ answers.flatten(1)).view(
                 -1, width
             )
             last.requires_grad_()
@@ -98,11 +100,11 @@ class Relaxed:
         gradient[:, -1] = answers.flatten(1) @ at_answer.flatten()
         return value.detach(), gradient
 
-    def _forward(self, layer: int, world: World, mask: Tensor, difference: Tensor) -> _Layer:
-        model, graph, block, shape = self.model, self.graph, self.model.blocks[layer], world.start.shape
+    def _forward(self, layer: int, patched: PatchedRun, mask: Tensor, difference: Tensor) -> _Layer:
+        model, graph, block, shape = self.model, self.graph, self.model.blocks[layer], patched.start.shape
         columns = [graph.columns(layer, letter) for letter in "qkv"]
         streams = self._read(
-            world.bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer), mask, difference
+            patched.bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer), mask, difference
         )
         streams, inverse = centred(block.norm1, streams)
         sizes = [len(each) for each in columns]
@@ -116,11 +118,11 @@ class Relaxed:
             z = block.attend(q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
             attended = block.written(z).flatten(1, 2)  # [H, P, D]
         heads = graph.heads(layer)
-        torch.sub(attended.detach(), world.replacement[heads].flatten(1, 2), out=difference[heads])
+        torch.sub(attended.detach(), patched.replacement[heads].flatten(1, 2), out=difference[heads])
         if not graph.has_mlp:
             return _Layer(streams, inverse, made, attended, None, None)
         read = self._read(
-            world.bases[2 * layer + 1],
+            patched.bases[2 * layer + 1],
             graph.columns(layer, "m"),
             graph.n_upstream(layer, "m"),
             mask,
@@ -131,7 +133,7 @@ class Relaxed:
             written = block.mlp_writes(read)
         torch.sub(
             written.detach(),
-            world.replacement[graph.mlp(layer)].flatten(0, 1),
+            patched.replacement[graph.mlp(layer)].flatten(0, 1),
             out=difference[graph.mlp(layer)],
         )
         return _Layer(streams, inverse, made, attended, read, written)

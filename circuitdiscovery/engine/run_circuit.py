@@ -55,6 +55,6 @@ def run_circuit(
         model, task, circuit.graph, ablation=ablation, direction=direction, batch_size=batch_size
     )
     out = torch.zeros(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
-    for batch, world in setup.worlds():
-        out[batch.rows] = world.logits(setup.carrying(circuit.mask))
+    for batch, patched in setup.patched_runs():
+        out[batch.rows] = patched.logits(setup.carrying(circuit.mask))
     return distributed.total(out)

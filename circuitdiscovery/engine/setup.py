@@ -28,7 +28,7 @@ from circuitdiscovery.engine.ablation import (
     on_demand,
     run_sources,
 )
-from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.metrics import BoundMetric, bind
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -137,13 +137,13 @@ class Setup:
         """
         return self.graph.allowed & ~mask if self.denoising else mask
 
-    def worlds(self) -> Iterator[tuple[Batch, World]]:
+    def patched_runs(self) -> Iterator[tuple[Batch, PatchedRun]]:
         """Each batch of this process's share, as the fast engine takes it; its masks are `carrying`."""
         for batch in self.batches:
-            yield batch, self.world(batch)
+            yield batch, self.patched(batch)
 
     @torch.no_grad()
-    def world(self, batch: Batch) -> World:
+    def patched(self, batch: Batch) -> PatchedRun:
         """A batch as the fast engine takes it.
 
         Raises:
@@ -152,7 +152,7 @@ class Setup:
         model, graph = self.model, self.graph
         if self.denoising:
             clean = run_sources(model, batch.clean)
-            return World(model, graph, embed(model, batch.corrupted), clean, batch.position, True)
+            return PatchedRun(model, graph, embed(model, batch.corrupted), clean, batch.position, True)
         values = self.carried.rows(batch)
         expected = (len(graph.sources), *batch.clean.shape, model.d_model)
         if values.shape != expected:
@@ -166,24 +166,24 @@ class Setup:
             values = values.to(model.W_E)
             finite_logits(replaced_logits(model, values, batch.position), batch.rows, "replaced")
             start = embed(model, batch.clean)
-            kept[key] = World(model, graph, start, values, batch.position, self.carried.own_run)
+            kept[key] = PatchedRun(model, graph, start, values, batch.position, self.carried.own_run)
         return kept[key]
 
-    def _kept(self, values: Tensor) -> dict[Hashable, World]:
-        """Where a batch's world is kept with replacements that were computed once for all examples."""
+    def _kept(self, values: Tensor) -> dict[Hashable, PatchedRun]:
+        """Where a batch's patched run is kept with replacements that were computed once for all examples."""
         given = self.ablation
         if isinstance(given, Replacements) and any(values is part for _, part in given.parts):
-            return given.worlds
+            return given.patched_runs
         return {}
 
     @torch.no_grad()
-    def full_logits(self, parts: Iterable[tuple[Batch, World]]) -> Tensor:
+    def full_logits(self, parts: Iterable[tuple[Batch, PatchedRun]]) -> Tensor:
         """[examples, vocabulary] with every edge kept, on all examples, from this process's batches:
         what a divergence of other masks is from."""
         model, count = self.model, len(self.task)
         logits = torch.zeros(count, model.vocab_size, device=model.device, dtype=model.dtype)
-        for batch, world in parts:
-            logits[batch.rows] = world.logits(self.carrying(self.graph.allowed))
+        for batch, patched in parts:
+            logits[batch.rows] = patched.logits(self.carrying(self.graph.allowed))
         return finite_logits(distributed.total(logits), range(count), "clean")
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits, rounding
 from circuitdiscovery.engine.metrics import BoundMetric, kl_from
 from circuitdiscovery.engine.setup import Progress, Setup, replacement_bytes
@@ -50,8 +50,8 @@ class Evaluator:
     work: Work
     saved: Saved | None = None
     name: str = "evaluator"  # in what is saved
-    # by batch: its world and the full circuit's logits
-    _kept: dict[int, tuple[World, Tensor]] | None = field(kw_only=True)
+    # by batch: its patched run and the full circuit's logits
+    _kept: dict[int, tuple[PatchedRun, Tensor]] | None = field(kw_only=True)
     _known: dict[bytes, dict[str, np.ndarray]] = field(default_factory=dict)
     # by a mask's content, the key of the circuit that it is
     _names: dict[bytes, bytes] = field(default_factory=dict)
@@ -152,7 +152,7 @@ class Evaluator:
         out = {key: np.zeros((len(KINDS), self.count)) for key in keys}
         parts = [batch.clean.numel() / max(1, self.costs.tokens) for batch in self.batches]
         todo = [self._todo(plans, batch, out) for batch in self.batches]
-        whole, building = sum(plan.cost for plan in plans), 0.0 if self._kept else self.costs.world
+        whole, building = sum(plan.cost for plan in plans), 0.0 if self._kept else self.costs.patched
         for left, part in zip(todo, parts, strict=True):
             self.work.plan(
                 (whole + (building if left else 0.0)) * part, (whole - sum(plan.cost for plan in left)) * part
@@ -223,16 +223,16 @@ class Evaluator:
         self, number: int, plans: Sequence[Plan], share: float, building: float, out: dict[bytes, np.ndarray]
     ) -> None:
         batch = self.batches[number]
-        world, reference = self._world(number)
+        patched, reference = self._patched(number)
         self.work.did(building)
         for plan in plans:
             state = None
             if plan.start is not None:
-                state, logits = world.begin(plan.start.part)
+                state, logits = patched.begin(plan.start.part)
                 self._note(plan.start.keys, batch, reference, logits[None], out)
                 self.work.did(plan.start.cost * share)
             for step in plan.steps:
-                logits = world.go_on(step.part, state)
+                logits = patched.go_on(step.part, state)
                 self._note(step.keys, batch, reference, logits, out)
                 self.work.did(step.cost * share)
 
@@ -268,12 +268,12 @@ class Evaluator:
         if self.saved is not None and distributed.world_size() == 1:
             self.saved.write()
 
-    # ------------------------------------------------------------------ worlds
+    # ------------------------------------------------------------------ patched runs
 
-    def worlds(self) -> Iterator[tuple[Batch, World]]:
+    def patched_runs(self) -> Iterator[tuple[Batch, PatchedRun]]:
         """Each batch of this process's share under the ablation."""
         for number, batch in enumerate(self.batches):
-            yield batch, self._world(number)[0]
+            yield batch, self._patched(number)[0]
 
     @cached_property
     def _full(self) -> tuple[bytes, np.ndarray]:
@@ -285,16 +285,16 @@ class Evaluator:
     def _reference(self, batch: Batch) -> Tensor:
         """[N, vocabulary]: the full circuit's logits on a batch."""
         if self._last is None or self._last[0] is not batch:
-            self._world(next(i for i, each in enumerate(self.batches) if each is batch))
+            self._patched(next(i for i, each in enumerate(self.batches) if each is batch))
         assert self._last is not None
         return self._last[1]
 
-    def _world(self, number: int) -> tuple[World, Tensor]:
-        """A batch's world, and the full circuit's [N, vocabulary] logits on it."""
+    def _patched(self, number: int) -> tuple[PatchedRun, Tensor]:
+        """A batch's patched run, and the full circuit's [N, vocabulary] logits on it."""
         found = None if self._kept is None else self._kept.get(number)
         if found is None:
-            world = self.setup.world(self.batches[number])
-            found = world, finite_logits(world.logits(self._full[1]), self.batches[number].rows, "clean")
+            patched = self.setup.patched(self.batches[number])
+            found = patched, finite_logits(patched.logits(self._full[1]), self.batches[number].rows, "clean")
             self._note_rounding(
                 number, rounding(found[1], self.setup.model.dtype, self.metric.name).cpu().numpy()
             )
@@ -323,7 +323,7 @@ class Evaluator:
                 else self.saved.get(f"{self.name} rounding", bytes(KEY_BYTES), rows)
             )
             if known is None:
-                self._world(number)
+                self._patched(number)
             else:
                 self._rounding[number] = float(known.sum())
         summed = torch.tensor(sum(self._rounding.values()), dtype=torch.float64)

@@ -61,7 +61,7 @@ class Costs:
         return self.tokens * model_flop(self.model) + self.batches * self.graph.n_layers * _OVERHEAD
 
     @cached_property
-    def world(self) -> float:
+    def patched(self) -> float:
         """Of a batch's replacements and the full model's logits, for all batches."""
         return 2.2 * self.forward
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.fast import State, World
+from circuitdiscovery.engine.fast import PatchedRun, State
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.engine.setup import Setup
@@ -28,7 +28,7 @@ class Case:
     """A batch under an ablation, with what every source adds to its replacement."""
 
     batch: Batch
-    world: World
+    patched: PatchedRun
     clean: State  # every edge kept
     state: State  # the edges of some mask kept
 
@@ -39,13 +39,13 @@ def cases(setup: Setup) -> tuple[list[Case], Tensor]:
     full circuit, for KL)."""
     found: list[Case] = []
     run_of = "corrupted" if setup.denoising else "clean"
-    for batch, world in setup.worlds():
-        run = plain_run(setup.model, world.start, batch.position, keep_sources=True)
+    for batch, patched in setup.patched_runs():
+        run = plain_run(setup.model, patched.start, batch.position, keep_sources=True)
         finite_logits(run.logits, batch.rows, run_of)
         assert run.sources is not None
-        clean = world.clean_state(run.sources)
-        found.append(Case(batch, world, clean, clean))
-    return found, setup.full_logits([(case.batch, case.world) for case in found])
+        clean = patched.clean_state(run.sources)
+        found.append(Case(batch, patched, clean, clean))
+    return found, setup.full_logits([(case.batch, case.patched) for case in found])
 
 
 def most_alternatives(cases: Sequence[Case], mask: np.ndarray, receiver: int) -> int:
@@ -53,7 +53,7 @@ def most_alternatives(cases: Sequence[Case], mask: np.ndarray, receiver: int) ->
     forward: the same number in every process."""
     worth = [_TOKENS_ACCELERATOR]
     for case in cases:
-        places = case.batch.clean.numel() if case.world.spreads(mask, receiver) else len(case.batch.clean)
+        places = case.batch.clean.numel() if case.patched.spreads(mask, receiver) else len(case.batch.clean)
         worth.append(_TOKENS.get(case.batch.clean.device.type, _TOKENS_ACCELERATOR) // places)
     return max(1, distributed.least(min(worth)))
 
@@ -93,7 +93,7 @@ def rises(
     alternatives = np.concatenate([kept[None], without_each(kept, sources)])
     parts = np.array_split(alternatives, -(-len(alternatives) // size))
     found = np.concatenate(
-        [measure([case.world.branch(mask, case.state, receiver, part) for case in cases]) for part in parts]
+        [measure([case.patched.branch(mask, case.state, receiver, part) for case in cases]) for part in parts]
     )
     values[sources] = found[1:] - found[0]
     return values
@@ -114,4 +114,4 @@ def without_more(kept: np.ndarray, sources: np.ndarray) -> np.ndarray:
 
 def at_mask(case: Case, mask: np.ndarray, first_layer: int) -> Case:
     """The case under a mask that removes nothing before a layer."""
-    return replace(case, state=case.world.state(mask, case.clean, first_layer))
+    return replace(case, state=case.patched.state(mask, case.clean, first_layer))

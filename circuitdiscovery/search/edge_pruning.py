@@ -32,7 +32,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
-from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.engine.setup import Progress, Setup
@@ -113,7 +113,7 @@ def edge_pruning(
             progress(done, steps)
         gates = _Gates(len(graph), seed, saved)
         opened = saved.tensor("opened", torch.zeros(len(graph), dtype=torch.float64))
-        parts = list(setup.worlds())
+        parts = list(setup.patched_runs())
         distance = distance_to(setup.full_logits(parts), setup.metric)
         for step in range(done, steps):
             sample = gates.sample()
@@ -213,7 +213,7 @@ def distance_to(full: Tensor, metric: BoundMetric) -> BoundMetric:
 
 
 def mask_gradient(
-    graph: Graph, loss: BoundMetric, parts: Sequence[tuple[Batch, World]], mask: Tensor, n_examples: int
+    graph: Graph, loss: BoundMetric, parts: Sequence[tuple[Batch, PatchedRun]], mask: Tensor, n_examples: int
 ) -> np.ndarray:
     """[S, R]: the gradient of the loss's mean over all examples in a real-valued [S, R] mask.
 
@@ -230,22 +230,25 @@ def mask_gradient(
             )
         return measured
 
-    for batch, world in parts:
+    for batch, patched in parts:
         if not len(batch):
             continue
         total += (
-            Relaxed.build(world.model, graph)
-            .gradient(world, mask, lambda logits, batch=batch: summed(logits, batch))[1]
+            Relaxed.build(patched.model, graph)
+            .gradient(patched, mask, lambda logits, batch=batch: summed(logits, batch))[1]
             .double()
             .cpu()
         )
     return distributed.total(total).numpy() / n_examples
 
 
-def _some(batch: Batch, world: World, rows: Tensor) -> tuple[Batch, World]:
+def _some(batch: Batch, patched: PatchedRun, rows: Tensor) -> tuple[Batch, PatchedRun]:
     """The examples of a batch that are among some rows of the task."""
     at = torch.isin(batch.rows, rows.to(batch.rows.device))
     batch = Batch(*(getattr(batch, field.name)[at] for field in fields(batch)))
     return batch, replace(
-        world, start=world.start[at], replacement=world.replacement[:, at], position=world.position[at]
+        patched,
+        start=patched.start[at],
+        replacement=patched.replacement[:, at],
+        position=patched.position[at],
     )

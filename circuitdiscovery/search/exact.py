@@ -82,7 +82,7 @@ def exact(
             return sign * bound.damage(0.0, mean_metric(task, found, bound, logits))
 
         def removed(mask: np.ndarray) -> float:
-            return float(measure([case.world.logits(mask)[None] for case in found])[0])
+            return float(measure([case.patched.logits(mask)[None] for case in found])[0])
 
         nothing = removed(graph.allowed) if level == "node" else 0.0
         for at in range(done, count):

@@ -154,7 +154,7 @@ class _Loss:
         kl = bind(KL, model, task, plain=False).against(by_rows(logits))
         metric = setup.metric.against(by_rows(logits))
         ends = [
-            [case.world.logits(mask)[None] for case in found]
+            [case.patched.logits(mask)[None] for case in found]
             for mask in (graph.allowed, graph.allowed & False)
         ]
         full, empty = (float(mean_metric(task, found, metric, logits)[0]) for logits in ends)
@@ -327,7 +327,7 @@ class _Search:
     @torch.no_grad()
     def logits(self, mask: np.ndarray) -> list[Tensor]:
         """[1, N, vocabulary] of each case with a mask's edges kept."""
-        return [case.world.logits(mask)[None] for case in self.cases]
+        return [case.patched.logits(mask)[None] for case in self.cases]
 
     @torch.no_grad()
     def damages(self, walk: _Walk) -> np.ndarray:
@@ -379,7 +379,7 @@ class _Search:
         """The mask and so many absent edges: those whose opening lowers the loss most, to first order."""
         absent = self.graph.allowed & ~mask
         relaxed = torch.from_numpy(mask + _AJAR * absent)
-        parts = [(case.batch, case.world) for case in self.cases]
+        parts = [(case.batch, case.patched) for case in self.cases]
         gradient = mask_gradient(
             self.graph, self.loss.around(self.logits(mask)), parts, relaxed, len(self.task)
         )

@@ -40,7 +40,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand, replacements
-from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows, clean_logits, kl_from
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
@@ -308,8 +308,8 @@ class _Search:
         )
         learning = tuple(row for row in range(len(task)) if row not in apart)
         relaxed = Relaxed.build(model, graph)
-        for batch, world in _worlds(task, relaxed, carried, range(own)):
-            finite_logits(replaced_logits(model, world.replacement, batch.position), batch.rows, "replaced")
+        for batch, patched in _patched_runs(task, relaxed, carried, range(own)):
+            finite_logits(replaced_logits(model, patched.replacement, batch.position), batch.rows, "replaced")
         full = clean_logits(model, task)  # what a half precision rounds apart is a constant of the loss
         metric = metric.against(by_rows(full))
         found = [float(metric(full[batch.rows], batch.to(model.device)).sum()) for batch in task.batches()]
@@ -346,9 +346,9 @@ class _Search:
         """[E]: of the mean loss of some examples in a mask [E] of real numbers."""
         graph, values = self.relaxed.graph, graph_mask(self.relaxed.graph, mask)
         total = torch.zeros(graph.allowed.shape, dtype=torch.float64)
-        for batch, world in self.worlds(rows):
+        for batch, patched in self.patched_runs(rows):
             loss, found = self.relaxed.gradient(
-                world, values, lambda logits, batch=batch: self.losses(logits, batch).sum()
+                patched, values, lambda logits, batch=batch: self.losses(logits, batch).sum()
             )
             if not bool(loss.isfinite()):
                 raise CircuitDiscoveryError(f"the loss of the examples {batch.rows.tolist()} is not finite")
@@ -362,15 +362,15 @@ class _Search:
         """
         kept = graph_mask(self.relaxed.graph, mask).numpy() > 0
         found = [
-            self.losses(world.logits(kept), batch).sum().double().cpu()
-            for batch, world in self.worlds(self.apart)
+            self.losses(patched.logits(kept), batch).sum().double().cpu()
+            for batch, patched in self.patched_runs(self.apart)
         ]
         total = distributed.total(torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64))
         return float(total) / max(1, len(self.apart))
 
-    def worlds(self, rows: Sequence[int]) -> Iterator[tuple[Batch, World]]:
+    def patched_runs(self, rows: Sequence[int]) -> Iterator[tuple[Batch, PatchedRun]]:
         """This process's share of some examples, in batches."""
-        return _worlds(self.task, self.relaxed, self.carried, rows)
+        return _patched_runs(self.task, self.relaxed, self.carried, rows)
 
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:
         """[B]: of a circuit's logits."""
@@ -386,9 +386,9 @@ class _Search:
         return kl + _WEIGHT * difference.abs() / self.span
 
 
-def _worlds(
+def _patched_runs(
     task: Task, relaxed: Relaxed, carried: Ablation, rows: Sequence[int]
-) -> Iterator[tuple[Batch, World]]:
+) -> Iterator[tuple[Batch, PatchedRun]]:
     """This process's share of some of a task's examples, in batches."""
     model, own = relaxed.model, sorted(rows)[distributed.rank() :: distributed.world_size()]
     for batch in task.batches(_AT_ONCE, own, run_tokens=_ANY):
@@ -396,5 +396,7 @@ def _worlds(
         values = carried.rows(batch).to(model.W_E)
         yield (
             batch,
-            World(model, relaxed.graph, embed(model, batch.clean), values, batch.position, carried.own_run),
+            PatchedRun(
+                model, relaxed.graph, embed(model, batch.clean), values, batch.position, carried.own_run
+            ),
         )

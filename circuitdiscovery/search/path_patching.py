@@ -32,7 +32,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
-from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.metrics import Metric, by_rows
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
@@ -195,15 +195,15 @@ def path_patching(
     rows = _rows(graph, senders, columns)
     setup = Setup.of(model, task, graph, metric=metric, ablation=ablation, batch_size=batch_size)
     evaluator = Evaluator.build(setup)
-    patched = np.zeros((len(rows), evaluator.count))
-    for number, (batch, world) in enumerate(evaluator.worlds()):
-        paths = _Paths.of(world, columns, through_mlps)
+    values = np.zeros((len(rows), evaluator.count))
+    for number, (batch, patched) in enumerate(evaluator.patched_runs()):
+        paths = _Paths.of(patched, columns, through_mlps)
         where = batch.rows.cpu().numpy()
         for i, row in enumerate(rows):
-            patched[i, where] = evaluator.metric(paths.logits(row), batch).double().cpu().numpy()
+            values[i, where] = evaluator.metric(paths.logits(row), batch).double().cpu().numpy()
             if progress:
                 progress(number * len(rows) + i + 1, len(evaluator.batches) * len(rows))
-    patched = distributed.total(torch.from_numpy(patched)).numpy()
+    values = distributed.total(torch.from_numpy(values)).numpy()
     full = evaluator.values(graph.allowed)
     return PathEffects(
         model=model.name,
@@ -216,7 +216,7 @@ def path_patching(
         receivers=tuple(graph.receivers[column] for column in columns),
         full=evaluator.mean(full),
         effects={
-            graph.sources[row]: evaluator.damage(full, new) for row, new in zip(rows, patched, strict=True)
+            graph.sources[row]: evaluator.damage(full, new) for row, new in zip(rows, values, strict=True)
         },
         graph=graph,
     )
@@ -226,51 +226,51 @@ def path_patching(
 class _Paths:
     """One batch, with what every source writes on the clean prompts."""
 
-    world: World
+    patched: PatchedRun
     clean: Tensor  # [S, N, T, D]
     columns: np.ndarray  # of the receivers
     through_mlps: bool
 
     @classmethod
-    def of(cls, world: World, columns: np.ndarray, through_mlps: bool) -> _Paths:
-        clean = plain_run(world.model, world.start, world.position, keep_sources=True).sources
+    def of(cls, patched: PatchedRun, columns: np.ndarray, through_mlps: bool) -> _Paths:
+        clean = plain_run(patched.model, patched.start, patched.position, keep_sources=True).sources
         assert clean is not None
-        if not through_mlps or world.graph.receivers[columns[0]] != "logits":
-            return cls(world, clean, columns, through_mlps)
+        if not through_mlps or patched.graph.receivers[columns[0]] != "logits":
+            return cls(patched, clean, columns, through_mlps)
         # no head runs again, and MLPs act on each position alone: the answer's is enough
 
         def at_answer(sources: Tensor) -> Tensor:  # [S, N, T, D] -> [S, N, 1, D]
-            return at_position(sources.movedim(0, 2), world.position).movedim(1, 0)[:, :, None]
+            return at_position(sources.movedim(0, 2), patched.position).movedim(1, 0)[:, :, None]
 
-        start = at_position(world.start, world.position)[:, None]
+        start = at_position(patched.start, patched.position)[:, None]
         short = replace(
-            world,
+            patched,
             start=start,
-            replacement=at_answer(world.replacement),
-            position=torch.zeros_like(world.position),
+            replacement=at_answer(patched.replacement),
+            position=torch.zeros_like(patched.position),
         )
         return cls(short, at_answer(clean), columns, through_mlps)
 
     @cached_property
     def _streams(self) -> tuple[Tensor, ...]:
         """[N, T, D] each: what attention and MLP of each layer, and the logits, read on the clean prompts."""
-        return replace(self.world, replacement=self.clean).bases
+        return replace(self.patched, replacement=self.clean).bases
 
     def logits(self, row: int) -> Tensor:
         """[N, vocabulary]: the receivers read one sender's replacement."""
-        mask = self.world.graph.allowed.copy()
+        mask = self.patched.graph.allowed.copy()
         if not self.through_mlps:
             mask[row, self.columns] = False
-            return self.world.logits(mask)
+            return self.patched.logits(mask)
         mask[:, self.columns] = False  # they read the stream of `_written`, and of the rest's changes nothing
-        return replace(self.world, replacement=self._written(row), own_run=False).logits(mask)
+        return replace(self.patched, replacement=self._written(row), own_run=False).logits(mask)
 
     def _written(self, row: int) -> Tensor:
         """[S, N, T, D]: what every source writes where the sender's is replaced,
         MLPs are computed anew and heads are frozen.
         """
-        model, graph, written = self.world.model, self.world.graph, self.clean.clone()
-        written[row] = self.world.replacement[row]
+        model, graph, written = self.patched.model, self.patched.graph, self.clean.clone()
+        written[row] = self.patched.replacement[row]
         change = written[row] - self.clean[row]  # [N, T, D], in the stream so far
         for layer, block in enumerate(model.blocks):
             if graph.allowed[row, graph.columns(layer, "m")].any():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.engine.ablation import run_sources
-from circuitdiscovery.engine.fast import World
+from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import letter_of, parsed
@@ -42,7 +42,7 @@ class Written:
         for start in range(0, len(tokens), size):
             part, some = slice(start, start + size), tokens[start : start + size]
             written = run_sources(model, some)
-            bases = World(
+            bases = PatchedRun(
                 model, model.graph, embed(model, some), written, torch.zeros_like(some[:, 0]), True
             ).bases
             for row, all_of_it in sources.items():
@@ -105,5 +105,5 @@ class Written:
 
 
 def stream_of(graph: Graph, column: int) -> int:
-    """Where a receiver reads the stream, as an index into `World.bases`."""
+    """Where a receiver reads the stream, as an index into `PatchedRun.bases`."""
     return 2 * graph.receiver_layers[column] + (parsed(graph.receivers[column]).kind == "mlp")
