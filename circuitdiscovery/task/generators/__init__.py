@@ -8,19 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from circuitdiscovery.task.generators import repeated_tokens, years
-from circuitdiscovery.task.generators.generator import GeneratedWords, Generator
+from circuitdiscovery.task.generators.generator import GeneratedWords, PromptGenerator
 
 if TYPE_CHECKING:
     from circuitdiscovery.task.taskfile import TaskFile
 
-__all__ = ["GENERATORS", "GeneratedWords", "Generator", "generator_of"]
+__all__ = ["GENERATORS", "GeneratedWords", "PromptGenerator", "generator_of"]
 
-GENERATORS: dict[str, Generator] = {
+GENERATORS: dict[str, PromptGenerator] = {
     "years": years.GENERATOR,
     "repeated_tokens": repeated_tokens.GENERATOR,
 }
 
 
-def generator_of(task: TaskFile) -> Generator | None:
+def generator_of(task: TaskFile) -> PromptGenerator | None:
     """The generator that a task file asks for; None where it has templates alone."""
     return None if task.generator is None else GENERATORS[task.generator.kind]
