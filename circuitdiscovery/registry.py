@@ -6,6 +6,7 @@
 | a metric | a function `(logits, batch) -> values` in `engine/metrics.py` | `METRICS` |
 | an ablation | a function `(model, **how) -> Made` in `engine/ablation.py` | `ABLATIONS` |
 | an architecture | an `Architecture` in `model/architectures/` | `ARCHITECTURES` |
+| a prompt generator | a `Generator` in `task/generators/` | `GENERATORS` |
 | a panel of the report | a function `(run) -> its template's values` in `reporting/panels/` | `PANELS` |
 | a generator of prompts | a `PromptGenerator` in `task/generators/` | `GENERATORS` there |
 
@@ -307,6 +308,10 @@ ARCHITECTURES: dict[str, Entry] = {  # by Hugging Face's model_type
     "transformer_lens_native": Entry(
         ".model.architectures.native:NATIVE", "TransformerLens' own models, attention-only ones too"
     ),
+}
+GENERATORS: dict[str, Entry] = {  # of prompts, by the kind that a task file's [generator] names
+    "years": Entry(".task.generators.years:GENERATOR", "years whose last two digits the answer exceeds"),
+    "repeated_tokens": Entry(".task.generators.repeated_tokens:GENERATOR", "random tokens, said twice"),
 }
 SUITES: dict[str, Entry] = {  # of the benchmark; the last two: one of the published circuits
     name: Entry(".benchmark.suites:problems", words)

@@ -55,14 +55,14 @@ def masked_logits(
         q, k, v = (block.projected(letter, read(graph.columns(layer, letter))) for letter in "qkv")
         z = block.attend(q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
         heads = graph.heads(layer)
-        attention = torch.einsum("hntk,hkd->hntd", z, block.W_O) - replacement[heads]
+        attention = block.written(z) - replacement[heads]
         if not graph.parallel:
             groups.append((heads, block.out_attention))
             change = torch.cat([change, attention])
         own = graph.mlps(layer)
         written = replacement[own]  # [1 or 0, N, T, D]
         if graph.has_mlp:
-            written = block.mlp(block.norm2(read(graph.columns(layer, "m"))))
+            written = block.mlp_writes(read(graph.columns(layer, "m")))
         if graph.parallel:
             groups.append((heads, block.out_attention))
             change = torch.cat([change, attention])

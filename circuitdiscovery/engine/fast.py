@@ -30,11 +30,11 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.engine.places import Places
-from circuitdiscovery.engine.sums import index_of, take
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.run import at_position, project, unembed
+from circuitdiscovery.model.rows import index_of
+from circuitdiscovery.model.run import at_position, unembed
 
 # ------------------------------------------------------------------ any set of edges
 
@@ -114,7 +114,7 @@ class World:
         x = self.replacement[0]
         for layer, block in enumerate(self.model.blocks):
             attended = self.replacement[self.graph.heads(layer)].sum(0)
-            y = x + attended if block.b_O is None else x + attended + block.b_O
+            y = x + block.out_attention(attended)
             bases += [x, x if self.graph.parallel else y]
             x = y + self.replacement[self.graph.mlps(layer)].sum(0)
         return (*bases, x)
@@ -137,7 +137,7 @@ class World:
         if key not in self._fixed:
             block, base = self.model.blocks[layer], self.bases[2 * layer]
             base = at_position(base, self.position) if at_answer else base.flatten(0, 1)
-            self._fixed[key] = project(block.norm1(base), *block.projection(letter))
+            self._fixed[key] = block.heads_read(letter, base)
         return self._fixed[key]
 
     @cached_property
@@ -279,7 +279,7 @@ class World:
                 columns = graph.columns(layer, "m")
                 write(
                     graph.mlp(layer),
-                    lambda places, b=block, c=columns: b.mlp(b.norm2(places.read(c)[:, :, 0])),
+                    lambda places, b=block, c=columns: b.mlp_writes(places.read(c)[:, :, 0]),
                 )
         return everywhere, at_answer
 
@@ -301,5 +301,5 @@ class World:
             if places is at_answer:
                 (q,) = places.project(layer, {"q": heads[some]})
             z = block.attend(q, k[some], v[some], places.positions)
-            places.write_heads(rows[some], z, take(block.W_O, heads[some]))
+            places.write_heads(rows[some], heads[some], z, block)
         at_answer.copy(everywhere, rows[:n_wide])

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.engine.sums import combine, index_of, project_some, shared, take
+from circuitdiscovery.engine.sums import combine, project_some, shared
 from circuitdiscovery.graph.nodes import parsed
+from circuitdiscovery.model.rows import index_of, take
 from circuitdiscovery.model.run import at_position
 
 if TYPE_CHECKING:
     from circuitdiscovery.engine.fast import World
+    from circuitdiscovery.model.block import Block
 
 # of streams that are read, normalised and projected at once, where there are several alternatives
 _PIECE_BYTES = 2**23
@@ -90,11 +92,11 @@ class Places:
         torch.sub(written.expand_as(out), self.replacement[row], out=out)
         self._silence(np.array([row]))
 
-    def write_heads(self, rows: np.ndarray, z: Tensor, W_O: Tensor) -> None:
-        """What some heads of a layer write, from what they attended to, [h, M * N, T, K], and [h, K, D]."""
+    def write_heads(self, rows: np.ndarray, heads: np.ndarray, z: Tensor, block: Block) -> None:
+        """What some heads of a layer write, from what they attended to, [h, M * N, T, K]."""
         out = self._slots(rows)
         torch.neg(take(self.replacement, rows).transpose(0, 1).expand_as(out), out=out)
-        out.flatten(0, 1).transpose(0, 1).baddbmm_(z.flatten(1, 2), W_O)
+        block.add_written(out.flatten(0, 1).transpose(0, 1), z, heads)
         self._silence(rows)
 
     def hold(self, rows: np.ndarray) -> None:

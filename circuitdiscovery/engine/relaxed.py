@@ -20,8 +20,8 @@ from torch import Tensor
 
 from circuitdiscovery.engine.fast import Memory, World
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.model.block import Norm
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.projection import centred, projected, pulled
 from circuitdiscovery.model.run import at_position, per_head, unembed
 
 # of receivers in one product of the mask's gradient: half of it lies where there is no edge
@@ -104,21 +104,21 @@ class Relaxed:
         streams = self._read(
             world.bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer), mask, difference
         )
-        streams, inverse = _centred(block.norm1, streams)
+        streams, inverse = centred(block.norm1, streams)
         sizes = [len(each) for each in columns]
         parts = zip(streams.split(sizes), inverse.split(sizes), "qkv", strict=True)
-        projected = tuple(
-            _projected(block.norm1, stream, scale, *block.projection(letter)).requires_grad_()
+        made = tuple(
+            projected(block.norm1, stream, scale, *block.projection(letter)).requires_grad_()
             for stream, scale, letter in parts
         )
         with torch.enable_grad():
-            q, k, v = (each.unflatten(1, shape[:2]) for each in projected)
+            q, k, v = (each.unflatten(1, shape[:2]) for each in made)
             z = block.attend(q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
-            attended = torch.bmm(z.flatten(1, 2), block.W_O)  # [H, P, D]
+            attended = block.written(z).flatten(1, 2)  # [H, P, D]
         heads = graph.heads(layer)
         torch.sub(attended.detach(), world.replacement[heads].flatten(1, 2), out=difference[heads])
         if not graph.has_mlp:
-            return _Layer(streams, inverse, projected, attended, None, None)
+            return _Layer(streams, inverse, made, attended, None, None)
         read = self._read(
             world.bases[2 * layer + 1],
             graph.columns(layer, "m"),
@@ -128,13 +128,13 @@ class Relaxed:
         )[0]
         read.requires_grad_()
         with torch.enable_grad():
-            written = block.mlp(block.norm2(read))
+            written = block.mlp_writes(read)
         torch.sub(
             written.detach(),
             world.replacement[graph.mlp(layer)].flatten(0, 1),
             out=difference[graph.mlp(layer)],
         )
-        return _Layer(streams, inverse, projected, attended, read, written)
+        return _Layer(streams, inverse, made, attended, read, written)
 
     def _read(
         self, base: Tensor, columns: np.ndarray, upstream: int, mask: Tensor, difference: Tensor
@@ -173,15 +173,15 @@ class Relaxed:
             "qkv",
             strict=True,
         )
-        pulled = torch.cat(
+        back = torch.cat(
             [
-                _pulled(block.norm1, *block.projection(letter), stream, scale, sent_back, made)
+                pulled(block.norm1, *block.projection(letter), stream, scale, sent_back, made)
                 for stream, scale, sent_back, made, letter in parts
             ]
         )
         if not graph.split_qkv:  # the three read the same
-            columns, pulled = columns[:1], pulled.unflatten(0, (3, -1)).sum(0)
-        sent[torch.from_numpy(np.concatenate(columns)).to(sent.device)] = pulled
+            columns, back = columns[:1], back.unflatten(0, (3, -1)).sum(0)
+        sent[torch.from_numpy(np.concatenate(columns)).to(sent.device)] = back
 
     def _products(self, difference: Tensor, sent: Tensor) -> Tensor:
         """[S, R]: of what every source writes with what every receiver but the logits sends back."""
@@ -194,47 +194,3 @@ class Relaxed:
             upstream = int(graph.allowed[:, some].any(1).sum())
             out[:upstream, columns] = difference[:upstream].flatten(1) @ sent[columns].flatten(1).T
         return out * torch.from_numpy(graph.allowed.copy()).to(out)
-
-
-def _centred(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """([R, P, D] less its mean where the norm is centred, [R, P, 1] one over the deviation)."""
-    if norm.kind == "none":
-        return x, torch.ones_like(x[..., :1])
-    if norm.centred:
-        x -= x.mean(-1, keepdim=True)
-    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-    return x, torch.rsqrt(square / x.shape[-1] + norm.eps)
-
-
-def _projected(norm: Norm, x: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[R, P, K] of [R, P, D] streams that are not scaled yet."""
-    out = torch.bmm(x, (weight * norm.weight).mT).mul_(inverse)
-    offset = _offset(norm, weight, bias)
-    return out if offset is None else out.add_(offset)
-
-
-def _pulled(
-    norm: Norm,
-    weight: Tensor,
-    bias: Tensor | None,
-    x: Tensor,
-    inverse: Tensor,
-    gradient: Tensor,
-    projected: Tensor,
-) -> Tensor:
-    """[R, P, D]: a gradient at what the projection makes, [R, P, K], back through it and the norm."""
-    scaled = weight * norm.weight
-    if norm.kind == "none":
-        return torch.bmm(gradient, scaled)
-    offset = _offset(norm, weight, bias)
-    linear = projected.detach() if offset is None else projected.detach() - offset
-    along = (gradient * linear).sum(-1, keepdim=True) / x.shape[-1]
-    out = torch.bmm(gradient * inverse, scaled - scaled.mean(-1, keepdim=True) if norm.centred else scaled)
-    return out.addcmul_(x, along * inverse.square(), value=-1)
-
-
-def _offset(norm: Norm, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """[R, 1, K]: what a projection makes of a normalised stream of 0."""
-    shift = None if norm.bias is None else weight @ norm.bias
-    parts = [each for each in (shift, bias) if each is not None]
-    return torch.stack(parts).sum(0)[:, None] if parts else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuitdiscovery.model.run import project
+from circuitdiscovery.model.rows import index_of, project, take
 
 # costs of moving one stream of a source, in multiples of its share in a product (measured on two cores)
 ADD = 10
@@ -51,26 +51,6 @@ def project_each(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """One stream for each head: [B, h, D] through [h, K, D] -> [h, B, K]."""
     out = torch.bmm(x.transpose(0, 1), weight.transpose(1, 2))
     return out if bias is None else out.add_(bias[:, None])
-
-
-def index_of(rows: np.ndarray) -> slice | Tensor:
-    """Rows as an index to write to: a slice where they follow each other."""
-    numbers = rows.tolist()
-    if (
-        numbers
-        and numbers[-1] - numbers[0] == len(numbers) - 1
-        and numbers == list(range(numbers[0], numbers[-1] + 1))
-    ):
-        return slice(numbers[0], numbers[-1] + 1)
-    return torch.from_numpy(rows)
-
-
-def take(x: Tensor, rows: np.ndarray, dim: int = 0) -> Tensor:
-    """Some rows, without a copy where they follow each other."""
-    index = index_of(rows)
-    if isinstance(index, slice):
-        return x.narrow(dim, index.start, len(rows))
-    return x.index_select(dim, index.to(x.device))
 
 
 def combine(kept: np.ndarray, rows: np.ndarray, values: Tensor, out: Tensor | None = None) -> Tensor:

@@ -56,25 +56,16 @@ class Observed:
         The scale of the final norm is frozen at this run, so what all sources and output biases write adds
         up to the logits (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
         """
-        return through_final_norm(
-            self.model, self.stream, at_position(self.sources[row], self.batch.position)
-        )
+        written = at_position(self.sources[row], self.batch.position)
+        return self.model.final_norm.share(self.stream, written)
 
 
 def stream_after(model: Model, sources: Tensor, layers: int) -> Tensor:
     """[..., D]: the stream after some layers, the sum of what the sources write, [S, ..., D], and b_O."""
     total = sources[: model.graph.n_upstream(layers)].sum(0)
     for block in model.blocks[:layers]:
-        total = total if block.b_O is None else total + block.b_O
+        total = block.out_attention(total)
     return total
-
-
-def through_final_norm(model: Model, stream: Tensor, written: Tensor) -> Tensor:
-    """[..., D]: the share of one term of the stream in the normalised stream, without the norm's bias."""
-    norm = model.final_norm
-    _, inverse = norm.jacobian(stream)
-    written = written - written.mean(-1, keepdim=True) if norm.centred else written
-    return written * inverse * norm.weight
 
 
 @torch.no_grad()
@@ -100,7 +91,7 @@ def at_once(model: Model, length: int, *, sources: bool = False) -> int:
     """How many prompts of a length fit into memory with their attention, and with sources if asked."""
     graph, block = model.graph, model.blocks[0]
     # numbers per token that a plain run keeps of a layer
-    streams = 3 * model.d_model + (graph.n_heads + 2 * graph.n_kv_heads) * block.W_Q.shape[1]
+    streams = 3 * model.d_model + (graph.n_heads + 2 * graph.n_kv_heads) * block.d_head
     each = graph.n_layers * (streams + graph.n_heads * length) + (
         len(graph.sources) * model.d_model if sources else 0
     )

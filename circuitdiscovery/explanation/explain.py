@@ -177,7 +177,7 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
     names = word_positions(task)
     tokens = sum(len(example.clean) for example in task.examples)
     forward = 2.0 * parameters(model)
-    looking = SEEN * forward * tokens + 2.0 * model.W_U.numel() * len(heads) * (
+    looking = SEEN * forward * tokens + 2.0 * model.unembedding_size * len(heads) * (
         len(task) + seen.copying.total
     )
     random = forward * SEQUENCES * (2 * PERIOD + 1) if heads else 0.0
@@ -244,7 +244,7 @@ def _edges(
 
 def _direction(model: Model, example: Example) -> Tensor:
     """[D]: the direction of the logit difference in the normalised stream."""
-    correct, incorrect = (model.W_U[list(answers)] for answers in (example.correct, example.incorrect))
+    correct, incorrect = (model.logit_directions(answers) for answers in (example.correct, example.incorrect))
     return correct.mean(0) - incorrect.mean(0) if len(incorrect) else correct.mean(0)
 
 
@@ -299,7 +299,7 @@ class _Seen:
 
     def _logits(self, written: Tensor) -> Tensor:
         """[N, vocabulary] float32."""
-        return (written @ self.model.W_U.T).float()
+        return self.model.logits_of(written).float()
 
     def _among(self, written: Tensor, answers: Mapping[int, Sequence[int]]) -> np.ndarray:
         """[2, len(answers)] bool: whether an answer is among the highest, or lowest, tokens of [N, D]."""

@@ -186,7 +186,6 @@ def among(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 def _copied(model: Model, node: str, stream: Tensor) -> Tensor:
     """[n, V]: the logits of what a head writes if it attends only to one position, with [n, D] streams."""
     layer, head = head_of(node)
-    block, group = model.blocks[layer], head // (model.graph.n_heads // model.graph.n_kv_heads)
-    value = block.norm1(stream) @ block.W_V[group].T
-    value = value if block.b_V is None else value + block.b_V[group]
-    return unembed(model, value @ block.W_O[head])
+    block = model.blocks[layer]
+    value = block.head_reads("v", head, stream)
+    return unembed(model, block.written(value[None], [head])[0])

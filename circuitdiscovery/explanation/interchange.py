@@ -23,9 +23,8 @@ from torch import Tensor
 
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import letter_of, parsed
-from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.run import Reading, at_position, per_head, plain_run, project, unembed
+from circuitdiscovery.model.run import Reading, at_position, per_head, plain_run, unembed
 
 ATTENTION = 0.3  # its share of the cost of a layer
 _BYTES = 2**27  # that changed runs hold at once
@@ -90,8 +89,8 @@ class Plain:
         self, layer: int, heads: Sequence[int], other: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """[N, T, D]: what some heads write together."""
-        z, weight = self._attended(layer, heads, other), self.model.blocks[layer].W_O[list(heads)]
-        return torch.einsum("hntk,hkd->ntd", z, weight)
+        z = self._attended(layer, heads, other)
+        return self.model.blocks[layer].written(z, heads).sum(0)
 
     def written(self, node: str) -> Tensor:
         """[N, T, D]: what a head or an MLP writes."""
@@ -204,8 +203,7 @@ def changed_logits(
 
 def _at_once(plain: Plain) -> int:
     block, width = plain.model.blocks[0], plain.model.d_model
-    hidden = 0 if block.W_in is None else block.W_in.shape[0]
-    heads = plain.model.graph.n_heads * block.W_Q.shape[1]
+    hidden, heads = block.d_mlp, plain.model.graph.n_heads * block.d_head
     return max(
         1,
         _BYTES
@@ -243,9 +241,9 @@ class _Sweep:
             self._join((layer, True), at)
             out = self._x
         if self._active and model.graph.has_mlp:
-            written = block.mlp(block.norm2(self._x))
+            written = block.mlp_writes(self._x)
             for rows, _, seen in self._read(self._x, layer, "m", at):
-                written[rows] = block.mlp(block.norm2(seen))
+                written[rows] = block.mlp_writes(seen)
             out = out + written
         self._x = out
 
@@ -253,13 +251,12 @@ class _Sweep:
         """[active * N, T, D]: what the heads of a layer write together; with [N] positions, only there."""
         model, block, x = self._plain.model, self._plain.model.blocks[layer], self._x
         places = None if at is None else at.repeat(self._active)
-        u = block.norm1(x)
         read: dict[str, Tensor] = {}
         for letter in "qkv":
             where, own = (at, places) if letter == "q" else (None, None)
-            read[letter] = _project(_at(u, own), block, letter)
+            read[letter] = block.heads_read(letter, _at(x, own)).contiguous()
             for rows, some, seen in self._read(_at(x, own), layer, letter, where):
-                read[letter][list(some), rows] = _project(block.norm1(seen), block, letter)[list(some)]
+                read[letter][list(some), rows] = block.heads_read(letter, seen)[list(some)]
         k, v = (per_head(model, read[letter]) for letter in "kv")
         return block.attended(block.attend(read["q"], k, v, places))
 
@@ -287,8 +284,3 @@ class _Sweep:
             if each.reads is not None and (layer, letter) in each.reads:
                 rows = slice(i * len(self._position), (i + 1) * len(self._position))
                 yield rows, each.reads[layer, letter], x[rows] + _at(each.difference, at)
-
-
-def _project(x: Tensor, block: Block, letter: str) -> Tensor:
-    """[N, T, D] normalised -> [heads or groups, N, T, K]."""
-    return project(x, *block.projection(letter)).contiguous()

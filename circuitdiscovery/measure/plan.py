@@ -24,6 +24,7 @@ from circuitdiscovery.engine.fast import Part
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import parameters
 
 _MERGED_BYTES = 2**25  # of what sources write in one run of several versions
 _OVERHEAD = 3e7  # FLOP in the time that a layer costs beside its products
@@ -33,12 +34,7 @@ _ADDED = 10  # adding up a stream's sources costs so many times its share in a p
 
 def model_flop(model: Model) -> float:
     """Of a plain forward per token, the logits of every token among them."""
-    matrices = [
-        each
-        for block in model.blocks
-        for each in (block.W_Q, block.W_K, block.W_V, block.W_O, block.W_in, block.W_gate, block.W_out)
-    ]
-    return 2.0 * (model.W_U.numel() + sum(each.numel() for each in matrices if each is not None))
+    return 2.0 * (model.unembedding_size + parameters(model))
 
 
 @dataclass(frozen=True)
@@ -80,15 +76,12 @@ class Costs:
         that does if only the answer's is wanted.
         """
         model, graph, block = self.model, self.graph, self.model.blocks[0]
-        projection = 2 * model.d_model * block.W_Q.shape[1]  # of one head
+        projection = 2 * model.d_model * block.d_head  # of one head
         shared = 2 * projection * graph.n_kv_heads / graph.n_heads
-        matrices = [each for each in (block.W_in, block.W_gate, block.W_out) if each is not None]
         heads, mlps = (
             np.array([parsed(name).kind == kind for name in graph.sources]) for kind in ("head", "mlp")
         )
-        return heads * (2 * projection + shared) + mlps * 2.0 * sum(
-            each.numel() for each in matrices
-        ), heads * shared
+        return heads * (2 * projection + shared) + mlps * 2.0 * block.sizes()[1], heads * shared
 
     @cached_property
     def _layer(self) -> np.ndarray:
@@ -112,7 +105,7 @@ class Costs:
         at_answer[-1] = True
         per_token = everywhere[wide].sum() + always[narrow].sum() + reading[at_all].sum()
         per_example = (
-            (everywhere - always)[narrow].sum() + reading[at_answer].sum() + 2.0 * self.model.W_U.numel()
+            (everywhere - always)[narrow].sum() + reading[at_answer].sum() + 2.0 * self.model.unembedding_size
         )
         layers = len(np.unique(self._layer[nodes])) + 1
         return float(

@@ -3,13 +3,16 @@ the supported architectures differ in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from circuitdiscovery.model.rows import project, take
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,12 @@ class Norm:
         if self.kind == "rms":
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return x.view_as(x)  # a tensor of its own, so that its gradient is what its readers alone send back
+
+    def share(self, stream: Tensor, term: Tensor) -> Tensor:
+        """[..., D]: the share of one term of a stream in the normalised stream, without the norm's bias."""
+        _, inverse = self.jacobian(stream)
+        term = term - term.mean(-1, keepdim=True) if self.centred else term
+        return term * inverse * self.weight
 
     def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(x' [..., d_model], 1 / s [..., 1]) of the Jacobian g -> (centre(g) - x' mean(g
@@ -112,6 +121,16 @@ class Block:
         out = torch.bmm(self.norm1(streams).flatten(1, 2), weight.mT).unflatten(1, streams.shape[1:3])
         return out if bias is None else out + bias[:, None, None]
 
+    def heads_read(self, letter: str, stream: Tensor) -> Tensor:
+        """One stream for all heads, [..., D] -> the queries, keys or values, [heads or groups, ..., K]."""
+        return project(self.norm1(stream), *self.projection(letter))
+
+    def head_reads(self, letter: str, head: int, stream: Tensor) -> Tensor:
+        """[..., D] -> [..., K]: the query, key or value of one head."""
+        weight, bias = self.projection(letter)
+        own = head * len(weight) // len(self.W_Q)
+        return F.linear(self.norm1(stream), weight[own], None if bias is None else bias[own])
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor | None = None) -> Tensor:
         """Causal attention per head, [h, N, T, K] each (k and v already repeated per head) -> [h, N, T, K].
 
@@ -129,6 +148,15 @@ class Block:
         scores = (q @ k.transpose(-1, -2)).float() * self.scale
         return torch.softmax(scores.masked_fill_(~self._seen(k, None), -torch.inf), -1)
 
+    def written(self, z: Tensor, heads: Sequence[int] | None = None) -> Tensor:
+        """What each head writes, from what it attends to: [h, ..., K] -> [h, ..., D]; all heads, or some."""
+        weight = self.W_O if heads is None else self.W_O[list(heads)]
+        return torch.bmm(z.flatten(1, -2), weight).unflatten(1, z.shape[1:-1])
+
+    def add_written(self, out: Tensor, z: Tensor, heads: np.ndarray) -> None:
+        """Add what some heads write, from [h, ..., K], to [h, P, D] in place."""
+        out.baddbmm_(z.flatten(1, -2), take(self.W_O, heads))
+
     def attended(self, z: Tensor) -> Tensor:
         """[N, T, D]: what all heads write together, and b_O, from what they attend to, [H, N, T, K]."""
         return F.linear(z.permute(1, 2, 0, 3).flatten(2), self.W_O.flatten(0, 1).T, self.b_O)
@@ -141,6 +169,16 @@ class Block:
         """[..., D] that the MLP writes -> what that adds to the stream."""
         return x
 
+    def mlp_writes(self, stream: Tensor) -> Tensor:
+        """[..., D]: what the MLP writes where it reads a stream."""
+        return self.mlp(self.norm2(stream))
+
+    def sizes(self) -> tuple[int, int]:
+        """How many weights the heads have, and how many the MLP."""
+        heads = (self.W_Q, self.W_K, self.W_V, self.W_O)
+        mlp = (each for each in (self.W_in, self.W_gate, self.W_out) if each is not None)
+        return sum(each.numel() for each in heads), sum(each.numel() for each in mlp)
+
     def mlp(self, x: Tensor) -> Tensor:
         """[..., D] normalised -> [..., D]."""
         assert self.W_in is not None and self.W_out is not None
@@ -150,6 +188,16 @@ class Block:
         else:
             hidden = self.activation(F.linear(x, self.W_gate, self.b_gate)) * hidden
         return F.linear(hidden, self.W_out, self.b_out)
+
+    @property
+    def d_head(self) -> int:
+        """The width of a head."""
+        return self.W_Q.shape[1]
+
+    @property
+    def d_mlp(self) -> int:
+        """The width of the MLP's hidden layer; 0 where there is none."""
+        return 0 if self.W_in is None else len(self.W_in)
 
     def _turned(self, q: Tensor, k: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.rotary is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
@@ -72,6 +74,19 @@ class Model:
     def d_model(self) -> int:
         """The residual stream's width."""
         return self.W_E.shape[1]
+
+    @property
+    def unembedding_size(self) -> int:
+        """How many weights make the logits."""
+        return self.W_U.numel()
+
+    def logits_of(self, normalised: Tensor) -> Tensor:
+        """[..., D] normalised streams -> [..., vocabulary]."""
+        return F.linear(normalised, self.W_U)
+
+    def logit_directions(self, tokens: Sequence[int]) -> Tensor:
+        """[len(tokens), D]: what the normalised stream is multiplied with for the logits of some tokens."""
+        return self.W_U[list(tokens)]
 
     @property
     def vocab_size(self) -> int:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from circuitdiscovery.model.block import Norm
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.rows import project
 
 _RUN_FLOP = {"cpu": 5e8, "accelerator": 1e12}  # that could be done while Python prepares a run
 _RUN_TOKENS = 16  # whose products take as long as reading the weights
@@ -32,12 +33,6 @@ def embed(model: Model, tokens: Tensor) -> Tensor:
     return x if model.W_pos is None else x + model.W_pos[: tokens.shape[1]]
 
 
-def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One stream for all heads: [..., D] through [h, K, D] -> [h, ..., K]."""
-    out = F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
-    return out.unflatten(-1, weight.shape[:2]).movedim(-2, 0)
-
-
 def at_position(x: Tensor, position: Tensor) -> Tensor:
     """[N, T, ...] -> [N, ...] at each example's position."""
     return x[torch.arange(len(position), device=x.device), position]
@@ -45,7 +40,7 @@ def at_position(x: Tensor, position: Tensor) -> Tensor:
 
 def unembed(model: Model, x: Tensor) -> Tensor:
     """[..., D] final residual stream -> [..., vocabulary]."""
-    return F.linear(model.final_norm(x), model.W_U)
+    return model.logits_of(model.final_norm(x))
 
 
 def replaced_logits(model: Model, replacement: Tensor, position: Tensor) -> Tensor:
@@ -63,8 +58,7 @@ def per_head(model: Model, x: Tensor) -> Tensor:
 
 def parameters(model: Model) -> int:
     """How many weights each token goes through: those of the layers."""
-    weights = (w for b in model.blocks for w in (b.W_Q, b.W_K, b.W_V, b.W_O, b.W_in, b.W_gate, b.W_out))
-    return sum(weight.numel() for weight in weights if weight is not None)
+    return sum(sum(block.sizes()) for block in model.blocks)
 
 
 def run_tokens(model: Model) -> float:
@@ -206,4 +200,4 @@ def plain_run(
     normalised = model.final_norm(x)
     if keep_readings:
         readings.append(Reading(Readers(graph.n_layers, "logits", True, model.final_norm), x, normalised))
-    return Run(x, F.linear(normalised[:, 0], model.W_U), sources, tuple(readings))
+    return Run(x, model.logits_of(normalised[:, 0]), sources, tuple(readings))

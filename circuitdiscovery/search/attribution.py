@@ -37,6 +37,7 @@ from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.projection import offset
 from circuitdiscovery.model.run import Readers, Reading, embed, plain_run, replaced_logits
 from circuitdiscovery.registry import canonical
 from circuitdiscovery.search.provenance import provenance
@@ -274,7 +275,7 @@ def _readings(
     with torch.enable_grad():
         run = plain_run(model, start.detach().requires_grad_(), batch.position, less=less, keep_readings=True)
         measured = metric(run.logits, batch).sum()
-        if not measured.requires_grad or metric.name == "accuracy":
+        if not measured.requires_grad or metric.share:
             raise CircuitDiscoveryError(
                 f"metric {metric.name!r} has no gradient; attribution needs a differentiable one (or use "
                 "exact)"
@@ -298,7 +299,9 @@ class _Place:
 
     def __init__(self, readers: Sequence[Readers]) -> None:
         self.readers = readers  # the letters
-        self.offsets = [_offset(each) for each in readers]  # per letter [R, 1, K]
+        # per letter [R, 1, K]: what a projection makes of a normalised stream of 0, which is no part of what
+        # it makes of the stream
+        self.offsets = [_offset(each) for each in readers]
         # per letter [R, P, K], over the deviation; at the stream itself [1, P, D] for MLPs and logits
         self.scaled: list[Tensor] = []
         self.normalised: list[Tensor] = []  # per point [P, D]
@@ -372,14 +375,5 @@ class _Place:
 
 
 def _offset(readers: Readers) -> Tensor | float:
-    """[R, 1, K]: what a projection makes of a normalised stream of 0, which
-    is no part of what it makes of the stream.
-    """
-    if readers.weight is None:
-        return 0.0
-    offset = (
-        torch.zeros_like(readers.weight[..., 0])
-        if readers.norm.bias is None
-        else readers.weight @ readers.norm.bias
-    )
-    return (offset if readers.bias is None else offset + readers.bias)[:, None]
+    constant = None if readers.weight is None else offset(readers.norm, readers.weight, readers.bias)
+    return 0.0 if constant is None else constant

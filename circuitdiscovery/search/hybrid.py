@@ -208,13 +208,10 @@ class _Cost:
         length = float(np.mean([len(example.clean) for example in task.examples]))
         nodes = np.zeros(len(graph.sources))
         for layer, block in enumerate(model.blocks):
-            heads = (block.W_Q, block.W_K, block.W_V, block.W_O)
-            nodes[graph.heads(layer)] = sum(weight.numel() for weight in heads) / graph.n_heads
-            nodes[graph.mlps(layer)] = sum(
-                each.numel() for each in (block.W_in, block.W_gate, block.W_out) if each is not None
-            )
-        forward = length * nodes.sum() + model.W_U.numel()
-        return cls(graph, nodes / forward, model.W_U.numel() / forward, length)
+            heads, mlp = block.sizes()
+            nodes[graph.heads(layer)], nodes[graph.mlps(layer)] = heads / graph.n_heads, mlp
+        forward = length * nodes.sum() + model.unembedding_size
+        return cls(graph, nodes / forward, model.unembedding_size / forward, length)
 
     def of_each(self, mask: np.ndarray, receivers: Sequence[int]) -> list[float]:
         """Of all kept in-edges of each receiver, one after the other, under a mask."""

@@ -273,7 +273,7 @@ class _Paths:
         for layer, block in enumerate(model.blocks):
             if graph.allowed[row, graph.columns(layer, "m")].any():
                 own = graph.mlp(layer)
-                written[own] = block.mlp(block.norm2(self._streams[2 * layer + 1] + change))
+                written[own] = block.mlp_writes(self._streams[2 * layer + 1] + change)
                 change = change + written[own] - self.clean[own]
         return written
 

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import read_text
-from circuitdiscovery.registry import canonical
+from circuitdiscovery.registry import GENERATORS, canonical
 from circuitdiscovery.task.example import END
-from circuitdiscovery.task.generators import GENERATORS
+from circuitdiscovery.task.generators import named
 from circuitdiscovery.task.references import check_references
 from circuitdiscovery.task.table import kind_of
 from circuitdiscovery.task.taskfile import PLAIN, Counterfactual, Generator, Ref, Slot, TaskFile, Text
@@ -126,7 +126,7 @@ def read_toml(path: Path) -> TaskFile:
 
 def _task(name: str, fields: _Fields) -> TaskFile:
     generator = _generator(fields)
-    kind = GENERATORS[generator.kind] if generator else None
+    kind = named(generator.kind) if generator else None
     words = dict(_word_lists(fields))
     counterfactuals = {key: _counterfactual(table) for key, table in fields.tables("counterfactuals")}
     if not counterfactuals:
@@ -258,9 +258,9 @@ def _generator(fields: _Fields) -> Generator | None:
     kind = table.take("kind", str)
     if kind not in GENERATORS:
         raise CircuitDiscoveryError(f"{table.where}: {unknown('kind', kind, GENERATORS)}")
-    options = {name: _numbers(table, name) for name in GENERATORS[kind].options}
+    options = {name: _numbers(table, name) for name in named(kind).options}
     table.done()
-    wrong = GENERATORS[kind].check(**options)
+    wrong = named(kind).check(**options)
     if wrong:
         raise table.error(*wrong)
     return Generator(kind, options)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from circuitdiscovery.engine.ablation import run_sources
 from circuitdiscovery.engine.fast import World
@@ -66,17 +65,14 @@ class Written:
         streams, layer = self._read(drawn, columns, some), graph.receiver_layers[columns[0]]
         block = self.model.blocks[layer]
         if not letter_of(graph.receivers[columns[0]]):
-            return block.mlp(block.norm2(streams[columns[0]]))
+            return block.mlp_writes(streams[columns[0]])
         head, projected = drawn.node - graph.heads(layer).start, {}
         for column in columns:
             letter = letter_of(graph.receivers[column])
-            weight, bias = block.projection(letter)
-            own = head * len(weight) // graph.n_heads
-            projected[letter] = F.linear(
-                block.norm1(streams[column]), weight[own], None if bias is None else bias[own]
-            )[None]
+            projected[letter] = block.head_reads(letter, head, streams[column])[None]
         # [1, draws * examples, T, K]
-        return block.attend(projected["q"], projected["k"], projected["v"])[0] @ block.W_O[head]
+        z = block.attend(projected["q"], projected["k"], projected["v"])
+        return block.written(z, [head])[0]
 
     def logits(self, drawn: Drawn, some: slice, position: Tensor) -> Tensor:
         """[draws, examples, vocabulary] at the answers' positions, for some of the examples."""
