@@ -6,9 +6,8 @@
 | a metric | a function `(logits, batch) -> values` in `engine/metrics.py` | `METRICS` |
 | an ablation | a function `(model, **how) -> Made` in `engine/ablation.py` | `ABLATIONS` |
 | an architecture | an `Architecture` in `model/architectures/` | `ARCHITECTURES` |
-| a prompt generator | a `Generator` in `task/generators/` | `GENERATORS` |
+| a prompt generator | a `PromptGenerator` in `task/generators/` | `GENERATORS` |
 | a panel of the report | a function `(run) -> its template's values` in `reporting/panels/` | `PANELS` |
-| a generator of prompts | a `Generator` in `task/generators/` | `GENERATORS` there |
 
 From outside of the package the same line is an assignment: `METHODS["mine"] = Method("mymodule:mine",
 "...")`. The command line, `cd.__all__`, the benchmark and the checks of arguments all read these tables.

@@ -12,7 +12,7 @@ import pytest
 import circuitdiscovery as cd
 from circuitdiscovery.registry import GENERATORS, Entry
 from circuitdiscovery.task.example import Example
-from circuitdiscovery.task.generators import GeneratedWords, Generator
+from circuitdiscovery.task.generators import GeneratedWords, PromptGenerator
 
 COPIES = """
 description = "The token after the first one, when the first one comes again"
@@ -67,7 +67,7 @@ def load(folder: Path, text: str, model: cd.Model, **options: Any) -> cd.Task:
 
 
 def test_a_generator_of_whole_prompts(toy: cd.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GENERATORS, "copies", Entry(Generator(("gap",), "pair", prompts=copies)))
+    monkeypatch.setitem(GENERATORS, "copies", Entry(PromptGenerator(("gap",), "pair", prompts=copies)))
     task = load(tmp_path, COPIES, toy, examples=8)
     assert task.held_out is not None and task.apart is not None and task.info["counterfactual"] == "others"
     everything = [*task, *task.held_out, *task.apart()]
@@ -86,7 +86,7 @@ def test_a_generator_of_whole_prompts(toy: cd.Model, tmp_path: Path, monkeypatch
 def test_a_generator_of_words_for_templates(
     toy: cd.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Generator(("span",), "drawn", words=numbers, columns=("number",))
+    made = PromptGenerator(("span",), "drawn", words=numbers, columns=("number",))
     monkeypatch.setitem(GENERATORS, "numbers", Entry(made))
     task = load(tmp_path, NUMBERS, toy, examples=5)
     assert task.held_out is not None
@@ -122,7 +122,9 @@ def test_its_mistakes_are_named(
     def check(*, gap: tuple[int, ...]) -> tuple[str, str] | None:
         return None if gap[0] > 0 else ("gap", "must be at least 1")
 
-    monkeypatch.setitem(GENERATORS, "copies", Entry(Generator(("gap",), "pair", prompts=copies, check=check)))
+    monkeypatch.setitem(
+        GENERATORS, "copies", Entry(PromptGenerator(("gap",), "pair", prompts=copies, check=check))
+    )
     with pytest.raises(cd.CircuitDiscoveryError, match=told):
         load(tmp_path, COPIES.replace(old, new), toy)
 
@@ -132,7 +134,7 @@ def test_too_few_prompts_are_counted(toy: cd.Model, tmp_path: Path, monkeypatch:
         made = copies(*about, **options)
         yield from (next(made) for _ in range(6))
 
-    monkeypatch.setitem(GENERATORS, "copies", Entry(Generator(("gap",), "pair", prompts=few)))
+    monkeypatch.setitem(GENERATORS, "copies", Entry(PromptGenerator(("gap",), "pair", prompts=few)))
     assert len(load(tmp_path, COPIES, toy)) == 3
     with pytest.raises(cd.CircuitDiscoveryError, match="from 1 to 3, not 4: the task mine makes 6 different"):
         load(tmp_path, COPIES, toy, examples=4)

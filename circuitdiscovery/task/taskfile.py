@@ -57,8 +57,8 @@ class Counterfactual:
 
 
 @dataclass(frozen=True)
-class GeneratorTable:
-    """The table [generator]: a kind of `task.generators` and its numbers."""
+class Generator:
+    """The table [generator]: a kind, which is one of `task.generators`, and its numbers."""
 
     kind: str
     options: Mapping[str, tuple[int, ...]]
@@ -90,7 +90,7 @@ class TaskFile:
     cases: Mapping[str, Mapping[str, Text]]
     counterfactuals: Mapping[str, Counterfactual]
     counterfactual: str
-    generator: GeneratorTable | None
+    generator: Generator | None
     bos: bool | None
     position: int | None
     positions: Mapping[str, Ref]

@@ -15,7 +15,7 @@ from circuitdiscovery.task.example import END
 from circuitdiscovery.task.generators import named
 from circuitdiscovery.task.references import check_references
 from circuitdiscovery.task.table import kind_of
-from circuitdiscovery.task.taskfile import PLAIN, Counterfactual, GeneratorTable, Ref, Slot, TaskFile, Text
+from circuitdiscovery.task.taskfile import PLAIN, Counterfactual, Generator, Ref, Slot, TaskFile, Text
 
 T = TypeVar("T")
 
@@ -250,7 +250,7 @@ def _counterfactual(fields: _Fields) -> Counterfactual:
     return result
 
 
-def _generator(fields: _Fields) -> GeneratorTable | None:
+def _generator(fields: _Fields) -> Generator | None:
     if "generator" not in fields.left:
         fields.known.append("generator")
         return None
@@ -263,7 +263,7 @@ def _generator(fields: _Fields) -> GeneratorTable | None:
     wrong = named(kind).check(**options)
     if wrong:
         raise table.error(*wrong)
-    return GeneratorTable(kind, options)
+    return Generator(kind, options)
 
 
 def _numbers(fields: _Fields, name: str) -> tuple[int, ...]:

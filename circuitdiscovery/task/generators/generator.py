@@ -27,7 +27,7 @@ class GeneratedWords:
 
 
 @dataclass(frozen=True)
-class Generator:
+class PromptGenerator:
     """One kind of prompts. It makes either whole prompts or words for the file's templates.
 
     Args:

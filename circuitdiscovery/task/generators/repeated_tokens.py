@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.task.encoder import Encoder
 from circuitdiscovery.task.example import Example, resolve_position
-from circuitdiscovery.task.generators.generator import Generator
+from circuitdiscovery.task.generators.generator import PromptGenerator
 
 if TYPE_CHECKING:
     from circuitdiscovery.task.taskfile import TaskFile
@@ -72,4 +72,4 @@ def _check(*, length: tuple[int, ...], periods: tuple[int, ...]) -> tuple[str, s
     return None
 
 
-GENERATOR = Generator(("length", "periods"), "sequence", prompts=repeated_tokens, check=_check)
+GENERATOR = PromptGenerator(("length", "periods"), "sequence", prompts=repeated_tokens, check=_check)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.task.encoder import Encoder
-from circuitdiscovery.task.generators.generator import GeneratedWords, Generator
+from circuitdiscovery.task.generators.generator import GeneratedWords, PromptGenerator
 from circuitdiscovery.task.taskfile import Ref
 
 if TYPE_CHECKING:
@@ -115,4 +115,6 @@ def _check(*, centuries: tuple[int, ...], years: tuple[int, ...]) -> tuple[str, 
     return None
 
 
-GENERATOR = Generator(("centuries", "years"), "start", words=years, columns=("century", "year"), check=_check)
+GENERATOR = PromptGenerator(
+    ("centuries", "years"), "start", words=years, columns=("century", "year"), check=_check
+)
