@@ -277,9 +277,9 @@ REFUSED = [
         for n in ("0", "-3", "many")
     ),
     ("report", ["RUN"]),
-    ("report missing", ["missing is no run folder", "there is no such folder"]),
-    ("report empty", ["empty is no run folder", "run.json"]),
-    ("report file", ["file is no run folder", "it is a file"]),
+    ("report missing", ["missing is not a run folder", "there is no such folder"]),
+    ("report empty", ["empty is not a run folder", "run.json"]),
+    ("report file", ["file is not a run folder", "it is a file"]),
     ("report torn", ["torn/run.json", "line 1"]),
     ("report other", ["other", "not finished", "circuitdiscovery discover gpt2 ioi", "--out other --resume"]),
     ("report other --json", ["--json", "--out"]),

@@ -967,7 +967,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path: Path, circuit: Circuit) -> N
         ("empty", "it has no run.json"),
         ("file", "it is a file"),
     ):
-        with pytest.raises(CircuitDiscoveryError, match=f"{name} is no run folder: {why}"):
+        with pytest.raises(CircuitDiscoveryError, match=f"{name} is not a run folder: {why}"):
             report(tmp_path / name)
     unfinished = make_run(
         tmp_path / "run", circuit, run={"options": {"model": "toy", "task": "ioi", "seed": 3}}

@@ -456,7 +456,7 @@ def test_the_evidences_figures_are_those_of_another_implementation(
     def whole(node: str) -> float:
         return lab.damage(corrupted, [edge for edge in edges if edge.startswith(f"{node}->")])
 
-    alone = figures("a2.h0", "Ablating its edge to the logits alone")
+    alone = figures("a2.h0", "Ablating only its edge to the logits")
     assert (alone[0], alone[3]) == pytest.approx(
         (lab.damage(corrupted, ["a2.h0->logits"]), whole("a2.h0")), rel=0.01
     )
@@ -465,7 +465,7 @@ def test_the_evidences_figures_are_those_of_another_implementation(
     assert written[:3] == pytest.approx([float(card.direct), card.direct.low, card.direct.high], rel=0.01)
     assert written[3] == pytest.approx(100 * float(card.direct) / written[4], abs=0.6)
     assert figures("a1.h3", "END gives") == pytest.approx([looks[1, 3]], abs=0.006)
-    through = figures("a1.h3", "Ablating its edges into")
+    through = figures("a1.h3", "Ablating only its edges into")
     queries = [f"a1.h3->a2.h{head}<q>" for head in range(4)]
     into = [f"{edge[:-3]}<{letter}>" for edge in queries for letter in "qkv"]
     expected = lab.damage(corrupted, into), whole("a1.h3"), lab.damage(corrupted, queries)

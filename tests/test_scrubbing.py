@@ -668,10 +668,9 @@ def test_variables_that_are_not_there(gpt2: Tiny, task: Any) -> None:
         Hypothesis("tokens", nodes, shared=()), bare
     )
     assert "row 0" in told(Hypothesis("tokens", {"m0": ["a"]}, shared=()), task, prompts=bare)
-    assert told(Hypothesis("ioi"), task) == "hypothesis hypothesis speaks of the task 'ioi', not of 'tokens'"
+    assert told(Hypothesis("ioi"), task) == "hypothesis hypothesis is about the task 'ioi', not 'tokens'"
     assert (
-        told("toy/ioi-position", task)
-        == "hypothesis toy/ioi-position speaks of the task 'ioi', not of 'tokens'"
+        told("toy/ioi-position", task) == "hypothesis toy/ioi-position is about the task 'ioi', not 'tokens'"
     )
     for name, value in (("draws", 0), ("draws", 1.5), ("renamed", -1), ("seed", -1), ("batch_size", 0)):
         assert told(Hypothesis("tokens", shared=()), task, **{name: value}).startswith(

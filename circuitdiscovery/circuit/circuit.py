@@ -60,7 +60,7 @@ class ModelLike(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """A set of edges of a graph. Equal where graph and edges are.
+    """A set of edges of a graph. Two circuits are equal if graph and edges are.
 
     Args:
         graph: whose edges.

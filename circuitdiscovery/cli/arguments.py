@@ -126,7 +126,7 @@ DEVICE = Checked(valid_device, "cpu|cuda|cuda:N|mps")
 DTYPE = one_of("dtype")
 EFFORT = Checked(valid_effort, "quick|full")
 THRESHOLD = Checked(finite, "T")
-as_json = click.option("--json", "as_json", is_flag=True, help="JSON, and nothing else, on standard output.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print only JSON on standard output.")
 
 
 def about_circuit(command: Callable[..., None]) -> Callable[..., None]:
@@ -135,14 +135,14 @@ def about_circuit(command: Callable[..., None]) -> Callable[..., None]:
         click.argument("circuit"),
         click.option("--model", type=MODEL, help="[default: the one the circuit was found in]"),
         click.option("--task", type=TASK, help="[default: the one the circuit was found with]"),
-        click.option("--counterfactual", metavar="NAME", help="[default: as the search]"),
-        click.option("--ablation", type=ABLATION, help="[default: as the search]"),
-        click.option("--metric", type=METRIC, help="[default: as the search, or the task's own]"),
-        click.option("--examples", type=COUNT, help="[default: as the search]"),
-        click.option("--seed", type=SEED, help="[default: as the search]"),
+        click.option("--counterfactual", metavar="NAME", help="[default: same as the search]"),
+        click.option("--ablation", type=ABLATION, help="[default: same as the search]"),
+        click.option("--metric", type=METRIC, help="[default: same as the search, or the task's own]"),
+        click.option("--examples", type=COUNT, help="[default: same as the search]"),
+        click.option("--seed", type=SEED, help="[default: same as the search]"),
         click.option("--batch-size", type=COUNT, help="[default: what memory allows]"),
-        click.option("--device", type=DEVICE, help="[default: a GPU where there is one]"),
-        click.option("--dtype", type=DTYPE, help="[default: as the search]"),
+        click.option("--device", type=DEVICE, help="[default: a GPU if there is one]"),
+        click.option("--dtype", type=DTYPE, help="[default: same as the search]"),
     )
     for option in reversed(options):  # as decorators are applied
         command = option(command)

@@ -132,7 +132,7 @@ def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
     """
     if not (folder / "run.json").exists():
         if any(_listed(folder)):
-            raise CircuitDiscoveryError(f"{folder} has no run.json, so it is no run to resume")
+            raise CircuitDiscoveryError(f"{folder} has no run.json, so it is not a run that can be resumed")
         return None
     earlier = recorded(folder)
     then = earlier["options"]

@@ -122,7 +122,7 @@ def _duplicate(head: Look, sights: Sights) -> Found | None:
     for (later, earlier), weight in sights.copies(head.node).items():
         if weight >= ATTENDS:
             return "duplicate token", (
-                f"{later} gives {weight:.2f} of its attention to {earlier}, where the same token stands.",
+                f"{later} gives {weight:.2f} of its attention to {earlier}, which has the same token.",
             )
     return None
 
@@ -177,7 +177,7 @@ def _moving(
     kind = "name mover" if setting.answer == IO else "mover"
     told, how = (head.promotes, "highest") if sign > 0 else (head.demotes, "lowest")
     where = (
-        f"the answer stands at {setting.answer}"
+        f"the answer is at {setting.answer}"
         if setting.answer
         else f"the answer stands in {setting.stands:.0%} of the prompts"
     )
@@ -188,11 +188,11 @@ def _moving(
             f"END; {where}."
         ),
         (
-            f"It writes {head.direct} onto the logit difference, {share:.0%} of the model's "
+            f"It writes {head.direct} to the logit difference, {share:.0%} of the model's "
             f"{setting.logit_diff:.3g}."
         ),
         (
-            "Ablating its edge to the logits alone costs "
+            "Ablating only its edge to the logits costs "
             f"{cost_of(ablated.edges[_to_logits(head.node)], head, trials)}."
         ),
         f"END attends most to {attended_most(sights, head)}.",
@@ -234,8 +234,8 @@ def _inhibition(
     return "S-inhibition", (
         f"END gives {sights.pairs(head.node)[END, S2]:.2f} of its attention to {S2}.",
         (
-            f"Ablating its edges into {', '.join(movers)} alone costs "
+            f"Ablating only its edges into {', '.join(movers)} costs "
             f"{cost_of(through, head, trials)}{in_brackets(parts)}."
         ),
-        f"Ablating its edge to the logits alone costs {alone}.",
+        f"Ablating only its edge to the logits costs {alone}.",
     )

@@ -117,7 +117,7 @@ def _carrier(
     at_end = (sights.read(head.node, END) or 0.0) >= MAJORITY
     return f"mover of {name}", (
         (
-            f"Writing what it does with another word at {name} costs "
+            f"Writing what it writes with another word at {name} costs "
             f"{cost_of(cost, head, trials)}{in_brackets(others)}."
         ),
         f"Swapping the word there, through the values only, costs {values:.3g}.",

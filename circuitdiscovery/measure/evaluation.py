@@ -115,14 +115,18 @@ class Evaluation(Value):
         yield "faithfulness", f"|F(M) - F(C)| {self.faithfulness}"
         yield "normalized", str(self.normalized) if self.reason is None else f"none: {self.reason}"
         yield "KL", f"{self.kl} nats (empty {self.empty_kl}); same top token {self.agreement}"
-        worst = "at the worst K of the search's examples" if self.completeness.max.has_interval else "at most"
+        worst = (
+            "at the K that is worst on the search's examples"
+            if self.completeness.max.has_interval
+            else "at most"
+        )
         yield "completeness", f"mean incompleteness {self.completeness.mean}, {worst} {self.completeness.max}"
         named = f": {', '.join(self.minimality.below)}" if self.minimality.below else ""
         rest = f"; {len(self.minimality.unmeasured)} not measured" if self.minimality.unmeasured else ""
         yield (
             "minimality",
             (
-                f"{len(self.minimality.below)} of {len(self.minimality.scores)} nodes never matter more than "
+                f"{len(self.minimality.below)} of {len(self.minimality.scores)} nodes matter less than "
                 f"{NEGLIGIBLE:.0%}{named}{rest}"
             ),
         )

@@ -1,1 +1,1 @@
-"""Models: what a block computes, and how one is loaded and proved equal to Hugging Face's."""
+"""Models: what a block computes, and how one is loaded and checked against Hugging Face's."""

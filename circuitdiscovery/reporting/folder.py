@@ -80,7 +80,7 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 def finished(folder: Path) -> None:
-    """Refuse what is no folder of a finished run."""
+    """Refuse a folder that is not that of a finished run."""
     if not folder.is_dir() or not (folder / "run.json").exists():
         what = (
             "it has no run.json"
@@ -89,7 +89,7 @@ def finished(folder: Path) -> None:
             if folder.exists()
             else "there is no such folder"
         )
-        raise CircuitDiscoveryError(f"{folder} is no run folder: {what}")
+        raise CircuitDiscoveryError(f"{folder} is not a run folder: {what}")
     record = recorded(folder)
     if "summary" not in record:
         how = _options(record, folder).resume_command(folder)

@@ -92,7 +92,7 @@ def edge_pruning(
         Probabilities in [0, 1].
 
     Raises:
-        CircuitDiscoveryError: a number of edges or steps that there cannot be; a metric
+        CircuitDiscoveryError: an impossible number of edges or steps; a metric
             without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd

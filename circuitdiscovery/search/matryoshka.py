@@ -1,5 +1,4 @@
-"""Matryoshka attribution: one score for every edge, learnt so that the
-best edges of every size are a good circuit.
+"""Matryoshka attribution: a score for every edge, learnt so that the best edges of each size are a circuit.
 
 After arXiv 2609.25518 (Matryoshka Attribution). Each step draws a size k, relaxes "the k highest scores" to a
 mask of real numbers that adds up to k, and descends through it:
@@ -301,11 +300,8 @@ class _Search:
         carried = on_demand(model, task, ablation)
         if isinstance(ablation, str) and size <= _KEPT_BYTES:
             carried = replacements(model, task, ablation=ablation)
-        apart = (
-            tuple(range(0, len(task), _APART)[:_MOST_APART])
-            if len(task) >= _APART and len(task) == own
-            else ()
-        )
+        tried = range(0, len(task), _APART)[:_MOST_APART] if len(task) >= _APART else ()
+        apart = tuple(tried) if len(task) == own else ()
         learning = tuple(row for row in range(len(task)) if row not in apart)
         relaxed = Relaxed.build(model, graph)
         for batch, patched in _patched_runs(task, relaxed, carried, range(own)):

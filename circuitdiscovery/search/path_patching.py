@@ -1,5 +1,4 @@
-"""Path patching: which nodes act on a receiver directly, and the walk from the logits
-back to the embedding that follows them.
+"""Path patching: which nodes act on a receiver directly, and the walk back from the logits.
 
 Wang et al. 2022 (arXiv 2211.00593, section 3 and appendix B) and Goldowsky-Dill et al.
 2023 (arXiv 2304.05969). For one sender:
@@ -7,8 +6,7 @@ Wang et al. 2022 (arXiv 2211.00593, section 3 and appendix B) and Goldowsky-Dill
 1. Freeze every head as it is on the clean prompt, and replace what the sender writes. The MLPs after it are
    computed anew (`through_mlps`, as Wang et al. do: paths through MLPs count as direct) and their changes add
    up in the residual stream.
-2. The receivers read that stream, and nothing else that has changed.
-   Everything downstream of them runs again.
+2. The receivers read that stream, and nothing else that has changed. All that follows them runs again.
 3. The sender's effect on the receivers is the damage to the metric.
 
 With frozen MLPs as well, a direct path is an edge of the graph: the edges from the sender to the receivers
@@ -62,7 +60,7 @@ class PathEffects(Value):
     Args:
         model, task, metric, ablation: on what, and how.
         examples: of the task, all of them.
-        through_mlps: whether MLPs between sender and receiver were computed anew.
+        through_mlps: whether MLPs between sender and receiver were recomputed.
         receivers: who read the change, in index order.
         full: the metric of the model itself.
         effects: sender -> the damage to the metric, with its interval
@@ -135,7 +133,7 @@ class PathEffects(Value):
         return data_frame(rows, columns=["sender", "effect", "low", "high"])
 
     def __str__(self) -> str:
-        through = "MLPs between computed anew" if self.through_mlps else "MLPs between frozen"
+        through = "intermediate MLPs recomputed" if self.through_mlps else "intermediate MLPs frozen"
         shown, rest = self.ranking()[:_SHOWN], max(0, len(self.effects) - _SHOWN)
         how = ablation_words(self.ablation, self.mean_over)
         lines = [

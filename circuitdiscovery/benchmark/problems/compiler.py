@@ -112,7 +112,7 @@ class Program:
             or place in self.heads
         ):
             raise CircuitDiscoveryError(
-                f"{node} is no idle head of {self.n_layers} layers of {self.n_heads} heads"
+                f"{node} is not an idle head of {self.n_layers} layers of {self.n_heads} heads"
             )
         meets = torch.tensor([[SHARPNESS * match(i, j) for j in range(key.size)] for i in range(query.size)])
         out = self._new(len(next(iter(value.values()))))
@@ -143,7 +143,7 @@ class Program:
         """
         layer = int(node[1:])
         if layer >= self.n_layers or layer in self.mlps:
-            raise CircuitDiscoveryError(f"{node} is no idle MLP of {self.n_layers} layers")
+            raise CircuitDiscoveryError(f"{node} is not an idle MLP of {self.n_layers} layers")
         out = self._new(len(writes))
         self.mlps[layer] = _Neurons(reads, bias, writes, out)
         return out

@@ -2,7 +2,7 @@
 prompts, and its edges under resample ablation.
 
 An edge that carries only what clean and corrupted prompts have in common
-(positions, lengths, constants) is no part of the
+(positions, lengths, constants) is not part of the
 circuit: resampling it changes nothing, by construction.
 """
 

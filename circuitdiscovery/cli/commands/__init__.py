@@ -1,6 +1,6 @@
-"""The commands and their options; in the order in which help lists them."""
+"""The commands and their options: each file adds some of them to the group."""
 
-from circuitdiscovery.cli.commands import discover, about_circuits, patching, listing  # noqa: I001, F401  # each adds its own
+from circuitdiscovery.cli.commands import about_circuits, discover, listing, patching
 from circuitdiscovery.cli.commands.group import COMPLETE, PROGRAM, cli, notes_of
 
-__all__ = ["COMPLETE", "PROGRAM", "cli", "notes_of"]
+__all__ = ["COMPLETE", "PROGRAM", "about_circuits", "cli", "discover", "listing", "notes_of", "patching"]

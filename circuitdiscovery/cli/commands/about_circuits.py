@@ -31,7 +31,7 @@ MOST_EDGES = 60  # as in layout.py, which imports numpy
 
 @cli.command(short_help="Measure CIRCUIT: faithfulness, completeness, minimality.")
 @about_circuit
-@click.option("--direction", type=DIRECTION, help="[default: as the search]")
+@click.option("--direction", type=DIRECTION, help="[default: same as the search]")
 @click.option(
     "--measure",
     type=EFFORT,
@@ -74,10 +74,14 @@ def _searched_in(circuit: str, given: dict[str, Any]) -> tuple[Any, Any, Circuit
 @cli.command(short_help="Say what the heads and MLPs of CIRCUIT do.")
 @about_circuit
 @click.option(
-    "--node", "nodes", multiple=True, metavar="NODE", help="Of this head or MLP only; repeat it for more."
+    "--node", "nodes", multiple=True, metavar="NODE", help="Explain only this head or MLP; repeatable."
 )
 @click.option(
-    "--effort", type=EFFORT, default="full", show_default=True, help="How many examples are intervened on."
+    "--effort",
+    type=EFFORT,
+    default="full",
+    show_default=True,
+    help="How many examples the interventions run on.",
 )
 @as_json
 def explain(circuit: str, nodes: tuple[str, ...], effort: str, as_json: bool, **given: Any) -> None:

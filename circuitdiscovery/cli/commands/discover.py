@@ -54,7 +54,7 @@ from circuitdiscovery.reporting.options import Options
     type=DIRECTION,
     default="noising",
     show_default=True,
-    help="Damage the clean run, or mend the corrupted one.",
+    help="Damage the clean run, or restore the corrupted one.",
 )
 @click.option(
     "--threshold",
@@ -68,7 +68,7 @@ from circuitdiscovery.reporting.options import Options
     "--edges",
     type=COUNT,
     help=(
-        "Not for acdc, trace-back: keep the N edges of the largest scores.  [default: 10% of all; 1% "
+        "Circuit size (not for acdc, trace-back): the N edges of largest score.  [default: 10% of all; 1% "
         f"of more than {defaults.LARGE:,}]"
     ),
 )
@@ -80,7 +80,7 @@ from circuitdiscovery.reporting.options import Options
 @click.option(
     "--no-split-qkv",
     is_flag=True,
-    help="One edge into a head instead of one each into its query, key and value.",
+    help="Use one edge into a head instead of separate edges into its query, key and value.",
 )
 @click.option(
     "--examples",
@@ -88,12 +88,16 @@ from circuitdiscovery.reporting.options import Options
     help="Prompt pairs to search on; as many are held out to evaluate.  [default: 64, or half of a table]",
 )
 @methods_own
-@click.option("--skip-bad", is_flag=True, help="Go on without the rows of a table that cannot be used.")
+@click.option("--skip-bad", is_flag=True, help="Skip rows of a table that cannot be used.")
 @click.option("--batch-size", type=COUNT, help="Examples at a time.  [default: what memory allows]")
 @click.option(
-    "--seed", type=SEED, default=0, show_default=True, help="Draws the examples and whatever else is random."
+    "--seed",
+    type=SEED,
+    default=0,
+    show_default=True,
+    help="For the examples and everything else that is random.",
 )
-@click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
+@click.option("--device", type=DEVICE, help="[default: a GPU if there is one]")
 @click.option("--dtype", type=DTYPE, default="float32", show_default=True)
 @click.option(
     "--measure",
@@ -113,7 +117,7 @@ from circuitdiscovery.reporting.options import Options
     "--resume",
     is_flag=True,
     help=(
-        "Go on with the run in --out, or with the latest of this model, task and method; with "
+        "Continue the run in --out, or the latest one of this model, task and method; with "
         "--measure, measure more of it."
     ),
 )

@@ -22,9 +22,9 @@ from circuitdiscovery.files.disk import data_folder, read_json, shipped
     "methods",
     type=Checked(benchmark_method, "M"),
     multiple=True,
-    help="A method, or one's own as module:function; repeat it for more.",
+    help="A method, or your own as module:function; repeatable.",
 )
-@click.option("--model", type=MODEL, help="Of the published circuits.  [default: gpt2]")
+@click.option("--model", type=MODEL, help="The model of the published circuits.  [default: gpt2]")
 @click.option("--quick", is_flag=True, help="Fewer examples and methods: under two minutes on two cores.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the prompts.")
 @click.option(
@@ -34,7 +34,7 @@ from circuitdiscovery.files.disk import data_folder, read_json, shipped
     help="A new or empty folder.  [default: runs/benchmark-SUITE]",
 )
 @click.option(
-    "--resume", is_flag=True, help="Go on with the benchmark in --out, or with the latest of this suite."
+    "--resume", is_flag=True, help="Continue the benchmark in --out, or the latest one of this suite."
 )
 @as_json
 def benchmark(out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:

@@ -37,7 +37,7 @@ from circuitdiscovery.reporting.options import Options
 @click.option("--examples", type=COUNT, help="Prompt pairs.  [default: 64, or half of a table]")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the examples.")
 @click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
-@click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
+@click.option("--device", type=DEVICE, help="[default: a GPU if there is one]")
 @click.option("--dtype", type=DTYPE, default="float32", show_default=True)
 @as_json
 def trace(receivers: tuple[str, ...], as_json: bool, **given: Any) -> None:
@@ -75,10 +75,10 @@ def trace(receivers: tuple[str, ...], as_json: bool, **given: Any) -> None:
     type=SEED,
     default=0,
     show_default=True,
-    help="Draws the examples and the prompts that stand in for them.",
+    help="For the examples and their substitute prompts.",
 )
 @click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
-@click.option("--device", type=DEVICE, help="[default: a GPU where there is one]")
+@click.option("--device", type=DEVICE, help="[default: a GPU if there is one]")
 @click.option("--dtype", type=DTYPE, default="float32", show_default=True)
 @as_json
 def scrub(hypothesis: str, draws: int, as_json: bool, **given: Any) -> None:

@@ -146,7 +146,7 @@ def _check(task: Task, hypothesis: Any) -> None:
         )
     if hypothesis.task.replace("-", "_") != task.name.replace("-", "_"):
         raise CircuitDiscoveryError(
-            f"hypothesis {hypothesis.name} speaks of the task {hypothesis.task!r}, not of {task.name!r}"
+            f"hypothesis {hypothesis.name} is about the task {hypothesis.task!r}, not {task.name!r}"
         )
 
 
