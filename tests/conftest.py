@@ -4,6 +4,7 @@ them, and the folder with shared test data.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -32,6 +33,11 @@ def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
+    # half a million objects of torch and transformers stay: looking through them for garbage, again and
+    # again, is a twelfth of the time
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
     yield
     torch.set_num_threads(before)
 
