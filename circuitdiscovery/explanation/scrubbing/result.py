@@ -110,7 +110,7 @@ class Scrubbing(Value):
             yield (
                 "too few",
                 (
-                    f"prompts: {told} of the draws were the prompt itself, which tests nothing; draw from "
+                    f"prompts: {told} of the draws were the prompt itself, which tests nothing; give "
                     "more (`prompts=`)"
                 ),
             )
