@@ -299,7 +299,7 @@ class _Seen:
 
     def _logits(self, written: Tensor) -> Tensor:
         """[N, vocabulary] float32."""
-        return self.model.logits_of(written).float()
+        return self.model.logit_terms(written).float()
 
     def _among(self, written: Tensor, answers: Mapping[int, Sequence[int]]) -> np.ndarray:
         """[2, len(answers)] bool: whether an answer is among the highest, or lowest, tokens of [N, D]."""

@@ -23,14 +23,24 @@ class Norm:
     bias: Tensor | None  # [d_model]
     eps: float
     kind: Literal["layer", "rms", "none"]
+    from_one: bool = False  # whether the weight is what is added to 1 (Gemma), in float32 at least
 
     @property
     def centred(self) -> bool:
         """Whether the mean over d_model is taken away."""
         return self.kind == "layer"
 
+    @property
+    def scale(self) -> Tensor:
+        """[d_model]: what the normalised stream is multiplied with."""
+        return self.weight + 1 if self.from_one else self.weight
+
     def __call__(self, x: Tensor) -> Tensor:
         """[..., d_model] -> [..., d_model], normalised, scaled and shifted."""
+        if self.from_one:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            scaled = F.rms_norm(x.to(wide), x.shape[-1:], None, self.eps) * (1 + self.weight.to(wide))
+            return scaled.to(x.dtype)
         if self.kind == "layer":
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         if self.kind == "rms":
@@ -41,7 +51,7 @@ class Norm:
         """[..., D]: the share of one term of a stream in the normalised stream, without the norm's bias."""
         _, inverse = self.jacobian(stream)
         term = term - term.mean(-1, keepdim=True) if self.centred else term
-        return term * inverse * self.weight
+        return term * inverse * self.scale
 
     def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(x' [..., d_model], 1 / s [..., 1]) of the Jacobian g -> (centre(g) - x' mean(g
@@ -64,6 +74,9 @@ class Rotary:
 
     frequencies: Tensor  # [rotary / 2], float32 as in Hugging Face
     scaling: float  # of cos and sin (YaRN's attention factor)
+    neighbours: bool = (
+        False  # whether dimension 2i goes with 2i + 1 (GPT-J), and not with the half's other one
+    )
 
     def __call__(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """[..., position, d_head] -> the same, each position's pairs turned by its
@@ -72,11 +85,19 @@ class Rotary:
         if positions is None:
             positions = torch.arange(x.shape[-2], device=x.device)
         angles = positions.float()[..., None] * self.frequencies
-        angles = torch.cat([angles, angles], dim=-1)  # [..., position, rotary]
+        # [..., position, rotary]
+        angles = (
+            angles.repeat_interleave(2, dim=-1) if self.neighbours else torch.cat([angles, angles], dim=-1)
+        )
         cos, sin = (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
         turned, rest = x.split([angles.shape[-1], x.shape[-1] - angles.shape[-1]], dim=-1)
-        first, second = turned.chunk(2, dim=-1)
-        turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
+        if self.neighbours:
+            first, second = turned[..., 0::2], turned[..., 1::2]
+            across = torch.stack([-second, first], dim=-1).flatten(-2)
+        else:
+            first, second = turned.chunk(2, dim=-1)
+            across = torch.cat([-second, first], dim=-1)
+        turned = turned * cos + across * sin
         return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
@@ -108,6 +129,9 @@ class Block:
     W_out: Tensor | None  # [d_model, d_mlp]
     b_out: Tensor | None  # [d_model]
     activation: Callable[[Tensor], Tensor]
+    q_norm: Norm | None = None  # over d_head, of each query, before the rotary embedding
+    k_norm: Norm | None = None  # the same of each key
+    soft_cap: float | None = None  # c: a score s counts as c tanh(s / c) (Gemma 2)
 
     def projection(self, letter: str) -> tuple[Tensor, Tensor | None]:
         """(weight [heads or groups, d_head, d_model], bias [heads or groups, d_head]) of "q", "k" or "v"."""
@@ -138,6 +162,8 @@ class Block:
         of each example, and so is what comes out.
         """
         q, k = self._turned(q, k, position)
+        if self.soft_cap is not None:
+            return torch.softmax(self._scores(q, k, position), -1).to(v.dtype) @ v
         if position is None and (self.window is None or self.window >= k.shape[-2]):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self._seen(k, position), scale=self.scale)
@@ -145,8 +171,7 @@ class Block:
     def pattern(self, q: Tensor, k: Tensor) -> Tensor:
         """The weight from each query to each key, [h, N, T, K] both -> [h, N, T, T] in float32."""
         q, k = self._turned(q, k, None)
-        scores = (q @ k.transpose(-1, -2)).float() * self.scale
-        return torch.softmax(scores.masked_fill_(~self._seen(k, None), -torch.inf), -1)
+        return torch.softmax(self._scores(q, k, None).float(), -1)
 
     def written(self, z: Tensor, heads: Sequence[int] | None = None) -> Tensor:
         """What each head writes, from what it attends to: [h, ..., K] -> [h, ..., D]; all heads, or some."""
@@ -199,7 +224,18 @@ class Block:
         """The width of the MLP's hidden layer; 0 where there is none."""
         return 0 if self.W_in is None else len(self.W_in)
 
+    def _scores(self, q: Tensor, k: Tensor, position: Tensor | None) -> Tensor:
+        """[h, N, T, T], or [h, N, 1, T] at [N] positions; float32 at
+        least, -inf where a query does not look."""
+        scores = q @ k.transpose(-1, -2)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * self.scale
+        if self.soft_cap is not None:
+            scores = torch.tanh(scores / self.soft_cap) * self.soft_cap
+        return scores.masked_fill(~self._seen(k, position), -torch.inf)
+
     def _turned(self, q: Tensor, k: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
         if self.rotary is None:
             return q, k
         return self.rotary(q, None if position is None else position[:, None]), self.rotary(k)

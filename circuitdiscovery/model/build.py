@@ -34,7 +34,6 @@ _KNOWN_REASONS = {
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "olmoe", "gpt_oss"), _MOE),
     **dict.fromkeys(("bloom", "mpt"), _ALIBI),
     "falcon": f"{_ALIBI} or multi-query attention",
-    "qwen3": "a norm on queries and keys",
     **dict.fromkeys(("mamba", "mamba2"), "a state space instead of attention"),
     **dict.fromkeys(("t5", "bert"), "an encoder"),
 }
@@ -97,6 +96,7 @@ def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any)
         for layer in range(config.num_hidden_layers)
     )
     parallel, has_mlp = architecture.parallel(config), blocks[0].W_in is not None
+    offset = architecture.position_offset
     shape = len(blocks), len(blocks[0].W_Q), len(blocks[0].W_K)
     return Model(
         name=name,
@@ -104,12 +104,16 @@ def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any)
         tokenizer=tokenizer,
         graph=Graph(*shape, parallel=parallel, has_mlp=has_mlp),
         W_E=embedding,
-        W_pos=weights[architecture.positions] if architecture.positions else None,
+        W_pos=None if not architecture.positions else weights[architecture.positions][offset:],
         blocks=blocks,
         final_norm=architecture.norm(config, weights, architecture.final_norm),
         W_U=next(
             weights[key] for key in (*architecture.unembedding, architecture.embedding) if key in weights
         ),
+        b_U=weights.get(architecture.unembedding_bias),
+        embed_scale=architecture.embed_scale(config),
+        logit_scale=architecture.logit_scale(config),
+        logit_cap=architecture.logit_cap(config),
     )
 
 

@@ -49,6 +49,10 @@ class Model:
     blocks: tuple[Block, ...]
     final_norm: Norm
     W_U: Tensor  # [vocabulary, d_model]
+    b_U: Tensor | None = None  # [vocabulary]
+    embed_scale: float = 1.0  # of the token embeddings
+    logit_scale: float = 1.0  # of the logits
+    logit_cap: float | None = None  # c: a logit x is c tanh(x / c) (Gemma 2)
 
     @property
     def device(self) -> torch.device:
@@ -82,11 +86,19 @@ class Model:
 
     def logits_of(self, normalised: Tensor) -> Tensor:
         """[..., D] normalised streams -> [..., vocabulary]."""
-        return F.linear(normalised, self.W_U)
+        logits = F.linear(normalised, self.W_U, self.b_U)
+        logits = logits if self.logit_scale == 1.0 else logits * self.logit_scale
+        return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
+
+    def logit_terms(self, normalised: Tensor) -> Tensor:
+        """[..., vocabulary]: what terms of the normalised stream, [..., D],
+        add to the logits before they are capped.
+        """
+        return F.linear(normalised, self.W_U) * self.logit_scale
 
     def logit_directions(self, tokens: Sequence[int]) -> Tensor:
         """[len(tokens), D]: what the normalised stream is multiplied with for the logits of some tokens."""
-        return self.W_U[list(tokens)]
+        return self.W_U[list(tokens)] * self.logit_scale
 
     @property
     def vocab_size(self) -> int:

@@ -23,7 +23,7 @@ def centred(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def projected(norm: Norm, x: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """[R, P, K] of [R, P, D] streams that are not scaled yet."""
-    out = torch.bmm(x, (weight * norm.weight).mT).mul_(inverse)
+    out = torch.bmm(x, (weight * norm.scale).mT).mul_(inverse)
     constant = offset(norm, weight, bias)
     return out if constant is None else out.add_(constant)
 
@@ -38,7 +38,7 @@ def pulled(
     made: Tensor,
 ) -> Tensor:
     """[R, P, D]: a gradient at what the projection makes, [R, P, K], back through it and the norm."""
-    scaled = weight * norm.weight
+    scaled = weight * norm.scale
     if norm.kind == "none":
         return torch.bmm(gradient, scaled)
     constant = offset(norm, weight, bias)

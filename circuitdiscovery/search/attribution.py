@@ -314,7 +314,7 @@ class _Place:
         norm = self.readers[0].norm
         normalised, inverse = norm.jacobian(pairs[0][0].stream.flatten(0, 1))  # [P, D], [P, 1]
         if self.readers[0].weight is None:
-            pulled = pairs[0][1].flatten(0, 1) * norm.weight * inverse
+            pulled = pairs[0][1].flatten(0, 1) * norm.scale * inverse
             pulled -= (pulled * normalised).mean(-1, keepdim=True) * normalised
             scaled = [pulled - pulled.mean(-1, keepdim=True) if norm.centred else pulled]
         else:  # in head space the product with the normalised stream is one over d_head, not d_model
@@ -348,7 +348,7 @@ class _Place:
             self.readers, self.scaled, pulled.split([len(each) for each in self.scaled]), strict=True
         ):
             assert readers.weight is not None
-            weight = readers.weight * norm.weight
+            weight = readers.weight * norm.scale
             torch.bmm(scaled, weight - weight.mean(-1, keepdim=True) if norm.centred else weight, out=out)
         # [R', P, points], [P, points, D]
         along, normalised = torch.stack(self.along, dim=-1), torch.stack(self.normalised, dim=1)

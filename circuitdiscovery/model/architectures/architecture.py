@@ -15,8 +15,13 @@ from circuitdiscovery.model.block import Block, Norm, Rotary
 Weights = Mapping[str, Tensor]
 
 
-def no_rotary(config: Any) -> None:
-    """Of positions that are learnt."""
+def none(config: Any) -> None:
+    """Of what there is not."""
+
+
+def one(config: Any) -> float:
+    """Of what is not scaled."""
+    return 1.0
 
 
 def in_series(config: Any) -> bool:
@@ -36,10 +41,13 @@ class Architecture:
         layers: the prefix of the layers' weights.
         embedding, positions: the names of these weights; positions None: not learnt.
         final_norm: the prefix of its weights.
+        position_offset: the first row of the positions that is used.
         unembedding: names that this weight can have, the first one that is there; none: the embedding's.
         rotary: of the config, the rotary embedding that the blocks have.
         activation: of the config, the name of the MLPs' activation.
         parallel: of the config, whether attention and MLP read the same.
+        unembedding_bias: the name of this weight, where there may be one.
+        embed_scale, logit_scale, logit_cap: of the config, as in `Model`.
     """
 
     block: Callable[..., Block]
@@ -49,9 +57,14 @@ class Architecture:
     final_norm: str
     unembedding: tuple[str, ...] = ("lm_head.weight",)
     positions: str | None = None
-    rotary: Callable[[Any], Rotary | None] = no_rotary
+    rotary: Callable[[Any], Rotary | None] = none
     activation: Callable[[Any], str] = lambda config: config.hidden_act
     parallel: Callable[[Any], bool] = in_series
+    position_offset: int = 0
+    unembedding_bias: str = "lm_head.bias"
+    embed_scale: Callable[[Any], float] = one
+    logit_scale: Callable[[Any], float] = one
+    logit_cap: Callable[[Any], float | None] = none
 
 
 def heads(weight: Tensor, d_head: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Llama, Mistral, Qwen2: RMSNorm, gated MLPs, rotary positions, grouped keys and values."""
+"""Llama, Mistral, Qwen2 and 3, SmolLM3: RMSNorm, gated MLPs, rotary positions, grouped keys and values."""
 
 from __future__ import annotations
 
