@@ -306,6 +306,7 @@ ARCHITECTURES: dict[str, Entry] = {  # by Hugging Face's model_type
     "gpt_neox": Entry(
         ".model.architectures.gpt_neox:GPT_NEOX", "LayerNorm, rotary positions, parallel blocks"
     ),
+    "gpt_neo": Entry(".model.architectures.gpt_neo:GPT_NEO", "GPT-2 with windows, unscaled"),
     "transformer_lens_native": Entry(
         ".model.architectures.native:NATIVE", "TransformerLens' own models, attention-only ones too"
     ),

@@ -11,6 +11,7 @@ import torch
 from tiny import VOCABULARY, random_model, random_prompts
 
 import circuitdiscovery as cd
+from circuitdiscovery.cli.defaults import edges_of
 from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.setup import Setup
 
@@ -18,6 +19,12 @@ COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
     "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1}
+SIZES: dict[str, dict[str, Any]] = {  # of the classes that call them otherwise
+    "GPTNeoConfig": TOKENS
+    | {"hidden_size": 32, "intermediate_size": 48, "num_layers": 3, "num_heads": 4,
+       "max_position_embeddings": 64, "attention_types": [[["global", "local", "local"], 1]], "window_size": 3},
 }  # fmt: skip
 # name -> (config class, its changes)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -32,15 +39,33 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma": ("GemmaConfig", {"head_dim": 16}),
     "gemma of one group": ("GemmaConfig", {"head_dim": 8, "num_key_value_heads": 1}),
+    "gpt-neo": ("GPTNeoConfig", {}),
+    "gpt-neo untied, of wide heads": (
+        "GPTNeoConfig",
+        {"num_heads": 2, "tie_word_embeddings": False, "activation_function": "gelu", "window_size": 1},
+    ),
+    "gpt-neo without windows": (
+        "GPTNeoConfig",
+        {"attention_types": [[["global"], 3]], "intermediate_size": None, "layer_norm_epsilon": 0.1},
+    ),
 }
+
+# (config class, its changes, what is said)
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("GPTNeoConfig", {"window_size": 0}, r"a window of 0 positions \(window_size\) is not supported"),
+]
 
 
 @pytest.fixture(params=CASES, scope="module")
 def network(request: pytest.FixtureRequest) -> Any:
+    return random_model(config_of(*CASES[request.param]))
+
+
+def config_of(kind: str, changes: dict[str, Any]) -> Any:
+    """A Hugging Face config of tiny sizes."""
     import transformers
 
-    kind, changes = CASES[request.param]
-    return random_model(getattr(transformers, kind)(**{**COMMON, **changes}))
+    return getattr(transformers, kind)(**{**SIZES.get(kind, COMMON), **changes})
 
 
 def hf_logits(network: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -88,7 +113,22 @@ def test_in_half_precision_from_a_folder(network: Any, tmp_path: Path) -> None:
     """The proof at load compares the layers in float32, tightly."""
     network.save_pretrained(tmp_path)
     model = cd.load_model(tmp_path, dtype="bfloat16")
+    assert edges_of(str(tmp_path)) == len(model.graph)
     prompts = random_prompts(VOCABULARY, 4, 6)
     logits = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
     expected = hf_logits(network, prompts.clean)
     assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"), REFUSED, ids=[f"{kind} {changes}" for kind, changes, _ in REFUSED]
+)
+def test_what_the_blocks_do_not_compute_is_refused_by_name(
+    kind: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """From an object and from a folder."""
+    network = random_model(config_of(kind, changes))
+    network.save_pretrained(tmp_path)
+    for source in ((network, None), tmp_path):
+        with pytest.raises(cd.CircuitDiscoveryError, match=message):
+            cd.load_model(source)
