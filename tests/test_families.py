@@ -25,6 +25,11 @@ SIZES: dict[str, dict[str, Any]] = {  # of the classes that call them otherwise
     "GPTNeoConfig": TOKENS
     | {"hidden_size": 32, "intermediate_size": 48, "num_layers": 3, "num_heads": 4,
        "max_position_embeddings": 64, "attention_types": [[["global", "local", "local"], 1]], "window_size": 3},
+    "OPTConfig": TOKENS
+    | {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+       "max_position_embeddings": 64, "pad_token_id": 0},
+    "PhiConfig": COMMON | {"num_key_value_heads": None},
+    "GPTJConfig": TOKENS | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
 }  # fmt: skip
 # name -> (config class, its changes)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,11 +53,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "GPTNeoConfig",
         {"attention_types": [[["global"], 3]], "intermediate_size": None, "layer_norm_epsilon": 0.1},
     ),
-}
-
+    "opt": ("OPTConfig", {}),
+    "opt untied, of two heads": (
+        "OPTConfig",
+        {"num_attention_heads": 2, "tie_word_embeddings": False, "activation_function": "gelu"},
+    ),
+    "opt as galactica": ("OPTConfig", {"enable_bias": False, "layer_norm_elementwise_affine": False}),
+    "phi": ("PhiConfig", {}),
+    "phi of groups": ("PhiConfig", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "phi with norms": ("PhiConfig", {"qk_layernorm": True, "hidden_act": "gelu"}),
+    "phi scaled": (
+        "PhiConfig",
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0,
+                             "partial_rotary_factor": 0.25}, "num_attention_heads": 2},
+    ),
+    "gpt-j": ("GPTJConfig", {}),
+    "gpt-j tied, all turned": ("GPTJConfig", {"rotary_dim": 8, "tie_word_embeddings": True}),
+    "gpt-j of two heads": ("GPTJConfig", {"n_head": 2, "n_inner": 40, "activation_function": "relu"}),
+}  # fmt: skip
 # (config class, its changes, what is said)
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("GPTNeoConfig", {"window_size": 0}, r"a window of 0 positions \(window_size\) is not supported"),
+    ("OPTConfig", {"do_layer_norm_before": False}, r"post-norm \(do_layer_norm_before\) is not supported"),
+    ("OPTConfig", {"word_embed_proj_dim": 16}, "projection of the embeddings .* is not supported"),
+    ("OPTConfig", {"_remove_final_layer_norm": True}, "without its last norm .* is not supported"),
+    ("GPTJConfig", {"rotary_dim": 12}, "a rotary part of 12 of a head's 8 dimensions .* is not supported"),
+    ("GPTJConfig", {"rotary_dim": 3}, "a rotary part of 3 of a head's 8 dimensions .* is not supported"),
 ]
 
 

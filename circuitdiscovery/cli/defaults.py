@@ -22,6 +22,8 @@ _NAMES = {  # of a config's numbers, the first one that it has
     "n_kv_heads": ("num_key_value_heads", "attention.head_count_kv"),
 }
 
+_PARALLEL = ("phi", "gptj")  # whatever the config says
+
 
 def default_method(model: str) -> str:
     """`acdc`, or `matryoshka` where the model's graph is large.
@@ -54,7 +56,7 @@ def edges_of(model: str) -> int | None:
             for field, names in _NAMES.items()
         }
         numbers["n_kv_heads"] = numbers["n_kv_heads"] or numbers["n_heads"]
-        parallel = bool(config.get("use_parallel_residual", False))
+        parallel = config.get("model_type") in _PARALLEL or bool(config.get("use_parallel_residual", False))
         return len(Graph(**numbers, parallel=parallel))  # pyright: ignore[reportArgumentType]
     except (CircuitDiscoveryError, OSError, ValueError, TypeError, AttributeError, KeyError):
         return None  # loading the model says what is wrong with it
