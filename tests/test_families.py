@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ SIZES: dict[str, dict[str, Any]] = {  # of the classes that call them otherwise
        "max_position_embeddings": 64, "pad_token_id": 0},
     "PhiConfig": COMMON | {"num_key_value_heads": None},
     "GPTJConfig": TOKENS | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
+    "FalconConfig": TOKENS
+    | {"hidden_size": 32, "ffn_hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+       "max_position_embeddings": 64},
 }  # fmt: skip
 # name -> (config class, its changes)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -70,6 +74,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-j": ("GPTJConfig", {}),
     "gpt-j tied, all turned": ("GPTJConfig", {"rotary_dim": 8, "tie_word_embeddings": True}),
     "gpt-j of two heads": ("GPTJConfig", {"n_head": 2, "n_inner": 40, "activation_function": "relu"}),
+    "falcon of one group": ("FalconConfig", {}),
+    "falcon of groups": (
+        "FalconConfig",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "tie_word_embeddings": False},
+    ),
+    "falcon of groups behind one norm": (
+        "FalconConfig",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "bias": True},
+    ),
+    "falcon in series": (
+        "FalconConfig",
+        {"parallel_attn": False, "multi_query": False, "bias": True, "activation": "relu",
+         "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0}},
+    ),
 }  # fmt: skip
 # (config class, its changes, what is said)
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -79,6 +97,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("OPTConfig", {"_remove_final_layer_norm": True}, "without its last norm .* is not supported"),
     ("GPTJConfig", {"rotary_dim": 12}, "a rotary part of 12 of a head's 8 dimensions .* is not supported"),
     ("GPTJConfig", {"rotary_dim": 3}, "a rotary part of 3 of a head's 8 dimensions .* is not supported"),
+    ("FalconConfig", {"alibi": True}, r"ALiBi position biases \(alibi\) is not supported"),
 ]
 
 
@@ -144,6 +163,13 @@ def test_in_half_precision_from_a_folder(network: Any, tmp_path: Path) -> None:
     logits = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
     expected = hf_logits(network, prompts.clean)
     assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_an_object_that_was_converted_to_a_half_precision(network: Any) -> None:
+    """Its tables are rounded then, of angles and scales, and the float32 proof is by precise ones."""
+    half = copy.deepcopy(network).to(torch.bfloat16)
+    for dtype in ("float32", "bfloat16"):
+        assert cd.load_model((half, None), dtype=dtype).graph == cd.load_model((network, None)).graph
 
 
 @pytest.mark.parametrize(
