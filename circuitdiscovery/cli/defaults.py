@@ -23,7 +23,6 @@ _NAMES = {  # of a config's numbers, the first one that it has
 }
 
 
-
 def _falcon(config: Mapping[str, Any]) -> Mapping[str, Any]:
     new = config.get("new_decoder_architecture")
     return {

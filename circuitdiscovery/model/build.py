@@ -82,9 +82,14 @@ def check_supported(config: Any, name: str) -> None:
 
 def _window(config: Any, layer: int) -> int | None:
     """How many positions a layer's queries see; None: all before them."""
-    kinds = getattr(config, "layer_types", None)
+    kinds = _declared(config, "layer_types")
     slides = kinds is None or kinds[layer] == "sliding_attention"
-    return getattr(config, "sliding_window", None) if slides else None
+    return _declared(config, "sliding_window") if slides else None
+
+
+def _declared(config: Any, name: str) -> Any:
+    """What a config says where its family has a word for it; transformers ignores the rest."""
+    return getattr(config, name, None) if hasattr(type(config), name) else None
 
 
 def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any) -> Model:
