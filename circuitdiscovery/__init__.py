@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from circuitdiscovery.search.matryoshka import matryoshka as matryoshka
     from circuitdiscovery.search.path_patching import PathEffects as PathEffects
     from circuitdiscovery.search.path_patching import path_patching as path_patching
-    from circuitdiscovery.search.path_patching import trace_back as trace_back
+    from circuitdiscovery.search.trace_back import trace_back as trace_back
     from circuitdiscovery.task.example import Example as Example
     from circuitdiscovery.task.load import load_task as load_task
     from circuitdiscovery.task.read import shipped_tasks as shipped_tasks

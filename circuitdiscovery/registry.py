@@ -217,7 +217,7 @@ METHODS: dict[str, Method] = {
         {"level": "edge", "direction": "noising"}, metric=KL,
     ),
     "trace_back": Method(
-        ".search.path_patching:trace_back", "path patching back from the logits (Wang et al. 2022)",
+        ".search.trace_back:trace_back", "path patching back from the logits (Wang et al. 2022)",
         {"threshold": DEFAULT_THRESHOLD}, metric=KL, sizes="threshold",
     ),
     "hybrid": Method(

@@ -21,6 +21,9 @@ def load_circuit(name_or_path: str | Path, *, n_kv_heads: int | None = None) -> 
         name_or_path: what ends in .json is a path, and so is a folder.
         n_kv_heads: key/value groups of the model; MIB's JSON does not say where they are fewer than heads.
 
+    Returns:
+        The circuit, with its scores and provenance where the file has some.
+
     Raises:
         CircuitDiscoveryError: no such circuit; a file that says
             something else than a circuit, by file and field.

@@ -315,6 +315,9 @@ def replacements(
         k: the standard deviation of `noise`, in standard deviations of the
             embedding matrix's entries (3 as in Meng et al.).
 
+    Returns:
+        What `ablation=` takes in place of a name, for the task's examples and its held-out ones.
+
     Raises:
         CircuitDiscoveryError: an unknown ablation; a prompt whose
             length no other prompt of the reference has.

@@ -52,6 +52,9 @@ def load_model(
         name: what files and messages call the model; by default the
             source's own name, a file's without its suffix.
 
+    Returns:
+        The model, checked against its own forward.
+
     Raises:
         CircuitDiscoveryError: an unknown name, device or dtype; a folder or a file that is not a complete
             model; an architecture or a feature that the forward does not compute, by name; a forward that

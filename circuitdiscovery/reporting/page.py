@@ -52,6 +52,9 @@ def report(run_folder: str | Path, path: str | Path | None = None) -> Path:
         run_folder: of a finished `discover`.
         path: an .html file; by default report.html in the folder.
 
+    Returns:
+        The path of the page.
+
     Raises:
         CircuitDiscoveryError: no folder of a finished run; a missing or
             broken file; weights that have changed since.

@@ -55,6 +55,9 @@ def exact(
         progress: called with (receivers or nodes done, in all).
         state: a file that the search is saved to as it goes and resumed from where it exists.
 
+    Returns:
+        `Scores` in the metric's units (nats for kl_divergence); with `level="node"` damages by node.
+
     Raises:
         CircuitDiscoveryError: an unknown level, metric, ablation or direction; a state of another search.
 

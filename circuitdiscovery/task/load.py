@@ -57,6 +57,9 @@ def load_task(
         skip_bad: go on without the rows of a table that cannot be used;
             `info["skipped"]` says how many these are.
 
+    Returns:
+        The task, with as many held-out examples as it has examples where the source has enough.
+
     Raises:
         CircuitDiscoveryError: for a broken file, rows that do not fit (counted, the first
             five named), or an option that is not valid.
