@@ -96,7 +96,9 @@ class PathEffects(Value):
         if n is None:
             assert threshold is not None
             return tuple(
-                sender for sender in self.ranking() if abs(self.effects[sender]) >= _finite(threshold)
+                sender
+                for sender in self.ranking()
+                if abs(self.effects[sender]) >= finite_threshold(threshold)
             )
         if type(n) is not int or not 0 <= n <= len(self.effects):
             raise CircuitDiscoveryError(
@@ -323,3 +325,12 @@ def _rows(graph: Graph, senders: Iterable[str] | None, columns: np.ndarray) -> l
             "senders: at least one is needed; leave them out for every source upstream of a receiver"
         )
     return sorted({graph.source_index[name] for name in names})
+
+
+def finite_threshold(threshold: float) -> float:
+    if not math.isfinite(threshold):
+        raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
+    return threshold
+
+
+# ------------------------------------------------------------------ the steps as a search

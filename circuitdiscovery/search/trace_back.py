@@ -1,8 +1,7 @@
-"""The walk back from the logits that path patching takes by hand (Wang et al. 2022, arXiv 2211.00593, section 3)."""
+"""The walk back from the logits that path patching takes by hand (Wang et al. 2022, arXiv 2211.00593)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,11 @@ from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.metrics import Metric, by_rows
 from circuitdiscovery.engine.setup import Progress, Setup
-from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import DEFAULT_THRESHOLD, KL
 from circuitdiscovery.search.cases import cases, mean_metric, rises
+from circuitdiscovery.search.path_patching import finite_threshold
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Task
 
@@ -70,7 +69,7 @@ def trace_back(
     >>> model = cd.load_model("toy")
     >>> circuit = trace_back(model, cd.load_task("ioi", model, examples=4), threshold=0.1)
     """
-    _finite(threshold)
+    finite_threshold(threshold)
     graph = Graph.from_model(model, split_qkv=split_qkv)
     setup = Setup.of(model, task, graph, metric=metric or KL, ablation=ablation, batch_size=batch_size)
     if progress:
@@ -91,12 +90,3 @@ def trace_back(
             progress(done + 1, len(graph.receivers))
     options = setup.options(threshold=threshold)
     return Circuit(graph, mask, scores, provenance(model, task, "trace_back", options))
-
-
-def _finite(threshold: float) -> float:
-    if not math.isfinite(threshold):
-        raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
-    return threshold
-
-
-# ------------------------------------------------------------------ the steps as a search
