@@ -16,6 +16,7 @@ these steps by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -328,9 +329,7 @@ def _rows(graph: Graph, senders: Iterable[str] | None, columns: np.ndarray) -> l
 
 
 def finite_threshold(threshold: float) -> float:
+    """The threshold, if it is a finite number."""
     if not math.isfinite(threshold):
         raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
     return threshold
-
-
-# ------------------------------------------------------------------ the steps as a search
