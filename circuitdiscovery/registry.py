@@ -232,7 +232,7 @@ METHODS: dict[str, Method] = {
         ".search.matryoshka:matryoshka", "learn an order of the edges (Matryoshka Attribution)",
         {"edges": None, "steps": 520, "drawn": 480}, sizes="edges",
     ),
-    "random": Method(".search.baseline:random", "random scores, to compare with"),
+    "random": Method(".search.random_scores:random", "random scores, to compare with"),
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import write_atomically, write_json
 from circuitdiscovery.registry import PANELS
-from circuitdiscovery.reporting import words
+from circuitdiscovery.reporting import sentences
 from circuitdiscovery.reporting.folder import (
     CONTENTS,
     EXPLANATION,
@@ -89,13 +89,13 @@ def _completed(run: Run) -> Run:
     """The run with what its folder lacks."""
     if run.contents is not None:
         return run
-    from circuitdiscovery.reporting.contents import gather
+    from circuitdiscovery.reporting.data import gather
 
     scores = run.scores()
     try:
         model, task = load(run.options)
     except (CircuitDiscoveryError, OSError) as error:
-        return replace(run, missing=words.without_paths(str(error), run.options))
+        return replace(run, missing=sentences.without_paths(str(error), run.options))
     run.circuit.check_model(model)
     evaluation = None if run.effort == "none" else run.evaluation
     return completed(run, *gather(model, task, run.circuit, scores, evaluation, run.options, run.effort))

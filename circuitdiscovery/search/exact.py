@@ -22,7 +22,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import KL
-from circuitdiscovery.search.cases import cases, mean_metric, rises
+from circuitdiscovery.search.alternatives import cases, mean_metric, rises
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import saved_in
 from circuitdiscovery.task.task import Task

@@ -17,7 +17,7 @@ from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import DEFAULT_THRESHOLD, KL
-from circuitdiscovery.search.cases import cases, mean_metric, rises
+from circuitdiscovery.search.alternatives import cases, mean_metric, rises
 from circuitdiscovery.search.path_patching import finite_threshold
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Task

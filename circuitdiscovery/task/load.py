@@ -13,7 +13,6 @@ from typing import Any
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.registry import canonical
-from circuitdiscovery.task.encoder import Encoder, HasTokenizer, encoder_of
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.prompts import Apart, draw
 from circuitdiscovery.task.read import counterfactual_of, read_task
@@ -21,6 +20,7 @@ from circuitdiscovery.task.saved import Drawn, Kept, SavedTask, check_tokenizer
 from circuitdiscovery.task.table import Table, table_of
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.task.taskfile import TaskFile
+from circuitdiscovery.task.tokenization import Encoder, HasTokenizer, encoder_of
 from circuitdiscovery.task.vocabulary import Vocabulary
 
 EXAMPLES = 64  # of a task that can draw any number: enough for a stable ranking, few enough for a CPU

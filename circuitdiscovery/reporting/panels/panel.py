@@ -40,13 +40,13 @@ def cards_of(run: Run) -> dict[str, Json]:
 
 def shared(run: Run) -> dict[str, Any]:
     """What every template is given."""
-    from circuitdiscovery.reporting import words
+    from circuitdiscovery.reporting import sentences
 
     metric = run.evaluation["metric"]
     return {
         "run": run,
         "known": list(cards_of(run)),
         "measured": run.effort != "none",
-        "metric": words.METRICS.get(metric) or (METRICS[metric].words if metric in METRICS else metric),
+        "metric": sentences.METRICS.get(metric) or (METRICS[metric].words if metric in METRICS else metric),
         "missing": run.missing or (run.contents["no_cards"] if run.contents else None),
     }
