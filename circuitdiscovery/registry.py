@@ -260,8 +260,8 @@ class Metric(Entry):
 
 METRICS: dict[str, Metric] = {
     "logit_diff": Metric(".engine.metrics:logit_diff", "logit difference", needs_incorrect=True),
-    "logit": Metric(".engine.metrics:logit", "logit of the answer"),
-    "probability": Metric(".engine.metrics:probability", "probability of the answer"),
+    "logit": Metric(".engine.metrics:logit", "logit of the right answer"),
+    "probability": Metric(".engine.metrics:probability", "probability of the right answer"),
     "prob_diff": Metric(".engine.metrics:prob_diff", "probability difference", needs_incorrect=True),
     "nll": Metric(".engine.metrics:nll", "negative log-likelihood", higher_is_better=False, skewed=True),
     "accuracy": Metric(".engine.metrics:accuracy", "accuracy", needs_incorrect=True, share=True),
@@ -283,13 +283,13 @@ class Ablation(Entry):
     own_run: bool = False
 
 
-ABLATIONS: dict[str, Ablation] = {
-    "resample": Ablation(".engine.ablation:resample", "the corrupted run", own_run=True),
-    "mean": Ablation(".engine.ablation:mean", "the mean over prompts, at each position"),
-    "mean_all": Ablation(".engine.ablation:mean_all", "the mean over all tokens"),
+ABLATIONS: dict[str, Ablation] = {  # the words say what an edge then carries
+    "resample": Ablation(".engine.ablation:resample", "what it carries on the corrupted prompt", own_run=True),
+    "mean": Ablation(".engine.ablation:mean", "its mean over corrupted prompts at that position"),
+    "mean_all": Ablation(".engine.ablation:mean_all", "its mean over all tokens of the corrupted prompts"),
     "zero": Ablation(".engine.ablation:zero", "zero"),
-    "noise": Ablation(".engine.ablation:noise", "a run with noise on the embeddings", own_run=True),
-    "random": Ablation(".engine.ablation:random", "a Gaussian draw"),
+    "noise": Ablation(".engine.ablation:noise", "what it carries with noise on the embeddings", own_run=True),
+    "random": Ablation(".engine.ablation:random", "random values with the same mean and variance"),
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def values(run: Run) -> dict[str, Any]:
         "command": sentences.command(run.options),
         "example": _example(run.contents),
         "metric_meaning": sentences.METRIC_MEANING.get(evaluation["metric"]),
-        "ablation": sentences.ABLATIONS.get(evaluation["ablation"], evaluation["ablation"]),
+        "ablation": sentences.in_words("ablation", evaluation["ablation"]),
     }
 
 
