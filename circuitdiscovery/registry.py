@@ -284,7 +284,7 @@ class Ablation(Entry):
 
 
 ABLATIONS: dict[str, Ablation] = {  # the words say what an edge then carries
-    "resample": Ablation(".engine.ablation:resample", "what it carries on the corrupted prompt", own_run=True),
+    "resample": Ablation(".engine.ablation:resample", "what it has on the corrupted prompt", own_run=True),
     "mean": Ablation(".engine.ablation:mean", "its mean over corrupted prompts at that position"),
     "mean_all": Ablation(".engine.ablation:mean_all", "its mean over all tokens of the corrupted prompts"),
     "zero": Ablation(".engine.ablation:zero", "zero"),
