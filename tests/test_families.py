@@ -31,6 +31,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 8, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
     ),
     "gemma": ("GemmaConfig", {"head_dim": 16}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 2, "tie_word_embeddings": False}),
+    "smollm3 sliding": (
+        "SmolLM3Config",
+        {"no_rope_layers": [0, 1, 1], "use_sliding_window": True, "sliding_window": 3, "head_dim": 16},
+    ),
+    "smollm3 with biases": (
+        "SmolLM3Config",
+        {
+            "attention_bias": True, "mlp_bias": True, "no_rope_layers": [1, 1, 0], "num_key_value_heads": 4,
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0},
+        },
+    ),
     "gemma of one group": ("GemmaConfig", {"head_dim": 8, "num_key_value_heads": 1}),
 }
 

@@ -53,6 +53,8 @@ def check_kind(kind: Any, name: str) -> None:
 def check_supported(config: Any, name: str) -> None:
     """Refuse, by name, what the forward does not compute."""
     check_kind(config.model_type, name)
+    if reason := architecture_of(config.model_type).refused(config):
+        raise CircuitDiscoveryError(f"{name}: {reason} is not supported")
     if getattr(config, "add_cross_attention", False):
         raise CircuitDiscoveryError(f"{name}: cross-attention is not supported")
     rope = getattr(config, "rope_parameters", None) or {}

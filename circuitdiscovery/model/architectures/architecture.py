@@ -48,6 +48,7 @@ class Architecture:
         parallel: of the config, whether attention and MLP read the same.
         unembedding_bias: the name of this weight, where there may be one.
         embed_scale, logit_scale, logit_cap: of the config, as in `Model`.
+        refused: of the config, what it asks for that the blocks do not compute, in words; None: nothing.
     """
 
     block: Callable[..., Block]
@@ -65,6 +66,7 @@ class Architecture:
     embed_scale: Callable[[Any], float] = one
     logit_scale: Callable[[Any], float] = one
     logit_cap: Callable[[Any], float | None] = none
+    refused: Callable[[Any], str | None] = none
 
 
 def heads(weight: Tensor, d_head: int) -> Tensor:
