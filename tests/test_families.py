@@ -43,6 +43,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0},
         },
     ),
+    "phi3": ("Phi3Config", {}),
+    "phi3 with a rotary half": (
+        "Phi3Config",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+            "num_key_value_heads": 1, "sliding_window": 3, "tie_word_embeddings": True,
+        },
+    ),
+    "phi3 with wide heads": ("Phi3Config", {"head_dim": 12, "num_key_value_heads": 4, "hidden_act": "gelu"}),
     "gemma of one group": ("GemmaConfig", {"head_dim": 8, "num_key_value_heads": 1}),
 }
 
