@@ -304,6 +304,7 @@ ARCHITECTURES: dict[str, Entry] = {  # by Hugging Face's model_type
     "qwen3": Entry(".model.architectures.qwen3:QWEN3", "Llama with norms of queries and keys"),
     "smollm3": Entry(".model.architectures.smollm3:SMOLLM3", "Llama with rotary positions in some layers"),
     "phi3": Entry(".model.architectures.phi3:PHI3", "Llama with joint matrices and rotary parts of heads"),
+    "granite": Entry(".model.architectures.granite:GRANITE", "Llama with multipliers"),
     "gemma": Entry(".model.architectures.gemma:GEMMA", "Llama with norms from 1 and scaled embeddings"),
     "gpt_neox": Entry(
         ".model.architectures.gpt_neox:GPT_NEOX", "LayerNorm, rotary positions, parallel blocks"

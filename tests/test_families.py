@@ -52,6 +52,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi3 with wide heads": ("Phi3Config", {"head_dim": 12, "num_key_value_heads": 4, "hidden_act": "gelu"}),
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.3,
+            "logits_scaling": 8.0,
+        },
+    ),
+    "granite with biases": (
+        "GraniteConfig",
+        {
+            "attention_bias": True, "mlp_bias": True, "head_dim": 16, "residual_multiplier": 1.7,
+            "attention_multiplier": 0.1, "rms_norm_eps": 0.1, "tie_word_embeddings": True,
+        },
+    ),
     "gemma of one group": ("GemmaConfig", {"head_dim": 8, "num_key_value_heads": 1}),
 }
 

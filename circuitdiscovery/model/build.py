@@ -53,8 +53,6 @@ def check_kind(kind: Any, name: str) -> None:
 def check_supported(config: Any, name: str) -> None:
     """Refuse, by name, what the forward does not compute."""
     check_kind(config.model_type, name)
-    if reason := architecture_of(config.model_type).refused(config):
-        raise CircuitDiscoveryError(f"{name}: {reason} is not supported")
     if getattr(config, "add_cross_attention", False):
         raise CircuitDiscoveryError(f"{name}: cross-attention is not supported")
     rope = getattr(config, "rope_parameters", None) or {}
@@ -78,6 +76,9 @@ def check_supported(config: Any, name: str) -> None:
         raise CircuitDiscoveryError(
             f"{name}: layer_types must name the kind of each of its {layers} layers, not {shown(kinds, 100)}"
         )
+    for what, asked in architecture_of(config.model_type).refused(config).items():
+        if asked:
+            raise CircuitDiscoveryError(f"{name}: {what} is not supported")
 
 
 def _window(config: Any, layer: int) -> int | None:
