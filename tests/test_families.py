@@ -66,6 +66,34 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_multiplier": 0.1, "rms_norm_eps": 0.1, "tie_word_embeddings": True,
         },
     ),
+    "stablelm": ("StableLmConfig", {}),
+    "stablelm in parallel": (
+        "StableLmConfig",
+        {"use_parallel_residual": True, "use_qkv_bias": True, "num_key_value_heads": 4},
+    ),
+    "stablelm of one group": (
+        "StableLmConfig",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+            "use_qkv_bias": True, "num_key_value_heads": 1, "tie_word_embeddings": True,
+            "layer_norm_eps": 0.1, "hidden_act": "gelu",
+        },
+    ),
+    "cohere": ("CohereConfig", {}),
+    "cohere with biases": (
+        "CohereConfig",
+        {
+            "attention_bias": True, "head_dim": 16, "logit_scale": 0.7, "num_key_value_heads": 1,
+            "tie_word_embeddings": False, "layer_norm_eps": 0.1,
+        },
+    ),
+    "cohere with scaled positions": (
+        "CohereConfig",
+        {
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0},
+            "num_key_value_heads": 4,
+        },
+    ),
     "gemma of one group": ("GemmaConfig", {"head_dim": 8, "num_key_value_heads": 1}),
 }
 
