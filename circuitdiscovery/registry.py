@@ -302,6 +302,11 @@ ARCHITECTURES: dict[str, Entry] = {  # by Hugging Face's model_type
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": Entry(".model.architectures.qwen3:QWEN3", "Llama with norms of queries and keys"),
+    "smollm3": Entry(".model.architectures.smollm3:SMOLLM3", "Llama with rotary positions in some layers"),
+    "phi3": Entry(".model.architectures.phi3:PHI3", "Llama with joint matrices and rotary parts of heads"),
+    "granite": Entry(".model.architectures.granite:GRANITE", "Llama with multipliers"),
+    "stablelm": Entry(".model.architectures.stablelm:STABLELM", "Llama with LayerNorm, or parallel blocks"),
+    "cohere": Entry(".model.architectures.cohere:COHERE", "parallel blocks behind one LayerNorm, gated MLPs"),
     "gemma": Entry(".model.architectures.gemma:GEMMA", "Llama with norms from 1 and scaled embeddings"),
     "gpt_neox": Entry(
         ".model.architectures.gpt_neox:GPT_NEOX", "LayerNorm, rotary positions, parallel blocks"

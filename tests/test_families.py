@@ -31,6 +31,69 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 8, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
     ),
     "gemma": ("GemmaConfig", {"head_dim": 16}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 2, "tie_word_embeddings": False}),
+    "smollm3 sliding": (
+        "SmolLM3Config",
+        {"no_rope_layers": [0, 1, 1], "use_sliding_window": True, "sliding_window": 3, "head_dim": 16},
+    ),
+    "smollm3 with biases": (
+        "SmolLM3Config",
+        {
+            "attention_bias": True, "mlp_bias": True, "no_rope_layers": [1, 1, 0], "num_key_value_heads": 4,
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0},
+        },
+    ),
+    "phi3": ("Phi3Config", {}),
+    "phi3 with a rotary half": (
+        "Phi3Config",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+            "num_key_value_heads": 1, "sliding_window": 3, "tie_word_embeddings": True,
+        },
+    ),
+    "phi3 with wide heads": ("Phi3Config", {"head_dim": 12, "num_key_value_heads": 4, "hidden_act": "gelu"}),
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.3,
+            "logits_scaling": 8.0,
+        },
+    ),
+    "granite with biases": (
+        "GraniteConfig",
+        {
+            "attention_bias": True, "mlp_bias": True, "head_dim": 16, "residual_multiplier": 1.7,
+            "attention_multiplier": 0.1, "rms_norm_eps": 0.1, "tie_word_embeddings": True,
+        },
+    ),
+    "stablelm": ("StableLmConfig", {}),
+    "stablelm in parallel": (
+        "StableLmConfig",
+        {"use_parallel_residual": True, "use_qkv_bias": True, "num_key_value_heads": 4},
+    ),
+    "stablelm of one group": (
+        "StableLmConfig",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+            "use_qkv_bias": True, "num_key_value_heads": 1, "tie_word_embeddings": True,
+            "layer_norm_eps": 0.1, "hidden_act": "gelu",
+        },
+    ),
+    "cohere": ("CohereConfig", {}),
+    "cohere with biases": (
+        "CohereConfig",
+        {
+            "attention_bias": True, "head_dim": 16, "logit_scale": 0.7, "num_key_value_heads": 1,
+            "tie_word_embeddings": False, "layer_norm_eps": 0.1,
+        },
+    ),
+    "cohere with scaled positions": (
+        "CohereConfig",
+        {
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0},
+            "num_key_value_heads": 4,
+        },
+    ),
     "gemma of one group": ("GemmaConfig", {"head_dim": 8, "num_key_value_heads": 1}),
 }
 

@@ -76,6 +76,9 @@ def check_supported(config: Any, name: str) -> None:
         raise CircuitDiscoveryError(
             f"{name}: layer_types must name the kind of each of its {layers} layers, not {shown(kinds, 100)}"
         )
+    for what, asked in architecture_of(config.model_type).refused(config).items():
+        if asked:
+            raise CircuitDiscoveryError(f"{name}: {what} is not supported")
 
 
 def _window(config: Any, layer: int) -> int | None:

@@ -29,6 +29,11 @@ def in_series(config: Any) -> bool:
     return False
 
 
+def nothing(config: Any) -> Mapping[str, bool]:
+    """Of configs with which all is computed."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Where one family keeps what all families have. Its line in the
@@ -48,6 +53,7 @@ class Architecture:
         parallel: of the config, whether attention and MLP read the same.
         unembedding_bias: the name of this weight, where there may be one.
         embed_scale, logit_scale, logit_cap: of the config, as in `Model`.
+        refused: of the config, what the forward does not compute, by name, and whether it asks for that.
     """
 
     block: Callable[..., Block]
@@ -65,6 +71,7 @@ class Architecture:
     embed_scale: Callable[[Any], float] = one
     logit_scale: Callable[[Any], float] = one
     logit_cap: Callable[[Any], float | None] = none
+    refused: Callable[[Any], Mapping[str, bool]] = nothing
 
 
 def heads(weight: Tensor, d_head: int) -> Tensor:
