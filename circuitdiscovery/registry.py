@@ -311,6 +311,11 @@ ARCHITECTURES: dict[str, Entry] = {  # by Hugging Face's model_type
     "gpt_neox": Entry(
         ".model.architectures.gpt_neox:GPT_NEOX", "LayerNorm, rotary positions, parallel blocks"
     ),
+    "gpt_neo": Entry(".model.architectures.gpt_neo:GPT_NEO", "GPT-2 with windows, unscaled"),
+    "opt": Entry(".model.architectures.opt:OPT", "LayerNorm, learnt positions, ReLU"),
+    "phi": Entry(".model.architectures.phi:PHI", "parallel blocks behind one LayerNorm, rotary positions"),
+    "gptj": Entry(".model.architectures.gptj:GPTJ", "as phi, with rotary pairs of neighbours"),
+    "falcon": Entry(".model.architectures.falcon:FALCON", "parallel blocks, rotary positions, few keys"),
     "transformer_lens_native": Entry(
         ".model.architectures.native:NATIVE", "TransformerLens' own models, attention-only ones too"
     ),

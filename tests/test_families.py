@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from tiny import VOCABULARY, random_model, random_prompts
 
 import circuitdiscovery as cd
+from circuitdiscovery.cli.defaults import edges_of
 from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.setup import Setup
 
@@ -18,6 +20,20 @@ COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
     "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1}
+SIZES: dict[str, dict[str, Any]] = {  # of the classes that call them otherwise
+    "GPTNeoConfig": TOKENS
+    | {"hidden_size": 32, "intermediate_size": 48, "num_layers": 3, "num_heads": 4,
+       "max_position_embeddings": 64, "attention_types": [[["global", "local", "local"], 1]], "window_size": 3},
+    "OPTConfig": TOKENS
+    | {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+       "max_position_embeddings": 64, "pad_token_id": 0},
+    "PhiConfig": COMMON | {"num_key_value_heads": None},
+    "GPTJConfig": TOKENS | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
+    "FalconConfig": TOKENS
+    | {"hidden_size": 32, "ffn_hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+       "max_position_embeddings": 64},
 }  # fmt: skip
 # name -> (config class, its changes)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -95,15 +111,69 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gemma of one group": ("GemmaConfig", {"head_dim": 8, "num_key_value_heads": 1}),
-}
+    "gpt-neo": ("GPTNeoConfig", {}),
+    "gpt-neo untied, of wide heads": (
+        "GPTNeoConfig",
+        {"num_heads": 2, "tie_word_embeddings": False, "activation_function": "gelu", "window_size": 1},
+    ),
+    "gpt-neo without windows": (
+        "GPTNeoConfig",
+        {"attention_types": [[["global"], 3]], "intermediate_size": None, "layer_norm_epsilon": 0.1},
+    ),
+    "opt": ("OPTConfig", {}),
+    "opt untied, of two heads": (
+        "OPTConfig",
+        {"num_attention_heads": 2, "tie_word_embeddings": False, "activation_function": "gelu"},
+    ),
+    "opt as galactica": ("OPTConfig", {"enable_bias": False, "layer_norm_elementwise_affine": False}),
+    "phi": ("PhiConfig", {}),
+    "phi of groups": ("PhiConfig", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "phi with norms": ("PhiConfig", {"qk_layernorm": True, "hidden_act": "gelu"}),
+    "phi scaled": (
+        "PhiConfig",
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0,
+                             "partial_rotary_factor": 0.25}, "num_attention_heads": 2},
+    ),
+    "gpt-j": ("GPTJConfig", {}),
+    "gpt-j tied, all turned": ("GPTJConfig", {"rotary_dim": 8, "tie_word_embeddings": True}),
+    "gpt-j of two heads": ("GPTJConfig", {"n_head": 2, "n_inner": 40, "activation_function": "relu"}),
+    "falcon of one group": ("FalconConfig", {}),
+    "falcon of groups": (
+        "FalconConfig",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "tie_word_embeddings": False},
+    ),
+    "falcon of groups behind one norm": (
+        "FalconConfig",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "bias": True},
+    ),
+    "falcon in series": (
+        "FalconConfig",
+        {"parallel_attn": False, "multi_query": False, "bias": True, "activation": "relu",
+         "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0}},
+    ),
+}  # fmt: skip
+# (config class, its changes, what is said)
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("GPTNeoConfig", {"window_size": 0}, r"a window of 0 positions \(window_size\) is not supported"),
+    ("OPTConfig", {"do_layer_norm_before": False}, r"post-norm \(do_layer_norm_before\) is not supported"),
+    ("OPTConfig", {"word_embed_proj_dim": 16}, "projection of the embeddings .* is not supported"),
+    ("OPTConfig", {"_remove_final_layer_norm": True}, "without its last norm .* is not supported"),
+    ("GPTJConfig", {"rotary_dim": 12}, "a rotary part of 12 of a head's 8 dimensions .* is not supported"),
+    ("GPTJConfig", {"rotary_dim": 3}, "a rotary part of 3 of a head's 8 dimensions .* is not supported"),
+    ("FalconConfig", {"alibi": True}, r"ALiBi position biases \(alibi\) is not supported"),
+]
 
 
 @pytest.fixture(params=CASES, scope="module")
 def network(request: pytest.FixtureRequest) -> Any:
+    return random_model(config_of(*CASES[request.param]))
+
+
+def config_of(kind: str, changes: dict[str, Any]) -> Any:
+    """A Hugging Face config of tiny sizes."""
     import transformers
 
-    kind, changes = CASES[request.param]
-    return random_model(getattr(transformers, kind)(**{**COMMON, **changes}))
+    return getattr(transformers, kind)(**{**SIZES.get(kind, COMMON), **changes})
 
 
 def hf_logits(network: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -151,7 +221,29 @@ def test_in_half_precision_from_a_folder(network: Any, tmp_path: Path) -> None:
     """The proof at load compares the layers in float32, tightly."""
     network.save_pretrained(tmp_path)
     model = cd.load_model(tmp_path, dtype="bfloat16")
+    assert edges_of(str(tmp_path)) == len(model.graph)
     prompts = random_prompts(VOCABULARY, 4, 6)
     logits = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
     expected = hf_logits(network, prompts.clean)
     assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_an_object_that_was_converted_to_a_half_precision(network: Any) -> None:
+    """Its tables are rounded then, of angles and scales, and the float32 proof is by precise ones."""
+    half = copy.deepcopy(network).to(torch.bfloat16)
+    for dtype in ("float32", "bfloat16"):
+        assert cd.load_model((half, None), dtype=dtype).graph == cd.load_model((network, None)).graph
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"), REFUSED, ids=[f"{kind} {changes}" for kind, changes, _ in REFUSED]
+)
+def test_what_the_blocks_do_not_compute_is_refused_by_name(
+    kind: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """From an object and from a folder."""
+    network = random_model(config_of(kind, changes))
+    network.save_pretrained(tmp_path)
+    for source in ((network, None), tmp_path):
+        with pytest.raises(cd.CircuitDiscoveryError, match=message):
+            cd.load_model(source)

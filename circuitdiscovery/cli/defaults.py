@@ -23,6 +23,19 @@ _NAMES = {  # of a config's numbers, the first one that it has
 }
 
 
+
+def _falcon(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    new = config.get("new_decoder_architecture")
+    return {
+        "parallel": bool(new or config.get("parallel_attn", True)),
+        "n_kv_heads": config.get("num_kv_heads") if new else 1 if config.get("multi_query", True) else None,
+    }
+
+
+_PARALLEL = dict.fromkeys(("phi", "gptj"), lambda config: {"parallel": True})
+_FAMILIES = {**_PARALLEL, "falcon": _falcon}  # what their configs say in words of their own, or do not
+
+
 def default_method(model: str) -> str:
     """`acdc`, or `matryoshka` where the model's graph is large.
 
@@ -53,9 +66,10 @@ def edges_of(model: str) -> int | None:
             field: next((config[name] for name in names if config.get(name)), None)
             for field, names in _NAMES.items()
         }
+        numbers["parallel"] = bool(config.get("use_parallel_residual", False))
+        numbers |= _FAMILIES.get(str(config.get("model_type")), lambda _: {})(config)
         numbers["n_kv_heads"] = numbers["n_kv_heads"] or numbers["n_heads"]
-        parallel = bool(config.get("use_parallel_residual", False))
-        return len(Graph(**numbers, parallel=parallel))  # pyright: ignore[reportArgumentType]
+        return len(Graph(**numbers))  # pyright: ignore[reportArgumentType]
     except (CircuitDiscoveryError, OSError, ValueError, TypeError, AttributeError, KeyError):
         return None  # loading the model says what is wrong with it
 

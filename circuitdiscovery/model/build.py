@@ -33,7 +33,6 @@ _KNOWN_REASONS = {
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3", "glm4"), _POST_NORM),
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "olmoe", "gpt_oss"), _MOE),
     **dict.fromkeys(("bloom", "mpt"), _ALIBI),
-    "falcon": f"{_ALIBI} or multi-query attention",
     **dict.fromkeys(("mamba", "mamba2"), "a state space instead of attention"),
     **dict.fromkeys(("t5", "bert"), "an encoder"),
 }

@@ -13,7 +13,8 @@ from circuitdiscovery.registry import ARCHITECTURES
 
 CONFIG = "config.json"
 ATTENTION = "eager"  # Hugging Face's own, in Python: there is no kernel to fetch
-# of config.json, what says how and not what is computed; names that begin with _ are left out too
+# of config.json, what says how and not what is computed; names that begin with _ are left out too, but for
+# those that the family's config declares
 _IMPLEMENTATION = (
     "attn_implementation", "experts_implementation", "fusion_config", "distributed_config",
     "transformers_weights", "kernel_config", "use_kernels", "name_or_path", "dtype", "torch_dtype",
@@ -58,11 +59,14 @@ def config_of(data: Mapping[str, Any], name: str) -> Any:
     """Hugging Face's config of what is computed."""
     from transformers import CONFIG_MAPPING
 
+    kind = CONFIG_MAPPING[data["model_type"]]
     kept = {
-        key: value for key, value in data.items() if not key.startswith("_") and key not in _IMPLEMENTATION
+        key: value
+        for key, value in data.items()
+        if key not in _IMPLEMENTATION and (key in kind.__annotations__ or not key.startswith("_"))
     }
     try:
-        config = CONFIG_MAPPING[data["model_type"]].from_dict(kept, attn_implementation=ATTENTION)
+        config = kind.from_dict(kept, attn_implementation=ATTENTION)
         check_supported(config, name)
     except CircuitDiscoveryError:
         raise

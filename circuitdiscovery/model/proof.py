@@ -10,7 +10,7 @@ weights, at all positions of several lengths.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -109,18 +109,21 @@ def _part(hf: Any, name: str, model: Model) -> tuple[Any, tuple[int, ...]]:
     part = copy.deepcopy(hf, {id(layers): copy.deepcopy(kept)})
     for parameter in part.parameters():
         parameter.data = parameter.data.to(model.dtype)  # rounded as ours are
-    for parent, child, rotary in list(_rotaries(part)):
-        # in a half precision its frequencies are rounded, ours are not
-        setattr(parent, child, type(rotary)(rotary.config).to(next(hf.parameters()).device))
-    return nn.Module.float(part), chosen  # what was read from GGUF refuses its own float()
+    part = nn.Module.float(part)  # what was read from GGUF refuses its own float()
+    _fill_tables(part)
+    return part, chosen
 
 
-def _rotaries(hf: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
-    """The modules that hold a table of rotary frequencies: what holds them, its name there, and itself."""
-    for parent in hf.modules():
-        for child, module in parent.named_children():
-            if "inv_freq" in module._buffers and hasattr(module, "config"):
-                yield parent, child, module
+def _fill_tables(hf: Any) -> None:
+    """Write the tables that no file holds (of rotary embeddings, scales) once more: they
+    are rounded where the model was converted to a half precision, ours are not.
+    """
+    for parameter in hf.parameters():
+        parameter._is_hf_initialized = True  # or it would be drawn at random
+    theirs = next((module for module in hf.modules() if hasattr(module, "_init_weights")), None)
+    for module in theirs.modules() if theirs is not None else ():
+        if any(module.get_buffer(name).is_floating_point() for name in module._non_persistent_buffers_set):
+            theirs._init_weights(module)
 
 
 def _float32(value: Any) -> Any:

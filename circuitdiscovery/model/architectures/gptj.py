@@ -1,0 +1,60 @@
+"""GPT-J: attention and MLP in parallel behind one LayerNorm, rotary positions in pairs of neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from circuitdiscovery.model.architectures.architecture import Architecture, Weights, heads
+from circuitdiscovery.model.architectures.gpt2 import norm
+from circuitdiscovery.model.block import Block, Rotary
+
+
+def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
+    """Attention has no biases."""
+    at = f"transformer.h.{layer}."
+    attention, mlp = at + "attn.", at + "mlp."
+    d_head = config.hidden_size // config.num_attention_heads
+    before = norm(config, weights, at + "ln_1")
+    return Block(
+        norm1=before, norm2=before,
+        W_Q=heads(weights[attention + "q_proj.weight"], d_head), b_Q=None,
+        W_K=heads(weights[attention + "k_proj.weight"], d_head), b_K=None,
+        W_V=heads(weights[attention + "v_proj.weight"], d_head), b_V=None,
+        W_O=heads(weights[attention + "out_proj.weight"].T, d_head), b_O=None,
+        scale=d_head**-0.5,
+        W_in=weights[mlp + "fc_in.weight"], b_in=weights[mlp + "fc_in.bias"], W_gate=None, b_gate=None,
+        W_out=weights[mlp + "fc_out.weight"], b_out=weights[mlp + "fc_out.bias"],
+        **how,
+    )  # fmt: skip
+
+
+def rotary(config: Any) -> Rotary:
+    """Of the first `rotary_dim` dimensions of each head."""
+    exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
+    return Rotary(10_000.0**-exponents, 1.0, neighbours=True)
+
+
+def refused(config: Any) -> Mapping[str, bool]:
+    """A part of a head that is none; it is the size of a table, too."""
+    turned, d_head = config.rotary_dim, config.hidden_size // config.num_attention_heads
+    return {
+        f"a rotary part of {turned} of a head's {d_head} dimensions (rotary_dim)": not isinstance(turned, int)
+        or not 2 <= turned <= d_head
+        or turned % 2 == 1
+    }
+
+
+GPTJ = Architecture(
+    block,
+    norm,
+    layers="transformer.h",
+    embedding="transformer.wte.weight",
+    final_norm="transformer.ln_f",
+    rotary=rotary,
+    activation=lambda config: config.activation_function,
+    parallel=lambda config: True,
+    refused=refused,
+)

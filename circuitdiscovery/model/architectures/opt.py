@@ -1,0 +1,63 @@
+"""OPT: LayerNorm before attention and MLP, learnt positions from row 2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from circuitdiscovery.model.architectures.architecture import Architecture, Weights, heads, optional_heads
+from circuitdiscovery.model.block import Block, Norm
+
+EPS = 1e-5  # torch's own, which no config changes
+
+
+def norm(config: Any, weights: Weights, at: str) -> Norm:
+    """LayerNorm, in Galactica without weights."""
+    weight = weights.get(f"{at}.weight")
+    if weight is None:
+        weight = torch.ones_like(weights[OPT.embedding][0])
+    return Norm(weight, weights.get(f"{at}.bias"), EPS, kind="layer")
+
+
+def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
+    """Biases everywhere, or nowhere."""
+    at = f"{OPT.layers}.{layer}."
+    d_head = config.hidden_size // config.num_attention_heads
+    q, k, v, out = (f"{at}self_attn.{name}_proj" for name in ("q", "k", "v", "out"))
+    return Block(
+        norm1=norm(config, weights, at + "self_attn_layer_norm"),
+        norm2=norm(config, weights, at + "final_layer_norm"),
+        W_Q=heads(weights[f"{q}.weight"], d_head), b_Q=optional_heads(weights.get(f"{q}.bias"), d_head),
+        W_K=heads(weights[f"{k}.weight"], d_head), b_K=optional_heads(weights.get(f"{k}.bias"), d_head),
+        W_V=heads(weights[f"{v}.weight"], d_head), b_V=optional_heads(weights.get(f"{v}.bias"), d_head),
+        W_O=heads(weights[f"{out}.weight"].T, d_head), b_O=weights.get(f"{out}.bias"),
+        scale=d_head**-0.5,
+        W_in=weights[at + "fc1.weight"], b_in=weights.get(at + "fc1.bias"), W_gate=None, b_gate=None,
+        W_out=weights[at + "fc2.weight"], b_out=weights.get(at + "fc2.bias"),
+        **how,
+    )  # fmt: skip
+
+
+def refused(config: Any) -> Mapping[str, bool]:
+    """What opt-350m has, and old fine-tuned models."""
+    return {
+        "post-norm (do_layer_norm_before)": not config.do_layer_norm_before,
+        "a projection of the embeddings (word_embed_proj_dim)": config.word_embed_proj_dim
+        != config.hidden_size,
+        "a model without its last norm (_remove_final_layer_norm)": config._remove_final_layer_norm,
+    }
+
+
+OPT = Architecture(
+    block,
+    norm,
+    layers="model.decoder.layers",
+    embedding="model.decoder.embed_tokens.weight",
+    final_norm="model.decoder.final_layer_norm",
+    positions="model.decoder.embed_positions.weight",
+    position_offset=2,
+    activation=lambda config: config.activation_function,
+    refused=refused,
+)
