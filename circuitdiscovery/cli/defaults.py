@@ -23,7 +23,6 @@ _NAMES = {  # of a config's numbers, the first one that it has
 }
 
 
-
 def _falcon(config: Mapping[str, Any]) -> Mapping[str, Any]:
     new = config.get("new_decoder_architecture")
     return {
@@ -32,7 +31,7 @@ def _falcon(config: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-_PARALLEL = dict.fromkeys(("phi", "gptj"), lambda config: {"parallel": True})
+_PARALLEL = dict.fromkeys(("phi", "gptj", "cohere"), lambda config: {"parallel": True})
 _FAMILIES = {**_PARALLEL, "falcon": _falcon}  # what their configs say in words of their own, or do not
 
 

@@ -32,5 +32,7 @@ COHERE = replace(
     rotary=rotary,
     parallel=lambda config: True,
     logit_scale=lambda config: config.logit_scale,
-    refused=lambda config: {"a norm of each head's own of queries and keys (use_qk_norm)": config.use_qk_norm},
+    refused=lambda config: {
+        "a norm of each head's own of queries and keys (use_qk_norm)": config.use_qk_norm
+    },
 )

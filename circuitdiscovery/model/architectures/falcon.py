@@ -25,7 +25,9 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
         if joint is None:
             return None, None, None
         parts = heads(joint, d_head).unflatten(0, (groups, -1))
-        return tuple(part.flatten(0, 1).contiguous() for part in parts.split([n_heads // groups, 1, 1], dim=1))
+        return tuple(
+            part.flatten(0, 1).contiguous() for part in parts.split([n_heads // groups, 1, 1], dim=1)
+        )
 
     (w_q, w_k, w_v), (b_q, b_k, b_v) = (
         split(weights.get(f"{attention}query_key_value.{kind}")) for kind in ("weight", "bias")

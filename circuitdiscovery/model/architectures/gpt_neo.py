@@ -15,7 +15,7 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     at = f"transformer.h.{layer}."
     attention, mlp = at + "attn.attention.", at + "mlp."
     d_head = config.hidden_size // config.num_heads
-    local = config.attention_layers[layer] == "local"
+    how["window"] = config.window_size if config.attention_layers[layer] == "local" else None
     return Block(
         norm1=norm(config, weights, at + "ln_1"), norm2=norm(config, weights, at + "ln_2"),
         W_Q=heads(weights[attention + "q_proj.weight"], d_head), b_Q=None,
@@ -25,7 +25,7 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
         scale=1.0,
         W_in=weights[mlp + "c_fc.weight"], b_in=weights[mlp + "c_fc.bias"], W_gate=None, b_gate=None,
         W_out=weights[mlp + "c_proj.weight"], b_out=weights[mlp + "c_proj.bias"],
-        **how | {"window": config.window_size if local else None},
+        **how,
     )  # fmt: skip
 
 

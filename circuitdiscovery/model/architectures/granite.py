@@ -1,4 +1,4 @@
-"""Granite: Llama with multipliers of the embeddings, the attention scores, what a layer adds and the logits."""
+"""Granite: Llama with multipliers of the embeddings, the scores, what a layer adds and the logits."""
 
 from __future__ import annotations
 
