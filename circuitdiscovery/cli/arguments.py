@@ -21,9 +21,7 @@ from circuitdiscovery.registry import (
     Kind,
     Option,
     canonical,
-    finite,
     valid,
-    whole,
 )
 from circuitdiscovery.reporting.options import check_model
 
