@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import VOCABULARY, random_model, random_prompts
+from tiny import VOCABULARY, random_model, random_prompts, save_gguf
 
 import circuitdiscovery as cd
 from circuitdiscovery.cli.defaults import edges_of
 from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.setup import Setup
+from circuitdiscovery.model.run import embed
 
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
@@ -110,6 +111,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_key_value_heads": 4,
         },
     ),
+    "cohere whose file names a window": ("CohereConfig", {"sliding_window": 3}),
     "gemma of one group": ("GemmaConfig", {"head_dim": 8, "num_key_value_heads": 1}),
     "gpt-neo": ("GPTNeoConfig", {}),
     "gpt-neo untied, of wide heads": (
@@ -161,7 +163,17 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("GPTJConfig", {"rotary_dim": 12}, "a rotary part of 12 of a head's 8 dimensions .* is not supported"),
     ("GPTJConfig", {"rotary_dim": 3}, "a rotary part of 3 of a head's 8 dimensions .* is not supported"),
     ("FalconConfig", {"alibi": True}, r"ALiBi position biases \(alibi\) is not supported"),
-]
+    (
+        "Phi3Config",
+        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
+                             "long_factor": [2.0] * 4}},
+        "rotary scaling 'longrope' depends on the prompt's length",
+    ),
+    ("GraniteConfig", {"residual_multiplier": 0.0}, "residual_multiplier = 0 is not supported"),
+    ("GraniteConfig", {"logits_scaling": 0.0}, "logits_scaling = 0 is not supported"),
+    ("StableLmConfig", {"qk_layernorm": True}, r"norms with each head's own weights .qk_layernorm\) is not supported"),
+    ("CohereConfig", {"use_qk_norm": True}, r"norms with each head's own weights .use_qk_norm\) is not supported"),
+]  # fmt: skip
 
 
 @pytest.fixture(params=CASES, scope="module")
@@ -247,3 +259,28 @@ def test_what_the_blocks_do_not_compute_is_refused_by_name(
     for source in ((network, None), tmp_path):
         with pytest.raises(cd.CircuitDiscoveryError, match=message):
             cd.load_model(source)
+
+
+@pytest.mark.parametrize("name", ["gemma", "granite"])
+def test_noise_is_as_large_as_the_scaled_embeddings(name: str) -> None:
+    """Three standard deviations of what the token embeddings are, whatever scales them."""
+    network = random_model(config_of(*CASES[name]))
+    model, prompts = cd.load_model((network, None)), random_prompts(VOCABULARY, 40, 7)
+    clean, deviation = embed(model, prompts.clean), embed(model, torch.arange(VOCABULARY)[None]).std()
+    for _, patched in Setup.of(model, prompts.task, ablation="noise").patched_runs():
+        noise = patched.replacement[0] - clean
+        assert abs(float(noise.std() / deviation) - 3) < 0.1
+
+
+def test_a_gguf_file_whose_positions_transformers_leaves_out_is_refused(tmp_path: Path) -> None:
+    """It takes whole heads as rotary and no window, whatever a file of Phi-3 says."""
+    for name, message in (("half", r"rope.dimension_count 4 and takes 8"), ("window", "sliding_window 3")):
+        half = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+        changes = {"rope_parameters": half} if name == "half" else {"sliding_window": 3}
+        path = save_gguf(tmp_path / f"{name}.gguf", random_model(config_of("Phi3Config", changes)))
+        with pytest.raises(cd.CircuitDiscoveryError, match=message):
+            cd.load_model(path)
+    network, prompts = random_model(config_of("Phi3Config", {})), random_prompts(VOCABULARY, 4, 7)
+    model = cd.load_model(save_gguf(tmp_path / "whole.gguf", network))
+    logits = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
+    torch.testing.assert_close(logits, hf_logits(network, prompts.clean), atol=1e-4, rtol=1e-4)

@@ -1,6 +1,6 @@
 """`load_model`: from Hugging Face or TransformerLens to a `Model`. No other file knows them.
 
-The config and the named weight tensors of a GPT-2, Llama, Mistral, Qwen2 or GPT-NeoX model become one
+The config and the named weight tensors of a model of a family in `registry.ARCHITECTURES` become one
 `Model`. What our forward does not compute is refused by name, and what it does compute is proved equal to the
 model's own forward on random token ids before it is handed out.
 """

@@ -14,9 +14,8 @@ from circuitdiscovery.model.block import Block, Norm
 def norm(config: Any, weights: Weights, at: str) -> Norm:
     """RMSNorm of a stream that is not scaled.
 
-    With the multiplier r the stream is x + r f(norm(x)) after a layer; as x / r
-    it is x / r + f(norm(x)), whose norms differ in eps alone. No weight is
-    rounded for that.
+    A layer makes x + r f(norm(x)) of the stream x, with the multiplier r. We keep x / r, of which it
+    makes x / r + f(norm(x)); the norm of x / r is that of x with another eps. So no weight is changed.
     """
     return Norm(weights[f"{at}.weight"], None, config.rms_norm_eps / config.residual_multiplier**2, "rms")
 

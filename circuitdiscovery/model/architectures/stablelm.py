@@ -31,7 +31,5 @@ STABLELM = replace(
     norm=norm,
     rotary=rotary,
     parallel=lambda config: bool(config.use_parallel_residual),
-    refused=lambda config: {
-        "a norm of each head's own of queries and keys (qk_layernorm)": config.qk_layernorm
-    },
+    refused=lambda config: {"norms with each head's own weights (qk_layernorm)": config.qk_layernorm},
 )
