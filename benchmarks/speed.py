@@ -32,7 +32,7 @@ from workload import N_BEST, Size, Workload, machine, peak_in_child, print_peak,
 import circuitdiscovery as cd
 from circuitdiscovery.engine.metrics import bind
 from circuitdiscovery.engine.setup import Setup
-from circuitdiscovery.search.cases import cases, mean_metric, most_alternatives, without_each
+from circuitdiscovery.search.alternatives import cases, mean_metric, most_alternatives, without_each
 
 NAMES = {
     "eap": "EAP, every edge",

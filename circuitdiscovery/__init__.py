@@ -53,14 +53,14 @@ if TYPE_CHECKING:
     from circuitdiscovery.search.attribution import clean_corrupted as clean_corrupted
     from circuitdiscovery.search.attribution import eap as eap
     from circuitdiscovery.search.attribution import eap_ig as eap_ig
-    from circuitdiscovery.search.baseline import random as random
     from circuitdiscovery.search.edge_pruning import edge_pruning as edge_pruning
     from circuitdiscovery.search.exact import exact as exact
     from circuitdiscovery.search.hybrid import hybrid as hybrid
     from circuitdiscovery.search.matryoshka import matryoshka as matryoshka
     from circuitdiscovery.search.path_patching import PathEffects as PathEffects
     from circuitdiscovery.search.path_patching import path_patching as path_patching
-    from circuitdiscovery.search.path_patching import trace_back as trace_back
+    from circuitdiscovery.search.random_scores import random as random
+    from circuitdiscovery.search.trace_back import trace_back as trace_back
     from circuitdiscovery.task.example import Example as Example
     from circuitdiscovery.task.load import load_task as load_task
     from circuitdiscovery.task.read import shipped_tasks as shipped_tasks

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from inspect import signature
 from typing import Any, Literal, cast
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.files.text import finite, whole
 
 DEFAULT_THRESHOLD = (
     0.002  # nats: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
@@ -119,24 +119,6 @@ class Option:
         return real and isinstance(value, int) and (self.kind == "count") <= value <= MOST
 
 
-def finite(text: str) -> float:
-    """The finite number that a text says."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise CircuitDiscoveryError(f"{text!r} is not a finite number")
-    return value
-
-
-def whole(text: str, least: int) -> int:
-    """The whole number of at least so much that a text says."""
-    if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < least:
-        raise CircuitDiscoveryError(f"{text[:40]!r} is not a whole number of at least {least}")
-    return int(text)
-
-
 @dataclass(frozen=True)
 class Method(Entry):
     """A search.
@@ -217,7 +199,7 @@ METHODS: dict[str, Method] = {
         {"level": "edge", "direction": "noising"}, metric=KL,
     ),
     "trace_back": Method(
-        ".search.path_patching:trace_back", "path patching back from the logits (Wang et al. 2022)",
+        ".search.trace_back:trace_back", "path patching back from the logits (Wang et al. 2022)",
         {"threshold": DEFAULT_THRESHOLD}, metric=KL, sizes="threshold",
     ),
     "hybrid": Method(
@@ -232,7 +214,7 @@ METHODS: dict[str, Method] = {
         ".search.matryoshka:matryoshka", "learn an order of the edges (Matryoshka Attribution)",
         {"edges": None, "steps": 520, "drawn": 480}, sizes="edges",
     ),
-    "random": Method(".search.baseline:random", "random scores, to compare with"),
+    "random": Method(".search.random_scores:random", "random scores, to compare with"),
 }  # fmt: skip
 
 
@@ -260,8 +242,8 @@ class Metric(Entry):
 
 METRICS: dict[str, Metric] = {
     "logit_diff": Metric(".engine.metrics:logit_diff", "logit difference", needs_incorrect=True),
-    "logit": Metric(".engine.metrics:logit", "logit of the answer"),
-    "probability": Metric(".engine.metrics:probability", "probability of the answer"),
+    "logit": Metric(".engine.metrics:logit", "logit of the right answer"),
+    "probability": Metric(".engine.metrics:probability", "probability of the right answer"),
     "prob_diff": Metric(".engine.metrics:prob_diff", "probability difference", needs_incorrect=True),
     "nll": Metric(".engine.metrics:nll", "negative log-likelihood", higher_is_better=False, skewed=True),
     "accuracy": Metric(".engine.metrics:accuracy", "accuracy", needs_incorrect=True, share=True),
@@ -283,37 +265,42 @@ class Ablation(Entry):
     own_run: bool = False
 
 
-ABLATIONS: dict[str, Ablation] = {
-    "resample": Ablation(".engine.ablation:resample", "the corrupted run", own_run=True),
-    "mean": Ablation(".engine.ablation:mean", "the mean over prompts, at each position"),
-    "mean_all": Ablation(".engine.ablation:mean_all", "the mean over all tokens"),
+ABLATIONS: dict[str, Ablation] = {  # the words say what an edge then carries
+    "resample": Ablation(".engine.ablation:resample", "what it has on the corrupted prompt", own_run=True),
+    "mean": Ablation(".engine.ablation:mean", "its mean over corrupted prompts at that position"),
+    "mean_all": Ablation(".engine.ablation:mean_all", "its mean over all tokens of the corrupted prompts"),
     "zero": Ablation(".engine.ablation:zero", "zero"),
-    "noise": Ablation(".engine.ablation:noise", "a run with noise on the embeddings", own_run=True),
-    "random": Ablation(".engine.ablation:random", "a Gaussian draw"),
+    "noise": Ablation(".engine.ablation:noise", "what it carries with noise on the embeddings", own_run=True),
+    "random": Ablation(".engine.ablation:random", "random values with the same mean and variance"),
 }  # fmt: skip
 
 
 # ------------------------------------------------------------------ models, reports, benchmarks
 
-_LLAMA = Entry(".model.architectures.llama:LLAMA", "RMSNorm, gated MLPs, rotary positions, grouped keys")
-ARCHITECTURES: dict[str, Entry] = {  # by Hugging Face's model_type
-    "gpt2": Entry(".model.architectures.gpt2:GPT2", "LayerNorm, learnt positions"),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": Entry(".model.architectures.qwen3:QWEN3", "Llama with norms of queries and keys"),
-    "gemma": Entry(".model.architectures.gemma:GEMMA", "Llama with norms from 1 and scaled embeddings"),
-    "gpt_neox": Entry(
-        ".model.architectures.gpt_neox:GPT_NEOX", "LayerNorm, rotary positions, parallel blocks"
-    ),
-    "gpt_neo": Entry(".model.architectures.gpt_neo:GPT_NEO", "GPT-2 with windows, unscaled"),
-    "opt": Entry(".model.architectures.opt:OPT", "LayerNorm, learnt positions, ReLU"),
-    "phi": Entry(".model.architectures.phi:PHI", "parallel blocks behind one LayerNorm, rotary positions"),
-    "gptj": Entry(".model.architectures.gptj:GPTJ", "as phi, with rotary pairs of neighbours"),
-    "falcon": Entry(".model.architectures.falcon:FALCON", "parallel blocks, rotary positions, few keys"),
-    "transformer_lens_native": Entry(
-        ".model.architectures.native:NATIVE", "TransformerLens' own models, attention-only ones too"
-    ),
+ARCHITECTURES: dict[
+    str, Entry
+] = {  # by Hugging Face's model_type; the file, which holds its name in capitals
+    kind: Entry(f".model.architectures.{file}:{file.upper()}", words)
+    for kind, file, words in (
+        ("gpt2", "gpt2", "LayerNorm, learnt positions"),
+        ("llama", "llama", "RMSNorm, gated MLPs, rotary positions, grouped keys"),
+        ("mistral", "llama", "Llama with sliding windows"),
+        ("qwen2", "llama", "Llama with biases of queries, keys and values"),
+        ("qwen3", "qwen3", "Llama with norms of queries and keys"),
+        ("smollm3", "smollm3", "Llama with rotary positions in some layers"),
+        ("phi3", "phi3", "Llama with joint matrices and rotary parts of heads"),
+        ("granite", "granite", "Llama with multipliers"),
+        ("gemma", "gemma", "Llama with norms from 1 and scaled embeddings"),
+        ("stablelm", "stablelm", "Llama with LayerNorm, or parallel blocks"),
+        ("cohere", "cohere", "parallel blocks behind one LayerNorm, gated MLPs"),
+        ("gpt_neox", "gpt_neox", "LayerNorm, rotary positions, parallel blocks"),
+        ("gpt_neo", "gpt_neo", "GPT-2 with windows, unscaled"),
+        ("opt", "opt", "LayerNorm, learnt positions, ReLU"),
+        ("phi", "phi", "parallel blocks behind one LayerNorm, rotary positions"),
+        ("gptj", "gptj", "as phi, with rotary pairs of neighbours"),
+        ("falcon", "falcon", "parallel blocks, rotary positions, few keys"),
+        ("transformer_lens_native", "native", "TransformerLens' own models, attention-only ones too"),
+    )
 }
 GENERATORS: dict[str, Entry] = {  # of prompts, by the kind that a task file's [generator] names
     "years": Entry(".task.generators.years:GENERATOR", "years whose last two digits the answer exceeds"),

@@ -16,7 +16,7 @@ import circuitdiscovery as cd
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.cli import run
 from circuitdiscovery.search import acdc
-from circuitdiscovery.task.encoder import tokenizer_digest
+from circuitdiscovery.task.tokenization import tokenizer_digest
 
 OPTIONS = ("--threshold", "0.05", "--measure", "quick")
 

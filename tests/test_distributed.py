@@ -30,7 +30,7 @@ from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.metrics import clean_logits
 from circuitdiscovery.engine.setup import Setup, batches
 from circuitdiscovery.measure import criteria, evaluation
-from circuitdiscovery.search import cases
+from circuitdiscovery.search import alternatives
 from circuitdiscovery.search import state as state_file
 
 ROOT = Path(cd.__file__).parents[1]
@@ -60,7 +60,7 @@ TASKS = {
 
 
 SMALL = (
-    (cases, "_TOKENS", {"cpu": 24}),  # room for 2 alternatives in one process and for 3 in the other
+    (alternatives, "_TOKENS", {"cpu": 24}),  # room for 2 alternatives in one process and for 3 in the other
     (evaluation, "GREEDY_EXAMPLES", 1),  # which one of the processes has
     (criteria, "GREEDY_NODES", 2),
     (criteria, "RANDOM_SETS", 3),
@@ -103,7 +103,7 @@ def _measured(model: Any, task: cd.Task) -> Iterator[tuple[str, Any]]:
     yield "run_circuit given", cd.run_circuit(model, task, circuit, ablation=given)
     yield "run_circuit denoising", cd.run_circuit(model, task, circuit, direction="denoising", batch_size=1)
     yield "clean_logits", clean_logits(model, task)
-    yield "cases", cases.cases(Setup.of(model, task, model.graph, ablation="zero"))[1]
+    yield "cases", alternatives.cases(Setup.of(model, task, model.graph, ablation="zero"))[1]
     for field, value in cd.evaluate(model, task, circuit, ablation="mean", scores=scores).to_dict().items():
         numbers, words = _leaves(value)
         if numbers:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import VOCABULARY, random_model, random_prompts
+from tiny import VOCABULARY, random_model, random_prompts, save_gguf
 
 import circuitdiscovery as cd
 from circuitdiscovery.cli.defaults import edges_of
 from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.setup import Setup
+from circuitdiscovery.model.run import embed
 
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
@@ -47,6 +48,70 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 8, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
     ),
     "gemma": ("GemmaConfig", {"head_dim": 16}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 2, "tie_word_embeddings": False}),
+    "smollm3 sliding": (
+        "SmolLM3Config",
+        {"no_rope_layers": [0, 1, 1], "use_sliding_window": True, "sliding_window": 3, "head_dim": 16},
+    ),
+    "smollm3 with biases": (
+        "SmolLM3Config",
+        {
+            "attention_bias": True, "mlp_bias": True, "no_rope_layers": [1, 1, 0], "num_key_value_heads": 4,
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0},
+        },
+    ),
+    "phi3": ("Phi3Config", {}),
+    "phi3 with a rotary half": (
+        "Phi3Config",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+            "num_key_value_heads": 1, "sliding_window": 3, "tie_word_embeddings": True,
+        },
+    ),
+    "phi3 with wide heads": ("Phi3Config", {"head_dim": 12, "num_key_value_heads": 4, "hidden_act": "gelu"}),
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.3,
+            "logits_scaling": 8.0,
+        },
+    ),
+    "granite with biases": (
+        "GraniteConfig",
+        {
+            "attention_bias": True, "mlp_bias": True, "head_dim": 16, "residual_multiplier": 1.7,
+            "attention_multiplier": 0.1, "rms_norm_eps": 0.1, "tie_word_embeddings": True,
+        },
+    ),
+    "stablelm": ("StableLmConfig", {}),
+    "stablelm in parallel": (
+        "StableLmConfig",
+        {"use_parallel_residual": True, "use_qkv_bias": True, "num_key_value_heads": 4},
+    ),
+    "stablelm of one group": (
+        "StableLmConfig",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+            "use_qkv_bias": True, "num_key_value_heads": 1, "tie_word_embeddings": True,
+            "layer_norm_eps": 0.1, "hidden_act": "gelu",
+        },
+    ),
+    "cohere": ("CohereConfig", {}),
+    "cohere with biases": (
+        "CohereConfig",
+        {
+            "attention_bias": True, "head_dim": 16, "logit_scale": 0.7, "num_key_value_heads": 1,
+            "tie_word_embeddings": False, "layer_norm_eps": 0.1,
+        },
+    ),
+    "cohere with scaled positions": (
+        "CohereConfig",
+        {
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0},
+            "num_key_value_heads": 4,
+        },
+    ),
+    "cohere whose file names a window": ("CohereConfig", {"sliding_window": 3}),
     "gemma of one group": ("GemmaConfig", {"head_dim": 8, "num_key_value_heads": 1}),
     "gpt-neo": ("GPTNeoConfig", {}),
     "gpt-neo untied, of wide heads": (
@@ -98,7 +163,17 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("GPTJConfig", {"rotary_dim": 12}, "a rotary part of 12 of a head's 8 dimensions .* is not supported"),
     ("GPTJConfig", {"rotary_dim": 3}, "a rotary part of 3 of a head's 8 dimensions .* is not supported"),
     ("FalconConfig", {"alibi": True}, r"ALiBi position biases \(alibi\) is not supported"),
-]
+    (
+        "Phi3Config",
+        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
+                             "long_factor": [2.0] * 4}},
+        "rotary scaling 'longrope' depends on the prompt's length",
+    ),
+    ("GraniteConfig", {"residual_multiplier": 0.0}, "residual_multiplier = 0 is not supported"),
+    ("GraniteConfig", {"logits_scaling": 0.0}, "logits_scaling = 0 is not supported"),
+    ("StableLmConfig", {"qk_layernorm": True}, r"norms with each head's own weights .qk_layernorm\) is not supported"),
+    ("CohereConfig", {"use_qk_norm": True}, r"norms with each head's own weights .use_qk_norm\) is not supported"),
+]  # fmt: skip
 
 
 @pytest.fixture(params=CASES, scope="module")
@@ -203,3 +278,28 @@ def test_what_the_blocks_do_not_compute_is_refused_by_name(
     for source in ((network, None), tmp_path):
         with pytest.raises(cd.CircuitDiscoveryError, match=message):
             cd.load_model(source)
+
+
+@pytest.mark.parametrize("name", ["gemma", "granite"])
+def test_noise_is_as_large_as_the_scaled_embeddings(name: str) -> None:
+    """Three standard deviations of what the token embeddings are, whatever scales them."""
+    network = random_model(config_of(*CASES[name]))
+    model, prompts = cd.load_model((network, None)), random_prompts(VOCABULARY, 40, 7)
+    clean, deviation = embed(model, prompts.clean), embed(model, torch.arange(VOCABULARY)[None]).std()
+    for _, patched in Setup.of(model, prompts.task, ablation="noise").patched_runs():
+        noise = patched.replacement[0] - clean
+        assert abs(float(noise.std() / deviation) - 3) < 0.1
+
+
+def test_a_gguf_file_whose_positions_transformers_leaves_out_is_refused(tmp_path: Path) -> None:
+    """It takes whole heads as rotary and no window, whatever a file of Phi-3 says."""
+    for name, message in (("half", r"rope.dimension_count 4 and takes 8"), ("window", "sliding_window 3")):
+        half = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+        changes = {"rope_parameters": half} if name == "half" else {"sliding_window": 3}
+        path = save_gguf(tmp_path / f"{name}.gguf", random_model(config_of("Phi3Config", changes)))
+        with pytest.raises(cd.CircuitDiscoveryError, match=message):
+            cd.load_model(path)
+    network, prompts = random_model(config_of("Phi3Config", {})), random_prompts(VOCABULARY, 4, 7)
+    model = cd.load_model(save_gguf(tmp_path / "whole.gguf", network))
+    logits = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
+    torch.testing.assert_close(logits, hf_logits(network, prompts.clean), atol=1e-4, rtol=1e-4)

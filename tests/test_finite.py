@@ -20,7 +20,8 @@ from circuitdiscovery.measure.hypothesis_tests import hypothesis_tests
 from circuitdiscovery.search.edge_pruning import edge_pruning
 from circuitdiscovery.search.hybrid import hybrid
 from circuitdiscovery.search.matryoshka import matryoshka
-from circuitdiscovery.search.path_patching import path_patching, trace_back
+from circuitdiscovery.search.path_patching import path_patching
+from circuitdiscovery.search.trace_back import trace_back
 
 BROKEN = 77  # the token whose embedding is not a number
 

@@ -20,8 +20,8 @@ from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.measure.work import Work
 from circuitdiscovery.registry import METRICS
 from circuitdiscovery.search import edge_pruning, hybrid, matryoshka
-from circuitdiscovery.search.cases import cases
-from circuitdiscovery.search.path_patching import trace_back
+from circuitdiscovery.search.alternatives import cases
+from circuitdiscovery.search.trace_back import trace_back
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 

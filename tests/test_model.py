@@ -246,7 +246,6 @@ def refused(source: Any, match: str, **options: Any) -> None:
 UNSUPPORTED = [
     ("Gemma2Config", GROUPED | {"head_dim": 8}, "(?i)gemma2.*post-norm"),
     ("MixtralConfig", GROUPED | {"num_local_experts": 2}, "(?i)mixtral.*experts"),
-    ("Qwen3Config", GROUPED | {"head_dim": 8}, "(?i)qwen3.*norm on queries and keys"),
     ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "(?i)bloom.*alibi"),
     ("MptConfig", {"d_model": 32, "n_layers": 2, "n_heads": 4}, "(?i)mpt.*alibi"),
     ("Starcoder2Config", GROUPED, "(?i)'starcoder2'.*gpt2"),

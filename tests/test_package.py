@@ -25,9 +25,9 @@ ROOT = PACKAGE.parent
 ORDER = [
     *(
         "errors",
+        "files",
         "registry",
         "public",
-        "files",
         "arguments",
         "values",
         "graph",

@@ -20,7 +20,8 @@ from torch import Tensor
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
 from circuitdiscovery.engine.fast import PatchedRun
-from circuitdiscovery.search.path_patching import PathEffects, path_patching, trace_back
+from circuitdiscovery.search.path_patching import PathEffects, path_patching
+from circuitdiscovery.search.trace_back import trace_back
 
 # ------------------------------------------------------------------ the definition
 # (Wang et al. 2022, appendix B), on hooks

@@ -31,7 +31,7 @@ from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import node_of
 from circuitdiscovery.measure.curve import Curve
 from circuitdiscovery.measure.estimates import Estimate
-from circuitdiscovery.reporting import words
+from circuitdiscovery.reporting import sentences
 from circuitdiscovery.reporting.drawing import letters
 from circuitdiscovery.reporting.folder import FORMAT, fingerprint
 from circuitdiscovery.reporting.page import report
@@ -439,7 +439,7 @@ def test_the_header_says_what_was_asked_and_how(tmp_path: Path, circuit: Circuit
 
 
 def test_the_command_names_no_folder_of_this_machine() -> None:
-    options = words.Options(
+    options = sentences.Options(
         "/home/me/models/mine",
         "/home/me/my task.csv",
         method="eap_ig",
@@ -448,7 +448,7 @@ def test_the_command_names_no_folder_of_this_machine() -> None:
         split_qkv=False,
     )
     assert (
-        words.command(options)
+        sentences.command(options)
         == "circuitdiscovery discover ./mine './my task.csv' --method eap_ig --no-split-qkv"
     )
 
@@ -482,8 +482,8 @@ def test_what_has_no_interval_stands_alone(circuit: Circuit) -> None:
     bare = {"value": 0.8, "low": None, "high": None}
     evaluation = evaluation_of(circuit)
     evaluation["completeness"]["max"] = bare
-    assert "; at most by 0.8" in " ".join(words.verdict(evaluation, 9, 15).sentences)
-    one = words.verdict(evaluation | {"normalized": bare}, 9, 15, None)
+    assert "; at most by 0.8" in " ".join(sentences.verdict(evaluation, 9, 15).sentences)
+    one = sentences.verdict(evaluation | {"normalized": bare}, 9, 15, None)
     assert one.word == "Uncertain" and "a single prompt is little evidence" in one.headline
 
 
@@ -503,7 +503,7 @@ VERDICTS = [
     ("part", "word"), VERDICTS, ids=[f"{word} {i}" for i, (_, word) in enumerate(VERDICTS)]
 )
 def test_the_verdict_is_honest(circuit: Circuit, part: dict[str, Any], word: str) -> None:
-    found = words.verdict(evaluation_of(circuit) | part, 9, 15)
+    found = sentences.verdict(evaluation_of(circuit) | part, 9, 15)
     assert found.word == word
     text = " ".join(found.sentences)
     if part["normalized"] is None:
@@ -514,7 +514,7 @@ def test_the_verdict_is_honest(circuit: Circuit, part: dict[str, Any], word: str
 
 def test_the_verdict_warns() -> None:
     base = evaluation_of(circuit_of())
-    said = {name: " ".join(words.verdict(base | part, 9, 15).sentences) for name, part in WARNED.items()}
+    said = {name: " ".join(sentences.verdict(base | part, 9, 15).sentences) for name, part in WARNED.items()}
     assert "The interval is wide" in said["wide"] and "The interval is wide" not in said["plain"]
     assert "than the single answers" in said["other token"] and "than the single answers" not in said["plain"]
     assert "that the search has not seen" in said["plain"] and "none were held out" in said["seen"]
@@ -571,10 +571,10 @@ def test_a_circuit_that_is_no_better_than_none_is_warned_of(
         "empty_kl": estimate(3.7, 0.7),
         "reason": "small",
     }
-    found = words.warnings(evaluation)
+    found = sentences.warnings(evaluation)
     assert len(found) == (says is not None) and (says or "") in " ".join(found)
-    assert all(sentence in words.verdict(evaluation, 9, 15).sentences for sentence in found)
-    assert "(the empty circuit's 3.7 [3, 4.4])" in " ".join(words.verdict(evaluation, 9, 15).sentences)
+    assert all(sentence in sentences.verdict(evaluation, 9, 15).sentences for sentence in found)
+    assert "(the empty circuit's 3.7 [3, 4.4])" in " ".join(sentences.verdict(evaluation, 9, 15).sentences)
     if says:
         assert f"{numbers.interval(kl)} nats, the empty circuit's 3.7 [3, 4.4]" in found[0]
 
@@ -588,15 +588,15 @@ def test_halves_of_the_prompts_that_disagree_are_warned_of(
         "searched": {"examples": 48, "normalized": estimate(there, 0.04)},
         "scores": None,
     }
-    found = words.warnings(evaluation_of(circuit), contents)
+    found = sentences.warnings(evaluation_of(circuit), contents)
     assert len(found) == says
     for sentence in found:
         assert "two halves of the prompts disagree: on the 48 prompts of the search" in sentence
         assert f"{there:.0%} [" in sentence and "on the 64 held-out ones 96% [93%, 99%]" in sentence
-        assert f"warning       {sentence}" in words.told(evaluation_of(circuit), contents)
-    assert not words.warnings(evaluation_of(circuit) | {"normalized": None}, contents)
+        assert f"warning       {sentence}" in sentences.told(evaluation_of(circuit), contents)
+    assert not sentences.warnings(evaluation_of(circuit) | {"normalized": None}, contents)
     contents["searched"]["normalized"] = None
-    assert not words.warnings(evaluation_of(circuit), contents)
+    assert not sentences.warnings(evaluation_of(circuit), contents)
 
 
 def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path, circuit: Circuit) -> None:

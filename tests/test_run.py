@@ -26,7 +26,7 @@ from circuitdiscovery.cli.journal import Journal
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation import explain as explanation
 from circuitdiscovery.measure import criteria, evaluation
-from circuitdiscovery.reporting import contents, page
+from circuitdiscovery.reporting import data, page
 from circuitdiscovery.reporting.folder import fingerprint
 from circuitdiscovery.reporting.options import Options
 
@@ -58,7 +58,7 @@ STOPS: dict[str, tuple[Any, str, str, set[str]]] = {
     "between the scores and the circuit": (cd.Circuit, "save", "searching", FOUND - {"circuit.json"}),
     "before it measures": (evaluation, "evaluate", "measuring", FOUND),
     "before it explains": (explanation, "explain", "explaining", MEASURED),
-    "before the curve": (contents, "_curve", "comparing with the model", CARDS),
+    "before the curve": (data, "_curve", "comparing with the model", CARDS),
     "before it draws": (draw, "draw", "drawing", COMPARED),
     "before the page": (page, "render", "drawing", DRAWN),
     "before the summary": (run._Run, "summarised", "drawing", ALL),
@@ -67,7 +67,7 @@ WORK = {  # and the file that it ends with
     (run, "search"): "scores.safetensors",
     (evaluation, "evaluate"): "evaluation.json",
     (explanation, "explain"): "explanation.json",
-    (contents, "_curve"): "report.json",
+    (data, "_curve"): "report.json",
     (draw, "draw"): "graph.svg",
 }
 
@@ -98,8 +98,8 @@ def _brief() -> Iterator[None]:
         for module, name in (
             (evaluation, "evaluate"),
             (explanation, "explain"),
-            (contents, "_searched"),
-            (contents, "_prompts"),
+            (data, "_searched"),
+            (data, "_prompts"),
         ):
             patch.setattr(module, name, remembered(getattr(module, name)))
         patch.setattr(cd, "evaluate", evaluation.evaluate, raising=False)
@@ -238,7 +238,7 @@ def test_a_measurement_goes_on_in_the_middle(tmp_path: Path, monkeypatch: pytest
     )
     assert names(tmp_path) == FOUND and (tmp_path / "measured-quick.state").exists()
     monkeypatch.setattr(explanation, "explain", refused)  # which has a evaluator of its own
-    monkeypatch.setattr(contents, "_searched", lambda *_: (None, 0.0))
+    monkeypatch.setattr(data, "_searched", lambda *_: (None, 0.0))
     monkeypatch.setattr(evaluation.Evaluator, "_note", counting("resumed", 10_000))
     run.discover(options, tmp_path, ["x"])
     resumed, counts["resumed"] = counts["resumed"], 0
@@ -563,7 +563,7 @@ def test_the_prompts_of_the_search_are_measured_beside_those_held_out() -> None:
     )
     ends = [evaluator.values(mask) for mask in (circuit.mask, circuit.graph.allowed, circuit.mask & False)]
     expected, _ = evaluator.normalized(*ends)
-    said, difference = contents._searched(model, task, circuit, {}, SMALL)
+    said, difference = data._searched(model, task, circuit, {}, SMALL)
     assert expected is not None and said is not None and said["examples"] == 12
     assert said["normalized"] == pytest.approx(expected.to_dict(), rel=1e-5)
     assert difference == pytest.approx(ends[1].mean() - ends[2].mean())

@@ -19,7 +19,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.task.encoder import Encoder
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.form import shuffled
 from circuitdiscovery.task.load import load_task
@@ -27,6 +26,7 @@ from circuitdiscovery.task.read import read_task, shipped_tasks
 from circuitdiscovery.task.table import Row
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.task.taskfile import TaskFile
+from circuitdiscovery.task.tokenization import Encoder
 from circuitdiscovery.task.vocabulary import contexts
 
 MODELS = Path(__file__).parents[2] / "shared" / "models"
@@ -373,7 +373,7 @@ def test_the_seed_alone_decides_in_any_process(words: Reader) -> None:
 DRAW = """
 import zlib
 from types import SimpleNamespace
-from circuitdiscovery.task.encoder import Encoder
+from circuitdiscovery.task.tokenization import Encoder
 from circuitdiscovery.task.prompts import draw
 from circuitdiscovery.task.read import read_task
 class Tokenizer:

@@ -107,6 +107,8 @@ _GGUF_NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -123,7 +125,7 @@ def save_gguf(
     rope: str | None = None,
     tokenizer: bool = False,
 ) -> Path:
-    """Write a Llama or Qwen2 as llama.cpp does: its own names, and for Llama the
+    """Write a Llama, Qwen2 or Phi-3 as llama.cpp does: its own names, and for Llama the
     two halves of a rotary head interleaved.
 
     `tensors` are added, and a rotary scaling; and a tokenizer of letters that knows the words the and cat.
@@ -139,10 +141,15 @@ def save_gguf(
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    d_head = config.hidden_size // config.num_attention_heads
+    writer.add_rope_dimension_count(int(d_head * config.rope_parameters.get("partial_rotary_factor", 1)))
+    if window := getattr(config, "sliding_window", None):
+        writer.add_sliding_window(window)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
+    if config.pad_token_id is not None:
+        writer.add_pad_token_id(config.pad_token_id)
     if tokenizer:
         letters, merges = ["<s>", "Ġ", *"abcdefghijklmnopqrstuvwxyz"], ["t h", "th e", "c a", "ca t"]
         tokens = [*letters, *(merge.replace(" ", "") for merge in merges)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import mib, schema
+from circuitdiscovery.circuit import circuit_json, mib
 from circuitdiscovery.circuit.checks import (
     booleans,
     check_same_graph,
@@ -27,7 +27,7 @@ from circuitdiscovery.circuit.checks import (
     origin,
     table_of,
 )
-from circuitdiscovery.circuit.schema import info_of
+from circuitdiscovery.circuit.circuit_json import info_of
 from circuitdiscovery.errors import CircuitDiscoveryError, PlaceError, shown, unknown
 from circuitdiscovery.files.disk import (
     ending,
@@ -68,7 +68,7 @@ class Circuit:
         scores: [sources, receivers] float, NaN where an edge has none; what stands outside
             the circuit is dropped. None: no scores.
         info: where it comes from (model, task, seed, examples, method,
-            options, versions, roles); see schema.INFO.
+            options, versions, roles); see circuit_json.INFO.
 
     >>> graph = Graph(n_layers=2, n_heads=1, n_kv_heads=1)
     >>> circuit = Circuit.from_edges(graph, ["input->a1.h0<q>", "a1.h0->logits", "m0->m1"])
@@ -316,7 +316,7 @@ class Circuit:
 
     def to_dict(self) -> dict[str, Any]:
         """What circuit.json says, the same for the same circuit."""
-        return schema.write(self.graph, self.mask, self.scores, self.info)
+        return circuit_json.write(self.graph, self.mask, self.scores, self.info)
 
     @guarded
     def save(self, path: str | Path, *, format: Literal["circuit", "mib"] = "circuit") -> None:

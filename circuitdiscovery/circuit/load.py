@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import mib, schema
+from circuitdiscovery.circuit import circuit_json, mib
 from circuitdiscovery.circuit.checks import naming
 from circuitdiscovery.circuit.circuit import CIRCUIT_FILE, Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
@@ -21,6 +21,9 @@ def load_circuit(name_or_path: str | Path, *, n_kv_heads: int | None = None) -> 
         name_or_path: what ends in .json is a path, and so is a folder.
         n_kv_heads: key/value groups of the model; MIB's JSON does not say where they are fewer than heads.
 
+    Returns:
+        The circuit, with its scores and provenance where the file has some.
+
     Raises:
         CircuitDiscoveryError: no such circuit; a file that says
             something else than a circuit, by file and field.
@@ -29,7 +32,7 @@ def load_circuit(name_or_path: str | Path, *, n_kv_heads: int | None = None) -> 
     data = read_json(path)
     if mib.is_mib(data):
         return Circuit(*mib.read(data, str(path), n_kv_heads))
-    return naming(str(path), lambda: Circuit(*schema.read(data, str(path))))
+    return naming(str(path), lambda: Circuit(*circuit_json.read(data, str(path))))
 
 
 def _why_none(record: Path) -> str:

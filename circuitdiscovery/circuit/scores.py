@@ -16,7 +16,7 @@ import numpy as np
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import mib
 from circuitdiscovery.circuit.checks import check_shape, check_size, floats, is_edge, naming, origin, table_of
-from circuitdiscovery.circuit.schema import info_of
+from circuitdiscovery.circuit.circuit_json import info_of
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.files.disk import (
     ending,

@@ -13,6 +13,7 @@ import click
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_folder
+from circuitdiscovery.files.text import finite, whole
 from circuitdiscovery.registry import (
     MEASURES,
     METHODS,
@@ -20,9 +21,7 @@ from circuitdiscovery.registry import (
     Kind,
     Option,
     canonical,
-    finite,
     valid,
-    whole,
 )
 from circuitdiscovery.reporting.options import check_model
 

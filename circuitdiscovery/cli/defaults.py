@@ -31,7 +31,7 @@ def _falcon(config: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-_PARALLEL = dict.fromkeys(("phi", "gptj"), lambda config: {"parallel": True})
+_PARALLEL = dict.fromkeys(("phi", "gptj", "cohere"), lambda config: {"parallel": True})
 _FAMILIES = {**_PARALLEL, "falcon": _falcon}  # what their configs say in words of their own, or do not
 
 

@@ -123,7 +123,7 @@ class _Run:
 
     def found(self) -> tuple[Circuit, Scores | None]:
         """The circuit and the scores it was taken from: the folder's, or what the search finds now."""
-        from circuitdiscovery.circuit import schema
+        from circuitdiscovery.circuit import circuit_json
         from circuitdiscovery.circuit.circuit import Circuit
         from circuitdiscovery.circuit.scores import Scores
 
@@ -133,7 +133,7 @@ class _Run:
             circuit, scores = self._searched(scores)
             data = circuit.to_dict()
         # as it is read from the file: a run that goes on must not differ in a rounding
-        return Circuit(*schema.read(json.loads(to_json(data)), CIRCUIT)), scores
+        return Circuit(*circuit_json.read(json.loads(to_json(data)), CIRCUIT)), scores
 
     def _searched(self, scores: Scores | None) -> tuple[Circuit, Scores | None]:
         if scores is None:
@@ -252,7 +252,7 @@ class _Run:
         self, circuit: Circuit, scores: Scores | None, evaluation: Json | None, effort: str
     ) -> tuple[Json | None, Json]:
         """explanation.json, where there are cards, and report.json."""
-        from circuitdiscovery.reporting.contents import contents_of, explanation_of
+        from circuitdiscovery.reporting.data import contents_of, explanation_of
 
         known = [name for name in (EXPLANATION, CONTENTS) if self.journal.holds(name)]
         explanation, contents = distributed.from_first(
@@ -301,7 +301,7 @@ class _Run:
         """run.json's last state. For the first process."""
         import torch
 
-        from circuitdiscovery.reporting.words import told, warnings
+        from circuitdiscovery.reporting.sentences import told, warnings
 
         record = self.journal.record
         record |= {

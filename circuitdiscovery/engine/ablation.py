@@ -170,7 +170,7 @@ def zero(model: Model, **_: Any) -> Made:
 
 
 def noise(model: Model, *, seed: int, k: float, **_: Any) -> Made:
-    deviation = k * float(model.W_E.float().std())
+    deviation = k * float(model.W_E.float().std()) * model.embed_scale
 
     def rows(batch: Batch) -> Tensor:
         clean = embed(model, batch.clean.to(model.device))
@@ -314,6 +314,9 @@ def replacements(
         seed: of the draws of `noise` and `random`.
         k: the standard deviation of `noise`, in standard deviations of the
             embedding matrix's entries (3 as in Meng et al.).
+
+    Returns:
+        What `ablation=` takes in place of a name, for the task's examples and its held-out ones.
 
     Raises:
         CircuitDiscoveryError: an unknown ablation; a prompt whose

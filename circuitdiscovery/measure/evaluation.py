@@ -176,6 +176,9 @@ def evaluate(
             an ablation or a metric of your own it knows the name only.
         progress: called with (done, total), in hundredths of a plain forward of the examples.
 
+    Returns:
+        Every figure with its 95% interval over the examples.
+
     Raises:
         CircuitDiscoveryError: a circuit of another model; unknown names; a state file of another measurement.
 

@@ -217,6 +217,9 @@ def hypothesis_tests(
         seed: of everything random.
         progress: called with (done, total), in hundredths of a plain forward of the examples.
 
+    Returns:
+        A p-value and a decision for each of the tests.
+
     Raises:
         CircuitDiscoveryError: a circuit of another model, of no edge or
             of every edge; an option out of its range.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import schema
+from circuitdiscovery.circuit import circuit_json
 from circuitdiscovery.circuit.checks import check_same_graph
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.comparison import Overlap, compare
@@ -122,7 +122,8 @@ class Stability(Value):
             raise CircuitDiscoveryError(f"{where}: {unknown('over', data['over'], OVER, plural='values')}")
         typed(data["circuits"], list, where, "circuits")
         read = [
-            Circuit(*schema.read(each, f"{where}: circuits.{i}")) for i, each in enumerate(data["circuits"])
+            Circuit(*circuit_json.read(each, f"{where}: circuits.{i}"))
+            for i, each in enumerate(data["circuits"])
         ]
         if len(read) < _FEWEST:
             raise CircuitDiscoveryError(

@@ -80,16 +80,16 @@ def check_supported(config: Any, name: str) -> None:
             raise CircuitDiscoveryError(f"{name}: {what} is not supported")
 
 
+def of_family(config: Any, field: str) -> Any:
+    """A field that the family's configs have; transformers does not read what else a file says."""
+    return getattr(config, field, None) if hasattr(type(config), field) else None
+
+
 def _window(config: Any, layer: int) -> int | None:
     """How many positions a layer's queries see; None: all before them."""
-    kinds = _declared(config, "layer_types")
+    kinds = of_family(config, "layer_types")
     slides = kinds is None or kinds[layer] == "sliding_attention"
-    return _declared(config, "sliding_window") if slides else None
-
-
-def _declared(config: Any, name: str) -> Any:
-    """What a config says where its family has a word for it; transformers ignores the rest."""
-    return getattr(config, name, None) if hasattr(type(config), name) else None
+    return of_family(config, "sliding_window") if slides else None
 
 
 def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any) -> Model:

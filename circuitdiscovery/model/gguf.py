@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from contextlib import redirect_stderr
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import needs_gguf
-from circuitdiscovery.model.build import check_supported
+from circuitdiscovery.model.build import architecture_of, check_supported, of_family
 from circuitdiscovery.model.config import ATTENTION
 from circuitdiscovery.model.folder import quiet_transformers
 from circuitdiscovery.model.tokenizer import encodes
@@ -60,6 +61,7 @@ def read_gguf(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any
                 f"{name}: the file {path} cannot be read as GGUF: {one_line(error)}"
             ) from error
         _check_all_read(reader, hf, name)
+        _check_positions(reader, config, name)
         if "tokenizer.ggml.tokens" not in reader.fields:
             return hf, None
         try:
@@ -101,4 +103,22 @@ def _check_all_read(reader: Any, hf: Any, name: str) -> None:
         if key.endswith(".rope.scaling.type") and field.contents() != "none":
             raise CircuitDiscoveryError(
                 f"{name}: transformers leaves out the file's rotary scaling {field.contents()!r}"
+            )
+
+
+def _check_positions(reader: Any, config: Any, name: str) -> None:
+    """Refuse a file whose rotary positions or window transformers takes for its own defaults."""
+    rotary = architecture_of(config.model_type).rotary(config)
+    taken = {
+        "rope.dimension_count": rotary and 2 * len(rotary.frequencies),
+        "rope.freq_base": (getattr(config, "rope_parameters", None) or {}).get("rope_theta"),
+        "attention.sliding_window": of_family(config, "sliding_window"),
+    }
+    for key, field in reader.fields.items():
+        value, known = field.contents(), taken.get(part := key.partition(".")[2])
+        if part in taken and not (
+            isinstance(value, int | float) and isclose(value, known or 0, rel_tol=1e-6)
+        ):
+            raise CircuitDiscoveryError(
+                f"{name}: transformers leaves out the file's {key} {value} and takes {known} for it"
             )

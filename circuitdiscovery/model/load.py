@@ -1,6 +1,6 @@
 """`load_model`: from Hugging Face or TransformerLens to a `Model`. No other file knows them.
 
-The config and the named weight tensors of a supported model (README.md lists the families) become one
+The config and the named weight tensors of a model of a family in `registry.ARCHITECTURES` become one
 `Model`. What our forward does not compute is refused by name, and what it does compute is proved equal to the
 model's own forward on random token ids before it is handed out.
 """
@@ -51,6 +51,9 @@ def load_model(
         dtype: float32, float64, bfloat16 or float16; objects are converted too.
         name: what files and messages call the model; by default the
             source's own name, a file's without its suffix.
+
+    Returns:
+        The model, checked against its own forward.
 
     Raises:
         CircuitDiscoveryError: an unknown name, device or dtype; a folder or a file that is not a complete

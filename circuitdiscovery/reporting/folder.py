@@ -43,7 +43,7 @@ class Run:
         evaluation: evaluation.json; of a circuit that was not measured
             only how large it is, and what was asked.
         explanation: explanation.json; None where there is none of this circuit.
-        contents: report.json (see reporting/contents.py); None where there is none of this circuit.
+        contents: report.json (see reporting/data.py); None where there is none of this circuit.
         missing: why `explanation` and `contents` could not be made, where that was tried.
     """
 

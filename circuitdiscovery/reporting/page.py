@@ -20,7 +20,7 @@ from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import write_atomically, write_json
 from circuitdiscovery.registry import PANELS
-from circuitdiscovery.reporting import words
+from circuitdiscovery.reporting import sentences
 from circuitdiscovery.reporting.folder import (
     CONTENTS,
     EXPLANATION,
@@ -51,6 +51,9 @@ def report(run_folder: str | Path, path: str | Path | None = None) -> Path:
     Args:
         run_folder: of a finished `discover`.
         path: an .html file; by default report.html in the folder.
+
+    Returns:
+        The path of the page.
 
     Raises:
         CircuitDiscoveryError: no folder of a finished run; a missing or
@@ -86,13 +89,13 @@ def _completed(run: Run) -> Run:
     """The run with what its folder lacks."""
     if run.contents is not None:
         return run
-    from circuitdiscovery.reporting.contents import gather
+    from circuitdiscovery.reporting.data import gather
 
     scores = run.scores()
     try:
         model, task = load(run.options)
     except (CircuitDiscoveryError, OSError) as error:
-        return replace(run, missing=words.without_paths(str(error), run.options))
+        return replace(run, missing=sentences.without_paths(str(error), run.options))
     run.circuit.check_model(model)
     evaluation = None if run.effort == "none" else run.evaluation
     return completed(run, *gather(model, task, run.circuit, scores, evaluation, run.options, run.effort))

@@ -44,7 +44,14 @@ from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import DEFAULT_THRESHOLD, KL
-from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, most_alternatives, without_more
+from circuitdiscovery.search.alternatives import (
+    Case,
+    at_mask,
+    cases,
+    mean_metric,
+    most_alternatives,
+    without_more,
+)
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import saved_in
 from circuitdiscovery.task.task import Task

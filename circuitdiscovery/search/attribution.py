@@ -77,6 +77,9 @@ def eap(
         batch_size: examples in one forward and backward; scores do not depend on it.
         progress: called with (examples done, examples in all), of this process's share.
 
+    Returns:
+        The damage of ablating each edge, to first order, in the metric's units.
+
     Raises:
         CircuitDiscoveryError: kl_divergence with noising, whose gradient is zero on the clean run.
 
@@ -116,6 +119,9 @@ def eap_ig(
         rule: `midpoint` evaluates at (i + 1/2) / steps (second-order accurate); `left` at i / steps from the
             corrupted end, which never evaluates the clean end (the rule of the EAP-IG code).
 
+    Returns:
+        The damage of ablating each edge, by the mean gradient, in the metric's units.
+
     Raises:
         CircuitDiscoveryError: steps below 1, an unknown rule.
 
@@ -146,6 +152,12 @@ def clean_corrupted(
 ) -> Scores:
     """EAP with the mean of the gradients at the clean and at the corrupted
     end of the line (arguments as in `eap`).
+
+    Args:
+        model, task, metric, ablation, split_qkv, batch_size, progress: as in `eap`.
+
+    Returns:
+        The damage of ablating each edge, by the mean of both gradients, in the metric's units.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")

@@ -22,7 +22,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import KL
-from circuitdiscovery.search.cases import cases, mean_metric, rises
+from circuitdiscovery.search.alternatives import cases, mean_metric, rises
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import saved_in
 from circuitdiscovery.task.task import Task
@@ -54,6 +54,9 @@ def exact(
         direction: `noising` or `denoising`.
         progress: called with (receivers or nodes done, in all).
         state: a file that the search is saved to as it goes and resumed from where it exists.
+
+    Returns:
+        `Scores` in the metric's units (nats for kl_divergence); with `level="node"` damages by node.
 
     Raises:
         CircuitDiscoveryError: an unknown level, metric, ablation or direction; a state of another search.

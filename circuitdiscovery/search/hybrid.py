@@ -38,8 +38,8 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import KL
+from circuitdiscovery.search.alternatives import Case, at_mask, cases, mean_metric, rises
 from circuitdiscovery.search.attribution import eap_ig
-from circuitdiscovery.search.cases import Case, at_mask, cases, mean_metric, rises
 from circuitdiscovery.search.edge_pruning import check_edges, mask_gradient
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.search.state import State, saved_in

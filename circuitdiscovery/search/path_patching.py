@@ -1,4 +1,4 @@
-"""Path patching: which nodes act on a receiver directly, and the walk back from the logits.
+"""Path patching: which nodes act on a receiver directly.
 
 Wang et al. 2022 (arXiv 2211.00593, section 3 and appendix B) and Goldowsky-Dill et al.
 2023 (arXiv 2304.05969). For one sender:
@@ -10,14 +10,14 @@ Wang et al. 2022 (arXiv 2211.00593, section 3 and appendix B) and Goldowsky-Dill
 3. The sender's effect on the receivers is the damage to the metric.
 
 With frozen MLPs as well, a direct path is an edge of the graph: the edges from the sender to the receivers
-are then patched together, and with one receiver it is the edge's `exact` score. `trace_back` takes these
-steps by itself.
+are then patched together, and with one receiver it is the edge's `exact` score. trace_back.py takes
+these steps by itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,10 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.fast import PatchedRun
-from circuitdiscovery.engine.metrics import Metric, by_rows
+from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame
@@ -41,9 +40,7 @@ from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, plain_run
-from circuitdiscovery.registry import DEFAULT_THRESHOLD, KL, ablation_words
-from circuitdiscovery.search.cases import cases, mean_metric, rises
-from circuitdiscovery.search.provenance import provenance
+from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value, left_out
 
@@ -100,7 +97,9 @@ class PathEffects(Value):
         if n is None:
             assert threshold is not None
             return tuple(
-                sender for sender in self.ranking() if abs(self.effects[sender]) >= _finite(threshold)
+                sender
+                for sender in self.ranking()
+                if abs(self.effects[sender]) >= finite_threshold(threshold)
             )
         if type(n) is not int or not 0 <= n <= len(self.effects):
             raise CircuitDiscoveryError(
@@ -175,6 +174,9 @@ def path_patching(
         split_qkv: query, key and value as separate receivers.
         batch_size: examples in one forward; another size changes roundings only.
         progress: called with (senders done, in all), over every batch.
+
+    Returns:
+        The effect of each sender on the receivers, with 95% intervals.
 
     Raises:
         CircuitDiscoveryError: an unknown receiver or sender; a sender that is upstream of no receiver.
@@ -326,74 +328,8 @@ def _rows(graph: Graph, senders: Iterable[str] | None, columns: np.ndarray) -> l
     return sorted({graph.source_index[name] for name in names})
 
 
-def _finite(threshold: float) -> float:
+def finite_threshold(threshold: float) -> float:
+    """The threshold, if it is a finite number."""
     if not math.isfinite(threshold):
         raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
     return threshold
-
-
-# ------------------------------------------------------------------ the steps as a search
-
-
-@guarded
-@torch.no_grad()
-def trace_back(
-    model: Model,
-    task: Task,
-    *,
-    threshold: float = DEFAULT_THRESHOLD,
-    metric: str | Metric | Any | None = None,
-    ablation: str | Ablation = "resample",
-    split_qkv: bool = True,
-    batch_size: int | None = None,
-    progress: Progress | None = None,
-) -> Circuit:
-    """From the logits back: the edges that alone do at least the threshold's
-    damage, among those into nodes that were kept.
-
-    What is kept is what `exact` scores at least the threshold, as far as it is connected to the logits by
-    kept edges; other receivers are never evaluated. MLPs are nodes like any other.
-
-    Args:
-        model: a loaded model.
-        task: all its examples are used.
-        threshold: an edge is kept if its damage alone, in the metric's units
-            (nats for kl_divergence), is at least this.
-        metric: any; by default kl_divergence, as for `acdc` and `exact`.
-        ablation: what a removed edge carries; noising.
-        split_qkv: query, key and value as separate receivers.
-        batch_size: examples in one forward; another size changes roundings only.
-        progress: called with (receivers done or passed over, in all).
-
-    Returns:
-        The circuit, not pruned; the score of an edge is its damage.
-
-    Raises:
-        CircuitDiscoveryError: a threshold that is not a finite number; an unknown metric or ablation.
-
-    >>> import circuitdiscovery as cd
-    >>> from circuitdiscovery.search.path_patching import trace_back
-    >>> model = cd.load_model("toy")
-    >>> circuit = trace_back(model, cd.load_task("ioi", model, examples=4), threshold=0.1)
-    """
-    _finite(threshold)
-    graph = Graph.from_model(model, split_qkv=split_qkv)
-    setup = Setup.of(model, task, graph, metric=metric or KL, ablation=ablation, batch_size=batch_size)
-    if progress:
-        progress(0, len(graph.receivers))
-    found, full = cases(setup)
-    bound = setup.metric.against(by_rows(full))
-
-    def measure(logits: Sequence[Tensor]) -> np.ndarray:
-        return bound.damage(0.0, mean_metric(task, found, bound, logits))
-
-    mask, scores = np.zeros_like(graph.allowed), np.zeros(graph.allowed.shape)
-    # every reader before what it reads
-    for done, receiver in enumerate(reversed(range(len(graph.receivers)))):
-        if graph.leading(mask)[receiver]:
-            scores[:, receiver] = rises(found, graph.allowed, receiver, measure)
-            mask[:, receiver] = graph.allowed[:, receiver] & (scores[:, receiver] >= threshold)
-        if progress:
-            progress(done + 1, len(graph.receivers))
-    options = setup.options(threshold=threshold)
-    return Circuit(graph, mask, scores, provenance(model, task, "trace_back", options))

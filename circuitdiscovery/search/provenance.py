@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.task.encoder import tokenizer_digest
 from circuitdiscovery.task.task import Task
+from circuitdiscovery.task.tokenization import tokenizer_digest
 
 _PACKAGES = ("circuitdiscovery", "torch", "transformers", "numpy")
 

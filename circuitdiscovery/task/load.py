@@ -13,7 +13,6 @@ from typing import Any
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.registry import canonical
-from circuitdiscovery.task.encoder import Encoder, HasTokenizer, encoder_of
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.prompts import Apart, draw
 from circuitdiscovery.task.read import counterfactual_of, read_task
@@ -21,6 +20,7 @@ from circuitdiscovery.task.saved import Drawn, Kept, SavedTask, check_tokenizer
 from circuitdiscovery.task.table import Table, table_of
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.task.taskfile import TaskFile
+from circuitdiscovery.task.tokenization import Encoder, HasTokenizer, encoder_of
 from circuitdiscovery.task.vocabulary import Vocabulary
 
 EXAMPLES = 64  # of a task that can draw any number: enough for a stable ranking, few enough for a CPU
@@ -56,6 +56,9 @@ def load_task(
         metric: in place of the task's own.
         skip_bad: go on without the rows of a table that cannot be used;
             `info["skipped"]` says how many these are.
+
+    Returns:
+        The task, with as many held-out examples as it has examples where the source has enough.
 
     Raises:
         CircuitDiscoveryError: for a broken file, rows that do not fit (counted, the first

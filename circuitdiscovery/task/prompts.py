@@ -18,12 +18,12 @@ from functools import cached_property
 from itertools import islice
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.task.encoder import Encoder
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.form import Form, corrupted, forms
 from circuitdiscovery.task.generators import generator_of
 from circuitdiscovery.task.table import Row
 from circuitdiscovery.task.taskfile import Counterfactual, TaskFile
+from circuitdiscovery.task.tokenization import Encoder
 from circuitdiscovery.task.vocabulary import Vocabulary, vocabulary
 
 FRESH_TRIES = 200  # counterfactuals drawn for one clean prompt until one is as long

@@ -21,7 +21,14 @@ SUFFIXES = (".toml", ".csv", ".jsonl", ".json")
 
 
 def shipped_tasks() -> list[str]:
-    """The names of the tasks that come with the package, sorted."""
+    """The names of the tasks that come with the package, sorted.
+
+    Returns:
+        What `load_task` takes by name.
+
+    >>> shipped_tasks()[0]
+    'gendered_pronoun'
+    """
     return sorted(path.stem for path in data_folder("tasks").glob("*.toml"))
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_json
 from circuitdiscovery.registry import canonical
-from circuitdiscovery.task.encoder import Encoder
 from circuitdiscovery.task.example import Example
+from circuitdiscovery.task.tokenization import Encoder
 from circuitdiscovery.values import read
 
 if TYPE_CHECKING:

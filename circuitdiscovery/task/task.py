@@ -17,10 +17,10 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import data_frame, ending, write_json
 from circuitdiscovery.task.batch import Batch, batches
-from circuitdiscovery.task.encoder import HasTokenizer, encoder_of
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.saved import saved_task
 from circuitdiscovery.task.table import table_of
+from circuitdiscovery.task.tokenization import HasTokenizer, encoder_of
 from circuitdiscovery.task.tokens import as_python, examples_of_tokens, positions_of_rows
 from circuitdiscovery.values import plain, table
 

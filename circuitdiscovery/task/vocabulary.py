@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from circuitdiscovery.task.encoder import Encoder
 from circuitdiscovery.task.form import forms
 from circuitdiscovery.task.generators import GeneratedWords, generator_of
 from circuitdiscovery.task.taskfile import Ref, TaskFile, Text
+from circuitdiscovery.task.tokenization import Encoder
 
 Words = Mapping[str, Mapping[str, Sequence[str]]]  # list -> column -> words
 

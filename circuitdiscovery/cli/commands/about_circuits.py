@@ -51,8 +51,8 @@ def evaluate(circuit: str, measure: str, as_json: bool, **given: Any) -> None:
     result = measured(model, task, found, scores, options, effort=measure)
     show(result, as_json)
     if not as_json:
-        from circuitdiscovery.reporting.contents import mass
-        from circuitdiscovery.reporting.words import told
+        from circuitdiscovery.reporting.data import mass
+        from circuitdiscovery.reporting.sentences import told
 
         for line in told(result.to_dict(), {"scores": mass(scores, None), "searched": None}):
             click.echo(line)

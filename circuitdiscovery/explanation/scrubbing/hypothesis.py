@@ -188,6 +188,9 @@ def load_hypothesis(name_or_path: str | Path) -> Hypothesis:
     Args:
         name_or_path: what ends in .toml is a path.
 
+    Returns:
+        The hypothesis, which `scrub` tests.
+
     Raises:
         CircuitDiscoveryError: no such hypothesis; broken TOML, by line; a field
             that is missing, unknown or of another type.

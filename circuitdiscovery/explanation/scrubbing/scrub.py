@@ -82,6 +82,9 @@ def scrub(
         batch_size: examples in one forward, each with all its draws.
         progress: called with (hypotheses tested, in all).
 
+    Returns:
+        How much of the model's behaviour is left under the hypothesis, and under others of its shape.
+
     Raises:
         CircuitDiscoveryError: a hypothesis of another task, or that does not fit the model; variables that
             the examples lack; a tree of more than 10,000 nodes.

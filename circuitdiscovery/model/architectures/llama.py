@@ -1,7 +1,8 @@
-"""Llama, Mistral, Qwen2 and 3, SmolLM3: RMSNorm, gated MLPs, rotary positions, grouped keys and values."""
+"""Llama, Mistral, Qwen2: RMSNorm, gated MLPs, rotary positions, grouped keys and values."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from circuitdiscovery.model.architectures.architecture import (
@@ -19,14 +20,23 @@ def norm(config: Any, weights: Weights, at: str) -> Norm:
     return Norm(weights[f"{at}.weight"], None, config.rms_norm_eps, kind="rms")
 
 
-def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
-    """Biases where the file has some."""
+def block(
+    config: Any,
+    weights: Weights,
+    layer: int,
+    *,
+    normed: Callable[[Any, Weights, str], Norm] = norm,
+    before_mlp: str = "post_attention_layernorm",
+    **how: Any,
+) -> Block:
+    """Biases where the file has some; for other families another kind of
+    norm, and another one that the MLP reads through."""
     at = f"model.layers.{layer}."
     attention, mlp = at + "self_attn.", at + "mlp."
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     b_q, b_k, b_v = (optional_heads(weights.get(f"{attention}{x}_proj.bias"), d_head) for x in "qkv")
     return Block(
-        norm1=norm(config, weights, at + "input_layernorm"),
+        norm1=normed(config, weights, at + "input_layernorm"),
         W_Q=heads(weights[attention + "q_proj.weight"], d_head),
         W_K=heads(weights[attention + "k_proj.weight"], d_head),
         W_V=heads(weights[attention + "v_proj.weight"], d_head),
@@ -34,7 +44,7 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
         W_O=heads(weights[attention + "o_proj.weight"].T, d_head),
         b_O=weights.get(attention + "o_proj.bias"),
         scale=d_head**-0.5,
-        norm2=norm(config, weights, at + "post_attention_layernorm"),
+        norm2=normed(config, weights, at + before_mlp),
         W_in=weights[mlp + "up_proj.weight"], b_in=weights.get(mlp + "up_proj.bias"),
         W_gate=weights[mlp + "gate_proj.weight"], b_gate=weights.get(mlp + "gate_proj.bias"),
         W_out=weights[mlp + "down_proj.weight"], b_out=weights.get(mlp + "down_proj.bias"),

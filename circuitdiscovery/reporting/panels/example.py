@@ -7,7 +7,7 @@ from typing import Any
 
 from circuitdiscovery.circuit import numbers
 from circuitdiscovery.registry import ablation_words
-from circuitdiscovery.reporting import words
+from circuitdiscovery.reporting import sentences
 from circuitdiscovery.reporting.folder import Run
 from circuitdiscovery.reporting.panels.panel import Json, Panel, beside
 
@@ -21,10 +21,10 @@ def values(run: Run) -> dict[str, Any]:
     evaluation = run.evaluation
     return {
         "facts": facts(run),
-        "command": words.command(run.options),
+        "command": sentences.command(run.options),
         "example": _example(run.contents),
-        "metric_meaning": words.METRIC_MEANING.get(evaluation["metric"]),
-        "ablation": words.ABLATIONS.get(evaluation["ablation"], evaluation["ablation"]),
+        "metric_meaning": sentences.METRIC_MEANING.get(evaluation["metric"]),
+        "ablation": sentences.in_words("ablation", evaluation["ablation"]),
     }
 
 
@@ -63,7 +63,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
             f"{evaluation['metric']}, {how}, {evaluation['direction']}; {_EFFORTS[run.effort]}",
         ),
         *(
-            [("scores", words.mass(run.contents["scores"]))]
+            [("scores", sentences.mass(run.contents["scores"]))]
             if run.contents and run.contents["scores"]
             else []
         ),

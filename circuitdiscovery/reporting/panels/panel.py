@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuitdiscovery.registry import METRICS
 from circuitdiscovery.reporting.folder import Run
+from circuitdiscovery.reporting.sentences import in_words
 
 Json = Mapping[str, Any]
 
@@ -40,13 +40,10 @@ def cards_of(run: Run) -> dict[str, Json]:
 
 def shared(run: Run) -> dict[str, Any]:
     """What every template is given."""
-    from circuitdiscovery.reporting import words
-
-    metric = run.evaluation["metric"]
     return {
         "run": run,
         "known": list(cards_of(run)),
         "measured": run.effort != "none",
-        "metric": words.METRICS.get(metric) or (METRICS[metric].words if metric in METRICS else metric),
+        "metric": in_words("metric", run.evaluation["metric"]),
         "missing": run.missing or (run.contents["no_cards"] if run.contents else None),
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitdiscovery.circuit import numbers
-from circuitdiscovery.reporting import words
+from circuitdiscovery.reporting import sentences
 from circuitdiscovery.reporting.drawing import colours, letters
 from circuitdiscovery.reporting.folder import Run, roles_of
 from circuitdiscovery.reporting.panels.panel import Json, Panel, beside, cards_of
@@ -37,7 +37,7 @@ def rows(roles: Mapping[str, Sequence[str]], cards: Mapping[str, Json]) -> list[
             "role": role,
             "letter": marks[role],
             "colour": tints[role],
-            "meaning": words.meaning(role),
+            "meaning": sentences.meaning(role),
             "cards": [dict(cards[node]) | {"looks": looks(cards[node])} for node in nodes],
         }
         for role, nodes in roles.items()

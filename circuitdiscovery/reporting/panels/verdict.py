@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from circuitdiscovery.graph.nodes import parsed
-from circuitdiscovery.reporting import words
+from circuitdiscovery.reporting import sentences
 from circuitdiscovery.reporting.folder import Run
 from circuitdiscovery.reporting.panels.panel import Panel, beside
 
@@ -15,7 +15,7 @@ def values(run: Run) -> dict[str, Any]:
     graph = run.circuit.graph
     nodes = [node for node in run.circuit.nodes if parsed(node).kind in ("head", "mlp")]
     heads = graph.n_layers * (graph.n_heads + graph.has_mlp)
-    return {"verdict": words.verdict(run.evaluation, len(nodes), heads, run.contents)}
+    return {"verdict": sentences.verdict(run.evaluation, len(nodes), heads, run.contents)}
 
 
 VERDICT = Panel(beside(__file__), values, (("verdict", "Verdict"),))

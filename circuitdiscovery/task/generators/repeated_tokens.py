@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.task.encoder import Encoder
 from circuitdiscovery.task.example import Example, resolve_position
 from circuitdiscovery.task.generators.generator import PromptGenerator
+from circuitdiscovery.task.tokenization import Encoder
 
 if TYPE_CHECKING:
     from circuitdiscovery.task.taskfile import TaskFile

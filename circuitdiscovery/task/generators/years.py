@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.task.encoder import Encoder
 from circuitdiscovery.task.generators.generator import GeneratedWords, PromptGenerator
 from circuitdiscovery.task.taskfile import Ref
+from circuitdiscovery.task.tokenization import Encoder
 
 if TYPE_CHECKING:
     from circuitdiscovery.task.taskfile import TaskFile

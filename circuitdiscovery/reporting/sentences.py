@@ -9,17 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from circuitdiscovery.circuit.numbers import MINUS, interval, number, percent, plural
+from circuitdiscovery.registry import TABLES
 from circuitdiscovery.reporting.options import Options
 
-METRICS = {
-    "logit_diff": "logit difference",
-    "logit": "logit of the right answer",
-    "probability": "probability of the right answer",
-    "prob_diff": "probability difference",
-    "nll": "negative log-likelihood",
-    "accuracy": "accuracy",
-    "kl_divergence": "KL divergence from the model",
-}
 METRIC_MEANING = {
     "logit_diff": (
         "the logit of the right answer minus that of the wrong one (means, where there are several)"
@@ -30,14 +22,6 @@ METRIC_MEANING = {
     "nll": "minus the log probability of the right answers, in nats",
     "accuracy": "how often a right answer ranks above every wrong one",
     "kl_divergence": "how far the next-token distribution is from the model's, in nats",
-}
-ABLATIONS = {
-    "resample": "what it carries on the corrupted prompt",
-    "mean": "its mean over corrupted prompts at that position",
-    "mean_all": "its mean over all tokens of the corrupted prompts",
-    "zero": "zero",
-    "noise": "what it carries when noise is added to the clean prompt's embeddings",
-    "random": "random values with the same mean and variance",
 }
 # what a head with each role does, for readers who do not know the word
 ROLES = {
@@ -54,6 +38,15 @@ ROLES = {
 Json = Mapping[str, Any]
 NOTHING = {"noising": "every edge ablated", "denoising": "no edge restored"}
 FAITHFUL, NEAR, PART, WIDE = (0.9, 1.1), (0.8, 1.2), 0.5, 0.5
+
+
+def in_words(kind: str, name: str) -> str:
+    """A metric or an ablation in the registry's words; your own by its name.
+
+    >>> in_words("metric", "nll"), in_words("ablation", "zero"), in_words("metric", "mine")
+    ('negative log-likelihood', 'zero', 'mine')
+    """
+    return (name in TABLES[kind] and TABLES[kind][name].words) or name
 
 
 def meaning(role: str) -> str | None:
@@ -149,7 +142,7 @@ def _size(evaluation: Mapping[str, Any], nodes: int, all_nodes: int) -> str:
 
 
 def _faithfulness(evaluation: Mapping[str, Any]) -> str:
-    metric = METRICS.get(evaluation["metric"], evaluation["metric"])
+    metric = in_words("metric", evaluation["metric"])
     full, kept, empty = (number(evaluation[name]["value"]) for name in ("full", "circuit", "empty"))
     nothing = NOTHING.get(evaluation["direction"], "nothing kept")
     ends = (

@@ -16,6 +16,14 @@ from circuitdiscovery.task.task import Task
 def random(model: Model, task: Task, *, seed: int = 0, split_qkv: bool = True) -> Scores:
     """Scores drawn from a standard Gaussian, one per edge, by the seed.
 
+    Args:
+        model, task: whose edges are scored; the task is only named in the provenance.
+        seed: of the draws.
+        split_qkv: query, key and value as separate receivers.
+
+    Returns:
+        One number per edge that says nothing about it.
+
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
     >>> scores = cd.random(model, cd.load_task("ioi", model, examples=4), seed=1)
