@@ -240,6 +240,25 @@ def test_in_half_precision_from_a_folder(network: Any, tmp_path: Path) -> None:
     assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        *((kind, {"sliding_window": 18}) for kind in (*SIZES, "GPT2Config", "LlamaConfig", "GemmaConfig")),
+        ("LlamaConfig", {"sliding_window": 18, "layer_types": ["sliding_attention"] * 3}),
+        ("MistralConfig", {"sliding_window": 18, "layer_types": ["full_attention"] * 3}),
+        ("Qwen2Config", {"sliding_window": 18, "use_sliding_window": True, "max_window_layers": 1}),
+    ],
+    ids=str,
+)
+def test_a_window_counts_where_the_family_has_one(kind: str, changes: dict[str, Any]) -> None:
+    """Longer prompts than those of the proof at load, which sees no window of this size."""
+    network, prompts = random_model(config_of(kind, changes)), random_prompts(VOCABULARY, 4, 30)
+    model = cd.load_model((network, None))
+    logits = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
+    expected = hf_logits(network, prompts.clean)
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 def test_an_object_that_was_converted_to_a_half_precision(network: Any) -> None:
     """Its tables are rounded then, of angles and scales, and the float32 proof is by precise ones."""
     half = copy.deepcopy(network).to(torch.bfloat16)

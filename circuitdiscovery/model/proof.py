@@ -120,8 +120,8 @@ def _fill_tables(hf: Any) -> None:
     """
     for parameter in hf.parameters():
         parameter._is_hf_initialized = True  # or it would be drawn at random
-    theirs: Any = next((module for module in hf.modules() if hasattr(module, "_init_weights")), None)
-    for module in [] if theirs is None else theirs.modules():
+    theirs: Any = next((module for module in hf.modules() if hasattr(module, "_init_weights")), nn.Module())
+    for module in theirs.modules():
         if any(module.get_buffer(name).is_floating_point() for name in module._non_persistent_buffers_set):
             theirs._init_weights(module)  # pyright: ignore[reportOptionalMemberAccess]
 

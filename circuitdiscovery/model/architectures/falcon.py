@@ -20,14 +20,12 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     groups = config.num_kv_heads if grouped else 1 if config.multi_query else n_heads
     d_head = config.hidden_size // n_heads
 
-    def split(joint: Tensor | None) -> tuple[Tensor | None, ...]:
+    def split(joint: Tensor | None) -> tuple[Any, ...]:
         """Of queries, keys and values; copies, as a fused product is served by no strided view."""
         if joint is None:
             return None, None, None
         parts = heads(joint, d_head).unflatten(0, (groups, -1))
-        return tuple(
-            part.flatten(0, 1).contiguous() for part in parts.split([n_heads // groups, 1, 1], dim=1)
-        )
+        return tuple(x.flatten(0, 1).contiguous() for x in parts.split([n_heads // groups, 1, 1], dim=1))
 
     (w_q, w_k, w_v), (b_q, b_k, b_v) = (
         split(weights.get(f"{attention}query_key_value.{kind}")) for kind in ("weight", "bias")
@@ -37,7 +35,7 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     norm1, norm2 = (norm(config, weights, at + name) for name in names)
     return Block(
         norm1=norm1, norm2=norm2,
-        W_Q=w_q, W_K=w_k, W_V=w_v, b_Q=b_q, b_K=b_k, b_V=b_v,  # pyright: ignore[reportArgumentType]
+        W_Q=w_q, W_K=w_k, W_V=w_v, b_Q=b_q, b_K=b_k, b_V=b_v,
         W_O=heads(weights[attention + "dense.weight"].T, d_head), b_O=weights.get(attention + "dense.bias"),
         scale=d_head**-0.5,
         W_in=weights[mlp + "dense_h_to_4h.weight"], b_in=weights.get(mlp + "dense_h_to_4h.bias"),
