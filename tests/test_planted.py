@@ -278,7 +278,7 @@ def test_nodes_are_used_once() -> None:
         "a0.h0", query=program.positions, key=program.positions, match=lambda q, k: q == k, value=value
     )
     for node in ("a0.h0", "a1.h0", "a0.h1"):
-        with pytest.raises(cd.CircuitDiscoveryError, match="no idle head"):
+        with pytest.raises(cd.CircuitDiscoveryError, match="not an idle head"):
             program.attend(
                 node, query=program.positions, key=program.positions, match=lambda q, k: q == k, value=value
             )
