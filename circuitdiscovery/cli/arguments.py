@@ -172,3 +172,18 @@ def _own_option(name: str, option: Option) -> Callable[..., Any]:
         return click.option(flag, is_flag=True, default=None, help=words)
     metavar = "|".join(option.kind) if isinstance(option.kind, tuple) else "N"
     return click.option(flag, type=Checked(option.read, metavar), help=words)
+
+
+def on_prompts(command: Callable[..., None]) -> Callable[..., None]:
+    """How many prompts a command draws, by which seed, and where and how they run."""
+    options = (
+        click.option("--metric", type=METRIC, help="[default: the task's]"),
+        click.option("--examples", type=COUNT, help="Prompt pairs.  [default: 64, or half of a table]"),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="For everything that is drawn."),
+        click.option("--batch-size", type=COUNT, help="[default: what memory allows]"),
+        click.option("--device", type=DEVICE, help="[default: a GPU if there is one]"),
+        click.option("--dtype", type=DTYPE, default="float32", show_default=True),
+    )
+    for option in reversed(options):  # as decorators are applied
+        command = option(command)
+    return command
