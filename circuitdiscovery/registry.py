@@ -27,9 +27,8 @@ from typing import Any, Literal, cast
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.text import finite, whole
 
-DEFAULT_THRESHOLD = (
-    0.002  # nats: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
-)
+# nats: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
+DEFAULT_THRESHOLD = 0.002
 DIRECTIONS = ("noising", "denoising")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 KL = "kl_divergence"
@@ -277,9 +276,8 @@ ABLATIONS: dict[str, Ablation] = {  # the words say what an edge then carries
 
 # ------------------------------------------------------------------ models, reports, benchmarks
 
-ARCHITECTURES: dict[
-    str, Entry
-] = {  # by Hugging Face's model_type; the file, which holds its name in capitals
+# by Hugging Face's model_type; each file holds its own name in capitals
+ARCHITECTURES: dict[str, Entry] = {
     kind: Entry(f".model.architectures.{file}:{file.upper()}", words)
     for kind, file, words in (
         ("gpt2", "gpt2", "LayerNorm, learnt positions"),
@@ -307,7 +305,7 @@ GENERATORS: dict[str, Entry] = {  # of prompts, by the kind that a task file's [
     "repeated_tokens": Entry(".task.generators.repeated_tokens:GENERATOR", "random tokens, said twice"),
 }
 SUITES: dict[str, Entry] = {  # of the benchmark; the last two: one of the published circuits
-    name: Entry(".benchmark.suites:problems", words)
+    name: Entry(".benchmark.suites:entries", words)
     for name, words in {
         "planted": "models whose circuit is known by construction",
         "toy": "the bundled model's tasks",
@@ -360,26 +358,39 @@ def valid(kind: Kind) -> tuple[str, ...]:
 def canonical(kind: Kind, name: str) -> str:
     """The name with underscores, where it is one of its kind; hyphens are taken too, and what others call it.
 
-    A method, a metric or an ablation of your own is `module:name`; it gets a line in its table.
+    Names come from files, too, so nothing is imported here: see `opened`.
 
     Raises:
-        CircuitDiscoveryError: a name that is not one of its kind; a module that cannot be imported.
+        CircuitDiscoveryError: a name that is not one of its kind.
 
     >>> canonical("method", "eap-ig"), canonical("metric", "kl")
     ('eap_ig', 'kl_divergence')
     """
-    if kind in _OPEN and ":" in name:
-        table = cast(MutableMapping[str, Entry], TABLES[kind])
-        if name not in table:
-            entry = _OPEN[kind](name)
-            entry.load()
-            table[name] = entry
+    if name in TABLES.get(kind, {}):
         return name
     found = str(name).replace("-", "_")
     found = ALIASES.get(kind, {}).get(found, found)
     if found not in valid(kind):
         raise unknown(kind, name, valid(kind))
     return found
+
+
+def opened(kind: Kind, name: str) -> str:
+    """As `canonical`, of a name that a user types: your own method, metric or ablation is `module:name`,
+    which is imported and gets a line in its table.
+
+    Raises:
+        CircuitDiscoveryError: a name that is not one of its kind; a module that cannot be imported.
+    """
+    if kind not in _OPEN or ":" not in name:
+        return canonical(kind, name)
+    table = cast(MutableMapping[str, Entry], TABLES[kind])
+    if name not in table:
+        entry = _OPEN[kind](name)
+        if not callable(entry.load()):
+            raise CircuitDiscoveryError(f"{kind} {name!r} is a {type(entry.load()).__name__}, not a function")
+        table[name] = entry
+    return name
 
 
 def ablation_words(name: str, mean_over: int | None) -> str:

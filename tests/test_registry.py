@@ -109,6 +109,23 @@ def test_a_method_of_a_file_beside(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert wrong.exit_code == 2 and "'beside:tails'" in wrong.output and "tails" in wrong.output
 
 
+def test_a_name_in_a_file_imports_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run or a task that names a module is refused: files are data. Typed by the user, the same name is imported."""
+    monkeypatch.chdir(tmp_path)
+    Path("named.py").write_text("from pathlib import Path\n\nPath('ran').touch()\n\n\ndef f(*_):\n    pass\n")
+    folder = discovered("--method", "eap", "--edges", "9", "--measure", "none")
+    record = folder / "run.json"
+    record.write_text(record.read_text("utf-8").replace('"metric": null', '"metric": "named:f"'), "utf-8")
+    assert "named:f" in record.read_text("utf-8")
+    for command in ("evaluate", "explain"):
+        refused = CliRunner().invoke(cli, [command, "run"])
+        assert refused.exit_code != 0 and "named:f" in str(refused.exception or refused.output)
+    with pytest.raises(cd.CircuitDiscoveryError, match="named:f"):
+        cd.load_task("ioi", cd.load_model("toy"), examples=4, metric="named:f")
+    assert not Path("ran").exists()
+    assert registry.opened("metric", "named:f") == "named:f" and Path("ran").exists()
+
+
 def test_a_metric_from_outside() -> None:
     def margin(logits: torch.Tensor, batch: Any) -> torch.Tensor:
         return logits.gather(-1, batch.correct[:, :1].expand(*logits.shape[:-1], 1))[..., 0] - logits.amax(-1)

@@ -15,7 +15,7 @@ from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.registry import METHODS, canonical
+from circuitdiscovery.registry import BENCHMARK_ONLY, METHODS, canonical, opened
 from circuitdiscovery.task.task import Task
 
 Found = Scores | Circuit | Sequence[Circuit]
@@ -41,13 +41,14 @@ def resolve(name: str) -> tuple[str, Run]:
         CircuitDiscoveryError: an unknown name; a module that cannot be imported or has no such function.
     """
     try:
-        known = canonical("benchmark method", name) if ":" not in name else canonical("method", name)
+        known = opened("method", name) if ":" in name else canonical("benchmark method", name)
     except CircuitDiscoveryError as error:
         hint = "" if ":" in name else "; or your own as module:function"
         raise CircuitDiscoveryError(f"{error}{hint}") from None
-    method = METHODS[known.removesuffix("_denoising")]
+    other_direction = known in BENCHMARK_ONLY
+    method = METHODS[known.removesuffix("_denoising") if other_direction else known]
     search: Any = method.load()
-    if known != known.removesuffix("_denoising"):
+    if other_direction:
         search = partial(search, direction="denoising")
     sweeps = {"threshold": at_thresholds, "edges": at_sizes}
     return known, partial(sweeps[method.sizes], search) if method.sizes in sweeps else search

@@ -21,6 +21,7 @@ from circuitdiscovery.registry import (
     Kind,
     Option,
     canonical,
+    opened,
     valid,
 )
 from circuitdiscovery.reporting.options import check_model
@@ -47,7 +48,7 @@ class Checked(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]  #
 
 def one_of(kind: Kind) -> Checked:
     return Checked(
-        lambda value: canonical(kind, value),
+        lambda value: opened(kind, value),
         "|".join(name.replace("_", "-") for name in valid(kind)),
     )
 

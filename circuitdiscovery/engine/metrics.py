@@ -83,7 +83,10 @@ def _from_registry(name: str, full: Callable[[Batch], Tensor]) -> BoundMetric:
     def divergence(logits: Tensor, batch: Batch) -> Tensor:
         return function(full(batch), logits)
 
-    measured = divergence if known.divergence else function
+    def alone(logits: Tensor, batch: Batch) -> Tensor:
+        return _of_examples(function(logits, batch), logits, name)
+
+    measured = divergence if known.divergence else alone
     return BoundMetric(name, known.higher_is_better, measured, known.divergence, known.skewed, known.share)
 
 
@@ -197,12 +200,7 @@ def bind(
 
 def _own(metric: Metric, task: Task) -> Callable[[Tensor, Batch], Tensor]:
     def measured(logits: Tensor, part: Task) -> Tensor:
-        values = metric.function(logits, part)
-        if not isinstance(values, Tensor) or values.shape != logits.shape[:-1]:
-            raise CircuitDiscoveryError(
-                f"metric {metric.name!r} must return a tensor of [examples] = [{len(logits)}]"
-            )
-        return values
+        return _of_examples(metric.function(logits, part), logits, metric.name)
 
     def function(logits: Tensor, batch: Batch) -> Tensor:
         part = task.select(batch.rows.tolist())
@@ -210,6 +208,15 @@ def _own(metric: Metric, task: Task) -> Callable[[Tensor, Batch], Tensor]:
         return torch.stack(each).reshape(logits.shape[:-1])
 
     return function
+
+
+def _of_examples(values: Any, logits: Tensor, name: str) -> Tensor:
+    """A metric's values, if there is one for each example."""
+    if not isinstance(values, Tensor) or values.shape != logits.shape[:-1]:
+        raise CircuitDiscoveryError(
+            f"metric {name!r} must return a tensor of [examples] = [{logits.shape[-2]}]"
+        )
+    return values
 
 
 def _not_given(batch: Batch) -> Tensor:

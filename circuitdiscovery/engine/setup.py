@@ -4,7 +4,7 @@ there, and by which metric it is measured.
 Searches and measurements stand on it. Two decisions are made here and nowhere else:
 
 - Denoising runs the corrupted prompts, where the edges that are *not* restored carry the current output and
-  the restored ones the clean run's: its mask is complemented once (`carried`), and no ablation enters.
+  the restored ones the clean run's: its mask is complemented once (`carrying`), and no ablation enters.
 - How many examples are run at once where no batch size is asked for, by the bytes of their replacements.
 """
 
@@ -52,7 +52,6 @@ class Setup:
         model, task, graph: which model, on all examples of which task, by which edges.
         metric: a divergence is from the logits that `metric.against` is given.
         ablation: what a removed edge carries, by name or as it was given.
-        carried: the same as an object; in denoising, of the corrupted run, nothing that is used.
         denoising: whether the corrupted run is mended, and not the clean one damaged.
         batch_size: examples in one forward; None: as many as fit.
     """
@@ -62,7 +61,6 @@ class Setup:
     graph: Graph
     metric: BoundMetric
     ablation: str | Ablation
-    carried: Ablation
     denoising: bool
     batch_size: int | None
 
@@ -79,8 +77,7 @@ class Setup:
         batch_size: int | None = None,
         plain: bool = False,
     ) -> Setup:
-        """A setup from what public functions are given; what an ablation
-        needs of the whole task is computed here, once.
+        """A setup from what public functions are given.
 
         Args:
             model, task, ablation, direction, batch_size: as in `run_circuit`.
@@ -93,9 +90,14 @@ class Setup:
         """
         denoising = canonical("direction", direction) == "denoising"
         bound = bind(metric or task.metric, model, task, plain=plain)
-        # in denoising a name stands for itself alone: nothing is computed of it
-        carried = on_demand(model, task, "zero" if denoising and name_of(ablation) else ablation)
-        return cls(model, task, graph or model.graph, bound, ablation, carried, denoising, batch_size)
+        name_of(ablation)  # an unknown one is refused at once
+        return cls(model, task, graph or model.graph, bound, ablation, denoising, batch_size)
+
+    @cached_property
+    def carried(self) -> Ablation:
+        """What a removed edge carries in noising; what it needs of the whole task is computed when it is
+        first needed, after a search has said that it began."""
+        return on_demand(self.model, self.task, self.ablation)
 
     @property
     def direction(self) -> str:
@@ -115,7 +117,11 @@ class Setup:
     @cached_property
     def mean_over(self) -> int | None:
         """The fewest prompts that a replacement is a mean over; None: it is not a mean."""
-        return None if self.denoising else mean_over(_given(self.ablation, self.carried), self.batches)
+        if self.denoising:
+            return None
+        # replacements that were given know it of held-out examples, too
+        known = self.carried if isinstance(self.ablation, str) else self.ablation
+        return mean_over(known, self.batches)
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -185,13 +191,6 @@ class Setup:
         for batch, patched in parts:
             logits[batch.rows] = patched.logits(self.carrying(self.graph.allowed))
         return finite_logits(distributed.total(logits), range(count), "clean")
-
-
-def _given(ablation: str | Ablation, carried: Ablation) -> Ablation:
-    """What knows how many prompts a mean is over: replacements that were
-    given know it of held-out examples, too.
-    """
-    return carried if isinstance(ablation, str) else ablation
 
 
 def replacement_bytes(model: Model, tokens: int) -> int:

@@ -29,7 +29,7 @@ from circuitdiscovery.model.run import parameters
 _MERGED_BYTES = 2**25  # of what sources write in one run of several versions
 _OVERHEAD = 3e7  # FLOP in the time that a layer costs beside its products
 _KEPT = 32  # FLOP in the time that a number costs which is kept for later
-_ADDED = 10  # adding up a stream's sources costs so many times its share in a product (as in forward.py)
+_ADDED = 10  # adding up a stream's sources costs so many times its share in a product (as in sums.py)
 
 
 def model_flop(model: Model) -> float:

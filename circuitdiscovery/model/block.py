@@ -74,9 +74,8 @@ class Rotary:
 
     frequencies: Tensor  # [rotary / 2], float32 as in Hugging Face
     scaling: float  # of cos and sin (YaRN's attention factor)
-    neighbours: bool = (
-        False  # whether dimension 2i goes with 2i + 1 (GPT-J), and not with the half's other one
-    )
+    # whether dimension 2i goes with 2i + 1 (GPT-J), and not with the half's other one
+    neighbours: bool = False
 
     def __call__(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """[..., position, d_head] -> the same, each position's pairs turned by its

@@ -201,12 +201,13 @@ def _attribute(
     graph = Graph.from_model(model, split_qkv=split_qkv)
     how: dict[str, Any] = {"metric": metric, "ablation": ablation, "batch_size": batch_size}
     setup = Setup.of(model, task, graph, **how, plain=True)
-    bound, carried = setup.metric, setup.carried
+    bound = setup.metric
     if bound.divergence and tuple(at) == (1.0,):
         raise CircuitDiscoveryError(_NO_GRADIENT)
     done, share = 0, len(distributed.share(task))
     if progress:
         progress(done, share)
+    carried = setup.carried
     given = not isinstance(ablation, str)  # and not to be written to
     dtype = torch.promote_types(model.dtype, torch.float32)
     total = torch.zeros(graph.allowed.shape, device=model.device, dtype=dtype)
