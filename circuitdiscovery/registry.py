@@ -345,11 +345,7 @@ ALIASES: dict[str, dict[str, str]] = {
 
 
 def valid(kind: Kind) -> tuple[str, ...]:
-    """The names of a kind that there are now.
-
-    >>> valid("direction")
-    ('noising', 'denoising')
-    """
+    """The names of a kind that there are now."""
     if kind == "benchmark method":
         return (*METHODS, *BENCHMARK_ONLY)
     return tuple(TABLES[kind]) if kind in TABLES else _LISTS[kind]
@@ -386,10 +382,10 @@ def opened(kind: Kind, name: str) -> str:
         return canonical(kind, name)
     table = cast(MutableMapping[str, Entry], TABLES[kind])
     if name not in table:
-        entry = _OPEN[kind](name)
-        if not callable(entry.load()):
-            raise CircuitDiscoveryError(f"{kind} {name!r} is a {type(entry.load()).__name__}, not a function")
-        table[name] = entry
+        found = _OPEN[kind](name).load()
+        if not callable(found):
+            raise CircuitDiscoveryError(f"{kind} {name!r} is a {type(found).__name__}, not a function")
+        table[name] = _OPEN[kind](name)
     return name
 
 
