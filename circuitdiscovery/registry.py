@@ -289,6 +289,8 @@ ARCHITECTURES: dict[str, Entry] = {
         ("phi3", "phi3", "Llama with joint matrices and rotary parts of heads"),
         ("granite", "granite", "Llama with multipliers"),
         ("gemma", "gemma", "Llama with norms from 1 and scaled embeddings"),
+        ("gemma2", "gemma2", "Gemma with norms after attention and MLP, and caps"),
+        ("gemma3_text", "gemma3", "Gemma 2 with norms of queries and keys"),
         ("stablelm", "stablelm", "Llama with LayerNorm, or parallel blocks"),
         ("cohere", "cohere", "parallel blocks behind one LayerNorm, gated MLPs"),
         ("gpt_neox", "gpt_neox", "LayerNorm, rotary positions, parallel blocks"),

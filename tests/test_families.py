@@ -113,6 +113,37 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "cohere whose file names a window": ("CohereConfig", {"sliding_window": 3}),
     "gemma of one group": ("GemmaConfig", {"head_dim": 8, "num_key_value_heads": 1}),
+    "gemma2": ("Gemma2Config", {"head_dim": 8, "sliding_window": 3, "query_pre_attn_scalar": 8}),
+    "gemma2 of wide heads, without caps": (
+        "Gemma2Config",
+        {
+            "head_dim": 12, "num_key_value_heads": 1, "final_logit_softcapping": None,
+            "attn_logit_softcapping": None, "attention_bias": True, "tie_word_embeddings": False,
+        },
+    ),
+    "gemma2 with low caps": (
+        "Gemma2Config",
+        {"head_dim": 8, "num_key_value_heads": 4, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 1.0},
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 8, "sliding_window": 3, "query_pre_attn_scalar": 16,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "gemma3 scaled, with biases": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 16, "num_key_value_heads": 1, "attention_bias": True, "tie_word_embeddings": False,
+            "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 100.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+            },
+            "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0,
+        },
+    ),
     "gpt-neo": ("GPTNeoConfig", {}),
     "gpt-neo untied, of wide heads": (
         "GPTNeoConfig",

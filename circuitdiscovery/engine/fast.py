@@ -113,11 +113,21 @@ class PatchedRun:
         bases: list[Tensor] = []
         x = self.replacement[0]
         for layer, block in enumerate(self.model.blocks):
-            attended = self.replacement[self.graph.heads(layer)].sum(0)
-            y = x + block.out_attention(attended)
+            y = x + block.out_attention(self.replacement[self.graph.heads(layer)].sum(0))
             bases += [x, x if self.graph.parallel else y]
             x = y + self.replacement[self.graph.mlps(layer)].sum(0)
         return (*bases, x)
+
+    @cached_property
+    def mixed(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """For each layer whose heads are added up in a norm of their own: what they write together when every
+        edge is removed, and what that adds to the stream, [N, T, D] both."""
+        together = {
+            layer: self.replacement[self.graph.heads(layer)].sum(0)
+            for layer, block in enumerate(self.model.blocks)
+            if not block.linear
+        }
+        return {layer: (x, self.model.blocks[layer].out_attention(x)) for layer, x in together.items()}
 
     @cached_property
     def at_answer(self) -> Tensor:

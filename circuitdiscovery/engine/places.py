@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -133,23 +134,44 @@ class Places:
         )
         base, upstream = self.of(self.patched.bases[2 * layer + (kind == "m")]), graph.n_upstream(layer, kind)
         if columns[0] == self.receiver:  # alternatives of what it reads from a state
-            assert self.state is not None
-            kept = self.alternatives[versions, :upstream].T
-            return (
-                base[None, :, None]
-                + combine(kept, np.arange(upstream), self.state).transpose(0, 1)[:, :, None]
-            )
-        kept = self.mask[:, columns]
+            kept, total = self.alternatives[versions, :upstream].T, self._alternatives
+        else:
+            kept, total = self.mask[:upstream, columns], partial(self._kept, versions=versions)
+        x = total(base, kept & self._linear[:upstream, None], "streams")
+        for before, (together, added) in self.patched.mixed.items():
+            heads = graph.heads(before)
+            if heads.stop <= upstream and kept[heads].any():
+                own = np.zeros_like(kept)
+                own[heads] = kept[heads]
+                out = self.patched.model.blocks[before].out_attention
+                x = x + (out(total(self.of(together), own, "heads")) - self.of(added)[:, None])
+        return x
+
+    @cached_property
+    def _linear(self) -> np.ndarray:
+        """[S] bool: the sources that are added up in the stream as they are."""
+        linear = np.ones(len(self.fixed), dtype=bool)
+        for layer in self.patched.mixed:
+            linear[self.patched.graph.heads(layer)] = False
+        return linear
+
+    def _alternatives(self, base: Tensor, kept: np.ndarray, name: str) -> Tensor:
+        """[m, P, 1, D]: a base and what is kept of some sources, [S', m] bool, as they are in the state."""
+        assert self.state is not None
+        values = combine(kept, np.arange(len(kept)), self.state)
+        return base[None, :, None] + values.transpose(0, 1)[:, :, None]
+
+    def _kept(self, base: Tensor, kept: np.ndarray, name: str, *, versions: slice) -> Tensor:
+        """[m or 1, P, R, D]: a base and what is kept of some sources, [S', R] bool, in the memory named."""
+        upstream, readers = kept.shape
         slots = (self.moved < upstream).nonzero()[0]
-        x = base[None, :, None].expand(1, -1, len(columns), -1)
+        x = base[None, :, None].expand(1, -1, readers, -1)
         moves = bool(kept[self.moved[slots]].any())
         if moves:
             buffer = self.buffer[versions]
-            out = self.patched.memory(
-                "streams", len(buffer) * buffer.shape[1], len(columns), buffer.shape[-1]
-            )
+            out = self.patched.memory(name, len(buffer) * buffer.shape[1], readers, buffer.shape[-1])
             buffer[:, :, 0] = base  # as one source more, so that one product makes the whole stream
-            weights = np.concatenate([np.ones((1, len(columns)), dtype=bool), kept[self.moved[slots]]])
+            weights = np.concatenate([np.ones((1, readers), dtype=bool), kept[self.moved[slots]]])
             x = combine(weights, np.append(0, 1 + slots), buffer.flatten(0, 1), out).unflatten(
                 0, buffer.shape[:2]
             )

@@ -2,6 +2,8 @@
 
     receiver r reads  (everything as replaced)  +  sum over s of mask[s, r] * (current - replacement) of s
 
+where heads that go through a norm together add what that norm makes of such a sum of theirs.
+
 `Relaxed.gradient` is that of `definition.masked_logits`, by hand across layers, for searches that take many
 steps: what all sources write lies in one tensor, what all receivers read sends its gradient to another, and
 autograd works within one layer at a time. A step is then a few large products, and copies nothing.
@@ -22,7 +24,7 @@ from circuitdiscovery.engine.fast import Memory, PatchedRun
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.projection import centred, projected, pulled
-from circuitdiscovery.model.run import at_position, per_head, unembed
+from circuitdiscovery.model.run import per_head, unembed
 
 # of receivers in one product of the mask's gradient: half of it lies where there is no edge
 _LAYERS_AT_ONCE = 4
@@ -45,6 +47,31 @@ class _Layer:
     attended: Tensor  # [H, P, D]
     read: Tensor | None  # [P, D], what the MLP reads, a leaf
     written: Tensor | None  # [P, D]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One forward and backward.
+
+    Args:
+        patched: a batch under an ablation.
+        mask: [S, R] real.
+        difference: [S, P, D], current - replacement, filled layer by layer.
+        sent: [R - 1, P, D], the gradients at what all receivers but the logits read, filled backwards.
+        rows: [N], the answers' places.
+    """
+
+    patched: PatchedRun
+    mask: Tensor
+    difference: Tensor
+    sent: Tensor
+    rows: Tensor
+
+
+def _sum(base: Tensor, kept: Tensor, values: Tensor) -> Tensor:
+    """[R', P, D]: a base, [P, D], and parts, [R', S'], of what some sources write, [S', P, D]."""
+    out = base.flatten()[None].expand(len(kept), -1)
+    return torch.addmm(out, kept, values.flatten(1)).unflatten(1, base.shape)
 
 
 @dataclass(frozen=True)
@@ -79,33 +106,35 @@ class Relaxed:
         graph, shape = self.graph, patched.start.shape
         places, width = shape[0] * shape[1], shape[2]
         mask = mask.to(patched.start)
-        difference = self.memory("difference", len(graph.sources), places, width)
-        torch.sub(patched.start, patched.replacement[0], out=difference[0].view(shape))
-        layers = [self._forward(layer, patched, mask, difference) for layer in range(graph.n_layers)]
-        # [N], the answers' places
-        rows = torch.arange(shape[0], device=mask.device) * shape[1] + patched.position
-        answers = difference[:, rows]  # [S, N, D]
+        step = _Step(
+            patched,
+            mask,
+            self.memory("difference", len(graph.sources), places, width),
+            self.memory("sent", len(graph.receivers) - 1, places, width),
+            # [N], the answers' places
+            torch.arange(shape[0], device=mask.device) * shape[1] + patched.position,
+        )
+        torch.sub(patched.start, patched.replacement[0], out=step.difference[0].view(shape))
+        layers = [self._forward(layer, step) for layer in range(graph.n_layers)]
+        last = self._read(step, patched.bases[-1], np.array([len(graph.receivers) - 1]), at=step.rows)[0]
         with torch.enable_grad():
-            last = at_position(patched.bases[-1], patched.position) + (mask[:, -1] @ answers.flatten(1)).view(
-                -1, width
-            )
             last.requires_grad_()
             value = loss(unembed(self.model, last))
             (at_answer,) = torch.autograd.grad(value, last)  # [N, D]
-        # the gradients at what receivers but the logits read
-        sent = self.memory("sent", len(graph.receivers) - 1, places, width)
+        mixed = {}
         for layer in reversed(range(graph.n_layers)):
-            self._backward(layer, layers.pop(), mask, sent, at_answer, rows)
-        gradient = self._products(difference, sent)
-        gradient[:, -1] = answers.flatten(1) @ at_answer.flatten()
-        return value.detach(), gradient
+            self._backward(layer, layers.pop(), step, at_answer, mixed)
+        gradient = self._products(step.difference, step.sent)
+        gradient[:, -1] = step.difference[:, step.rows].flatten(1) @ at_answer.flatten()
+        for layer, products in mixed.items():
+            gradient[graph.heads(layer)] = products
+        return value.detach(), gradient * torch.from_numpy(graph.allowed.copy()).to(gradient)
 
-    def _forward(self, layer: int, patched: PatchedRun, mask: Tensor, difference: Tensor) -> _Layer:
-        model, graph, block, shape = self.model, self.graph, self.model.blocks[layer], patched.start.shape
+    def _forward(self, layer: int, step: _Step) -> _Layer:
+        model, graph, block, patched = self.model, self.graph, self.model.blocks[layer], step.patched
+        difference, shape = step.difference, step.patched.start.shape
         columns = [graph.columns(layer, letter) for letter in "qkv"]
-        streams = self._read(
-            patched.bases[2 * layer], np.concatenate(columns), graph.n_upstream(layer), mask, difference
-        )
+        streams = self._read(step, patched.bases[2 * layer], np.concatenate(columns))
         streams, inverse = centred(block.norm1, streams)
         sizes = [len(each) for each in columns]
         parts = zip(streams.split(sizes), inverse.split(sizes), "qkv", strict=True)
@@ -121,13 +150,7 @@ class Relaxed:
         torch.sub(attended.detach(), patched.replacement[heads].flatten(1, 2), out=difference[heads])
         if not graph.has_mlp:
             return _Layer(streams, inverse, made, attended, None, None)
-        read = self._read(
-            patched.bases[2 * layer + 1],
-            graph.columns(layer, "m"),
-            graph.n_upstream(layer, "m"),
-            mask,
-            difference,
-        )[0]
+        read = self._read(step, patched.bases[2 * layer + 1], graph.columns(layer, "m"))[0]
         read.requires_grad_()
         with torch.enable_grad():
             written = block.mlp_writes(read)
@@ -138,26 +161,47 @@ class Relaxed:
         )
         return _Layer(streams, inverse, made, attended, read, written)
 
-    def _read(
-        self, base: Tensor, columns: np.ndarray, upstream: int, mask: Tensor, difference: Tensor
-    ) -> Tensor:
-        """[len(columns), P, D]."""
-        kept = mask[:upstream, torch.from_numpy(columns).to(mask.device)].T  # [R', S']
-        out = base.flatten()[None].expand(len(columns), -1)
-        return torch.addmm(out, kept, difference[:upstream].flatten(1)).unflatten(1, difference.shape[1:])
+    def _read(self, step: _Step, base: Tensor, columns: np.ndarray, at: Tensor | None = None) -> Tensor:
+        """[R', P, D]: what receivers at one place of the stream read, over [N, T, D] that all read; with [N]
+        places only there, [R', N, D]."""
+
+        def some(x: Tensor) -> Tensor:
+            return x if at is None else x[..., at, :]
+
+        graph, upstream = self.graph, int(self.graph.allowed[:, columns].any(1).sum())
+        kept = step.mask[:upstream, torch.from_numpy(columns).to(step.mask.device)].T  # [R', S']
+        values = some(step.difference[:upstream])
+        mixed = {
+            layer: pair for layer, pair in step.patched.mixed.items() if graph.heads(layer).stop <= upstream
+        }
+        linear = kept.clone() if mixed else kept
+        for layer in mixed:
+            linear[:, graph.heads(layer)] = 0
+        x = _sum(some(base.flatten(0, 1)), linear, values)
+        for layer, pair in mixed.items():
+            together, added = (some(each.flatten(0, 1)) for each in pair)
+            heads = graph.heads(layer)
+            x += self.model.blocks[layer].out_attention(_sum(together, kept[:, heads], values[heads])) - added
+        return x
 
     def _backward(
-        self, layer: int, kept: _Layer, mask: Tensor, sent: Tensor, at_answer: Tensor, rows: Tensor
+        self, layer: int, kept: _Layer, step: _Step, at_answer: Tensor, mixed: dict[int, Tensor]
     ) -> None:
         """Fill in what a layer's receivers send back."""
-        graph, block = self.graph, self.model.blocks[layer]
+        graph, block, mask, sent = self.graph, self.model.blocks[layer], step.mask, step.sent
 
         def received(sources: slice, first: int) -> Tensor:
             """[len(sources), P, D]: the gradient at what some sources
             write, from the receivers from one on."""
             gradient = (mask[sources, first:-1] @ sent[first:].flatten(1)).unflatten(1, sent.shape[1:])
-            gradient[:, rows] += mask[sources, -1][:, None, None] * at_answer
+            gradient[:, step.rows] += mask[sources, -1][:, None, None] * at_answer
             return gradient
+
+        def by_heads(first: int) -> Tensor:
+            if block.linear:
+                return received(graph.heads(layer), first)
+            at_heads, mixed[layer] = self._through_norm(layer, step, at_answer, first)
+            return at_heads
 
         columns = [graph.columns(layer, letter) for letter in "qkv"]
         after = int(max(each[-1] for each in columns)) + 1  # the first receiver after these
@@ -165,7 +209,7 @@ class Relaxed:
             (sent[after],) = torch.autograd.grad(
                 kept.written, kept.read, received(graph.mlps(layer), after + 1)[0]
             )
-        gradients = torch.autograd.grad(kept.attended, kept.projected, received(graph.heads(layer), after))
+        gradients = torch.autograd.grad(kept.attended, kept.projected, by_heads(after))
         sizes = [len(each) for each in columns]
         parts = zip(
             kept.streams.split(sizes),
@@ -185,6 +229,30 @@ class Relaxed:
             columns, back = columns[:1], back.unflatten(0, (3, -1)).sum(0)
         sent[torch.from_numpy(np.concatenate(columns)).to(sent.device)] = back
 
+    def _through_norm(self, layer: int, step: _Step, at_answer: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """([H, P, D], [H, R]): the gradients at what heads that go through a norm together write, and in the
+        mask, from the receivers from one on; each receiver has a norm of its own sum."""
+        graph, mask, rows = self.graph, step.mask, step.rows
+        heads, block, last = graph.heads(layer), self.model.blocks[layer], len(graph.receivers) - 1
+        values, together = step.difference[heads], step.patched.mixed[layer][0].flatten(0, 1)
+        products = values.new_zeros(len(values), last + 1)
+
+        def back(columns: slice, values: Tensor, together: Tensor, sent: Tensor) -> Tensor:
+            kept = mask[heads, columns]
+            total = _sum(together, kept.T, values).requires_grad_()
+            with torch.enable_grad():
+                added = block.out_attention(total)
+            (pulled,) = torch.autograd.grad(added, total, sent)
+            products[:, columns] = values.flatten(1) @ pulled.flatten(1).T
+            return (kept @ pulled.flatten(1)).unflatten(1, pulled.shape[1:])
+
+        at_heads, size = torch.zeros_like(values), _LAYERS_AT_ONCE * len(values)
+        for start in range(first, last, size):
+            columns = slice(start, min(start + size, last))
+            at_heads += back(columns, values, together, step.sent[columns])
+        at_heads[:, rows] += back(slice(last, last + 1), values[:, rows], together[rows], at_answer[None])
+        return at_heads, products
+
     def _products(self, difference: Tensor, sent: Tensor) -> Tensor:
         """[S, R]: of what every source writes with what every receiver but the logits sends back."""
         graph = self.graph
@@ -195,4 +263,4 @@ class Relaxed:
             columns = slice(int(some[0]), int(some[-1]) + 1)
             upstream = int(graph.allowed[:, some].any(1).sum())
             out[:upstream, columns] = difference[:upstream].flatten(1) @ sent[columns].flatten(1).T
-        return out * torch.from_numpy(graph.allowed.copy()).to(out)
+        return out

@@ -22,7 +22,7 @@ from torch import Tensor
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.graph.nodes import head_of, letter_of, parsed
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.run import Run, at_position, per_head, plain_run, run_tokens
+from circuitdiscovery.model.run import Run, at_position, per_head, plain_run, run_tokens, stream_after
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
@@ -56,16 +56,12 @@ class Observed:
         The scale of the final norm is frozen at this run, so what all sources and output biases write adds
         up to the logits (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
         """
-        written = at_position(self.sources[row], self.batch.position)
+        written, graph = at_position(self.sources[row], self.batch.position), self.model.graph
+        node = parsed(graph.sources[row])
+        if node.kind == "head" and not (block := self.model.blocks[node.layer]).linear:
+            together = at_position(self.sources[graph.heads(node.layer)].sum(0), self.batch.position)
+            written = block.out_share(together, written)
         return self.model.final_norm.share(self.stream, written)
-
-
-def stream_after(model: Model, sources: Tensor, layers: int) -> Tensor:
-    """[..., D]: the stream after some layers, the sum of what the sources write, [S, ..., D], and b_O."""
-    total = sources[: model.graph.n_upstream(layers)].sum(0)
-    for block in model.blocks[:layers]:
-        total = block.out_attention(total)
-    return total
 
 
 @torch.no_grad()

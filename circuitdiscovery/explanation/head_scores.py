@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.explanation.attention import Observed, at_once, attention, stream_after
+from circuitdiscovery.explanation.attention import Observed, at_once, attention
 from circuitdiscovery.graph.nodes import head_of
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.run import unembed
+from circuitdiscovery.model.run import stream_after, unembed
 from circuitdiscovery.task.task import Task
 
 # random tokens before the repetition, as in Olsson et al.; fewer for a small context or vocabulary
@@ -188,4 +188,5 @@ def _copied(model: Model, node: str, stream: Tensor) -> Tensor:
     layer, head = head_of(node)
     block = model.blocks[layer]
     value = block.head_reads("v", head, stream)
-    return unembed(model, block.written(value[None], [head])[0])
+    written = block.written(value[None], [head])[0]
+    return unembed(model, block.out_share(written, written))

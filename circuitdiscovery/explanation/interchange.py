@@ -122,7 +122,12 @@ class Plain:
         return self._at_node(node, self._written_by(layer, group, other) - self._written_by(layer, group))
 
     def _at_node(self, node: str, difference: Tensor) -> Change:
+        """The change that a node writes [N, T, D] more than it does."""
         layer, head = _place(node)
+        block = self.model.blocks[layer]
+        if head is not None and not block.linear:
+            together = self._written_by(layer, range(self.model.graph.n_heads))
+            difference = block.out_change(together, difference)
         return Change(layer, head is None or self.model.graph.parallel, difference)
 
 

@@ -26,7 +26,7 @@ from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.engine.setup import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.explanation.attention import after_copies, attention_on, stream_after
+from circuitdiscovery.explanation.attention import after_copies, attention_on
 from circuitdiscovery.explanation.interchange import Change, Plain, changed_logits, receivers
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import head_of, parsed
@@ -35,7 +35,7 @@ from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.intervals import difference
 from circuitdiscovery.measure.work import Work
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.run import parameters, unembed
+from circuitdiscovery.model.run import parameters, replaced_logits
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
@@ -120,8 +120,7 @@ class Trials:
                 node: plain.change(node, carried[index[node]])
                 for node in dict.fromkeys([*nodes, *(node for node, _ in cuts)])
             }
-            last = carried[:, torch.arange(len(batch), device=carried.device), batch.position]  # [S, N, D]
-            empty = unembed(self.model, stream_after(self.model, last, self.graph.n_layers))
+            empty = replaced_logits(self.model, carried, batch.position)
             return [
                 *(whole[node] for node in nodes),
                 *(replace(whole[node], reads=each) for node, each in reads),

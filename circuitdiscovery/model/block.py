@@ -53,6 +53,13 @@ class Norm:
         term = term - term.mean(-1, keepdim=True) if self.centred else term
         return term * inverse * self.scale
 
+    def push(self, stream: Tensor, change: Tensor) -> Tensor:
+        """[..., D]: what the normalised stream changes by where the stream does, to first order."""
+        normalised, inverse = self.jacobian(stream)
+        change = change - change.mean(-1, keepdim=True) if self.centred else change
+        along = (change * normalised).mean(-1, keepdim=True)
+        return torch.addcmul(change, normalised, along, value=-1) * (inverse * self.scale)
+
     def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(x' [..., d_model], 1 / s [..., 1]) of the Jacobian g -> (centre(g) - x' mean(g
         x')) / s at a stream, before the weight.
@@ -131,6 +138,8 @@ class Block:
     q_norm: Norm | None = None  # over d_head, of each query, before the rotary embedding
     k_norm: Norm | None = None  # the same of each key
     soft_cap: float | None = None  # c: a score s counts as c tanh(s / c) (Gemma 2)
+    heads_norm: Norm | None = None  # of what all heads write together, b_O included
+    mlp_norm: Norm | None = None  # of what the MLP writes
 
     def projection(self, letter: str) -> tuple[Tensor, Tensor | None]:
         """(weight [heads or groups, d_head, d_model], bias [heads or groups, d_head]) of "q", "k" or "v"."""
@@ -182,12 +191,43 @@ class Block:
         out.baddbmm_(z.flatten(1, -2), take(self.W_O, heads))
 
     def attended(self, z: Tensor) -> Tensor:
-        """[N, T, D]: what all heads write together, and b_O, from what they attend to, [H, N, T, K]."""
-        return F.linear(z.permute(1, 2, 0, 3).flatten(2), self.W_O.flatten(0, 1).T, self.b_O)
+        """[N, T, D]: what all heads add to the stream together, from what they attend to, [H, N, T, K]."""
+        return self._normed(self._together(z, self.b_O))
+
+    def together(self, z: Tensor) -> Tensor:
+        """[N, T, D]: what all heads write together, from what they attend to, [H, N, T, K]."""
+        return self._together(z, None)
+
+    def _together(self, z: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(z.permute(1, 2, 0, 3).flatten(2), self.W_O.flatten(0, 1).T, bias)
+
+    @property
+    def linear(self) -> bool:
+        """Whether what heads write is added up in the stream as it is, with no norm of their sum."""
+        return self.heads_norm is None
 
     def out_attention(self, x: Tensor) -> Tensor:
         """[..., D] that heads write together -> what that adds to the stream."""
-        return x if self.b_O is None else x + self.b_O
+        return self._normed(x if self.b_O is None else x + self.b_O)
+
+    def out_change(self, x: Tensor, change: Tensor) -> Tensor:
+        """[..., D]: what `out_attention` changes by where [..., D] that heads write together does."""
+        return change if self.heads_norm is None else self.out_attention(x + change) - self.out_attention(x)
+
+    def out_push(self, x: Tensor, change: Tensor) -> Tensor:
+        """[..., D]: as `out_change`, to first order."""
+        if self.heads_norm is None:
+            return change
+        return self.heads_norm.push(x if self.b_O is None else x + self.b_O, change)
+
+    def out_share(self, x: Tensor, term: Tensor) -> Tensor:
+        """[..., D]: the share of one term of what heads write together in what that adds to the stream."""
+        if self.heads_norm is None:
+            return term
+        return self.heads_norm.share(x if self.b_O is None else x + self.b_O, term)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return x if self.heads_norm is None else self.heads_norm(x)
 
     def out_mlp(self, x: Tensor) -> Tensor:
         """[..., D] that the MLP writes -> what that adds to the stream."""
@@ -211,7 +251,8 @@ class Block:
             hidden = self.activation(hidden)
         else:
             hidden = self.activation(F.linear(x, self.W_gate, self.b_gate)) * hidden
-        return F.linear(hidden, self.W_out, self.b_out)
+        written = F.linear(hidden, self.W_out, self.b_out)
+        return written if self.mlp_norm is None else self.mlp_norm(written)
 
     @property
     def d_head(self) -> int:

@@ -5,6 +5,7 @@ the forward does not compute is refused.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights, activation
+from circuitdiscovery.model.block import Rotary
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import ARCHITECTURES
 
@@ -30,7 +32,8 @@ _POST_NORM, _MOE, _ALIBI = (
     "ALiBi position biases",
 )
 _KNOWN_REASONS = {
-    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3", "glm4"), _POST_NORM),
+    **dict.fromkeys(("olmo2", "olmo3", "glm4"), _POST_NORM),
+    "gemma3": "images as well as text; its text part is of gemma3_text",
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "olmoe", "gpt_oss"), _MOE),
     **dict.fromkeys(("bloom", "mpt"), _ALIBI),
     **dict.fromkeys(("mamba", "mamba2"), "a state space instead of attention"),
@@ -55,16 +58,18 @@ def check_supported(config: Any, name: str) -> None:
     if getattr(config, "add_cross_attention", False):
         raise CircuitDiscoveryError(f"{name}: cross-attention is not supported")
     rope = getattr(config, "rope_parameters", None) or {}
-    kind, turned = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
-    if kind not in _STATIC_ROPE:
-        raise CircuitDiscoveryError(
-            f"{name}: rotary scaling {kind!r} depends on the prompt's length; supported: "
-            f"{', '.join(_STATIC_ROPE)}"
-        )
-    if not 0 < turned <= 1:  # it is the size of a table
-        raise CircuitDiscoveryError(
-            f"{name}: the rotary part of a head must be above 0 and at most 1, not {turned!r}"
-        )
+    nested = [each for each in rope.values() if isinstance(each, dict)]  # one for each kind of layer
+    for each in nested or [rope]:
+        kind, turned = each.get("rope_type", "default"), each.get("partial_rotary_factor", 1.0)
+        if kind not in _STATIC_ROPE:
+            raise CircuitDiscoveryError(
+                f"{name}: rotary scaling {kind!r} depends on the prompt's length; supported: "
+                f"{', '.join(_STATIC_ROPE)}"
+            )
+        if not 0 < turned <= 1:  # it is the size of a table
+            raise CircuitDiscoveryError(
+                f"{name}: the rotary part of a head must be above 0 and at most 1, not {turned!r}"
+            )
     window = getattr(config, "sliding_window", None)
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise CircuitDiscoveryError(
@@ -92,14 +97,29 @@ def _window(config: Any, layer: int) -> int | None:
     return of_family(config, "sliding_window") if slides else None
 
 
+def _rotary(config: Any, architecture: Architecture, weights: Weights) -> list[Rotary | None]:
+    """Each layer's rotary embedding, where the weights are."""
+    found, layers = architecture.rotary(config), config.num_hidden_layers
+    device = weights[architecture.embedding].device
+
+    def there(rotary: Rotary) -> Rotary:
+        return replace(rotary, frequencies=rotary.frequencies.to(device))
+
+    if isinstance(found, Mapping):
+        placed = {kind: there(each) for kind, each in found.items()}
+        return [placed[kind] for kind in config.layer_types]
+    return [found and there(found)] * layers
+
+
 def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any) -> Model:
     """The model of a supported config and of the weights under Hugging Face's names."""
     architecture = architecture_of(config.model_type)
-    embedding, rotary = weights[architecture.embedding], architecture.rotary(config)
-    turned = rotary and replace(rotary, frequencies=rotary.frequencies.to(embedding.device))
-    how: dict[str, Any] = {"rotary": turned, "activation": activation(architecture.activation(config))}
+    embedding, rotary = weights[architecture.embedding], _rotary(config, architecture, weights)
+    act = activation(architecture.activation(config))
     blocks = tuple(
-        architecture.block(config, weights, layer, window=_window(config, layer), **how)
+        architecture.block(
+            config, weights, layer, window=_window(config, layer), rotary=rotary[layer], activation=act
+        )
         for layer in range(config.num_hidden_layers)
     )
     parallel, has_mlp = architecture.parallel(config), blocks[0].W_in is not None

@@ -8,7 +8,8 @@ Shapes: N examples, T positions, D d_model, H heads, h some of them, K d_head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,9 +47,18 @@ def unembed(model: Model, x: Tensor) -> Tensor:
 
 def replaced_logits(model: Model, replacement: Tensor, position: Tensor) -> Tensor:
     """[N, vocabulary] where every edge is removed, from [S, N, T, D] replacements."""
-    x = replacement[:, torch.arange(len(position), device=replacement.device), position].sum(0)
-    biases = [block.b_O for block in model.blocks if block.b_O is not None]
-    return unembed(model, x + torch.stack(biases).sum(0) if biases else x)
+    at_answer = replacement[:, torch.arange(len(position), device=replacement.device), position]
+    return unembed(model, stream_after(model, at_answer, model.n_layers))
+
+
+def stream_after(model: Model, sources: Tensor, layers: int) -> Tensor:
+    """[..., D]: the stream after some layers, from what all sources so far write, [S, ..., D]."""
+    graph = model.graph
+    total = sources[0]
+    for layer, block in enumerate(model.blocks[:layers]):
+        total = total + block.out_attention(sources[graph.heads(layer)].sum(0))
+        total = total + sources[graph.mlps(layer)].sum(0)
+    return total
 
 
 def per_head(model: Model, x: Tensor) -> Tensor:
@@ -117,6 +127,9 @@ class Run:
     logits: Tensor  # [N, vocabulary] at each example's answer position; [0, vocabulary] where there is none
     sources: Tensor | None  # [S, N, T, D]
     readings: tuple[Reading, ...]
+    # [N, T, D] each, with readings: what the heads of a layer write together, where a norm of that follows;
+    # T is 1 in the last layer, where only the answer's position is run
+    together: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 def plain_run(
@@ -144,6 +157,7 @@ def plain_run(
     graph, rows = model.graph, torch.arange(len(x), device=x.device)
     sources = x.new_empty(len(graph.sources), *x.shape) if keep_sources else less
     readings: list[Reading] = []
+    together: dict[int, Tensor] = {}
     at = None
 
     def keep(sources: Tensor, where: Any, written: Tensor) -> None:
@@ -161,6 +175,8 @@ def plain_run(
         q = project(u, *block.projection("q"))
         z = block.attend(q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]
         attended = block.attended(z)  # [N, T, D]
+        if keep_readings and not block.linear:
+            together[layer] = block.together(z).detach()
         y = x if graph.parallel else x + attended
         normalised = written = None
         if graph.has_mlp:
@@ -197,8 +213,8 @@ def plain_run(
                 keep(sources, (graph.mlp(layer), rows, at), written[:, 0])
         x = x + attended if written is None else x + attended + written
     if at is None:
-        return Run(x, x.new_empty(0, model.vocab_size), sources, tuple(readings))
+        return Run(x, x.new_empty(0, model.vocab_size), sources, tuple(readings), together)
     normalised = model.final_norm(x)
     if keep_readings:
         readings.append(Reading(Readers(graph.n_layers, "logits", True, model.final_norm), x, normalised))
-    return Run(x, model.logits_of(normalised[:, 0]), sources, tuple(readings))
+    return Run(x, model.logits_of(normalised[:, 0]), sources, tuple(readings), together)

@@ -19,8 +19,7 @@ equation 3. Clean-corrupted: the mean of the gradients at both ends.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,16 +31,14 @@ from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.fast import Memory
-from circuitdiscovery.engine.metrics import BoundMetric, Metric
+from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.projection import offset
-from circuitdiscovery.model.run import Readers, Reading, embed, plain_run, replaced_logits
 from circuitdiscovery.registry import canonical
+from circuitdiscovery.search.gradient_products import batch_products
 from circuitdiscovery.search.provenance import provenance
-from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 
 _NO_GRADIENT = (
@@ -214,7 +211,7 @@ def _attribute(
     memory = Memory(model.W_E)
     for batch in setup.batches:
         replacement = _own(carried.rows(batch), model, given)
-        total += _batch_products(model, graph, batch, replacement, carried.own_run, bound, at, memory)
+        total += batch_products(model, graph, batch, replacement, carried.own_run, bound, at, memory)
         done += len(batch.rows)
         if progress:
             progress(done, share)
@@ -235,158 +232,3 @@ def _own(replacement: Tensor, model: Model, given: bool) -> Tensor:
     the clean run is taken from it in place.
     """
     return replacement.to(model.W_E, copy=given).contiguous()
-
-
-def _batch_products(
-    model: Model,
-    graph: Graph,
-    batch: Batch,
-    replacement: Tensor,
-    own_run: bool,
-    metric: BoundMetric,
-    at: Sequence[float],
-    memory: Memory,
-) -> Tensor:
-    """[S, R]: (replacement - clean) . gradient, summed over a batch's examples and the points of the line."""
-    # for a mean or a zero there is no such run as starts from the replacement of
-    # `input`: its norm may not even have a Jacobian
-    clean, start = (
-        embed(model, batch.clean),
-        replacement[0].clone() if own_run else embed(model, batch.corrupted),
-    )
-    with torch.no_grad():
-        metric(replaced_logits(model, replacement, batch.position), batch)  # finite, or an error
-    # the clean end's run serves twice: its sources, taken from the replacements
-    # [S, N, T, D] in place, and its gradients
-    line = [_readings(model, clean, batch, metric, less=replacement)] if 1.0 in at else []
-    if not line:
-        with torch.no_grad():
-            # finite, or an error
-            metric(plain_run(model, clean, batch.position, less=replacement).logits, batch)
-    difference = replacement
-    places: dict[tuple[int, str, bool], _Place] = {}
-    for weight in at:
-        readings, gradients = (
-            line.pop() if weight == 1.0 else _readings(model, start + weight * (clean - start), batch, metric)
-        )
-        pairs = zip(readings, gradients, strict=True)
-        for key, group in groupby(pairs, key=lambda pair: pair[0].readers.place):
-            same = list(group)
-            if key not in places:
-                places[key] = _Place([reading.readers for reading, _ in same])
-            places[key].add(same)
-    total = difference.new_zeros(graph.allowed.shape, dtype=torch.promote_types(model.dtype, torch.float32))
-    while places:
-        places.popitem()[1].add_products(total, graph, difference, batch.position, memory)
-    return total
-
-
-def _readings(
-    model: Model, start: Tensor, batch: Batch, metric: BoundMetric, *, less: Tensor | None = None
-) -> tuple[tuple[Reading, ...], tuple[Tensor, ...]]:
-    """(what every receiver read, the summed metric's gradient at each reading's values) of a plain run."""
-    with torch.enable_grad():
-        run = plain_run(model, start.detach().requires_grad_(), batch.position, less=less, keep_readings=True)
-        measured = metric(run.logits, batch).sum()
-        if not measured.requires_grad or metric.share:
-            raise CircuitDiscoveryError(
-                f"metric {metric.name!r} has no gradient; attribution needs a differentiable one (or use "
-                "exact)"
-            )
-        gradients = torch.autograd.grad(measured, [reading.values for reading in run.readings])
-    return (
-        tuple(
-            replace(reading, stream=reading.stream.detach(), values=reading.values.detach())
-            for reading in run.readings
-        ),
-        gradients,
-    )
-
-
-class _Place:
-    """The gradients of the receivers that read at one place of the
-    stream, summed over the points of the line.
-
-    P places are examples and positions, or examples where only the answer's position is read.
-    """
-
-    def __init__(self, readers: Sequence[Readers]) -> None:
-        self.readers = readers  # the letters
-        # per letter [R, 1, K]: what a projection makes of a normalised stream of 0, which is no part of what
-        # it makes of the stream
-        self.offsets = [_offset(each) for each in readers]
-        # per letter [R, P, K], over the deviation; at the stream itself [1, P, D] for MLPs and logits
-        self.scaled: list[Tensor] = []
-        self.normalised: list[Tensor] = []  # per point [P, D]
-        # per point [R', P]: what the norm takes away, in multiples of `normalised`
-        self.along: list[Tensor] = []
-
-    @torch.no_grad()
-    def add(self, pairs: Sequence[tuple[Reading, Tensor]]) -> None:
-        """One point of the line: the letters' readings and gradients."""
-        norm = self.readers[0].norm
-        normalised, inverse = norm.jacobian(pairs[0][0].stream.flatten(0, 1))  # [P, D], [P, 1]
-        if self.readers[0].weight is None:
-            pulled = pairs[0][1].flatten(0, 1) * norm.scale * inverse
-            pulled -= (pulled * normalised).mean(-1, keepdim=True) * normalised
-            scaled = [pulled - pulled.mean(-1, keepdim=True) if norm.centred else pulled]
-        else:  # in head space the product with the normalised stream is one over d_head, not d_model
-            scaled = [gradient.flatten(1, 2) * inverse for _, gradient in pairs]
-            linear = [
-                reading.values.flatten(1, 2) - offset
-                for (reading, _), offset in zip(pairs, self.offsets, strict=True)
-            ]
-            self.along.append(
-                torch.cat(
-                    [
-                        (g * values).sum(-1) / normalised.shape[-1]
-                        for g, values in zip(scaled, linear, strict=True)
-                    ]
-                )
-            )
-            self.normalised.append(normalised)
-        if not self.scaled:
-            self.scaled = scaled
-        else:
-            for summed, more in zip(self.scaled, scaled, strict=True):
-                summed += more
-
-    def at_stream(self, memory: Memory) -> Tensor:
-        """[R', P, D]: the gradients at the stream before the norm, over all letters."""
-        if not self.along:
-            return self.scaled[0][None]
-        norm = self.readers[0].norm
-        pulled = memory("at the stream", sum(map(len, self.scaled)), *self.normalised[0].shape)
-        for readers, scaled, out in zip(
-            self.readers, self.scaled, pulled.split([len(each) for each in self.scaled]), strict=True
-        ):
-            assert readers.weight is not None
-            weight = readers.weight * norm.scale
-            torch.bmm(scaled, weight - weight.mean(-1, keepdim=True) if norm.centred else weight, out=out)
-        # [R', P, points], [P, points, D]
-        along, normalised = torch.stack(self.along, dim=-1), torch.stack(self.normalised, dim=1)
-        pulled.transpose(0, 1).baddbmm_(along.transpose(0, 1), normalised, alpha=-1)
-        return pulled
-
-    @torch.no_grad()
-    def add_products(
-        self, total: Tensor, graph: Graph, difference: Tensor, position: Tensor, memory: Memory
-    ) -> None:
-        """Adds the products with the sources' differences, [S, N, T, D], to `total` [S, R]."""
-        first = self.readers[0]
-        if first.letter == "logits":
-            upstream, columns = len(difference), np.array([len(graph.receivers) - 1])
-        else:
-            upstream = graph.n_upstream(first.layer, first.letter)
-            columns = np.concatenate([graph.columns(each.layer, each.letter) for each in self.readers])
-        difference = difference[:upstream]
-        if first.at_answer:
-            difference = difference[:, torch.arange(len(position), device=position.device), position]
-        products = self.at_stream(memory).flatten(1) @ difference.flatten(1).T  # [R', S']
-        # merged receivers stand several times in `columns`, and get the sum
-        total[:upstream].index_add_(1, torch.from_numpy(columns).to(total.device), products.T.to(total.dtype))
-
-
-def _offset(readers: Readers) -> Tensor | float:
-    constant = None if readers.weight is None else offset(readers.norm, readers.weight, readers.bias)
-    return 0.0 if constant is None else constant

@@ -35,7 +35,7 @@ from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.graph.nodes import LETTERS, letter_of, no_node, node_of
+from circuitdiscovery.graph.nodes import LETTERS, letter_of, no_node, node_of, parsed
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.model import Model
@@ -271,13 +271,22 @@ class _Paths:
         """
         model, graph, written = self.patched.model, self.patched.graph, self.clean.clone()
         written[row] = self.patched.replacement[row]
-        change = written[row] - self.clean[row]  # [N, T, D], in the stream so far
+        change = self._added(row, written[row] - self.clean[row])  # [N, T, D], in the stream so far
         for layer, block in enumerate(model.blocks):
             if graph.allowed[row, graph.columns(layer, "m")].any():
                 own = graph.mlp(layer)
                 written[own] = block.mlp_writes(self._streams[2 * layer + 1] + change)
                 change = change + written[own] - self.clean[own]
         return written
+
+    def _added(self, row: int, change: Tensor) -> Tensor:
+        """[N, T, D]: what a change of what one source writes adds to the stream of the clean run."""
+        graph = self.patched.graph
+        node = parsed(graph.sources[row])
+        if node.kind != "head":
+            return change
+        together = self.clean[graph.heads(node.layer)].sum(0)
+        return self.patched.model.blocks[node.layer].out_change(together, change)
 
 
 def _columns(graph: Graph, names: Iterable[str]) -> np.ndarray:

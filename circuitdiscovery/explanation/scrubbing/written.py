@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,12 +29,16 @@ class Written:
     model: Model
     sources: Mapping[int, Tensor]  # row -> [P, T, D]
     streams: Mapping[int, Tensor]  # index (see `stream_of`) -> [P, T, D]
+    together: Mapping[int, Tensor]  # layer -> [P, T, D], what its heads write, where that goes through a norm
 
     @classmethod
     def of(cls, model: Model, prompts: Prompts, rows: Sequence[int], places: Sequence[int]) -> Written:
         tokens = torch.tensor([example.clean for example in prompts.examples], device=model.device)  # [P, T]
         empty = model.W_E.new_empty(*tokens.shape, model.d_model)
-        sources, streams = ({name: torch.empty_like(empty) for name in names} for names in (rows, places))
+        mixing = {layer for row in rows if (layer := _mixed(model, row)) is not None}
+        sources, streams, together = (
+            {name: torch.empty_like(empty) for name in names} for names in (rows, places, sorted(mixing))
+        )
         size = max(
             1,
             _SOURCE_BYTES
@@ -49,7 +54,9 @@ class Written:
                 all_of_it[part] = written[row]
             for place, all_of_it in streams.items():
                 all_of_it[part] = bases[place]
-        return cls(model, sources, streams)
+            for layer, all_of_it in together.items():
+                all_of_it[part] = written[model.graph.heads(layer)].sum(0)
+        return cls(model, sources, streams, together)
 
     def batch_size(self, draws: int) -> int:
         """How many examples are worth one forward: enough to fill the cores, little enough for the caches."""
@@ -93,15 +100,29 @@ class Written:
             return x[rest] if at is None else x[rest, at]
 
         streams = dict.fromkeys(columns, on_rest(self.streams[stream_of(self.model.graph, columns[0])]))
+        mixed: dict[tuple[int, int], list[Tensor]] = defaultdict(list)  # (column, layer) -> changes
         for column, below in drawn.inputs:
             written = self.write(below, some)
             written = written if at is None else at_position(written, at)
-            streams[column] = streams[column] + written - on_rest(self.sources[below.node])
+            layer = _mixed(self.model, below.node)
+            if layer is None:
+                streams[column] = streams[column] + written - on_rest(self.sources[below.node])
+            else:
+                mixed[column, layer].append(written - on_rest(self.sources[below.node]))
+        for (column, layer), changes in mixed.items():
+            block, together = self.model.blocks[layer], on_rest(self.together[layer])
+            streams[column] = streams[column] + block.out_change(together, torch.stack(changes).sum(0))
         return streams
 
     def _numbers(self, drawn: np.ndarray, some: slice) -> Tensor:
         """[draws * examples]: the prompts drawn for some of the examples."""
         return torch.from_numpy(drawn[:, some].ravel()).to(self.model.device)
+
+
+def _mixed(model: Model, row: int) -> int | None:
+    """The layer of a source that is a head which others are added to before a norm; None: it is not one."""
+    node = parsed(model.graph.sources[row])
+    return None if node.kind != "head" or model.blocks[node.layer].linear else node.layer
 
 
 def stream_of(graph: Graph, column: int) -> int:

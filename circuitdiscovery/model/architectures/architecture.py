@@ -48,7 +48,8 @@ class Architecture:
         final_norm: the prefix of its weights.
         position_offset: the first row of the positions that is used.
         unembedding: names that this weight can have, the first one that is there; none: the embedding's.
-        rotary: of the config, the rotary embedding that the blocks have.
+        rotary: of the config, the rotary embedding that the blocks have, or one for each of their kinds
+            (`layer_types`).
         activation: of the config, the name of the MLPs' activation.
         parallel: of the config, whether attention and MLP read the same.
         unembedding_bias: the name of this weight, where there may be one.
@@ -63,7 +64,7 @@ class Architecture:
     final_norm: str
     unembedding: tuple[str, ...] = ("lm_head.weight",)
     positions: str | None = None
-    rotary: Callable[[Any], Rotary | None] = none
+    rotary: Callable[[Any], Rotary | Mapping[str, Rotary] | None] = none
     activation: Callable[[Any], str] = lambda config: config.hidden_act
     parallel: Callable[[Any], bool] = in_series
     position_offset: int = 0
