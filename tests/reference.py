@@ -11,15 +11,16 @@ before the norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from circuitdiscovery.graph.graph import Graph
@@ -39,6 +40,8 @@ class Reference:
     bridge: Any
     graph: Graph
     dtype: torch.dtype
+    # per layer, the weight and eps of a norm (by 1 + weight) of what its heads write together; none: no norm
+    after_attention: tuple[tuple[Tensor, float], ...] = ()
 
     @classmethod
     def boot(cls, folder: Path, words: Path, dtype: torch.dtype = torch.float32) -> Reference:
@@ -53,14 +56,21 @@ class Reference:
         bridge.set_use_attn_result(True)
         bridge.set_use_split_qkv_input(True)
         bridge.set_use_hook_mlp_in(True)
-        return cls(bridge.eval(), graph_of(bridge.original_model.config), dtype)
+        config = bridge.original_model.config
+        weights = load_file(folder / "model.safetensors")
+        after = [
+            (weights[f"model.layers.{layer}.post_attention_layernorm.weight"].to(dtype), config.rms_norm_eps)
+            for layer in range(config.num_hidden_layers)
+            if "gemma" in config.model_type
+        ]
+        return cls(bridge.eval(), graph_of(config), dtype, tuple(after))
 
     # -------------------------------------------------------------- running it
 
     @torch.no_grad()
     def _forward(self, tokens: Tensor, hooks: list[Hook]) -> Tensor:
         with (
-            _honest_float64() if self.dtype == torch.float64 else nullcontext(),
+            honest_float64() if self.dtype == torch.float64 else nullcontext(),
             self.bridge.hooks(fwd_hooks=hooks),
         ):
             return self.bridge(tokens)
@@ -117,13 +127,62 @@ class Reference:
             sources = np.flatnonzero(moved[:, :, column].any(axis=0))
             if not len(sources):
                 return 0.0
-            which = torch.from_numpy(moved[:, sources, column]).to(self.dtype)  # [M, s]
-            # [s, M, N, T, D]
-            differences = carried[sources, None] - current[sources].unflatten(1, (len(moved), -1))
-            return torch.einsum("ms,sm...->m...", which, differences).flatten(0, 1)
+            total = 0.0
+            for some, added in self._groups(sources):
+                which = torch.from_numpy(moved[:, some, column]).to(self.dtype)  # [M, s]
+                # [s, M, N, T, D]
+                differences = carried[some, None] - current[some].unflatten(1, (len(moved), -1))
+                total = total + added(
+                    current, torch.einsum("ms,sm...->m...", which, differences).flatten(0, 1)
+                )
+            return total
 
         return self._forward(tokens.repeat(len(moved), 1), hooks + self._at_receivers(change)).unflatten(
             0, (len(moved), -1)
+        )
+
+    def _groups(self, sources: np.ndarray) -> Iterator[tuple[np.ndarray, Callable[[Tensor, Tensor], Tensor]]]:
+        """(some of the sources, of [S, N, T, D] that all write and a change of what these write together: the
+        change in the stream): the heads of a layer, where a norm of their sum follows, and all the others.
+        """
+        rest = np.ones(len(sources), dtype=bool)
+        for layer in range(self.graph.n_layers):
+            heads = self.graph.heads(layer)
+            own = (heads.start <= sources) & (sources < heads.stop)
+            if self.after_attention and own.any():
+                weight, eps = self.after_attention[layer]
+
+                def added(current: Tensor, change: Tensor, heads=heads, weight=weight, eps=eps) -> Tensor:
+                    before = current[heads].sum(0)
+                    both = [
+                        x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * (1 + weight)
+                        for x in (before, before + change)
+                    ]
+                    return both[1] - both[0]
+
+                yield sources[own], added
+                rest &= ~own
+        if rest.any():
+            yield sources[rest], lambda current, change: change
+
+    def added(self, current: Tensor, rows: Sequence[int], changes: Tensor) -> Tensor:
+        """[N, T, D]: what the stream changes by where sources, of [S, N, T, D] that all write, write
+        changes[s] [N, T, D] more, together."""
+        order, total = np.array(rows), torch.zeros_like(current[0])
+        for some, added in self._groups(order):
+            total = total + added(current, changes[np.isin(order, some)].sum(0))
+        return total
+
+    def nudges(self, start: Tensor, tokens: Tensor, rows: Sequence[int], changes: Tensor) -> Tensor:
+        """[M, N, T, D]: what the stream changes by where source rows[m] writes changes[m] [N, T, D] more, in the
+        run from `input` = start."""
+        if not self.after_attention:
+            return changes
+        current, hooks = self._written(tokens)
+        self._forward(tokens, [("blocks.0.hook_resid_pre", lambda x, hook: start.to(x)), *hooks])
+        current[0] = start
+        return torch.stack(
+            [self.added(current, [row], x[None]) for row, x in zip(rows, changes, strict=True)]
         )
 
     def nudged(self, start: Tensor, tokens: Tensor, receivers: list[str], nudges: Tensor) -> Tensor:
@@ -192,7 +251,7 @@ class Reference:
 
     def with_graph(self, graph: Graph) -> Reference:
         """The same model, spoken of in another graph's names (merged receivers)."""
-        return Reference(self.bridge, graph, self.dtype)
+        return replace(self, graph=graph)
 
 
 def graph_of(config: Any) -> Graph:
@@ -209,11 +268,14 @@ def _at(hook: Callable[..., Tensor | None], *where: Any) -> Callable[..., Tensor
 
 
 @contextmanager
-def _honest_float64() -> Iterator[None]:
+def honest_float64() -> Iterator[None]:
     """Hugging Face's norms and softmax cast to torch.float32 by name, whatever the
-    model's dtype: let the name mean float64.
+    model's dtype: let the names mean float64.
     """
-    with mock.patch.object(torch, "float32", torch.float64):
+    with (
+        mock.patch.object(torch, "float32", torch.float64),
+        mock.patch.object(Tensor, "float", Tensor.double),
+    ):
         yield
 
 
@@ -298,7 +360,9 @@ def edge_derivatives(
     found: list[float] = []
     for some in (edges[first : first + size] for first in range(0, len(edges), size)):
         rows, columns = zip(*(reference.graph.index(edge) for edge in some), strict=True)
-        nudges = torch.cat([step * change[list(rows)], -step * change[list(rows)]])
+        nudges = torch.cat(
+            [reference.nudges(start, tokens, rows, size * change[list(rows)]) for size in (step, -step)]
+        )
         logits = reference.nudged(
             start, tokens, [reference.graph.receivers[column] for column in 2 * columns], nudges
         )[:, :, -1]

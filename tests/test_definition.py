@@ -4,6 +4,7 @@ ablation; and what follows from the definition.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from fixture import random_masks
+from reference import honest_float64
 from tiny import Tiny, random_model, random_prompts, save_tiny, tiny_config
 from torch import Tensor
 
@@ -74,14 +76,13 @@ def test_with_every_edge_it_is_hugging_faces_model(precise: cd.Model, tiny: Tiny
     ).patched_runs():
         every = numbers(precise.graph.allowed)
         rows = torch.arange(len(batch))
-        hf = tiny.hf.double()
-        with torch.no_grad():
+        hf = copy.deepcopy(tiny.hf).double()
+        with torch.no_grad(), honest_float64():
             for mask, tokens in ((every, batch.clean), (0 * every, batch.corrupted)):
                 expected = hf(tokens).logits[rows, batch.position]
                 torch.testing.assert_close(
                     defined(precise.graph, patched_run, mask), expected, atol=1e-6, rtol=1e-6
                 )
-        hf.float()
 
 
 def test_its_gradient_where_all_is_kept_is_attribution_patching(precise: cd.Model, tiny: Tiny) -> None:

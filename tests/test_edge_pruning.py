@@ -17,6 +17,7 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.definition import masked_logits
+from circuitdiscovery.model.run import embed
 from circuitdiscovery.search.edge_pruning import edge_pruning
 
 # of the model with cut weights below: head a0.h0 and a1.h1 attend uniformly, a0.h1,
@@ -51,8 +52,7 @@ def relaxed(model: Any, graph: Any, task: Any, mask: Tensor, ablation: str = "re
     """The relaxed forward on a task of one batch."""
     (batch,) = task.batches()
     replacement = cd.replacements(model, task, ablation=ablation).rows(batch)
-    start = model.W_E[batch.clean] + (0 if model.W_pos is None else model.W_pos[: batch.clean.shape[1]])
-    return masked_logits(model, graph, start, replacement, batch.position, mask)
+    return masked_logits(model, graph, embed(model, batch.clean), replacement, batch.position, mask)
 
 
 # ------------------------------------------------------------------ the forward
@@ -96,7 +96,8 @@ def partly_patched(reference: Reference, clean: Tensor, replacement: Tensor, mas
     missing = torch.from_numpy((1 - mask) * reference.graph.allowed)  # [S, R]
 
     def change(column: int) -> Tensor:
-        return torch.einsum("s,sntd->ntd", missing[:, column], replacement - current)
+        changes = missing[:, column, None, None, None] * (replacement - current)
+        return reference.added(current, range(len(current)), changes)
 
     return reference._forward(clean, hooks + reference._at_receivers(change))[:, -1]
 

@@ -194,7 +194,7 @@ def test_noise_is_a_clean_run_with_gaussian_noise_on_the_embeddings(any_model: T
     )
     noise = replacement[0] - reference.run(prompts.clean)[1][0]
     close(replacement, reference.run(prompts.clean, noise=noise)[1])
-    sigma = any_model.hf.get_input_embeddings().weight.std().item()
+    sigma = any_model.hf.get_input_embeddings().weight.std().item() * any_model.model.embed_scale
     n = noise.numel()
     assert noise.mean().abs().item() < 5 * 3 * sigma / n**0.5
     assert noise.std().item() == pytest.approx(3 * sigma, rel=4 / (2 * n) ** 0.5)

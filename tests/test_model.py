@@ -160,7 +160,7 @@ def test_dtypes(gpt2: Tiny, dtype: str, tolerance: float) -> None:
 
 
 def test_graph_of_each_architecture(tiny: Tiny) -> None:
-    graph, grouped = tiny.model.graph, tiny.name in ("llama", "llama_biased", "mistral", "qwen2")
+    graph, grouped = tiny.model.graph, tiny.name in ("llama", "llama_biased", "mistral", "gemma3")
     assert (graph.n_layers, graph.n_heads, graph.n_kv_heads) == (3, 4, 2 if grouped else 4)
     assert graph.parallel is (tiny.name == "neox_parallel")
 

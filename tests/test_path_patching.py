@@ -44,7 +44,8 @@ def slow(
     """
     graph, (_, written) = reference.graph, reference.run(clean)
     rows = [graph.source_index[sender] for sender in senders]
-    change = (replacement - written)[rows].flatten(0, 1)  # [M * N, T, D]
+    changes = [reference.added(written, [row], (replacement - written)[[row]]) for row in rows]
+    change = torch.cat(changes)  # [M * N, T, D]
     tokens = clean.repeat(len(senders), 1)
     usual: dict[tuple[int, str], Tensor] = {}
     at: dict[str, Tensor] = {}

@@ -89,11 +89,18 @@ class Slow:
         says is exchanged for what those runs wrote.
         """
         assert drawn.rest is not None
-        changes: dict[int, Any] = {}
+        current = self.written[:, drawn.rest.ravel()]
+        changes: dict[int, dict[int, Tensor]] = {}  # column -> row -> [B, T, D]
         for column, below in drawn.inputs:
-            change = self.write(below) - self.written[below.node, drawn.rest.ravel()]
-            changes[column] = changes.get(column, 0.0) + change
-        return self.reference._at_receivers(lambda column: changes.get(column, 0.0))
+            changes.setdefault(column, {})[below.node] = self.write(below) - current[below.node]
+
+        def change(column: int) -> Tensor | float:
+            if column not in changes:
+                return 0.0
+            rows = list(changes[column])
+            return self.reference.added(current, rows, torch.stack([changes[column][row] for row in rows]))
+
+        return self.reference._at_receivers(change)
 
 
 HYPOTHESES: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from torch import Tensor
 import circuitdiscovery as cd
 
 VOCABULARY = 101
-ARCHITECTURES = ("gpt2", "llama", "llama_biased", "mistral", "qwen2", "neox_parallel", "neox_serial")
+ARCHITECTURES = ("gpt2", "llama", "llama_biased", "mistral", "gemma3", "neox_parallel", "neox_serial")
 REAL = ("stories260K", "toy")  # trained models, one outside the repository
 
 
@@ -58,6 +58,18 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mistral": ("MistralConfig", _LLAMA | {"head_dim": 16}),
     "qwen2": ("Qwen2Config", _LLAMA),
+    "gemma3": (
+        "Gemma3TextConfig",
+        _LLAMA
+        | {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "pad_token_id": 0,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "final_logit_softcapping": 20.0,
+        },
+    ),
     "neox_parallel": ("GPTNeoXConfig", _NEOX | {"use_parallel_residual": True}),
     "neox_serial": ("GPTNeoXConfig", _NEOX | {"use_parallel_residual": False}),
 }
