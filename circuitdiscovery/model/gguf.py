@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from math import isclose
 from pathlib import Path
@@ -109,9 +110,12 @@ def _check_all_read(reader: Any, hf: Any, name: str) -> None:
 def _check_positions(reader: Any, config: Any, name: str) -> None:
     """Refuse a file whose rotary positions or window transformers takes for its own defaults."""
     rotary = architecture_of(config.model_type).rotary(config)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if isinstance(rotary, Mapping):  # by kind of layer; the file speaks of those without a window
+        rotary, rope = rotary.get("full_attention"), rope["full_attention"]
     taken = {
         "rope.dimension_count": rotary and 2 * len(rotary.frequencies),
-        "rope.freq_base": (getattr(config, "rope_parameters", None) or {}).get("rope_theta"),
+        "rope.freq_base": rope.get("rope_theta"),
         "attention.sliding_window": of_family(config, "sliding_window"),
     }
     for key, field in reader.fields.items():
