@@ -291,6 +291,8 @@ ARCHITECTURES: dict[str, Entry] = {
         ("gemma", "gemma", "Llama with norms from 1 and scaled embeddings"),
         ("gemma2", "gemma2", "Gemma with norms after attention and MLP, and caps"),
         ("gemma3_text", "gemma3", "Gemma 2 with norms of queries and keys"),
+        ("olmo2", "olmo2", "Llama with norms after attention and MLP, and of all queries and keys"),
+        ("olmo3", "olmo3", "OLMo 2 with windows"),
         ("stablelm", "stablelm", "Llama with LayerNorm, or parallel blocks"),
         ("cohere", "cohere", "parallel blocks behind one LayerNorm, gated MLPs"),
         ("gpt_neox", "gpt_neox", "LayerNorm, rotary positions, parallel blocks"),

@@ -14,6 +14,7 @@ from tiny import VOCABULARY, random_model, random_prompts, save_gguf
 import circuitdiscovery as cd
 from circuitdiscovery.cli.defaults import edges_of
 from circuitdiscovery.engine.definition import masked_logits
+from circuitdiscovery.engine.relaxed import Relaxed
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.model.run import embed
 
@@ -145,6 +146,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0,
         },
     ),
+    "olmo2": ("Olmo2Config", {}),
+    "olmo2 with biases": (
+        "Olmo2Config",
+        {"attention_bias": True, "num_key_value_heads": 1, "tie_word_embeddings": True, "hidden_act": "gelu"},
+    ),
+    "olmo3": ("Olmo3Config", {"sliding_window": 3, "num_hidden_layers": 4}),
+    "olmo3 scaled": (
+        "Olmo3Config",
+        {
+            "num_key_value_heads": 4, "sliding_window": 4,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn", "factor": 8.0, "rope_theta": 100.0,
+                    "original_max_position_embeddings": 16,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
     "gpt-neo": ("GPTNeoConfig", {}),
     "gpt-neo untied, of wide heads": (
         "GPTNeoConfig",
@@ -259,6 +280,34 @@ def test_eap_is_the_gradient_in_the_mask(network: Any) -> None:
         difference = logits[rows, batch.correct[:, 0]] - logits[rows, batch.incorrect[:, 0]]
         total += torch.autograd.grad(difference.sum(), mask)[0].numpy() / len(prompts.task)
     np.testing.assert_allclose(scores[graph.allowed], total[graph.allowed], atol=1e-10)
+
+
+def test_relaxed_and_branching_forwards_are_the_definition(network: Any) -> None:
+    """The gradient in a mask of real numbers, and the damage of single edges."""
+    model = cd.load_model((network, None), dtype="float64")
+    graph, prompts, rng = model.graph, random_prompts(VOCABULARY, 3, 6), np.random.default_rng(2)
+    ((batch, patched),) = Setup.of(model, prompts.task).patched_runs()
+    given = patched.start, patched.replacement, patched.position
+    mask = torch.tensor(rng.random(graph.allowed.shape) * graph.allowed)
+    value, gradient = Relaxed.build(model, graph).gradient(
+        patched, mask, lambda logits: logits[:, :7].square().sum()
+    )
+    expected = masked_logits(model, graph, *given, mask.requires_grad_())[:, :7].square().sum()
+    (slow,) = torch.autograd.grad(expected, mask)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=0)
+    slow = slow * torch.tensor(graph.allowed)
+    torch.testing.assert_close(gradient, slow, rtol=1e-8, atol=1e-9 * float(slow.abs().max()))
+    damages, rows = cd.exact(model, prompts.task, metric="logit_diff").values, torch.arange(len(batch))
+
+    def measured(kept: np.ndarray) -> float:
+        logits = masked_logits(model, graph, *given, torch.tensor(kept).double())
+        return float((logits[rows, batch.correct[:, 0]] - logits[rows, batch.incorrect[:, 0]]).mean())
+
+    full = measured(graph.allowed)
+    for row, column in rng.permutation(np.argwhere(graph.allowed))[:8]:
+        kept = graph.allowed.copy()
+        kept[row, column] = False
+        assert damages[row, column] == pytest.approx(full - measured(kept), abs=1e-9)
 
 
 def test_in_half_precision_from_a_folder(network: Any, tmp_path: Path) -> None:

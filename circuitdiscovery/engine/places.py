@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.engine.sums import combine, project_some, shared
+from circuitdiscovery.engine.sums import combine, shared
 from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.model.rows import index_of, take
 from circuitdiscovery.model.run import at_position
 
 if TYPE_CHECKING:
     from circuitdiscovery.engine.fast import PatchedRun
-    from circuitdiscovery.model.block import Block
+    from circuitdiscovery.model.block import Block, Making
 
 # of streams that are read, normalised and projected at once, where there are several alternatives
 _PIECE_BYTES = 2**23
@@ -192,30 +192,28 @@ class Places:
         streams, which = self._distinct(
             np.concatenate([columns[letter][some] for letter, (some, _) in own.items()])
         )
-        # per letter: streams, weight, bias, what comes out
-        parts: list[tuple[np.ndarray, Tensor, Tensor | None, Tensor]] = []
+        # per letter: streams, what makes a projection of them, what comes out
+        parts: list[tuple[np.ndarray, Making, Tensor]] = []
         for letter, (some, _) in own.items():
             mine, which = np.split(which, [len(some)])
-            weight, bias = (None if x is None else take(x, some) for x in block.projection(letter))
-            assert weight is not None
-            out = self.buffer.new_empty(len(some), *self.buffer.shape[:2], weight.shape[1])
+            out = self.buffer.new_empty(len(some), *self.buffer.shape[:2], block.d_head)
             if len(replaced := (mine[:, 0] < 0).nonzero()[0]):
                 out[index_of(replaced)] = take(
                     self.patched.replaced(layer, letter, self.position is not None), some[replaced]
                 )[:, None]
-            parts.append((mine, weight, bias, out))
+            parts.append((mine, block.making(letter, some), out))
         for number, readers in enumerate(streams):
             for versions in self._pieces(readers):
                 x = block.norm1(self.read(readers, versions))
-                for mine, weight, bias, out in parts:
+                for mine, make, out in parts:
                     heads = (mine[:, 0] == number).nonzero()[0]
-                    project_some(x, mine[heads, 1], heads, weight, bias, out[:, versions])
+                    make(x, mine[heads, 1], heads, out[:, versions])
         n_examples = len(self.patched.start)
         return [
             (out if back is None else take(out, back))
             .flatten(1, 2)
             .unflatten(1, (-1, out.shape[2] // n_examples))
-            for (_, _, _, out), (_, back) in zip(parts, own.values(), strict=True)
+            for (_, _, out), (_, back) in zip(parts, own.values(), strict=True)
         ]
 
     def _pieces(self, columns: np.ndarray) -> list[slice]:

@@ -13,7 +13,7 @@ Shapes: R receivers, S sources, N examples, T positions, D d_model, K d_head; P 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from circuitdiscovery.engine.fast import Memory, PatchedRun
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.projection import centred, projected, pulled
 from circuitdiscovery.model.run import per_head, unembed
@@ -41,9 +42,12 @@ def graph_mask(graph: Graph, values: Tensor) -> Tensor:
 class _Layer:
     """One layer's forward, for its backward."""
 
-    streams: Tensor  # [R', P, D]: what queries, keys and values read, less its mean where the norm is centred
-    inverse: Tensor  # [R', P, 1]: one over the norm's deviation
-    projected: tuple[Tensor, ...]  # q, k, v: [R, P, K] each, leaves
+    # [R', P, D]: what queries, keys and values read, less its mean where the norm is centred; with
+    # [R', P, 1], one over the norm's deviation (nothing where heads do not read each for itself)
+    streams: Tensor
+    inverse: Tensor | None
+    # leaves: q, k, v, [R, P, K] each; the streams themselves where heads do not read each for itself
+    leaves: tuple[Tensor, ...]
     attended: Tensor  # [H, P, D]
     read: Tensor | None  # [P, D], what the MLP reads, a leaf
     written: Tensor | None  # [P, D]
@@ -135,21 +139,25 @@ class Relaxed:
         difference, shape = step.difference, step.patched.start.shape
         columns = [graph.columns(layer, letter) for letter in "qkv"]
         streams = self._read(step, patched.bases[2 * layer], np.concatenate(columns))
-        streams, inverse = centred(block.norm1, streams)
-        sizes = [len(each) for each in columns]
-        parts = zip(streams.split(sizes), inverse.split(sizes), "qkv", strict=True)
-        made = tuple(
-            projected(block.norm1, stream, scale, *block.projection(letter)).requires_grad_()
-            for stream, scale, letter in parts
-        )
+        sizes, inverse = [len(each) for each in columns], None
+        if block.joint:
+            leaves = tuple(each.requires_grad_() for each in streams.split(sizes))
+        else:
+            streams, inverse = centred(block.norm1, streams)
+            parts = zip(streams.split(sizes), inverse.split(sizes), "qkv", strict=True)
+            leaves = tuple(
+                projected(block.norm1, stream, scale, *block.projection(letter)).requires_grad_()
+                for stream, scale, letter in parts
+            )
         with torch.enable_grad():
+            made = map(block.projected, "qkv", leaves) if block.joint else leaves
             q, k, v = (each.unflatten(1, shape[:2]) for each in made)
             z = block.attend(q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
             attended = block.written(z).flatten(1, 2)  # [H, P, D]
         heads = graph.heads(layer)
         torch.sub(attended.detach(), patched.replacement[heads].flatten(1, 2), out=difference[heads])
         if not graph.has_mlp:
-            return _Layer(streams, inverse, made, attended, None, None)
+            return _Layer(streams, inverse, leaves, attended, None, None)
         read = self._read(step, patched.bases[2 * layer + 1], graph.columns(layer, "m"))[0]
         read.requires_grad_()
         with torch.enable_grad():
@@ -159,7 +167,7 @@ class Relaxed:
             patched.replacement[graph.mlp(layer)].flatten(0, 1),
             out=difference[graph.mlp(layer)],
         )
-        return _Layer(streams, inverse, made, attended, read, written)
+        return _Layer(streams, inverse, leaves, attended, read, written)
 
     def _read(self, step: _Step, base: Tensor, columns: np.ndarray, at: Tensor | None = None) -> Tensor:
         """[R', P, D]: what receivers at one place of the stream read, over [N, T, D] that all read; with [N]
@@ -209,25 +217,25 @@ class Relaxed:
             (sent[after],) = torch.autograd.grad(
                 kept.written, kept.read, received(graph.mlps(layer), after + 1)[0]
             )
-        gradients = torch.autograd.grad(kept.attended, kept.projected, by_heads(after))
-        sizes = [len(each) for each in columns]
-        parts = zip(
-            kept.streams.split(sizes),
-            kept.inverse.split(sizes),
-            gradients,
-            kept.projected,
-            "qkv",
-            strict=True,
-        )
-        back = torch.cat(
-            [
-                pulled(block.norm1, *block.projection(letter), stream, scale, sent_back, made)
-                for stream, scale, sent_back, made, letter in parts
-            ]
-        )
+        gradients = torch.autograd.grad(kept.attended, kept.leaves, by_heads(after))
+        back = torch.cat(self._pulled(block, kept, gradients))
         if not graph.split_qkv:  # the three read the same
             columns, back = columns[:1], back.unflatten(0, (3, -1)).sum(0)
         sent[torch.from_numpy(np.concatenate(columns)).to(sent.device)] = back
+
+    def _pulled(self, block: Block, kept: _Layer, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """[R, P, D] each: the gradients at the leaves, back at what queries, keys and values read."""
+        if kept.inverse is None:
+            return list(gradients)
+        streams, inverse = (
+            each.split([len(part) for part in gradients]) for each in (kept.streams, kept.inverse)
+        )
+        return [
+            pulled(block.norm1, *block.projection(letter), stream, scale, sent_back, made)
+            for stream, scale, sent_back, made, letter in zip(
+                streams, inverse, gradients, kept.leaves, "qkv", strict=True
+            )
+        ]
 
     def _through_norm(self, layer: int, step: _Step, at_answer: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """([H, P, D], [H, R]): the gradients at what heads that go through a norm together write, and in the

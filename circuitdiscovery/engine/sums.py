@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuitdiscovery.model.rows import index_of, project, take
+from circuitdiscovery.model.rows import take
 
 # costs of moving one stream of a source, in multiples of its share in a product (measured on two cores)
 ADD = 10
@@ -22,35 +22,6 @@ def shared(heads: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray | None]
     head is in); None where each has its own.
     """
     return (heads, None) if size == 1 else np.unique(heads // size, return_inverse=True)
-
-
-def project_some(
-    x: Tensor, which: np.ndarray, heads: np.ndarray, weight: Tensor, bias: Tensor | None, out: Tensor
-) -> None:
-    """To [h, m, P, K], at some heads: one of the normalised streams [m or 1, P, u, D]
-    for each, through its part of [h, K, D].
-
-    Heads that share a stream go through one product.
-    """
-    readers = np.bincount(which, minlength=x.shape[2])  # of each stream
-    x, shape = x.flatten(0, 1), x.shape[:2]
-    for stream in (readers > 1).nonzero()[0]:
-        rows = heads[which == stream]
-        each = project(x[:, stream], take(weight, rows), None if bias is None else take(bias, rows))
-        out[index_of(rows)] = each.unflatten(1, shape)
-    alone = readers[which] == 1
-    if alone.any():
-        rows = heads[alone]
-        each = project_each(
-            take(x, which[alone], dim=1), take(weight, rows), None if bias is None else take(bias, rows)
-        )
-        out[index_of(rows)] = each.unflatten(1, shape)
-
-
-def project_each(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One stream for each head: [B, h, D] through [h, K, D] -> [h, B, K]."""
-    out = torch.bmm(x.transpose(0, 1), weight.transpose(1, 2))
-    return out if bias is None else out.add_(bias[:, None])
 
 
 def combine(kept: np.ndarray, rows: np.ndarray, values: Tensor, out: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuitdiscovery.model.rows import project, take
+from circuitdiscovery.model.rows import index_of, project, project_some, take
+
+Making = Callable[[Tensor, np.ndarray, np.ndarray, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,10 @@ class Block:
     q_norm: Norm | None = None  # over d_head, of each query, before the rotary embedding
     k_norm: Norm | None = None  # the same of each key
     soft_cap: float | None = None  # c: a score s counts as c tanh(s / c) (Gemma 2)
+    # of the queries of all heads together, and of the keys (OLMo 2): a receiver's own stream goes through all
+    # heads, and it keeps its own part
+    joint_q: Norm | None = None  # over heads * d_head
+    joint_k: Norm | None = None  # over groups * d_head
     heads_norm: Norm | None = None  # of what all heads write together, b_O included
     mlp_norm: Norm | None = None  # of what the MLP writes
 
@@ -145,23 +152,59 @@ class Block:
         """(weight [heads or groups, d_head, d_model], bias [heads or groups, d_head]) of "q", "k" or "v"."""
         return {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
 
+    @property
+    def joint(self) -> bool:
+        """Whether what a head reads depends on the other heads' weights."""
+        return self.joint_q is not None or self.joint_k is not None
+
+    def _joint(self, letter: str) -> Norm | None:
+        return {"q": self.joint_q, "k": self.joint_k}.get(letter)
+
     def projected(self, letter: str, streams: Tensor) -> Tensor:
-        """Each receiver's own stream, [R, N, T, D] -> its query, key
-        or value, [R, N, T, K]; the norm included.
-        """
+        """Each receiver's own stream, [R, ..., D] -> its query, key or value, [R, ..., K]."""
         weight, bias = self.projection(letter)
-        out = torch.bmm(self.norm1(streams).flatten(1, 2), weight.mT).unflatten(1, streams.shape[1:3])
-        return out if bias is None else out + bias[:, None, None]
+        if self._joint(letter) is not None:
+            own = torch.arange(len(streams), device=streams.device)
+            return self.heads_read(letter, streams)[own, own]
+        out = torch.bmm(self.norm1(streams).flatten(1, -2), weight.mT).unflatten(1, streams.shape[1:-1])
+        return out if bias is None else out + bias.view(len(bias), *(1,) * (out.dim() - 2), -1)
 
     def heads_read(self, letter: str, stream: Tensor) -> Tensor:
         """One stream for all heads, [..., D] -> the queries, keys or values, [heads or groups, ..., K]."""
-        return project(self.norm1(stream), *self.projection(letter))
+        return self.heads_make(letter, self.norm1(stream))
+
+    def heads_make(self, letter: str, normalised: Tensor) -> Tensor:
+        """As `heads_read`, of a stream that is normalised already."""
+        made, norm = project(normalised, *self.projection(letter)), self._joint(letter)
+        if norm is None:
+            return made
+        together = made.movedim(0, -2)  # [..., heads or groups, K]
+        return norm(together.flatten(-2)).unflatten(-1, together.shape[-2:]).movedim(-2, 0)
 
     def head_reads(self, letter: str, head: int, stream: Tensor) -> Tensor:
         """[..., D] -> [..., K]: the query, key or value of one head."""
         weight, bias = self.projection(letter)
         own = head * len(weight) // len(self.W_Q)
+        if self._joint(letter) is not None:
+            return self.heads_read(letter, stream)[own]
         return F.linear(self.norm1(stream), weight[own], None if bias is None else bias[own])
+
+    def making(self, letter: str, some: np.ndarray) -> Making:
+        """What some heads or groups make of normalised streams, for several calls.
+
+        A call (x [m or 1, P, u, D], which, rows, out [h, m, P, K]) writes to out[rows[i]] what some[rows[i]]
+        makes of stream which[i].
+        """
+        if self._joint(letter) is None:
+            weight, bias = self.projection(letter)
+            return partial(project_some, take(weight, some), None if bias is None else take(bias, some))
+
+        def make(x: Tensor, which: np.ndarray, rows: np.ndarray, out: Tensor) -> None:
+            for stream in np.unique(which):
+                own = rows[which == stream]
+                out[index_of(own)] = take(self.heads_make(letter, x[:, :, stream]), some[own])
+
+        return make
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor | None = None) -> Tensor:
         """Causal attention per head, [h, N, T, K] each (k and v already repeated per head) -> [h, N, T, K].

@@ -32,7 +32,7 @@ _POST_NORM, _MOE, _ALIBI = (
     "ALiBi position biases",
 )
 _KNOWN_REASONS = {
-    **dict.fromkeys(("olmo2", "olmo3", "glm4"), _POST_NORM),
+    "glm4": _POST_NORM,
     "gemma3": "images as well as text; its text part is of gemma3_text",
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "olmoe", "gpt_oss"), _MOE),
     **dict.fromkeys(("bloom", "mpt"), _ALIBI),

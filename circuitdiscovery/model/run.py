@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuitdiscovery.model.block import Norm
+from circuitdiscovery.model.block import Block, Norm
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.rows import project
 
 _RUN_FLOP = {"cpu": 5e8, "accelerator": 1e12}  # that could be done while Python prepares a run
 _RUN_TOKENS = 16  # whose products take as long as reading the weights
@@ -97,6 +96,7 @@ class Readers:
     norm: Norm
     weight: Tensor | None = None  # [R, K, D]
     bias: Tensor | None = None  # [R, K]
+    joint: Block | None = None  # whose heads do not read each for itself
 
     @property
     def place(self) -> tuple[int, str, bool]:
@@ -167,12 +167,12 @@ def plain_run(
         keep(sources, 0, x)
     for layer, block in enumerate(model.blocks):
         stream, u = x, block.norm1(x)
-        k, v = (project(u, *block.projection(letter)) for letter in "kv")
+        k, v = (block.heads_make(letter, u) for letter in "kv")
         if position is not None and layer == graph.n_layers - 1:
             at, x, u = position, at_position(x, position)[:, None], at_position(u, position)[:, None]
             if sources is not None and less is None:
                 sources[graph.n_upstream(layer) :] = 0
-        q = project(u, *block.projection("q"))
+        q = block.heads_make("q", u)
         z = block.attend(q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]
         attended = block.attended(z)  # [N, T, D]
         if keep_readings and not block.linear:
@@ -192,6 +192,7 @@ def plain_run(
                         at is not None and letter == "q",
                         block.norm1,
                         *block.projection(letter),
+                        block if block.joint else None,
                     ),
                     before,
                     values,

@@ -18,6 +18,7 @@ from circuitdiscovery.engine.fast import Memory
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.projection import offset
 from circuitdiscovery.model.run import Readers, Reading, embed, plain_run, replaced_logits
@@ -118,7 +119,8 @@ class _Place:
         # per letter [R, 1, K]: what a projection makes of a normalised stream of 0, which is no part of what
         # it makes of the stream
         self.offsets = [_offset(each) for each in readers]
-        # per letter [R, P, K], over the deviation; at the stream itself [1, P, D] for MLPs and logits
+        # per letter [R, P, K], over the deviation; at the stream itself [P, D] for MLPs and logits, and
+        # [R, P, D] for heads that do not read each for itself
         self.scaled: list[Tensor] = []
         self.normalised: list[Tensor] = []  # per point [P, D]
         # per point [R', P]: what the norm takes away, in multiples of `normalised`
@@ -127,9 +129,11 @@ class _Place:
     @torch.no_grad()
     def add(self, pairs: Sequence[tuple[Reading, Tensor]]) -> None:
         """One point of the line: the letters' readings and gradients."""
-        norm = self.readers[0].norm
+        norm, joint = self.readers[0].norm, self.readers[0].joint
         normalised, inverse = norm.jacobian(pairs[0][0].stream.flatten(0, 1))  # [P, D], [P, 1]
-        if self.readers[0].weight is None:
+        if joint is not None:
+            scaled = [_pull_jointly(joint, reading, gradient) for reading, gradient in pairs]
+        elif self.readers[0].weight is None:
             pulled = pairs[0][1].flatten(0, 1) * norm.scale * inverse
             pulled -= (pulled * normalised).mean(-1, keepdim=True) * normalised
             scaled = [pulled - pulled.mean(-1, keepdim=True) if norm.centred else pulled]
@@ -156,6 +160,8 @@ class _Place:
 
     def at_stream(self, memory: Memory) -> Tensor:
         """[R', P, D]: the gradients at the stream before the norm, over all letters."""
+        if self.readers[0].joint is not None:
+            return torch.cat(self.scaled)
         if not self.along:
             return self.scaled[0][None]
         norm = self.readers[0].norm
@@ -188,6 +194,14 @@ class _Place:
         products = self.at_stream(memory).flatten(1) @ difference.flatten(1).T  # [R', S']
         # merged receivers stand several times in `columns`, and get the sum
         total[:upstream].index_add_(1, torch.from_numpy(columns).to(total.device), products.T.to(total.dtype))
+
+
+def _pull_jointly(block: Block, reading: Reading, gradient: Tensor) -> Tensor:
+    """[R, P, D]: a gradient at queries, keys or values, back to what each receiver reads of its own."""
+    streams = reading.stream.flatten(0, 1).expand(len(gradient), -1, -1).clone().requires_grad_()
+    with torch.enable_grad():
+        made = block.projected(reading.readers.letter, streams)
+    return torch.autograd.grad(made, streams, gradient.flatten(1, 2))[0]
 
 
 def _offset(readers: Readers) -> Tensor | float:

@@ -90,6 +90,17 @@ def rotary_of(embedding: Any) -> Rotary:
     return Rotary(embedding.inv_freq.float(), float(embedding.attention_scaling))
 
 
+def rotary_by_kind(config: Any, embedding: Any) -> dict[str, Rotary]:
+    """As `rotary_of`, where layers of one kind have one, from the module that has them all."""
+    return {
+        kind: Rotary(
+            getattr(embedding, f"{kind}_inv_freq").float(),
+            float(getattr(embedding, f"{kind}_attention_scaling")),
+        )
+        for kind in sorted(set(config.layer_types))
+    }
+
+
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """Hugging Face's activation, by torch's fused kernel where there is one for the same function."""
     if name in ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"):

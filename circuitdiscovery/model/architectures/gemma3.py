@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from circuitdiscovery.model.architectures.architecture import Weights
+from circuitdiscovery.model.architectures.architecture import Weights, rotary_by_kind
 from circuitdiscovery.model.architectures.gemma import norm
 from circuitdiscovery.model.architectures.gemma2 import GEMMA2
 from circuitdiscovery.model.architectures.gemma2 import block as gemma2
@@ -28,13 +28,7 @@ def rotary(config: Any) -> Mapping[str, Rotary]:
     """One for each kind of layer."""
     from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 
-    found = Gemma3RotaryEmbedding(config)
-    return {
-        kind: Rotary(
-            getattr(found, f"{kind}_inv_freq").float(), float(getattr(found, f"{kind}_attention_scaling"))
-        )
-        for kind in set(config.layer_types)
-    }
+    return rotary_by_kind(config, Gemma3RotaryEmbedding(config))
 
 
 GEMMA3 = replace(GEMMA2, block=block, rotary=rotary)
