@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
@@ -74,19 +75,19 @@ class Architecture:
     refused: Callable[[Any], Mapping[str, bool]] = nothing
 
 
-def heads(weight: Tensor, d_head: int) -> Tensor:
-    """[heads * d_head, d_model] -> [heads, d_head, d_model]; biases alike."""
-    return weight.unflatten(0, (-1, d_head))
-
-
-def optional_heads(bias: Tensor | None, d_head: int) -> Tensor | None:
-    """As `heads`, of a bias that there may not be."""
-    return None if bias is None else heads(bias, d_head)
-
-
 def rotary_of(embedding: Any) -> Rotary:
     """From Hugging Face's module, which knows every kind of scaling."""
     return Rotary(embedding.inv_freq.float(), float(embedding.attention_scaling))
+
+
+def rotary_by(family: str, name: str) -> Callable[[Any], Rotary]:
+    """Of the config, the rotary embedding by the module of this name that Hugging Face has for a family."""
+
+    def rotary(config: Any) -> Rotary:
+        module = import_module(f"transformers.models.{family}.modeling_{family}")
+        return rotary_of(getattr(module, name)(config))
+
+    return rotary
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
