@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.registry import DEFAULT_THRESHOLD, METHODS
-from circuitdiscovery.reporting.options import Options
+from circuitdiscovery.reporting.options import MEASURED_WITH, Options
 from circuitdiscovery.reporting.progress import say, stage
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def of_nodes(model: Model, task: Task, damages: Mapping[str, float], options: Op
         while count < len(ranked) and len(cd.Circuit.from_nodes(graph, ranked[: count + 1])) <= most:
             count += 1
         circuit = cd.Circuit.from_nodes(graph, ranked[:count])
-    told = {name: getattr(options, name) for name in ("metric", "ablation", "direction", "split_qkv")}
+    told = options.some("metric", "ablation", "direction", "split_qkv")
     return cd.Circuit(
         graph, circuit.mask, info=provenance(model, task, options.method, {**told, **options.how})
     )
@@ -114,13 +114,9 @@ def evaluate(
             model,
             task,
             circuit,
-            ablation=options.ablation,
-            metric=options.metric,
-            direction=options.direction,
             scores=scores,
-            batch_size=options.batch_size,
-            seed=options.seed,
             effort=effort,
             state=state,
             progress=report,
+            **options.some(*MEASURED_WITH, "seed"),
         )
