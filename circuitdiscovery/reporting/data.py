@@ -46,10 +46,10 @@ def explanation_of(
 
     if effort == "none":
         return None, NOT_MEASURED
-    given = options.some("metric", "ablation", "batch_size") | {"effort": effort}
+    given = options.some("metric", "ablation", "batch_size")
     with stage("explaining") as progress:
         try:
-            found = explain(model, task, circuit, **given, progress=progress)
+            found = explain(model, task, circuit, effort=effort, progress=progress, **given)
         except CircuitDiscoveryError as error:
             return None, str(error)
     return found.to_dict(), None
