@@ -77,6 +77,21 @@ class Value:
         return cls.from_dict(read_json(path), str(path))
 
 
+class Reported(Value):
+    """One that prints as lines, each a name and what is said of it."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        raise NotImplementedError
+
+
+def part_in_words(part: str) -> str:
+    """Which examples of a task the part "held_out" or "examples" is, as reports say it."""
+    return "held-out examples" if part == "held_out" else "examples (none are held out)"
+
+
 def brief(value: Any) -> str:
     """The repr of a dataclass, of at most 600 characters: what is long in it is counted.
 

@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test m
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fixture import Agreement
 from tiny import ARCHITECTURES, REAL, VOCABULARY, Tiny, save_tiny
 
 from circuitdiscovery.files.disk import data_folder
+from circuitdiscovery.model.load import load_model
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -126,6 +128,12 @@ def gpt2(tinies: Callable[[str], Tiny]) -> Tiny:
 def llama(tinies: Callable[[str], Tiny]) -> Tiny:
     """The tiny random Llama with grouped attention."""
     return tinies("llama")
+
+
+@pytest.fixture(scope="session")
+def toy() -> Any:
+    """The bundled toy model with its tokenizer."""
+    return load_model("toy")
 
 
 @pytest.fixture(scope="session")

@@ -39,11 +39,6 @@ ITS_OWN = {
 
 
 @pytest.fixture(scope="module")
-def toy() -> Any:
-    return cd.load_model("toy")
-
-
-@pytest.fixture(scope="module")
 def ioi(toy: Any) -> Any:
     return cd.load_task("ioi", toy, examples=2)
 

@@ -25,11 +25,6 @@ class Killed(BaseException):
     """As a signal: nothing gets to handle it."""
 
 
-@pytest.fixture(scope="module")
-def toy() -> Any:
-    return cd.load_model("toy")
-
-
 def write_table(path: Path, toy: Any, seed: int, change: str | None = None) -> None:
     """Eight rows; with a change, the last cell of one row is another."""
     drawn = cd.load_task("ioi", toy, examples=8, seed=seed).examples

@@ -55,11 +55,6 @@ def numbers(task: object, encoder: Any, *, span: tuple[int, int]) -> GeneratedWo
     return GeneratedWords({"number": [f"{number}" for number in range(low, high + 1)]}, answers)
 
 
-@pytest.fixture(scope="module")
-def toy() -> cd.Model:
-    return cd.load_model("toy")
-
-
 def load(folder: Path, text: str, model: cd.Model, **options: Any) -> cd.Task:
     path = folder / "mine.toml"
     path.write_text(text)

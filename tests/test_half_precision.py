@@ -139,16 +139,15 @@ def test_the_losses_that_are_learnt_by_are_from_their_own_runs(dtype: str) -> No
     """A circuit of every edge has none, but for what a relaxed run rounds elsewhere."""
     model = cd.load_model("toy", dtype=dtype)
     task = cd.load_task("ioi", model, examples=16)
-    metric = bind("kl_divergence", model, task, plain=False)
+    setup = Setup.of(model, task, metric="kl_divergence")
     # learns only: from a plain run
-    search = matryoshka._Search.build(model, task, len(task), model.graph, metric, "resample")
+    search = matryoshka._Search.build(setup, len(task))
     assert abs(search.loss_apart(torch.ones(len(model.graph)))) < (1e-6 if dtype == "float32" else 2e-4)
     assert search.loss_apart(torch.zeros(len(model.graph))) > 0.01
-    setup = Setup.of(model, task, metric="kl_divergence")
     found, full = cases(setup)
     loss = hybrid._Loss.of(setup, found, full)
     assert abs(loss([case.patched.logits(model.graph.allowed)[None] for case in found])).max() < 1e-6
-    distance = edge_pruning.distance_to(full, metric)
+    distance = edge_pruning.distance_to(full, setup.metric)
     assert distance(found[0].patched.logits(model.graph.allowed), found[0].batch).abs().max() < 1e-6
 
 

@@ -1,7 +1,7 @@
 """Ordinary mistakes, one by one: each is accepted where that is sensible, else
 told in one line that says what is valid.
 
-The numbers are those of the table in issue 14.
+Mistakes of one number are of one kind.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
@@ -20,11 +20,6 @@ import circuitdiscovery as cd
 from circuitdiscovery.cli.main import main
 
 EDGES = ["input->m0", "m0->logits", "a2.h0->logits"]
-
-
-@pytest.fixture(scope="module")
-def toy() -> Any:
-    return cd.load_model("toy")
 
 
 @pytest.fixture(scope="module")

@@ -31,11 +31,6 @@ def written(model: Any, tokens: Any) -> torch.Tensor:
     return torch.cat([moments.run_sources(model, torch.tensor([row])) for row in tokens], dim=1)
 
 
-@pytest.fixture(scope="module")
-def toy() -> Any:
-    return cd.load_model("toy")
-
-
 @pytest.mark.parametrize("name", ["ioi", "induction"])
 def test_a_drawn_reference_is_apart_from_the_examples(toy: Any, name: str) -> None:
     task = cd.load_task(name, toy, examples=6)

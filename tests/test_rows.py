@@ -20,11 +20,6 @@ COLUMNS = ("clean", "corrupted", "correct", "incorrect")
 
 
 @pytest.fixture(scope="module")
-def toy() -> Any:
-    return cd.load_model("toy")
-
-
-@pytest.fixture(scope="module")
 def records(toy: Any) -> list[dict[str, Any]]:
     """Eight good rows."""
     decode = toy.tokenizer.decode
@@ -168,13 +163,9 @@ description = "x"
 templates = ["{A} met {B} and {A} saw", TEMPLATE]
 correct = " {B}"
 incorrect = " {A}"
-[slots]
-A = "name"
-B = "name"
-[counterfactuals.abc]
-redraw = ["A", "B"]
-[words]
-name = ["Ann", "Ben", "Tom", "Kim"]
+slots = { A = "name", B = "name" }
+counterfactuals.abc.redraw = ["A", "B"]
+words.name = ["Ann", "Ben", "Tom", "Kim"]
 """
 CASES = """version = 1
 description = "x"

@@ -474,19 +474,18 @@ def test_what_was_not_measured_can_be_measured_later(
 def test_a_run_that_goes_on_never_measures_less_than_it_has(tmp_path: Path) -> None:
     full = stopped(tmp_path / "full", "before it draws", with_measure("full"))
     record = run.discover(with_measure("none"), full, ["x"])
-    assert (
-        record["summary"]["measured"]
-        == json.loads((full / "evaluation.json").read_text())["effort"]
-        == "full"
-    )
+    assert measured_in(full, record) == "full"
     assert record["options"]["measure"] == "full"
     less = stopped(tmp_path / "less", "before it measures", with_measure("full"))
     record = run.discover(with_measure("quick"), less, ["x"])
-    assert (
-        record["summary"]["measured"]
-        == json.loads((less / "evaluation.json").read_text())["effort"]
-        == "quick"
-    )
+    assert measured_in(less, record) == "quick"
+
+
+def measured_in(folder: Path, record: Any) -> str:
+    """How much was measured, as the record and the evaluation both say."""
+    effort = json.loads((folder / "evaluation.json").read_text())["effort"]
+    assert record["summary"]["measured"] == effort
+    return effort
 
 
 def test_the_price_is_said_before_it_is_paid(

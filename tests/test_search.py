@@ -452,14 +452,16 @@ def test_group_testing_keeps_only_edges_that_do_damage(tiny: Tiny, threshold: fl
     assert min(damages.values()) > threshold - 1e-5
 
 
+class Killed(Exception):
+    """Raised in the middle of a search."""
+
+
+def kill(done: int, total: int) -> None:
+    if done > total / 2:
+        raise Killed
+
+
 def test_acdc_resumes_where_it_was_killed(llama: Tiny, tmp_path: Any) -> None:
-    class Killed(Exception):
-        pass
-
-    def kill(done: int, total: int) -> None:
-        if done > total / 2:
-            raise Killed
-
     state = tmp_path / "search.state"
     expected = cd.acdc(llama.model, PAIRS.task, threshold=0.05)
     with pytest.raises(Killed):
@@ -529,13 +531,6 @@ def test_orders_differ_in_what_they_find_and_each_finds_the_same_again(gpt2: Tin
 
 
 def test_a_search_is_resumed_in_its_own_order_only(gpt2: Tiny, tmp_path: Any) -> None:
-    class Killed(Exception):
-        pass
-
-    def kill(done: int, total: int) -> None:
-        if done > total / 2:
-            raise Killed
-
     state, whole = tmp_path / "search.state", cd.acdc(gpt2.model, PAIRS.task, threshold=0.05, order=1)
     with pytest.raises(Killed):
         cd.acdc(gpt2.model, PAIRS.task, threshold=0.05, order=1, state=state, progress=kill)

@@ -53,6 +53,17 @@ def _is_module(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.nn.Module)
 
 
+def _is(call: Call, name: str, what: str) -> ArgumentError:
+    """The error that an argument is something else than what it has to be."""
+    return ArgumentError(f"{call.function}: {name} is {what}")
+
+
+def _told_apart(call: Call, name: str, value: Any, kind: str, what: str) -> None:
+    """Refuse a thing of another kind that is easily taken for the wanted one."""
+    if is_a(value, kind):
+        raise _is(call, name, what)
+
+
 def with_tokenizer(call: Call, name: str, value: Any) -> Any:
     """An object with a tokenizer; for a model without one the function raises its own error."""
     if hasattr(value, "tokenizer") and not is_a(value, "Task"):
@@ -65,9 +76,7 @@ def task(call: Call, name: str, value: Any) -> Any:
     if is_a(value, "Task"):
         return value
     if is_a(value, "Model") or _is_module(value):
-        raise ArgumentError(
-            f"{call.function}: {name} is a model; the model comes first: {call.function}(model, task)"
-        )
+        raise _is(call, name, f"a model; the model comes first: {call.function}(model, task)")
     if not isinstance(value, str | os.PathLike) and not is_table(value):
         raise refused(call, name, "what cd.load_task gives, or a name or a path that it takes", value)
     if call.model() is None:
@@ -126,10 +135,7 @@ def _edges_of_table(call: Call, name: str, table: Any) -> list[Any]:
         return list(zip(table["source"].tolist(), table["receiver"].tolist(), strict=True))
     if "edge" in columns:
         return table["edge"].tolist()
-    raise ArgumentError(
-        f"{call.function}: {name} is a table with the columns {', '.join(columns)}; it needs 'source' "
-        "and 'receiver'"
-    )
+    raise _is(call, name, f"a table with the columns {', '.join(columns)}; it needs 'source' and 'receiver'")
 
 
 def circuit(call: Call, name: str, value: Any) -> Any:
@@ -140,11 +146,8 @@ def circuit(call: Call, name: str, value: Any) -> Any:
     )
     if is_a(value, "Circuit"):
         return value
-    if is_a(value, "Scores"):
-        raise ArgumentError(
-            f"{call.function}: {name} is Scores, a score for every edge; take a circuit of them: "
-            "scores.top(n) or scores.best(n)"
-        )
+    taken = "a score for every edge; take a circuit of them: scores.top(n) or scores.best(n)"
+    _told_apart(call, name, value, "Scores", f"Scores, {taken}")
     if isinstance(value, str | os.PathLike):
         if "->" in str(value):
             raise refused(call, name, f"a list of edges, such as [{shown(str(value))}]", value)
@@ -157,10 +160,7 @@ def circuit(call: Call, name: str, value: Any) -> Any:
     if any(is_a(value, kind) for kind in ("Task", "Model", "Explanation")):
         raise refused(call, name, valid, value)
     if own is None:
-        raise ArgumentError(
-            f"{call.function}: {name} is a list of edges without a graph; give "
-            "Circuit.from_edges(graph, edges)"
-        )
+        raise _is(call, name, "a list of edges without a graph; give Circuit.from_edges(graph, edges)")
     return named("Circuit").from_edges(own, edges(call, name, value))
 
 
@@ -168,11 +168,8 @@ def scores(call: Call, name: str, value: Any) -> Any:
     """Scores; the path of a file, or the folder of a run."""
     if is_a(value, "Scores"):
         return value
-    if is_a(value, "Circuit"):
-        raise ArgumentError(
-            f"{call.function}: {name} is a Circuit; it must be Scores, a score for every edge, such as "
-            "cd.eap gives"
-        )
+    wanted = "it must be Scores, a score for every edge, such as cd.eap gives"
+    _told_apart(call, name, value, "Circuit", f"a Circuit; {wanted}")
     if isinstance(value, str | os.PathLike):
         found = Path(path(call, name, value))
         return named("Scores").load(found / "scores.safetensors" if found.is_dir() else found)

@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,18 +89,9 @@ def draw(
     write_atomically(path, dot if kind == "dot" else render(dot, kind))
 
 
-def to_svg(
-    circuit: Circuit,
-    *,
-    scores: Scores | None = None,
-    roles: Roles | None = None,
-    max_edges: int | None = MOST_EDGES,
-    heading: bool = True,
-) -> str:
+def to_svg(circuit: Circuit, **how: Any) -> str:
     """The picture as SVG; arguments as in `to_dot`."""
-    return render(
-        to_dot(circuit, scores=scores, roles=roles, max_edges=max_edges, heading=heading), "svg"
-    ).decode()
+    return render(to_dot(circuit, **how), "svg").decode()
 
 
 def to_dot(

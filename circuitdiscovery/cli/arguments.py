@@ -27,6 +27,7 @@ from circuitdiscovery.registry import (
 from circuitdiscovery.reporting.options import check_model
 
 FORMATS = ("svg", "png", "pdf", "dot")
+Command = Callable[..., None]
 
 
 class Checked(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]  # generic since click 8.4 only
@@ -129,7 +130,7 @@ THRESHOLD = Checked(finite, "T")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print only JSON on standard output.")
 
 
-def about_circuit(command: Callable[..., None]) -> Callable[..., None]:
+def about_circuit(command: Command) -> Command:
     """CIRCUIT, and how it is measured where that shall not be as it was searched."""
     options = (
         click.argument("circuit"),
@@ -149,7 +150,23 @@ def about_circuit(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def methods_own(command: Callable[..., None]) -> Callable[..., None]:
+def on_task(command: Command) -> Command:
+    """MODEL and TASK."""
+    return click.argument("model", type=MODEL)(click.argument("task", type=TASK)(command))
+
+
+def in_folder(default: str, resumed: str) -> Callable[[Command], Command]:
+    """The folder of a command that writes one, and goes on where it was stopped."""
+    words = f"A new or empty folder.  [default: runs/{default}]"
+
+    def with_folder(command: Command) -> Command:
+        command = click.option("--resume", is_flag=True, help=resumed)(command)
+        return click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help=words)(command)
+
+    return with_folder
+
+
+def methods_own(command: Command) -> Command:
     """The options that only some methods have, from the registry."""
     for name, option in reversed(OPTIONS.items()):
         if name not in ("threshold", "edges", "direction"):  # which have words of their own
@@ -175,7 +192,7 @@ def _own_option(name: str, option: Option) -> Callable[..., Any]:
     return click.option(flag, type=Checked(option.read, metavar), help=words)
 
 
-def on_prompts(command: Callable[..., None]) -> Callable[..., None]:
+def on_prompts(command: Command) -> Command:
     """How many prompts a command draws, by which seed, and where and how they run."""
     options = (
         click.option("--metric", type=METRIC, help="[default: the task's]"),

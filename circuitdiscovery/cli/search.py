@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.registry import DEFAULT_THRESHOLD, METHODS
-from circuitdiscovery.reporting.options import Options
+from circuitdiscovery.reporting.options import MEASURED_WITH, Options
 from circuitdiscovery.reporting.progress import say, stage
 
 if TYPE_CHECKING:
@@ -67,23 +67,16 @@ def chosen(scores: Scores, options: Options) -> Circuit:
 
 
 def of_nodes(model: Model, task: Task, damages: Mapping[str, float], options: Options) -> Circuit:
-    """All edges between the nodes that options take by their damages: those of at least the threshold, or as
-    many of the most damage as have together no more than the edges asked for."""
+    """The circuit that options take from damages by node, as `circuit_of_nodes`, with what it comes from."""
     import circuitdiscovery as cd
     from circuitdiscovery.cli.defaults import default_edges
+    from circuitdiscovery.search.exact import circuit_of_nodes
     from circuitdiscovery.search.provenance import provenance
 
     graph = cd.Graph.from_model(model, split_qkv=options.split_qkv)
-    ranked = sorted((node for node in damages if node != "input"), key=lambda node: -abs(damages[node]))
-    if options.threshold is not None:
-        nodes = [node for node in ranked if abs(damages[node]) >= options.threshold]
-        circuit = cd.Circuit.from_nodes(graph, nodes)
-    else:
-        most, count = options.edges or default_edges(len(graph)), 0
-        while count < len(ranked) and len(cd.Circuit.from_nodes(graph, ranked[: count + 1])) <= most:
-            count += 1
-        circuit = cd.Circuit.from_nodes(graph, ranked[:count])
-    told = {name: getattr(options, name) for name in ("metric", "ablation", "direction", "split_qkv")}
+    edges = options.edges or default_edges(len(graph))
+    circuit = circuit_of_nodes(graph, damages, threshold=options.threshold, edges=edges)
+    told = options.some("metric", "ablation", "direction", "split_qkv")
     return cd.Circuit(
         graph, circuit.mask, info=provenance(model, task, options.method, {**told, **options.how})
     )
@@ -114,13 +107,9 @@ def evaluate(
             model,
             task,
             circuit,
-            ablation=options.ablation,
-            metric=options.metric,
-            direction=options.direction,
             scores=scores,
-            batch_size=options.batch_size,
-            seed=options.seed,
             effort=effort,
             state=state,
             progress=report,
+            **options.some(*MEASURED_WITH, "seed"),
         )

@@ -15,7 +15,7 @@ from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.registry import ablation_words
-from circuitdiscovery.values import Value, table
+from circuitdiscovery.values import Value, part_in_words, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,7 +167,7 @@ class Explanation(Value):
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
+        where = part_in_words(self.part)
         some = f" (interventions on {self.intervened} of them)" if self.intervened < self.examples else ""
         told = (
             f"{self.metric} on {self.examples} {where}{some}, {ablation_words(self.ablation, self.mean_over)}"

@@ -22,7 +22,7 @@ from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.values import Value, left_out
+from circuitdiscovery.values import Reported, left_out
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit.charts import Chart
@@ -32,7 +32,7 @@ MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 @dataclass(frozen=True, repr=False)
-class Curve(Value):
+class Curve(Reported):
     """Normalized faithfulness f of the edges with the highest scores, at several numbers of edges.
 
     The areas are linear trapezoids from the first fraction to the last.
@@ -61,9 +61,6 @@ class Curve(Value):
     distance: Estimate
     ablation: str | None = left_out()
     mean_over: int | None = left_out()
-
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         if self.ablation is not None:

@@ -56,7 +56,7 @@ from circuitdiscovery.measure.work import Family
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.values import Value, left_out
+from circuitdiscovery.values import Reported, left_out, part_in_words
 
 EFFORTS = ("full", "quick")
 _AFFORDABLE = 1e13  # FLOP of a full measurement that is done unasked: some minutes on two cores
@@ -68,7 +68,7 @@ _THINNED = 0.5  # of what a node costs at K empty, what it costs at a random K
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluation(Value):
+class Evaluation(Reported):
     """What `evaluate` measured."""
 
     model: str
@@ -97,11 +97,7 @@ class Evaluation(Value):
     # the fewest prompts that a replacement is a mean over; None: it is not a mean
     mean_over: int | None = left_out()
 
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
-
     def _lines(self) -> Iterator[tuple[str, str]]:
-        where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
         yield (
             "circuit",
             (
@@ -110,7 +106,7 @@ class Evaluation(Value):
             ),
         )
         how = f"{ablation_words(self.ablation, self.mean_over)}, {self.direction} ({self.effort})"
-        yield "measured", f"{self.metric} on {self.examples} {where}, {how}"
+        yield "measured", f"{self.metric} on {self.examples} {part_in_words(self.part)}, {how}"
         yield "F", f"model {self.full}, circuit {self.circuit}, empty {self.empty}"
         yield "faithfulness", f"|F(M) - F(C)| {self.faithfulness}"
         yield "normalized", str(self.normalized) if self.reason is None else f"none: {self.reason}"

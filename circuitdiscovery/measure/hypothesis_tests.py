@@ -51,7 +51,7 @@ from circuitdiscovery.measure.significance import (
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.values import Value, left_out, plain
+from circuitdiscovery.values import Reported, left_out, part_in_words, plain
 
 CORRECTIONS = ("holm", "bonferroni", "none")
 TESTS = ("equivalence", "independence", "minimality", "sufficiency")
@@ -118,7 +118,7 @@ class EdgeTest:
 
 
 @dataclass(frozen=True, repr=False)
-class HypothesisTests(Value):
+class HypothesisTests(Reported):
     """What `hypothesis_tests` found."""
 
     model: str
@@ -152,19 +152,10 @@ class HypothesisTests(Value):
         }
         return plain(self) | tests
 
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
-
     def _lines(self) -> Iterator[tuple[str, str]]:
-        where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
         yield "circuit", f"{self.size:,} edges of {self.edges_total:,}"
-        yield (
-            "measured",
-            (
-                f"{self.metric} on {self.examples} {where}, {ablation_words(self.ablation, self.mean_over)}; "
-                f"alpha {self.alpha:g}"
-            ),
-        )
+        how = f"{ablation_words(self.ablation, self.mean_over)}; alpha {self.alpha:g}"
+        yield "measured", f"{self.metric} on {self.examples} {part_in_words(self.part)}, {how}"
         yield "H0", "a good circuit retains the first three and rejects the last"
         for name in TESTS:
             test: HypothesisTest = getattr(self, name)

@@ -14,7 +14,7 @@ All masks here are canonical (`Graph.canonical`) and say which edges carry the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -154,6 +154,20 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class _Wanted:
+    """What a family asks for: circuits, none of them the base, and with a key the base too."""
+
+    base: np.ndarray  # [S, R]
+    key: bytes | None
+    masks: Mapping[bytes, np.ndarray]  # [S, R] each
+    alone: Mapping[bytes, Step]  # each circuit's run from nothing
+
+    def cost_alone(self, steps: Iterable[Step]) -> float:
+        """FLOP of the circuits of some steps, each run from nothing."""
+        return sum(self.alone[each].cost for step in steps for each in step.keys)
+
+
+@dataclass(frozen=True)
 class Planner:
     """Plans runs on one graph, whose replacements are or are not a run's own."""
 
@@ -170,9 +184,10 @@ class Planner:
         """The cheapest runs that measure some circuits, none of them
         the base, and with a key the base too."""
         alone = {each: self.plain(each, mask) for each, mask in masks.items()}
-        merged, rest = self._merged(base, key, masks, alone)
+        wanted = _Wanted(base, key, masks, alone)
+        merged, rest = self._merged(wanted)
         asked = None if merged and merged.start and merged.start.keys else key
-        changed = self._changed(base, asked, {each: masks[each] for each in rest}, alone)
+        changed = self._changed(replace(wanted, key=asked, masks={each: masks[each] for each in rest}))
         asked = None if changed and changed.start and changed.start.keys else asked
         plans = [plan for plan in (merged, changed) if plan is not None]
         done = {each for plan in plans for step in plan.all_steps for each in step.keys}
@@ -189,16 +204,11 @@ class Planner:
 
     # ------------------------------------------------------------------ several versions of one mask
 
-    def _merged(
-        self,
-        base: np.ndarray,
-        key: bytes | None,
-        masks: Mapping[bytes, np.ndarray],
-        alone: Mapping[bytes, Step],
-    ) -> tuple[Plan | None, list[bytes]]:
+    def _merged(self, wanted: _Wanted) -> tuple[Plan | None, list[bytes]]:
         """(the plan of circuits that are one mask with sources
         silenced, if it pays; the circuits that are not).
         """
+        base, masks = wanted.base, wanted.masks
         common = np.logical_or.reduce([base, *masks.values()])
         off = self._silenced(common, base)
         silenced = {
@@ -209,13 +219,13 @@ class Planner:
             return None, list(masks)
         chosen = sorted(silenced, key=lambda each: int((silenced[each] ^ off).argmax()))
         steps = _Versions(self, common, off, silenced, masks).grouped(chosen)
-        steps = [step for step in steps if step.cost < sum(alone[each].cost for each in step.keys)]
+        steps = [step for step in steps if step.cost < wanted.cost_alone([step])]
         if not steps:
             return None, rest
         needed = np.logical_or.reduce([_running(step.part.mask) & ~step.part.nodes for step in steps])
-        needed |= _running(base) if key is not None else False
+        needed |= _running(base) if wanted.key is not None else False
         start = Part(common, needed & ~off, self.graph.everywhere(common), off[None])
-        return self._if_it_pays(key, start, base, steps, alone), rest
+        return self._if_it_pays(wanted, start, steps), rest
 
     def _silenced(self, common: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
         """[S] bool: the fewest sources that turn the common mask into this
@@ -230,17 +240,11 @@ class Planner:
 
     # ------------------------------------------------------------------ any other change
 
-    def _changed(
-        self,
-        base: np.ndarray,
-        key: bytes | None,
-        masks: Mapping[bytes, np.ndarray],
-        alone: Mapping[bytes, Step],
-    ) -> Plan | None:
+    def _changed(self, wanted: _Wanted) -> Plan | None:
         """The plan of circuits of which only what differs from the base runs, if it pays."""
-        graph, steps = self.graph, []
+        graph, steps, base, alone = self.graph, [], wanted.base, wanted.alone
         needed, wide = np.zeros((2, len(graph.sources)), dtype=bool)
-        for each, mask in masks.items():
+        for each, mask in wanted.masks.items():
             whole = alone[each].part
             moved = graph.reached(mask, self.fed(np.any(mask != base, axis=0)))
             part = replace(whole, nodes=whole.nodes & moved)
@@ -251,22 +255,16 @@ class Planner:
                 wide |= whole.wide & ~moved
         if not steps:
             return None
-        if key is not None:
+        if wanted.key is not None:
             needed |= _running(base)
             wide |= graph.everywhere(base)
-        return self._if_it_pays(key, Part(base, needed, wide, self._silent(1)), base, steps, alone)
+        return self._if_it_pays(wanted, Part(base, needed, wide, self._silent(1)), steps)
 
-    def _if_it_pays(
-        self,
-        key: bytes | None,
-        start: Part,
-        base: np.ndarray,
-        steps: Sequence[Step],
-        alone: Mapping[bytes, Step],
-    ) -> Plan | None:
+    def _if_it_pays(self, wanted: _Wanted, start: Part, steps: Sequence[Step]) -> Plan | None:
+        key = wanted.key
         first = Step(() if key is None else (key,), start, self.costs.of(start) + self.costs.state)
-        without = sum(alone[each].cost for step in steps for each in step.keys)
-        without += 0.0 if key is None else self.plain(key, base).cost
+        without = wanted.cost_alone(steps)
+        without += 0.0 if key is None else self.plain(key, wanted.base).cost
         plan = Plan(first, tuple(steps))
         return plan if plan.cost < without else None
 

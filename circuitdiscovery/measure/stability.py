@@ -31,7 +31,7 @@ from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.intervals import mean_over_pairs
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.values import Value
+from circuitdiscovery.values import Reported
 
 OVER: Mapping[str, str] = {  # what is changed from run to run, in words
     "examples": "the task's examples drawn with replacement, as many",
@@ -42,7 +42,7 @@ _FEWEST = 5  # runs; with fewer, 95% intervals cover less than that (docs/covera
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Stability(Value):
+class Stability(Reported):
     """How far the circuits of several runs agree. Pairs are in the order of `itertools.combinations`.
 
     Args:
@@ -136,9 +136,6 @@ class Stability(Value):
             if value != data[name]:
                 raise CircuitDiscoveryError(f"{where}: field {name!r} is not that of its circuits")
         return found
-
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         sizes = [len(circuit) for circuit in self.circuits]

@@ -17,7 +17,7 @@ import numpy as np
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.reporting.folder import FORMAT, NOT_MEASURED, fingerprint
-from circuitdiscovery.reporting.options import Options
+from circuitdiscovery.reporting.options import MEASURED_WITH, Options
 from circuitdiscovery.reporting.progress import stage
 
 if TYPE_CHECKING:
@@ -38,20 +38,6 @@ _IN_WORDS = ("description", "source", "counterfactual", "asks")
 Json = dict[str, Any]
 
 
-def gather(
-    model: Model,
-    task: Task,
-    circuit: Circuit,
-    scores: Scores | None,
-    evaluation: Mapping[str, Any] | None,
-    options: Options,
-    effort: str,
-) -> tuple[Json | None, Json]:
-    """(explanation.json or None, report.json), as JSON; arguments as for `contents_of`."""
-    explanation, no_cards = explanation_of(model, task, circuit, options, effort)
-    return explanation, contents_of(model, task, circuit, scores, evaluation, options, effort, no_cards)
-
-
 def explanation_of(
     model: Model, task: Task, circuit: Circuit, options: Options, effort: str
 ) -> tuple[Json | None, str | None]:
@@ -60,15 +46,10 @@ def explanation_of(
 
     if effort == "none":
         return None, NOT_MEASURED
-    given = {
-        "metric": options.metric,
-        "ablation": options.ablation,
-        "batch_size": options.batch_size,
-        "effort": effort,
-    }
+    given = options.some("metric", "ablation", "batch_size")
     with stage("explaining") as progress:
         try:
-            found = explain(model, task, circuit, **given, progress=progress)
+            found = explain(model, task, circuit, effort=effort, progress=progress, **given)
         except CircuitDiscoveryError as error:
             return None, str(error)
     return found.to_dict(), None
@@ -97,12 +78,7 @@ def contents_of(
     """
     used = task.held_out or task
     metric = str(evaluation["metric"] if evaluation is not None else options.metric or task.metric)
-    asked = {
-        "metric": metric,
-        "ablation": options.ablation,
-        "direction": options.direction,
-        "examples": len(used),
-    }
+    asked = {"metric": metric, **options.some("ablation", "direction"), "examples": len(used)}
     report: Json = {"format": FORMAT, "circuit": fingerprint(circuit), "effort": effort}
     report |= {"asked": asked | {"part": "examples" if task.held_out is None else "held_out"}}
     report |= {
@@ -147,9 +123,7 @@ def _searched(
 
     if task.held_out is None:
         return None, evaluation["full"]["value"] - evaluation["empty"]["value"]
-    how: dict[str, Any] = {"ablation": options.ablation, "direction": options.direction}
-    how |= {"metric": options.metric, "batch_size": options.batch_size}
-    setup = Setup.of(model, task, circuit.graph, **how)
+    setup = Setup.of(model, task, circuit.graph, **options.some(*MEASURED_WITH))
     masks = circuit.graph.allowed, circuit.mask, np.zeros_like(circuit.mask)
     with stage("the prompts of the search") as progress:
         evaluator = Evaluator.build(setup, seed=options.seed, progress=progress)
@@ -197,31 +171,15 @@ def _ranking(model: Model, task: Task, circuit: Circuit, options: Options) -> Sc
     from circuitdiscovery.search.attribution import eap_ig
 
     with stage("ranking for the curve") as progress:
-        return eap_ig(
-            model,
-            task,
-            metric=options.metric,
-            ablation=options.ablation,
-            split_qkv=circuit.graph.split_qkv,
-            batch_size=options.batch_size,
-            progress=progress,
-        )
+        how = options.some("metric", "ablation", "batch_size")
+        return eap_ig(model, task, split_qkv=circuit.graph.split_qkv, progress=progress, **how)
 
 
 def _measured(model: Model, task: Task, scores: Scores, options: Options) -> Json:
     from circuitdiscovery.measure.curve import curve
 
     with stage("curve"):
-        found = curve(
-            model,
-            task,
-            scores,
-            ablation=options.ablation,
-            metric=options.metric,
-            direction=options.direction,
-            batch_size=options.batch_size,
-            seed=options.seed,
-        )
+        found = curve(model, task, scores, **options.some(*MEASURED_WITH, "seed"))
     estimates = {"normalized": [each.to_dict() for each in found.normalized]}
     return {"edges": list(found.edges), **estimates} | {
         name: getattr(found, name).to_dict() for name in AREAS
@@ -252,12 +210,8 @@ def _prompts(model: Model, task: Task, circuit: Circuit, options: Options) -> li
         task = task.select(range(min(PROMPTS, len(task))))
     with stage("answers"):
         full = clean_logits(model, task).float().cpu()  # [examples, vocabulary]
-        options_of_run = {
-            "ablation": options.ablation,
-            "direction": options.direction,
-            "batch_size": options.batch_size,
-        }
-        kept = run_circuit(model, task, circuit, **options_of_run).float().cpu()  # [examples, vocabulary]
+        how = options.some("ablation", "direction", "batch_size")
+        kept = run_circuit(model, task, circuit, **how).float().cpu()  # [examples, vocabulary]
     return [
         {"text": example.text or _decoded(model, example.clean)}
         | _answers(model, example)

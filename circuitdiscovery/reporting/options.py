@@ -19,6 +19,8 @@ ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt
 LEAST = {"edges": 1, "examples": 1, "batch_size": 1, "seed": 0}
 MAY_DIFFER = ("device", "batch_size", "measure")  # when a run goes on: they do not change what is found
 
+MEASURED_WITH = ("metric", "ablation", "direction", "batch_size")  # what a measurement takes
+
 
 @dataclass(frozen=True)
 class Options:
@@ -60,6 +62,10 @@ class Options:
     def to_dict(self) -> dict[str, Any]:
         """Everything by name, as run.json holds it."""
         return {name: getattr(self, name) for name in FIELDS} | dict(self.how)
+
+    def some(self, *names: str) -> dict[str, Any]:
+        """Some of them by name, as functions take them."""
+        return {name: getattr(self, name) for name in names}
 
     def check(self) -> None:
         """Refuse options that do not go together; needs no torch."""

@@ -89,7 +89,7 @@ def _completed(run: Run) -> Run:
     """The run with what its folder lacks."""
     if run.contents is not None:
         return run
-    from circuitdiscovery.reporting.data import gather
+    from circuitdiscovery.reporting.data import contents_of, explanation_of
 
     scores = run.scores()
     try:
@@ -98,7 +98,9 @@ def _completed(run: Run) -> Run:
         return replace(run, missing=sentences.without_paths(str(error), run.options))
     run.circuit.check_model(model)
     evaluation = None if run.effort == "none" else run.evaluation
-    return completed(run, *gather(model, task, run.circuit, scores, evaluation, run.options, run.effort))
+    explanation, no_cards = explanation_of(model, task, run.circuit, run.options, run.effort)
+    found = model, task, run.circuit, scores, evaluation, run.options, run.effort
+    return completed(run, explanation, contents_of(*found, no_cards))
 
 
 def _keep(run: Run) -> None:

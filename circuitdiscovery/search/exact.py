@@ -6,7 +6,7 @@ only the nodes downstream of the receiver run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from circuitdiscovery.arguments import guarded
+from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.metrics import Metric, by_rows
@@ -101,6 +102,23 @@ def exact(
         if level == "node"
         else Scores(graph, values, info)
     )
+
+
+def circuit_of_nodes(
+    graph: Graph, damages: Mapping[str, float], *, threshold: float | None, edges: int
+) -> Circuit:
+    """All edges between the nodes that their damages choose: those of at least the threshold, or, where it is
+    None, as many of the most damage as have together no more than so many edges."""
+    ranked = sorted((node for node in damages if node != "input"), key=lambda node: -abs(damages[node]))
+    if threshold is not None:
+        return Circuit.from_nodes(graph, [node for node in ranked if abs(damages[node]) >= threshold])
+    found = Circuit.from_nodes(graph, ())
+    for count in range(1, len(ranked) + 1):
+        larger = Circuit.from_nodes(graph, ranked[:count])
+        if len(larger) > edges:
+            break
+        found = larger
+    return found
 
 
 def _without(graph: Graph, row: int) -> np.ndarray:

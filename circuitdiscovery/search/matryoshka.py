@@ -38,12 +38,12 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand, replacements
+from circuitdiscovery.engine.ablation import Ablation, replacements
 from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits
-from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows, clean_logits, kl_from
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows, clean_logits, kl_from
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
-from circuitdiscovery.engine.setup import Progress, replacement_bytes
+from circuitdiscovery.engine.setup import Progress, Setup, replacement_bytes
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
@@ -129,23 +129,16 @@ def matryoshka(
     report = progress or (lambda done, total: None)
     report(0, _START + steps)
     pool = _pool(model, task, min(drawn, steps * _PROMPTS) if isinstance(ablation, str) else 0)
-    bound = bind(metric or task.metric, model, pool, plain=False)
-    options = {
-        "edges": edges,
-        "steps": steps,
-        "drawn": drawn,
-        "metric": bound.name,
-        "ablation": name_of(ablation),
-    }
-    options |= {"split_qkv": split_qkv, "seed": seed}
-    info = provenance(model, task, "matryoshka", options)
+    setup = Setup.of(model, pool, graph, metric=metric, ablation=ablation)
+    options = setup.options(edges=edges, steps=steps, drawn=drawn)
+    info = provenance(model, task, "matryoshka", {**options, "seed": seed})
     with saved_in(state, task, info) as saved:
         if saved.found:
             start = np.zeros(len(graph))
         else:
             start = _start(model, task, graph, metric, ablation, lambda done: report(done, _START + steps))
         learnt = _Learnt.resumed(saved, start, len(pool), seed)
-        search = _Search.build(model, pool, len(task), graph, bound, ablation)
+        search = _Search.build(setup, len(task))
         sizes = [edges] if edges is not None else [max(1, round(share * len(graph))) for share in SIZES]
         report(_START + learnt.steps, _START + steps)
         while learnt.steps < steps:
@@ -276,41 +269,39 @@ class _Search:
     """A task under an ablation, and the loss of a mask on some of its examples.
 
     Args:
+        setup: the model on the task, drawn prompts included.
+        metric: the setup's; a divergence is from `full`.
         learning, apart: the rows that are learnt from, and those that are chosen by.
         full: [examples, vocabulary], the model's logits.
         span: |F(model)|, which differences of the metric are measured in; None where the loss is KL alone.
     """
 
-    task: Task
+    setup: Setup
     relaxed: Relaxed
     metric: BoundMetric
-    carried: Ablation
     learning: tuple[int, ...]
     apart: tuple[int, ...]
     full: Tensor
     span: float | None
 
     @classmethod
-    def build(
-        cls, model: Model, task: Task, own: int, graph: Graph, metric: BoundMetric, ablation: str | Ablation
-    ) -> _Search:
+    def build(cls, setup: Setup, own: int) -> _Search:
         """Ready for the first step; the first `own` of the task's examples are what the search was given."""
+        model, task = setup.model, setup.task
         task.check(model.vocab_size, model.n_positions)
         size = replacement_bytes(model, len(task) * max(len(example.clean) for example in task.examples))
-        carried = on_demand(model, task, ablation)
-        if isinstance(ablation, str) and size <= _KEPT_BYTES:
-            carried = replacements(model, task, ablation=ablation)
+        if isinstance(setup.ablation, str) and size <= _KEPT_BYTES:
+            setup = replace(setup, ablation=replacements(model, task, ablation=setup.ablation))
         tried = range(0, len(task), _APART)[:_MOST_APART] if len(task) >= _APART else ()
         apart = tuple(tried) if len(task) == own else ()
         learning = tuple(row for row in range(len(task)) if row not in apart)
-        relaxed = Relaxed.build(model, graph)
-        for batch, patched in _patched_runs(task, relaxed, carried, range(own)):
+        for batch, patched in _patched_runs(setup, range(own)):
             finite_logits(replaced_logits(model, patched.replacement, batch.position), batch.rows, "replaced")
         full = clean_logits(model, task)  # what a half precision rounds apart is a constant of the loss
-        metric = metric.against(by_rows(full))
+        metric = setup.metric.against(by_rows(full))
         found = [float(metric(full[batch.rows], batch.to(model.device)).sum()) for batch in task.batches()]
         span = None if metric.divergence else max(abs(sum(found)) / len(task), 1e-6)
-        return cls(task, relaxed, metric, carried, learning, apart, full, span)
+        return cls(setup, Relaxed.build(model, setup.graph), metric, learning, apart, full, span)
 
     def step(self, learnt: _Learnt, steps: int, sizes: Sequence[int]) -> None:
         """One step of descent, of `steps` in all."""
@@ -366,7 +357,7 @@ class _Search:
 
     def patched_runs(self, rows: Sequence[int]) -> Iterator[tuple[Batch, PatchedRun]]:
         """This process's share of some examples, in batches."""
-        return _patched_runs(self.task, self.relaxed, self.carried, rows)
+        return _patched_runs(self.setup, rows)
 
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:
         """[B]: of a circuit's logits."""
@@ -382,17 +373,14 @@ class _Search:
         return kl + _WEIGHT * difference.abs() / self.span
 
 
-def _patched_runs(
-    task: Task, relaxed: Relaxed, carried: Ablation, rows: Sequence[int]
-) -> Iterator[tuple[Batch, PatchedRun]]:
-    """This process's share of some of a task's examples, in batches."""
-    model, own = relaxed.model, sorted(rows)[distributed.rank() :: distributed.world_size()]
-    for batch in task.batches(_AT_ONCE, own, run_tokens=_ANY):
+def _patched_runs(setup: Setup, rows: Sequence[int]) -> Iterator[tuple[Batch, PatchedRun]]:
+    """This process's share of some of a task's examples, in batches; not `Setup.patched`,
+    which looks at the replacements of every batch: here they are looked at once."""
+    model, own = setup.model, sorted(rows)[distributed.rank() :: distributed.world_size()]
+    for batch in setup.task.batches(_AT_ONCE, own, run_tokens=_ANY):
         batch = batch.to(model.device)
-        values = carried.rows(batch).to(model.W_E)
+        values, start = setup.carried.rows(batch).to(model.W_E), embed(model, batch.clean)
         yield (
             batch,
-            PatchedRun(
-                model, relaxed.graph, embed(model, batch.clean), values, batch.position, carried.own_run
-            ),
+            PatchedRun(model, setup.graph, start, values, batch.position, setup.own_run),
         )

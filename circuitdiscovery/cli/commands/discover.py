@@ -16,13 +16,13 @@ from circuitdiscovery.cli.arguments import (
     DIRECTION,
     DTYPE,
     METRIC,
-    MODEL,
     SEED,
-    TASK,
     THRESHOLD,
     as_json,
     check_rows,
+    in_folder,
     methods_own,
+    on_task,
     one_of,
     valid_counterfactual,
 )
@@ -34,8 +34,7 @@ from circuitdiscovery.reporting.options import Options
 
 
 @cli.command(short_help="Find, measure and draw the circuit of MODEL behind TASK.")
-@click.argument("model", type=MODEL)
-@click.argument("task", type=TASK)
+@on_task
 @click.option(
     "--method",
     type=one_of("method"),
@@ -107,19 +106,10 @@ from circuitdiscovery.reporting.options import Options
         "circuits, else quick]"
     ),
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="A new or empty folder.  [default: runs/MODEL-TASK-METHOD]",
-)
-@click.option(
-    "--resume",
-    is_flag=True,
-    help=(
-        "Continue the run in --out, or the latest one of this model, task and method; with "
-        "--measure, measure more of it."
-    ),
+@in_folder(
+    "MODEL-TASK-METHOD",
+    "Continue the run in --out, or the latest one of this model, task and method; with --measure, measure "
+    "more of it.",
 )
 @as_json
 def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from circuitdiscovery.cli.arguments import MODEL, SEED, Checked, as_json, benchmark_method, one_of
+from circuitdiscovery.cli.arguments import MODEL, SEED, Checked, as_json, benchmark_method, in_folder, one_of
 from circuitdiscovery.cli.commands.group import PROGRAM, cli
 from circuitdiscovery.cli.files import circuit_of, show_json
 from circuitdiscovery.cli.journal import open_folder
@@ -27,15 +27,7 @@ from circuitdiscovery.files.disk import data_folder, read_json, shipped
 @click.option("--model", type=MODEL, help="The model of the published circuits.  [default: gpt2]")
 @click.option("--quick", is_flag=True, help="Fewer examples and methods: under two minutes on two cores.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Draws the prompts.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="A new or empty folder.  [default: runs/benchmark-SUITE]",
-)
-@click.option(
-    "--resume", is_flag=True, help="Continue the benchmark in --out, or the latest one of this suite."
-)
+@in_folder("benchmark-SUITE", "Continue the benchmark in --out, or the latest one of this suite.")
 @as_json
 def benchmark(out: Path | None, resume: bool, as_json: bool, **given: Any) -> None:
     """Compare methods on a SUITE: planted (known circuits), toy, published

@@ -14,6 +14,7 @@ from circuitdiscovery.cli.arguments import (
     TASK,
     as_json,
     on_prompts,
+    on_task,
     task_name,
     valid_counterfactual,
 )
@@ -24,8 +25,7 @@ from circuitdiscovery.reporting.options import Options
 
 
 @cli.command(short_help="Patch the paths from every node to RECEIVERs.")
-@click.argument("model", type=MODEL)
-@click.argument("task", type=TASK)
+@on_task
 @click.argument("receivers", nargs=-1, metavar="[RECEIVER]...")
 @click.option(
     "--ablation", type=ABLATION, default="resample", show_default=True, help="What a sender writes instead."
@@ -76,5 +76,5 @@ def _show(run: Callable[..., Any], name: str, options: Options, taken: Sequence[
 
     model, task = load(options)
     with stage(name) as report:
-        found = run(model, task, **{option: getattr(options, option) for option in taken}, progress=report)
+        found = run(model, task, **options.some(*taken), progress=report)
     show(found, as_json)

@@ -11,13 +11,13 @@ import numpy as np
 from circuitdiscovery.explanation.scrubbing.hypothesis import Variables
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
-from circuitdiscovery.values import Value, plain
+from circuitdiscovery.values import Reported, part_in_words, plain
 
 TOO_FEW = 0.1  # of the draws; where more of them are the prompt itself, the result says so
 
 
 @dataclass(frozen=True, repr=False)
-class Scrubbing(Value):
+class Scrubbing(Reported):
     """What `scrub` found.
 
     Args:
@@ -78,19 +78,13 @@ class Scrubbing(Value):
         """Everything, as JSON."""
         return plain(self) | {"renamed_mean": plain(self.renamed_mean), "as_much": self.as_much}
 
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
-
     def _lines(self) -> Iterator[tuple[str, str]]:
-        where = "held-out examples" if self.part == "held_out" else "examples (none are held out)"
         yield (
             "hypothesis",
             f"{self.hypothesis}: {len(self.edges)} edges, {self.places} nodes in the tree of their paths",
         )
-        yield (
-            "measured",
-            f"{self.metric} on {self.examples} {where}, {self.draws} draws each from {self.prompts} prompts",
-        )
+        drawn = f"{self.draws} draws each from {self.prompts} prompts"
+        yield "measured", f"{self.metric} on {self.examples} {part_in_words(self.part)}, {drawn}"
         yield "F", f"model {self.full}, scrubbed {self.scrubbed}, everything resampled {self.resampled}"
         yield "recovered", str(self.recovered) if self.reason is None else f"none: {self.reason}"
         if self.renamed_mean is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
@@ -75,30 +76,27 @@ class Architecture:
     refused: Callable[[Any], Mapping[str, bool]] = nothing
 
 
-def heads(weight: Tensor, d_head: int) -> Tensor:
-    """[heads * d_head, d_model] -> [heads, d_head, d_model]; biases alike."""
-    return weight.unflatten(0, (-1, d_head))
-
-
-def optional_heads(bias: Tensor | None, d_head: int) -> Tensor | None:
-    """As `heads`, of a bias that there may not be."""
-    return None if bias is None else heads(bias, d_head)
-
-
 def rotary_of(embedding: Any) -> Rotary:
     """From Hugging Face's module, which knows every kind of scaling."""
     return Rotary(embedding.inv_freq.float(), float(embedding.attention_scaling))
 
 
-def rotary_by_kind(config: Any, embedding: Any) -> dict[str, Rotary]:
-    """As `rotary_of`, where layers of one kind have one, from the module that has them all."""
-    return {
-        kind: Rotary(
-            getattr(embedding, f"{kind}_inv_freq").float(),
-            float(getattr(embedding, f"{kind}_attention_scaling")),
-        )
-        for kind in sorted(set(config.layer_types))
-    }
+def rotary_by(family: str, name: str) -> Callable[[Any], Rotary | dict[str, Rotary]]:
+    """Of the config, the rotary embedding by a module of this name that Hugging Face has for a family; or one
+    for each kind of layer."""
+
+    def rotary(config: Any) -> Rotary | dict[str, Rotary]:
+        module = import_module(f"transformers.models.{family}.modeling_{family}")
+        embedding = getattr(module, name)(config)
+        if not hasattr(embedding, "layer_types"):
+            return rotary_of(embedding)
+        parts = {
+            kind: (getattr(embedding, f"{kind}_inv_freq"), getattr(embedding, f"{kind}_attention_scaling"))
+            for kind in embedding.layer_types
+        }
+        return {kind: Rotary(inv_freq.float(), float(scaling)) for kind, (inv_freq, scaling) in parts.items()}
+
+    return rotary
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:

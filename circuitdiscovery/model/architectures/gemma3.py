@@ -5,15 +5,14 @@ Team et al. 2025, arXiv 2503.19786, section 2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from circuitdiscovery.model.architectures.architecture import Weights, rotary_by_kind
+from circuitdiscovery.model.architectures.architecture import Weights, rotary_by
 from circuitdiscovery.model.architectures.gemma import norm
 from circuitdiscovery.model.architectures.gemma2 import GEMMA2
 from circuitdiscovery.model.architectures.gemma2 import block as gemma2
-from circuitdiscovery.model.block import Block, Rotary
+from circuitdiscovery.model.block import Block
 
 
 def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
@@ -24,11 +23,4 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     return replace(gemma2(config, weights, layer, **how), soft_cap=None)
 
 
-def rotary(config: Any) -> Mapping[str, Rotary]:
-    """One for each kind of layer."""
-    from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
-
-    return rotary_by_kind(config, Gemma3RotaryEmbedding(config))
-
-
-GEMMA3 = replace(GEMMA2, block=block, rotary=rotary)
+GEMMA3 = replace(GEMMA2, block=block, rotary=rotary_by("gemma3", "Gemma3RotaryEmbedding"))

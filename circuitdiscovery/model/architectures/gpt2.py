@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from circuitdiscovery.model.architectures.architecture import Architecture, Weights, heads
+from torch import Tensor
+
+from circuitdiscovery.model.architectures.architecture import Architecture, Weights
+from circuitdiscovery.model.architectures.parts import attention, mlp, norms
 from circuitdiscovery.model.block import Block, Norm
 
 
@@ -17,20 +20,24 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     """Queries, keys and values are one matrix."""
     at = f"transformer.h.{layer}."
     d_head = config.n_embd // config.n_head
-    # Conv1D holds [in, out]
-    w_q, w_k, w_v = weights[at + "attn.c_attn.weight"].T.chunk(3)
-    b_q, b_k, b_v = weights[at + "attn.c_attn.bias"].chunk(3)
+    (joint, biases), out = _turned(weights, f"{at}attn.", "c_attn", "c_proj")
     scale = d_head**-0.5 if config.scale_attn_weights else 1.0
     return Block(
-        norm1=norm(config, weights, at + "ln_1"), norm2=norm(config, weights, at + "ln_2"),
-        W_Q=heads(w_q, d_head), W_K=heads(w_k, d_head), W_V=heads(w_v, d_head),
-        b_Q=heads(b_q, d_head), b_K=heads(b_k, d_head), b_V=heads(b_v, d_head),
-        W_O=heads(weights[at + "attn.c_proj.weight"], d_head), b_O=weights[at + "attn.c_proj.bias"],
-        scale=scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale,
-        W_in=weights[at + "mlp.c_fc.weight"].T, b_in=weights[at + "mlp.c_fc.bias"], W_gate=None, b_gate=None,
-        W_out=weights[at + "mlp.c_proj.weight"].T, b_out=weights[at + "mlp.c_proj.bias"],
+        **norms(norm, config, weights, at, "ln_1", "ln_2"),
+        **attention(
+            d_head,
+            *zip(joint.chunk(3), biases.chunk(3), strict=True),
+            out,
+            scale=scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale,
+        ),
+        **mlp(*_turned(weights, f"{at}mlp.", "c_fc", "c_proj")),
         **how,
-    )  # fmt: skip
+    )
+
+
+def _turned(weights: Weights, at: str, *names: str) -> list[tuple[Tensor, Tensor]]:
+    """As `linears`; Conv1D holds [in, out], and always a bias."""
+    return [(weights[f"{at}{name}.weight"].T, weights[f"{at}{name}.bias"]) for name in names]
 
 
 GPT2 = Architecture(

@@ -7,28 +7,22 @@ from typing import Any
 
 import torch
 
-from circuitdiscovery.model.architectures.architecture import Architecture, Weights, heads
+from circuitdiscovery.model.architectures.architecture import Architecture, Weights
 from circuitdiscovery.model.architectures.gpt2 import norm
+from circuitdiscovery.model.architectures.parts import attention, linears, mlp, norms
 from circuitdiscovery.model.block import Block, Rotary
 
 
 def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     """Attention has no biases."""
     at = f"transformer.h.{layer}."
-    attention, mlp = at + "attn.", at + "mlp."
     d_head = config.hidden_size // config.num_attention_heads
-    before = norm(config, weights, at + "ln_1")
     return Block(
-        norm1=before, norm2=before,
-        W_Q=heads(weights[attention + "q_proj.weight"], d_head), b_Q=None,
-        W_K=heads(weights[attention + "k_proj.weight"], d_head), b_K=None,
-        W_V=heads(weights[attention + "v_proj.weight"], d_head), b_V=None,
-        W_O=heads(weights[attention + "out_proj.weight"].T, d_head), b_O=None,
-        scale=d_head**-0.5,
-        W_in=weights[mlp + "fc_in.weight"], b_in=weights[mlp + "fc_in.bias"], W_gate=None, b_gate=None,
-        W_out=weights[mlp + "fc_out.weight"], b_out=weights[mlp + "fc_out.bias"],
+        **norms(norm, config, weights, at, "ln_1"),
+        **attention(d_head, *linears(weights, f"{at}attn.", "q_proj", "k_proj", "v_proj", "out_proj")),
+        **mlp(*linears(weights, f"{at}mlp.", "fc_in", "fc_out")),
         **how,
-    )  # fmt: skip
+    )
 
 
 def rotary(config: Any) -> Rotary:

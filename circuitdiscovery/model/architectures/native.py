@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.model.architectures.architecture import Architecture, Weights, heads
+from circuitdiscovery.model.architectures.architecture import Architecture, Weights
+from circuitdiscovery.model.architectures.parts import attention, linears, mlp, norms
 from circuitdiscovery.model.block import Block, Norm
 
 KIND = "transformer_lens_native"
@@ -57,20 +58,13 @@ def norm(config: Any, weights: Weights, at: str) -> Norm:
 def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     """Attention, and an MLP where the model has some."""
     at, d_head = f"layers.{layer}.", config.d_head
-    q, k, v = (f"{at}attn.{letter}" for letter in "qkv")
-    into, out = ("mlp.in", "mlp.out") if config.gated else ("mlp.fc_in", "mlp.fc_out")
+    parts = () if config.attention_only else ("in", "out", "gate") if config.gated else ("fc_in", "fc_out")
     return Block(
-        norm1=norm(config, weights, at + "ln1"), norm2=norm(config, weights, at + "ln2"),
-        W_Q=heads(weights[f"{q}.weight"], d_head), b_Q=heads(weights[f"{q}.bias"], d_head),
-        W_K=heads(weights[f"{k}.weight"], d_head), b_K=heads(weights[f"{k}.bias"], d_head),
-        W_V=heads(weights[f"{v}.weight"], d_head), b_V=heads(weights[f"{v}.bias"], d_head),
-        W_O=heads(weights[f"{at}attn.o.weight"].T, d_head), b_O=weights[f"{at}attn.o.bias"],
-        scale=config.scale,
-        W_in=weights.get(f"{at}{into}.weight"), b_in=weights.get(f"{at}{into}.bias"),
-        W_gate=weights.get(f"{at}mlp.gate.weight"), b_gate=None,
-        W_out=weights.get(f"{at}{out}.weight"), b_out=weights.get(f"{at}{out}.bias"),
+        **norms(norm, config, weights, at, "ln1", "ln2"),
+        **attention(d_head, *linears(weights, f"{at}attn.", *"qkvo"), scale=config.scale),
+        **mlp(*linears(weights, f"{at}mlp.", *parts)),
         **how,
-    )  # fmt: skip
+    )
 
 
 NATIVE = Architecture(

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from circuitdiscovery.model.architectures.architecture import rotary_by_kind
+from circuitdiscovery.model.architectures.architecture import rotary_by
 from circuitdiscovery.model.architectures.olmo2 import OLMO2
-from circuitdiscovery.model.block import Rotary
 
-
-def rotary(config: Any) -> Mapping[str, Rotary]:
-    """One for each kind of layer."""
-    from transformers.models.olmo3.modeling_olmo3 import Olmo3RotaryEmbedding
-
-    return rotary_by_kind(config, Olmo3RotaryEmbedding(config))
-
-
-OLMO3 = replace(OLMO2, rotary=rotary)
+OLMO3 = replace(OLMO2, rotary=rotary_by("olmo3", "Olmo3RotaryEmbedding"))

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from circuitdiscovery.model.architectures.architecture import Architecture, Weights, heads, optional_heads
+from circuitdiscovery.model.architectures.architecture import Architecture, Weights
+from circuitdiscovery.model.architectures.parts import attention, linears, mlp, norms
 from circuitdiscovery.model.block import Block, Norm
 
 EPS = 1e-5  # torch's own, which no config changes
@@ -25,19 +26,12 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     """Biases everywhere, or nowhere."""
     at = f"{OPT.layers}.{layer}."
     d_head = config.hidden_size // config.num_attention_heads
-    q, k, v, out = (f"{at}self_attn.{name}_proj" for name in ("q", "k", "v", "out"))
     return Block(
-        norm1=norm(config, weights, at + "self_attn_layer_norm"),
-        norm2=norm(config, weights, at + "final_layer_norm"),
-        W_Q=heads(weights[f"{q}.weight"], d_head), b_Q=optional_heads(weights.get(f"{q}.bias"), d_head),
-        W_K=heads(weights[f"{k}.weight"], d_head), b_K=optional_heads(weights.get(f"{k}.bias"), d_head),
-        W_V=heads(weights[f"{v}.weight"], d_head), b_V=optional_heads(weights.get(f"{v}.bias"), d_head),
-        W_O=heads(weights[f"{out}.weight"].T, d_head), b_O=weights.get(f"{out}.bias"),
-        scale=d_head**-0.5,
-        W_in=weights[at + "fc1.weight"], b_in=weights.get(at + "fc1.bias"), W_gate=None, b_gate=None,
-        W_out=weights[at + "fc2.weight"], b_out=weights.get(at + "fc2.bias"),
+        **norms(norm, config, weights, at, "self_attn_layer_norm", "final_layer_norm"),
+        **attention(d_head, *linears(weights, f"{at}self_attn.", "q_proj", "k_proj", "v_proj", "out_proj")),
+        **mlp(*linears(weights, at, "fc1", "fc2")),
         **how,
-    )  # fmt: skip
+    )
 
 
 def refused(config: Any) -> Mapping[str, bool]:

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from circuitdiscovery.model.architectures.architecture import Weights, rotary_of
+from circuitdiscovery.model.architectures.architecture import Weights, rotary_by
 from circuitdiscovery.model.architectures.llama import LLAMA
 from circuitdiscovery.model.architectures.llama import block as llama
-from circuitdiscovery.model.block import Block, Rotary
+from circuitdiscovery.model.block import Block
 
 
 def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
@@ -24,11 +24,4 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     return llama(config, {**weights, **apart}, layer, **how)
 
 
-def rotary(config: Any) -> Rotary:
-    """Of a part of each head's dimensions."""
-    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
-
-    return rotary_of(Phi3RotaryEmbedding(config))
-
-
-PHI3 = replace(LLAMA, block=block, rotary=rotary)
+PHI3 = replace(LLAMA, block=block, rotary=rotary_by("phi3", "Phi3RotaryEmbedding"))

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from circuitdiscovery.model.architectures import llama
-from circuitdiscovery.model.architectures.architecture import Weights, rotary_of
+from circuitdiscovery.model.architectures.architecture import Weights, rotary_by
 from circuitdiscovery.model.architectures.gpt_neox import norm
-from circuitdiscovery.model.block import Block, Rotary
+from circuitdiscovery.model.block import Block
 
 
 def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
@@ -18,18 +18,11 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     return llama.block(config, weights, layer, normed=norm, **how)
 
 
-def rotary(config: Any) -> Rotary:
-    """Of a part of each head's dimensions."""
-    from transformers.models.stablelm.modeling_stablelm import StableLmRotaryEmbedding
-
-    return rotary_of(StableLmRotaryEmbedding(config))
-
-
 STABLELM = replace(
     llama.LLAMA,
     block=block,
     norm=norm,
-    rotary=rotary,
+    rotary=rotary_by("stablelm", "StableLmRotaryEmbedding"),
     parallel=lambda config: bool(config.use_parallel_residual),
     refused=lambda config: {"norms with each head's own weights (qk_layernorm)": config.qk_layernorm},
 )
