@@ -5,7 +5,7 @@
 | a search method | a function `(model, task, *, ...) -> Scores or Circuit` in `search/` | `METHODS` |
 | a metric | a function `(logits, batch) -> values` in `engine/metrics.py` | `METRICS` |
 | an ablation | a function `(model, **how) -> Made` in `engine/ablation.py` | `ABLATIONS` |
-| an architecture | an `Architecture` in `model/architectures/` | `ARCHITECTURES` |
+| an architecture | an `Architecture` in `model/architectures/` | `FAMILIES` (families.py) |
 | a prompt generator | a `PromptGenerator` in `task/generators/` | `GENERATORS` |
 | a panel of the report | a function `(run) -> its template's values` in `reporting/panels/` | `PANELS` |
 
@@ -25,6 +25,7 @@ from inspect import signature
 from typing import Any, Literal, cast
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.families import FAMILIES
 from circuitdiscovery.files.text import finite, whole
 
 # nats: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
@@ -276,33 +277,9 @@ ABLATIONS: dict[str, Ablation] = {  # the words say what an edge then carries
 
 # ------------------------------------------------------------------ models, reports, benchmarks
 
-# by Hugging Face's model_type; each file holds its own name in capitals
-ARCHITECTURES: dict[str, Entry] = {
+ARCHITECTURES: dict[str, Entry] = {  # by Hugging Face's model_type; each file holds its own name in capitals
     kind: Entry(f".model.architectures.{file}:{file.upper()}", words)
-    for kind, file, words in (
-        ("gpt2", "gpt2", "LayerNorm, learnt positions"),
-        ("llama", "llama", "RMSNorm, gated MLPs, rotary positions, grouped keys"),
-        ("mistral", "llama", "Llama with sliding windows"),
-        ("qwen2", "llama", "Llama with biases of queries, keys and values"),
-        ("qwen3", "qwen3", "Llama with norms of queries and keys"),
-        ("smollm3", "smollm3", "Llama with rotary positions in some layers"),
-        ("phi3", "phi3", "Llama with joint matrices and rotary parts of heads"),
-        ("granite", "granite", "Llama with multipliers"),
-        ("gemma", "gemma", "Llama with norms from 1 and scaled embeddings"),
-        ("gemma2", "gemma2", "Gemma with norms after attention and MLP, and caps"),
-        ("gemma3_text", "gemma3", "Gemma 2 with norms of queries and keys"),
-        ("olmo2", "olmo2", "Llama with norms after attention and MLP, and of all queries and keys"),
-        ("olmo3", "olmo3", "OLMo 2 with windows"),
-        ("stablelm", "stablelm", "Llama with LayerNorm, or parallel blocks"),
-        ("cohere", "cohere", "parallel blocks behind one LayerNorm, gated MLPs"),
-        ("gpt_neox", "gpt_neox", "LayerNorm, rotary positions, parallel blocks"),
-        ("gpt_neo", "gpt_neo", "GPT-2 with windows, unscaled"),
-        ("opt", "opt", "LayerNorm, learnt positions, ReLU"),
-        ("phi", "phi", "parallel blocks behind one LayerNorm, rotary positions"),
-        ("gptj", "gptj", "as phi, with rotary pairs of neighbours"),
-        ("falcon", "falcon", "parallel blocks, rotary positions, few keys"),
-        ("transformer_lens_native", "native", "TransformerLens' own models, attention-only ones too"),
-    )
+    for kind, (file, words) in FAMILIES.items()
 }
 GENERATORS: dict[str, Entry] = {  # of prompts, by the kind that a task file's [generator] names
     "years": Entry(".task.generators.years:GENERATOR", "years whose last two digits the answer exceeds"),

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from fixture import Agreement
-from tiny import ARCHITECTURES, REAL, VOCABULARY, Tiny, save_tiny
+from tiny import ARCHITECTURES, CONFIGS, REAL, VOCABULARY, Tiny, save_tiny
 
 from circuitdiscovery.files.disk import data_folder
 from circuitdiscovery.model.load import load_model
@@ -96,7 +96,7 @@ def tinies(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Callable[[s
 
 
 def _folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if name in ARCHITECTURES:
+    if name in CONFIGS:
         return save_tiny(tmp_path_factory.mktemp(name), name)
     folder = SHARED / "models" / name if name != "toy" else data_folder("models") / name
     if not (folder / "config.json").is_file():

@@ -56,7 +56,7 @@ class Reference:
         bridge.set_use_attn_result(True)
         bridge.set_use_split_qkv_input(True)
         bridge.set_use_hook_mlp_in(True)
-        config = bridge.original_model.config
+        config: Any = bridge.original_model.config
         weights = load_file(folder / "model.safetensors")
         after = [
             (weights[f"model.layers.{layer}.post_attention_layernorm.weight"].to(dtype), config.rms_norm_eps)
@@ -170,7 +170,7 @@ class Reference:
         changes[s] [N, T, D] more, together."""
         order, total = np.array(rows), torch.zeros_like(current[0])
         for some, added in self._groups(order):
-            total = total + added(current, changes[np.isin(order, some)].sum(0))
+            total = total + added(current, changes[torch.from_numpy(np.isin(order, some))].sum(0))
         return total
 
     def nudges(self, start: Tensor, tokens: Tensor, rows: Sequence[int], changes: Tensor) -> Tensor:

@@ -166,6 +166,37 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral of many experts": (
+        "MixtralConfig",
+        {"num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 16, "sliding_window": 3,
+         "num_key_value_heads": 4, "tie_word_embeddings": True},
+    ),
+    "qwen2 with experts": (
+        "Qwen2MoeConfig",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+         "shared_expert_intermediate_size": 40, "decoder_sparse_step": 2},
+    ),
+    "qwen2 with experts, sliding": (
+        "Qwen2MoeConfig",
+        {"num_experts": 3, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "norm_topk_prob": True,
+         "shared_expert_intermediate_size": 24, "mlp_only_layers": [1], "use_sliding_window": True,
+         "sliding_window": 3, "max_window_layers": 3},
+    ),
+    "qwen3 with experts": (
+        "Qwen3MoeConfig",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8},
+    ),
+    "qwen3 with experts in some layers": (
+        "Qwen3MoeConfig",
+        {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16, "head_dim": 16,
+         "norm_topk_prob": True, "mlp_only_layers": [0], "attention_bias": True},
+    ),
+    "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe of groups": (
+        "OlmoeConfig",
+        {"num_experts": 3, "num_experts_per_tok": 1, "norm_topk_prob": True, "num_key_value_heads": 4},
+    ),
     "gpt-neo": ("GPTNeoConfig", {}),
     "gpt-neo untied, of wide heads": (
         "GPTNeoConfig",
@@ -222,6 +253,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
                              "long_factor": [2.0] * 4}},
         "rotary scaling 'longrope' depends on the prompt's length",
     ),
+    ("OlmoeConfig", {"clip_qkv": 2.0, "num_experts": 2, "num_experts_per_tok": 1}, "clipped queries"),
     ("GraniteConfig", {"residual_multiplier": 0.0}, "residual_multiplier = 0 is not supported"),
     ("GraniteConfig", {"logits_scaling": 0.0}, "logits_scaling = 0 is not supported"),
     ("StableLmConfig", {"qk_layernorm": True}, r"norms with each head's own weights .qk_layernorm\) is not supported"),

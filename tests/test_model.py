@@ -245,7 +245,7 @@ def refused(source: Any, match: str, **options: Any) -> None:
 
 UNSUPPORTED = [
     ("Glm4Config", GROUPED | {"head_dim": 8}, "(?i)glm4.*post-norm"),
-    ("MixtralConfig", GROUPED | {"num_local_experts": 2}, "(?i)mixtral.*experts"),
+    ("GraniteMoeConfig", GROUPED | {"num_local_experts": 2}, "(?i)granitemoe.*experts"),
     ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "(?i)bloom.*alibi"),
     ("MptConfig", {"d_model": 32, "n_layers": 2, "n_heads": 4}, "(?i)mpt.*alibi"),
     ("Starcoder2Config", GROUPED, "(?i)'starcoder2'.*gpt2"),

@@ -26,6 +26,7 @@ ORDER = [
     *(
         "errors",
         "files",
+        "families",
         "registry",
         "public",
         "arguments",

@@ -49,7 +49,7 @@ _SCALED: dict[str, Any] = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", _GPT2),
     "llama": ("LlamaConfig", _LLAMA),
     "llama_biased": (
@@ -81,7 +81,7 @@ def tiny_config(name: str, **changes: Any) -> Any:
     """
     import transformers
 
-    kind, options = _CONFIGS[name]
+    kind, options = CONFIGS[name]
     return getattr(transformers, kind)(**(options | changes))
 
 

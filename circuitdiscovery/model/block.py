@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from circuitdiscovery.model.rows import index_of, project, project_some, take
@@ -111,6 +111,28 @@ class Rotary:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture of experts by a module of [batch, tokens, d_model], its router included.
+
+    The router chooses by what the MLP reads, so a patched run has a routing of its own.
+
+    Args:
+        module: Hugging Face's own.
+        active: how many of its weights a token goes through.
+        width: of the hidden layers of the experts that a token goes to, together.
+    """
+
+    module: nn.Module
+    active: int
+    width: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., d_model] -> [..., d_model], each token for itself."""
+        out = self.module(x.reshape(1, -1, x.shape[-1]))
+        return (out[0] if isinstance(out, tuple) else out).view(x.shape)
+
+
+@dataclass(frozen=True)
 class Block:
     """One layer: its weights, and what it computes with them; every matrix is a view of
     the loaded tensor where its layout allows.
@@ -147,6 +169,7 @@ class Block:
     joint_k: Norm | None = None  # over groups * d_head
     heads_norm: Norm | None = None  # of what all heads write together, b_O included
     mlp_norm: Norm | None = None  # of what the MLP writes
+    experts: Experts | None = None  # in place of W_in, W_gate and W_out
 
     def projection(self, letter: str) -> tuple[Tensor, Tensor | None]:
         """(weight [heads or groups, d_head, d_model], bias [heads or groups, d_head]) of "q", "k" or "v"."""
@@ -281,21 +304,26 @@ class Block:
         return self.mlp(self.norm2(stream))
 
     def sizes(self) -> tuple[int, int]:
-        """How many weights the heads have, and how many the MLP."""
+        """How many weights a token goes through in the heads, and how many in the MLP."""
         heads = (self.W_Q, self.W_K, self.W_V, self.W_O)
         mlp = (each for each in (self.W_in, self.W_gate, self.W_out) if each is not None)
-        return sum(each.numel() for each in heads), sum(each.numel() for each in mlp)
+        active = sum(each.numel() for each in mlp) if self.experts is None else self.experts.active
+        return sum(each.numel() for each in heads), active
 
     def mlp(self, x: Tensor) -> Tensor:
         """[..., D] normalised -> [..., D]."""
+        if self.experts is not None:
+            return self._normed_mlp(self.experts(x))
         assert self.W_in is not None and self.W_out is not None
         hidden = F.linear(x, self.W_in, self.b_in)
         if self.W_gate is None:
             hidden = self.activation(hidden)
         else:
             hidden = self.activation(F.linear(x, self.W_gate, self.b_gate)) * hidden
-        written = F.linear(hidden, self.W_out, self.b_out)
-        return written if self.mlp_norm is None else self.mlp_norm(written)
+        return self._normed_mlp(F.linear(hidden, self.W_out, self.b_out))
+
+    def _normed_mlp(self, x: Tensor) -> Tensor:
+        return x if self.mlp_norm is None else self.mlp_norm(x)
 
     @property
     def d_head(self) -> int:
@@ -304,7 +332,9 @@ class Block:
 
     @property
     def d_mlp(self) -> int:
-        """The width of the MLP's hidden layer; 0 where there is none."""
+        """The width of the MLP's hidden layer, of all experts that a token goes to; 0 where there is none."""
+        if self.experts is not None:
+            return self.experts.width
         return 0 if self.W_in is None else len(self.W_in)
 
     def _scores(self, q: Tensor, k: Tensor, position: Tensor | None) -> Tensor:

@@ -34,7 +34,8 @@ _POST_NORM, _MOE, _ALIBI = (
 _KNOWN_REASONS = {
     "glm4": _POST_NORM,
     "gemma3": "images as well as text; its text part is of gemma3_text",
-    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "olmoe", "gpt_oss"), _MOE),
+    **dict.fromkeys(("gpt_oss", "granitemoe", "qwen3_next"), _MOE),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "multi-head latent attention"),
     **dict.fromkeys(("bloom", "mpt"), _ALIBI),
     **dict.fromkeys(("mamba", "mamba2"), "a state space instead of attention"),
     **dict.fromkeys(("t5", "bert"), "an encoder"),
@@ -70,12 +71,17 @@ def check_supported(config: Any, name: str) -> None:
             raise CircuitDiscoveryError(
                 f"{name}: the rotary part of a head must be above 0 and at most 1, not {turned!r}"
             )
-    window = getattr(config, "sliding_window", None)
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    slides = kinds is None or "sliding_attention" in kinds
+    if (
+        slides
+        and window is not None
+        and (isinstance(window, bool) or not isinstance(window, int) or window < 1)
+    ):
         raise CircuitDiscoveryError(
             f"{name}: a sliding window must be a whole number of at least 1, not {window!r}"
         )
-    kinds, layers = getattr(config, "layer_types", None), config.num_hidden_layers
+    layers = config.num_hidden_layers
     if kinds is not None and not (isinstance(kinds, list | tuple) and len(kinds) == layers):
         raise CircuitDiscoveryError(
             f"{name}: layer_types must name the kind of each of its {layers} layers, not {shown(kinds, 100)}"
@@ -122,7 +128,7 @@ def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any)
         )
         for layer in range(config.num_hidden_layers)
     )
-    parallel, has_mlp = architecture.parallel(config), blocks[0].W_in is not None
+    parallel, has_mlp = architecture.parallel(config), any(block.d_mlp for block in blocks)
     offset = architecture.position_offset
     shape = len(blocks), len(blocks[0].W_Q), len(blocks[0].W_K)
     return Model(

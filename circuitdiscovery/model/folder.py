@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import read_json
 from circuitdiscovery.model.config import ATTENTION, CONFIG, config_of, read_config
+from circuitdiscovery.model.expert_files import part_of, router_of
 from circuitdiscovery.model.tokenizer import read_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -125,16 +127,29 @@ def _weight_files(folder: Path, name: str) -> Sequence[Path]:
 def _names(header: Header, expected: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
     """Each weight's name in the file -> its name in the model.
 
-    A model without its head was saved without the prefix, and
-    transformers has called GPT-NeoX's head two things.
+    A model without its head was saved without the prefix, and transformers has called GPT-NeoX's head two
+    things. An expert's matrix is a part of a weight.
     """
 
     def name(key: str) -> str:
-        return next(
-            (each for each in (key, f"{prefix}.{key}", _HEADS.get(key, key)) if each in expected), key
-        )
+        part = part_of(key)
+        whole = key if part is None else part.whole
+        known = (key, whole, f"{prefix}.{whole}", _HEADS.get(key, key), router_of(key))
+        return next((each for each in known if each in expected), key)
 
     return {key: name(key) for key in header.shapes}
+
+
+def _is_part(key: str, new: str) -> bool:
+    """Whether a weight of the file is one expert's part of a weight."""
+    part = part_of(key)
+    return part is not None and new.endswith(part.whole)
+
+
+def _place(key: str, new: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """Where a weight of the file goes, of the model's tensors; None: nowhere."""
+    part, whole = part_of(key), tensors.get(new)
+    return part.of(whole) if part is not None and whole is not None and _is_part(key, new) else whole
 
 
 def _check(header: Header, names: Mapping[str, str], expected: Mapping[str, Tensor], name: str) -> None:
@@ -144,13 +159,19 @@ def _check(header: Header, names: Mapping[str, str], expected: Mapping[str, Tens
         raise CircuitDiscoveryError(
             f"{name}: {len(missing)} weights of {CONFIG} are missing from the file, the first is {missing[0]}"
         )
+    parts = Counter(new for key, new in names.items() if new in expected and _is_part(key, new))
     for key, new in names.items():
-        if new in expected and tuple(expected[new].shape) != header.shapes[key]:
-            told = list(expected[new].shape)
+        place = _place(key, new, expected)
+        if place is not None and tuple(place.shape) != header.shapes[key]:
+            told = list(place.shape)
             raise CircuitDiscoveryError(
                 f"{name}: the weight {key} has shape {list(header.shapes[key])}, but by {CONFIG} {told}"
             )
-    if unused := [key for key, new in names.items() if new not in expected]:
+    for whole, count in parts.items():
+        wanted = len(expected[whole]) * (2 if whole.endswith("gate_up_proj") else 1)
+        if count != wanted:
+            raise CircuitDiscoveryError(f"{name}: the file has {count} of the {wanted} matrices of {whole}")
+    if unused := [key for key, new in names.items() if _place(key, new, expected) is None]:
         raise CircuitDiscoveryError(
             f"{name}: {len(unused)} weights of the file are not used by {CONFIG}, the first is {unused[0]}; "
             "the config says another model than the weights"
@@ -191,7 +212,7 @@ def read_folder(folder: Path, name: str) -> tuple[Any, Any]:
     names = _names(header, expected, kind.base_model_prefix)
     _check(header, names, expected, name)
     try:
-        weights = _untied(_tensors(header, names), expected, name)
+        weights = _untied(_tensors(header, names, expected), expected, name)
         hf, report = kind.from_pretrained(
             None, config=config, state_dict=weights, dtype=header.dtype, attn_implementation=ATTENTION,
             use_safetensors=True, output_loading_info=True,
@@ -206,15 +227,23 @@ def read_folder(folder: Path, name: str) -> tuple[Any, Any]:
     return hf.eval(), read_tokenizer(folder, name)
 
 
-def _tensors(header: Header, names: Mapping[str, str]) -> dict[str, Tensor]:
+def _tensors(header: Header, names: Mapping[str, str], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    return {
-        names[key]: tensor
-        for path, keys in header.files.items()
-        for key, tensor in load_file(path).items()
-        if key in keys
-    }
+    found: dict[str, Tensor] = {}
+    for path, keys in header.files.items():
+        for key, tensor in load_file(path).items():
+            if key not in keys:
+                continue
+            new = names[key]
+            if not _is_part(key, new):
+                found[new] = tensor
+                continue
+            found.setdefault(new, torch.empty(expected[new].shape, dtype=header.dtype))
+            place = _place(key, new, found)
+            assert place is not None
+            place.copy_(tensor)
+    return found
 
 
 def _untied(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ def rotary_of(embedding: Any) -> Rotary:
     return Rotary(embedding.inv_freq.float(), float(embedding.attention_scaling))
 
 
-def rotary_by(family: str, name: str) -> Callable[[Any], Rotary | dict[str, Rotary]]:
+def rotary_by(family: str, name: str) -> Callable[[Any], Any]:
     """Of the config, the rotary embedding by a module of this name that Hugging Face has for a family; or one
     for each kind of layer."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights, rotary_by
 from circuitdiscovery.model.architectures.parts import attention, linears, mlp, norms
-from circuitdiscovery.model.block import Block, Norm
+from circuitdiscovery.model.block import Block, Experts, Norm
 
 
 def norm(config: Any, weights: Weights, at: str) -> Norm:
@@ -22,16 +22,19 @@ def block(
     *,
     normed: Callable[[Any, Weights, str], Norm] = norm,
     before_mlp: str = "post_attention_layernorm",
+    experts: Callable[[Any, Weights, str], Experts] | None = None,
     **how: Any,
 ) -> Block:
-    """Biases where the file has some; for other families another kind of
-    norm, and another one that the MLP reads through."""
+    """Biases where the file has some; for other families another kind of norm, another one that the
+    MLP reads through, and experts in the layers that have a router."""
     at = f"model.layers.{layer}."
+    routed = experts if f"{at}mlp.gate.weight" in weights else None
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Block(
         **norms(normed, config, weights, at, "input_layernorm", before_mlp),
         **attention(d_head, *linears(weights, f"{at}self_attn.", "q_proj", "k_proj", "v_proj", "o_proj")),
-        **mlp(*linears(weights, f"{at}mlp.", "up_proj", "down_proj", "gate_proj")),
+        **mlp(*(() if routed else linears(weights, f"{at}mlp.", "up_proj", "down_proj", "gate_proj"))),
+        experts=routed and routed(config, weights, f"{at}mlp."),
         **how,
     )
 
