@@ -1,22 +1,23 @@
-"""What searches find on a real model, SmolLM2-135M: how faithful circuits of .5 to 5% of
-the edges are, and what finding them costs.
+"""What searches find on a real model: how faithful small circuits are, and what finding them costs.
 
-    python benchmarks/real_quality.py [--out runs/real-quality] [--examples 64]
-    [--only CELL ...] [--page docs/real-models.md]
+    python benchmarks/real_quality.py [--model smollm2-135m] [--out runs/real-quality-MODEL]
+    [--examples 64] [--only CELL ...] [--page docs/real-models.md]
 
-Every cell (a task and a method) is a file in the folder, written when it is done: a run that was stopped goes
-on with the next one, and a search within a cell from its state. At the end the table is printed, or written
-into the page between two marks.
+Every cell (a task under one of its counterfactuals, and a method) is a file in the folder, written when it is
+done: a run that was stopped goes on with the next one, and a search within a cell from its state. At the end
+the table is printed, or written into the page between two marks.
 
-1. A search uses the task's examples, its circuits are measured on as many held-out ones: normalized
+1. A task that the model does not know is said so, and nothing is searched: its accuracy (the right answer's
+   logit above the wrong one's) must be at least .75.
+2. A search uses the task's examples, its circuits are measured on as many held-out ones: normalized
    faithfulness and KL of the best edges on paths (`Scores.best`), with 95% bootstrap intervals, beside the
    empty circuit's.
-2. Its cost is in F, one Hugging Face forward of the search's prompts, measured before and after it in the
+3. Its cost is in F, one Hugging Face forward of the search's prompts, measured before and after it in the
    same process; both in CPU time, so that what else the machine does matters little. OMP_NUM_THREADS=1 lets
-   several runs share a machine.
-3. `matryoshka`, the default on large models, is asked for one size at a time too, on IOI with 128 prompts:
+   several runs share a machine. Its memory is the peak above what was held before it.
+4. `matryoshka`, the default on large models, is asked for one size at a time too, on IOI with 128 prompts:
    three seeds (of the examples and of the search) at 1% and at 2%, and 1% of the counterfactual `flip`.
-4. hybrid, edge_pruning and acdc run on one task, from 16 prompts, as long as `--minutes` of CPU time allow.
+5. hybrid, edge_pruning and acdc run on one task, from 16 prompts, as long as `--minutes` of CPU time allow.
    Of what takes longer the cost is estimated from the part that was done.
 """
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -32,16 +34,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_models import smollm2
+from real_models import MODELS, folder_of
 
 import circuitdiscovery as cd
+from circuitdiscovery.engine.metrics import clean_logits
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.files.disk import write_atomically, write_json
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.evaluator import Evaluator
 
-TASKS = ("ioi", "greater_than", "subject_verb_agreement", "gendered_pronoun", "induction")
-SHARES = (0.005, 0.01, 0.02, 0.05)
+# by name and, but for the task's own, by counterfactual
+TASKS = ("ioi", "ioi/flip", *(name for name in cd.shipped_tasks() if name != "ioi"))
+KNOWN = 0.75  # the accuracy from which a model knows a task
+
+
+def shares(graph: cd.Graph) -> tuple[float, ...]:
+    """Of the edges, how many are kept: fewer of a large graph."""
+    return (0.005, 0.01, 0.02, 0.05) if len(graph) > 20_000 else (0.01, 0.02, 0.05, 0.1)
+
+
 METHODS: dict[str, Callable[..., cd.Scores]] = {
     "eap": cd.eap,
     "eap_ig": cd.eap_ig,
@@ -76,7 +87,7 @@ def seconds_of_forward(hf: Any, task: cd.Task) -> float:
 
 def measured(evaluator: Evaluator, scores: cd.Scores) -> list[dict[str, Any]]:
     """Of the best edges at each share: how many are kept, normalized faithfulness and KL."""
-    circuits = [scores.best(max(1, round(share * len(scores.graph)))) for share in SHARES]
+    circuits = [scores.best(max(1, round(share * len(scores.graph)))) for share in shares(scores.graph)]
     allowed = scores.graph.allowed
     evaluator.measure([allowed, np.zeros_like(allowed), *(circuit.mask for circuit in circuits)])
     return [row(evaluator, circuit) for circuit in circuits]
@@ -94,26 +105,57 @@ def row(evaluator: Evaluator, circuit: cd.Circuit) -> dict[str, Any]:
     }
 
 
+def knows(model: Any, task: cd.Task) -> tuple[float, float]:
+    """(the share of examples whose best right answer is above the best wrong one, and above all tokens)."""
+    right = top = 0
+    for row, example in zip(clean_logits(model, task), task.examples, strict=True):
+        best = row[list(example.correct)].max()
+        right += bool(best > row[list(example.incorrect)].max())
+        top += bool(best == row.max())
+    return right / len(task), top / len(task)
+
+
+class Peak:
+    """The memory of this process above what it holds now (Linux)."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self._held = self._read("VmRSS")
+
+    @staticmethod
+    def _read(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field))  # in kB
+
+    def gigabytes(self) -> float:
+        """Until now."""
+        return max(0, self._read("VmHWM") - self._held) / 2**20
+
+
 def cell(name: str, method: str, examples: int, model: Any, hf: Any, folder: Path) -> dict[str, Any]:
     """One task and method, searched and measured."""
-    task = cd.load_task(name, model, examples=examples)
+    task_name, _, counterfactual = name.partition("/")
+    task = cd.load_task(task_name, model, examples=examples, counterfactual=counterfactual or None)
     held = task.held_out or task
+    accuracy, first = knows(model, held)
+    found = {"task": name, "method": method, "examples": len(task), "accuracy": accuracy, "top-1": first}
+    if accuracy < KNOWN:
+        return found
     evaluator = Evaluator.build(Setup.of(model, held, model.graph))
     before = seconds_of_forward(hf, task)
-    begun = time.process_time()
-    more = {"state": folder / f"{name}-{method}.state"} if method == "matryoshka" else {}
+    state = folder / f"{name.replace('/', '-')}-{method}.state"
+    more = {"state": state} if method == "matryoshka" else {}
+    memory, begun = Peak(), time.process_time()
     scores = METHODS[method](model, task, **more)
-    spent = time.process_time() - begun
+    spent, gigabytes = time.process_time() - begun, memory.gigabytes()
     after = seconds_of_forward(hf, task)
     rows = measured(evaluator, scores)
     nothing = evaluator.mean(evaluator.values(np.zeros_like(model.graph.allowed), "kl"))
     for path in more.values():
         path.unlink(missing_ok=True)
-    return {
-        "task": name,
-        "method": method,
-        "examples": len(task),
+    return found | {
         "held out": len(held),
+        "memory": gigabytes,
         "full": evaluator.mean(evaluator.values(model.graph.allowed)).to_dict(),
         "empty kl": nothing.to_dict(),
         "F": spent / ((before + after) / 2),
@@ -208,15 +250,22 @@ def table(cells: list[dict[str, Any]]) -> Iterator[str]:
         one = mine[0]
         yield f"### {name}"
         yield ""
+        known = f"accuracy {one['accuracy']:.2f}, top-1 {one['top-1']:.2f}" if "accuracy" in one else ""
+        if "rows" not in one:
+            yield f"Not searched, as the model does not know it: {known}."
+            yield ""
+            continue
         yield (
-            f"{one['examples']} prompts to search, {one['held out']} held out; F(M) {_number(one['full'])}; "
-            f"empty circuit: KL {_number(one['empty kl'])}."
+            f"{one['examples']} prompts to search, {one['held out']} held out{known and f', {known}'}; "
+            f"F(M) {_number(one['full'])}; empty circuit: KL {_number(one['empty kl'])}."
         )
         yield ""
-        yield f"| method | F | {' | '.join(f'{share:.1%}' for share in SHARES)} |"
-        yield f"| --- | --- |{' --- |' * len(SHARES)}"
+        yield f"| method | F | GB | {' | '.join(f'{count:,} edges' for count in sizes_of(one))} |"
+        yield f"| --- | --- | --- |{' --- |' * len(sizes_of(one))}"
         for each in mine:
-            yield f"| {each['method']} | {each['F']:,.3g} | {' | '.join(map(_figures, each['rows']))} |"
+            memory = f"{each['memory']:.2f}" if "memory" in each else ""
+            figures = " | ".join(map(_figures, each["rows"]))
+            yield f"| {each['method']} | {each['F']:,.3g} | {memory} | {figures} |"
         yield ""
     single = [each for each in cells if each["method"] == "matryoshka" and "seed" in each]
     if single:
@@ -249,6 +298,11 @@ def table(cells: list[dict[str, Any]]) -> Iterator[str]:
         yield ""
 
 
+def sizes_of(found: dict[str, Any]) -> list[int]:
+    """How many edges a cell's circuits have."""
+    return [each["edges"] for each in found["rows"]]
+
+
 def _number(figure: dict[str, float]) -> str:
     return str(Estimate(figure["value"], figure["low"], figure["high"]))
 
@@ -263,7 +317,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/real-quality"))
+    parser.add_argument("--model", choices=MODELS, default="smollm2-135m")
+    parser.add_argument("--out", type=Path, help="by default runs/real-quality-MODEL")
     parser.add_argument("--examples", type=int, default=64)
     parser.add_argument(
         "--minutes", type=float, default=10, help="that hybrid, edge_pruning and acdc may take each"
@@ -275,6 +330,7 @@ def main() -> None:
     )
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     given = parser.parse_args()
+    given.out = given.out or Path("runs") / f"real-quality-{given.model}"
     given.out.mkdir(parents=True, exist_ok=True)
     wanted = {
         f"{task}:{method}": partial(cell, task, method, given.examples)
@@ -286,12 +342,12 @@ def main() -> None:
         for name, share, seed in ONE_SIZE
     }
     wanted |= {f"{SLOW_TASK}:{method}": partial(slow_cell, method, given.minutes) for method in SLOW}
-    paths = {name: given.out / f"{name.replace(':', '-').replace(' ', '-')}.json" for name in wanted}
+    paths = {name: given.out / f"{re.sub('[:/ ]', '-', name)}.json" for name in wanted}
     missing = [name for name in (given.only or wanted) if not paths[name].exists()]
     if missing:
         from transformers import AutoModelForCausalLM
 
-        folder = smollm2()
+        folder = folder_of(MODELS[given.model])
         model, hf = (
             cd.load_model(folder),
             AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),

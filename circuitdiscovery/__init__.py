@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from circuitdiscovery.search.attribution import clean_corrupted as clean_corrupted
     from circuitdiscovery.search.attribution import eap as eap
     from circuitdiscovery.search.attribution import eap_ig as eap_ig
+    from circuitdiscovery.search.cost import Plan as Plan
+    from circuitdiscovery.search.cost import plan as plan
     from circuitdiscovery.search.edge_pruning import edge_pruning as edge_pruning
     from circuitdiscovery.search.exact import exact as exact
     from circuitdiscovery.search.hybrid import hybrid as hybrid

@@ -28,6 +28,7 @@ _PUBLIC: dict[str, str] = {
         "model.load": ("load_model",),
         "model.model": ("Model",),
         "reporting.page": ("report",),
+        "search.cost": ("Plan", "plan"),
         "search.path_patching": ("PathEffects", "path_patching"),
         "task.example": ("Example",),
         "task.load": ("load_task",),

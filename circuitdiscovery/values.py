@@ -81,7 +81,9 @@ class Reported(Value):
     """One that prints as lines, each a name and what is said of it."""
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:<13} {value}" for name, value in self._lines())
+        lines = list(self._lines())
+        width = max(13, *(len(name) for name, _ in lines))
+        return "\n".join(f"{name:<{width}} {value}" for name, value in lines)
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         raise NotImplementedError

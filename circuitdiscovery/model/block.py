@@ -310,6 +310,14 @@ class Block:
         active = sum(each.numel() for each in mlp) if self.experts is None else self.experts.active
         return sum(each.numel() for each in heads), active
 
+    def weights(self) -> int:
+        """How many weights its matrices have, those of every expert too."""
+        heads, mlp = self.sizes()
+        every = (
+            None if self.experts is None else sum(each.numel() for each in self.experts.module.parameters())
+        )
+        return heads + (mlp if every is None else every)
+
     def mlp(self, x: Tensor) -> Tensor:
         """[..., D] normalised -> [..., D]."""
         if self.experts is not None:

@@ -265,14 +265,15 @@ def _untied(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], name:
 # ------------------------------------------------------------------ hub
 
 
-def from_hub(name: str) -> Path:
-    """The folder of a model on the Hugging Face hub, fetched once, without
-    code; whatever goes wrong is raised as it is.
+def from_hub(name: str, *, weights: bool = True) -> Path:
+    """The folder of a model on the Hugging Face hub, fetched once, without code and, if asked, without
+    weights; whatever goes wrong is raised as it is.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
     read_config(Path(hf_hub_download(name, CONFIG)).parent, name)  # before gigabytes are fetched
-    return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    files = [each for each in HUB_FILES if weights or not each.endswith(".safetensors")]
+    return Path(snapshot_download(name, allow_patterns=files))
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def load_model(
     with quiet_transformers():
         if isinstance(source, (str, Path)):
             target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            path, shown = _resolve(source)
+            path, shown = located(source)
             if path.is_file():
                 hf, tokenizer = read_gguf(path, shown, torch.float32)
             else:
@@ -140,8 +140,8 @@ def _device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _resolve(source: str | Path) -> tuple[Path, str]:
-    """(a folder or a .gguf file, what we call it)."""
+def located(source: str | Path, *, weights: bool = True) -> tuple[Path, str]:
+    """(a folder or a .gguf file, what we call it); of a name on the hub its weights are fetched if asked."""
     text = str(source) if str(source).isprintable() else repr(str(source))
     if not str(source):
         raise CircuitDiscoveryError(f"an empty text is not a model; a model is {_listed()}")
@@ -169,7 +169,7 @@ def _resolve(source: str | Path) -> tuple[Path, str]:
     if text.lower() in (*_ALSO_CALLED, *bundled_models()):
         raise CircuitDiscoveryError(_no_model(text))
     try:
-        return from_hub(text), text
+        return from_hub(text, weights=weights), text
     except CircuitDiscoveryError:
         raise
     except Exception as error:  # no network, no such model, no access: each has its own

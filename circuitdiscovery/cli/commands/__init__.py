@@ -1,6 +1,16 @@
 """The commands and their options: each file adds some of them to the group."""
 
-from circuitdiscovery.cli.commands import about_circuits, discover, listing, patching
+from circuitdiscovery.cli.commands import about_circuits, discover, listing, patching, planning
 from circuitdiscovery.cli.commands.group import COMPLETE, PROGRAM, cli, notes_of
 
-__all__ = ["COMPLETE", "PROGRAM", "about_circuits", "cli", "discover", "listing", "notes_of", "patching"]
+__all__ = [
+    "COMPLETE",
+    "PROGRAM",
+    "about_circuits",
+    "cli",
+    "discover",
+    "listing",
+    "notes_of",
+    "patching",
+    "planning",
+]

@@ -1,0 +1,45 @@
+"""A model's outline: its graph and the shapes of its weights, from its config, without reading them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.files.disk import GGUF
+from circuitdiscovery.model.build import build
+from circuitdiscovery.model.config import ATTENTION, config_of, read_config
+from circuitdiscovery.model.folder import quiet_transformers
+from circuitdiscovery.model.load import located
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.tokenizer import read_tokenizer
+
+
+def outline(source: str | Path) -> Model:
+    """A model without its weights: its tensors are on the device `meta`, which has shapes and no memory.
+
+    Of a folder, config.json and the tokenizer are read; of a name on the hub, only these are fetched.
+
+    Args:
+        source: as in `load_model`, but for objects, whose weights are there.
+
+    Raises:
+        CircuitDiscoveryError: as in `load_model`, as far as the config and the tokenizer say it.
+    """
+    with quiet_transformers():
+        path, name = located(source, weights=False)
+        if path.is_file():
+            raise CircuitDiscoveryError(f"{name}: the outline of a {GGUF} file cannot be had; give a folder")
+        return of_config(config_of(read_config(path, name), name), name, read_tokenizer(path, name))
+
+
+def of_config(config: Any, name: str, tokenizer: Any = None) -> Model:
+    """The outline of the model that Hugging Face's config describes."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        weights = kind._from_config(config, attn_implementation=ATTENTION).state_dict()
+    return build(config, weights, name, "", tokenizer)

@@ -1,0 +1,96 @@
+"""Plans: counted against torch's own counter of products, Hugging Face's parameters, and measured figures."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import Tiny, random_prompts
+from torch.utils.flop_counter import FlopCounterMode
+
+import circuitdiscovery as cd
+from circuitdiscovery.cli.commands import cli
+from circuitdiscovery.model.outline import of_config, outline
+from circuitdiscovery.search.cost import estimated
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "real-models.md"
+
+
+def smollm2() -> Any:
+    """SmolLM2-135M's config, by its model card."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, vocab_size=49_152, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def planned(model: Any, examples: int, length: int = 16) -> Any:
+    return estimated(model, random_prompts(model.vocab_size, examples, length).task, "float32", 1e11)
+
+
+def test_an_outline_is_the_model_without_its_weights(tiny: Tiny) -> None:
+    found = outline(tiny.folder)
+    assert found.graph == tiny.model.graph and found.device.type == "meta"
+    count = sum(parameter.numel() for name, parameter in tiny.hf.named_parameters() if parameter.ndim > 1)
+    assert planned(found, 4).weights == count  # all but norms and biases
+
+
+def test_f_is_what_torch_counts(llama: Tiny) -> None:
+    """Which does not count attention's own products, of positions with positions, on a CPU."""
+    prompts = random_prompts(101, 6, 5)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        llama.hf(prompts.clean)
+    plan = estimated(llama.model, prompts.task, "float32", 1.0)  # F in products of two numbers
+    assert 2 * plan.forward == counter.get_total_flops()
+
+
+def test_the_figures_that_were_measured_on_a_real_model() -> None:
+    """Those of docs/real-models.md, of ioi where they are of 64 prompts."""
+    if not PAGE.is_file():
+        pytest.skip("needs the checkout")
+    text, model = PAGE.read_text("utf-8"), of_config(smollm2(), "smollm2-135m")
+    table = text[text.index("### ioi") :]
+    plan = planned(model, 64)
+    assert plan.edges == 70_651 and plan.weights == pytest.approx(134.5e6, rel=0.01)
+    for name in ("eap", "eap_ig", "clean_corrupted"):
+        match = re.search(rf"\| {name} \| ([\d.]+) \|", table)
+        assert match
+        assert plan.costs[name].forwards == pytest.approx(float(match[1]), rel=0.4), name
+    learnt = planned(model, 128).costs["matryoshka"].forwards
+    alone = re.search(r"alone on two cores, seed 1 at 1% took (\d+) F", text)
+    assert alone and learnt == pytest.approx(float(alone[1]), rel=0.3)
+    slow = {name: cost.forwards for name, cost in planned(model, 16).costs.items()}
+    rows = dict(re.findall(r"\| (edge_pruning|hybrid|acdc) \| (?:about )?([\d.e+]+)", text))
+    assert slow["edge_pruning"] == pytest.approx(float(rows["edge_pruning"]), rel=0.4)
+    assert float(rows["acdc"]) < slow["acdc"] and float(rows["hybrid"]) < slow["hybrid"]
+
+
+def test_what_a_card_takes() -> None:
+    """Two bytes a weight, and a tenth of the card left free."""
+    largest = planned(of_config(smollm2(), "smollm2-135m"), 16).largest
+    assert list(largest) == ["24", "40", "80"]
+    for card, billions in largest.items():
+        assert 0.4 * float(card) < billions < 0.45 * float(card)
+
+
+def test_the_command_needs_no_weights(llama: Tiny, words: Path, tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((llama.folder / "config.json").read_bytes())
+    PreTrainedTokenizerFast.from_pretrained(words).save_pretrained(folder)
+    pairs = [{"clean": "w1 w2 w3", "corrupted": "w1 w4 w3", "correct": " w5", "incorrect": " w6"}] * 4
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    ran = CliRunner().invoke(cli, ["plan", str(folder), str(tmp_path / "pairs.jsonl"), "--json"])
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(ran.output)
+    assert found["edges"] == len(llama.model.graph) and set(found["costs"]) >= {"eap", "acdc", "matryoshka"}
+    assert " F, about " in str(cd.plan(str(folder), str(tmp_path / "pairs.jsonl")))
