@@ -149,8 +149,8 @@ def once(function):
     known = {}
 
     def call(*arguments, **options):
-        given = [*arguments, *options.items()]
-        key = repr([each if isinstance(each, str | float | tuple) else id(each) for each in given])
+        given = [*arguments, *options, *options.values()]
+        key = tuple(each if isinstance(each, str | float) else id(each) for each in given)
         if key not in known:
             known[key] = function(*arguments, **options), given  # which is kept: no other gets its id
         return known[key][0]
