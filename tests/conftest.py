@@ -25,6 +25,25 @@ from circuitdiscovery.model.load import load_model
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first in each worker's part of the list (pytest-xdist deals out equal parts,
+    and who has done his takes from the end of another's), so that no slow test is left at the end. A file
+    stays together, because its tests share what they set up.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = [file for file in files.values() if any(item.get_closest_marker("slow") for item in file)]
+    rest = [item for file in files.values() if file not in slow for item in file]
+    found: list[pytest.Item] = []
+    for number in range(workers):
+        found += [item for file in slow[number::workers] for item in file]
+        room = max(0, len(items) * (number + 1) // workers - len(found))
+        found, rest = found + rest[:room], rest[room:]
+    items[:] = found
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> Iterator[None]:
     """One thread: the models are too small for more, and the same

@@ -21,7 +21,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from forked import Forked, as_torchrun
-from tiny import VOCABULARY, Tiny, random_prompts
+from tiny import VOCABULARY, random_prompts, save_tiny
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -170,21 +170,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(gpt2: Tiny, folder: Path) -> list[Results]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of two layers of two heads: what is shared does not depend on how many there are."""
+    return save_tiny(tmp_path_factory.mktemp("small"), "gpt2", n_layer=2, n_head=2)
+
+
+@pytest.fixture(scope="module")
+def two(small: Path, folder: Path) -> list[Results]:
     """What each of two processes found."""
     said = [folder / "said" / str(number) for number in range(2)]
     processes = []
     for number, words in enumerate(said):
         words.mkdir(parents=True)
-        processes.append(Forked(partial(one_of_two, number, gpt2.folder, folder), folder, words))
+        processes.append(Forked(partial(one_of_two, number, small, folder), folder, words))
     for result in [process.ended() for process in processes]:
         assert result.status == 0, result.err
     return [dict(np.load(folder / f"{number}.npz")) for number in range(2)]
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(gpt2: Tiny, two: list[Results]) -> None:
-    one = measured(gpt2.model)
+def test_two_processes_give_what_one_gives(small: Path, two: list[Results]) -> None:
+    one = measured(cd.load_model(small))
     assert set(one) <= set(two[0])
     relative: dict[str, float] = {}
     for name, expected in one.items():
@@ -213,9 +219,7 @@ def test_every_example_runs_in_one_process(two: list[Results]) -> None:
 
 
 @pytest.mark.slow
-def test_a_search_is_saved_by_the_first_process_and_resumed_by_both(
-    gpt2: Tiny, two: list[Results], folder: Path
-) -> None:
+def test_a_search_is_saved_by_the_first_process_and_resumed_by_both(two: list[Results], folder: Path) -> None:
     assert np.array_equal(two[0]["resumed"], two[0]["odd acdc edges"])
     assert (folder / "state-0.json").exists() and not (folder / "state-1.json").exists()
 

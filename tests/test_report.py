@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -108,16 +109,13 @@ def evaluation_of(circuit: Circuit) -> dict[str, Any]:
     }
 
 
-def card_of(circuit: Circuit, node: str, role: str | None, tokens: list[str]) -> dict[str, Any]:
+def card_of(
+    circuit: Circuit, node: str, role: str | None, tokens: list[str], strongest: Sequence[str]
+) -> dict[str, Any]:
+    """`strongest`: the circuit's edges, by the size of their scores."""
     rng = np.random.default_rng(sum(map(ord, node)))
-    into = sorted(
-        (edge for edge in circuit.edges if node_of(edge.split("->")[1]) == node),
-        key=lambda edge: -abs(circuit.score(edge) or 0),
-    )
-    out = sorted(
-        (edge for edge in circuit.edges if edge.split("->")[0] == node),
-        key=lambda edge: -abs(circuit.score(edge) or 0),
-    )
+    into = [edge for edge in strongest if node_of(edge.split("->")[1]) == node]
+    out = [edge for edge in strongest if edge.split("->")[0] == node]
     head, count = not node.startswith("m"), len(tokens)
     weights = np.tril(rng.dirichlet(np.full(count, 0.3), size=count)).round(6).tolist()
     named = {"S1": 1, "IO": 3, "END": count - 1}
@@ -158,7 +156,8 @@ def explanation_of(
         node: roles[i % (len(roles) + 1)] if i % (len(roles) + 1) < len(roles) and node[0] == "a" else None
         for i, node in enumerate(nodes)
     }
-    return {"cards": {node: card_of(circuit, node, of[node], tokens) for node in nodes}}
+    strongest = sorted(circuit.edges, key=lambda edge: -abs(circuit.score(edge) or 0))
+    return {"cards": {node: card_of(circuit, node, of[node], tokens, strongest) for node in nodes}}
 
 
 def contents_of(circuit: Circuit, tokens: list[str] = TOKENS) -> dict[str, Any]:

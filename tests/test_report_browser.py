@@ -290,7 +290,6 @@ def test_a_real_models_drawing_works(tmp_path: Path, browse: Callable[..., Any])
     assert page.locator(".drawing.lit").count() == 0
     box = page.locator("#drawing").bounding_box()
     assert box["width"] < 2.3 * box["height"]
-    page.screenshot(path=tmp_path / "many.png")
 
 
 # --------------------------------------------------------------------- looks
@@ -350,14 +349,11 @@ def test_contrast_is_what_wcag_says() -> None:
 
 @pytest.mark.parametrize("media", ["screen", "print"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_can_be_read(
-    tmp_path: Path, browse: Callable[..., Any], path: Path, scheme: str, media: str
-) -> None:
+def test_every_text_can_be_read(browse: Callable[..., Any], path: Path, scheme: str, media: str) -> None:
     page = browse(path, color_scheme=scheme)
     page.emulate_media(media=media, color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach(card => { card.open = true; })")
     texts = page.evaluate(COLOURS)
-    page.screenshot(path=tmp_path / f"{scheme}-{media}.png", full_page=True)
     assert len(texts) > 500
     unreadable = [
         (text, round(contrast(ink, ground), 2)) for text, ink, ground in texts if contrast(ink, ground) < 4.5
@@ -406,13 +402,10 @@ def test_on_paper_everything_is_open_and_nothing_is_hidden(
 
 
 @pytest.mark.parametrize("width", [420, 800, 1280, 1920])
-def test_nothing_is_wider_than_the_window(
-    tmp_path: Path, browse: Callable[..., Any], path: Path, width: int
-) -> None:
+def test_nothing_is_wider_than_the_window(browse: Callable[..., Any], path: Path, width: int) -> None:
     page = browse(path, viewport={"width": width, "height": 800})
     page.evaluate("document.querySelectorAll('details').forEach(card => { card.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.screenshot(path=tmp_path / f"{width}.png", full_page=True)
 
 
 def test_without_script_everything_is_there(browse: Callable[..., Any], path: Path, circuit: Circuit) -> None:

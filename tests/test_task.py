@@ -157,8 +157,8 @@ def test_every_ioi_template_and_order_occurs_in_examples_and_held_out(
 
 
 def test_abc_draws_three_names_that_are_new_and_different(gpt2: Reader) -> None:
-    """The widely copied generator repeats a name in 3.1% of these: 2,000 rows would hold some sixty."""
-    pairs = names_in(load_task("ioi", gpt2, examples=2000), gpt2)
+    """The widely copied generator repeats a name in 3.1% of these: 800 rows would hold some twenty-five."""
+    pairs = names_in(load_task("ioi", gpt2, examples=800), gpt2)
     assert all(len(clean) == 3 and len(set(clean)) == 2 for clean, _ in pairs)
     assert all(len(set(corrupted)) == 3 and not set(corrupted) & set(clean) for clean, corrupted in pairs)
 
