@@ -890,3 +890,20 @@ def test_info_is_ready_for_json_and_a_task_prints_as_a_line(words: Reader) -> No
         str(task),
     )
     assert hash(task) == hash(load_task("ioi", words))
+
+
+def test_tokens_are_what_the_tokenizer_itself_gives(tmp_path: Path) -> None:
+    """Also where its file asks for truncation and padding, which a call of it does not do."""
+    backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(10)}, unk_token="w0"))
+    setattr(backend, "pre_tokenizer", pre_tokenizers.WhitespaceSplit())  # noqa: B010
+    backend.enable_truncation(max_length=2)
+    backend.enable_padding(length=7, pad_id=1)
+    backend.save(str(tmp_path / "tokenizer.json"))
+
+    def read() -> Any:
+        return PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), unk_token="w0")
+
+    encoder = Encoder(read())
+    for text in ("w3", "w4 w5 w6 w7", "", "w8 unknown w9", "w4 w5 w6 w7"):
+        assert encoder.ids(text) == tuple(read()(text).input_ids)
+    assert len(encoder.ids("w4 w5 w6 w7")) == 4

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
@@ -144,7 +145,7 @@ class Circuit:
 
     # ----------------------------------------------------------------- a set
 
-    @property
+    @cached_property
     def edges(self) -> tuple[str, ...]:
         """The edges' names, in index order."""
         return self.graph.names(self.mask)

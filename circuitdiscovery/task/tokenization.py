@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -29,9 +30,33 @@ class Encoder:
     tokenizer: Any
     bos: bool | None = None
 
+    @cached_property
+    def _encoded(self) -> dict[str, tuple[int, ...]]:
+        """Of a text; a row's prompts are asked for several times."""
+        return {}
+
+    @cached_property
+    def _encode(self) -> Callable[[str], Sequence[int]]:
+        """The tokenizer's own call; where that is transformers' own, what it ends in, which takes a third."""
+        from transformers import PreTrainedTokenizerFast
+
+        def called(text: str) -> Sequence[int]:
+            return self.tokenizer(text).input_ids
+
+        theirs: Any = PreTrainedTokenizerFast
+        if any(
+            getattr(type(self.tokenizer), name, None) is not getattr(theirs, name)
+            for name in ("__call__", "_encode_plus")
+        ):
+            return called
+        called("")  # which turns off the truncation and the padding that a file may ask for
+        return lambda text: self.tokenizer.backend_tokenizer.encode(text).ids
+
     def ids(self, text: str) -> tuple[int, ...]:
         """The tokens of a text, unchecked."""
-        ids = tuple(self.tokenizer(text).input_ids)
+        ids = self._encoded.get(text)
+        if ids is None:
+            ids = self._encoded[text] = tuple(self._encode(text))
         token = self.tokenizer.bos_token_id
         if self.bos is True and ids[:1] != (token,):
             if token is None:
