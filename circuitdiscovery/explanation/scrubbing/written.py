@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ class Written:
     sources: Mapping[int, Tensor]  # row -> [P, T, D]
     streams: Mapping[int, Tensor]  # index (see `stream_of`) -> [P, T, D]
     together: Mapping[int, Tensor]  # layer -> [P, T, D], what its heads write, where that goes through a norm
+    # what does not depend on draws, computed when it is first asked for
+    _read_on_all: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _rest_on_all: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Model, prompts: Prompts, rows: Sequence[int], places: Sequence[int]) -> Written:
@@ -69,17 +72,43 @@ class Written:
             return self.sources[drawn.node][self._numbers(drawn.prompt, some)]
         graph = self.model.graph
         columns = np.flatnonzero(graph.feeds[:, drawn.node]).tolist()
-        streams, layer = self._read(drawn, columns, some), graph.receiver_layers[columns[0]]
+        held = {column for column, _ in drawn.inputs}
+        streams, layer = self._read(drawn, sorted(held), some), graph.receiver_layers[columns[0]]
         block = self.model.blocks[layer]
         if not letter_of(graph.receivers[columns[0]]):
             return block.mlp_writes(streams[columns[0]])
         head, projected = drawn.node - graph.heads(layer).start, {}
         for column in columns:
             letter = letter_of(graph.receivers[column])
-            projected[letter] = block.head_reads(letter, head, streams[column])[None]
+            if column in held:
+                projected[letter] = block.head_reads(letter, head, streams[column])[None]
+            else:
+                assert drawn.rest is not None
+                projected[letter] = self._reads(column, head)[self._numbers(drawn.rest, some)][None]
         # [1, draws * examples, T, K]
         z = block.attend(projected["q"], projected["k"], projected["v"])
         return block.written(z, [head])[0]
+
+    def _reads(self, column: int, head: int) -> Tensor:
+        """[P, T, K]: what a head reads by one of its receivers on every prompt, where the hypothesis holds
+        nothing of it."""
+        if (column, head) not in self._read_on_all:
+            graph = self.model.graph
+            block = self.model.blocks[graph.receiver_layers[column]]
+            letter, stream = letter_of(graph.receivers[column]), self.streams[stream_of(graph, column)]
+            size = max(1, _STREAM_BYTES // (stream[0].numel() * stream.element_size()))
+            parts = [block.head_reads(letter, head, part) for part in stream.split(size)]
+            self._read_on_all[column, head] = torch.cat(parts)
+        return self._read_on_all[column, head]
+
+    def _rest(self, column: int, rows: tuple[int, ...]) -> Tensor:
+        """[P, T, D]: what a receiver reads on every prompt, but for what some sources write."""
+        if (column, rows) not in self._rest_on_all:
+            stream = self.streams[stream_of(self.model.graph, column)]
+            for row in rows:
+                stream = stream - self.sources[row]
+            self._rest_on_all[column, rows] = stream
+        return self._rest_on_all[column, rows]
 
     def logits(self, drawn: Drawn, some: slice, position: Tensor) -> Tensor:
         """[draws, examples, vocabulary] at the answers' positions, for some of the examples."""
@@ -90,25 +119,28 @@ class Written:
     def _read(
         self, drawn: Drawn, columns: Sequence[int], some: slice, at: Tensor | None = None
     ) -> dict[int, Tensor]:
-        """Receiver's column -> [draws * examples, T, D], or [draws * examples, D]
-        at positions, for receivers that read the same stream.
-        """
+        """Receiver's column -> [draws * examples, T, D], or [draws * examples, D] at positions."""
         assert drawn.rest is not None
         rest = self._numbers(drawn.rest, some)
 
         def on_rest(x: Tensor) -> Tensor:
             return x[rest] if at is None else x[rest, at]
 
-        streams = dict.fromkeys(columns, on_rest(self.streams[stream_of(self.model.graph, columns[0])]))
+        added: dict[int, list[tuple[int, Tensor]]] = {column: [] for column in columns}
         mixed: dict[tuple[int, int], list[Tensor]] = defaultdict(list)  # (column, layer) -> changes
         for column, below in drawn.inputs:
             written = self.write(below, some)
             written = written if at is None else at_position(written, at)
             layer = _mixed(self.model, below.node)
             if layer is None:
-                streams[column] = streams[column] + written - on_rest(self.sources[below.node])
+                added[column].append((below.node, written))
             else:
                 mixed[column, layer].append(written - on_rest(self.sources[below.node]))
+        streams: dict[int, Tensor] = {}
+        for column, parts in added.items():
+            streams[column] = on_rest(self._rest(column, tuple(row for row, _ in parts)))  # memory of its own
+            for _, written in parts:
+                streams[column] += written
         for (column, layer), changes in mixed.items():
             block, together = self.model.blocks[layer], on_rest(self.together[layer])
             streams[column] = streams[column] + block.out_change(together, torch.stack(changes).sum(0))
