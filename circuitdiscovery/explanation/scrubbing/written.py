@@ -78,7 +78,7 @@ class Written:
             letter = letter_of(graph.receivers[column])
             projected[letter] = block.head_reads(letter, head, streams[column])[None]
         # [1, draws * examples, T, K]
-        z = block.attend(projected["q"], projected["k"], projected["v"])
+        z = block.attend(projected["q"], projected["k"], projected["v"], heads=[head])
         return block.written(z, [head])[0]
 
     def logits(self, drawn: Drawn, some: slice, position: Tensor) -> Tensor:
