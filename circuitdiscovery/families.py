@@ -29,6 +29,8 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "opt": ("opt", "LayerNorm, learnt positions, ReLU"),
     "phi": ("phi", "parallel blocks behind one LayerNorm, rotary positions"),
     "gptj": ("gptj", "as phi, with rotary pairs of neighbours"),
-    "falcon": ("falcon", "parallel blocks, rotary positions, few keys"),
+    "falcon": ("falcon", "parallel blocks, rotary positions or ALiBi, few keys"),
+    "bloom": ("bloom", "LayerNorm, of the embeddings too, ALiBi"),
+    "mpt": ("mpt", "LayerNorm without biases, ALiBi"),
     "transformer_lens_native": ("native", "TransformerLens' own models, attention-only ones too"),
 }

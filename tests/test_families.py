@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from circuitdiscovery.cli.defaults import edges_of
 from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.relaxed import Relaxed
 from circuitdiscovery.engine.setup import Setup
+from circuitdiscovery.explanation.attention import attention
 from circuitdiscovery.model.run import embed
 
 COMMON: dict[str, Any] = {
@@ -36,6 +38,8 @@ SIZES: dict[str, dict[str, Any]] = {  # of the classes that call them otherwise
     "FalconConfig": TOKENS
     | {"hidden_size": 32, "ffn_hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
        "max_position_embeddings": 64},
+    "BloomConfig": TOKENS | {"hidden_size": 32, "n_layer": 3, "n_head": 4},
+    "MptConfig": TOKENS | {"d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 64},
 }  # fmt: skip
 # name -> (config class, its changes)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -237,6 +241,27 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"parallel_attn": False, "multi_query": False, "bias": True, "activation": "relu",
          "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0}},
     ),
+    "falcon with alibi": (
+        "FalconConfig", {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+    ),
+    "falcon with alibi of sixteen heads": (  # whose slopes are no powers of two
+        "FalconConfig", {"alibi": True, "hidden_size": 48, "num_attention_heads": 16, "tie_word_embeddings": False},
+    ),
+    "falcon with alibi of six heads in groups": (
+        "FalconConfig",
+        {"alibi": True, "hidden_size": 48, "num_attention_heads": 6, "new_decoder_architecture": True, "num_kv_heads": 3},
+    ),
+    "bloom": ("BloomConfig", {}),
+    "bloom of six heads": (
+        "BloomConfig", {"hidden_size": 48, "n_head": 6, "tie_word_embeddings": False, "layer_norm_epsilon": 0.1},
+    ),
+    "bloom of eleven heads": ("BloomConfig", {"hidden_size": 44, "n_head": 11, "n_layer": 2}),
+    "mpt": ("MptConfig", {}),
+    "mpt of three heads": (
+        "MptConfig",
+        {"d_model": 24, "n_heads": 3, "attn_config": {"softmax_scale": 0.7}, "tie_word_embeddings": False},
+    ),
+    "mpt of twelve heads": ("MptConfig", {"d_model": 48, "n_heads": 12, "n_layers": 2, "layer_norm_epsilon": 0.1}),
 }  # fmt: skip
 # (config class, its changes, what is said)
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -246,7 +271,23 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("OPTConfig", {"_remove_final_layer_norm": True}, "without its last norm .* is not supported"),
     ("GPTJConfig", {"rotary_dim": 12}, "a rotary part of 12 of a head's 8 dimensions .* is not supported"),
     ("GPTJConfig", {"rotary_dim": 3}, "a rotary part of 3 of a head's 8 dimensions .* is not supported"),
-    ("FalconConfig", {"alibi": True}, r"ALiBi position biases \(alibi\) is not supported"),
+    (
+        "BloomConfig", {"apply_residual_connection_post_layernorm": True},
+        r"a residual stream of norms \(apply_residual_connection_post_layernorm\) is not supported",
+    ),
+    ("MptConfig", {"attn_config": {"clip_qkv": 6.0}}, r"clipping of .* \(clip_qkv\) is not supported"),
+    ("MptConfig", {"attn_config": {"qk_ln": True}}, r"norms of queries and keys \(qk_ln\) is not supported"),
+    ("MptConfig", {"attn_config": {"prefix_lm": True}}, r"to later tokens \(prefix_lm\) is not supported"),
+    ("MptConfig", {"attn_config": {"alibi": False}}, r"without ALiBi \(alibi\) is not supported"),
+    ("MptConfig", {"attn_config": {"alibi_bias_max": 16}}, r"up to 16 \(alibi_bias_max\) is not supported"),
+    (
+        "MptConfig", {"attn_config": {"attn_type": "multiquery_attention"}},
+        r"'multiquery_attention' \(attn_type\) is not supported",
+    ),
+    ("MptConfig", {"logit_scale": 0.5}, r"a scale of the logits \(logit_scale\) is not supported"),
+    ("MptConfig", {"no_bias": False}, r"a bias of a linear layer \(no_bias\) is not supported"),
+    ("MptConfig", {"expansion_ratio": 2}, r"2 times the width \(expansion_ratio\) is not supported"),
+    ("MptConfig", {"norm_type": "low_precision_rmsnorm"}, r"the norm 'low_precision_rmsnorm' .* is not supported"),
     (
         "Phi3Config",
         {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
@@ -393,9 +434,44 @@ def test_what_the_blocks_do_not_compute_is_refused_by_name(
             cd.load_model(source)
 
 
-@pytest.mark.parametrize("name", ["gemma", "granite"])
+@pytest.mark.parametrize("name", [name for name in CASES if re.search("alibi|bloom|mpt", name)])
+def test_alibi_at_far_positions(name: str) -> None:
+    """Where Falcon's biases, rounded to bfloat16, are the same for several positions."""
+    kind, changes = CASES[name]
+    network = random_model(config_of(kind, changes | ({"max_seq_len": 512} if kind == "MptConfig" else {})))
+    model, prompts = cd.load_model((network, None)), random_prompts(VOCABULARY, 2, 400)
+    logits = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
+    expected = hf_logits(network, prompts.clean)
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["bloom of six heads", "mpt of three heads"])
+def test_attention_with_alibi_is_hugging_faces(name: str) -> None:
+    network, tokens = random_model(config_of(*CASES[name])), random_prompts(VOCABULARY, 3, 7).clean
+    with torch.no_grad():
+        expected = torch.stack(network(tokens, output_attentions=True).attentions)  # [L, N, H, T, T]
+    found = attention(cd.load_model((network, None)), tokens)
+    torch.testing.assert_close(found.transpose(1, 2), expected, atol=1e-5, rtol=0)
+
+
+def test_falcons_eager_alibi_is_refused_by_name() -> None:
+    """transformers' eager attention adds the biases to the scores, and with the mask once more."""
+    network, eager = (
+        random_model(config_of("FalconConfig", {"alibi": True, "attn_implementation": kind}))
+        for kind in ("sdpa", "eager")
+    )
+    tokens = random_prompts(VOCABULARY, 4, 7).clean
+    assert (hf_logits(network, tokens) - hf_logits(eager, tokens)).abs().max() > 0.05
+    with pytest.raises(
+        cd.CircuitDiscoveryError,
+        match=r"adds it twice \(attn_implementation; take 'sdpa'\), is not supported",
+    ):
+        cd.load_model((eager, None))
+
+
+@pytest.mark.parametrize("name", ["gemma", "granite", "bloom"])
 def test_noise_is_as_large_as_the_scaled_embeddings(name: str) -> None:
-    """Three standard deviations of what the token embeddings are, whatever scales them."""
+    """Three standard deviations of what the token embeddings are, whatever scales or normalises them."""
     network = random_model(config_of(*CASES[name]))
     model, prompts = cd.load_model((network, None)), random_prompts(VOCABULARY, 40, 7)
     clean, deviation = embed(model, prompts.clean), embed(model, torch.arange(VOCABULARY)[None]).std()

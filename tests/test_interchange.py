@@ -53,6 +53,16 @@ def close(found: Tensor, expected: Tensor) -> None:
 def test_a_nodes_change_is_that_all_its_edges_carry_another_run(
     tiny: Tiny, position: int | list[int]
 ) -> None:
+    nodes_changes(tiny, position)
+
+
+def test_a_heads_change_is_by_its_own_slope(tinies: Callable[[str], Tiny]) -> None:
+    """BLOOM's heads do not differ by their weights alone."""
+    nodes_changes(tinies("bloom"), [5, 3, 4, 2, 5])
+    some_receivers_alone(tinies("bloom"), tinies("bloom").model.graph)
+
+
+def nodes_changes(tiny: Tiny, position: int | list[int]) -> None:
     model, batch = tiny.model, batch_of(tiny, position)
     with torch.no_grad():
         carried, plain = run_sources(model, batch.corrupted), Plain.run(model, batch.clean)
@@ -94,7 +104,7 @@ def some_receivers_alone(tiny: Tiny, graph: cd.Graph) -> None:
             close(logits, masked(tiny, batch, carried, graph, row, columns))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama_biased", "neox_parallel"])
+@pytest.mark.parametrize("name", ["gpt2", "llama_biased", "neox_parallel", "bloom"])
 def test_other_values_and_keys_are_another_runs(name: str, tinies: Callable[[str], Tiny]) -> None:
     """Of a group, where heads share them; keys at one position of each example."""
     tiny = tinies(name)

@@ -246,8 +246,6 @@ def refused(source: Any, match: str, **options: Any) -> None:
 UNSUPPORTED = [
     ("Glm4Config", GROUPED | {"head_dim": 8}, "(?i)glm4.*post-norm"),
     ("GraniteMoeConfig", GROUPED | {"num_local_experts": 2}, "(?i)granitemoe.*experts"),
-    ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "(?i)bloom.*alibi"),
-    ("MptConfig", {"d_model": 32, "n_layers": 2, "n_heads": 4}, "(?i)mpt.*alibi"),
     ("Starcoder2Config", GROUPED, "(?i)'starcoder2'.*gpt2"),
     ("T5Config", {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}, "(?i)t5.*encoder"),
     ("BertConfig", SIZES, "(?i)bert.*encoder"),

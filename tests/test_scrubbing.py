@@ -253,10 +253,10 @@ def test_all_prompts_that_agree_are_drawn_equally_often() -> None:
 # ------------------------------------------------------------------ identities
 
 
-@pytest.fixture(scope="module")
-def small() -> Any:
-    """Two layers of two heads."""
-    return cd.load_model((random_model(tiny_config("gpt2", n_layer=2, n_head=2)), None))
+@pytest.fixture(params=["gpt2", "bloom"], scope="module")
+def small(request: pytest.FixtureRequest) -> Any:
+    """Two layers of two heads, in BLOOM of two slopes."""
+    return cd.load_model((random_model(tiny_config(request.param, n_layer=2, n_head=2)), None))
 
 
 def test_everything_held_and_nothing_exchanged_is_the_model(small: Any, task: Any) -> None:

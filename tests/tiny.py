@@ -70,6 +70,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 20.0,
         },
     ),
+    "bloom": ("BloomConfig", _COMMON | {"hidden_size": 32, "n_layer": 3, "n_head": 4}),
     "neox_parallel": ("GPTNeoXConfig", _NEOX | {"use_parallel_residual": True}),
     "neox_serial": ("GPTNeoXConfig", _NEOX | {"use_parallel_residual": False}),
 }

@@ -17,8 +17,8 @@ from circuitdiscovery.files.disk import GGUF, HUB_NAME, data_folder, read_json, 
 
 LARGE = 20_000  # edges
 _NAMES = {  # of a config's numbers, the first one that it has
-    "n_layers": ("n_layer", "num_hidden_layers", "num_layers", "block_count"),
-    "n_heads": ("n_head", "num_attention_heads", "num_heads", "attention.head_count"),
+    "n_layers": ("n_layer", "num_hidden_layers", "num_layers", "n_layers", "block_count"),
+    "n_heads": ("n_head", "num_attention_heads", "num_heads", "n_heads", "attention.head_count"),
     "n_kv_heads": ("num_key_value_heads", "attention.head_count_kv"),
 }
 

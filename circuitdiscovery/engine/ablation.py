@@ -170,7 +170,7 @@ def zero(model: Model, **_: Any) -> Made:
 
 
 def noise(model: Model, *, seed: int, k: float, **_: Any) -> Made:
-    deviation = k * float(model.W_E.float().std()) * model.embed_scale
+    deviation = k * float(model.embedded(model.W_E).float().std())
 
     def rows(batch: Batch) -> Tensor:
         clean = embed(model, batch.clean.to(model.device))

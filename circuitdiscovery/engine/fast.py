@@ -310,6 +310,6 @@ class PatchedRun:
                 continue
             if places is at_answer:
                 (q,) = places.project(layer, {"q": heads[some]})
-            z = block.attend(q, k[some], v[some], places.positions)
+            z = block.attend(q, k[some], v[some], places.positions, heads[some])
             places.write_heads(rows[some], heads[some], z, block)
         at_answer.copy(everywhere, rows[:n_wide])

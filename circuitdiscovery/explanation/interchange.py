@@ -83,7 +83,7 @@ class Plain:
         size = self.model.graph.n_heads // self.model.graph.n_kv_heads
         groups = [head // size for head in heads]
         k, v = ((other or {}).get(letter, self.readings[layer, letter].values)[groups] for letter in "kv")
-        return self.model.blocks[layer].attend(q, k, v)
+        return self.model.blocks[layer].attend(q, k, v, heads=heads)
 
     def _written_by(
         self, layer: int, heads: Sequence[int], other: Mapping[str, Tensor] | None = None

@@ -17,6 +17,8 @@ from circuitdiscovery.model.rows import index_of, project, project_some, take
 
 Making = Callable[[Tensor, np.ndarray, np.ndarray, Tensor], None]
 
+Heads = Sequence[int] | np.ndarray | None  # some of a layer's, or all
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -133,6 +135,25 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Alibi:
+    """Attention with linear biases: a key counts the less the further it is before the query, at a slope of
+    each head's own (Press et al. 2021, arXiv 2108.12409).
+    """
+
+    slopes: Tensor  # [heads]; a slope times a position is rounded to their dtype, as in Hugging Face
+    scale: float = 1.0  # of these products
+
+    def __call__(self, length: int, position: Tensor | None, heads: Heads) -> Tensor:
+        """[h, 1, T, T], or [h, N, 1, T] at [N] positions, float32: what is added to the score of each query
+        and key; 0 at the query's own position, so that a half precision holds those near it.
+        """
+        slopes = self.slopes if heads is None else take(self.slopes, np.asarray(heads))
+        places = (slopes[:, None] * torch.arange(length, device=slopes.device)).float()  # [h, T]
+        own = places[:, None, :, None] if position is None else places[:, position, None, None]
+        return (places[:, None, None] - own) * self.scale
+
+
+@dataclass(frozen=True)
 class Block:
     """One layer: its weights, and what it computes with them; every matrix is a view of
     the loaded tensor where its layout allows.
@@ -170,6 +191,7 @@ class Block:
     heads_norm: Norm | None = None  # of what all heads write together, b_O included
     mlp_norm: Norm | None = None  # of what the MLP writes
     experts: Experts | None = None  # in place of W_in, W_gate and W_out
+    alibi: Alibi | None = None  # added to the scores
 
     def projection(self, letter: str) -> tuple[Tensor, Tensor | None]:
         """(weight [heads or groups, d_head, d_model], bias [heads or groups, d_head]) of "q", "k" or "v"."""
@@ -229,23 +251,31 @@ class Block:
 
         return make
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor | None = None) -> Tensor:
-        """Causal attention per head, [h, N, T, K] each (k and v already repeated per head) -> [h, N, T, K].
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, position: Tensor | None = None, heads: Heads = None
+    ) -> Tensor:
+        """Causal attention per head, [h, N, T, K] each (k and v already repeated per head) -> [h, N, T, K];
+        of all heads, or some.
 
         With [N] positions q is [h, N, 1, K], the query at that position
         of each example, and so is what comes out.
         """
         q, k = self._turned(q, k, position)
         if self.soft_cap is not None:
-            return torch.softmax(self._scores(q, k, position), -1).to(v.dtype) @ v
-        if position is None and (self.window is None or self.window >= k.shape[-2]):
+            return torch.softmax(self._scores(q, k, position, heads), -1).to(v.dtype) @ v
+        causal = position is None and (self.window is None or self.window >= k.shape[-2])
+        if causal and self.alibi is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self._seen(k, position), scale=self.scale)
+        seen = self._seen(k, position)
+        if self.alibi is not None:  # what is added to the scores, in place of a choice of keys
+            added = self.alibi(k.shape[-2], position, heads).to(q.dtype)
+            seen = added.masked_fill(~seen, -torch.inf)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=self.scale)
 
     def pattern(self, q: Tensor, k: Tensor) -> Tensor:
-        """The weight from each query to each key, [h, N, T, K] both -> [h, N, T, T] in float32."""
+        """The weight from each query to each key, of all heads: [H, N, T, K] both -> [H, N, T, T] float32."""
         q, k = self._turned(q, k, None)
-        return torch.softmax(self._scores(q, k, None).float(), -1)
+        return torch.softmax(self._scores(q, k, None, None).float(), -1)
 
     def written(self, z: Tensor, heads: Sequence[int] | None = None) -> Tensor:
         """What each head writes, from what it attends to: [h, ..., K] -> [h, ..., D]; all heads, or some."""
@@ -345,13 +375,15 @@ class Block:
             return self.experts.width
         return 0 if self.W_in is None else len(self.W_in)
 
-    def _scores(self, q: Tensor, k: Tensor, position: Tensor | None) -> Tensor:
+    def _scores(self, q: Tensor, k: Tensor, position: Tensor | None, heads: Heads) -> Tensor:
         """[h, N, T, T], or [h, N, 1, T] at [N] positions; float32 at
         least, -inf where a query does not look."""
         scores = q @ k.transpose(-1, -2)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * self.scale
         if self.soft_cap is not None:
             scores = torch.tanh(scores / self.soft_cap) * self.soft_cap
+        if self.alibi is not None:
+            scores = scores + self.alibi(k.shape[-2], position, heads)
         return scores.masked_fill(~self._seen(k, position), -torch.inf)
 
     def _turned(self, q: Tensor, k: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -26,17 +26,12 @@ def architecture_of(kind: str) -> Architecture:
 
 
 # what our forward does not compute, by the name a reader of the model's paper knows it by
-_POST_NORM, _MOE, _ALIBI = (
-    "post-norm (a norm after attention or the MLP)",
-    "mixture of experts",
-    "ALiBi position biases",
-)
+_POST_NORM, _MOE = "post-norm (a norm after attention or the MLP)", "mixture of experts"
 _KNOWN_REASONS = {
     "glm4": _POST_NORM,
     "gemma3": "images as well as text; its text part is of gemma3_text",
     **dict.fromkeys(("gpt_oss", "granitemoe", "qwen3_next"), _MOE),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "multi-head latent attention"),
-    **dict.fromkeys(("bloom", "mpt"), _ALIBI),
     **dict.fromkeys(("mamba", "mamba2"), "a state space instead of attention"),
     **dict.fromkeys(("t5", "bert"), "an encoder"),
 }
@@ -147,6 +142,9 @@ def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any)
         embed_scale=architecture.embed_scale(config),
         logit_scale=architecture.logit_scale(config),
         logit_cap=architecture.logit_cap(config),
+        embed_norm=architecture.norm(config, weights, architecture.embed_norm)
+        if architecture.embed_norm
+        else None,
     )
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import read_json
-from circuitdiscovery.model.build import check_kind, check_supported
+from circuitdiscovery.model.build import architecture_of, check_kind, check_supported
 from circuitdiscovery.registry import ARCHITECTURES
 
 CONFIG = "config.json"
-ATTENTION = "eager"  # Hugging Face's own, in Python: there is no kernel to fetch
 # of config.json, what says how and not what is computed; names that begin with _ are left out too, but for
 # those that the family's config declares
 _IMPLEMENTATION = (
@@ -66,7 +65,7 @@ def config_of(data: Mapping[str, Any], name: str) -> Any:
         if key not in _IMPLEMENTATION and (key in kind.__annotations__ or not key.startswith("_"))
     }
     try:
-        config = kind.from_dict(kept, attn_implementation=ATTENTION)
+        config = kind.from_dict(kept, attn_implementation=architecture_of(data["model_type"]).attention)
         check_supported(config, name)
     except CircuitDiscoveryError:
         raise

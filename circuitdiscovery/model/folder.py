@@ -25,7 +25,7 @@ from torch import Tensor
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import read_json
-from circuitdiscovery.model.config import ATTENTION, CONFIG, config_of, read_config
+from circuitdiscovery.model.config import CONFIG, config_of, read_config
 from circuitdiscovery.model.expert_files import part_of, router_of
 from circuitdiscovery.model.tokenizer import read_tokenizer
 
@@ -41,7 +41,7 @@ HUB_FILES = (
     "added_tokens.json",
 )
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HEADS = {"embed_out.weight": "lm_head.weight", "lm_head.weight": "embed_out.weight"}
 # masks and tables that old versions of transformers kept beside the weights
 _TABLES = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$|(^|\.)rotary_emb\.inv_freq$")
@@ -204,9 +204,10 @@ def read_folder(folder: Path, name: str) -> tuple[Any, Any]:
     _check_layers(data, header, name)
     config = config_of(data, name)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    attention = config._attn_implementation
     try:
         with torch.device("meta"):  # of any size, without its memory
-            expected = kind._from_config(config, attn_implementation=ATTENTION).state_dict(keep_vars=True)
+            expected = kind._from_config(config, attn_implementation=attention).state_dict(keep_vars=True)
     except Exception as error:  # sizes that do not go together
         raise CircuitDiscoveryError(f"{name}: {CONFIG} cannot be used: {one_line(error)}") from error
     names = _names(header, expected, kind.base_model_prefix)
@@ -214,7 +215,7 @@ def read_folder(folder: Path, name: str) -> tuple[Any, Any]:
     try:
         weights = _untied(_tensors(header, names, expected), expected, name)
         hf, report = kind.from_pretrained(
-            None, config=config, state_dict=weights, dtype=header.dtype, attn_implementation=ATTENTION,
+            None, config=config, state_dict=weights, dtype=header.dtype, attn_implementation=attention,
             use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
     except CircuitDiscoveryError:

@@ -16,8 +16,8 @@ import torch
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import needs_gguf
+from circuitdiscovery.model.architectures.architecture import ATTENTION
 from circuitdiscovery.model.build import architecture_of, check_supported, of_family
-from circuitdiscovery.model.config import ATTENTION
 from circuitdiscovery.model.folder import quiet_transformers
 from circuitdiscovery.model.tokenizer import encodes
 

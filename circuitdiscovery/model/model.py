@@ -53,6 +53,7 @@ class Model:
     embed_scale: float = 1.0  # of the token embeddings
     logit_scale: float = 1.0  # of the logits
     logit_cap: float | None = None  # c: a logit x is c tanh(x / c) (Gemma 2)
+    embed_norm: Norm | None = None  # of the token embeddings (BLOOM)
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +85,12 @@ class Model:
         """How many weights make the logits."""
         return self.W_U.numel()
 
+    def embedded(self, rows: Tensor) -> Tensor:
+        """[..., D] token embeddings -> the same as the stream has them, scaled or normalised."""
+        if self.embed_scale != 1.0:
+            rows = rows * torch.tensor(self.embed_scale, dtype=rows.dtype, device=rows.device)
+        return rows if self.embed_norm is None else self.embed_norm(rows)
+
     def logits_of(self, normalised: Tensor) -> Tensor:
         """[..., D] normalised streams -> [..., vocabulary]."""
         logits = F.linear(normalised, self.W_U, self.b_U)
@@ -107,7 +114,7 @@ class Model:
 
     @property
     def n_positions(self) -> int | None:
-        """How many positions it has learnt; None where positions are rotary."""
+        """How many positions it has learnt; None where positions are not learnt."""
         return None if self.W_pos is None else len(self.W_pos)
 
     @property

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
+from circuitdiscovery.model.architectures.architecture import ATTENTION
 from circuitdiscovery.model.architectures.native import KIND, NativeConfig
 from circuitdiscovery.model.build import architecture_of, check_supported
-from circuitdiscovery.model.config import ATTENTION
 
 DTYPES = {
     "float32": torch.float32,

@@ -9,8 +9,9 @@ import torch
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import GGUF
+from circuitdiscovery.model.architectures.architecture import ATTENTION
 from circuitdiscovery.model.build import build
-from circuitdiscovery.model.config import ATTENTION, config_of, read_config
+from circuitdiscovery.model.config import config_of, read_config
 from circuitdiscovery.model.folder import quiet_transformers
 from circuitdiscovery.model.load import located
 from circuitdiscovery.model.model import Model

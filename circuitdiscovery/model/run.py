@@ -29,8 +29,7 @@ _RUN_TOKENS = 16  # whose products take as long as reading the weights
 def embed(model: Model, tokens: Tensor) -> Tensor:
     """[N, T] token ids -> [N, T, D]: token plus position embedding, the source `input`."""
     model.check_tokens(tokens)
-    x = F.embedding(tokens, model.W_E)
-    x = x if model.embed_scale == 1.0 else x * torch.tensor(model.embed_scale, dtype=x.dtype, device=x.device)
+    x = model.embedded(F.embedding(tokens, model.W_E))
     return x if model.W_pos is None else x + model.W_pos[: tokens.shape[1]]
 
 

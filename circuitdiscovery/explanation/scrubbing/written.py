@@ -86,7 +86,7 @@ class Written:
                 assert drawn.rest is not None
                 projected[letter] = self._reads(column, head)[self._numbers(drawn.rest, some)][None]
         # [1, draws * examples, T, K]
-        z = block.attend(projected["q"], projected["k"], projected["v"])
+        z = block.attend(projected["q"], projected["k"], projected["v"], heads=[head])
         return block.written(z, [head])[0]
 
     def _reads(self, column: int, head: int) -> Tensor:

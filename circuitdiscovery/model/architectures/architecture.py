@@ -8,12 +8,14 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from circuitdiscovery.model.block import Block, Norm, Rotary
 
 Weights = Mapping[str, Tensor]
+ATTENTION = "eager"  # Hugging Face's own, in Python: there is no kernel to fetch
 
 
 def none(config: Any) -> None:
@@ -55,6 +57,8 @@ class Architecture:
         parallel: of the config, whether attention and MLP read the same.
         unembedding_bias: the name of this weight, where there may be one.
         embed_scale, logit_scale, logit_cap: of the config, as in `Model`.
+        embed_norm: the prefix of its weights, where the token embeddings go through one.
+        attention: which of Hugging Face's attentions a model from a folder is compared with.
         refused: of the config, what the forward does not compute, by name, and whether it asks for that.
     """
 
@@ -73,6 +77,8 @@ class Architecture:
     embed_scale: Callable[[Any], float] = one
     logit_scale: Callable[[Any], float] = one
     logit_cap: Callable[[Any], float | None] = none
+    embed_norm: str | None = None
+    attention: str = ATTENTION
     refused: Callable[[Any], Mapping[str, bool]] = nothing
 
 
@@ -97,6 +103,16 @@ def rotary_by(family: str, name: str) -> Callable[[Any], Any]:
         return {kind: Rotary(inv_freq.float(), float(scaling)) for kind, (inv_freq, scaling) in parts.items()}
 
     return rotary
+
+
+def slopes(n_heads: int, device: torch.device) -> Tensor:
+    """ALiBi's, [heads] float32: 2 to the power of -8 i / n for heads i = 1 to n, where n is a power of two.
+
+    For another number of heads it is every second one for the next power of two, then some of the rest.
+    """
+    n = 1 << (n_heads - 1).bit_length()
+    found = 2.0 ** (-8 / n * torch.arange(1, n + 1, dtype=torch.float64))
+    return (found if n == n_heads else torch.cat([found[1::2], found[::2]])[:n_heads]).float().to(device)
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
