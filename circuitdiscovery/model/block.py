@@ -6,110 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from circuitdiscovery.model.norm import Norm
+from circuitdiscovery.model.positions import Alibi, Heads, Rotary
 from circuitdiscovery.model.rows import index_of, project, project_some, take
 
 Making = Callable[[Tensor, np.ndarray, np.ndarray, Tensor], None]
-
-Heads = Sequence[int] | np.ndarray | None  # some of a layer's, or all
-
-
-@dataclass(frozen=True)
-class Norm:
-    """LayerNorm, RMSNorm or none (a weight of ones and no bias) over d_model."""
-
-    weight: Tensor  # [d_model]
-    bias: Tensor | None  # [d_model]
-    eps: float
-    kind: Literal["layer", "rms", "none"]
-    from_one: bool = False  # whether the weight is what is added to 1 (Gemma), in float32 at least
-
-    @property
-    def centred(self) -> bool:
-        """Whether the mean over d_model is taken away."""
-        return self.kind == "layer"
-
-    @property
-    def scale(self) -> Tensor:
-        """[d_model]: what the normalised stream is multiplied with."""
-        return self.weight + 1 if self.from_one else self.weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., d_model] -> [..., d_model], normalised, scaled and shifted."""
-        if self.from_one:
-            wide = torch.promote_types(x.dtype, torch.float32)
-            scaled = F.rms_norm(x.to(wide), x.shape[-1:], None, self.eps) * (1 + self.weight.to(wide))
-            return scaled.to(x.dtype)
-        if self.kind == "layer":
-            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        if self.kind == "rms":
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        return x.view_as(x)  # a tensor of its own, so that its gradient is what its readers alone send back
-
-    def share(self, stream: Tensor, term: Tensor) -> Tensor:
-        """[..., D]: the share of one term of a stream in the normalised stream, without the norm's bias."""
-        _, inverse = self.jacobian(stream)
-        term = term - term.mean(-1, keepdim=True) if self.centred else term
-        return term * inverse * self.scale
-
-    def push(self, stream: Tensor, change: Tensor) -> Tensor:
-        """[..., D]: what the normalised stream changes by where the stream does, to first order."""
-        normalised, inverse = self.jacobian(stream)
-        change = change - change.mean(-1, keepdim=True) if self.centred else change
-        along = (change * normalised).mean(-1, keepdim=True)
-        return torch.addcmul(change, normalised, along, value=-1) * (inverse * self.scale)
-
-    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x' [..., d_model], 1 / s [..., 1]) of the Jacobian g -> (centre(g) - x' mean(g
-        x')) / s at a stream, before the weight.
-
-        x' is the normalised stream and s its deviation; without a norm they are 0 and 1.
-        """
-        if self.kind == "none":
-            return torch.zeros_like(x), torch.ones_like(x[..., :1])
-        x = x - x.mean(-1, keepdim=True) if self.centred else x
-        inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-        return x * inverse, inverse
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary position embedding of the first `2 * len(frequencies)` dimensions of a
-    head (Su et al. 2021, arXiv 2104.09864).
-    """
-
-    frequencies: Tensor  # [rotary / 2], float32 as in Hugging Face
-    scaling: float  # of cos and sin (YaRN's attention factor)
-    # whether dimension 2i goes with 2i + 1 (GPT-J), and not with the half's other one
-    neighbours: bool = False
-
-    def __call__(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """[..., position, d_head] -> the same, each position's pairs turned by its
-        angles; positions are 0, 1, ... unless given.
-        """
-        if positions is None:
-            positions = torch.arange(x.shape[-2], device=x.device)
-        angles = positions.float()[..., None] * self.frequencies
-        # [..., position, rotary]
-        angles = (
-            angles.repeat_interleave(2, dim=-1) if self.neighbours else torch.cat([angles, angles], dim=-1)
-        )
-        cos, sin = (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
-        turned, rest = x.split([angles.shape[-1], x.shape[-1] - angles.shape[-1]], dim=-1)
-        if self.neighbours:
-            first, second = turned[..., 0::2], turned[..., 1::2]
-            across = torch.stack([-second, first], dim=-1).flatten(-2)
-        else:
-            first, second = turned.chunk(2, dim=-1)
-            across = torch.cat([-second, first], dim=-1)
-        turned = turned * cos + across * sin
-        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
 @dataclass(frozen=True)
@@ -132,25 +39,6 @@ class Experts:
         """[..., d_model] -> [..., d_model], each token for itself."""
         out = self.module(x.reshape(1, -1, x.shape[-1]))
         return (out[0] if isinstance(out, tuple) else out).view(x.shape)
-
-
-@dataclass(frozen=True)
-class Alibi:
-    """Attention with linear biases: a key counts the less the further it is before the query, at a slope of
-    each head's own (Press et al. 2021, arXiv 2108.12409).
-    """
-
-    slopes: Tensor  # [heads]; a slope times a position is rounded to their dtype, as in Hugging Face
-    scale: float = 1.0  # of these products
-
-    def __call__(self, length: int, position: Tensor | None, heads: Heads) -> Tensor:
-        """[h, 1, T, T], or [h, N, 1, T] at [N] positions, float32: what is added to the score of each query
-        and key; 0 at the query's own position, so that a half precision holds those near it.
-        """
-        slopes = self.slopes if heads is None else take(self.slopes, np.asarray(heads))
-        places = (slopes[:, None] * torch.arange(length, device=slopes.device)).float()  # [h, T]
-        own = places[:, None, :, None] if position is None else places[:, position, None, None]
-        return (places[:, None, None] - own) * self.scale
 
 
 @dataclass(frozen=True)

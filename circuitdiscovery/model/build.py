@@ -15,8 +15,8 @@ import torch
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights, activation
-from circuitdiscovery.model.block import Rotary
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.positions import Rotary
 from circuitdiscovery.registry import ARCHITECTURES
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.model.block import Block, Norm
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.norm import Norm
 
 
 class _NoAttribute(CircuitDiscoveryError, AttributeError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuitdiscovery.model.block import Norm
+from circuitdiscovery.model.norm import Norm
 
 
 def centred(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:

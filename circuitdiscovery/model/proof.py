@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
-from circuitdiscovery.model.block import Block, Experts, Norm
+from circuitdiscovery.model.block import Block, Experts
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.norm import Norm
 from circuitdiscovery.model.run import plain_run, unembed
 
 LENGTHS = (1, 4, 16)  # of the prompts that are compared

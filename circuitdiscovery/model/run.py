@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuitdiscovery.model.block import Block, Norm
+from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.norm import Norm
 
 _RUN_FLOP = {"cpu": 5e8, "accelerator": 1e12}  # that could be done while Python prepares a run
 _RUN_TOKENS = 16  # whose products take as long as reading the weights

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import parsed
-from circuitdiscovery.model.block import Block, Norm
+from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.load import weights_digest
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.norm import Norm
 
 # of a selection: 5e-5 of the attention goes to each wrong key, and gradients do not vanish altogether
 SHARPNESS = 10.0

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from circuitdiscovery.benchmark.problems.compiler import assembled
 from circuitdiscovery.benchmark.problems.problem import Problem
-from circuitdiscovery.model.block import Block, Norm
+from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.norm import Norm
 from circuitdiscovery.model.run import plain_run
 
 EXTRA = 32  # directions that only noise is written to

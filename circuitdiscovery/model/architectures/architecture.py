@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuitdiscovery.model.block import Block, Norm, Rotary
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.norm import Norm
+from circuitdiscovery.model.positions import Rotary
 
 Weights = Mapping[str, Tensor]
 ATTENTION = "eager"  # Hugging Face's own, in Python: there is no kernel to fetch

@@ -7,7 +7,8 @@ from typing import Any
 
 from circuitdiscovery.model.architectures.architecture import ATTENTION, Weights, none, slopes
 from circuitdiscovery.model.architectures.falcon import FALCON, joint_block
-from circuitdiscovery.model.block import Alibi, Block
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.positions import Alibi
 
 
 def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:

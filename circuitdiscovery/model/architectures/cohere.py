@@ -8,7 +8,8 @@ from typing import Any
 
 from circuitdiscovery.model.architectures import llama
 from circuitdiscovery.model.architectures.architecture import Weights
-from circuitdiscovery.model.block import Norm, Rotary
+from circuitdiscovery.model.norm import Norm
+from circuitdiscovery.model.positions import Rotary
 
 
 def norm(config: Any, weights: Weights, at: str) -> Norm:

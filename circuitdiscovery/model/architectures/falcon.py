@@ -9,7 +9,8 @@ from typing import Any
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights, rotary_by, slopes
 from circuitdiscovery.model.architectures.gpt2 import norm
 from circuitdiscovery.model.architectures.parts import attention, grouped, linears, mlp, norms
-from circuitdiscovery.model.block import Alibi, Block
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.positions import Alibi
 
 
 def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:

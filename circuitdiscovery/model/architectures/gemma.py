@@ -8,7 +8,7 @@ from typing import Any
 
 from circuitdiscovery.model.architectures import llama
 from circuitdiscovery.model.architectures.architecture import Weights
-from circuitdiscovery.model.block import Norm
+from circuitdiscovery.model.norm import Norm
 
 
 def norm(config: Any, weights: Weights, at: str) -> Norm:

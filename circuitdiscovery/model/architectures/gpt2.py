@@ -8,7 +8,8 @@ from torch import Tensor
 
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights
 from circuitdiscovery.model.architectures.parts import attention, mlp, norms
-from circuitdiscovery.model.block import Block, Norm
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.norm import Norm
 
 
 def norm(config: Any, weights: Weights, at: str) -> Norm:

@@ -6,7 +6,8 @@ from typing import Any
 
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights, rotary_by
 from circuitdiscovery.model.architectures.parts import attention, grouped, linears, mlp, norms
-from circuitdiscovery.model.block import Block, Norm
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.norm import Norm
 
 
 def norm(config: Any, weights: Weights, at: str) -> Norm:

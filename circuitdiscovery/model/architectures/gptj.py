@@ -10,7 +10,8 @@ import torch
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights
 from circuitdiscovery.model.architectures.gpt2 import norm
 from circuitdiscovery.model.architectures.parts import attention, linears, mlp, norms
-from circuitdiscovery.model.block import Block, Rotary
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.positions import Rotary
 
 
 def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:

@@ -8,7 +8,8 @@ from typing import Any
 
 from circuitdiscovery.model.architectures import llama
 from circuitdiscovery.model.architectures.architecture import Weights
-from circuitdiscovery.model.block import Block, Norm
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.norm import Norm
 
 
 def norm(config: Any, weights: Weights, at: str) -> Norm:

@@ -7,7 +7,8 @@ from typing import Any
 
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights, rotary_by
 from circuitdiscovery.model.architectures.parts import attention, linears, mlp, norms
-from circuitdiscovery.model.block import Block, Experts, Norm
+from circuitdiscovery.model.block import Block, Experts
+from circuitdiscovery.model.norm import Norm
 
 
 def norm(config: Any, weights: Weights, at: str) -> Norm:

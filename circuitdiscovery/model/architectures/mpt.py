@@ -7,7 +7,9 @@ from typing import Any
 
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights, slopes
 from circuitdiscovery.model.architectures.parts import attention, linears, mlp, norms
-from circuitdiscovery.model.block import Alibi, Block, Norm
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.norm import Norm
+from circuitdiscovery.model.positions import Alibi
 
 
 def norm(config: Any, weights: Weights, at: str) -> Norm:

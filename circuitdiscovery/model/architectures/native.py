@@ -9,7 +9,8 @@ import torch
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights
 from circuitdiscovery.model.architectures.parts import attention, linears, mlp, norms
-from circuitdiscovery.model.block import Block, Norm
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.norm import Norm
 
 KIND = "transformer_lens_native"
 _NORMS = {"LN": "layer", "LNPRE": "layer", "RMS": "rms", "RMSPRE": "rms", "NONE": "none"}

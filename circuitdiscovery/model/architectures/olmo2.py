@@ -11,7 +11,8 @@ from typing import Any
 from circuitdiscovery.model.architectures.architecture import Weights
 from circuitdiscovery.model.architectures.llama import LLAMA, norm
 from circuitdiscovery.model.architectures.llama import block as llama
-from circuitdiscovery.model.block import Block, Norm
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.norm import Norm
 
 
 def unnormed(config: Any, weights: Weights, at: str) -> Norm:

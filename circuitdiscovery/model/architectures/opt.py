@@ -9,7 +9,8 @@ import torch
 
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights
 from circuitdiscovery.model.architectures.parts import attention, linears, mlp, norms
-from circuitdiscovery.model.block import Block, Norm
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.norm import Norm
 
 EPS = 1e-5  # torch's own, which no config changes
 

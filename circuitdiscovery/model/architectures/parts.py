@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from circuitdiscovery.model.architectures.architecture import Weights
-from circuitdiscovery.model.block import Norm
+from circuitdiscovery.model.norm import Norm
 
 Linear = tuple[Tensor, Tensor | None]  # weight [out, in], and bias [out] where there is one
 

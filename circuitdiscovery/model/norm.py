@@ -1,0 +1,68 @@
+"""Norms over d_model (or over heads), and what they do to a change of what they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm, RMSNorm or none (a weight of ones and no bias) over d_model."""
+
+    weight: Tensor  # [d_model]
+    bias: Tensor | None  # [d_model]
+    eps: float
+    kind: Literal["layer", "rms", "none"]
+    from_one: bool = False  # whether the weight is what is added to 1 (Gemma), in float32 at least
+
+    @property
+    def centred(self) -> bool:
+        """Whether the mean over d_model is taken away."""
+        return self.kind == "layer"
+
+    @property
+    def scale(self) -> Tensor:
+        """[d_model]: what the normalised stream is multiplied with."""
+        return self.weight + 1 if self.from_one else self.weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., d_model] -> [..., d_model], normalised, scaled and shifted."""
+        if self.from_one:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            scaled = F.rms_norm(x.to(wide), x.shape[-1:], None, self.eps) * (1 + self.weight.to(wide))
+            return scaled.to(x.dtype)
+        if self.kind == "layer":
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        if self.kind == "rms":
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return x.view_as(x)  # a tensor of its own, so that its gradient is what its readers alone send back
+
+    def share(self, stream: Tensor, term: Tensor) -> Tensor:
+        """[..., D]: the share of one term of a stream in the normalised stream, without the norm's bias."""
+        _, inverse = self.jacobian(stream)
+        term = term - term.mean(-1, keepdim=True) if self.centred else term
+        return term * inverse * self.scale
+
+    def push(self, stream: Tensor, change: Tensor) -> Tensor:
+        """[..., D]: what the normalised stream changes by where the stream does, to first order."""
+        normalised, inverse = self.jacobian(stream)
+        change = change - change.mean(-1, keepdim=True) if self.centred else change
+        along = (change * normalised).mean(-1, keepdim=True)
+        return torch.addcmul(change, normalised, along, value=-1) * (inverse * self.scale)
+
+    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(x' [..., d_model], 1 / s [..., 1]) of the Jacobian g -> (centre(g) - x' mean(g
+        x')) / s at a stream, before the weight.
+
+        x' is the normalised stream and s its deviation; without a norm they are 0 and 1.
+        """
+        if self.kind == "none":
+            return torch.zeros_like(x), torch.ones_like(x[..., :1])
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return x * inverse, inverse
