@@ -22,6 +22,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "qwen2_moe": ("qwen2_moe", "Qwen2 with experts"),
     "qwen3_moe": ("qwen3_moe", "Qwen3 with experts"),
     "olmoe": ("olmoe", "Llama with experts and norms of all queries and keys"),
+    "gpt_oss": ("gpt_oss", "Llama with experts, and a sink for each head's attention"),
     "stablelm": ("stablelm", "Llama with LayerNorm, or parallel blocks"),
     "cohere": ("cohere", "parallel blocks behind one LayerNorm, gated MLPs"),
     "gpt_neox": ("gpt_neox", "LayerNorm, rotary positions, parallel blocks"),

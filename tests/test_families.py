@@ -201,6 +201,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "OlmoeConfig",
         {"num_experts": 3, "num_experts_per_tok": 1, "norm_topk_prob": True, "num_key_value_heads": 4},
     ),
+    "gpt-oss": (
+        "GptOssConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 3},
+    ),
+    "gpt-oss of wide heads": (
+        "GptOssConfig",
+        {"num_local_experts": 3, "num_experts_per_tok": 1, "head_dim": 16, "num_key_value_heads": 4,
+         "attention_bias": False, "swiglu_limit": 0.5,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    ),
     "gpt-neo": ("GPTNeoConfig", {}),
     "gpt-neo untied, of wide heads": (
         "GPTNeoConfig",

@@ -71,6 +71,7 @@ class Block:
     activation: Callable[[Tensor], Tensor]
     q_norm: Norm | None = None  # over d_head, of each query, before the rotary embedding
     k_norm: Norm | None = None  # the same of each key
+    sinks: Tensor | None = None  # [heads]: the score of a key that has no value (gpt-oss)
     soft_cap: float | None = None  # c: a score s counts as c tanh(s / c) (Gemma 2)
     # of the queries of all heads together, and of the keys (OLMo 2): a receiver's own stream goes through all
     # heads, and it keeps its own part
@@ -149,8 +150,8 @@ class Block:
         of each example, and so is what comes out.
         """
         q, k = self._turned(q, k, position)
-        if self.soft_cap is not None:
-            return torch.softmax(self._scores(q, k, position, heads), -1).to(v.dtype) @ v
+        if self.soft_cap is not None or self.sinks is not None:
+            return self._weights(q, k, position, heads).to(v.dtype) @ v
         causal = position is None and (self.window is None or self.window >= k.shape[-2])
         if causal and self.alibi is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
@@ -163,7 +164,7 @@ class Block:
     def pattern(self, q: Tensor, k: Tensor) -> Tensor:
         """The weight from each query to each key, of all heads: [H, N, T, K] both -> [H, N, T, T] float32."""
         q, k = self._turned(q, k, None)
-        return torch.softmax(self._scores(q, k, None, None).float(), -1)
+        return self._weights(q, k, None, None).float()
 
     def written(self, z: Tensor, heads: Sequence[int] | None = None) -> Tensor:
         """What each head writes, from what it attends to: [h, ..., K] -> [h, ..., D]; all heads, or some."""
@@ -262,6 +263,15 @@ class Block:
         if self.experts is not None:
             return self.experts.width
         return 0 if self.W_in is None else len(self.W_in)
+
+    def _weights(self, q: Tensor, k: Tensor, position: Tensor | None, heads: Heads) -> Tensor:
+        """As `_scores`: the weight of each key, what a sink takes left out."""
+        scores = self._scores(q, k, position, heads)
+        if self.sinks is None:
+            return torch.softmax(scores, -1)
+        sinks = self.sinks if heads is None else take(self.sinks, np.asarray(heads))
+        sinks = sinks.to(scores.dtype)[:, None, None, None].expand(*scores.shape[:-1], 1)
+        return torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1]
 
     def _scores(self, q: Tensor, k: Tensor, position: Tensor | None, heads: Heads) -> Tensor:
         """[h, N, T, T], or [h, N, 1, T] at [N] positions; float32 at

@@ -28,7 +28,8 @@ def experts_by(family: str, name: str) -> Callable[[Any, Weights, str], Experts]
         module.load_state_dict(own, assign=True)
         sizes = {key: value.numel() for key, value in own.items()}
         routed = sum(size for key, size in sizes.items() if key.startswith("experts."))
-        n_experts, _, width = own["experts.down_proj"].shape
+        n_experts = len(own["experts.down_proj"])
+        width = getattr(config, "moe_intermediate_size", config.intermediate_size)
         chosen, all_others = config.num_experts_per_tok, sum(sizes.values()) - routed
         return Experts(
             module.eval().requires_grad_(False), all_others + routed * chosen // n_experts, chosen * width

@@ -29,7 +29,7 @@ def block(
     """Biases where the file has some; for other families another kind of norm, another one that the
     MLP reads through, and experts in the layers that have a router."""
     at = f"model.layers.{layer}."
-    routed = experts if f"{at}mlp.gate.weight" in weights else None
+    routed = experts if f"{at}mlp.experts.down_proj" in weights else None
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Block(
         **norms(normed, config, weights, at, "input_layernorm", before_mlp),
