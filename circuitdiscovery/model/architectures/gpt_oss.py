@@ -1,6 +1,6 @@
 """gpt-oss: Llama with experts, a sink in the attention of each head, and windows in every other layer.
 
-OpenAI 2025, arXiv 2508.10925, section 2.
+OpenAI 2025, arXiv 2508.10925.
 """
 
 from __future__ import annotations

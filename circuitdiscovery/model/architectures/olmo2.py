@@ -1,6 +1,6 @@
 """OLMo 2: Llama whose norms come after attention and MLP, with a norm of all heads' queries and of all keys.
 
-OLMo et al. 2024, arXiv 2501.00656, section 3.
+OLMo et al. 2024, arXiv 2501.00656.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """OLMoE: Llama with experts, and with a norm of all heads' queries and of all keys.
 
-Muennighoff et al. 2024, arXiv 2409.02060, section 2.
+Muennighoff et al. 2024, arXiv 2409.02060.
 """
 
 from __future__ import annotations
