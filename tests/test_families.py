@@ -502,3 +502,27 @@ def test_a_gguf_file_whose_positions_transformers_leaves_out_is_refused(tmp_path
     model = cd.load_model(save_gguf(tmp_path / "whole.gguf", network))
     logits = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
     torch.testing.assert_close(logits, hf_logits(network, prompts.clean), atol=1e-4, rtol=1e-4)
+
+
+def test_the_text_part_of_a_model_that_reads_images_too(tmp_path: Path) -> None:
+    import transformers
+
+    text = COMMON | {"head_dim": 8, "sliding_window": 3, "num_hidden_layers": 6}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, image_token_index=100)  # pyright: ignore[reportCallIssue]
+    network = transformers.Gemma3ForConditionalGeneration(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    network.save_pretrained(tmp_path)
+    model, prompts = cd.load_model(tmp_path), random_prompts(98, 4, 7)
+    assert edges_of(str(tmp_path)) == len(model.graph) and model.graph.n_layers == 6
+    logits, expected = (
+        cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph)),
+        hf_logits(network, prompts.clean),
+    )
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+    with pytest.raises(cd.CircuitDiscoveryError, match="images as well as text; of a folder"):
+        cd.load_model((network, None))

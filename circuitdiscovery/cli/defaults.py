@@ -31,8 +31,24 @@ def _falcon(config: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
+def _gemma3(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Its files leave out what transformers has by default; larger ones have a part for the text."""
+    text = config.get("text_config") or config
+    return {
+        "n_layers": text.get("num_hidden_layers", 26),
+        "n_heads": text.get("num_attention_heads", 8),
+        "n_kv_heads": text.get("num_key_value_heads", 4),
+    }
+
+
 _PARALLEL = dict.fromkeys(("phi", "gptj", "cohere"), lambda config: {"parallel": True})
-_FAMILIES = {**_PARALLEL, "falcon": _falcon}  # what their configs say in words of their own, or do not
+# what their configs say in words of their own, or do not
+_FAMILIES = {**_PARALLEL, "falcon": _falcon, "gemma3": _gemma3, "gemma3_text": _gemma3}
+    **_PARALLEL,
+    "falcon": _falcon,
+    "gemma3": _gemma3,
+    "gemma3_text": _gemma3,
+}  # what their configs say in words of their own, or do not
 
 
 def default_method(model: str) -> str:

@@ -29,7 +29,7 @@ def architecture_of(kind: str) -> Architecture:
 _POST_NORM, _MOE = "post-norm (a norm after attention or the MLP)", "mixture of experts"
 _KNOWN_REASONS = {
     "glm4": _POST_NORM,
-    "gemma3": "images as well as text; its text part is of gemma3_text",
+    "gemma3": "images as well as text; of a folder its text part is loaded",
     **dict.fromkeys(("granitemoe", "qwen3_next"), _MOE),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "multi-head latent attention"),
     **dict.fromkeys(("mamba", "mamba2"), "a state space instead of attention"),

@@ -12,6 +12,7 @@ from circuitdiscovery.model.build import architecture_of, check_kind, check_supp
 from circuitdiscovery.registry import ARCHITECTURES
 
 CONFIG = "config.json"
+TEXT_PARTS = {"gemma3": "gemma3_text"}  # of models that read images too, by what these are called
 # of config.json, what says how and not what is computed; names that begin with _ are left out too, but for
 # those that the family's config declares
 _IMPLEMENTATION = (
@@ -22,7 +23,8 @@ _IMPLEMENTATION = (
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """config.json as it stands, of a supported family and without code.
+    """config.json as it stands, of a supported family and without code; of a model that
+    reads images too, what it says of the text.
 
     Raises:
         CircuitDiscoveryError: a file that is not a JSON object; code; another family; quantized weights.
@@ -33,8 +35,13 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     refuse_code(data, CONFIG, name)
     if data.get("model_type") is None:
         raise CircuitDiscoveryError(f"{name}: {CONFIG} does not say which architecture it is of (model_type)")
+    quantized, text = data.get("quantization_config"), data.get("text_config")
+    part = TEXT_PARTS.get(str(data["model_type"]))
+    if part is not None and isinstance(text, dict):
+        refuse_code(text, CONFIG, name)
+        data = {**text, "model_type": part}
     check_kind(data["model_type"], name)
-    if data.get("quantization_config"):
+    if quantized:
         raise CircuitDiscoveryError(
             f"{name}: quantized weights (quantization_config) are not supported; give the model in full "
             "precision"

@@ -45,6 +45,9 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HEADS = {"embed_out.weight": "lm_head.weight", "lm_head.weight": "embed_out.weight"}
 # masks and tables that old versions of transformers kept beside the weights
 _TABLES = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias)$|(^|\.)rotary_emb\.inv_freq$")
+# what models that read images too have beside the text, and what stands in front of the text's names
+_IMAGES = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
+_TEXT = re.compile(r"^language_model\.|(?<=^model\.)language_model\.")
 
 
 # ------------------------------------------------------------------ weights
@@ -84,7 +87,7 @@ def read_header(folder: Path, name: str) -> Header:
     for path in _weight_files(folder, name):
         try:
             with safe_open(path, framework="pt") as file:
-                found = [(key, file.get_slice(key)) for key in list(file.keys()) if not _TABLES.search(key)]
+                found = [(key, file.get_slice(key)) for key in list(file.keys()) if not _left_out(key)]
                 shapes |= {key: tuple(part.get_shape()) for key, part in found}
                 dtypes |= {key: str(part.get_dtype()) for key, part in found}
         except Exception as error:  # safetensors has its own, and a file system has others
@@ -100,6 +103,10 @@ def read_header(folder: Path, name: str) -> Header:
             "model in full precision"
         )
     return Header(files, shapes, dtypes)
+
+
+def _left_out(key: str) -> bool:
+    return bool(_TABLES.search(key) or _IMAGES.match(key))
 
 
 def _weight_files(folder: Path, name: str) -> Sequence[Path]:
@@ -134,7 +141,7 @@ def _names(header: Header, expected: Mapping[str, Tensor], prefix: str) -> dict[
     def name(key: str) -> str:
         part = part_of(key)
         whole = key if part is None else part.whole
-        known = (key, whole, f"{prefix}.{whole}", _HEADS.get(key, key), router_of(key))
+        known = (key, whole, f"{prefix}.{whole}", _HEADS.get(key, key), router_of(key), _TEXT.sub("", key))
         return next((each for each in known if each in expected), key)
 
     return {key: name(key) for key in header.shapes}
