@@ -43,9 +43,7 @@ def sums(
     for number, pair in enumerate(pairs, 1):
         shown = rng.sample([other for other in pairs if other != pair], count)
         answer = tokens[sum(pair)]
-        other = rng.choice(
-            [other for other in pairs if tokens[sum(other)] != answer and other not in shown]
-        )
+        other = rng.choice([other for other in pairs if tokens[sum(other)] != answer and other not in shown])
         before = "".join(f"{_asked(each)}{sum(each)}\n" for each in shown)
         wrong = tuple(token for token in dict.fromkeys(tokens.values()) if token != answer)
         yield encoder.example(
