@@ -69,7 +69,9 @@ def joined(folder: Path) -> Path:
             digest.update(data)
     sums = "".join(path.read_text() for path in folder.rglob("SHA256SUMS"))
     if f"{digest.hexdigest()}  {whole.name}" not in sums:
-        raise CircuitDiscoveryError(f"{whole.name}: the parts together are not the file that SHA256SUMS names")
+        raise CircuitDiscoveryError(
+            f"{whole.name}: the parts together are not the file that SHA256SUMS names"
+        )
     return whole
 
 

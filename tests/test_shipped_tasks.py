@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 from test_task import Reader, byte_like, decoded, gpt2, shipped_words, word_level, words
@@ -102,17 +101,15 @@ def test_sums_are_true_and_the_answer_is_their_first_token(reader: Reader) -> No
 def test_carries_are_asked_for() -> None:
     """In about half of the sums the ones carry into the tens digit, which is the answer."""
     reader = byte_like(["+", "=", "\n"], 1)
-    sums = [SUM.findall(example.text)[-1] for example in cd.load_task("addition", reader, examples=400)]
+    sums = [SUM.findall(example.text)[-1] for example in cd.load_task("addition", reader, examples=200)]
     carries = Counter(int(a[1]) + int(b[1]) > 9 for a, b, _ in sums)
-    assert min(carries.values()) > 120
+    assert min(carries.values()) > 60
 
 
 def test_numbers_that_are_written_otherwise_are_refused_with_how() -> None:
-    pieces = [f"{number:02d}" for number in range(60)]
-    with pytest.raises(
-        CircuitDiscoveryError, match=r"addition needs numbers .* writes '12\+35=47' as '12|\+|35|=|47'$"
-    ):
-        cd.load_task("addition", word_level([*pieces, "+", "="]))
+    told = r"addition needs numbers .* writes '12\+35=47' as '12\|\+\|<unk>\|=\|47'$"
+    with pytest.raises(CircuitDiscoveryError, match=told):
+        cd.load_task("addition", word_level(["12", "47", "+", "="]))
 
 
 # ------------------------------------------------------------------------ capitals
@@ -189,7 +186,7 @@ def test_the_answer_is_the_argument_after_those_described(rule: str, gpt2: Reade
 
 # ----------------------------------------------------------------- multiple choice
 
-QUESTION = re.compile(r"A (\w+) is (\w+). What color is a (\w+)\?")
+QUESTION = re.compile(r"A (\w+) is (\w+)\. What color is a (\w+)\?")
 
 
 def choices_in(text: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Sums of two numbers of two digits, in whatever way a tokenizer writes them; the answer is the sum's first token.
+"""Sums of numbers of two digits, in whatever way a tokenizer writes them; the answer is a sum's first token.
 
 Other sums stand before the one that is asked for, a line each, so that a model sees what is wanted. Where a
 tokenizer writes two digits as one token (12|+|35|=|47), the answer is the whole sum. Where it writes them one
@@ -41,9 +41,10 @@ def sums(
     tokens = _first_tokens(task, encoder, count)  # by the sum
     rng.shuffle(pairs)
     for number, pair in enumerate(pairs, 1):
-        shown = rng.sample([other for other in pairs if other != pair], count)
-        answer = tokens[sum(pair)]
-        other = rng.choice([other for other in pairs if tokens[sum(other)] != answer and other not in shown])
+        shown = [each for each in rng.sample(pairs, count + 1) if each != pair][:count]
+        answer, other = tokens[sum(pair)], pair
+        while tokens[sum(other)] == answer or other in shown:
+            other = rng.choice(pairs)
         before = "".join(f"{_asked(each)}{sum(each)}\n" for each in shown)
         wrong = tuple(token for token in dict.fromkeys(tokens.values()) if token != answer)
         yield encoder.example(
@@ -87,8 +88,8 @@ def _first_tokens(task: TaskFile, encoder: Encoder, count: int) -> Mapping[int, 
     by_tens = {(total // 10, token) for total, token in tokens.items()}
     if kinds != len(found) and not kinds == len(by_tens) == len({total // 10 for total in found}):
         raise CircuitDiscoveryError(
-            f"task {task.name} needs numbers of two digits that are one token (47) or two digits on their own "
-            f"(4|7), but the tokenizer writes '12+35=47' as {encoder.show(encoder.ids('12+35=47'))}"
+            f"task {task.name} needs numbers of two digits that are one token (47) or two digits on their "
+            f"own (4|7), but the tokenizer writes '12+35=47' as {encoder.show(encoder.ids('12+35=47'))}"
         )
     return tokens
 
