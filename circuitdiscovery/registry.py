@@ -284,6 +284,7 @@ ARCHITECTURES: dict[str, Entry] = {  # by Hugging Face's model_type; each file h
 GENERATORS: dict[str, Entry] = {  # of prompts, by the kind that a task file's [generator] names
     "years": Entry(".task.generators.years:GENERATOR", "years whose last two digits the answer exceeds"),
     "repeated_tokens": Entry(".task.generators.repeated_tokens:GENERATOR", "random tokens, said twice"),
+    "sums": Entry(".task.generators.sums:GENERATOR", "sums of two numbers of two digits"),
 }
 SUITES: dict[str, Entry] = {  # of the benchmark; the last two: one of the published circuits
     name: Entry(".benchmark.suites:entries", words)

@@ -372,7 +372,7 @@ COMMANDS: dict[str, tuple[str, int, str]] = {
     "46: eap-ig": ("eap-ig toy ioi", 2, "it is circuitdiscovery discover --method eap-ig"),
     "46: another": ("frobnicate", 2, "Valid commands: benchmark"),
     "47: a task": ("tasks ioi", 0, "words name: 100"),
-    "47: no task": ("tasks nothing", 2, "Valid tasks: gendered_pronoun"),
+    "47: no task": ("tasks nothing", 2, "Valid tasks: addition"),
     "a function of one argument": (
         "benchmark toy --method os:system",
         2,

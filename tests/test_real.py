@@ -148,19 +148,25 @@ def test_the_whole_way(folder: Path, model: Any) -> None:
     assert (kept - empty) / (full - empty) > 0.6 and abs(chance - empty) < 0.1 * (full - empty)
 
 
-# accuracy, the best right answer above the best wrong one: on 64 prompts SmolLM2 has 1, 1, .88, 1 and .95
+# Accuracy, the best right answer above the best wrong one: at least and at most. It adds a little (9, the most
+# frequent of eight tens digits, is right in 23% of the sums) and does not bind letters to choices (25% is chance).
 KNOWN = {
-    "gendered_pronoun": 0.95,
-    "greater_than": 0.95,
-    "induction": 0.75,
-    "ioi": 0.95,
-    "subject_verb_agreement": 0.85,
+    "addition": (0.3, 0.6),
+    "capitals": (0.95, 1),
+    "copy_color": (0.85, 1),
+    "docstring": (0.8, 1),
+    "gendered_pronoun": (0.95, 1),
+    "greater_than": (0.95, 1),
+    "induction": (0.75, 1),
+    "ioi": (0.95, 1),
+    "mcqa": (0.15, 0.35),
+    "subject_verb_agreement": (0.85, 1),
 }
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", cd.shipped_tasks())
-def test_it_knows_every_shipped_task(model: Any, name: str) -> None:
+def test_what_it_knows_of_every_shipped_task(model: Any, name: str) -> None:
     task = cd.load_task(name, model, examples=32)
     logits = clean_logits(model, task)
     pairs = zip(logits, task.examples, strict=True)
@@ -168,7 +174,8 @@ def test_it_knows_every_shipped_task(model: Any, name: str) -> None:
         bool(row[list(example.correct)].max() > row[list(example.incorrect)].max()) for row, example in pairs
     ]
     print(f"{name}: accuracy {sum(right) / len(right):.3f}")
-    assert sum(right) / len(right) >= KNOWN[name]
+    least, most = KNOWN[name]
+    assert least <= sum(right) / len(right) <= most
 
 
 @pytest.mark.real

@@ -294,7 +294,7 @@ def test_texts_are_a_task(toy: Any, records: list[dict[str, Any]], tmp_path: Pat
 def test_another_case_and_first_letters_are_understood(name: str, meant: str) -> None:
     with pytest.raises(
         CircuitDiscoveryError,
-        match=f"no task '{name}'; did you mean '{meant}'\\? Valid tasks: gendered_pronoun, ",
+        match=f"no task '{name}'; did you mean '{meant}'\\? Valid tasks: addition, ",
     ):
         read_task(name)
 

@@ -71,16 +71,21 @@ def shipped_words() -> list[str]:
         task = read_task(name)
         assert isinstance(task, TaskFile)
         lists = [column for columns in task.words.values() for column in columns.values()]
-        texts = [*task.templates, *(text for case in task.cases.values() for text in case.values())]
+        tables = [
+            *task.cases.values(),
+            *task.orders.values(),
+            *(r.set for r in task.counterfactuals.values()),
+        ]
+        texts = [*task.templates, *(text for table in tables for text in table.values())]
         found += [word for column in lists for word in column]
-        found += re.findall(r"\w+|[^\w\s]", " ".join(text.fill(lambda ref: " ") for text in texts))
+        found += re.findall(r"\w+|[^\w\s]+", " ".join(text.fill(lambda ref: " ") for text in texts))
     return found
 
 
 @pytest.fixture(scope="module")
 def words() -> Reader:
-    """Every word of the shipped tasks, and pairs of digits."""
-    return word_level([f"{number:02d}" for number in range(100)] + shipped_words())
+    """Every word of the shipped tasks, pairs of digits, and the marks of sums."""
+    return word_level([f"{number:02d}" for number in range(100)] + ["+", "=", *shipped_words()])
 
 
 def byte_like(words: list[str], most: int) -> Reader:
@@ -352,7 +357,7 @@ def test_a_word_level_tokenizer_makes_every_shipped_task(name: str, words: Reade
     }
     assert not {e.clean for e in task.examples} & {e.clean for e in task.held_out.examples}
     assert len({e.clean for e in task.examples + task.held_out.examples}) == 128
-    task.check(len(words.tokenizer), 24)
+    task.check(len(words.tokenizer), 48)
 
 
 def test_the_years_are_two_tokens_of_the_word_level_tokenizer(words: Reader) -> None:
@@ -492,10 +497,12 @@ def test_what_words_follow_is_read_from_the_texts(name: str, tmp_path: Path) -> 
     assert isinstance(task, TaskFile) and contexts(task) == {"digit": follow}
 
 
-def test_the_shipped_words_all_follow_a_space() -> None:
+def test_the_shipped_words_follow_a_space_but_for_a_docstrings_first() -> None:
     for name in shipped_tasks():
         task = read_task(name)
-        assert isinstance(task, TaskFile) and all(follow == [" "] for follow in contexts(task).values())
+        assert isinstance(task, TaskFile)
+        for listed, follow in contexts(task).items():
+            assert follow == ([' """'] if (name, listed) == ("docstring", "opening") else [" "])
 
 
 def test_an_answer_with_a_space_too_many_is_told(tmp_path: Path) -> None:

@@ -57,12 +57,17 @@ def message(path: str | Path) -> str:
 # --------------------------------------------------------------------- shipped
 
 
-def test_the_five_shipped_tasks() -> None:
+def test_the_ten_shipped_tasks() -> None:
     assert shipped_tasks() == [
+        "addition",
+        "capitals",
+        "copy_color",
+        "docstring",
         "gendered_pronoun",
         "greater_than",
         "induction",
         "ioi",
+        "mcqa",
         "subject_verb_agreement",
     ]
 

@@ -45,7 +45,7 @@ def shipped(kind: Kind) -> list[str]:
     """The names of the bundled tasks (`ioi`), graphs (`gpt2/ioi`) or models (`toy`), sorted.
 
     >>> shipped("tasks")[:2]
-    ['gendered_pronoun', 'greater_than']
+    ['addition', 'capitals']
     """
     folder = data_folder(kind)
     files = (path.relative_to(folder) for path in folder.glob(_PATTERNS[kind]))

@@ -27,7 +27,7 @@ def shipped_tasks() -> list[str]:
         What `load_task` takes by name.
 
     >>> shipped_tasks()[0]
-    'gendered_pronoun'
+    'addition'
     """
     return sorted(path.stem for path in data_folder("tasks").glob("*.toml"))
 

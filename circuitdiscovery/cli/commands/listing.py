@@ -89,10 +89,10 @@ def tasks(task: str | None) -> None:
         if not isinstance(file, TaskFile):
             click.echo(name)
             continue
-        click.echo(f"{name:<24}{file.description}")
+        click.echo(f"{name:<28}{file.description}")
         for key, rule in file.counterfactuals.items():
             click.echo(
-                f"  {f'{key} (default)' if key == file.counterfactual else key:<22}{rule.asks}".rstrip()
+                f"  {f'{key} (default)' if key == file.counterfactual else key:<26}{rule.asks}".rstrip()
             )
 
 
