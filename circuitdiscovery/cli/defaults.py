@@ -44,11 +44,6 @@ def _gemma3(config: Mapping[str, Any]) -> Mapping[str, Any]:
 _PARALLEL = dict.fromkeys(("phi", "gptj", "cohere"), lambda config: {"parallel": True})
 # what their configs say in words of their own, or do not
 _FAMILIES = {**_PARALLEL, "falcon": _falcon, "gemma3": _gemma3, "gemma3_text": _gemma3}
-    **_PARALLEL,
-    "falcon": _falcon,
-    "gemma3": _gemma3,
-    "gemma3_text": _gemma3,
-}  # what their configs say in words of their own, or do not
 
 
 def default_method(model: str) -> str:
