@@ -299,10 +299,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("MptConfig", {"expansion_ratio": 2}, r"2 times the width \(expansion_ratio\) is not supported"),
     ("MptConfig", {"norm_type": "low_precision_rmsnorm"}, r"the norm 'low_precision_rmsnorm' .* is not supported"),
     (
-        "Phi3Config",
-        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
-                             "long_factor": [2.0] * 4}},
-        "rotary scaling 'longrope' depends on the prompt's length",
+        "Gemma3TextConfig",
+        {"head_dim": 8, "rope_parameters": {"full_attention": {"rope_type": "dynamic", "factor": 4.0}}},
+        "rotary scaling 'dynamic' is not supported",
     ),
     ("OlmoeConfig", {"clip_qkv": 2.0, "num_experts": 2, "num_experts_per_tok": 1}, "clipped queries"),
     ("GraniteConfig", {"residual_multiplier": 0.0}, "residual_multiplier = 0 is not supported"),
@@ -526,3 +525,32 @@ def test_the_text_part_of_a_model_that_reads_images_too(tmp_path: Path) -> None:
     assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
     with pytest.raises(cd.CircuitDiscoveryError, match="images as well as text; of a folder"):
         cd.load_model((network, None))
+
+
+BY_LENGTH: list[tuple[str, dict[str, Any]]] = [
+    ("LlamaConfig", {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0}),
+    (
+        "Phi3Config",
+        {"rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.5, 2.0, 2.5],
+         "long_factor": [2.0, 4.0, 6.0, 8.0], "original_max_position_embeddings": 8},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "rope"), BY_LENGTH, ids=[kind for kind, _ in BY_LENGTH])
+def test_a_rotary_scaling_is_that_of_each_prompts_own_length(kind: str, rope: dict[str, Any]) -> None:
+    """Prompts of several lengths in one task, of which some are longer than what the model was trained on."""
+    config = config_of(kind, {"rope_parameters": rope, "max_position_embeddings": 8})
+    network, lengths = random_model(config), (4, 8, 12, 12, 30)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(VOCABULARY, size=length).tolist() for length in lengths]
+    model = cd.load_model((copy.deepcopy(network), None))
+    task = cd.Task.from_tokens(
+        clean=prompts, corrupted=[prompt[::-1] for prompt in prompts], correct=[1] * 5, incorrect=[2] * 5
+    )
+    logits = cd.run_circuit(model, task, cd.Circuit.full(model.graph))
+    for row, prompt in zip(logits, prompts, strict=True):  # transformers remembers what it saw before
+        expected = hf_logits(copy.deepcopy(network), torch.tensor([prompt]))[0]
+        assert (row - expected).abs().max() < 1e-5 * expected.abs().max()
+    short = hf_logits(copy.deepcopy(network), torch.tensor([prompts[0] * 3]))[0]
+    assert (short - hf_logits(copy.deepcopy(network), torch.tensor([prompts[0]]))[0]).abs().max() > 0.01

@@ -265,11 +265,6 @@ def test_other_architectures_are_refused_by_name(
     refused(tmp_path, message)
 
 
-def test_a_rotary_scaling_that_depends_on_the_prompt_is_refused() -> None:
-    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
-    refused(random_model(tiny_config("llama", rope_parameters=rope)), "dynamic")
-
-
 def test_cross_attention_is_refused() -> None:
     refused(random_model(tiny_config("gpt2", add_cross_attention=True)), "cross-attention")
 

@@ -289,7 +289,8 @@ class Block:
         k = k if self.k_norm is None else self.k_norm(k)
         if self.rotary is None:
             return q, k
-        return self.rotary(q, None if position is None else position[:, None]), self.rotary(k)
+        rotary = self.rotary.at(k.shape[-2])
+        return rotary(q, None if position is None else position[:, None]), rotary(k)
 
     def _seen(self, k: Tensor, position: Tensor | None) -> Tensor:
         """Which keys each query sees: [T, T], or [N, 1, T] at [N] positions."""

@@ -35,7 +35,7 @@ _KNOWN_REASONS = {
     **dict.fromkeys(("mamba", "mamba2"), "a state space instead of attention"),
     **dict.fromkeys(("t5", "bert"), "an encoder"),
 }
-_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+_ROPE = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
 
 
 def check_kind(kind: Any, name: str) -> None:
@@ -57,10 +57,9 @@ def check_supported(config: Any, name: str) -> None:
     nested = [each for each in rope.values() if isinstance(each, dict)]  # one for each kind of layer
     for each in nested or [rope]:
         kind, turned = each.get("rope_type", "default"), each.get("partial_rotary_factor", 1.0)
-        if kind not in _STATIC_ROPE:
+        if kind not in _ROPE or (nested and kind in ("dynamic", "longrope")):
             raise CircuitDiscoveryError(
-                f"{name}: rotary scaling {kind!r} depends on the prompt's length; supported: "
-                f"{', '.join(_STATIC_ROPE)}"
+                f"{name}: rotary scaling {kind!r} is not supported; supported: {', '.join(_ROPE)}"
             )
         if not 0 < turned <= 1:  # it is the size of a table
             raise CircuitDiscoveryError(

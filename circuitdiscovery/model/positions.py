@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,17 @@ class Rotary:
     scaling: float  # of cos and sin (YaRN's attention factor)
     # whether dimension 2i goes with 2i + 1 (GPT-J), and not with the half's other one
     neighbours: bool = False
+    # of the prompt's length: frequencies and scaling, where they depend on it (dynamic, longrope)
+    by_length: Callable[[int], tuple[Tensor, float]] | None = None
+
+    def at(self, length: int) -> Rotary:
+        """For prompts of so many tokens."""
+        if self.by_length is None:
+            return self
+        frequencies, scaling = self.by_length(length)
+        return replace(
+            self, frequencies=frequencies.to(self.frequencies.device), scaling=scaling, by_length=None
+        )
 
     def __call__(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """[..., position, d_head] -> the same, each position's pairs turned by its

@@ -74,7 +74,11 @@ def parameters(model: Model) -> int:
 def run_tokens(model: Model) -> float:
     """How many tokens cost as much as what a run costs beside its
     tokens: calls from Python, reading the weights.
+
+    0, so that no prompt is padded, where positions depend on the prompt's length.
     """
+    if any(block.rotary is not None and block.rotary.by_length is not None for block in model.blocks):
+        return 0.0
     return (
         _RUN_FLOP["cpu" if model.device.type == "cpu" else "accelerator"] / (2 * parameters(model))
         + _RUN_TOKENS

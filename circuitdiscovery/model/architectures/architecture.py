@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -89,6 +89,21 @@ def rotary_of(embedding: Any) -> Rotary:
     return Rotary(embedding.inv_freq.float(), float(embedding.attention_scaling))
 
 
+@dataclass(frozen=True, eq=False)
+class _ByLength:
+    """What Hugging Face's module has for prompts of a length, where that is the first it sees."""
+
+    module: Any
+    config: Any
+
+    @lru_cache  # noqa: B019  # as many as there are lengths
+    def __call__(self, length: int) -> tuple[Tensor, float]:
+        """(frequencies, scaling)."""
+        embedding = self.module(self.config)
+        embedding(torch.zeros(1), torch.arange(length)[None])
+        return embedding.inv_freq.float(), float(embedding.attention_scaling)
+
+
 def rotary_by(family: str, name: str) -> Callable[[Any], Any]:
     """Of the config, the rotary embedding by a module of this name that Hugging Face has for a family; or one
     for each kind of layer."""
@@ -97,7 +112,9 @@ def rotary_by(family: str, name: str) -> Callable[[Any], Any]:
         module = import_module(f"transformers.models.{family}.modeling_{family}")
         embedding = getattr(module, name)(config)
         if not hasattr(embedding, "layer_types"):
-            return rotary_of(embedding)
+            found = rotary_of(embedding)
+            depends = embedding.rope_type in ("dynamic", "longrope")
+            return replace(found, by_length=_ByLength(getattr(module, name), config)) if depends else found
         parts = {
             kind: (getattr(embedding, f"{kind}_inv_freq"), getattr(embedding, f"{kind}_attention_scaling"))
             for kind in embedding.layer_types
