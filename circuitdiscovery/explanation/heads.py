@@ -20,7 +20,7 @@ MATTERS = 0.05  # of |F(M) - F(empty)|: parts of a smaller effect say little abo
 DIRECT = 0.05
 # of what a head writes onto the logit difference is from before END; the rest it finds at END, where earlier
 # heads have brought it
-BROUGHT = 1 / 3
+BROUGHT = 0.4
 # of an effect: what a head does by its edge to the logits, or with another word, then does not matter
 LITTLE = 0.25
 # of an effect hangs on one word, and of that on what is moved: an ablation may
