@@ -115,9 +115,8 @@ def test_a_position_has_one_name_the_tasks_own_first(gpt2: Tiny) -> None:
     card = explained.cards["a0.h1"]
     names = {"A", "C", "Z"}
     assert {name for pair in card.attention for name in pair} == names
-    assert {"A", "Z"} <= {name for name, _ in card.attended} and not {"B", "END", "first token"} & {
-        name for name, _ in card.attended
-    }
+    attended = {name for each in explained.cards.values() for name, _ in each.attended}
+    assert {"A", "Z"} <= attended and not {"B", "END", "first token"} & attended
     assert all(set(pattern.positions) == names for pattern in card.patterns)
     assert all(lens.at == "Z" for each in explained.cards.values() for lens in each.lens)
     assert str(explained).splitlines()[1].endswith("  Z attends to")
@@ -151,7 +150,7 @@ def test_a_card_with_two_roles_comes_back_from_its_file(
     )
     assert again.roles["induction"] == ("a2.h0",) and "a2.h0" in again.roles["name mover"]
     frame = again.to_dataframe().set_index("node")
-    assert frame.loc["a2.h0", "role"] == "name mover, induction" and frame.loc["m0", "role"] is None
+    assert frame.loc["a2.h0", "role"] == "name mover, induction" and frame["role"].isna()["m0"]
     data = changed.to_dict()
     data["cards"]["a2.h0"]["role"] = "induction"  # the others say that it is the second
     with pytest.raises(cd.CircuitDiscoveryError, match=r"cards\.a2\.h0\.roles"):
@@ -563,6 +562,25 @@ def test_copying_is_what_a_head_writes_that_has_nothing_else_to_attend_to(
             assert cards[f"a{layer}.h{head}"].scores[score] == pytest.approx(np.mean(near))
             shares.add(np.mean(near))
     assert name != "llama_biased" or len(shares) > 2  # this model's heads differ in it
+
+
+def test_answers_are_among_the_highest_and_lowest_tokens_by_all_of_the_vocabulary(toy: Tiny) -> None:
+    """Token by token, where only every sixteenth is looked at first."""
+    task, heads = cd.load_task("ioi", toy.model), toy.model.graph.head_nodes(2)
+    seen = explanation._Seen(toy.model, task, cd.Circuit.full(toy.model.graph), heads, 1, None)
+    counts = {head: [0, 0, 0] for head in heads}
+    for observed in observe(toy.model, task, 10):
+        seen.add(observed)
+        for head in heads:
+            written = observed.written(toy.model.graph.source_index[head])
+            for row, logits in zip(observed.batch.rows.tolist(), written @ toy.model.W_U.T, strict=True):
+                order = logits.argsort().tolist()
+                (right,), (wrong,) = task.examples[row].correct, task.examples[row].incorrect
+                found = right in order[-5:], right in order[:5], wrong in order[:5]
+                counts[head] = [count + each for count, each in zip(counts[head], found, strict=True)]
+    assert toy.model.vocab_size > 500 and max(count[0] for count in counts.values()) > 20
+    for head, count in counts.items():
+        assert seen.shares(head) == pytest.approx([each / len(task) for each in count])
 
 
 def test_copying_is_of_all_tokens_where_no_answer_stands_in_a_prompt(gpt2: Tiny) -> None:

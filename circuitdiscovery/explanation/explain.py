@@ -64,6 +64,7 @@ QUICK_NODES = 30  # cards: more than anybody reads
 QUICK_EXAMPLES = (
     24  # for interventions, always the same: with 64 examples, intervals become 1.6 times as wide
 )
+EACH = 16  # every so many tokens are looked at before all are, to see that an answer is not among the highest
 UNITS = 100  # of progress in a plain run of the examples
 QUICK_TOKENS = 256  # for copy scores: a share is then accurate to 0.03
 
@@ -187,7 +188,7 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
     tokens = sum(len(example.clean) for example in task.examples)
     forward = 2.0 * parameters(model)
     looking = SEEN * forward * tokens + 2.0 * model.unembedding_size * (
-        len(seen.watched) * len(task) + len(heads) * seen.copying.total
+        len(seen.watched) * len(task) * 2 / EACH + len(heads) * seen.copying.total
     )
     random = forward * SEQUENCES * (2 * PERIOD + 1) if heads else 0.0
     work.ahead = looking + random + trials.ablating(nodes) + ASKED * trials.asking(heads, len(names))
@@ -274,7 +275,7 @@ class _Seen:
     ) -> None:
         heads, count = tuple(node for node in nodes if parsed(node).kind == "head"), len(task)
         self.model, self.task, self.nodes, self.heads = model, task, tuple(nodes), heads
-        self._prompts, self._names = prompts, one_names(task)
+        self._prompts, self._names, self._some = prompts, one_names(task), model.W_U[::EACH].contiguous()
         # S-inhibition acts through heads that move the answer, whether the circuit has them or not
         everyone = heads and S2 in self._names
         self.watched = (
@@ -314,9 +315,8 @@ class _Seen:
             self.direct[node][rows] = _dot(written, direction)
             if node in self._near:
                 self.of_itself[node][rows] = _dot(seen.written_of_itself(node), direction)
-                logits = self._logits(written)
                 for near, found in zip(self._near[node], answers, strict=True):
-                    near[:, [rows[i] for i in found]] = self._among(logits[list(found)], found)
+                    near[:, [rows[i] for i in found]] = self._among(written[list(found)], found)
             for i in shown_whole if node in self._lens else ():
                 self._lens[node][rows[i]] = self._read(examples[i], self._logits(written[i]))
                 if node in self._near:
@@ -330,13 +330,21 @@ class _Seen:
         """[N, vocabulary] float32."""
         return self.model.logit_terms(written).float()
 
-    def _among(self, logits: Tensor, answers: Mapping[int, Sequence[int]]) -> np.ndarray:
-        """[2, n] bool: whether one of its answers is among the highest, lowest of each of [n, V] logits."""
-        if not answers:
-            return np.zeros((2, 0), dtype=bool)
-        most = max(map(len, answers.values()))
-        padded = [[*found, *[found[0]] * (most - len(found))] for found in answers.values()]
-        return torch.stack(among(logits, torch.tensor(padded, device=logits.device))).cpu().numpy()
+    def _among(self, written: Tensor, answers: Mapping[int, Sequence[int]]) -> np.ndarray:
+        """[2, n] bool: whether one of its answers is among the highest, lowest tokens of each of [n, D].
+
+        Most are not, which some of the tokens show: more than TOP of them are higher, and lower, than it.
+        """
+        near = torch.zeros(2, len(answers), dtype=torch.bool, device=written.device)
+        if answers:
+            most = max(map(len, answers.values()))
+            padded = [[*found, *[found[0]] * (most - len(found))] for found in answers.values()]
+            tokens = torch.tensor(padded, device=written.device)
+            found, some = (self.model.W_U[tokens] @ written[:, :, None])[..., 0], written @ self._some.T
+            higher, lower = some > found.amax(1, keepdim=True), some < found.amin(1, keepdim=True)
+            rows = torch.minimum(higher.sum(1), lower.sum(1)) <= TOP
+            near[:, rows] = torch.stack(among(self._logits(written[rows]), tokens[rows]))
+        return near.cpu().numpy()
 
     def brought(self, head: str) -> float:
         """The share of a head's direct effect that comes from tokens before END; both parts by mean size."""
