@@ -53,7 +53,9 @@ def looks(folder: Path, task: cd.Task) -> dict[str, dict[str, float]]:
     from transformers import AutoModelForCausalLM
 
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    found = {head: dict.fromkeys(("IO", "S1", "S2", "END"), 0.0) for head in HEADS}
+    found: dict[str, dict[str, float]] = {
+        head: dict.fromkeys(("IO", "S1", "S2", "END"), 0.0) for head in HEADS
+    }
     for example in task.examples[:8]:
         with torch.no_grad():
             weights = hf(torch.tensor([example.clean]), output_attentions=True).attentions

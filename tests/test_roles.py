@@ -273,7 +273,7 @@ def looks_from_end(*keys: int) -> dict[str, Any]:
 def head(program: Program, node: str, match: Any, value: Any, answer: Tensor) -> None:
     """One more head, which writes `answer` [vocabulary, size of the value] of what it attends to."""
     place = {"query": program.positions, "key": program.positions}
-    program.answer[program.attend(node, **place, **match, value=value)] = answer
+    program.answer = {**program.answer, program.attend(node, **place, **match, value=value): answer}
 
 
 def test_a_head_that_writes_against_the_wrong_answer_is_its_suppressor() -> None:
