@@ -151,7 +151,7 @@ def test_a_card_with_two_roles_comes_back_from_its_file(
     assert again.roles["induction"] == ("a2.h0",) and "a2.h0" in again.roles["name mover"]
     frame = again.to_dataframe().set_index("node")
     told = dict(frame["role"].dropna())
-    assert told["a2.h0"] == "name mover, induction" and "m0" not in told
+    assert str(told["a2.h0"]) == "name mover, induction" and "m0" not in told
     data = changed.to_dict()
     data["cards"]["a2.h0"]["role"] = "induction"  # the others say that it is the second
     with pytest.raises(cd.CircuitDiscoveryError, match=r"cards\.a2\.h0\.roles"):
@@ -301,6 +301,29 @@ def test_direct_attributions_and_biases_add_up_to_hugging_faces_logits(any_model
     torch.testing.assert_close(
         found if cap is None else cap * (found / cap).tanh(), expected, rtol=1e-4, atol=1e-4
     )
+
+
+def test_what_a_head_finds_at_the_answers_position_is_all_that_it_writes_at_the_first(
+    any_model: Tiny,
+) -> None:
+    (seen,) = observe(any_model.model, task_of(any_model, position=0))
+    for row, node in enumerate(any_model.model.graph.sources):
+        if node[0] == "a":
+            torch.testing.assert_close(seen.written_of_itself(node), seen.written(row), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_head_finds_at_the_answers_position_is_its_attention_times_the_value_there(gpt2: Tiny) -> None:
+    """By the bridge's pattern and values."""
+    model, clean = gpt2.model, gpt2.prompts.clean
+    (seen,) = observe(model, task_of(gpt2, position=4))
+    values: list[Tensor] = []
+    hook = ("blocks.1.attn.hook_v", lambda x, hook: values.append(x.clone()))  # [N, T, H, K]
+    with torch.no_grad(), gpt2.reference.bridge.hooks(fwd_hooks=[hook]):
+        gpt2.reference.bridge(clean)
+    weights = bridge_attention(gpt2.reference, clean)[1, :, 2, 4, 4]  # [N]
+    written = weights[:, None] * values[0][:, 4, 2]
+    expected = model.final_norm.share(seen.stream, written @ model.blocks[1].W_O[2])
+    torch.testing.assert_close(seen.written_of_itself("a1.h2"), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_card_has_the_mean_attribution_of_several_answers_at_the_answers_position(llama: Tiny) -> None:
