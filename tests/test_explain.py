@@ -100,13 +100,71 @@ def test_what_end_attends_to_goes_by_name_or_by_text(gpt2: Tiny) -> None:
         "Z": float(weights[:, 4].mean()),
         "7": float(weights[:, 1:3].sum(1).mean()),
     }
-    for row in range(5):
-        text = str(int(clean[row, 0]))
-        expected[text] = expected.get(text, 0.0) + float(weights[row, 0]) / 5
+    assert len(set(clean[:, 0].tolist())) > 1
+    expected["first token"] = float(weights[:, 0].mean())
     best = sorted(expected.items(), key=lambda each: -each[1])[:5]
     found = explain(gpt2, task).cards["a0.h1"].attended
     assert [name for name, _ in found] == [name for name, _ in best]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in best], abs=1e-5)
+
+
+def test_a_position_has_one_name_the_tasks_own_first(gpt2: Tiny) -> None:
+    """B and Z stand where A and END do; C does so only in some prompts."""
+    task = task_of(gpt2, position=4, positions={"A": 0, "B": 0, "C": [0, 1, 1, 1, 1], "Z": 4})
+    explained = explain(gpt2, task)
+    card = explained.cards["a0.h1"]
+    names = {"A", "C", "Z"}
+    assert {name for pair in card.attention for name in pair} == names
+    attended = {name for each in explained.cards.values() for name, _ in each.attended}
+    assert {"A", "Z"} <= attended and not {"B", "END", "first token"} & attended
+    assert all(set(pattern.positions) == names for pattern in card.patterns)
+    assert all(lens.at == "Z" for each in explained.cards.values() for lens in each.lens)
+    assert str(explained).splitlines()[1].endswith("  Z attends to")
+
+
+def test_what_is_printed_begins_with_the_largest_effect(ioi: tuple[Task, cd.Circuit, Explanation]) -> None:
+    explained = ioi[2]
+    cards, lines = explained.cards, str(explained).splitlines()
+    order = sorted(cards, key=lambda node: abs(float(cards[node].effect)), reverse=True)
+    assert list(cards) != order and list(explained.to_dataframe()["node"]) == list(cards)
+    assert [line.split()[0] for line in lines[2 : 2 + len(cards)]] == order
+    told = [line.partition(":")[0] for line in lines[2 + len(cards) :] if not line.startswith(" ")]
+    assert told == [node for node in order if cards[node].role]
+    table = explained._repr_html_()
+    assert sorted(order, key=lambda node: table.index(f">{node}<")) == order
+
+
+def test_a_card_with_two_roles_comes_back_from_its_file(
+    ioi: tuple[Task, cd.Circuit, Explanation], tmp_path: Path
+) -> None:
+    explained = ioi[2]
+    roles = {"name mover": ("one", "two"), "induction": ("three",)}
+    two = replace(explained.cards["a2.h0"], roles=roles)
+    assert (two.role, two.evidence) == ("name mover", ("one", "two", "three"))
+    assert str(two).splitlines()[0].endswith("a2.h0, name mover, induction")
+    changed = replace(explained, cards={**explained.cards, "a2.h0": two})
+    changed.save(tmp_path / "a.json")
+    again = Explanation.load(tmp_path / "a.json")
+    assert again.to_dict() == changed.to_dict() and list(again.cards["a2.h0"].roles.items()) == list(
+        roles.items()
+    )
+    assert again.roles["induction"] == ("a2.h0",) and "a2.h0" in again.roles["name mover"]
+    frame = again.to_dataframe().set_index("node")
+    told = dict(frame["role"].dropna())
+    assert str(told["a2.h0"]) == "name mover, induction" and "m0" not in told
+    data = changed.to_dict()
+    data["cards"]["a2.h0"]["role"] = "induction"  # the others say that it is the second
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"cards\.a2\.h0\.roles"):
+        Explanation.from_dict(data)
+
+
+def test_a_file_from_before_a_card_could_have_two_roles_is_read(
+    ioi: tuple[Task, cd.Circuit, Explanation],
+) -> None:
+    data = ioi[2].to_dict()
+    for card in data["cards"].values():
+        del card["roles"]
+    assert Explanation.from_dict(data).to_dict() == ioi[2].to_dict()
 
 
 def test_patterns_are_of_the_first_prompts_whatever_their_lengths(gpt2: Tiny) -> None:
@@ -243,6 +301,29 @@ def test_direct_attributions_and_biases_add_up_to_hugging_faces_logits(any_model
     torch.testing.assert_close(
         found if cap is None else cap * (found / cap).tanh(), expected, rtol=1e-4, atol=1e-4
     )
+
+
+def test_what_a_head_finds_at_the_answers_position_is_all_that_it_writes_at_the_first(
+    any_model: Tiny,
+) -> None:
+    (seen,) = observe(any_model.model, task_of(any_model, position=0))
+    for row, node in enumerate(any_model.model.graph.sources):
+        if node[0] == "a":
+            torch.testing.assert_close(seen.written_of_itself(node), seen.written(row), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_head_finds_at_the_answers_position_is_its_attention_times_the_value_there(gpt2: Tiny) -> None:
+    """By the bridge's pattern and values."""
+    model, clean = gpt2.model, gpt2.prompts.clean
+    (seen,) = observe(model, task_of(gpt2, position=4))
+    values: list[Tensor] = []
+    hook = ("blocks.1.attn.hook_v", lambda x, hook: values.append(x.clone()))  # [N, T, H, K]
+    with torch.no_grad(), gpt2.reference.bridge.hooks(fwd_hooks=[hook]):
+        gpt2.reference.bridge(clean)
+    weights = bridge_attention(gpt2.reference, clean)[1, :, 2, 4, 4]  # [N]
+    written = weights[:, None] * values[0][:, 4, 2]
+    expected = model.final_norm.share(seen.stream, written @ model.blocks[1].W_O[2])
+    torch.testing.assert_close(seen.written_of_itself("a1.h2"), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_card_has_the_mean_attribution_of_several_answers_at_the_answers_position(llama: Tiny) -> None:
@@ -505,6 +586,25 @@ def test_copying_is_what_a_head_writes_that_has_nothing_else_to_attend_to(
             assert cards[f"a{layer}.h{head}"].scores[score] == pytest.approx(np.mean(near))
             shares.add(np.mean(near))
     assert name != "llama_biased" or len(shares) > 2  # this model's heads differ in it
+
+
+def test_answers_are_among_the_highest_and_lowest_tokens_by_all_of_the_vocabulary(toy: Tiny) -> None:
+    """Token by token, where only every sixteenth is looked at first."""
+    task, heads = cd.load_task("ioi", toy.model), toy.model.graph.head_nodes(2)
+    seen = explanation._Seen(toy.model, task, cd.Circuit.full(toy.model.graph), heads, 1, None)
+    counts = {head: [0, 0, 0] for head in heads}
+    for observed in observe(toy.model, task, 10):
+        seen.add(observed)
+        for head in heads:
+            written = observed.written(toy.model.graph.source_index[head])
+            for row, logits in zip(observed.batch.rows.tolist(), written @ toy.model.W_U.T, strict=True):
+                order = logits.argsort().tolist()
+                (right,), (wrong,) = task.examples[row].correct, task.examples[row].incorrect
+                found = right in order[-5:], right in order[:5], wrong in order[:5]
+                counts[head] = [count + each for count, each in zip(counts[head], found, strict=True)]
+    assert toy.model.vocab_size > 500 and max(count[0] for count in counts.values()) > 20
+    for head, count in counts.items():
+        assert seen.shares(head) == pytest.approx([each / len(task) for each in count])
 
 
 def test_copying_is_of_all_tokens_where_no_answer_stands_in_a_prompt(gpt2: Tiny) -> None:

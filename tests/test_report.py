@@ -739,7 +739,8 @@ def test_every_node_has_a_card_with_its_figures(tmp_path: Path, circuit: Circuit
     explanation = explanation_of(circuit)
     text = report(make_run(tmp_path / "run", circuit, explanation=explanation)).read_text("utf-8")
     parts = dict(re.findall(r'<details class="card" id="card-([^"]+)"(.*?)</details>', text, re.DOTALL))
-    assert list(parts) == list(explanation["cards"])
+    cards = explanation["cards"]
+    assert list(parts) == sorted(cards, key=lambda node: -abs(cards[node]["effect"]["value"]))
     for node, part in parts.items():
         card, said = explanation["cards"][node], Page(f"<p{part}</p>").words()
         for estimate_ in (card["effect"], card["direct"]):
@@ -787,9 +788,25 @@ def test_the_role_table_says_which_heads_and_where_they_look(tmp_path: Path, cir
     for row in rows:
         role = next(role for role in ("name mover", "induction") if role in row)
         nodes = re.findall(r'href="#card-([^"]+)"', row)
-        assert nodes == [node for node, card in explanation["cards"].items() if card["role"] == role]
+        cards = {node: card for node, card in explanation["cards"].items() if card["role"] == role}
+        assert nodes == sorted(cards, key=lambda node: -abs(cards[node]["effect"]["value"]))
         assert Page(row).words().count("END → IO 83%") == len(nodes)
     assert len(rows) == 2
+
+
+def test_a_head_with_two_roles_is_shown_with_both(tmp_path: Path, circuit: Circuit) -> None:
+    explanation = explanation_of(circuit)
+    node = next(node for node, card in explanation["cards"].items() if card["role"] == "name mover")
+    card = explanation["cards"][node]
+    card["roles"] = {"name mover": ["attends IO with 0.83"], "induction": ["follows a copy"]}
+    card["evidence"] = [sentence for told in card["roles"].values() for sentence in told]
+    text = report(make_run(tmp_path / "run", circuit, explanation=explanation)).read_text("utf-8")
+    (part,) = re.findall(rf'<details class="card" id="card-{re.escape(node)}".*?</details>', text, re.DOTALL)
+    assert part.count('class="chip"') == 2 and "Why name mover" in part and "Why induction" in part
+    (table,) = re.findall(r'<table class="roles">.*?</table>', text, re.DOTALL)
+    for role, (sentence,) in card["roles"].items():
+        (row,) = [row for row in table.split("<tr>") if f"</span> {role}<" in row]
+        assert f'href="#card-{node}"' in row and sentence in row
 
 
 # ------------------------------------------------------------------ the measures

@@ -17,6 +17,8 @@ from tiny import Tiny
 from torch import Tensor
 
 import circuitdiscovery as cd
+from circuitdiscovery.benchmark.problems import programs
+from circuitdiscovery.benchmark.problems.compiler import Program
 from circuitdiscovery.benchmark.problems.problem import Problem
 from circuitdiscovery.benchmark.problems.suite import planted
 from circuitdiscovery.engine.ablation import on_demand
@@ -24,6 +26,7 @@ from circuitdiscovery.engine.metrics import bind
 from circuitdiscovery.explanation import roles
 from circuitdiscovery.explanation.attention import Sights, observe
 from circuitdiscovery.explanation.cards import Explanation
+from circuitdiscovery.explanation.head_scores import PatternScores
 from circuitdiscovery.explanation.interventions import Asked, Part, Trials, other_word
 from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.measure.work import Work
@@ -250,6 +253,112 @@ def test_names_are_for_tasks_with_a_position_of_that_name() -> None:
     ]
     found = cd.explain(problem.model, replace(problem.task.held_out, examples=tuple(renamed)), problem.truth)
     assert found.cards["a4.h1"].role == "mover" and found.cards["a2.h1"].role != "S-inhibition"
+
+
+# ------------------------------------------------------------------ heads that are built into `ioi`
+
+
+def built(add: Callable[[Program], None]) -> tuple[Any, Task]:
+    """The program `ioi` with one more head, and its prompts."""
+    program, task = programs._ioi(), PLANTED["ioi"]().task
+    add(program)
+    return program.compile("ioi"), replace(task, held_out=None)
+
+
+def looks_from_end(*keys: int) -> dict[str, Any]:
+    """What END attends to; all else attends to BOS."""
+    return {"match": lambda q, k: k in keys if q == programs._END else k == programs.BOS}
+
+
+def head(program: Program, node: str, match: Any, value: Any, answer: Tensor) -> None:
+    """One more head, which writes `answer` [vocabulary, size of the value] of what it attends to."""
+    place = {"query": program.positions, "key": program.positions}
+    program.answer = {**program.answer, program.attend(node, **place, **match, value=value): answer}
+
+
+def test_a_head_that_writes_against_the_wrong_answer_is_its_suppressor() -> None:
+    """It attends to S2 and writes -3 to the logit of the name there: the direct effect, and the
+    damage where the name is another one, is 3.
+    """
+
+    def add(program: Program) -> None:
+        match, value = looks_from_end(programs._SUBJECT), {program.tokens: torch.eye(24)}
+        head(program, "a3.h2", match, value, -3.0 * torch.eye(24))
+
+    model, task = built(add)
+    found = cd.explain(model, task, cd.Circuit.full(model.graph))
+    assert dict(found.roles) == known_heads(PLANTED["ioi"]()) | {"suppressor of the wrong answer": ("a3.h2",)}
+    card = found.cards["a3.h2"]
+    assert float(card.direct) == pytest.approx(3, abs=0.01)
+    (swapped,) = [told for told in card.evidence if told.startswith("Writing what it writes with another")]
+    cost, *_, whole = re.findall(r"-?\d+(?:\.\d+)?", swapped)
+    assert (float(cost), float(whole)) == pytest.approx((3, 3), abs=0.02)
+
+
+def test_a_head_that_writes_against_some_words_wherever_they_stand_suppresses_no_answer() -> None:
+    """The wrong answers of these prompts are among five names, which one head always writes against."""
+    some = list(programs._NAMES)[:5]
+
+    def add(program: Program) -> None:
+        against = torch.zeros(24, 1)
+        against[some] = -3.0
+        head(program, "a3.h2", {"match": lambda q, k: True}, {program.one: torch.ones(1, 1)}, against)
+
+    model, task = built(add)
+    chosen = [e for e in task.examples if e.incorrect[0] in some and e.correct[0] not in some]
+    found = cd.explain(model, replace(task, examples=tuple(chosen)), cd.Circuit.full(model.graph))
+    card = found.cards["a3.h2"]
+    assert len(chosen) > 8 and float(card.direct) == pytest.approx(3, abs=0.01) and card.roles == {}
+    suppressed = {name for lens in card.lens for name, value in lens.suppressed if value < -2.9}
+    assert suppressed == set(map(str, some))
+
+
+def test_s_inhibition_acts_through_the_models_movers_not_only_the_circuits() -> None:
+    problem = PLANTED["ioi"]()
+    alone = cd.Circuit.from_nodes(problem.model.graph, ["a2.h1"])
+    for found in (
+        cd.explain(problem.model, problem.task, alone),
+        cd.explain(problem.model, problem.task, problem.truth, nodes=["a2.h1"]),
+    ):
+        assert dict(found.roles) == {"S-inhibition": ("a2.h1",)} and list(found.cards) == ["a2.h1"]
+        assert "into a4.h1 costs" in " ".join(found.cards["a2.h1"].evidence)
+
+
+def test_a_head_that_finds_the_answer_at_end_is_no_mover() -> None:
+    """It looks at END, where the name mover has left the name, and writes half as much again."""
+
+    def add(program: Program) -> None:
+        program.n_layers = 6
+        moved, match = program.heads[4, 1].out, {"match": lambda q, k: k in (q, programs.BOS)}
+        written = program.answer[moved]  # 12 for half of the attention
+        head(program, "a5.h1", match, {moved: torch.eye(moved.size)}, 0.5 * written)
+
+    model, task = built(add)
+    found = cd.explain(model, task, cd.Circuit.full(model.graph))
+    assert dict(found.roles) == known_heads(PLANTED["ioi"]())
+    card = found.cards["a5.h1"]
+    assert float(card.direct) == pytest.approx(1.5, abs=0.05)
+    assert card.attention["END", "END"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_head_with_two_roles_has_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = PatternScores.of
+    monkeypatch.setattr(
+        PatternScores,
+        "of",
+        lambda self, head: of(self, head) | ({"induction": 0.75} if head == "a4.h1" else {}),
+    )
+    problem = PLANTED["ioi"]()
+    found = cd.explain(problem.model, problem.task, problem.truth)
+    card = found.cards["a4.h1"]
+    assert (list(card.roles), card.role) == (["name mover", "induction"], "name mover")
+    assert dict(found.roles) == known_heads(problem) | {"induction": ("a4.h1",)}
+    assert card.roles["induction"] == (card.evidence[-1],) and "with 0.75 of the weight" in card.evidence[-1]
+    told = str(found).splitlines()
+    assert (
+        "a4.h1: name mover" in told and told[told.index("a4.h1: induction") + 1].strip() == card.evidence[-1]
+    )
+    assert any(line.startswith("a4.h1  name mover, induction  ") for line in told)
 
 
 # ------------------------------------------------------------------ roles of toy,

@@ -38,6 +38,7 @@ from circuitdiscovery.reporting.folder import (
     SCORES,
     load,
     roles_of,
+    with_roles,
 )
 from circuitdiscovery.reporting.options import Options
 from circuitdiscovery.reporting.progress import stage
@@ -260,6 +261,7 @@ class _Run:
                 read_json(self.folder / name) if name in known else None for name in (EXPLANATION, CONTENTS)
             ]
         )
+        explanation = with_roles(explanation)
         if contents is not None:
             return explanation, contents
         model, task = self.loaded

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.explanation.cards import FIRST
 from circuitdiscovery.graph.nodes import head_of, letter_of, parsed
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import Run, at_position, per_head, plain_run, run_tokens, stream_after
 from circuitdiscovery.task.batch import Batch
-from circuitdiscovery.task.example import Example
+from circuitdiscovery.task.example import END, Example
 from circuitdiscovery.task.task import Task
 
 MOST = 5  # attended tokens that are named
@@ -42,6 +43,7 @@ class Observed:
     batch: Batch
     attention: Tensor  # [L, H, N, T, T] float32: from query to key
     sources: Tensor  # [S, N, T, D]
+    values: Tensor  # [L, G, N, K]: each group's value at the answer's position
 
     @cached_property
     def stream(self) -> Tensor:
@@ -56,8 +58,19 @@ class Observed:
         The scale of the final norm is frozen at this run, so what all sources and output biases write adds
         up to the logits (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
         """
-        written, graph = at_position(self.sources[row], self.batch.position), self.model.graph
-        node = parsed(graph.sources[row])
+        return self._share(self.model.graph.sources[row], at_position(self.sources[row], self.batch.position))
+
+    def written_of_itself(self, head: str) -> Tensor:
+        """[N, D]: the part of what a head writes at the answer's position that it finds at this position."""
+        (layer, index), at = head_of(head), self.batch.position
+        weight = self.attention[layer, index, torch.arange(len(at), device=at.device), at, at]
+        value = self.values[layer, index * self.values.shape[1] // self.model.graph.n_heads]
+        z = (weight[:, None] * value).to(value)
+        return self._share(head, self.model.blocks[layer].written(z[None], [index])[0])
+
+    def _share(self, source: str, written: Tensor) -> Tensor:
+        """[N, D] that a source writes, or a part of it, as the unembedding reads it."""
+        node, graph = parsed(source), self.model.graph
         if node.kind == "head" and not (block := self.model.blocks[node.layer]).linear:
             together = at_position(self.sources[graph.heads(node.layer)].sum(0), self.batch.position)
             written = block.out_share(together, written)
@@ -83,6 +96,13 @@ def _attention(model: Model, run: Run) -> Tensor:
     return out
 
 
+def _values_at_answers(model: Model, run: Run, batch: Batch) -> Tensor:
+    """[L, G, N, K]."""
+    read = {each.readers.layer: each.values for each in run.readings if each.readers.letter == "v"}
+    rows = torch.arange(len(batch.position), device=batch.position.device)
+    return torch.stack([read[layer][:, rows, batch.position] for layer in range(len(model.blocks))])
+
+
 def at_once(model: Model, length: int, *, sources: bool = False) -> int:
     """How many prompts of a length fit into memory with their attention, and with sources if asked."""
     graph, block = model.graph, model.blocks[0]
@@ -105,7 +125,9 @@ def observe(model: Model, task: Task, batch_size: int | None = None) -> Iterator
         batch = batch.to(model.device)
         run = plain_run(model, batch.clean, None, keep_sources=True, keep_readings=True)
         assert run.sources is not None
-        yield Observed(model, batch, _attention(model, run), run.sources)
+        yield Observed(
+            model, batch, _attention(model, run), run.sources, _values_at_answers(model, run, batch)
+        )
 
 
 @torch.no_grad()
@@ -163,17 +185,48 @@ def _reading(seen: Observed, receiver: str, node: str, places: Tensor) -> Tensor
     return across if letter else (places + 2 * across) / 3  # query, key and value merged
 
 
+# ------------------------------------------------------------------ names of positions
+
+
+def one_names(task: Task) -> dict[str, str]:
+    """The one name that each of a task's named positions goes by.
+
+    Names that stand at the same token in every example are names of one position; the first of them counts,
+    the task's own before END.
+    """
+    own = dict.fromkeys(name for example in task.examples for name in example.positions if name != END)
+    at = {name: [example.positions.get(name) for example in task.examples] for name in (*own, END)}
+    return {name: next(first for first in at if at[first] == at[name]) for name in at}
+
+
+def named(example: Example, names: Mapping[str, str]) -> dict[str, int]:
+    """An example's named positions by their one name."""
+    return {name: at for name, at in example.positions.items() if names[name] == name}
+
+
+def names_at(example: Example, names: Mapping[str, str]) -> dict[int, str]:
+    """The name of each position of an example that has one: the task's own, or END, or `first token`."""
+    found: dict[int, str] = {}
+    for name, at in sorted(named(example, names).items(), key=lambda each: each[0] == END):
+        found.setdefault(at, name)
+    found.setdefault(0, FIRST)
+    return found
+
+
 # ------------------------------------------------------------------ on the task's prompts
 
 
 class Sights:
     """What some heads attend to on a task's prompts, summed batch by batch.
 
-    The methods after `add` give means over examples.
+    The methods after `add` give means over examples. Positions go by the one name that each has (see
+    `one_names`); a method that takes a name takes any.
     """
 
     def __init__(self, model: Model, task: Task, circuit: Circuit, heads: Sequence[str]) -> None:
         self._model, self._task, self._circuit, self._heads = model, task, circuit, tuple(heads)
+        self._names = one_names(task)
+        self.end = self._names[END]  # the name of the answer's position
         self._sums: dict[tuple[str, ...], np.ndarray] = defaultdict(lambda: np.zeros(len(heads)))  # [h]
         self._counts: dict[tuple[str, ...], int] = defaultdict(int)
         self._possible: set[tuple[str, str]] = set()
@@ -198,7 +251,7 @@ class Sights:
         self._counts[key] += 1
 
     def _add_positions(self, example: Example, weights: np.ndarray) -> None:
-        at = example.positions
+        at = named(example, self._names)
         for query, key in product(at, repeat=2):
             self._count(("pair", query, key), weights[:, at[query], at[key]])
             if at[key] <= at[query]:
@@ -208,9 +261,7 @@ class Sights:
 
     def _add_tokens(self, example: Example, weights: np.ndarray) -> None:
         """What END attends to, by name or text, and how much to what followed earlier copies of its token."""
-        names: dict[int, str] = {}
-        for name, index in example.positions.items():
-            names.setdefault(index, name)
+        names = names_at(example, self._names)
         for index, token in enumerate(example.clean[: example.position + 1]):
             self._sums["attended", names.get(index) or shown(self._model, [token])] += weights[
                 :, example.position, index
@@ -223,7 +274,7 @@ class Sights:
         """At which positions a head is read, and what it attends to from there."""
         self._count(("before",), np.einsum("hq,hqq->h", places[:, 1:], weights[:, 1:, :-1]))
         self._count(("stays",), np.einsum("hq,hqq->h", places, weights))
-        for name, index in example.positions.items():
+        for name, index in named(example, self._names).items():
             self._count(("read", name), places[:, index])
             self._count(("from", name), np.einsum("hq,hq->h", places, weights[:, :, index]))
 
@@ -241,6 +292,10 @@ class Sights:
         """
         found = ((key[1], key[2]) for key in self._counts if key[0] == "pair" and key[1:] in self._possible)
         return {pair: self._mean(head, "pair", *pair) or 0.0 for pair in found}
+
+    def weight(self, head: str, query: str, key: str) -> float:
+        """The same from one named position to another; 0 where no example has both."""
+        return self._mean(head, "pair", self._names.get(query, query), self._names.get(key, key)) or 0.0
 
     def copies(self, head: str) -> dict[tuple[str, str], float]:
         """The same for an earlier position with the same token, over the examples with equal tokens.
@@ -279,11 +334,16 @@ class Sights:
 
     def read(self, head: str, name: str) -> float | None:
         """The share of what the head writes that is read at a named position."""
-        return self._mean(head, "read", name)
+        return self._mean(head, "read", self._names.get(name, name))
 
     def looks(self, head: str, name: str) -> float | None:
         """Attention to a named position, from where the head is read."""
-        return self._mean(head, "from", name)
+        return self._mean(head, "from", self._names.get(name, name))
+
+
+def standing(example: Example, answers: Sequence[int]) -> list[int]:
+    """The answers that are tokens of the prompt before END."""
+    return sorted(set(answers) & set(example.clean[: example.position]))
 
 
 def after_copies(example: Example) -> list[int]:

@@ -15,6 +15,7 @@ from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.registry import ablation_words
+from circuitdiscovery.task.example import END
 from circuitdiscovery.values import Value, part_in_words, table
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT = "circuitdiscovery explanation 2"
 FORMER = "circuitdiscovery explanation 1"
 SHOWN = 60  # cards that a notebook shows
+FIRST = "first token"  # a prompt's; where many heads look that find nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +62,8 @@ class Card(Value):
 
     Args:
         node, kind: its name, and "head" or "mlp".
-        role: what a head does, where the evidence supports a role.
-        evidence: sentences with figures; empty if and only if there is no role.
+        roles: what a head does, where the evidence supports it: role -> its evidence in sentences with
+            figures, the strongest role first.
         effect: damage to the metric of ablating the node alone in the full model.
         direct: what it writes at END onto the logit difference,
             through the final norm frozen at the clean run.
@@ -78,8 +80,7 @@ class Card(Value):
 
     node: str
     kind: Literal["head", "mlp"]
-    role: str | None
-    evidence: tuple[str, ...]
+    roles: Mapping[str, tuple[str, ...]]
     effect: Estimate
     direct: Estimate
     attention: Mapping[tuple[str, str], float]
@@ -89,6 +90,16 @@ class Card(Value):
     lens: tuple[Lens, ...]
     in_edges: Edges
     out_edges: Edges
+
+    @property
+    def role(self) -> str | None:
+        """The strongest role; None where there is none."""
+        return next(iter(self.roles), None)
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """The evidence of all roles."""
+        return tuple(sentence for told in self.roles.values() for sentence in told)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON, numbers to six significant digits."""
@@ -101,12 +112,12 @@ class Card(Value):
         Raises:
             CircuitDiscoveryError: anything missing, surplus or of another type, by field.
         """
-        node = typed(exactly(data, Card.__dataclass_fields__, where)["node"], str, where, "node")
+        node = typed(exactly(data, _FIELDS, where, optional=("roles",))["node"], str, where, "node")
         return _Reader(where, node).card(node, data)
 
     def __str__(self) -> str:
         lines = [
-            f"{'node':<13} {self.node}{f', {self.role}' if self.role else ''}",
+            f"{'node':<13} {', '.join((self.node, *self.roles))}",
             f"{'effect':<13} {self.effect}",
         ]
         return "\n".join(
@@ -116,7 +127,10 @@ class Card(Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation(Value):
-    """The cards of a circuit's nodes, in index order, and what they were measured on (see `explain`).
+    """The cards of a circuit's nodes, and what they were measured on (see `explain`).
+
+    `cards`, `roles` and `to_dataframe()` are in index order, from the first layer to the last. What is
+    printed begins with the node of largest effect.
 
     Args:
         model, task: their names.
@@ -144,18 +158,21 @@ class Explanation(Value):
 
     @property
     def roles(self) -> Mapping[str, tuple[str, ...]]:
-        """Role -> nodes, as `Circuit.draw(roles=...)` takes it."""
+        """Role -> nodes, as `Circuit.draw(roles=...)` takes it; a node with several roles stands in each."""
         found: dict[str, tuple[str, ...]] = {}
         for node, card in self.cards.items():
-            if card.role is not None:
-                found[card.role] = (*found.get(card.role, ()), node)
+            for role in card.roles:
+                found[role] = (*found.get(role, ()), node)
         return MappingProxyType(found)
+
+    def _by_effect(self) -> list[Card]:
+        return sorted(self.cards.values(), key=lambda card: -abs(card.effect))
 
     def _repr_html_(self) -> str:
         """A row per card."""
-        cards = list(self.cards.values())
+        cards = self._by_effect()
         rows = [
-            (card.node, card.role or "", card.effect, card.direct, "; ".join(card.evidence))
+            (card.node, ", ".join(card.roles), card.effect, card.direct, "; ".join(card.evidence))
             for card in cards[:SHOWN]
         ]
         rest = f"; {len(cards) - SHOWN} more" if len(cards) > SHOWN else ""
@@ -179,20 +196,21 @@ class Explanation(Value):
             yield f"not measured: {', '.join(self.unmeasured)}"
 
     def _table(self) -> Iterator[str]:
-        rows = [("node", "role", "effect", "direct", "END attends to")]
+        end = next((lens.at for card in self.cards.values() for lens in card.lens), END)
+        rows = [("node", "role", "effect", "direct", f"{end} attends to")]
         rows += [
-            (c.node, c.role or "", str(c.effect), str(c.direct), _most(c, 3)) for c in self.cards.values()
+            (c.node, ", ".join(c.roles), str(c.effect), str(c.direct), _most(c, 3)) for c in self._by_effect()
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for card in self.cards.values():
-            if card.role is not None:
-                yield f"{card.node}: {card.role}"
-                yield from (f"  {sentence}" for sentence in card.evidence)
+        for card in self._by_effect():
+            for role, evidence in card.roles.items():
+                yield f"{card.node}: {role}"
+                yield from (f"  {sentence}" for sentence in evidence)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per node: node, role, effect with its interval, direct, scores (NaN
+        """One row per node: node, roles (None for none), effect with its interval, direct, scores (NaN
         for MLPs), and what END attends to most.
         """
         names = list(dict.fromkeys(name for card in self.cards.values() for name in card.scores))
@@ -200,7 +218,7 @@ class Explanation(Value):
         rows = [
             (
                 c.node,
-                c.role,
+                ", ".join(c.roles) or None,
                 float(c.effect),
                 c.effect.low,
                 c.effect.high,
@@ -277,16 +295,24 @@ def _most(card: Card, count: int) -> str:
 
 
 def visible(name: str) -> str:
-    """A position's name, or a token's text as it stands in a sentence: punctuation and spaces in quotes."""
-    return name.strip() if name.strip().isalnum() else repr(name)
+    """A position's name, or a token's text as it stands in a sentence: in quotes unless it is words."""
+    return name.strip() if all(map(str.isalnum, name.strip().split(" "))) else repr(name)
 
 
 # ----------------------------------------------------------------------- JSON
 
 
+# of a card; files from before a card could have several roles have no others
+_FIELDS = tuple(
+    name
+    for field in Card.__dataclass_fields__
+    for name in (("role", "evidence") if field == "roles" else (field,))
+)
+
+
 def _as_json(card: Card) -> dict[str, Any]:
     attention = [[source, target, weight] for (source, target), weight in card.attention.items()]
-    known = {name: getattr(card, name) for name in Card.__dataclass_fields__}
+    known = {name: getattr(card, name) for name in (*_FIELDS, "roles")}
     return as_json(known | {"attention": attention})
 
 
@@ -294,8 +320,8 @@ class _Reader(Reader):
     """Reads cards and what they hold."""
 
     def card(self, node: str, data: Any) -> Card:
-        exactly(data, Card.__dataclass_fields__, self.where, self.field)
-        kind, role = data["kind"], data["role"]
+        exactly(data, _FIELDS, self.where, self.field, optional=("roles",))
+        kind = data["kind"]
         if data["node"] != node or kind not in ("head", "mlp"):
             raise self.wrong("node" if data["node"] != node else "kind")
         attention = {
@@ -305,8 +331,7 @@ class _Reader(Reader):
         return Card(
             node=node,
             kind=kind,
-            role=None if role is None else self.text("role", role),
-            evidence=tuple(self.text("evidence", each) for each in self.items(data, "evidence")),
+            roles=self.roles(data),
             effect=self.estimate(data, "effect"),
             direct=self.estimate(data, "direct"),
             attention=attention,
@@ -322,6 +347,21 @@ class _Reader(Reader):
             in_edges=self.edges(data, "in_edges"),
             out_edges=self.edges(data, "out_edges"),
         )
+
+    def roles(self, data: Any) -> dict[str, tuple[str, ...]]:
+        """Role -> evidence; `role` and `evidence` must say the same."""
+        role = None if data["role"] is None else self.text("role", data["role"])
+        evidence = self.texts(data, "evidence")
+        if "roles" not in data:
+            return {} if role is None else {role: evidence}
+        found = typed(data["roles"], dict, self.where, f"{self.field}.roles")
+        roles = {name: self.texts(found, name) for name in found}
+        if next(iter(roles), None) != role or sum(roles.values(), ()) != evidence:
+            raise self.wrong("roles")
+        return roles
+
+    def texts(self, data: Any, name: str) -> tuple[str, ...]:
+        return tuple(self.text(name, each) for each in self.items(data, name))
 
     def pattern(self, data: Any) -> Pattern:
         exactly(data, Pattern.__dataclass_fields__, self.where, self.field)

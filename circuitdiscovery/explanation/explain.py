@@ -10,7 +10,7 @@
    (head_scores.py).
 4. *lens*: what the node writes at END, through the same frozen norm and the unembedding (the logit lens,
    nostalgebraist 2020, of one node): the tokens that it promotes and suppresses most.
-5. *role*: the role that the evidence supports (roles.py).
+5. *roles*: the roles that the evidence supports (roles.py).
 
 2, 3 and 4 come from plain runs of all examples. Interventions (1, and those that the roles need) also use all
 examples; with `effort="quick"` they use 24 examples and the 30 nodes of largest score, with wider intervals.
@@ -31,10 +31,18 @@ from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand
 from circuitdiscovery.engine.metrics import Metric, bind
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.explanation.attention import Observed, Sights, observe, shown
+from circuitdiscovery.explanation.attention import (
+    Observed,
+    Sights,
+    named,
+    observe,
+    one_names,
+    shown,
+    standing,
+)
 from circuitdiscovery.explanation.cards import Card, Explanation, Lens, Pattern
 from circuitdiscovery.explanation.head_scores import PERIOD, SEQUENCES, TOP, CopyScores, PatternScores, among
-from circuitdiscovery.explanation.heads import Look, Setting, answer_position, standing, word_positions
+from circuitdiscovery.explanation.heads import S2, Look, Setting, answer_position, word_positions
 from circuitdiscovery.explanation.interventions import SEED, Trials
 from circuitdiscovery.explanation.json_values import Edges
 from circuitdiscovery.explanation.roles import find_roles
@@ -44,7 +52,7 @@ from circuitdiscovery.measure.estimates import weights
 from circuitdiscovery.measure.work import Work
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import parameters
-from circuitdiscovery.task.example import END, Example
+from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
 
 EFFORTS = ("full", "quick")
@@ -56,6 +64,7 @@ QUICK_NODES = 30  # cards: more than anybody reads
 QUICK_EXAMPLES = (
     24  # for interventions, always the same: with 64 examples, intervals become 1.6 times as wide
 )
+EACH = 16  # every so many tokens are looked at before all are, to see that an answer is not among the highest
 UNITS = 100  # of progress in a plain run of the examples
 QUICK_TOKENS = 256  # for copy scores: a share is then accurate to 0.03
 
@@ -92,7 +101,8 @@ def explain(
         progress: called with (done, expected) in hundredths of a plain run of the examples; True: a bar.
 
     Returns:
-        The cards by node, the roles, and how they were measured.
+        The cards by node, the roles, and how they were measured. The cards are in index order, from the first
+        layer to the last; what is printed of them begins with the node of largest effect.
 
     Raises:
         CircuitDiscoveryError: a circuit of another model; an unknown metric, ablation or effort; fewer than
@@ -177,8 +187,8 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
     names = word_positions(task)
     tokens = sum(len(example.clean) for example in task.examples)
     forward = 2.0 * parameters(model)
-    looking = SEEN * forward * tokens + 2.0 * model.unembedding_size * len(heads) * (
-        len(task) + seen.copying.total
+    looking = SEEN * forward * tokens + 2.0 * model.unembedding_size * (
+        len(seen.watched) * len(task) * 2 / EACH + len(heads) * seen.copying.total
     )
     random = forward * SEQUENCES * (2 * PERIOD + 1) if heads else 0.0
     work.ahead = looking + random + trials.ablating(nodes) + ASKED * trials.asking(heads, len(names))
@@ -198,14 +208,18 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
     )
     direct = dict(zip(seen.direct, of_direct, strict=True))
     scores = {head: patterns.of(head) | seen.copying.of(head) for head in heads}
+    looks = [
+        Look(head, direct[head], seen.brought(head), scores.get(head, {}), *seen.shares(head))
+        for head in seen.watched
+    ]
     setting = Setting(
         logit_diff=float(seen.logit_diff.mean()),
-        stands=sum(bool(standing(example)) for example in task.examples) / len(task),
+        stands=float(seen.stands[0].mean()),
+        wrong_stands=float(seen.stands[1].mean()),
         answer=answer_position(task),
         names=names,
         even=patterns.even,
     )
-    looks = [Look(head, direct[head], scores[head], *seen.shares(head)) for head in heads]
     ablated, roles = find_roles(looks, nodes, seen.sights, setting, trials)
     work.ahead = 0.0
     work.report()
@@ -213,8 +227,7 @@ def _cards(trials: Trials, circuit: Circuit, seen: _Seen) -> dict[str, Card]:
         node: Card(
             node=node,
             kind="head" if node in heads else "mlp",
-            role=roles[node][0] if node in roles else None,
-            evidence=roles[node][1] if node in roles else (),
+            roles={role.name: role.evidence for role in roles.get(node, ())},
             effect=ablated.nodes[node],
             direct=direct[node],
             attention=seen.sights.pairs(node) if node in heads else {},
@@ -262,15 +275,26 @@ class _Seen:
     ) -> None:
         heads, count = tuple(node for node in nodes if parsed(node).kind == "head"), len(task)
         self.model, self.task, self.nodes, self.heads = model, task, tuple(nodes), heads
-        self._prompts = prompts
+        self._prompts, self._names, self._some = prompts, one_names(task), model.W_U[::EACH].contiguous()
+        # S-inhibition acts through heads that move the answer, whether the circuit has them or not
+        everyone = heads and S2 in self._names
+        self.watched = (
+            tuple(n for n in model.graph.sources if parsed(n).kind == "head") if everyone else heads
+        )
         self.sights, self.copying = (
             Sights(model, task, circuit, heads),
             CopyScores(model, task, heads, tokens),
         )
         self.logit_diff = np.zeros(count)  # [examples]
-        self.direct = {node: np.zeros(count) for node in nodes}  # [examples] each
-        # [2, examples]: an answer among the highest, the lowest
-        self._near = {head: np.zeros((2, count), dtype=bool) for head in heads}
+        # [examples] each: what a node writes, and the part that a head finds at END itself
+        self.direct = {node: np.zeros(count) for node in dict.fromkeys((*nodes, *self.watched))}
+        self.of_itself = {head: np.zeros(count) for head in self.watched}
+        # [2, examples]: whether a right, a wrong answer stands before END
+        self.stands = np.array(
+            [[bool(standing(e, e.correct)), bool(standing(e, e.incorrect))] for e in task.examples]
+        ).T
+        # [2, 2, examples]: whether this right or wrong answer is among the highest, the lowest
+        self._near = {head: np.zeros((2, 2, count), dtype=bool) for head in self.watched}
         self._patterns: dict[str, dict[int, Pattern]] = {node: {} for node in nodes}  # by row
         self._lens: dict[str, dict[int, Lens]] = {node: {} for node in nodes}
 
@@ -280,16 +304,21 @@ class _Seen:
         examples = [self.task.examples[row] for row in rows]
         direction = torch.stack([_direction(self.model, example) for example in examples])  # [N, D]
         self.logit_diff[rows] = _dot(self.model.final_norm(seen.stream), direction)
-        # by index in the batch
-        answers = {i: sorted(found) for i, example in enumerate(examples) if (found := standing(example))}
+        # right and wrong ones, by index in the batch
+        answers = [
+            {i: found for i, e in enumerate(examples) if (found := standing(e, getattr(e, side)))}
+            for side in ("correct", "incorrect")
+        ]
         shown_whole = [i for i, row in enumerate(rows) if row < self._prompts]
         for node in self.direct:
             written = seen.written(self.model.graph.source_index[node])  # [N, D]
             self.direct[node][rows] = _dot(written, direction)
-            if node in self._near and answers:
-                self._near[node][:, [rows[i] for i in answers]] = self._among(written, answers)
-            for i, logits in zip(shown_whole, self._logits(written[shown_whole]), strict=True):
-                self._lens[node][rows[i]] = self._read(examples[i], logits)
+            if node in self._near:
+                self.of_itself[node][rows] = _dot(seen.written_of_itself(node), direction)
+                for near, found in zip(self._near[node], answers, strict=True):
+                    near[:, [rows[i] for i in found]] = self._among(written[list(found)], found)
+            for i in shown_whole if node in self._lens else ():
+                self._lens[node][rows[i]] = self._read(examples[i], self._logits(written[i]))
                 if node in self._near:
                     self._patterns[node][rows[i]] = self._pattern(
                         examples[i], seen.attention[head_of(node)][i]
@@ -302,19 +331,34 @@ class _Seen:
         return self.model.logit_terms(written).float()
 
     def _among(self, written: Tensor, answers: Mapping[int, Sequence[int]]) -> np.ndarray:
-        """[2, len(answers)] bool: whether an answer is among the highest, or lowest, tokens of [N, D]."""
-        most = max(map(len, answers.values()))
-        padded = [[*found, *[found[0]] * (most - len(found))] for found in answers.values()]
-        tokens = torch.tensor(padded, device=written.device)
-        return torch.stack(among(self._logits(written[list(answers)]), tokens)).cpu().numpy()
+        """[2, n] bool: whether one of its answers is among the highest, lowest tokens of each of [n, D].
 
-    def shares(self, head: str) -> tuple[float, float]:
-        """Shares of the examples with the answer in the prompt: where it is among the highest tokens that a
-        head writes, and where it is among the lowest.
+        Most are not, which some of the tokens show: more than TOP of them are higher, and lower, than it.
         """
-        there = [bool(standing(example)) for example in self.task.examples]
-        highest, lowest = self._near[head][:, there].mean(1).tolist() if any(there) else (0.0, 0.0)
-        return highest, lowest
+        near = torch.zeros(2, len(answers), dtype=torch.bool, device=written.device)
+        if answers:
+            most = max(map(len, answers.values()))
+            padded = [[*found, *[found[0]] * (most - len(found))] for found in answers.values()]
+            tokens = torch.tensor(padded, device=written.device)
+            found, some = (self.model.W_U[tokens] @ written[:, :, None])[..., 0], written @ self._some.T
+            higher, lower = some > found.amax(1, keepdim=True), some < found.amin(1, keepdim=True)
+            rows = torch.minimum(higher.sum(1), lower.sum(1)) <= TOP
+            near[:, rows] = torch.stack(among(self._logits(written[rows]), tokens[rows]))
+        return near.cpu().numpy()
+
+    def brought(self, head: str) -> float:
+        """The share of a head's direct effect that comes from tokens before END; both parts by mean size."""
+        here = self.of_itself[head]
+        sizes = [float(np.abs(part).mean()) for part in (self.direct[head] - here, here)]
+        return sizes[0] / sum(sizes) if any(sizes) else 0.0
+
+    def shares(self, head: str) -> tuple[float, float, float]:
+        """Shares of the examples with the answer in the prompt: where it is among the highest tokens that a
+        head writes, and where it is among the lowest; and where a wrong answer in the prompt is among these.
+        """
+        near = [each[:, there] for each, there in zip(self._near[head], self.stands, strict=True)]
+        right, wrong = ([float(side.mean()) if side.size else 0.0 for side in each] for each in near)
+        return right[0], right[1], wrong[1]
 
     def patterns(self, node: str) -> tuple[Pattern, ...]:
         """Those of the first prompts, in order."""
@@ -337,12 +381,12 @@ class _Seen:
             )
             for side in (best, worst)
         )
-        return Lens(self._text(example), END, promoted, suppressed)
+        return Lens(self._text(example), self.sights.end, promoted, suppressed)
 
     def _pattern(self, example: Example, weights: Tensor) -> Pattern:
         weights = weights[: len(example.clean), : len(example.clean)]  # without pads
         tokens = tuple(shown(self.model, [token]) for token in example.clean)
-        return Pattern(self._text(example), tokens, weights.cpu().numpy(), dict(example.positions))
+        return Pattern(self._text(example), tokens, weights.cpu().numpy(), named(example, self._names))
 
 
 def _dot(written: Tensor, direction: Tensor) -> np.ndarray:

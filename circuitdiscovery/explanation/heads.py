@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from circuitdiscovery.explanation.attention import Sights
+from circuitdiscovery.explanation.attention import Sights, one_names
 from circuitdiscovery.explanation.cards import visible
-from circuitdiscovery.explanation.interventions import Trials
+from circuitdiscovery.explanation.interventions import Ablated, Trials
 from circuitdiscovery.measure.estimates import Estimate
-from circuitdiscovery.task.example import Example
+from circuitdiscovery.task.example import END
 from circuitdiscovery.task.task import Task
 
 IO, S2 = "IO", "S2"
@@ -18,6 +18,9 @@ ATTENDS = 0.3  # of a head's attention to one named position: three times an eve
 MATTERS = 0.05  # of |F(M) - F(empty)|: parts of a smaller effect say little about what a head is for
 # of the logit difference: a head that writes less moves nothing that matters, whatever it copies
 DIRECT = 0.05
+# of what a head writes onto the logit difference is from before END; the rest it finds at END, where earlier
+# heads have brought it
+BROUGHT = 0.4
 # of an effect: what a head does by its edge to the logits, or with another word, then does not matter
 LITTLE = 0.25
 # of an effect hangs on one word, and of that on what is moved: an ablation may
@@ -26,7 +29,20 @@ PART = 0.25
 # times an even share, on random tokens: the head looks back by itself, not only at these prompts' words
 ABOVE_EVEN = 1.5
 
-Found = tuple[str, tuple[str, ...]]  # a role and its evidence
+
+@dataclass(frozen=True)
+class Role:
+    """A role that the evidence supports.
+
+    Args:
+        name: which.
+        evidence: sentences with figures.
+        cost: the damage of the intervention that it rests on; 0 where it rests on none.
+    """
+
+    name: str
+    evidence: tuple[str, ...]
+    cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,17 +52,21 @@ class Look:
     Args:
         node: which.
         direct: what it writes onto the logit difference.
+        brought: the share of this that comes from tokens before END, not from END itself, by size.
         scores: as in head_scores.py.
         promotes: the share, of the prompts in which the answer stands, where it is among
             the highest tokens of what the head writes.
         demotes: the same with the lowest.
+        demotes_wrong: the same as `demotes` for a wrong answer that stands in the prompt.
     """
 
     node: str
     direct: Estimate
+    brought: float
     scores: Mapping[str, float]
     promotes: float
     demotes: float
+    demotes_wrong: float
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,7 @@ class Setting:
     Args:
         logit_diff: the model's, of which direct effects are parts.
         stands: the share of the prompts in which an answer stands before END.
+        wrong_stands: the same for a wrong answer.
         answer: the named position where it mostly stands.
         names: the named positions, END apart.
         even: the score `previous token` of a head that attends to all tokens
@@ -71,14 +92,10 @@ class Setting:
 
     logit_diff: float
     stands: float
+    wrong_stands: float
     answer: str | None
     names: tuple[str, ...]
     even: float | None
-
-
-def standing(example: Example) -> set[int]:
-    """The right answers that are tokens of the prompt before END."""
-    return set(example.correct) & set(example.clean[: example.position])
 
 
 def answer_position(task: Task) -> str | None:
@@ -90,10 +107,14 @@ def answer_position(task: Task) -> str | None:
 
 
 def word_positions(task: Task) -> tuple[str, ...]:
-    """The named positions that are another one than END in some example."""
-    return tuple(
-        dict.fromkeys(name for e in task.examples for name, at in e.positions.items() if at != e.position)
-    )
+    """The named positions that are another one than END in some example, each by one name."""
+    names = one_names(task)
+    return tuple(name for name, first in names.items() if name == first and name != names[END])
+
+
+def matters(head: Head, ablated: Ablated) -> bool:
+    """Whether ablating a head costs enough for parts of that to say what it is for."""
+    return head.effect.low > 0 and head.effect >= MATTERS * abs(ablated.full - ablated.empty)
 
 
 # ------------------------------------------------------------------ words
@@ -110,5 +131,6 @@ def in_brackets(parts: Sequence[str]) -> str:
 
 
 def attended_most(sights: Sights, head: Head) -> str:
-    """What END attends to most."""
-    return ", ".join(f"{visible(name)} ({weight:.2f})" for name, weight in sights.attended(head.node)[:3])
+    """A sentence on what END attends to most."""
+    told = [f"{visible(name)} ({weight:.2f})" for name, weight in sights.attended(head.node)[:3]]
+    return f"{sights.end} attends most to {', '.join(told)}."

@@ -2,9 +2,9 @@
 
 1. edges: ablate only some of the edges out of a node (path patching; Wang et al. 2022, arXiv 2211.00593,
    section 3).
-2. words: let a head write what it writes for a prompt with another word at one position (interchange
-   intervention; Geiger et al. 2021, arXiv 2106.02997). The word is from another example, so the prompt stays
-   a valid one.
+2. words: let a head write what it writes for a prompt with another word at one position, or in place of the
+   wrong answer (interchange intervention; Geiger et al. 2021, arXiv 2106.02997). The word is from another
+   example, so the prompt stays a valid one.
 3. the same, but only the head's values, or only its keys, see the other word. This distinguishes what the
    head moves from what it matches, and a head that finds copies of a token from one that is told of them.
 4. copies: replace the earlier copies of the token at END. A head that attends to what followed them because
@@ -26,7 +26,7 @@ from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.engine.setup import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.explanation.attention import after_copies, attention_on
+from circuitdiscovery.explanation.attention import after_copies, attention_on, standing
 from circuitdiscovery.explanation.interchange import Change, Plain, changed_logits, receivers
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import head_of, parsed
@@ -47,6 +47,7 @@ ABLATE_RUNS = 2.5  # the cost of the plain run and the replacements, in runs
 Cut = tuple[str, tuple[int, ...]]  # a node, and the receivers (columns) of the edges to ablate
 Part = Literal["whole", "values", "keys"]
 Asked = tuple[str, str, Part]  # a head, a named position, and what of the head sees the other word
+WRONG = "the wrong answer"  # in place of a named position: wherever a wrong answer stands before END
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,9 @@ class Trials:
         heads share keys and values, these are the group's.
 
         Args:
-            asked: head, position and part of each intervention.
+            asked: head, position and part of each intervention; `WRONG` has no position for keys.
             others: by position, the examples with another word there as corrupted prompts (see
-                `other_words`).
+                `other_words` and `other_wrong_answer`).
         """
         deepest = {
             name: 1 + max(head_of(head)[0] for head, other, _ in asked if other == name)
@@ -281,20 +282,63 @@ def other_word(task: Task, name: str, rows: Sequence[int] | None = None) -> Task
     The word is not in the prompt. It is from the example whose answers contradict this one's most, or else
     from the next example. None if less than half of the examples can be changed.
     """
-    examples = tuple(
-        _with_other_word(task, row, name) for row in (range(len(task)) if rows is None else rows)
+    return _changed(
+        task, [_with_other_word(task, row, name) for row in (range(len(task)) if rows is None else rows)]
     )
+
+
+def other_wrong_answer(task: Task, rows: Sequence[int]) -> Task | None:
+    """The same with another example's wrong answer wherever one stands before END."""
+    return _changed(task, [_with_other_wrong_answer(task, row) for row in rows])
+
+
+def _changed(task: Task, examples: Sequence[Example]) -> Task | None:
+    """The task of some examples; None if less than half of them have another corrupted prompt."""
     changed = sum(example.clean != example.corrupted for example in examples)
-    return replace(task, examples=examples, held_out=None) if changed >= ENOUGH * len(examples) else None
+    return (
+        replace(task, examples=tuple(examples), held_out=None) if changed >= ENOUGH * len(examples) else None
+    )
 
 
 def _with_other_word(task: Task, row: int, name: str) -> Example:
-    example, prompt = task.examples[row], list(task.examples[row].clean)
-    others = [other for other in (*task.examples[row + 1 :], *task.examples[:row]) if name in other.positions]
-    others = [other for other in others if other.clean[other.positions[name]] not in prompt]
-    if name in example.positions and others:
-        other = max(others, key=lambda other: _contradiction(example, other))
-        prompt[example.positions[name]] = other.clean[other.positions[name]]
+    example = task.examples[row]
+    if name not in example.positions:
+        return replace(example, corrupted=example.clean)
+    words = [
+        (other, other.clean[other.positions[name]]) for other in _others(task, row) if name in other.positions
+    ]
+    return _with_words(example, [[example.positions[name]]], words)
+
+
+def _with_other_wrong_answer(task: Task, row: int) -> Example:
+    example = task.examples[row]
+    words = [(other, word) for other in _others(task, row) for word in standing(other, other.incorrect)]
+    places = [
+        [at for at, token in enumerate(example.clean[: example.position]) if token == wrong]
+        for wrong in standing(example, example.incorrect)
+    ]
+    return _with_words(example, places, words)
+
+
+def _others(task: Task, row: int) -> tuple[Example, ...]:
+    """The other examples, the next one first."""
+    return (*task.examples[row + 1 :], *task.examples[:row])
+
+
+def _with_words(
+    example: Example, places: Sequence[Sequence[int]], words: Sequence[tuple[Example, int]]
+) -> Example:
+    """The example with one new word at all of some positions, for each such group, as its corrupted prompt.
+
+    A word is new to the prompt; of these, the one whose example's answers contradict this one's most.
+    """
+    prompt = list(example.clean)
+    for group in places:
+        new = [(other, word) for other, word in words if word not in prompt]
+        if new:
+            _, word = max(new, key=lambda each: _contradiction(example, each[0]))
+            for at in group:
+                prompt[at] = word
     return replace(example, corrupted=tuple(prompt))
 
 

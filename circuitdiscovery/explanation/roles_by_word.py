@@ -12,8 +12,8 @@ from circuitdiscovery.explanation.heads import (
     LITTLE,
     MAJORITY,
     PART,
-    Found,
     Head,
+    Role,
     Setting,
     attended_most,
     cost_of,
@@ -24,9 +24,7 @@ from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.task.example import END
 
 
-def roles_by_word(
-    heads: Sequence[Head], sights: Sights, setting: Setting, trials: Trials
-) -> dict[str, Found]:
+def roles_by_word(heads: Sequence[Head], sights: Sights, setting: Setting, trials: Trials) -> dict[str, Role]:
     """Heads that are for one word: they tell by their keys that it is
     repeated, or move it elsewhere by their values.
 
@@ -49,7 +47,7 @@ def roles_by_word(
     keys: list[Asked] = [(head.node, earlier, "keys") for head, _, earlier in matching]
     values: list[Asked] = [(head.node, name, "values") for head, name in carrying]
     parts = trials.other_words(list(dict.fromkeys([*keys, *values])), others)
-    found: dict[str, Found] = {}
+    found: dict[str, Role] = {}
     matching = [
         each
         for each, key in zip(matching, keys, strict=True)
@@ -81,10 +79,10 @@ def _may_match(head: Head, earlier: str, own: Mapping[str, Estimate]) -> bool:
 
 def _matcher(
     head: Head, later: str, earlier: str, cost: Estimate, otherwise: float, sights: Sights, trials: Trials
-) -> Found:
+) -> Role:
     """Its keys tell that a word is repeated; it may look at the copy or away from it."""
     weight = sights.copies(head.node)[later, earlier]
-    return "duplicate token", (
+    evidence = (
         (
             f"{later} repeats {earlier}'s token. Swapping the word at {earlier}, through the keys only, "
             f"costs {cost_of(cost, head, trials)}."
@@ -94,6 +92,7 @@ def _matcher(
             "stands there."
         ),
     )
+    return Role("duplicate token", evidence, cost)
 
 
 def _may_carry(head: Head, sights: Sights) -> bool:
@@ -111,11 +110,11 @@ def _carried(head: Head, own: Mapping[str, Estimate], sights: Sights) -> str | N
 
 def _carrier(
     head: Head, name: str, own: Mapping[str, Estimate], values: Estimate, sights: Sights, trials: Trials
-) -> Found:
+) -> Role:
     cost = own[name]
     others = [f"{each:.3g} with another at {other}" for other, each in own.items() if other != name]
     at_end = (sights.read(head.node, END) or 0.0) >= MAJORITY
-    return f"mover of {name}", (
+    evidence = (
         (
             f"Writing what it writes with another word at {name} costs "
             f"{cost_of(cost, head, trials)}{in_brackets(others)}."
@@ -124,5 +123,6 @@ def _carrier(
         f"Where the circuit reads it, it gives {sights.looks(head.node, name) or 0.0:.2f} of its "
         f"attention to {name}, "
         f"and {sights.stays(head.node):.2f} to the position itself.",
-        *([f"END attends most to {attended_most(sights, head)}."] if at_end else []),
+        *([attended_most(sights, head)] if at_end else []),
     )
+    return Role(f"mover of {name}", evidence, cost)

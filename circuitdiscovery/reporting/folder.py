@@ -184,7 +184,9 @@ def _explained(
     if not (folder / EXPLANATION).exists():
         return None, None
     explanation = _like(
-        _since(read_json(folder / EXPLANATION), unmeasured=[]), EXPLANATION_SHAPE, str(folder / EXPLANATION)
+        with_roles(_since(read_json(folder / EXPLANATION), unmeasured=[])),
+        EXPLANATION_SHAPE,
+        str(folder / EXPLANATION),
     )
     for node, card in explanation["cards"].items():
         for pattern in card["patterns"]:
@@ -206,7 +208,7 @@ def roles_beside(path: Path, circuit: Circuit) -> dict[str, list[str]]:
     file = path.parent / EXPLANATION
     if path.name != CIRCUIT or not file.exists():
         return {}
-    cards = _like(read_json(file), ROLES_SHAPE, str(file))["cards"]
+    cards = _like(with_roles(read_json(file)), ROLES_SHAPE, str(file))["cards"]
     return roles_of({node: card for node, card in cards.items() if node in circuit.nodes})
 
 
@@ -230,11 +232,11 @@ def _options(record: Mapping[str, Any], folder: Path) -> Options:
 
 
 def roles_of(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Role -> nodes, in the order in which they act."""
+    """Role -> nodes, in the order in which they act; a node with several roles stands in each."""
     roles: dict[str, list[str]] = {}
     for node, card in cards.items():
-        if card["role"] is not None:
-            roles.setdefault(card["role"], []).append(node)
+        for role in card["roles"]:
+            roles.setdefault(role, []).append(node)
     return roles
 
 
@@ -316,6 +318,7 @@ _CARD = {
     "node": str,
     "kind": str,
     "role": (str, type(None)),
+    "roles": {"*": [str]},
     "evidence": [str],
     **dict.fromkeys(("effect", "direct"), ESTIMATE),
     "attention": [[str, str, NUMBER]],
@@ -326,12 +329,24 @@ _CARD = {
     "lens": [{"text": str, "at": str, "promoted": PAIRS, "suppressed": PAIRS}],
 }
 EXPLANATION_SHAPE: Shape = {"cards": {"*": _CARD}, "unmeasured": [str]}
-ROLES_SHAPE: Shape = {"cards": {"*": {"role": (str, type(None))}}}
+ROLES_SHAPE: Shape = {"cards": {"*": {"role": (str, type(None)), "roles": {"*": [str]}}}}
 
 
 def _since(value: Any, **added: Any) -> Any:
     """A file's object with what an older version did not write."""
     return {**added, **value} if isinstance(value, dict) else value
+
+
+def with_roles(explanation: Any) -> Any:
+    """An explanation's object, whose cards have `roles`: role -> evidence. Of an older version they have one
+    role at most.
+    """
+    cards = explanation.get("cards") if isinstance(explanation, dict) else None
+    for card in cards.values() if isinstance(cards, dict) else ():
+        if isinstance(card, dict) and "roles" not in card:
+            role = card.get("role")
+            card["roles"] = {role: card.get("evidence", [])} if isinstance(role, str) else {}
+    return explanation
 
 
 def _like(value: Any, shape: Shape, where: str, field: str = "") -> Any:

@@ -31,6 +31,7 @@ ROLES = {
     "S-inhibition": "attends to the subject's second mention and acts through the heads that move the answer",
     "name mover": "copies the name that is the answer to the output",
     "negative name mover": "writes against the name that is the answer",
+    "suppressor of the wrong answer": "writes against a wrong answer that stands in the prompt",
     "mover": "copies the word that is the answer to the output",
     "negative mover": "writes against the word that is the answer",
     "mover of": "carries the word at {} to another position",

@@ -15,8 +15,8 @@ from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.graph.nodes import letter_of, node_of, split_edge
 from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
 from circuitdiscovery.reporting.folder import Run, roles_of
-from circuitdiscovery.reporting.panels.panel import Json, Panel, beside, cards_of
-from circuitdiscovery.reporting.panels.roles import attention, looks, rows
+from circuitdiscovery.reporting.panels.panel import Json, Panel, beside, by_effect, cards_of
+from circuitdiscovery.reporting.panels.roles import attention, end, looks, rows
 
 BESIDE = 900  # points of width up to which a drawing can be read beside the cards
 
@@ -50,9 +50,9 @@ def _cards(run: Run) -> list[dict[str, Any]]:
     return [
         dict(card)
         | {
-            "letter": marks.get(card["role"]),
-            "colour": tints.get(card["role"]),
+            "marks": [(role, marks[role], tints[role], why) for role, why in card["roles"].items()],
             "looks": looks(card),
+            "end": end(card),
             "table": _table(card),
         }
         | {
@@ -65,7 +65,7 @@ def _cards(run: Run) -> list[dict[str, Any]]:
                 for pattern in card["patterns"][: each if limit else 0]
             ]
         }
-        for card in cards.values()
+        for card in by_effect(cards)
     ]
 
 

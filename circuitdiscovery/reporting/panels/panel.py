@@ -38,6 +38,11 @@ def cards_of(run: Run) -> dict[str, Json]:
     return dict(run.explanation["cards"]) if run.explanation else {}
 
 
+def by_effect(cards: Mapping[str, Json]) -> list[Json]:
+    """The cards from the largest effect to the smallest."""
+    return sorted(cards.values(), key=lambda card: -abs(card["effect"]["value"]))
+
+
 def shared(run: Run) -> dict[str, Any]:
     """What every template is given."""
     return {

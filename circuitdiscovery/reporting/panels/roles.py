@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitdiscovery.circuit import numbers
+from circuitdiscovery.explanation.cards import FIRST
 from circuitdiscovery.reporting import sentences
 from circuitdiscovery.reporting.drawing import colours, letters
 from circuitdiscovery.reporting.folder import Run, roles_of
-from circuitdiscovery.reporting.panels.panel import Json, Panel, beside, cards_of
+from circuitdiscovery.reporting.panels.panel import Json, Panel, beside, by_effect, cards_of
 from circuitdiscovery.task.example import END
 
 LOOKS = 0.2  # mean attention from which on a pair of positions is named in a summary
@@ -23,14 +24,14 @@ def values(run: Run) -> dict[str, Any]:
     return {
         "roles": rows(roles, cards),
         "why": sum(map(len, roles.values())) <= TOLD,
-        "roleless": [cards[node] for node in cards if cards[node]["role"] is None],
+        "roleless": [card for card in by_effect(cards) if not card["roles"]],
         "unmeasured": run.explanation["unmeasured"] if run.explanation else [],
         "cards": list(cards.values()),
     }
 
 
 def rows(roles: Mapping[str, Sequence[str]], cards: Mapping[str, Json]) -> list[dict[str, Any]]:
-    """Each role with its letter, colour, meaning and nodes."""
+    """Each role with its letter, colour, meaning and nodes, those of largest effect first."""
     marks, tints = letters(list(roles)), colours(list(roles))
     return [
         {
@@ -38,7 +39,10 @@ def rows(roles: Mapping[str, Sequence[str]], cards: Mapping[str, Json]) -> list[
             "letter": marks[role],
             "colour": tints[role],
             "meaning": sentences.meaning(role),
-            "cards": [dict(cards[node]) | {"looks": looks(cards[node])} for node in nodes],
+            "cards": [
+                dict(card) | {"looks": looks(card), "evidence": card["roles"][role]}
+                for card in by_effect({node: cards[node] for node in nodes})
+            ],
         }
         for role, nodes in roles.items()
     ]
@@ -49,12 +53,22 @@ def attention(card: Json) -> list[tuple[str, str, float]]:
     return [(source, target, weight) for source, target, weight in card["attention"]]
 
 
+def end(card: Json) -> str:
+    """The name of the answer's position."""
+    return next((lens["at"] for lens in card["lens"]), END)
+
+
 def looks(card: Json) -> list[tuple[str, str, float]]:
     """Where a head looks most, if anywhere: between which named positions, or
-    else to which tokens END looks; two at most.
+    else to which tokens the answer's position looks; two at most.
     """
+    at, known = end(card), {FIRST, *(name for pair in attention(card) for name in pair[:2])}
     pairs = [pair for pair in attention(card) if pair[0] != pair[1]]
-    tokens = [(END, f'"{numbers.token(name)}"', weight) for name, weight in card["attended"] if name != END]
+    tokens = [
+        (at, name if name in known else f'"{numbers.token(name)}"', weight)
+        for name, weight in card["attended"]
+        if name != at
+    ]
     for found in (pairs, tokens):
         strong = sorted((pair for pair in found if pair[2] >= LOOKS), key=lambda pair: -pair[2])
         if strong:
