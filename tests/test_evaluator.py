@@ -38,6 +38,7 @@ CASES = [
         for ablation in ("resample", "mean")
     ),
     *((name, "resample", "denoising") for name in ("gpt2", "llama", "neox_parallel")),
+    *(("gemma3", *how) for how in (("resample", "noising"), ("mean", "noising"), ("resample", "denoising"))),
 ]
 
 
