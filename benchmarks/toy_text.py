@@ -95,9 +95,12 @@ class Prompt:
     pair: tuple[str, str] | None = None
 
 
+LEARNT = ("gendered_pronoun", "greater_than", "induction", "ioi", "subject_verb_agreement")
+
+
 @dataclass(frozen=True)
 class World:
-    """The shipped tasks' files and what follows from them: all names, the
+    """The learnt tasks' files and what follows from them: all names, the
     vocabulary's tokens, and which roles a token plays.
     """
 
@@ -135,10 +138,8 @@ def strings(value: object) -> Iterator[str]:
 
 
 def load_world(folder: Path = ROOT / "tasks") -> World:
-    """Read the shipped tasks. The tokens' order depends on the words alone."""
-    tasks = {
-        path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.toml"))
-    }
+    """Read the tasks that the model learns. The tokens' order depends on the words alone."""
+    tasks = {name: tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8")) for name in LEARNT}
     pronoun = tasks["gendered_pronoun"]["words"]
     names = tuple(sorted({*tasks["ioi"]["words"]["name"], *pronoun["girl_name"], *pronoun["boy_name"]}))
     fields = ("templates", "words", "cases", "correct", "incorrect")

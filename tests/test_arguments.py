@@ -35,6 +35,8 @@ ITS_OWN = {
     ("load_model", "device"),
     ("load_model", "dtype"),
     ("load_task", "name_or_path"),
+    ("plan", "source"),
+    ("plan", "task"),
 }
 
 

@@ -400,7 +400,10 @@ def test_in_half_precision_from_a_folder(network: Any, tmp_path: Path) -> None:
     prompts = random_prompts(VOCABULARY, 4, 6)
     logits = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
     expected = hf_logits(network, prompts.clean)
-    assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+    errors = (logits.float() - expected).abs().amax(-1)
+    if model.blocks[0].experts is not None:  # a rounding can send a token to another expert
+        errors = errors.median()
+    assert (errors < 0.1 * expected.abs().max()).all()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ they can cost is given.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +80,8 @@ class Plan(Reported):
     dtype: str
     gigabytes: float
     forward: float
-    costs: dict[str, Cost]
-    largest: dict[str, float]
+    costs: Mapping[str, Cost]
+    largest: Mapping[str, float]
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         yield "model", f"{self.model}: {self.edges:,} edges, {self.weights / 1e6:,.0f} million weights"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -36,21 +36,25 @@ class Encoder:
         return {}
 
     @cached_property
-    def _encode(self) -> Callable[[str], Sequence[int]]:
-        """The tokenizer's own call; where that is transformers' own, what it ends in, which takes a third."""
+    def _backend(self) -> Any:
+        """What the tokenizer's own call ends in, at a third of the time, where that is transformers'."""
         from transformers import PreTrainedTokenizerFast
-
-        def called(text: str) -> Sequence[int]:
-            return self.tokenizer(text).input_ids
 
         theirs: Any = PreTrainedTokenizerFast
         if any(
             getattr(type(self.tokenizer), name, None) is not getattr(theirs, name)
             for name in ("__call__", "_encode_plus")
         ):
-            return called
-        called("")  # which turns off the truncation and the padding that a file may ask for
-        return lambda text: self.tokenizer.backend_tokenizer.encode(text).ids
+            return None
+        self.tokenizer("")  # which turns off the truncation and the padding that a file may ask for
+        return self.tokenizer.backend_tokenizer
+
+    def _encode(self, text: str) -> Sequence[int]:
+        """By the tokenizer's own call, or what it ends in."""
+        return self.tokenizer(text).input_ids if self._backend is None else self._backend.encode(text).ids
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer, "bos": self.bos}
 
     def ids(self, text: str) -> tuple[int, ...]:
         """The tokens of a text, unchecked."""
