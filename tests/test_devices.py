@@ -96,7 +96,7 @@ class Watch(TorchFunctionMode):
         return CARD if CARD in sides else HOST
 
 
-@pytest.fixture(params=["gpt2", "gemma3", "llama_biased"])
+@pytest.fixture(params=["gpt2", "gemma3"])
 def watched(request: pytest.FixtureRequest, tinies: Callable[[str], Tiny]) -> Iterator[tuple[Any, Any]]:
     """(a model on the card, a task)."""
     tiny = tinies(request.param)
@@ -118,7 +118,7 @@ WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "acdc": lambda model, task: cd.acdc(model, task, threshold=0.05),
     "acdc in groups": lambda model, task: cd.acdc(model, task, threshold=0.05, group_testing=True),
     "trace_back": lambda model, task: cd.trace_back(model, task, threshold=0.05),
-    "hybrid": lambda model, task: cd.hybrid(model, task, edges=20, rounds=1),
+    "hybrid": lambda model, task: cd.hybrid(model, task, edges=3, rounds=1),
     "matryoshka": lambda model, task: cd.matryoshka(model, task, edges=20, steps=3),
     "edge_pruning": lambda model, task: cd.edge_pruning(model, task, edges=20, steps=3),
     "path_patching": cd.path_patching,

@@ -18,7 +18,7 @@ import circuitdiscovery as cd
 from circuitdiscovery.engine.fast import PatchedRun
 
 THRESHOLD = 0.02  # nats; some seventy edges stay: the lower, the longer each search
-STATES = 300
+STATES = 200
 
 
 @pytest.fixture(scope="module")
