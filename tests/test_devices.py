@@ -44,7 +44,7 @@ class Watch(TorchFunctionMode):
         self.calls = 0
 
     def side(self, x: Tensor) -> str:
-        return self.where.get(x, HOST)
+        return str(self.where.get(x, HOST))
 
     def put(self, value: Any) -> None:
         """All tensors of a model onto the card."""

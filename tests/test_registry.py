@@ -68,7 +68,7 @@ def test_a_metric_s_line_says_what_the_metric_does() -> None:
     logits = torch.randn(8, model.vocab_size, generator=torch.Generator().manual_seed(0), requires_grad=True)
     better = logits.detach().clone()
     better[torch.arange(8), batch.correct[:, 0]] += 3
-    own = {name: known for name, known in registry.METRICS.items() if known.home.startswith(".")}
+    own = {name: known for name, known in registry.METRICS.items() if str(known.home).startswith(".")}
     for name, known in own.items():
         bound = bind(name, model, task, plain=False).against(lambda _: logits.detach())
         values, raised = bound(logits, batch), bound(better, batch)

@@ -49,6 +49,15 @@ class Encoder:
         self.tokenizer("")  # which turns off the truncation and the padding that a file may ask for
         return self.tokenizer.backend_tokenizer
 
+    @cached_property
+    def _bos(self) -> int | None:
+        """Which transformers looks for anew each time it is asked."""
+        return self.tokenizer.bos_token_id
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        return self.tokenizer.unk_token_id
+
     def _encode(self, text: str) -> Sequence[int]:
         """By the tokenizer's own call, or what it ends in."""
         return self.tokenizer(text).input_ids if self._backend is None else self._backend.encode(text).ids
@@ -61,7 +70,7 @@ class Encoder:
         ids = self._encoded.get(text)
         if ids is None:
             ids = self._encoded[text] = tuple(self._encode(text))
-        token = self.tokenizer.bos_token_id
+        token = self._bos
         if self.bos is True and ids[:1] != (token,):
             if token is None:
                 raise CircuitDiscoveryError("bos = true, but the tokenizer has no BOS token")
@@ -84,8 +93,8 @@ class Encoder:
         """Whether no token is the unknown one. In some vocabularies it is also BOS,
         so it may stand first or be written out.
         """
-        unknown = self.tokenizer.unk_token_id
-        if unknown is None or unknown not in ids[ids[:1] == (self.tokenizer.bos_token_id,) :]:
+        unknown = self._unknown
+        if unknown is None or unknown not in ids[ids[:1] == (self._bos,) :]:
             return True
         return self.tokenizer.unk_token in text
 
