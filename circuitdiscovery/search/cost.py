@@ -29,6 +29,7 @@ from circuitdiscovery.values import Reported, Value
 
 CARDS = (24, 40, 80)  # GB
 _USABLE = 0.9  # of a card's memory
+_SMALL = 0.2  # seconds of a forward
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _AT_ONCE = 2**28  # bytes of alternatives that acdc and its kind run together
 _KEPT = 2**31  # of replacements that matryoshka keeps, where all of them are not more
@@ -87,7 +88,10 @@ class Plan(Reported):
         yield "model", f"{self.model}: {self.edges:,} edges, {self.weights / 1e6:,.0f} million weights"
         yield "memory", f"{self.gigabytes:.2f} GB of weights in {self.dtype}"
         yield "task", f"{self.task}: {self.examples} examples, {self.tokens:,} tokens"
-        yield "F", f"one forward of these: about {_seconds(self.forward)} on this machine"
+        small = "; of so small a model Python's own calls take longer than is said here" * (
+            self.forward < _SMALL
+        )
+        yield "F", f"one forward of these: about {_seconds(self.forward)} on this machine{small}"
         for name, cost in self.costs.items():
             most = "at most " if cost.at_most else ""
             took = f"{_round(cost.forwards)} F, about {_seconds(cost.seconds)}"
