@@ -26,12 +26,17 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import real_models  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 
-@pytest.fixture(scope="module")
-def folder() -> Path:
+def fetched(model: real_models.RealModel) -> Path:
+    """Its folder, or the test is skipped."""
     try:
-        return real_models.smollm2()
+        return real_models.folder_of(model)
     except real_models.Unavailable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return fetched(real_models.SMOLLM2)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from reference import acdc_order, kl_divergence
-from test_real import hf_logits, real_models
+from test_real import fetched, hf_logits, real_models
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.definition import masked_logits
@@ -23,10 +23,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    try:
-        return real_models.folder_of(real_models.GEMMA3)
-    except real_models.Unavailable as error:
-        pytest.skip(str(error))
+    return fetched(real_models.GEMMA3)
 
 
 @pytest.fixture(scope="module")

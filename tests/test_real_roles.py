@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_real import answer_difference, real_models
+from test_real import answer_difference, fetched, real_models
 
 import circuitdiscovery as cd
 from circuitdiscovery.explanation.cards import Explanation
@@ -24,10 +24,7 @@ HEADS = ("a20.h0", "a23.h3", "a23.h7", "a29.h0", "a29.h1")
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    try:
-        return real_models.smollm2()
-    except real_models.Unavailable as error:
-        pytest.skip(str(error))
+    return fetched(real_models.SMOLLM2)
 
 
 @pytest.fixture(scope="module")
