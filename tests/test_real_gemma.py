@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from reference import acdc_order, kl_divergence
-from test_real import fetched, hf_logits, real_models
+from test_real import KNOWN, accuracy, fetched, hf_logits, real_models
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.definition import masked_logits
@@ -93,3 +93,10 @@ def test_acdcs_decisions_are_the_definitions(model: Any, task: cd.Task) -> None:
         if abs(after - before - threshold) > 1e-4:
             assert (after - before >= threshold) == (edge in kept), edge
     assert len(batch) == 4 and 20 < len(kept) < 2000
+
+
+@pytest.mark.parametrize("name", cd.shipped_tasks())
+def test_what_it_knows_of_every_shipped_task(model: Any, name: str) -> None:
+    """What SmolLM2 knows, but for sums, of which it knows more."""
+    least, most = {**KNOWN, "addition": (0.45, 0.75)}[name]
+    assert least <= accuracy(model, name) <= most
