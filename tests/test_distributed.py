@@ -60,7 +60,7 @@ TASKS = {
 
 
 SMALL = (
-    (alternatives, "_TOKENS", {"cpu": 24}),  # room for 2 alternatives in one process and for 3 in the other
+    (alternatives, "TOKENS", {"cpu": 24}),  # room for 2 alternatives in one process and for 3 in the other
     (evaluation, "GREEDY_EXAMPLES", 1),  # which one of the processes has
     (criteria, "GREEDY_NODES", 2),
     (criteria, "RANDOM_SETS", 3),

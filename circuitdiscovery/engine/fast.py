@@ -113,7 +113,11 @@ class PatchedRun:
         bases: list[Tensor] = []
         x = self.replacement[0]
         for layer, block in enumerate(self.model.blocks):
-            y = x + block.out_attention(self.replacement[self.graph.heads(layer)].sum(0))
+            if block.linear:
+                added = block.out_attention(self.replacement[self.graph.heads(layer)].sum(0))
+            else:
+                _, added = self.mixed[layer]
+            y = x + added
             bases += [x, x if self.graph.parallel else y]
             x = y + self.replacement[self.graph.mlps(layer)].sum(0)
         return (*bases, x)

@@ -137,8 +137,9 @@ class Places:
             kept, total = self.alternatives[versions, :upstream].T, self._alternatives
         else:
             kept, total = self.mask[:upstream, columns], partial(self._kept, versions=versions)
-        x = total(base, kept & self._linear[:upstream, None], "streams")
-        for before, (together, added) in self.patched.mixed.items():
+        mixed = self.patched.mixed
+        x = total(base, kept & self._linear[:upstream, None] if mixed else kept, "streams")
+        for before, (together, added) in mixed.items():
             heads = graph.heads(before)
             if heads.stop <= upstream and kept[heads].any():
                 own = np.zeros_like(kept)

@@ -14,7 +14,7 @@ Shapes: R receivers, S sources, N examples, T positions, D d_model, K d_head; P 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -63,6 +63,7 @@ class _Step:
         difference: [S, P, D], current - replacement, filled layer by layer.
         sent: [R - 1, P, D], the gradients at what all receivers but the logits read, filled backwards.
         rows: [N], the answers' places.
+        mixed: layer -> [H, R], the gradients in the mask of heads that go through a norm together.
     """
 
     patched: PatchedRun
@@ -70,6 +71,7 @@ class _Step:
     difference: Tensor
     sent: Tensor
     rows: Tensor
+    mixed: dict[int, Tensor] = field(default_factory=dict)
 
 
 def _sum(base: Tensor, kept: Tensor, values: Tensor) -> Tensor:
@@ -125,12 +127,11 @@ class Relaxed:
             last.requires_grad_()
             value = loss(unembed(self.model, last))
             (at_answer,) = torch.autograd.grad(value, last)  # [N, D]
-        mixed = {}
         for layer in reversed(range(graph.n_layers)):
-            self._backward(layer, layers.pop(), step, at_answer, mixed)
+            self._backward(layer, layers.pop(), step, at_answer)
         gradient = self._products(step.difference, step.sent)
         gradient[:, -1] = step.difference[:, step.rows].flatten(1) @ at_answer.flatten()
-        for layer, products in mixed.items():
+        for layer, products in step.mixed.items():
             gradient[graph.heads(layer)] = products
         return value.detach(), gradient * torch.from_numpy(graph.allowed.copy()).to(gradient)
 
@@ -192,9 +193,7 @@ class Relaxed:
             x += self.model.blocks[layer].out_attention(_sum(together, kept[:, heads], values[heads])) - added
         return x
 
-    def _backward(
-        self, layer: int, kept: _Layer, step: _Step, at_answer: Tensor, mixed: dict[int, Tensor]
-    ) -> None:
+    def _backward(self, layer: int, kept: _Layer, step: _Step, at_answer: Tensor) -> None:
         """Fill in what a layer's receivers send back."""
         graph, block, mask, sent = self.graph, self.model.blocks[layer], step.mask, step.sent
 
@@ -205,19 +204,17 @@ class Relaxed:
             gradient[:, step.rows] += mask[sources, -1][:, None, None] * at_answer
             return gradient
 
-        def by_heads(first: int) -> Tensor:
-            if block.linear:
-                return received(graph.heads(layer), first)
-            at_heads, mixed[layer] = self._through_norm(layer, step, at_answer, first)
-            return at_heads
-
         columns = [graph.columns(layer, letter) for letter in "qkv"]
         after = int(max(each[-1] for each in columns)) + 1  # the first receiver after these
         if kept.written is not None and kept.read is not None:
             (sent[after],) = torch.autograd.grad(
                 kept.written, kept.read, received(graph.mlps(layer), after + 1)[0]
             )
-        gradients = torch.autograd.grad(kept.attended, kept.leaves, by_heads(after))
+        if block.linear:
+            at_heads = received(graph.heads(layer), after)
+        else:
+            at_heads, step.mixed[layer] = self._through_norm(layer, step, at_answer, after)
+        gradients = torch.autograd.grad(kept.attended, kept.leaves, at_heads)
         back = torch.cat(self._pulled(block, kept, gradients))
         if not graph.split_qkv:  # the three read the same
             columns, back = columns[:1], back.unflatten(0, (3, -1)).sum(0)

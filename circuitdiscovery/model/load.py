@@ -63,7 +63,7 @@ def load_model(
     >>> load_model("toy").graph.edges[0]
     'input->a0.h0<q>'
     """
-    precision = _dtype(dtype)
+    precision = as_dtype(dtype)
     with quiet_transformers():
         if isinstance(source, (str, Path)):
             target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -114,7 +114,7 @@ def _model(
     return model
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     if not isinstance(dtype, str) or dtype not in DTYPES:

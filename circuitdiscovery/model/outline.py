@@ -9,22 +9,22 @@ import torch
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import GGUF
-from circuitdiscovery.model.architectures.architecture import ATTENTION
 from circuitdiscovery.model.build import build
 from circuitdiscovery.model.config import config_of, read_config
 from circuitdiscovery.model.folder import quiet_transformers
-from circuitdiscovery.model.load import located
+from circuitdiscovery.model.load import as_dtype, located
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.tokenizer import read_tokenizer
 
 
-def outline(source: str | Path) -> Model:
+def outline(source: str | Path, dtype: str = "float32") -> Model:
     """A model without its weights: its tensors are on the device `meta`, which has shapes and no memory.
 
     Of a folder, config.json and the tokenizer are read; of a name on the hub, only these are fetched.
 
     Args:
         source: as in `load_model`, but for objects, whose weights are there.
+        dtype: what the weights would be held as.
 
     Raises:
         CircuitDiscoveryError: as in `load_model`, as far as the config and the tokenizer say it.
@@ -33,14 +33,15 @@ def outline(source: str | Path) -> Model:
         path, name = located(source, weights=False)
         if path.is_file():
             raise CircuitDiscoveryError(f"{name}: the outline of a {GGUF} file cannot be had; give a folder")
-        return of_config(config_of(read_config(path, name), name), name, read_tokenizer(path, name))
+        config = config_of(read_config(path, name), name)
+        return of_config(config, name, dtype, read_tokenizer(path, name))
 
 
-def of_config(config: Any, name: str, tokenizer: Any = None) -> Model:
+def of_config(config: Any, name: str, dtype: str = "float32", tokenizer: Any = None) -> Model:
     """The outline of the model that Hugging Face's config describes."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
-        weights = kind._from_config(config, attn_implementation=ATTENTION).state_dict()
+        weights = kind._from_config(config, dtype=as_dtype(dtype)).state_dict()
     return build(config, weights, name, "", tokenizer)

@@ -178,9 +178,13 @@ def plain_run(
                 sources[graph.n_upstream(layer) :] = 0
         q = block.heads_make("q", u)
         z = block.attend(q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]
-        attended = block.attended(z)  # [N, T, D]
-        if keep_readings and not block.linear:
-            together[layer] = block.together(z).detach()
+        if block.linear:
+            attended = block.attended(z)  # [N, T, D]
+        else:
+            summed = block.together(z)
+            attended = block.out_attention(summed)
+            if keep_readings:
+                together[layer] = summed.detach()
         y = x if graph.parallel else x + attended
         normalised = written = None
         if graph.has_mlp:

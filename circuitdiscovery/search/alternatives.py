@@ -19,8 +19,8 @@ from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 
 # alternatives x examples x positions in one forward: enough to fill the cores, little enough for the caches
-_TOKENS = {"cpu": 2048}
-_TOKENS_ACCELERATOR = 65536
+TOKENS = {"cpu": 2048}
+TOKENS_ACCELERATOR = 65536
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def cases(setup: Setup) -> tuple[list[Case], Tensor]:
 def most_alternatives(cases: Sequence[Case], mask: np.ndarray, receiver: int) -> int:
     """How many alternatives of what a receiver reads are worth one
     forward: the same number in every process."""
-    worth = [_TOKENS_ACCELERATOR]
+    worth = [TOKENS_ACCELERATOR]
     for case in cases:
         places = case.batch.clean.numel() if case.patched.spreads(mask, receiver) else len(case.batch.clean)
-        worth.append(_TOKENS.get(case.batch.clean.device.type, _TOKENS_ACCELERATOR) // places)
+        worth.append(TOKENS.get(case.batch.clean.device.type, TOKENS_ACCELERATOR) // places)
     return max(1, distributed.least(min(worth)))
 
 

@@ -10,7 +10,7 @@ they can cost is given.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.outline import outline
 from circuitdiscovery.model.run import parameters
 from circuitdiscovery.registry import METHODS
+from circuitdiscovery.search.alternatives import TOKENS
+from circuitdiscovery.search.edge_pruning import EXAMPLES
+from circuitdiscovery.search.matryoshka import KEPT_BYTES, LOGIT_BYTES, PROMPTS
 from circuitdiscovery.task.load import load_task
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Reported, Value
@@ -30,10 +33,6 @@ from circuitdiscovery.values import Reported, Value
 CARDS = (24, 40, 80)  # GB
 _USABLE = 0.9  # of a card's memory
 _SMALL = 0.2  # seconds of a forward
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-_AT_ONCE = 2**28  # bytes of alternatives that acdc and its kind run together
-_KEPT = 2**31  # of replacements that matryoshka keeps, where all of them are not more
-_STEP = {"matryoshka": 4, "edge_pruning": 32}  # examples in a step
 # a cost over the products alone: norms, attention, the optimizer
 _BESIDE = {"matryoshka": 2.5, "edge_pruning": 1.6}
 _DEPENDS = ("acdc", "trace_back", "hybrid")  # on what they find
@@ -126,7 +125,7 @@ def plan(
             are fetched), or a loaded model.
         task: a task, or a shipped one's name or a file.
         examples: how many; by default the task's own.
-        dtype: what the weights would be held as.
+        dtype: what the weights would be held as; a loaded model's are what they are.
 
     Raises:
         CircuitDiscoveryError: a model or a task that cannot be loaded, by what its config says.
@@ -136,32 +135,34 @@ def plan(
     >>> found.edges, found.costs["eap"].forwards < found.costs["eap_ig"].forwards
     (479, True)
     """
-    model = source if isinstance(source, Model) else outline(source)
+    model = source if isinstance(source, Model) else outline(source, dtype)
     on = task if isinstance(task, Task) else load_task(task, model, examples=examples)
-    return estimated(model, on, dtype, _rate(model.d_model))
+    return estimated(model, on, _rate(model.d_model))
 
 
-def estimated(model: Model, task: Task, dtype: str, rate: float) -> Plan:
+def estimated(model: Model, task: Task, rate: float) -> Plan:
     """The plan of a machine that does so many products of numbers a second."""
-    work = _Work(model, task, _BYTES[dtype])
-    held, forward = work.weights * work.size / 1e9, work.forward / rate
-    eap = work.memory("eap") / 1e9
+    work, size = _Work(model, task), model.W_E.element_size()
+    forward, products = work.forward / rate, work.products()
+    gigabytes = {name: numbers * size / 1e9 for name, numbers in work.numbers().items()}
     return Plan(
         model=model.name,
         task=task.name,
         examples=len(task),
-        tokens=int(work.tokens),
+        tokens=work.tokens,
         edges=len(model.graph),
         weights=work.weights,
-        dtype=dtype,
-        gigabytes=held,
+        dtype=str(model.dtype).removeprefix("torch."),
+        gigabytes=work.weights * size / 1e9,
         forward=forward,
         costs={
-            name: Cost(found, name in _DEPENDS, found * forward, work.memory(name) / 1e9)
+            name: Cost(
+                products[name] / work.forward, name in _DEPENDS, products[name] / rate, gigabytes[name]
+            )
             for name in METHODS
-            if (found := work.forwards(name)) is not None
+            if name in products
         },
-        largest={str(card): max(0.0, _USABLE * card - eap * 2 / work.size) / 2 for card in CARDS},
+        largest={str(card): max(0.0, _USABLE * card - gigabytes["eap"]) / 2 for card in CARDS},
     )
 
 
@@ -178,27 +179,25 @@ def _rate(width: int) -> float:
 
 @dataclass(frozen=True)
 class _Work:
-    """Counts of products of two numbers, and of bytes of `size` each.
+    """Counts of products of two numbers, and of numbers that are held.
 
     S sources, R receivers, D d_model, L layers.
     """
 
     model: Model
     task: Task
-    size: int
 
     @property
-    def tokens(self) -> float:
-        return float(sum(len(example.clean) for example in self.task.examples))
+    def tokens(self) -> int:
+        return sum(len(example.clean) for example in self.task.examples)
 
     @property
     def weights(self) -> int:
         """All of them, those of every expert too."""
-        held = [self.model.W_E.numel(), 0 if self.model.W_pos is None else self.model.W_pos.numel()]
-        storages = {each.untyped_storage()._cdata for each in (self.model.W_E, self.model.W_U)}
-        if len(storages) == 2:  # not tied
-            held.append(self.model.unembedding_size)
-        return sum(held) + sum(block.weights() for block in self.model.blocks)
+        model = self.model
+        held = [each for each in (model.W_E, model.W_pos, model.W_U) if each is not None]
+        once = {each.untyped_storage()._cdata: each.numel() for each in held}  # where they are tied
+        return sum(once.values()) + sum(block.weights() for block in model.blocks)
 
     @property
     def forward(self) -> float:
@@ -215,26 +214,30 @@ class _Work:
         """What every receiver reads of every source before it, at all positions."""
         return len(self.model.graph) * self.model.d_model * self.tokens
 
-    def forwards(self, method: str) -> float | None:
-        """In F; None where it is not known."""
-        count = self._counted().get(method)
-        return None if count is None else count() * _BESIDE.get(method, 1.0) / self.forward
+    # -------------------------------------------------------------- products
 
-    def _counted(self) -> dict[str, Callable[[], float]]:
-        steps = {name: METHODS[name].options.get("steps", 1) for name in METHODS}
+    def products(self) -> dict[str, float]:
+        """By method."""
 
-        def line(runs: int, points: int) -> float:
+        def along_a_line(runs: int, points: int) -> float:
             return (runs + 3 * points) * self.plain + self.edges
 
         return {
             # the replacements' run, the clean one, and at each point forward and backward
-            "eap": lambda: line(1, 1),
-            "eap_ig": lambda: line(2, steps["eap_ig"]),
-            "clean_corrupted": lambda: line(1, 2),
-            **dict.fromkeys(("exact", *_DEPENDS), self._each_edge),
-            **{name: lambda name=name: self._learnt(name, steps[name]) for name in _STEP},
-            "random": lambda: 0.0,
+            "eap": along_a_line(1, 1),
+            "eap_ig": along_a_line(2, _option("eap_ig", "steps")),
+            "clean_corrupted": along_a_line(1, 2),
+            **dict.fromkeys(("exact", *_DEPENDS), self._each_edge()),
+            "edge_pruning": self._learnt("edge_pruning", EXAMPLES, len(self.task)),
+            "matryoshka": self._learnt("matryoshka", PROMPTS, self._shown),
+            "random": 0.0,
         }
+
+    @property
+    def _shown(self) -> int:
+        """How many prompts matryoshka learns from, of a task that can draw some."""
+        most = LOGIT_BYTES // (4 * self.model.vocab_size)
+        return len(self.task) + min(_option("matryoshka", "drawn"), most)
 
     def _each_edge(self) -> float:
         """For every edge what follows its receiver."""
@@ -244,36 +247,44 @@ class _Work:
         logits = len(graph) * self.model.unembedding_size * len(self.task)
         return share * parameters(self.model) * self.tokens + logits
 
-    def _learnt(self, method: str, steps: int) -> float:
-        """Relaxed forwards and backwards, and the runs that they compare with."""
-        at_once = min(_STEP[method], len(self.task))
-        drawn = (METHODS[method].options.get("drawn") or 0) / len(self.task)
-        return 3 * steps * (self.plain + self.edges) * at_once / len(self.task) + 3 * (1 + drawn) * self.plain
+    def _learnt(self, method: str, at_once: int, shown: int) -> float:
+        """Relaxed forwards and backwards, and the runs of all prompts that they compare with."""
+        step = 3 * (self.plain + self.edges) * min(at_once, len(self.task)) / len(self.task)
+        compared = 3 * self.plain * shown / len(self.task)
+        return (_option(method, "steps") * step + compared) * _BESIDE[method]
 
-    def memory(self, method: str) -> float:
-        """Bytes above the weights, at the peak."""
-        model, graph, block = self.model, self.model.graph, self.model.blocks[0]
+    # -------------------------------------------------------------- numbers
+
+    def numbers(self) -> dict[str, float]:
+        """By method: what is held beside the weights, at the peak."""
         longest = max(len(example.clean) for example in self.task.examples)
-        sources, receivers = len(graph.sources) * model.d_model, len(graph.receivers) * model.d_model
-        if method in _STEP:
-            tokens = min(_STEP[method], len(self.task)) * longest
-            kept = (
-                sources
-                * self.tokens
-                * self.size
-                * (1 + (METHODS[method].options.get("drawn") or 0) / len(self.task))
-            )
-            held = kept if kept <= _KEPT and method == "matryoshka" else 0.0
-            return (sources + 3 * receivers) * tokens * self.size + held
-        if method == "random":
-            return 0.0
+        sources = len(self.model.graph.sources) * self.model.d_model  # that they write, of one token
+        relaxed = sources + 3 * len(self.model.graph.receivers) * self.model.d_model
+        kept = sources * longest * self._shown  # replacements
+        kept = kept if kept * self.model.W_E.element_size() <= KEPT_BYTES else 0
+        kept += self.model.vocab_size * self._shown  # what the model says
+        # replacements and two states of all prompts, and what alternatives write
+        stepwise = sources * (3 * self.tokens + TOKENS["cpu"])
+        return {
+            "eap": self._along_a_line(1, longest),
+            "eap_ig": self._along_a_line(_option("eap_ig", "steps"), longest),
+            "clean_corrupted": self._along_a_line(2, longest),
+            **dict.fromkeys(("exact", *_DEPENDS), stepwise),
+            "edge_pruning": relaxed * min(EXAMPLES, len(self.task)) * longest + sources * self.tokens,
+            "matryoshka": relaxed * min(PROMPTS, len(self.task)) * longest + kept,
+            "random": 0.0,
+        }
+
+    def _along_a_line(self, points: int, longest: int) -> float:
+        """Of the prompts run at once: what sources write, what autograd keeps, the points' gradients."""
+        model, graph, block = self.model, self.model.graph, self.model.blocks[0]
         examples = min(len(self.task), fitting(model, self.task))
-        tokens = examples * longest
         heads = (graph.n_heads + 2 * graph.n_kv_heads) * block.d_head
-        layer = 4 * model.d_model + 2 * heads + 3 * block.d_mlp  # numbers that autograd keeps of a token
-        activations = graph.n_layers * layer * tokens + 4 * examples * model.vocab_size
-        if method in ("exact", *_DEPENDS):
-            return 2 * sources * tokens * self.size + _AT_ONCE
-        points = {"eap": 1, "clean_corrupted": 2}.get(method, (METHODS[method].options.get("steps") or 1))
-        kept = graph.n_layers * 2 * model.d_model * tokens * points
-        return (sources * tokens + activations + kept) * self.size
+        layer = 4 * model.d_model + 2 * heads + 3 * block.d_mlp + 2 * model.d_model * points
+        each = len(graph.sources) * model.d_model + graph.n_layers * layer
+        return examples * (longest * each + 4 * model.vocab_size)
+
+
+def _option(method: str, name: str) -> int:
+    """A method's option where nothing is said."""
+    return METHODS[method].options[name]

@@ -50,7 +50,7 @@ _SHIFT = _BETA * math.log(-_GAMMA / _ZETA)
 _START = 2.0  # log alpha of every edge: nearly always open, and near enough to closing for some hundred steps
 _RATE = 0.1  # of log alpha
 _RATE_LAMBDA = 2.0  # above the rate of log alpha, so that a few hundred steps come near the target
-_EXAMPLES = 32  # in one step, as in the paper
+EXAMPLES = 32  # in one step, as in the paper
 _RAMP = 5 / 6  # of the steps, as in the paper's runs on GPT-2 (2,500 of 3,000)
 
 
@@ -183,7 +183,7 @@ class _Gates:
 
     def draw(self, n_examples: int) -> Tensor:
         """The rows of a step's examples, the same in every process."""
-        return torch.randperm(n_examples, generator=self._generator)[:_EXAMPLES]
+        return torch.randperm(n_examples, generator=self._generator)[:EXAMPLES]
 
     def open_probability(self) -> Tensor:
         """[E]: that a gate is not 0."""

@@ -60,9 +60,9 @@ _LEAST, _MOST = 0.003, 0.1  # the sizes of the first part, as shares of all edge
 _FIRST = 0.4  # of the steps are the first part
 _AT_ONCE, _ANY = 16, 1e9  # examples in one forward, whatever their lengths
 _MEMORY = 100  # steps that the running mean reaches back
-_PROMPTS = 4  # in one step: more steps are worth more than quieter ones
+PROMPTS = 4  # in one step: more steps are worth more than quieter ones
 _DRAWN = 480  # prompts that are drawn beside a task's own
-_LOGIT_BYTES = 2**28  # of what the model says to them, which is kept
+LOGIT_BYTES = 2**28  # of what the model says to them, which is kept
 _APART, _MOST_APART = 8, 16  # where none can be drawn, one in so many is set apart, at most so many
 _WEIGHT = 2.0  # of the metric's difference beside KL: at 1, small circuits do too little of the behaviour
 _LOOK = 25  # steps from one look at them to the next
@@ -71,7 +71,7 @@ _TEMPERATURE, _SHARP = 0.5, 0.2  # in the first part, in the second
 _RATE, _SLOW = 0.05, 0.02  # of Adam, in the first part, in the second
 _START_PROMPTS = 32  # whose EAP-IG scores are where the order starts
 _START = 16  # steps that this costs, for the estimate of time
-_KEPT_BYTES = 2**31  # of replacements that are computed once, where all of them are not more
+KEPT_BYTES = 2**31  # of replacements that are computed once, where all of them are not more
 
 
 @guarded
@@ -128,7 +128,7 @@ def matryoshka(
         raise CircuitDiscoveryError(f"drawn must be a whole number of at least 0, not {drawn!r}")
     report = progress or (lambda done, total: None)
     report(0, _START + steps)
-    pool = _pool(model, task, min(drawn, steps * _PROMPTS) if isinstance(ablation, str) else 0)
+    pool = _pool(model, task, min(drawn, steps * PROMPTS) if isinstance(ablation, str) else 0)
     setup = Setup.of(model, pool, graph, metric=metric, ablation=ablation)
     options = setup.options(edges=edges, steps=steps, drawn=drawn)
     info = provenance(model, task, "matryoshka", {**options, "seed": seed})
@@ -170,7 +170,7 @@ def _pool(model: Model, task: Task, drawn: int) -> Task:
     """A task with further prompts behind its examples, where it can draw
     any; means are then taken over all of these.
     """
-    most = min(drawn, _LOGIT_BYTES // (4 * model.vocab_size))
+    most = min(drawn, LOGIT_BYTES // (4 * model.vocab_size))
     more = task.apart()[:most] if task.apart is not None and most else ()
     return (
         replace(task, examples=(*task.examples, *more), held_out=None, apart=None, others=())
@@ -218,9 +218,9 @@ class _Learnt:
     def rows(self, rows: Sequence[int]) -> list[int]:
         """The next step's examples: all are taken once before any is taken again."""
         left = [row for row in self.waiting.tolist() if row >= 0]
-        if len(left) < min(_PROMPTS, len(rows)):
+        if len(left) < min(PROMPTS, len(rows)):
             left = [rows[i] for i in torch.randperm(len(rows), generator=self.draw).tolist()]
-        taken, left = left[:_PROMPTS], left[_PROMPTS:]
+        taken, left = left[:PROMPTS], left[PROMPTS:]
         self.waiting[:] = -1
         self.waiting[: len(left)] = torch.tensor(left, dtype=torch.long)
         return taken
@@ -290,7 +290,7 @@ class _Search:
         model, task = setup.model, setup.task
         task.check(model.vocab_size, model.n_positions)
         size = replacement_bytes(model, len(task) * max(len(example.clean) for example in task.examples))
-        if isinstance(setup.ablation, str) and size <= _KEPT_BYTES:
+        if isinstance(setup.ablation, str) and size <= KEPT_BYTES:
             setup = replace(setup, ablation=replacements(model, task, ablation=setup.ablation))
         tried = range(0, len(task), _APART)[:_MOST_APART] if len(task) >= _APART else ()
         apart = tuple(tried) if len(task) == own else ()
