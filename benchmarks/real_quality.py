@@ -17,8 +17,9 @@ the table is printed, or written into the page between two marks.
    several runs share a machine. Its memory is the peak above what was held before it.
 4. `matryoshka`, the default on large models, is asked for one size at a time too, on IOI with 128 prompts:
    three seeds (of the examples and of the search) at 1% and at 2%, and 1% of the counterfactual `flip`.
-5. hybrid, edge_pruning and acdc run on one task, from 16 prompts, as long as `--minutes` of CPU time allow.
-   Of what takes longer the cost is estimated from the part that was done.
+5. hybrid, edge_pruning and acdc run from 16 prompts, as long as `--minutes` of CPU time allow. Of what takes
+   longer the cost is estimated from the part that was done.
+6. Roles are those of the heads in matryoshka's circuit, else in that of eap_ig.
 """
 
 from __future__ import annotations
@@ -43,9 +44,22 @@ from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.files.disk import write_json
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.evaluator import Evaluator
+from circuitdiscovery.task.read import read_task
+from circuitdiscovery.task.taskfile import TaskFile
 
-# by name and, but for the task's own, by counterfactual
-TASKS = ("ioi", "ioi/flip", *(name for name in cd.shipped_tasks() if name != "ioi"))
+
+def task_names() -> tuple[str, ...]:
+    """The shipped tasks under each of their counterfactuals, `name` or `name/counterfactual`; ioi first."""
+    names = []
+    for name in sorted(cd.shipped_tasks(), key=lambda name: (name != "ioi", name)):
+        file = read_task(name)
+        assert isinstance(file, TaskFile)
+        others = (each for each in file.counterfactuals if each != file.counterfactual)
+        names += [name, *(f"{name}/{other}" for other in others)]
+    return tuple(names)
+
+
+TASKS = task_names()
 KNOWN = 0.75  # the accuracy from which a model knows a task
 
 
@@ -64,7 +78,8 @@ METHODS: dict[str, Callable[..., cd.Scores]] = {
 }
 ONE_SIZE = [*(("abc", share, seed) for share in (0.01, 0.02) for seed in range(3)), ("flip", 0.01, 0)]
 ONE_SIZE_EXAMPLES = 128
-SLOW_TASK, SLOW_EXAMPLES, SLOW_SHARE = "subject_verb_agreement", 16, 0.01
+SLOW_EXAMPLES, SLOW_SHARE = 16, 0.01
+ROLES_OF = ("matryoshka", "eap_ig")  # the first of them that was run
 SLOW = ("edge_pruning", "hybrid", "acdc")
 
 
@@ -149,6 +164,7 @@ def cell(name: str, method: str, examples: int, model: Any, hf: Any, folder: Pat
     scores = METHODS[method](model, task, **more)
     spent, gigabytes = time.process_time() - begun, memory.gigabytes()
     after = seconds_of_forward(hf, task)
+    scores.save(scores_of(folder, name, method))
     rows = measured(evaluator, scores)
     nothing = evaluator.mean(evaluator.values(np.zeros_like(model.graph.allowed), "kl"))
     for path in more.values():
@@ -161,6 +177,32 @@ def cell(name: str, method: str, examples: int, model: Any, hf: Any, folder: Pat
         "F": spent / ((before + after) / 2),
         "rows": rows,
     }
+
+
+def scores_of(folder: Path, name: str, method: str) -> Path:
+    """Where a cell keeps its ranking, for its roles."""
+    return folder / f"{name.replace('/', '-')}-{method}.safetensors"
+
+
+def roles_cell(name: str, examples: int, model: Any, hf: Any, folder: Path) -> dict[str, Any]:
+    """The roles of heads in the circuit of SLOW_SHARE of the edges, by a search that was run before."""
+    task_name, _, counterfactual = name.partition("/")
+    task = cd.load_task(task_name, model, examples=examples, counterfactual=counterfactual or None)
+    found: dict[str, Any] = {"task": name, "method": "roles"}
+    if knows(model, task.held_out or task)[0] < KNOWN:
+        return found
+    method = next((each for each in ROLES_OF if scores_of(folder, name, each).exists()), ROLES_OF[-1])
+    if not scores_of(folder, name, method).exists():
+        METHODS[method](model, task).save(scores_of(folder, name, method))
+    circuit = cd.Scores.load(scores_of(folder, name, method)).best(round(SLOW_SHARE * len(model.graph)))
+    before, begun = seconds_of_forward(hf, task), time.process_time()
+    explained = cd.explain(model, task, circuit, effort="quick")
+    spent = time.process_time() - begun
+    cards = sorted(explained.cards.values(), key=lambda card: -abs(card.effect))
+    strongest = [
+        [card.node, card.effect, list(card.roles)] for card in cards if card.roles or card in cards[:3]
+    ]
+    return found | {"of": method, "F": spent / before, "nodes": len(circuit.nodes) - 2, "cards": strongest}
 
 
 def one_size_cell(
@@ -190,9 +232,10 @@ def one_size_cell(
     }
 
 
-def slow_cell(method: str, minutes: float, model: Any, hf: Any, folder: Path) -> dict[str, Any]:
+def slow_cell(name: str, method: str, minutes: float, model: Any, hf: Any, folder: Path) -> dict[str, Any]:
     """A slow search at one size: measured where it ends in time, else its estimated cost."""
-    task = cd.load_task(SLOW_TASK, model, examples=SLOW_EXAMPLES)
+    task_name, _, counterfactual = name.partition("/")
+    task = cd.load_task(task_name, model, examples=SLOW_EXAMPLES, counterfactual=counterfactual or None)
     count = round(SLOW_SHARE * len(model.graph))
     before, begun = seconds_of_forward(hf, task), time.process_time()
     seen = [0, 1]
@@ -203,11 +246,10 @@ def slow_cell(method: str, minutes: float, model: Any, hf: Any, folder: Path) ->
             raise OutOfTime
 
     options: dict[str, Any] = {"threshold": 0.01} if method == "acdc" else {"edges": count}
-    found: dict[str, Any] = {"task": SLOW_TASK, "method": method, "examples": len(task)}
+    found: dict[str, Any] = {"task": name, "method": method, "examples": len(task)}
+    state = folder / f"{name.replace('/', '-')}-{method}.state"
     try:
-        result = getattr(cd, method)(
-            model, task, progress=progress, state=folder / f"{method}.state", **options
-        )
+        result = getattr(cd, method)(model, task, progress=progress, state=state, **options)
     except OutOfTime:
         share = _weighted(model.graph, seen[0]) if method == "acdc" else seen[0] / seen[1]
         return found | {
@@ -216,6 +258,7 @@ def slow_cell(method: str, minutes: float, model: Any, hf: Any, folder: Path) ->
             "rows": [],
         }
     spent = time.process_time() - begun
+    state.unlink(missing_ok=True)
     evaluator = Evaluator.build(Setup.of(model, task.held_out or task, model.graph))
     circuit = result if isinstance(result, cd.Circuit) else result.best(count)
     return found | {
@@ -280,22 +323,36 @@ def table(cells: list[dict[str, Any]]) -> Iterator[str]:
         yield ""
     slow = [each for each in cells if each["method"] in SLOW]
     if slow:
-        yield f"### Slow searches: {SLOW_TASK}, {SLOW_SHARE:.0%} of the edges, {SLOW_EXAMPLES} prompts"
+        yield f"### Slow searches: {SLOW_SHARE:.0%} of the edges, {SLOW_EXAMPLES} prompts"
         yield ""
-        yield "| method | F | edges | normalized; KL |"
-        yield "| --- | --- | --- | --- |"
+        yield "| task | method | F | edges | normalized; KL |"
+        yield "| --- | --- | --- | --- | --- |"
         for each in slow:
             if each["rows"]:
                 yield (
-                    f"| {each['method']} | {each['F']:,.3g} | {each['rows'][0]['edges']:,} | "
+                    f"| {each['task']} | {each['method']} | {each['F']:,.3g} | {each['rows'][0]['edges']:,} | "
                     f"{_figures(each['rows'][0])} |"
                 )
             else:
                 yield (
-                    f"| {each['method']} | about {each['F']:,.2g} (estimated from {each['share']:.1%} "
+                    f"| {each['task']} | {each['method']} | about {each['F']:,.2g} (estimated from {each['share']:.1%} "
                     "of it) | | |"
                 )
         yield ""
+    roles = [each for each in cells if each["method"] == "roles" and "cards" in each]
+    if roles:
+        yield f"### Roles in the circuits of {SLOW_SHARE:.0%} of the edges"
+        yield ""
+        yield "| task | by | nodes | F | nodes of largest effect, and those with a role |"
+        yield "| --- | --- | --- | --- | --- |"
+        for each in roles:
+            told = "; ".join(_card(*card) for card in each["cards"])
+            yield f"| {each['task']} | {each['of']} | {each['nodes']} | {each['F']:,.3g} | {told} |"
+        yield ""
+
+
+def _card(node: str, effect: float, roles: list[str]) -> str:
+    return f"{node} ({effect:.2f}){': ' * bool(roles)}{', '.join(roles)}"
 
 
 def sizes_of(found: dict[str, Any]) -> list[int]:
@@ -341,7 +398,12 @@ def main() -> None:
         f"ioi-{name}:{share:g}:{seed}": partial(one_size_cell, name, share, seed)
         for name, share, seed in ONE_SIZE
     }
-    wanted |= {f"{SLOW_TASK}:{method}": partial(slow_cell, method, given.minutes) for method in SLOW}
+    wanted |= {
+        f"{task}:{method}": partial(slow_cell, task, method, given.minutes)
+        for method in SLOW
+        for task in TASKS
+    }
+    wanted |= {f"{task}:roles": partial(roles_cell, task, given.examples) for task in TASKS}
     paths = {name: given.out / f"{re.sub('[:/ ]', '-', name)}.json" for name in wanted}
     missing = [name for name in (given.only or wanted) if not paths[name].exists()]
     if missing:
