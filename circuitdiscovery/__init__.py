@@ -59,9 +59,12 @@ if TYPE_CHECKING:
     from circuitdiscovery.search.exact import exact as exact
     from circuitdiscovery.search.hybrid import hybrid as hybrid
     from circuitdiscovery.search.matryoshka import matryoshka as matryoshka
+    from circuitdiscovery.search.neurons import Neurons as Neurons
+    from circuitdiscovery.search.neurons import neurons as neurons
     from circuitdiscovery.search.path_patching import PathEffects as PathEffects
     from circuitdiscovery.search.path_patching import path_patching as path_patching
     from circuitdiscovery.search.random_scores import random as random
+    from circuitdiscovery.search.split import split as split
     from circuitdiscovery.search.trace_back import trace_back as trace_back
     from circuitdiscovery.task.example import Example as Example
     from circuitdiscovery.task.load import load_task as load_task

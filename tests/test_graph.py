@@ -136,7 +136,7 @@ def test_columns_name_the_receivers() -> None:
         ]
         assert [GROUPED.receivers[i] for i in GROUPED.columns(layer, "m")] == [f"m{layer}"]
         assert GROUPED.sources[GROUPED.heads(layer)] == tuple(f"a{layer}.h{head}" for head in range(8))
-        assert GROUPED.sources[GROUPED.mlp(layer)] == f"m{layer}"
+        assert GROUPED.sources[GROUPED.mlps(layer)] == (f"m{layer}",)
 
 
 @pytest.mark.parametrize(

@@ -269,4 +269,4 @@ def _members(circuit: Circuit, level: str) -> np.ndarray:
     if level == "edges":
         return circuit.mask[circuit.graph.allowed]
     inside = components(circuit)
-    return np.array([name in inside for name in circuit.graph.sources[1:]])
+    return np.array([name in inside for name in circuit.graph.inner])

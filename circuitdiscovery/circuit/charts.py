@@ -232,7 +232,7 @@ def node_scores(
         cards: nodes that link to their card.
     """
     columns = [f"h{head}" for head in range(graph.n_heads)] + ["MLP"] * graph.has_mlp
-    largest = max((abs(values.get(node, 0.0)) for node in graph.sources[1:]), default=0.0)
+    largest = max((abs(values.get(node, 0.0)) for node in graph.inner), default=0.0)
     cells, frames = [], []
     for layer in range(graph.n_layers):
         nodes = [*graph.head_nodes(layer), *graph.mlp_nodes(layer)]

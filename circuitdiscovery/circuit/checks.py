@@ -32,10 +32,17 @@ class HasOrigin(Protocol):
 
 
 def node_order(graph: Graph) -> tuple[str, ...]:
-    """All nodes in topological order: `input`; per layer shared keys and values, heads, MLP; `logits`."""
-    names = ["input"]
+    """All nodes in topological order: `input`; per layer shared keys and values, heads, MLP; `logits`.
+
+    Parts follow the node that they are parts of, where that reads for them.
+    """
+    names = [*graph.parts("input")]
     for layer in range(graph.n_layers):
-        names += [*graph.group_nodes(layer), *graph.head_nodes(layer), *graph.mlp_nodes(layer)]
+        names += graph.group_nodes(layer)
+        for node in (*graph.head_nodes(layer), *graph.mlp_nodes(layer)):
+            split = graph.split_of(node)
+            names += [] if split is not None and split.own else [node]
+            names += [] if split is None else split.names
     return (*names, "logits")
 
 
@@ -47,7 +54,11 @@ def check_same_graph(a: HasOrigin, b: HasOrigin) -> None:
 
 
 def named_nodes(graph: Graph, names: Iterable[str]) -> set[str]:
+    """The nodes of some names; of a node that is split its parts."""
     valid, named = node_order(graph), set(names)
+    for split in graph.splits:
+        if split.node in named:
+            named = (named - {split.node}) | set(split.names)
     if wrong := sorted(named - set(valid)):
         raise no_node(wrong[0], valid)
     return named

@@ -121,7 +121,7 @@ class Circuit:
 
         Where keys and values are shared, a head's name includes what its group reads.
         """
-        named = named_nodes(graph, names) | {"input", "logits"}
+        named = named_nodes(graph, [*names, "input", "logits"])
         sources = np.array([name in named for name in graph.sources])
         receivers = np.array(
             [
@@ -242,7 +242,7 @@ class Circuit:
         """
         weights = self.mask.astype(float) if self.scores is None else np.nan_to_num(np.abs(self.scores))
         writing = np.flatnonzero(self.mask.any(axis=1))
-        writing = writing[writing > 0]  # without `input`
+        writing = writing[~self.graph.is_input[writing]]
         best = writing[np.argsort(-weights.sum(axis=1)[writing], kind="stable")[:n]]
         return tuple(self.graph.sources[row] for row in np.sort(best))
 
@@ -277,7 +277,7 @@ class Circuit:
         """
         own = self.info.get("model", {})
         merged = None if model.graph.grouped else replace(model.graph, split_qkv=False)
-        if self.graph not in (model.graph, merged):
+        if self.graph.whole not in (model.graph, merged):
             from circuitdiscovery.circuit.load import published_name
 
             raise CircuitDiscoveryError(

@@ -18,6 +18,7 @@ from circuitdiscovery.files.fields import exactly, shown_value, typed
 from circuitdiscovery.graph.graph import Graph
 
 FORMAT = "circuitdiscovery circuit 1"
+SPLIT_FORMAT = "circuitdiscovery circuit 2"  # of a graph in which nodes are sums of parts
 
 # What is known of where scores or a circuit came from. Every field may be missing, or null in a file.
 INFO: Mapping[str, type] = {
@@ -65,11 +66,16 @@ def read(data: Any, where: str) -> tuple[Graph, np.ndarray, np.ndarray, Mapping[
         if isinstance(data, dict) and fields_of <= data.keys():
             raise CircuitDiscoveryError(f"{where} is {kind}, not a circuit; a run's circuit is circuit.json")
     exactly(data, _FIELDS, where, optional=_OPTIONAL)
-    if data["format"] != FORMAT:
+    if data["format"] not in (FORMAT, SPLIT_FORMAT):
         raise CircuitDiscoveryError(
-            f"{where}: field 'format' must be {FORMAT!r}, not {shown_value(data['format'])}"
+            f"{where}: field 'format' must be {FORMAT!r} or {SPLIT_FORMAT!r}, not "
+            f"{shown_value(data['format'])}"
         )
     graph = Graph.from_dict(data["graph"], where, "graph")
+    if data["format"] != _format(graph):
+        raise CircuitDiscoveryError(
+            f"{where}: field 'format' must be {_format(graph)!r} for this graph, not {data['format']!r}"
+        )
     edges = typed(data["edges"], dict, where, "edges")
     for name, count in (("n_edges", len(edges)), ("total_edges", len(graph))):
         if typed(data[name], int, where, name) != count:
@@ -95,7 +101,11 @@ def write(
         name: None if np.isnan(value) else float(value)
         for name, value in zip(graph.names(mask), values, strict=True)
     }
-    return {"format": FORMAT, **known, "graph": graph.to_dict(), **counts, "edges": edges}
+    return {"format": _format(graph), **known, "graph": graph.to_dict(), **counts, "edges": edges}
+
+
+def _format(graph: Graph) -> str:
+    return SPLIT_FORMAT if graph.splits else FORMAT
 
 
 def info_of(value: Mapping[str, Any], graph: Graph, where: str = "info") -> Mapping[str, Any]:

@@ -191,7 +191,7 @@ def roc(values: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _areas(scores: Scores, reference: Circuit, absolute: bool) -> dict[str, float | None]:
-    allowed, sources = scores.graph.allowed, scores.graph.sources[1:]
+    allowed, sources = scores.graph.allowed, scores.graph.inner
     members, by_node = components(reference), scores.by_node()
     levels = {
         "auc": (scores.values[allowed], reference.mask[allowed]),
@@ -219,7 +219,7 @@ def _with_corners(fpr: ArrayLike, tpr: ArrayLike) -> tuple[np.ndarray, np.ndarra
 
 def components(circuit: Circuit) -> set[str]:
     """Its heads and MLPs."""
-    return set(circuit.nodes) & set(circuit.graph.sources[1:])
+    return set(circuit.nodes) & set(circuit.graph.inner)
 
 
 def _ratio(part: int, whole: int) -> float | None:

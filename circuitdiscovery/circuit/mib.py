@@ -64,6 +64,9 @@ def write(
     Raises:
         CircuitDiscoveryError: merged q, k and v, or no MLPs: the format has neither.
     """
+    if graph.splits:
+        node = graph.splits[0].node
+        raise CircuitDiscoveryError(f"MIB's format has no parts of nodes, and {node} is split into some")
     if not graph.split_qkv or not graph.has_mlp:
         raise CircuitDiscoveryError("MIB's format needs separate q, k and v, and an MLP in every block")
     cfg = {

@@ -19,7 +19,7 @@ object with `rows` and `own_run`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -31,7 +31,9 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.moments import Moments, run_sources
 from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.parts import Parts, lifted, spans_of
 from circuitdiscovery.model.run import embed, run_tokens
 from circuitdiscovery.registry import ABLATIONS, canonical
 from circuitdiscovery.task.batch import Batch
@@ -160,27 +162,29 @@ class Made(NamedTuple):
     mean_over: int | None = None
 
 
-def resample(model: Model, **_: Any) -> Made:
-    return Made(lambda batch: run_sources(model, batch.corrupted.to(model.device)))
+def resample(model: Model, *, graph: Graph, **_: Any) -> Made:
+    parts = Parts(model, graph)
+    return Made(lambda batch: run_sources(model, batch.corrupted.to(model.device), parts))
 
 
-def zero(model: Model, **_: Any) -> Made:
-    sources, kind = len(model.graph.sources), {"device": model.device, "dtype": model.dtype}
+def zero(model: Model, *, graph: Graph, **_: Any) -> Made:
+    sources, kind = len(graph.sources), {"device": model.device, "dtype": model.dtype}
     return Made(lambda batch: torch.zeros(sources, *batch.clean.shape, model.d_model, **kind))
 
 
-def noise(model: Model, *, seed: int, k: float, **_: Any) -> Made:
+def noise(model: Model, *, graph: Graph, seed: int, k: float, **_: Any) -> Made:
+    parts = Parts(model, graph)
     deviation = k * float(model.embedded(model.W_E).float().std())
 
     def rows(batch: Batch) -> Tensor:
         clean = embed(model, batch.clean.to(model.device))
-        return run_sources(model, clean + deviation * _draws(seed, batch, 1, clean)[0])
+        return run_sources(model, clean + deviation * _draws(seed, batch, 1, clean)[0], parts)
 
     return Made(rows)
 
 
-def mean(model: Model, *, task: Task, reference: Task | None, **_: Any) -> Made:
-    moments = Moments(model, task, reference)
+def mean(model: Model, *, task: Task, graph: Graph, reference: Task | None, **_: Any) -> Made:
+    moments = Moments(model, task, reference, graph=graph)
     return Made(lambda batch: _filled(moments.of(batch)[0], batch).to(model.dtype), moments.least)
 
 
@@ -194,8 +198,8 @@ def random(model: Model, *, task: Task, reference: Task | None, seed: int, **_: 
     return Made(rows, moments.least)
 
 
-def mean_all(model: Model, *, task: Task, reference: Task | None, **_: Any) -> Made:
-    moments = Moments(model, task, reference, tokens=True)
+def mean_all(model: Model, *, task: Task, graph: Graph, reference: Task | None, **_: Any) -> Made:
+    moments = Moments(model, task, reference, tokens=True, graph=graph)
 
     def rows(batch: Batch) -> Tensor:
         mean = torch.stack(moments.of(batch)[0], dim=1)  # [S, B, D]
@@ -235,10 +239,12 @@ def on_demand(
     reference: Task | Tensor | Sequence[Sequence[int]] | None = None,
     seed: int = 0,
     k: float = 3.0,
+    graph: Graph | None = None,
 ) -> Ablation:
-    """The ablation by its name, its replacements computed batch by
-    batch; one that is given comes back as it is.
+    """The ablation by its name, its replacements computed batch by batch; one that is given comes back as it
+    is, or where nodes of the graph are split, with the replacements of their parts (see `lifted`).
     """
+    graph = graph or model.graph
     if isinstance(ablation, OnDemand):
         return ablation
     if not isinstance(ablation, str):
@@ -247,13 +253,40 @@ def on_demand(
                 f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}"
             )
         rows = ablation.rows if isinstance(ablation, Replacements) else _without_pads(ablation.rows)
+        own_run = getattr(ablation, "own_run", False) and not graph.splits
         return OnDemand(
-            name_of(ablation), getattr(ablation, "own_run", False), rows, getattr(ablation, "mean_over", None)
+            name_of(ablation), own_run, _lifting(graph, task, rows), getattr(ablation, "mean_over", None)
         )
     name = canonical("ablation", ablation)
     known = ABLATIONS[name]
-    made = known.load()(model, task=task, reference=_as_reference(task, reference), seed=seed, k=k)
-    return OnDemand(name, known.own_run, *made)
+    bare = graph.without("positions")
+    reference = _as_reference(task, reference)
+    made = known.load()(model, task=task, graph=bare, reference=reference, seed=seed, k=k)
+    return OnDemand(name, known.own_run, _lifting(graph, task, made.rows), made.mean_over)
+
+
+def _lifting(graph: Graph, task: Task, rows: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
+    """Of a split graph's sources, from those of one in which fewer nodes are split."""
+    if not graph.splits:
+        return rows
+
+    def of_parts(batch: Batch) -> Tensor:
+        values = rows(batch)
+        for known in (graph, graph.without("positions"), graph.whole):
+            if len(values) == len(known.sources):
+                return lifted(graph, values, known, inside(graph, task, batch))
+        return values  # of a wrong shape, which whoever asked says
+
+    return of_parts
+
+
+def inside(graph: Graph, task: Task, batch: Batch) -> Mapping[str, Tensor]:
+    """Where the spans of nodes that are split by positions are in a batch, as `Parts` has it."""
+    if not graph.splits:
+        return {}
+    positions = [task.examples[row].positions for row in batch.rows.tolist()]
+    found = spans_of(graph, positions, batch.lengths.tolist(), batch.clean.shape[1])
+    return {node: each.to(batch.clean.device) for node, each in found.items()}
 
 
 def _without_pads(rows: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
@@ -296,6 +329,7 @@ def replacements(
     reference: Task | Tensor | Sequence[Sequence[int]] | None = None,
     seed: int = 0,
     k: float = 3.0,
+    graph: Graph | None = None,
 ) -> Replacements:
     """The replacements of every source on every example, computed once: [sources,
     examples, positions, d_model] per batch.
@@ -314,6 +348,7 @@ def replacements(
         seed: of the draws of `noise` and `random`.
         k: the standard deviation of `noise`, in standard deviations of the
             embedding matrix's entries (3 as in Meng et al.).
+        graph: one with nodes that are split, whose parts' replacements are wanted; by default the model's.
 
     Returns:
         What `ablation=` takes in place of a name, for the task's examples and its held-out ones.
@@ -326,15 +361,13 @@ def replacements(
     >>> model = cd.load_model("toy")
     >>> alt = cd.replacements(model, cd.load_task("ioi", model, examples=4), ablation="mean")
     """
-    computed = on_demand(model, task, ablation, reference=reference, seed=seed, k=k)
+    how: dict[str, Any] = {"ablation": ablation, "reference": reference, "seed": seed, "k": k}
+    graph = Graph.given(model, graph)
+    computed = on_demand(model, task, **how, graph=graph)
     found = task.batches(run_tokens=run_tokens(model))  # as `patching.batches` has them
     parts = tuple((batch.to(model.device), computed.rows(batch.to(model.device))) for batch in found)
     rest = task.held_out
-    later = (
-        None
-        if rest is None
-        else cache(lambda: replacements(model, rest, ablation=ablation, reference=reference, seed=seed, k=k))
-    )
+    later = None if rest is None else cache(lambda: replacements(model, rest, **how, graph=graph))
     return Replacements(
         computed.name, computed.own_run, parts, later, mean_over=getattr(computed, "mean_over", None)
     )

@@ -3,7 +3,8 @@
     receiver r reads  sum over groups g of  out_g( sum over s in g of  replacement_s +
     mask[s, r] (current_s - replacement_s) )
 
-A group is what passes through one output function together: `input`, the heads of one layer, or one MLP.
+A group is what passes through one output function together: `input`, the heads of one layer, or one MLP,
+and where a node is split, its parts.
 out_g adds the output's bias. The mask holds real numbers, one for each edge or one for each edge and
 position, and the logits have a gradient in it: at a mask of ones that gradient is attribution patching's
 (Syed et al. 2023, arXiv 2310.10348, equation 2). What is fast (fast.py, relaxed.py) is tested against this.
@@ -13,7 +14,7 @@ Shapes: S sources, R receivers, N examples, T positions, D d_model, H heads, K d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -21,11 +22,18 @@ from torch import Tensor
 
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.parts import Parts
 from circuitdiscovery.model.run import at_position, per_head, unembed
 
 
 def masked_logits(
-    model: Model, graph: Graph, start: Tensor, replacement: Tensor, position: Tensor, mask: Tensor
+    model: Model,
+    graph: Graph,
+    start: Tensor,
+    replacement: Tensor,
+    position: Tensor,
+    mask: Tensor,
+    inside: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """[N, vocabulary]: one forward in which every edge carries a part
     of its source; differentiable in the mask.
@@ -36,37 +44,41 @@ def masked_logits(
         replacement: [S, N, T, D], what a removed edge carries.
         position: [N], where the logits are wanted.
         mask: [S, R] or [S, R, T] real, 0 where there is no edge.
+        inside: as `Parts` has it.
     """
+    parts = Parts(model, graph, inside or {})
     # (sources, out), in topological order
-    groups: list[tuple[slice, Callable[[Tensor], Tensor]]] = [(slice(0, 1), lambda x: x)]
-    change = (start - replacement[0])[None]  # [sources so far, N, T, D]: current - replacement
+    groups: list[tuple[slice, Callable[[Tensor], Tensor]]] = [(graph.inputs, lambda x: x)]
+    change = (
+        parts.input(start) - replacement[graph.inputs]
+    )  # [sources so far, N, T, D]: current - replacement
     which = "sr,sntd->rntd" if mask.dim() == 2 else "srt,sntd->rntd"
 
     def read(columns: np.ndarray) -> Tensor:
         """[len(columns), N, T, D]."""
         at = torch.from_numpy(columns).to(mask.device)
-        parts = [
+        each = [
             out(replacement[rows].sum(0) + torch.einsum(which, mask[rows][:, at], change[rows]))
             for rows, out in groups
         ]
-        return torch.stack(parts).sum(0)
+        return torch.stack(each).sum(0)
 
     for layer, block in enumerate(model.blocks):
         q, k, v = (block.projected(letter, read(graph.columns(layer, letter))) for letter in "qkv")
         z = block.attend(q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
         heads = graph.heads(layer)
-        attention = block.written(z) - replacement[heads]
+        attention = parts.heads(layer, block.written(z)) - replacement[heads]
         if not graph.parallel:
             groups.append((heads, block.out_attention))
             change = torch.cat([change, attention])
         own = graph.mlps(layer)
-        written = replacement[own]  # [1 or 0, N, T, D]
+        written = replacement[own]  # [s, N, T, D]; none without MLPs
         if graph.has_mlp:
-            written = block.mlp_writes(read(graph.columns(layer, "m")))
+            written = parts.mlp(layer, read(graph.columns(layer, "m")))
         if graph.parallel:
             groups.append((heads, block.out_attention))
             change = torch.cat([change, attention])
-        groups.append((own, block.out_mlp))
+        groups.append((own, parts.mlp_norm(layer) or (lambda x: x)))
         change = torch.cat([change, written - replacement[own]])
     last = read(np.array([len(graph.receivers) - 1]))[0]
     return unembed(model, at_position(last, position))

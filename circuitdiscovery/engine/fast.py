@@ -21,9 +21,9 @@ d_head; P = N * T places, or N where only the answer's position matters; B = M *
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -31,10 +31,12 @@ from torch import Tensor
 
 from circuitdiscovery.engine.places import Places
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.block import Making
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.rows import index_of
-from circuitdiscovery.model.run import at_position, unembed
+from circuitdiscovery.model.norm import Norm
+from circuitdiscovery.model.parts import Group, Parts
+from circuitdiscovery.model.rows import index_of, project_some
+from circuitdiscovery.model.run import at_position, streams, unembed
 
 # ------------------------------------------------------------------ any set of edges
 
@@ -96,6 +98,7 @@ class PatchedRun:
         position: [N], where the logits are wanted.
         own_run: every replacement is some run's own activation, so a node
             that reads only replacements writes its own.
+        inside: where the spans of nodes that are split by positions are, as `Parts` has it.
     """
 
     model: Model
@@ -104,34 +107,26 @@ class PatchedRun:
     replacement: Tensor
     position: Tensor
     own_run: bool
+    inside: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def bases(self) -> tuple[Tensor, ...]:
         """[N, T, D] each: what is read when every edge is removed, by attention
         and MLP of each layer, last by the logits.
         """
-        bases: list[Tensor] = []
-        x = self.replacement[0]
-        for layer, block in enumerate(self.model.blocks):
-            if block.linear:
-                added = block.out_attention(self.replacement[self.graph.heads(layer)].sum(0))
-            else:
-                _, added = self.mixed[layer]
-            y = x + added
-            bases += [x, x if self.graph.parallel else y]
-            x = y + self.replacement[self.graph.mlps(layer)].sum(0)
-        return (*bases, x)
+        return tuple(streams(self.parts, self.replacement))
 
     @cached_property
-    def mixed(self) -> dict[int, tuple[Tensor, Tensor]]:
-        """For each layer whose heads are added up in a norm of their own: what they write together when every
+    def parts(self) -> Parts:
+        """How the sources follow from the nodes."""
+        return Parts(self.model, self.graph, self.inside)
+
+    @cached_property
+    def mixed(self) -> tuple[tuple[Group, Tensor, Tensor], ...]:
+        """Each group of sources that are added up in a norm of their own: what they write together when every
         edge is removed, and what that adds to the stream, [N, T, D] both."""
-        together = {
-            layer: self.replacement[self.graph.heads(layer)].sum(0)
-            for layer, block in enumerate(self.model.blocks)
-            if not block.linear
-        }
-        return {layer: (x, self.model.blocks[layer].out_attention(x)) for layer, x in together.items()}
+        together = ((group, self.replacement[group.rows].sum(0)) for group in self.parts.groups)
+        return tuple((group, x, group.out(x)) for group, x in together)
 
     @cached_property
     def at_answer(self) -> Tensor:
@@ -145,14 +140,26 @@ class PatchedRun:
         return {}
 
     def replaced(self, layer: int, letter: str, at_answer: bool) -> Tensor:
-        """[heads or groups, P, K]: a layer's queries, keys or values
-        where every edge into them is removed."""
+        """[heads or groups, P, K]: a layer's queries, keys or values, or with "n" what the parts of its MLP
+        make of their streams, where every edge into them is removed."""
         key = layer, letter, at_answer
         if key not in self._fixed:
-            block, base = self.model.blocks[layer], self.bases[2 * layer]
+            base = self.bases[2 * layer + (letter == "n")]
             base = at_position(base, self.position) if at_answer else base.flatten(0, 1)
-            self._fixed[key] = block.heads_read(letter, base)
+            if letter == "n":
+                self._fixed[key] = self.parts.units(layer).read(base)
+            else:
+                self._fixed[key] = self.model.blocks[layer].heads_read(letter, base)
         return self._fixed[key]
+
+    def readers(self, layer: int, asked: Mapping[str, np.ndarray]) -> tuple[Norm, list[Making], int]:
+        """(the norm, for each letter what makes its projection, the width of these) of some heads or groups
+        of a layer, or with the letter "n" some parts of its MLP."""
+        if "n" in asked:
+            units = self.parts.units(layer).some(asked["n"])
+            return units.norm, [partial(project_some, units.weight, units.bias)], units.weight.shape[1]
+        block = self.model.blocks[layer]
+        return block.norm1, [block.making(letter, some) for letter, some in asked.items()], block.d_head
 
     @cached_property
     def memory(self) -> Memory:
@@ -244,21 +251,17 @@ class PatchedRun:
         if silenced is None:
             silenced = np.zeros((1 if alternatives is None else len(alternatives), len(nodes)), dtype=bool)
         held = np.flatnonzero(silenced.any(axis=0) & ~nodes) if state is not None else np.zeros(0, dtype=int)
-        heads = [
-            graph.heads(layer).start + np.flatnonzero(nodes[graph.heads(layer)])
-            for layer in range(graph.n_layers)
-        ]
-        # first those that are needed everywhere
-        heads = [rows[np.argsort(~wide[rows], kind="stable")] for rows in heads]
-        mlps = [
-            graph.mlp(layer) + np.flatnonzero(nodes[graph.mlps(layer)]) for layer in range(graph.n_layers)
-        ]
-        moved = [
-            held,
-            np.arange(int(nodes[0])),
-            *(rows for pair in zip(heads, mlps, strict=True) for rows in pair),
-        ]
-        moved = np.concatenate(moved)
+
+        def running(rows: slice) -> np.ndarray:
+            """Those of some rows that run, first those that are needed everywhere."""
+            found = rows.start + np.flatnonzero(nodes[rows])
+            return found[np.argsort(~wide[found], kind="stable")]
+
+        inputs = running(graph.inputs)
+        heads = [running(graph.heads(layer)) for layer in range(graph.n_layers)]
+        mlps = [running(graph.mlps(layer)) for layer in range(graph.n_layers)]
+        pairs = zip(heads, mlps, strict=True)
+        moved = np.concatenate([held, inputs, *(rows for pair in pairs for rows in pair)])
         fixed = np.ones(len(nodes), dtype=bool)
         fixed[moved] = False
         changed = (
@@ -274,46 +277,44 @@ class PatchedRun:
         at_answer = Places.build(self, self.position, moved, state and state.at_answer, *changed)
         everywhere.hold(held[wide[held]])
         at_answer.hold(held)
-
-        def write(row: int, of: Callable[[Places], Tensor]) -> None:
-            """One source that is no head, [M or 1, P, D] at some places: at all
-            positions if needed, and at the answer's.
-            """
-            places = everywhere if wide[row] else at_answer
-            places.write(row, of(places))
-            if wide[row]:
-                at_answer.copy(everywhere, np.array([row]))
-
-        if nodes[0]:
-            write(0, lambda places: places.of(self.start)[None])
-        for layer, block in enumerate(self.model.blocks):
+        for places, rows in self._sides(inputs, wide, everywhere, at_answer):
+            places.write_input(rows)
+        for layer in range(graph.n_layers):
             if len(heads[layer]):
-                self._run_heads(layer, block, heads[layer], wide, everywhere, at_answer)
-            if len(mlps[layer]):
-                columns = graph.columns(layer, "m")
-                write(
-                    graph.mlp(layer),
-                    lambda places, b=block, c=columns: b.mlp_writes(places.read(c)[:, :, 0]),
-                )
+                self._run_heads(layer, heads[layer], wide, everywhere, at_answer)
+            for places, rows in self._sides(mlps[layer], wide, everywhere, at_answer):
+                places.write_mlp(layer, rows)
         return everywhere, at_answer
 
+    @staticmethod
+    def _sides(
+        rows: np.ndarray, wide: np.ndarray, everywhere: Places, at_answer: Places
+    ) -> Iterator[tuple[Places, np.ndarray]]:
+        """(where some sources of a node are to be written, which): at all positions if needed, and from there
+        at the answer's; else there alone."""
+        n_wide = int(wide[rows].sum())
+        if n_wide:
+            yield everywhere, rows[:n_wide]
+            at_answer.copy(everywhere, rows[:n_wide])
+        if n_wide < len(rows):
+            yield at_answer, rows[n_wide:]
+
     def _run_heads(
-        self,
-        layer: int,
-        block: Block,
-        rows: np.ndarray,
-        wide: np.ndarray,
-        everywhere: Places,
-        at_answer: Places,
+        self, layer: int, rows: np.ndarray, wide: np.ndarray, everywhere: Places, at_answer: Places
     ) -> None:
         """Some heads of a layer, those that are needed everywhere first: what they attend to and write."""
-        heads, n_wide = rows - self.graph.heads(layer).start, int(wide[rows].sum())
-        q, k, v = everywhere.project(layer, {"q": heads[:n_wide], "k": heads, "v": heads})
-        for places, some in ((everywhere, slice(n_wide)), (at_answer, slice(n_wide, None))):
-            if not len(heads[some]):
-                continue
-            if places is at_answer:
-                (q,) = places.project(layer, {"q": heads[some]})
-            z = block.attend(q, k[some], v[some], places.positions, heads[some])
-            places.write_heads(rows[some], heads[some], z, block)
-        at_answer.copy(everywhere, rows[:n_wide])
+        block, n_wide = self.model.blocks[layer], int(wide[rows].sum())
+        of_row = self.graph.head_of_row[rows]
+        first, back_first = np.unique(of_row[:n_wide], return_inverse=True)
+        then, back_then = np.unique(of_row[n_wide:], return_inverse=True)
+        heads = np.concatenate([first, then])
+        q, k, v = everywhere.project(layer, {"q": first, "k": heads, "v": heads})
+        if len(first):
+            own = slice(len(first))
+            z = block.attend(q, k[own], v[own], None, first)
+            everywhere.write_heads(layer, rows[:n_wide], first, back_first, z)
+            at_answer.copy(everywhere, rows[:n_wide])
+        if len(then):
+            own, (q,) = slice(len(first), None), at_answer.project(layer, {"q": then})
+            z = block.attend(q, k[own], v[own], at_answer.positions, then)
+            at_answer.write_heads(layer, rows[n_wide:], then, back_then, z)

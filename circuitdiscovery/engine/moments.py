@@ -26,7 +26,9 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.parts import Parts
 from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.example import Example
@@ -38,10 +40,10 @@ _BATCH_ROWS = 32
 
 
 @torch.no_grad()
-def run_sources(model: Model, start: Tensor) -> Tensor:
-    """[sources, N, T, d_model]: what every source writes, from [N, T]
-    tokens or an [N, T, d_model] embedding."""
-    sources = plain_run(model, start, None, keep_sources=True).sources
+def run_sources(model: Model, start: Tensor, parts: Parts | None = None) -> Tensor:
+    """[sources, N, T, d_model]: what every source writes, from [N, T] tokens or an [N, T, d_model] embedding;
+    of a split graph by its `Parts`."""
+    sources = plain_run(model, start, None, keep_sources=True, parts=parts).sources
     assert sources is not None
     return sources
 
@@ -121,14 +123,23 @@ class Moments:
         given: prompts that are the reference as they are: nothing is added to them, and no row is taken out.
         variance: whether that is wanted.
         tokens: over all tokens of the reference, instead of position by position.
+        graph: whose sources, where nodes are split (not by positions); by default the model's.
 
     Raises:
         CircuitDiscoveryError: a row whose length no other prompt has; names it.
     """
 
     def __init__(
-        self, model: Model, task: Task, given: Task | None, *, variance: bool = False, tokens: bool = False
+        self,
+        model: Model,
+        task: Task,
+        given: Task | None,
+        *,
+        variance: bool = False,
+        tokens: bool = False,
+        graph: Graph | None = None,
     ) -> None:
+        self._parts = Parts(model, graph or model.graph)
         self._model, self._task, self._given, self._tokens = model, task, given, tokens
         self._fewest = 2 if variance else 1
         self._of = Group.of_tokens if tokens else partial(Group.of, squares=variance)
@@ -206,7 +217,7 @@ class Moments:
     # ------------------------------------------------------------------ what they write
 
     def _written(self, tokens: Tensor) -> Tensor:
-        values = run_sources(self._model, tokens.to(self._model.device))
+        values = run_sources(self._model, tokens.to(self._model.device), self._parts)
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
     def _collected(self) -> dict[Key, Group]:
@@ -216,7 +227,7 @@ class Moments:
         ]
         wanted = [row for row, found in enumerate(member) if found]
         longest = max(len(self._pool.examples[row].corrupted) for row in wanted)
-        each = len(self._model.graph.sources) * longest * self._model.d_model * 4
+        each = len(self._parts.graph.sources) * longest * self._model.d_model * 4
         for batch in self._pool.batches(max(1, min(_BATCH_ROWS, _BATCH_BYTES // each)), wanted):
             values, rows = self._written(batch.corrupted), batch.rows.tolist()
             for key in keys:

@@ -22,7 +22,7 @@ from circuitdiscovery.model.run import at_position
 
 if TYPE_CHECKING:
     from circuitdiscovery.engine.fast import PatchedRun
-    from circuitdiscovery.model.block import Block, Making
+    from circuitdiscovery.model.block import Making
 
 # of streams that are read, normalised and projected at once, where there are several alternatives
 _PIECE_BYTES = 2**23
@@ -87,18 +87,61 @@ class Places:
         first = 1 + int((self.moved == rows[0]).argmax())
         return self.buffer[:, :, first : first + len(rows)]
 
-    def write(self, row: int, written: Tensor) -> None:
-        """What `input` or an MLP writes, [M or 1, P, D]."""
-        out = self._slots(np.array([row]))[:, :, 0]
-        torch.sub(written.expand_as(out), self.replacement[row], out=out)
-        self._silence(np.array([row]))
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """(N, T), or (N, 1) where there is one position only: the places."""
+        return (len(self.patched.start), self.patched.start.shape[1] if self.position is None else 1)
 
-    def write_heads(self, rows: np.ndarray, heads: np.ndarray, z: Tensor, block: Block) -> None:
-        """What some heads of a layer write, from what they attended to, [h, M * N, T, K]."""
+    def _write(self, rows: np.ndarray, written: Tensor) -> None:
+        """What some sources write, [s, M or 1, P, D]."""
         out = self._slots(rows)
-        torch.neg(take(self.replacement, rows).transpose(0, 1).expand_as(out), out=out)
-        block.add_written(out.flatten(0, 1).transpose(0, 1), z, heads)
+        replacement = take(self.replacement, rows).transpose(0, 1)
+        torch.sub(written.movedim(0, 2).expand_as(out), replacement.expand_as(out), out=out)
         self._silence(rows)
+
+    def write_input(self, rows: np.ndarray) -> None:
+        """What some sources of `input` write."""
+        start = self.of(self.patched.start).unflatten(0, self._shape)
+        written = self.patched.parts.input(start, self.position)
+        self._write(rows, written[torch.from_numpy(rows)].flatten(1, 2)[:, None])
+
+    def write_heads(
+        self, layer: int, rows: np.ndarray, heads: np.ndarray, of_row: np.ndarray, z: Tensor
+    ) -> None:
+        """What some sources of a layer's heads write, from what the heads attended to, [h, M * N, T, K]; each
+        source is of one of these heads."""
+        block, graph = self.patched.model.blocks[layer], self.patched.graph
+        if not graph.splits_heads(layer):
+            out = self._slots(rows)
+            torch.neg(take(self.replacement, rows).transpose(0, 1).expand_as(out), out=out)
+            block.add_written(out.flatten(0, 1).transpose(0, 1), z, heads)
+            return self._silence(rows)
+        written = block.written(z, heads.tolist()).unflatten(1, (-1, len(self.patched.start)))
+        each = list[Tensor]()
+        for i, head in enumerate(heads.tolist()):
+            node = graph.head_nodes(layer)[head]
+            some = rows[of_row == i] - graph.rows(node).start
+            each.append(self.patched.parts.of_node(node, written[i], self.position)[torch.from_numpy(some)])
+        self._write(rows[np.argsort(of_row, kind="stable")], torch.cat(each).flatten(2, 3))
+        return None
+
+    def write_mlp(self, layer: int, rows: np.ndarray) -> None:
+        """What some sources of a layer's MLP write."""
+        parts, graph = self.patched.parts, self.patched.graph
+        which = rows - graph.mlps(layer).start
+        if not parts.owns(layer):
+            read = self.read(graph.columns(layer, "m"))[:, :, 0].unflatten(1, self._shape)
+            normalised = self.patched.model.blocks[layer].norm2(read)
+            written = parts.shared(layer, normalised, self.position)[torch.from_numpy(which)]
+            return self._write(rows, written.flatten(2, 3))
+        rest = len(graph.columns(layer, "m")) - 1
+        if len(named := which[which < rest]):
+            units = parts.units(layer).some(named)
+            self._write(rows[which < rest], units.written(self._projected(layer, {"n": named})[0]))
+        if (which == rest).any():
+            read = self.read(graph.columns(layer, "m")[rest:])[:, :, 0]
+            self._write(rows[which == rest], parts.rest(layer, read)[None])
+        return None
 
     def hold(self, rows: np.ndarray) -> None:
         """What some sources, the first of the moved ones, write in the
@@ -139,21 +182,20 @@ class Places:
             kept, total = self.mask[:upstream, columns], partial(self._kept, versions=versions)
         mixed = self.patched.mixed
         x = total(base, kept & self._linear[:upstream, None] if mixed else kept, "streams")
-        for before, (together, added) in mixed.items():
-            heads = graph.heads(before)
-            if heads.stop <= upstream and kept[heads].any():
+        for group, together, added in mixed:
+            rows = group.rows
+            if rows.stop <= upstream and kept[rows].any():
                 own = np.zeros_like(kept)
-                own[heads] = kept[heads]
-                out = self.patched.model.blocks[before].out_attention
-                x = x + (out(total(self.of(together), own, "heads")) - self.of(added)[:, None])
+                own[rows] = kept[rows]
+                x = x + (group.out(total(self.of(together), own, "group")) - self.of(added)[:, None])
         return x
 
     @cached_property
     def _linear(self) -> np.ndarray:
         """[S] bool: the sources that are added up in the stream as they are."""
         linear = np.ones(len(self.fixed), dtype=bool)
-        for layer in self.patched.mixed:
-            linear[self.patched.graph.heads(layer)] = False
+        for group in self.patched.parts.groups:
+            linear[group.rows] = False
         return linear
 
     def _alternatives(self, base: Tensor, kept: np.ndarray, name: str) -> Tensor:
@@ -185,37 +227,49 @@ class Places:
 
     def project(self, layer: int, asked: Mapping[str, np.ndarray]) -> list[Tensor]:
         """For each letter the projections of what some heads of a layer read, [h, M * N, T, K]."""
-        graph, block = self.patched.graph, self.patched.model.blocks[layer]
-        columns = {letter: graph.columns(layer, letter) for letter in asked}
+        n_heads, columns = self.patched.graph.n_heads, self.patched.graph.columns
         own = {
-            letter: shared(heads, graph.n_heads // len(columns[letter])) for letter, heads in asked.items()
+            letter: shared(heads, n_heads // len(columns(layer, letter))) for letter, heads in asked.items()
         }
-        streams, which = self._distinct(
-            np.concatenate([columns[letter][some] for letter, (some, _) in own.items()])
-        )
-        # per letter: streams, what makes a projection of them, what comes out
-        parts: list[tuple[np.ndarray, Making, Tensor]] = []
-        for letter, (some, _) in own.items():
-            mine, which = np.split(which, [len(some)])
-            out = self.buffer.new_empty(len(some), *self.buffer.shape[:2], block.d_head)
-            if len(replaced := (mine[:, 0] < 0).nonzero()[0]):
-                out[index_of(replaced)] = take(
-                    self.patched.replaced(layer, letter, self.position is not None), some[replaced]
-                )[:, None]
-            parts.append((mine, block.making(letter, some), out))
-        for number, readers in enumerate(streams):
-            for versions in self._pieces(readers):
-                x = block.norm1(self.read(readers, versions))
-                for mine, make, out in parts:
-                    heads = (mine[:, 0] == number).nonzero()[0]
-                    make(x, mine[heads, 1], heads, out[:, versions])
+        found = self._projected(layer, {letter: some for letter, (some, _) in own.items()})
         n_examples = len(self.patched.start)
         return [
             (out if back is None else take(out, back))
             .flatten(1, 2)
             .unflatten(1, (-1, out.shape[2] // n_examples))
-            for (_, _, out), (_, back) in zip(parts, own.values(), strict=True)
+            for out, (_, back) in zip(found, own.values(), strict=True)
         ]
+
+    def _projected(self, layer: int, asked: Mapping[str, np.ndarray]) -> list[Tensor]:
+        """[h, M, P, K] for each letter: what some heads or groups of a layer make of what they read, or with
+        the letter "n" some parts of its MLP. Letters that are asked for together read at one place."""
+        graph = self.patched.graph
+        norm, makings, width = self.patched.readers(layer, asked)
+        streams, which = self._distinct(
+            np.concatenate(
+                [
+                    graph.columns(layer, "m" if letter == "n" else letter)[some]
+                    for letter, some in asked.items()
+                ]
+            )
+        )
+        # per letter: streams, what makes a projection of them, what comes out
+        parts: list[tuple[np.ndarray, Making, Tensor]] = []
+        for (letter, some), making in zip(asked.items(), makings, strict=True):
+            mine, which = np.split(which, [len(some)])
+            out = self.buffer.new_empty(len(some), *self.buffer.shape[:2], width)
+            if len(replaced := (mine[:, 0] < 0).nonzero()[0]):
+                out[index_of(replaced)] = take(
+                    self.patched.replaced(layer, letter, self.position is not None), some[replaced]
+                )[:, None]
+            parts.append((mine, making, out))
+        for number, readers in enumerate(streams):
+            for versions in self._pieces(readers):
+                x = norm(self.read(readers, versions))
+                for mine, make, out in parts:
+                    heads = (mine[:, 0] == number).nonzero()[0]
+                    make(x, mine[heads, 1], heads, out[:, versions])
+        return [out for _, _, out in parts]
 
     def _pieces(self, columns: np.ndarray) -> list[slice]:
         """Slices of the alternatives, so few in each that what some receivers read stays in the caches."""

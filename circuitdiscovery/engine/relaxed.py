@@ -2,7 +2,7 @@
 
     receiver r reads  (everything as replaced)  +  sum over s of mask[s, r] * (current - replacement) of s
 
-where heads that go through a norm together add what that norm makes of such a sum of theirs.
+where sources that go through a norm together add what that norm makes of such a sum of theirs.
 
 `Relaxed.gradient` is that of `definition.masked_logits`, by hand across layers, for searches that take many
 steps: what all sources write lies in one tensor, what all receivers read sends its gradient to another, and
@@ -24,6 +24,7 @@ from circuitdiscovery.engine.fast import Memory, PatchedRun
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.parts import Group
 from circuitdiscovery.model.projection import centred, projected, pulled
 from circuitdiscovery.model.run import per_head, unembed
 
@@ -48,9 +49,9 @@ class _Layer:
     inverse: Tensor | None
     # leaves: q, k, v, [R, P, K] each; the streams themselves where heads do not read each for itself
     leaves: tuple[Tensor, ...]
-    attended: Tensor  # [H, P, D]
-    read: Tensor | None  # [P, D], what the MLP reads, a leaf
-    written: Tensor | None  # [P, D]
+    attended: Tensor  # [s, P, D]
+    read: Tensor | None  # [r, P, D], what the MLP reads, a leaf
+    written: Tensor | None  # [s, P, D]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class _Step:
         difference: [S, P, D], current - replacement, filled layer by layer.
         sent: [R - 1, P, D], the gradients at what all receivers but the logits read, filled backwards.
         rows: [N], the answers' places.
-        mixed: layer -> [H, R], the gradients in the mask of heads that go through a norm together.
+        mixed: of each group of sources that go through a norm together, its rows and [s, R], the gradients in
+            their part of the mask.
     """
 
     patched: PatchedRun
@@ -71,7 +73,12 @@ class _Step:
     difference: Tensor
     sent: Tensor
     rows: Tensor
-    mixed: dict[int, Tensor] = field(default_factory=dict)
+    mixed: list[tuple[slice, Tensor]] = field(default_factory=list)
+
+    def group(self, layer: int, letter: str) -> Group | None:
+        """The group of a layer's heads or MLP, where a norm follows."""
+        groups = self.patched.parts.groups
+        return next((group for group in groups if group.key == (layer, letter)), None)
 
 
 def _sum(base: Tensor, kept: Tensor, values: Tensor) -> Tensor:
@@ -120,7 +127,9 @@ class Relaxed:
             # [N], the answers' places
             torch.arange(shape[0], device=mask.device) * shape[1] + patched.position,
         )
-        torch.sub(patched.start, patched.replacement[0], out=step.difference[0].view(shape))
+        inputs = graph.inputs
+        out = step.difference[inputs].view(-1, *shape)
+        torch.sub(patched.parts.input(patched.start), patched.replacement[inputs], out=out)
         layers = [self._forward(layer, step) for layer in range(graph.n_layers)]
         last = self._read(step, patched.bases[-1], np.array([len(graph.receivers) - 1]), at=step.rows)[0]
         with torch.enable_grad():
@@ -131,8 +140,8 @@ class Relaxed:
             self._backward(layer, layers.pop(), step, at_answer)
         gradient = self._products(step.difference, step.sent)
         gradient[:, -1] = step.difference[:, step.rows].flatten(1) @ at_answer.flatten()
-        for layer, products in step.mixed.items():
-            gradient[graph.heads(layer)] = products
+        for rows, products in step.mixed:
+            gradient[rows] = products
         return value.detach(), gradient * torch.from_numpy(graph.allowed.copy()).to(gradient)
 
     def _forward(self, layer: int, step: _Step) -> _Layer:
@@ -154,20 +163,17 @@ class Relaxed:
             made = map(block.projected, "qkv", leaves) if block.joint else leaves
             q, k, v = (each.unflatten(1, shape[:2]) for each in made)
             z = block.attend(q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
-            attended = block.written(z).flatten(1, 2)  # [H, P, D]
+            attended = patched.parts.heads(layer, block.written(z)).flatten(1, 2)  # [s, P, D]
         heads = graph.heads(layer)
         torch.sub(attended.detach(), patched.replacement[heads].flatten(1, 2), out=difference[heads])
         if not graph.has_mlp:
             return _Layer(streams, inverse, leaves, attended, None, None)
-        read = self._read(step, patched.bases[2 * layer + 1], graph.columns(layer, "m"))[0]
+        read = self._read(step, patched.bases[2 * layer + 1], graph.columns(layer, "m"))
         read.requires_grad_()
         with torch.enable_grad():
-            written = block.mlp_writes(read)
-        torch.sub(
-            written.detach(),
-            patched.replacement[graph.mlp(layer)].flatten(0, 1),
-            out=difference[graph.mlp(layer)],
-        )
+            written = patched.parts.mlp(layer, read.unflatten(1, shape[:2])).flatten(1, 2)
+        own = graph.mlps(layer)
+        torch.sub(written.detach(), patched.replacement[own].flatten(1, 2), out=difference[own])
         return _Layer(streams, inverse, leaves, attended, read, written)
 
     def _read(self, step: _Step, base: Tensor, columns: np.ndarray, at: Tensor | None = None) -> Tensor:
@@ -177,29 +183,28 @@ class Relaxed:
         def some(x: Tensor) -> Tensor:
             return x if at is None else x[..., at, :]
 
-        graph, upstream = self.graph, int(self.graph.allowed[:, columns].any(1).sum())
+        upstream = int(self.graph.allowed[:, columns].any(1).sum())
         kept = step.mask[:upstream, torch.from_numpy(columns).to(step.mask.device)].T  # [R', S']
         values = some(step.difference[:upstream])
-        mixed = {
-            layer: pair for layer, pair in step.patched.mixed.items() if graph.heads(layer).stop <= upstream
-        }
+        mixed = [each for each in step.patched.mixed if each[0].rows.stop <= upstream]
         linear = kept.clone() if mixed else kept
-        for layer in mixed:
-            linear[:, graph.heads(layer)] = 0
+        for group, *_ in mixed:
+            linear[:, group.rows] = 0
         x = _sum(some(base.flatten(0, 1)), linear, values)
-        for layer, pair in mixed.items():
+        for group, *pair in mixed:
             together, added = (some(each.flatten(0, 1)) for each in pair)
-            heads = graph.heads(layer)
-            x += self.model.blocks[layer].out_attention(_sum(together, kept[:, heads], values[heads])) - added
+            x += group.out(_sum(together, kept[:, group.rows], values[group.rows])) - added
         return x
 
     def _backward(self, layer: int, kept: _Layer, step: _Step, at_answer: Tensor) -> None:
         """Fill in what a layer's receivers send back."""
         graph, block, mask, sent = self.graph, self.model.blocks[layer], step.mask, step.sent
 
-        def received(sources: slice, first: int) -> Tensor:
+        def received(letter: str, sources: slice, first: int) -> Tensor:
             """[len(sources), P, D]: the gradient at what some sources
             write, from the receivers from one on."""
+            if (group := step.group(layer, letter)) is not None:
+                return self._through_norm(group, step, at_answer, first)
             gradient = (mask[sources, first:-1] @ sent[first:].flatten(1)).unflatten(1, sent.shape[1:])
             gradient[:, step.rows] += mask[sources, -1][:, None, None] * at_answer
             return gradient
@@ -207,13 +212,10 @@ class Relaxed:
         columns = [graph.columns(layer, letter) for letter in "qkv"]
         after = int(max(each[-1] for each in columns)) + 1  # the first receiver after these
         if kept.written is not None and kept.read is not None:
-            (sent[after],) = torch.autograd.grad(
-                kept.written, kept.read, received(graph.mlps(layer), after + 1)[0]
-            )
-        if block.linear:
-            at_heads = received(graph.heads(layer), after)
-        else:
-            at_heads, step.mixed[layer] = self._through_norm(layer, step, at_answer, after)
+            then = after + len(kept.read)
+            at_mlp = received("m", graph.mlps(layer), then)
+            (sent[after:then],) = torch.autograd.grad(kept.written, kept.read, at_mlp)
+        at_heads = received("a", graph.heads(layer), after)
         gradients = torch.autograd.grad(kept.attended, kept.leaves, at_heads)
         back = torch.cat(self._pulled(block, kept, gradients))
         if not graph.split_qkv:  # the three read the same
@@ -234,29 +236,30 @@ class Relaxed:
             )
         ]
 
-    def _through_norm(self, layer: int, step: _Step, at_answer: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """([H, P, D], [H, R]): the gradients at what heads that go through a norm together write, and in the
-        mask, from the receivers from one on; each receiver has a norm of its own sum."""
-        graph, mask, rows = self.graph, step.mask, step.rows
-        heads, block, last = graph.heads(layer), self.model.blocks[layer], len(graph.receivers) - 1
-        values, together = step.difference[heads], step.patched.mixed[layer][0].flatten(0, 1)
+    def _through_norm(self, group: Group, step: _Step, at_answer: Tensor, first: int) -> Tensor:
+        """[s, P, D]: the gradient at what sources that go through a norm together write, from the receivers
+        from one on, each of which has a norm of its own sum; that in the mask is kept in `step.mixed`."""
+        mask, rows, own, last = step.mask, step.rows, group.rows, len(self.graph.receivers) - 1
+        (together,) = (each[1].flatten(0, 1) for each in step.patched.mixed if each[0] is group)
+        values = step.difference[own]
         products = values.new_zeros(len(values), last + 1)
 
         def back(columns: slice, values: Tensor, together: Tensor, sent: Tensor) -> Tensor:
-            kept = mask[heads, columns]
+            kept = mask[own, columns]
             total = _sum(together, kept.T, values).requires_grad_()
             with torch.enable_grad():
-                added = block.out_attention(total)
+                added = group.out(total)
             (pulled,) = torch.autograd.grad(added, total, sent)
             products[:, columns] = values.flatten(1) @ pulled.flatten(1).T
             return (kept @ pulled.flatten(1)).unflatten(1, pulled.shape[1:])
 
-        at_heads, size = torch.zeros_like(values), _LAYERS_AT_ONCE * len(values)
+        received, size = torch.zeros_like(values), _LAYERS_AT_ONCE * len(values)
         for start in range(first, last, size):
             columns = slice(start, min(start + size, last))
-            at_heads += back(columns, values, together, step.sent[columns])
-        at_heads[:, rows] += back(slice(last, last + 1), values[:, rows], together[rows], at_answer[None])
-        return at_heads, products
+            received += back(columns, values, together, step.sent[columns])
+        received[:, rows] += back(slice(last, last + 1), values[:, rows], together[rows], at_answer[None])
+        step.mixed.append((own, products))
+        return received
 
     def _products(self, difference: Tensor, sent: Tensor) -> Tensor:
         """[S, R]: of what every source writes with what every receiver but the logits sends back."""

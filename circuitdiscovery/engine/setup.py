@@ -23,6 +23,7 @@ from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import (
     Ablation,
     Replacements,
+    inside,
     mean_over,
     name_of,
     on_demand,
@@ -34,6 +35,7 @@ from circuitdiscovery.engine.metrics import BoundMetric, bind
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.parts import Parts
 from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
 from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.batch import Batch
@@ -97,7 +99,7 @@ class Setup:
     def carried(self) -> Ablation:
         """What a removed edge carries in noising; what it needs of the whole task is computed when it is
         first needed, after a search has said that it began."""
-        return on_demand(self.model, self.task, self.ablation)
+        return on_demand(self.model, self.task, self.ablation, graph=self.graph)
 
     @property
     def direction(self) -> str:
@@ -126,7 +128,7 @@ class Setup:
     @cached_property
     def batches(self) -> list[Batch]:
         """This process's share of the examples, on the model's device."""
-        return list(batches(self.model, self.task, self.batch_size))
+        return list(batches(self.model, self.graph, self.task, self.batch_size))
 
     def options(self, **given: Any) -> dict[str, Any]:
         """Of a search's provenance: its own options, the metric, the ablation and `split_qkv`."""
@@ -156,9 +158,11 @@ class Setup:
             CircuitDiscoveryError: replacements of another shape, or whose logits are not finite.
         """
         model, graph = self.model, self.graph
+        where = inside(graph, self.task, batch)
+        parts = Parts(model, graph, where)
         if self.denoising:
-            clean = run_sources(model, batch.clean)
-            return PatchedRun(model, graph, embed(model, batch.corrupted), clean, batch.position, True)
+            clean = run_sources(model, batch.clean, parts)
+            return PatchedRun(model, graph, embed(model, batch.corrupted), clean, batch.position, True, where)
         values = self.carried.rows(batch)
         expected = (len(graph.sources), *batch.clean.shape, model.d_model)
         if values.shape != expected:
@@ -167,12 +171,12 @@ class Setup:
                 f"{expected}"
             )
         kept = self._kept(values)
-        key = id(model), graph.split_qkv, id(values), tuple(batch.position.tolist())
+        key = id(model), graph, id(values), tuple(batch.position.tolist())
         if key not in kept:
             values = values.to(model.W_E)
-            finite_logits(replaced_logits(model, values, batch.position), batch.rows, "replaced")
-            start = embed(model, batch.clean)
-            kept[key] = PatchedRun(model, graph, start, values, batch.position, self.carried.own_run)
+            finite_logits(replaced_logits(parts, values, batch.position), batch.rows, "replaced")
+            start, own_run = embed(model, batch.clean), self.carried.own_run
+            kept[key] = PatchedRun(model, graph, start, values, batch.position, own_run, where)
         return kept[key]
 
     def _kept(self, values: Tensor) -> dict[Hashable, PatchedRun]:
@@ -193,24 +197,24 @@ class Setup:
         return finite_logits(distributed.total(logits), range(count), "clean")
 
 
-def replacement_bytes(model: Model, tokens: int) -> int:
+def replacement_bytes(model: Model, graph: Graph, tokens: int) -> int:
     """What the replacements of so many tokens take: everything that every source writes."""
-    return len(model.graph.sources) * tokens * model.d_model * model.W_E.element_size()
+    return len(graph.sources) * tokens * model.d_model * model.W_E.element_size()
 
 
-def fitting(model: Model, task: Task) -> int:
+def fitting(model: Model, graph: Graph, task: Task) -> int:
     """How many examples are run at once where no batch size is asked for."""
     longest = max(len(example.clean) for example in task.examples)
-    return max(1, _BATCH_BYTES // replacement_bytes(model, longest))
+    return max(1, _BATCH_BYTES // replacement_bytes(model, graph, longest))
 
 
-def batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]:
+def batches(model: Model, graph: Graph, task: Task, batch_size: int | None) -> Iterator[Batch]:
     """This process's share of a task on the model's device, prompts of
     several lengths together where that is cheaper.
 
     Without a size, as many examples as keep the replacements in bounded memory.
     """
     task.check(model.vocab_size, model.n_positions)
-    size = fitting(model, task) if batch_size is None else batch_size
+    size = fitting(model, graph, task) if batch_size is None else batch_size
     for batch in task.batches(size, distributed.share(task), run_tokens=run_tokens(model)):
         yield batch.to(model.device)

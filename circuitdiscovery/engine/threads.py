@@ -40,7 +40,7 @@ def wanted(model: Model, task: Task, batch_size: int | None = None) -> int:
     if model.device.type != "cpu" or any(name in os.environ for name in _SETTLED):
         return now
     sizes = sorted((len(example.clean) for example in task.examples), reverse=True)
-    tokens = sum(sizes[: fitting(model, task) if batch_size is None else batch_size])
+    tokens = sum(sizes[: fitting(model, model.graph, task) if batch_size is None else batch_size])
     return 1 if parameters(model) * tokens < _SMALL else now
 
 

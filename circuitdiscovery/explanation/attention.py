@@ -23,6 +23,7 @@ from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.explanation.cards import FIRST
 from circuitdiscovery.graph.nodes import head_of, letter_of, parsed
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.parts import Parts
 from circuitdiscovery.model.run import Run, at_position, per_head, plain_run, run_tokens, stream_after
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.example import END, Example
@@ -49,7 +50,8 @@ class Observed:
     def stream(self) -> Tensor:
         """[N, D]: what the final norm reads at the answer's position."""
         return at_position(
-            stream_after(self.model, self.sources, self.model.graph.n_layers), self.batch.position
+            stream_after(Parts(self.model, self.model.graph), self.sources, self.model.graph.n_layers),
+            self.batch.position,
         )
 
     def written(self, row: int) -> Tensor:

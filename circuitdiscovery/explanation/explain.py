@@ -122,7 +122,7 @@ def explain(
         raise CircuitDiscoveryError(f"prompts must be a whole number of at least 1, not {prompts!r}")
     used, inner = (
         task.held_out or task,
-        tuple(node for node in circuit.graph.sources[1:] if node in circuit.nodes),
+        tuple(node for node in circuit.graph.inner if node in circuit.nodes),
     )
     chosen = _chosen(circuit, inner, nodes, effort)
     rows = _rows(len(used), effort)

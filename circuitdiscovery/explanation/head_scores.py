@@ -33,6 +33,7 @@ from torch import Tensor
 from circuitdiscovery.explanation.attention import Observed, at_once, attention
 from circuitdiscovery.graph.nodes import head_of
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.parts import Parts
 from circuitdiscovery.model.run import stream_after, unembed
 from circuitdiscovery.task.task import Task
 
@@ -159,7 +160,10 @@ class CopyScores:
         rows, places = (torch.tensor(each, device=seen.sources.device) for each in zip(*chosen, strict=True))
         early = seen.sources[: seen.model.graph.n_upstream(1)]
         # [n, D], [n]
-        stream, words = stream_after(seen.model, early[:, rows, places], 1), seen.batch.clean[rows, places]
+        stream, words = (
+            stream_after(Parts(seen.model, seen.model.graph), early[:, rows, places], 1),
+            seen.batch.clean[rows, places],
+        )
         at_once = max(1, _BYTES // (seen.model.vocab_size * stream.element_size()))
         for some, right in zip(stream.split(at_once), words.split(at_once), strict=True):
             for head, count in self._counts.items():

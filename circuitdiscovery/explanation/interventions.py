@@ -35,6 +35,7 @@ from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.intervals import difference
 from circuitdiscovery.measure.work import Work
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.parts import Parts
 from circuitdiscovery.model.run import parameters, replaced_logits
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.example import Example
@@ -121,7 +122,7 @@ class Trials:
                 node: plain.change(node, carried[index[node]])
                 for node in dict.fromkeys([*nodes, *(node for node, _ in cuts)])
             }
-            empty = replaced_logits(self.model, carried, batch.position)
+            empty = replaced_logits(Parts(self.model, self.model.graph), carried, batch.position)
             return [
                 *(whole[node] for node in nodes),
                 *(replace(whole[node], reads=each) for node, each in reads),
@@ -193,7 +194,7 @@ class Trials:
             np.zeros((known + count, len(chosen))),
             sum(len(example.clean) for example in chosen.examples),
         )
-        for batch in batches(self.model, chosen, self.batch_size):
+        for batch in batches(self.model, self.model.graph, chosen, self.batch_size):
             cost, rows = self.forward * int(batch.lengths.sum()) / tokens, batch.rows.cpu().numpy()
             plain = Plain.run(self.model, batch.clean)
             made, beside = changes(batch, plain)

@@ -9,8 +9,8 @@ which entry is which edge.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,10 +30,12 @@ from circuitdiscovery.graph.nodes import (
     head_name,
     letter_of,
     mlp_name,
+    no_node,
     node_of,
     parsed,
     receiver_name,
 )
+from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.graph.unknown_edge import no_edge
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class Graph:
         parallel: attention and MLP of a block read the same stream (GPT-NeoX): `m{l}` reads no `a{l}.*`.
         has_mlp: blocks have an MLP.
         split_qkv: a head reads its query, key and value through separate edges.
+        splits: the nodes that are sums of parts, each of which is a source (see `split`).
 
     >>> graph = Graph(n_layers=12, n_heads=12, n_kv_heads=12)
     >>> len(graph), graph.edges[0], graph.edges[-1]
@@ -76,9 +79,10 @@ class Graph:
     parallel: bool = False
     has_mlp: bool = True
     split_qkv: bool = True
+    splits: tuple[Split, ...] = ()
 
     def __post_init__(self) -> None:
-        for part in fields(self):
+        for part in _SHAPE:
             self._check_kind(part.name, part.type == "bool")
         if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
             raise CircuitDiscoveryError(
@@ -90,6 +94,14 @@ class Graph:
                 f"split_qkv=False needs one key and value per head, but {self.n_heads} heads share "
                 f"{self.n_kv_heads} key/value groups"
             )
+        order = {node: row for row, node in enumerate(self.nodes)}
+        for node in self._split:
+            if node not in order:
+                raise no_node(node, self.nodes)
+        if len(self._split) < len(self.splits):
+            raise CircuitDiscoveryError("a node is split once: give all its parts together")
+        splits = sorted(self.splits, key=lambda split: order[split.node])
+        object.__setattr__(self, "splits", tuple(splits))
 
     def _check_kind(self, name: str, switch: bool) -> None:
         value = getattr(self, name)
@@ -104,6 +116,20 @@ class Graph:
         """The graph of a loaded model (`split_qkv=False` merges a head's three receivers into one)."""
         return model.graph if split_qkv else replace(model.graph, split_qkv=False)
 
+    @classmethod
+    def given(cls, model: HasGraph, graph: Graph | None, split_qkv: bool = True) -> Graph:
+        """The graph that a search was given, else the model's.
+
+        Raises:
+            CircuitDiscoveryError: a graph of another model.
+        """
+        if graph is None:
+            return cls.from_model(model, split_qkv=split_qkv)
+        graph = graph if split_qkv else replace(graph, split_qkv=False)
+        if replace(graph.whole, split_qkv=True) != model.graph:
+            raise CircuitDiscoveryError("the graph is of another model: split(model, ...) makes one of this")
+        return graph
+
     @property
     def grouped(self) -> bool:
         """Whether several heads share a key and a value."""
@@ -112,11 +138,59 @@ class Graph:
     # ---------------------------------------------------------------- sources
 
     @cached_property
-    def sources(self) -> tuple[str, ...]:
-        """Writers in topological order: `input`, then per layer its heads and its MLP."""
+    def _split(self) -> Mapping[str, Split]:
+        return {split.node: split for split in self.splits}
+
+    def split_of(self, node: str) -> Split | None:
+        """How a node is a sum of parts; None: it is not split."""
+        return self._split.get(node)
+
+    @guarded
+    def parts(self, node: str) -> tuple[str, ...]:
+        """The sources that a node is the sum of: its parts, `rest` last, or the node itself.
+
+        Raises:
+            CircuitDiscoveryError: no node, or one that writes nothing.
+        """
+        if node not in self._rows:
+            raise no_node(node, self.nodes)
+        return self.sources[self._rows[node]]
+
+    @property
+    def whole(self) -> Graph:
+        """The same graph with no node split."""
+        return replace(self, splits=()) if self.splits else self
+
+    def without(self, kind: str) -> Graph:
+        """The same graph with no node split into parts of one kind."""
+        left = tuple(split for split in self.splits if split.kind != kind)
+        return replace(self, splits=left) if len(left) < len(self.splits) else self
+
+    @cached_property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes that write, in topological order: `input`, then per layer its heads and its MLP."""
         names = [INPUT]
         for layer in range(self.n_layers):
             names += [*self.head_nodes(layer), *self.mlp_nodes(layer)]
+        return tuple(names)
+
+    @cached_property
+    def _rows(self) -> Mapping[str, slice]:
+        """Node -> the rows of its sources."""
+        found, start = {}, 0
+        for node in self.nodes:
+            split = self._split.get(node)
+            stop = start + (1 if split is None else len(split.parts) + 1)
+            found[node], start = slice(start, stop), stop
+        return found
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Writers in topological order: `input`, then per layer its heads and its MLP, each or its parts."""
+        names: list[str] = []
+        for node in self.nodes:
+            split = self._split.get(node)
+            names += [node] if split is None else split.names
         return tuple(names)
 
     def head_nodes(self, layer: int) -> list[str]:
@@ -136,23 +210,62 @@ class Graph:
         """Source name -> row."""
         return {name: i for i, name in enumerate(self.sources)}
 
+    def rows(self, node: str) -> slice:
+        """The rows of a node's sources: one, or its parts'."""
+        return self._rows[node]
+
+    @cached_property
+    def inputs(self) -> slice:
+        """The rows of `input`."""
+        return self._rows[INPUT]
+
+    @cached_property
+    def is_input(self) -> np.ndarray:
+        """[sources] bool, read-only: `input`, or its parts."""
+        found = np.arange(len(self.sources)) < self.inputs.stop
+        found.flags.writeable = False
+        return found
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """The sources but `input`: those that read too."""
+        return self.sources[self.inputs.stop :]
+
+    @cached_property
+    def _layer_rows(self) -> tuple[tuple[slice, slice], ...]:
+        """For each layer the rows of its heads, and those of its MLP."""
+        found, end = [], self.inputs.stop
+        for layer in range(self.n_layers):
+            heads = slice(end, self._rows[head_name(layer, self.n_heads - 1)].stop)
+            end = self._rows[mlp_name(layer)].stop if self.has_mlp else heads.stop
+            found.append((heads, slice(heads.stop, end)))
+        return tuple(found)
+
     def n_upstream(self, layer: int, letter: str = "q") -> int:
         """How many sources, the first ones, a receiver of a layer can read; layer `n_layers` is `logits`."""
-        before = 1 + layer * (self.n_heads + self.has_mlp)
-        return before + (self.n_heads if letter == "m" and not self.parallel else 0)
+        if layer == self.n_layers:
+            return len(self.sources)
+        heads, _ = self._layer_rows[layer]
+        return heads.stop if letter == "m" and not self.parallel else heads.start
 
     def heads(self, layer: int) -> slice:
         """The rows of a layer's heads."""
-        start = self.n_upstream(layer)
-        return slice(start, start + self.n_heads)
-
-    def mlp(self, layer: int) -> int:
-        """The row of a layer's MLP; without MLPs where the next layer begins."""
-        return self.n_upstream(layer) + self.n_heads
+        return self._layer_rows[layer][0]
 
     def mlps(self, layer: int) -> slice:
-        """The rows of a layer's MLPs: one or none."""
-        return slice(self.mlp(layer), self.mlp(layer) + self.has_mlp)
+        """The rows of a layer's MLP: none, one, or its parts'."""
+        return self._layer_rows[layer][1]
+
+    def splits_heads(self, layer: int) -> bool:
+        """Whether a head of a layer is split."""
+        rows = self.heads(layer)
+        return rows.stop - rows.start > self.n_heads
+
+    @cached_property
+    def head_of_row(self) -> np.ndarray:
+        """[sources]: which head of its layer each source is, or is a part of; -1 where it is no head."""
+        nodes = map(parsed, self.sources)
+        return np.array([node.index if node.kind == "head" else -1 for node in nodes])
 
     # -------------------------------------------------------------- receivers
 
@@ -170,8 +283,12 @@ class Graph:
         """Readers in topological order: per layer its heads' receivers and its MLP, last `logits`."""
         names: list[str] = []
         for layer in range(self.n_layers):
-            names += [*self._head_receivers(layer), *self.mlp_nodes(layer)]
+            names += [*self._head_receivers(layer), *self._mlp_receivers(layer)]
         return (*names, LOGITS)
+
+    def _mlp_receivers(self, layer: int) -> Sequence[str]:
+        split = self._split.get(mlp_name(layer))
+        return self.mlp_nodes(layer) if split is None or not split.own else split.names
 
     @cached_property
     def receiver_index(self) -> Mapping[str, int]:
@@ -182,7 +299,8 @@ class Graph:
         """The columns of a layer's receivers of one letter: [heads] for "q", [groups] for
         "k" and "v", [1] for "m", [0] without MLPs.
 
-        Where q, k and v are merged, all three letters name the same columns.
+        Where q, k and v are merged, all three letters name the same columns. Where the MLP's parts have
+        receivers of their own, "m" are all of them, the rest's last.
         """
         return self._columns[layer, letter]
 
@@ -195,17 +313,28 @@ class Graph:
                 read_by = self.group_nodes(layer) if shared else self.head_nodes(layer)
                 read = [receiver_name(node, letter if self.split_qkv else "") for node in read_by]
                 found[layer, letter] = np.array([self.receiver_index[name] for name in read])
-            mlps = [self.receiver_index[name] for name in self.mlp_nodes(layer)]
+            mlps = [self.receiver_index[name] for name in self._mlp_receivers(layer)]
             found[layer, "m"] = np.array(mlps, dtype=int)
         return found
 
     def reader_nodes(self, receiver: str) -> tuple[str, ...]:
-        """The sources that a receiver feeds: its head or MLP, every head of its group, none for `logits`."""
-        node = parsed(receiver)
-        if node.kind != "group":
-            return () if node.kind == "logits" else (node_of(receiver),)
-        size = self.n_heads // self.n_kv_heads
-        return tuple(self.head_nodes(node.layer)[node.index * size : (node.index + 1) * size])
+        """The sources that a receiver feeds: its head or MLP or their parts, every head of its group, none
+        for `logits`."""
+        return self._reader_nodes[self.receiver_index[receiver]]
+
+    @cached_property
+    def _reader_nodes(self) -> tuple[tuple[str, ...], ...]:
+        size, found = self.n_heads // self.n_kv_heads, list[tuple[str, ...]]()
+        for receiver in self.receivers:
+            node = parsed(receiver)
+            nodes = [node_of(receiver)]
+            if node.kind == "group":
+                nodes = self.head_nodes(node.layer)[node.index * size : (node.index + 1) * size]
+            if node.kind == "logits" or node.part:
+                found.append(() if node.kind == "logits" else tuple(nodes))
+            else:
+                found.append(tuple(name for each in nodes for name in self.sources[self._rows[each]]))
+        return tuple(found)
 
     @cached_property
     def feeds(self) -> np.ndarray:
@@ -309,7 +438,7 @@ class Graph:
         All others carry their replacement, or are read by nothing that leads to the logits.
         """
         live = self.live(mask)
-        return live & self.reached(mask, np.arange(len(live)) == 0) if own_run else live
+        return live & self.reached(mask, self.is_input) if own_run else live
 
     def canonical(self, mask: np.ndarray, own_run: bool) -> np.ndarray:
         """The mask without the edges that change no logit: equal for circuits that are the same."""
@@ -372,22 +501,32 @@ class Graph:
         Raises:
             CircuitDiscoveryError: anything missing, surplus, of another type, or not the shape of a model.
         """
-        kinds: dict[str, type] = {part.name: bool if part.type == "bool" else int for part in fields(cls)}
-        exactly(data, kinds, where, field)
+        kinds: dict[str, type] = {part.name: bool if part.type == "bool" else int for part in _SHAPE}
+        exactly(data, kinds, where, field, optional=("splits",))
         for name, kind in kinds.items():
             typed(data[name], kind, where, f"{field}.{name}" if field else name)
         layers, heads = data["n_layers"], data["n_heads"]
-        if (1 + layers * (heads + 1)) * (1 + layers * (3 * heads + 1)) > MAX_CELLS:
-            shape = f"{layers} layers of {heads} heads"
+        place = f"{field}.splits" if field else "splits"
+        splits = [
+            Split.from_dict(each, where, f"{place}[{i}]")
+            for i, each in enumerate(typed(data.get("splits", []), list, where, place))
+        ]
+        parts = sum(len(split.parts) for split in splits)
+        if (1 + layers * (heads + 1) + parts) * (1 + layers * (3 * heads + 1) + parts) > MAX_CELLS:
+            shape = f"{layers} layers of {heads} heads" + f" with {parts:,} parts" * bool(parts)
             raise CircuitDiscoveryError(f"{where}: field {field!r}: {shape} is not the shape of a model")
         try:
-            return cls(**data)
+            return cls(**{name: data[name] for name in kinds}, splits=tuple(splits))
         except CircuitDiscoveryError as error:
             raise CircuitDiscoveryError(f"{where}: field {field!r}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments that make this graph again, as JSON."""
-        return asdict(self)
+        shape = {part.name: getattr(self, part.name) for part in _SHAPE}
+        return shape | ({"splits": [split.to_dict() for split in self.splits]} if self.splits else {})
+
+
+_SHAPE = tuple(part for part in fields(Graph) if part.name != "splits")
 
 
 def _as_bits(rows: np.ndarray) -> list[int]:

@@ -1,9 +1,9 @@
 """How nodes, receivers and edges are named. Nothing else puts a name together or takes one apart.
 
 input   a{layer}.h{head}   a{layer}.kv{group}   m{layer}   logits          nodes
-a1.h2<q>   a1.kv0<k>   a1.h2   m1   logits                                  receivers: a node, and which of
-its inputs m0->a1.h2<q>                                                                an edge: a source and a
-receiver
+m1/n30   a1.h2/@S2   m1/rest                                                 parts of a node that is a sum
+a1.h2<q>   a1.kv0<k>   a1.h2   m1   m1/n30   logits                         receivers: a node, and which input
+m0->a1.h2<q>                                                                 an edge: a source and a receiver
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 
 LETTERS = ("q", "k", "v")
 INPUT, LOGITS = "input", "logits"
+REST = "rest"  # the part that holds what the named ones leave
 Kind = Literal["input", "head", "group", "mlp", "logits"]
 _NODE = re.compile(r"(?:(a)(\d+)\.(h|kv)(\d+)|(m)(\d+))")
 
@@ -31,11 +32,13 @@ class Node:
         kind: a group stands for the key and the value that several heads share.
         layer: -1 for `input` and `logits`.
         index: of the head or the group in its layer, else 0.
+        part: which part of the node it is, such as `n30`; empty for the node itself.
     """
 
     kind: Kind
     layer: int = -1
     index: int = 0
+    part: str = ""
 
     @property
     def in_attention(self) -> bool:
@@ -48,22 +51,32 @@ def parsed(name: str) -> Node:
     """The node of a name, or of a receiver's.
 
     >>> parsed("a1.h2<q>"), parsed("logits")
-    (Node(kind='head', layer=1, index=2), Node(kind='logits', layer=-1, index=0))
+    (Node(kind='head', layer=1, index=2, part=''), Node(kind='logits', layer=-1, index=0, part=''))
 
     Raises:
         CircuitDiscoveryError: no node is named like this.
     """
-    node = node_of(name)
+    node, _, part = node_of(name).partition("/")
     if node in (INPUT, LOGITS):
-        return Node("input" if node == INPUT else "logits")
+        return Node("input" if node == INPUT else "logits", part=part)
     match = _NODE.fullmatch(node)
     if match is None:
         raise CircuitDiscoveryError(
             f"{shown(name)} is not the name of a node, such as 'a1.h2' (a{{layer}}.h{{head}}) or 'm1'"
         )
     if match[5]:
-        return Node("mlp", int(match[6]))
-    return Node("head" if match[3] == "h" else "group", int(match[2]), int(match[4]))
+        return Node("mlp", int(match[6]), part=part)
+    return Node("head" if match[3] == "h" else "group", int(match[2]), int(match[4]), part)
+
+
+def part_name(node: str, part: str) -> str:
+    """The name of a part of a node: `m1`, `n30` -> `m1/n30`."""
+    return f"{node}/{part}"
+
+
+def whole_of(name: str) -> str:
+    """The node that a name is of or that it is a part of: `m1/n30` -> `m1`, `a1.h2<q>` -> `a1.h2`."""
+    return node_of(name).partition("/")[0]
 
 
 def head_of(name: str) -> tuple[int, int]:

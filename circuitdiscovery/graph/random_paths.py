@@ -39,7 +39,7 @@ class RandomPaths:
 
     def path(self, rng: np.random.Generator) -> np.ndarray:
         """[sources, receivers] bool: the edges of one path."""
-        path, row = np.zeros_like(self.graph.allowed), 0
+        path, row = np.zeros_like(self.graph.allowed), _one(np.flatnonzero(self.graph.is_input), rng)
         while True:
             column = _one(self._out[row], rng)
             path[row, column] = True
@@ -65,7 +65,7 @@ class RandomPaths:
             raise CircuitDiscoveryError(f"a random circuit has 0 to {len(self.graph)} edges, not {size}")
         while True:
             mask = self._union(size, rng)
-            reached = self.graph.reached(mask, np.arange(len(mask)) == 0)
+            reached = self.graph.reached(mask, self.graph.is_input)
             spare = np.argwhere(self.graph.allowed & ~mask & reached[:, None] & self.graph.leading(mask))
             missing = size - int(mask.sum())
             # else the few paths so far have no room for so many more, and others may

@@ -64,7 +64,7 @@ def _programmed(graph: Graph, weights: np.ndarray, n: int) -> np.ndarray | None:
     into = graph.feeds[edges[:, 1]]  # [edges, sources]: what an edge's receiver feeds
     needs: list[tuple[int, np.ndarray]] = []  # an edge, and the edges of which it needs one
     for i, (source, receiver) in enumerate(edges.tolist()):
-        if source > 0:
+        if not graph.is_input[source]:
             needs.append((i, np.flatnonzero(into[:, source])))
         if receiver < len(graph.receivers) - 1:
             needs.append((i, np.flatnonzero(into[i][edges[:, 0]])))
@@ -140,9 +140,9 @@ class _Paths:
 
     def _between(self, mask: np.ndarray) -> np.ndarray:
         """[S, R] bool: the graph's edges from connected sources into receivers of connected nodes."""
-        connected = self.graph.reached(mask, np.arange(len(mask)) == 0) & self.graph.live(mask)
-        connected[0] = True
-        receivers = np.asarray(np.any(self.graph.feeds[:, connected & (np.arange(len(mask)) > 0)], axis=1))
+        connected = self.graph.reached(mask, self.graph.is_input) & self.graph.live(mask)
+        connected |= self.graph.is_input
+        receivers = np.asarray(np.any(self.graph.feeds[:, connected & ~self.graph.is_input], axis=1))
         receivers[-1] = True
         return self.graph.allowed & connected[:, None] & receivers
 
@@ -156,7 +156,7 @@ class _Paths:
         through = np.zeros(gains.shape[0], dtype=np.int64)
         for row, feeding in enumerate(self._feeding):
             reach = 0.0
-            if row:
+            if len(feeding):
                 through[row] = feeding[best[feeding].argmax()]
                 reach = best[through[row]]
             way = reach + gains[row]
@@ -169,7 +169,7 @@ class _Paths:
         while True:
             rows.append(int(source[column]))
             columns.append(column)
-            if not rows[-1]:
+            if self.graph.is_input[rows[-1]]:
                 return np.array(rows), np.array(columns)
             column = int(through[rows[-1]])
 

@@ -94,7 +94,7 @@ class Evaluator:
             work or Work(progress, max(costs.forward, 1.0) / _UNITS),
             saved,
             name,
-            _kept={} if replacement_bytes(setup.model, sum(tokens)) <= _KEPT_BYTES else None,
+            _kept={} if replacement_bytes(setup.model, setup.graph, sum(tokens)) <= _KEPT_BYTES else None,
         )
         return evaluator
 

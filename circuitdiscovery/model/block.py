@@ -40,6 +40,24 @@ class Experts:
         out = self.module(x.reshape(1, -1, x.shape[-1]))
         return (out[0] if isinstance(out, tuple) else out).view(x.shape)
 
+    @property
+    def count(self) -> int:
+        """How many experts there are."""
+        return len(self.module.get_submodule("experts").get_parameter("down_proj"))
+
+    def apart(self, x: Tensor, some: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """([len(some), ..., d_model], [..., d_model]): what some experts write, each times its weight where
+        the router chose it, and the whole; an expert that all tokens go to belongs to the whole alone."""
+        experts, seen = self.module.get_submodule("experts"), list[tuple[Tensor, ...]]()
+        hook = experts.register_forward_pre_hook(lambda _, given: seen.append(given))
+        try:
+            whole = self(x)
+        finally:
+            hook.remove()
+        ((tokens, chosen, weights),) = seen  # [tokens, d_model], [tokens, k] both
+        each = [experts(tokens, chosen, torch.where(chosen == number, weights, 0)) for number in some]
+        return torch.stack([out.view(x.shape) for out in each]), whole
+
 
 @dataclass(frozen=True)
 class Block:
@@ -239,18 +257,23 @@ class Block:
 
     def mlp(self, x: Tensor) -> Tensor:
         """[..., D] normalised -> [..., D]."""
+        out = self.mlp_before_norm(x)
+        return out if self.mlp_norm is None else self.mlp_norm(out)
+
+    def mlp_before_norm(self, x: Tensor) -> Tensor:
+        """As `mlp`, without the norm of what it writes."""
         if self.experts is not None:
-            return self._normed_mlp(self.experts(x))
-        assert self.W_in is not None and self.W_out is not None
+            return self.experts(x)
+        assert self.W_out is not None
+        return F.linear(self.hidden(x), self.W_out, self.b_out)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """[..., d_mlp]: the activations of the MLP's neurons, from what it reads, normalised."""
+        assert self.W_in is not None
         hidden = F.linear(x, self.W_in, self.b_in)
         if self.W_gate is None:
-            hidden = self.activation(hidden)
-        else:
-            hidden = self.activation(F.linear(x, self.W_gate, self.b_gate)) * hidden
-        return self._normed_mlp(F.linear(hidden, self.W_out, self.b_out))
-
-    def _normed_mlp(self, x: Tensor) -> Tensor:
-        return x if self.mlp_norm is None else self.mlp_norm(x)
+            return self.activation(hidden)
+        return self.activation(F.linear(x, self.W_gate, self.b_gate)) * hidden
 
     @property
     def d_head(self) -> int:

@@ -8,17 +8,21 @@ Shapes: N examples, T positions, D d_model, H heads, h some of them, K d_head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from circuitdiscovery.graph.nodes import LETTERS
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.norm import Norm
+from circuitdiscovery.model.norm import Norm, no_norm
+from circuitdiscovery.model.parts import Parts
+from circuitdiscovery.model.rows import project
 
 _RUN_FLOP = {"cpu": 5e8, "accelerator": 1e12}  # that could be done while Python prepares a run
 _RUN_TOKENS = 16  # whose products take as long as reading the weights
@@ -44,20 +48,30 @@ def unembed(model: Model, x: Tensor) -> Tensor:
     return model.logits_of(model.final_norm(x))
 
 
-def replaced_logits(model: Model, replacement: Tensor, position: Tensor) -> Tensor:
+def replaced_logits(parts: Parts, replacement: Tensor, position: Tensor) -> Tensor:
     """[N, vocabulary] where every edge is removed, from [S, N, T, D] replacements."""
     at_answer = replacement[:, torch.arange(len(position), device=replacement.device), position]
-    return unembed(model, stream_after(model, at_answer, model.n_layers))
+    return unembed(parts.model, stream_after(parts, at_answer, parts.graph.n_layers))
 
 
-def stream_after(model: Model, sources: Tensor, layers: int) -> Tensor:
+def stream_after(parts: Parts, sources: Tensor, layers: int) -> Tensor:
     """[..., D]: the stream after some layers, from what all sources so far write, [S, ..., D]."""
-    graph = model.graph
-    total = sources[0]
-    for layer, block in enumerate(model.blocks[:layers]):
-        total = total + block.out_attention(sources[graph.heads(layer)].sum(0))
-        total = total + sources[graph.mlps(layer)].sum(0)
-    return total
+    return next(islice(streams(parts, sources), 2 * layers, None))
+
+
+def streams(parts: Parts, sources: Tensor) -> Iterator[Tensor]:
+    """[..., D] each, from what all sources write, [S, ..., D]: what attention and MLP of each layer read, and
+    last the logits."""
+    graph = parts.graph
+    groups = {group.key: group.out for group in parts.groups}
+    x = sources[graph.inputs].sum(0)
+    for layer, block in enumerate(parts.model.blocks):
+        y = x + block.out_attention(sources[graph.heads(layer)].sum(0))
+        yield from (x, x if graph.parallel else y)
+        written = sources[graph.mlps(layer)].sum(0)
+        out = groups.get((layer, "m"))
+        x = y + (written if out is None else out(written))
+    yield x
 
 
 def per_head(model: Model, x: Tensor) -> Tensor:
@@ -90,8 +104,8 @@ def run_tokens(model: Model) -> float:
 
 @dataclass(frozen=True)
 class Readers:
-    """The receivers of one layer and letter, and how they read the stream:
-    through a norm and, in attention, a projection.
+    """The receivers of one layer and letter, and how they read the stream: through a norm and, in attention
+    and for the parts of an MLP that read for themselves (letter "n"), a projection.
     """
 
     layer: int
@@ -106,7 +120,7 @@ class Readers:
     def place(self) -> tuple[int, str, bool]:
         """Where in the residual stream they read, which queries, keys
         and values of a layer have in common."""
-        return self.layer, "attention" if self.weight is not None else self.letter, self.at_answer
+        return self.layer, "attention" if self.letter in LETTERS else self.letter, self.at_answer
 
 
 @dataclass(frozen=True)
@@ -131,9 +145,11 @@ class Run:
     logits: Tensor  # [N, vocabulary] at each example's answer position; [0, vocabulary] where there is none
     sources: Tensor | None  # [S, N, T, D]
     readings: tuple[Reading, ...]
-    # [N, T, D] each, with readings: what the heads of a layer write together, where a norm of that follows;
-    # T is 1 in the last layer, where only the answer's position is run
-    together: Mapping[int, Tensor] = field(default_factory=dict)
+    # by the group's key, [N, T, D] each, with readings: what sources write together where a norm of that
+    # follows; T is 1 in the last layer, where only the answer's position is run
+    together: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
+    # per layer, [N, T, D] each, with readings: what the MLP writes, as part of the autograd graph
+    mlps: tuple[Tensor, ...] = ()
 
 
 def plain_run(
@@ -144,6 +160,7 @@ def plain_run(
     keep_sources: bool = False,
     less: Tensor | None = None,
     keep_readings: bool = False,
+    parts: Parts | None = None,
 ) -> Run:
     """The transformer itself.
 
@@ -156,26 +173,26 @@ def plain_run(
         less: [S, N, T, D], instead: what every source writes is taken from
             it, in place, where a receiver reads it.
         keep_readings: keep what every receiver reads, as part of the autograd graph.
+        parts: of a graph whose nodes are split; by default the model's own.
     """
     x = embed(model, start) if start.dim() == 2 else start
-    graph, rows = model.graph, torch.arange(len(x), device=x.device)
+    parts = Parts(model, model.graph) if parts is None else parts
+    graph = parts.graph
     sources = x.new_empty(len(graph.sources), *x.shape) if keep_sources else less
+    kept = None if sources is None else _Kept(sources, less is not None)
     readings: list[Reading] = []
-    together: dict[int, Tensor] = {}
+    together: dict[tuple[int, str], Tensor] = {}
+    mlps: list[Tensor] = []
     at = None
-
-    def keep(sources: Tensor, where: Any, written: Tensor) -> None:
-        sources[where] = written.detach() if less is None else less[where] - written.detach()
-
-    if sources is not None:
-        keep(sources, 0, x)
+    if kept is not None:
+        kept.write(graph.inputs, parts.input(x), None)
     for layer, block in enumerate(model.blocks):
         stream, u = x, block.norm1(x)
         k, v = (block.heads_make(letter, u) for letter in "kv")
         if position is not None and layer == graph.n_layers - 1:
             at, x, u = position, at_position(x, position)[:, None], at_position(u, position)[:, None]
-            if sources is not None and less is None:
-                sources[graph.n_upstream(layer) :] = 0
+            if keep_sources:
+                kept.values[graph.n_upstream(layer) :] = 0
         q = block.heads_make("q", u)
         z = block.attend(q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]
         if block.linear:
@@ -183,15 +200,9 @@ def plain_run(
         else:
             summed = block.together(z)
             attended = block.out_attention(summed)
-            if keep_readings:
-                together[layer] = summed.detach()
-        y = x if graph.parallel else x + attended
-        normalised = written = None
-        if graph.has_mlp:
-            normalised = block.norm2(y)
-            written = block.mlp(normalised)
+            together[layer, "a"] = summed.detach()
         if keep_readings:
-            read = (("q", x, q), ("k", stream, k), ("v", stream, v))
+            joint = block if block.joint else None
             readings += [
                 Reading(
                     Readers(
@@ -200,30 +211,92 @@ def plain_run(
                         at is not None and letter == "q",
                         block.norm1,
                         *block.projection(letter),
-                        block if block.joint else None,
+                        joint,
                     ),
                     before,
                     values,
                 )
-                for letter, before, values in read
+                for letter, before, values in (("q", x, q), ("k", stream, k), ("v", stream, v))
             ]
-            if normalised is not None:
-                readings.append(Reading(Readers(layer, "m", at is not None, block.norm2), y, normalised))
-        if sources is not None and at is None:
-            beta, alpha = (0, 1) if less is None else (1, -1)
-            sources[graph.heads(layer)].flatten(1, 2).baddbmm_(
-                z.detach().flatten(1, 2), block.W_O, beta=beta, alpha=alpha
-            )
-            if written is not None:
-                keep(sources, graph.mlp(layer), written)
-        elif sources is not None:
-            keep(sources, (graph.heads(layer), rows, at), torch.bmm(z.detach().flatten(1, 2), block.W_O))
-            if written is not None:
-                keep(sources, (graph.mlp(layer), rows, at), written[:, 0])
-        x = x + attended if written is None else x + attended + written
+        if kept is not None:
+            kept.write_heads(parts, layer, z.detach(), at)
+        y = x if graph.parallel else x + attended
+        x = x + attended
+        if graph.has_mlp:
+            run = _run_mlp(parts, layer, y, at, kept, keep_readings)
+            readings += run.readings
+            together |= {} if run.together is None else {(layer, "m"): run.together}
+            mlps += [run.written] if keep_readings else []
+            x = x + run.added
     if at is None:
-        return Run(x, x.new_empty(0, model.vocab_size), sources, tuple(readings), together)
+        return Run(x, x.new_empty(0, model.vocab_size), sources, tuple(readings), together, tuple(mlps))
     normalised = model.final_norm(x)
     if keep_readings:
         readings.append(Reading(Readers(graph.n_layers, "logits", True, model.final_norm), x, normalised))
-    return Run(x, model.logits_of(normalised[:, 0]), sources, tuple(readings), together)
+    logits = model.logits_of(normalised[:, 0])
+    return Run(x, logits, sources, tuple(readings), together, tuple(mlps))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a run keeps of its sources: [S, N, T, D], or what they are less than."""
+
+    values: Tensor
+    less: bool
+
+    def write(self, rows: slice, written: Tensor, at: Tensor | None) -> None:
+        """[s, N, T, D]; at [N] positions [s, N, 1, D]."""
+        where = self._where(rows, at)
+        new = (written if at is None else written[:, :, 0]).detach()
+        self.values[where] = self.values[where] - new if self.less else new
+
+    def write_heads(self, parts: Parts, layer: int, z: Tensor, at: Tensor | None) -> None:
+        """What the heads of a layer write, from what they attend to, [H, N, T, K]."""
+        block, rows = parts.model.blocks[layer], parts.graph.heads(layer)
+        if at is None and rows.stop - rows.start == len(z):  # none is split
+            beta, alpha = (1, -1) if self.less else (0, 1)
+            self.values[rows].flatten(1, 2).baddbmm_(z.flatten(1, 2), block.W_O, beta=beta, alpha=alpha)
+        else:
+            self.write(rows, parts.heads(layer, block.written(z), at), at)
+
+    def _where(self, rows: slice, at: Tensor | None) -> Any:
+        return rows if at is None else (rows, torch.arange(len(at), device=at.device), at)
+
+
+@dataclass(frozen=True)
+class _MlpRun:
+    """What an MLP writes and what that adds to the stream, [N, T, D] both, with its readings, and what its
+    sources write together where a norm of that follows."""
+
+    written: Tensor
+    added: Tensor
+    readings: tuple[Reading, ...]
+    together: Tensor | None
+
+
+def _run_mlp(
+    parts: Parts, layer: int, y: Tensor, at: Tensor | None, kept: _Kept | None, keep_readings: bool
+) -> _MlpRun:
+    """The MLP of a layer, from what it reads, [N, T, D]."""
+    block, norm, at_answer = parts.model.blocks[layer], parts.mlp_norm(layer), at is not None
+    if parts.owns(layer):
+        units, own = parts.units(layer), y.view_as(y)  # the rest's, so that it has a gradient of its own
+        values = project(units.norm(y), units.weight, units.bias)  # [p, N, T, K]
+        readings = [
+            Reading(Readers(layer, "n", at_answer, units.norm, units.weight, units.bias), y, values),
+            Reading(Readers(layer, "m", at_answer, no_norm(y)), y, own),
+        ]
+        written = torch.cat([units.written(values), parts.rest(layer, own)[None]])
+    else:
+        normalised = block.norm2(y)
+        readings = [Reading(Readers(layer, "m", at_answer, block.norm2), y, normalised)]
+        written = parts.shared(layer, normalised, at)
+    if kept is not None:
+        kept.write(parts.graph.mlps(layer), written, at)
+    total = written[0] if len(written) == 1 else written.sum(0)
+    return _MlpRun(
+        total,
+        total if norm is None else norm(total),
+        tuple(readings) if keep_readings else (),
+        None if norm is None else total.detach(),
+    )

@@ -70,6 +70,7 @@ def acdc(
     ablation: str | Ablation = "resample",
     absolute: bool = False,
     split_qkv: bool = True,
+    graph: Graph | None = None,
     order: int | None = None,
     group_testing: bool = False,
     batch_size: int | None = None,
@@ -88,6 +89,7 @@ def acdc(
         ablation: what a removed edge carries; noising.
         absolute: compare |damage|; by default, as in the paper, an edge whose removal helps is removed too.
         split_qkv: query, key and value as separate receivers.
+        graph: whose edges, where nodes are split into parts (`split`); by default the model's.
         order: None is the order above. What is found depends on it; a number seeds a random one of those that
             algorithm 1 allows, with every reader before what it reads: the sources of each receiver, and the
             queries, keys and values of each layer.
@@ -113,7 +115,7 @@ def acdc(
         raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
     if order is not None and (type(order) is not int or order < 0):
         raise CircuitDiscoveryError(f"order must be a whole number of at least 0, or None, not {order!r}")
-    graph = Graph.from_model(model, split_qkv=split_qkv)
+    graph = Graph.given(model, graph, split_qkv)
     setup = Setup.of(model, task, graph, metric=metric or KL, ablation=ablation, batch_size=batch_size)
     options = setup.options(threshold=threshold, absolute=absolute)
     options |= ({} if order is None else {"order": order}) | (

@@ -40,7 +40,7 @@ def cases(setup: Setup) -> tuple[list[Case], Tensor]:
     found: list[Case] = []
     run_of = "corrupted" if setup.denoising else "clean"
     for batch, patched in setup.patched_runs():
-        run = plain_run(setup.model, patched.start, batch.position, keep_sources=True)
+        run = plain_run(setup.model, patched.start, batch.position, keep_sources=True, parts=patched.parts)
         finite_logits(run.logits, batch.rows, run_of)
         assert run.sources is not None
         clean = patched.clean_state(run.sources)

@@ -29,7 +29,7 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.ablation import Ablation
+from circuitdiscovery.engine.ablation import Ablation, inside
 from circuitdiscovery.engine.fast import Memory
 from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress, Setup
@@ -56,6 +56,7 @@ def eap(
     ablation: str | Ablation = "resample",
     direction: str = "noising",
     split_qkv: bool = True,
+    graph: Graph | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
@@ -71,6 +72,7 @@ def eap(
         direction: `denoising` takes the gradient on the corrupted run,
             and the corrupted run as the replacement.
         split_qkv: query, key and value as separate receivers.
+        graph: whose edges, where nodes are split into parts (`split`); by default the model's.
         batch_size: examples in one forward and backward; scores do not depend on it.
         progress: called with (examples done, examples in all), of this process's share.
 
@@ -88,7 +90,7 @@ def eap(
     at = (0.0,) if denoising else (1.0,)
     carried = "resample" if denoising else ablation
     line = _Line("eap", at, {"direction": direction})
-    return _attribute(model, task, line, metric, carried, split_qkv, batch_size, progress)
+    return _attribute(model, task, line, metric, carried, split_qkv, graph, batch_size, progress)
 
 
 @guarded
@@ -101,6 +103,7 @@ def eap_ig(
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
+    graph: Graph | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
@@ -111,7 +114,8 @@ def eap_ig(
     where these are a mean, zero or drawn, to the corrupted prompt's.
 
     Args:
-        model, task, metric, ablation, split_qkv, batch_size, progress: as in `eap`; kl_divergence works here.
+        model, task, metric, ablation, split_qkv, graph, batch_size, progress: as in `eap`; kl_divergence
+            works here.
         steps: points on the line.
         rule: `midpoint` evaluates at (i + 1/2) / steps (second-order accurate); `left` at i / steps from the
             corrupted end, which never evaluates the clean end (the rule of the EAP-IG code).
@@ -133,7 +137,7 @@ def eap_ig(
         raise CircuitDiscoveryError(f"no rule {rule!r}; valid rules: midpoint, left")
     at = [(i + offsets[rule]) / steps for i in range(steps)]
     line = _Line("eap_ig", at, {"steps": steps, "rule": rule})
-    return _attribute(model, task, line, metric, ablation, split_qkv, batch_size, progress)
+    return _attribute(model, task, line, metric, ablation, split_qkv, graph, batch_size, progress)
 
 
 @guarded
@@ -144,6 +148,7 @@ def clean_corrupted(
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
+    graph: Graph | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
@@ -151,7 +156,7 @@ def clean_corrupted(
     end of the line (arguments as in `eap`).
 
     Args:
-        model, task, metric, ablation, split_qkv, batch_size, progress: as in `eap`.
+        model, task, metric, ablation, split_qkv, graph, batch_size, progress: as in `eap`.
 
     Returns:
         The damage of ablating each edge, by the mean of both gradients, in the metric's units.
@@ -167,6 +172,7 @@ def clean_corrupted(
         metric,
         ablation,
         split_qkv,
+        graph,
         batch_size,
         progress,
     )
@@ -190,12 +196,13 @@ def _attribute(
     metric: str | Metric | Any | None,
     ablation: str | Ablation,
     split_qkv: bool,
+    graph: Graph | None,
     batch_size: int | None,
     progress: Progress | None,
 ) -> Scores:
     """Scores by the mean of the gradients at the points of a line."""
     method, at = line.method, line.points
-    graph = Graph.from_model(model, split_qkv=split_qkv)
+    graph = Graph.given(model, graph, split_qkv)
     how: dict[str, Any] = {"metric": metric, "ablation": ablation, "batch_size": batch_size}
     setup = Setup.of(model, task, graph, **how, plain=True)
     bound = setup.metric
@@ -211,7 +218,9 @@ def _attribute(
     memory = Memory(model.W_E)
     for batch in setup.batches:
         replacement = _own(carried.rows(batch), model, given)
-        total += batch_products(model, graph, batch, replacement, carried.own_run, bound, at, memory)
+        total += batch_products(
+            model, graph, batch, replacement, carried.own_run, bound, at, memory, inside(graph, task, batch)
+        )
         done += len(batch.rows)
         if progress:
             progress(done, share)

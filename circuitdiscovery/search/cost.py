@@ -278,7 +278,7 @@ class _Work:
     def _along_a_line(self, points: int, longest: int) -> float:
         """Of the prompts run at once: what sources write, what autograd keeps, the points' gradients."""
         model, graph, block = self.model, self.model.graph, self.model.blocks[0]
-        examples = min(len(self.task), fitting(model, self.task))
+        examples = min(len(self.task), fitting(model, model.graph, self.task))
         heads = (graph.n_heads + 2 * graph.n_kv_heads) * block.d_head
         layer = 4 * model.d_model + 2 * heads + 3 * block.d_mlp + 2 * model.d_model * points
         each = len(graph.sources) * model.d_model + graph.n_layers * layer

@@ -64,6 +64,7 @@ def edge_pruning(
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
+    graph: Graph | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -83,6 +84,7 @@ def edge_pruning(
             default, is the divergence itself; differentiable.
         ablation: what a closed edge carries; noising.
         split_qkv: query, key and value as separate receivers.
+        graph: whose edges, where nodes are split into parts (`split`); by default the model's.
         batch_size: examples in one forward and backward; another size changes roundings only.
         seed: of the gates' draws.
         progress: called with (steps done, steps).
@@ -100,7 +102,7 @@ def edge_pruning(
     >>> model = cd.load_model("toy")
     >>> scores = edge_pruning(model, cd.load_task("ioi", model, examples=4), edges=40, steps=3)
     """
-    graph = Graph.from_model(model, split_qkv=split_qkv)
+    graph = Graph.given(model, graph, split_qkv)
     check_edges(graph, edges)
     if steps < 1:
         raise CircuitDiscoveryError(f"steps must be at least 1, not {steps}")

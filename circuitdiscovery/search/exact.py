@@ -21,6 +21,7 @@ from circuitdiscovery.engine.metrics import Metric, by_rows
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import KL
 from circuitdiscovery.search.alternatives import cases, mean_metric, rises
@@ -40,6 +41,7 @@ def exact(
     ablation: str | Ablation = "resample",
     direction: str = "noising",
     split_qkv: bool = True,
+    graph: Graph | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
     state: str | Path | None = None,
@@ -48,7 +50,7 @@ def exact(
     restoring it alone improves the corrupted run.
 
     Args:
-        model, task, ablation, split_qkv, batch_size: as in `eap`.
+        model, task, ablation, split_qkv, graph, batch_size: as in `eap`.
         level: `edge` gives `Scores`; `node` ablates all of a node's
             out-edges at once and gives {node: damage}.
         metric: any; by default kl_divergence, which misses no change of the output.
@@ -68,7 +70,7 @@ def exact(
     """
     if level not in ("edge", "node"):
         raise CircuitDiscoveryError(f"no level {level!r}; valid levels: edge, node")
-    graph = Graph.from_model(model, split_qkv=split_qkv)
+    graph = Graph.given(model, graph, split_qkv)
     how: dict[str, Any] = {"ablation": ablation, "direction": direction, "batch_size": batch_size}
     setup = Setup.of(model, task, graph, metric=metric or KL, **how)
     options = setup.options(direction=direction)
@@ -109,7 +111,9 @@ def circuit_of_nodes(
 ) -> Circuit:
     """All edges between the nodes that their damages choose: those of at least the threshold, or, where it is
     None, as many of the most damage as have together no more than so many edges."""
-    ranked = sorted((node for node in damages if node != "input"), key=lambda node: -abs(damages[node]))
+    ranked = sorted(
+        (node for node in damages if parsed(node).kind != "input"), key=lambda node: -abs(damages[node])
+    )
     if threshold is not None:
         return Circuit.from_nodes(graph, [node for node in ranked if abs(damages[node]) >= threshold])
     found = Circuit.from_nodes(graph, ())

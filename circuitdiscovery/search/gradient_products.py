@@ -18,8 +18,10 @@ from circuitdiscovery.engine.fast import Memory
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import LETTERS
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.parts import Parts
 from circuitdiscovery.model.projection import offset
 from circuitdiscovery.model.run import Readers, Reading, embed, plain_run, replaced_logits
 from circuitdiscovery.task.batch import Batch
@@ -34,28 +36,30 @@ def batch_products(
     metric: BoundMetric,
     at: Sequence[float],
     memory: Memory,
+    inside: Mapping[str, Tensor],
 ) -> Tensor:
     """[S, R]: (replacement - clean) . gradient, summed over a batch's examples and the points of the line."""
+    parts = Parts(model, graph, inside)
     # for a mean or a zero there is no such run as starts from the replacement of
     # `input`: its norm may not even have a Jacobian
     clean, start = (
         embed(model, batch.clean),
-        replacement[0].clone() if own_run else embed(model, batch.corrupted),
+        replacement[graph.inputs].sum(0) if own_run else embed(model, batch.corrupted),
     )
     with torch.no_grad():
-        metric(replaced_logits(model, replacement, batch.position), batch)  # finite, or an error
+        metric(replaced_logits(parts, replacement, batch.position), batch)  # finite, or an error
     # the clean end's run serves twice: its sources, taken from the replacements
     # [S, N, T, D] in place, and its gradients
-    line = [_readings(model, clean, batch, metric, less=replacement)] if 1.0 in at else []
+    line = [_readings(parts, clean, batch, metric, less=replacement)] if 1.0 in at else []
     if not line:
         with torch.no_grad():
             # finite, or an error
-            metric(plain_run(model, clean, batch.position, less=replacement).logits, batch)
+            metric(plain_run(model, clean, batch.position, less=replacement, parts=parts).logits, batch)
     total = replacement.new_zeros(graph.allowed.shape, dtype=torch.promote_types(model.dtype, torch.float32))
     places: dict[tuple[int, str, bool], _Place] = {}
     for number, weight in enumerate(at, start=1):
         readings, gradients, together = (
-            line.pop() if weight == 1.0 else _readings(model, start + weight * (clean - start), batch, metric)
+            line.pop() if weight == 1.0 else _readings(parts, start + weight * (clean - start), batch, metric)
         )
         pairs = zip(readings, gradients, strict=True)
         for key, group in groupby(pairs, key=lambda pair: pair[0].readers.place):
@@ -66,33 +70,34 @@ def batch_products(
         if number < len(at) and not together:
             continue  # the points' gradients are added up first
         difference = replacement if number == len(at) else replacement.clone()
-        _push(model, graph, difference, together, batch.position)
+        _push(parts, difference, together, batch.position)
         while places:
             places.popitem()[1].add_products(total, graph, difference, batch.position, memory)
     return total
 
 
 def _push(
-    model: Model, graph: Graph, difference: Tensor, together: Mapping[int, Tensor], position: Tensor
+    parts: Parts, difference: Tensor, together: Mapping[tuple[int, str], Tensor], position: Tensor
 ) -> None:
-    """What heads differ by, [S, N, T, D], becomes what that changes in the stream to first order, in place,
+    """What sources differ by, [S, N, T, D], becomes what that changes in the stream to first order, in place,
     where the sum of what they write goes through a norm in this run."""
     rows = torch.arange(len(position), device=position.device)
-    for layer, x in together.items():
-        block, heads = model.blocks[layer], graph.heads(layer)
-        if layer == graph.n_layers - 1:  # read at the answer's position alone
-            difference[heads, rows, position] = block.out_push(x[:, 0], difference[heads, rows, position])
+    for group in parts.groups:
+        x, own = together[group.key], group.rows
+        if group.layer == parts.graph.n_layers - 1:  # read at the answer's position alone
+            difference[own, rows, position] = group.push(x[:, 0], difference[own, rows, position])
         else:
-            difference[heads] = block.out_push(x, difference[heads])
+            difference[own] = group.push(x, difference[own])
 
 
 def _readings(
-    model: Model, start: Tensor, batch: Batch, metric: BoundMetric, *, less: Tensor | None = None
-) -> tuple[tuple[Reading, ...], tuple[Tensor, ...], Mapping[int, Tensor]]:
+    parts: Parts, start: Tensor, batch: Batch, metric: BoundMetric, *, less: Tensor | None = None
+) -> tuple[tuple[Reading, ...], tuple[Tensor, ...], Mapping[tuple[int, str], Tensor]]:
     """(what every receiver read, the summed metric's gradient at each reading's values, `Run.together`) of a
     plain run."""
     with torch.enable_grad():
-        run = plain_run(model, start.detach().requires_grad_(), batch.position, less=less, keep_readings=True)
+        start = start.detach().requires_grad_()
+        run = plain_run(parts.model, start, batch.position, less=less, keep_readings=True, parts=parts)
         measured = metric(run.logits, batch).sum()
         if not measured.requires_grad or metric.share:
             raise CircuitDiscoveryError(
@@ -186,8 +191,8 @@ class _Place:
         if first.letter == "logits":
             upstream, columns = len(difference), np.array([len(graph.receivers) - 1])
         else:
-            upstream = graph.n_upstream(first.layer, first.letter)
-            columns = np.concatenate([graph.columns(each.layer, each.letter) for each in self.readers])
+            upstream = graph.n_upstream(first.layer, "q" if first.letter in LETTERS else "m")
+            columns = np.concatenate([_columns(graph, each) for each in self.readers])
         difference = difference[:upstream]
         if first.at_answer:
             difference = difference[:, torch.arange(len(position), device=position.device), position]
@@ -202,6 +207,14 @@ def _pull_jointly(block: Block, reading: Reading, gradient: Tensor) -> Tensor:
     with torch.enable_grad():
         made = block.projected(reading.readers.letter, streams)
     return torch.autograd.grad(made, streams, gradient.flatten(1, 2))[0]
+
+
+def _columns(graph: Graph, readers: Readers) -> np.ndarray:
+    """Theirs: of an MLP whose parts read for themselves, the parts' or the rest's."""
+    letter, mlps = readers.letter, graph.columns(readers.layer, "m")
+    return {"n": mlps[:-1], "m": mlps[-1:]}.get(
+        letter, graph.columns(readers.layer, letter if letter in LETTERS else "m")
+    )
 
 
 def _offset(readers: Readers) -> Tensor | float:

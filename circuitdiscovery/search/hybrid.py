@@ -68,6 +68,7 @@ def hybrid(
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
+    graph: Graph | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
     state: str | Path | None = None,
@@ -83,6 +84,7 @@ def hybrid(
             own. With kl_divergence KL alone counts.
         ablation: what a removed edge carries; noising.
         split_qkv: query, key and value as separate receivers.
+        graph: whose edges, where nodes are split into parts (`split`); by default the model's.
         batch_size: examples in one forward; another size changes roundings only.
         progress: called with (forwards of all examples done, in all): the
             second is an estimate, and better as it goes.
@@ -101,14 +103,14 @@ def hybrid(
     >>> model = cd.load_model("toy")
     >>> scores = hybrid(model, cd.load_task("ioi", model, examples=4), edges=20, rounds=1)
     """
-    graph = Graph.from_model(model, split_qkv=split_qkv)
+    graph = Graph.given(model, graph, split_qkv)
     check_edges(graph, edges)
     if rounds < 0:
         raise CircuitDiscoveryError(f"rounds must be at least 0, not {rounds}")
     setup = Setup.of(model, task, graph, metric=metric, ablation=ablation, batch_size=batch_size)
     options = setup.options(edges=edges, rounds=rounds)
     info = provenance(model, task, "hybrid", options)
-    shared: dict[str, Any] = {"ablation": ablation, "split_qkv": split_qkv, "batch_size": batch_size}
+    shared: dict[str, Any] = {"ablation": ablation, "graph": graph, "batch_size": batch_size}
     with saved_in(state, task, info) as saved:
         walk = _Walk(graph, edges, rounds, _Cost.of(model, task, graph), saved, progress)
         walk.show()

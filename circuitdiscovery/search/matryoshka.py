@@ -38,7 +38,7 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.ablation import Ablation, replacements
+from circuitdiscovery.engine.ablation import Ablation, inside, replacements
 from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows, clean_logits, kl_from
@@ -85,6 +85,7 @@ def matryoshka(
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
+    graph: Graph | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     state: str | Path | None = None,
@@ -104,6 +105,7 @@ def matryoshka(
             default the task's own; for kl_divergence the second part is left out.
         ablation: what a closed edge carries; noising.
         split_qkv: query, key and value as separate receivers.
+        graph: whose edges, where nodes are split into parts (`split`); by default the model's.
         seed: of the sizes and the order of the examples.
         progress: called with (steps done, steps), the start by EAP-IG counted as some steps.
         state: a file that the search is saved to as it goes and resumed from where it exists.
@@ -119,7 +121,7 @@ def matryoshka(
     >>> model = cd.load_model("toy")
     >>> scores = cd.matryoshka(model, cd.load_task("ioi", model, examples=8), edges=40, steps=4)
     """
-    graph = Graph.from_model(model, split_qkv=split_qkv)
+    graph = Graph.given(model, graph, split_qkv)
     if edges is not None:
         check_edges(graph, edges)
     if type(steps) is not int or steps < 2:
@@ -160,7 +162,7 @@ def _start(
     """[E]: normal quantiles in the order of EAP-IG's |scores|, on some of the examples."""
     every = max(1, len(task) // _START_PROMPTS)
     some = task.select(range(0, len(task), every)[:_START_PROMPTS])
-    options = {"metric": metric, "ablation": ablation, "split_qkv": graph.split_qkv}
+    options: dict[str, Any] = {"metric": metric, "ablation": ablation, "graph": graph}
     scores = eap_ig(model, some, progress=lambda done, total: progress(_START * done // total), **options)
     rank = np.argsort(np.argsort(np.abs(scores.values[graph.allowed]), kind="stable"), kind="stable")
     return norm.ppf((rank + 0.5) / len(rank)) * _SPREAD
@@ -289,14 +291,20 @@ class _Search:
         """Ready for the first step; the first `own` of the task's examples are what the search was given."""
         model, task = setup.model, setup.task
         task.check(model.vocab_size, model.n_positions)
-        size = replacement_bytes(model, len(task) * max(len(example.clean) for example in task.examples))
+        size = replacement_bytes(
+            model, setup.graph, len(task) * max(len(example.clean) for example in task.examples)
+        )
         if isinstance(setup.ablation, str) and size <= KEPT_BYTES:
-            setup = replace(setup, ablation=replacements(model, task, ablation=setup.ablation))
+            setup = replace(
+                setup, ablation=replacements(model, task, ablation=setup.ablation, graph=setup.graph)
+            )
         tried = range(0, len(task), _APART)[:_MOST_APART] if len(task) >= _APART else ()
         apart = tuple(tried) if len(task) == own else ()
         learning = tuple(row for row in range(len(task)) if row not in apart)
         for batch, patched in _patched_runs(setup, range(own)):
-            finite_logits(replaced_logits(model, patched.replacement, batch.position), batch.rows, "replaced")
+            finite_logits(
+                replaced_logits(patched.parts, patched.replacement, batch.position), batch.rows, "replaced"
+            )
         full = clean_logits(model, task)  # what a half precision rounds apart is a constant of the loss
         metric = setup.metric.against(by_rows(full))
         found = [float(metric(full[batch.rows], batch.to(model.device)).sum()) for batch in task.batches()]
@@ -382,5 +390,13 @@ def _patched_runs(setup: Setup, rows: Sequence[int]) -> Iterator[tuple[Batch, Pa
         values, start = setup.carried.rows(batch).to(model.W_E), embed(model, batch.clean)
         yield (
             batch,
-            PatchedRun(model, setup.graph, start, values, batch.position, setup.own_run),
+            PatchedRun(
+                model,
+                setup.graph,
+                start,
+                values,
+                batch.position,
+                setup.own_run,
+                inside(setup.graph, setup.task, batch),
+            ),
         )

@@ -155,6 +155,7 @@ def path_patching(
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
+    graph: Graph | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> PathEffects:
@@ -172,6 +173,7 @@ def path_patching(
         metric: by default the task's own.
         ablation: what the sender writes instead.
         split_qkv: query, key and value as separate receivers.
+        graph: whose edges, where nodes are split into parts (`split`); by default the model's.
         batch_size: examples in one forward; another size changes roundings only.
         progress: called with (senders done, in all), over every batch.
 
@@ -190,7 +192,7 @@ def path_patching(
     ['a2.h0', 'a2.h2']
     >>> step = path_patching(model, task, receivers=step.back("q", 2))  # and who to their queries
     """
-    graph = Graph.from_model(model, split_qkv=split_qkv)
+    graph = Graph.given(model, graph, split_qkv)
     columns = _columns(graph, [receivers] if isinstance(receivers, str) else receivers)
     rows = _rows(graph, senders, columns)
     setup = Setup.of(model, task, graph, metric=metric, ablation=ablation, batch_size=batch_size)
@@ -233,7 +235,9 @@ class _Paths:
 
     @classmethod
     def of(cls, patched: PatchedRun, columns: np.ndarray, through_mlps: bool) -> _Paths:
-        clean = plain_run(patched.model, patched.start, patched.position, keep_sources=True).sources
+        clean = plain_run(
+            patched.model, patched.start, patched.position, keep_sources=True, parts=patched.parts
+        ).sources
         assert clean is not None
         if not through_mlps or patched.graph.receivers[columns[0]] != "logits":
             return cls(patched, clean, columns, through_mlps)
@@ -274,7 +278,7 @@ class _Paths:
         change = self._added(row, written[row] - self.clean[row])  # [N, T, D], in the stream so far
         for layer, block in enumerate(model.blocks):
             if graph.allowed[row, graph.columns(layer, "m")].any():
-                own = graph.mlp(layer)
+                (own,) = range(*graph.mlps(layer).indices(len(graph.sources)))
                 written[own] = block.mlp_writes(self._streams[2 * layer + 1] + change)
                 change = change + written[own] - self.clean[own]
         return written
@@ -313,7 +317,7 @@ def _no_receiver(graph: Graph, name: str) -> CircuitDiscoveryError:
             return CircuitDiscoveryError(
                 f"no receiver {name!r}; {', '.join(graph.reader_nodes(group))} share {group}"
             )
-    return no_node(name, [*graph.receivers, *graph.sources[1:]], "receiver")
+    return no_node(name, [*graph.receivers, *graph.inner], "receiver")
 
 
 def _rows(graph: Graph, senders: Iterable[str] | None, columns: np.ndarray) -> list[int]:

@@ -38,6 +38,7 @@ def trace_back(
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
+    graph: Graph | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Circuit:
@@ -55,6 +56,7 @@ def trace_back(
         metric: any; by default kl_divergence, as for `acdc` and `exact`.
         ablation: what a removed edge carries; noising.
         split_qkv: query, key and value as separate receivers.
+        graph: whose edges, where nodes are split into parts (`split`); by default the model's.
         batch_size: examples in one forward; another size changes roundings only.
         progress: called with (receivers done or passed over, in all).
 
@@ -70,7 +72,7 @@ def trace_back(
     >>> circuit = trace_back(model, cd.load_task("ioi", model, examples=4), threshold=0.1)
     """
     finite_threshold(threshold)
-    graph = Graph.from_model(model, split_qkv=split_qkv)
+    graph = Graph.given(model, graph, split_qkv)
     setup = Setup.of(model, task, graph, metric=metric or KL, ablation=ablation, batch_size=batch_size)
     if progress:
         progress(0, len(graph.receivers))

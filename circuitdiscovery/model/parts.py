@@ -1,0 +1,307 @@
+"""What the sources of a split graph write, from what its nodes write and read.
+
+The rule: what a node writes is a sum of named parts, and `rest` is the node's output less the others, so that
+all parts together are the node, exactly. Parts with receivers of their own (neurons, features of transcoders)
+are each computed from their own stream, and `rest` is the node's output on its stream less what all named
+parts would write on that stream.
+
+Shapes: N examples, T positions or 1 (the answer's), D d_model, H heads, p named parts, K values of a unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import INPUT
+from circuitdiscovery.graph.splits import Split
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.norm import Norm
+from circuitdiscovery.model.rows import project, take
+
+
+@dataclass(frozen=True)
+class Units:
+    """The named parts of an MLP that read for themselves: each a number times a vector.
+
+    Args:
+        norm: what their streams go through.
+        weight: [p, K, D], what they make of a normalised stream.
+        bias: [p, K].
+        vectors: [p, D], what one of each writes.
+        activation: [p, ..., K] -> [p, ...].
+    """
+
+    norm: Norm
+    weight: Tensor
+    bias: Tensor | None
+    vectors: Tensor
+    activation: Callable[[Tensor], Tensor]
+
+    def values(self, streams: Tensor) -> Tensor:
+        """[p, ..., K], from each one's own stream, [p, ..., D]."""
+        out = torch.bmm(self.norm(streams).flatten(1, -2), self.weight.mT).unflatten(1, streams.shape[1:-1])
+        return out if self.bias is None else out + self.bias.view(len(out), *(1,) * (out.dim() - 2), -1)
+
+    def read(self, stream: Tensor) -> Tensor:
+        """[p, ..., K], from one stream for all, [..., D]."""
+        return project(self.norm(stream), self.weight, self.bias)
+
+    def some(self, which: np.ndarray) -> Units:
+        """Some of them."""
+        bias = None if self.bias is None else take(self.bias, which)
+        return replace(self, weight=take(self.weight, which), bias=bias, vectors=take(self.vectors, which))
+
+    def written(self, values: Tensor) -> Tensor:
+        """[p, ..., K] -> [p, ..., D]."""
+        numbers = self.activation(values)
+        return numbers[..., None] * self.vectors.view(len(numbers), *(1,) * (numbers.dim() - 1), -1)
+
+    def together(self, stream: Tensor) -> Tensor:
+        """[..., D]: what all write together on one stream, [..., D]."""
+        numbers = self.activation(self.read(stream))  # [p, ...]
+        return numbers.movedim(0, -1) @ self.vectors
+
+
+def units_of(block: Block, split: Split) -> Units:
+    """The named parts of an MLP, where each has a receiver of its own."""
+    some = torch.tensor(split.numbers, dtype=torch.long, device=block.W_Q.device)
+    if split.kind == "neurons":
+        assert block.W_in is not None and block.W_out is not None
+        gated = (block.W_in,) if block.W_gate is None else (block.W_in, block.W_gate)
+        biases = (block.b_in,) if block.W_gate is None else (block.b_in, block.b_gate)
+        bias = None
+        if any(each is not None for each in biases):
+            zero = block.W_in.new_zeros(len(some))
+            bias = torch.stack([zero if each is None else each[some] for each in biases], 1)
+
+        def activation(values: Tensor) -> Tensor:
+            if len(gated) == 1:
+                return block.activation(values[..., 0])
+            return block.activation(values[..., 1]) * values[..., 0]
+
+        weight = torch.stack([each[some] for each in gated], 1)
+        return Units(block.norm2, weight, bias, block.W_out.T[some], activation)
+    raise CircuitDiscoveryError(f"{split.node}: {split.kind} have no receivers of their own")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sources that go through one function together before they are added to the stream.
+
+    Args:
+        rows: of the sources.
+        layer, letter: whose: "a" for its heads, "m" for its MLP.
+        out: [..., D] that they write together -> what that adds to the stream.
+        push: (that, a change of it) -> what the stream changes by, to first order.
+    """
+
+    rows: slice
+    layer: int
+    letter: str
+    out: Callable[[Tensor], Tensor]
+    push: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """What a run keeps of it by."""
+        return self.layer, self.letter
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How the sources of a graph follow from its nodes, on one batch.
+
+    Args:
+        model, graph: whose.
+        inside: node -> [p, N, T], 1 where each of its spans of positions is, else 0.
+    """
+
+    model: Model
+    graph: Graph
+    inside: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups whose function is not linear, in topological order; all others are added up."""
+        found = []
+        for layer, block in enumerate(self.model.blocks):
+            if not block.linear:
+                heads = self.graph.heads(layer)
+                found.append(Group(heads, layer, "a", block.out_attention, block.out_push))
+            if (norm := self.mlp_norm(layer)) is not None:
+                found.append(Group(self.graph.mlps(layer), layer, "m", norm, norm.push))
+        return tuple(found)
+
+    def mlp_norm(self, layer: int) -> Norm | None:
+        """The norm that follows an MLP's sources: parts of the MLP stand before it."""
+        split = self._mlp(layer)
+        return self.model.blocks[layer].mlp_norm if split is not None and split.kind in _BEFORE_NORM else None
+
+    def _mlp(self, layer: int) -> Split | None:
+        nodes = self.graph.mlp_nodes(layer)
+        return self.graph.split_of(nodes[0]) if nodes else None
+
+    # ------------------------------------------------------------------ what all sources of a node write
+
+    def input(self, start: Tensor, position: Tensor | None = None) -> Tensor:
+        """[s, N, T, D], from [N, T, D]."""
+        return self.of_node(INPUT, start, position)
+
+    def heads(self, layer: int, written: Tensor, position: Tensor | None = None) -> Tensor:
+        """[s, N, T, D], from what each head of a layer writes, [H, N, T, D]."""
+        nodes = self.graph.head_nodes(layer)
+        if all(self.graph.split_of(node) is None for node in nodes):
+            return written
+        each = zip(nodes, written, strict=True)
+        return torch.cat([self.of_node(node, out, position) for node, out in each])
+
+    def mlp(self, layer: int, streams: Tensor, position: Tensor | None = None) -> Tensor:
+        """[s, N, T, D], from what each receiver of an MLP reads, [r, N, T, D]."""
+        block, split = self.model.blocks[layer], self._mlp(layer)
+        if split is None or not split.own:
+            return self.shared(layer, block.norm2(streams[0]), position)
+        units = self.units(layer)
+        named = units.written(units.values(streams[:-1]))
+        return torch.cat([named, self.rest(layer, streams[-1])[None]])
+
+    def shared(self, layer: int, normalised: Tensor, position: Tensor | None = None) -> Tensor:
+        """[s, N, T, D], from what an MLP reads that has one receiver, [N, T, D], normalised."""
+        block, split = self.model.blocks[layer], self._mlp(layer)
+        if split is not None and split.kind == "experts":
+            assert block.experts is not None
+            named, whole = block.experts.apart(normalised, split.numbers)
+            return torch.cat([named, (whole - named.sum(0))[None]])
+        return self.of_node(self.graph.mlp_nodes(layer)[0], block.mlp(normalised), position)
+
+    def rest(self, layer: int, stream: Tensor) -> Tensor:
+        """[..., D]: what the rest of an MLP writes whose parts read for themselves, from its own stream."""
+        return self._whole(layer, stream) - self.units(layer).together(stream)
+
+    def _whole(self, layer: int, stream: Tensor) -> Tensor:
+        block = self.model.blocks[layer]
+        normalised = block.norm2(stream)
+        return block.mlp(normalised) if self.mlp_norm(layer) is None else block.mlp_before_norm(normalised)
+
+    def units(self, layer: int) -> Units:
+        """The named parts of a layer's MLP that have receivers of their own."""
+        if layer not in self._units:
+            split = self._mlp(layer)
+            assert split is not None and split.own
+            self._units[layer] = units_of(self.model.blocks[layer], split)
+        return self._units[layer]
+
+    @cached_property
+    def _units(self) -> dict[int, Units]:
+        return {}
+
+    def owns(self, layer: int) -> bool:
+        """Whether the parts of a layer's MLP have receivers of their own."""
+        split = self._mlp(layer)
+        return split is not None and split.own
+
+    def of_node(self, node: str, out: Tensor, position: Tensor | None) -> Tensor:
+        """[s, ..., N, T, D]: a node's sources, from what it writes, [..., N, T, D]; T is 1 at [N] positions.
+
+        An MLP's parts that need to know what it reads are in `mlp`.
+        """
+        split = self.graph.split_of(node)
+        if split is None:
+            return out[None]
+        if split.kind == "positions":
+            spans = self._spans(node, position).to(out.dtype)  # [s, N, T]
+            return spans.view(len(spans), *(1,) * (out.dim() - 3), *spans.shape[1:], 1) * out
+        named = split.dictionary.named(out, split.numbers)
+        return torch.cat([named, (out - named.sum(0))[None]])
+
+    def _spans(self, node: str, position: Tensor | None) -> Tensor:
+        """[s, N, T], or [s, N, 1] at [N] positions: where each span of a node is, last what they leave."""
+        inside = self.inside[node]
+        spans = torch.cat([inside, 1 - inside.sum(0, keepdim=True)])
+        if position is None:
+            return spans
+        rows = torch.arange(len(position), device=position.device)
+        return spans[:, rows, position][..., None]
+
+
+_BEFORE_NORM = ("neurons", "experts")
+
+
+def lifted(graph: Graph, sources: Tensor, rows_of: Graph, inside: Mapping[str, Tensor]) -> Tensor:
+    """[S, N, T, D] of a split graph, from [S', N, T, D] of one in which fewer nodes are split.
+
+    What a node writes at some positions stands in that span's part. Nothing is known of other parts: they are
+    0, and the rest is the node.
+    """
+    if graph.splits == rows_of.splits:
+        return sources
+    out = sources.new_zeros(len(graph.sources), *sources.shape[1:])
+    for node in graph.nodes:
+        into, of = graph.rows(node), rows_of.rows(node)
+        split = graph.split_of(node)
+        if into.stop - into.start == of.stop - of.start:
+            out[into] = sources[of]
+            continue
+        assert split is not None
+        if split.kind == "positions":
+            out[into.start : into.stop - 1] = inside[node].to(out.dtype)[..., None] * sources[of]
+        out[into.stop - 1] = sources[of.start] - out[into.start : into.stop - 1].sum(0)
+    return out
+
+
+def spans_of(
+    graph: Graph, positions: Sequence[Mapping[str, int]], lengths: Sequence[int], width: int
+) -> Mapping[str, Tensor]:
+    """node -> [p, N, T]: where the spans of each node that is split by positions are.
+
+    Args:
+        graph: the splits.
+        positions: of each example, its named positions.
+        lengths: of each example, how many tokens it has.
+        width: T, the batch's.
+
+    Raises:
+        CircuitDiscoveryError: an example that has no such position.
+    """
+    found = {}
+    for split in graph.splits:
+        if split.kind != "positions":
+            continue
+        inside = torch.zeros(len(split.parts), len(positions), width)
+        for i, (names, length) in enumerate(zip(positions, lengths, strict=True)):
+            for number, part in enumerate(split.parts):
+                for at in _places(split, number, part, names, length):
+                    inside[number, i, at] = 1
+        if (inside.sum(0) > 1).any():
+            _, i, at = (inside * (inside.sum(0) > 1)).nonzero()[0].tolist()
+            shared = [split.parts[j] for j in range(len(split.parts)) if inside[j, i, at]]
+            raise CircuitDiscoveryError(
+                f"{split.node}: the spans {' and '.join(shared)} share a token in some prompt: "
+                "each token belongs to one span"
+            )
+        found[split.node] = inside
+    return found
+
+
+def _places(split: Split, number: int, part: str, names: Mapping[str, int], length: int) -> Sequence[int]:
+    """The positions of one span in one prompt, from 0."""
+    if split.spans and split.spans[number]:
+        found = [at + length if at < 0 else at for at in split.spans[number]]
+        if min(found) < 0 or max(found) >= length:
+            raise CircuitDiscoveryError(
+                f"{split.node}/{part}: a prompt of {length} tokens has no position "
+                f"{max(split.spans[number], key=abs)}"
+            )
+        return found
+    if part[1:] not in names:
+        known = ", ".join(f"@{name}" for name in names)
+        raise CircuitDiscoveryError(f"{split.node}/{part}: the task names no such position; it names {known}")
+    return [names[part[1:]]]

@@ -1,0 +1,332 @@
+"""The neurons of all MLPs as nodes: how much each one matters to a task, and what it writes.
+
+Attribution patching of nodes (Syed et al. 2023, arXiv 2310.10348, equation 2, for a neuron instead of an
+edge): the damage of a neuron is, to first order, -(replacement - activation) . gradient. The gradient at a
+neuron's activation is that at what its MLP writes times its column of W_out, so that all neurons of a layer
+take one product. With integrated gradients (Hanna et al. 2024, arXiv 2403.17806, equation 3) the gradient is
+the mean over the line between the two prompts' embeddings.
+
+Shapes: N examples, T positions or 1 (the answer's), D d_model, U neurons (or features) of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.arguments import guarded
+from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.metrics import Metric
+from circuitdiscovery.engine.setup import Progress, Setup
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.files.disk import data_frame
+from circuitdiscovery.graph.nodes import mlp_name, part_name
+from circuitdiscovery.graph.splits import Split
+from circuitdiscovery.measure import intervals
+from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.evaluator import Evaluator
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import Run, embed, plain_run
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.task import Task
+from circuitdiscovery.values import Value
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METHODS = ("eap", "eap_ig", "exact")
+ABLATIONS = ("resample", "zero")
+TOKENS = 6  # of a neuron, that are named at each end
+_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Numbers times vectors that an MLP's output is made of: its neurons, or features of a dictionary.
+
+    Args:
+        values: (block, what the MLP reads, normalised, what it writes), [N, T, D] both -> [N, T, U].
+        back: (block, the gradient at what the MLP writes, [N, T, D]) -> that at the numbers, [N, T, U].
+        before_norm: whether they stand before a norm of what the MLP writes.
+    """
+
+    values: Callable[[Block, Tensor, Tensor], Tensor]
+    back: Callable[[Block, Tensor], Tensor]
+    before_norm: bool
+
+
+def _back(block: Block, gradient: Tensor) -> Tensor:
+    assert block.W_out is not None
+    return gradient @ block.W_out
+
+
+NEURONS = Kind(lambda block, read, _: block.hidden(read), _back, True)
+
+
+def unit_damages(
+    setup: Setup, kinds: Mapping[int, Kind], points: Sequence[float], progress: Progress | None = None
+) -> dict[int, np.ndarray]:
+    """layer -> [examples, U]: the damage of ablating each unit of some layers' MLPs, to first order.
+
+    Args:
+        setup: the examples, the metric, and the ablation: `resample` or `zero`.
+        kinds: layer -> its units.
+        points: where on the line the gradient is taken: 0 is the corrupted prompt's embedding, 1 the clean
+            one's.
+        progress: called with (examples done, examples in all).
+    """
+    task, done = setup.task, 0
+    if setup.ablation not in ABLATIONS:
+        raise CircuitDiscoveryError(
+            f"units are ablated by {' or '.join(ABLATIONS)}, not by {setup.ablation_name!r}"
+        )
+    found: dict[int, np.ndarray] = {}
+    sign = -1.0 if setup.metric.higher_is_better else 1.0
+    for batch in setup.batches:
+        for layer, each in _of_batch(setup, batch, kinds, points).items():
+            rows = found.setdefault(layer, np.zeros((len(task), each.shape[1])))
+            rows[batch.rows.cpu().numpy()] = each.double().cpu().numpy() * (sign / len(points))
+        done += len(batch)
+        if progress:
+            progress(done, len(task))
+    for layer in kinds:
+        if distributed.world_size() > 1:
+            found[layer] = distributed.total(torch.from_numpy(found[layer])).numpy()
+        if not np.isfinite(found[layer]).all():
+            raise CircuitDiscoveryError(
+                f"the gradients of task {task.name} at {mlp_name(layer)} are not finite numbers"
+            )
+    return found
+
+
+def _of_batch(
+    setup: Setup, batch: Batch, kinds: Mapping[int, Kind], points: Sequence[float]
+) -> dict[int, Tensor]:
+    """layer -> [B, U], summed over the points."""
+    model = setup.model
+    clean, other = embed(model, batch.clean), embed(model, batch.corrupted)
+
+    def values(run: Run) -> dict[int, Tensor]:
+        read = {each.readers.layer: each.values for each in run.readings if each.readers.letter == "m"}
+        return {
+            layer: kind.values(model.blocks[layer], read[layer], run.mlps[layer])
+            for layer, kind in kinds.items()
+        }
+
+    with torch.no_grad():
+        ends = [clean] if setup.ablation == "zero" else [clean, other]
+        own, *replaced = (values(plain_run(model, x, batch.position, keep_readings=True)) for x in ends)
+        change = {layer: (replaced[0][layer] if replaced else 0) - own[layer] for layer in kinds}
+    found: dict[int, Tensor] = {}
+    for weight in points:
+        with torch.enable_grad():
+            start = (other + weight * (clean - other)).detach().requires_grad_()
+            run = plain_run(model, start, batch.position, keep_readings=True)
+            measured = setup.metric(run.logits, batch).sum()
+            if not measured.requires_grad or setup.metric.share:
+                raise CircuitDiscoveryError(
+                    f"metric {setup.metric.name!r} has no gradient: use method='exact', or another metric"
+                )
+            at = [run.mlps[layer] for layer in kinds]
+            gradients = torch.autograd.grad(measured, at)
+        for (layer, kind), gradient in zip(kinds.items(), gradients, strict=True):
+            product = (kind.back(model.blocks[layer], gradient) * change[layer]).sum(1)
+            found[layer] = found[layer] + product if layer in found else product
+    return found
+
+
+def line(method: str, steps: int = _STEPS) -> tuple[float, ...]:
+    """The points of the line at which a method takes gradients."""
+    return (1.0,) if method == "eap" else tuple((i + 0.5) / steps for i in range(steps))
+
+
+# ------------------------------------------------------------------ the neurons that matter most
+
+
+@dataclass(frozen=True, repr=False)
+class Neurons(Value):
+    """The neurons that matter most (see `neurons`).
+
+    Args:
+        model, task, metric, ablation, method: on what, and how.
+        examples: that the neurons were chosen on.
+        measured: that their damage was measured on: as many held-out ones, else the same.
+        damages: neuron -> its damage in the metric's units, the largest |damage| of the choice first; with a
+            95% interval where other examples than those of the choice were measured.
+        promoted, suppressed: neuron -> the tokens whose logits one unit of its activation raises the most,
+            and those that it lowers the most, each with how much.
+    """
+
+    model: str
+    task: str
+    examples: int
+    measured: int
+    metric: str
+    ablation: str
+    method: str
+    damages: Mapping[str, Estimate]
+    promoted: Mapping[str, tuple[tuple[str, float], ...]]
+    suppressed: Mapping[str, tuple[tuple[str, float], ...]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The neurons, the most important first."""
+        return tuple(self.damages)
+
+    def of(self, node: str) -> tuple[int, ...]:
+        """The numbers of those in one MLP, as `split` takes them."""
+        split = (name.partition("/") for name in self.names)
+        return tuple(int(part[1:]) for own, _, part in split if own == node)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per neuron: node, neuron, damage, low, high, promoted, suppressed. Needs pandas."""
+        rows = []
+        for name, damage in self.damages.items():
+            node, _, part = name.partition("/")
+            tokens = (
+                ", ".join(token for token, _ in each[name]) for each in (self.promoted, self.suppressed)
+            )
+            rows.append((node, int(part[1:]), float(damage), damage.low, damage.high, *tokens))
+        columns = ["node", "neuron", "damage", "low", "high", "promoted", "suppressed"]
+        return data_frame(rows, columns=columns)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield (
+            f"{len(self.damages)} neurons of {self.model} on {self.task}: damage to {self.metric} by "
+            f"{self.method}, {self.ablation}, chosen on {self.examples} examples, measured on {self.measured}"
+        )
+        for name, damage in self.damages.items():
+            tokens = " ".join(token for token, _ in self.promoted[name])
+            yield f"{name:<12} {damage!s:<24} writes {tokens}"
+
+
+@guarded
+def neurons(
+    model: Model,
+    task: Task,
+    *,
+    top: int = 50,
+    method: str = "eap",
+    metric: str | Metric | Any | None = None,
+    ablation: str = "resample",
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Neurons:
+    """The neurons whose ablation does the most damage, of all MLPs.
+
+    All are scored by attribution on the task's examples; of the best ones the damage is then measured on the
+    held-out examples, where there are some, because that of the examples they were chosen on is too large.
+
+    Args:
+        model: a loaded model.
+        task: its examples choose, its held-out examples measure.
+        top: how many.
+        method: `eap` takes the gradient on the clean prompt, `eap_ig` at five points of the line from the
+            corrupted one; `exact` chooses by `eap_ig` and measures the damage of ablating each chosen neuron.
+        metric: differentiable (but for `exact`); by default the task's own.
+        ablation: `resample` or `zero`.
+        batch_size: examples in one forward.
+        progress: called with (examples done, in all).
+
+    Returns:
+        The neurons with their damages and the tokens that they write.
+
+    Raises:
+        CircuitDiscoveryError: a model without neurons (attention alone, or experts); an unknown method or
+            ablation; fewer neurons than `top`.
+
+    >>> import circuitdiscovery as cd
+    >>> model = cd.load_model("toy")
+    >>> table = cd.neurons(model, cd.load_task("subject_verb_agreement", model, examples=16), top=5)
+    >>> len(table.names)
+    5
+    """
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    kinds = {layer: NEURONS for layer, block in enumerate(model.blocks) if block.W_in is not None}
+    count = sum(block.d_mlp for block in model.blocks if block.W_in is not None)
+    if not kinds:
+        raise CircuitDiscoveryError(f"{model.name} has no MLPs with neurons")
+    if type(top) is not int or not 1 <= top <= count:
+        raise CircuitDiscoveryError(f"top must be a whole number from 1 to {count:,}, not {top!r}")
+    how: dict[str, Any] = {"metric": metric, "ablation": ablation, "batch_size": batch_size}
+    setup, points = Setup.of(model, task, **how), line("eap_ig" if method == "exact" else method)
+    damages = unit_damages(setup, kinds, points, progress)
+    ranked = sorted(
+        ((layer, unit) for layer, each in damages.items() for unit in range(each.shape[1])),
+        key=lambda at: -abs(damages[at[0]][:, at[1]].mean()),
+    )[:top]
+    other = setup if task.held_out is None else Setup.of(model, task.held_out, **how)
+    if method == "exact":
+        values = _measured(other, ranked)
+    else:
+        chosen = {layer: NEURONS for layer, _ in ranked}
+        of = damages if other is setup else unit_damages(other, chosen, points)
+        values = np.stack([of[layer][:, unit] for layer, unit in ranked])
+    if other is setup:
+        estimates = [Estimate(float(each.mean())) for each in values]
+    else:
+        estimates = intervals.means(values, weights(values.shape[1], 0))
+    names = [part_name(mlp_name(layer), f"n{unit}") for layer, unit in ranked]
+    written = {name: _tokens(model, layer, unit) for name, (layer, unit) in zip(names, ranked, strict=True)}
+    return Neurons(
+        model=model.name,
+        task=task.name,
+        examples=len(task),
+        measured=len(other.task),
+        metric=setup.metric.name,
+        ablation=setup.ablation_name,
+        method=method,
+        damages=dict(zip(names, estimates, strict=True)),
+        promoted={name: each[0] for name, each in written.items()},
+        suppressed={name: each[1] for name, each in written.items()},
+    )
+
+
+def _measured(setup: Setup, ranked: Sequence[tuple[int, int]]) -> np.ndarray:
+    """[neurons, examples]: the damage of removing all edges out of each one, several at a time."""
+    by_layer: dict[int, list[int]] = {}
+    for layer, unit in ranked:
+        by_layer.setdefault(layer, []).append(unit)
+    splits = (
+        Split(mlp_name(layer), "neurons", tuple(f"n{unit}" for unit in units), own=True)
+        for layer, units in sorted(by_layer.items())
+    )
+    graph = replace(setup.model.graph, splits=tuple(splits))
+    evaluator, masks = Evaluator.build(replace(setup, graph=graph)), list[np.ndarray]()
+    for layer, unit in ranked:
+        masks.append(graph.allowed.copy())
+        masks[-1][graph.source_index[part_name(mlp_name(layer), f"n{unit}")]] = False
+    evaluator.measure([graph.allowed, *masks])
+    full = evaluator.values(graph.allowed)
+    return np.stack([evaluator.metric.damage(full, evaluator.values(mask)) for mask in masks])
+
+
+def _tokens(
+    model: Model, layer: int, unit: int
+) -> tuple[tuple[tuple[str, float], ...], tuple[tuple[str, float], ...]]:
+    """The tokens that a neuron promotes and suppresses, by what it writes directly to the logits."""
+    block, norm = model.blocks[layer], model.final_norm
+    assert block.W_out is not None
+    vector = block.W_out[:, unit].to(torch.promote_types(model.dtype, torch.float32))
+    vector = (vector - vector.mean() if norm.centred else vector) * norm.scale.to(vector)
+    logits = model.W_U.to(vector) @ vector * model.logit_scale
+    ends = []
+    for sign in (1, -1):
+        best = (sign * logits).topk(min(TOKENS, len(logits)))
+        ends.append(
+            tuple(
+                (model.tokenizer.decode([token]) if model.tokenizer is not None else str(token), sign * value)
+                for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            )
+        )
+    return ends[0], ends[1]

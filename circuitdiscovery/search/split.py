@@ -1,0 +1,185 @@
+"""Nodes as sums of parts: neurons, features of a dictionary, experts, spans of positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from circuitdiscovery.arguments import guarded
+from circuitdiscovery.engine.setup import Setup
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import no_node, parsed
+from circuitdiscovery.graph.splits import LETTER, Split
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.search.neurons import NEURONS, line, unit_damages
+from circuitdiscovery.task.task import Task
+
+_KEPT_BY = "eap_ig"
+
+
+@guarded
+def split(
+    model: Model,
+    nodes: Mapping[str, Any],
+    *,
+    task: Task | None = None,
+    keep: int | None = None,
+) -> Graph:
+    """The model's graph with some nodes as sums of parts, each of which is a node with edges of its own.
+
+    Args:
+        model: a loaded model.
+        nodes: node -> what its parts are. An MLP: `"neurons"`, or the numbers of some neurons; `"experts"`.
+            `input`, a head or an MLP: `"positions"`, the positions that the task names; `"all"`, every
+            position, for prompts of one length; or named spans, such as `{"first": [0, 1], "last": [-1]}`.
+            What no part holds is in the part `rest`, so that all parts together are the node.
+        task: whose positions are meant, or whose examples decide which neurons are kept.
+        keep: how many neurons of each MLP become parts: those of the largest |damage| by integrated
+            gradients on the task's examples. By default all.
+
+    Returns:
+        The graph, as searches and `Circuit` take it. Its parts are named `m2/n301` (a neuron), `m2/e3` (an
+        expert), `a1.h0/@S2` and `a1.h0/@5` (positions), and `m2/rest`.
+
+    Raises:
+        CircuitDiscoveryError: no such node, neuron, expert or position; a kind that the node cannot be
+            split into; `keep` or positions without a task.
+
+    >>> import circuitdiscovery as cd
+    >>> model = cd.load_model("toy")
+    >>> cd.split(model, {"m1": [3, 17]}).parts("m1")
+    ('m1/n3', 'm1/n17', 'm1/rest')
+    """
+    if keep is not None and (type(keep) is not int or keep < 1):
+        raise CircuitDiscoveryError(f"keep must be a whole number of at least 1, not {keep!r}")
+    if keep is not None and task is None:
+        raise CircuitDiscoveryError("keep needs a task, whose examples decide which parts are kept")
+    for node in nodes:
+        if "/" in str(node):
+            raise CircuitDiscoveryError(f"{node} is a part already: name the node itself, with all its parts")
+        if node not in model.graph.nodes:
+            raise no_node(node, model.graph.nodes)
+    splits = [_split(model, node, parts, task) for node, parts in nodes.items()]
+    if keep is not None and task is not None:
+        splits = _kept(model, task, splits, keep)
+    return replace(model.graph, splits=tuple(splits))
+
+
+def _split(model: Model, node: str, parts: Any, task: Task | None) -> Split:
+    kind = parsed(node).kind
+    if parts in ("positions", "all") or isinstance(parts, Mapping):
+        return _positions(node, parts, task)
+    if kind != "mlp":
+        raise CircuitDiscoveryError(
+            f"{node} can be split by positions only ('positions', 'all', or named spans), "
+            f"not into {shown(parts)}"
+        )
+    block = model.blocks[parsed(node).layer]
+    if parts == "experts":
+        if block.experts is None:
+            raise CircuitDiscoveryError(f"{node} of {model.name} is no mixture of experts")
+        return Split(node, "experts", tuple(f"e{number}" for number in range(block.experts.count)))
+    if block.W_in is None:
+        raise CircuitDiscoveryError(f"{node} of {model.name} is a mixture of experts: it has no neurons")
+    if parts == "neurons":
+        parts = range(block.d_mlp)
+    return _neurons(node, parts, block.d_mlp)
+
+
+def _neurons(node: str, numbers: Any, width: int) -> Split:
+    if isinstance(numbers, str) or not isinstance(numbers, Sequence | np.ndarray | range):
+        raise CircuitDiscoveryError(
+            f"{node} is split into 'neurons', 'experts', 'positions', 'all', a list of neurons or named "
+            f"spans, not {shown(numbers)}"
+        )
+    for number in numbers:
+        if not isinstance(number, Integral) or isinstance(number, bool):
+            raise CircuitDiscoveryError(f"{node}: a neuron is a whole number, not {shown(number)}")
+        if not 0 <= number < width:
+            raise CircuitDiscoveryError(f"{node} has no neuron {number}: it has {width:,}, counted from 0")
+    return Split(node, "neurons", tuple(f"n{int(number)}" for number in sorted(numbers)), own=True)
+
+
+def _kept(model: Model, task: Task, splits: Sequence[Split], keep: int) -> list[Split]:
+    """The splits with the parts of the largest |damage| alone."""
+    layers = {parsed(split.node).layer: NEURONS for split in splits if split.kind == "neurons"}
+    if not layers:
+        raise CircuitDiscoveryError("keep is for neurons: spans and experts are all kept")
+    damages = unit_damages(Setup.of(model, task), layers, line(_KEPT_BY))
+    found = []
+    for split in splits:
+        if split.kind == "neurons":
+            each = np.abs(damages[parsed(split.node).layer].mean(0))[list(split.numbers)]
+            best = np.argsort(-each, kind="stable")[:keep]
+            best = np.sort(best[each[best] > 0])  # the others are active on no prompt
+            split = replace(split, parts=tuple(split.parts[i] for i in best))
+        found.append(split)
+    return found
+
+
+# ------------------------------------------------------------------ positions
+
+
+def _positions(node: str, parts: Any, task: Task | None) -> Split:
+    at = LETTER["positions"]
+    if isinstance(parts, Mapping):
+        spans = {f"{at}{name}": _span(node, name, places) for name, places in parts.items()}
+        return Split(node, "positions", tuple(spans), spans=tuple(spans.values()))
+    if task is None:
+        raise CircuitDiscoveryError(f"{node}: positions are a task's: give task=")
+    if parts == "all":
+        lengths = {len(example.clean) for part in (task, task.held_out) if part for example in part.examples}
+        if len(lengths) > 1:
+            raise CircuitDiscoveryError(
+                f"{node}: 'all' positions are for prompts of one length; those of {task.name} have "
+                f"{min(lengths)} to {max(lengths)} tokens"
+            )
+        (length,) = lengths
+        return Split(
+            node,
+            "positions",
+            tuple(f"{at}{i}" for i in range(length)),
+            spans=tuple((i,) for i in range(length)),
+        )
+    return Split(node, "positions", tuple(at + name for name in _named(node, task)))
+
+
+def _span(node: str, name: Any, places: Any) -> tuple[int, ...]:
+    places = [places] if isinstance(places, Integral) else places
+    if not isinstance(name, str) or not name or set(name) & set("/<>@"):
+        raise CircuitDiscoveryError(
+            f"{node}: a span has a name without '/', '<', '>' and '@', not {shown(name)}"
+        )
+    if not isinstance(places, Sequence | range) or isinstance(places, str) or not len(places):
+        raise CircuitDiscoveryError(f"{node}: span {name} is a list of positions, not {shown(places)}")
+    for place in places:
+        if not isinstance(place, Integral) or isinstance(place, bool):
+            raise CircuitDiscoveryError(f"{node}: span {name} holds {shown(place)}, which is not a position")
+    return tuple(int(place) for place in places)
+
+
+def _named(node: str, task: Task) -> list[str]:
+    """The named positions of a task that all its examples have; of those that are everywhere the same token,
+    the first."""
+    examples = [example.positions for part in (task, task.held_out) if part for example in part.examples]
+    common = [name for name in examples[0] if all(name in each for each in examples)]
+    if not common:
+        raise CircuitDiscoveryError(f"{node}: the examples of {task.name} have no named position in common")
+    found = list[str]()
+    for name in common:
+        same = [other for other in found if all(each[name] == each[other] for each in examples)]
+        if same:
+            continue
+        for other in found:
+            if any(each[name] == each[other] for each in examples):
+                raise CircuitDiscoveryError(
+                    f"{node}: {name} and {other} are the same token in some prompts of {task.name} and not "
+                    "in others: name the spans yourself"
+                )
+        found.append(name)
+    return found
