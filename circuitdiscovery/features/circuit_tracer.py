@@ -12,7 +12,7 @@ from typing import Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Dictionary
-from circuitdiscovery.features.files import field, read_tensors, read_yaml, taken
+from circuitdiscovery.features.files import field, made, read_tensors, read_yaml, taken
 from circuitdiscovery.features.sites import place_of, transcoded
 
 CONFIG = "config.yaml"
@@ -46,7 +46,8 @@ def read(folder: Path, layer: int | None) -> Dictionary:
         raise CircuitDiscoveryError(f"{weights}: {_THRESHOLD} has no use where the activation is topk")
     if threshold is not None and threshold.dim() == 0:
         threshold = threshold.expand_as(tensors["b_enc"]).contiguous()
-    return Dictionary(
+    return made(
+        weights,
         kind="topk" if k is not None else "relu" if threshold is None else "jumprelu",
         site=place.site,
         reads=place.reads,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
+from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.files.disk import read_json, read_text
 from circuitdiscovery.files.fields import shown_value, typed
 
@@ -53,6 +54,14 @@ def _float(tensor: Tensor, name: str, path: Path) -> Tensor:
     if tensor.dtype not in _FLOATS:
         raise CircuitDiscoveryError(f"{path}: {name} is {str(tensor.dtype)[6:]}, not floating point")
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def made(path: Path, **parts: Any) -> Dictionary:
+    """The dictionary of a file; what is wrong with it is told with the file."""
+    try:
+        return Dictionary(**parts)
+    except CircuitDiscoveryError as error:
+        raise CircuitDiscoveryError(f"{path}: {error}") from None
 
 
 def taken(

@@ -12,7 +12,16 @@ from typing import Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Dictionary
-from circuitdiscovery.features.files import field, matrix, read_config, read_npz, read_tensors, sized, taken
+from circuitdiscovery.features.files import (
+    field,
+    made,
+    matrix,
+    read_config,
+    read_npz,
+    read_tensors,
+    sized,
+    taken,
+)
 from circuitdiscovery.features.sites import place_of, transcoded
 
 ARRAYS, WEIGHTS, CONFIG = "params.npz", "params.safetensors", "config.json"
@@ -35,7 +44,7 @@ def read_first(folder: Path, reads: str | None) -> Dictionary:
     arrays = read_npz(path)
     taken(arrays, path, ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"))
     rest: dict[str, Any] = {**arrays, "W_enc": matrix(arrays, "W_enc", path)}
-    return Dictionary(kind="jumprelu", site=None, reads=reads or "output", **rest)
+    return made(path, kind="jumprelu", site=None, reads=reads or "output", **rest)
 
 
 def read_second(folder: Path) -> Dictionary:
@@ -65,7 +74,8 @@ def read_second(folder: Path) -> Dictionary:
     taken(tensors, path, ("w_enc", "w_dec", "b_enc", "b_dec", "threshold", *skip))
     encoder = matrix(tensors, "w_enc", path)
     sized(config, where, {"width": len(encoder)})
-    return Dictionary(
+    return made(
+        path,
         kind="jumprelu",
         site=place.site,
         reads=place.reads,

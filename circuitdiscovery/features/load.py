@@ -31,9 +31,9 @@ def load_sae(
 
     Formats, told apart by the files that are there: SAE Lens (`cfg.json`, `sae_weights.safetensors`:
     standard, topk, jumprelu, gated, and transcoders), EleutherAI's sparsify (`cfg.json`, `sae.safetensors`,
-    or folders of them, one for each place), circuit-tracer's transcoders (`config.yaml`, `layer_N.safetensors`),
-    Gemma Scope (`params.npz`; Lieberum et al. 2024, arXiv 2408.05147) and Gemma Scope 2 (`config.json`,
-    `params.safetensors`).
+    or folders of them, one for each place), circuit-tracer's transcoders (`config.yaml`,
+    `layer_N.safetensors`), Gemma Scope (`params.npz`; Lieberum et al. 2024, arXiv 2408.05147) and Gemma Scope
+    2 (`config.json`, `params.safetensors`).
     Nothing in a file can run: a pickle is not read.
 
     Args:

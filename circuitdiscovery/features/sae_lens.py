@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import TENSORS, Dictionary
-from circuitdiscovery.features.files import field, matrix, read_config, read_tensors, sized, taken
+from circuitdiscovery.features.files import field, made, matrix, read_config, read_tensors, sized, taken
 from circuitdiscovery.features.sites import Place, hook_of, place_of, transcoded
 from circuitdiscovery.files.disk import to_json, write_atomically
 
@@ -86,6 +86,7 @@ def read(folder: Path, reads: str | None = None) -> Dictionary:
     config = _flat(read_config(where), where)
     built = _architecture(config, where)
     place = _place(config, built, where)
+    reads = field(config, "reads", str, where, reads)
     if built.transcoder and place is None and reads is None:
         raise CircuitDiscoveryError(
             f"{where}: hook_name is missing, so it is not known what the transcoder reads; give reads="
@@ -104,7 +105,8 @@ def read(folder: Path, reads: str | None = None) -> Dictionary:
         normalizes = "none"
     if built.kind == "topk" and field(config, "rescale_acts_by_decoder_norm", bool, where, False):
         _rescale(tensors)
-    return Dictionary(
+    return made(
+        weights,
         kind=built.kind,
         site=place.site if place else None,
         reads=place.reads if place else (reads or "output"),
@@ -113,7 +115,7 @@ def read(folder: Path, reads: str | None = None) -> Dictionary:
         subtracts_b_dec=field(config, "apply_b_dec_to_input", bool, where, not built.transcoder),
         normalizes=normalizes,
         signed=built.signed,
-        inner=place.inner if place else False,
+        inner=place.inner if place else field(config, "inner", bool, where, False),
     )
 
 
@@ -134,7 +136,9 @@ def _architecture(config: Mapping[str, Any], where: Path) -> _Architecture:
     name = field(config, "architecture", str, where, "standard")
     activation = field(config, "activation_fn", str, where, "relu")
     if name not in _BY_NAME:
-        raise CircuitDiscoveryError(f"{where}: {unknown('architecture', name, _VALID)}")
+        raise CircuitDiscoveryError(
+            f"{where}: architecture {shown(name)} is not computed; computed are {', '.join(_VALID)}"
+        )
     if activation == "topk" and name in ("standard", "topk"):
         return _Architecture("topk")
     if activation != "relu":
@@ -284,6 +288,8 @@ def _config(dictionary: Dictionary) -> dict[str, Any]:
     skip = dictionary.W_skip is not None
     built = _Architecture(dictionary.kind, dictionary.transcoder, skip, dictionary.signed)
     metadata: dict[str, Any] = {"sae_lens_version": _LAYOUT}
+    if site is None and dictionary.transcoder:
+        metadata |= {"reads": reads, "inner": dictionary.inner}  # of our own, for what no hook says
     if site is not None:
         metadata["hook_name"] = hook_of(site, reads, dictionary.inner)
     if site is not None and dictionary.transcoder:

@@ -13,7 +13,7 @@ from typing import Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Dictionary
-from circuitdiscovery.features.files import field, read_config, read_tensors, sized, taken
+from circuitdiscovery.features.files import field, made, read_config, read_tensors, sized, taken
 from circuitdiscovery.features.sites import Place, is_module, place_of, transcoded
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -70,7 +70,8 @@ def read(folder: Path, module: str, reads: str | None) -> Dictionary:
     k = field(config, "k", int, where, None)
     if k is None:
         raise CircuitDiscoveryError(f"{where}: k is missing")
-    return Dictionary(
+    return made(
+        weights,
         kind="topk",
         site=place.site if place else None,
         reads=place.reads if place else (reads or ("normed" if transcode else "output")),
@@ -81,7 +82,7 @@ def read(folder: Path, module: str, reads: str | None) -> Dictionary:
         k=k,
         W_skip=tensors.get("W_skip"),
         subtracts_b_dec=not transcode,
-        inner=place.inner if place else False,
+        inner=place.inner if place else transcode,
     )
 
 
