@@ -18,7 +18,7 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.features.dictionary import KINDS, TENSORS, Dictionary
-from circuitdiscovery.features.sites import hook_of, place_of
+from circuitdiscovery.features.sites import hook_of, location_of
 
 load = cd.features.load_sae
 X = activations()
@@ -85,6 +85,17 @@ def test_autoencoders_of_sae_lens(tmp_path: Path, kind: str, how: str, subtract:
     assert (dictionary.kind, dictionary.site, dictionary.reads) == (kind, "m2", "output")
     assert not dictionary.transcoder
     check(dictionary, f * scale, (f @ found["W_dec"] + found["b_dec"]) * scale + mean, tmp_path)
+
+
+def test_of_the_k_largest_the_negative_are_zero(tmp_path: Path) -> None:
+    found = arrays("topk")
+    f = active("topk", X - found["b_dec"], found, k=30)
+    assert ((f > 0).sum(-1) < 30).any()
+    for folder in (
+        made.sae_lens(tmp_path / "a", "topk", found, k=30),
+        made.sparsify(tmp_path / "layers.2.mlp", found, k=30),
+    ):
+        check(load(folder), f, f @ found["W_dec"] + found["b_dec"], tmp_path)
 
 
 def test_the_k_largest_are_taken_by_what_they_write(tmp_path: Path) -> None:
@@ -223,7 +234,7 @@ def test_gemma_scope(tmp_path: Path) -> None:
     check(load(folder, site="m5"), f, output, tmp_path)
     folder = made.write(tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_5", {"params.npz": found})
     with pytest.raises(
-        cd.CircuitDiscoveryError, match=r"by its path a transcoder.*reads='normed without gain'"
+        cd.CircuitDiscoveryError, match="the path names a transcoder, but the file does not say what it reads"
     ):
         load(folder)
     check(load(folder, site="m5", reads="normed without gain"), f, output, tmp_path)
@@ -271,7 +282,8 @@ def _dictionary(arrays_of: str, **options: Any) -> Dictionary:
     found["W_enc"] = found["W_enc"].T.contiguous()
     if arrays_of == "gated":
         found["b_enc"] = found.pop("b_gate")
-    return Dictionary(**({"kind": arrays_of, "site": "m2", "reads": "output"} | found | options))
+    parts: dict[str, Any] = {"kind": arrays_of, "site": "m2", "reads": "output"} | found | options
+    return Dictionary(**parts)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -367,7 +379,7 @@ def test_places_are_what_transformer_lens_has_there(name: str, tmp_path: Path) -
         "normed": normed, "normed without gain": block.norm2.jacobian(stream)[0], "stream": stream,
     }  # fmt: skip
     for rest, meant in rests.items():
-        place = place_of(f"blocks.1.{rest}", "")
+        place = location_of(f"blocks.1.{rest}", "")
         inner = " inner" if place.inner else ""
         assert (place.site + inner if place.reads == "output" else place.reads) == meant
         if meant in expected:
@@ -393,24 +405,19 @@ HUGGING_FACE = [
 
 @pytest.mark.parametrize(("hook", "site", "reads", "inner"), HUGGING_FACE)
 def test_places_of_hugging_face(hook: str, site: str, reads: str, inner: bool) -> None:
-    place = place_of(hook, "")
-    assert (place.site, place.reads, place.inner, place.layer) == (
-        site,
-        reads,
-        inner,
-        3 if "resid" in site else 2,
-    )
+    place = location_of(hook, "")
+    assert (place.site, place.reads, place.inner) == (site, reads, inner)
 
 
 @pytest.mark.parametrize("site", ["m2", "a2", "a2.z", "m2.neurons", "resid0", "resid12"])
 @pytest.mark.parametrize("inner", [False, True])
 def test_a_place_is_read_as_it_was_written(site: str, inner: bool) -> None:
-    place = place_of(hook_of(site, "output", inner), "")
+    place = location_of(hook_of(site, "output", inner), "")
     assert place.site == site and place.reads == "output"
     assert place.inner == (inner and site in ("m2", "a2"))
     if site == "m2":
         for reads in ("normed", "normed without gain", "stream"):
-            assert place_of(hook_of(site, reads, inner), "").reads == reads
+            assert location_of(hook_of(site, reads, inner), "").reads == reads
 
 
 def test_a_name_of_hugging_face_is_better(tmp_path: Path) -> None:
@@ -439,25 +446,25 @@ WRONG_CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("standard", {"activation_fn": "tanh-relu"}, "activation function 'tanh-relu' of architecture standard is not"),
     ("jumprelu", {"activation_fn": "topk"}, "activation function 'topk' of architecture jumprelu is not computed"),
     ("topk", {}, "k of topk is missing"),
-    ("topk", {"k": 0}, "k of a topk dictionary of 40 features is 0"),
-    ("topk", {"k": 41}, "k of a topk dictionary of 40 features is 41"),
+    ("topk", {"k": 0}, "k is 0; a topk dictionary of 40 features needs a k from 1 to 40"),
+    ("topk", {"k": 41}, "k is 41; a topk dictionary"),
     ("topk", {"activation_fn_kwargs": {"k": 3, "postact_fn": "Identity"}}, "'postact_fn' of topk is not computed"),
     ("standard", {"normalize_activations": "covariance_whitening"}, "'covariance_whitening' is not computed"),
     ("standard", {"normalize_activations": True}, "expected_average_only_in, whose factor is not in the folder"),
     ("standard", {"apply_b_dec_to_input": "yes"}, "'apply_b_dec_to_input' must be true or false, not 'yes'"),
     ("standard", {"d_in": 13}, "d_in is 13, but 12 by the tensors"),
     ("standard", {"d_sae": 41}, "d_sae is 41, but 40 by the tensors"),
-    ("standard", {"metadata": {"hook_name": "blocks.2.hook_resid_mid"}}, "blocks.2.hook_resid_mid is at no node"),
+    ("standard", {"metadata": {"hook_name": "blocks.2.hook_resid_mid"}}, "blocks.2.hook_resid_mid is not supported"),
     ("standard", {"metadata": {"hook_name": "blocks.2.attn.hook_q"}}, "'blocks.2.attn.hook_q' is not known; known"),
     ("standard", {"metadata": {"hook_name": "hook_embed"}}, "the place 'hook_embed' is not known"),
     ("standard", {"metadata": {"hook_name": "blocks.2.attn.hook_z", "hook_head_index": 1}}, "hook_head_index is 1"),
     ("standard", {"metadata": made.HOOKS | {"model_from_pretrained_kwargs": {"center_writing_weights": True}}},
      "trained on a model with center_writing_weights"),
-    ("transcoder", {"metadata": {}, "apply_b_dec_to_input": False}, "not known what the transcoder reads; give rea"),
+    ("transcoder", {"metadata": {}, "apply_b_dec_to_input": False}, "what the transcoder reads is unknown; give reads="),
     ("transcoder", TRANSCODER | {"metadata": {"hook_name": "blocks.2.mlp.hook_in"}}, "hook_name_out is missing"),
     ("transcoder", TRANSCODER | {"metadata": made.THROUGH | {"hook_name": "blocks.1.mlp.hook_in"}},
      "this one reads the input of m1 and writes m2"),
-    ("transcoder", {"metadata": made.THROUGH}, "a transcoder's b_dec is no part of what it reads"),
+    ("transcoder", {"metadata": made.THROUGH}, "b_dec is not part of what it reads"),
     ("transcoder", TRANSCODER | {"metadata": made.THROUGH | {"model_from_pretrained_kwargs": {"fold_ln": True}}},
      "trained on a model with fold_ln"),
 ]  # fmt: skip
@@ -486,7 +493,7 @@ WRONG_TENSORS: list[tuple[str, Callable[[Arrays], Arrays], str]] = [
     ("relu", lambda t: _without(t, "W_dec"), "the tensor W_dec is missing; there are W_enc, b_dec, b_enc"),
     ("jumprelu", lambda t: _without(t, "threshold"), "the tensor threshold is missing"),
     ("gated", lambda t: _without(t, "b_mag"), "the tensor b_mag is missing"),
-    ("relu", lambda t: t | {"W_skip": t["W_dec"]}, "the tensor W_skip has no use here"),
+    ("relu", lambda t: t | {"W_skip": t["W_dec"]}, "the tensor W_skip is not used"),
     ("relu", lambda t: t | {"W_enc": t["W_enc"].T}, "d_in is 12, but 40 by the tensors"),
     ("relu", lambda t: t | {"W_dec": t["W_dec"].T}, "W_enc has shape|W_dec has shape"),
     ("relu", lambda t: t | {"W_dec": t["W_dec"][0]}, "W_dec is a matrix, not of shape"),
@@ -514,6 +521,7 @@ def test_tensors_that_are_wrong(
 
 def test_what_the_others_do_that_is_not_computed(tmp_path: Path) -> None:
     top, jump = arrays("topk"), arrays("jumprelu")
+    options: dict[str, Any]
     for number, (options, match) in enumerate([
         ({"activation": "groupmax"}, "activation 'groupmax' is not computed; topk is"),
         ({"signed": True}, "signed features, the largest by magnitude, are not computed"),
@@ -532,7 +540,7 @@ def test_what_the_others_do_that_is_not_computed(tmp_path: Path) -> None:
         ({"feature_input_hook": "''"}, "field 'feature_input_hook' is missing"),
         ({"activation": "topk"}, "k of topk is missing"),
         ({"activation": "gelu"}, "activation 'gelu' is not computed"),
-        ({"activation": "topk", "k": 3}, "threshold has no use where the activation is topk"),
+        ({"activation": "topk", "k": 3}, "threshold is not used where the activation is topk"),
         ({"scan": "!!python/object/apply:os.system [exit]"}, "config.yaml: not YAML"),
     ]):  # fmt: skip
         refused(match, made.circuit_tracer(tmp_path / f"c{number}", jump, **options), layer=2)
@@ -540,7 +548,7 @@ def test_what_the_others_do_that_is_not_computed(tmp_path: Path) -> None:
         ({"architecture": "topk"}, "architecture 'topk' is not computed; jump_relu is"),
         ({"hf_hook_point_in": None}, "field 'hf_hook_point_in' is missing"),
         ({"hf_hook_point_in": ["a", "b"]}, r"'hf_hook_point_in' must be text, not \['a', 'b'\]"),
-        ({"hf_hook_point_in": "model.layers.5.pre_feedforward_layernorm.output"}, "an autoencoder of .* at no node"),
+        ({"hf_hook_point_in": "model.layers.5.pre_feedforward_layernorm.output"}, "an autoencoder of .* is not supported"),
         ({"affine_connection": True}, "affine_skip_connection is missing"),
         ({"width": 41}, "width is 41, but 40 by the tensors"),
     ]):  # fmt: skip
@@ -564,13 +572,17 @@ def test_layers(tmp_path: Path) -> None:
     alone = made.sae_lens(tmp_path / "alone", "standard", arrays("relu"))
     refused("layer 3 is asked for, but the dictionary is of m2", alone, layer=3)
     assert load(alone, layer=2).site == "m2"
+    stream = made.sparsify(tmp_path / "streams" / "layers.5", found)
+    made.sparsify(tmp_path / "streams" / "layers.4", found)
+    assert load(stream.parent, layer=5).site == "resid6" == load(stream, layer=5).site
+    refused("layer 4 is asked for, but the dictionary is of resid6", stream, layer=4)
     refused("site is 'm2' by the folder, not 'm3'", alone, site="m3")
     refused("reads is 'output' by the folder, not 'stream'", alone, reads="stream")
 
 
 def test_folders_without_a_dictionary(tmp_path: Path) -> None:
     refused(
-        "no dictionary is here; looked for sae_weights.safetensors, sae.safetensors, params.safetensors, params.npz, "
+        "there is no dictionary in this folder; looked for sae_weights.safetensors, sae.safetensors, params.safetensors, params.npz, "
         "config.yaml, and folders such as layers.0.mlp",
         tmp_path,
     )
@@ -610,19 +622,20 @@ def test_a_pickle_in_an_array_is_not_read(tmp_path: Path) -> None:
 
 
 def test_dictionaries_that_cannot_be_made() -> None:
-    for options, match in (
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"kind": "batch_topk"}, "no kind 'batch_topk'; did you mean 'topk'"),
         ({"reads": "input"}, "no reads 'input'"),
         ({"signed": True}, "a feature of a relu dictionary is never negative"),
         ({"reads": "stream", "site": "a1"}, "a transcoder is of an MLP"),
         ({"site": "b1"}, "'b1' is not a site"),
-        ({"threshold": torch.zeros(made.FEATURES)}, "kind relu has no use for threshold"),
-        ({"kind": "jumprelu"}, "kind jumprelu lacks threshold"),
+        ({"threshold": torch.zeros(made.FEATURES)}, "a relu dictionary does not use threshold"),
+        ({"kind": "jumprelu"}, "a jumprelu dictionary lacks threshold"),
         (
             {"W_dec": torch.ones(made.FEATURES, 3), "b_dec": torch.ones(3)},
             "writes what it reads, not 3 numbers of 12",
         ),
-    ):
+    )
+    for options, match in wrong:
         with pytest.raises(cd.CircuitDiscoveryError, match=match):
             _dictionary(**({"arrays_of": "relu"} | options))
     with pytest.raises(cd.CircuitDiscoveryError, match=r"activations of width 12, not of shape \[2, 5\]"):

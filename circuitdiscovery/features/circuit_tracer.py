@@ -13,7 +13,7 @@ from typing import Any
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.files import field, made, read_tensors, read_yaml, taken
-from circuitdiscovery.features.sites import place_of, transcoded
+from circuitdiscovery.features.sites import location_of, transcoded
 
 CONFIG = "config.yaml"
 _KIND = "transcoder_set"
@@ -34,7 +34,7 @@ def read(folder: Path, layer: int | None) -> Dictionary:
         raise CircuitDiscoveryError(f"{where}: model_kind {shown(kind)} is not computed; {_KIND} is")
     weights, layer = _weights(folder, layer, config, where)
     read, written = (
-        place_of(f"blocks.{layer}.{_hook(config, name, where)}", where)
+        location_of(f"blocks.{layer}.{_hook(config, name, where)}", where)
         for name in ("feature_input_hook", "feature_output_hook")
     )
     place = transcoded(read, written, where)
@@ -43,7 +43,7 @@ def read(folder: Path, layer: int | None) -> Dictionary:
     threshold = tensors.get(_THRESHOLD)
     k = _k(config, where)
     if k is not None and threshold is not None:
-        raise CircuitDiscoveryError(f"{weights}: {_THRESHOLD} has no use where the activation is topk")
+        raise CircuitDiscoveryError(f"{weights}: {_THRESHOLD} is not used where the activation is topk")
     if threshold is not None and threshold.dim() == 0:
         threshold = threshold.expand_as(tensors["b_enc"]).contiguous()
     return made(

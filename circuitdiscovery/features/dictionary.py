@@ -294,14 +294,14 @@ def _check(found: Dictionary) -> None:
     needed = _NEEDS.get(found.kind, ())
     for name in ("threshold", "r_mag", "b_mag"):
         if (getattr(found, name) is None) == (name in needed):
-            verb = "lacks" if name in needed else "has no use for"
-            raise CircuitDiscoveryError(f"a dictionary of kind {found.kind} {verb} {name}")
+            verb = "lacks" if name in needed else "does not use"
+            raise CircuitDiscoveryError(f"a {found.kind} dictionary {verb} {name}")
     if (found.kind == "topk") != (found.k is not None) or (
         found.k is not None and not 1 <= found.k <= features
     ):
         raise CircuitDiscoveryError(
-            f"k of a {found.kind} dictionary of {features} features is {found.k}; of a topk dictionary it is "
-            "from 1 to their number, else None"
+            f"k is {found.k}; a topk dictionary of {features} features needs a k from 1 to {features}, "
+            "and other kinds have none"
         )
     if found.signed and found.kind not in ("topk", "jumprelu"):
         raise CircuitDiscoveryError(
@@ -313,7 +313,7 @@ def _check(found: Dictionary) -> None:
             raise CircuitDiscoveryError(f"a transcoder is of an MLP (m2), not of {found.site}")
     if found.transcoder and found.subtracts_b_dec:
         raise CircuitDiscoveryError(
-            "a transcoder's b_dec is no part of what it reads: it cannot be subtracted"
+            "a transcoder's b_dec is not part of what it reads, so it cannot be subtracted"
         )
     if not found.transcoder and d_in != d_out:
         raise CircuitDiscoveryError(f"an autoencoder writes what it reads, not {d_out} numbers of {d_in}")

@@ -74,7 +74,7 @@ def taken(
         )
     if surplus := [name for name in tensors if name not in needed and name not in optional]:
         raise CircuitDiscoveryError(
-            f"{path}: the tensor {surplus[0]} has no use here; used are {', '.join([*needed, *optional])}"
+            f"{path}: the tensor {surplus[0]} is not used; used are {', '.join([*needed, *optional])}"
         )
 
 

@@ -22,24 +22,26 @@ from circuitdiscovery.features.files import (
     sized,
     taken,
 )
-from circuitdiscovery.features.sites import place_of, transcoded
+from circuitdiscovery.features.sites import location_of, transcoded
 
 ARRAYS, WEIGHTS, CONFIG = "params.npz", "params.safetensors", "config.json"
 _SKIP = "affine_skip_connection"
 
 
 def read_first(folder: Path, reads: str | None) -> Dictionary:
-    """A dictionary of Gemma Scope, where the user says it in the place that he gives.
+    """A dictionary of Gemma Scope, whose site the file does not say.
+
+    Args:
+        reads: what it reads; None: what it writes, unless the folder's path says that it is a transcoder.
 
     Raises:
-        CircuitDiscoveryError: whatever is missing or contradictory; a transcoder, by the folder's path, of
-            which it is not said what it reads.
+        CircuitDiscoveryError: whatever is missing or contradictory.
     """
     path = folder / ARRAYS
     if reads is None and any("transcoder" in part for part in folder.absolute().parts):
         raise CircuitDiscoveryError(
-            f"{path}: by its path a transcoder, which the file does not say; give reads= and site=, of "
-            "Gemma Scope's own reads='normed without gain'"
+            f"{path}: the path names a transcoder, but the file does not say what it reads; give site= and "
+            "reads= ('normed without gain' for Gemma Scope's own)"
         )
     arrays = read_npz(path)
     taken(arrays, path, ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"))
@@ -63,14 +65,14 @@ def read_second(folder: Path) -> Dictionary:
     hooks = [field(config, name, str, where, "") for name in ("hf_hook_point_in", "hf_hook_point_out")]
     if not hooks[0]:
         raise CircuitDiscoveryError(f"{where}: field 'hf_hook_point_in' is missing")
-    place = place_of(hooks[0], where)
+    place = location_of(hooks[0], where)
     transcoder = hooks[1] not in ("", hooks[0])
     if transcoder:
-        place = transcoded(place, place_of(hooks[1], where), where)
+        place = transcoded(place, location_of(hooks[1], where), where)
     elif place.reads != "output":
-        raise CircuitDiscoveryError(f"{where}: an autoencoder of {hooks[0]} is at no node and no stream")
-    skip = (_SKIP,) if field(config, "affine_connection", bool, where, False) else ()
+        raise CircuitDiscoveryError(f"{where}: an autoencoder of {hooks[0]} is not supported")
     tensors = read_tensors(path)
+    skip = (_SKIP,) if field(config, "affine_connection", bool, where, _SKIP in tensors) else ()
     taken(tensors, path, ("w_enc", "w_dec", "b_enc", "b_dec", "threshold", *skip))
     encoder = matrix(tensors, "w_enc", path)
     sized(config, where, {"width": len(encoder)})

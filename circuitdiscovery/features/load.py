@@ -10,7 +10,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.features import circuit_tracer, gemma_scope, sae_lens, sparsify
 from circuitdiscovery.features.dictionary import READS, Dictionary
-from circuitdiscovery.features.sites import checked_site, layer_of
+from circuitdiscovery.features.sites import checked_site, layers_of
 from circuitdiscovery.files.disk import is_folder
 
 # whose, and the files that such a folder has: the weights and what describes them
@@ -68,7 +68,7 @@ def load_sae(
         what = "is a file; give the folder that it is in" if path.is_file() else "is not a folder"
         raise CircuitDiscoveryError(f"load_sae: {path} {what}")
     found = _read(path, layer, reads)
-    if layer is not None and found.site is not None and layer_of(found.site) != layer:
+    if layer is not None and found.site is not None and layer not in layers_of(found.site):
         raise CircuitDiscoveryError(
             f"{path}: layer {layer} is asked for, but the dictionary is of {found.site}"
         )
@@ -96,9 +96,9 @@ def _read(path: Path, layer: int | None, reads: str | None) -> Dictionary:
         return readers[whose]()
     if (path / circuit_tracer.CONFIG).is_file():
         return circuit_tracer.read(path, layer)
-    if sparsify.places(path):
+    if sparsify.folders(path):
         return sparsify.read_layer(path, layer, reads)
-    raise CircuitDiscoveryError(f"{path}: no dictionary is here; {_looked_for(path)}")
+    raise CircuitDiscoveryError(f"{path}: there is no dictionary in this folder; {_looked_for(path)}")
 
 
 def _looked_for(path: Path) -> str:

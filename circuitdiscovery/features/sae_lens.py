@@ -18,7 +18,7 @@ from torch import Tensor
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import TENSORS, Dictionary
 from circuitdiscovery.features.files import field, made, matrix, read_config, read_tensors, sized, taken
-from circuitdiscovery.features.sites import Place, hook_of, place_of, transcoded
+from circuitdiscovery.features.sites import Location, hook_of, location_of, transcoded
 from circuitdiscovery.files.disk import to_json, write_atomically
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -89,7 +89,7 @@ def read(folder: Path, reads: str | None = None) -> Dictionary:
     reads = field(config, "reads", str, where, reads)
     if built.transcoder and place is None and reads is None:
         raise CircuitDiscoveryError(
-            f"{where}: hook_name is missing, so it is not known what the transcoder reads; give reads="
+            f"{where}: hook_name is missing, so what the transcoder reads is unknown; give reads="
         )
     normalizes = _normalizes(config, where)
     tensors = read_tensors(weights)
@@ -212,7 +212,7 @@ def _decoder(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: Pa
 # ------------------------------------------------------------------- where it stands
 
 
-def _place(config: Mapping[str, Any], built: _Architecture, where: Path) -> Place | None:
+def _place(config: Mapping[str, Any], built: _Architecture, where: Path) -> Location | None:
     """Where it stands, by the names of the hooks; None where there are none."""
     if config.get("hook_head_index") is not None:
         raise CircuitDiscoveryError(
@@ -225,7 +225,8 @@ def _place(config: Mapping[str, Any], built: _Architecture, where: Path) -> Plac
     if not built.transcoder:
         if read.reads != "output":
             raise CircuitDiscoveryError(
-                f"{where}: an autoencoder of {config['hook_name']} is at no node and no stream between blocks"
+                f"{where}: an autoencoder of {config['hook_name']} is not supported: it is neither a node "
+                "nor the stream between blocks"
             )
         place = read
     else:
@@ -237,27 +238,27 @@ def _place(config: Mapping[str, Any], built: _Architecture, where: Path) -> Plac
     return place
 
 
-def _hook(config: Mapping[str, Any], name: str, better: str, where: Path) -> Place | None:
+def _hook(config: Mapping[str, Any], name: str, better: str, where: Path) -> Location | None:
     """The place of a hook.
 
     Hugging Face's name is better where there is one: SAE Lens calls an MLP's normed input in
     Gemma 3 `hook_mlp_in`, which is TransformerLens' name of the stream before the norm.
     """
     if found := field(config, better, str, where, ""):
-        return place_of(found, where)
+        return location_of(found, where)
     found = field(config, name, str, where, "")
     layer = field(config, "hook_layer", int, where, None)
-    return place_of(found.replace("{layer}", str(layer)), where) if found else None
+    return location_of(found.replace("{layer}", str(layer)), where) if found else None
 
 
-def _check_processing(config: Mapping[str, Any], place: Place, where: Path) -> None:
+def _check_processing(config: Mapping[str, Any], place: Location, where: Path) -> None:
     """Refuse a dictionary of a model whose weights were processed so that what it reads is another thing."""
     options = field(config, "model_from_pretrained_kwargs", dict, where, {})
     for name, matters in _PROCESSING.items():
         if options.get(name) and (place.site.endswith(matters) or place.reads == matters):
             raise CircuitDiscoveryError(
-                f"{where}: it was trained on a model with {name}, whose activations at {place.site} are "
-                "others than those of the model as it is"
+                f"{where}: it was trained on a model with {name}, whose activations at {place.site} differ "
+                "from those of the model as it is"
             )
 
 

@@ -18,7 +18,7 @@ _OUTPUT = "output"
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A place in a model.
 
     Args:
@@ -30,11 +30,6 @@ class Place:
     site: str
     reads: str = _OUTPUT
     inner: bool = False
-
-    @property
-    def layer(self) -> int:
-        """The layer's number; of the stream before a block, the block's."""
-        return layer_of(self.site)
 
 
 # what follows `blocks.2.` -> the site ({0} is the layer, {1} the next), which input of it, whether inner;
@@ -77,17 +72,22 @@ _MODULE = re.compile(
 _SITE = re.compile(r"resid\d{1,5}|m\d{1,5}(\.neurons)?|a\d{1,5}(\.z)?")
 
 
-def layer_of(site: str) -> int:
-    """The number in a site's name: `a1.z` -> 1."""
+def layers_of(site: str) -> tuple[int, ...]:
+    """The layers that a site is of: `a1.z` -> (1,); the stream is after one and before the next."""
+    layer = _number(site)
+    return (layer - 1, layer) if site.startswith("resid") else (layer,)
+
+
+def _number(site: str) -> int:
     return int(re.findall(r"\d+", site)[0])
 
 
-def place_of(hook: str, where: str | Path) -> Place:
+def location_of(hook: str, where: str | Path) -> Location:
     """The place that another library calls so.
 
-    >>> place_of("blocks.2.hook_mlp_out", ""), place_of("model.layers.3.output", "").site
-    (Place(site='m2', reads='output', inner=False), 'resid4')
-    >>> place_of("blocks.2.ln2.hook_normalized", "").reads
+    >>> location_of("blocks.2.hook_mlp_out", ""), location_of("model.layers.3.output", "").site
+    (Location(site='m2', reads='output', inner=False), 'resid4')
+    >>> location_of("blocks.2.ln2.hook_normalized", "").reads
     'normed without gain'
 
     Args:
@@ -103,7 +103,7 @@ def place_of(hook: str, where: str | Path) -> Place:
             layer, rest = int(match[1]), match[2] or _OUTPUT
             if known := table.get(rest) or table.get(f"{rest}.{_OUTPUT}"):
                 site, reads, inner = known
-                return Place(site.format(layer, layer + 1), reads, inner)
+                return Location(site.format(layer, layer + 1), reads, inner)
             raise CircuitDiscoveryError(
                 f"{where}: the place {shown(hook)} is not known; known ones are {_listed(pattern is _BLOCK)}"
             )
@@ -129,12 +129,12 @@ def _listed(transformer_lens: bool) -> str:
 
 
 def hook_of(site: str, reads: str = _OUTPUT, inner: bool = False) -> str:
-    """TransformerLens' name of a place; the reverse of `place_of`.
+    """TransformerLens' name of a place; the reverse of `location_of`.
 
     >>> hook_of("m2"), hook_of("m2", "normed"), hook_of("resid0")
     ('blocks.2.hook_mlp_out', 'blocks.2.mlp.hook_in', 'blocks.0.hook_resid_pre')
     """
-    layer = layer_of(site)
+    layer = _number(site)
     for rest, known in _TRANSFORMER_LENS.items():
         if known[0].format(layer, "-") == site and known[1:] == (reads, inner and reads == _OUTPUT):
             return f"blocks.{layer}.{rest}"
@@ -143,7 +143,7 @@ def hook_of(site: str, reads: str = _OUTPUT, inner: bool = False) -> str:
     )  # before no norm that is known: of a stream, of heads before their output matrix
 
 
-def transcoded(read: Place, written: Place, where: str | Path) -> Place:
+def transcoded(read: Location, written: Location, where: str | Path) -> Location:
     """The MLP between two places, and which of its inputs is read; an error if there is none."""
     node, goal = read.site, written.site
     if read.reads == _OUTPUT or written.reads != _OUTPUT or node != goal:
@@ -151,10 +151,10 @@ def transcoded(read: Place, written: Place, where: str | Path) -> Place:
             f"{where}: a transcoder reads an MLP's input and writes its output; this one reads {_told(read)} "
             f"and writes {_told(written)}"
         )
-    return Place(node, read.reads, written.inner)
+    return Location(node, read.reads, written.inner)
 
 
-def _told(place: Place) -> str:
+def _told(place: Location) -> str:
     return place.site if place.reads == _OUTPUT else f"the input of {place.site}"
 
 

@@ -14,19 +14,19 @@ from typing import Any
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.files import field, made, read_config, read_tensors, sized, taken
-from circuitdiscovery.features.sites import Place, is_module, place_of, transcoded
+from circuitdiscovery.features.sites import Location, is_module, location_of, transcoded
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
 
-def places(folder: Path) -> list[Path]:
+def folders(folder: Path) -> list[Path]:
     """The folders in a folder that have a dictionary each."""
     return sorted(each.parent for each in folder.glob(f"*/{WEIGHTS}"))
 
 
 def read_layer(folder: Path, layer: int | None, reads: str | None) -> Dictionary:
     """The dictionary of a layer, of a folder with one folder for each place."""
-    found = places(folder)
+    found = folders(folder)
     names = ", ".join(each.name for each in found)
     if layer is None and len(found) > 1:
         raise CircuitDiscoveryError(
@@ -94,9 +94,9 @@ def _check_activation(config: dict[str, Any], where: Path) -> None:
         raise CircuitDiscoveryError(f"{where}: signed features, the largest by magnitude, are not computed")
 
 
-def _place(module: str, transcode: bool, where: Path) -> Place | None:
+def _place(module: str, transcode: bool, where: Path) -> Location | None:
     """Where it stands, by the folder's name; None where that is not the name of a module."""
     if not is_module(module):
         return None
-    written = place_of(f"{module}.output", where)
-    return transcoded(place_of(f"{module}.input", where), written, where) if transcode else written
+    written = location_of(f"{module}.output", where)
+    return transcoded(location_of(f"{module}.input", where), written, where) if transcode else written
