@@ -118,7 +118,7 @@ def test_transcoders_of_sae_lens(tmp_path: Path, kind: str, how: str, skip: bool
     name = "_".join([*([kind] if kind != "relu" else []), *(["skip"] if skip else []), "transcoder"])
     options = {"k": 6} if kind == "topk" else {}
     folder = made.sae_lens(
-        tmp_path / "a", name, found, d_out=made.D_OUT, apply_b_dec_to_input=False,
+        tmp_path / "a", name, found, d_out=made.D_OUT, apply_b_dec_to_input=None if skip else False,
         normalize_activations=how, metadata=made.THROUGH, **options,
     )  # fmt: skip
     dictionary = load(folder)
@@ -190,6 +190,10 @@ def test_a_folder_of_sparsify_by_another_name(tmp_path: Path) -> None:
     f = active("topk", X, found)
     check(dictionary, f, f @ found["W_dec"] + found["b_dec"], tmp_path)
     assert load(tmp_path / "mine", site="m4").site == "m4"
+    refused("reads is 'output', but this is a transcoder", tmp_path / "mine", reads="output")
+    folder = made.sae_lens(tmp_path / "b", "standard", found, metadata={})
+    refused("reads is 'stream', but this is an autoencoder", folder, reads="stream")
+    assert load(folder, site="a1.z").site == "a1.z"
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -460,7 +464,7 @@ WRONG_CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("standard", {"metadata": {"hook_name": "blocks.2.attn.hook_z", "hook_head_index": 1}}, "hook_head_index is 1"),
     ("standard", {"metadata": made.HOOKS | {"model_from_pretrained_kwargs": {"center_writing_weights": True}}},
      "trained on a model with center_writing_weights"),
-    ("transcoder", {"metadata": {}, "apply_b_dec_to_input": False}, "what the transcoder reads is unknown; give reads="),
+    ("transcoder", {"metadata": {}, "apply_b_dec_to_input": False}, "what the transcoder reads is not in the file; give reads="),
     ("transcoder", TRANSCODER | {"metadata": {"hook_name": "blocks.2.mlp.hook_in"}}, "hook_name_out is missing"),
     ("transcoder", TRANSCODER | {"metadata": made.THROUGH | {"hook_name": "blocks.1.mlp.hook_in"}},
      "this one reads the input of m1 and writes m2"),
@@ -508,6 +512,7 @@ WRONG_TENSORS: list[tuple[str, Callable[[Arrays], Arrays], str]] = [
     ("relu", lambda t: t | {"b_dec": np.full(12, np.inf)}, "b_dec has numbers that are not finite"),
     ("relu", lambda t: t | {"b_enc": np.zeros(40, np.int64)}, "b_enc is int64, not floating point"),
     ("relu", lambda t: t | {"scaling_factor": np.full(40, 2.0)}, "finetuning_scaling_factor is off"),
+    ("relu", lambda t: t | {"scaling_factor": np.full(4, 2.0)}, r"scaling_factor has shape \[4\]"),
 ]
 
 
@@ -591,6 +596,7 @@ def test_folders_without_a_dictionary(tmp_path: Path) -> None:
     refused("nowhere is not a folder", tmp_path / "nowhere")
     refused("is a file; give the folder that it is in", tmp_path / "ae.pt")
     refused("load_sae: folder must be a path, not 5", 5)
+    refused("load_sae: folder", "a" * 5000)
     refused("'m1.h2' is not a site", tmp_path, site="m1.h2")
     refused("no input 'norm'", tmp_path, reads="norm")
     half = made.sae_lens(tmp_path / "half", "standard", arrays("relu"))
@@ -628,6 +634,7 @@ def test_dictionaries_that_cannot_be_made() -> None:
         ({"signed": True}, "a feature of a relu dictionary is never negative"),
         ({"reads": "stream", "site": "a1"}, "a transcoder is of an MLP"),
         ({"site": "b1"}, "'b1' is not a site"),
+        ({"W_enc": torch.ones(())}, r"W_enc is a matrix, not of shape \[\]"),
         ({"threshold": torch.zeros(made.FEATURES)}, "a relu dictionary does not use threshold"),
         ({"kind": "jumprelu"}, "a jumprelu dictionary lacks threshold"),
         (

@@ -278,7 +278,8 @@ def _check(found: Dictionary) -> None:
         if value not in valid:
             raise unknown(name, value, valid, plural=f"values of {name}")
     for name in ("W_enc", "W_dec"):
-        if (shape := list(getattr(found, name).shape)) and len(shape) != 2:
+        if getattr(found, name).dim() != 2:
+            shape = list(getattr(found, name).shape)
             raise CircuitDiscoveryError(f"a dictionary's {name} is a matrix, not of shape {shape}")
     features, d_in = found.W_enc.shape
     d_out = found.W_dec.shape[1]

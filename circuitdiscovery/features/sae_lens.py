@@ -18,7 +18,7 @@ from torch import Tensor
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import TENSORS, Dictionary
 from circuitdiscovery.features.files import field, made, matrix, read_config, read_tensors, sized, taken
-from circuitdiscovery.features.sites import Location, hook_of, location_of, transcoded
+from circuitdiscovery.features.sites import Location, hook_of, location_of, transcoded, what_is_read
 from circuitdiscovery.files.disk import to_json, write_atomically
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -86,11 +86,7 @@ def read(folder: Path, reads: str | None = None) -> Dictionary:
     config = _flat(read_config(where), where)
     built = _architecture(config, where)
     place = _place(config, built, where)
-    reads = field(config, "reads", str, where, reads)
-    if built.transcoder and place is None and reads is None:
-        raise CircuitDiscoveryError(
-            f"{where}: hook_name is missing, so what the transcoder reads is unknown; give reads="
-        )
+    reads = what_is_read(place, built.transcoder, field(config, "reads", str, where, reads), where)
     normalizes = _normalizes(config, where)
     tensors = read_tensors(weights)
     names = ("W_enc", "W_dec", "b_dec", *_TENSORS[built.kind], *(("W_skip",) if built.skip else ()))
@@ -109,7 +105,7 @@ def read(folder: Path, reads: str | None = None) -> Dictionary:
         weights,
         kind=built.kind,
         site=place.site if place else None,
-        reads=place.reads if place else (reads or "output"),
+        reads=reads,
         **_own(tensors),
         k=_k(config, where) if built.kind == "topk" else None,
         subtracts_b_dec=field(config, "apply_b_dec_to_input", bool, where, not built.transcoder),
@@ -197,12 +193,11 @@ def _decoder(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: Pa
     decoder, factors = tensors["W_dec"], tensors.get("scaling_factor")
     if decoder.dim() != 2:
         raise CircuitDiscoveryError(f"{weights}: W_dec is a matrix, not of shape {list(decoder.shape)}")
-    if factors is None or bool((factors == 1).all()):
+    if factors is None or torch.allclose(factors, torch.ones_like(factors)):
         return decoder
-    if (
-        not field(config, "finetuning_scaling_factor", bool, where, False)
-        or factors.shape != decoder.shape[:1]
-    ):
+    if factors.shape != decoder.shape[:1]:
+        raise CircuitDiscoveryError(f"{weights}: scaling_factor has shape {list(factors.shape)}")
+    if not field(config, "finetuning_scaling_factor", bool, where, False):
         raise CircuitDiscoveryError(
             f"{weights}: scaling_factor is there, but by {CONFIG} finetuning_scaling_factor is off"
         )
@@ -225,8 +220,8 @@ def _place(config: Mapping[str, Any], built: _Architecture, where: Path) -> Loca
     if not built.transcoder:
         if read.reads != "output":
             raise CircuitDiscoveryError(
-                f"{where}: an autoencoder of {config['hook_name']} is not supported: it is neither a node "
-                "nor the stream between blocks"
+                f"{where}: an autoencoder of {config.get('hook_name')} is not supported: it is neither a "
+                "node nor the stream between blocks"
             )
         place = read
     else:

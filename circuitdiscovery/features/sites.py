@@ -158,6 +158,22 @@ def _told(place: Location) -> str:
     return place.site if place.reads == _OUTPUT else f"the input of {place.site}"
 
 
+def what_is_read(place: Location | None, transcoder: bool, told: str | None, where: str | Path) -> str:
+    """Which input it is, by its place or else by what is told.
+
+    Raises:
+        CircuitDiscoveryError: neither says it of a transcoder, or what is told is not an input of such a one.
+    """
+    if place is not None:
+        return place.reads
+    if told is None and transcoder:
+        raise CircuitDiscoveryError(f"{where}: what the transcoder reads is not in the file; give reads=")
+    if told is not None and (told != _OUTPUT) != transcoder:
+        kind = "a transcoder" if transcoder else "an autoencoder"
+        raise CircuitDiscoveryError(f"{where}: reads is {told!r}, but this is {kind}")
+    return told or _OUTPUT
+
+
 def checked_site(site: str, where: str | Path) -> str:
     """A site as users write it, if it is one."""
     if not _SITE.fullmatch(site):

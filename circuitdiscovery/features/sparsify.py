@@ -14,7 +14,7 @@ from typing import Any
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.files import field, made, read_config, read_tensors, sized, taken
-from circuitdiscovery.features.sites import Location, is_module, location_of, transcoded
+from circuitdiscovery.features.sites import Location, is_module, location_of, transcoded, what_is_read
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
@@ -74,7 +74,7 @@ def read(folder: Path, module: str, reads: str | None) -> Dictionary:
         weights,
         kind="topk",
         site=place.site if place else None,
-        reads=place.reads if place else (reads or ("normed" if transcode else "output")),
+        reads=what_is_read(place, transcode, reads or ("normed" if transcode else "output"), where),
         W_enc=encoder,
         b_enc=tensors["encoder.bias"],
         W_dec=tensors["W_dec"],
