@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ import circuitdiscovery as cd
 from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.relaxed import Relaxed
 from circuitdiscovery.engine.setup import Setup
+from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.graph.nodes import whole_of
+from circuitdiscovery.model.run import plain_run
 
 SPANS = {"first": [0, 1], "last": [-1]}
 ABLATIONS = ("resample", "mean", "mean_all", "zero", "noise", "random")
@@ -79,14 +81,21 @@ def test_every_architecture(name: str) -> None:
     """In float64: all and no edges and lifted circuits are the model's without parts, and on random masks the
     engine, its branches, the gradient by hand and EAP are the definition's."""
     model = cd.load_model((network_of(name), None), dtype="float64")
-    task, rng = random_prompts(VOCABULARY, 3, 6).task, np.random.default_rng(0)
-    graph = split_of(model)
-    split, whole = Defined(model, task, graph), Defined(model, task, model.graph)
+    task, graph = random_prompts(VOCABULARY, 3, 6).task, split_of(model)
     assert len(graph.splits) == 3 + model.graph.has_mlp * model.n_layers
+    check(model, task, graph)
+
+
+def check(model: cd.Model, task: cd.Task, graph: cd.Graph) -> None:
+    """A graph of a model with parts, on a task, against the model without and the definition."""
+    rng = np.random.default_rng(0)
+    split, whole = Defined(model, task, graph), Defined(model, task, model.graph)
     for share in (1.0, 0.0, 0.6, 0.3):
         coarse = model.graph.allowed & (rng.random(model.graph.allowed.shape) < share)
         expected = whole.patched.logits(coarse)
-        torch.testing.assert_close(split.patched.logits(lifted(graph, coarse)), expected, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(
+            split.patched.logits(lifted(graph, coarse)), expected, atol=1e-10, rtol=1e-10
+        )
     for share in (0.9, 0.5, 0.1):
         mask = graph.allowed & (rng.random(graph.allowed.shape) < share)
         torch.testing.assert_close(split.patched.logits(mask), split(mask), atol=1e-10, rtol=1e-10)
@@ -117,8 +126,6 @@ def test_every_architecture(name: str) -> None:
 
 
 def _clean(split: Defined) -> Tensor:
-    from circuitdiscovery.model.run import plain_run
-
     patched = split.patched
     sources = plain_run(
         split.model, patched.start, patched.position, keep_sources=True, parts=patched.parts
@@ -202,3 +209,55 @@ def test_one_edge_into_one_neuron_by_hooks() -> None:
     change = found - cd.run_circuit(model, prompts.task, cd.Circuit.full(graph))
     # Hugging Face's rotary tables are of float32
     assert (change - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def dictionary_of(kind: str, reads: str, width: int, inner: bool) -> Dictionary:
+    """A random dictionary of 24 features."""
+    draw = torch.Generator().manual_seed(0)
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64) / width**0.5
+
+    more: dict[str, Any] = {
+        "relu": {},
+        "topk": {"k": 5},
+        "jumprelu": {"threshold": some(24).abs()},
+        "gated": {"r_mag": some(24), "b_mag": some(24)},
+    }[kind]
+    tensors = some(24, width), some(24), some(24, width), some(width)
+    return Dictionary(kind, None, reads, *tensors, inner=inner, **more)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "neox_parallel"])
+@pytest.mark.parametrize(
+    ("kind", "reads"),
+    [("relu", "output"), ("topk", "output"), ("gated", "normed"), ("jumprelu", "stream"),
+     ("topk", "normed"), ("topk", "normed without gain"), ("relu", "normed without gain")],
+)  # fmt: skip
+def test_features(name: str, kind: str, reads: str) -> None:
+    """Of autoencoders and transcoders, before and after a norm of the MLP: exact as other parts are."""
+    model = cd.load_model((network_of(name), None), dtype="float64")
+    task = random_prompts(VOCABULARY, 3, 6).task
+    graph = cd.split(model, {f"m{i}": dictionary_of(kind, reads, 32, inner=i == 1) for i in (0, 1)})
+    assert len(graph.sources) == len(model.graph.sources) + 48
+    check(model, task, graph)
+
+
+def test_the_features_that_matter_are_kept() -> None:
+    """By the damages that EAP-IG gives the features as parts of the graph; those that are never active are not
+    among them."""
+    model = cd.load_model((network_of("gpt2"), None), dtype="float64")
+    task = random_prompts(VOCABULARY, 8, 6).task
+    for reads in ("output", "normed"):
+        dictionary = dictionary_of("jumprelu", reads, 32, inner=False)
+        dictionary = replace(dictionary, threshold=torch.linspace(0, 8, 24).double(), digest="")
+        every = cd.split(model, {"m1": dictionary})
+        damages = np.abs(cd.eap_ig(model, task, graph=every).values.sum(1))
+        best = sorted(every.parts("m1")[:-1], key=lambda name: -damages[every.source_index[name]])[:5]
+        kept = cd.split(model, {"m1": dictionary}, task=task, keep=5)
+        assert set(kept.parts("m1")[:-1]) == set(best)
+        active = cd.split(model, {"m1": dictionary}, task=task).parts("m1")[:-1]
+        assert len(active) < 24
+        assert {name for name in every.parts("m1")[:-1] if damages[every.source_index[name]] > 0} <= set(
+            active
+        )

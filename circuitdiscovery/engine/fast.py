@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from circuitdiscovery.model.block import Making
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.norm import Norm
 from circuitdiscovery.model.parts import Group, Parts
-from circuitdiscovery.model.rows import index_of, project_some
+from circuitdiscovery.model.rows import index_of
 from circuitdiscovery.model.run import at_position, streams, unembed
 
 # ------------------------------------------------------------------ any set of edges
@@ -156,8 +156,8 @@ class PatchedRun:
         """(the norm, for each letter what makes its projection, the width of these) of some heads or groups
         of a layer, or with the letter "n" some parts of its MLP."""
         if "n" in asked:
-            units = self.parts.units(layer).some(asked["n"])
-            return units.norm, [partial(project_some, units.weight, units.bias)], units.weight.shape[1]
+            units = self.parts.units(layer, asked["n"])
+            return units.norm, [units.make], units.weight.shape[1]
         block = self.model.blocks[layer]
         return block.norm1, [block.making(letter, some) for letter, some in asked.items()], block.d_head
 

@@ -165,6 +165,15 @@ class Dictionary:
         found = self._active(F.linear(read, self.W_enc[which]), self.b_enc[which], *rest)
         return (found if scale is None else found * scale).movedim(-1, 0)
 
+    def values_of(self, products: Tensor, which: Tensor) -> Tensor:
+        """[n, ...] products of rows of W_enc with what is read -> [n, ...]: how active these features are,
+        where each depends on its own row alone (`separately`)."""
+        rest = (self.b_enc, self.threshold, self.r_mag, self.b_mag)
+        own = (None if each is None else each[which] for each in rest)
+        bias, *rest = (None if each is None else each.view(-1, *(1,) * (products.dim() - 1)) for each in own)
+        assert bias is not None
+        return self._active(products, bias, *rest)
+
     def decode(self, f: Tensor, x: Tensor | None = None) -> Tensor:
         """[..., features] -> [..., d_out]: what they write together.
 

@@ -11,8 +11,9 @@ Shapes: N examples, T positions or 1 (the answer's), D d_model, H heads, p named
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ from circuitdiscovery.graph.nodes import INPUT
 from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.norm import Norm
-from circuitdiscovery.model.rows import project, take
+from circuitdiscovery.model.norm import Norm, no_norm
+from circuitdiscovery.model.rows import index_of, project, project_some, take
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Units:
         bias: [p, K].
         vectors: [p, D], what one of each writes.
         activation: [p, ..., K] -> [p, ...].
+        chosen: [..., D] normalised -> [p, ...] bool, where they compete with others for what they read: which
+            are chosen is then the last of the K values, and has no gradient.
     """
 
     norm: Norm
@@ -45,20 +48,32 @@ class Units:
     bias: Tensor | None
     vectors: Tensor
     activation: Callable[[Tensor], Tensor]
+    chosen: Callable[[Tensor], Tensor] | None = None
 
     def values(self, streams: Tensor) -> Tensor:
         """[p, ..., K], from each one's own stream, [p, ..., D]."""
-        out = torch.bmm(self.norm(streams).flatten(1, -2), self.weight.mT).unflatten(1, streams.shape[1:-1])
-        return out if self.bias is None else out + self.bias.view(len(out), *(1,) * (out.dim() - 2), -1)
+        read = self.norm(streams)
+        out = torch.bmm(read.flatten(1, -2), self.weight.mT).unflatten(1, streams.shape[1:-1])
+        out = out if self.bias is None else out + self.bias.view(len(out), *(1,) * (out.dim() - 2), -1)
+        if self.chosen is None:
+            return out
+        own = torch.stack([self.chosen(each)[i] for i, each in enumerate(read)])
+        return _with_last(out, own)
 
     def read(self, stream: Tensor) -> Tensor:
         """[p, ..., K], from one stream for all, [..., D]."""
-        return project(self.norm(stream), self.weight, self.bias)
+        read = self.norm(stream)
+        out = project(read, self.weight, self.bias)
+        return out if self.chosen is None else _with_last(out, self.chosen(read))
 
-    def some(self, which: np.ndarray) -> Units:
-        """Some of them."""
-        bias = None if self.bias is None else take(self.bias, which)
-        return replace(self, weight=take(self.weight, which), bias=bias, vectors=take(self.vectors, which))
+    def make(self, x: Tensor, which: np.ndarray, rows: np.ndarray, out: Tensor) -> None:
+        """To out [h, m, P, K], at some rows: what each makes of its normalised stream, one of
+        [m or 1, P, u, D], as `Block.making` does."""
+        project_some(self.weight, self.bias, x, which, rows, out)
+        if self.chosen is not None:
+            for stream in np.unique(which):
+                own = rows[which == stream]
+                out[index_of(own), ..., -1] = take(self.chosen(x[:, :, stream]), own).to(out.dtype)
 
     def written(self, values: Tensor) -> Tensor:
         """[p, ..., K] -> [p, ..., D]."""
@@ -71,26 +86,62 @@ class Units:
         return numbers.movedim(0, -1) @ self.vectors
 
 
-def units_of(block: Block, split: Split) -> Units:
-    """The named parts of an MLP, where each has a receiver of its own."""
-    some = torch.tensor(split.numbers, dtype=torch.long, device=block.W_Q.device)
-    if split.kind == "neurons":
-        assert block.W_in is not None and block.W_out is not None
-        gated = (block.W_in,) if block.W_gate is None else (block.W_in, block.W_gate)
-        biases = (block.b_in,) if block.W_gate is None else (block.b_in, block.b_gate)
-        bias = None
-        if any(each is not None for each in biases):
-            zero = block.W_in.new_zeros(len(some))
-            bias = torch.stack([zero if each is None else each[some] for each in biases], 1)
+def _with_last(values: Tensor, last: Tensor) -> Tensor:
+    """[p, ..., K] with [p, ...] as the last of the K values."""
+    return torch.cat([values[..., :-1], last[..., None].to(values.dtype)], dim=-1)
 
-        def activation(values: Tensor) -> Tensor:
-            if len(gated) == 1:
-                return block.activation(values[..., 0])
-            return block.activation(values[..., 1]) * values[..., 0]
 
-        weight = torch.stack([each[some] for each in gated], 1)
-        return Units(block.norm2, weight, bias, block.W_out.T[some], activation)
-    raise CircuitDiscoveryError(f"{split.node}: {split.kind} have no receivers of their own")
+def units_of(block: Block, split: Split, which: np.ndarray | None = None) -> Units:
+    """The named parts of an MLP, where each has a receiver of its own; all, or some."""
+    numbers = split.numbers if which is None else [split.numbers[i] for i in which.tolist()]
+    some = torch.tensor(numbers, dtype=torch.long, device=block.W_Q.device)
+    return _neurons(block, some) if split.kind == "neurons" else _features(block, _dictionary(split), some)
+
+
+def _neurons(block: Block, some: Tensor) -> Units:
+    assert block.W_in is not None and block.W_out is not None
+    weights = [block.W_in] if block.W_gate is None else [block.W_in, block.W_gate]
+    biases = [block.b_in] if block.W_gate is None else [block.b_in, block.b_gate]
+    bias = None
+    if any(each is not None for each in biases):
+        zero = block.W_in.new_zeros(len(some))
+        bias = torch.stack([zero if each is None else each[some] for each in biases], 1)
+
+    def activation(values: Tensor) -> Tensor:
+        if len(weights) == 1:
+            return block.activation(values[..., 0])
+        return block.activation(values[..., 1]) * values[..., 0]
+
+    weight = torch.stack([each[some] for each in weights], 1)
+    return Units(block.norm2, weight, bias, block.W_out.T[some], activation)
+
+
+def _features(block: Block, dictionary: Any, some: Tensor) -> Units:
+    """Of a transcoder."""
+    norm = {"normed": block.norm2, "normed without gain": block.norm2.bare, "stream": no_norm(block.W_Q)}
+    weight = dictionary.W_enc[some][:, None]
+    if dictionary.separately():
+        return Units(
+            norm[dictionary.reads],
+            weight,
+            None,
+            dictionary.vectors[some],
+            lambda values: dictionary.values_of(values[..., 0], some),
+        )
+
+    def activation(values: Tensor) -> Tensor:
+        own = dictionary.b_enc[some].view(-1, *(1,) * (values.dim() - 2))
+        numbers = values[..., 0] + own
+        return (numbers if dictionary.signed else numbers.relu()) * values[..., 1].detach()
+
+    return Units(
+        norm[dictionary.reads],
+        torch.cat([weight, torch.zeros_like(weight)], 1),
+        None,
+        dictionary.vectors[some],
+        activation,
+        lambda x: dictionary.encode_some(x, some) != 0,
+    )
 
 
 @dataclass(frozen=True)
@@ -144,7 +195,10 @@ class Parts:
     def mlp_norm(self, layer: int) -> Norm | None:
         """The norm that follows an MLP's sources: parts of the MLP stand before it."""
         split = self._mlp(layer)
-        return self.model.blocks[layer].mlp_norm if split is not None and split.kind in _BEFORE_NORM else None
+        norm = self.model.blocks[layer].mlp_norm
+        if norm is None or split is None or split.kind == "positions":
+            return None
+        return norm if split.kind != "features" or _dictionary(split).inner else None
 
     def _mlp(self, layer: int) -> Split | None:
         nodes = self.graph.mlp_nodes(layer)
@@ -180,7 +234,8 @@ class Parts:
             assert block.experts is not None
             named, whole = block.experts.apart(normalised, split.numbers)
             return torch.cat([named, (whole - named.sum(0))[None]])
-        return self.of_node(self.graph.mlp_nodes(layer)[0], block.mlp(normalised), position)
+        out = block.mlp(normalised) if self.mlp_norm(layer) is None else block.mlp_before_norm(normalised)
+        return self.of_node(self.graph.mlp_nodes(layer)[0], out, position)
 
     def rest(self, layer: int, stream: Tensor) -> Tensor:
         """[..., D]: what the rest of an MLP writes whose parts read for themselves, from its own stream."""
@@ -191,17 +246,23 @@ class Parts:
         normalised = block.norm2(stream)
         return block.mlp(normalised) if self.mlp_norm(layer) is None else block.mlp_before_norm(normalised)
 
-    def units(self, layer: int) -> Units:
-        """The named parts of a layer's MLP that have receivers of their own."""
+    def units(self, layer: int, which: np.ndarray | None = None) -> Units:
+        """The named parts of a layer's MLP that have receivers of their own, all or some."""
+        split = self._mlp(layer)
+        assert split is not None and split.own
+        if which is not None:
+            return units_of(self.model.blocks[layer], split, which)
         if layer not in self._units:
-            split = self._mlp(layer)
-            assert split is not None and split.own
             self._units[layer] = units_of(self.model.blocks[layer], split)
         return self._units[layer]
 
     @cached_property
     def _units(self) -> dict[int, Units]:
         return {}
+
+    def splits_mlp(self, layer: int) -> bool:
+        """Whether a layer's MLP is split."""
+        return self._mlp(layer) is not None
 
     def owns(self, layer: int) -> bool:
         """Whether the parts of a layer's MLP have receivers of their own."""
@@ -219,7 +280,9 @@ class Parts:
         if split.kind == "positions":
             spans = self._spans(node, position).to(out.dtype)  # [s, N, T]
             return spans.view(len(spans), *(1,) * (out.dim() - 3), *spans.shape[1:], 1) * out
-        named = split.dictionary.named(out, split.numbers)
+        dictionary, some = _dictionary(split), torch.tensor(split.numbers, device=out.device)
+        numbers = dictionary.encode_some(out, some)  # [p, ..., N, T]
+        named = numbers[..., None] * dictionary.vectors[some].view(len(some), *(1,) * (out.dim() - 1), -1)
         return torch.cat([named, (out - named.sum(0))[None]])
 
     def _spans(self, node: str, position: Tensor | None) -> Tensor:
@@ -232,7 +295,13 @@ class Parts:
         return spans[:, rows, position][..., None]
 
 
-_BEFORE_NORM = ("neurons", "experts")
+def _dictionary(split: Split) -> Any:
+    if split.dictionary is None:
+        raise CircuitDiscoveryError(
+            f"{split.node} is split by a dictionary, which is needed to run the circuit: "
+            f"load_circuit(path, dictionaries={{{split.node!r}: load_sae(folder)}})"
+        )
+    return split.dictionary
 
 
 def lifted(graph: Graph, sources: Tensor, rows_of: Graph, inside: Mapping[str, Tensor]) -> Tensor:

@@ -32,7 +32,7 @@ from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.run import Run, embed, plain_run
+from circuitdiscovery.model.run import Reading, Run, embed, plain_run
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value
@@ -51,12 +51,12 @@ class Kind:
     """Numbers times vectors that an MLP's output is made of: its neurons, or features of a dictionary.
 
     Args:
-        values: (block, what the MLP reads, normalised, what it writes), [N, T, D] both -> [N, T, U].
+        values: (block, what the MLP reads, what it writes, [N, T, D]) -> [N, T, U].
         back: (block, the gradient at what the MLP writes, [N, T, D]) -> that at the numbers, [N, T, U].
-        before_norm: whether they stand before a norm of what the MLP writes.
+        before_norm: whether what the MLP writes is meant before a norm of it.
     """
 
-    values: Callable[[Block, Tensor, Tensor], Tensor]
+    values: Callable[[Block, Reading, Tensor], Tensor]
     back: Callable[[Block, Tensor], Tensor]
     before_norm: bool
 
@@ -66,7 +66,22 @@ def _back(block: Block, gradient: Tensor) -> Tensor:
     return gradient @ block.W_out
 
 
-NEURONS = Kind(lambda block, read, _: block.hidden(read), _back, True)
+NEURONS = Kind(lambda block, read, _: block.hidden(read.values), _back, True)
+
+
+def features_of(dictionary: Any) -> Kind:
+    """The features of a dictionary of what an MLP writes, or of a transcoder of it."""
+
+    def values(block: Block, read: Reading, written: Tensor) -> Tensor:
+        given = {
+            "output": lambda: written,
+            "normed": lambda: read.values,
+            "normed without gain": lambda: block.norm2.bare(read.stream),
+            "stream": lambda: read.stream,
+        }[dictionary.reads]
+        return dictionary.encode(given())
+
+    return Kind(values, lambda _, gradient: gradient @ dictionary.vectors.T, dictionary.inner)
 
 
 def unit_damages(
@@ -113,9 +128,9 @@ def _of_batch(
     clean, other = embed(model, batch.clean), embed(model, batch.corrupted)
 
     def values(run: Run) -> dict[int, Tensor]:
-        read = {each.readers.layer: each.values for each in run.readings if each.readers.letter == "m"}
+        read = {each.readers.layer: each for each in run.readings if each.readers.letter == "m"}
         return {
-            layer: kind.values(model.blocks[layer], read[layer], run.mlps[layer])
+            layer: kind.values(model.blocks[layer], read[layer], run.mlps[layer][not kind.before_norm])
             for layer, kind in kinds.items()
         }
 
@@ -133,7 +148,7 @@ def _of_batch(
                 raise CircuitDiscoveryError(
                     f"metric {setup.metric.name!r} has no gradient: use method='exact', or another metric"
                 )
-            at = [run.mlps[layer] for layer in kinds]
+            at = [run.mlps[layer][not kind.before_norm] for layer, kind in kinds.items()]
             gradients = torch.autograd.grad(measured, at)
         for (layer, kind), gradient in zip(kinds.items(), gradients, strict=True):
             product = (kind.back(model.blocks[layer], gradient) * change[layer]).sum(1)
