@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files.disk import GGUF
+from circuitdiscovery.files.disk import read_json
+from circuitdiscovery.model.architectures.native import NativeConfig
 from circuitdiscovery.model.build import build
-from circuitdiscovery.model.config import config_of, read_config
+from circuitdiscovery.model.config import CONFIG, config_of, read_config
 from circuitdiscovery.model.folder import quiet_transformers
+from circuitdiscovery.model.hooked import hooked_config, is_hooked, native_model
 from circuitdiscovery.model.load import as_dtype, located
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.tokenizer import read_tokenizer
@@ -32,7 +34,12 @@ def outline(source: str | Path, dtype: str = "float32") -> Model:
     with quiet_transformers():
         path, name = located(source, weights=False)
         if path.is_file():
-            raise CircuitDiscoveryError(f"{name}: the outline of a {GGUF} file cannot be had; give a folder")
+            raise CircuitDiscoveryError(f"{name}: the outline of a file cannot be had; give a folder")
+        if is_hooked(path):
+            config = hooked_config(read_json(path / CONFIG), name)
+            with torch.device("meta"):
+                weights = native_model(config).to(as_dtype(dtype)).state_dict()
+            return build(NativeConfig(config), weights, name, "", read_tokenizer(path, name))
         config = config_of(read_config(path, name), name)
         return of_config(config, name, dtype, read_tokenizer(path, name))
 

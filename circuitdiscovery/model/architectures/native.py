@@ -75,5 +75,6 @@ NATIVE = Architecture(
     embedding="tok_embed.weight",
     final_norm="ln_out",
     unembedding=("head.weight",),
+    unembedding_bias="head.bias",
     positions="pos.weight",
 )
