@@ -25,6 +25,7 @@ from circuitdiscovery.model.tokenizer import read_tokenizer, tokenizer_of
 
 PTH = ".pth"
 HOOKED_FILES = (CONFIG, "*final.pth", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+_BIAS = "unembed.bias"
 _NEEDED = ("d_model", "n_layers", "n_heads", "d_head", "n_ctx", "d_vocab")
 _TAKEN = (
     *_NEEDED, "d_mlp", "d_vocab_out", "act_fn", "attn_only", "eps", "normalization_type", "final_rms", "gated_mlp",
@@ -165,12 +166,12 @@ def _filled(config: Any, weights: Mapping[str, Tensor], name: str) -> Any:
         converted = convert_tl_checkpoint(dict(weights), config)
     except Exception as error:  # sizes that do not go together, a name that is not TransformerLens'
         raise CircuitDiscoveryError(f"{name}: {CONFIG} does not fit the weights: {one_line(error)}") from error
-    # some files have no bias at the end, which is none
-    converted.setdefault("unembed.bias", torch.zeros(expected["unembed.bias"].shape))
+    if _BIAS not in converted:  # as in some files, where it is 0
+        del expected[_BIAS]
     _check(converted, expected, name)
     dtype = reduce(torch.promote_types, {value.dtype for value in weights.values()})
     bridge = _empty(config).to(dtype, print_details=False)
-    bridge.load_state_dict(converted)
+    bridge.load_state_dict(converted, strict=_BIAS in expected)
     return bridge.eval()
 
 
