@@ -7,7 +7,6 @@ import gc
 import pickle
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +183,7 @@ def test_what_transformerlens_computes_otherwise() -> None:
 def test_a_model_that_was_not_loaded(gpt2: Tiny) -> None:
     model = gpt2.model
     assert model.W_pos is not None
-    made = assembled(
-        "made", model.graph, model.W_E, model.W_pos, model.blocks, model.final_norm, model.W_U
-    )
+    made = assembled("made", model.graph, model.W_E, model.W_pos, model.blocks, model.final_norm, model.W_U)
     refused(made, "it has no bridge, because it was not loaded")
 
 

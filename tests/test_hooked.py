@@ -1,4 +1,4 @@
-"""Models in TransformerLens' original format, a config.json and a .pth file: loaded, and equal to its formulas."""
+"""Models in TransformerLens' original format, a config.json and a .pth file, equal to its formulas."""
 
 from __future__ import annotations
 
@@ -151,14 +151,16 @@ def test_a_half_precision_and_a_file_without_a_bias_at_the_end(tmp_path: Path) -
 def test_a_file_is_the_object_of_the_same_weights(kind: str, tmp_path: Path) -> None:
     """What `HookedTransformer.state_dict` holds, made of a native model's weights."""
     bridge = native(attn_only=True, normalization_type=kind)
-    inner = {key.replace("._original_component", ""): value for key, value in bridge.original_model.state_dict().items()}
+    held = bridge.original_model.state_dict()
+    inner = {key.replace("._original_component", ""): value for key, value in held.items()}
     state = {"embed.W_E": inner["tok_embed.weight"], "pos_embed.W_pos": inner["pos.weight"]}
     state |= {"unembed.W_U": inner["head.weight"].T}
     for layer in range(2):
         for each in "qkv":
             at = f"layers.{layer}.attn.{each}"
-            state[f"blocks.{layer}.attn.W_{each.upper()}"] = inner[f"{at}.weight"].view(4, 4, 16).transpose(1, 2)
-            state[f"blocks.{layer}.attn.b_{each.upper()}"] = inner[f"{at}.bias"].view(4, 4)
+            to = f"blocks.{layer}.attn.{{}}_{each.upper()}"
+            state[to.format("W")] = inner[f"{at}.weight"].view(4, 4, 16).transpose(1, 2)
+            state[to.format("b")] = inner[f"{at}.bias"].view(4, 4)
         state[f"blocks.{layer}.attn.W_O"] = inner[f"layers.{layer}.attn.o.weight"].T.view(4, 4, 16)
         state[f"blocks.{layer}.attn.b_O"] = inner[f"layers.{layer}.attn.o.bias"]
         if kind == "LN":
@@ -169,7 +171,9 @@ def test_a_file_is_the_object_of_the_same_weights(kind: str, tmp_path: Path) -> 
     config = CONFIG | {"normalization": kind}
     model, rows = cd.load_model(save(tmp_path, config, state)), tokens()
     assert model.digest == cd.load_model(bridge).digest
-    torch.testing.assert_close(last_logits(model, rows), bridge.original_model(rows)[:, -1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        last_logits(model, rows), bridge.original_model(rows)[:, -1], atol=1e-5, rtol=0
+    )
 
 
 def test_a_bias_of_the_object_counts() -> None:

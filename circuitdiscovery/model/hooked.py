@@ -28,12 +28,12 @@ HOOKED_FILES = (CONFIG, "*final.pth", "tokenizer*", "vocab*", "merges.txt", "spe
 _BIAS = "unembed.bias"
 _NEEDED = ("d_model", "n_layers", "n_heads", "d_head", "n_ctx", "d_vocab")
 _TAKEN = (
-    *_NEEDED, "d_mlp", "d_vocab_out", "act_fn", "attn_only", "eps", "normalization_type", "final_rms", "gated_mlp",
-    "positional_embedding_type", "attention_dir", "attn_scale", "n_key_value_heads", "attn_scores_soft_cap",
-    "output_logits_soft_cap",
+    *_NEEDED, "d_mlp", "d_vocab_out", "act_fn", "attn_only", "eps", "normalization_type", "final_rms",
+    "gated_mlp", "positional_embedding_type", "attention_dir", "attn_scale", "n_key_value_heads",
+    "attn_scores_soft_cap", "output_logits_soft_cap",
 )  # fmt: skip
-# what a HookedTransformer can have and TransformerLens' native model leaves out without a word
-_LEFT_OUT = {
+_LAYOUTS = ("neel-solu-old", "mingpt")  # of weights, which are named otherwise
+_FEATURES = {
     "scale_attn_by_inverse_layer_idx": "scores that are divided by the layer's number",
     "use_local_attn": "attention to a window",
     "parallel_attn_mlp": "attention and MLP side by side",
@@ -48,7 +48,8 @@ _LEFT_OUT = {
 def is_hooked(folder: Path) -> bool:
     """Whether a folder's config.json is TransformerLens' and not Hugging Face's."""
     data = read_json(folder / CONFIG)
-    return isinstance(data, dict) and data.get("model_type") is None and {"d_model", "n_layers"} <= data.keys()
+    own = isinstance(data, dict) and data.get("model_type") is None
+    return own and {"d_model", "n_layers"} <= data.keys()
 
 
 def hooked_files(path: Path, name: str) -> tuple[Path, Path]:
@@ -86,7 +87,7 @@ def read_hooked(path: Path, name: str) -> tuple[Any, Any]:
     weights = _read_weights(file, name)
     if not 1 <= config.n_layers <= len(weights):  # before a list of that length is made
         raise CircuitDiscoveryError(
-            f"{name}: {CONFIG} says n_layers {config.n_layers}, but the file has {len(weights)} weights in all"
+            f"{name}: {CONFIG} says n_layers {config.n_layers}, but the file has {len(weights)} weights"
         )
     bridge = _filled(config, weights, name)
     tokenizer = read_tokenizer(folder, name)
@@ -106,38 +107,47 @@ def hooked_config(data: Mapping[str, Any], name: str) -> Any:
     """
     from transformer_lens.config import TransformerBridgeConfig
 
-    for key in (*_NEEDED, "n_key_value_heads"):
+    for key in (*_NEEDED, *(["n_key_value_heads"] if data.get("n_key_value_heads") is not None else [])):
         value = data.get(key)
-        if key in _NEEDED or value is not None:
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise CircuitDiscoveryError(f"{name}: {CONFIG} must say {key}, a whole number of at least 1")
-    told = {**data, "eps": data.get("eps", data.get("ln_eps", 1e-5))}  # the training script's name for it
-    told.setdefault("normalization_type", data.get("normalization", "LN"))
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CircuitDiscoveryError(f"{name}: {CONFIG} must say {key}, a whole number of at least 1")
+    for what, asked in _left_out(data).items():
+        if asked:
+            raise CircuitDiscoveryError(f"{name}: {what} is not supported")
+    told = {**data, "eps": data.get("eps", data.get("ln_eps", 1e-5))}  # by the training script's name too
+    taken = {key: told[key] for key in _TAKEN if told.get(key) is not None}
     if data.get("shortformer_pos"):
-        told["positional_embedding_type"] = "shortformer"
-    unlike = [words for key, words in _LEFT_OUT.items() if data.get(key)]
-    layout = data.get("architecture", data.get("original_architecture"))
-    unlike += [f"the layout {layout!r}"] * (layout in ("neel-solu-old", "mingpt"))
-    unlike += ["attention without a scale"] * (data.get("use_attn_scale") is False)
+        taken["positional_embedding_type"] = "shortformer"
+    taken["normalization_type"] = data.get(
+        "normalization_type", data.get("normalization", "LN")
+    )  # null: none
     try:
-        taken = {key: told[key] for key in _TAKEN if told.get(key) is not None}
-        taken["normalization_type"] = told["normalization_type"]  # null: none
         config = TransformerBridgeConfig(**taken, init_weights=False, architecture="TransformerLensNative")
         NativeConfig(config)
     except CircuitDiscoveryError as error:
-        unlike.append(str(error).removesuffix(" is not supported"))
+        raise CircuitDiscoveryError(f"{name}: {error}") from None
     except Exception as error:  # each of its fields can be wrong in its own way
         raise CircuitDiscoveryError(f"{name}: {CONFIG} cannot be used: {one_line(error)}") from error
-    if unlike:
-        raise CircuitDiscoveryError(f"{name}: {unlike[0]} is not supported")
-    return config  # pyright: ignore[reportPossiblyUnboundVariable]
+    return config
+
+
+def _left_out(data: Mapping[str, Any]) -> dict[str, bool]:
+    """What a HookedTransformer can have and TransformerLens' native model leaves out
+    without a word -> whether the config asks for it.
+    """
+    layout = data.get("architecture", data.get("original_architecture"))
+    return {
+        **{words: bool(data.get(key)) for key, words in _FEATURES.items()},
+        "attention without a scale": data.get("use_attn_scale") is False,
+        f"the layout {layout!r}": layout in _LAYOUTS,
+    }
 
 
 # ------------------------------------------------------------------ weights
 
 
 def _read_weights(file: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a .pth file, read so that nothing in it can run; buffers that are not weights left out."""
+    """The tensors of a .pth file, read so that nothing in it can run, without the buffers of masks."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle of anything else, or not one
@@ -152,7 +162,8 @@ def _read_weights(file: Path, name: str) -> dict[str, Tensor]:
         )
     weights = {key: value for key, value in state.items() if not key.endswith((".mask", ".IGNORE"))}
     if wrong := [key for key, value in weights.items() if not value.is_floating_point()]:
-        raise CircuitDiscoveryError(f"{name}: the weight {wrong[0]} is {weights[wrong[0]].dtype}, not a float")
+        kind = weights[wrong[0]].dtype
+        raise CircuitDiscoveryError(f"{name}: the weight {wrong[0]} is {kind}, not a float")
     return weights
 
 
@@ -165,7 +176,8 @@ def _filled(config: Any, weights: Mapping[str, Tensor], name: str) -> Any:
             expected = _empty(config).state_dict()
         converted = convert_tl_checkpoint(dict(weights), config)
     except Exception as error:  # sizes that do not go together, a name that is not TransformerLens'
-        raise CircuitDiscoveryError(f"{name}: {CONFIG} does not fit the weights: {one_line(error)}") from error
+        why = one_line(error)
+        raise CircuitDiscoveryError(f"{name}: {CONFIG} does not fit the weights: {why}") from error
     if _BIAS not in converted:  # as in some files, where it is 0
         del expected[_BIAS]
     _check(converted, expected, name)

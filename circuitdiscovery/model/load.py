@@ -157,7 +157,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def located(source: str | Path, *, weights: bool = True) -> tuple[Path, str]:
-    """(a folder or a .gguf or .pth file, what we call it); of a name on the hub its weights are fetched if asked."""
+    """(a folder or a file, what we call it); of a name on the hub its weights are fetched if asked."""
     text = str(source) if str(source).isprintable() else repr(str(source))
     if not str(source):
         raise CircuitDiscoveryError(f"an empty text is not a model; a model is {_listed()}")

@@ -158,7 +158,8 @@ class Model:
 
         Raises:
             CircuitDiscoveryError: the object that was loaded is gone (only the user keeps it alive), has
-                adapters, or has other weights by now; TransformerLens has no such model, or computes it otherwise.
+                adapters, or has other weights by now; TransformerLens has no such model, or computes it
+                otherwise.
 
         >>> from circuitdiscovery import load_model
         >>> load_model("toy").to_bridge().cfg.n_layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,7 @@ def outline(source: str | Path, dtype: str = "float32") -> Model:
         if path.is_file():
             raise CircuitDiscoveryError(f"{name}: the outline of a file cannot be had; give a folder")
         if is_hooked(path):
-            config = hooked_config(read_json(path / CONFIG), name)
-            with torch.device("meta"):
-                weights = native_model(config).to(as_dtype(dtype)).state_dict()
-            return build(NativeConfig(config), weights, name, "", read_tokenizer(path, name))
+            return of_hooked(read_json(path / CONFIG), name, dtype, read_tokenizer(path, name))
         config = config_of(read_config(path, name), name)
         return of_config(config, name, dtype, read_tokenizer(path, name))
 
@@ -52,3 +50,11 @@ def of_config(config: Any, name: str, dtype: str = "float32", tokenizer: Any = N
     with torch.device("meta"):
         weights = kind._from_config(config, dtype=as_dtype(dtype)).state_dict()
     return build(config, weights, name, "", tokenizer)
+
+
+def of_hooked(data: Mapping[str, Any], name: str, dtype: str = "float32", tokenizer: Any = None) -> Model:
+    """The outline of the model that a config.json in TransformerLens' original format describes."""
+    config = hooked_config(data, name)
+    with torch.device("meta"):
+        weights = native_model(config).to(as_dtype(dtype)).state_dict()
+    return build(NativeConfig(config), weights, name, "", tokenizer)
