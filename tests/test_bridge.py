@@ -98,6 +98,20 @@ def test_a_hook_in_the_bridge_ablates_what_a_circuit_without_a_heads_edges_does(
     assert (mine - whole).abs().max() > 0.01
 
 
+def test_the_patterns_that_hooks_see_are_hugging_faces() -> None:
+    """Though the object that was loaded computes its attention in one step, which has no patterns."""
+    hf = random_model(tiny_config("llama"))
+    assert hf.config._attn_implementation == "sdpa"
+    model, rows = cd.load_model(hf), random_prompts(101, 4).clean
+    bridge: Any = model.to_bridge()
+    hf.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = hf(rows, output_attentions=True).attentions
+        _, cache = bridge.run_with_cache(rows)
+    for layer, pattern in enumerate(expected):
+        torch.testing.assert_close(cache[f"blocks.{layer}.attn.hook_pattern"], pattern, atol=1e-5, rtol=0)
+
+
 def test_the_dtype_is_the_models(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, "llama")
     for dtype, tolerance in ((torch.bfloat16, 0.2), (torch.float64, 1e-5)):
@@ -111,10 +125,11 @@ def test_a_gguf_file_has_a_bridge(llama: Tiny, tmp_path: Path) -> None:
 
 
 def test_the_bridge_reads_text_as_the_model_does_and_leaves_its_tokenizer(gpt2: Tiny, words: Path) -> None:
-    from transformers import AutoTokenizer
+    """Also one that was made in memory, which TransformerLens cannot look up."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(words)
-    tokenizer.pad_token = None
+    inner = AutoTokenizer.from_pretrained(words).backend_tokenizer
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="w1", eos_token="w1")
     model = cd.load_model((gpt2.hf, tokenizer))
     bridge: Any = model.to_bridge()
     text = "w5 w7 w99"  # w1 is a special token, which is cut out of w100

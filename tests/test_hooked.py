@@ -228,7 +228,10 @@ def test_a_tokenizer_beside_it_is_read(words: Path, tmp_path: Path) -> None:
     folder = save(tmp_path, CONFIG, random_state(CONFIG))
     assert cd.load_model(folder).tokenizer is None
     (folder / "config.json").write_text(json.dumps(CONFIG | {"tokenizer_name": str(words)}))
-    assert cd.load_model(folder).tokenizer("w5 w7").input_ids == [5, 7]
+    model = cd.load_model(folder)
+    assert model.tokenizer("w5 w7").input_ids == [5, 7]
+    bridge: Any = model.to_bridge()
+    assert bridge.to_tokens("w5 w7").tolist() == [[1, 5, 7]]
 
 
 def test_of_the_hub_the_final_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

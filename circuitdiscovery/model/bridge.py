@@ -13,6 +13,7 @@ from circuitdiscovery.model.load import quiet_transformers, read
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.object import has_adapters, held, inner_bridge, is_wrapped, unwrapped
 from circuitdiscovery.model.proof import prove
+from circuitdiscovery.model.tokenizer import bridges_own
 
 
 def bridge_of(model: Model) -> Any:
@@ -39,12 +40,9 @@ def bridge_of(model: Model) -> Any:
                 f"{name}: what it was loaded from has other weights by now; load it again, and take that "
                 "model's bridge"
             )
-        if source.path is not None:
-            found = _placed(found, model.device, model.dtype)
-            bridge = inner_bridge(found)
-        else:
-            found, bridge = _sharing(found), None
-        return _checked(bridge if bridge is not None else _wrapped(found, model), model)
+        found = _sharing(found) if source.path is None else _placed(found, model.device, model.dtype)
+        bridge = inner_bridge(found)
+        return _checked(_wrapped(found, model) if bridge is None else bridge, model)
 
 
 def _alive(model: Model) -> Any:
@@ -84,19 +82,14 @@ def _wrapped(hf: Any, model: Model) -> Any:
     """The bridge around a Hugging Face model, whose modules it takes for its own."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    tokenizer = copy.deepcopy(model.tokenizer)
-    if tokenizer is not None:  # or TransformerLens looks for another one, by its name
-        tokenizer.init_kwargs["add_bos_token"] = True
     native = getattr(hf, "cfg", None)
     try:
-        if native is None:
-            hf.set_attn_implementation("eager")  # the hooks of attention need it
         return build_bridge_from_module(
             hf,
             type(hf).__name__ if native is None else native.architecture,
             hf_config=hf.config if native is None else None,
             tl_config=native,
-            tokenizer=tokenizer,
+            tokenizer=bridges_own(model.tokenizer),
             model_name=model.name,
         )
     except Exception as error:  # TransformerLens' adapters each have their own

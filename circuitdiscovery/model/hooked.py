@@ -21,7 +21,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import read_json
 from circuitdiscovery.model.architectures.native import NativeConfig
 from circuitdiscovery.model.config import CONFIG
-from circuitdiscovery.model.tokenizer import read_tokenizer, tokenizer_of
+from circuitdiscovery.model.tokenizer import bridges_own, read_tokenizer, tokenizer_of
 
 PTH = ".pth"
 HOOKED_FILES = (CONFIG, "*final.pth", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
@@ -89,11 +89,10 @@ def read_hooked(path: Path, name: str) -> tuple[Any, Any]:
         raise CircuitDiscoveryError(
             f"{name}: {CONFIG} says n_layers {config.n_layers}, but the file has {len(weights)} weights"
         )
-    bridge = _filled(config, weights, name)
     tokenizer = read_tokenizer(folder, name)
     if tokenizer is None and isinstance(data.get("tokenizer_name"), str):
         tokenizer = tokenizer_of(data["tokenizer_name"])
-    return bridge, tokenizer
+    return _filled(config, weights, tokenizer, name), tokenizer
 
 
 # ------------------------------------------------------------------ config
@@ -167,13 +166,13 @@ def _read_weights(file: Path, name: str) -> dict[str, Tensor]:
     return weights
 
 
-def _filled(config: Any, weights: Mapping[str, Tensor], name: str) -> Any:
+def _filled(config: Any, weights: Mapping[str, Tensor], tokenizer: Any, name: str) -> Any:
     """The bridge of a config and of weights under HookedTransformer's names."""
     from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 
     try:
         with torch.device("meta"):  # of any size, without its memory
-            expected = _empty(config).state_dict()
+            expected = _empty(config, None, name).state_dict()
         converted = convert_tl_checkpoint(dict(weights), config)
     except Exception as error:  # sizes that do not go together, a name that is not TransformerLens'
         why = one_line(error)
@@ -182,7 +181,7 @@ def _filled(config: Any, weights: Mapping[str, Tensor], name: str) -> Any:
         del expected[_BIAS]
     _check(converted, expected, name)
     dtype = reduce(torch.promote_types, {value.dtype for value in weights.values()})
-    bridge = _empty(config).to(dtype, print_details=False)
+    bridge = _empty(config, bridges_own(tokenizer), name).to(dtype, print_details=False)
     bridge.load_state_dict(converted, strict=_BIAS in expected)
     return bridge.eval()
 
@@ -196,11 +195,13 @@ def native_model(config: Any) -> Any:
     return model
 
 
-def _empty(config: Any) -> Any:
+def _empty(config: Any, tokenizer: Any, name: str) -> Any:
     """The bridge of a native model whose weights are to be filled in."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    return build_bridge_from_module(native_model(config), config.architecture, tl_config=config)
+    return build_bridge_from_module(
+        native_model(config), config.architecture, tl_config=config, tokenizer=tokenizer, model_name=name
+    )
 
 
 def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str) -> None:
