@@ -247,6 +247,10 @@ def test_of_the_hub_the_final_weights_are_fetched(tmp_path: Path, monkeypatch: p
     assert from_hub("NeelNanda/Attn_Only_2L512W_C4_Code") == folder
     assert from_hub("NeelNanda/Attn_Only_2L512W_C4_Code", weights=False) == folder
     assert "*final.pth" in asked[0] and not any(each.endswith(".pth") for each in asked[1])
+    save(tmp_path, CONFIG | {"shortformer_pos": True}, {})
+    with pytest.raises(cd.CircuitDiscoveryError, match="shortformer"):
+        from_hub("NeelNanda/Attn-Only-2L512W-Shortformer-6B-big-lr")
+    assert len(asked) == 2
     with pytest.raises(cd.CircuitDiscoveryError, match="did you mean 'NeelNanda/Attn_Only_2L512W_C4_Code'"):
         cd.load_model("attn-only-2l")
 

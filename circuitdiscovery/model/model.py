@@ -163,7 +163,7 @@ class Model:
 
         >>> from circuitdiscovery import load_model
         >>> load_model("toy").to_bridge().cfg.n_layers
-        2
+        4
         """
         from circuitdiscovery.model.bridge import bridge_of
 
