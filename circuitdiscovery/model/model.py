@@ -147,10 +147,11 @@ class Model:
         """TransformerLens' model of the same weights, to go on with its hooks.
 
         What was loaded from a TransformerBridge gives back that bridge. A Hugging Face model that was loaded
-        is wrapped, and not changed: the bridge has modules of its own around the same weights, but for
-        joint matrices of queries, keys and values, which TransformerLens copies. Of a folder, a hub name or a
-        file the weights are read once more, in this model's dtype and onto its device, and are then held
-        twice. To hold them once, load the bridge (`load_model(model.to_bridge())`) and drop this model.
+        is wrapped, and not changed: the bridge has modules of its own around the same weights, but for joint
+        matrices of queries, keys and values, which TransformerLens copies in some families (GPT-NeoX). Of a
+        folder, a hub name or a file the weights are read once more, in this model's dtype and onto its
+        device, and are then held twice. To hold them once, load the bridge (`load_model(model.to_bridge())`)
+        and drop this model.
 
         Returns:
             The bridge, in evaluation mode, with a copy of the tokenizer; a new one at each call, but for what
