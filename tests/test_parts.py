@@ -73,7 +73,7 @@ class Defined:
     def __call__(self, mask: Tensor | np.ndarray) -> Tensor:
         patched, mask = self.patched, torch.as_tensor(mask).to(self.model.dtype)
         given = patched.start, patched.replacement, patched.position
-        return masked_logits(self.model, self.graph, *given, mask, patched.inside)
+        return masked_logits(self.model, self.graph, *given, mask, patched.parts.inside)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *CASES])

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -98,7 +98,7 @@ class PatchedRun:
         position: [N], where the logits are wanted.
         own_run: every replacement is some run's own activation, so a node
             that reads only replacements writes its own.
-        inside: where the spans of nodes that are split by positions are, as `Parts` has it.
+        given: how the sources follow from the nodes, where some are split.
     """
 
     model: Model
@@ -107,7 +107,7 @@ class PatchedRun:
     replacement: Tensor
     position: Tensor
     own_run: bool
-    inside: Mapping[str, Tensor] = field(default_factory=dict)
+    given: Parts | None = None
 
     @cached_property
     def bases(self) -> tuple[Tensor, ...]:
@@ -119,7 +119,7 @@ class PatchedRun:
     @cached_property
     def parts(self) -> Parts:
         """How the sources follow from the nodes."""
-        return Parts(self.model, self.graph, self.inside)
+        return self.given or Parts(self.model, self.graph)
 
     @cached_property
     def mixed(self) -> tuple[tuple[Group, Tensor, Tensor], ...]:
@@ -156,7 +156,7 @@ class PatchedRun:
         """(the norm, for each letter what makes its projection, the width of these) of some heads or groups
         of a layer, or with the letter "n" some parts of its MLP."""
         if "n" in asked:
-            units = self.parts.units(layer, asked["n"])
+            units = self.parts.units(layer).some(asked["n"])
             return units.norm, [units.make], units.weight.shape[1]
         block = self.model.blocks[layer]
         return block.norm1, [block.making(letter, some) for letter, some in asked.items()], block.d_head

@@ -136,7 +136,7 @@ class Places:
             return self._write(rows, written.flatten(2, 3))
         rest = len(graph.columns(layer, "m")) - 1
         if len(named := which[which < rest]):
-            units = parts.units(layer, named)
+            units = parts.units(layer).some(named)
             self._write(rows[which < rest], units.written(self._projected(layer, {"n": named})[0]))
         if (which == rest).any():
             read = self.read(graph.columns(layer, "m")[rest:])[:, :, 0]

@@ -35,7 +35,7 @@ from circuitdiscovery.engine.metrics import BoundMetric, bind
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.parts import Parts
+from circuitdiscovery.model.parts import Parts, Units
 from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
 from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.batch import Batch
@@ -145,6 +145,14 @@ class Setup:
         """
         return self.graph.allowed & ~mask if self.denoising else mask
 
+    def parts(self, batch: Batch) -> Parts:
+        """How the sources follow from the nodes in a batch."""
+        return Parts(self.model, self.graph, inside(self.graph, self.task, batch), self._known)
+
+    @cached_property
+    def _known(self) -> dict[int, Units]:
+        return {}
+
     def patched_runs(self) -> Iterator[tuple[Batch, PatchedRun]]:
         """Each batch of this process's share, as the fast engine takes it; its masks are `carrying`."""
         for batch in self.batches:
@@ -158,11 +166,10 @@ class Setup:
             CircuitDiscoveryError: replacements of another shape, or whose logits are not finite.
         """
         model, graph = self.model, self.graph
-        where = inside(graph, self.task, batch)
-        parts = Parts(model, graph, where)
+        parts = self.parts(batch)
         if self.denoising:
             clean = run_sources(model, batch.clean, parts)
-            return PatchedRun(model, graph, embed(model, batch.corrupted), clean, batch.position, True, where)
+            return PatchedRun(model, graph, embed(model, batch.corrupted), clean, batch.position, True, parts)
         values = self.carried.rows(batch)
         expected = (len(graph.sources), *batch.clean.shape, model.d_model)
         if values.shape != expected:
@@ -176,7 +183,7 @@ class Setup:
             values = values.to(model.W_E)
             finite_logits(replaced_logits(parts, values, batch.position), batch.rows, "replaced")
             start, own_run = embed(model, batch.clean), self.carried.own_run
-            kept[key] = PatchedRun(model, graph, start, values, batch.position, own_run, where)
+            kept[key] = PatchedRun(model, graph, start, values, batch.position, own_run, parts)
         return kept[key]
 
     def _kept(self, values: Tensor) -> dict[Hashable, PatchedRun]:

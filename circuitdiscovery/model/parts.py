@@ -11,7 +11,7 @@ Shapes: N examples, T positions or 1 (the answer's), D d_model, H heads, p named
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,17 +38,29 @@ class Units:
         weight: [p, K, D], what they make of a normalised stream.
         bias: [p, K].
         vectors: [p, D], what one of each writes.
-        activation: [p, ..., K] -> [p, ...].
-        chosen: [..., D] normalised -> [p, ...] bool, where they compete with others for what they read: which
-            are chosen is then the last of the K values, and has no gradient.
+        activation: ([p, ..., K], [p] which of all) -> [p, ...].
+        chosen: ([..., D] normalised, [p] which of all) -> [p, ...] bool, where they compete with others for
+            what they read: which are chosen is then the last of the K values, and has no gradient.
+        which: [p], among all named parts of the MLP.
     """
 
     norm: Norm
     weight: Tensor
     bias: Tensor | None
     vectors: Tensor
-    activation: Callable[[Tensor], Tensor]
-    chosen: Callable[[Tensor], Tensor] | None = None
+    activation: Callable[[Tensor, Tensor], Tensor]
+    chosen: Callable[[Tensor, Tensor], Tensor] | None
+    which: Tensor
+
+    def some(self, which: np.ndarray) -> Units:
+        """Some of them."""
+        return replace(
+            self,
+            weight=take(self.weight, which),
+            bias=None if self.bias is None else take(self.bias, which),
+            vectors=take(self.vectors, which),
+            which=take(self.which, which),
+        )
 
     def values(self, streams: Tensor) -> Tensor:
         """[p, ..., K], from each one's own stream, [p, ..., D]."""
@@ -57,14 +69,14 @@ class Units:
         out = out if self.bias is None else out + self.bias.view(len(out), *(1,) * (out.dim() - 2), -1)
         if self.chosen is None:
             return out
-        own = torch.stack([self.chosen(each)[i] for i, each in enumerate(read)])
+        own = torch.stack([self.chosen(each, self.which)[i] for i, each in enumerate(read)])
         return _with_last(out, own)
 
     def read(self, stream: Tensor) -> Tensor:
         """[p, ..., K], from one stream for all, [..., D]."""
         read = self.norm(stream)
         out = project(read, self.weight, self.bias)
-        return out if self.chosen is None else _with_last(out, self.chosen(read))
+        return out if self.chosen is None else _with_last(out, self.chosen(read, self.which))
 
     def make(self, x: Tensor, which: np.ndarray, rows: np.ndarray, out: Tensor) -> None:
         """To out [h, m, P, K], at some rows: what each makes of its normalised stream, one of
@@ -73,16 +85,18 @@ class Units:
         if self.chosen is not None:
             for stream in np.unique(which):
                 own = rows[which == stream]
-                out[index_of(own), ..., -1] = take(self.chosen(x[:, :, stream]), own).to(out.dtype)
+                out[index_of(own), ..., -1] = take(self.chosen(x[:, :, stream], self.which), own).to(
+                    out.dtype
+                )
 
     def written(self, values: Tensor) -> Tensor:
         """[p, ..., K] -> [p, ..., D]."""
-        numbers = self.activation(values)
+        numbers = self.activation(values, self.which)
         return numbers[..., None] * self.vectors.view(len(numbers), *(1,) * (numbers.dim() - 1), -1)
 
     def together(self, stream: Tensor) -> Tensor:
         """[..., D]: what all write together on one stream, [..., D]."""
-        numbers = self.activation(self.read(stream))  # [p, ...]
+        numbers = self.activation(self.read(stream), self.which)  # [p, ...]
         return numbers.movedim(0, -1) @ self.vectors
 
 
@@ -91,10 +105,9 @@ def _with_last(values: Tensor, last: Tensor) -> Tensor:
     return torch.cat([values[..., :-1], last[..., None].to(values.dtype)], dim=-1)
 
 
-def units_of(block: Block, split: Split, which: np.ndarray | None = None) -> Units:
-    """The named parts of an MLP, where each has a receiver of its own; all, or some."""
-    numbers = split.numbers if which is None else [split.numbers[i] for i in which.tolist()]
-    some = torch.tensor(numbers, dtype=torch.long, device=block.W_Q.device)
+def units_of(block: Block, split: Split) -> Units:
+    """The named parts of an MLP, where each has a receiver of its own."""
+    some = torch.tensor(split.numbers, dtype=torch.long, device=block.W_Q.device)
     return _neurons(block, some) if split.kind == "neurons" else _features(block, _dictionary(split), some)
 
 
@@ -107,30 +120,33 @@ def _neurons(block: Block, some: Tensor) -> Units:
         zero = block.W_in.new_zeros(len(some))
         bias = torch.stack([zero if each is None else each[some] for each in biases], 1)
 
-    def activation(values: Tensor) -> Tensor:
+    def activation(values: Tensor, _: Tensor) -> Tensor:
         if len(weights) == 1:
             return block.activation(values[..., 0])
         return block.activation(values[..., 1]) * values[..., 0]
 
     weight = torch.stack([each[some] for each in weights], 1)
-    return Units(block.norm2, weight, bias, block.W_out.T[some], activation)
+    which = torch.arange(len(some), device=some.device)
+    return Units(block.norm2, weight, bias, block.W_out.T[some], activation, None, which)
 
 
 def _features(block: Block, dictionary: Any, some: Tensor) -> Units:
     """Of a transcoder."""
     norm = {"normed": block.norm2, "normed without gain": block.norm2.bare, "stream": no_norm(block.W_Q)}
-    weight = dictionary.W_enc[some][:, None]
+    weight, which = dictionary.W_enc[some][:, None], torch.arange(len(some), device=some.device)
     if dictionary.separately():
         return Units(
             norm[dictionary.reads],
             weight,
             None,
             dictionary.vectors[some],
-            lambda values: dictionary.values_of(values[..., 0], some),
+            lambda values, which: dictionary.values_of(values[..., 0], some[which]),
+            None,
+            which,
         )
 
-    def activation(values: Tensor) -> Tensor:
-        own = dictionary.b_enc[some].view(-1, *(1,) * (values.dim() - 2))
+    def activation(values: Tensor, which: Tensor) -> Tensor:
+        own = dictionary.b_enc[some[which]].view(-1, *(1,) * (values.dim() - 2))
         numbers = values[..., 0] + own
         return (numbers if dictionary.signed else numbers.relu()) * values[..., 1].detach()
 
@@ -140,7 +156,8 @@ def _features(block: Block, dictionary: Any, some: Tensor) -> Units:
         None,
         dictionary.vectors[some],
         activation,
-        lambda x: dictionary.encode_some(x, some) != 0,
+        lambda x, which: dictionary.encode_some(x, some[which]) != 0,
+        which,
     )
 
 
@@ -174,11 +191,13 @@ class Parts:
     Args:
         model, graph: whose.
         inside: node -> [p, N, T], 1 where each of its spans of positions is, else 0.
+        known: what was made of the weights for it, by layer; the same for all batches.
     """
 
     model: Model
     graph: Graph
     inside: Mapping[str, Tensor] = field(default_factory=dict)
+    known: dict[int, Units] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -246,19 +265,13 @@ class Parts:
         normalised = block.norm2(stream)
         return block.mlp(normalised) if self.mlp_norm(layer) is None else block.mlp_before_norm(normalised)
 
-    def units(self, layer: int, which: np.ndarray | None = None) -> Units:
-        """The named parts of a layer's MLP that have receivers of their own, all or some."""
+    def units(self, layer: int) -> Units:
+        """The named parts of a layer's MLP that have receivers of their own."""
         split = self._mlp(layer)
         assert split is not None and split.own
-        if which is not None:
-            return units_of(self.model.blocks[layer], split, which)
-        if layer not in self._units:
-            self._units[layer] = units_of(self.model.blocks[layer], split)
-        return self._units[layer]
-
-    @cached_property
-    def _units(self) -> dict[int, Units]:
-        return {}
+        if layer not in self.known:
+            self.known[layer] = units_of(self.model.blocks[layer], split)
+        return self.known[layer]
 
     def splits_mlp(self, layer: int) -> bool:
         """Whether a layer's MLP is split."""

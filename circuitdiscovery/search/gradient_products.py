@@ -20,7 +20,6 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import LETTERS
 from circuitdiscovery.model.block import Block
-from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.parts import Parts
 from circuitdiscovery.model.projection import offset
 from circuitdiscovery.model.run import Readers, Reading, embed, plain_run, replaced_logits
@@ -28,18 +27,16 @@ from circuitdiscovery.task.batch import Batch
 
 
 def batch_products(
-    model: Model,
-    graph: Graph,
+    parts: Parts,
     batch: Batch,
     replacement: Tensor,
     own_run: bool,
     metric: BoundMetric,
     at: Sequence[float],
     memory: Memory,
-    inside: Mapping[str, Tensor],
 ) -> Tensor:
     """[S, R]: (replacement - clean) . gradient, summed over a batch's examples and the points of the line."""
-    parts = Parts(model, graph, inside)
+    model, graph = parts.model, parts.graph
     # for a mean or a zero there is no such run as starts from the replacement of
     # `input`: its norm may not even have a Jacobian
     clean, start = (

@@ -134,10 +134,12 @@ def _of_batch(
             for layer, kind in kinds.items()
         }
 
-    with torch.no_grad():
-        ends = [clean] if setup.ablation == "zero" else [clean, other]
-        own, *replaced = (values(plain_run(model, x, batch.position, keep_readings=True)) for x in ends)
-        change = {layer: (replaced[0][layer] if replaced else 0) - own[layer] for layer in kinds}
+    def plain(start: Tensor) -> dict[int, Tensor]:
+        with torch.no_grad():
+            return values(plain_run(model, start, batch.position, keep_readings=True))
+
+    replaced = None if setup.ablation == "zero" else plain(other)
+    own = None if points[0] == 1.0 else plain(clean)  # else the run that has the gradient
     found: dict[int, Tensor] = {}
     for weight in points:
         with torch.enable_grad():
@@ -150,8 +152,11 @@ def _of_batch(
                 )
             at = [run.mlps[layer][not kind.before_norm] for layer, kind in kinds.items()]
             gradients = torch.autograd.grad(measured, at)
+        with torch.no_grad():
+            own = values(run) if own is None else own
         for (layer, kind), gradient in zip(kinds.items(), gradients, strict=True):
-            product = (kind.back(model.blocks[layer], gradient) * change[layer]).sum(1)
+            change = (0.0 if replaced is None else replaced[layer]) - own[layer]
+            product = (kind.back(model.blocks[layer], gradient) * change).sum(1)
             found[layer] = found[layer] + product if layer in found else product
     return found
 
