@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def real(name: str) -> tuple[Any, Any, cd.Task]:
 
     folder = folder_of(MODELS[name])
     model, hf = cd.load_model(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, hf, cd.load_task("subject_verb_agreement", model, examples=16, held_out=0)
+    return model, hf, replace(cd.load_task("subject_verb_agreement", model, examples=16), held_out=None)
 
 
 class Costs:

@@ -44,6 +44,7 @@ METHODS = ("eap", "eap_ig", "exact")
 ABLATIONS = ("resample", "zero")
 TOKENS = 6  # of a neuron, that are named at each end
 _STEPS = 5
+_Tokens = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ def neurons(
     else:
         estimates = intervals.means(values, weights(values.shape[1], 0))
     names = [part_name(mlp_name(layer), f"n{unit}") for layer, unit in ranked]
-    written = {name: _tokens(model, layer, unit) for name, (layer, unit) in zip(names, ranked, strict=True)}
+    promoted, suppressed = _tokens(model, ranked)
     return Neurons(
         model=model.name,
         task=task.name,
@@ -307,8 +308,8 @@ def neurons(
         ablation=setup.ablation_name,
         method=method,
         damages=dict(zip(names, estimates, strict=True)),
-        promoted={name: each[0] for name, each in written.items()},
-        suppressed={name: each[1] for name, each in written.items()},
+        promoted=dict(zip(names, promoted, strict=True)),
+        suppressed=dict(zip(names, suppressed, strict=True)),
     )
 
 
@@ -331,22 +332,26 @@ def _measured(setup: Setup, ranked: Sequence[tuple[int, int]]) -> np.ndarray:
     return np.stack([evaluator.metric.damage(full, evaluator.values(mask)) for mask in masks])
 
 
-def _tokens(
-    model: Model, layer: int, unit: int
-) -> tuple[tuple[tuple[str, float], ...], tuple[tuple[str, float], ...]]:
-    """The tokens that a neuron promotes and suppresses, by what it writes directly to the logits."""
-    block, norm = model.blocks[layer], model.final_norm
-    assert block.W_out is not None
-    vector = block.W_out[:, unit].to(torch.promote_types(model.dtype, torch.float32))
-    vector = (vector - vector.mean() if norm.centred else vector) * norm.scale.to(vector)
-    logits = model.W_U.to(vector) @ vector * model.logit_scale
-    ends = []
-    for sign in (1, -1):
-        best = (sign * logits).topk(min(TOKENS, len(logits)))
-        ends.append(
-            tuple(
-                (model.tokenizer.decode([token]) if model.tokenizer is not None else str(token), sign * value)
-                for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            )
-        )
-    return ends[0], ends[1]
+def _tokens(model: Model, units: Sequence[tuple[int, int]]) -> tuple[list[_Tokens], list[_Tokens]]:
+    """The tokens that each neuron promotes and those that it suppresses, by what it writes directly to the
+    logits."""
+    norm, wide = model.final_norm, torch.promote_types(model.dtype, torch.float32)
+    columns = []
+    for layer, unit in units:
+        out = model.blocks[layer].W_out
+        assert out is not None
+        columns.append(out[:, unit])
+    vectors = torch.stack(columns).to(wide)
+    vectors = (vectors - vectors.mean(-1, keepdim=True) if norm.centred else vectors) * norm.scale.to(wide)
+    logits = model.logit_terms(vectors.to(model.W_U)).to(wide)
+    found: tuple[list[_Tokens], list[_Tokens]] = [], []
+    for sign, into in zip((1, -1), found, strict=True):
+        best = (sign * logits).topk(min(TOKENS, logits.shape[-1]))
+        for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            words = [_word(model, token) for token in tokens]
+            into.append(tuple(zip(words, (sign * value for value in values), strict=True)))
+    return found
+
+
+def _word(model: Model, token: int) -> str:
+    return str(token) if model.tokenizer is None else model.tokenizer.decode([token])

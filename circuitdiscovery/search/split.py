@@ -105,7 +105,7 @@ def _neurons(node: str, numbers: Any, width: int) -> Split:
     for number in numbers:
         if not isinstance(number, Integral) or isinstance(number, bool):
             raise CircuitDiscoveryError(f"{node}: a neuron is a whole number, not {shown(number)}")
-        if not 0 <= number < width:
+        if not 0 <= int(number) < width:
             raise CircuitDiscoveryError(f"{node} has no neuron {number}: it has {width:,}, counted from 0")
     return Split(node, "neurons", tuple(f"n{int(number)}" for number in sorted(numbers)), own=True)
 
