@@ -25,7 +25,8 @@ from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame
-from circuitdiscovery.graph.nodes import mlp_name, part_name
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import mlp_name, parsed, part_name
 from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
@@ -239,6 +240,7 @@ def neurons(
     method: str = "eap",
     metric: str | Metric | Any | None = None,
     ablation: str = "resample",
+    graph: Graph | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Neurons:
@@ -255,6 +257,7 @@ def neurons(
             corrupted one; `exact` chooses by `eap_ig` and measures the damage of ablating each chosen neuron.
         metric: differentiable (but for `exact`); by default the task's own.
         ablation: `resample` or `zero`.
+        graph: the neurons that are parts of it alone are ranked; by default all.
         batch_size: examples in one forward.
         progress: called with (examples done, in all).
 
@@ -273,17 +276,18 @@ def neurons(
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    kinds = {layer: NEURONS for layer, block in enumerate(model.blocks) if block.W_in is not None}
-    count = sum(block.d_mlp for block in model.blocks if block.W_in is not None)
+    ranks = _among(model, graph)
+    kinds, count = dict.fromkeys(ranks, NEURONS), sum(map(len, ranks.values()))
     if not kinds:
-        raise CircuitDiscoveryError(f"{model.name} has no MLPs with neurons")
+        of = model.name if graph is None else "the graph"
+        raise CircuitDiscoveryError(f"{of} has no MLPs with neurons")
     if type(top) is not int or not 1 <= top <= count:
         raise CircuitDiscoveryError(f"top must be a whole number from 1 to {count:,}, not {top!r}")
     how: dict[str, Any] = {"metric": metric, "ablation": ablation, "batch_size": batch_size}
     setup, points = Setup.of(model, task, **how), line("eap_ig" if method == "exact" else method)
     damages = unit_damages(setup, kinds, points, progress)
     ranked = sorted(
-        ((layer, unit) for layer, each in damages.items() for unit in range(each.shape[1])),
+        ((layer, unit) for layer, units in ranks.items() for unit in units),
         key=lambda at: -abs(damages[at[0]][:, at[1]].mean()),
     )[:top]
     other = setup if task.held_out is None else Setup.of(model, task.held_out, **how)
@@ -311,6 +315,14 @@ def neurons(
         promoted=dict(zip(names, promoted, strict=True)),
         suppressed=dict(zip(names, suppressed, strict=True)),
     )
+
+
+def _among(model: Model, graph: Graph | None) -> dict[int, Sequence[int]]:
+    """layer -> the neurons that are ranked."""
+    if graph is not None:
+        splits = Graph.given(model, graph).splits
+        return {parsed(each.node).layer: each.numbers for each in splits if each.kind == "neurons"}
+    return {layer: range(each.d_mlp) for layer, each in enumerate(model.blocks) if each.W_in is not None}
 
 
 def _measured(setup: Setup, ranked: Sequence[tuple[int, int]]) -> np.ndarray:
