@@ -112,7 +112,9 @@ def test_memory_does_not_grow_with_the_reference(gpt2: Tiny, monkeypatch: pytest
     most: list[int] = []
     run = moments.run_sources
     monkeypatch.setattr(
-        moments, "run_sources", lambda model, start, *parts: most.append(len(start)) or run(model, start, *parts)
+        moments,
+        "run_sources",
+        lambda model, start, *parts: most.append(len(start)) or run(model, start, *parts),
     )
     reference = random_prompts(101, 300, 4, seed=5).clean
     kept = moments.Moments(

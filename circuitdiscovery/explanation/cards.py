@@ -13,6 +13,8 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.explanation.json_values import Edges, Pairs, Reader, as_json
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.fields import exactly, typed
+from circuitdiscovery.graph.nodes import REST, parsed, whole_of
+from circuitdiscovery.graph.splits import LETTER
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.example import END
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 FORMAT = "circuitdiscovery explanation 2"
 FORMER = "circuitdiscovery explanation 1"
 SHOWN = 60  # cards that a notebook shows
+OF_HEAD = "Attention, scores and roles of a head's part are those of the whole head."
 FIRST = "first token"  # a prompt's; where many heads look that find nothing
 
 
@@ -61,7 +64,7 @@ class Card(Value):
     """Everything measured about one node.
 
     Args:
-        node, kind: its name, and "head" or "mlp".
+        node, kind: its name, or a part's, and "head" or "mlp".
         roles: what a head does, where the evidence supports it: role -> its evidence in sentences with
             figures, the strongest role first.
         effect: damage to the metric of ablating the node alone in the full model.
@@ -97,6 +100,11 @@ class Card(Value):
         return next(iter(self.roles), None)
 
     @property
+    def about(self) -> str:
+        """What a part is; empty for a whole node."""
+        return about(self.node)
+
+    @property
     def evidence(self) -> tuple[str, ...]:
         """The evidence of all roles."""
         return tuple(sentence for told in self.roles.values() for sentence in told)
@@ -118,6 +126,7 @@ class Card(Value):
     def __str__(self) -> str:
         lines = [
             f"{'node':<13} {', '.join((self.node, *self.roles))}",
+            *([f"{'part':<13} {self.about}"] if self.about else []),
             f"{'effect':<13} {self.effect}",
         ]
         return "\n".join(
@@ -204,6 +213,8 @@ class Explanation(Value):
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        if any(card.about and card.kind == "head" for card in self.cards.values()):
+            yield OF_HEAD
         for card in self._by_effect():
             for role, evidence in card.roles.items():
                 yield f"{card.node}: {role}"
@@ -284,6 +295,25 @@ _HEAD: dict[str, type] = {
     "effort": str,
     "intervened": int,
 }
+
+
+def about(node: str) -> str:
+    """What a part of a node is, in words; empty for a whole node.
+
+    >>> about("m2/n301"), about("m2")
+    ('neuron 301 of m2', '')
+    """
+    place, whole = parsed(node), whole_of(node)
+    if not place.part:
+        return ""
+    if place.part == REST:
+        said = f"what the named parts of {whole} leave"
+    elif place.part.startswith(LETTER["positions"]):
+        said = f"what {whole} writes at {place.part[1:]}; elsewhere than at the answer it has no lens"
+    else:
+        kind = next(kind for kind, letter in LETTER.items() if place.part.startswith(letter))
+        said = f"{kind.removesuffix('s')} {place.part[1:]} of {whole}"
+    return f"{said}. {OF_HEAD}" if place.kind == "head" else said
 
 
 def _scores(card: Card, names: Sequence[str]) -> list[float]:

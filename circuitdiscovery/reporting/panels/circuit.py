@@ -12,6 +12,7 @@ from markupsafe import Markup
 from circuitdiscovery.circuit import charts
 from circuitdiscovery.circuit.checks import check_same_graph
 from circuitdiscovery.circuit.scores import Scores
+from circuitdiscovery.explanation.cards import about
 from circuitdiscovery.graph.nodes import letter_of, node_of, split_edge
 from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
 from circuitdiscovery.reporting.folder import Run, roles_of
@@ -51,6 +52,7 @@ def _cards(run: Run) -> list[dict[str, Any]]:
         dict(card)
         | {
             "marks": [(role, marks[role], tints[role], why) for role, why in card["roles"].items()],
+            "about": about(card["node"]),
             "looks": looks(card),
             "end": end(card),
             "table": _table(card),
