@@ -246,8 +246,9 @@ class Circuit:
 
     @property
     def whole(self) -> Circuit:
-        """The circuit between whole nodes: an edge for each pair of nodes between whose parts it has one, with
-        the sum of their scores."""
+        """The circuit between whole nodes: an edge where it has one between their parts, with the sum of their
+        scores.
+        """
         graph = self.graph.whole
         if not self.graph.splits:
             return self

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from circuitdiscovery.circuit.numbers import OF_HEAD, about
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.explanation.json_values import Edges, Pairs, Reader, as_json
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.fields import exactly, typed
-from circuitdiscovery.graph.nodes import REST, parsed, whole_of
-from circuitdiscovery.graph.splits import LETTER
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.example import END
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 FORMAT = "circuitdiscovery explanation 2"
 FORMER = "circuitdiscovery explanation 1"
 SHOWN = 60  # cards that a notebook shows
-OF_HEAD = "Attention, scores and roles of a head's part are those of the whole head."
 FIRST = "first token"  # a prompt's; where many heads look that find nothing
 
 
@@ -295,25 +293,6 @@ _HEAD: dict[str, type] = {
     "effort": str,
     "intervened": int,
 }
-
-
-def about(node: str) -> str:
-    """What a part of a node is, in words; empty for a whole node.
-
-    >>> about("m2/n301"), about("m2")
-    ('neuron 301 of m2', '')
-    """
-    place, whole = parsed(node), whole_of(node)
-    if not place.part:
-        return ""
-    if place.part == REST:
-        said = f"what the named parts of {whole} leave"
-    elif place.part.startswith(LETTER["positions"]):
-        said = f"what {whole} writes at {place.part[1:]}; elsewhere than at the answer it has no lens"
-    else:
-        kind = next(kind for kind, letter in LETTER.items() if place.part.startswith(letter))
-        said = f"{kind.removesuffix('s')} {place.part[1:]} of {whole}"
-    return f"{said}. {OF_HEAD}" if place.kind == "head" else said
 
 
 def _scores(card: Card, names: Sequence[str]) -> list[float]:

@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from circuitdiscovery.circuit import charts
 from circuitdiscovery.circuit.checks import check_same_graph
+from circuitdiscovery.circuit.numbers import about
 from circuitdiscovery.circuit.scores import Scores
-from circuitdiscovery.explanation.cards import about
 from circuitdiscovery.graph.nodes import letter_of, node_of, split_edge
 from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
 from circuitdiscovery.reporting.folder import Run, roles_of
