@@ -124,9 +124,10 @@ def _split_box(plan: Layout, node: str, letters: str, colours: Mapping[str, str]
 def _part(plan: Layout, part: str, colour: str | None, wide: str) -> str:
     tint = f' BGCOLOR="{colour}"' if colour else ""
     label = escape(parsed(part).part)
+    cell = port(plan, part)  # also its ID, because Graphviz counts others on from drawing to drawing
     room = 16 if parsed(part).kind != "input" or plan.landscape else 48
     return (
-        f'<TD PORT="{port(plan, part)}" TITLE="{escape(part)}" WIDTH="{room}"{wide}{tint}>'
+        f'<TD PORT="{cell}" ID="{cell}" TITLE="{escape(part)}" WIDTH="{room}"{wide}{tint}>'
         f'<FONT POINT-SIZE="10">{label}</FONT></TD>'
     )
 

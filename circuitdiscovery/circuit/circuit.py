@@ -246,9 +246,7 @@ class Circuit:
 
     @property
     def whole(self) -> Circuit:
-        """The circuit between whole nodes: an edge where it has one between their parts, with the sum of their
-        scores.
-        """
+        """The circuit between whole nodes: an edge where their parts have one, with the sum of the scores."""
         graph = self.graph.whole
         if not self.graph.splits:
             return self

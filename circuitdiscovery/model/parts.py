@@ -219,6 +219,11 @@ class Parts:
         if split.kind == "positions":
             spans = self._spans(node, position).to(out.dtype)  # [s, N, T]
             return spans.view(len(spans), *(1,) * (out.dim() - 3), *spans.shape[1:], 1) * out
+        if split.dictionary is None:
+            raise CircuitDiscoveryError(
+                f"to run parts of {node} that are features needs their dictionary: "
+                f"load_circuit(path, dictionaries={{{node!r}: dictionary}})"
+            )
         named = split.dictionary.named(out, split.numbers)
         return torch.cat([named, (out - named.sum(0))[None]])
 
