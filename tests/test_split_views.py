@@ -6,13 +6,14 @@ import json
 import re
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny import Tiny
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -24,6 +25,8 @@ from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.cli import run
 from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.explanation.attention import observe
+from circuitdiscovery.explanation.parts import WrittenParts
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import split_edge, whole_of
 from circuitdiscovery.graph.splits import Split
@@ -288,14 +291,33 @@ def test_a_parts_card_has_its_own_effect_and_what_the_parts_write_adds_up(toy: M
             for a, b, e in zip(logits, less, ioi.held_out.examples, strict=True)
         ]
         assert float(found.cards[part].effect) == pytest.approx(np.mean(damage), abs=1e-4)
-    # END's part writes all that the head writes there, the first token's nothing, so that it has no lens
+    # END's part writes all that the head writes there; the first token's is read where it stands
     mine, whole = (dict(each.lens[0].promoted) for each in (found.cards["a2.h0/@END"], plain.cards["a2.h0"]))
     assert mine == pytest.approx(whole, rel=1e-4)
-    assert not found.cards["a2.h0/@first"].lens
+    assert [lens.at for lens in found.cards["a2.h0/@first"].lens] == ["first"] * 3
+    early = replace(ioi.held_out, examples=tuple(replace(e, position=0) for e in ioi.held_out.examples))
+    (there,) = cd.explain(toy, early, Circuit.full(toy.graph), nodes=["a2.h0"]).cards.values()
+    assert dict(found.cards["a2.h0/@first"].lens[0].promoted) == pytest.approx(
+        dict(there.lens[0].promoted), rel=1e-4
+    )
     said = str(found.cards["m3/n17"]) + str(found.cards["a2.h0/@first"])
     assert "neuron 17 of m3" in said and "what a2.h0 writes at first" in said and "whole head" in said
     assert cd.Explanation.from_dict(found.to_dict()).to_dict() == found.to_dict()
     assert plain.roles and found.roles == {role: graph.parts("a2.h0") for role in plain.roles}
+
+
+def test_what_parts_write_adds_up_to_the_node_in_every_architecture(any_model: Tiny) -> None:
+    model, task = any_model.model, any_model.prompts.task
+    last = model.graph.n_layers - 1
+    nodes: dict[str, Any] = {"a0.h1": {"first": [0], "last": [-1]}, "input": {"last": [-1]}}
+    graph = cd.split(model, nodes | {f"m{layer}": [0, 5] for layer in (0, last)})
+    for seen in observe(model, task):
+        parts = WrittenParts.of(seen, graph, task)
+        for split in graph.splits:
+            each = [parts.written(part) for part in split.names]
+            whole = seen.written(model.graph.source_index[split.node])
+            torch.testing.assert_close(sum(each), whole, rtol=1e-4, atol=1e-5)
+            assert all(part.abs().max() > 1e-6 for part in each[-2:-1])
 
 
 def test_measurements_take_parts(toy: Model, ioi: Task, circuit: Circuit) -> None:

@@ -75,7 +75,7 @@ def about(node: str) -> str:
     if place.part == REST:
         said = f"what the named parts of {whole} leave"
     elif place.part.startswith(LETTER["positions"]):
-        said = f"what {whole} writes at {place.part[1:]}; elsewhere than at the answer it has no lens"
+        said = f"what {whole} writes at {place.part[1:]}"
     else:
         kind = next(kind for kind, letter in LETTER.items() if place.part.startswith(letter))
         said = f"{kind.removesuffix('s')} {place.part[1:]} of {whole}"

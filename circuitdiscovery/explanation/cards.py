@@ -14,6 +14,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.explanation.json_values import Edges, Pairs, Reader, as_json
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.fields import exactly, typed
+from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.example import END
@@ -48,7 +49,7 @@ class Pattern:
 @dataclass(frozen=True)
 class Lens:
     """The five tokens that a node promotes most at a named position of a prompt, and the
-    five that it suppresses most; in logits.
+    five that it suppresses most; in logits. The position is the answer's; of a part of other positions, its own.
     """
 
     text: str
@@ -68,15 +69,13 @@ class Card(Value):
         effect: damage to the metric of ablating the node alone in the full model.
         direct: what it writes at END onto the logit difference,
             through the final norm frozen at the clean run.
-        attention: mean weight from named position to named position, over the
-            examples that have both; empty for MLPs.
-        attended: the five that END attends to most, as named position or else
-            as the token's text, with the mean weight.
+        attention: mean weight from named position to named position, over the examples that have both;
+            empty for MLPs.
+        attended: the five that END attends to most, by position or text, with the mean weight.
         scores: of head_scores.py; empty for MLPs.
         patterns: attention on the first prompts; empty for MLPs.
         lens: what the node promotes and suppresses on the first prompts.
-        in_edges, out_edges: the circuit's edges with their scores (None: it has
-            none), the strongest first, at most ten.
+        in_edges, out_edges: the circuit's edges with their scores or None, the strongest first, at most ten.
     """
 
     node: str
@@ -101,6 +100,11 @@ class Card(Value):
     def about(self) -> str:
         """What a part is; empty for a whole node."""
         return about(self.node)
+
+    @property
+    def end(self) -> str | None:
+        """The name of the answer's position, where a lens is of it; that of a part can be of its own."""
+        return next((lens.at for lens in self.lens if parsed(self.node).part != f"@{lens.at}"), None)
 
     @property
     def evidence(self) -> tuple[str, ...]:
@@ -144,8 +148,7 @@ class Explanation(Value):
         part, examples: "held_out" or "examples", and how many: what is seen is of all of them.
         metric, ablation: of effects.
         effort: "full" or "quick".
-        intervened: on how many of the examples interventions were made
-            (effects, and those that roles rest on).
+        intervened: on how many of the examples interventions were made (effects, and what roles rest on).
         unmeasured: the circuit's heads and MLPs without a card, in index order.
         cards: by node.
         mean_over: the fewest prompts that a replacement is a mean over; None: it is not a mean.
@@ -203,7 +206,7 @@ class Explanation(Value):
             yield f"not measured: {', '.join(self.unmeasured)}"
 
     def _table(self) -> Iterator[str]:
-        end = next((lens.at for card in self.cards.values() for lens in card.lens), END)
+        end = next(filter(None, (card.end for card in self.cards.values())), END)
         rows = [("node", "role", "effect", "direct", f"{end} attends to")]
         rows += [
             (c.node, ", ".join(c.roles), str(c.effect), str(c.direct), _most(c, 3)) for c in self._by_effect()

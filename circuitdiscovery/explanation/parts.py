@@ -6,7 +6,7 @@ Shapes: N examples, D d_model, S the sources of the split graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation.attention import Observed
 from circuitdiscovery.explanation.interventions import SEED, Trials
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.graph.nodes import parsed
+from circuitdiscovery.graph.nodes import parsed, whole_of
 from circuitdiscovery.measure import estimates
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.evaluator import Evaluator
@@ -54,6 +54,22 @@ class WrittenParts:
         if node.kind == "mlp" and (norm := self.parts.mlp_norm(node.layer)) is not None:
             written = norm.share(self.sources[graph.mlps(node.layer)].sum(0), written)
         return self.seen.share(part, written)
+
+    def there(self, part: str) -> Tensor | None:
+        """[N, D]: what a part of some positions writes at the last of them, as the unembedding reads it.
+
+        None: another kind of part, or the rest, or a span that is empty in some prompt.
+        """
+        split = self.parts.graph.split_of(whole_of(part))
+        if split is None or split.kind != "positions" or part == split.names[-1]:
+            return None
+        inside = self.parts.inside[split.node][split.names.index(part)]  # [N, T]
+        if not bool(inside.any(-1).all()):
+            return None
+        places = torch.arange(inside.shape[-1], device=inside.device)
+        last = (inside * places).argmax(-1).to(self.seen.batch.position)
+        seen = replace(self.seen, batch=replace(self.seen.batch, position=last))
+        return seen.written(self.seen.model.graph.source_index[split.node])
 
 
 def effects_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -99,12 +100,28 @@ class Seen:
             for i in shown_whole if node in self._lens else ():
                 if written[i].any():  # a part of other positions writes nothing here
                     self._lens[node][rows[i]] = self._read(examples[i], self._logits(written[i]))
+            if split is not None and shown_whole and node in self._lens and not written.any():
+                self._read_there(split, node, shown_whole, rows, examples)
         for head in self._patterns:
             for i in shown_whole:
                 weights = seen.attention[head_of(head)][i]
                 self._patterns[head][rows[i]] = self._pattern(examples[i], weights)
         self.sights.add(seen)
         self.copying.add(seen)
+
+    def _read_there(
+        self,
+        split: WrittenParts,
+        part: str,
+        which: Sequence[int],
+        rows: Sequence[int],
+        examples: Sequence[Example],
+    ) -> None:
+        """The lens of a part of other positions than the answer's is at the last of them."""
+        written, at = split.there(part), parsed(part).part[1:]
+        for i in which if written is not None else ():
+            found = self._read(examples[i], self._logits(written[i]))
+            self._lens[part][rows[i]] = replace(found, at=at)
 
     def _logits(self, written: Tensor) -> Tensor:
         """[N, vocabulary] float32."""

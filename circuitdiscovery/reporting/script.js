@@ -82,6 +82,7 @@ function light() {
   for (const node of nodes) {
     const name = node.dataset.node;
     node.classList.toggle("selected", name === selected);
+    node.classList.toggle("holds", selected !== null && selected.startsWith(`${name}/`));
     node.classList.toggle("upstream", any(up, name));
     node.classList.toggle("downstream", any(down, name));
     if (node.getAttribute("role") === "button") node.setAttribute("aria-pressed", name === selected);
