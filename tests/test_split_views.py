@@ -306,6 +306,17 @@ def test_a_parts_card_has_its_own_effect_and_what_the_parts_write_adds_up(toy: M
     assert plain.roles and found.roles == {role: graph.parts("a2.h0") for role in plain.roles}
 
 
+def test_a_card_is_asked_for_by_the_name_of_a_part_or_of_its_node(toy: Model, ioi: Task) -> None:
+    graph = cd.split(toy, {"m1": [3, 17]})
+    circuit = Circuit.from_edges(graph, ["input->m1/n3", "m1/n3->logits", "input->m0", "m0->logits"])
+    asked = {"m1": ["m1/n3"], "m1/n3": ["m1/n3"], "m0": ["m0"]}
+    for name, cards in asked.items():
+        assert list(cd.explain(toy, ioi, circuit, nodes=[name]).cards) == cards
+    for name in ("m1/n17", "m2", "m1/n4", "input"):
+        with pytest.raises(CircuitDiscoveryError, match=f"no head or MLP '{name}'"):
+            cd.explain(toy, ioi, circuit, nodes=[name])
+
+
 def test_what_parts_write_adds_up_to_the_node_in_every_architecture(any_model: Tiny) -> None:
     model, task = any_model.model, any_model.prompts.task
     last = model.graph.n_layers - 1

@@ -48,8 +48,8 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Lens:
-    """The five tokens that a node promotes most at a named position of a prompt, and the
-    five that it suppresses most; in logits. The position is the answer's; of a part of other positions, its own.
+    """The five tokens that a node promotes most at a named position of a prompt, and the five that it
+    suppresses most, in logits. The position is the answer's; of a part of other positions, its own.
     """
 
     text: str

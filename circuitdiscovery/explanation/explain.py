@@ -155,15 +155,14 @@ def _chosen(
         return (
             circuit.strongest(QUICK_NODES) if effort == "quick" and len(inner) > QUICK_NODES else tuple(inner)
         )
-    graph = circuit.graph
-    nodes = [
-        part for node in nodes for part in ([node] if graph.split_of(node) is None else graph.parts(node))
-    ]
-    wrong = next((node for node in nodes if node not in inner and not parsed(node).part), None)
-    wrong = wrong or next((node for node in nodes if node not in graph.sources), None)
-    if wrong is not None:
-        raise no_node(wrong, inner, "head or MLP", "heads and MLPs of this circuit")
-    return tuple(node for node in inner if node in nodes)
+    found: set[str] = set()
+    for node in nodes:
+        split = circuit.graph.split_of(node)
+        named = set(inner) & set((node,) if split is None else split.names)
+        if not named:
+            raise no_node(node, inner, "head or MLP", "heads and MLPs of this circuit")
+        found |= named
+    return tuple(node for node in inner if node in found)
 
 
 def _rows(count: int, effort: str) -> tuple[int, ...]:
@@ -176,9 +175,7 @@ def _rows(count: int, effort: str) -> tuple[int, ...]:
 def _cards(trials: Trials, circuit: Circuit, seen: Seen, ablation: str | Ablation) -> dict[str, Card]:
     model, task, graph, heads, work = trials.model, trials.task, circuit.graph, seen.heads, trials.work
     parts = [node for node in seen.nodes if parsed(node).part]
-    nodes = tuple(  # in index order, whole
-        node for node in trials.graph.sources if node in heads or (node in seen.nodes)
-    )
+    nodes = tuple(node for node in trials.graph.sources if node in heads or node in seen.nodes)
     names = word_positions(task)
     tokens = sum(len(example.clean) for example in task.examples)
     forward = 2.0 * parameters(model)
