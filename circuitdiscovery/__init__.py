@@ -19,7 +19,10 @@ from circuitdiscovery.registry import METHODS as _METHODS
 __version__ = "0.1.0"
 __all__ = sorted([*_PUBLIC, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
+_PACKAGES = ("features",)  # with names of their own: cd.features.load_sae
+
 if TYPE_CHECKING:
+    import circuitdiscovery.features as features  # noqa: F401  # pyright: ignore[reportUnusedImport]
     from circuitdiscovery.circuit.circuit import Circuit as Circuit
     from circuitdiscovery.circuit.comparison import Comparison as Comparison
     from circuitdiscovery.circuit.comparison import compare as compare
@@ -73,6 +76,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return _import_module(f"{__name__}.{name}")
     if name not in _PUBLIC:
         raise AttributeError(_no_attribute(name))
     value = getattr(_import_module(f"{__name__}.{_PUBLIC[name]}"), name)

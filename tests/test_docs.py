@@ -19,10 +19,11 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from html import unescape
 from inspect import signature
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_every_block_runs_and_prints_what_the_page_says(
             assert block.language in SHOWN, f"{where}: a block of {block.language!r} that nothing runs"
 
 
-# What the notebook has computed, the README's lines, which follow in the same process, need not compute again.
+# What one part has computed, those that follow in the same process need not compute again.
 ONCE = """
 import circuitdiscovery as cd
 
@@ -167,20 +168,12 @@ def readme_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)
 
 
-def executed(notebook: str, folder: Path, after: Sequence[str] = ()) -> list[Any]:
-    """The code cells of a notebook, run from top to bottom, and those `after` them."""
-    stored = nbformat.read(DOCS / "notebooks" / notebook, as_version=4)
-    new = nbformat.v4.new_code_cell
-    if after:
-        stored.cells = [new(ONCE), *stored.cells, *map(new, after)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
-        patch.setenv("OMP_NUM_THREADS", "1")  # the other test processes have the other cores
-        NotebookClient(
-            stored, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-        ).execute()
-    return [cell for cell in stored.cells if cell.cell_type == "code"][bool(after) :]
+@dataclass(frozen=True)
+class Ran:
+    """Cells that ran, from the first to the last, and the folder that they ran in."""
+
+    cells: list[Any]
+    folder: Path
 
 
 def printed_by(cell: Any) -> str:
@@ -188,18 +181,35 @@ def printed_by(cell: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def ioi(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Any], Path]:
-    """(the cells of the notebook, those of the README's blocks, the folder of the latter)."""
-    folder, blocks = tmp_path_factory.mktemp("readme"), readme_blocks()
-    move = f"import os; os.chdir({str(folder)!r}); del cd, model, task, circuit, step"
-    cells = executed("ioi.ipynb", tmp_path_factory.mktemp("ioi"), [move, *blocks])
-    return cells[: -len(blocks) - 1], cells[-len(blocks) :], folder
+def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
+    """The code cells of each notebook and the README's blocks, in one process, because imports take seconds:
+    each part in a folder of its own and without the names of those before it."""
+    parts = {
+        name: code_of(nbformat.read(DOCS / "notebooks" / name, as_version=4).cells) for name in NOTEBOOKS
+    }
+    parts["README.md"] = readme_blocks()
+    folders = {name: tmp_path_factory.mktemp(name.partition(".")[0]) for name in parts}
+    cells = [ONCE]
+    for name, part in parts.items():
+        cells += [f"%reset -f\nimport os; os.chdir({str(folders[name])!r}); del os", *part]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")  # the other test processes have the other cores
+        NotebookClient(book, timeout=300, kernel_name="python3").execute()
+    left = iter(book.cells[1:])
+    return {name: Ran(list(islice(left, 1, 1 + len(part))), folders[name]) for name, part in parts.items()}
+
+
+def code_of(cells: list[Any]) -> list[str]:
+    return [cell.source for cell in cells if cell.cell_type == "code"]
 
 
 @pytest.mark.slow
-def test_the_ten_lines_of_the_readme_print_what_they_say(ioi: tuple[list[Any], list[Any], Path]) -> None:
+def test_the_ten_lines_of_the_readme_print_what_they_say(ran: dict[str, Ran]) -> None:
     """The README's Python runs as it stands, and prints what the README says, up to the machine's last digits."""
-    _, (first, *rest), folder = ioi
+    (first, *rest), folder = ran["README.md"].cells, ran["README.md"].folder
     code, output = re.findall(
         r"```python\n(.*?)```\s*```\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL
     )[0]
@@ -214,10 +224,10 @@ def test_the_ten_lines_of_the_readme_print_what_they_say(ioi: tuple[list[Any], l
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_every_notebook_runs_from_top_to_bottom_and_prints_what_its_page_says(
-    notebook: str, tmp_path: Path, request: pytest.FixtureRequest
+    notebook: str, ran: dict[str, Ran]
 ) -> None:
     """Its cells are the page's blocks in their order, at most with a picture after them."""
-    cells = request.getfixturevalue("ioi")[0] if notebook == "ioi.ipynb" else executed(notebook, tmp_path)
+    cells = ran[notebook].cells
     page = list(blocks(NOTEBOOKS[notebook]))
     assert len(cells) == sum(block.language == "python" for block in page) >= 5
     at, printed = -1, ""

@@ -19,6 +19,7 @@ from circuitdiscovery.engine.relaxed import Relaxed
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation.attention import attention
 from circuitdiscovery.model.run import embed
+from circuitdiscovery.search.alternatives import cases, rises
 
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
@@ -316,6 +317,11 @@ def network(request: pytest.FixtureRequest) -> Any:
     return random_model(config_of(*CASES[request.param]))
 
 
+@pytest.fixture(scope="module")
+def model64(network: Any) -> Any:
+    return cd.load_model((network, None), dtype="float64")
+
+
 def config_of(kind: str, changes: dict[str, Any]) -> Any:
     """A Hugging Face config of tiny sizes."""
     import transformers
@@ -338,9 +344,8 @@ def test_all_edges_are_hugging_face_and_none_are_the_corrupted_run(network: Any)
         assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_the_fast_engine_is_the_definition(network: Any) -> None:
-    model = cd.load_model((network, None), dtype="float64")
-    graph, prompts = model.graph, random_prompts(VOCABULARY, 3, 6)
+def test_the_fast_engine_is_the_definition(model64: Any) -> None:
+    model, graph, prompts = model64, model64.graph, random_prompts(VOCABULARY, 3, 6)
     rng = np.random.default_rng(0)
     for ablation in ("resample", "zero"):
         for _, patched in Setup.of(model, prompts.task, ablation=ablation).patched_runs():
@@ -351,9 +356,8 @@ def test_the_fast_engine_is_the_definition(network: Any) -> None:
                 torch.testing.assert_close(patched.logits(mask), expected, atol=1e-10, rtol=1e-10)
 
 
-def test_eap_is_the_gradient_in_the_mask(network: Any) -> None:
-    model = cd.load_model((network, None), dtype="float64")
-    graph, prompts = model.graph, random_prompts(VOCABULARY, 4, 6)
+def test_eap_is_the_gradient_in_the_mask(model64: Any) -> None:
+    model, graph, prompts = model64, model64.graph, random_prompts(VOCABULARY, 4, 6)
     scores, total = cd.eap(model, prompts.task).values, np.zeros(graph.allowed.shape)
     for batch, patched in Setup.of(model, prompts.task).patched_runs():
         mask = torch.tensor(graph.allowed).double().requires_grad_()
@@ -364,10 +368,10 @@ def test_eap_is_the_gradient_in_the_mask(network: Any) -> None:
     np.testing.assert_allclose(scores[graph.allowed], total[graph.allowed], atol=1e-10)
 
 
-def test_relaxed_and_branching_forwards_are_the_definition(network: Any) -> None:
+def test_relaxed_and_branching_forwards_are_the_definition(model64: Any) -> None:
     """The gradient in a mask of real numbers, and the damage of single edges."""
-    model = cd.load_model((network, None), dtype="float64")
-    graph, prompts, rng = model.graph, random_prompts(VOCABULARY, 3, 6), np.random.default_rng(2)
+    model, graph, prompts = model64, model64.graph, random_prompts(VOCABULARY, 1, 6)
+    rng = np.random.default_rng(2)
     ((batch, patched),) = Setup.of(model, prompts.task).patched_runs()
     given = patched.start, patched.replacement, patched.position
     mask = torch.tensor(rng.random(graph.allowed.shape) * graph.allowed)
@@ -379,17 +383,21 @@ def test_relaxed_and_branching_forwards_are_the_definition(network: Any) -> None
     torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=0)
     slow = slow * torch.tensor(graph.allowed)
     torch.testing.assert_close(gradient, slow, rtol=1e-8, atol=1e-9 * float(slow.abs().max()))
-    damages, rows = cd.exact(model, prompts.task, metric="logit_diff").values, torch.arange(len(batch))
+    found, _ = cases(Setup.of(model, prompts.task))
+
+    def differences(logits: torch.Tensor) -> np.ndarray:
+        """[M] of [M, 1, vocabulary]."""
+        return (logits[:, 0, batch.correct[0, 0]] - logits[:, 0, batch.incorrect[0, 0]]).numpy()
 
     def measured(kept: np.ndarray) -> float:
-        logits = masked_logits(model, graph, *given, torch.tensor(kept).double())
-        return float((logits[rows, batch.correct[:, 0]] - logits[rows, batch.incorrect[:, 0]]).mean())
+        return float(differences(masked_logits(model, graph, *given, torch.tensor(kept).double())[None])[0])
 
     full = measured(graph.allowed)
     for row, column in rng.permutation(np.argwhere(graph.allowed))[:8]:
         kept = graph.allowed.copy()
         kept[row, column] = False
-        assert damages[row, column] == pytest.approx(full - measured(kept), abs=1e-9)
+        rise = rises(found, graph.allowed, column, lambda logits: differences(logits[0]))[row]
+        assert rise == pytest.approx(measured(kept) - full, abs=1e-9)
 
 
 def test_in_half_precision_from_a_folder(network: Any, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import combinations, cycle, pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -74,9 +74,9 @@ def test_more_rounds_are_never_worse(gpt2: Tiny) -> None:
         mean_kl(
             gpt2.model,
             task,
-            hybrid(gpt2.model, task, edges=25, rounds=rounds, metric="kl_divergence").top(25),
+            hybrid(gpt2.model, task, edges=15, rounds=rounds, metric="kl_divergence").top(15),
         )
-        for rounds in (0, 2, 6)
+        for rounds in (0, 1, 3)
     ]
     assert losses[0] >= losses[1] - 1e-6 and losses[1] >= losses[2] - 1e-6
     assert losses[2] < losses[0]  # and here they pay
@@ -84,7 +84,7 @@ def test_more_rounds_are_never_worse(gpt2: Tiny) -> None:
 
 @pytest.mark.slow
 def test_better_than_attribution_and_chance_on_ioi() -> None:
-    assert kl_by_others(24, partial(hybrid, rounds=1)) < 0.5
+    assert kl_by_others(24, partial(hybrid, rounds=1), edges=30) < 0.5
 
 
 @pytest.mark.slow
@@ -97,17 +97,18 @@ def test_edges_that_stand_in_for_each_other_do_not_go_at_once() -> None:
     assert mean_kl(model, task, hybrid(model, task, edges=47, rounds=0).top(47)) < 1
 
 
-@pytest.mark.parametrize(
-    ("name", "ablation"), list(zip(ARCHITECTURES, cycle(["resample", "mean", "zero"]), strict=False))
-)
-def test_any_number_of_edges_under_any_ablation(
-    tinies: Callable[[str], Tiny], name: str, ablation: str
-) -> None:
-    tiny = tinies(name)
-    task, total = tiny.prompts.task, len(tiny.model.graph)
+@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
+def test_any_number_of_edges_under_any_ablation(ablation: str) -> None:
+    model = cd.load_model((random_model(tiny_config("gpt2", n_layer=2, n_head=2)), None))
+    task, total = random_prompts(101, 5, 6).task, len(model.graph)
     for edges in (1, total - 1, total):
-        found = hybrid(tiny.model, task, edges=edges, rounds=0, ablation=ablation).top(edges)
-        assert len(found) == edges
+        assert len(hybrid(model, task, edges=edges, rounds=0, ablation=ablation).top(edges)) == edges
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_as_many_edges_of_any_architecture(tinies: Callable[[str], Tiny], name: str) -> None:
+    tiny = tinies(name)
+    assert len(hybrid(tiny.model, tiny.prompts.task, edges=12, rounds=0).top(12)) == 12
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox_parallel"])
@@ -139,8 +140,8 @@ def test_the_tasks_metric_counts_beside_kl(gpt2: Tiny) -> None:
         return abs((found - full) / (full - empty))
 
     both, kl = (
-        hybrid(gpt2.model, task, edges=25).top(25),
-        hybrid(gpt2.model, task, edges=25, metric="kl_divergence").top(25),
+        hybrid(gpt2.model, task, edges=15, rounds=1).top(15),
+        hybrid(gpt2.model, task, edges=15, rounds=1, metric="kl_divergence").top(15),
     )
     assert off(both) < off(kl)
 
@@ -153,23 +154,23 @@ def logit_diffs(model: Any, task: Any, circuit: Any) -> float:
 
 
 @pytest.fixture(scope="module")
-def twelve(llama: Tiny) -> Any:
-    return hybrid(llama.model, llama.prompts.task, edges=12, rounds=1)
+def six(llama: Tiny) -> Any:
+    return hybrid(llama.model, llama.prompts.task, edges=6, rounds=1)
 
 
-def test_twice_the_same_bytes(llama: Tiny, twelve: Any, tmp_path: Any) -> None:
-    for name, scores in (("a", twelve), ("b", hybrid(llama.model, llama.prompts.task, edges=12, rounds=1))):
+def test_twice_the_same_bytes(llama: Tiny, six: Any, tmp_path: Any) -> None:
+    for name, scores in (("a", six), ("b", hybrid(llama.model, llama.prompts.task, edges=6, rounds=1))):
         scores.save(tmp_path / f"{name}.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_batches_do_not_matter(llama: Tiny, twelve: Any) -> None:
-    assert hybrid(llama.model, llama.prompts.task, edges=12, rounds=1, batch_size=2).top(12) == twelve.top(12)
+def test_batches_do_not_matter(llama: Tiny, six: Any) -> None:
+    assert hybrid(llama.model, llama.prompts.task, edges=6, rounds=1, batch_size=2).top(6) == six.top(6)
 
 
 def test_progress_ends_at_its_total(gpt2: Tiny) -> None:
     seen: list[tuple[int, int]] = []
-    hybrid(gpt2.model, gpt2.prompts.task, edges=30, rounds=2, progress=lambda *now: seen.append(now))
+    hybrid(gpt2.model, gpt2.prompts.task, edges=15, rounds=2, progress=lambda *now: seen.append(now))
     done = [now[0] for now in seen]
     assert done[0] == 0 and done == sorted(done) and seen[-1][0] == seen[-1][1]
     # what was expected at any time

@@ -33,6 +33,7 @@ ORDER = [
         "values",
         "graph",
         "model",
+        "features",
         "task",
         "circuit",
         "engine",

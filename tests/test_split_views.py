@@ -225,10 +225,8 @@ class Directions:
     vectors: Tensor  # [F, D]
     digest: str = "d" * 64
 
-    def named(self, out: Tensor, numbers: tuple[int, ...]) -> Tensor:
-        some = self.vectors[list(numbers)].to(out)
-        along = torch.einsum("...d,pd->p...", out, some)
-        return along[..., None] * some.view(len(some), *(1,) * (out.dim() - 1), -1)
+    def encode_some(self, out: Tensor, numbers: Tensor) -> Tensor:
+        return torch.einsum("...d,pd->p...", out, self.vectors[numbers].to(out))
 
 
 def test_a_circuit_of_features_needs_its_dictionary_only_to_run(
@@ -245,7 +243,9 @@ def test_a_circuit_of_features_needs_its_dictionary_only_to_run(
     without = cd.load_circuit(path)
     assert without == full and cd.compare(without, full).edges.jaccard == 1
     without.draw(tmp_path / "c.dot")
-    with pytest.raises(CircuitDiscoveryError, match=r"needs their dictionary: .*dictionaries=\{'m1'") as told:
+    with pytest.raises(
+        CircuitDiscoveryError, match=r"needed to run the circuit: .*dictionaries=\{'m1'"
+    ) as told:
         cd.run_circuit(toy, ioi, without)
     assert "\n" not in str(told.value)
     with_it = cd.load_circuit(path, dictionaries={"m1": found})

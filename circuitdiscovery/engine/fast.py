@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from circuitdiscovery.model.block import Making
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.norm import Norm
 from circuitdiscovery.model.parts import Group, Parts
-from circuitdiscovery.model.rows import index_of, project_some
+from circuitdiscovery.model.rows import index_of
 from circuitdiscovery.model.run import at_position, streams, unembed
 
 # ------------------------------------------------------------------ any set of edges
@@ -98,7 +98,7 @@ class PatchedRun:
         position: [N], where the logits are wanted.
         own_run: every replacement is some run's own activation, so a node
             that reads only replacements writes its own.
-        inside: where the spans of nodes that are split by positions are, as `Parts` has it.
+        given: how the sources follow from the nodes, where some are split.
     """
 
     model: Model
@@ -107,7 +107,7 @@ class PatchedRun:
     replacement: Tensor
     position: Tensor
     own_run: bool
-    inside: Mapping[str, Tensor] = field(default_factory=dict)
+    given: Parts | None = None
 
     @cached_property
     def bases(self) -> tuple[Tensor, ...]:
@@ -119,7 +119,7 @@ class PatchedRun:
     @cached_property
     def parts(self) -> Parts:
         """How the sources follow from the nodes."""
-        return Parts(self.model, self.graph, self.inside)
+        return self.given or Parts(self.model, self.graph)
 
     @cached_property
     def mixed(self) -> tuple[tuple[Group, Tensor, Tensor], ...]:
@@ -157,7 +157,7 @@ class PatchedRun:
         of a layer, or with the letter "n" some parts of its MLP."""
         if "n" in asked:
             units = self.parts.units(layer).some(asked["n"])
-            return units.norm, [partial(project_some, units.weight, units.bias)], units.weight.shape[1]
+            return units.norm, [units.make], units.weight.shape[1]
         block = self.model.blocks[layer]
         return block.norm1, [block.making(letter, some) for letter, some in asked.items()], block.d_head
 

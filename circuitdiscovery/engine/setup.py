@@ -35,7 +35,7 @@ from circuitdiscovery.engine.metrics import BoundMetric, bind
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.parts import Parts
+from circuitdiscovery.model.parts import Parts, Units
 from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
 from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.batch import Batch
@@ -44,6 +44,7 @@ from circuitdiscovery.task.task import Task
 Progress = Callable[[int, int], None]  # (done, total)
 # of replacements held at once, where no batch size is asked for; more is no faster (benchmarks/speed.py)
 _BATCH_BYTES = 2**27
+_WITH_PARTS = 5  # times as many where nodes are split: parts are hundreds of sources that cost little to run
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,14 @@ class Setup:
         """
         return self.graph.allowed & ~mask if self.denoising else mask
 
+    def parts(self, batch: Batch) -> Parts:
+        """How the sources follow from the nodes in a batch."""
+        return Parts(self.model, self.graph, inside(self.graph, self.task, batch), self._known)
+
+    @cached_property
+    def _known(self) -> dict[int, Units]:
+        return {}
+
     def patched_runs(self) -> Iterator[tuple[Batch, PatchedRun]]:
         """Each batch of this process's share, as the fast engine takes it; its masks are `carrying`."""
         for batch in self.batches:
@@ -158,11 +167,10 @@ class Setup:
             CircuitDiscoveryError: replacements of another shape, or whose logits are not finite.
         """
         model, graph = self.model, self.graph
-        where = inside(graph, self.task, batch)
-        parts = Parts(model, graph, where)
+        parts = self.parts(batch)
         if self.denoising:
             clean = run_sources(model, batch.clean, parts)
-            return PatchedRun(model, graph, embed(model, batch.corrupted), clean, batch.position, True, where)
+            return PatchedRun(model, graph, embed(model, batch.corrupted), clean, batch.position, True, parts)
         values = self.carried.rows(batch)
         expected = (len(graph.sources), *batch.clean.shape, model.d_model)
         if values.shape != expected:
@@ -176,7 +184,7 @@ class Setup:
             values = values.to(model.W_E)
             finite_logits(replaced_logits(parts, values, batch.position), batch.rows, "replaced")
             start, own_run = embed(model, batch.clean), self.carried.own_run
-            kept[key] = PatchedRun(model, graph, start, values, batch.position, own_run, where)
+            kept[key] = PatchedRun(model, graph, start, values, batch.position, own_run, parts)
         return kept[key]
 
     def _kept(self, values: Tensor) -> dict[Hashable, PatchedRun]:
@@ -205,7 +213,8 @@ def replacement_bytes(model: Model, graph: Graph, tokens: int) -> int:
 def fitting(model: Model, graph: Graph, task: Task) -> int:
     """How many examples are run at once where no batch size is asked for."""
     longest = max(len(example.clean) for example in task.examples)
-    return max(1, _BATCH_BYTES // replacement_bytes(model, graph, longest))
+    most = _BATCH_BYTES * (_WITH_PARTS if graph.splits else 1)
+    return max(1, most // replacement_bytes(model, graph, longest))
 
 
 def batches(model: Model, graph: Graph, task: Task, batch_size: int | None) -> Iterator[Batch]:

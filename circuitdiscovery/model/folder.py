@@ -27,6 +27,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import read_json
 from circuitdiscovery.model.config import CONFIG, config_of, read_config
 from circuitdiscovery.model.expert_files import part_of, router_of
+from circuitdiscovery.model.hooked import HOOKED_FILES, hooked_config, is_hooked
 from circuitdiscovery.model.tokenizer import read_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -279,8 +280,13 @@ def from_hub(name: str, *, weights: bool = True) -> Path:
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    read_config(Path(hf_hub_download(name, CONFIG)).parent, name)  # before gigabytes are fetched
-    files = [each for each in HUB_FILES if weights or not each.endswith(".safetensors")]
+    folder = Path(hf_hub_download(name, CONFIG)).parent
+    if hooked := is_hooked(folder):  # what is refused is refused before gigabytes are fetched
+        hooked_config(read_json(folder / CONFIG), name)
+    else:
+        read_config(folder, name)
+    wanted = HOOKED_FILES if hooked else HUB_FILES
+    files = [each for each in wanted if weights or not each.endswith((".safetensors", ".pth"))]
     return Path(snapshot_download(name, allow_patterns=files))
 
 

@@ -8,8 +8,10 @@ model's own forward on random token ids before it is handed out.
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import torch
 
@@ -20,9 +22,11 @@ from circuitdiscovery.model.build import build, weights_digest
 from circuitdiscovery.model.config import CONFIG
 from circuitdiscovery.model.folder import from_hub, quiet_transformers, read_folder
 from circuitdiscovery.model.gguf import read_gguf
+from circuitdiscovery.model.hooked import PTH, is_hooked, read_hooked
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.object import DTYPES, held, unwrapped
+from circuitdiscovery.model.object import DTYPES, held, inner_bridge, unwrapped
 from circuitdiscovery.model.proof import prove
+from circuitdiscovery.model.source import Source
 from circuitdiscovery.model.tokenizer import tokenizer_of
 
 __all__ = ["DTYPES", "bundled_models", "load_model", "quiet_transformers", "read_gguf", "weights_digest"]
@@ -45,8 +49,9 @@ def load_model(
 
     Args:
         source: a bundled model's name, a Hugging Face folder, a .gguf file (its weights in full precision;
-            needs the extra `gguf`), a hub name, a Hugging Face causal language model (its tokenizer is looked
-            up by its `name_or_path`), a pair (model, tokenizer), or a TransformerBridge.
+            needs the extra `gguf`), a folder or a .pth file in TransformerLens' original format (such as
+            Attn_Only_2L512W_C4_Code), a hub name, a Hugging Face causal language model (its tokenizer is
+            looked up by its `name_or_path`), a pair (model, tokenizer), or a TransformerBridge.
         device: a torch device; by default CUDA where there is one, for an object the device it is on.
         dtype: float32, float64, bfloat16 or float16; objects are converted too.
         name: what files and messages call the model; by default the
@@ -68,21 +73,32 @@ def load_model(
         if isinstance(source, (str, Path)):
             target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             path, shown = located(source)
-            if path.is_file():
-                hf, tokenizer = read_gguf(path, shown, torch.float32)
-            else:
-                hf, tokenizer = read_folder(path, shown)
-            return _model(hf, tokenizer, name or shown, target, precision, in_place=True)
+            hf, tokenizer = read(path, shown)
+            model = _model(unwrapped(hf), tokenizer, name or shown, target, precision, in_place=True)
+            return replace(model, source=Source(path.absolute()))
         if isinstance(source, Model):
             raise CircuitDiscoveryError(f"{source.name} is loaded already; use it as it is")
         hf, tokenizer = source, getattr(source, "tokenizer", None)
         if isinstance(source, tuple) and len(source) == 2:
             hf, tokenizer = source
-        hf = unwrapped(hf)
+        bridge, hf = inner_bridge(hf), unwrapped(hf)
         target = _device(device or next((parameter.device for parameter in hf.parameters()), "cpu"))
         if tokenizer is None and getattr(getattr(hf, "config", None), "_name_or_path", ""):
             tokenizer = tokenizer_of(str(hf.config._name_or_path))
-        return _model(hf, tokenizer, name or _object_name(hf), target, precision)
+        model = _model(hf, tokenizer, name or _object_name(hf), target, precision)
+        return replace(model, source=Source(reference=ref(hf if bridge is None else bridge)))
+
+
+def read(path: Path, name: str) -> tuple[Any, Any]:
+    """What a folder or a file of a model holds: a Hugging Face model or TransformerLens' own, in the dtype of
+    the file, and the tokenizer (None where there is none).
+
+    Raises:
+        CircuitDiscoveryError: whatever in it is broken, asks for code, or is not computed.
+    """
+    if path.suffix.lower() == GGUF and path.is_file():
+        return read_gguf(path, name, torch.float32)
+    return read_hooked(path, name) if path.is_file() or is_hooked(path) else read_folder(path, name)
 
 
 def _model(
@@ -141,7 +157,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def located(source: str | Path, *, weights: bool = True) -> tuple[Path, str]:
-    """(a folder or a .gguf file, what we call it); of a name on the hub its weights are fetched if asked."""
+    """(a folder or a file, what we call it); of a name on the hub its weights are fetched if asked."""
     text = str(source) if str(source).isprintable() else repr(str(source))
     if not str(source):
         raise CircuitDiscoveryError(f"an empty text is not a model; a model is {_listed()}")
@@ -156,13 +172,13 @@ def located(source: str | Path, *, weights: bool = True) -> tuple[Path, str]:
         if not (path / CONFIG).is_file():
             raise CircuitDiscoveryError(f"{text}: not a model folder, {CONFIG} is missing")
         return path, path.resolve().name
-    if path.suffix.lower() == GGUF:
+    if path.suffix.lower() in (GGUF, PTH):
         if not path.is_file():
             raise CircuitDiscoveryError(f"{text}: there is no such file")
         return path, path.stem
     if exists:
         raise CircuitDiscoveryError(
-            f"{text}: a model is a folder with {CONFIG} or a {GGUF} file, this is another file"
+            f"{text}: a model is a folder with {CONFIG}, a {GGUF} or a {PTH} file, this is another file"
         )
     if isinstance(source, Path) or not HUB_NAME.fullmatch(text):
         raise CircuitDiscoveryError(f"there is no folder {text}; a model is {_listed()}")
@@ -178,7 +194,9 @@ def located(source: str | Path, *, weights: bool = True) -> tuple[Path, str]:
 
 
 # what TransformerLens and papers call models, for the families that are supported
-_ALSO_CALLED = {"gpt2-small": "gpt2"}
+_ALSO_CALLED = {"gpt2-small": "gpt2"} | {
+    f"attn-only-{n}l": f"NeelNanda/Attn_Only_{n}L512W_C4_Code" for n in range(1, 5)
+}
 _MAKERS = {
     "pythia": "EleutherAI", "smollm": "HuggingFaceTB", "qwen2": "Qwen", "mistral-7b": "mistralai",
     "llama-3": "meta-llama", "llama-2": "meta-llama", "tinyllama": "TinyLlama",
@@ -187,7 +205,7 @@ _MAKERS = {
 
 def _listed() -> str:
     return (
-        f"a folder, a {GGUF} file, a hub name (such as EleutherAI/pythia-70m) or a bundled model "
+        f"a folder, a {GGUF} or {PTH} file, a hub name (such as EleutherAI/pythia-70m) or a bundled model "
         f"({', '.join(bundled_models())})"
     )
 

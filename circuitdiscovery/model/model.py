@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.norm import Norm
+from circuitdiscovery.model.source import Source
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 class _NoAttribute(CircuitDiscoveryError, AttributeError):
@@ -30,8 +35,8 @@ _OURS = {
     "half": 'give load_model dtype="float16"',
     "bfloat16": 'give load_model dtype="bfloat16"',
     "float": 'give load_model dtype="float32"',
-    "run_with_cache": "explain(model, task, circuit) says what nodes do",
-    "generate": "it is for circuits alone; generate with the Hugging Face model",
+    "run_with_cache": "model.to_bridge() has; explain(model, task, circuit) says what nodes do",
+    "generate": "it is for circuits alone; model.to_bridge() generates",
     "to_tokens": "encode with model.tokenizer",
 }
 _OURS |= {"config": _OURS["cfg"], "to_str_tokens": _OURS["to_tokens"], "hooks": _OURS["run_with_cache"]}
@@ -55,6 +60,7 @@ class Model:
     logit_scale: float = 1.0  # of the logits
     logit_cap: float | None = None  # c: a logit x is c tanh(x / c) (Gemma 2)
     embed_norm: Norm | None = None  # of the token embeddings (BLOOM)
+    source: Source | None = field(default=None, compare=False)  # what it was loaded from
 
     @property
     def device(self) -> torch.device:
@@ -135,6 +141,34 @@ class Model:
             raise CircuitDiscoveryError(
                 f"{self.name}: token {worst} is not in its vocabulary of {len(self.W_E)} tokens"
             )
+
+    @guarded
+    def to_bridge(self) -> TransformerBridge:
+        """TransformerLens' model of the same weights, to go on with its hooks.
+
+        What was loaded from a TransformerBridge gives back that bridge. A Hugging Face model that was loaded
+        is wrapped, and not changed: the bridge has modules of its own around the same weights, but for joint
+        matrices of queries, keys and values, which TransformerLens copies in some families (GPT-NeoX). Of a
+        folder, a hub name or a file the weights are read once more, in this model's dtype and onto its
+        device, and are then held twice. To hold them once, load the bridge (`load_model(model.to_bridge())`)
+        and drop this model.
+
+        Returns:
+            The bridge, in evaluation mode, with a copy of the tokenizer; a new one at each call, but for what
+            was a bridge. Its logits are compared with this model's before it is handed out.
+
+        Raises:
+            CircuitDiscoveryError: the object that was loaded is gone (only the user keeps it alive), has
+                adapters, or has other weights by now; TransformerLens has no such model, or computes it
+                otherwise.
+
+        >>> from circuitdiscovery import load_model
+        >>> load_model("toy").to_bridge().cfg.n_layers
+        4
+        """
+        from circuitdiscovery.model.bridge import bridge_of
+
+        return bridge_of(self)
 
     if not TYPE_CHECKING:  # which would take any attribute for one
 

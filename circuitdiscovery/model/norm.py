@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,6 +29,11 @@ class Norm:
     def scale(self) -> Tensor:
         """[d_model]: what the normalised stream is multiplied with."""
         return self.weight + 1 if self.from_one else self.weight
+
+    @property
+    def bare(self) -> Norm:
+        """The same without its gain and bias."""
+        return replace(self, weight=torch.ones_like(self.weight), bias=None, from_one=False)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., d_model] -> [..., d_model], normalised, scaled and shifted."""

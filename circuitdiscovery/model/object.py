@@ -25,7 +25,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_WRAPPED = "._original_component"  # what TransformerBridge puts into names
+_BRIDGE = "TransformerBridge"  # TransformerLens' class, which is known without its import of seconds
+_WRAPPED = "._original_component"  # what it puts into names
 _SHARDED = ("FullyShardedDataParallel", "FlatParameter", "DTensor", "DeepSpeedEngine")
 _GATHER = "the weights are sharded over processes; gather them into a plain model first, and give that"
 _PRECISION = "load it again in float32 or bfloat16, without a quantization config"
@@ -56,22 +57,7 @@ def unwrapped(source: Any) -> Any:
     Raises:
         CircuitDiscoveryError: what holds no Hugging Face model, with where one may be found in it.
     """
-    found = source
-    while True:
-        if type(found).__name__ in _SHARDED:
-            raise CircuitDiscoveryError(f"{type(found).__name__}: {_GATHER}")
-        parts = getattr(found, "__dict__", {}).get("_modules", {}) if isinstance(found, nn.Module) else {}
-        inner = parts.get("_orig_mod") or (parts.get("module") if _kind(found) is None else None)
-        inner = (
-            inner
-            if inner is not None
-            else getattr(found, "original_model", None)
-            if not isinstance(found, type)
-            else None
-        )
-        if inner is None or inner is found:
-            break
-        found = inner
+    *_, found = _inwards(source)
     if isinstance(found, type) or _kind(found) is None or not isinstance(found, nn.Module):
         valid = (
             "a name, a folder, a Hugging Face causal language model, a pair (model, tokenizer) or a "
@@ -81,6 +67,32 @@ def unwrapped(source: Any) -> Any:
             f"{type(source).__name__} is not a model: give {_inside(source) or valid}"
         )
     return found
+
+
+def _inwards(source: Any) -> Iterator[Any]:
+    """An object, what it wraps, what that wraps, ..."""
+    found = source
+    while True:
+        if type(found).__name__ in _SHARDED:
+            raise CircuitDiscoveryError(f"{type(found).__name__}: {_GATHER}")
+        yield found
+        parts = getattr(found, "__dict__", {}).get("_modules", {}) if isinstance(found, nn.Module) else {}
+        inner = parts.get("_orig_mod") or (parts.get("module") if _kind(found) is None else None)
+        if inner is None and not isinstance(found, type):
+            inner = getattr(found, "original_model", None)
+        if inner is None or inner is found:
+            return
+        found = inner
+
+
+def inner_bridge(source: Any) -> Any:
+    """The TransformerBridge that an object is or wraps; None where there is none."""
+    return next((each for each in _inwards(source) if type(each).__name__ == _BRIDGE), None)
+
+
+def is_wrapped(model: Any) -> bool:
+    """Whether a bridge has wrapped a model's modules."""
+    return any(_WRAPPED in f".{name}" for name, _ in model.named_modules())
 
 
 def _kind(model: Any) -> Any:
@@ -122,7 +134,7 @@ def held(source: Any, name: str) -> Held:
     base = _base(source)
     config = _config(base, name)
     check_supported(config, name)
-    plain = _merged(source, name) if base is not source or any(map(_is_adapter, source.modules())) else source
+    plain = _merged(source, name) if has_adapters(source) else source
     state = _state(plain, config, name)
     architecture = architecture_of(config.model_type)
     if (prefix := _prefix(state, architecture.embedding)) is None:
@@ -206,6 +218,11 @@ def _base(model: Any) -> Any:
         if hasattr(model, "get_base_model") and hasattr(model, "peft_config")
         else model
     )
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether adapters are in a model or around it."""
+    return _base(model) is not model or any(map(_is_adapter, model.modules()))
 
 
 def _is_adapter(module: nn.Module) -> bool:

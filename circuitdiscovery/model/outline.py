@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files.disk import GGUF
+from circuitdiscovery.files.disk import read_json
+from circuitdiscovery.model.architectures.native import NativeConfig
 from circuitdiscovery.model.build import build
-from circuitdiscovery.model.config import config_of, read_config
+from circuitdiscovery.model.config import CONFIG, config_of, read_config
 from circuitdiscovery.model.folder import quiet_transformers
+from circuitdiscovery.model.hooked import hooked_config, is_hooked, native_model
 from circuitdiscovery.model.load import as_dtype, located
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.tokenizer import read_tokenizer
@@ -32,7 +35,9 @@ def outline(source: str | Path, dtype: str = "float32") -> Model:
     with quiet_transformers():
         path, name = located(source, weights=False)
         if path.is_file():
-            raise CircuitDiscoveryError(f"{name}: the outline of a {GGUF} file cannot be had; give a folder")
+            raise CircuitDiscoveryError(f"{name}: the outline of a file cannot be had; give a folder")
+        if is_hooked(path):
+            return of_hooked(read_json(path / CONFIG), name, dtype, read_tokenizer(path, name))
         config = config_of(read_config(path, name), name)
         return of_config(config, name, dtype, read_tokenizer(path, name))
 
@@ -45,3 +50,11 @@ def of_config(config: Any, name: str, dtype: str = "float32", tokenizer: Any = N
     with torch.device("meta"):
         weights = kind._from_config(config, dtype=as_dtype(dtype)).state_dict()
     return build(config, weights, name, "", tokenizer)
+
+
+def of_hooked(data: Mapping[str, Any], name: str, dtype: str = "float32", tokenizer: Any = None) -> Model:
+    """The outline of the model that a config.json in TransformerLens' original format describes."""
+    config = hooked_config(data, name)
+    with torch.device("meta"):
+        weights = native_model(config).to(as_dtype(dtype)).state_dict()
+    return build(NativeConfig(config), weights, name, "", tokenizer)

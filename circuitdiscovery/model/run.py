@@ -22,7 +22,6 @@ from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.norm import Norm, no_norm
 from circuitdiscovery.model.parts import Parts
-from circuitdiscovery.model.rows import project
 
 _RUN_FLOP = {"cpu": 5e8, "accelerator": 1e12}  # that could be done while Python prepares a run
 _RUN_TOKENS = 16  # whose products take as long as reading the weights
@@ -148,8 +147,9 @@ class Run:
     # by the group's key, [N, T, D] each, with readings: what sources write together where a norm of that
     # follows; T is 1 in the last layer, where only the answer's position is run
     together: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
-    # per layer, [N, T, D] each, with readings: what the MLP writes, as part of the autograd graph
-    mlps: tuple[Tensor, ...] = ()
+    # per layer, [N, T, D] both, with readings: what the MLP writes, before a norm of it and after, as part of
+    # the autograd graph
+    mlps: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 def plain_run(
@@ -182,7 +182,7 @@ def plain_run(
     kept = None if sources is None else _Kept(sources, less is not None)
     readings: list[Reading] = []
     together: dict[tuple[int, str], Tensor] = {}
-    mlps: list[Tensor] = []
+    mlps: list[tuple[Tensor, Tensor]] = []
     at = None
     if kept is not None:
         kept.write(graph.inputs, parts.input(x), None)
@@ -191,7 +191,7 @@ def plain_run(
         k, v = (block.heads_make(letter, u) for letter in "kv")
         if position is not None and layer == graph.n_layers - 1:
             at, x, u = position, at_position(x, position)[:, None], at_position(u, position)[:, None]
-            if keep_sources:
+            if keep_sources and kept is not None:
                 kept.values[graph.n_upstream(layer) :] = 0
         q = block.heads_make("q", u)
         z = block.attend(q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]
@@ -226,7 +226,7 @@ def plain_run(
             run = _run_mlp(parts, layer, y, at, kept, keep_readings)
             readings += run.readings
             together |= {} if run.together is None else {(layer, "m"): run.together}
-            mlps += [run.written] if keep_readings else []
+            mlps += [(run.written, run.added)] if keep_readings else []
             x = x + run.added
     if at is None:
         return Run(x, x.new_empty(0, model.vocab_size), sources, tuple(readings), together, tuple(mlps))
@@ -281,19 +281,27 @@ def _run_mlp(
     block, norm, at_answer = parts.model.blocks[layer], parts.mlp_norm(layer), at is not None
     if parts.owns(layer):
         units, own = parts.units(layer), y.view_as(y)  # the rest's, so that it has a gradient of its own
-        values = project(units.norm(y), units.weight, units.bias)  # [p, N, T, K]
+        values = units.read(y)  # [p, N, T, K]
         readings = [
             Reading(Readers(layer, "n", at_answer, units.norm, units.weight, units.bias), y, values),
             Reading(Readers(layer, "m", at_answer, no_norm(y)), y, own),
         ]
         written = torch.cat([units.written(values), parts.rest(layer, own)[None]])
+        total = written.sum(0)
     else:
         normalised = block.norm2(y)
         readings = [Reading(Readers(layer, "m", at_answer, block.norm2), y, normalised)]
-        written = parts.shared(layer, normalised, at)
+        if parts.splits_mlp(layer):
+            written = parts.shared(layer, normalised, at)
+            total = written.sum(0)
+        else:
+            total = block.mlp_before_norm(normalised)
+            added = total if block.mlp_norm is None else block.mlp_norm(total)
+            if kept is not None:
+                kept.write(parts.graph.mlps(layer), added[None], at)
+            return _MlpRun(total, added, tuple(readings) if keep_readings else (), None)
     if kept is not None:
         kept.write(parts.graph.mlps(layer), written, at)
-    total = written[0] if len(written) == 1 else written.sum(0)
     return _MlpRun(
         total,
         total if norm is None else norm(total),

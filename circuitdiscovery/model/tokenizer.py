@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -98,6 +99,16 @@ def tokenizer_of(source: str) -> Any:
         return tokenizer if encodes(tokenizer) else None
     except Exception:  # an object does not need one
         return None
+
+
+def bridges_own(tokenizer: Any) -> Any:
+    """A copy of a tokenizer for TransformerLens, which gives it tokens that it lacks and, but for
+    what is said here, looks for another one by its name.
+    """
+    own = copy.deepcopy(tokenizer)
+    if own is not None:
+        own.init_kwargs |= {"add_bos_token": True, "name_or_path": own.name_or_path}
+    return own
 
 
 def encodes(tokenizer: Any) -> bool:

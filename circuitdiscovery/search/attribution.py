@@ -29,7 +29,7 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.ablation import Ablation, inside
+from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.fast import Memory
 from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress, Setup
@@ -218,9 +218,7 @@ def _attribute(
     memory = Memory(model.W_E)
     for batch in setup.batches:
         replacement = _own(carried.rows(batch), model, given)
-        total += batch_products(
-            model, graph, batch, replacement, carried.own_run, bound, at, memory, inside(graph, task, batch)
-        )
+        total += batch_products(setup.parts(batch), batch, replacement, carried.own_run, bound, at, memory)
         done += len(batch.rows)
         if progress:
             progress(done, share)

@@ -6,7 +6,7 @@ Shapes: S sources, R receivers, N examples, T positions, D d_model, K d_head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -20,26 +20,25 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import LETTERS
 from circuitdiscovery.model.block import Block
-from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.parts import Parts
 from circuitdiscovery.model.projection import offset
 from circuitdiscovery.model.run import Readers, Reading, embed, plain_run, replaced_logits
 from circuitdiscovery.task.batch import Batch
 
+_AT_ONCE = 128  # parts of an MLP whose gradients at the stream are held together
+
 
 def batch_products(
-    model: Model,
-    graph: Graph,
+    parts: Parts,
     batch: Batch,
     replacement: Tensor,
     own_run: bool,
     metric: BoundMetric,
     at: Sequence[float],
     memory: Memory,
-    inside: Mapping[str, Tensor],
 ) -> Tensor:
     """[S, R]: (replacement - clean) . gradient, summed over a batch's examples and the points of the line."""
-    parts = Parts(model, graph, inside)
+    model, graph = parts.model, parts.graph
     # for a mean or a zero there is no such run as starts from the replacement of
     # `input`: its norm may not even have a Jacobian
     clean, start = (
@@ -163,22 +162,36 @@ class _Place:
             for summed, more in zip(self.scaled, scaled, strict=True):
                 summed += more
 
-    def at_stream(self, memory: Memory) -> Tensor:
-        """[R', P, D]: the gradients at the stream before the norm, over all letters."""
+    def pieces(self, memory: Memory) -> Iterator[tuple[slice, Tensor]]:
+        """(some receivers, [R', P, D] their gradients at the stream before the norm): all of a place,
+        but of the parts of an MLP, which can be thousands, some at a time."""
+        count = sum(map(len, self.scaled))
+        if self.readers[0].letter != "n":
+            yield slice(0, count), self._at_stream(memory, slice(None))
+            return
+        for start in range(0, count, _AT_ONCE):
+            some = slice(start, min(start + _AT_ONCE, count))
+            yield some, self._at_stream(memory, some)
+
+    def _at_stream(self, memory: Memory, some: slice) -> Tensor:
+        """[R', P, D], over all letters; some of the receivers where there is one letter."""
         if self.readers[0].joint is not None:
             return torch.cat(self.scaled)
         if not self.along:
             return self.scaled[0][None]
-        norm = self.readers[0].norm
-        pulled = memory("at the stream", sum(map(len, self.scaled)), *self.normalised[0].shape)
+        norm, gradients = self.readers[0].norm, [each[some] for each in self.scaled]
+        pulled = memory("at the stream", sum(map(len, gradients)), *self.normalised[0].shape)
         for readers, scaled, out in zip(
-            self.readers, self.scaled, pulled.split([len(each) for each in self.scaled]), strict=True
+            self.readers, gradients, pulled.split([len(each) for each in gradients]), strict=True
         ):
             assert readers.weight is not None
-            weight = readers.weight * norm.scale
+            weight = readers.weight[some] * norm.scale
             torch.bmm(scaled, weight - weight.mean(-1, keepdim=True) if norm.centred else weight, out=out)
         # [R', P, points], [P, points, D]
-        along, normalised = torch.stack(self.along, dim=-1), torch.stack(self.normalised, dim=1)
+        along, normalised = (
+            torch.stack([each[some] for each in self.along], dim=-1),
+            torch.stack(self.normalised, dim=1),
+        )
         pulled.transpose(0, 1).baddbmm_(along.transpose(0, 1), normalised, alpha=-1)
         return pulled
 
@@ -196,9 +209,12 @@ class _Place:
         difference = difference[:upstream]
         if first.at_answer:
             difference = difference[:, torch.arange(len(position), device=position.device), position]
-        products = self.at_stream(memory).flatten(1) @ difference.flatten(1).T  # [R', S']
-        # merged receivers stand several times in `columns`, and get the sum
-        total[:upstream].index_add_(1, torch.from_numpy(columns).to(total.device), products.T.to(total.dtype))
+        of = difference.flatten(1).T
+        for some, gradients in self.pieces(memory):
+            products = gradients.flatten(1) @ of  # [R', S']
+            # merged receivers stand several times in `columns`, and get the sum
+            into = torch.from_numpy(columns[some]).to(total.device)
+            total[:upstream].index_add_(1, into, products.T.to(total.dtype))
 
 
 def _pull_jointly(block: Block, reading: Reading, gradient: Tensor) -> Tensor:

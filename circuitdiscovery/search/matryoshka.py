@@ -38,7 +38,7 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.ablation import Ablation, inside, replacements
+from circuitdiscovery.engine.ablation import Ablation, replacements
 from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows, clean_logits, kl_from
@@ -397,6 +397,6 @@ def _patched_runs(setup: Setup, rows: Sequence[int]) -> Iterator[tuple[Batch, Pa
                 values,
                 batch.position,
                 setup.own_run,
-                inside(setup.graph, setup.task, batch),
+                setup.parts(batch),
             ),
         )

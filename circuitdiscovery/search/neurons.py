@@ -32,7 +32,7 @@ from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.run import Run, embed, plain_run
+from circuitdiscovery.model.run import Reading, Run, embed, plain_run
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value
@@ -44,6 +44,7 @@ METHODS = ("eap", "eap_ig", "exact")
 ABLATIONS = ("resample", "zero")
 TOKENS = 6  # of a neuron, that are named at each end
 _STEPS = 5
+_Tokens = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ class Kind:
     """Numbers times vectors that an MLP's output is made of: its neurons, or features of a dictionary.
 
     Args:
-        values: (block, what the MLP reads, normalised, what it writes), [N, T, D] both -> [N, T, U].
+        values: (block, what the MLP reads, what it writes, [N, T, D]) -> [N, T, U].
         back: (block, the gradient at what the MLP writes, [N, T, D]) -> that at the numbers, [N, T, U].
-        before_norm: whether they stand before a norm of what the MLP writes.
+        before_norm: whether what the MLP writes is meant before a norm of it.
     """
 
-    values: Callable[[Block, Tensor, Tensor], Tensor]
+    values: Callable[[Block, Reading, Tensor], Tensor]
     back: Callable[[Block, Tensor], Tensor]
     before_norm: bool
 
@@ -66,7 +67,22 @@ def _back(block: Block, gradient: Tensor) -> Tensor:
     return gradient @ block.W_out
 
 
-NEURONS = Kind(lambda block, read, _: block.hidden(read), _back, True)
+NEURONS = Kind(lambda block, read, _: block.hidden(read.values), _back, True)
+
+
+def features_of(dictionary: Any) -> Kind:
+    """The features of a dictionary of what an MLP writes, or of a transcoder of it."""
+
+    def values(block: Block, read: Reading, written: Tensor) -> Tensor:
+        given = {
+            "output": lambda: written,
+            "normed": lambda: read.values,
+            "normed without gain": lambda: block.norm2.bare(read.stream),
+            "stream": lambda: read.stream,
+        }[dictionary.reads]
+        return dictionary.encode(given())
+
+    return Kind(values, lambda _, gradient: gradient @ dictionary.vectors.T, dictionary.inner)
 
 
 def unit_damages(
@@ -113,16 +129,18 @@ def _of_batch(
     clean, other = embed(model, batch.clean), embed(model, batch.corrupted)
 
     def values(run: Run) -> dict[int, Tensor]:
-        read = {each.readers.layer: each.values for each in run.readings if each.readers.letter == "m"}
+        read = {each.readers.layer: each for each in run.readings if each.readers.letter == "m"}
         return {
-            layer: kind.values(model.blocks[layer], read[layer], run.mlps[layer])
+            layer: kind.values(model.blocks[layer], read[layer], run.mlps[layer][not kind.before_norm])
             for layer, kind in kinds.items()
         }
 
-    with torch.no_grad():
-        ends = [clean] if setup.ablation == "zero" else [clean, other]
-        own, *replaced = (values(plain_run(model, x, batch.position, keep_readings=True)) for x in ends)
-        change = {layer: (replaced[0][layer] if replaced else 0) - own[layer] for layer in kinds}
+    def plain(start: Tensor) -> dict[int, Tensor]:
+        with torch.no_grad():
+            return values(plain_run(model, start, batch.position, keep_readings=True))
+
+    replaced = None if setup.ablation == "zero" else plain(other)
+    own = None if points[0] == 1.0 else plain(clean)  # else the run that has the gradient
     found: dict[int, Tensor] = {}
     for weight in points:
         with torch.enable_grad():
@@ -133,10 +151,13 @@ def _of_batch(
                 raise CircuitDiscoveryError(
                     f"metric {setup.metric.name!r} has no gradient: use method='exact', or another metric"
                 )
-            at = [run.mlps[layer] for layer in kinds]
+            at = [run.mlps[layer][not kind.before_norm] for layer, kind in kinds.items()]
             gradients = torch.autograd.grad(measured, at)
+        with torch.no_grad():
+            own = values(run) if own is None else own
         for (layer, kind), gradient in zip(kinds.items(), gradients, strict=True):
-            product = (kind.back(model.blocks[layer], gradient) * change[layer]).sum(1)
+            change = (0.0 if replaced is None else replaced[layer]) - own[layer]
+            product = (kind.back(model.blocks[layer], gradient) * change).sum(1)
             found[layer] = found[layer] + product if layer in found else product
     return found
 
@@ -277,7 +298,7 @@ def neurons(
     else:
         estimates = intervals.means(values, weights(values.shape[1], 0))
     names = [part_name(mlp_name(layer), f"n{unit}") for layer, unit in ranked]
-    written = {name: _tokens(model, layer, unit) for name, (layer, unit) in zip(names, ranked, strict=True)}
+    promoted, suppressed = _tokens(model, ranked)
     return Neurons(
         model=model.name,
         task=task.name,
@@ -287,8 +308,8 @@ def neurons(
         ablation=setup.ablation_name,
         method=method,
         damages=dict(zip(names, estimates, strict=True)),
-        promoted={name: each[0] for name, each in written.items()},
-        suppressed={name: each[1] for name, each in written.items()},
+        promoted=dict(zip(names, promoted, strict=True)),
+        suppressed=dict(zip(names, suppressed, strict=True)),
     )
 
 
@@ -311,22 +332,26 @@ def _measured(setup: Setup, ranked: Sequence[tuple[int, int]]) -> np.ndarray:
     return np.stack([evaluator.metric.damage(full, evaluator.values(mask)) for mask in masks])
 
 
-def _tokens(
-    model: Model, layer: int, unit: int
-) -> tuple[tuple[tuple[str, float], ...], tuple[tuple[str, float], ...]]:
-    """The tokens that a neuron promotes and suppresses, by what it writes directly to the logits."""
-    block, norm = model.blocks[layer], model.final_norm
-    assert block.W_out is not None
-    vector = block.W_out[:, unit].to(torch.promote_types(model.dtype, torch.float32))
-    vector = (vector - vector.mean() if norm.centred else vector) * norm.scale.to(vector)
-    logits = model.W_U.to(vector) @ vector * model.logit_scale
-    ends = []
-    for sign in (1, -1):
-        best = (sign * logits).topk(min(TOKENS, len(logits)))
-        ends.append(
-            tuple(
-                (model.tokenizer.decode([token]) if model.tokenizer is not None else str(token), sign * value)
-                for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            )
-        )
-    return ends[0], ends[1]
+def _tokens(model: Model, units: Sequence[tuple[int, int]]) -> tuple[list[_Tokens], list[_Tokens]]:
+    """The tokens that each neuron promotes and those that it suppresses, by what it writes directly to the
+    logits."""
+    norm, wide = model.final_norm, torch.promote_types(model.dtype, torch.float32)
+    columns = []
+    for layer, unit in units:
+        out = model.blocks[layer].W_out
+        assert out is not None
+        columns.append(out[:, unit])
+    vectors = torch.stack(columns).to(wide)
+    vectors = (vectors - vectors.mean(-1, keepdim=True) if norm.centred else vectors) * norm.scale.to(wide)
+    logits = model.logit_terms(vectors.to(model.W_U)).to(wide)
+    found: tuple[list[_Tokens], list[_Tokens]] = [], []
+    for sign, into in zip((1, -1), found, strict=True):
+        best = (sign * logits).topk(min(TOKENS, logits.shape[-1]))
+        for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            words = [_word(model, token) for token in tokens]
+            into.append(tuple(zip(words, (sign * value for value in values), strict=True)))
+    return found
+
+
+def _word(model: Model, token: int) -> str:
+    return str(token) if model.tokenizer is None else model.tokenizer.decode([token])

@@ -12,11 +12,12 @@ import numpy as np
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
+from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import no_node, parsed
 from circuitdiscovery.graph.splits import LETTER, Split
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.search.neurons import NEURONS, line, unit_damages
+from circuitdiscovery.search.neurons import NEURONS, Kind, features_of, line, unit_damages
 from circuitdiscovery.task.task import Task
 
 _KEPT_BY = "eap_ig"
@@ -35,20 +36,22 @@ def split(
     Args:
         model: a loaded model.
         nodes: node -> what its parts are. An MLP: `"neurons"`, or the numbers of some neurons; `"experts"`.
+            An MLP too: a dictionary of features (`features.load_sae`) of what it writes, or a transcoder.
             `input`, a head or an MLP: `"positions"`, the positions that the task names; `"all"`, every
             position, for prompts of one length; or named spans, such as `{"first": [0, 1], "last": [-1]}`.
             What no part holds is in the part `rest`, so that all parts together are the node.
-        task: whose positions are meant, or whose examples decide which neurons are kept.
-        keep: how many neurons of each MLP become parts: those of the largest |damage| by integrated
-            gradients on the task's examples. By default all.
+        task: whose positions are meant, or whose examples decide which neurons and features are kept.
+        keep: how many neurons or features of each MLP become parts: those of the largest |damage| by
+            integrated gradients on the task's examples. By default all; of features, where there is a task,
+            all that are active on its clean or corrupted prompts.
 
     Returns:
-        The graph, as searches and `Circuit` take it. Its parts are named `m2/n301` (a neuron), `m2/e3` (an
-        expert), `a1.h0/@S2` and `a1.h0/@5` (positions), and `m2/rest`.
+        The graph, as searches and `Circuit` take it. Its parts are named `m2/n301` (a neuron), `m2/f17` (a
+        feature), `m2/e3` (an expert), `a1.h0/@S2` and `a1.h0/@5` (positions), and `m2/rest`.
 
     Raises:
         CircuitDiscoveryError: no such node, neuron, expert or position; a kind that the node cannot be
-            split into; `keep` or positions without a task.
+            split into; a dictionary of another site or width; `keep` or positions without a task.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -65,7 +68,7 @@ def split(
         if node not in model.graph.nodes:
             raise no_node(node, model.graph.nodes)
     splits = [_split(model, node, parts, task) for node, parts in nodes.items()]
-    if keep is not None and task is not None:
+    if task is not None:
         splits = _kept(model, task, splits, keep)
     return replace(model.graph, splits=tuple(splits))
 
@@ -79,6 +82,8 @@ def _split(model: Model, node: str, parts: Any, task: Task | None) -> Split:
             f"{node} can be split by positions only ('positions', 'all', or named spans), "
             f"not into {shown(parts)}"
         )
+    if isinstance(parts, Dictionary):
+        return _dictionary(model, node, parts)
     block = model.blocks[parsed(node).layer]
     if parts == "experts":
         if block.experts is None:
@@ -100,26 +105,52 @@ def _neurons(node: str, numbers: Any, width: int) -> Split:
     for number in numbers:
         if not isinstance(number, Integral) or isinstance(number, bool):
             raise CircuitDiscoveryError(f"{node}: a neuron is a whole number, not {shown(number)}")
-        if not 0 <= number < width:
+        if not 0 <= int(number) < width:
             raise CircuitDiscoveryError(f"{node} has no neuron {number}: it has {width:,}, counted from 0")
     return Split(node, "neurons", tuple(f"n{int(number)}" for number in sorted(numbers)), own=True)
 
 
-def _kept(model: Model, task: Task, splits: Sequence[Split], keep: int) -> list[Split]:
-    """The splits with the parts of the largest |damage| alone."""
-    layers = {parsed(split.node).layer: NEURONS for split in splits if split.kind == "neurons"}
-    if not layers:
-        raise CircuitDiscoveryError("keep is for neurons: spans and experts are all kept")
-    damages = unit_damages(Setup.of(model, task), layers, line(_KEPT_BY))
+def _kept(model: Model, task: Task, splits: Sequence[Split], keep: int | None) -> list[Split]:
+    """The splits with the parts of the largest |damage| alone, and of features at most the active ones."""
+    kinds: dict[int, Kind] = {}
+    for split in splits:
+        if split.kind == "features":
+            kinds[parsed(split.node).layer] = features_of(split.dictionary)
+        elif split.kind == "neurons" and keep is not None:
+            kinds[parsed(split.node).layer] = NEURONS
+    if not kinds:
+        if keep is not None:
+            raise CircuitDiscoveryError("keep is for neurons and features: spans and experts are all kept")
+        return list(splits)
+    damages = unit_damages(Setup.of(model, task), kinds, line(_KEPT_BY))
     found = []
     for split in splits:
-        if split.kind == "neurons":
-            each = np.abs(damages[parsed(split.node).layer].mean(0))[list(split.numbers)]
-            best = np.argsort(-each, kind="stable")[:keep]
-            best = np.sort(best[each[best] > 0])  # the others are active on no prompt
-            split = replace(split, parts=tuple(split.parts[i] for i in best))
+        if split.kind in ("neurons", "features") and parsed(split.node).layer in damages:
+            of_all = damages[parsed(split.node).layer]
+            each = np.abs(of_all.mean(0))[list(split.numbers)]
+            best = np.argsort(-each, kind="stable")[: len(each) if keep is None else keep]
+            active = (of_all != 0).any(0)[list(split.numbers)]
+            split = replace(split, parts=tuple(split.parts[i] for i in np.sort(best[active[best]])))
         found.append(split)
     return found
+
+
+def _dictionary(model: Model, node: str, found: Dictionary) -> Split:
+    """A node as the features of a dictionary, all of them."""
+    if found.site is not None and found.site != node:
+        raise CircuitDiscoveryError(f"the dictionary is of {found.site}, not of {node}")
+    if found.d_out != model.d_model or found.d_in != model.d_model:
+        width = found.d_out if found.d_out != model.d_model else found.d_in
+        raise CircuitDiscoveryError(
+            f"the dictionary is of width {width}, but {node} of {model.name} of width {model.d_model}"
+        )
+    if found.transcoder and found.normalizes != "none":
+        raise CircuitDiscoveryError(
+            f"{node}: a transcoder that normalises what it reads ({found.normalizes}) has no parts that read"
+        )
+    own = found.to(model.device, str(model.dtype).removeprefix("torch."))
+    parts = tuple(f"f{number}" for number in range(found.width))
+    return Split(node, "features", parts, found.transcoder, digest=found.digest, dictionary=own)
 
 
 # ------------------------------------------------------------------ positions

@@ -33,7 +33,8 @@ class NativeConfig:
         self.attention_only, self.gated = bool(cfg.attn_only), bool(cfg.gated_mlp)
         scaled = cfg.use_attn_scale and cfg.attn_scale > 0
         self.scale = 1 / cfg.attn_scale if scaled else self.d_head**-0.5
-        self.hidden_act = cfg.act_fn or ("silu" if self.gated else "gelu")
+        act = cfg.act_fn or ("silu" if self.gated else "gelu")
+        self.hidden_act = "gelu" if self.attention_only else act  # which its configs name without one
         unlike = {
             f"positions of kind {cfg.positional_embedding_type!r}": cfg.positional_embedding_type
             != "standard",
@@ -41,7 +42,7 @@ class NativeConfig:
             "another norm at the end than in the layers": cfg.final_rms and _NORMS.get(self.norm) != "rms",
             "a soft cap": cfg.attn_scores_soft_cap > 0 or cfg.output_logits_soft_cap > 0,
             "attention to later tokens": cfg.attention_dir != "causal",
-            f"the activation {cfg.act_fn!r}": not self.attention_only and "solu" in self.hidden_act,
+            f"the activation {cfg.act_fn!r}": "solu" in self.hidden_act,
         }
         for what, there in unlike.items():
             if there:
@@ -75,5 +76,6 @@ NATIVE = Architecture(
     embedding="tok_embed.weight",
     final_norm="ln_out",
     unembedding=("head.weight",),
+    unembedding_bias="head.bias",
     positions="pos.weight",
 )

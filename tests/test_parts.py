@@ -1,0 +1,263 @@
+"""Nodes as sums of parts: all parts are the node, and every edge of a part is what the definition says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reference import honest_float64
+from test_families import CASES, VOCABULARY, config_of
+from tiny import CONFIGS, random_model, random_prompts, tiny_config
+from torch import Tensor
+
+import circuitdiscovery as cd
+from circuitdiscovery.engine.definition import masked_logits
+from circuitdiscovery.engine.relaxed import Relaxed
+from circuitdiscovery.engine.setup import Setup
+from circuitdiscovery.features.dictionary import Dictionary
+from circuitdiscovery.graph.nodes import whole_of
+from circuitdiscovery.model.run import plain_run
+
+SPANS = {"first": [0, 1], "last": [-1]}
+ABLATIONS = ("resample", "mean", "mean_all", "zero", "noise", "random")
+
+
+def network_of(name: str) -> Any:
+    """A random Hugging Face model of three layers."""
+    return random_model(tiny_config(name) if name in CONFIGS else config_of(*CASES[name]))
+
+
+def split_of(model: cd.Model) -> cd.Graph:
+    """Something of everything that a model's nodes can be split into."""
+    last = model.n_layers - 1
+    nodes: dict[str, Any] = {"input": SPANS, "a0.h1": {"second": [1]}, f"a{last}.h0": SPANS}
+    for layer, block in enumerate(model.blocks):
+        if block.experts is not None:
+            nodes[f"m{layer}"] = "experts"
+        elif block.d_mlp:
+            nodes[f"m{layer}"] = (SPANS, "neurons", [3, 17])[layer]
+    return cd.split(model, nodes)
+
+
+def lifted(graph: cd.Graph, coarse: np.ndarray) -> np.ndarray:
+    """A mask of the graph without parts, as one of a graph with parts."""
+    whole = graph.whole
+    rows = [whole.source_index[whole_of(name)] for name in graph.sources]
+    columns = [
+        whole.receiver_index[name if name in whole.receiver_index else whole_of(name)]
+        for name in graph.receivers
+    ]
+    return coarse[np.ix_(rows, columns)]
+
+
+def merged(graph: cd.Graph, values: np.ndarray) -> np.ndarray:
+    """Scores of edges among parts, added up to those among nodes."""
+    whole, total = graph.whole, np.zeros(graph.whole.allowed.shape)
+    for row, source in enumerate(graph.sources):
+        for column, receiver in enumerate(graph.receivers):
+            into = receiver if receiver in whole.receiver_index else whole_of(receiver)
+            total[whole.source_index[whole_of(source)], whole.receiver_index[into]] += values[row, column]
+    return total
+
+
+class Defined:
+    """The definition on one batch of a task."""
+
+    def __init__(self, model: cd.Model, task: cd.Task, graph: cd.Graph, ablation: str = "resample") -> None:
+        self.model, self.graph = model, graph
+        ((self.batch, self.patched),) = Setup.of(model, task, graph, ablation=ablation).patched_runs()
+
+    def __call__(self, mask: Tensor | np.ndarray) -> Tensor:
+        patched, mask = self.patched, torch.as_tensor(mask).to(self.model.dtype)
+        given = patched.start, patched.replacement, patched.position
+        return masked_logits(self.model, self.graph, *given, mask, patched.parts.inside)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *CASES])
+def test_every_architecture(name: str) -> None:
+    """In float64: all and no edges and lifted circuits are the model's without parts, and on random masks the
+    engine, its branches, the gradient by hand and EAP are the definition's."""
+    model = cd.load_model((network_of(name), None), dtype="float64")
+    task, graph = random_prompts(VOCABULARY, 3, 6).task, split_of(model)
+    assert len(graph.splits) == 3 + model.graph.has_mlp * model.n_layers
+    check(model, task, graph)
+
+
+def check(model: cd.Model, task: cd.Task, graph: cd.Graph) -> None:
+    """A graph of a model with parts, on a task, against the model without and the definition."""
+    rng = np.random.default_rng(0)
+    split, whole = Defined(model, task, graph), Defined(model, task, model.graph)
+    for share in (1.0, 0.0, 0.6, 0.3):
+        coarse = model.graph.allowed & (rng.random(model.graph.allowed.shape) < share)
+        expected = whole.patched.logits(coarse)
+        torch.testing.assert_close(
+            split.patched.logits(lifted(graph, coarse)), expected, atol=1e-10, rtol=1e-10
+        )
+    for share in (0.9, 0.5, 0.1):
+        mask = graph.allowed & (rng.random(graph.allowed.shape) < share)
+        torch.testing.assert_close(split.patched.logits(mask), split(mask), atol=1e-10, rtol=1e-10)
+    real = torch.tensor(rng.random(graph.allowed.shape) * graph.allowed).requires_grad_()
+    (slow,) = torch.autograd.grad(split(real)[:, :7].square().sum(), real)
+    slow = slow * torch.tensor(graph.allowed)
+    _, gradient = Relaxed.build(model, graph).gradient(
+        split.patched, real.detach(), lambda logits: logits[:, :7].square().sum()
+    )
+    torch.testing.assert_close(gradient, slow, rtol=1e-8, atol=1e-9 * float(slow.abs().max()))
+    ones = torch.tensor(graph.allowed).double().requires_grad_()
+    rows, batch = torch.arange(len(split.batch)), split.batch
+    logits = split(ones)
+    difference = (logits[rows, batch.correct[:, 0]] - logits[rows, batch.incorrect[:, 0]]).mean()
+    (slow,) = torch.autograd.grad(difference, ones)
+    scores = cd.eap(model, task, graph=graph).values
+    # routers compute in float32, so that another order of the same sum moves the gradient
+    tolerance = 1e-10 if all(block.experts is None for block in model.blocks) else 1e-6
+    np.testing.assert_allclose(scores[graph.allowed], slow.numpy()[graph.allowed], rtol=0, atol=tolerance)
+    state = split.patched.clean_state(_clean(split))
+    for column in rng.permutation(len(graph.receivers))[:6]:
+        kept = graph.allowed[:, column] & (rng.random((3, len(graph.sources))) < 0.5)
+        found = split.patched.branch(graph.allowed, state, int(column), kept)
+        for each, logits in zip(kept, found, strict=True):
+            mask = graph.allowed.copy()
+            mask[:, column] = each
+            torch.testing.assert_close(logits, split(mask), atol=1e-10, rtol=1e-10)
+
+
+def _clean(split: Defined) -> Tensor:
+    patched = split.patched
+    sources = plain_run(
+        split.model, patched.start, patched.position, keep_sources=True, parts=patched.parts
+    ).sources
+    assert sources is not None
+    return sources
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_biased", "gemma3"])
+def test_attribution_adds_up(name: str) -> None:
+    """Over the parts of a node attributions are the node's, by every ablation; the neurons of an MLP with a norm
+    after it stand before that norm, and add up to those of the graph in which all of it is the rest."""
+    model = cd.load_model((network_of(name), None), dtype="float64")
+    task, graph = random_prompts(VOCABULARY, 12, 6).task, split_of(model)
+    rest = cd.split(model, {"m1": [0], "m2": [0]}) if model.blocks[0].mlp_norm else model.graph
+    for ablation in ABLATIONS:
+        found = merged(graph, cd.eap(model, task, graph=graph, ablation=ablation).values)
+        expected = merged(rest, cd.eap(model, task, graph=rest, ablation=ablation).values)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_no_part_is_the_replaced_run(ablation: str) -> None:
+    """By every ablation, with all its edges removed a split graph is the graph without parts; and splitting
+    some nodes changes the draws of no other."""
+    model = cd.load_model("toy", dtype="float64")
+    task = cd.load_task("ioi", model, examples=6)
+    graph = cd.split(
+        model, {"m1": range(20), "m2": [1, 2], "input": "positions", "a1.h0": "positions"}, task=task
+    )
+    split, whole = Defined(model, task, graph, ablation), Defined(model, task, model.graph, ablation)
+    nothing = np.zeros_like(model.graph.allowed)
+    expected = whole.patched.logits(nothing)
+    torch.testing.assert_close(split.patched.logits(lifted(graph, nothing)), expected, atol=1e-10, rtol=1e-10)
+    for node in model.graph.nodes:
+        replaced = split.patched.replacement[graph.rows(node)].sum(0)
+        torch.testing.assert_close(
+            replaced, whole.patched.replacement[model.graph.rows(node)][0], atol=1e-11, rtol=1e-11
+        )
+
+
+def test_one_edge_into_one_neuron_by_hooks() -> None:
+    """With the edge from a head into one neuron removed, the neuron alone reads the stream with the head as in
+    the corrupted run: computed by hooks of Hugging Face's own modules."""
+    network = network_of("llama").double()
+    model = cd.load_model((network, None), dtype="float64")
+    prompts = random_prompts(VOCABULARY, 4, 6)
+    graph, neuron, head = cd.split(model, {"m1": [7, 30]}), 30, 2
+    mask = graph.allowed.copy()
+    mask[graph.index(f"a0.h{head}->m1/n{neuron}")] = False
+    found = cd.run_circuit(model, prompts.task, cd.Circuit(graph, mask))
+    layer, width = network.model.layers[1], model.blocks[0].d_head
+    seen: dict[str, Tensor] = {}
+
+    def head_of(_: Any, given: tuple[Tensor, ...]) -> None:
+        own = given[0][..., head * width : (head + 1) * width]
+        weight = network.model.layers[0].self_attn.o_proj.weight[:, head * width : (head + 1) * width]
+        seen["head"] = own @ weight.T
+
+    def stream(_: Any, given: tuple[Tensor, ...]) -> None:
+        seen["stream"] = given[0]
+
+    def activation(read: Tensor) -> Tensor:
+        read = layer.post_attention_layernorm(read)
+        gate, up = layer.mlp.gate_proj.weight[neuron], layer.mlp.up_proj.weight[neuron]
+        return torch.nn.functional.silu(read @ gate) * (read @ up)
+
+    def changed(_: Any, __: Any, out: Tensor) -> Tensor:
+        own, other = seen["stream"], seen["stream"] - seen["head"] + corrupted
+        more = activation(other) - activation(own)
+        return out + more[..., None] * layer.mlp.down_proj.weight[:, neuron]
+
+    hooks = [network.model.layers[0].self_attn.o_proj.register_forward_pre_hook(head_of)]
+    with torch.no_grad(), honest_float64():
+        network(prompts.corrupted)
+        corrupted = seen["head"]
+        plain = network(prompts.clean).logits[:, -1]
+        hooks.append(layer.post_attention_layernorm.register_forward_pre_hook(stream))
+        hooks.append(layer.mlp.register_forward_hook(changed))
+        expected = network(prompts.clean).logits[:, -1] - plain
+    change = found - cd.run_circuit(model, prompts.task, cd.Circuit.full(graph))
+    # Hugging Face's rotary tables are of float32
+    assert (change - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def dictionary_of(kind: str, reads: str, width: int, inner: bool) -> Dictionary:
+    """A random dictionary of 24 features."""
+    draw = torch.Generator().manual_seed(0)
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64) / width**0.5
+
+    more: dict[str, Any] = {
+        "relu": {},
+        "topk": {"k": 5},
+        "jumprelu": {"threshold": some(24).abs()},
+        "gated": {"r_mag": some(24), "b_mag": some(24)},
+    }[kind]
+    tensors = some(24, width), some(24), some(24, width), some(width)
+    return Dictionary(kind, None, reads, *tensors, inner=inner, **more)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "neox_parallel"])
+@pytest.mark.parametrize(
+    ("kind", "reads"),
+    [("relu", "output"), ("topk", "output"), ("gated", "normed"), ("jumprelu", "stream"),
+     ("topk", "normed"), ("topk", "normed without gain"), ("relu", "normed without gain")],
+)  # fmt: skip
+def test_features(name: str, kind: str, reads: str) -> None:
+    """Of autoencoders and transcoders, before and after a norm of the MLP: exact as other parts are."""
+    model = cd.load_model((network_of(name), None), dtype="float64")
+    task = random_prompts(VOCABULARY, 3, 6).task
+    graph = cd.split(model, {f"m{i}": dictionary_of(kind, reads, 32, inner=i == 1) for i in (0, 1)})
+    assert len(graph.sources) == len(model.graph.sources) + 48
+    check(model, task, graph)
+
+
+def test_the_features_that_matter_are_kept() -> None:
+    """By the damages that EAP-IG gives the features as parts of the graph; those that are never active are not
+    among them."""
+    model = cd.load_model((network_of("gpt2"), None), dtype="float64")
+    task = random_prompts(VOCABULARY, 8, 6).task
+    for reads in ("output", "normed"):
+        dictionary = dictionary_of("jumprelu", reads, 32, inner=False)
+        dictionary = replace(dictionary, threshold=torch.linspace(0, 8, 24).double(), digest="")
+        every = cd.split(model, {"m1": dictionary})
+        damages = np.abs(cd.eap_ig(model, task, graph=every).values.sum(1))
+        best = sorted(every.parts("m1")[:-1], key=lambda name: -damages[every.source_index[name]])[:5]
+        kept = cd.split(model, {"m1": dictionary}, task=task, keep=5)
+        assert set(kept.parts("m1")[:-1]) == set(best)
+        active = cd.split(model, {"m1": dictionary}, task=task).parts("m1")[:-1]
+        assert len(active) < 24
+        assert {name for name in every.parts("m1")[:-1] if damages[every.source_index[name]] > 0} <= set(
+            active
+        )
