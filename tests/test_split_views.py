@@ -236,7 +236,7 @@ def test_a_circuit_of_features_needs_its_dictionary_only_to_run(
         torch.linalg.qr(torch.randn(toy.d_model, 4, generator=torch.Generator().manual_seed(0)))[0].T
     )
     split = Split("m1", "features", ("f0", "f3"), digest=found.digest)
-    graph = Graph(**(toy.graph.to_dict() | {"splits": (split,)}))
+    graph = replace(toy.graph, splits=(split,))
     full = Circuit.full(graph)
     path = tmp_path / "c.json"
     full.save(path)
@@ -269,6 +269,8 @@ def test_a_circuit_of_features_needs_its_dictionary_only_to_run(
 
 def test_a_parts_card_has_its_own_effect_and_what_the_parts_write_adds_up(toy: Model) -> None:
     ioi = cd.load_task("ioi", toy, examples=32)
+    held_out = ioi.held_out
+    assert held_out is not None
     nodes = {"a2.h0": {"END": [-1], "first": [0]}, "m3": [3, 17], "m1": "positions"}
     graph = cd.split(toy, nodes, task=ioi)
     parts = [part for node in nodes for part in graph.parts(node)]
@@ -284,18 +286,18 @@ def test_a_parts_card_has_its_own_effect_and_what_the_parts_write_adds_up(toy: M
     # ablating a part is removing its out-edges
     full = Circuit.full(graph)
     for part in ("a2.h0/@END", "m3/n3", "m1/rest"):
-        less = cd.run_circuit(toy, ioi.held_out, full.without([part]))
-        logits = cd.run_circuit(toy, ioi.held_out, full)
+        less = cd.run_circuit(toy, held_out, full.without([part]))
+        logits = cd.run_circuit(toy, held_out, full)
         damage = [
             float((a - b)[list(e.correct)].mean() - (a - b)[list(e.incorrect)].mean())
-            for a, b, e in zip(logits, less, ioi.held_out.examples, strict=True)
+            for a, b, e in zip(logits, less, held_out.examples, strict=True)
         ]
         assert float(found.cards[part].effect) == pytest.approx(np.mean(damage), abs=1e-4)
     # END's part writes all that the head writes there; the first token's is read where it stands
     mine, whole = (dict(each.lens[0].promoted) for each in (found.cards["a2.h0/@END"], plain.cards["a2.h0"]))
     assert mine == pytest.approx(whole, rel=1e-4)
     assert [lens.at for lens in found.cards["a2.h0/@first"].lens] == ["first"] * 3
-    early = replace(ioi.held_out, examples=tuple(replace(e, position=0) for e in ioi.held_out.examples))
+    early = replace(held_out, examples=tuple(replace(e, position=0) for e in held_out.examples))
     (there,) = cd.explain(toy, early, Circuit.full(toy.graph), nodes=["a2.h0"]).cards.values()
     assert dict(found.cards["a2.h0/@first"].lens[0].promoted) == pytest.approx(
         dict(there.lens[0].promoted), rel=1e-4
