@@ -119,7 +119,9 @@ class Seen:
     ) -> None:
         """The lens of a part of other positions than the answer's is at the last of them."""
         written, at = split.there(part), parsed(part).part[1:]
-        for i in which if written is not None else ():
+        if written is None:
+            return
+        for i in which:
             found = self._read(examples[i], self._logits(written[i]))
             self._lens[part][rows[i]] = replace(found, at=at)
 
