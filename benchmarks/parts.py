@@ -51,7 +51,10 @@ def real(name: str) -> tuple[Any, Any, cd.Task]:
     from transformers import AutoModelForCausalLM
 
     folder = folder_of(MODELS[name])
-    model, hf = cd.load_model(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model, hf = (
+        cd.load_model(folder),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
+    )
     return model, hf, replace(cd.load_task("subject_verb_agreement", model, examples=16), held_out=None)
 
 
@@ -86,14 +89,18 @@ def measured(model: Any, hf: Any, task: cd.Task, keep: int) -> Iterator[str]:
     whole = costs.of("`eap`, the graph without parts", lambda: cd.eap(model, task), runs=2)
     costs.of("`neurons`, all of them", lambda: cd.neurons(model, task, top=50), runs=2)
     mlps = {f"m{layer}": "neurons" for layer in range(model.n_layers)}
-    graph = costs.of(f"`split`, {keep} neurons of each MLP", lambda: cd.split(model, mlps, task=task, keep=keep))
+    graph = costs.of(
+        f"`split`, {keep} neurons of each MLP", lambda: cd.split(model, mlps, task=task, keep=keep)
+    )
     scores = costs.of(f"`eap`, {len(graph):,} edges among parts", lambda: cd.eap(model, task, graph=graph))
     given = cd.replacements(model, task, graph=graph), cd.replacements(model, task)
     best, among = scores.best(EDGES), _among_parts(scores)
     for name, circuit in (("the best", best), ("the best at neurons", among)):
         parts = sum("/n" in node for node in circuit.nodes)
         told = f"a circuit of {len(circuit):,} edges: {name} ({parts} neurons)"
-        costs.of(told, lambda circuit=circuit: cd.run_circuit(model, task, circuit, ablation=given[0]), runs=2)
+        costs.of(
+            told, lambda circuit=circuit: cd.run_circuit(model, task, circuit, ablation=given[0]), runs=2
+        )
     coarse = whole.best(EDGES)
     told = f"a circuit of {len(coarse):,} edges without parts"
     costs.of(told, lambda: cd.run_circuit(model, task, coarse, ablation=given[1]), runs=2)
