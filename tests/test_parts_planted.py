@@ -1,5 +1,5 @@
-"""Parts of planted models: the neurons and positions that matter, and by how much, follow from the tables that
-the models were made of.
+"""Parts of planted models: which neurons and positions matter, and by how much,
+follows from the tables that the models were made of.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def test_the_table_of_names() -> None:
 @pytest.mark.parametrize("method", ["eap", "eap_ig", "exact"])
 @pytest.mark.parametrize(("form", "within"), [("", SOFT), ("plain", 0.05), ("layernorm", 0.15)])
 def test_neurons_are_those_of_the_answers(form: str, within: float, method: str) -> None:
-    """Chosen of all MLPs, among the noise of the hard forms too. A repeated name's neuron is no such one: what it
-    adds at the name's first place is taken off at the second."""
+    """Chosen of all MLPs, among the noise of the hard forms too. A repeated name's neuron is not one of
+    them: what it adds at the name's first place is taken off at the second."""
     one = ioi(form)
     assert one.task.held_out is not None
     expected = {
@@ -167,8 +167,8 @@ def between_heads(task: cd.Task) -> dict[str, float]:
 
 
 def test_the_circuit_of_the_neurons_of_names() -> None:
-    """Those of the names that some prompt holds are enough. Without one of them, or without all edges into one
-    reader, the logits of the names in its places move: that of a repeated name alone does not, as above."""
+    """Those of the names that some prompt holds are enough. Without one of them, or without all edges
+    into one reader, the logits of its names move: that of a repeated name does not, as above."""
     one = ioi()
     graph = cd.split(one.model, {"m0": "neurons"})
     parts = {name: f"m0/n{NEURON[name]}" for name in (*ANSWERS, *REPEATED, *OTHERS)}
@@ -203,7 +203,7 @@ def total(i: int, j: int) -> int:
 
 
 def addition() -> tuple[Program, dict[tuple[int, int], int]]:
-    """(BOS i PLUS j, of which a head fetches i to the end, where an MLP looks up the pair; the cells' neurons)."""
+    """(BOS i PLUS j, of which a head fetches i to the end, where an MLP looks up the pair; cell -> neuron)."""
     program = Program(vocabulary=8, length=4, n_layers=2, n_heads=4)
     first = program.attend(
         "a0.h2",
@@ -293,8 +293,8 @@ def test_the_circuit_of_the_cells_that_are_looked_up() -> None:
 
 
 def test_neurons_of_reverse() -> None:
-    """The slot that is asked stands at the end, so that the cells (length, end) alone are read; their vectors are
-    what says where to look, and without one the mover looks everywhere."""
+    """The slot that is asked stands at the end, so that the cells (length, end) alone are read; their
+    vectors say where to look, and without one the mover looks everywhere."""
     program = RECIPES["reverse"].build()
     lengths, places = program.mlps[1].reads.values()
     one = RECIPES["reverse"].problem("reverse", examples=24)
@@ -418,8 +418,8 @@ def test_places_of_a_gate() -> None:
 
 
 def test_places_of_induction() -> None:
-    """After the last letter's first mention (previous) stands the answer (next): there the first head writes the
-    letter before, which is met by the query, and is the value read."""
+    """After the last letter's first mention (previous) stands the answer (next). There the first head
+    writes the letter before, which the query meets; the answer is the value that is read."""
     one = RECIPES["induction"].problem("induction", examples=8)
     spans = dict.fromkeys(("input", "a0.h2"), "positions")
     graph = cd.split(one.model, spans | {"a1.h1": {"end": [-1]}}, task=one.task)
