@@ -203,7 +203,7 @@ def total(i: int, j: int) -> int:
 
 
 def addition() -> tuple[Program, dict[tuple[int, int], int]]:
-    """(BOS i PLUS j, of which a head fetches i to the end, where an MLP looks up the pair; cell -> neuron)."""
+    """(BOS i PLUS j: a head fetches i to the end, where an MLP looks up the pair; cell -> neuron)."""
     program = Program(vocabulary=8, length=4, n_layers=2, n_heads=4)
     first = program.attend(
         "a0.h2",
