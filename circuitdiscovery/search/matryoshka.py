@@ -41,6 +41,7 @@ from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, replacements
 from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits
+from circuitdiscovery.engine.memory import Need, budget, relaxed
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows, clean_logits, kl_from
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.engine.setup import Progress, Setup, replacement_bytes
@@ -131,7 +132,7 @@ def matryoshka(
     report = progress or (lambda done, total: None)
     report(0, _START + steps)
     pool = _pool(model, task, min(drawn, steps * PROMPTS) if isinstance(ablation, str) else 0)
-    setup = Setup.of(model, pool, graph, metric=metric, ablation=ablation)
+    setup = Setup.of(model, pool, graph, metric=metric, ablation=ablation, need=need)
     options = setup.options(edges=edges, steps=steps, drawn=drawn)
     info = provenance(model, task, "matryoshka", {**options, "seed": seed})
     with saved_in(state, task, info) as saved:
@@ -149,6 +150,13 @@ def matryoshka(
             report(_START + learnt.steps, _START + steps)
     values = learnt.best - learnt.best.min()
     return Scores(graph, graph_mask(graph, values).numpy(), info)
+
+
+def need(model: Model, graph: Graph, task: Task) -> Need:
+    """Of the steps: what one example takes of them, and what the model says to all prompts; replacements that
+    are kept are not among it."""
+    logits = model.vocab_size * model.W_E.element_size() * len(task)
+    return Need(relaxed(model, graph, task).each, logits)
 
 
 def _start(
@@ -294,7 +302,8 @@ class _Search:
         size = replacement_bytes(
             model, setup.graph, len(task) * max(len(example.clean) for example in task.examples)
         )
-        if isinstance(setup.ablation, str) and size <= KEPT_BYTES:
+        room = setup.need.with_kept(size).fitting(1, budget(model.device))
+        if isinstance(setup.ablation, str) and size <= KEPT_BYTES and room:
             setup = replace(
                 setup, ablation=replacements(model, task, ablation=setup.ablation, graph=setup.graph)
             )
@@ -385,7 +394,8 @@ def _patched_runs(setup: Setup, rows: Sequence[int]) -> Iterator[tuple[Batch, Pa
     """This process's share of some of a task's examples, in batches; not `Setup.patched`,
     which looks at the replacements of every batch: here they are looked at once."""
     model, own = setup.model, sorted(rows)[distributed.rank() :: distributed.world_size()]
-    for batch in setup.task.batches(_AT_ONCE, own, run_tokens=_ANY):
+    size = setup.need.at_once(_AT_ONCE, budget(model.device))
+    for batch in setup.task.batches(size, own, run_tokens=_ANY):
         batch = batch.to(model.device)
         values, start = setup.carried.rows(batch).to(model.W_E), embed(model, batch.clean)
         yield (
