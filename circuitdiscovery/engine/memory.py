@@ -185,6 +185,11 @@ def _logits(model: Model) -> int:
     return model.vocab_size * model.W_E.element_size()
 
 
+def _streams(model: Model) -> int:
+    """The bytes of what is read of one token where all edges are removed."""
+    return 2 * model.n_layers * model.d_model * model.W_E.element_size()
+
+
 def plain(model: Model, task: Task) -> Need:
     """Of plain runs, without a gradient."""
     return Need(_longest(task) * _layers(model, 0) / model.n_layers + 4 * _logits(model))
@@ -193,8 +198,7 @@ def plain(model: Model, task: Task) -> Need:
 def masked(model: Model, graph: Graph, task: Task) -> Need:
     """Of runs under a mask: replacements, what is read where all edges are removed, what a run writes, and a
     state that others start from."""
-    streams = 2 * model.n_layers * model.d_model * model.W_E.element_size()
-    return Need(_longest(task) * (3 * of_token(model, graph) + streams) + 4 * _logits(model))
+    return Need(_longest(task) * (3 * of_token(model, graph) + _streams(model)) + 4 * _logits(model))
 
 
 def along_a_line(model: Model, graph: Graph, task: Task, points: int) -> Need:
@@ -215,4 +219,5 @@ def relaxed(model: Model, graph: Graph, task: Task) -> Need:
     """Of gradients in a mask: differences, what receivers send back; and the replacements of all prompts."""
     tokens = sum(len(example.clean) for example in task.examples) / distributed.world_size()
     receivers = 3 * len(graph.receivers) * model.d_model * model.W_E.element_size()
-    return Need(_longest(task) * (of_token(model, graph) + receivers), tokens * of_token(model, graph))
+    kept = 2 * of_token(model, graph) + _streams(model)  # a step's examples are a copy
+    return Need(_longest(task) * (of_token(model, graph) + receivers), tokens * kept)

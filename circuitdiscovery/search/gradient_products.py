@@ -167,7 +167,9 @@ class _Place:
         if not self.along:
             return self.scaled[0][None]
         norm = self.readers[0].norm
-        pulled = memory("at the stream", sum(map(len, self.scaled)), *self.normalised[0].shape)
+        pulled = memory.on(self.scaled[0].device)(
+            "at the stream", sum(map(len, self.scaled)), *self.normalised[0].shape
+        )
         for readers, scaled, out in zip(
             self.readers, self.scaled, pulled.split([len(each) for each in self.scaled]), strict=True
         ):
@@ -193,7 +195,9 @@ class _Place:
         difference = difference[:upstream]
         if first.at_answer:
             difference = difference[:, torch.arange(len(position), device=position.device), position]
-        products = self.at_stream(memory).flatten(1) @ difference.flatten(1).T  # [R', S']
+        products = (
+            self.at_stream(memory).to(difference.device).flatten(1) @ difference.flatten(1).T
+        )  # [R', S']
         # merged receivers stand several times in `columns`, and get the sum
         total[:upstream].index_add_(1, torch.from_numpy(columns).to(total.device), products.T.to(total.dtype))
 
