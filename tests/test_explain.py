@@ -26,6 +26,7 @@ from circuitdiscovery.explanation import interchange
 from circuitdiscovery.explanation.attention import attention, observe, read_at
 from circuitdiscovery.explanation.cards import Explanation
 from circuitdiscovery.explanation.head_scores import CopyScores, PatternScores, repeated_sequences
+from circuitdiscovery.explanation.seen import Seen
 from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.task.task import Task
 
@@ -591,7 +592,7 @@ def test_copying_is_what_a_head_writes_that_has_nothing_else_to_attend_to(
 def test_answers_are_among_the_highest_and_lowest_tokens_by_all_of_the_vocabulary(toy: Tiny) -> None:
     """Token by token, where only every sixteenth is looked at first."""
     task, heads = cd.load_task("ioi", toy.model), toy.model.graph.head_nodes(2)
-    seen = explanation._Seen(toy.model, task, cd.Circuit.full(toy.model.graph), heads, 1, None)
+    seen = Seen(toy.model, task, cd.Circuit.full(toy.model.graph), heads, 1, None)
     counts = {head: [0, 0, 0] for head in heads}
     for observed in observe(toy.model, task, 10):
         seen.add(observed)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -261,3 +264,105 @@ def test_the_features_that_matter_are_kept() -> None:
         assert {name for name in every.parts("m1")[:-1] if damages[every.source_index[name]] > 0} <= set(
             active
         )
+
+
+def test_a_schema_maps_prompts_of_different_length_to_the_same_spans(tmp_path: Path) -> None:
+    """As named spans do, row by row; a task's words alone would be their last tokens."""
+    model = cd.load_model("toy", dtype="float64")
+    task = cd.load_task("ioi", model, examples=40)
+    short, long = (
+        [each for each in task.examples if len(each.clean) == length]
+        for length in sorted({len(each.clean) for each in task.examples})[:2]
+    )
+    assert short and long
+    some = replace(task, examples=(*short[:2], *long[:2]), held_out=None)
+    where = {each.text: {"head": [0, len(each.clean) - 2], "tail": [len(each.clean) - 2, len(each.clean) - 1]}
+             for each in some.examples}  # fmt: skip
+    (tmp_path / "spans.json").write_text(json.dumps(where))
+    by_schema = cd.split(model, {"a1.h1": str(tmp_path / "spans.json")})
+    assert by_schema.parts("a1.h1") == ("a1.h1/@head", "a1.h1/@tail", "a1.h1/rest")
+    mask = by_schema.allowed.copy()
+    mask[by_schema.source_index["a1.h1/@tail"]] = False
+    found = cd.run_circuit(model, some, cd.Circuit(by_schema, mask))
+    named = cd.split(model, {"a1.h1": {"tail": [-2]}})
+    other = named.allowed.copy()
+    other[named.source_index["a1.h1/@tail"]] = False
+    expected = cd.run_circuit(model, some, cd.Circuit(named, other))
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+    unknown = replace(some, examples=(task.examples[-1],))
+    with pytest.raises(cd.CircuitDiscoveryError, match="no spans of the prompt"):
+        cd.run_circuit(model, unknown, cd.Circuit(by_schema, mask))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "more", "message"),
+    [
+        ({"m9": "neurons"}, {}, "no node 'm9'"),
+        ({"m1": [512]}, {}, "m1 has no neuron 512: it has 512"),
+        ({"m1": [1, 1]}, {}, "parts of the same name"),
+        ({"m1": "neuron"}, {}, "is split into 'neurons'"),
+        ({"a1.h0": "neurons"}, {}, "by positions only"),
+        ({"m1/n3": "neurons"}, {}, "is a part already"),
+        ({"m1": "experts"}, {}, "no mixture of experts"),
+        ({"input": "positions"}, {}, "give task="),
+        ({"input": {"a/b": [1]}}, {}, "a name without"),
+        ({"input": {"late": [99]}}, {"run": True}, "has no position 99"),
+        ({"input": {"a": [1], "b": [1, 2]}}, {"run": True}, "share a token"),
+        ({"m1": "neurons"}, {"keep": 5}, "keep needs a task"),
+        ({"m1": "neurons"}, {"keep": 0}, "at least 1"),
+        ({"input": "all"}, {"task": "ioi"}, "for prompts of one length"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(nodes: Any, more: dict[str, Any], message: str) -> None:
+    model = cd.load_model("toy")
+    run, task = more.pop("run", False), cd.load_task("ioi", model, examples=8)
+    more |= {"task": task} if "task" in more else {}
+    with pytest.raises(cd.CircuitDiscoveryError, match=re.escape(message)) as caught:
+        graph = cd.split(model, nodes, **more)
+        if run:
+            cd.run_circuit(model, task, cd.Circuit.full(graph))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dictionary_that_does_not_fit_is_refused() -> None:
+    model = cd.load_model((network_of("gpt2"), None))
+    fits = dictionary_of("relu", "output", 32, inner=False)
+    for found, message in (
+        (dictionary_of("relu", "output", 16, inner=False), "of width 16"),
+        (replace(fits, site="m2"), "is of m2, not of m1"),
+        (replace(fits, site="resid1"), "is of resid1, not of m1"),
+    ):
+        with pytest.raises(cd.CircuitDiscoveryError, match=message):
+            cd.split(model, {"m1": found})
+    graph = cd.split(model, {"m1": fits})
+    without = replace(graph, splits=tuple(replace(each, dictionary=None) for each in graph.splits))
+    with pytest.raises(cd.CircuitDiscoveryError, match="is needed to run"):
+        cd.run_circuit(model, random_prompts(VOCABULARY, 3, 6).task, cd.Circuit.full(without))
+
+
+def test_neurons_are_the_nodes_of_the_split_graph() -> None:
+    """Their damages are EAP's and EAP-IG's of the neurons as sources of a graph in which all are parts, and
+    exactly, those of removing all edges of one."""
+    model = cd.load_model((network_of("gemma3"), None), dtype="float64")
+    task = random_prompts(VOCABULARY, 6, 6).task
+    graph = cd.split(model, {"m0": "neurons", "m1": "neurons", "m2": "neurons"})
+    for method in ("eap", "eap_ig"):
+        found = cd.neurons(model, task, top=40, method=method).damages
+        scores = getattr(cd, method)(model, task, graph=graph).by_node()
+        for name, damage in found.items():
+            assert damage == pytest.approx(scores[name], abs=1e-10)
+        least = min(abs(damage) for damage in found.values())
+        assert sum(abs(value) >= least - 1e-12 for name, value in scores.items() if "/n" in name) == 40
+    exactly = cd.neurons(model, task, top=3, method="exact").damages
+    full = cd.run_circuit(model, task, cd.Circuit.full(graph))
+    for name, damage in exactly.items():
+        mask = graph.allowed.copy()
+        mask[graph.source_index[name]] = False
+        gone = cd.run_circuit(model, task, cd.Circuit(graph, mask))
+        rows = torch.arange(len(task))
+        right, wrong = (
+            [each[0] for each in answers]
+            for answers in zip(*((e.correct, e.incorrect) for e in task.examples), strict=True)
+        )
+        lost = (full - gone)[rows, right] - (full - gone)[rows, wrong]
+        assert damage == pytest.approx(float(lost.mean()), abs=1e-10)

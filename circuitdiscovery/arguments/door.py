@@ -34,6 +34,7 @@ KINDS: dict[str, Check] = {
     "Iterable[str]": plain.names,
     "str | Iterable[str]": plain.names,
     "Roles": plain.roles,
+    "Mapping[str, Any]": plain.by_node,
     "str | Ablation": plain.ablation,
     "str | Metric | Any": plain.metric,
     "Progress": plain.progress,

@@ -140,6 +140,13 @@ def roles(call: Call, name: str, value: Any) -> Mapping[str, Any]:
     return {str(role): names(call, f"{name}[{role!r}]", nodes) for role, nodes in value.items()}
 
 
+def by_node(call: Call, name: str, value: Any) -> Mapping[str, Any]:
+    """Something for each of some nodes."""
+    if not isinstance(value, Mapping):
+        raise refused(call, name, "a mapping from nodes, such as {'m2': ...}", value)
+    return dict(value)
+
+
 def ablation(call: Call, name: str, value: Any) -> Any:
     """The name of an ablation, or an object with `rows`."""
     if isinstance(value, str):

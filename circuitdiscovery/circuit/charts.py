@@ -227,12 +227,14 @@ def node_scores(
 
     Args:
         graph: the graph of the nodes.
-        values: the score of each node; blue above 0, orange below.
-        kept: nodes with a frame.
-        cards: nodes that link to their card.
+        values: the score of each node, or of its parts, of which a cell has the sum; blue above 0, orange
+            below.
+        kept: nodes or parts whose cell has a frame.
+        cards: nodes that link to their card; of a node that is split, to that of its first part.
     """
+    sums = {node: sum(values.get(part, 0.0) for part in graph.parts(node)) for node in graph.nodes}
     columns = [f"h{head}" for head in range(graph.n_heads)] + ["MLP"] * graph.has_mlp
-    largest = max((abs(values.get(node, 0.0)) for node in graph.inner), default=0.0)
+    largest = max((abs(sums[node]) for node in graph.nodes[1:]), default=0.0)
     cells, frames = [], []
     for layer in range(graph.n_layers):
         nodes = [*graph.head_nodes(layer), *graph.mlp_nodes(layer)]
@@ -241,8 +243,11 @@ def node_scores(
                 f'x="{column * WIDE + GAP * (parsed(node).kind == "mlp")}" y="{layer * HIGH}" '
                 f'width="{WIDE}" height="{HIGH}"'
             )
-            cells.append(_node_cell(node, values.get(node, 0.0), largest, at, node in cards))
-            frames += [f'<rect class="kept" {at}/>'] if node in kept else []
+            parts = graph.parts(node)
+            card = next((part for part in parts if part in cards), "")
+            said = f"{node}: {number(sums[node])}" + f", its {len(parts)} parts together" * (len(parts) > 1)
+            cells.append(_node_cell(said, sums[node], largest, at, card))
+            frames += [f'<rect class="kept" {at}/>'] if any(part in kept for part in parts) else []
     middle = [column * WIDE + WIDE / 2 + GAP * (name == "MLP") for column, name in enumerate(columns)]
     heads = "".join(
         f'<text x="{x:g}" y="-6" text-anchor="middle">{name}</text>'
@@ -266,14 +271,14 @@ def node_scores(
 GAP, LEGEND = 6, 300  # between heads and MLP, and the legend's width, in pixels
 
 
-def _node_cell(node: str, value: float, largest: float, at: str, card: bool) -> str:
+def _node_cell(said: str, value: float, largest: float, at: str, card: str) -> str:
     share = _shade(abs(value) / largest) if largest else 0.0
-    said = (
+    tint = (
         f'<rect class="{"plus" if value >= 0 else "minus"}" fill-opacity="{share:.3f}" {at}><title>'
-        f"{node}: {number(value)}</title></rect>"
+        f"{said}</title></rect>"
     )
-    cell = f'<rect class="cell" {at}/>{said}'
-    return f'<a class="to-card" href="#card-{node}" tabindex="-1">{cell}</a>' if card else cell
+    cell = f'<rect class="cell" {at}/>{tint}'
+    return f'<a class="to-card" href="#card-{escape(card)}" tabindex="-1">{cell}</a>' if card else cell
 
 
 def _shade(share: float) -> float:

@@ -35,7 +35,7 @@ from circuitdiscovery.files.disk import (
     write_json,
 )
 from circuitdiscovery.graph.graph import Edge, Edges, Graph
-from circuitdiscovery.graph.nodes import edge_name, no_node, node_of, receiver_name
+from circuitdiscovery.graph.nodes import edge_name, node_of, parsed, receiver_name, whole_of
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -188,13 +188,11 @@ class Circuit:
         return edges[at]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     def __contains__(self, part: object) -> bool:
-        """Whether an edge (its name, or a pair of its ends' names) or a node is kept; a name
-        that the graph does not have is an error.
+        """Whether an edge (its name, or a pair of its ends' names) or a node is kept, of a node that is
+        split any of its parts; a name that the graph does not have is an error.
         """
         if isinstance(part, str) and "->" not in part:
-            if part not in (valid := node_order(self.graph)):
-                raise no_node(part, valid)
-            return part in self.nodes
+            return not named_nodes(self.graph, [part]).isdisjoint(self.nodes)
         return bool(self.mask[self.graph.index(part)])  # pyright: ignore[reportArgumentType]
 
     def __eq__(self, other: object) -> bool:
@@ -246,6 +244,27 @@ class Circuit:
         best = writing[np.argsort(-weights.sum(axis=1)[writing], kind="stable")[:n]]
         return tuple(self.graph.sources[row] for row in np.sort(best))
 
+    @property
+    def whole(self) -> Circuit:
+        """The circuit between whole nodes: an edge where their parts have one, with the sum of the scores."""
+        graph = self.graph.whole
+        if not self.graph.splits:
+            return self
+        rows = np.array([graph.source_index[whole_of(name)] for name in self.graph.sources])
+        columns = np.array(
+            [
+                graph.receiver_index[whole_of(name) if parsed(name).part else name]
+                for name in self.graph.receivers
+            ]
+        )
+        mask, scores = np.zeros_like(graph.allowed), np.zeros(graph.allowed.shape)
+        at = np.ix_(rows, columns)
+        np.logical_or.at(mask, at, self.mask)
+        if self.scores is not None:
+            np.add.at(scores, at, np.nan_to_num(self.scores))
+        kept = {name: value for name, value in self.info.items() if name != "roles"}
+        return Circuit(graph, mask, None if self.scores is None else scores, kept)
+
     # --------------------------------------------------------------- smaller
 
     def pruned(self) -> Circuit:
@@ -258,8 +277,9 @@ class Circuit:
 
         Where keys and values are shared, what a group reads goes when all its heads do.
         """
+        nodes = list(nodes)
         removed = named_nodes(self.graph, nodes)
-        if ends := removed & {"input", "logits"}:
+        if ends := set(nodes) & {"input", "logits"}:
             raise CircuitDiscoveryError(
                 f"{' and '.join(sorted(ends))} cannot be removed; only heads and MLPs can"
             )

@@ -63,7 +63,8 @@ class Comparison(Value):
     Args:
         edges: the overlap of their edges: `found`, `reference` and `common` counts, `precision`, `recall`
             and `jaccard`.
-        nodes: the overlap of their heads and MLPs (`input` and `logits` are in almost every circuit).
+        nodes: the overlap of their heads and MLPs, or the parts of those that are split (`input` and `logits`
+            are in almost every circuit).
         total_edges: the number of edges in the graph.
         auc_pessimistic: area under the ROC of the edges by the lower staircase; None without scores, or if
             the reference has no edges or all edges.
@@ -218,7 +219,7 @@ def _with_corners(fpr: ArrayLike, tpr: ArrayLike) -> tuple[np.ndarray, np.ndarra
 
 
 def components(circuit: Circuit) -> set[str]:
-    """Its heads and MLPs."""
+    """Its heads and MLPs; of those that are split, their parts."""
     return set(circuit.nodes) & set(circuit.graph.inner)
 
 

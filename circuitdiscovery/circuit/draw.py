@@ -2,8 +2,8 @@
 for each layer's heads and one for its MLP.
 
 1. A head is a box with a cell for each of its query, key and value that the circuit reads; an edge ends in
-   the cell it feeds. An MLP is a hexagon. Where heads share keys and values, the group's are a box of their
-   own, dashed to its heads.
+   the cell it feeds. An MLP is a hexagon. A node that is split is a box with a cell for each of its parts in
+   the circuit. Where heads share keys and values, the group's are a box of their own, dashed to its heads.
 2. An edge's width grows with |score|, its colour is the score's sign; an edge without a score is grey.
 3. A node's colour is its role, where one is known; the legend stands above the picture.
 4. Of many edges the strongest whole paths are shown, which the picture says; many layers go from left to
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from circuitdiscovery.circuit.boxes import INK, box_of, port
 from circuitdiscovery.circuit.checks import check_same_graph
 from circuitdiscovery.circuit.circuit import Circuit, Roles
 from circuitdiscovery.circuit.layout import MOST_EDGES, Layout, Rank, layout, shown
@@ -31,14 +32,14 @@ from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import write_atomically
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.graph.nodes import LETTERS, edge_name, letter_of, node_of, parsed
+from circuitdiscovery.graph.nodes import INPUT, LOGITS, edge_name, letter_of, node_of, parsed, whole_of
 
 if TYPE_CHECKING:
     import graphviz
 
 FORMATS = ("svg", "png", "pdf", "dot")
 HELPS, HURTS, UNSCORED = "#0072B2", "#D55E00", "#7A7A7A"
-PLAIN_HEAD, PLAIN_MLP, INK, FAINT = "#F3F3F3", "#D5DAE1", "#222222", "#9A9A9A"
+FAINT = "#9A9A9A"
 # Tints of Okabe and Ito's colours, light enough for black text; after the ninth role they start again.
 ROLE_COLOURS = (
     "#F6C65B",
@@ -51,7 +52,6 @@ ROLE_COLOURS = (
     "#C9C2A5",
     "#C6A4E0",
 )
-SPACE = 7  # points at each side of a head
 THIN, THICK = 0.6, 4.6  # line widths in points
 FONT = "Helvetica,Arial,DejaVu Sans,sans-serif"
 
@@ -179,7 +179,7 @@ def _add_ranks(
         row = graphviz.Digraph(graph_attr={"rank": "same"})
         row.node(f"row{number}", _said(rank), pos=places[0], **_heading_style(plan))
         for node, place in zip(rank.nodes, places[1:], strict=True):
-            style = _node(node, letters.get(node, ""), colours.get(node), plan.landscape)
+            style = box_of(plan, node, letters.get(node, ""), colours)
             row.node(node, **style, tooltip=graphviz.escape(role_of.get(node, node)), pos=place)
         picture.subgraph(row)
         if number:
@@ -208,62 +208,6 @@ def _letters(circuit: Circuit) -> dict[str, str]:
     return letters
 
 
-def _node(node: str, letters: str, role_colour: str | None, landscape: bool) -> dict[str, str]:
-    if node in ("input", "logits"):
-        size = {"width": "0.3", "height": "1.6"} if landscape else {"width": "3"}
-        return {
-            "label": node,
-            "shape": "box",
-            "style": "rounded,filled",
-            "fillcolor": INK,
-            "fontcolor": "white",
-        } | size
-    if parsed(node).kind == "mlp":
-        flat = {"margin": "0", "width": "0.7", "height": "0.36"} if landscape else {}
-        return {
-            "label": node,
-            "shape": "hexagon",
-            "style": "filled",
-            "fillcolor": role_colour or PLAIN_MLP,
-        } | flat
-    cells = [
-        f'<TD PORT="{letter}" WIDTH="16"><FONT POINT-SIZE="10">{letter}</FONT></TD>'
-        for letter in LETTERS
-        if letter in letters
-    ]
-    inside = (_cells_left if landscape else _cells_below)(node, cells)
-    style = (
-        'BORDER="1" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2" STYLE="ROUNDED" '
-        f'BGCOLOR="{role_colour or PLAIN_HEAD}"'
-    )
-    return {"label": f"<{_amid_space(f'<TABLE {style}>{inside}</TABLE>', landscape)}>", "shape": "plain"}
-
-
-def _cells_below(node: str, cells: list[str]) -> str:
-    read = f"<HR/><TR>{'<VR/>'.join(cells)}</TR>" if cells else ""
-    return f'<TR><TD COLSPAN="{max(1, len(cells))}">{node}</TD></TR>{read}'
-
-
-def _cells_left(node: str, cells: list[str]) -> str:
-    if not cells:
-        return f'<TR><TD CELLPADDING="3">{node}</TD></TR>'
-    rows = "<HR/>".join(f"<TR>{cell}</TR>" for cell in cells)
-    column = f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="1">{rows}</TABLE>'
-    return f'<TR><TD CELLPADDING="0">{column}</TD><VR/><TD CELLPADDING="3">{node}</TD></TR>'
-
-
-def _amid_space(box: str, landscape: bool) -> str:
-    """Room at a head's sides: `nodesep` also spaces the lanes of long edges, which should be narrow."""
-    inside = f'<TD PORT="box">{box}</TD>'
-    if landscape:
-        space = f'<TR><TD HEIGHT="{SPACE // 2}"></TD></TR>'
-        rows = f"{space}<TR>{inside}</TR>{space}"
-    else:
-        space = f'<TD WIDTH="{SPACE}"></TD>'
-        rows = f"<TR>{space}{inside}{space}</TR>"
-    return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0">{rows}</TABLE>'
-
-
 # --------------------------------------------------------------------- edges
 
 _EDGE_STYLE = {"arrowsize": "0.5", "color": UNSCORED, "penwidth": "1"}
@@ -272,22 +216,33 @@ _FRAME_STYLE = {"style": "dashed,rounded", "color": FAINT, "margin": "3", "label
 
 def _add_edges(picture: graphviz.Digraph, plan: Layout, values: np.ndarray) -> None:
     """Every edge that is shown; the strongest last, so that they lie on top."""
-    circuit, side = plan.circuit, "w" if plan.landscape else "s"
+    circuit = plan.circuit
     edges = np.argwhere(circuit.mask)
     size = np.nan_to_num(np.abs(values[circuit.mask]))
     largest = size.max(initial=0)
     for i in np.argsort(size, kind="stable"):
         row, column = edges[i]
         source, receiver = circuit.graph.sources[row], circuit.graph.receivers[column]
-        letter = letter_of(receiver)
-        head = f"{node_of(receiver)}:{letter}:{side}" if letter else node_of(receiver)
         style = _line(float(values[row, column]), float(size[i] / largest) if largest else 0.0)
         tooltip = _tooltip(edge_name(source, receiver), float(values[row, column]))
-        picture.edge(_tail(source, plan), head, tooltip=tooltip, **style)
+        picture.edge(_tail(source, plan), _head(receiver, plan), tooltip=tooltip, **style)
 
 
 def _tail(source: str, plan: Layout) -> str:
-    return f"{source}:box:{'e' if plan.landscape else 'n'}" if parsed(source).in_attention else source
+    """Where an edge leaves its source."""
+    side, node = "e" if plan.landscape else "n", parsed(source)
+    if node.part:
+        return f"{whole_of(source)}:{port(plan, source)}:{side}"
+    return f"{source}:box:{side}" if node.in_attention else source
+
+
+def _head(receiver: str, plan: Layout) -> str:
+    """Where an edge enters its receiver: a part, a letter's cell, or the node."""
+    side, node = "w" if plan.landscape else "s", whole_of(receiver)
+    if parsed(receiver).part:
+        return f"{node}:{port(plan, receiver)}:{side}"
+    cell = letter_of(receiver) or ("box" if node in plan.parts else "")
+    return f"{node}:{cell}:{side}" if cell else node
 
 
 def _line(score: float, relative: float) -> dict[str, str]:
@@ -346,7 +301,11 @@ def _graph_style(plan: Layout) -> dict[str, str]:
 
 def _heading(circuit: Circuit, colours: Mapping[str, str], values: np.ndarray, note: str | None) -> str:
     """Title, counts and legend, as one HTML-like label."""
-    info, total, n_nodes = circuit.info, len(circuit.graph), len(set(circuit.nodes) - {"input", "logits"})
+    info, total = circuit.info, len(circuit.graph)
+    n_nodes = sum(
+        whole_of(node) not in (INPUT, LOGITS) and circuit.graph.split_of(node) is None
+        for node in circuit.nodes
+    )
     title = [info.get("model", {}).get("name"), info.get("task"), info.get("method")]
     counts = f"{len(circuit):,} of {total:,} edges ({len(circuit) / total:.1%}), {n_nodes} nodes"
     rows = [f'<FONT POINT-SIZE="18"><B>{escape(" · ".join(filter(None, title)) or "circuit")}</B></FONT>']

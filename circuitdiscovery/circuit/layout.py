@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ import numpy as np
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.graph.nodes import node_of, parsed
+from circuitdiscovery.graph.nodes import parsed, whole_of
 
 MOST_EDGES = 60  # that a picture shows unless asked for more: what can be read
 MOST_ROWS = 10  # from bottom to top; a picture of more goes from left to right
@@ -124,7 +125,7 @@ class _Paths:
         self._to = to = np.full(len(graph.sources), np.inf)  # from `input` to what the source writes
         # from what the receiver reads to `logits`
         self._from = onward = np.full(len(graph.receivers), np.inf)
-        to[0], onward[-1] = 0.0, 0.0
+        to[graph.inputs], onward[-1] = 0.0, 0.0
         for columns, rows in self._units:
             read = (to[: rows[0], None] + cost[: rows[0], columns]).min(axis=0)
             to[rows] = np.where(graph.feeds[columns][:, rows], read[:, None], np.inf).min(axis=0)
@@ -140,7 +141,7 @@ class _Paths:
         """The edges, as (row, column), of the cheapest path through one."""
         yield row, column
         back, on = row, column
-        while back:
+        while not self._graph.is_input[back]:
             feeding = np.flatnonzero(self._graph.feeds[:, back])
             costs = self._to[:back, None] + self._cost[:back, feeding]
             source, i = np.unravel_index(int(np.argmin(costs)), costs.shape)
@@ -204,10 +205,26 @@ class Layout:
     def _spans(self) -> tuple[np.ndarray, np.ndarray]:
         """Every edge's first and last rank."""
         at = {node: i for i, rank in enumerate(self.ranks) for node in rank.nodes}
-        sources = np.array([at.get(name, 0) for name in self.circuit.graph.sources])
-        receivers = np.array([at.get(node_of(name), 0) for name in self.circuit.graph.receivers])
+        sources = np.array([at.get(whole_of(name), 0) for name in self.circuit.graph.sources])
+        receivers = np.array([at.get(whole_of(name), 0) for name in self.circuit.graph.receivers])
         rows, columns = np.nonzero(self.circuit.mask)
         return sources[rows], receivers[columns]
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Each node that is split with those of its parts that the circuit has, in order."""
+        drawn = set(self.circuit.nodes)
+        return {
+            split.node: tuple(part for part in split.names if part in drawn)
+            for split in self.circuit.graph.splits
+        }
+
+    def breadth(self, node: str) -> float:
+        """The room that a node takes beside others, in ordinary nodes."""
+        return _breadth(len(self.parts.get(node, ())), self.landscape)
+
+    def _breadth(self, rank: Rank) -> float:
+        return sum(map(self.breadth, rank.nodes))
 
     @property
     def grid(self) -> bool:
@@ -225,7 +242,7 @@ class Layout:
         first, last = self._spans
         passing = [int(((first < i) & (last > i)).sum()) for i in range(len(self.ranks))]
         height = max(
-            NODE * len(rank.nodes) + LANE * edges for rank, edges in zip(self.ranks, passing, strict=True)
+            NODE * self._breadth(rank) + LANE * edges for rank, edges in zip(self.ranks, passing, strict=True)
         )
         return self.landscape and COLUMN * len(self.ranks) > 2.2 * height
 
@@ -235,8 +252,9 @@ class Layout:
         Columns are spread over half the picture's width. An MLP alone in its column stands on an arc, so that
         lines from one to a later one do not lie on those between.
         """
-        nodes, longest = self.ranks[number].nodes, max(len(rank.nodes) for rank in self.ranks)
-        along = np.arange(len(nodes)) - (len(nodes) - 1) / 2
+        nodes, longest = self.ranks[number].nodes, max(map(self._breadth, self.ranks))
+        sizes = np.array([self.breadth(node) for node in nodes])
+        along = np.cumsum(sizes) - sizes / 2 - sizes.sum() / 2  # of each node's middle
         if not self.landscape:
             return [f"{x},{number}!" for x in (-longest / 2 - 0.5, *along)]
         wide, step = 1.05, max(0.8, 0.52 * len(self.ranks) / longest)
@@ -247,16 +265,25 @@ class Layout:
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Each group of keys and values with those of its heads that are drawn."""
-        nodes, graph = self.circuit.nodes, self.circuit.graph
+        nodes, graph = _nodes(self.circuit), self.circuit.graph
         drawn, readers = (
             set(nodes),
-            {node_of(receiver): graph.reader_nodes(receiver) for receiver in graph.receivers},
+            {whole_of(receiver): graph.reader_nodes(receiver) for receiver in graph.receivers},
         )
         return {
-            node: tuple(head for head in readers[node] if head in drawn)
+            node: tuple(head for head in dict.fromkeys(map(whole_of, readers[node])) if head in drawn)
             for node in nodes
             if parsed(node).kind == "group"
         }
+
+
+def _breadth(parts: int, landscape: bool) -> float:
+    return max(1.0, (parts + 1) * (0.4 if landscape else 0.6)) if parts else 1.0
+
+
+def _nodes(circuit: Circuit) -> list[str]:
+    """The nodes of a drawing, in topological order: the parts of a node stand in its box."""
+    return list(dict.fromkeys(map(whole_of, circuit.nodes)))
 
 
 def layout(circuit: Circuit) -> Layout:
@@ -272,7 +299,7 @@ _Layers = tuple[int, int, Sequence[str]]  # first layer, last layer, nodes
 
 def _rows(circuit: Circuit) -> Iterator[_Layers]:
     """Per layer its groups, its heads, its MLP."""
-    nodes = circuit.nodes
+    nodes = _nodes(circuit)
     for layer in range(circuit.graph.n_layers):
         for kind in ("group", "head", "mlp"):
             if row := [node for node in nodes if (parsed(node).layer, parsed(node).kind) == (layer, kind)]:
@@ -284,11 +311,12 @@ def _columns(circuit: Circuit) -> Iterator[_Layers]:
     graph = circuit.graph
     reads: dict[str, set[str]] = {}
     for row, column in np.argwhere(circuit.mask):
-        reads.setdefault(node_of(graph.receivers[column]), set()).add(graph.sources[row])
+        reads.setdefault(whole_of(graph.receivers[column]), set()).add(whole_of(graph.sources[row]))
     first, last, held = 0, 0, list[str]()
+    sizes = Counter(whole_of(node) for node in circuit.nodes if parsed(node).part)
     for layer, nodes in _parts(circuit):
         if held and (
-            len(held) + len(nodes) > TALLEST
+            sum(_breadth(sizes[node], True) for node in (*held, *nodes)) > TALLEST
             or any(not reads.get(node, set()).isdisjoint(held) for node in nodes)
         ):
             yield first, last, held
@@ -301,7 +329,7 @@ def _columns(circuit: Circuit) -> Iterator[_Layers]:
 
 def _parts(circuit: Circuit) -> Iterator[tuple[int, list[str]]]:
     """Each layer's attention and its MLP, where they have a node."""
-    nodes = circuit.nodes
+    nodes = _nodes(circuit)
     for layer in range(circuit.graph.n_layers):
         own = [node for node in nodes if parsed(node).layer == layer]
         for part in (

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit import circuit_json, mib
@@ -13,26 +16,55 @@ from circuitdiscovery.files.disk import data_folder, is_folder, read_json, shipp
 
 
 @guarded
-def load_circuit(name_or_path: str | Path, *, n_kv_heads: int | None = None) -> Circuit:
+def load_circuit(
+    name_or_path: str | Path,
+    *,
+    n_kv_heads: int | None = None,
+    dictionaries: Mapping[str, Any] | None = None,
+) -> Circuit:
     """A circuit from a .json file (circuit.json, or MIB's), from the folder of a
     run, or a shipped one such as "gpt2/ioi".
 
     Args:
         name_or_path: what ends in .json is a path, and so is a folder.
         n_kv_heads: key/value groups of the model; MIB's JSON does not say where they are fewer than heads.
+        dictionaries: node -> the dictionary whose features its parts are. A circuit of features loads,
+            compares and draws without it; to run it needs it.
 
     Returns:
         The circuit, with its scores and provenance where the file has some.
 
     Raises:
-        CircuitDiscoveryError: no such circuit; a file that says
-            something else than a circuit, by file and field.
+        CircuitDiscoveryError: no such circuit; a file that says something else than a circuit, by file and
+            field; a dictionary of a node without features, or another one than the circuit's.
     """
     path = circuit_file(name_or_path)
     data = read_json(path)
     if mib.is_mib(data):
-        return Circuit(*mib.read(data, str(path), n_kv_heads))
-    return naming(str(path), lambda: Circuit(*circuit_json.read(data, str(path))))
+        circuit = Circuit(*mib.read(data, str(path), n_kv_heads))
+    else:
+        circuit = naming(str(path), lambda: Circuit(*circuit_json.read(data, str(path))))
+    return _with_dictionaries(circuit, dictionaries, str(path)) if dictionaries else circuit
+
+
+def _with_dictionaries(circuit: Circuit, dictionaries: Mapping[str, Any], where: str) -> Circuit:
+    """The circuit with what computes its features."""
+    splits = {split.node: split for split in circuit.graph.splits}
+    features = [node for node, split in splits.items() if split.kind == "features"]
+    for node, dictionary in dictionaries.items():
+        if node not in features:
+            told = f"only {', '.join(features)}" if features else "no node"
+            raise CircuitDiscoveryError(f"{where}: {told} is split into features, so not {shown(node)}")
+        digest, wanted = getattr(dictionary, "digest", None), splits[node].digest
+        if not isinstance(digest, str):
+            raise CircuitDiscoveryError(f"the dictionary of {node} is none: it has no digest")
+        if digest != wanted:
+            raise CircuitDiscoveryError(
+                f"{where}: {node} is split by the dictionary {wanted[:12]}, not by the given {digest[:12]}"
+            )
+        splits[node] = replace(splits[node], dictionary=dictionary)
+    graph = replace(circuit.graph, splits=tuple(splits.values()))
+    return Circuit(graph, circuit.mask, circuit.scores, circuit.info)
 
 
 def _why_none(record: Path) -> str:

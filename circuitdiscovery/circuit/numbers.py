@@ -1,11 +1,15 @@
-"""Numbers, intervals and tokens as people read them."""
+"""Numbers, intervals, tokens and names of parts as people read them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from circuitdiscovery.graph.nodes import REST, parsed, whole_of
+from circuitdiscovery.graph.splits import LETTER
+
 MINUS = "\N{MINUS SIGN}"
+OF_HEAD = "Attention, scores and roles of a head's part are those of the whole head."
 
 
 def number(value: float) -> str:
@@ -57,3 +61,22 @@ def token(text: str) -> str:
 def plural(count: int, word: str) -> str:
     """`1 node`, `2 nodes`."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def about(node: str) -> str:
+    """What a part of a node is, in words; empty for a whole node.
+
+    >>> about("m2/n301"), about("m2")
+    ('neuron 301 of m2', '')
+    """
+    place, whole = parsed(node), whole_of(node)
+    if not place.part:
+        return ""
+    if place.part == REST:
+        said = f"what the named parts of {whole} leave"
+    elif place.part.startswith(LETTER["positions"]):
+        said = f"what {whole} writes at {place.part[1:]}"
+    else:
+        kind = next(kind for kind, letter in LETTER.items() if place.part.startswith(letter))
+        said = f"{kind.removesuffix('s')} {place.part[1:]} of {whole}"
+    return f"{said}. {OF_HEAD}" if place.kind == "head" else said

@@ -24,7 +24,7 @@ from circuitdiscovery.registry import (
     opened,
     valid,
 )
-from circuitdiscovery.reporting.options import check_model
+from circuitdiscovery.reporting.options import SPLITS, check_model, split_of
 
 FORMATS = ("svg", "png", "pdf", "dot")
 Command = Callable[..., None]
@@ -94,6 +94,19 @@ def valid_effort(name: str) -> str:
     return name
 
 
+def neuron_method(name: str) -> str:
+    known = ("eap", "eap-ig", "exact")  # as in search/neurons.py, which imports torch
+    if name.replace("_", "-") not in known:
+        raise unknown("method", name, known)
+    return name.replace("-", "_")
+
+
+def split_text(text: str) -> str:
+    """NODE=PARTS, checked."""
+    split_of(text)
+    return text
+
+
 def whole_number(minimum: int) -> Callable[[str], int]:
     return partial(whole, least=minimum)
 
@@ -127,6 +140,8 @@ DEVICE = Checked(valid_device, "cpu|cuda|cuda:N|mps")
 DTYPE = one_of("dtype")
 EFFORT = Checked(valid_effort, "quick|full")
 THRESHOLD = Checked(finite, "T")
+NEURON_METHOD = Checked(neuron_method, "eap|eap-ig|exact")
+SPLIT = Checked(split_text, f"NODE={'|'.join(SPLITS)}|3,17,200")
 
 
 def _bounded(ctx: click.Context, param: click.Parameter, value: int | None) -> None:

@@ -197,6 +197,10 @@ class _Run:
         for key in sorted(used.keys() & wanted.keys()):
             if wanted[key] is not None and used[key] != wanted[key]:
                 raise self._foreign(name, f"its {key} is {used[key]!r}, not {wanted[key]!r}")
+        nodes = self.options.parts(found.graph.n_layers * found.graph.has_mlp)
+        if (there := {split.node for split in found.graph.splits}) != set(nodes):
+            told, wanted = (", ".join(sorted(each)) or "no node" for each in (there, set(nodes)))
+            raise self._foreign(name, f"it splits {told}, not {wanted}")
         if other := other_data(found.info.get("data", {}), data_of(model, task)):
             raise self._foreign(name, other)
         if found.info.get("examples") != len(task):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from circuitdiscovery.reporting.progress import say, stage
 if TYPE_CHECKING:
     from circuitdiscovery.circuit.circuit import Circuit
     from circuitdiscovery.circuit.scores import Scores
+    from circuitdiscovery.graph.graph import Graph
     from circuitdiscovery.measure.evaluation import Evaluation
     from circuitdiscovery.model.model import Model
     from circuitdiscovery.task.task import Task
@@ -29,19 +31,23 @@ def search(
     A method takes of the options those that its signature names.
 
     Raises:
-        CircuitDiscoveryError: a method that gives something else.
+        CircuitDiscoveryError: a method that gives something else, or that cannot search among parts.
     """
     import circuitdiscovery as cd
     from circuitdiscovery.cli.defaults import default_edges  # imports numpy
 
     function = METHODS[options.method].load()
     accepted = signature(function).parameters.keys() - {"model", "task"}
-    edges = options.edges or default_edges(len(cd.Graph.from_model(model, split_qkv=options.split_qkv)))
+    graph = graph_of(model, task, options)
+    if graph.splits and "graph" not in accepted:
+        raise CircuitDiscoveryError(f"method {options.method!r} takes no graph: it cannot search among parts")
+    edges = options.edges or default_edges(len(graph))
     threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
     with stage(options.name) as report:
         given = options.to_dict() | {
             "edges": edges,
             "threshold": threshold,
+            "graph": graph,
             "progress": report,
             "state": state,
         }
@@ -49,7 +55,7 @@ def search(
     if isinstance(found, cd.Circuit):
         return found, None
     if isinstance(found, Mapping):
-        return of_nodes(model, task, found, options), None
+        return of_nodes(model, task, graph, found, options), None
     if not isinstance(found, cd.Scores):
         raise CircuitDiscoveryError(
             f"method {options.method!r} must give Scores or a Circuit, not {type(found).__name__}"
@@ -66,14 +72,26 @@ def chosen(scores: Scores, options: Options) -> Circuit:
     return scores.best(options.edges or default_edges(len(scores.graph)))
 
 
-def of_nodes(model: Model, task: Task, damages: Mapping[str, float], options: Options) -> Circuit:
+def graph_of(model: Model, task: Task, options: Options) -> Graph:
+    """The graph that options search in."""
+    import circuitdiscovery as cd
+
+    nodes = options.parts(model.graph.n_layers * model.graph.has_mlp)
+    if not nodes:
+        return cd.Graph.from_model(model, split_qkv=options.split_qkv)
+    graph = cd.split(model, nodes, task=task, keep=options.keep or options.neurons)
+    return graph if options.split_qkv else replace(graph, split_qkv=False)
+
+
+def of_nodes(
+    model: Model, task: Task, graph: Graph, damages: Mapping[str, float], options: Options
+) -> Circuit:
     """The circuit that options take from damages by node, as `circuit_of_nodes`, with what it comes from."""
     import circuitdiscovery as cd
     from circuitdiscovery.cli.defaults import default_edges
     from circuitdiscovery.search.exact import circuit_of_nodes
     from circuitdiscovery.search.provenance import provenance
 
-    graph = cd.Graph.from_model(model, split_qkv=options.split_qkv)
     edges = options.edges or default_edges(len(graph))
     circuit = circuit_of_nodes(graph, damages, threshold=options.threshold, edges=edges)
     told = options.some("metric", "ablation", "direction", "split_qkv")

@@ -284,8 +284,9 @@ def inside(graph: Graph, task: Task, batch: Batch) -> Mapping[str, Tensor]:
     """Where the spans of nodes that are split by positions are in a batch, as `Parts` has it."""
     if not graph.splits:
         return {}
-    positions = [task.examples[row].positions for row in batch.rows.tolist()]
-    found = spans_of(graph, positions, batch.lengths.tolist(), batch.clean.shape[1])
+    examples = [task.examples[row] for row in batch.rows.tolist()]
+    positions, texts = [each.positions for each in examples], [each.text for each in examples]
+    found = spans_of(graph, positions, texts, batch.lengths.tolist(), batch.clean.shape[1])
     return {node: each.to(batch.clean.device) for node, each in found.items()}
 
 

@@ -46,6 +46,7 @@ from circuitdiscovery.task.task import Task
 Progress = Callable[[int, int], None]  # (done, total)
 # of replacements held at once, where no batch size is asked for; more is no faster (benchmarks/speed.py)
 _BATCH_BYTES = 2**27
+_WITH_PARTS = 5  # times as many where nodes are split: parts are hundreds of sources that cost little to run
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,8 @@ def replacement_bytes(model: Model, graph: Graph, tokens: int) -> int:
 def fitting(model: Model, graph: Graph, task: Task) -> int:
     """How many examples are run at once where no batch size is asked for."""
     longest = max(len(example.clean) for example in task.examples)
-    return max(1, _BATCH_BYTES // replacement_bytes(model, graph, longest))
+    most = _BATCH_BYTES * (_WITH_PARTS if graph.splits else 1)
+    return max(1, most // replacement_bytes(model, graph, longest))
 
 
 def batches(

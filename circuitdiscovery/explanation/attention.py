@@ -60,7 +60,7 @@ class Observed:
         The scale of the final norm is frozen at this run, so what all sources and output biases write adds
         up to the logits (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
         """
-        return self._share(self.model.graph.sources[row], at_position(self.sources[row], self.batch.position))
+        return self.share(self.model.graph.sources[row], at_position(self.sources[row], self.batch.position))
 
     def written_of_itself(self, head: str) -> Tensor:
         """[N, D]: the part of what a head writes at the answer's position that it finds at this position."""
@@ -68,9 +68,9 @@ class Observed:
         weight = self.attention[layer, index, torch.arange(len(at), device=at.device), at, at]
         value = self.values[layer, index * self.values.shape[1] // self.model.graph.n_heads]
         z = (weight[:, None] * value).to(value)
-        return self._share(head, self.model.blocks[layer].written(z[None], [index])[0])
+        return self.share(head, self.model.blocks[layer].written(z[None], [index])[0])
 
-    def _share(self, source: str, written: Tensor) -> Tensor:
+    def share(self, source: str, written: Tensor) -> Tensor:
         """[N, D] that a source writes, or a part of it, as the unembedding reads it."""
         node, graph = parsed(source), self.model.graph
         if node.kind == "head" and not (block := self.model.blocks[node.layer]).linear:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from circuitdiscovery.circuit.numbers import OF_HEAD, about
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.explanation.json_values import Edges, Pairs, Reader, as_json
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.fields import exactly, typed
+from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.example import END
@@ -46,8 +48,8 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Lens:
-    """The five tokens that a node promotes most at a named position of a prompt, and the
-    five that it suppresses most; in logits.
+    """The five tokens that a node promotes most at a named position of a prompt, and the five that it
+    suppresses most, in logits. The position is the answer's; of a part of other positions, its own.
     """
 
     text: str
@@ -61,21 +63,19 @@ class Card(Value):
     """Everything measured about one node.
 
     Args:
-        node, kind: its name, and "head" or "mlp".
+        node, kind: its name, or a part's, and "head" or "mlp".
         roles: what a head does, where the evidence supports it: role -> its evidence in sentences with
             figures, the strongest role first.
         effect: damage to the metric of ablating the node alone in the full model.
         direct: what it writes at END onto the logit difference,
             through the final norm frozen at the clean run.
-        attention: mean weight from named position to named position, over the
-            examples that have both; empty for MLPs.
-        attended: the five that END attends to most, as named position or else
-            as the token's text, with the mean weight.
+        attention: mean weight from named position to named position, over the examples that have both;
+            empty for MLPs.
+        attended: the five that END attends to most, by position or text, with the mean weight.
         scores: of head_scores.py; empty for MLPs.
         patterns: attention on the first prompts; empty for MLPs.
         lens: what the node promotes and suppresses on the first prompts.
-        in_edges, out_edges: the circuit's edges with their scores (None: it has
-            none), the strongest first, at most ten.
+        in_edges, out_edges: the circuit's edges with their scores or None, the strongest first, at most ten.
     """
 
     node: str
@@ -95,6 +95,16 @@ class Card(Value):
     def role(self) -> str | None:
         """The strongest role; None where there is none."""
         return next(iter(self.roles), None)
+
+    @property
+    def about(self) -> str:
+        """What a part is; empty for a whole node."""
+        return about(self.node)
+
+    @property
+    def end(self) -> str | None:
+        """The name of the answer's position, where a lens is of it; that of a part can be of its own."""
+        return next((lens.at for lens in self.lens if parsed(self.node).part != f"@{lens.at}"), None)
 
     @property
     def evidence(self) -> tuple[str, ...]:
@@ -118,6 +128,7 @@ class Card(Value):
     def __str__(self) -> str:
         lines = [
             f"{'node':<13} {', '.join((self.node, *self.roles))}",
+            *([f"{'part':<13} {self.about}"] if self.about else []),
             f"{'effect':<13} {self.effect}",
         ]
         return "\n".join(
@@ -137,8 +148,7 @@ class Explanation(Value):
         part, examples: "held_out" or "examples", and how many: what is seen is of all of them.
         metric, ablation: of effects.
         effort: "full" or "quick".
-        intervened: on how many of the examples interventions were made
-            (effects, and those that roles rest on).
+        intervened: on how many of the examples interventions were made (effects, and what roles rest on).
         unmeasured: the circuit's heads and MLPs without a card, in index order.
         cards: by node.
         mean_over: the fewest prompts that a replacement is a mean over; None: it is not a mean.
@@ -196,7 +206,7 @@ class Explanation(Value):
             yield f"not measured: {', '.join(self.unmeasured)}"
 
     def _table(self) -> Iterator[str]:
-        end = next((lens.at for card in self.cards.values() for lens in card.lens), END)
+        end = next(filter(None, (card.end for card in self.cards.values())), END)
         rows = [("node", "role", "effect", "direct", f"{end} attends to")]
         rows += [
             (c.node, ", ".join(c.roles), str(c.effect), str(c.direct), _most(c, 3)) for c in self._by_effect()
@@ -204,6 +214,8 @@ class Explanation(Value):
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        if any(card.about and card.kind == "head" for card in self.cards.values()):
+            yield OF_HEAD
         for card in self._by_effect():
             for role, evidence in card.roles.items():
                 yield f"{card.node}: {role}"

@@ -13,16 +13,65 @@ together are the node, by construction. A part's name is its node's and its own,
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
+from circuitdiscovery.files.disk import read_json, to_json
 from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.graph.nodes import REST, parsed, part_name
 
 Kind = Literal["neurons", "features", "experts", "positions"]
 KINDS: tuple[str, ...] = get_args(Kind)
 LETTER = {"neurons": "n", "features": "f", "experts": "e", "positions": "@"}  # a part's name begins with it
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Where the spans of each prompt are, so that prompts of different length have the same ones (Haklay et
+    al. 2025, arXiv 2502.04577).
+
+    Args:
+        prompts: a prompt's text -> the name of a span -> (first token, the one after the last), from 0.
+    """
+
+    prompts: Mapping[str, Mapping[str, tuple[int, int]]]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Schema:
+        """From a .json file: {"a prompt": {"subject": [0, 2], "verb": [2, 3]}, ...}, the same names in all.
+
+        Raises:
+            CircuitDiscoveryError: anything else, or a span without tokens; names the prompt.
+        """
+        data, where = read_json(path), str(path)
+        found: dict[str, dict[str, tuple[int, int]]] = {}
+        for text, spans in typed(data, dict, where, "").items():
+            place = shown(text, 40)
+            for name, ends in typed(spans, dict, where, place).items():
+                ends = typed(ends, list, where, f"{place}.{name}")
+                first, stop = ends if len(ends) == 2 else (0, 0)
+                if type(first) is not int or type(stop) is not int or not 0 <= first < stop:
+                    raise CircuitDiscoveryError(
+                        f"{where}: {place}: span {name!r} must be [first, after the last], not {shown(ends)}"
+                    )
+                found.setdefault(text, {})[name] = (first, stop)
+        if not found or len({tuple(sorted(spans)) for spans in found.values()}) > 1:
+            raise CircuitDiscoveryError(f"{where}: every prompt needs spans, and all the same names")
+        return cls(found)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The spans' names, in the order of the first prompt."""
+        return tuple(next(iter(self.prompts.values())))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all of it."""
+        return hashlib.sha256(to_json(self.prompts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -36,8 +85,9 @@ class Split:
         own: whether each part, and the rest, has a receiver of its own.
         spans: of `positions`, for each part its positions, which may count from the end; an empty one is
             where a task's example names it.
-        digest: of the dictionary; of positions, of what says where each prompt's spans are.
-        dictionary: what computes features; no part of what a graph is, but to run it needs it.
+        digest: of the dictionary or the schema.
+        dictionary: what computes features, or the schema that says where each prompt's spans are; no part of
+            what a graph is, but to run it needs it.
     """
 
     node: str

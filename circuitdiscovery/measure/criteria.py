@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.graph.nodes import whole_of
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.evaluator import Evaluator
@@ -71,7 +72,9 @@ class Minimality:
 
 
 def removable_nodes(circuit: Circuit) -> list[str]:
-    return [node for node in circuit.nodes if node not in ENDS]
+    """Its heads and MLPs, of those that are split the parts, and what heads share."""
+    whole = {split.node for split in circuit.graph.splits}
+    return [node for node in circuit.nodes if whole_of(node) not in ENDS and node not in whole]
 
 
 @dataclass(frozen=True)

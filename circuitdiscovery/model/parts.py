@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import INPUT
 from circuitdiscovery.graph.splits import Split
@@ -340,13 +340,18 @@ def lifted(graph: Graph, sources: Tensor, rows_of: Graph, inside: Mapping[str, T
 
 
 def spans_of(
-    graph: Graph, positions: Sequence[Mapping[str, int]], lengths: Sequence[int], width: int
+    graph: Graph,
+    positions: Sequence[Mapping[str, int]],
+    texts: Sequence[str],
+    lengths: Sequence[int],
+    width: int,
 ) -> Mapping[str, Tensor]:
     """node -> [p, N, T]: where the spans of each node that is split by positions are.
 
     Args:
         graph: the splits.
         positions: of each example, its named positions.
+        texts: of each example, its clean prompt, for a schema.
         lengths: of each example, how many tokens it has.
         width: T, the batch's.
 
@@ -358,9 +363,12 @@ def spans_of(
         if split.kind != "positions":
             continue
         inside = torch.zeros(len(split.parts), len(positions), width)
-        for i, (names, length) in enumerate(zip(positions, lengths, strict=True)):
+        for i, (names, text, length) in enumerate(zip(positions, texts, lengths, strict=True)):
+            named = {name: (at,) for name, at in names.items()}
+            if split.digest:
+                named = _of_schema(split, text)
             for number, part in enumerate(split.parts):
-                for at in _places(split, number, part, names, length):
+                for at in _places(split, number, part, named, length):
                     inside[number, i, at] = 1
         if (inside.sum(0) > 1).any():
             _, i, at = (inside * (inside.sum(0) > 1)).nonzero()[0].tolist()
@@ -373,17 +381,24 @@ def spans_of(
     return found
 
 
-def _places(split: Split, number: int, part: str, names: Mapping[str, int], length: int) -> Sequence[int]:
+def _of_schema(split: Split, text: str) -> Mapping[str, Sequence[int]]:
+    prompts = _dictionary(split).prompts
+    if text not in prompts:
+        raise CircuitDiscoveryError(f"{split.node}: the schema has no spans of the prompt {shown(text)}")
+    return {name: range(*ends) for name, ends in prompts[text].items()}
+
+
+def _places(
+    split: Split, number: int, part: str, named: Mapping[str, Sequence[int]], length: int
+) -> Sequence[int]:
     """The positions of one span in one prompt, from 0."""
-    if split.spans and split.spans[number]:
-        found = [at + length if at < 0 else at for at in split.spans[number]]
-        if min(found) < 0 or max(found) >= length:
-            raise CircuitDiscoveryError(
-                f"{split.node}/{part}: a prompt of {length} tokens has no position "
-                f"{max(split.spans[number], key=abs)}"
-            )
-        return found
-    if part[1:] not in names:
-        known = ", ".join(f"@{name}" for name in names)
+    given = split.spans[number] if split.spans else named.get(part[1:])
+    if given is None:
+        known = ", ".join(f"@{name}" for name in named)
         raise CircuitDiscoveryError(f"{split.node}/{part}: the task names no such position; it names {known}")
-    return [names[part[1:]]]
+    found = [at + length if at < 0 else at for at in given]
+    if min(found) < 0 or max(found) >= length:
+        raise CircuitDiscoveryError(
+            f"{split.node}/{part}: a prompt of {length} tokens has no position {max(given, key=abs)}"
+        )
+    return found

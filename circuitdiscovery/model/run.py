@@ -192,7 +192,7 @@ def plain_run(
         k, v = (block.heads_make(letter, u) for letter in "kv")
         if position is not None and layer == graph.n_layers - 1:
             at, x, u = position, at_position(x, position)[:, None], at_position(u, position)[:, None]
-            if keep_sources:
+            if keep_sources and kept is not None:
                 kept.values[graph.n_upstream(layer) :] = 0
         q = block.heads_make("q", u)
         z = block.attend(q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]

@@ -172,7 +172,8 @@ def _ranking(model: Model, task: Task, circuit: Circuit, options: Options) -> Sc
 
     with stage("ranking for the curve") as progress:
         how = options.some("metric", "ablation", "batch_size")
-        return eap_ig(model, task, split_qkv=circuit.graph.split_qkv, progress=progress, **how)
+        split = {"split_qkv": circuit.graph.split_qkv, "graph": circuit.graph}
+        return eap_ig(model, task, progress=progress, **split, **how)
 
 
 def _measured(model: Model, task: Task, scores: Scores, options: Options) -> Json:

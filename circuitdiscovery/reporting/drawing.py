@@ -6,7 +6,7 @@ colour alone never says one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from html import escape
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
@@ -14,9 +14,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from circuitdiscovery.circuit.draw import INK, PLAIN_HEAD, PLAIN_MLP, ROLE_COLOURS, to_svg
+from circuitdiscovery.circuit.boxes import INK, PLAIN_HEAD, PLAIN_MLP
+from circuitdiscovery.circuit.draw import ROLE_COLOURS, to_svg
 from circuitdiscovery.circuit.layout import MOST_EDGES, layout, shown
-from circuitdiscovery.graph.nodes import split_edge
+from circuitdiscovery.graph.nodes import node_of, split_edge
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit.circuit import Circuit
@@ -74,7 +75,7 @@ def drawing(circuit: Circuit, roles: Mapping[str, Sequence[str]], cards: Sequenc
         roles: role -> nodes.
         cards: the nodes that have a card, to which they link.
     """
-    plan = layout(circuit)
+    plan, drawn = layout(circuit), set(circuit.nodes)
     root = ElementTree.fromstring(to_svg(circuit, roles=roles, max_edges=None, heading=False))
     picture = next(root.iter(f"{_SVG}g"))
     groups = [group for group in picture.iter(f"{_SVG}g") if group.get("class") in ("edge", "node")]
@@ -97,6 +98,12 @@ def drawing(circuit: Circuit, roles: Mapping[str, Sequence[str]], cards: Sequenc
             for group, heads in plan.groups.items()
             for head in heads
         ]
+    edges += [  # what is read by a node's receivers is read by its parts
+        f'<g class="edge group" {_ends(node, part)}></g>'
+        for node, parts in plan.parts.items()
+        for part in parts
+        if node in drawn
+    ]
     width, height = (round(float(size)) for size in root.get("viewBox", "").split()[2:])
     first, last = ("left", "right") if plan.landscape else ("bottom", "top")
     label = f'role="group" aria-label="The circuit, from input at the {first} to logits at the {last}"'
@@ -113,12 +120,13 @@ def drawing(circuit: Circuit, roles: Mapping[str, Sequence[str]], cards: Sequenc
 
 def _edge(circuit: Circuit, group: ElementTree.Element) -> str:
     ends = split_edge(group.findtext(f"{_SVG}title") or "")
-    source, reader = (end.split(":")[0] for end in ends)
-    data = _ends(source, reader)
     tip = next((a.get(_TITLE) for a in group.iter(f"{_SVG}a")), None)
     if tip is None:  # from a group's keys and values to one of its heads
-        return f'<g class="edge group" {data}>{"".join(_shapes(group))}</g>'
-    name = tip.split()[0]
+        source, reader = (end.split(":")[0] for end in ends)
+        return f'<g class="edge group" {_ends(source, reader)}>{"".join(_shapes(group))}</g>'
+    name = re.sub(r"\s\s[+-]\S+$", "", tip)  # without its score
+    source, receiver = split_edge(name)
+    data = _ends(source, node_of(receiver))
     score = circuit.score(name)
     sign = "unscored" if score is None else "helps" if score >= 0 else "hurts"
     said = "no score" if score is None else f"score {score:+.4g}"
@@ -138,16 +146,34 @@ def _ends(source: str, reader: str) -> str:
 
 def _node(group: ElementTree.Element, marks: Mapping[str, tuple[str, str]], cards: Sequence[str]) -> str:
     name = group.findtext(f"{_SVG}title") or ""
-    shapes = "".join(_shapes(group))
     if re.fullmatch(r"row\d+", name):
-        return f'<g class="row">{shapes}</g>'
+        return f'<g class="row">{"".join(_shapes(group))}</g>'
+    parts = {
+        title: part
+        for part in group.iter(f"{_SVG}a")
+        if (title := part.get(_TITLE) or "").startswith(f"{name}/")
+    }
+    inside = {id(shape) for part in parts.values() for shape in part.iter()}
+    box = _linked(name, "node", group, marks, cards, inside)
+    return box + "".join(_linked(part, "node part", shapes, marks, cards) for part, shapes in parts.items())
+
+
+def _linked(
+    name: str,
+    kind: str,
+    group: ElementTree.Element,
+    marks: Mapping[str, tuple[str, str]],
+    cards: Sequence[str],
+    without: Set[int] = frozenset(),
+) -> str:
+    """A node or a part of one, with its role's letter, and a link to its card where it has one."""
     role, letter = marks.get(name, ("", ""))
     label = escape(f"{name}, {role}" if role else name)
     link = f' href="#card-{escape(name)}"' if name in cards else ""
     badge = _badge(group, letter) if letter else ""
     return (
-        f'<a class="node" data-node="{escape(name)}"{link} aria-label="{label}"><title>{label}</title>'
-        f"{shapes}{badge}</a>"
+        f'<a class="{kind}" data-node="{escape(name)}"{link} aria-label="{label}"><title>{label}</title>'
+        f"{''.join(_shapes(group, without))}{badge}</a>"
     )
 
 
@@ -176,11 +202,13 @@ def _outlines(group: ElementTree.Element) -> list[str]:
 # -------------------------------------------------------------------- shapes
 
 
-def _shapes(group: ElementTree.Element) -> Iterator[str]:
-    """A group's lines, boxes and texts, with a class in place of the colour where the style sheet has one."""
+def _shapes(group: ElementTree.Element, without: Set[int] = frozenset()) -> Iterator[str]:
+    """A group's lines, boxes and texts, but for those of some ids, with a class in place of the colour where
+    the style sheet has one.
+    """
     for shape in group.iter():
         tag = shape.tag.removeprefix(_SVG)
-        if tag not in ("path", "polygon", "polyline", "ellipse", "text"):
+        if tag not in ("path", "polygon", "polyline", "ellipse", "text") or id(shape) in without:
             continue
         attributes = " ".join(f'{key}="{escape(value)}"' for key, value in shape.items() if key in _GEOMETRY)
         style = _style(group.get("class", ""), shape.get("fill", "black"))

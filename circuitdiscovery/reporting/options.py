@@ -13,11 +13,13 @@ from typing import Any, cast, get_args, get_type_hints
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.files.disk import GGUF, can_be_a_path, needs_gguf, shipped
+from circuitdiscovery.graph.nodes import mlp_name, parsed, whole_of
 from circuitdiscovery.registry import METHODS, METRICS, MOST, OPTIONS, Kind, canonical
 
 ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
-LEAST = {"edges": 1, "examples": 1, "batch_size": 1, "seed": 0}
+LEAST = {"edges": 1, "examples": 1, "batch_size": 1, "seed": 0, "keep": 1, "neurons": 1}
 MAY_DIFFER = ("device", "batch_size", "measure")  # when a run goes on: they do not change what is found
+SPLITS = ("neurons", "positions", "all", "experts")  # what a node's parts can be
 
 MEASURED_WITH = ("metric", "ablation", "direction", "batch_size")  # what a measurement takes
 
@@ -27,7 +29,9 @@ class Options:
     """What `discover` is asked for, in canonical names.
 
     None is the default of the method (metric, threshold, edges), of the task, or (measure) what the
-    numbers of edges, tokens and parameters allow. `how` holds the options of the method alone.
+    numbers of edges, tokens and parameters allow. `how` holds the options of the method alone. `split` says
+    which nodes are sums of which parts, such as `m2=neurons input=positions`; `keep` how many neurons of each
+    MLP among them are parts; `neurons` is the same for all MLPs.
     """
 
     model: str
@@ -47,6 +51,9 @@ class Options:
     dtype: str = "float32"
     measure: str | None = None
     skip_bad: bool = False
+    split: str | None = None
+    keep: int | None = None
+    neurons: int | None = None
     how: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -71,6 +78,7 @@ class Options:
         """Refuse options that do not go together; needs no torch."""
         if self.threshold is not None and self.edges is not None:
             raise CircuitDiscoveryError("--threshold and --edges exclude each other: give one of them")
+        self._check_parts()
         method = METHODS[self.method]
         if method.sizes == "threshold" and self.edges is not None:
             raise CircuitDiscoveryError(
@@ -100,6 +108,36 @@ class Options:
                 "use --method eap-ig"
             )
 
+    def _check_parts(self) -> None:
+        split = self.parts()
+        if self.keep is not None and self.neurons is not None:
+            raise CircuitDiscoveryError(
+                "--neurons N is for all MLPs what --keep N is for some: give one of them"
+            )
+        if self.keep is not None and not any(
+            isinstance(each, list) or each == "neurons" for each in split.values()
+        ):
+            raise CircuitDiscoveryError("--keep needs an MLP that is split into neurons: --split m2=neurons")
+
+    def parts(self, n_layers: int = 0) -> dict[str, str | list[int]]:
+        """Which nodes are split into what, as `circuitdiscovery.split` takes it.
+
+        Args:
+            n_layers: whose MLPs all are split where `neurons` is given.
+
+        Raises:
+            CircuitDiscoveryError: an MLP that is split twice.
+        """
+        found: dict[str, str | list[int]] = {}
+        for given in (self.split or "").split():
+            node, parts = split_of(given)
+            if node in found:
+                raise CircuitDiscoveryError(f"--split {node} is given twice: give all its parts together")
+            found[node] = parts
+        for layer in range(n_layers if self.neurons is not None else 0):
+            found.setdefault(mlp_name(layer), "neurons")
+        return found
+
     @property
     def name(self) -> str:
         """<model>-<task>-<method>, fit for a folder."""
@@ -112,6 +150,8 @@ class Options:
         for name, value in [*self.to_dict().items()][2:]:
             if name == "split_qkv":
                 words += [] if value else ["--no-split-qkv"]
+            elif name == "split":
+                words += [word for given in (value or "").split() for word in ("--split", given)]
             elif value is True:
                 words += [_flag(name)]
             elif value != FIELDS.get(name):
@@ -120,6 +160,28 @@ class Options:
 
 
 FIELDS = {each.name: each.default for each in fields(Options) if each.name != "how"}  # with their defaults
+
+
+def split_of(text: str) -> tuple[str, str | list[int]]:
+    """(the node, its parts) of what `--split` is given.
+
+    >>> split_of("m2=neurons"), split_of("m1=3,17")
+    (('m2', 'neurons'), ('m1', [3, 17]))
+
+    Raises:
+        CircuitDiscoveryError: no node, or no parts that a node can have.
+    """
+    node, _, parts = text.partition("=")
+    if "/" in node or parsed(node).kind not in ("input", "head", "mlp") or node != whole_of(node):
+        raise CircuitDiscoveryError(f"a node that is split is input, a head or an MLP, not {shown(node)}")
+    if re.fullmatch(r"\d{1,9}(,\d{1,9})*", parts):
+        return node, [int(number) for number in parts.split(",")]
+    if parts not in SPLITS:
+        raise CircuitDiscoveryError(
+            f"{shown(text)} does not say what the parts of {node} are: {node}="
+            f"{', '.join(SPLITS)}, or the numbers of neurons, such as 3,17,200"
+        )
+    return node, parts
 
 
 def _hyphened(name: str) -> str:

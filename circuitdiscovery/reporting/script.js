@@ -58,8 +58,12 @@ svg.addEventListener("focusout", () => { tip.hidden = true; });
 // ------------------------------------------------------ upstream and downstream
 let selected = null;
 
+// A node, and the parts that it is the sum of.
+const within = name => nodes.map(node => node.dataset.node).filter(each => each === name || each.startsWith(`${name}/`));
+const any = (set, name) => set.has(name) || within(name).some(each => set.has(each));
+
 function walk(start, near, far) {
-  const seen = new Set(), used = new Set(), todo = [start];
+  const seen = new Set(), used = new Set(), todo = within(start);
   while (todo.length) {
     const at = todo.pop();
     for (const edge of edges) {
@@ -78,8 +82,9 @@ function light() {
   for (const node of nodes) {
     const name = node.dataset.node;
     node.classList.toggle("selected", name === selected);
-    node.classList.toggle("upstream", up.has(name));
-    node.classList.toggle("downstream", down.has(name));
+    node.classList.toggle("holds", selected !== null && selected.startsWith(`${name}/`));
+    node.classList.toggle("upstream", any(up, name));
+    node.classList.toggle("downstream", any(down, name));
     if (node.getAttribute("role") === "button") node.setAttribute("aria-pressed", name === selected);
   }
   for (const edge of edges) {
@@ -150,7 +155,7 @@ function hide(count) {
     if (edge.name === undefined) edge.shown = kept.has(edge.from) && kept.has(edge.to);
     edge.el.classList.toggle("hidden", !edge.shown);
   }
-  nodes.forEach(node => node.classList.toggle("faded", !kept.has(node.dataset.node)));
+  nodes.forEach(node => node.classList.toggle("faded", !any(kept, node.dataset.node)));
   const stop = order.find(edge => edge.shown && edge.el.getAttribute("tabindex") === "0") || order.find(edge => edge.shown);
   order.forEach(edge => edge.el.setAttribute("tabindex", edge === stop ? 0 : -1));
   const shown = named.filter(edge => edge.shown).length;

@@ -71,7 +71,14 @@ class Verdict(NamedTuple):
     sentences: tuple[str, ...]
 
 
-def verdict(evaluation: Json, nodes: int, all_nodes: int, contents: Json | None = None) -> Verdict:
+def verdict(
+    evaluation: Json,
+    nodes: int,
+    all_nodes: int,
+    contents: Json | None = None,
+    *,
+    what: str = "heads and MLPs",
+) -> Verdict:
     """The verdict on a circuit.
 
     Args:
@@ -79,9 +86,10 @@ def verdict(evaluation: Json, nodes: int, all_nodes: int, contents: Json | None 
         nodes: the number of heads and MLPs in the circuit.
         all_nodes: the number of heads and MLPs in the model.
         contents: report.json; without it the verdict does not compare with the prompts of the search.
+        what: what is counted.
     """
     word, headline = _headline(evaluation)
-    size = _size(evaluation, nodes, all_nodes)
+    size = _size(evaluation, nodes, all_nodes, what)
     if not _measured(evaluation):
         how = "repeat the run's command with --resume --measure quick to measure it"
         return Verdict(
@@ -131,10 +139,10 @@ def _headline(evaluation: Mapping[str, Any]) -> tuple[str, str]:
     return "Not faithful", f"{edges} {carry} only {percent(value)} of the behaviour"
 
 
-def _size(evaluation: Mapping[str, Any], nodes: int, all_nodes: int) -> str:
+def _size(evaluation: Mapping[str, Any], nodes: int, all_nodes: int, what: str) -> str:
     edges, pruned, total = (evaluation[name] for name in ("edges", "edges_pruned", "edges_total"))
     text = f"The circuit has {plural(edges, 'edge')} ({percent(edges / total)} of the model's {total:,}) "
-    text += f"between {nodes} of its {all_nodes} heads and MLPs"
+    text += f"between {nodes} of its {all_nodes} {what}"
     return (
         f"{text}."
         if pruned == edges

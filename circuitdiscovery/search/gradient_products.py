@@ -6,7 +6,7 @@ Shapes: S sources, R receivers, N examples, T positions, D d_model, K d_head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -24,6 +24,8 @@ from circuitdiscovery.model.parts import Parts
 from circuitdiscovery.model.projection import offset
 from circuitdiscovery.model.run import Readers, Reading, embed, plain_run, replaced_logits
 from circuitdiscovery.task.batch import Batch
+
+_AT_ONCE = 128  # parts of an MLP whose gradients at the stream are held together
 
 
 def batch_products(
@@ -160,24 +162,37 @@ class _Place:
             for summed, more in zip(self.scaled, scaled, strict=True):
                 summed += more
 
-    def at_stream(self, memory: Memory) -> Tensor:
-        """[R', P, D]: the gradients at the stream before the norm, over all letters."""
+    def pieces(self, memory: Memory) -> Iterator[tuple[slice, Tensor]]:
+        """(some receivers, [R', P, D] their gradients at the stream before the norm): all of a place,
+        but of the parts of an MLP, which can be thousands, some at a time."""
+        count = sum(map(len, self.scaled))
+        if self.readers[0].letter != "n":
+            yield slice(0, count), self._at_stream(memory, slice(None))
+            return
+        for start in range(0, count, _AT_ONCE):
+            some = slice(start, min(start + _AT_ONCE, count))
+            yield some, self._at_stream(memory, some)
+
+    def _at_stream(self, memory: Memory, some: slice) -> Tensor:
+        """[R', P, D], over all letters; some of the receivers where there is one letter."""
         if self.readers[0].joint is not None:
             return torch.cat(self.scaled)
         if not self.along:
             return self.scaled[0][None]
-        norm = self.readers[0].norm
-        pulled = memory.on(self.scaled[0].device)(
-            "at the stream", sum(map(len, self.scaled)), *self.normalised[0].shape
-        )
+        norm, gradients = self.readers[0].norm, [each[some] for each in self.scaled]
+        here = memory.on(norm.device)
+        pulled = here("at the stream", sum(map(len, gradients)), *self.normalised[0].shape)
         for readers, scaled, out in zip(
-            self.readers, self.scaled, pulled.split([len(each) for each in self.scaled]), strict=True
+            self.readers, gradients, pulled.split([len(each) for each in gradients]), strict=True
         ):
             assert readers.weight is not None
-            weight = readers.weight * norm.scale
+            weight = readers.weight[some] * norm.scale
             torch.bmm(scaled, weight - weight.mean(-1, keepdim=True) if norm.centred else weight, out=out)
         # [R', P, points], [P, points, D]
-        along, normalised = torch.stack(self.along, dim=-1), torch.stack(self.normalised, dim=1)
+        along, normalised = (
+            torch.stack([each[some] for each in self.along], dim=-1),
+            torch.stack(self.normalised, dim=1),
+        )
         pulled.transpose(0, 1).baddbmm_(along.transpose(0, 1), normalised, alpha=-1)
         return pulled
 
@@ -195,11 +210,12 @@ class _Place:
         difference = difference[:upstream]
         if first.at_answer:
             difference = difference[:, torch.arange(len(position), device=position.device), position]
-        products = (
-            self.at_stream(memory).to(difference.device).flatten(1) @ difference.flatten(1).T
-        )  # [R', S']
-        # merged receivers stand several times in `columns`, and get the sum
-        total[:upstream].index_add_(1, torch.from_numpy(columns).to(total.device), products.T.to(total.dtype))
+        of = difference.flatten(1).T
+        for some, gradients in self.pieces(memory):
+            products = gradients.to(of.device).flatten(1) @ of  # [R', S']
+            # merged receivers stand several times in `columns`, and get the sum
+            into = torch.from_numpy(columns[some]).to(total.device)
+            total[:upstream].index_add_(1, into, products.T.to(total.dtype))
 
 
 def _pull_jointly(block: Block, reading: Reading, gradient: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame
-from circuitdiscovery.graph.nodes import mlp_name, part_name
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.nodes import mlp_name, parsed, part_name
 from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
@@ -44,6 +45,7 @@ METHODS = ("eap", "eap_ig", "exact")
 ABLATIONS = ("resample", "zero")
 TOKENS = 6  # of a neuron, that are named at each end
 _STEPS = 5
+_Tokens = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,7 @@ def neurons(
     method: str = "eap",
     metric: str | Metric | Any | None = None,
     ablation: str = "resample",
+    graph: Graph | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Neurons:
@@ -254,6 +257,7 @@ def neurons(
             corrupted one; `exact` chooses by `eap_ig` and measures the damage of ablating each chosen neuron.
         metric: differentiable (but for `exact`); by default the task's own.
         ablation: `resample` or `zero`.
+        graph: the neurons that are parts of it alone are ranked; by default all.
         batch_size: examples in one forward.
         progress: called with (examples done, in all).
 
@@ -272,17 +276,18 @@ def neurons(
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    kinds = {layer: NEURONS for layer, block in enumerate(model.blocks) if block.W_in is not None}
-    count = sum(block.d_mlp for block in model.blocks if block.W_in is not None)
+    ranks = _among(model, graph)
+    kinds, count = dict.fromkeys(ranks, NEURONS), sum(map(len, ranks.values()))
     if not kinds:
-        raise CircuitDiscoveryError(f"{model.name} has no MLPs with neurons")
+        of = model.name if graph is None else "the graph"
+        raise CircuitDiscoveryError(f"{of} has no MLPs with neurons")
     if type(top) is not int or not 1 <= top <= count:
         raise CircuitDiscoveryError(f"top must be a whole number from 1 to {count:,}, not {top!r}")
     how: dict[str, Any] = {"metric": metric, "ablation": ablation, "batch_size": batch_size}
     setup, points = Setup.of(model, task, **how), line("eap_ig" if method == "exact" else method)
     damages = unit_damages(setup, kinds, points, progress)
     ranked = sorted(
-        ((layer, unit) for layer, each in damages.items() for unit in range(each.shape[1])),
+        ((layer, unit) for layer, units in ranks.items() for unit in units),
         key=lambda at: -abs(damages[at[0]][:, at[1]].mean()),
     )[:top]
     other = setup if task.held_out is None else Setup.of(model, task.held_out, **how)
@@ -297,7 +302,7 @@ def neurons(
     else:
         estimates = intervals.means(values, weights(values.shape[1], 0))
     names = [part_name(mlp_name(layer), f"n{unit}") for layer, unit in ranked]
-    written = {name: _tokens(model, layer, unit) for name, (layer, unit) in zip(names, ranked, strict=True)}
+    promoted, suppressed = _tokens(model, ranked)
     return Neurons(
         model=model.name,
         task=task.name,
@@ -307,9 +312,17 @@ def neurons(
         ablation=setup.ablation_name,
         method=method,
         damages=dict(zip(names, estimates, strict=True)),
-        promoted={name: each[0] for name, each in written.items()},
-        suppressed={name: each[1] for name, each in written.items()},
+        promoted=dict(zip(names, promoted, strict=True)),
+        suppressed=dict(zip(names, suppressed, strict=True)),
     )
+
+
+def _among(model: Model, graph: Graph | None) -> dict[int, Sequence[int]]:
+    """layer -> the neurons that are ranked."""
+    if graph is not None:
+        splits = Graph.given(model, graph).splits
+        return {parsed(each.node).layer: each.numbers for each in splits if each.kind == "neurons"}
+    return {layer: range(each.d_mlp) for layer, each in enumerate(model.blocks) if each.W_in is not None}
 
 
 def _measured(setup: Setup, ranked: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -331,22 +344,26 @@ def _measured(setup: Setup, ranked: Sequence[tuple[int, int]]) -> np.ndarray:
     return np.stack([evaluator.metric.damage(full, evaluator.values(mask)) for mask in masks])
 
 
-def _tokens(
-    model: Model, layer: int, unit: int
-) -> tuple[tuple[tuple[str, float], ...], tuple[tuple[str, float], ...]]:
-    """The tokens that a neuron promotes and suppresses, by what it writes directly to the logits."""
-    block, norm = model.blocks[layer], model.final_norm
-    assert block.W_out is not None
-    vector = block.W_out[:, unit].to(torch.promote_types(model.dtype, torch.float32))
-    vector = (vector - vector.mean() if norm.centred else vector) * norm.scale.to(vector)
-    logits = model.W_U.to(vector) @ vector * model.logit_scale
-    ends = []
-    for sign in (1, -1):
-        best = (sign * logits).topk(min(TOKENS, len(logits)))
-        ends.append(
-            tuple(
-                (model.tokenizer.decode([token]) if model.tokenizer is not None else str(token), sign * value)
-                for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            )
-        )
-    return ends[0], ends[1]
+def _tokens(model: Model, units: Sequence[tuple[int, int]]) -> tuple[list[_Tokens], list[_Tokens]]:
+    """The tokens that each neuron promotes and those that it suppresses, by what it writes directly to the
+    logits."""
+    norm, wide = model.final_norm, torch.promote_types(model.dtype, torch.float32)
+    columns = []
+    for layer, unit in units:
+        out = model.blocks[layer].W_out
+        assert out is not None
+        columns.append(out[:, unit])
+    vectors = torch.stack(columns).to(wide)
+    vectors = (vectors - vectors.mean(-1, keepdim=True) if norm.centred else vectors) * norm.scale.to(wide)
+    logits = model.logit_terms(vectors.to(model.W_U)).to(wide)
+    found: tuple[list[_Tokens], list[_Tokens]] = [], []
+    for sign, into in zip((1, -1), found, strict=True):
+        best = (sign * logits).topk(min(TOKENS, logits.shape[-1]))
+        for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            words = [_word(model, token) for token in tokens]
+            into.append(tuple(zip(words, (sign * value for value in values), strict=True)))
+    return found
+
+
+def _word(model: Model, token: int) -> str:
+    return str(token) if model.tokenizer is None else model.tokenizer.decode([token])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import no_node, parsed
-from circuitdiscovery.graph.splits import LETTER, Split
+from circuitdiscovery.graph.splits import LETTER, Schema, Split
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.search.neurons import NEURONS, Kind, features_of, line, unit_damages
 from circuitdiscovery.task.task import Task
@@ -38,7 +39,8 @@ def split(
         nodes: node -> what its parts are. An MLP: `"neurons"`, or the numbers of some neurons; `"experts"`.
             An MLP too: a dictionary of features (`features.load_sae`) of what it writes, or a transcoder.
             `input`, a head or an MLP: `"positions"`, the positions that the task names; `"all"`, every
-            position, for prompts of one length; or named spans, such as `{"first": [0, 1], "last": [-1]}`.
+            position, for prompts of one length; named spans, such as `{"first": [0, 1], "last": [-1]}`; or a
+            .json file that says where the spans of each prompt are, for prompts of different length.
             What no part holds is in the part `rest`, so that all parts together are the node.
         task: whose positions are meant, or whose examples decide which neurons and features are kept.
         keep: how many neurons or features of each MLP become parts: those of the largest |damage| by
@@ -75,6 +77,10 @@ def split(
 
 def _split(model: Model, node: str, parts: Any, task: Task | None) -> Split:
     kind = parsed(node).kind
+    if isinstance(parts, str | Path) and str(parts).endswith(".json"):
+        schema = Schema.load(parts)
+        names = tuple(LETTER["positions"] + _name(node, name) for name in schema.names)
+        return Split(node, "positions", names, digest=schema.digest, dictionary=schema)
     if parts in ("positions", "all") or isinstance(parts, Mapping):
         return _positions(node, parts, task)
     if kind != "mlp":
@@ -105,7 +111,7 @@ def _neurons(node: str, numbers: Any, width: int) -> Split:
     for number in numbers:
         if not isinstance(number, Integral) or isinstance(number, bool):
             raise CircuitDiscoveryError(f"{node}: a neuron is a whole number, not {shown(number)}")
-        if not 0 <= number < width:
+        if not 0 <= int(number) < width:
             raise CircuitDiscoveryError(f"{node} has no neuron {number}: it has {width:,}, counted from 0")
     return Split(node, "neurons", tuple(f"n{int(number)}" for number in sorted(numbers)), own=True)
 
@@ -180,12 +186,17 @@ def _positions(node: str, parts: Any, task: Task | None) -> Split:
     return Split(node, "positions", tuple(at + name for name in _named(node, task)))
 
 
-def _span(node: str, name: Any, places: Any) -> tuple[int, ...]:
-    places = [places] if isinstance(places, Integral) else places
+def _name(node: str, name: Any) -> str:
     if not isinstance(name, str) or not name or set(name) & set("/<>@"):
         raise CircuitDiscoveryError(
             f"{node}: a span has a name without '/', '<', '>' and '@', not {shown(name)}"
         )
+    return name
+
+
+def _span(node: str, name: Any, places: Any) -> tuple[int, ...]:
+    places = [places] if isinstance(places, Integral) else places
+    _name(node, name)
     if not isinstance(places, Sequence | range) or isinstance(places, str) or not len(places):
         raise CircuitDiscoveryError(f"{node}: span {name} is a list of positions, not {shown(places)}")
     for place in places:

@@ -17,6 +17,7 @@ from circuitdiscovery.cli.arguments import (
     DTYPE,
     METRIC,
     SEED,
+    SPLIT,
     THRESHOLD,
     as_json,
     check_rows,
@@ -83,6 +84,19 @@ from circuitdiscovery.reporting.options import Options
     help="Use one edge into a head instead of separate edges into its query, key and value.",
 )
 @click.option(
+    "--split",
+    type=SPLIT,
+    multiple=True,
+    help=(
+        "Make the parts of this node nodes of their own, and what is left m2/rest, such as m2=neurons or "
+        "input=positions (where the task's words stand); repeatable."
+    ),
+)
+@click.option("--keep", type=COUNT, help="Of MLPs split into neurons the N that matter most.  [default: all]")
+@click.option(
+    "--neurons", type=COUNT, help="Split every MLP into the N neurons that matter most and the rest."
+)
+@click.option(
     "--examples",
     type=COUNT,
     help="Prompt pairs to search on; as many are held out to evaluate.  [default: 64, or half of a table]",
@@ -129,6 +143,7 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
         given["method"] = (
             "acdc" if given["threshold"] is not None else defaults.default_method(given["model"])
         )
+    given["split"] = " ".join(given["split"]) or None
     options = Options.of({**given, "split_qkv": not no_split_qkv})
     options.check()
     folder = distributed.from_first(lambda: open_folder(options.name, out=out, resume=resume))

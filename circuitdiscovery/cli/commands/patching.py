@@ -1,4 +1,4 @@
-"""Commands that intervene in a model without a circuit: `trace` (path patching) and `scrub`."""
+"""Commands that intervene in a model without a circuit: `trace` (path patching), `neurons` and `scrub`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from circuitdiscovery.cli.arguments import (
     ABLATION,
     COUNT,
     MODEL,
+    NEURON_METHOD,
     TASK,
     as_json,
     on_prompts,
@@ -44,6 +45,33 @@ def trace(receivers: tuple[str, ...], as_json: bool, **given: Any) -> None:
         return cd.path_patching(model, task, receivers=receivers or "logits", **how)
 
     _show(run, "patching paths", Options.of(given), ("metric", "ablation", "batch_size"), as_json)
+
+
+@cli.command(short_help="List the neurons of MODEL that matter most to TASK.")
+@on_task
+@click.option("--top", type=COUNT, default="20", show_default=True, help="How many.")
+@click.option(
+    "--method",
+    type=NEURON_METHOD,
+    default="eap",
+    show_default=True,
+    help="Gradients on the clean prompt, on the line between the prompts, or the best ones ablated in turn.",
+)
+@click.option("--ablation", type=ABLATION, default="resample", show_default=True, help="resample or zero.")
+@click.option("--counterfactual", metavar="NAME", help="[default: the task's first choice]")
+@on_prompts
+@as_json
+def neurons(top: int, method: str, as_json: bool, **given: Any) -> None:
+    """The neurons of all MLPs of MODEL whose ablation does the most damage to TASK, and the tokens that each
+    of them writes; discover --neurons N makes the N of each MLP nodes of a circuit.
+    """
+    given["counterfactual"] = valid_counterfactual(given["task"], given["counterfactual"])
+    import circuitdiscovery as cd
+
+    def run(model: Any, task: Any, **how: Any) -> Any:
+        return cd.neurons(model, task, top=top, method=method, **how)
+
+    _show(run, "ranking neurons", Options.of(given), ("metric", "ablation", "batch_size"), as_json)
 
 
 @cli.command(short_help="Test a HYPOTHESIS by causal scrubbing.")

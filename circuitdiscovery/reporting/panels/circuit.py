@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from circuitdiscovery.circuit import charts
 from circuitdiscovery.circuit.checks import check_same_graph
+from circuitdiscovery.circuit.numbers import about
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.graph.nodes import letter_of, node_of, split_edge
 from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
@@ -51,6 +52,7 @@ def _cards(run: Run) -> list[dict[str, Any]]:
         dict(card)
         | {
             "marks": [(role, marks[role], tints[role], why) for role, why in card["roles"].items()],
+            "about": about(card["node"]),
             "looks": looks(card),
             "end": end(card),
             "table": _table(card),

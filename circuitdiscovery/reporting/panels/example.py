@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitdiscovery.circuit import numbers
+from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.reporting import sentences
 from circuitdiscovery.reporting.folder import Run
@@ -57,6 +58,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
             f"{model.get('name', Path(options.model).name)}: {shape}, {model.get('dtype', options.dtype)}",
         ),
         ("weights", f"{model['digest'][:12]}" if "digest" in model else "unknown"),
+        *([("parts", _parts(graph))] if graph.splits else []),
         ("search", f"{options.method.replace('_', '-')}{f' ({details})' if details else ''}, by {searched}"),
         (
             "measured",
@@ -73,6 +75,14 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ),
         ("versions", versions or "unknown"),
     ]
+
+
+def _parts(graph: Graph) -> str:
+    """The nodes that are sums of parts, and of how many."""
+    return ", ".join(
+        f"{split.node} of {numbers.plural(len(split.parts), split.kind.removesuffix('s'))} and the rest"
+        for split in graph.splits
+    )
 
 
 def _plain(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from circuitdiscovery.circuit import numbers
 from circuitdiscovery.explanation.cards import FIRST
+from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.reporting import sentences
 from circuitdiscovery.reporting.drawing import colours, letters
 from circuitdiscovery.reporting.folder import Run, roles_of
@@ -55,7 +56,8 @@ def attention(card: Json) -> list[tuple[str, str, float]]:
 
 def end(card: Json) -> str:
     """The name of the answer's position."""
-    return next((lens["at"] for lens in card["lens"]), END)
+    own = parsed(card["node"]).part  # whose lens can be of its own position
+    return next((lens["at"] for lens in card["lens"] if own != f"@{lens['at']}"), END)
 
 
 def looks(card: Json) -> list[tuple[str, str, float]]:

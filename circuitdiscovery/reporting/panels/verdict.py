@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from circuitdiscovery.graph.nodes import parsed
+from circuitdiscovery.circuit.comparison import components
 from circuitdiscovery.reporting import sentences
 from circuitdiscovery.reporting.folder import Run
 from circuitdiscovery.reporting.panels.panel import Panel, beside
@@ -13,9 +13,9 @@ from circuitdiscovery.reporting.panels.panel import Panel, beside
 def values(run: Run) -> dict[str, Any]:
     """The verdict on the circuit's figures."""
     graph = run.circuit.graph
-    nodes = [node for node in run.circuit.nodes if parsed(node).kind in ("head", "mlp")]
-    heads = graph.n_layers * (graph.n_heads + graph.has_mlp)
-    return {"verdict": sentences.verdict(run.evaluation, len(nodes), heads, run.contents)}
+    counts = len(components(run.circuit)), len(graph.inner)
+    what = "heads, MLPs and parts of them" if graph.splits else "heads and MLPs"
+    return {"verdict": sentences.verdict(run.evaluation, *counts, run.contents, what=what)}
 
 
 VERDICT = Panel(beside(__file__), values, (("verdict", "Verdict"),))
