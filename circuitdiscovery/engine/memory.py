@@ -215,9 +215,21 @@ def stepwise(model: Model, graph: Graph, task: Task) -> Need:
     return Need(_longest(task) * of_token(model, graph), 3 * tokens * of_token(model, graph))
 
 
+def floating(model: Model, graph: Graph, task: Task) -> Need:
+    """As `stepwise`, and of gradients in a mask."""
+    whole = stepwise(model, graph, task)
+    return Need(max(whole.each, relaxed(model, graph, task).each), whole.always)
+
+
 def relaxed(model: Model, graph: Graph, task: Task) -> Need:
     """Of gradients in a mask: differences, what receivers send back; and the replacements of all prompts."""
     tokens = sum(len(example.clean) for example in task.examples) / distributed.world_size()
     receivers = 3 * len(graph.receivers) * model.d_model * model.W_E.element_size()
     kept = 2 * of_token(model, graph) + _streams(model)  # a step's examples are a copy
     return Need(_longest(task) * (of_token(model, graph) + receivers), tokens * kept)
+
+
+def by_steps(model: Model, graph: Graph, task: Task) -> Need:
+    """Of gradients in a mask of some examples at a time, and what the model says to all of them; replacements
+    that are kept are not among it."""
+    return Need(relaxed(model, graph, task).each, _logits(model) * len(task))

@@ -32,7 +32,7 @@ from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.finite import rounding
-from circuitdiscovery.engine.memory import stepwise
+from circuitdiscovery.engine.memory import floating
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -108,7 +108,7 @@ def hybrid(
     check_edges(graph, edges)
     if rounds < 0:
         raise CircuitDiscoveryError(f"rounds must be at least 0, not {rounds}")
-    how: dict[str, Any] = {"ablation": ablation, "batch_size": batch_size, "need": stepwise}
+    how: dict[str, Any] = {"ablation": ablation, "batch_size": batch_size, "need": floating}
     setup = Setup.of(model, task, graph, metric=metric, **how)
     options = setup.options(edges=edges, rounds=rounds)
     info = provenance(model, task, "hybrid", options)
