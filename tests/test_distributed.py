@@ -152,7 +152,7 @@ def one_of_two(number: int, source: Path, folder: Path) -> None:
     found = measured(model)
     for name, task in TASKS.items():
         found[f"{name} rows"] = np.array(
-            [row for batch in batches(model, task, 2) for row in batch.rows.tolist()], dtype=int
+            [row for batch in batches(model, model.graph, task, 2) for row in batch.rows.tolist()], dtype=int
         )
     state = folder / f"state-{number}.json"
     found["resumed"] = resumed(model, state)

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from reference import carried, kl_divergence, logit_diff
 from test_edge_pruning import KNOWN, cut_model, kl_by_others
 from tiny import ARCHITECTURES, Tiny, random_model, random_prompts, tiny_config
 
 import circuitdiscovery as cd
-from circuitdiscovery.search.hybrid import hybrid
+from circuitdiscovery.engine.setup import Setup
+from circuitdiscovery.search.alternatives import cases, mean_metric
+from circuitdiscovery.search.hybrid import _Loss, _Search, hybrid
 
 
 def mean_kl(model: Any, task: Any, circuit: Any, ablation: str = "resample") -> float:
@@ -82,6 +85,44 @@ def test_more_rounds_are_never_worse(gpt2: Tiny) -> None:
     assert losses[2] < losses[0]  # and here they pay
 
 
+def test_a_trial_that_is_worse_is_not_kept(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes of a round: here other edges than the first ones."""
+    model, task, graph = gpt2.model, gpt2.prompts.task, gpt2.model.graph
+    first = hybrid(model, task, edges=6, rounds=0).top(6)
+    others = cd.Circuit.from_edges(graph, [edge for edge in graph.edges if edge not in first][:6])
+    assert mean_kl(model, task, others) > mean_kl(model, task, first)
+    eliminate, rounds = _Search.eliminate, list[int]()
+
+    def to_others(self: _Search, walk: Any) -> None:
+        if walk.stage == 1:
+            return eliminate(self, walk)
+        rounds.append(walk.stage)
+        walk.turn_to(others.mask)
+
+    monkeypatch.setattr(_Search, "eliminate", to_others)
+    assert hybrid(model, task, edges=6, rounds=2).top(6) == first
+    assert rounds == [2, 3]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_loss_rises_as_its_gradient_says(gpt2: Tiny, sign: int) -> None:
+    """|1 - faithfulness| has a slope on each side of 0; between two points of one side it is a line."""
+    task = gpt2.prompts.task
+    found, full = cases(Setup.of(gpt2.model, task, gpt2.model.graph))
+    loss, (case,) = _Loss.of(Setup.of(gpt2.model, task, gpt2.model.graph), found, full), found
+    rows = torch.arange(len(full))
+    points = []
+    for step in (1, 2):  # by which the correct answer's logit is above or below the model's
+        points.append(full.clone()[None])
+        points[-1][0, rows, case.batch.correct[:, 0]] += sign * step
+    slope = loss.around([points[0]])
+    rises = [
+        float(measured([points[1]])[0] - measured([points[0]])[0])
+        for measured in (loss, lambda logits: mean_metric(task, found, slope, logits))
+    ]
+    assert rises[0] > 0.1 and rises[1] == pytest.approx(rises[0], abs=1e-5)
+
+
 @pytest.mark.slow
 def test_better_than_attribution_and_chance_on_ioi() -> None:
     assert kl_by_others(24, partial(hybrid, rounds=1), edges=30) < 0.5
@@ -97,18 +138,33 @@ def test_edges_that_stand_in_for_each_other_do_not_go_at_once() -> None:
     assert mean_kl(model, task, hybrid(model, task, edges=47, rounds=0).top(47)) < 1
 
 
-@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
-def test_any_number_of_edges_under_any_ablation(ablation: str) -> None:
+def test_the_best_edge_to_remove_under_any_ablation() -> None:
+    """All are tried; the ablations do not agree on it. And the least and most edges there can be."""
     model = cd.load_model((random_model(tiny_config("gpt2", n_layer=2, n_head=2)), None))
-    task, total = random_prompts(101, 5, 6).task, len(model.graph)
-    for edges in (1, total - 1, total):
-        assert len(hybrid(model, task, edges=edges, rounds=0, ablation=ablation).top(edges)) == edges
+    task, graph = random_prompts(101, 5, 6).task, model.graph
+    full, removed = cd.Circuit.full(graph), set[str]()
+    for ablation in ("resample", "mean", "zero"):
+        search = partial(hybrid, model, task, rounds=0, ablation=ablation, metric="kl_divergence")
+        found = search(edges=len(graph) - 1).top(len(graph) - 1)
+        losses = [
+            mean_kl(model, task, full - cd.Circuit.from_edges(graph, [edge]), ablation)
+            for edge in graph.edges
+        ]
+        assert mean_kl(model, task, found, ablation) <= min(losses) + 1e-6
+        removed.update(edge for edge in graph.edges if edge not in found)
+        for edges in (1, len(graph)):
+            assert len(search(edges=edges).top(edges)) == edges
+    assert len(removed) > 1
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_as_many_edges_of_any_architecture(tinies: Callable[[str], Tiny], name: str) -> None:
+def test_any_architecture(tinies: Callable[[str], Tiny], name: str) -> None:
+    """Twelve edges, nearer to the model than those that the search starts from."""
     tiny = tinies(name)
-    assert len(hybrid(tiny.model, tiny.prompts.task, edges=12, rounds=0).top(12)) == 12
+    task = tiny.prompts.task
+    ranked = cd.eap_ig(tiny.model, task, metric="kl_divergence").top(12)
+    found = hybrid(tiny.model, task, edges=12, rounds=0, metric="kl_divergence").top(12)
+    assert mean_kl(tiny.model, task, found) < mean_kl(tiny.model, task, ranked)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox_parallel"])

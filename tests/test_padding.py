@@ -62,7 +62,7 @@ def gpt2_64(tinies: Callable[[str], Tiny]) -> Any:
 
 def together(model: Any, pairs: Any) -> Iterator[Any]:
     """The batches of a task, which must be one, padded."""
-    (batch,) = batches(model, pairs, None)
+    (batch,) = batches(model, model.graph, pairs, None)
     assert batch.padded and len(batch) == len(pairs)
     yield batch
 

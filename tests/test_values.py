@@ -43,6 +43,7 @@ def values() -> dict[str, Any]:
         "Hypothesis": hypothesis,
         "HypothesisTests": cd.hypothesis_tests(model, task, circuit, reference=2, permutations=10, edges=2),
         "Model": model,
+        "Neurons": cd.neurons(model, task, top=3),
         "Plan": cd.plan(model, task),
         "PathEffects": cd.path_patching(model, task),
         "Scores": scores,
