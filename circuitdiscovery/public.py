@@ -12,6 +12,7 @@ _PUBLIC: dict[str, str] = {
         "circuit.load": ("load_circuit",),
         "circuit.scores": ("Scores",),
         "engine.ablation": ("Replacements", "replacements"),
+        "engine.memory": ("memory_budget",),
         "engine.metrics": ("Metric",),
         "engine.run_circuit": ("run_circuit",),
         "errors": ("CircuitDiscoveryError",),

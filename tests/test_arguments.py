@@ -35,6 +35,8 @@ ITS_OWN = {
     ("load_model", "device"),
     ("load_model", "dtype"),
     ("load_task", "name_or_path"),
+    ("load_model", "device_map"),
+    ("memory_budget", "memory"),
     ("plan", "source"),
     ("plan", "task"),
 }

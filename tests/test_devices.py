@@ -1,16 +1,19 @@
-"""Where tensors are, without a card: every call of torch is watched as if the model were on one.
+"""Where tensors are, without a card: every call of torch is watched as if the model were on one, or its layers
+on several.
 
-A tensor is on the card if it is a weight of the model, if it was made on the device of a tensor
-that is there or like one, or if what it was made from is. A call that mixes the two, or reads a card's tensor as an array, is an
-error here as it is with CUDA (but for what CUDA allows: numbers, indices, copies).
+A tensor is on a card if it is a weight of the model, if it was made on the device of a tensor
+that is there or like one, or if what it was made from is. A call that mixes two sides, or reads a card's tensor as an array, is an
+error here as it is with CUDA (but for what CUDA allows: numbers, the host's indices, copies).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import Tiny
@@ -20,8 +23,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import circuitdiscovery as cd
+from circuitdiscovery.model.placement import placement
 
-CARD, HOST = "card", "host"
+HOST, CARD, *OTHERS = "cpu", "cpu:0", "cpu:1", "cpu:2"  # which torch takes alike
 # what makes a tensor of no other
 MADE = (
     "tensor", "zeros", "ones", "empty", "full", "arange", "rand", "randn", "randint", "eye", "linspace",
@@ -46,32 +50,45 @@ class Watch(TorchFunctionMode):
     def side(self, x: Tensor) -> str:
         return str(self.where.get(x, HOST))
 
-    def put(self, value: Any) -> None:
-        """All tensors of a model onto the card."""
+    def put(self, value: Any, card: str = CARD) -> None:
+        """All tensors of a model, or of a part of it, onto a card."""
         if isinstance(value, Tensor):
-            self.where[value] = CARD
+            self.where[value] = card
         elif isinstance(value, tuple | list):
             for each in value:
-                self.put(each)
+                self.put(each, card)
         elif isinstance(value, torch.nn.Module):
-            self.put(list(value.parameters()) + list(value.buffers()))
+            self.put(list(value.parameters()) + list(value.buffers()), card)
         elif is_dataclass(value) and not isinstance(value, type):
             for field in fields(value):
-                self.put(getattr(value, field.name))
+                self.put(getattr(value, field.name), card)
+
+    def spread(self, model: Any) -> Any:
+        """The model with each layer on a card of its own, the first one on the second card."""
+        blocks = []
+        for block in model.blocks:  # what layers share is held on each of their cards
+            turns = block.rotary and replace(block.rotary, frequencies=block.rotary.frequencies.clone())
+            blocks.append(replace(block, rotary=turns))
+        self.put(model)
+        for number, block in enumerate(blocks):
+            self.put(block, (*OTHERS, CARD)[number % 3])
+        return replace(model, blocks=tuple(blocks))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        sides = {self.side(x) for x in inputs if x.dim() or self.side(x) == CARD}
+        if func is torch.autograd.grad:
+            return self._grad(*args, **kwargs)
+        sides = {self.side(x) for x in inputs if x.dim() or self.side(x) != HOST}
         self.calls += 1
-        if name == "numpy" and CARD in sides:
+        if name == "numpy" and sides - {HOST}:
             raise Mixed("numpy() of a tensor on the card")
-        if len(sides) > 1 and name not in FREE:
+        if len(sides) > 1 and (name not in FREE or len(self._bound(name, args) - {HOST}) > 1):
             raise Mixed(f"{name}: tensors on both sides, {[(self.side(x), list(x.shape)) for x in inputs]}")
         out = func(*args, **kwargs)
         if func == Tensor.device.__get__:
-            return torch.device("cpu:0" if self.side(inputs[0]) == CARD else "cpu")  # which torch takes alike
+            return torch.device(self.side(inputs[0]))
         side = self._side(name, args, kwargs, inputs, sides)
         if isinstance(out, Tensor) and any(out is x and self.side(x) != side for x in inputs):
             with torch._C.DisableTorchFunction():
@@ -86,14 +103,38 @@ class Watch(TorchFunctionMode):
         if name == "cpu":
             return HOST
         if asked is not None:
-            return CARD if str(asked) == "cpu:0" else HOST
+            return str(asked)
         if name == "to":
             return self.side(inputs[-1])
         if name in MADE and not inputs:
             return HOST
         if name in FREE:
             return self.side(inputs[0])
-        return CARD if CARD in sides else HOST
+        return next(iter(sides - {HOST}), HOST)
+
+    def _grad(self, outputs: Any, inputs: Any, grad_outputs: Any = None, **kwargs: Any) -> tuple[Tensor, ...]:
+        """Each gradient is where its input is, and what it begins with where the output is."""
+        begins = tree_leaves(grad_outputs)
+        if any(
+            isinstance(each, Tensor) and self.side(each) != self.side(of)
+            for each, of in zip(begins, tree_leaves(outputs), strict=False)
+        ):
+            raise Mixed("grad: begins on another side than its output")
+        with torch._C.DisableTorchFunction():
+            found = torch.autograd.grad(outputs, inputs, grad_outputs, **kwargs)
+        inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
+        for each, of in zip(found, inputs, strict=True):
+            self.where[each] = self.side(of)
+        return found
+
+    def _bound(self, name: str, args: Any) -> set[str]:
+        """Where the tensors are that must be on one card or on the host: one that is indexed, and its indices;
+        what is written there is copied only where the place is a slice."""
+        if name not in ("__getitem__", "__setitem__", "index_put_"):
+            return set()
+        index = [each for each in tree_leaves(args[1]) if isinstance(each, Tensor)]
+        bound = [args[0], *index, *([args[2]] if len(args) > 2 and index else [])]
+        return {self.side(each) for each in bound if isinstance(each, Tensor) and each.dim()}
 
 
 @pytest.fixture(params=["gpt2", "gemma3"])
@@ -133,6 +174,52 @@ def test_tensors_of_the_card_stay_there(watched: tuple[Any, Any], way: str) -> N
     WAYS[way](*watched)
 
 
+def numbers(found: Any) -> list[float]:
+    """All that a way gives, as numbers."""
+    if isinstance(found, Tensor):
+        return found.flatten().tolist()
+    if isinstance(found, cd.Circuit | cd.Scores):
+        return [*np.ravel(found.mask if isinstance(found, cd.Circuit) else found.values).astype(float)]
+    if isinstance(found, dict | list):
+        return [
+            each
+            for value in (found.values() if isinstance(found, dict) else found)
+            for each in numbers(value)
+        ]
+    if hasattr(found, "to_dict"):
+        return numbers(found.to_dict())
+    return [float(found)] if isinstance(found, int | float) else []
+
+
+SPREAD = (
+    "a circuit",
+    "means",
+    "eap",
+    "eap_ig",
+    "acdc",
+    "matryoshka",
+    "edge_pruning",
+    "path_patching",
+    "evaluate",
+)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3"])
+@pytest.mark.parametrize("way", SPREAD)
+def test_layers_on_several_cards_give_what_one_gives(
+    tinies: Callable[[str], Tiny], name: str, way: str
+) -> None:
+    tiny, watch = tinies(name), Watch()
+    alone, task = WAYS[way](tiny.model, tiny.prompts.task), tiny.prompts.task
+    model = watch.spread(tiny.model)
+    with watch:
+        assert len(model.devices) == 3
+        found = WAYS[way](model, task)
+    one, several = (np.array(numbers(each)) for each in (alone, found))
+    assert one.size > 3
+    np.testing.assert_allclose(several, one, atol=2e-5 * max(1e-3, np.abs(one).max()))
+
+
 def test_a_mixture_is_seen() -> None:
     watch, weight = Watch(), torch.ones(3)
     watch.put(weight)
@@ -144,3 +231,49 @@ def test_a_mixture_is_seen() -> None:
         like = torch.zeros(3, device=weight.device)
         assert watch.side(weight * like) == CARD and watch.side(weight.cpu()) == HOST
         assert watch.side(weight[torch.arange(2)]) == CARD and watch.side(torch.arange(2).to(weight)) == CARD
+
+
+def test_layers_go_where_the_map_says(tinies: Callable[[str], Tiny]) -> None:
+    hf, cpu, meta = tinies("gpt2").hf, torch.device("cpu"), torch.device("meta")
+    asked = {
+        "transformer.h.1": "cpu",
+        "transformer": "meta",
+        "transformer.h.0.attn": "cpu",
+        "lm_head": "meta",
+    }
+
+    def placed(asked: Any) -> list[torch.device]:
+        where = placement(hf, "transformer.h", "transformer.h", asked, torch.float32, "tiny")
+        weights = (
+            "transformer.wte.weight",
+            *(f"transformer.h.{i}.ln_1.weight" for i in range(3)),
+            "lm_head.weight",
+        )
+        return [where(weight) for weight in weights]
+
+    assert placed(asked) == [meta, meta, cpu, meta, meta]  # what is shared is with the first layer
+    assert placed({"": "cpu"}) == [cpu] * 5
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"transformer\.h\.0 is spread over several devices"):
+        placed({"transformer.h.0.attn": "cpu", "transformer.h.0.mlp": "meta"})
+    for wrong, why in (
+        ({"transformer.h.0": "cpu"}, r"transformer\.h\.1 has no device"),
+        ({"": "disk"}, "bfloat16"),
+        ({"": "nowhere"}, "no device 'nowhere'"),
+        ("even", "valid: auto, balanced"),
+        (3, "a mapping from modules to devices"),
+    ):
+        with pytest.raises(cd.CircuitDiscoveryError, match=why):
+            placed(wrong)
+
+
+def test_a_map_by_accelerate(tinies: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = tinies("gpt2")
+    if not torch.cuda.is_available():
+        model = cd.load_model(tiny.hf, device_map="auto")
+        assert model.devices == (torch.device("cpu"),)
+        assert (cd.eap(model, tiny.prompts.task).values == cd.eap(tiny.model, tiny.prompts.task).values).all()
+    with pytest.raises(cd.CircuitDiscoveryError, match="exclude each other"):
+        cd.load_model(tiny.hf, device="cpu", device_map="auto")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"pip install circuitdiscovery\[large\]"):
+        cd.load_model(tiny.hf, device_map="auto")

@@ -13,7 +13,7 @@ import click
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_folder
-from circuitdiscovery.files.text import finite, whole
+from circuitdiscovery.files.text import finite, size, whole
 from circuitdiscovery.registry import (
     MEASURES,
     METHODS,
@@ -142,6 +142,23 @@ EFFORT = Checked(valid_effort, "quick|full")
 THRESHOLD = Checked(finite, "T")
 NEURON_METHOD = Checked(neuron_method, "eap|eap-ig|exact")
 SPLIT = Checked(split_text, f"NODE={'|'.join(SPLITS)}|3,17,200")
+
+
+def _bounded(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+    """Whatever the command does is within the budget."""
+    if value is not None:
+        from circuitdiscovery.engine.memory import memory_budget
+
+        ctx.with_resource(memory_budget(value))
+
+
+memory = click.option(
+    "--memory",
+    type=Checked(size, "SIZE"),
+    expose_value=False,
+    callback=_bounded,
+    help="What may be held beside the weights, such as 8GB.  [default: 80% of what is free]",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print only JSON on standard output.")
 
 
@@ -157,6 +174,7 @@ def about_circuit(command: Command) -> Command:
         click.option("--examples", type=COUNT, help="[default: same as the search]"),
         click.option("--seed", type=SEED, help="[default: same as the search]"),
         click.option("--batch-size", type=COUNT, help="[default: what memory allows]"),
+        memory,
         click.option("--device", type=DEVICE, help="[default: a GPU if there is one]"),
         click.option("--dtype", type=DTYPE, help="[default: same as the search]"),
     )
@@ -214,6 +232,7 @@ def on_prompts(command: Command) -> Command:
         click.option("--examples", type=COUNT, help="Prompt pairs.  [default: 64, or half of a table]"),
         click.option("--seed", type=SEED, default=0, show_default=True, help="For everything that is drawn."),
         click.option("--batch-size", type=COUNT, help="[default: what memory allows]"),
+        memory,
         click.option("--device", type=DEVICE, help="[default: a GPU if there is one]"),
         click.option("--dtype", type=DTYPE, default="float32", show_default=True),
     )

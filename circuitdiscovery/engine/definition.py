@@ -64,21 +64,25 @@ def masked_logits(
         return torch.stack(each).sum(0)
 
     for layer, block in enumerate(model.blocks):
-        q, k, v = (block.projected(letter, read(graph.columns(layer, letter))) for letter in "qkv")
+        q, k, v = (
+            block.projected(letter, read(graph.columns(layer, letter)).to(block.device)) for letter in "qkv"
+        )
         z = block.attend(q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
         heads = graph.heads(layer)
-        attention = parts.heads(layer, block.written(z)) - replacement[heads]
+        attention = parts.heads(layer, block.written(z)).to(replacement.device) - replacement[heads]
         if not graph.parallel:
             groups.append((heads, block.out_attention))
             change = torch.cat([change, attention])
         own = graph.mlps(layer)
         written = replacement[own]  # [s, N, T, D]; none without MLPs
         if graph.has_mlp:
-            written = parts.mlp(layer, read(graph.columns(layer, "m")))
+            read_here = read(graph.columns(layer, "m")).to(block.device)
+            written = parts.mlp(layer, read_here).to(replacement.device)
         if graph.parallel:
             groups.append((heads, block.out_attention))
             change = torch.cat([change, attention])
-        groups.append((own, parts.mlp_norm(layer) or (lambda x: x)))
+        mlp_norm = parts.mlp_norm(layer)
+        groups.append((own, (lambda x: x) if mlp_norm is None else mlp_norm.back))
         change = torch.cat([change, written - replacement[own]])
     last = read(np.array([len(graph.receivers) - 1]))[0]
     return unembed(model, at_position(last, position))

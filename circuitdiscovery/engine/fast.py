@@ -77,6 +77,7 @@ class Memory:
     def __init__(self, like: Tensor) -> None:
         self._like = like  # of its type, on its device
         self._held: dict[str, Tensor] = {}
+        self._others: dict[torch.device, Memory] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         """Of a shape, in the memory of this name."""
@@ -85,6 +86,12 @@ class Memory:
             self._held.pop(name, held)  # before the larger one is taken
             held = self._held[name] = self._like.new_empty(size)
         return held[:size].view(shape)
+
+    def on(self, device: torch.device) -> Memory:
+        """Such memory of another device, or this."""
+        if device == self._like.device:
+            return self
+        return self._others.setdefault(device, Memory(self._like.new_empty(0, device=device)))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine import distributed, memory
 from circuitdiscovery.engine.finite import finite_logits, finite_values
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.model import Model
@@ -227,7 +227,8 @@ def _not_given(batch: Batch) -> Tensor:
 def clean_logits(model: Model, task: Task) -> Tensor:
     """[examples, vocabulary]: the full model's logits on the clean prompts, at the answers' positions."""
     logits = torch.zeros(len(task), model.vocab_size, device=model.device, dtype=model.dtype)
-    for batch in task.batches(64, distributed.share(task), run_tokens=run_tokens(model)):
+    size = memory.plain(model, task).at_once(64, memory.budget(model.device))
+    for batch in task.batches(size, distributed.share(task), run_tokens=run_tokens(model)):
         batch = batch.to(model.device)
         logits[batch.rows] = plain_run(model, batch.clean, batch.position).logits
     return finite_logits(distributed.total(logits), range(len(task)), "clean")

@@ -96,7 +96,7 @@ class Places:
         """What some sources write, [s, M or 1, P, D]."""
         out = self._slots(rows)
         replacement = take(self.replacement, rows).transpose(0, 1)
-        torch.sub(written.movedim(0, 2).expand_as(out), replacement.expand_as(out), out=out)
+        torch.sub(written.to(out.device).movedim(0, 2).expand_as(out), replacement.expand_as(out), out=out)
         self._silence(rows)
 
     def write_input(self, rows: np.ndarray) -> None:
@@ -257,7 +257,7 @@ class Places:
         parts: list[tuple[np.ndarray, Making, Tensor]] = []
         for (letter, some), making in zip(asked.items(), makings, strict=True):
             mine, which = np.split(which, [len(some)])
-            out = self.buffer.new_empty(len(some), *self.buffer.shape[:2], width)
+            out = self.buffer.new_empty(len(some), *self.buffer.shape[:2], width, device=norm.device)
             if len(replaced := (mine[:, 0] < 0).nonzero()[0]):
                 out[index_of(replaced)] = take(
                     self.patched.replaced(layer, letter, self.position is not None), some[replaced]

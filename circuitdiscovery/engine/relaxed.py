@@ -148,7 +148,7 @@ class Relaxed:
         model, graph, block, patched = self.model, self.graph, self.model.blocks[layer], step.patched
         difference, shape = step.difference, step.patched.start.shape
         columns = [graph.columns(layer, letter) for letter in "qkv"]
-        streams = self._read(step, patched.bases[2 * layer], np.concatenate(columns))
+        streams = self._read(step, patched.bases[2 * layer], np.concatenate(columns)).to(block.device)
         sizes, inverse = [len(each) for each in columns], None
         if block.joint:
             leaves = tuple(each.requires_grad_() for each in streams.split(sizes))
@@ -165,15 +165,23 @@ class Relaxed:
             z = block.attend(q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
             attended = patched.parts.heads(layer, block.written(z)).flatten(1, 2)  # [s, P, D]
         heads = graph.heads(layer)
-        torch.sub(attended.detach(), patched.replacement[heads].flatten(1, 2), out=difference[heads])
+        torch.sub(
+            attended.detach().to(difference.device),
+            patched.replacement[heads].flatten(1, 2),
+            out=difference[heads],
+        )
         if not graph.has_mlp:
             return _Layer(streams, inverse, leaves, attended, None, None)
-        read = self._read(step, patched.bases[2 * layer + 1], graph.columns(layer, "m"))
+        read = self._read(step, patched.bases[2 * layer + 1], graph.columns(layer, "m")).to(block.device)
         read.requires_grad_()
         with torch.enable_grad():
             written = patched.parts.mlp(layer, read.unflatten(1, shape[:2])).flatten(1, 2)
         own = graph.mlps(layer)
-        torch.sub(written.detach(), patched.replacement[own].flatten(1, 2), out=difference[own])
+        torch.sub(
+            written.detach().to(difference.device),
+            patched.replacement[own].flatten(1, 2),
+            out=difference[own],
+        )
         return _Layer(streams, inverse, leaves, attended, read, written)
 
     def _read(self, step: _Step, base: Tensor, columns: np.ndarray, at: Tensor | None = None) -> Tensor:
@@ -214,13 +222,13 @@ class Relaxed:
         if kept.written is not None and kept.read is not None:
             then = after + len(kept.read)
             at_mlp = received("m", graph.mlps(layer), then)
-            (sent[after:then],) = torch.autograd.grad(kept.written, kept.read, at_mlp)
+            (sent[after:then],) = torch.autograd.grad(kept.written, kept.read, at_mlp.to(block.device))
         at_heads = received("a", graph.heads(layer), after)
-        gradients = torch.autograd.grad(kept.attended, kept.leaves, at_heads)
+        gradients = torch.autograd.grad(kept.attended, kept.leaves, at_heads.to(block.device))
         back = torch.cat(self._pulled(block, kept, gradients))
         if not graph.split_qkv:  # the three read the same
             columns, back = columns[:1], back.unflatten(0, (3, -1)).sum(0)
-        sent[torch.from_numpy(np.concatenate(columns)).to(sent.device)] = back
+        sent[torch.from_numpy(np.concatenate(columns)).to(sent.device)] = back.to(sent.device)
 
     def _pulled(self, block: Block, kept: _Layer, gradients: Sequence[Tensor]) -> list[Tensor]:
         """[R, P, D] each: the gradients at the leaves, back at what queries, keys and values read."""

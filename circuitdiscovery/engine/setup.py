@@ -5,7 +5,8 @@ Searches and measurements stand on it. Two decisions are made here and nowhere e
 
 - Denoising runs the corrupted prompts, where the edges that are *not* restored carry the current output and
   the restored ones the clean run's: its mask is complemented once (`carrying`), and no ablation enters.
-- How many examples are run at once where no batch size is asked for, by the bytes of their replacements.
+- How many examples are run at once where no batch size is asked for, by the bytes of their replacements; and
+  that what a method needs for them fits the memory budget (memory.py).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from circuitdiscovery.engine.ablation import (
 )
 from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits
+from circuitdiscovery.engine.memory import Need, budget, masked
 from circuitdiscovery.engine.metrics import BoundMetric, bind
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
@@ -56,7 +58,8 @@ class Setup:
         metric: a divergence is from the logits that `metric.against` is given.
         ablation: what a removed edge carries, by name or as it was given.
         denoising: whether the corrupted run is mended, and not the clean one damaged.
-        batch_size: examples in one forward; None: as many as fit.
+        batch_size: examples in one forward, at most; None: as many as are worth it.
+        need: what the method holds.
     """
 
     model: Model
@@ -66,6 +69,7 @@ class Setup:
     ablation: str | Ablation
     denoising: bool
     batch_size: int | None
+    need: Need
 
     @classmethod
     def of(
@@ -79,6 +83,7 @@ class Setup:
         direction: str = "noising",
         batch_size: int | None = None,
         plain: bool = False,
+        need: Callable[[Model, Graph, Task], Need] = masked,
     ) -> Setup:
         """A setup from what public functions are given.
 
@@ -87,6 +92,7 @@ class Setup:
             graph: by default the model's.
             metric: by default the task's own.
             plain: as in `bind`.
+            need: of the method, what it holds; by default of runs under masks.
 
         Raises:
             CircuitDiscoveryError: an unknown name; a metric that the task cannot have.
@@ -94,7 +100,8 @@ class Setup:
         denoising = canonical("direction", direction) == "denoising"
         bound = bind(metric or task.metric, model, task, plain=plain)
         name_of(ablation)  # an unknown one is refused at once
-        return cls(model, task, graph or model.graph, bound, ablation, denoising, batch_size)
+        graph = graph or model.graph
+        return cls(model, task, graph, bound, ablation, denoising, batch_size, need(model, graph, task))
 
     @cached_property
     def carried(self) -> Ablation:
@@ -129,7 +136,7 @@ class Setup:
     @cached_property
     def batches(self) -> list[Batch]:
         """This process's share of the examples, on the model's device."""
-        return list(batches(self.model, self.graph, self.task, self.batch_size))
+        return list(batches(self.model, self.graph, self.task, self.batch_size, self.need))
 
     def options(self, **given: Any) -> dict[str, Any]:
         """Of a search's provenance: its own options, the metric, the ablation and `split_qkv`."""
@@ -217,13 +224,20 @@ def fitting(model: Model, graph: Graph, task: Task) -> int:
     return max(1, most // replacement_bytes(model, graph, longest))
 
 
-def batches(model: Model, graph: Graph, task: Task, batch_size: int | None) -> Iterator[Batch]:
+def batches(
+    model: Model, graph: Graph, task: Task, batch_size: int | None, need: Need | None = None
+) -> Iterator[Batch]:
     """This process's share of a task on the model's device, prompts of
     several lengths together where that is cheaper.
 
-    Without a size, as many examples as keep the replacements in bounded memory.
+    Without a size, as many examples as keep the replacements in bounded memory; in any case no more than what
+    is needed for them, by default for runs under masks, fits the memory budget.
+
+    Raises:
+        CircuitDiscoveryError: one example alone needs more memory than that.
     """
     task.check(model.vocab_size, model.n_positions)
-    size = fitting(model, graph, task) if batch_size is None else batch_size
+    size = min(fitting(model, graph, task) if batch_size is None else batch_size, len(task))
+    size = (need or masked(model, graph, task)).at_once(size, budget(model.device))
     for batch in task.batches(size, distributed.share(task), run_tokens=run_tokens(model)):
         yield batch.to(model.device)

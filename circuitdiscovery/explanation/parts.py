@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.engine.ablation import Ablation, inside
+from circuitdiscovery.engine.memory import masked
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation.attention import Observed
 from circuitdiscovery.explanation.interventions import SEED, Trials
@@ -79,7 +80,8 @@ def effects_of(
     if not parts:
         return {}
     some = trials.task.select(trials.rows)
-    setup = Setup(trials.model, some, graph, trials.metric, ablation, False, trials.batch_size)
+    need = masked(trials.model, graph, some)
+    setup = Setup(trials.model, some, graph, trials.metric, ablation, False, trials.batch_size, need)
     evaluator = Evaluator.build(setup, work=trials.work)
     masks = []
     for part in parts:

@@ -20,6 +20,7 @@ from torch import Tensor
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits, rounding
+from circuitdiscovery.engine.memory import budget
 from circuitdiscovery.engine.metrics import BoundMetric, kl_from
 from circuitdiscovery.engine.setup import Progress, Setup, replacement_bytes
 from circuitdiscovery.graph.graph import Graph
@@ -83,6 +84,8 @@ class Evaluator:
         tokens = [batch.clean.numel() for batch in found]
         longest = max(tokens, default=0)
         costs = Costs(setup.model, setup.graph, sum(map(len, found)), sum(tokens), len(found), longest)
+        kept = replacement_bytes(setup.model, setup.graph, sum(tokens))
+        room = setup.need.with_kept(2 * kept).fitting(1, budget(setup.model.device))
         same = all(each.clean == each.corrupted for each in examples)
         evaluator = cls(
             setup,
@@ -94,7 +97,7 @@ class Evaluator:
             work or Work(progress, max(costs.forward, 1.0) / _UNITS),
             saved,
             name,
-            _kept={} if replacement_bytes(setup.model, setup.graph, sum(tokens)) <= _KEPT_BYTES else None,
+            _kept={} if kept <= _KEPT_BYTES and room else None,
         )
         return evaluator
 

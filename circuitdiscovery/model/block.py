@@ -105,6 +105,11 @@ class Block:
         return {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are, and where it computes."""
+        return self.W_Q.device
+
+    @property
     def joint(self) -> bool:
         """Whether what a head reads depends on the other heads' weights."""
         return self.joint_q is not None or self.joint_k is not None
@@ -167,6 +172,7 @@ class Block:
         With [N] positions q is [h, N, 1, K], the query at that position
         of each example, and so is what comes out.
         """
+        position = None if position is None else position.to(self.device)
         q, k = self._turned(q, k, position)
         if self.soft_cap is not None or self.sinks is not None:
             return self._weights(q, k, position, heads).to(v.dtype) @ v
@@ -191,7 +197,10 @@ class Block:
 
     def add_written(self, out: Tensor, z: Tensor, heads: np.ndarray) -> None:
         """Add what some heads write, from [h, ..., K], to [h, P, D] in place."""
-        out.baddbmm_(z.flatten(1, -2), take(self.W_O, heads))
+        if out.device == z.device:
+            out.baddbmm_(z.flatten(1, -2), take(self.W_O, heads))
+        else:
+            out += torch.bmm(z.flatten(1, -2), take(self.W_O, heads)).to(out.device)
 
     def attended(self, z: Tensor) -> Tensor:
         """[N, T, D]: what all heads add to the stream together, from what they attend to, [H, N, T, K]."""
@@ -210,8 +219,14 @@ class Block:
         return self.heads_norm is None
 
     def out_attention(self, x: Tensor) -> Tensor:
-        """[..., D] that heads write together -> what that adds to the stream."""
-        return self._normed(x if self.b_O is None else x + self.b_O)
+        """[..., D] that heads write together -> what that adds to the stream, where that is."""
+        if self.b_O is None and self.heads_norm is None:
+            return x
+        return self._normed(self._biased(x)).to(x.device)
+
+    def _biased(self, x: Tensor) -> Tensor:
+        x = x.to(self.device)
+        return x if self.b_O is None else x + self.b_O
 
     def out_change(self, x: Tensor, change: Tensor) -> Tensor:
         """[..., D]: what `out_attention` changes by where [..., D] that heads write together does."""
@@ -221,13 +236,13 @@ class Block:
         """[..., D]: as `out_change`, to first order."""
         if self.heads_norm is None:
             return change
-        return self.heads_norm.push(x if self.b_O is None else x + self.b_O, change)
+        return self.heads_norm.push_back(self._biased(x), change)
 
     def out_share(self, x: Tensor, term: Tensor) -> Tensor:
         """[..., D]: the share of one term of what heads write together in what that adds to the stream."""
         if self.heads_norm is None:
             return term
-        return self.heads_norm.share(x if self.b_O is None else x + self.b_O, term)
+        return self.heads_norm.share(self._biased(x), term).to(term.device)
 
     def _normed(self, x: Tensor) -> Tensor:
         return x if self.heads_norm is None else self.heads_norm(x)
@@ -237,8 +252,8 @@ class Block:
         return x
 
     def mlp_writes(self, stream: Tensor) -> Tensor:
-        """[..., D]: what the MLP writes where it reads a stream."""
-        return self.mlp(self.norm2(stream))
+        """[..., D]: what the MLP writes where it reads a stream, on the stream's device."""
+        return self.mlp(self.norm2(stream)).to(stream.device)
 
     def sizes(self) -> tuple[int, int]:
         """How many weights a token goes through in the heads, and how many in the MLP."""

@@ -15,6 +15,7 @@ import torch
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights, activation
+from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.positions import Rotary
 from circuitdiscovery.registry import ARCHITECTURES
@@ -111,14 +112,26 @@ def _rotary(config: Any, architecture: Architecture, weights: Weights) -> list[R
     return [found and there(found)] * layers
 
 
+def _placed(block: Block) -> Block:
+    """With its tables of positions where its weights are."""
+    rotary, alibi = block.rotary, block.alibi
+    if rotary is not None and rotary.frequencies.device != block.device:
+        block = replace(block, rotary=replace(rotary, frequencies=rotary.frequencies.to(block.device)))
+    if alibi is not None and alibi.slopes.device != block.device:
+        block = replace(block, alibi=replace(alibi, slopes=alibi.slopes.to(block.device)))
+    return block
+
+
 def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any) -> Model:
     """The model of a supported config and of the weights under Hugging Face's names."""
     architecture = architecture_of(config.model_type)
     embedding, rotary = weights[architecture.embedding], _rotary(config, architecture, weights)
     act = activation(architecture.activation(config))
     blocks = tuple(
-        architecture.block(
-            config, weights, layer, window=_window(config, layer), rotary=rotary[layer], activation=act
+        _placed(
+            architecture.block(
+                config, weights, layer, window=_window(config, layer), rotary=rotary[layer], activation=act
+            )
         )
         for layer in range(config.num_hidden_layers)
     )

@@ -8,6 +8,7 @@ model's own forward on random token ids before it is handed out.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ import torch
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line, unknown
 from circuitdiscovery.files.disk import GGUF, HUB_NAME, data_folder
-from circuitdiscovery.model.build import build, weights_digest
+from circuitdiscovery.model.build import architecture_of, build, weights_digest
 from circuitdiscovery.model.config import CONFIG
 from circuitdiscovery.model.folder import from_hub, quiet_transformers, read_folder
 from circuitdiscovery.model.gguf import read_gguf
 from circuitdiscovery.model.hooked import PTH, is_hooked, read_hooked
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.object import DTYPES, held, inner_bridge, unwrapped
+from circuitdiscovery.model.placement import Placement, placement
 from circuitdiscovery.model.proof import prove
 from circuitdiscovery.model.source import Source
 from circuitdiscovery.model.tokenizer import tokenizer_of
@@ -44,6 +46,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "float32",
     name: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
 ) -> Model:
     """Load a transformer.
 
@@ -56,25 +59,33 @@ def load_model(
         dtype: float32, float64, bfloat16 or float16; objects are converted too.
         name: what files and messages call the model; by default the
             source's own name, a file's without its suffix.
+        device_map: in place of `device`, to spread the layers over devices: `auto` (accelerate's, by the free
+            memory of each), `balanced`, `sequential`, or a mapping from the names of Hugging Face's modules,
+            such as "model.layers.0", to devices. Each layer is whole on one device; embeddings and
+            unembedding are on the first layer's, and so is what searches keep.
 
     Returns:
         The model, checked against its own forward.
 
     Raises:
-        CircuitDiscoveryError: an unknown name, device or dtype; a folder or a file that is not a complete
-            model; an architecture or a feature that the forward does not compute, by name; a forward that
-            differs from the model's own.
+        CircuitDiscoveryError: an unknown name, device, device_map or dtype; a folder or a file that is not a
+            complete model; an architecture or a feature that the forward does not compute, by name; a forward
+            that differs from the model's own.
 
     >>> load_model("toy").graph.edges[0]
     'input->a0.h0<q>'
     """
     precision = as_dtype(dtype)
+    if device is not None and device_map is not None:
+        raise CircuitDiscoveryError("device and device_map exclude each other: give one of them")
     with quiet_transformers():
         if isinstance(source, (str, Path)):
             target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             path, shown = located(source)
             hf, tokenizer = read(path, shown)
-            model = _model(unwrapped(hf), tokenizer, name or shown, target, precision, in_place=True)
+            model = _model(
+                unwrapped(hf), tokenizer, name or shown, target, precision, device_map, in_place=True
+            )
             return replace(model, source=Source(path.absolute()))
         if isinstance(source, Model):
             raise CircuitDiscoveryError(f"{source.name} is loaded already; use it as it is")
@@ -85,7 +96,7 @@ def load_model(
         target = _device(device or next((parameter.device for parameter in hf.parameters()), "cpu"))
         if tokenizer is None and getattr(getattr(hf, "config", None), "_name_or_path", ""):
             tokenizer = tokenizer_of(str(hf.config._name_or_path))
-        model = _model(hf, tokenizer, name or _object_name(hf), target, precision)
+        model = _model(hf, tokenizer, name or _object_name(hf), target, precision, device_map)
         return replace(model, source=Source(reference=ref(hf if bridge is None else bridge)))
 
 
@@ -102,7 +113,14 @@ def read(path: Path, name: str) -> tuple[Any, Any]:
 
 
 def _model(
-    hf: Any, tokenizer: Any, name: str, device: torch.device, dtype: torch.dtype, *, in_place: bool = False
+    hf: Any,
+    tokenizer: Any,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    device_map: str | Mapping[str, Any] | None = None,
+    *,
+    in_place: bool = False,
 ) -> Model:
     """The model of a Hugging Face model, whose weights are converted
     with `in_place`, where it is nobody else's.
@@ -114,7 +132,11 @@ def _model(
         for parameter in hf.parameters():
             parameter.data = parameter.data.to(dtype)
         found = held(hf, name)
-    weights = {key: value.detach().to(device, dtype) for key, value in found.weights.items()}
+    where: Placement = lambda key: device  # noqa: E731
+    if device_map is not None:
+        prefix = architecture_of(found.config.model_type).layers
+        where = placement(found.plain, found.layers, prefix, device_map, dtype, name)
+    weights = {key: value.detach().to(where(key), dtype) for key, value in found.weights.items()}
     try:
         model = build(found.config, weights, name, digest, tokenizer)
     except CircuitDiscoveryError:

@@ -64,8 +64,13 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the weights are, but for layers that `load_model` placed elsewhere."""
         return self.W_E.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where the layers are, each device once; runs begin and end on `device`."""
+        return tuple(dict.fromkeys([self.device, *(block.device for block in self.blocks)]))
 
     @property
     def dtype(self) -> torch.dtype:

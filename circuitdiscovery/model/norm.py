@@ -1,4 +1,8 @@
-"""Norms over d_model (or over heads), and what they do to a change of what they read."""
+"""Norms over d_model (or over heads), and what they do to a change of what they read.
+
+A norm computes where its weight is: where layers are on several devices, a stream that goes through one
+arrives where the layer's other weights are.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +39,22 @@ class Norm:
         """The same without its gain and bias."""
         return replace(self, weight=torch.ones_like(self.weight), bias=None, from_one=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.weight.device
+
+    def back(self, x: Tensor) -> Tensor:
+        """As a call, where x is."""
+        return self(x).to(x.device)
+
+    def push_back(self, stream: Tensor, change: Tensor) -> Tensor:
+        """As `push`, where the change is."""
+        return self.push(stream, change).to(change.device)
+
     def __call__(self, x: Tensor) -> Tensor:
         """[..., d_model] -> [..., d_model], normalised, scaled and shifted."""
+        x = x.to(self.device)
         if self.from_one:
             wide = torch.promote_types(x.dtype, torch.float32)
             scaled = F.rms_norm(x.to(wide), x.shape[-1:], None, self.eps) * (1 + self.weight.to(wide))
@@ -50,12 +68,14 @@ class Norm:
     def share(self, stream: Tensor, term: Tensor) -> Tensor:
         """[..., D]: the share of one term of a stream in the normalised stream, without the norm's bias."""
         _, inverse = self.jacobian(stream)
+        term = term.to(self.device)
         term = term - term.mean(-1, keepdim=True) if self.centred else term
         return term * inverse * self.scale
 
     def push(self, stream: Tensor, change: Tensor) -> Tensor:
         """[..., D]: what the normalised stream changes by where the stream does, to first order."""
         normalised, inverse = self.jacobian(stream)
+        change = change.to(self.device)
         change = change - change.mean(-1, keepdim=True) if self.centred else change
         along = (change * normalised).mean(-1, keepdim=True)
         return torch.addcmul(change, normalised, along, value=-1) * (inverse * self.scale)
@@ -66,6 +86,7 @@ class Norm:
 
         x' is the normalised stream and s its deviation; without a norm they are 0 and 1.
         """
+        x = x.to(self.device)
         if self.kind == "none":
             return torch.zeros_like(x), torch.ones_like(x[..., :1])
         x = x - x.mean(-1, keepdim=True) if self.centred else x

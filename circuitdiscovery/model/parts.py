@@ -208,7 +208,7 @@ class Parts:
                 heads = self.graph.heads(layer)
                 found.append(Group(heads, layer, "a", block.out_attention, block.out_push))
             if (norm := self.mlp_norm(layer)) is not None:
-                found.append(Group(self.graph.mlps(layer), layer, "m", norm, norm.push))
+                found.append(Group(self.graph.mlps(layer), layer, "m", norm.back, norm.push_back))
         return tuple(found)
 
     def mlp_norm(self, layer: int) -> Norm | None:
@@ -291,7 +291,7 @@ class Parts:
         if split is None:
             return out[None]
         if split.kind == "positions":
-            spans = self._spans(node, position).to(out.dtype)  # [s, N, T]
+            spans = self._spans(node, position).to(out)  # [s, N, T]
             return spans.view(len(spans), *(1,) * (out.dim() - 3), *spans.shape[1:], 1) * out
         dictionary, some = _dictionary(split), torch.tensor(split.numbers, device=out.device)
         numbers = dictionary.encode_some(out, some)  # [p, ..., N, T]

@@ -39,7 +39,7 @@ def embed(model: Model, tokens: Tensor) -> Tensor:
 
 def at_position(x: Tensor, position: Tensor) -> Tensor:
     """[N, T, ...] -> [N, ...] at each example's position."""
-    return x[torch.arange(len(position), device=x.device), position]
+    return x[torch.arange(len(position), device=x.device), position.to(x.device)]
 
 
 def unembed(model: Model, x: Tensor) -> Tensor:
@@ -187,6 +187,7 @@ def plain_run(
     if kept is not None:
         kept.write(graph.inputs, parts.input(x), None)
     for layer, block in enumerate(model.blocks):
+        x = x.to(block.device)
         stream, u = x, block.norm1(x)
         k, v = (block.heads_make(letter, u) for letter in "kv")
         if position is not None and layer == graph.n_layers - 1:
@@ -228,6 +229,7 @@ def plain_run(
             together |= {} if run.together is None else {(layer, "m"): run.together}
             mlps += [(run.written, run.added)] if keep_readings else []
             x = x + run.added
+    x = x.to(model.device)
     if at is None:
         return Run(x, x.new_empty(0, model.vocab_size), sources, tuple(readings), together, tuple(mlps))
     normalised = model.final_norm(x)
@@ -247,13 +249,14 @@ class _Kept:
     def write(self, rows: slice, written: Tensor, at: Tensor | None) -> None:
         """[s, N, T, D]; at [N] positions [s, N, 1, D]."""
         where = self._where(rows, at)
-        new = (written if at is None else written[:, :, 0]).detach()
+        new = (written if at is None else written[:, :, 0]).detach().to(self.values.device)
         self.values[where] = self.values[where] - new if self.less else new
 
     def write_heads(self, parts: Parts, layer: int, z: Tensor, at: Tensor | None) -> None:
         """What the heads of a layer write, from what they attend to, [H, N, T, K]."""
         block, rows = parts.model.blocks[layer], parts.graph.heads(layer)
-        if at is None and rows.stop - rows.start == len(z):  # none is split
+        # none is split, and all is in one place
+        if at is None and rows.stop - rows.start == len(z) and z.device == self.values.device:
             beta, alpha = (1, -1) if self.less else (0, 1)
             self.values[rows].flatten(1, 2).baddbmm_(z.flatten(1, 2), block.W_O, beta=beta, alpha=alpha)
         else:

@@ -37,6 +37,7 @@ import torch
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine.ablation import Ablation
+from circuitdiscovery.engine.memory import stepwise
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -116,7 +117,8 @@ def acdc(
     if order is not None and (type(order) is not int or order < 0):
         raise CircuitDiscoveryError(f"order must be a whole number of at least 0, or None, not {order!r}")
     graph = Graph.given(model, graph, split_qkv)
-    setup = Setup.of(model, task, graph, metric=metric or KL, ablation=ablation, batch_size=batch_size)
+    how: dict[str, Any] = {"ablation": ablation, "batch_size": batch_size, "need": stepwise}
+    setup = Setup.of(model, task, graph, metric=metric or KL, **how)
     options = setup.options(threshold=threshold, absolute=absolute)
     options |= ({} if order is None else {"order": order}) | (
         {"group_testing": True} if group_testing else {}

@@ -12,6 +12,7 @@ from torch import Tensor
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.fast import PatchedRun, State
 from circuitdiscovery.engine.finite import finite_logits
+from circuitdiscovery.engine.memory import budget, of_token
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.model.run import plain_run
@@ -31,6 +32,7 @@ class Case:
     patched: PatchedRun
     clean: State  # every edge kept
     state: State  # the edges of some mask kept
+    most: float  # alternatives x examples x positions that memory has room for in one forward
 
 
 @torch.no_grad()
@@ -38,13 +40,15 @@ def cases(setup: Setup) -> tuple[list[Case], Tensor]:
     """(a case per batch of this process's share, all edges kept; the [examples, vocabulary] logits of the
     full circuit, for KL)."""
     found: list[Case] = []
+    # asked for before the states are held
+    most = setup.need.room(of_token(setup.model, setup.graph), budget(setup.model.device))
     run_of = "corrupted" if setup.denoising else "clean"
     for batch, patched in setup.patched_runs():
         run = plain_run(setup.model, patched.start, batch.position, keep_sources=True, parts=patched.parts)
         finite_logits(run.logits, batch.rows, run_of)
         assert run.sources is not None
         clean = patched.clean_state(run.sources)
-        found.append(Case(batch, patched, clean, clean))
+        found.append(Case(batch, patched, clean, clean, most))
     return found, setup.full_logits([(case.batch, case.patched) for case in found])
 
 
@@ -54,7 +58,8 @@ def most_alternatives(cases: Sequence[Case], mask: np.ndarray, receiver: int) ->
     worth = [TOKENS_ACCELERATOR]
     for case in cases:
         places = case.batch.clean.numel() if case.patched.spreads(mask, receiver) else len(case.batch.clean)
-        worth.append(TOKENS.get(case.batch.clean.device.type, TOKENS_ACCELERATOR) // places)
+        tokens = TOKENS.get(case.batch.clean.device.type, TOKENS_ACCELERATOR)
+        worth.append(int(min(tokens, case.most)) // places)
     return max(1, distributed.least(min(worth)))
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.fast import Memory
+from circuitdiscovery.engine.memory import along_a_line
 from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -204,7 +206,8 @@ def _attribute(
     method, at = line.method, line.points
     graph = Graph.given(model, graph, split_qkv)
     how: dict[str, Any] = {"metric": metric, "ablation": ablation, "batch_size": batch_size}
-    setup = Setup.of(model, task, graph, **how, plain=True)
+    need = partial(along_a_line, points=len(at))
+    setup = Setup.of(model, task, graph, **how, plain=True, need=need)
     bound = setup.metric
     if bound.divergence and tuple(at) == (1.0,):
         raise CircuitDiscoveryError(_NO_GRADIENT)

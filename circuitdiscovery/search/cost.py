@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from circuitdiscovery.arguments import guarded
+from circuitdiscovery.engine.memory import Need, along_a_line, budget, of_token, relaxed, stepwise
 from circuitdiscovery.engine.setup import fitting
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.outline import outline
@@ -47,12 +48,15 @@ class Cost(Value):
         at_most: whether that depends on what is found, and this is the most.
         seconds: on this machine.
         gigabytes: above the weights.
+        fits: how much of what goes through at once has room in the memory budget: 1 all of it, 0 not even one
+            example.
     """
 
     forwards: float
     at_most: bool
     seconds: float
     gigabytes: float
+    fits: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,6 +71,7 @@ class Plan(Reported):
         dtype, gigabytes: what the weights are held as, and what that takes.
         forward: the seconds of F on this machine.
         costs: by method.
+        budget: the gigabytes that may be held beside the weights (see `memory_budget`).
         largest: for cards of 24, 40 and 80 GB, the most weights, in billions, that a model of this shape can
             have in bfloat16 beside an attribution by `eap`.
     """
@@ -81,6 +86,7 @@ class Plan(Reported):
     gigabytes: float
     forward: float
     costs: Mapping[str, Cost]
+    budget: float
     largest: Mapping[str, float]
 
     def _lines(self) -> Iterator[tuple[str, str]]:
@@ -94,13 +100,20 @@ class Plan(Reported):
         for name, cost in self.costs.items():
             most = "at most " if cost.at_most else ""
             took = f"{_round(cost.forwards)} F, about {_seconds(cost.seconds)}"
-            yield name.replace("_", "-"), f"{most}{took}; {cost.gigabytes:.2f} GB more"
+            yield name.replace("_", "-"), f"{most}{took}; {cost.gigabytes:.2f} GB more{_room(cost.fits)}"
+        yield "budget", f"{self.budget:.2f} GB beside the weights"
         for card, billions in self.largest.items():
             yield f"{card} GB card", f"up to {billions:.1f} billion weights of this shape in bfloat16"
 
 
 def _round(value: float) -> str:
     return f"{value:,.1f}" if value < 10 else f"{float(f'{value:.2g}'):,.0f}"
+
+
+def _room(fits: float) -> str:
+    if fits == 1:
+        return ""
+    return ", of which a part at a time fits the budget" if fits else ", which does not fit the budget"
 
 
 def _seconds(value: float) -> str:
@@ -143,8 +156,9 @@ def plan(
 def estimated(model: Model, task: Task, rate: float) -> Plan:
     """The plan of a machine that does so many products of numbers a second."""
     work, size = _Work(model, task), model.W_E.element_size()
-    forward, products = work.forward / rate, work.products()
-    gigabytes = {name: numbers * size / 1e9 for name, numbers in work.numbers().items()}
+    forward, products, needs = work.forward / rate, work.products(), work.needs()
+    gigabytes = {name: need.of(many) / 1e9 for name, (need, many) in needs.items()}
+    room = _budget(model, work.weights * size)
     return Plan(
         model=model.name,
         task=task.name,
@@ -157,13 +171,26 @@ def estimated(model: Model, task: Task, rate: float) -> Plan:
         forward=forward,
         costs={
             name: Cost(
-                products[name] / work.forward, name in _DEPENDS, products[name] / rate, gigabytes[name]
+                products[name] / work.forward,
+                name in _DEPENDS,
+                products[name] / rate,
+                gigabytes[name],
+                need.fitting(many, room) / many,
             )
             for name in METHODS
-            if name in products
+            if name in needs
+            for need, many in [needs[name]]
         },
+        budget=room / 1e9,
         largest={str(card): max(0.0, _USABLE * card - gigabytes["eap"]) / 2 for card in CARDS},
     )
+
+
+def _budget(model: Model, weights: float) -> float:
+    """The bytes that a search may hold, of an outline where it would be loaded."""
+    if model.device.type != "meta":
+        return budget(model.device)
+    return budget(torch.device("cuda" if torch.cuda.is_available() else "cpu"), weights)
 
 
 def _rate(width: int) -> float:
@@ -253,36 +280,30 @@ class _Work:
         compared = 3 * self.plain * shown / len(self.task)
         return (_option(method, "steps") * step + compared) * _BESIDE[method]
 
-    # -------------------------------------------------------------- numbers
+    # -------------------------------------------------------------- memory
 
-    def numbers(self) -> dict[str, float]:
-        """By method: what is held beside the weights, at the peak."""
-        longest = max(len(example.clean) for example in self.task.examples)
-        sources = len(self.model.graph.sources) * self.model.d_model  # that they write, of one token
-        relaxed = sources + 3 * len(self.model.graph.receivers) * self.model.d_model
-        kept = sources * longest * self._shown  # replacements
-        kept = kept if kept * self.model.W_E.element_size() <= KEPT_BYTES else 0
-        kept += self.model.vocab_size * self._shown  # what the model says
-        # replacements and two states of all prompts, and what alternatives write
-        stepwise = sources * (3 * self.tokens + TOKENS["cpu"])
+    def needs(self) -> dict[str, tuple[Need, int]]:
+        """By method: what is held beside the weights, and how many examples go through at once where there is
+        memory for them."""
+        model, graph, task = self.model, self.model.graph, self.task
+        many, whole = min(len(task), fitting(model, graph, task)), stepwise(model, graph, task)
+        longest = max(len(example.clean) for example in task.examples)
+        kept = of_token(model, graph) * longest * self._shown  # replacements
+        logits = model.vocab_size * model.W_E.element_size() * self._shown  # what the model says
+        learnt = relaxed(model, graph, task)
+        steps = _option("eap_ig", "steps")
         return {
-            "eap": self._along_a_line(1, longest),
-            "eap_ig": self._along_a_line(_option("eap_ig", "steps"), longest),
-            "clean_corrupted": self._along_a_line(2, longest),
-            **dict.fromkeys(("exact", *_DEPENDS), stepwise),
-            "edge_pruning": relaxed * min(EXAMPLES, len(self.task)) * longest + sources * self.tokens,
-            "matryoshka": relaxed * min(PROMPTS, len(self.task)) * longest + kept,
-            "random": 0.0,
+            "eap": (along_a_line(model, graph, task, 1), many),
+            "eap_ig": (along_a_line(model, graph, task, steps), many),
+            "clean_corrupted": (along_a_line(model, graph, task, 2), many),
+            **dict.fromkeys(("exact", *_DEPENDS), (whole, max(1, TOKENS["cpu"] // longest))),
+            "edge_pruning": (learnt, min(EXAMPLES, len(task))),
+            "matryoshka": (
+                Need(learnt.each, logits + (kept if kept <= KEPT_BYTES else 0)),
+                min(PROMPTS, len(task)),
+            ),
+            "random": (Need(1.0), 1),
         }
-
-    def _along_a_line(self, points: int, longest: int) -> float:
-        """Of the prompts run at once: what sources write, what autograd keeps, the points' gradients."""
-        model, graph, block = self.model, self.model.graph, self.model.blocks[0]
-        examples = min(len(self.task), fitting(model, model.graph, self.task))
-        heads = (graph.n_heads + 2 * graph.n_kv_heads) * block.d_head
-        layer = 4 * model.d_model + 2 * heads + 3 * block.d_mlp + 2 * model.d_model * points
-        each = len(graph.sources) * model.d_model + graph.n_layers * layer
-        return examples * (longest * each + 4 * model.vocab_size)
 
 
 def _option(method: str, name: str) -> int:

@@ -33,6 +33,7 @@ from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.fast import PatchedRun
+from circuitdiscovery.engine.memory import relaxed
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.engine.setup import Progress, Setup
@@ -106,7 +107,8 @@ def edge_pruning(
     check_edges(graph, edges)
     if steps < 1:
         raise CircuitDiscoveryError(f"steps must be at least 1, not {steps}")
-    setup = Setup.of(model, task, graph, metric=metric or KL, ablation=ablation, batch_size=batch_size)
+    how: dict[str, Any] = {"ablation": ablation, "batch_size": batch_size, "need": relaxed}
+    setup = Setup.of(model, task, graph, metric=metric or KL, **how)
     options = setup.options(edges=edges, steps=steps, seed=seed)
     info = provenance(model, task, "edge_pruning", options)
     with saved_in(state, task, info) as saved:

@@ -17,6 +17,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine.ablation import Ablation
+from circuitdiscovery.engine.memory import stepwise
 from circuitdiscovery.engine.metrics import Metric, by_rows
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -72,7 +73,7 @@ def exact(
         raise CircuitDiscoveryError(f"no level {level!r}; valid levels: edge, node")
     graph = Graph.given(model, graph, split_qkv)
     how: dict[str, Any] = {"ablation": ablation, "direction": direction, "batch_size": batch_size}
-    setup = Setup.of(model, task, graph, metric=metric or KL, **how)
+    setup = Setup.of(model, task, graph, metric=metric or KL, need=stepwise, **how)
     options = setup.options(direction=direction)
     info = provenance(model, task, "exact", options)
     count = len(graph.receivers if level == "edge" else graph.sources)

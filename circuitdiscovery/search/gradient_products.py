@@ -180,7 +180,8 @@ class _Place:
         if not self.along:
             return self.scaled[0][None]
         norm, gradients = self.readers[0].norm, [each[some] for each in self.scaled]
-        pulled = memory("at the stream", sum(map(len, gradients)), *self.normalised[0].shape)
+        here = memory.on(norm.device)
+        pulled = here("at the stream", sum(map(len, gradients)), *self.normalised[0].shape)
         for readers, scaled, out in zip(
             self.readers, gradients, pulled.split([len(each) for each in gradients]), strict=True
         ):
@@ -211,7 +212,7 @@ class _Place:
             difference = difference[:, torch.arange(len(position), device=position.device), position]
         of = difference.flatten(1).T
         for some, gradients in self.pieces(memory):
-            products = gradients.flatten(1) @ of  # [R', S']
+            products = gradients.to(of.device).flatten(1) @ of  # [R', S']
             # merged receivers stand several times in `columns`, and get the sum
             into = torch.from_numpy(columns[some]).to(total.device)
             total[:upstream].index_add_(1, into, products.T.to(total.dtype))

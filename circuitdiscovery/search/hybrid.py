@@ -32,6 +32,7 @@ from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.finite import rounding
+from circuitdiscovery.engine.memory import floating
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -107,7 +108,8 @@ def hybrid(
     check_edges(graph, edges)
     if rounds < 0:
         raise CircuitDiscoveryError(f"rounds must be at least 0, not {rounds}")
-    setup = Setup.of(model, task, graph, metric=metric, ablation=ablation, batch_size=batch_size)
+    how: dict[str, Any] = {"ablation": ablation, "batch_size": batch_size, "need": floating}
+    setup = Setup.of(model, task, graph, metric=metric, **how)
     options = setup.options(edges=edges, rounds=rounds)
     info = provenance(model, task, "hybrid", options)
     shared: dict[str, Any] = {"ablation": ablation, "graph": graph, "batch_size": batch_size}

@@ -41,6 +41,7 @@ from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, replacements
 from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits
+from circuitdiscovery.engine.memory import budget, by_steps
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows, clean_logits, kl_from
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.engine.setup import Progress, Setup, replacement_bytes
@@ -131,7 +132,7 @@ def matryoshka(
     report = progress or (lambda done, total: None)
     report(0, _START + steps)
     pool = _pool(model, task, min(drawn, steps * PROMPTS) if isinstance(ablation, str) else 0)
-    setup = Setup.of(model, pool, graph, metric=metric, ablation=ablation)
+    setup = Setup.of(model, pool, graph, metric=metric, ablation=ablation, need=by_steps)
     options = setup.options(edges=edges, steps=steps, drawn=drawn)
     info = provenance(model, task, "matryoshka", {**options, "seed": seed})
     with saved_in(state, task, info) as saved:
@@ -291,13 +292,13 @@ class _Search:
         """Ready for the first step; the first `own` of the task's examples are what the search was given."""
         model, task = setup.model, setup.task
         task.check(model.vocab_size, model.n_positions)
-        size = replacement_bytes(
-            model, setup.graph, len(task) * max(len(example.clean) for example in task.examples)
-        )
-        if isinstance(setup.ablation, str) and size <= KEPT_BYTES:
-            setup = replace(
-                setup, ablation=replacements(model, task, ablation=setup.ablation, graph=setup.graph)
-            )
+        longest, need, free = max(len(e.clean) for e in task.examples), setup.need, budget(model.device)
+        size = replacement_bytes(model, setup.graph, len(task) * longest)
+        kept = need.with_kept(size)
+        if isinstance(setup.ablation, str) and size <= KEPT_BYTES and kept.fitting(1, free):
+            made = replacements(model, task, ablation=setup.ablation, graph=setup.graph)
+            setup, need = replace(setup, ablation=made), kept
+        setup = replace(setup, batch_size=need.at_once(_AT_ONCE, free))
         tried = range(0, len(task), _APART)[:_MOST_APART] if len(task) >= _APART else ()
         apart = tuple(tried) if len(task) == own else ()
         learning = tuple(row for row in range(len(task)) if row not in apart)
@@ -385,18 +386,8 @@ def _patched_runs(setup: Setup, rows: Sequence[int]) -> Iterator[tuple[Batch, Pa
     """This process's share of some of a task's examples, in batches; not `Setup.patched`,
     which looks at the replacements of every batch: here they are looked at once."""
     model, own = setup.model, sorted(rows)[distributed.rank() :: distributed.world_size()]
-    for batch in setup.task.batches(_AT_ONCE, own, run_tokens=_ANY):
+    for batch in setup.task.batches(setup.batch_size or _AT_ONCE, own, run_tokens=_ANY):
         batch = batch.to(model.device)
         values, start = setup.carried.rows(batch).to(model.W_E), embed(model, batch.clean)
-        yield (
-            batch,
-            PatchedRun(
-                model,
-                setup.graph,
-                start,
-                values,
-                batch.position,
-                setup.own_run,
-                setup.parts(batch),
-            ),
-        )
+        parts, own_run = setup.parts(batch), setup.own_run
+        yield batch, PatchedRun(model, setup.graph, start, values, batch.position, own_run, parts)

@@ -12,6 +12,7 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine.ablation import Ablation
+from circuitdiscovery.engine.memory import stepwise
 from circuitdiscovery.engine.metrics import Metric, by_rows
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.graph.graph import Graph
@@ -73,7 +74,8 @@ def trace_back(
     """
     finite_threshold(threshold)
     graph = Graph.given(model, graph, split_qkv)
-    setup = Setup.of(model, task, graph, metric=metric or KL, ablation=ablation, batch_size=batch_size)
+    how: dict[str, Any] = {"ablation": ablation, "batch_size": batch_size, "need": stepwise}
+    setup = Setup.of(model, task, graph, metric=metric or KL, **how)
     if progress:
         progress(0, len(graph.receivers))
     found, full = cases(setup)

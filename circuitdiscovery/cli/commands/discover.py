@@ -22,6 +22,7 @@ from circuitdiscovery.cli.arguments import (
     as_json,
     check_rows,
     in_folder,
+    memory,
     methods_own,
     on_task,
     one_of,
@@ -103,6 +104,7 @@ from circuitdiscovery.reporting.options import Options
 @methods_own
 @click.option("--skip-bad", is_flag=True, help="Skip rows of a table that cannot be used.")
 @click.option("--batch-size", type=COUNT, help="Examples at a time.  [default: what memory allows]")
+@memory
 @click.option(
     "--seed",
     type=SEED,
