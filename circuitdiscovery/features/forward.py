@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -157,10 +158,8 @@ def forward(
         edits: place -> a function of its values that gives others of the same shape.
     """
     visit = Visit(edits or {}, set(wanted))
-    try:
+    with suppress(_AllRead):
         _run(model, tokens, visit)
-    except _AllRead:
-        pass
     return visit.found
 
 

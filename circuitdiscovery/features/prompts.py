@@ -15,7 +15,7 @@ from circuitdiscovery.task.task import Task
 from circuitdiscovery.task.tokenization import Encoder
 from circuitdiscovery.task.tokens import as_python
 
-_TOKENS = 2**13  # that are run at once where no batch size is given
+TOKENS = 2**13  # that are run at once where no batch size is given
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,21 @@ def _row(row: Any, where: str) -> tuple[int, ...]:
 
 
 def batches(
-    rows: Sequence[tuple[int, ...]], batch_size: int | None, device: torch.device
+    rows: Sequence[tuple[int, ...]], batch_size: int | None, device: torch.device, most: int = TOKENS
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """(which rows, their tokens [n, T]) of one length at a time, so that there are no pads."""
+    """(which rows, their tokens [n, T]) of one length at a time, so that there are no pads.
+
+    Args:
+        rows: of token ids.
+        batch_size: how many at once; None: of about `most` tokens.
+        device: where the tokens go.
+        most: how many tokens at once.
+    """
     by_length: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
         by_length.setdefault(len(row), []).append(number)
     for length, numbers in sorted(by_length.items()):
-        size = max(1, _TOKENS // length) if batch_size is None else batch_size
+        size = max(1, most // length) if batch_size is None else batch_size
         for start in range(0, len(numbers), size):
             some = numbers[start : start + size]
             yield some, torch.tensor([rows[number] for number in some], device=device)

@@ -17,7 +17,7 @@ from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.engine.state import State, kept_in
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.features import losses
-from circuitdiscovery.features.activations import Activations, as_activations
+from circuitdiscovery.features.collecting import Activations, as_activations
 from circuitdiscovery.features.dictionary import KINDS, Dictionary
 from circuitdiscovery.features.forward import INPUTS
 from circuitdiscovery.features.sites import is_site
@@ -74,9 +74,9 @@ def train_sae(
     """Train a sparse dictionary: an autoencoder of activations, or a transcoder from some to others.
 
     Activations are centred and scaled for the training, so that their mean squared distance from their mean
-    is their width; the dictionary is of the activations as they are. Adam, with batches of 1,024 rows drawn at
-    random, a learning rate that rises over 100 steps and falls over the last fifth, and decoder rows of length
-    1.
+    is their width; the dictionary is of the activations as they are. Adam, with batches of 1,024 rows drawn
+    at random, a learning rate that rises over 100 steps and falls over the last fifth, and decoder rows of
+    length 1.
 
     Args:
         acts: what `activations` gives, or a matrix [rows, d].
@@ -95,8 +95,8 @@ def train_sae(
         progress: called with (steps done, steps in all).
 
     Returns:
-        The dictionary. Its `.history` is the training's curve: step, explained_variance (of the batch), l0 and
-        dead (how many features have had no value for 100 steps), about 100 times.
+        The dictionary. Its `.history` is the training's curve: step, explained_variance (of the batch), l0
+        and dead (how many features have had no value for 100 steps), about 100 times.
 
     Raises:
         CircuitDiscoveryError: an unknown kind; numbers that are not finite, in the activations or, where the
@@ -156,7 +156,7 @@ def _where(read: Activations, written: Activations | None) -> tuple[str | None, 
         return read.site, "output"
     if len(read) != len(written) or not torch.equal(read.rows, written.rows):
         raise CircuitDiscoveryError(
-            f"target has {len(written):,} rows of its own, not the {len(read):,} of acts: collect both on the "
+            f"target has {len(written):,} rows, acts have {len(read):,}: collect both on the "
             "same prompts and positions"
         )
     if not torch.equal(read.positions, written.positions):
@@ -166,8 +166,8 @@ def _where(read: Activations, written: Activations | None) -> tuple[str | None, 
     node, _, what = read.site.partition(".")
     if what not in INPUTS or written.site not in (node, f"{node}.inner"):
         raise CircuitDiscoveryError(
-            f"a transcoder reads an MLP's input ({', '.join(f'm2.{name}' for name in INPUTS)}) and writes its "
-            f"output (m2); acts are of {read.site}, target is of {written.site}"
+            f"a transcoder reads an MLP's input ({', '.join(f'm2.{name}' for name in INPUTS)}) and writes "
+            f"its output (m2); acts are of {read.site}, target is of {written.site}"
         )
     return written.site, INPUTS[what]
 
@@ -233,8 +233,8 @@ class _Training:
             self.saved.keep({**held, **self.adam, **rest}, step=self.step)
 
     def _adam(self, gradients: dict[str, Tensor]) -> None:
-        """Adam's step (Kingma & Ba 2015, algorithm 1), the gradients together at most of length 1; the decoder's
-        gradient is without its part along the rows, which are of length 1 before and after."""
+        """Adam's step (Kingma & Ba 2015, algorithm 1), the gradients together at most of length 1; the
+        decoder's gradient is without its part along the rows, which are of length 1 before and after."""
         work, step, decoder = self.work, self.step + 1, self.held["W_dec"]
         along = (gradients["W_dec"] * decoder).sum(1, keepdim=True)
         gradients["W_dec"] = gradients["W_dec"] - along * decoder
@@ -262,8 +262,8 @@ class _Training:
     def dictionary(self, site: str | None, reads: str) -> Dictionary:
         """What was learnt, of the activations as they are.
 
-        Scaled activations are (x - c) / s and what is written s' times what was learnt, plus c'. All kinds are
-        unchanged where pre-activations, thresholds and values are multiplied alike, by s'.
+        Scaled activations are (x - c) / s and what is written s' times what was learnt, plus c'. All kinds
+        are unchanged where pre-activations, thresholds and values are multiplied alike, by s'.
         """
         (read, written), held = self.scales, {name: each.detach() for name, each in self.held.items()}
         encoder = held["W_enc"] * (written.size / read.size)

@@ -102,9 +102,9 @@ def run(
         model: a loaded model.
         prompts: a text, several texts, rows of token ids, or a task, whose clean prompts are meant.
         edits: site -> a value (a number, or a tensor that can be expanded to the site's), or a function of
-            what stands there, [n, T, width] ([n, T] of a neuron), that gives what to put in its place. Prompts
-            of one length come together, without pads; a function of two arguments gets the numbers of these
-            prompts as the second. To add a vector v: `{"resid5": lambda x: x + v}`.
+            what stands there, [n, T, width] ([n, T] of a neuron), that gives what to put in its place.
+            Prompts of one length come together, without pads; a function of two arguments gets the numbers of
+            these prompts as the second. To add a vector v: `{"resid5": lambda x: x + v}`.
         generate: how many tokens to generate after each prompt, each the most likely one under the edits,
             which see all tokens so far.
         batch_size: how many prompts are run at once; by default about eight thousand tokens.
