@@ -42,12 +42,15 @@ def options(kind: str) -> dict[str, Any]:
 
 
 def test_directions_in_superposition_are_found() -> None:
-    """48 directions in 24 dimensions, two at a time."""
-    directions, x = superposed(1, 48, 24, 6000, 2)
-    sae = f.train_sae(x, kind="topk", n=48, k=3, steps=400, lr=5e-3)
+    """48 directions in 32 dimensions, two at a time."""
+    directions, x = superposed(1, 48, 32, 6000, 2)
+    sae = f.train_sae(x, kind="topk", n=96, k=3, steps=300, lr=5e-3)
     assert recovered(sae, directions) >= 0.95
-    assert recovered(sae, superposed(2, 48, 24, 1, 2)[0]) < 0.2
-    assert f.evaluate_sae(sae, x).explained_variance > 0.9
+    assert recovered(sae, superposed(2, 48, 32, 1, 2)[0]) < 0.2
+    found = f.evaluate_sae(sae, x)
+    assert found.explained_variance > 0.9 and found.l0 <= 3
+    assert sae.history[-1]["step"] == 300
+    assert sae.history[-1]["explained_variance"] == pytest.approx(found.explained_variance, abs=0.03)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,7 +75,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_bytes(
     assert began[0] == 21  # what was kept last
     assert found.digest == whole.digest and found.history == whole.history
     with pytest.raises(
-        cd.CircuitDiscoveryError, match="the state of another training .*seed 3 there, 4 here"
+        cd.CircuitDiscoveryError, match=r"the state of another training .*seed 3 there, 4 here"
     ):
         f.train_sae(some, **options(kind), seed=4, state=state)
 
@@ -247,7 +250,8 @@ def test_of_a_whole_dictionary_nothing_is_lost_and_of_an_empty_one_all(
     mean = acts.values.mean(0)
     found = f.evaluate_sae(identity(site, acts.d, mean), acts, model=toy, task=task)
     assert found.explained_variance == pytest.approx(1, abs=1e-5) and found.l0 == pytest.approx(acts.d)
-    assert found.kl_reconstruction < 1e-6 < found.kl_mean and found.loss_recovered == pytest.approx(1)
+    assert found.kl_reconstruction < 1e-6 < found.kl_mean
+    assert found.loss_recovered == pytest.approx(1, abs=1e-4)
     assert found.behaviour == pytest.approx(1, abs=1e-4) and abs(found.shrinkage) < 1e-5
     zero = torch.zeros(3, acts.d)
     empty = Dictionary("relu", site, "output", zero, torch.zeros(3), zero, mean)

@@ -94,7 +94,7 @@ def _of_dead(before: Tensor, dead: Tensor, decoder: Tensor, error: Tensor) -> Te
     """|e - e'|^2: how well the dead features alone write what is missing."""
     some = dead.nonzero()[:, 0]
     values, which = before[:, some].topk(min(len(some), max(1, error.shape[1] // 2)), dim=-1, sorted=False)
-    z = torch.zeros(len(before), len(some)).scatter(-1, which, values.relu())
+    z = before.new_zeros(len(before), len(some)).scatter(-1, which, values.relu())
     return _squared(z @ decoder[some] - error)
 
 
