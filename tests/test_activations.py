@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,7 @@ def test_in_files_they_are_the_same(toy: Any, tmp_path: Path, monkeypatch: pytes
         torch.testing.assert_close(getattr(kept, name), getattr(acts, name), rtol=0, atol=1e-6)
     which = torch.randint(len(acts), (50,), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(kept.take(which), acts.values[which], rtol=0, atol=1e-6)
-    sizes = {"n": 32, "k": 4, "steps": 20}
+    sizes: dict[str, Any] = {"n": 32, "k": 4, "steps": 20}
     assert torch.equal(f.train_sae(kept, **sizes).W_enc, f.train_sae(kept, **sizes).W_enc)
     torch.testing.assert_close(f.train_sae(kept, **sizes).W_enc, f.train_sae(acts, **sizes).W_enc)
 
@@ -104,3 +106,16 @@ def test_a_tasks_positions_are_named(toy: Any) -> None:
     task = cd.load_task("ioi", toy, examples=2)
     with pytest.raises(cd.CircuitDiscoveryError, match=r"no position 'S3'; did you mean 'S2'\?"):
         f.activations(toy, task, "m1", position="S3")
+
+
+def test_every_name_is_guarded_and_documented() -> None:
+    """The package's page of the API has all names, and no function but behind the checks of its arguments."""
+    page = Path(__file__).parents[1] / "docs/api.md"
+    told = set(re.findall(r"^::: circuitdiscovery\.features\.(\w+)$", page.read_text("utf-8"), re.MULTILINE))
+    assert told == set(f.__all__)
+    for name in f.__all__:
+        value = getattr(f, name)
+        assert (value.__doc__ or "").strip()
+        if inspect.isfunction(value):
+            with pytest.raises(cd.CircuitDiscoveryError, match=f"{name} needs "):
+                value()

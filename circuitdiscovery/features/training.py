@@ -27,7 +27,7 @@ _STEPS = 2000
 _WARM = 100  # steps in which the learning rate rises
 _DECAY = 0.2  # of the steps, the last ones, in which it falls to 0
 _SPARSE = 0.3  # of the steps, the first ones, in which sparsity's weight rises
-_SPARSITY: Mapping[str, float] = {"topk": 0.0, "relu": 1.0, "jumprelu": 0.1, "gated": 1.0}
+_SPARSITY: Mapping[str, float] = {"topk": 0.0, "relu": 1.0, "jumprelu": 0.5, "gated": 2.0}
 _POINTS = 100  # of the curve
 _KEPT_STEPS = 20  # between two copies of all that a training stands on
 _CURVE = ("step", "explained_variance", "l0", "dead")
@@ -85,7 +85,8 @@ def train_sae(
             "gated" (the same, 2024a, arXiv 2404.16014). `features.losses` has their formulas.
         n: how many features.
         k: how many are active at once; of "topk" alone.
-        sparsity: the weight of the penalty of the other kinds; by default 1, of "jumprelu" .1.
+        sparsity: the weight of the penalty of the other kinds; by default 1 of "relu", .5 of "jumprelu"
+            and 2 of "gated".
         steps: how many; by default 2,000.
         lr: the learning rate; by default 2e-4 sqrt(2^14 / n) (the scaling of Gao et al.).
         target: what is to be written, row for row: makes a transcoder of what an MLP reads (`m2.normed`,
@@ -268,10 +269,10 @@ class _Training:
         (read, written), held = self.scales, {name: each.detach() for name, each in self.held.items()}
         encoder = held["W_enc"] * (written.size / read.size)
         shift = encoder @ read.centre if self.transcoder else 0.0
-        gated, rest = self.work["kind"] == "gated", dict[str, Any]()
-        if gated:
+        rest: dict[str, Any] = {}
+        if self.work["kind"] == "gated":
             scaled = held["r_mag"].exp() * shift
-            rest = {"r_mag": held["r_mag"].clone(), "b_mag": held["b_mag"] * written.size - scaled}
+            rest |= {"r_mag": held["r_mag"].clone(), "b_mag": held["b_mag"] * written.size - scaled}
         if self.work["kind"] == "jumprelu":
             rest["threshold"] = held["log_threshold"].exp() * written.size
         node = None if site is None else site.removesuffix(".inner")
