@@ -1,6 +1,6 @@
 """How many parts of its MLPs a behaviour of `toy` needs: neurons, features, principal directions side by side.
 
-    python benchmarks/parts_on_toy.py [--out runs/parts-on-toy] [--page docs/parts.md]
+    python benchmarks/parts_on_toy.py [--out runs/parts-on-toy] [--examples 64] [--only KIND ...] [--page PAGE]
 
 Every dictionary and every cell (a task and a kind of parts) is kept in the folder when it is done: a run that
 was stopped goes on with the next one. At the end the table is printed, or written into the page between two
@@ -181,12 +181,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("runs/parts-on-toy"))
     parser.add_argument("--examples", type=int, default=64)
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     model, prompts = cd.load_model("toy"), texts()
     cells = []
-    for kind in KINDS:
+    for kind in options.only:
         parts: dict[str, Any] = {}
         for layer in range(model.n_layers):
             node = f"m{layer}"
