@@ -163,7 +163,7 @@ def activations(
     >>> import circuitdiscovery as cd
     >>> texts = ["The keys on the table are small.", "There is a dog by the door."]
     >>> cd.features.activations(cd.load_model("toy"), texts, "m2")
-    <Activations at m2: 13 rows of 128>
+    <Activations at m2: 14 rows of 128>
     """
     site = site_of(model, at)
     prompts = prompts_of(model, task_or_texts, "task_or_texts")
