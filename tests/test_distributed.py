@@ -27,11 +27,11 @@ from torch import Tensor
 import circuitdiscovery as cd
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine import state as state_file
 from circuitdiscovery.engine.metrics import clean_logits
 from circuitdiscovery.engine.setup import Setup, batches
 from circuitdiscovery.measure import criteria, evaluation
 from circuitdiscovery.search import alternatives
-from circuitdiscovery.search import state as state_file
 
 ROOT = Path(cd.__file__).parents[1]
 Results = dict[str, np.ndarray]

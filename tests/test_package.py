@@ -33,12 +33,11 @@ ORDER = [
         "values",
         "graph",
         "model",
-        "features",
         "task",
         "circuit",
         "engine",
     ),
-    *("measure", "search", "explanation", "reporting", "benchmark", "cli", "__main__"),
+    *("measure", "features", "search", "explanation", "reporting", "benchmark", "cli", "__main__"),
 ]
 
 in_checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs the checkout")

@@ -15,8 +15,8 @@ import torch
 from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
-from circuitdiscovery.search import state as state_file
-from circuitdiscovery.search.state import saved_in
+from circuitdiscovery.engine import state as state_file
+from circuitdiscovery.engine.state import saved_in
 
 TASK = random_prompts(101, 4, 5, seed=2).task
 INFO = {

@@ -198,7 +198,7 @@ class Journal:
         Raises:
             CircuitDiscoveryError: the run was begun with others.
         """
-        from circuitdiscovery.search.provenance import other_data
+        from circuitdiscovery.engine.state import other_data
 
         other = other_data(self.record.get("data", {}), data)
         if other is not None:

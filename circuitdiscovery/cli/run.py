@@ -180,7 +180,8 @@ class _Run:
     def _check_mine(self, name: str, found: Circuit | Scores) -> None:
         """Whether a file that run.json does not know is of this run: of this model, task and options."""
         from circuitdiscovery.circuit.circuit import Circuit
-        from circuitdiscovery.search.provenance import data_of, other_data
+        from circuitdiscovery.engine.state import other_data
+        from circuitdiscovery.search.provenance import data_of
 
         model, task = self.loaded
         try:

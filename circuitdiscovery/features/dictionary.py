@@ -61,6 +61,7 @@ class Dictionary:
         inner: whether the site is meant before the norm that Gemma 2 and 3 have after it; elsewhere there is
             no difference.
         digest: SHA-256 over the tensors and all else that changes what is computed; given, it is kept.
+        history: of one that was trained here, the training's curve (see `train_sae`); files do not have it.
 
     Raises:
         CircuitDiscoveryError: tensors that are missing, of wrong shapes or not finite.
@@ -83,6 +84,7 @@ class Dictionary:
     signed: bool = False
     inner: bool = False
     digest: str = ""
+    history: tuple[Mapping[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)

@@ -174,9 +174,14 @@ def what_is_read(place: Location | None, transcoder: bool, told: str | None, whe
     return told or _OUTPUT
 
 
+def is_site(name: str) -> bool:
+    """Whether a dictionary can say that it stands there."""
+    return _SITE.fullmatch(name) is not None
+
+
 def checked_site(site: str, where: str | Path) -> str:
     """A site as users write it, if it is one."""
-    if not _SITE.fullmatch(site):
+    if not is_site(site):
         raise CircuitDiscoveryError(
             f"{where}: {shown(site)} is not a site; a site is an MLP (m2), attention (a2), its heads "
             "before the output matrix (a2.z), neurons (m2.neurons) or the stream before a block (resid2)"

@@ -40,6 +40,7 @@ from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.memory import stepwise
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows
 from circuitdiscovery.engine.setup import Progress, Setup
+from circuitdiscovery.engine.state import saved_in
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import parsed
@@ -54,7 +55,6 @@ from circuitdiscovery.search.alternatives import (
     without_more,
 )
 from circuitdiscovery.search.provenance import provenance
-from circuitdiscovery.search.state import saved_in
 from circuitdiscovery.task.task import Task
 
 _GROUPS = 8  # that a receiver's sources are divided into first

@@ -37,12 +37,12 @@ from circuitdiscovery.engine.memory import relaxed
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.engine.setup import Progress, Setup
+from circuitdiscovery.engine.state import State, saved_in
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import KL
 from circuitdiscovery.search.provenance import provenance
-from circuitdiscovery.search.state import State, saved_in
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 

@@ -20,6 +20,7 @@ from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.memory import stepwise
 from circuitdiscovery.engine.metrics import Metric, by_rows
 from circuitdiscovery.engine.setup import Progress, Setup
+from circuitdiscovery.engine.state import saved_in
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import parsed
@@ -27,7 +28,6 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import KL
 from circuitdiscovery.search.alternatives import cases, mean_metric, rises
 from circuitdiscovery.search.provenance import provenance
-from circuitdiscovery.search.state import saved_in
 from circuitdiscovery.task.task import Task
 
 

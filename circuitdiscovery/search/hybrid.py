@@ -35,6 +35,7 @@ from circuitdiscovery.engine.finite import rounding
 from circuitdiscovery.engine.memory import floating
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, by_rows
 from circuitdiscovery.engine.setup import Progress, Setup
+from circuitdiscovery.engine.state import State, saved_in
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
@@ -43,7 +44,6 @@ from circuitdiscovery.search.alternatives import Case, at_mask, cases, mean_metr
 from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.edge_pruning import check_edges, mask_gradient
 from circuitdiscovery.search.provenance import provenance
-from circuitdiscovery.search.state import State, saved_in
 from circuitdiscovery.task.task import Task
 
 _POOL = 3  # times the wanted edges enter elimination

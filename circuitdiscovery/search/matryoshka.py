@@ -45,6 +45,7 @@ from circuitdiscovery.engine.memory import budget, by_steps
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows, clean_logits, kl_from
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.engine.setup import Progress, Setup, replacement_bytes
+from circuitdiscovery.engine.state import State, saved_in
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
@@ -52,7 +53,6 @@ from circuitdiscovery.model.run import embed, replaced_logits
 from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.edge_pruning import check_edges
 from circuitdiscovery.search.provenance import provenance
-from circuitdiscovery.search.state import State, saved_in
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 

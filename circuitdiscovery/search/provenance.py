@@ -45,14 +45,6 @@ def data_of(model: Model, task: Task) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if digest is not None}
 
 
-def other_data(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
-    """In words, what is not of the same digest; None where all that both know is."""
-    other = {name for name in there.keys() & here.keys() if there[name] != here[name]}
-    if other & {"examples", "held_out"}:
-        return "the task's rows are others than then"
-    return "the tokenizer is another than then" if other else None
-
-
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -1,4 +1,4 @@
-"""A search's state in one file, so that a search that was stopped goes on
+"""The state of a search or a training in one file, so that one that was stopped goes on
 where it was and ends with the same bytes.
 
     with saved_in(state, task, info) as saved:
@@ -32,11 +32,11 @@ import torch
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_arrays, write_atomically
-from circuitdiscovery.search.provenance import other_data
 from circuitdiscovery.task.task import Task
 
 FORMAT = "circuitdiscovery state 1"
 SAVE_SECONDS = 2.0  # a search that is killed loses at most so much,
+_SEARCH = "search"  # what is said in errors
 _SHARE = 20  # or so many times what writing a large state takes
 
 Number = TypeVar("Number", int, float, str)
@@ -45,10 +45,13 @@ _Content = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 class State:
-    """What a search has kept, and what it began with; made by `saved_in`."""
+    """What a search has kept, and what it began with; made by `saved_in` or `kept_in`."""
 
-    def __init__(self, path: Path | None, search: Mapping[str, Any], found: _Content | None) -> None:
+    def __init__(
+        self, path: Path | None, search: Mapping[str, Any], found: _Content | None, what: str = _SEARCH
+    ) -> None:
         self.path = path
+        self._what = what
         self.found = found is not None
         self._search = search
         self._arrays, self._values = found or ({}, {})
@@ -113,7 +116,7 @@ class State:
         self._due = time.monotonic() + max(SAVE_SECONDS, _SHARE * (time.monotonic() - started))
 
     def _broken(self, what: str) -> CircuitDiscoveryError:
-        return CircuitDiscoveryError(f"{self.path}: not the state of a search ({what})")
+        return CircuitDiscoveryError(f"{self.path}: not the state of a {self._what} ({what})")
 
 
 @contextmanager
@@ -128,9 +131,23 @@ def saved_in(path: str | Path | None, task: Task, info: Mapping[str, Any]) -> It
     Raises:
         CircuitDiscoveryError: the file is the state of another search, or of none.
     """
+    search = {**info, "data": {"examples": task.digest} | dict(info.get("data", {}))}
+    with kept_in(path, search) as state:
+        yield state
+
+
+@contextmanager
+def kept_in(path: str | Path | None, search: Mapping[str, Any], what: str = _SEARCH) -> Iterator[State]:
+    """As `saved_in`, of any long work.
+
+    Args:
+        path: the file.
+        search: which work it is: JSON, with all that changes what comes out.
+        what: what errors call it.
+    """
     file = None if path is None else Path(path)
-    search = json.loads(json.dumps({**info, "data": {"examples": task.digest} | dict(info.get("data", {}))}))
-    state = State(file, search, distributed.from_first(lambda: _read(file, search)))
+    search = json.loads(json.dumps(search))
+    state = State(file, search, distributed.from_first(lambda: _read(file, search, what)), what)
     try:
         yield state
     finally:
@@ -145,19 +162,19 @@ def _copied(values: Array) -> np.ndarray:
     return np.array(values, order="C")  # a copy
 
 
-def _read(path: Path | None, search: Mapping[str, Any]) -> _Content | None:
+def _read(path: Path | None, search: Mapping[str, Any], what: str) -> _Content | None:
     """(arrays, numbers) of a file, None where there is none."""
     if path is None or not path.exists():
         return None
     try:
         header, arrays = read_arrays(path)
     except CircuitDiscoveryError as error:
-        raise CircuitDiscoveryError(f"{path}: not the state of a search ({error})") from None
+        raise CircuitDiscoveryError(f"{path}: not the state of a {what} ({error})") from None
     if header.get("format") != FORMAT or header.get("arrays") != sorted(arrays):
-        raise CircuitDiscoveryError(f"{path}: not the state of a search ({FORMAT!r} is expected)")
+        raise CircuitDiscoveryError(f"{path}: not the state of a {what} ({FORMAT!r} is expected)")
     if header.get("search") != search:
         raise CircuitDiscoveryError(
-            f"{path}: the state of another search ({_difference(header.get('search'), search)})"
+            f"{path}: the state of another {what} ({_difference(header.get('search'), search)})"
         )
     return arrays, header.get("numbers", {})
 
@@ -176,3 +193,11 @@ def _difference(saved: Any, ours: Mapping[str, Any]) -> str:
             )
             told.append(key + (parts or f" {there!r} there, {here!r} here"))
     return ", ".join(told)
+
+
+def other_data(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """In words, what is not of the same digest; None where all that both know is."""
+    other = {name for name in there.keys() & here.keys() if there[name] != here[name]}
+    if other & {"examples", "held_out"}:
+        return "the task's rows are others than then"
+    return "the tokenizer is another than then" if other else None

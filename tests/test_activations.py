@@ -1,0 +1,121 @@
+"""Activations of many prompts: which rows they have, and what they are in files."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import circuitdiscovery as cd
+from circuitdiscovery.features import collecting
+
+f = cd.features
+TEXTS = ["The keys on the table are small.", "There is a dog by the door.", "The dog is old."]
+
+
+@pytest.fixture(scope="module")
+def toy() -> Any:
+    return cd.load_model("toy")
+
+
+def rows_of(model: Any, site: str, prompt: Any) -> torch.Tensor:
+    return f.run(model, [prompt]).values(site)[0]
+
+
+@pytest.mark.parametrize("site", ["m2", "resid0", "resid4", "a1.h3", "a1.z", "m2.neurons"])
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_rows_are_those_of_each_text_alone(toy: Any, site: str, batch_size: int | None) -> None:
+    acts = f.activations(toy, TEXTS, site, batch_size=batch_size)
+    ids = [toy.tokenizer(text).input_ids for text in TEXTS]
+    torch.testing.assert_close(acts.values, torch.cat([rows_of(toy, site, row)[1:] for row in ids]))
+    assert acts.tokens.tolist() == [token for row in ids for token in row[1:]]
+    assert acts.positions.tolist() == [place for row in ids for place in range(1, len(row))]
+    every = f.activations(toy, TEXTS, site, first=True)
+    assert every.tokens.tolist() == [token for row in ids for token in row]
+
+
+def test_a_tasks_rows_are_at_its_positions(toy: Any) -> None:
+    task = cd.load_task("ioi", toy, examples=6)
+    answers, second = f.activations(toy, task, "m1"), f.activations(toy, task, "m1", position="S2")
+    for row, example in enumerate(task):
+        own = rows_of(toy, "m1", list(example.clean))
+        torch.testing.assert_close(answers.values[row], own[example.position])
+        torch.testing.assert_close(second.values[row], own[example.positions["S2"]])
+    assert (second.tokens == torch.tensor([each.clean[each.positions["S2"]] for each in task])).all()
+    assert len(f.activations(toy, task, "m1", position="all")) == sum(len(each.clean) - 1 for each in task)
+    last = f.activations(toy, TEXTS, "m1", position=-1)
+    assert len(last) == 3 and (last.tokens == last.tokens[0]).all()
+
+
+def test_in_files_they_are_the_same(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several files; a row is found in the one that has it."""
+    monkeypatch.setattr(collecting, "_SHARD", 10)
+    texts = TEXTS * 5
+    acts, kept = f.activations(toy, texts, "m2"), f.activations(toy, texts, "m2", to=tmp_path)
+    assert len(kept.parts) > 3 and len(list(tmp_path.glob("*.safetensors"))) == len(kept.parts)
+    for name in ("values", "tokens", "rows", "positions"):
+        torch.testing.assert_close(getattr(kept, name), getattr(acts, name), rtol=0, atol=1e-6)
+    which = torch.randint(len(acts), (50,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(kept.take(which), acts.values[which], rtol=0, atol=1e-6)
+    sizes: dict[str, Any] = {"n": 32, "k": 4, "steps": 20}
+    assert torch.equal(f.train_sae(kept, **sizes).W_enc, f.train_sae(kept, **sizes).W_enc)
+    torch.testing.assert_close(f.train_sae(kept, **sizes).W_enc, f.train_sae(acts, **sizes).W_enc)
+
+
+def test_what_was_stopped_goes_on(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No manifest, no activations; files that are there are not made anew."""
+    monkeypatch.setattr(collecting, "_SHARD", 10)
+
+    def stop(done: int, total: int) -> None:
+        if done > 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        f.activations(toy, TEXTS * 5, "m2", to=tmp_path, progress=stop)
+    with pytest.raises(cd.CircuitDiscoveryError, match="there are no whole activations"):
+        f.load_activations(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    assert before
+    whole = f.activations(toy, TEXTS * 5, "m2", to=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(whole) == len(f.activations(toy, TEXTS * 5, "m2"))
+    with pytest.raises(cd.CircuitDiscoveryError, match="is of other activations"):
+        f.activations(toy, TEXTS * 5, "m1", to=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "at", "options", "told"),
+    [
+        (TEXTS, "m9", {}, "has no site 'm9'"),
+        (TEXTS, "m1", {"position": "S2"}, "no position 'S2'.*Valid positions: all, a whole number"),
+        (TEXTS, "m1", {"position": 7}, "position 7 is outside of prompt 2, which has 5 tokens"),
+        ([[3]], "m1", {}, "no token but the first of each; first=True keeps that one"),
+        ([""], "m1", {}, "makes no token"),
+    ],
+)
+def test_what_cannot_be_collected(toy: Any, prompts: Any, at: str, options: Any, told: str) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match=told):
+        f.activations(toy, prompts, at, **options)
+
+
+def test_a_tasks_positions_are_named(toy: Any) -> None:
+    task = cd.load_task("ioi", toy, examples=2)
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"no position 'S3'; did you mean 'S2'\?"):
+        f.activations(toy, task, "m1", position="S3")
+
+
+def test_every_name_is_guarded_and_documented() -> None:
+    """The package's page of the API has all names, and no function but behind the checks of its arguments."""
+    page = Path(__file__).parents[1] / "docs/api.md"
+    told = set(re.findall(r"^::: circuitdiscovery\.features\.(\w+)$", page.read_text("utf-8"), re.MULTILINE))
+    assert told == set(f.__all__)
+    for name in f.__all__:
+        value = getattr(f, name)
+        assert (value.__doc__ or "").strip()
+        if inspect.isfunction(value):
+            with pytest.raises(cd.CircuitDiscoveryError, match=f"{name} needs "):
+                value()

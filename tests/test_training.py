@@ -1,0 +1,333 @@
+"""Training of sparse dictionaries: superposed directions that are known, and identities of each kind."""
+
+# pyright: reportOptionalOperand=false, reportOperatorIssue=false, reportArgumentType=false
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import circuitdiscovery as cd
+from circuitdiscovery.features import losses
+from circuitdiscovery.features.dictionary import KINDS, Dictionary
+
+f = cd.features
+SMALL: dict[str, Any] = {"n": 24, "k": 3, "steps": 60, "lr": 5e-3}
+
+
+def superposed(seed: int, n: int, d: int, rows: int, active: float) -> tuple[Tensor, Tensor]:
+    """(directions [n, d] of length 1, [rows, d] sums of a few of them)."""
+    draw = torch.Generator().manual_seed(seed)
+    directions = F.normalize(torch.randn(n, d, generator=draw), dim=1)
+    present = torch.rand(rows, n, generator=draw) < active / n
+    return directions, (present * (0.5 + torch.rand(rows, n, generator=draw))) @ directions
+
+
+def recovered(sae: Dictionary, directions: Tensor) -> float:
+    """The share of the directions that some feature writes, at a cosine of .9 or more."""
+    return float(((F.normalize(sae.W_dec, dim=1) @ directions.T).amax(0) >= 0.9).float().mean())
+
+
+@pytest.fixture(scope="module")
+def some() -> Tensor:
+    return superposed(0, 24, 12, 3000, 2)[1] + 0.7
+
+
+def options(kind: str) -> dict[str, Any]:
+    return SMALL | {"kind": kind}
+
+
+def test_directions_in_superposition_are_found() -> None:
+    """48 directions in 32 dimensions, two at a time."""
+    directions, x = superposed(1, 48, 32, 6000, 2)
+    sae = f.train_sae(x, kind="topk", n=96, k=3, steps=300, lr=5e-3)
+    assert recovered(sae, directions) >= 0.95
+    assert recovered(sae, superposed(2, 48, 32, 1, 2)[0]) < 0.2
+    found = f.evaluate_sae(sae, x)
+    assert found.explained_variance > 0.9 and found.l0 <= 3
+    assert sae.history[-1]["step"] == 300
+    assert sae.history[-1]["explained_variance"] == pytest.approx(found.explained_variance, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_that_was_stopped_ends_with_the_same_bytes(
+    kind: str, some: Tensor, tmp_path: Path
+) -> None:
+    whole = f.train_sae(some, **options(kind), seed=3)
+    other = f.train_sae(some, **options(kind), seed=4)
+    assert not torch.equal(whole.W_dec, other.W_dec)
+
+    def stop(done: int, total: int) -> None:
+        if done == 33:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "training.state"
+    with pytest.raises(KeyboardInterrupt):
+        f.train_sae(some, **options(kind), seed=3, state=state, progress=stop)
+    began: list[int] = []
+    found = f.train_sae(
+        some, **options(kind), seed=3, state=state, progress=lambda done, total: began.append(done)
+    )
+    assert began[0] == 21  # what was kept last
+    assert found.digest == whole.digest and found.history == whole.history
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match=r"the state of another training .*seed 3 there, 4 here"
+    ):
+        f.train_sae(some, **options(kind), seed=4, state=state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dictionary_is_of_the_activations_as_they_are(kind: str, some: Tensor) -> None:
+    """Shifted and scaled activations have the same features, scaled: what the training sees is the same."""
+    sae, scaled = f.train_sae(some, **options(kind)), f.train_sae(some * 8 - 3, **options(kind))
+    expected = sae.encode(some) * 8
+    close = ((scaled.encode(some * 8 - 3) - expected).abs() < 1e-2 * expected.abs().max()).float().mean()
+    assert close > 0.999  # rounding can send one of two nearly equal ones into the k largest
+    assert sae.subtracts_b_dec and sae.kind == kind
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(24), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_transcoder_of_an_identity_is_an_autoencoder_in_another_scale(kind: str, some: Tensor) -> None:
+    """What it reads is centred and scaled, too, and not by what it writes."""
+    target = some * 5 + 1
+    sae = f.train_sae(some, **options(kind), target=target)
+    assert sae.transcoder and not sae.subtracts_b_dec
+    begun = f.evaluate_sae(sae, some, target=target)
+    moved = f.train_sae(some * 8 - 3, **options(kind), target=target)
+    found = f.evaluate_sae(moved, some * 8 - 3, target=target)
+    assert found.explained_variance == pytest.approx(begun.explained_variance, abs=5e-3)
+    assert found.l0 == pytest.approx(begun.l0, abs=0.05)
+
+
+def by_hand(kind: str, held: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> float:
+    """The published loss, row by row; k is 3, sparsity .7 and no feature is dead."""
+    total = 0.0
+    for row, goal in zip(x, y, strict=True):
+        before = held["W_enc"] @ row + held["b_enc"]
+        z, extra = np.maximum(before, 0), 0.0
+        if kind == "topk":
+            z[np.argsort(-before)[3:]] = 0
+        if kind == "relu":
+            extra = 0.7 * z.sum()
+        if kind == "jumprelu":
+            z = before * (before > np.exp(held["log_threshold"]))
+            extra = 0.7 * (z > 0).sum()
+        if kind == "gated":
+            gate = z
+            z = np.maximum(np.exp(held["r_mag"]) * (held["W_enc"] @ row) + held["b_mag"], 0) * (before > 0)
+            through = held["W_dec"].T @ gate + held["b_dec"]
+            extra = 0.7 * gate.sum() + ((goal - through) ** 2).sum()
+        total += ((goal - held["W_dec"].T @ z - held["b_dec"]) ** 2).sum() + extra
+    return total / len(x)
+
+
+def parameters(kind: str) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(5)
+    held = losses.start(kind, 10, 6, 6, draw)
+    return {
+        name: (each.detach() + 0.3 * torch.randn(each.shape, generator=draw)).double().requires_grad_()
+        for name, each in held.items()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_the_published_one(kind: str) -> None:
+    held = parameters(kind)
+    draw = torch.Generator().manual_seed(6)
+    x, y = torch.randn(2, 9, 6, generator=draw).double()
+    none = torch.zeros(10, dtype=torch.bool)
+    loss, squared, z = losses.loss_of(kind, held, x, y, k=3, sparsity=0.7, dead=none)
+    arrays = {name: each.detach().numpy() for name, each in held.items()}
+    assert float(loss.detach()) == pytest.approx(by_hand(kind, arrays, x.numpy(), y.numpy()), rel=1e-10)
+    error = y - z @ held["W_dec"].detach() - held["b_dec"].detach()
+    assert float(squared) == pytest.approx(float(error.square().sum(-1).mean()), rel=1e-10)
+
+
+def test_the_gradient_of_a_threshold_is_the_kernels() -> None:
+    """Rajamanoharan et al. 2024b, equations 11 and 12, for the loss as a whole."""
+    held, draw = parameters("jumprelu"), torch.Generator().manual_seed(6)
+    x, y = torch.randn(2, 2000, 6, generator=draw).double()
+    none = torch.zeros(10, dtype=torch.bool)
+    loss, _, z = losses.loss_of("jumprelu", held, x, y, k=0, sparsity=0.7, dead=none)
+    (found,) = torch.autograd.grad(loss, [held["log_threshold"]])
+    held = {name: each.detach() for name, each in held.items()}
+    threshold, width = held["log_threshold"].exp(), losses.BANDWIDTH
+    near = ((x @ held["W_enc"].T + held["b_enc"] - threshold).abs() < width / 2).double()
+    back = -2 * (y - z @ held["W_dec"] - held["b_dec"]) @ held["W_dec"].T  # of the loss in z
+    expected = (near * (-threshold / width * back - 0.7 / width)).mean(0) * threshold
+    torch.testing.assert_close(found, expected)
+
+
+def test_dead_features_write_what_is_missing() -> None:
+    """Gao et al. 2024, A.2: of the dead alone, as many as half the width, and with no gradient but theirs."""
+    held, draw = parameters("topk"), torch.Generator().manual_seed(6)
+    x, y = torch.randn(2, 9, 6, generator=draw).double()
+    dead = torch.arange(10) >= 4
+    plain = losses.loss_of("topk", held, x, y, k=3, sparsity=0.0, dead=torch.zeros(10, dtype=torch.bool))
+    found = losses.loss_of("topk", held, x, y, k=3, sparsity=0.0, dead=dead)
+    arrays = {name: each.detach().numpy() for name, each in held.items()}
+    total = 0.0
+    for row, goal, z in zip(x.numpy(), y.numpy(), plain[2].numpy(), strict=True):
+        error = goal - arrays["W_dec"].T @ z - arrays["b_dec"]
+        own = np.where(dead.numpy(), arrays["W_enc"] @ row + arrays["b_enc"], -np.inf)
+        own = np.where(own >= np.sort(own)[-3], np.maximum(own, 0), 0)  # half of 6
+        total += ((arrays["W_dec"].T @ own - error) ** 2).sum()
+    assert float((found[0] - plain[0]).detach()) == pytest.approx(total / 9 / 32, rel=1e-10)
+
+
+def test_a_diverging_training_is_one_line_and_its_state_is_whole(some: Tensor, tmp_path: Path) -> None:
+    state = tmp_path / "training.state"
+    for _ in range(2):
+        with pytest.raises(cd.CircuitDiscoveryError, match=r"diverged at step \d+: the loss is not finite"):
+            f.train_sae(some, kind="relu", n=8, lr=1e30, state=state)
+    assert not list(tmp_path.glob("*.tmp*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"kind": "top"}, "no kind 'top'; did you mean 'topk'"),
+        ({"k": 99}, "k is 99, but there are only 24 features"),
+        ({"n": 0}, "n must be a whole number of at least 1"),
+        ({"sparsity": 1.0}, "sparsity is for relu, jumprelu and gated"),
+        ({"lr": -1.0}, "lr must be above 0"),
+        ({"target": torch.zeros(5, 12)}, "target is everywhere the same|target has 5 rows, acts have 3,000"),
+    ],
+)
+def test_what_cannot_be_trained(some: Tensor, given: dict[str, Any], told: str) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match=told):
+        f.train_sae(some, **(SMALL | given))
+
+
+@pytest.mark.parametrize(
+    ("acts", "told"),
+    [
+        (torch.full((9, 4), torch.nan), "acts has numbers that are not finite"),
+        (torch.ones(9, 4), "acts is everywhere the same"),
+        (torch.ones(0, 4), "acts has no row"),
+        ([[1.0]], "acts must be what features.activations gives"),
+    ],
+)
+def test_what_cannot_be_trained_on(acts: Any, told: str) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match=told):
+        f.train_sae(acts)
+
+
+# ------------------------------------------------------------------- in a model
+
+
+TEXTS = ["The keys on the table are small.", "There is a dog by the door.", "The dog is old."]
+
+
+@pytest.fixture(scope="module")
+def toy() -> Any:
+    return cd.load_model("toy")
+
+
+@pytest.fixture(scope="module")
+def task(toy: Any) -> Any:
+    return cd.load_task("ioi", toy, examples=6)
+
+
+def identity(site: str, d: int, centre: Tensor) -> Dictionary:
+    """Principal directions with both signs: relu(x) - relu(-x) = x."""
+    rows, _ = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(0)))
+    both = torch.cat([rows, -rows])
+    zero = torch.zeros(2 * d)
+    return Dictionary("relu", site, "output", both, zero, both, centre, subtracts_b_dec=True)
+
+
+@pytest.mark.parametrize("site", ["m1", "resid2", "a1", "a1.z", "m2.neurons"])
+def test_of_a_whole_dictionary_nothing_is_lost_and_of_an_empty_one_all(
+    toy: Any, task: Any, site: str
+) -> None:
+    acts = f.activations(toy, TEXTS, site)
+    mean = acts.values.mean(0)
+    found = f.evaluate_sae(identity(site, acts.d, mean), acts, model=toy, task=task)
+    assert found.explained_variance == pytest.approx(1, abs=1e-5) and found.l0 == pytest.approx(acts.d)
+    assert found.kl_reconstruction < 1e-6 < found.kl_mean
+    assert found.loss_recovered == pytest.approx(1, abs=1e-4)
+    assert found.behaviour == pytest.approx(1, abs=1e-4) and abs(found.shrinkage) < 1e-5
+    zero = torch.zeros(3, acts.d)
+    empty = Dictionary("relu", site, "output", zero, torch.zeros(3), zero, mean)
+    found = f.evaluate_sae(empty, acts, model=toy, task=task)
+    assert found.explained_variance == pytest.approx(0, abs=1e-5) and found.dead == 1
+    assert found.kl_reconstruction == pytest.approx(found.kl_mean, rel=1e-3)
+    assert abs(found.loss_recovered) < 1e-3
+    assert found.behaviour == pytest.approx(0, abs=1e-4)
+
+
+def test_features_of_half_their_size_are_shrunk_by_a_half() -> None:
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    x = x - x.mean(0)
+    whole = identity("m1", 8, torch.zeros(8))
+    half = Dictionary("relu", "m1", "output", whole.W_enc, whole.b_enc, whole.W_dec / 2, whole.b_dec)
+    found = f.evaluate_sae(half, x)
+    assert found.shrinkage == pytest.approx(0.5) and found.explained_variance == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("reads", ["normed", "bare", "stream"])
+def test_a_transcoder_reads_the_run_that_it_writes_into(toy: Any, reads: str) -> None:
+    """KL is that of a run with the MLP's output replaced by hand, and the graph's split takes it."""
+    source, target = f.activations(toy, TEXTS, f"m1.{reads}"), f.activations(toy, TEXTS, "m1")
+    sae = f.train_sae(source, n=64, k=4, steps=40, target=target)
+    assert sae.site == "m1" and sae.reads == {"bare": "normed without gain"}.get(reads, reads)
+    found = f.evaluate_sae(sae, source, target=target, model=toy)
+    total = count = 0.0
+    for text in TEXTS:
+        plain = f.run(toy, text)
+        written = plain.values("m1").clone()
+        written[:, 1:] = sae.decode(sae.encode(plain.values(f"m1.{reads}")))[:, 1:]
+        other = f.run(toy, text, edits={"m1": written}).values("logits").log_softmax(-1)
+        expected = plain.values("logits").log_softmax(-1)
+        divergence = (expected.exp() * (expected - other)).sum(-1)[:, 1:]
+        total, count = total + float(divergence.sum()), count + divergence.numel()
+    assert found.kl_reconstruction == pytest.approx(total / count, rel=1e-4)
+    assert f"m1/f{63}" in cd.split(toy, {"m1": sae}).parts("m1")
+    with pytest.raises(cd.CircuitDiscoveryError, match="give target="):
+        f.evaluate_sae(sae, source)
+
+
+def test_a_trained_dictionary_is_saved_and_read(toy: Any, tmp_path: Path) -> None:
+    acts = f.activations(toy, TEXTS, "m1")
+    for kind in KINDS:
+        sae = f.train_sae(acts, kind=kind, n=40, k=4, steps=30)
+        sae.save(tmp_path / kind)
+        found = f.load_sae(tmp_path / kind)
+        assert found.digest == sae.digest and found.site == "m1"
+        assert torch.equal(found.encode(acts.values), sae.encode(acts.values))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "told"),
+    [
+        ("m1.normed", None, "is what an MLP reads: an autoencoder of it stands nowhere; give target="),
+        ("m1.normed", "m2", "a transcoder reads an MLP's input .* acts are of m1.normed, target is of m2"),
+        ("resid1", "m1", "acts are of resid1, target is of m1"),
+    ],
+)
+def test_places_that_no_dictionary_has(toy: Any, source: str, target: str | None, told: str) -> None:
+    other = None if target is None else f.activations(toy, TEXTS, target)
+    with pytest.raises(cd.CircuitDiscoveryError, match=told):
+        f.train_sae(f.activations(toy, TEXTS, source), n=8, k=2, steps=2, target=other)
+
+
+def test_what_cannot_be_evaluated(toy: Any, task: Any) -> None:
+    acts = f.activations(toy, TEXTS, "m1")
+    sae = identity("m1", acts.d, acts.values.mean(0))
+    for given, told in (
+        ((acts, acts), "sae must be what features.train_sae"),
+        ((sae, acts.values[:, :5]), "the dictionary reads activations of width 128, but these have 5"),
+    ):
+        with pytest.raises(cd.CircuitDiscoveryError, match=told):
+            f.evaluate_sae(*given)
+    with pytest.raises(cd.CircuitDiscoveryError, match="acts are a matrix, without prompts"):
+        f.evaluate_sae(sae, acts.values, model=toy)
+    with pytest.raises(cd.CircuitDiscoveryError, match="task= needs model="):
+        f.evaluate_sae(sae, acts, task=task)
