@@ -28,11 +28,12 @@ import circuitdiscovery as cd
 from circuitdiscovery import registry
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.cli import run
+from circuitdiscovery.engine import state
 from circuitdiscovery.files.disk import data_folder
 from circuitdiscovery.measure import criteria
 from circuitdiscovery.model import load
 from circuitdiscovery.reporting.options import Options
-from circuitdiscovery.search import acdc, state
+from circuitdiscovery.search import acdc
 
 EXPLAINED = {"explanation.json", "report.json", "report.html"}
 FILES = {"circuit.json", "evaluation.json", "graph.dot", "graph.svg", "run.json"} | EXPLAINED
@@ -135,7 +136,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # a fresh interpreter in which an evaluation is as brief as in `call`, and a search is saved at every step
 BRIEF = (
     "from circuitdiscovery.measure import criteria\n"
-    "from circuitdiscovery.search import acdc, state\n"
+    "from circuitdiscovery.engine import state\n"
+    "from circuitdiscovery.search import acdc\n"
     "from circuitdiscovery.cli.main import main\n"
     "criteria.RANDOM_SETS, criteria.GREEDY_NODES, state.SAVE_SECONDS = 2, 1, 0.0\n"
     "main()"

@@ -22,7 +22,18 @@ from circuitdiscovery.reporting.folder import Run
 from circuitdiscovery.reporting.panels.panel import Panel
 
 # what every method may have, and the run gives by itself
-COMMON = {"graph", "model", "task", "metric", "ablation", "split_qkv", "batch_size", "seed", "progress", "state"}
+COMMON = {
+    "graph",
+    "model",
+    "task",
+    "metric",
+    "ablation",
+    "split_qkv",
+    "batch_size",
+    "seed",
+    "progress",
+    "state",
+}
 
 
 @pytest.fixture(autouse=True)

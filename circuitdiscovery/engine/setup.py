@@ -37,8 +37,9 @@ from circuitdiscovery.engine.metrics import BoundMetric, bind
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.parts import Parts, Units
+from circuitdiscovery.model.parts import Parts
 from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
+from circuitdiscovery.model.units import Units
 from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task

@@ -92,7 +92,8 @@ def eap(
     at = (0.0,) if denoising else (1.0,)
     carried = "resample" if denoising else ablation
     line = _Line("eap", at, {"direction": direction})
-    return _attribute(model, task, line, metric, carried, split_qkv, graph, batch_size, progress)
+    graph = Graph.given(model, graph, split_qkv)
+    return _attribute(model, task, line, metric, carried, graph, batch_size, progress)
 
 
 @guarded
@@ -139,7 +140,8 @@ def eap_ig(
         raise CircuitDiscoveryError(f"no rule {rule!r}; valid rules: midpoint, left")
     at = [(i + offsets[rule]) / steps for i in range(steps)]
     line = _Line("eap_ig", at, {"steps": steps, "rule": rule})
-    return _attribute(model, task, line, metric, ablation, split_qkv, graph, batch_size, progress)
+    graph = Graph.given(model, graph, split_qkv)
+    return _attribute(model, task, line, metric, ablation, graph, batch_size, progress)
 
 
 @guarded
@@ -173,8 +175,7 @@ def clean_corrupted(
         _Line("clean_corrupted", (0.0, 1.0), {}),
         metric,
         ablation,
-        split_qkv,
-        graph,
+        Graph.given(model, graph, split_qkv),
         batch_size,
         progress,
     )
@@ -197,14 +198,12 @@ def _attribute(
     line: _Line,
     metric: str | Metric | Any | None,
     ablation: str | Ablation,
-    split_qkv: bool,
-    graph: Graph | None,
+    graph: Graph,
     batch_size: int | None,
     progress: Progress | None,
 ) -> Scores:
     """Scores by the mean of the gradients at the points of a line."""
     method, at = line.method, line.points
-    graph = Graph.given(model, graph, split_qkv)
     how: dict[str, Any] = {"metric": metric, "ablation": ablation, "batch_size": batch_size}
     need = partial(along_a_line, points=len(at))
     setup = Setup.of(model, task, graph, **how, plain=True, need=need)
