@@ -144,6 +144,8 @@ def left_out() -> Any:
 
 def plain(value: Any) -> Any:
     """Dataclasses and estimates as JSON; a number that is not finite is null, and so is what has no value."""
+    if hasattr(value, "to_dict") and not isinstance(value, Value):
+        return value.to_dict()
     if is_dataclass(value):
         known = {part.name: getattr(value, part.name) for part in fields(value) if part.metadata != _LEFT_OUT}
         known |= {
@@ -152,8 +154,6 @@ def plain(value: Any) -> Any:
             if part.name not in known and (each := getattr(value, part.name)) is not None
         }
         return {name: plain(each) for name, each in known.items()}
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
     if isinstance(value, Mapping):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, tuple | list):

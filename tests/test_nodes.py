@@ -47,7 +47,7 @@ def test_no_other_file_takes_names_apart() -> None:
     found = {
         f"{path.relative_to(PACKAGE)}:{number}"
         for path in PACKAGE.rglob("*.py")
-        if path.name != "nodes.py"
+        if path.name not in ("nodes.py", "forward.py")  # which names sites, such as a1.z
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
         if BY_HAND.search(line) and not line.lstrip().startswith((">>>", "#", "'"))
     }

@@ -41,7 +41,7 @@ def split_of(model: cd.Model) -> cd.Graph:
         if block.experts is not None:
             nodes[f"m{layer}"] = "experts"
         elif block.d_mlp:
-            nodes[f"m{layer}"] = (SPANS, "neurons", [3, 17])[layer]
+            nodes[f"m{layer}"] = (SPANS, "neurons", [3, 17])[layer % 3]
     return cd.split(model, nodes)
 
 

@@ -162,13 +162,13 @@ class Made(NamedTuple):
     mean_over: int | None = None
 
 
-def resample(model: Model, *, graph: Graph, **_: Any) -> Made:
-    parts = Parts(model, graph)
+def resample(model: Model, *, graph: Graph | None = None, **_: Any) -> Made:
+    parts = Parts(model, graph or model.graph)
     return Made(lambda batch: run_sources(model, batch.corrupted.to(model.device), parts))
 
 
-def zero(model: Model, *, graph: Graph, **_: Any) -> Made:
-    sources, kind = len(graph.sources), {"device": model.device, "dtype": model.dtype}
+def zero(model: Model, *, graph: Graph | None = None, **_: Any) -> Made:
+    sources, kind = len((graph or model.graph).sources), {"device": model.device, "dtype": model.dtype}
     return Made(lambda batch: torch.zeros(sources, *batch.clean.shape, model.d_model, **kind))
 
 

@@ -51,6 +51,10 @@ class Structure:
                 f"split_qkv=False needs one key and value per head, but {self.n_heads} heads share "
                 f"{self.n_kv_heads} key/value groups"
             )
+        if self.splits:
+            self._check_splits()
+
+    def _check_splits(self) -> None:
         order = {node: row for row, node in enumerate(self.nodes)}
         for node in self._split:
             if node not in order:
