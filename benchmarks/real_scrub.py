@@ -56,7 +56,7 @@ def hypothesis(graph: cd.Graph, task: cd.Task, says: list[str]) -> cd.Hypothesis
                 edges[f"{source}->{receiver}"] = says
     edges |= {f"{head}->logits": everything for head in MOVERS}
     name = f"S-inhibition says {' and '.join(says) or 'nothing'}"
-    return cd.Hypothesis(task.name, {}, edges, shared=["template"], name=name)
+    return cd.Hypothesis(task.name, {}, edges, shared=("template",), name=name)
 
 
 def main() -> None:
