@@ -324,6 +324,29 @@ def test_mistakes_are_refused_in_one_line(nodes: Any, more: dict[str, Any], mess
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"node": "m1", "kind": "neurons", "parts": ["n512"], "own": True}, "there is no m1/n512"),
+        ({"node": "m1", "kind": "experts", "parts": ["e0"]}, "m1 of toy has 0 experts"),
+        ({"node": "m1", "kind": "neurons", "parts": ["n3"]}, "neurons read for themselves"),
+        ({"node": "m1", "kind": "neurons", "parts": ["nx"], "own": True}, "a letter and a number"),
+        ({"node": "m1", "kind": "features", "parts": ["f3"], "digest": "0"}, "is needed to run"),
+    ],
+)
+def test_parts_of_a_file_that_the_model_does_not_have(split: Any, message: str, tmp_path: Path) -> None:
+    model = cd.load_model("toy")
+    graph = model.graph.to_dict() | {"splits": [split]}
+    with pytest.raises(cd.CircuitDiscoveryError, match=re.escape(message)):
+        found = cd.Graph.from_dict(graph, "c.json")
+        cd.run_circuit(model, cd.load_task("ioi", model, examples=2), cd.Circuit.full(found))
+
+
+def test_neurons_by_a_numpy_array() -> None:
+    model = cd.load_model("toy")
+    assert cd.split(model, {"m1": np.array([17, 3])}) == cd.split(model, {"m1": [3, 17]})
+
+
 def test_a_dictionary_that_does_not_fit_is_refused() -> None:
     model = cd.load_model((network_of("gpt2"), None))
     fits = dictionary_of("relu", "output", 32, inner=False)

@@ -225,6 +225,10 @@ class Directions:
     vectors: Tensor  # [F, D]
     digest: str = "d" * 64
 
+    @property
+    def width(self) -> int:
+        return len(self.vectors)
+
     def encode_some(self, out: Tensor, numbers: Tensor) -> Tensor:
         return torch.einsum("...d,pd->p...", out, self.vectors[numbers].to(out))
 

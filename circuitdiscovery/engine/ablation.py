@@ -163,7 +163,7 @@ class Made(NamedTuple):
 
 
 def resample(model: Model, *, graph: Graph | None = None, **_: Any) -> Made:
-    parts = Parts(model, graph or model.graph)
+    parts = Parts.of(model, graph)
     return Made(lambda batch: run_sources(model, batch.corrupted.to(model.device), parts))
 
 
@@ -172,8 +172,8 @@ def zero(model: Model, *, graph: Graph | None = None, **_: Any) -> Made:
     return Made(lambda batch: torch.zeros(sources, *batch.clean.shape, model.d_model, **kind))
 
 
-def noise(model: Model, *, graph: Graph, seed: int, k: float, **_: Any) -> Made:
-    parts = Parts(model, graph)
+def noise(model: Model, *, seed: int, k: float, graph: Graph | None = None, **_: Any) -> Made:
+    parts = Parts.of(model, graph)
     deviation = k * float(model.embedded(model.W_E).float().std())
 
     def rows(batch: Batch) -> Tensor:
@@ -183,7 +183,7 @@ def noise(model: Model, *, graph: Graph, seed: int, k: float, **_: Any) -> Made:
     return Made(rows)
 
 
-def mean(model: Model, *, task: Task, graph: Graph, reference: Task | None, **_: Any) -> Made:
+def mean(model: Model, *, task: Task, reference: Task | None, graph: Graph | None = None, **_: Any) -> Made:
     moments = Moments(model, task, reference, graph=graph)
     return Made(lambda batch: _filled(moments.of(batch)[0], batch).to(model.dtype), moments.least)
 
@@ -198,7 +198,9 @@ def random(model: Model, *, task: Task, reference: Task | None, seed: int, **_: 
     return Made(rows, moments.least)
 
 
-def mean_all(model: Model, *, task: Task, graph: Graph, reference: Task | None, **_: Any) -> Made:
+def mean_all(
+    model: Model, *, task: Task, reference: Task | None, graph: Graph | None = None, **_: Any
+) -> Made:
     moments = Moments(model, task, reference, tokens=True, graph=graph)
 
     def rows(batch: Batch) -> Tensor:

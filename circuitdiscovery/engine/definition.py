@@ -49,9 +49,8 @@ def masked_logits(
     parts = Parts(model, graph, inside or {})
     # (sources, out), in topological order
     groups: list[tuple[slice, Callable[[Tensor], Tensor]]] = [(graph.inputs, lambda x: x)]
-    change = (
-        parts.input(start) - replacement[graph.inputs]
-    )  # [sources so far, N, T, D]: current - replacement
+    # [sources so far, N, T, D]: current - replacement
+    change = parts.input(start) - replacement[graph.inputs]
     which = "sr,sntd->rntd" if mask.dim() == 2 else "srt,sntd->rntd"
 
     def read(columns: np.ndarray) -> Tensor:
@@ -81,8 +80,7 @@ def masked_logits(
         if graph.parallel:
             groups.append((heads, block.out_attention))
             change = torch.cat([change, attention])
-        mlp_norm = parts.mlp_norm(layer)
-        groups.append((own, (lambda x: x) if mlp_norm is None else mlp_norm.back))
+        groups.append((own, parts.out_mlp(layer)))
         change = torch.cat([change, written - replacement[own]])
     last = read(np.array([len(graph.receivers) - 1]))[0]
     return unembed(model, at_position(last, position))

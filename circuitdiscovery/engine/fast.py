@@ -21,7 +21,7 @@ d_head; P = N * T places, or N where only the answer's position matters; B = M *
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -121,12 +121,13 @@ class PatchedRun:
         """[N, T, D] each: what is read when every edge is removed, by attention
         and MLP of each layer, last by the logits.
         """
-        return tuple(streams(self.parts, self.replacement))
+        added = {group.key: added for group, _, added in self.mixed}
+        return tuple(streams(self.parts, self.replacement, added))
 
     @cached_property
     def parts(self) -> Parts:
         """How the sources follow from the nodes."""
-        return self.given or Parts(self.model, self.graph)
+        return self.given or Parts.of(self.model, self.graph)
 
     @cached_property
     def mixed(self) -> tuple[tuple[Group, Tensor, Tensor], ...]:
@@ -284,27 +285,23 @@ class PatchedRun:
         at_answer = Places.build(self, self.position, moved, state and state.at_answer, *changed)
         everywhere.hold(held[wide[held]])
         at_answer.hold(held)
-        for places, rows in self._sides(inputs, wide, everywhere, at_answer):
-            places.write_input(rows)
+
+        def write(rows: np.ndarray, at: Callable[[Places, np.ndarray], None]) -> None:
+            """Some sources of a node: at all positions where that is needed, and from there at the answer's;
+            else there alone."""
+            n_wide = int(wide[rows].sum())
+            if n_wide:
+                at(everywhere, rows[:n_wide])
+                at_answer.copy(everywhere, rows[:n_wide])
+            if n_wide < len(rows):
+                at(at_answer, rows[n_wide:])
+
+        write(inputs, Places.write_input)
         for layer in range(graph.n_layers):
             if len(heads[layer]):
                 self._run_heads(layer, heads[layer], wide, everywhere, at_answer)
-            for places, rows in self._sides(mlps[layer], wide, everywhere, at_answer):
-                places.write_mlp(layer, rows)
+            write(mlps[layer], lambda places, rows, layer=layer: places.write_mlp(layer, rows))
         return everywhere, at_answer
-
-    @staticmethod
-    def _sides(
-        rows: np.ndarray, wide: np.ndarray, everywhere: Places, at_answer: Places
-    ) -> Iterator[tuple[Places, np.ndarray]]:
-        """(where some sources of a node are to be written, which): at all positions if needed, and from there
-        at the answer's; else there alone."""
-        n_wide = int(wide[rows].sum())
-        if n_wide:
-            yield everywhere, rows[:n_wide]
-            at_answer.copy(everywhere, rows[:n_wide])
-        if n_wide < len(rows):
-            yield at_answer, rows[n_wide:]
 
     def _run_heads(
         self, layer: int, rows: np.ndarray, wide: np.ndarray, everywhere: Places, at_answer: Places

@@ -139,7 +139,7 @@ class Moments:
         tokens: bool = False,
         graph: Graph | None = None,
     ) -> None:
-        self._parts = Parts(model, graph or model.graph)
+        self._parts = Parts.of(model, graph)
         self._model, self._task, self._given, self._tokens = model, task, given, tokens
         self._fewest = 2 if variance else 1
         self._of = Group.of_tokens if tokens else partial(Group.of, squares=variance)

@@ -103,7 +103,7 @@ class Places:
         """What some sources of `input` write."""
         start = self.of(self.patched.start).unflatten(0, self._shape)
         written = self.patched.parts.input(start, self.position)
-        self._write(rows, written[torch.from_numpy(rows)].flatten(1, 2)[:, None])
+        self._write(rows, take(written, rows).flatten(1, 2)[:, None])
 
     def write_heads(
         self, layer: int, rows: np.ndarray, heads: np.ndarray, of_row: np.ndarray, z: Tensor
@@ -121,7 +121,7 @@ class Places:
         for i, head in enumerate(heads.tolist()):
             node = graph.head_nodes(layer)[head]
             some = rows[of_row == i] - graph.rows(node).start
-            each.append(self.patched.parts.of_node(node, written[i], self.position)[torch.from_numpy(some)])
+            each.append(take(self.patched.parts.of_node(node, written[i], self.position), some))
         self._write(rows[np.argsort(of_row, kind="stable")], torch.cat(each).flatten(2, 3))
         return None
 
@@ -132,7 +132,7 @@ class Places:
         if not parts.owns(layer):
             read = self.read(graph.columns(layer, "m"))[:, :, 0].unflatten(1, self._shape)
             normalised = self.patched.model.blocks[layer].norm2(read)
-            written = parts.shared(layer, normalised, self.position)[torch.from_numpy(which)]
+            written = take(parts.shared(layer, normalised, self.position), which)
             return self._write(rows, written.flatten(2, 3))
         rest = len(graph.columns(layer, "m")) - 1
         if len(named := which[which < rest]):

@@ -37,7 +37,7 @@ from circuitdiscovery.engine.metrics import BoundMetric, bind
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.parts import Parts
+from circuitdiscovery.model.parts import Parts, check_parts
 from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
 from circuitdiscovery.model.units import Units
 from circuitdiscovery.registry import canonical
@@ -102,6 +102,7 @@ class Setup:
         bound = bind(metric or task.metric, model, task, plain=plain)
         name_of(ablation)  # an unknown one is refused at once
         graph = graph or model.graph
+        check_parts(model, graph)
         return cls(model, task, graph, bound, ablation, denoising, batch_size, need(model, graph, task))
 
     @cached_property

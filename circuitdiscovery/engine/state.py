@@ -2,9 +2,9 @@
 where it was and ends with the same bytes.
 
     with saved_in(state, task, info) as saved:
-        weights = saved.array("weights", np.zeros(count))  # as the file has it; the default where there is no
-        file drawn = saved.generator("drawn", torch.Generator().manual_seed(seed)) for step in
-        range(saved.number("step", 0), steps):
+        weights = saved.array("weights", np.zeros(count))  # as the file has it; without a file the default
+        drawn = saved.generator("drawn", torch.Generator().manual_seed(seed))
+        for step in range(saved.number("step", 0), steps):
             ...  # one step
             saved.keep({"weights": weights, "drawn": drawn}, step=step + 1)
 
@@ -152,6 +152,24 @@ def kept_in(path: str | Path | None, search: Mapping[str, Any], what: str = _SEA
         yield state
     finally:
         state.write()
+
+
+def adam_as_kept(adam: torch.optim.Adam, learnt: Mapping[str, torch.Tensor], saved: State) -> None:
+    """Give an optimizer the moments that `adam_arrays` kept of what is learnt, by name."""
+    for name, values in learnt.items() if saved.found else ():
+        moments = {
+            part: saved.tensor(f"{name} {part}", torch.zeros_like(values))
+            for part in ("exp_avg", "exp_avg_sq")
+        }
+        adam.state[values] = {"step": saved.tensor(f"{name} step", torch.tensor(0.0)), **moments}
+
+
+def adam_arrays(adam: torch.optim.Adam, learnt: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """What is learnt and an optimizer's moments of it, to be kept."""
+    arrays: dict[str, Array] = dict(learnt)
+    for name, values in learnt.items():
+        arrays |= {f"{name} {part}": moment for part, moment in adam.state[values].items()}
+    return arrays
 
 
 def _copied(values: Array) -> np.ndarray:

@@ -50,7 +50,7 @@ class Observed:
     def stream(self) -> Tensor:
         """[N, D]: what the final norm reads at the answer's position."""
         return at_position(
-            stream_after(Parts(self.model, self.model.graph), self.sources, self.model.graph.n_layers),
+            stream_after(Parts.of(self.model), self.sources, self.model.graph.n_layers),
             self.batch.position,
         )
 

@@ -161,7 +161,7 @@ class CopyScores:
         early = seen.sources[: seen.model.graph.n_upstream(1)]
         # [n, D], [n]
         stream, words = (
-            stream_after(Parts(seen.model, seen.model.graph), early[:, rows, places], 1),
+            stream_after(Parts.of(seen.model), early[:, rows, places], 1),
             seen.batch.clean[rows, places],
         )
         at_once = max(1, _BYTES // (seen.model.vocab_size * stream.element_size()))

@@ -122,7 +122,7 @@ class Trials:
                 node: plain.change(node, carried[index[node]])
                 for node in dict.fromkeys([*nodes, *(node for node, _ in cuts)])
             }
-            empty = replaced_logits(Parts(self.model, self.model.graph), carried, batch.position)
+            empty = replaced_logits(Parts.of(self.model), carried, batch.position)
             return [
                 *(whole[node] for node in nodes),
                 *(replace(whole[node], reads=each) for node, each in reads),

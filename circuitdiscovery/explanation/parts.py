@@ -82,15 +82,9 @@ def effects_of(
     some = trials.task.select(trials.rows)
     need = masked(trials.model, graph, some)
     setup = Setup(trials.model, some, graph, trials.metric, ablation, False, trials.batch_size, need)
-    evaluator = Evaluator.build(setup, work=trials.work)
-    masks = []
-    for part in parts:
-        masks.append(graph.allowed.copy())
-        masks[-1][graph.source_index[part]] = False
-    evaluator.measure([graph.allowed, *masks])
-    full, found = evaluator.values(graph.allowed), {}
-    for part, mask in zip(parts, masks, strict=True):
-        less = evaluator.values(mask)
+    evaluator, found = Evaluator.build(setup, work=trials.work), {}
+    full, without = evaluator.ablated(parts)
+    for part, less in zip(parts, without, strict=True):
         better, worse = (full, less) if evaluator.metric.higher_is_better else (less, full)
         found[part] = difference(better, worse, estimates.weights(len(full), SEED))
     return found

@@ -1,9 +1,9 @@
 """A sparse dictionary: from an activation its features, and from features the activation that they write.
 
-Sources. relu: Bricken et al. 2023 (Towards Monosemanticity). topk: Gao et al. 2024 (arXiv 2406.04093),
-section 2.3. jumprelu: Rajamanoharan et al. 2024b (arXiv 2407.14435), section 3. gated: Rajamanoharan et al.
-2024a (arXiv 2404.16014), section 3.2. Transcoders: Dunefsky et al. 2024 (arXiv 2406.11944), section 3.1. Skip
-connections: Paulo et al. 2025 (arXiv 2501.18823). Normalised activations: as SAE Lens has them.
+Sources. relu: Bricken et al. 2023 (Towards Monosemanticity). topk: Gao et al. 2024 (arXiv 2406.04093).
+jumprelu: Rajamanoharan et al. 2024b (arXiv 2407.14435), section 3. gated: Rajamanoharan et al. 2024a (arXiv
+2404.16014), section 3.2. Transcoders: Dunefsky et al. 2024 (arXiv 2406.11944). Skip connections: Paulo et al.
+2025 (arXiv 2501.18823). Normalised activations: as SAE Lens has them.
 """
 
 from __future__ import annotations

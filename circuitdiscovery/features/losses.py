@@ -4,12 +4,12 @@ x [B, d_in] is what is read, y [B, d_out] what is to be written, both scaled so 
 + b are the features' pre-activations, z their values, D the decoder's rows, each of length 1, y' = D^T z + b'
 what is written; s is `sparsity`, averages are over B.
 
-topk (Gao et al. 2024, arXiv 2406.04093, sections 2.3 and A.2): z keeps the k largest of p, positive ones. The
+topk (Gao et al. 2024, arXiv 2406.04093): z keeps the k largest of p, positive ones. The
     loss is |y - y'|^2 + 1/32 |e - e'|^2, where e = y - y' and e' is written by those of the features that
     have been dead for a while which are the d / 2 largest.
 relu (Bricken et al. 2023, Towards Monosemanticity; the decoder of unit norm, its gradient without the part
     along its rows): z = relu(p), |y - y'|^2 + s sum z. Dead neurons are not sown anew.
-jumprelu (Rajamanoharan et al. 2024b, arXiv 2407.14435, section 3 and appendix J): z = p where p > t, else 0,
+jumprelu (Rajamanoharan et al. 2024b, arXiv 2407.14435, section 3): z = p where p > t, else 0,
     |y - y'|^2 + s sum 1[p > t]. The gradient in t is a kernel estimate, of a rectangle of width e around the
     threshold: -(t / e) of what z gets and -(1 / e) of what the count gets, where |p - t| < e / 2.
 gated (Rajamanoharan et al. 2024a, arXiv 2404.16014, section 3.2): with g = p the gate, z = relu(exp(r) W x +
@@ -36,7 +36,7 @@ Parameters = dict[str, Tensor]
 
 
 def start(kind: str, n: int, d_in: int, d_out: int, generator: torch.Generator) -> Parameters:
-    """Decoder rows in random directions, and an autoencoder's encoder the same (Gao et al. 2024, A.1)."""
+    """Decoder rows in random directions, and an autoencoder's encoder the same (Gao et al. 2024)."""
     decoder = F.normalize(torch.randn(n, d_out, generator=generator), dim=1)
     encoder = decoder.clone() if d_in == d_out else torch.randn(n, d_in, generator=generator) / d_in**0.5
     found = {"W_enc": encoder, "b_enc": torch.zeros(n), "W_dec": decoder, "b_dec": torch.zeros(d_out)}

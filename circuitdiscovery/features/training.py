@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.setup import Progress
-from circuitdiscovery.engine.state import State, kept_in
+from circuitdiscovery.engine.state import State, adam_arrays, adam_as_kept, kept_in
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.features import losses
 from circuitdiscovery.features.collecting import Activations, as_activations
@@ -188,11 +188,8 @@ class _Training:
         generator = torch.Generator().manual_seed(work["seed"])
         fresh = losses.start(work["kind"], work["n"], read.d, written.d, generator)
         self.held = {name: saved.tensor(name, each).requires_grad_() for name, each in fresh.items()}
-        self.adam = {
-            f"{moment} {name}": saved.tensor(f"{moment} {name}", torch.zeros_like(each))
-            for name, each in self.held.items()
-            for moment in ("mean", "square")
-        }
+        self.adam = torch.optim.Adam(self.held.values(), lr=work["lr"])
+        adam_as_kept(self.adam, self.held, saved)
         self.generator = saved.generator("drawn", generator)
         self.silent = saved.tensor("silent", torch.zeros(work["n"]))
         self.curve = saved.array("curve", np.zeros((_POINTS + 1, len(_CURVE))))
@@ -223,31 +220,27 @@ class _Training:
                 f"the training diverged at step {step}: the loss is not finite; give a smaller lr "
                 f"(it is {work['lr']:g})"
             )
-        gradients = torch.autograd.grad(loss, list(held.values()))
+        self.adam.zero_grad()
+        loss.backward()
         with torch.no_grad():
-            self._adam(dict(zip(held, gradients, strict=True)))
+            self._descend()
             self.silent = torch.where((z > 0).any(0), 0.0, self.silent + 1)
             self._note(squared, y, z, dead)
         self.step += 1
         if self.saved.path is not None and (self.step % _KEPT_STEPS == 0 or self.step == work["steps"]):
             rest = {"drawn": self.generator, "silent": self.silent, "curve": self.curve}
-            self.saved.keep({**held, **self.adam, **rest}, step=self.step)
+            self.saved.keep({**adam_arrays(self.adam, held), **rest}, step=self.step)
 
-    def _adam(self, gradients: dict[str, Tensor]) -> None:
-        """Adam's step (Kingma & Ba 2015, algorithm 1), the gradients together at most of length 1; the
-        decoder's gradient is without its part along the rows, which are of length 1 before and after."""
-        work, step, decoder = self.work, self.step + 1, self.held["W_dec"]
-        along = (gradients["W_dec"] * decoder).sum(1, keepdim=True)
-        gradients["W_dec"] = gradients["W_dec"] - along * decoder
-        length = torch.stack([each.norm() for each in gradients.values()]).norm()
-        rate = work["lr"] * min(1.0, step / _WARM, (work["steps"] - self.step) / (_DECAY * work["steps"]))
-        for name, parameter in self.held.items():
-            gradient = gradients[name] / length.clamp_min(1.0)
-            mean, square = self.adam[f"mean {name}"], self.adam[f"square {name}"]
-            mean.lerp_(gradient, 1 - 0.9)
-            square.lerp_(gradient.square(), 1 - 0.999)
-            root = (square / (1 - 0.999**step)).sqrt_().add_(1e-8)
-            parameter.addcdiv_(mean / (1 - 0.9**step), root, value=-rate)
+    def _descend(self) -> None:
+        """Adam's step, the gradients together at most of length 1; the decoder's is without its part along
+        the rows, which are of length 1 before and after."""
+        work, decoder = self.work, self.held["W_dec"]
+        assert decoder.grad is not None
+        decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
+        torch.nn.utils.clip_grad_norm_(self.held.values(), 1.0)
+        left = (work["steps"] - self.step) / (_DECAY * work["steps"])
+        self.adam.param_groups[0]["lr"] = work["lr"] * min(1.0, (self.step + 1) / _WARM, left)
+        self.adam.step()
         decoder.div_(decoder.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
     def _note(self, squared: Tensor, y: Tensor, z: Tensor, dead: Tensor) -> None:

@@ -113,6 +113,10 @@ class Split:
                 f"{self.node}: a part of {self.kind} is named as in "
                 f"{part_name(self.node, LETTER[self.kind] + '3')!r}"
             )
+        if self.kind != "positions" and not all(part[1:].isdecimal() for part in self.parts):
+            raise CircuitDiscoveryError(f"{self.node}: a part of {self.kind} is a letter and a number")
+        if self.own != (self.kind == "neurons") and self.kind != "features":
+            raise CircuitDiscoveryError(f"{self.node}: neurons read for themselves, {self.kind} do not")
         if len(self.spans) not in (0, len(self.parts)):
             raise CircuitDiscoveryError(f"{self.node}: {len(self.parts)} parts, but {len(self.spans)} spans")
 

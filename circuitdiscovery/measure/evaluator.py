@@ -123,6 +123,16 @@ class Evaluator:
             self.measure([mask])
         return self._known[key][what]
 
+    def ablated(self, sources: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """([examples] the metric with every edge kept, the same for each source with its out-edges removed),
+        all measured together."""
+        masks = []
+        for source in sources:
+            masks.append(self.graph.allowed.copy())
+            masks[-1][self.graph.source_index[source]] = False
+        self.measure([self.graph.allowed, *masks])
+        return self.values(self.graph.allowed), [self.values(mask) for mask in masks]
+
     def measure(self, masks: Sequence[np.ndarray], base: np.ndarray | None = None) -> None:
         """Measure circuits together: each batch's replacements are computed once, and what
         they have in common with the base runs once.

@@ -55,8 +55,12 @@ class Experts:
         finally:
             hook.remove()
         ((tokens, chosen, weights),) = seen  # [tokens, d_model], [tokens, k] both
-        each = [experts(tokens, chosen, torch.where(chosen == number, weights, 0)) for number in some]
-        return torch.stack([out.view(x.shape) for out in each]), whole
+        each = []
+        for number in some:
+            rows, place = torch.where(chosen == number)
+            own = experts(tokens[rows], chosen[rows, place][:, None], weights[rows, place][:, None])
+            each.append(torch.zeros_like(tokens).index_add(0, rows, own))
+        return torch.stack(each).unflatten(1, x.shape[:-1]), whole
 
 
 @dataclass(frozen=True)
@@ -246,10 +250,6 @@ class Block:
 
     def _normed(self, x: Tensor) -> Tensor:
         return x if self.heads_norm is None else self.heads_norm(x)
-
-    def out_mlp(self, x: Tensor) -> Tensor:
-        """[..., D] that the MLP writes -> what that adds to the stream."""
-        return x
 
     def mlp_writes(self, stream: Tensor) -> Tensor:
         """[..., D]: what the MLP writes where it reads a stream, on the stream's device."""

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.graph.nodes import INPUT
+from circuitdiscovery.graph.nodes import INPUT, parsed, part_name
 from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.norm import Norm
@@ -55,7 +56,7 @@ class Parts:
 
     Args:
         model, graph: whose.
-        inside: node -> [p, N, T], 1 where each of its spans of positions is, else 0.
+        inside: node -> [s, N, T], 1 where each of its spans of positions is, and last where none is, else 0.
         known: what was made of the weights for it, by layer; the same for all batches.
     """
 
@@ -63,6 +64,11 @@ class Parts:
     graph: Graph
     inside: Mapping[str, Tensor] = field(default_factory=dict)
     known: dict[int, Units] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, model: Model, graph: Graph | None = None) -> Parts:
+        """Of a graph in which no node is split by positions; by default the model's."""
+        return cls(model, graph or model.graph)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -78,13 +84,17 @@ class Parts:
 
     def mlp_norm(self, layer: int) -> Norm | None:
         """The norm that follows an MLP's sources: parts of the MLP stand before it."""
-        split = self._mlp(layer)
-        norm = self.model.blocks[layer].mlp_norm
+        split, norm = self._split_of_mlp(layer), self.model.blocks[layer].mlp_norm
         if norm is None or split is None or split.kind == "positions":
             return None
         return norm if split.kind != "features" or dictionary_of(split).inner else None
 
-    def _mlp(self, layer: int) -> Split | None:
+    def out_mlp(self, layer: int) -> Callable[[Tensor], Tensor]:
+        """What an MLP's sources go through together before they are added to the stream."""
+        norm = self.mlp_norm(layer)
+        return (lambda x: x) if norm is None else norm.back
+
+    def _split_of_mlp(self, layer: int) -> Split | None:
         nodes = self.graph.mlp_nodes(layer)
         return self.graph.split_of(nodes[0]) if nodes else None
 
@@ -104,7 +114,7 @@ class Parts:
 
     def mlp(self, layer: int, streams: Tensor, position: Tensor | None = None) -> Tensor:
         """[s, N, T, D], from what each receiver of an MLP reads, [r, N, T, D]."""
-        block, split = self.model.blocks[layer], self._mlp(layer)
+        block, split = self.model.blocks[layer], self._split_of_mlp(layer)
         if split is None or not split.own:
             return self.shared(layer, block.norm2(streams[0]), position)
         units = self.units(layer)
@@ -113,26 +123,27 @@ class Parts:
 
     def shared(self, layer: int, normalised: Tensor, position: Tensor | None = None) -> Tensor:
         """[s, N, T, D], from what an MLP reads that has one receiver, [N, T, D], normalised."""
-        block, split = self.model.blocks[layer], self._mlp(layer)
+        block, split = self.model.blocks[layer], self._split_of_mlp(layer)
         if split is not None and split.kind == "experts":
             assert block.experts is not None
             named, whole = block.experts.apart(normalised, split.numbers)
             return torch.cat([named, (whole - named.sum(0))[None]])
-        out = block.mlp(normalised) if self.mlp_norm(layer) is None else block.mlp_before_norm(normalised)
+        out = self._whole(layer, normalised)
         return self.of_node(self.graph.mlp_nodes(layer)[0], out, position)
 
     def rest(self, layer: int, stream: Tensor) -> Tensor:
         """[..., D]: what the rest of an MLP writes whose parts read for themselves, from its own stream."""
-        return self._whole(layer, stream) - self.units(layer).together(stream)
+        whole = self._whole(layer, self.model.blocks[layer].norm2(stream))
+        return whole - self.units(layer).together(stream)
 
-    def _whole(self, layer: int, stream: Tensor) -> Tensor:
+    def _whole(self, layer: int, normalised: Tensor) -> Tensor:
+        """[..., D]: what all parts of an MLP write together, before a norm of that."""
         block = self.model.blocks[layer]
-        normalised = block.norm2(stream)
         return block.mlp(normalised) if self.mlp_norm(layer) is None else block.mlp_before_norm(normalised)
 
     def units(self, layer: int) -> Units:
         """The named parts of a layer's MLP that have receivers of their own."""
-        split = self._mlp(layer)
+        split = self._split_of_mlp(layer)
         assert split is not None and split.own
         if layer not in self.known:
             self.known[layer] = units_of(self.model.blocks[layer], split)
@@ -140,11 +151,11 @@ class Parts:
 
     def splits_mlp(self, layer: int) -> bool:
         """Whether a layer's MLP is split."""
-        return self._mlp(layer) is not None
+        return self._split_of_mlp(layer) is not None
 
     def owns(self, layer: int) -> bool:
         """Whether the parts of a layer's MLP have receivers of their own."""
-        split = self._mlp(layer)
+        split = self._split_of_mlp(layer)
         return split is not None and split.own
 
     def of_node(self, node: str, out: Tensor, position: Tensor | None) -> Tensor:
@@ -166,11 +177,28 @@ class Parts:
     def _spans(self, node: str, position: Tensor | None) -> Tensor:
         """[s, N, T], or [s, N, 1] at [N] positions: where each span of a node is, last what they leave."""
         inside = self.inside[node]
-        spans = torch.cat([inside, 1 - inside.sum(0, keepdim=True)])
         if position is None:
-            return spans
+            return inside
         rows = torch.arange(len(position), device=position.device)
-        return spans[:, rows, position][..., None]
+        return inside[:, rows, position][..., None]
+
+
+def check_parts(model: Model, graph: Graph) -> None:
+    """Refuse parts that a model's nodes do not have: a graph that was read from a file may name any."""
+    for split in graph.splits:
+        if split.kind == "positions":
+            continue
+        block = model.blocks[parsed(split.node).layer]
+        there = {
+            "neurons": 0 if block.W_in is None else block.d_mlp,
+            "experts": 0 if block.experts is None else block.experts.count,
+        }
+        count = there[split.kind] if split.kind in there else dictionary_of(split).width
+        if split.parts and max(split.numbers) >= count:
+            raise CircuitDiscoveryError(
+                f"{split.node} of {model.name} has {count:,} {split.kind}, counted from 0: there is no "
+                f"{part_name(split.node, split.parts[int(np.argmax(split.numbers))])}"
+            )
 
 
 def lifted(graph: Graph, sources: Tensor, rows_of: Graph, inside: Mapping[str, Tensor]) -> Tensor:
@@ -187,11 +215,10 @@ def lifted(graph: Graph, sources: Tensor, rows_of: Graph, inside: Mapping[str, T
         split = graph.split_of(node)
         if into.stop - into.start == of.stop - of.start:
             out[into] = sources[of]
-            continue
-        assert split is not None
-        if split.kind == "positions":
-            out[into.start : into.stop - 1] = inside[node].to(out.dtype)[..., None] * sources[of]
-        out[into.stop - 1] = sources[of.start] - out[into.start : into.stop - 1].sum(0)
+        elif split is not None and split.kind == "positions":
+            out[into] = inside[node].to(out.dtype)[..., None] * sources[of]
+        else:
+            out[into.stop - 1] = sources[of.start]
     return out
 
 
@@ -202,7 +229,7 @@ def spans_of(
     lengths: Sequence[int],
     width: int,
 ) -> Mapping[str, Tensor]:
-    """node -> [p, N, T]: where the spans of each node that is split by positions are.
+    """node -> [s, N, T]: where the spans of each node that is split by positions are, last what they leave.
 
     Args:
         graph: the splits.
@@ -233,7 +260,7 @@ def spans_of(
                 f"{split.node}: the spans {' and '.join(shared)} share a token in some prompt: "
                 "each token belongs to one span"
             )
-        found[split.node] = inside
+        found[split.node] = torch.cat([inside, 1 - inside.sum(0, keepdim=True)])
     return found
 
 

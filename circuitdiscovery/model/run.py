@@ -58,18 +58,22 @@ def stream_after(parts: Parts, sources: Tensor, layers: int) -> Tensor:
     return next(islice(streams(parts, sources), 2 * layers, None))
 
 
-def streams(parts: Parts, sources: Tensor) -> Iterator[Tensor]:
+def streams(
+    parts: Parts, sources: Tensor, added: Mapping[tuple[int, str], Tensor] | None = None
+) -> Iterator[Tensor]:
     """[..., D] each, from what all sources write, [S, ..., D]: what attention and MLP of each layer read, and
-    last the logits."""
-    graph = parts.graph
-    groups = {group.key: group.out for group in parts.groups}
+    last the logits.
+
+    `added` is what the groups of `Parts.groups` add to the stream, by key, where that is known.
+    """
+    graph, known = parts.graph, added or {}
     x = sources[graph.inputs].sum(0)
     for layer, block in enumerate(parts.model.blocks):
-        y = x + block.out_attention(sources[graph.heads(layer)].sum(0))
+        heads = known.get((layer, "a"))
+        y = x + (block.out_attention(sources[graph.heads(layer)].sum(0)) if heads is None else heads)
         yield from (x, x if graph.parallel else y)
-        written = sources[graph.mlps(layer)].sum(0)
-        out = groups.get((layer, "m"))
-        x = y + (written if out is None else out(written))
+        mlp = known.get((layer, "m"))
+        x = y + (parts.out_mlp(layer)(sources[graph.mlps(layer)].sum(0)) if mlp is None else mlp)
     yield x
 
 
@@ -176,7 +180,7 @@ def plain_run(
         parts: of a graph whose nodes are split; by default the model's own.
     """
     x = embed(model, start) if start.dim() == 2 else start
-    parts = Parts(model, model.graph) if parts is None else parts
+    parts = Parts.of(model) if parts is None else parts
     graph = parts.graph
     sources = x.new_empty(len(graph.sources), *x.shape) if keep_sources else less
     kept = None if sources is None else _Kept(sources, less is not None)
@@ -282,6 +286,7 @@ def _run_mlp(
 ) -> _MlpRun:
     """The MLP of a layer, from what it reads, [N, T, D]."""
     block, norm, at_answer = parts.model.blocks[layer], parts.mlp_norm(layer), at is not None
+    written: Tensor | None = None  # [s, N, T, D]; None: the MLP is not split
     if parts.owns(layer):
         units, own = parts.units(layer), y.view_as(y)  # the rest's, so that it has a gradient of its own
         values = units.read(y)  # [p, N, T, K]
@@ -299,15 +304,13 @@ def _run_mlp(
             total = written.sum(0)
         else:
             total = block.mlp_before_norm(normalised)
-            added = total if block.mlp_norm is None else block.mlp_norm(total)
-            if kept is not None:
-                kept.write(parts.graph.mlps(layer), added[None], at)
-            return _MlpRun(total, added, tuple(readings) if keep_readings else (), None)
+    after = block.mlp_norm if written is None else norm
+    added = total if after is None else after(total)
     if kept is not None:
-        kept.write(parts.graph.mlps(layer), written, at)
+        kept.write(parts.graph.mlps(layer), added[None] if written is None else written, at)
     return _MlpRun(
         total,
-        total if norm is None else norm(total),
+        added,
         tuple(readings) if keep_readings else (),
         None if norm is None else total.detach(),
     )

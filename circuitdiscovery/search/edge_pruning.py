@@ -37,7 +37,7 @@ from circuitdiscovery.engine.memory import relaxed
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
 from circuitdiscovery.engine.setup import Progress, Setup
-from circuitdiscovery.engine.state import State, saved_in
+from circuitdiscovery.engine.state import Array, State, adam_arrays, adam_as_kept, saved_in
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
@@ -161,23 +161,15 @@ class _Gates:
         self._generator = saved.generator("generator", torch.Generator().manual_seed(seed))
         up = {"params": [self.multipliers], "lr": _RATE_LAMBDA, "maximize": True}
         self._adam = torch.optim.Adam([{"params": [self.log_alpha]}, up], lr=_RATE)
-        for name, values in self._learnt.items() if saved.found else ():
-            moments = {
-                part: saved.tensor(f"{name} {part}", torch.zeros_like(values))
-                for part in ("exp_avg", "exp_avg_sq")
-            }
-            self._adam.state[values] = {"step": saved.tensor(f"{name} step", torch.tensor(0.0)), **moments}
+        adam_as_kept(self._adam, self._learnt, saved)
 
     @property
     def _learnt(self) -> dict[str, Tensor]:
         return {"log alpha": self.log_alpha, "multipliers": self.multipliers}
 
-    def arrays(self) -> dict[str, Tensor | torch.Generator]:
+    def arrays(self) -> dict[str, Array]:
         """Everything that the next step stands on, by the names that they are saved by."""
-        arrays: dict[str, Tensor | torch.Generator] = {"generator": self._generator, **self._learnt}
-        for name, values in self._learnt.items():
-            arrays |= {f"{name} {part}": moment for part, moment in self._adam.state[values].items()}
-        return arrays
+        return {"generator": self._generator, **adam_arrays(self._adam, self._learnt)}
 
     def sample(self) -> Tensor:
         """[E] in [0, 1], differentiable in log alpha."""

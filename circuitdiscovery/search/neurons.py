@@ -53,11 +53,13 @@ class Kind:
     """Numbers times vectors that an MLP's output is made of: its neurons, or features of a dictionary.
 
     Args:
+        count: how many of a block.
         values: (block, what the MLP reads, what it writes, [N, T, D]) -> [N, T, U].
         back: (block, the gradient at what the MLP writes, [N, T, D]) -> that at the numbers, [N, T, U].
         before_norm: whether what the MLP writes is meant before a norm of it.
     """
 
+    count: Callable[[Block], int]
     values: Callable[[Block, Reading, Tensor], Tensor]
     back: Callable[[Block, Tensor], Tensor]
     before_norm: bool
@@ -68,7 +70,9 @@ def _back(block: Block, gradient: Tensor) -> Tensor:
     return gradient @ block.W_out
 
 
-NEURONS = Kind(lambda block, read, _: block.hidden(read.values), _back, True)
+NEURONS = Kind(
+    lambda block: block.d_mlp, lambda block, read, _: block.hidden(read.values), _back, before_norm=True
+)
 
 
 def features_of(dictionary: Any) -> Kind:
@@ -83,7 +87,10 @@ def features_of(dictionary: Any) -> Kind:
         }[dictionary.reads]
         return dictionary.encode(given())
 
-    return Kind(values, lambda _, gradient: gradient @ dictionary.vectors.T, dictionary.inner)
+    def back(_: Block, gradient: Tensor) -> Tensor:
+        return gradient @ dictionary.vectors.T
+
+    return Kind(lambda _: dictionary.width, values, back, before_norm=dictionary.inner)
 
 
 def unit_damages(
@@ -98,23 +105,22 @@ def unit_damages(
             one's.
         progress: called with (examples done, examples in all).
     """
-    task, done = setup.task, 0
+    task, blocks, done = setup.task, setup.model.blocks, 0
     if setup.ablation not in ABLATIONS:
         raise CircuitDiscoveryError(
             f"units are ablated by {' or '.join(ABLATIONS)}, not by {setup.ablation_name!r}"
         )
-    found: dict[int, np.ndarray] = {}
-    sign = -1.0 if setup.metric.higher_is_better else 1.0
+    found = {layer: np.zeros((len(task), kind.count(blocks[layer]))) for layer, kind in kinds.items()}
+    share, sign = len(distributed.share(task)), -1.0 if setup.metric.higher_is_better else 1.0
     for batch in setup.batches:
+        rows = batch.rows.cpu().numpy()
         for layer, each in _of_batch(setup, batch, kinds, points).items():
-            rows = found.setdefault(layer, np.zeros((len(task), each.shape[1])))
-            rows[batch.rows.cpu().numpy()] = each.double().cpu().numpy() * (sign / len(points))
+            found[layer][rows] = each.double().cpu().numpy() * (sign / len(points))
         done += len(batch)
         if progress:
-            progress(done, len(task))
+            progress(done, share)
     for layer in kinds:
-        if distributed.world_size() > 1:
-            found[layer] = distributed.total(torch.from_numpy(found[layer])).numpy()
+        found[layer] = distributed.total(torch.from_numpy(found[layer])).numpy()
         if not np.isfinite(found[layer]).all():
             raise CircuitDiscoveryError(
                 f"the gradients of task {task.name} at {mlp_name(layer)} are not finite numbers"
@@ -335,13 +341,9 @@ def _measured(setup: Setup, ranked: Sequence[tuple[int, int]]) -> np.ndarray:
         for layer, units in sorted(by_layer.items())
     )
     graph = replace(setup.model.graph, splits=tuple(splits))
-    evaluator, masks = Evaluator.build(replace(setup, graph=graph)), list[np.ndarray]()
-    for layer, unit in ranked:
-        masks.append(graph.allowed.copy())
-        masks[-1][graph.source_index[part_name(mlp_name(layer), f"n{unit}")]] = False
-    evaluator.measure([graph.allowed, *masks])
-    full = evaluator.values(graph.allowed)
-    return np.stack([evaluator.metric.damage(full, evaluator.values(mask)) for mask in masks])
+    evaluator = Evaluator.build(replace(setup, graph=graph))
+    full, without = evaluator.ablated([part_name(mlp_name(layer), f"n{unit}") for layer, unit in ranked])
+    return np.stack([evaluator.metric.damage(full, less) for less in without])
 
 
 def _tokens(model: Model, units: Sequence[tuple[int, int]]) -> tuple[list[_Tokens], list[_Tokens]]:

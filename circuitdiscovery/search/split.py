@@ -81,7 +81,8 @@ def _split(model: Model, node: str, parts: Any, task: Task | None) -> Split:
         schema = Schema.load(parts)
         names = tuple(LETTER["positions"] + _name(node, name) for name in schema.names)
         return Split(node, "positions", names, digest=schema.digest, dictionary=schema)
-    if parts in ("positions", "all") or isinstance(parts, Mapping):
+    named = parts if isinstance(parts, str) else ""
+    if named in ("positions", "all") or isinstance(parts, Mapping):
         return _positions(node, parts, task)
     if kind != "mlp":
         raise CircuitDiscoveryError(
@@ -91,13 +92,13 @@ def _split(model: Model, node: str, parts: Any, task: Task | None) -> Split:
     if isinstance(parts, Dictionary):
         return _dictionary(model, node, parts)
     block = model.blocks[parsed(node).layer]
-    if parts == "experts":
+    if named == "experts":
         if block.experts is None:
             raise CircuitDiscoveryError(f"{node} of {model.name} is no mixture of experts")
         return Split(node, "experts", tuple(f"e{number}" for number in range(block.experts.count)))
     if block.W_in is None:
         raise CircuitDiscoveryError(f"{node} of {model.name} is a mixture of experts: it has no neurons")
-    if parts == "neurons":
+    if named == "neurons":
         parts = range(block.d_mlp)
     return _neurons(node, parts, block.d_mlp)
 
