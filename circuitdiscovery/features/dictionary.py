@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.features.sites import checked_site, is_mlp
 from circuitdiscovery.model.build import weights_digest
 from circuitdiscovery.model.load import as_dtype
@@ -271,12 +272,40 @@ class Dictionary:
 
         write(self, Path(folder))
 
+    def __getitem__(self, number: int) -> Feature:
+        """One of its features, by number; negative numbers count from the end.
+
+        Raises:
+            CircuitDiscoveryError: it has no such feature.
+        """
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise CircuitDiscoveryError(f"a feature is a whole number, as in sae[17], not {shown(number)}")
+        if not -self.width <= number < self.width:
+            raise CircuitDiscoveryError(
+                f"the dictionary has no feature {number}: it has {self.width:,}, counted from 0"
+            )
+        return Feature(self, int(number) % self.width)
+
+    def __len__(self) -> int:
+        return self.width
+
     def __repr__(self) -> str:
         what = "transcoder" if self.transcoder else "autoencoder"
         return (
             f"Dictionary({self.kind} {what}, site={self.site!r}, features={self.width}, d_in={self.d_in}, "
             f"d_out={self.d_out})"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """One feature of a dictionary: `sae[17]`."""
+
+    dictionary: Dictionary
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.dictionary.site or 'a dictionary'}/f{self.number}"
 
 
 def _check(found: Dictionary) -> None:

@@ -156,7 +156,7 @@ def _figures(sae: Dictionary, read: Activations, written: Activations) -> tuple[
 # ------------------------------------------------------------------- in a model
 
 
-def _places(sae: Dictionary, model: Model) -> tuple[str | None, str]:
+def places_of(sae: Dictionary, model: Model) -> tuple[str | None, str]:
     """(the place that a transcoder reads, the place that is written)."""
     assert sae.site is not None
     site = site_of(model, sae.site + (".inner" if sae.inner and "." not in sae.site else ""))
@@ -171,7 +171,7 @@ def reconstructed(sae: Dictionary, model: Model, kept: Tensor) -> dict[str, Edit
         model: which.
         kept: [n, T], where the site stays as it is.
     """
-    read, place = _places(sae, model)
+    read, place = places_of(sae, model)
     own, seen = sae.to(model.device, str(model.dtype).removeprefix("torch.")), list[Tensor]()
 
     def remember(x: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def reconstructed(sae: Dictionary, model: Model, kept: Tensor) -> dict[str, Edit
 def _averaged(sae: Dictionary, model: Model, mean: Tensor, kept: Tensor) -> dict[str, Edit]:
     """The edits that put the mean there."""
     value = mean.to(model.device, model.dtype)
-    return {_places(sae, model)[1]: lambda x: torch.where(kept[..., None], x, value)}
+    return {places_of(sae, model)[1]: lambda x: torch.where(kept[..., None], x, value)}
 
 
 def _loss(

@@ -1,0 +1,166 @@
+"""A unit: a number that a model computes at a place, and the direction that it writes with.
+
+| what users give | its value | its direction |
+| --- | --- | --- |
+| "m2/n301", a neuron | its activation | its column of W_out |
+| `sae[17]`, a feature of a dictionary | how active it is | its row of the decoder |
+| a vector v, with a site | x v / |v|, of the activation x there | v / |v| |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
+from circuitdiscovery.features.dictionary import Feature
+from circuitdiscovery.features.evaluation import places_of
+from circuitdiscovery.features.forward import Site, site_of
+from circuitdiscovery.model.block import Block
+from circuitdiscovery.model.model import Model
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Unit:
+    """A unit of a model (see the module).
+
+    Args:
+        name: what it is called.
+        read: the site whose values it is computed of.
+        value: [..., width] at that site (of a neuron [...]) -> [...], how active it is.
+        written: the site to which its direction is added.
+        direction: [width] of that site, what one of it writes.
+        stream: [d_model]: the same in the residual stream, before a norm that may follow the node.
+    """
+
+    name: str
+    read: Site
+    value: Callable[[Tensor], Tensor]
+    written: Site
+    direction: Tensor
+    stream: Tensor
+
+    def __repr__(self) -> str:
+        return f"<Unit {self.name}>"
+
+
+def unit_of(model: Model, unit: Any, at: str | None = None) -> Unit:
+    """The unit that is meant.
+
+    Args:
+        model: a loaded model.
+        unit: a neuron's name, a feature of a dictionary, or a vector (a tensor, an array or numbers).
+        at: a vector's site, whose width it has.
+
+    Raises:
+        CircuitDiscoveryError: none of these; another width; a vector without a site, a site with a name.
+    """
+    if isinstance(unit, str | Feature):
+        if at is not None:
+            raise CircuitDiscoveryError(f"at is for vectors; {shown(str(unit))} says where it stands")
+        return _feature(model, unit) if isinstance(unit, Feature) else _neuron(model, unit)
+    if at is None:
+        raise CircuitDiscoveryError(
+            "a unit is a neuron such as 'm2/n301', a feature such as sae[17], or a vector with "
+            f"at='resid5', not {shown(unit)}"
+        )
+    return _vector(model, unit, site_of(model, at))
+
+
+def _neuron(model: Model, name: str) -> Unit:
+    site = site_of(model, name)
+    if "/n" not in name:
+        raise CircuitDiscoveryError(f"{name} is not one neuron; one of its neurons is {name}/n0, for example")
+    block = model.blocks[int(name[1 : name.index("/")])]
+    assert block.W_out is not None and site.unit is not None
+    neurons = Site(site.place, site.place)
+    direction = F.one_hot(torch.tensor(site.unit), block.d_mlp).to(block.W_out)
+    return Unit(name, site, lambda x: x, neurons, direction, block.W_out[:, site.unit])
+
+
+def _feature(model: Model, feature: Feature) -> Unit:
+    dictionary, number = feature.dictionary.to(model.device, model.dtype), feature.number
+    read, written = places_of(dictionary, model)
+    which = torch.tensor([number], device=model.device)
+    direction = dictionary.vectors[number]
+    _check_width(model, f"{feature}", written, len(direction))
+    return Unit(
+        str(feature),
+        Site(read or written, read or written),
+        lambda x: dictionary.encode_some(x, which)[0],
+        Site(written, written),
+        direction,
+        in_stream(model, Site(written, written), direction),
+    )
+
+
+def _vector(model: Model, given: Any, site: Site) -> Unit:
+    try:
+        vector = torch.as_tensor(np.asarray(given) if not isinstance(given, Tensor) else given)
+        vector = vector.detach().to(model.device, model.dtype)
+    except (TypeError, ValueError):
+        raise CircuitDiscoveryError(f"a unit's vector must be numbers, not {shown(given)}") from None
+    if vector.dim() != 1 or not bool(torch.isfinite(vector).all()) or not float(vector.norm()):
+        raise CircuitDiscoveryError(
+            "a unit's vector is one row of finite numbers that are not all 0, not of shape "
+            f"{list(vector.shape)}"
+        )
+    if site.place.endswith(".neurons") and site.unit is not None:
+        raise CircuitDiscoveryError(f"{site.name} is a number, not a place for a vector")
+    _check_width(model, "the vector", site.place, len(vector))
+    direction = vector / vector.norm()
+    stream = in_stream(model, site, direction)
+    return Unit(f"a vector at {site.name}", site, lambda x: x @ direction, site, direction, stream)
+
+
+def width_of(model: Model, place: str) -> int:
+    """The width of the values at a place of the forward."""
+    block = _block(model, place)
+    if place.endswith(".z"):
+        return block.W_O.shape[0] * block.W_O.shape[1]
+    return block.d_mlp if place.endswith(".neurons") else model.d_model
+
+
+def in_stream(model: Model, site: Site, direction: Tensor) -> Tensor:
+    """[d_model]: what a direction at a site is in the residual stream, through the output matrix where the
+    site is before it; a norm that follows the node is left out."""
+    block = _block(model, site.place)
+    if site.place.endswith(".z"):
+        heads = direction.view(block.W_O.shape[:2])
+        return block.together(heads[:, None, None])[0, 0]
+    if site.place.endswith(".neurons"):
+        assert block.W_out is not None
+        return block.W_out @ direction
+    return direction
+
+
+def _block(model: Model, place: str) -> Block:
+    layer = int("".join(c for c in place.split(".")[0] if c.isdigit()))
+    return model.blocks[min(layer, model.n_layers - 1)]  # the last stream is after the last block
+
+
+def _check_width(model: Model, what: str, place: str, width: int) -> None:
+    if width != (wanted := width_of(model, place)):
+        raise CircuitDiscoveryError(f"{what} is {width} wide, but {place} of {model.name} is {wanted}")
+
+
+def words_of(model: Model, stream: Tensor) -> Tensor:
+    """[..., d_model] directions of the residual stream -> [..., vocabulary]: what each adds to the logits of
+    the last layer, with the final norm's gain but not its division, and before a cap.
+
+    nostalgebraist 2020 (the logit lens); of MLP value vectors Geva et al. 2022 (arXiv 2203.14680).
+    """
+    norm = model.final_norm
+    centred = stream - stream.mean(-1, keepdim=True) if norm.centred else stream
+    return model.logit_terms(centred * norm.scale)
+
+
+def logits_of(model: Model, stream: Tensor) -> Tensor:
+    """[..., d_model] of the residual stream -> [..., vocabulary]: the logits as if it were the last one's."""
+    return model.logits_of(model.final_norm(stream))
