@@ -69,14 +69,19 @@ class OnDemand:
 
     name: str
     own_run: bool
-    compute: Callable[[Batch], Tensor]
+    compute: Callable[[Batch], Tensor]  # packed, where it packs
+    parts: Parts  # of the sources
     mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
 
-    def rows(self, batch: Batch) -> Tensor:
-        """[sources, B, T, d_model] for a batch's examples; what
-        stands at pads is finite, and nothing reads it.
+    def packed(self, batch: Batch) -> Tensor:
+        """[rows, B, T, d_model] for a batch's examples, as `parts` packs them; what stands at pads is
+        finite, and nothing reads it.
         """
         return self.compute(batch)
+
+    def rows(self, batch: Batch) -> Tensor:
+        """[sources, B, T, d_model]."""
+        return self.parts.packing.dense(self.packed(batch))
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ class Replacements:
 
     name: str
     own_run: bool
-    parts: tuple[tuple[Batch, Tensor], ...]  # (batch, [sources, B, T, d_model])
+    parts: tuple[tuple[Batch, Tensor], ...]  # (batch, [rows, B, T, d_model]), packed
+    of: Parts = field(compare=False, repr=False)  # whose
     # those of the task's held-out examples, computed when first needed
     held_out: Callable[[], Replacements] | None = None
     # what follows from them alone
@@ -93,8 +99,17 @@ class Replacements:
     mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
 
     def rows(self, batch: Batch) -> Tensor:
-        """[sources, B, T, d_model] for a batch's examples, padded or not,
-        without a copy for a batch as it was computed.
+        """[sources, B, T, d_model] for a batch's examples, padded or not, without a copy for a batch as it
+        was computed where no neurons or features are parts.
+
+        Raises:
+            CircuitDiscoveryError: as `packed`.
+        """
+        return self.of.packing.dense(self.packed(batch))
+
+    def packed(self, batch: Batch) -> Tensor:
+        """[rows, B, T, d_model] for a batch's examples, padded or not, without a copy for a batch as it was
+        computed; parts that are a number times a vector are numbers (model/packing.py).
 
         Raises:
             CircuitDiscoveryError: a prompt that is neither among the
@@ -111,7 +126,7 @@ class Replacements:
                 where[key] = where[key[1:]] = (values, i)
         found = [where.get(key, where.get(key[1:])) for key in _keys(batch)]
         if None in found and self.held_out is not None:
-            return self.held_out().rows(batch)
+            return self.held_out().packed(batch)
         if None in found:
             row = batch.rows.tolist()[found.index(None)]
             raise CircuitDiscoveryError(
@@ -168,8 +183,8 @@ def resample(model: Model, *, graph: Graph | None = None, **_: Any) -> Made:
 
 
 def zero(model: Model, *, graph: Graph | None = None, **_: Any) -> Made:
-    sources, kind = len((graph or model.graph).sources), {"device": model.device, "dtype": model.dtype}
-    return Made(lambda batch: torch.zeros(sources, *batch.clean.shape, model.d_model, **kind))
+    rows, kind = len(Parts.of(model, graph).packing), {"device": model.device, "dtype": model.dtype}
+    return Made(lambda batch: torch.zeros(rows, *batch.clean.shape, model.d_model, **kind))
 
 
 def noise(model: Model, *, seed: int, k: float, graph: Graph | None = None, **_: Any) -> Made:
@@ -242,7 +257,7 @@ def on_demand(
     seed: int = 0,
     k: float = 3.0,
     graph: Graph | None = None,
-) -> Ablation:
+) -> OnDemand:
     """The ablation by its name, its replacements computed batch by batch; one that is given comes back as it
     is, or where nodes of the graph are split, with the replacements of their parts (see `lifted`).
     """
@@ -256,27 +271,40 @@ def on_demand(
             )
         rows = ablation.rows if isinstance(ablation, Replacements) else _without_pads(ablation.rows)
         own_run = getattr(ablation, "own_run", False) and not graph.splits
-        return OnDemand(
-            name_of(ablation), own_run, _lifting(graph, task, rows), getattr(ablation, "mean_over", None)
-        )
+        # what a user gives for parts need not be their vectors times a number
+        parts = Parts(model, graph, packs=type(ablation) is Replacements)
+        known = [graph, graph.without("positions"), graph.whole]
+        if type(ablation) is Replacements:
+            rows, known = ablation.packed, [each for each in known if each.splits == ablation.of.graph.splits]
+            if not known:
+                raise CircuitDiscoveryError(
+                    "the given replacements are of a graph with other parts: replacements(..., graph=graph)"
+                )
+        rows = _lifting(parts, task, rows, known)
+        return OnDemand(name_of(ablation), own_run, rows, parts, getattr(ablation, "mean_over", None))
     name = canonical("ablation", ablation)
-    known = ABLATIONS[name]
+    known, parts = ABLATIONS[name], Parts.of(model, graph)
     bare = graph.without("positions")
     reference = _as_reference(task, reference)
     made = known.load()(model, task=task, graph=bare, reference=reference, seed=seed, k=k)
-    return OnDemand(name, known.own_run, _lifting(graph, task, made.rows), made.mean_over)
+    rows = _lifting(parts, task, made.rows, (bare, graph.whole))
+    return OnDemand(name, known.own_run, rows, parts, made.mean_over)
 
 
-def _lifting(graph: Graph, task: Task, rows: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
-    """Of a split graph's sources, from those of one in which fewer nodes are split."""
+def _lifting(
+    parts: Parts, task: Task, rows: Callable[[Batch], Tensor], known: Sequence[Graph]
+) -> Callable[[Batch], Tensor]:
+    """Of a split graph's sources, from those of one of some graphs in which fewer nodes are split."""
+    graph = parts.graph
     if not graph.splits:
         return rows
+    counts = [len(replace(parts, graph=each).packing) for each in known]
 
     def of_parts(batch: Batch) -> Tensor:
         values = rows(batch)
-        for known in (graph, graph.without("positions"), graph.whole):
-            if len(values) == len(known.sources):
-                return lifted(graph, values, known, inside(graph, task, batch))
+        for count, each in zip(counts, known, strict=True):
+            if len(values) == count:
+                return lifted(graph, values, each, inside(graph, task, batch), parts.packs)
         return values  # of a wrong shape, which whoever asked says
 
     return of_parts
@@ -334,8 +362,8 @@ def replacements(
     k: float = 3.0,
     graph: Graph | None = None,
 ) -> Replacements:
-    """The replacements of every source on every example, computed once: [sources,
-    examples, positions, d_model] per batch.
+    """The replacements of every source on every example, computed once: `rows(batch)` gives [sources,
+    examples, positions, d_model].
 
     What circuits need of them beside is kept with them from their first use
     on, and takes about as much memory again.
@@ -368,9 +396,8 @@ def replacements(
     graph = Graph.given(model, graph)
     computed = on_demand(model, task, **how, graph=graph)
     found = task.batches(run_tokens=run_tokens(model))  # as `patching.batches` has them
-    parts = tuple((batch.to(model.device), computed.rows(batch.to(model.device))) for batch in found)
+    parts = tuple((batch.to(model.device), computed.packed(batch.to(model.device))) for batch in found)
     rest = task.held_out
     later = None if rest is None else cache(lambda: replacements(model, rest, **how, graph=graph))
-    return Replacements(
-        computed.name, computed.own_run, parts, later, mean_over=getattr(computed, "mean_over", None)
-    )
+    of = Parts.of(model, graph)
+    return Replacements(computed.name, computed.own_run, parts, of, later, mean_over=computed.mean_over)

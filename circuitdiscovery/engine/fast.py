@@ -101,7 +101,7 @@ class PatchedRun:
     Args:
         model, graph: what runs, and how its edges are counted.
         start: [N, T, D], what `input` currently writes.
-        replacement: [S, N, T, D], what a removed edge carries.
+        replacement: [S', N, T, D], packed (model/packing.py), what a removed edge carries.
         position: [N], where the logits are wanted.
         own_run: every replacement is some run's own activation, so a node
             that reads only replacements writes its own.
@@ -133,12 +133,18 @@ class PatchedRun:
     def mixed(self) -> tuple[tuple[Group, Tensor, Tensor], ...]:
         """Each group of sources that are added up in a norm of their own: what they write together when every
         edge is removed, and what that adds to the stream, [N, T, D] both."""
-        together = ((group, self.replacement[group.rows].sum(0)) for group in self.parts.groups)
+        together = (
+            (group, self.parts.packing.sum(self.replacement, group.rows)) for group in self.parts.groups
+        )
         return tuple((group, x, group.out(x)) for group, x in together)
+
+    def carried(self, rows: np.ndarray | slice) -> Tensor:
+        """[s, N, T, D]: the replacements of some sources."""
+        return self.parts.packing.rows(self.replacement, rows)
 
     @cached_property
     def at_answer(self) -> Tensor:
-        """[S, N, D]: the replacements at the answer's position."""
+        """[S', N, D]: the replacements at the answer's position, packed."""
         return self.replacement[
             :, torch.arange(len(self.position), device=self.position.device), self.position
         ]
@@ -201,9 +207,14 @@ class PatchedRun:
         return self._logits(at_answer).expand(len(part.silenced), -1, -1)
 
     def clean_state(self, sources: Tensor) -> State:
-        """The state with every edge kept, from [S, N, T, D], what every source then writes."""
-        difference = sources.new_empty(*sources.shape[1:3], len(sources), sources.shape[3])
-        torch.sub(sources, self.replacement, out=difference.permute(2, 0, 1, 3))
+        """The state with every edge kept, from what every source then writes, packed, [S', N, T, D]."""
+        count = len(self.graph.sources)
+        difference = sources.new_empty(*sources.shape[1:3], count, sources.shape[3])
+        out = difference.permute(2, 0, 1, 3)
+        if len(sources) == count:
+            torch.sub(sources, self.replacement, out=out)
+        else:
+            out.copy_(self.parts.packing.dense(sources - self.replacement))
         return State(difference, at_position(difference, self.position))
 
     def state(self, mask: np.ndarray, clean: State, first_layer: int) -> State:

@@ -41,8 +41,8 @@ _BATCH_ROWS = 32
 
 @torch.no_grad()
 def run_sources(model: Model, start: Tensor, parts: Parts | None = None) -> Tensor:
-    """[sources, N, T, d_model]: what every source writes, from [N, T] tokens or an [N, T, d_model] embedding;
-    of a split graph by its `Parts`."""
+    """[rows, N, T, d_model]: what every source writes, from [N, T] tokens or an [N, T, d_model] embedding; of
+    a split graph by its `Parts`, packed."""
     sources = plain_run(model, start, None, keep_sources=True, parts=parts).sources
     assert sources is not None
     return sources
@@ -227,7 +227,7 @@ class Moments:
         ]
         wanted = [row for row, found in enumerate(member) if found]
         longest = max(len(self._pool.examples[row].corrupted) for row in wanted)
-        each = len(self._parts.graph.sources) * longest * self._model.d_model * 4
+        each = len(self._parts.packing) * longest * self._model.d_model * 4
         for batch in self._pool.batches(max(1, min(_BATCH_ROWS, _BATCH_BYTES // each)), wanted):
             values, rows = self._written(batch.corrupted), batch.rows.tolist()
             for key in keys:

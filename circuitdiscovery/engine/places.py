@@ -75,10 +75,11 @@ class Places:
         """[N, T, D] -> [P, D]."""
         return x.flatten(0, 1) if self.position is None else at_position(x, self.position)
 
-    @property
-    def replacement(self) -> Tensor:
-        """[S, P, D]."""
-        return self.patched.replacement.flatten(1, 2) if self.position is None else self.patched.at_answer
+    def carried(self, rows: np.ndarray) -> Tensor:
+        """[s, P, D]: the replacements of some sources."""
+        patched = self.patched
+        packed = patched.replacement.flatten(1, 2) if self.position is None else patched.at_answer
+        return patched.parts.packing.rows(packed, rows)
 
     # -------------------------------------------------------------- writing
 
@@ -95,7 +96,7 @@ class Places:
     def _write(self, rows: np.ndarray, written: Tensor) -> None:
         """What some sources write, [s, M or 1, P, D]."""
         out = self._slots(rows)
-        replacement = take(self.replacement, rows).transpose(0, 1)
+        replacement = self.carried(rows).transpose(0, 1)
         torch.sub(written.to(out.device).movedim(0, 2).expand_as(out), replacement.expand_as(out), out=out)
         self._silence(rows)
 
@@ -113,7 +114,7 @@ class Places:
         block, graph = self.patched.model.blocks[layer], self.patched.graph
         if not graph.splits_heads(layer):
             out = self._slots(rows)
-            torch.neg(take(self.replacement, rows).transpose(0, 1).expand_as(out), out=out)
+            torch.neg(self.carried(rows).transpose(0, 1).expand_as(out), out=out)
             block.add_written(out.flatten(0, 1).transpose(0, 1), z, heads)
             return self._silence(rows)
         written = block.written(z, heads.tolist()).unflatten(1, (-1, len(self.patched.start)))
@@ -132,7 +133,7 @@ class Places:
         if not parts.owns(layer):
             read = self.read(graph.columns(layer, "m"))[:, :, 0].unflatten(1, self._shape)
             normalised = self.patched.model.blocks[layer].norm2(read)
-            written = take(parts.shared(layer, normalised, self.position), which)
+            written = take(parts.shared(layer, normalised, self.position).dense(), which)
             return self._write(rows, written.flatten(2, 3))
         rest = len(graph.columns(layer, "m")) - 1
         if len(named := which[which < rest]):

@@ -129,7 +129,7 @@ class Relaxed:
         )
         inputs = graph.inputs
         out = step.difference[inputs].view(-1, *shape)
-        torch.sub(patched.parts.input(patched.start), patched.replacement[inputs], out=out)
+        torch.sub(patched.parts.input(patched.start), patched.carried(inputs), out=out)
         layers = [self._forward(layer, step) for layer in range(graph.n_layers)]
         last = self._read(step, patched.bases[-1], np.array([len(graph.receivers) - 1]), at=step.rows)[0]
         with torch.enable_grad():
@@ -167,7 +167,7 @@ class Relaxed:
         heads = graph.heads(layer)
         torch.sub(
             attended.detach().to(difference.device),
-            patched.replacement[heads].flatten(1, 2),
+            patched.carried(heads).flatten(1, 2),
             out=difference[heads],
         )
         if not graph.has_mlp:
@@ -179,7 +179,7 @@ class Relaxed:
         own = graph.mlps(layer)
         torch.sub(
             written.detach().to(difference.device),
-            patched.replacement[own].flatten(1, 2),
+            patched.carried(own).flatten(1, 2),
             out=difference[own],
         )
         return _Layer(streams, inverse, leaves, attended, read, written)

@@ -23,6 +23,7 @@ from torch import Tensor
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import (
     Ablation,
+    OnDemand,
     Replacements,
     inside,
     mean_over,
@@ -106,7 +107,7 @@ class Setup:
         return cls(model, task, graph, bound, ablation, denoising, batch_size, need(model, graph, task))
 
     @cached_property
-    def carried(self) -> Ablation:
+    def carried(self) -> OnDemand:
         """What a removed edge carries in noising; what it needs of the whole task is computed when it is
         first needed, after a search has said that it began."""
         return on_demand(self.model, self.task, self.ablation, graph=self.graph)
@@ -157,7 +158,8 @@ class Setup:
 
     def parts(self, batch: Batch) -> Parts:
         """How the sources follow from the nodes in a batch."""
-        return Parts(self.model, self.graph, inside(self.graph, self.task, batch), self._known)
+        packs = self.denoising or self.carried.parts.packs
+        return Parts(self.model, self.graph, inside(self.graph, self.task, batch), self._known, packs)
 
     @cached_property
     def _known(self) -> dict[int, Units]:
@@ -180,9 +182,10 @@ class Setup:
         if self.denoising:
             clean = run_sources(model, batch.clean, parts)
             return PatchedRun(model, graph, embed(model, batch.corrupted), clean, batch.position, True, parts)
-        values = self.carried.rows(batch)
-        expected = (len(graph.sources), *batch.clean.shape, model.d_model)
-        if values.shape != expected:
+        values = self.carried.packed(batch)
+        shape = (*batch.clean.shape, model.d_model)
+        if values.shape != (len(parts.packing), *shape):
+            expected = (len(graph.sources), *shape)
             raise CircuitDiscoveryError(
                 f"ablation {self.ablation_name!r} gives replacements of shape {tuple(values.shape)}, not "
                 f"{expected}"

@@ -43,7 +43,8 @@ class WrittenParts:
         parts = Parts(model, graph, inside(graph, task, batch))
         run = plain_run(model, batch.clean, batch.position, keep_sources=True, parts=parts)
         assert run.sources is not None
-        return cls(seen, parts, torch.stack([at_position(each, batch.position) for each in run.sources]))
+        packed = torch.stack([at_position(each, batch.position) for each in run.sources])
+        return cls(seen, parts, parts.packing.dense(packed))
 
     def written(self, part: str) -> Tensor:
         """[N, D]: what a part writes at the answer's position, as the unembedding reads it.

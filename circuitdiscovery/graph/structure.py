@@ -141,6 +141,17 @@ class Structure:
         """Source name -> row."""
         return {name: i for i, name in enumerate(self.sources)}
 
+    @cached_property
+    def scaled(self) -> np.ndarray:
+        """[sources] bool, read-only: the parts that write a number times a vector: neurons and features."""
+        found = np.zeros(len(self.sources), dtype=bool)
+        for split in self.splits:
+            if split.kind in ("neurons", "features"):
+                rows = self._rows[split.node]
+                found[rows.start : rows.stop - 1] = True  # all but the rest
+        found.flags.writeable = False
+        return found
+
     def rows(self, node: str) -> slice:
         """The rows of a node's sources: one, or its parts'."""
         return self._rows[node]

@@ -11,7 +11,7 @@ Shapes: N examples, T positions or 1 (the answer's), D d_model, H heads, p named
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,7 @@ from circuitdiscovery.graph.nodes import INPUT, parsed, part_name
 from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.norm import Norm
+from circuitdiscovery.model.packing import Packing, Written, packed_rows
 from circuitdiscovery.model.units import Units, dictionary_of, units_of
 
 
@@ -58,17 +59,45 @@ class Parts:
         model, graph: whose.
         inside: node -> [s, N, T], 1 where each of its spans of positions is, and last where none is, else 0.
         known: what was made of the weights for it, by layer; the same for all batches.
+        packs: whether parts that are a number times a vector are kept as numbers (see packing.py): not where
+            replacements are given that are no such products.
     """
 
     model: Model
     graph: Graph
     inside: Mapping[str, Tensor] = field(default_factory=dict)
     known: dict[int, Units] = field(default_factory=dict, compare=False, repr=False)
+    packs: bool = True
 
     @classmethod
     def of(cls, model: Model, graph: Graph | None = None) -> Parts:
         """Of a graph in which no node is split by positions; by default the model's."""
         return cls(model, graph or model.graph)
+
+    def some(self, examples: Tensor) -> Parts:
+        """On some of the batch's examples, by a mask or an index of them."""
+        return replace(self, inside={node: each[:, examples] for node, each in self.inside.items()})
+
+    @cached_property
+    def packing(self) -> Packing:
+        """How what all sources write lies in one tensor."""
+        scaled, vectors = self.graph.scaled, [self.model.W_E.new_empty(0, self.model.d_model)]
+        if not self.packs or not scaled.any():
+            return Packing(np.zeros_like(scaled), vectors[0])
+        vectors += [self._vectors(split).to(vectors[0]) for split in self._scaled_splits()]
+        return Packing(scaled, torch.cat(vectors))
+
+    def _scaled_splits(self) -> list[Split]:
+        """The splits whose parts are numbers times vectors, in the order of their rows."""
+        some = (split for split in self.graph.splits if split.kind in ("neurons", "features"))
+        return sorted(some, key=lambda split: self.graph.rows(split.node).start)
+
+    def _vectors(self, split: Split) -> Tensor:
+        """[p, D]: what one of each of a node's parts writes."""
+        if split.own:
+            return self.units(parsed(split.node).layer).vectors
+        dictionary = dictionary_of(split)
+        return dictionary.vectors[torch.tensor(split.numbers, device=dictionary.vectors.device)]
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -116,20 +145,28 @@ class Parts:
         """[s, N, T, D], from what each receiver of an MLP reads, [r, N, T, D]."""
         block, split = self.model.blocks[layer], self._split_of_mlp(layer)
         if split is None or not split.own:
-            return self.shared(layer, block.norm2(streams[0]), position)
+            return self.shared(layer, block.norm2(streams[0]), position).dense()
         units = self.units(layer)
         named = units.written(units.values(streams[:-1]))
         return torch.cat([named, self.rest(layer, streams[-1])[None]])
 
-    def shared(self, layer: int, normalised: Tensor, position: Tensor | None = None) -> Tensor:
-        """[s, N, T, D], from what an MLP reads that has one receiver, [N, T, D], normalised."""
+    def apart(self, layer: int, values: Tensor, stream: Tensor) -> Written:
+        """What an MLP's parts write that have receivers of their own, from what the named ones make of their
+        streams, [p, N, T, K], and the rest's stream, [N, T, D]."""
+        units = self.units(layer)
+        rest = self.rest(layer, stream)[None]
+        return Written(rest, units.numbers(values), units.vectors)
+
+    def shared(self, layer: int, normalised: Tensor, position: Tensor | None = None) -> Written:
+        """What an MLP's sources write where it has one receiver, from what that reads, [N, T, D],
+        normalised."""
         block, split = self.model.blocks[layer], self._split_of_mlp(layer)
         if split is not None and split.kind == "experts":
             assert block.experts is not None
             named, whole = block.experts.apart(normalised, split.numbers)
-            return torch.cat([named, (whole - named.sum(0))[None]])
+            return Written(torch.cat([named, (whole - named.sum(0))[None]]))
         out = self._whole(layer, normalised)
-        return self.of_node(self.graph.mlp_nodes(layer)[0], out, position)
+        return self.written(self.graph.mlp_nodes(layer)[0], out, position)
 
     def rest(self, layer: int, stream: Tensor) -> Tensor:
         """[..., D]: what the rest of an MLP writes whose parts read for themselves, from its own stream."""
@@ -163,16 +200,20 @@ class Parts:
 
         An MLP's parts that need to know what it reads are in `mlp`.
         """
+        return self.written(node, out, position).dense()
+
+    def written(self, node: str, out: Tensor, position: Tensor | None) -> Written:
+        """As `of_node`."""
         split = self.graph.split_of(node)
         if split is None:
-            return out[None]
+            return Written(out[None])
         if split.kind == "positions":
             spans = self._spans(node, position).to(out)  # [s, N, T]
-            return spans.view(len(spans), *(1,) * (out.dim() - 3), *spans.shape[1:], 1) * out
+            return Written(spans.view(len(spans), *(1,) * (out.dim() - 3), *spans.shape[1:], 1) * out)
         dictionary, some = dictionary_of(split), torch.tensor(split.numbers, device=out.device)
-        numbers = dictionary.encode_some(out, some)  # [p, ..., N, T]
-        named = numbers[..., None] * dictionary.vectors[some].view(len(some), *(1,) * (out.dim() - 1), -1)
-        return torch.cat([named, (out - named.sum(0))[None]])
+        numbers, vectors = dictionary.encode_some(out, some), dictionary.vectors[some]  # [p, ..., N, T]
+        rest = out - numbers.movedim(0, -1) @ vectors
+        return Written(rest[None], numbers, vectors)
 
     def _spans(self, node: str, position: Tensor | None) -> Tensor:
         """[s, N, T], or [s, N, 1] at [N] positions: where each span of a node is, last what they leave."""
@@ -201,17 +242,30 @@ def check_parts(model: Model, graph: Graph) -> None:
             )
 
 
-def lifted(graph: Graph, sources: Tensor, rows_of: Graph, inside: Mapping[str, Tensor]) -> Tensor:
-    """[S, N, T, D] of a split graph, from [S', N, T, D] of one in which fewer nodes are split.
+def lifted(
+    graph: Graph, sources: Tensor, rows_of: Graph, inside: Mapping[str, Tensor], packs: bool = True
+) -> Tensor:
+    """What the sources of a split graph write, from what those of one write in which fewer nodes are split.
 
     What a node writes at some positions stands in that span's part. Nothing is known of other parts: they are
     0, and the rest is the node.
+
+    Args:
+        graph: the split one.
+        sources: [rows, N, T, D].
+        rows_of: whose they are.
+        inside: as `Parts` has it.
+        packs: whether both are packed (`Packing`); a graph without such parts is the same either way.
     """
     if graph.splits == rows_of.splits:
         return sources
-    out = sources.new_zeros(len(graph.sources), *sources.shape[1:])
+    numbers = packed_rows(int(graph.scaled.sum()), sources.shape[-1]) if packs else 0
+    full = len(graph.sources) - (int(graph.scaled.sum()) if packs else 0)
+    out = sources.new_zeros(full + numbers, *sources.shape[1:])
+    if packs and rows_of.scaled.any():  # of the same parts
+        out[full:] = sources[len(sources) - numbers :]
     for node in graph.nodes:
-        into, of = graph.rows(node), rows_of.rows(node)
+        into, of = (_own_rows(each, node) if packs else each.rows(node) for each in (graph, rows_of))
         split = graph.split_of(node)
         if into.stop - into.start == of.stop - of.start:
             out[into] = sources[of]
@@ -220,6 +274,12 @@ def lifted(graph: Graph, sources: Tensor, rows_of: Graph, inside: Mapping[str, T
         else:
             out[into.stop - 1] = sources[of.start]
     return out
+
+
+def _own_rows(graph: Graph, node: str) -> slice:
+    """The rows of their own that a node's sources have where they are packed."""
+    rows, before = graph.rows(node), np.concatenate([[0], np.cumsum(graph.scaled)])
+    return slice(rows.start - int(before[rows.start]), rows.stop - int(before[rows.stop]))
 
 
 def spans_of(

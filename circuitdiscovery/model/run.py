@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from circuitdiscovery.graph.nodes import LETTERS
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.norm import Norm, no_norm
+from circuitdiscovery.model.packing import Written
 from circuitdiscovery.model.parts import Parts
 
 _RUN_FLOP = {"cpu": 5e8, "accelerator": 1e12}  # that could be done while Python prepares a run
@@ -48,32 +48,32 @@ def unembed(model: Model, x: Tensor) -> Tensor:
 
 
 def replaced_logits(parts: Parts, replacement: Tensor, position: Tensor) -> Tensor:
-    """[N, vocabulary] where every edge is removed, from [S, N, T, D] replacements."""
+    """[N, vocabulary] where every edge is removed, from packed replacements, [S', N, T, D]."""
     at_answer = replacement[:, torch.arange(len(position), device=replacement.device), position]
     return unembed(parts.model, stream_after(parts, at_answer, parts.graph.n_layers))
 
 
 def stream_after(parts: Parts, sources: Tensor, layers: int) -> Tensor:
-    """[..., D]: the stream after some layers, from what all sources so far write, [S, ..., D]."""
+    """[..., D]: the stream after some layers, from what all sources so far write, packed, [S', ..., D]."""
     return next(islice(streams(parts, sources), 2 * layers, None))
 
 
 def streams(
     parts: Parts, sources: Tensor, added: Mapping[tuple[int, str], Tensor] | None = None
 ) -> Iterator[Tensor]:
-    """[..., D] each, from what all sources write, [S, ..., D]: what attention and MLP of each layer read, and
-    last the logits.
+    """[..., D] each, from what all sources write, packed, [S', ..., D]: what attention and MLP of each layer
+    read, and last the logits.
 
     `added` is what the groups of `Parts.groups` add to the stream, by key, where that is known.
     """
-    graph, known = parts.graph, added or {}
-    x = sources[graph.inputs].sum(0)
+    graph, known, total = parts.graph, added or {}, parts.packing.sum
+    x = total(sources, graph.inputs)
     for layer, block in enumerate(parts.model.blocks):
         heads = known.get((layer, "a"))
-        y = x + (block.out_attention(sources[graph.heads(layer)].sum(0)) if heads is None else heads)
+        y = x + (block.out_attention(total(sources, graph.heads(layer))) if heads is None else heads)
         yield from (x, x if graph.parallel else y)
         mlp = known.get((layer, "m"))
-        x = y + (parts.out_mlp(layer)(sources[graph.mlps(layer)].sum(0)) if mlp is None else mlp)
+        x = y + (parts.out_mlp(layer)(total(sources, graph.mlps(layer))) if mlp is None else mlp)
     yield x
 
 
@@ -146,7 +146,7 @@ class Run:
     # [N, T, D] that the logits read, before the norm; [N, 1, D] where there is an answer's position
     stream: Tensor
     logits: Tensor  # [N, vocabulary] at each example's answer position; [0, vocabulary] where there is none
-    sources: Tensor | None  # [S, N, T, D]
+    sources: Tensor | None  # [S', N, T, D], packed (packing.py)
     readings: tuple[Reading, ...]
     # by the group's key, [N, T, D] each, with readings: what sources write together where a norm of that
     # follows; T is 1 in the last layer, where only the answer's position is run
@@ -174,7 +174,7 @@ def plain_run(
         position: [N], where the logits are wanted; the last layer then runs there alone, and what its sources
             write elsewhere is kept as 0. None runs all of it, without logits.
         keep_sources: keep what every source writes.
-        less: [S, N, T, D], instead: what every source writes is taken from
+        less: [S', N, T, D], packed, instead: what every source writes is taken from
             it, in place, where a receiver reads it.
         keep_readings: keep what every receiver reads, as part of the autograd graph.
         parts: of a graph whose nodes are split; by default the model's own.
@@ -182,14 +182,16 @@ def plain_run(
     x = embed(model, start) if start.dim() == 2 else start
     parts = Parts.of(model) if parts is None else parts
     graph = parts.graph
-    sources = x.new_empty(len(graph.sources), *x.shape) if keep_sources else less
-    kept = None if sources is None else _Kept(sources, less is not None)
+    sources = x.new_empty(len(parts.packing), *x.shape) if keep_sources else less
+    kept = None if sources is None else _Kept(parts, sources, less is not None)
     readings: list[Reading] = []
     together: dict[tuple[int, str], Tensor] = {}
     mlps: list[tuple[Tensor, Tensor]] = []
     at = None
+    if keep_sources and kept is not None:
+        kept.values[parts.packing.full :] = 0
     if kept is not None:
-        kept.write(graph.inputs, parts.input(x), None)
+        kept.write(graph.inputs, Written(parts.input(x)), None)
     for layer, block in enumerate(model.blocks):
         x = x.to(block.device)
         stream, u = x, block.norm1(x)
@@ -197,7 +199,8 @@ def plain_run(
         if position is not None and layer == graph.n_layers - 1:
             at, x, u = position, at_position(x, position)[:, None], at_position(u, position)[:, None]
             if keep_sources and kept is not None:
-                kept.values[graph.n_upstream(layer) :] = 0
+                later, _ = parts.packing.split(slice(graph.n_upstream(layer), len(graph.sources)))
+                kept.values[later] = 0
         q = block.heads_make("q", u)
         z = block.attend(q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]
         if block.linear:
@@ -224,7 +227,7 @@ def plain_run(
                 for letter, before, values in (("q", x, q), ("k", stream, k), ("v", stream, v))
             ]
         if kept is not None:
-            kept.write_heads(parts, layer, z.detach(), at)
+            kept.write_heads(layer, z.detach(), at)
         y = x if graph.parallel else x + attended
         x = x + attended
         if graph.has_mlp:
@@ -245,29 +248,27 @@ def plain_run(
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a run keeps of its sources: [S, N, T, D], or what they are less than."""
+    """What a run keeps of its sources, or what they are taken from: packed, [S', N, T, D]."""
 
+    parts: Parts
     values: Tensor
     less: bool
 
-    def write(self, rows: slice, written: Tensor, at: Tensor | None) -> None:
-        """[s, N, T, D]; at [N] positions [s, N, 1, D]."""
-        where = self._where(rows, at)
-        new = (written if at is None else written[:, :, 0]).detach().to(self.values.device)
-        self.values[where] = self.values[where] - new if self.less else new
+    def write(self, rows: slice, written: Written, at: Tensor | None) -> None:
+        """What some sources write; at [N] positions T is 1."""
+        self.parts.packing.set(self.values, rows, written, self.less, at)
 
-    def write_heads(self, parts: Parts, layer: int, z: Tensor, at: Tensor | None) -> None:
+    def write_heads(self, layer: int, z: Tensor, at: Tensor | None) -> None:
         """What the heads of a layer write, from what they attend to, [H, N, T, K]."""
+        parts, values = self.parts, self.values
         block, rows = parts.model.blocks[layer], parts.graph.heads(layer)
         # none is split, and all is in one place
-        if at is None and rows.stop - rows.start == len(z) and z.device == self.values.device:
+        if at is None and rows.stop - rows.start == len(z) and z.device == values.device:
+            own, _ = parts.packing.split(rows)
             beta, alpha = (1, -1) if self.less else (0, 1)
-            self.values[rows].flatten(1, 2).baddbmm_(z.flatten(1, 2), block.W_O, beta=beta, alpha=alpha)
+            values[own].flatten(1, 2).baddbmm_(z.flatten(1, 2), block.W_O, beta=beta, alpha=alpha)
         else:
-            self.write(rows, parts.heads(layer, block.written(z), at), at)
-
-    def _where(self, rows: slice, at: Tensor | None) -> Any:
-        return rows if at is None else (rows, torch.arange(len(at), device=at.device), at)
+            self.write(rows, Written(parts.heads(layer, block.written(z), at)), at)
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,6 @@ def _run_mlp(
 ) -> _MlpRun:
     """The MLP of a layer, from what it reads, [N, T, D]."""
     block, norm, at_answer = parts.model.blocks[layer], parts.mlp_norm(layer), at is not None
-    written: Tensor | None = None  # [s, N, T, D]; None: the MLP is not split
     if parts.owns(layer):
         units, own = parts.units(layer), y.view_as(y)  # the rest's, so that it has a gradient of its own
         values = units.read(y)  # [p, N, T, K]
@@ -294,20 +294,17 @@ def _run_mlp(
             Reading(Readers(layer, "n", at_answer, units.norm, units.weight, units.bias), y, values),
             Reading(Readers(layer, "m", at_answer, no_norm(y)), y, own),
         ]
-        written = torch.cat([units.written(values), parts.rest(layer, own)[None]])
-        total = written.sum(0)
+        written = parts.apart(layer, values, own)
+        total = written.sum()
     else:
         normalised = block.norm2(y)
         readings = [Reading(Readers(layer, "m", at_answer, block.norm2), y, normalised)]
-        if parts.splits_mlp(layer):
-            written = parts.shared(layer, normalised, at)
-            total = written.sum(0)
-        else:
-            total = block.mlp_before_norm(normalised)
+        written = parts.shared(layer, normalised, at) if parts.splits_mlp(layer) else None
+        total = block.mlp_before_norm(normalised) if written is None else written.sum()
     after = block.mlp_norm if written is None else norm
     added = total if after is None else after(total)
     if kept is not None:
-        kept.write(parts.graph.mlps(layer), added[None] if written is None else written, at)
+        kept.write(parts.graph.mlps(layer), Written(added[None]) if written is None else written, at)
     return _MlpRun(
         total,
         added,

@@ -18,6 +18,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.norm import Norm, no_norm
+from circuitdiscovery.model.packing import times
 from circuitdiscovery.model.rows import index_of, project, project_some, take
 
 
@@ -81,10 +82,13 @@ class Units:
                     out.dtype
                 )
 
+    def numbers(self, values: Tensor) -> Tensor:
+        """[p, ..., K] -> [p, ...]: how active each is."""
+        return self.activation(values, self.which)
+
     def written(self, values: Tensor) -> Tensor:
         """[p, ..., K] -> [p, ..., D]."""
-        numbers = self.activation(values, self.which)
-        return numbers[..., None] * self.vectors.view(len(numbers), *(1,) * (numbers.dim() - 1), -1)
+        return times(self.numbers(values), self.vectors)
 
     def together(self, stream: Tensor) -> Tensor:
         """[..., D]: what all write together on one stream, [..., D]."""

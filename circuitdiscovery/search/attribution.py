@@ -219,7 +219,7 @@ def _attribute(
     total = torch.zeros(graph.allowed.shape, device=model.device, dtype=dtype)
     memory = Memory(model.W_E)
     for batch in setup.batches:
-        replacement = _own(carried.rows(batch), model, given)
+        replacement = _own(carried.packed(batch), model, given)
         total += batch_products(setup.parts(batch), batch, replacement, carried.own_run, bound, at, memory)
         done += len(batch.rows)
         if progress:

@@ -247,4 +247,5 @@ def _some(batch: Batch, patched: PatchedRun, rows: Tensor) -> tuple[Batch, Patch
         start=patched.start[at],
         replacement=patched.replacement[:, at],
         position=patched.position[at],
+        given=patched.given and patched.given.some(at),
     )

@@ -23,6 +23,7 @@ from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.parts import Parts
 from circuitdiscovery.model.projection import offset
 from circuitdiscovery.model.run import Readers, Reading, embed, plain_run, replaced_logits
+from circuitdiscovery.search.differences import Differences, Scaled
 from circuitdiscovery.task.batch import Batch
 
 _AT_ONCE = 128  # parts of an MLP whose gradients at the stream are held together
@@ -43,12 +44,12 @@ def batch_products(
     # `input`: its norm may not even have a Jacobian
     clean, start = (
         embed(model, batch.clean),
-        replacement[graph.inputs].sum(0) if own_run else embed(model, batch.corrupted),
+        parts.packing.sum(replacement, graph.inputs) if own_run else embed(model, batch.corrupted),
     )
     with torch.no_grad():
         metric(replaced_logits(parts, replacement, batch.position), batch)  # finite, or an error
     # the clean end's run serves twice: its sources, taken from the replacements
-    # [S, N, T, D] in place, and its gradients
+    # [S', N, T, D] in place, and its gradients
     line = [_readings(parts, clean, batch, metric, less=replacement)] if 1.0 in at else []
     if not line:
         with torch.no_grad():
@@ -68,25 +69,11 @@ def batch_products(
             places[key].add(same)
         if number < len(at) and not together:
             continue  # the points' gradients are added up first
-        difference = replacement if number == len(at) else replacement.clone()
-        _push(parts, difference, together, batch.position)
+        packed = replacement if number == len(at) else replacement.clone()
+        difference = Differences.of(parts, packed, together, batch.position)
         while places:
-            places.popitem()[1].add_products(total, graph, difference, batch.position, memory)
+            places.popitem()[1].add_products(total, difference, memory)
     return total
-
-
-def _push(
-    parts: Parts, difference: Tensor, together: Mapping[tuple[int, str], Tensor], position: Tensor
-) -> None:
-    """What sources differ by, [S, N, T, D], becomes what that changes in the stream to first order, in place,
-    where the sum of what they write goes through a norm in this run."""
-    rows = torch.arange(len(position), device=position.device)
-    for group in parts.groups:
-        x, own = together[group.key], group.rows
-        if group.layer == parts.graph.n_layers - 1:  # read at the answer's position alone
-            difference[own, rows, position] = group.push(x[:, 0], difference[own, rows, position])
-        else:
-            difference[own] = group.push(x, difference[own])
 
 
 def _readings(
@@ -166,12 +153,17 @@ class _Place:
         """(some receivers, [R', P, D] their gradients at the stream before the norm): all of a place,
         but of the parts of an MLP, which can be thousands, some at a time."""
         count = sum(map(len, self.scaled))
-        if self.readers[0].letter != "n":
+        if not self._own_parts:
             yield slice(0, count), self._at_stream(memory, slice(None))
             return
         for start in range(0, count, _AT_ONCE):
             some = slice(start, min(start + _AT_ONCE, count))
             yield some, self._at_stream(memory, some)
+
+    @property
+    def _own_parts(self) -> bool:
+        """Whether these are the parts of an MLP, each a number times a vector as a receiver, too."""
+        return self.readers[0].letter == "n"
 
     def _at_stream(self, memory: Memory, some: slice) -> Tensor:
         """[R', P, D], over all letters; some of the receivers where there is one letter."""
@@ -179,15 +171,13 @@ class _Place:
             return torch.cat(self.scaled)
         if not self.along:
             return self.scaled[0][None]
-        norm, gradients = self.readers[0].norm, [each[some] for each in self.scaled]
-        here = memory.on(norm.device)
+        gradients = [each[some] for each in self.scaled]
+        here = memory.on(self.readers[0].norm.device)
         pulled = here("at the stream", sum(map(len, gradients)), *self.normalised[0].shape)
         for readers, scaled, out in zip(
             self.readers, gradients, pulled.split([len(each) for each in gradients]), strict=True
         ):
-            assert readers.weight is not None
-            weight = readers.weight[some] * norm.scale
-            torch.bmm(scaled, weight - weight.mean(-1, keepdim=True) if norm.centred else weight, out=out)
+            torch.bmm(scaled, self._weight(readers, some), out=out)
         # [R', P, points], [P, points, D]
         along, normalised = (
             torch.stack([each[some] for each in self.along], dim=-1),
@@ -196,26 +186,59 @@ class _Place:
         pulled.transpose(0, 1).baddbmm_(along.transpose(0, 1), normalised, alpha=-1)
         return pulled
 
+    def _weight(self, readers: Readers, some: slice) -> Tensor:
+        """[R', K, D]: what some receivers' projections make of a stream over its deviation."""
+        assert readers.weight is not None
+        weight = readers.weight[some] * readers.norm.scale
+        return weight - weight.mean(-1, keepdim=True) if readers.norm.centred else weight
+
     @torch.no_grad()
-    def add_products(
-        self, total: Tensor, graph: Graph, difference: Tensor, position: Tensor, memory: Memory
-    ) -> None:
-        """Adds the products with the sources' differences, [S, N, T, D], to `total` [S, R]."""
-        first = self.readers[0]
+    def add_products(self, total: Tensor, difference: Differences, memory: Memory) -> None:
+        """Adds the products with what the sources differ by to `total` [S, R]."""
+        first, graph = self.readers[0], difference.parts.graph
         if first.letter == "logits":
-            upstream, columns = len(difference), np.array([len(graph.receivers) - 1])
+            upstream, columns = len(graph.sources), np.array([len(graph.receivers) - 1])
         else:
             upstream = graph.n_upstream(first.layer, "q" if first.letter in LETTERS else "m")
             columns = np.concatenate([_columns(graph, each) for each in self.readers])
-        difference = difference[:upstream]
-        if first.at_answer:
-            difference = difference[:, torch.arange(len(position), device=position.device), position]
-        of = difference.flatten(1).T
+        full, scaled = difference.upstream(upstream, first.at_answer)
+        of = full.values.flatten(1).T
         for some, gradients in self.pieces(memory):
-            products = gradients.to(of.device).flatten(1) @ of  # [R', S']
+            at_stream = gradients.to(of.device)
             # merged receivers stand several times in `columns`, and get the sum
             into = torch.from_numpy(columns[some]).to(total.device)
-            total[:upstream].index_add_(1, into, products.T.to(total.dtype))
+            _add(total, full.rows, into, at_stream.flatten(1) @ of)  # [R', S']
+            for each in scaled if not self._own_parts else ():
+                _add(total, each.rows, into, each.products(at_stream))
+        if self._own_parts:
+            into = torch.from_numpy(columns).to(total.device)
+            for each in scaled:
+                _add(total, each.rows, into, self._of_parts(each))
+
+    def _of_parts(self, sources: Scaled) -> Tensor:
+        """[R, S']: the products of receivers and sources that both are numbers times vectors."""
+        (readers,), (gradients,) = self.readers, self.scaled  # one letter: [R, P, K]
+        weight, device = self._weight(readers, slice(None)), gradients.device
+        numbers, vectors = sources.numbers.to(device), sources.vectors.to(device)  # [S', P], [S', D]
+        found = gradients.new_zeros(len(gradients), len(numbers))
+        for k in range(gradients.shape[-1]):
+            found += (gradients[..., k] @ numbers.T) * (weight[:, k] @ vectors.T)
+        for along, normalised in zip(self.along, self.normalised, strict=True):
+            found -= along @ (numbers * (vectors @ normalised.T)).T
+        if sources.shared is not None:
+            others, common = (each.to(device) for each in sources.shared)  # [S', P], [P, D]
+            made = torch.einsum("rpk,rkd,pd->rp", gradients, weight, common)
+            for along, normalised in zip(self.along, self.normalised, strict=True):
+                made -= along * (normalised * common).sum(-1)
+            found += made @ others.T
+        return found
+
+
+def _add(total: Tensor, rows: Tensor, columns: Tensor, products: Tensor) -> None:
+    """Adds [R', S'] products to some columns and rows of [S, R]; columns may stand several times."""
+    there = total.new_zeros(len(rows), total.shape[1])
+    there.index_add_(1, columns, products.T.to(there))
+    total.index_add_(0, rows, there)
 
 
 def _pull_jointly(block: Block, reading: Reading, gradient: Tensor) -> Tensor:

@@ -388,6 +388,6 @@ def _patched_runs(setup: Setup, rows: Sequence[int]) -> Iterator[tuple[Batch, Pa
     model, own = setup.model, sorted(rows)[distributed.rank() :: distributed.world_size()]
     for batch in setup.task.batches(setup.batch_size or _AT_ONCE, own, run_tokens=_ANY):
         batch = batch.to(model.device)
-        values, start = setup.carried.rows(batch).to(model.W_E), embed(model, batch.clean)
+        values, start = setup.carried.packed(batch).to(model.W_E), embed(model, batch.clean)
         parts, own_run = setup.parts(batch), setup.own_run
         yield batch, PatchedRun(model, setup.graph, start, values, batch.position, own_run, parts)
