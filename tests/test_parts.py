@@ -75,7 +75,7 @@ class Defined:
 
     def __call__(self, mask: Tensor | np.ndarray) -> Tensor:
         patched, mask = self.patched, torch.as_tensor(mask).to(self.model.dtype)
-        given = patched.start, patched.replacement, patched.position
+        given = patched.start, patched.carried(slice(None)), patched.position
         return masked_logits(self.model, self.graph, *given, mask, patched.parts.inside)
 
 
@@ -164,9 +164,9 @@ def test_no_part_is_the_replaced_run(ablation: str) -> None:
     expected = whole.patched.logits(nothing)
     torch.testing.assert_close(split.patched.logits(lifted(graph, nothing)), expected, atol=1e-10, rtol=1e-10)
     for node in model.graph.nodes:
-        replaced = split.patched.replacement[graph.rows(node)].sum(0)
+        replaced = split.patched.carried(graph.rows(node)).sum(0)
         torch.testing.assert_close(
-            replaced, whole.patched.replacement[model.graph.rows(node)][0], atol=1e-11, rtol=1e-11
+            replaced, whole.patched.carried(model.graph.rows(node))[0], atol=1e-11, rtol=1e-11
         )
 
 

@@ -124,10 +124,12 @@ class Need:
     Args:
         each: of every example that goes through at once.
         always: whatever goes through.
+        packs: whether parts that are numbers times vectors stay so (model/packing.py).
     """
 
     each: float
     always: float = 0.0
+    packs: bool = False
 
     def of(self, examples: int) -> float:
         """The bytes of so many examples at once."""
@@ -173,6 +175,11 @@ def of_token(model: Model, graph: Graph) -> int:
     return len(graph.sources) * model.d_model * model.W_E.element_size()
 
 
+def packed_token(model: Model, graph: Graph) -> int:
+    """The same where parts that are numbers times vectors are kept as numbers."""
+    return graph.packed_rows(model.d_model) * model.d_model * model.W_E.element_size()
+
+
 def _layers(model: Model, points: int) -> int:
     """The bytes that a run's backward keeps of one token, and gradients at some points of a line."""
     graph, block = model.graph, model.blocks[0]
@@ -198,14 +205,16 @@ def plain(model: Model, task: Task) -> Need:
 def masked(model: Model, graph: Graph, task: Task) -> Need:
     """Of runs under a mask: replacements, what is read where all edges are removed, what a run writes, and a
     state that others start from."""
-    return Need(_longest(task) * (3 * of_token(model, graph) + _streams(model)) + 4 * _logits(model))
+    written = packed_token(model, graph) + 2 * of_token(model, graph)
+    return Need(_longest(task) * (written + _streams(model)) + 4 * _logits(model))
 
 
 def along_a_line(model: Model, graph: Graph, task: Task, points: int) -> Need:
     """Of attribution: what sources write, what autograd keeps, the gradients at some points."""
-    return Need(
-        _longest(task) * (of_token(model, graph) + _layers(model, points)) + 4 * _logits(model),
-    )
+    # of each part that reads for itself: what it makes of the stream, its gradient, and what a norm takes
+    own = (3 + points) * int(graph.scaled.sum()) * model.W_E.element_size()
+    each = _longest(task) * (packed_token(model, graph) + own + _layers(model, points)) + 4 * _logits(model)
+    return Need(each, packs=True)
 
 
 def stepwise(model: Model, graph: Graph, task: Task) -> Need:

@@ -33,7 +33,7 @@ from circuitdiscovery.engine.ablation import (
 )
 from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits
-from circuitdiscovery.engine.memory import Need, budget, masked
+from circuitdiscovery.engine.memory import Need, budget, masked, of_token, packed_token
 from circuitdiscovery.engine.metrics import BoundMetric, bind
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
@@ -219,14 +219,14 @@ class Setup:
 
 def replacement_bytes(model: Model, graph: Graph, tokens: int) -> int:
     """What the replacements of so many tokens take: everything that every source writes."""
-    return len(graph.sources) * tokens * model.d_model * model.W_E.element_size()
+    return tokens * packed_token(model, graph)
 
 
-def fitting(model: Model, graph: Graph, task: Task) -> int:
+def fitting(model: Model, graph: Graph, task: Task, packs: bool = False) -> int:
     """How many examples are run at once where no batch size is asked for."""
     longest = max(len(example.clean) for example in task.examples)
-    most = _BATCH_BYTES * (_WITH_PARTS if graph.splits else 1)
-    return max(1, most // replacement_bytes(model, graph, longest))
+    most = _BATCH_BYTES * (_WITH_PARTS if graph.splits and not packs else 1)
+    return max(1, most // (longest * (packed_token if packs else of_token)(model, graph)))
 
 
 def batches(
@@ -242,7 +242,8 @@ def batches(
         CircuitDiscoveryError: one example alone needs more memory than that.
     """
     task.check(model.vocab_size, model.n_positions)
-    size = min(fitting(model, graph, task) if batch_size is None else batch_size, len(task))
-    size = (need or masked(model, graph, task)).at_once(size, budget(model.device))
+    need = need or masked(model, graph, task)
+    size = min(fitting(model, graph, task, need.packs) if batch_size is None else batch_size, len(task))
+    size = need.at_once(size, budget(model.device))
     for batch in task.batches(size, distributed.share(task), run_tokens=run_tokens(model)):
         yield batch.to(model.device)

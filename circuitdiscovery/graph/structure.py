@@ -152,6 +152,12 @@ class Structure:
         found.flags.writeable = False
         return found
 
+    def packed_rows(self, width: int) -> int:
+        """How many rows of so many numbers all sources take where of these parts the numbers alone are kept
+        (model/packing.py)."""
+        numbers = int(self.scaled.sum())
+        return len(self.sources) - numbers + -(-numbers // width)
+
     def rows(self, node: str) -> slice:
         """The rows of a node's sources: one, or its parts'."""
         return self._rows[node]

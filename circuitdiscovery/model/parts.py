@@ -24,7 +24,7 @@ from circuitdiscovery.graph.nodes import INPUT, parsed, part_name
 from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.norm import Norm
-from circuitdiscovery.model.packing import Packing, Written, packed_rows
+from circuitdiscovery.model.packing import Packing, Written
 from circuitdiscovery.model.units import Units, dictionary_of, units_of
 
 
@@ -259,11 +259,11 @@ def lifted(
     """
     if graph.splits == rows_of.splits:
         return sources
-    numbers = packed_rows(int(graph.scaled.sum()), sources.shape[-1]) if packs else 0
     full = len(graph.sources) - (int(graph.scaled.sum()) if packs else 0)
-    out = sources.new_zeros(full + numbers, *sources.shape[1:])
+    rows = graph.packed_rows(sources.shape[-1]) if packs else full
+    out = sources.new_zeros(rows, *sources.shape[1:])
     if packs and rows_of.scaled.any():  # of the same parts
-        out[full:] = sources[len(sources) - numbers :]
+        out[full:] = sources[len(sources) - (rows - full) :]
     for node in graph.nodes:
         into, of = (_own_rows(each, node) if packs else each.rows(node) for each in (graph, rows_of))
         split = graph.split_of(node)
