@@ -15,6 +15,7 @@ from scipy import stats
 from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
+from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.measure.stability import Stability, mean_over_pairs, stability
 
@@ -212,3 +213,15 @@ def test_what_is_wrong_is_named() -> None:
     other = iter([GRAPH, GRAPH, Graph(2, 2, 2), GRAPH, GRAPH])
     with pytest.raises(cd.CircuitDiscoveryError, match="different graphs"):
         stability(lambda model, task: cd.Circuit.empty(next(other)), MODEL, TASK, runs=5)
+
+
+def test_of_a_graph_with_parts(toy: cd.Model) -> None:
+    """Each run's search is given the graph, and must return a circuit of it."""
+    task = cd.load_task("ioi", toy, examples=6)
+    graph = cd.split(toy, {"m1": [3, 17]})
+    found = cd.stability(
+        lambda model, task, graph: cd.eap(model, task, graph=graph).top(40), toy, task, runs=5, graph=graph
+    )
+    assert {each.graph for each in found.circuits} == {graph}
+    with pytest.raises(CircuitDiscoveryError, match="a circuit of the graph that it is given"):
+        cd.stability(lambda model, task, graph: cd.eap(model, task).top(40), toy, task, runs=5, graph=graph)

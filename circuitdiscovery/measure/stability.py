@@ -27,6 +27,7 @@ from circuitdiscovery.circuit.comparison import Overlap, compare
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.fields import exactly, typed
+from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.intervals import mean_over_pairs
 from circuitdiscovery.model.model import Model
@@ -160,6 +161,7 @@ def stability(
     *,
     over: str = "examples",
     runs: int = 10,
+    graph: Graph | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Stability:
@@ -175,6 +177,8 @@ def stability(
             cd.load_task("ioi", model, seed=seed), threshold=0.002)`. `order`: each run gets the whole task
             and the option `order`, counted from `seed`, which `acdc` takes.
         runs: the number of runs, at least 5; ten give 45 pairs.
+        graph: where nodes are split into parts (`split`), whose edges: each run gets it as the option
+            `graph`, which every search takes.
         seed: of the draws, and the first seed or order.
         progress: called with (runs done, runs); True shows a bar.
 
@@ -198,14 +202,17 @@ def stability(
         raise CircuitDiscoveryError(f"runs must be a whole number of at least {_FEWEST}, not {runs!r}")
     circuits: list[Circuit] = []
     for run in range(runs):
-        circuits.append(_found(search, model, *_changed(task, over, seed, run)))
+        some, options = _changed(task, over, seed, run)
+        circuits.append(_found(search, model, some, options if graph is None else options | {"graph": graph}))
+        if graph is not None and circuits[-1].graph != graph:
+            raise CircuitDiscoveryError("the search must return a circuit of the graph that it is given")
         check_same_graph(circuits[0], circuits[-1])
         if progress:
             progress(run + 1, runs)
     return _measured(over, tuple(circuits))
 
 
-def _changed(task: Task, over: str, seed: int, run: int) -> tuple[Task, dict[str, int]]:
+def _changed(task: Task, over: str, seed: int, run: int) -> tuple[Task, dict[str, Any]]:
     """The task and the options of one run."""
     if over == "examples":
         rows = np.random.default_rng((seed, run)).integers(len(task), size=len(task))
@@ -213,7 +220,7 @@ def _changed(task: Task, over: str, seed: int, run: int) -> tuple[Task, dict[str
     return task, {"seed" if over == "seeds" else "order": seed + run}
 
 
-def _found(search: Callable[..., Circuit], model: Model, task: Task, options: Mapping[str, int]) -> Circuit:
+def _found(search: Callable[..., Circuit], model: Model, task: Task, options: Mapping[str, Any]) -> Circuit:
     circuit = search(model, task, **options)
     if not isinstance(circuit, Circuit):
         raise CircuitDiscoveryError(

@@ -137,6 +137,8 @@ class Packing:
         """[s, ..., D]: what some sources write; without a copy where they follow each other and have rows of
         their own."""
         if isinstance(which, slice):
+            if self.full == len(self.scaled):
+                return packed[which]
             which = np.arange(*which.indices(len(self.scaled)))
         scaled = self.scaled[which]
         if not scaled.any():
