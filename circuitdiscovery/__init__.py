@@ -19,10 +19,11 @@ from circuitdiscovery.registry import METHODS as _METHODS
 __version__ = "0.1.0"
 __all__ = sorted([*_PUBLIC, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
-_PACKAGES = ("features",)  # with names of their own: cd.features.load_sae
+_PACKAGES = ("features", "universality")  # with names of their own: cd.features.load_sae
 
 if TYPE_CHECKING:
     import circuitdiscovery.features as features  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    import circuitdiscovery.universality as universality  # noqa: F401  # pyright: ignore[reportUnusedImport]
     from circuitdiscovery.circuit.circuit import Circuit as Circuit
     from circuitdiscovery.circuit.comparison import Comparison as Comparison
     from circuitdiscovery.circuit.comparison import compare as compare

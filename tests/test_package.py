@@ -37,7 +37,17 @@ ORDER = [
         "circuit",
         "engine",
     ),
-    *("measure", "features", "search", "explanation", "reporting", "benchmark", "cli", "__main__"),
+    *(
+        "measure",
+        "features",
+        "search",
+        "explanation",
+        "universality",
+        "reporting",
+        "benchmark",
+        "cli",
+        "__main__",
+    ),
 ]
 
 in_checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs the checkout")

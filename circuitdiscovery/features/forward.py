@@ -4,6 +4,7 @@ Places of layer l, in the order in which they are computed; N prompts, T tokens 
 d_head:
 
     resid{l}    [N, T, D]   the stream before block l; resid{L} is the one that the last norm reads
+    a{l}.pattern [H, N, T, T] the weight from each query to each key, of each head
     a{l}.z      [N, T, H K] what attention's output matrix reads, one head after the other
     a{l}.heads  [H, N, T, D] what each head writes (`a{l}.h{h}` is one of them)
     a{l}.inner  [N, T, D]   what attention writes, before a norm of that where one follows (Gemma 2 and 3)
@@ -182,7 +183,11 @@ def _run(model: Model, tokens: Tensor, visit: Visit) -> None:
 def _attention(model: Model, block: Block, x: Tensor, layer: int, visit: Visit) -> Tensor:
     """[N, T, D]: what attention adds to the stream."""
     q, k, v = (block.heads_make(letter, block.norm1(x)) for letter in "qkv")
-    z = block.attend(q, per_head(model, k), per_head(model, v))  # [H, N, T, K]
+    k, v = per_head(model, k), per_head(model, v)
+    if visit.stops(f"a{layer}.pattern"):
+        z = visit.at(f"a{layer}.pattern", block.pattern(q, k)).to(v.dtype) @ v  # [H, N, T, K]
+    else:
+        z = block.attend(q, k, v)
     if visit.stops(f"a{layer}.z"):
         flat = visit.at(f"a{layer}.z", z.permute(1, 2, 0, 3).flatten(2))
         z = flat.unflatten(2, (len(z), -1)).permute(2, 0, 1, 3)

@@ -1,0 +1,215 @@
+"""Correlations of units across models, against numpy's and against what was done to a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_parts import network_of
+from tiny import random_prompts
+from torch import Tensor
+
+import circuitdiscovery as cd
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.universality.correlating import best, rotation
+
+VOCABULARY = 101
+TEXTS = [
+    "The keys on the table are small.",
+    "There is a dog by the door.",
+    "Mary gave a ring to John.",
+    "The cats near the lamp were old.",
+    "The boy saw the girl in the park.",
+]
+
+
+def prompts(count: int, length: int) -> list[list[int]]:
+    return torch.randint(2, VOCABULARY, (count, length), generator=torch.Generator().manual_seed(3)).tolist()
+
+
+def permuted(network: Any, orders: Sequence[Tensor]) -> Any:
+    """A copy of a GPT-2 whose layers' neurons stand in other orders."""
+    network = copy.deepcopy(network)
+    for block, order in zip(network.transformer.h, orders, strict=True):
+        block.mlp.c_fc.weight.data = block.mlp.c_fc.weight.data[:, order]
+        block.mlp.c_fc.bias.data = block.mlp.c_fc.bias.data[order]
+        block.mlp.c_proj.weight.data = block.mlp.c_proj.weight.data[order]
+    return network
+
+
+def test_a_permuted_copy_is_found_whole() -> None:
+    """Every neuron's partner is itself, where the permutation put it, with correlation 1."""
+    network = network_of("gpt2")
+    size, layers = network.config.n_inner or 4 * network.config.n_embd, network.config.n_layer
+    generator = torch.Generator().manual_seed(1)
+    orders = [torch.randperm(size, generator=generator) for _ in range(layers)]
+    model, other = cd.load_model((network, None)), cd.load_model((permuted(network, orders), None))
+    found = cd.universality.neurons(model, other, prompts(40, 12))
+    expected = [
+        f"m{layer}/n{int((orders[layer] == i).nonzero())}" for layer in range(layers) for i in range(size)
+    ]
+    assert found.partners[0].tolist() == expected
+    np.testing.assert_allclose(found.correlation, 1, atol=1e-5)
+    assert found.dead == ()
+
+
+def test_correlations_are_numpys(toy: cd.Model) -> None:
+    """Of toy's neurons with those of a copy whose weights are moved: numpy's matrix, its maxima, and the baseline
+    from the activations turned by hand."""
+    other = moved(toy)
+    found = cd.universality.neurons(toy, other, TEXTS, seed=5)
+    values = [_all(model, TEXTS) for model in (toy, other)]  # per layer [tokens, neurons]
+    one, two = (np.concatenate(each, 1) for each in values)
+    both = np.corrcoef(one.T, two.T)[: one.shape[1], one.shape[1] :]
+    np.testing.assert_allclose(found.correlation[0], np.nanmax(both, 1), atol=1e-4)
+    names = np.array(found.names)
+    assert (found.partners[0] == names[np.nanargmax(both, 1)]).mean() > 0.99
+    turned = np.concatenate(
+        [layer @ rotation(layer.shape[1], 5, i).numpy().T for i, layer in enumerate(values[1])], 1
+    )
+    baseline = np.corrcoef(one.T, turned.T)[: one.shape[1], one.shape[1] :].max(1)
+    np.testing.assert_allclose(found.baseline[0], baseline, atol=1e-4)
+    np.testing.assert_allclose(found.excess, found.correlation[0] - found.baseline[0])
+
+
+def moved(model: cd.Model) -> cd.Model:
+    """A model with other MLP weights."""
+    from dataclasses import replace
+
+    generator = torch.Generator().manual_seed(0)
+    blocks = []
+    for block in model.blocks:
+        assert block.W_in is not None
+        noise = torch.randn(block.W_in.shape, generator=generator) * block.W_in.std()
+        blocks.append(replace(block, W_in=block.W_in + noise))
+    return replace(model, blocks=tuple(blocks))
+
+
+def _all(model: cd.Model, texts: Sequence[str]) -> list[np.ndarray]:
+    run = cd.features.run(model, texts)
+    return [
+        np.concatenate([np.asarray(each[1:]) for each in run.values(f"m{layer}.neurons")]).astype(float)
+        for layer in range(model.n_layers)
+    ]
+
+
+def test_passes_change_nothing(toy: cd.Model) -> None:
+    """With room for one layer at a time the texts run again, and the result is the same."""
+    whole = cd.universality.neurons(toy, moved(toy), TEXTS)
+    with cd.memory_budget("30MB"):
+        parts = cd.universality.neurons(toy, moved(toy), TEXTS, batch_size=2)
+    np.testing.assert_allclose(parts.correlation, whole.correlation, atol=1e-5)
+    np.testing.assert_allclose(parts.baseline, whole.baseline, atol=1e-5)
+
+
+def test_rotated_units_have_no_excess() -> None:
+    """Units that are a rotation of those of the other correlate with them no more than with another rotation: the
+    median excess is within .02 of 0, none is above .5; constant units are named and are 0."""
+    rng = np.random.default_rng(0)
+    one = np.maximum(rng.standard_normal((4000, 96)), 0.0)  # as neurons are
+    one[:, 7] = 2.5
+    turned = one @ rotation(96, 99, 0).numpy().T
+
+    def run(layers: Sequence[int]) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
+        for part in range(0, 4000, 500):
+            values = (torch.from_numpy(each[part : part + 500]) for each in (one, turned))
+            yield torch.ones(500, dtype=torch.float64), [next(values)], [next(values)]
+
+    found = best([96], [96], run, 1e9, 0)
+    excess = (found.correlation - found.baseline)[~found.dead]
+    assert abs(np.median(excess)) < 0.02 and (excess < 0.5).all()
+    assert np.flatnonzero(found.dead).tolist() == [7]
+    assert found.correlation[7] == found.baseline[7] == 0 and found.partner[7] == -1
+
+
+def test_heads_of_a_permuted_copy() -> None:
+    """Every head's partner is the head that attends as it does, wherever the copy has it."""
+    network = copy.deepcopy(network_of("gpt2"))
+    model = cd.load_model((network_of("gpt2"), None))
+    width, heads = network.config.n_embd, network.config.n_head
+    order = torch.tensor([2, 0, 3, 1])
+    columns = (order[:, None] * (width // heads) + torch.arange(width // heads)).flatten()
+    for block in network.transformer.h:
+        for part in range(3):
+            own = slice(part * width, (part + 1) * width)
+            block.attn.c_attn.weight.data[:, own] = block.attn.c_attn.weight.data[:, own][:, columns]
+            block.attn.c_attn.bias.data[own] = block.attn.c_attn.bias.data[own][columns]
+        block.attn.c_proj.weight.data = block.attn.c_proj.weight.data[columns]
+    found = cd.universality.heads(model, cd.load_model((network, None)), prompts(40, 12))
+    expected = [
+        f"a{layer}.h{int((order == i).nonzero())}" for layer in range(model.n_layers) for i in range(heads)
+    ]
+    assert found.partners[0].tolist() == expected
+    np.testing.assert_allclose(found.correlation, 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt_oss", "mpt"])
+def test_patterns_that_are_read_are_those_that_are_used(name: str) -> None:
+    """Where a run reads the attention's weights, its logits are the same as elsewhere."""
+    from circuitdiscovery.features.forward import LOGITS, forward
+
+    model = cd.load_model((network_of(name), None), dtype="float64")
+    (batch,) = random_prompts(VOCABULARY, 3, 6).task.batches()
+    plain = forward(model, batch.clean, (LOGITS,))[LOGITS]
+    found = forward(model, batch.clean, (LOGITS, "a0.pattern", "a1.pattern"))
+    torch.testing.assert_close(found[LOGITS], plain, atol=1e-5, rtol=1e-5)
+    assert found["a1.pattern"].shape == (model.n_heads, 3, 6, 6)
+
+
+class Letters:
+    """A tokenizer of single characters, beside toy's of words."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.size, self.bos_token_id, self.unk_token_id, self.unk_token = vocabulary, None, None, None
+
+    def __call__(self, text: str, return_offsets_mapping: bool = False) -> Any:
+        from transformers.tokenization_utils_base import BatchEncoding
+
+        data: dict[str, Any] = {"input_ids": [2 + ord(c) % (self.size - 2) for c in text]}
+        if return_offsets_mapping:
+            data["offset_mapping"] = [(i, i + 1) for i in range(len(text))]
+        return BatchEncoding(data)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"a": 0}
+
+
+def test_other_tokens_are_compared_by_characters(toy: cd.Model) -> None:
+    """Each character counts once, with the values of the token that it is in: numpy's correlations over them."""
+    network = network_of("gpt2")
+    other = cd.load_model((network, Letters(VOCABULARY)))
+    texts = TEXTS[:3]
+    found = cd.universality.neurons(toy, other, texts)
+    one, two = list[np.ndarray](), list[np.ndarray]()
+    for text in texts:
+        words = toy.tokenizer(text, return_offsets_mapping=True)
+        mine, theirs = (np.concatenate(_each(model, text), 1) for model in (toy, other))
+        for at in range(1, len(text)):
+            token = [i for i, (start, end) in enumerate(words["offset_mapping"]) if start <= at < end]
+            if token and token[0] > 0:
+                one.append(mine[token[0]])
+                two.append(theirs[at])
+    both = np.corrcoef(np.array(one).T, np.array(two).T)[: len(one[0]), len(one[0]) :]
+    np.testing.assert_allclose(found.correlation[0], np.nanmax(both, 1), atol=1e-4)
+
+
+def _each(model: cd.Model, text: str) -> list[np.ndarray]:
+    run = cd.features.run(model, text)
+    return [np.asarray(run.values(f"m{layer}.neurons")[0]).astype(float) for layer in range(model.n_layers)]
+
+
+def test_what_cannot_be_compared_is_one_line(toy: cd.Model) -> None:
+    """Other tokens without texts, attention across other tokens, no other model, no second token."""
+    other = cd.load_model((network_of("gpt2"), Letters(VOCABULARY)))
+    with pytest.raises(CircuitDiscoveryError, match="give texts, not token ids"):
+        cd.universality.neurons(toy, other, [[5, 6, 7]])
+    with pytest.raises(CircuitDiscoveryError, match="models that make the same tokens"):
+        cd.universality.heads(toy, other, TEXTS[:1])
+    with pytest.raises(CircuitDiscoveryError, match="others must be a loaded model"):
+        cd.universality.neurons(toy, [], TEXTS)
+    with pytest.raises(CircuitDiscoveryError, match="none has more than its first token"):
+        cd.universality.neurons(toy, toy, ["The"])
