@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def top_activations(
         model: a loaded model.
         unit: a neuron such as "m2/n301"; a feature of a dictionary, `sae[17]`; a vector with `at`, of which
             the activation's part along it counts; or a list of them, which take one pass together.
-        texts_or_task: texts (a list, or anything that gives one after the other, such as an open file), rows
+        texts_or_task: texts (a list, or anything that gives one after the other), rows
             of token ids, or a task, whose clean prompts are meant.
         top: how many of the highest snippets, and how many random ones. Of tokens that are less than `window`
             apart one is kept, and of prompts that begin alike up to the token one.
@@ -79,7 +80,11 @@ def top_activations(
     >>> found.snippets[0].activation == found.high
     True
     """
-    several = isinstance(unit, list | tuple) and not all(isinstance(each, int | float) for each in unit)
+    for name, value, least in (("top", top, 1), ("window", window, 0)):
+        if value < least:
+            raise CircuitDiscoveryError(f"{name} must be a whole number of at least {least}, not {value}")
+    numbers = isinstance(unit, list | tuple) and unit and all(isinstance(each, Real) for each in unit)
+    several = isinstance(unit, list | tuple) and not numbers
     asked = list(unit) if several else [unit]
     if not asked:
         raise CircuitDiscoveryError("unit is an empty list")
