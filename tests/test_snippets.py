@@ -422,3 +422,49 @@ def test_what_cannot_be_scored(predict: Any, told: str) -> None:
 def test_what_cannot_be_looked_for(toy: Any, unit: Any, given: Any, options: Any, told: str) -> None:
     with pytest.raises(cd.CircuitDiscoveryError, match=told):
         f.top_activations(toy, unit, given, **options)
+
+
+# ------------------------------------------------------------------ on the command line
+
+
+def command(*words: Any) -> Any:
+    from click.testing import CliRunner
+
+    from circuitdiscovery.cli.commands import cli
+
+    return CliRunner().invoke(cli, ["neuron", *map(str, words)])
+
+
+def test_the_command_says_what_the_function_does(
+    toy: Any, texts: list[str], tmp_path: Any, agreement: Any
+) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("\n\n".join(texts[:8]) + "\n")
+    ran = command("toy", "m1/n3", "--texts", file, "--top", 3, "--json", "--html", tmp_path / "a.html")
+    assert ran.exit_code == 0, ran.output
+    expected = f.top_activations(toy, "m1/n3", texts[:8], top=3)
+    assert json.loads(ran.stdout) == json.loads(json.dumps(expected.to_dict()))
+    assert (tmp_path / "a.html").read_text() == expected.html()
+    ran = command("toy", "m1/n3", "subject-verb-agreement", "--examples", 48, "--top", 2)
+    assert ran.stdout == f"{f.top_activations(toy, 'm1/n3', agreement, top=2)}\n"
+    sae = f.train_sae(f.activations(toy, texts, "m1"), n=16, k=2, steps=5)
+    sae.save(tmp_path / "sae")
+    ran = command("toy", "m1/f3", "--dictionary", tmp_path / "sae", "--texts", file)
+    assert ran.exit_code == 0 and ran.stdout.startswith("m1/f3 of toy on 80 tokens of 8 texts")
+    ran = command("toy", "m2/f3", "--dictionary", tmp_path / "sae", "--texts", file)
+    assert "UNIT 'm2/f3' is no feature of the dictionary; one is m1/f0" in str(ran.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["toy", "m1/n3"], "give TASK, or --texts FILE"),
+        (["toy", "m1/n3", "ioi", "--texts", "a.txt"], "give TASK, or --texts FILE"),
+        (["toy", "m1/n3", "--texts", "none.txt"], "none.txt"),
+        (["toy", "m1/n3", "ioi", "--html", "a.txt"], "must end in .html"),
+        (["toy", "m1/n9999", "ioi"], "m1 has no neuron 9999"),
+    ],
+)
+def test_what_the_command_refuses(words: list[str], told: str) -> None:
+    ran = command(*words)
+    assert ran.exit_code and told in f"{ran.output}{ran.exception}"

@@ -68,7 +68,8 @@ class CardReader(Reader):
 
     def probes(self, data: Any) -> dict[str, Estimate]:
         found = typed(data.get("probes", {}), dict, self.where, f"{self.field}.probes")
-        return {label: self.estimate(found, label) for label in found}
+        inside = CardReader(self.where, f"{self.field}.probes")
+        return {label: inside.estimate(found, label) for label in found}
 
     def unit(self, data: Any) -> CardUnit:
         exactly(data, CardUnit.__dataclass_fields__, self.where, self.field)

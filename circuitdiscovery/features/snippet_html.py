@@ -15,7 +15,7 @@ STYLE = """
 .snips h2 { font-size: 1.2em; margin: 0 0 .3em } .snips h3 { font-size: 1em; margin: 1em 0 .3em }
 .snips p { margin: .2em 0 } .snips table { border-collapse: collapse; width: 100% }
 .snips td { padding: 2px 10px 2px 0; vertical-align: top; text-align: left; border-bottom: 1px solid #8883 }
-.snips td.num { white-space: nowrap; font-variant-numeric: tabular-nums; text-align: right }
+.snips td.num { width: 1%; white-space: nowrap; font-variant-numeric: tabular-nums; text-align: right }
 .snips .text { white-space: pre-wrap; overflow-wrap: anywhere } .snips .tok { border-radius: 2px }
 .snips b.tok { outline: 1px solid #8888 }
 .snips .bar { display: inline-block; height: .7em; background: #56b4e9 }
@@ -78,5 +78,5 @@ def _token(text: str, value: float, most: float, chosen: bool) -> str:
     colour = "86 180 233" if value >= 0 else "230 159 0"
     style = f" style='background:rgb({colour} / {0.85 * strength:.2f})'" if strength >= 0.02 else ""
     title = "" if math.isnan(value) else f" title='{value:.3g}'"
-    name = "b" if chosen else "span"
-    return f"<{name} class='tok'{style}{title}>{escape(text)}</{name}>"
+    name, word = "b" if chosen else "span", text.lstrip(" ")
+    return f"{' ' * (len(text) - len(word))}<{name} class='tok'{style}{title}>{escape(word)}</{name}>"
