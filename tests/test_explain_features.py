@@ -109,7 +109,9 @@ def test_a_part_that_is_a_neuron_says_what_it_writes(toy: Any, task: Any) -> Non
 def test_a_part_that_is_a_feature_does_so_too(toy: Any, task: Any) -> None:
     sae = both_ways(toy, "m2")
     graph = cd.split(toy, {"m2": sae}, task=task, keep=3)
-    part = graph.split_of("m2").names[0]
+    split = graph.split_of("m2")
+    assert split is not None
+    part = split.names[0]
     (unit,) = cd.explain(toy, task, cd.Circuit.full(graph), nodes=[part]).cards[part].units
     found = f.top_activations(toy, sae[int(part[4:])], [list(each.clean) for each in task.examples], top=3)
     assert unit.promoted == found.promoted[:5] and unit.name == part

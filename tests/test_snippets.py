@@ -411,6 +411,7 @@ def test_what_cannot_be_scored(predict: Any, told: str) -> None:
         ("m1", ["The dog"], {}, "m1 is not one neuron; one of its neurons is m1/n0"),
         ("m9/n1", ["The dog"], {}, "has no site 'm9/n1'"),
         ([], ["The dog"], {}, "unit is an empty list"),
+        ("no site", ["The dog"], {}, "does not say where in a model it stands"),
         ("m1/n1", [], {}, "there is no prompt"),
         ("m1/n1", [""], {}, "makes no token"),
         ("m1/n1", ["The"], {}, "no token but the first of each; first=True keeps it"),
@@ -420,6 +421,8 @@ def test_what_cannot_be_scored(predict: Any, told: str) -> None:
     ],
 )
 def test_what_cannot_be_looked_for(toy: Any, unit: Any, given: Any, options: Any, told: str) -> None:
+    if unit == "no site":
+        unit = f.train_sae(torch.randn(99, 128), n=4, k=2, steps=1)[0]
     with pytest.raises(cd.CircuitDiscoveryError, match=told):
         f.top_activations(toy, unit, given, **options)
 

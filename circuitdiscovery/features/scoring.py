@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class ExplanationScore(Value):
         )
 
 
-def score(found: TopActivations, predict: Callable[[list[str]], Sequence[float]]) -> ExplanationScore:
+def score(found: TopActivations, predict: Callable[[list[str]], Any]) -> ExplanationScore:
     """See `TopActivations.score`."""
     highest, count = found.snippets[1::2], min(len(found.snippets) // 2, len(found.random))
     if count < 2:
@@ -73,7 +73,7 @@ def score(found: TopActivations, predict: Callable[[list[str]], Sequence[float]]
     )
 
 
-def _pairs(snippet: Snippet, predict: Callable[[list[str]], Sequence[float]]) -> np.ndarray:
+def _pairs(snippet: Snippet, predict: Callable[[list[str]], Any]) -> np.ndarray:
     """[2, tokens]: the activations that count, and what is predicted there."""
     given = predict(list(snippet.tokens))
     try:

@@ -117,7 +117,7 @@ class TopActivations(Value):
         """(counts [n], edges [n + 1]), as numpy.histogram gives them; activations of 0 are not counted."""
         return np.array(self.counts), np.array(self.edges)
 
-    def score(self, predict: Callable[[list[str]], Sequence[float]]) -> ExplanationScore:
+    def score(self, predict: Callable[[list[str]], Any]) -> ExplanationScore:
         """How well activations can be told from what is said of the unit (Bills et al. 2023).
 
         Args:
