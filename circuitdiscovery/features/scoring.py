@@ -103,18 +103,20 @@ def correlation(snippets: Sequence[np.ndarray]) -> float:
 
 def _with_interval(whole: float, groups: Sequence[Sequence[np.ndarray]]) -> Estimate:
     """By the jackknife over snippets, the highest and the random ones each for themselves, of Fisher's z,
-    with Student's t."""
+    with Student's t at the degrees of freedom of Welch and Satterthwaite."""
     from scipy.special import stdtrit
 
-    variance = 0.0
+    variances = list[float]()
     for i, group in enumerate(groups):
         others = [each for j, other in enumerate(groups) if j != i for each in other]
         left = [correlation([*others, *group[:k], *group[k + 1 :]]) for k in range(len(group))]
         z = np.arctanh(np.clip(left, -1 + 1e-12, 1 - 1e-12))
-        variance += (len(group) - 1) / len(group) * float(((z - z.mean()) ** 2).sum())
-    degrees = sum(len(group) - 1 for group in groups)
+        variances.append((len(group) - 1) / len(group) * float(((z - z.mean()) ** 2).sum()))
+    variance = sum(variances)
     if not variance >= 0:  # a snippet without which one side is the same everywhere
         return Estimate(whole)
+    each = (v * v / (len(group) - 1) for v, group in zip(variances, groups, strict=True))
+    degrees = variance * variance / (sum(each) or 1.0) or 1.0
     reach = float(stdtrit(degrees, (1 + LEVEL) / 2)) * variance**0.5
     centre = np.arctanh(np.clip(whole, -1 + 1e-12, 1 - 1e-12))
     low, high = np.tanh([centre - reach, centre + reach])
