@@ -199,6 +199,14 @@ def test_random_ones_are_drawn_alike() -> None:
         assert abs(found - expected).max() < 4.5 * expected**0.5
 
 
+def test_the_seed_decides_what_is_drawn(toy: Any, texts: list[str]) -> None:
+    """Any token of any text, and the same whatever the batch."""
+    drawn = [f.top_activations(toy, "m0/n1", texts[:8], top=1, seed=seed).random[0] for seed in range(40)]
+    assert {each.position for each in drawn} >= set(range(2, 9)) and len({each.prompt for each in drawn}) == 8
+    one = f.top_activations(toy, "m0/n1", texts[:8], top=1, seed=3, batch_size=1)
+    assert one.random[0].text == drawn[3].text and one.random[0].position == drawn[3].position
+
+
 # ------------------------------------------------------------------ what it writes
 
 
