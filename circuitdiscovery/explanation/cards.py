@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from circuitdiscovery.circuit.numbers import OF_HEAD, about
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.explanation.json_values import Edges, Pairs, Reader, as_json
+from circuitdiscovery.explanation.json_values import Edges, Pairs
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.graph.nodes import parsed
@@ -58,6 +58,46 @@ class Lens:
     suppressed: Pairs
 
 
+@dataclass(frozen=True)
+class CardSnippet:
+    """A token that a unit was active at, with those around it.
+
+    Args:
+        tokens, activations: as texts, and how active the unit is at each; NaN at a prompt's first token.
+        at: which of them it is.
+    """
+
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+    at: int
+
+    def __str__(self) -> str:
+        """The text with the token in brackets."""
+        word = self.tokens[self.at]
+        space = " " * (len(word) - len(word.lstrip(" ")))
+        return "".join((*self.tokens[: self.at], f"{space}[{word.lstrip(' ')}]", *self.tokens[self.at + 1 :]))
+
+
+@dataclass(frozen=True)
+class CardUnit:
+    """A neuron or a feature of a node.
+
+    Args:
+        name: such as "m2/n301".
+        damage: of ablating it on the task's prompts, to first order; None where the card is the unit's own,
+            whose effect was measured.
+        promoted, suppressed: the tokens whose logits one unit of activation raises and lowers the most, by
+            what it writes, without the last norm's division.
+        snippets: where it is most active.
+    """
+
+    name: str
+    damage: float | None
+    promoted: Pairs
+    suppressed: Pairs
+    snippets: tuple[CardSnippet, ...] = ()
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Card(Value):
     """Everything measured about one node.
@@ -76,6 +116,9 @@ class Card(Value):
         patterns: attention on the first prompts; empty for MLPs.
         lens: what the node promotes and suppresses on the first prompts.
         in_edges, out_edges: the circuit's edges with their scores or None, the strongest first, at most ten.
+        units: of an MLP the neurons, or the features of a dictionary, that matter most to the task; of a part
+            that is one, itself.
+        probes: what can be read there: label -> accuracy on examples that were held out.
     """
 
     node: str
@@ -90,6 +133,8 @@ class Card(Value):
     lens: tuple[Lens, ...]
     in_edges: Edges
     out_edges: Edges
+    units: tuple[CardUnit, ...] = ()
+    probes: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
     def role(self) -> str | None:
@@ -113,7 +158,9 @@ class Card(Value):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON, numbers to six significant digits."""
-        return _as_json(self)
+        from circuitdiscovery.explanation.card_json import card_as_json
+
+        return card_as_json(self)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "card") -> Card:
@@ -122,8 +169,10 @@ class Card(Value):
         Raises:
             CircuitDiscoveryError: anything missing, surplus or of another type, by field.
         """
-        node = typed(exactly(data, _FIELDS, where, optional=("roles",))["node"], str, where, "node")
-        return _Reader(where, node).card(node, data)
+        from circuitdiscovery.explanation.card_json import FIELDS, LATER, CardReader
+
+        node = typed(exactly(data, FIELDS, where, optional=LATER)["node"], str, where, "node")
+        return CardReader(where, node).card(node, data)
 
     def __str__(self) -> str:
         lines = [
@@ -131,9 +180,14 @@ class Card(Value):
             *([f"{'part':<13} {self.about}"] if self.about else []),
             f"{'effect':<13} {self.effect}",
         ]
-        return "\n".join(
-            [*lines, f"{'direct':<13} {self.direct}", *(f"{'':<13} {sentence}" for sentence in self.evidence)]
-        )
+        lines += [f"{'direct':<13} {self.direct}", *(f"{'':<13} {sentence}" for sentence in self.evidence)]
+        lines += [f"{'read there':<13} {label} {accuracy}" for label, accuracy in self.probes.items()]
+        for unit in self.units:
+            damage = "" if unit.damage is None else f"{unit.damage:.3g} "
+            words = " ".join(visible(token) for token, _ in unit.promoted)
+            lines.append(f"{unit.name:<13} {damage}writes {words}")
+            lines += [f"{'':<13} {snippet}" for snippet in unit.snippets]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -251,7 +305,7 @@ class Explanation(Value):
         return {
             "format": FORMAT,
             **known,
-            "cards": {node: _as_json(card) for node, card in self.cards.items()},
+            "cards": {node: card.to_dict() for node, card in self.cards.items()},
         }
 
     @classmethod
@@ -261,6 +315,8 @@ class Explanation(Value):
         Raises:
             CircuitDiscoveryError: anything missing, surplus or of another type, by field.
         """
+        from circuitdiscovery.explanation.card_json import CardReader
+
         if isinstance(data, dict) and data.get("format") == FORMER:  # knew no other effort
             data = data | {
                 "format": FORMAT,
@@ -282,7 +338,7 @@ class Explanation(Value):
         cards = typed(data["cards"], dict, where, "cards")
         return cls(
             **known,
-            cards={node: _Reader(where, f"cards.{node}").card(node, card) for node, card in cards.items()},
+            cards={node: CardReader(where, f"cards.{node}").card(node, card) for node, card in cards.items()},
         )
 
 
@@ -309,92 +365,3 @@ def _most(card: Card, count: int) -> str:
 def visible(name: str) -> str:
     """A position's name, or a token's text as it stands in a sentence: in quotes unless it is words."""
     return name.strip() if all(map(str.isalnum, name.strip().split(" "))) else repr(name)
-
-
-# ----------------------------------------------------------------------- JSON
-
-
-# of a card; files from before a card could have several roles have no others
-_FIELDS = tuple(
-    name
-    for field in Card.__dataclass_fields__
-    for name in (("role", "evidence") if field == "roles" else (field,))
-)
-
-
-def _as_json(card: Card) -> dict[str, Any]:
-    attention = [[source, target, weight] for (source, target), weight in card.attention.items()]
-    known = {name: getattr(card, name) for name in (*_FIELDS, "roles")}
-    return as_json(known | {"attention": attention})
-
-
-class _Reader(Reader):
-    """Reads cards and what they hold."""
-
-    def card(self, node: str, data: Any) -> Card:
-        exactly(data, _FIELDS, self.where, self.field, optional=("roles",))
-        kind = data["kind"]
-        if data["node"] != node or kind not in ("head", "mlp"):
-            raise self.wrong("node" if data["node"] != node else "kind")
-        attention = {
-            (self.text("attention", a), self.text("attention", b)): self.number("attention", w)
-            for a, b, w in self.rows(data, "attention", 3)
-        }
-        return Card(
-            node=node,
-            kind=kind,
-            roles=self.roles(data),
-            effect=self.estimate(data, "effect"),
-            direct=self.estimate(data, "direct"),
-            attention=attention,
-            attended=self.pairs(data, "attended"),
-            scores={
-                name: self.number("scores", value)
-                for name, value in typed(data["scores"], dict, self.where, f"{self.field}.scores").items()
-            },
-            patterns=tuple(
-                self.part("patterns", i).pattern(each) for i, each in enumerate(self.items(data, "patterns"))
-            ),
-            lens=tuple(self.part("lens", i).lens(each) for i, each in enumerate(self.items(data, "lens"))),
-            in_edges=self.edges(data, "in_edges"),
-            out_edges=self.edges(data, "out_edges"),
-        )
-
-    def roles(self, data: Any) -> dict[str, tuple[str, ...]]:
-        """Role -> evidence; `role` and `evidence` must say the same."""
-        role = None if data["role"] is None else self.text("role", data["role"])
-        evidence = self.texts(data, "evidence")
-        if "roles" not in data:
-            return {} if role is None else {role: evidence}
-        found = typed(data["roles"], dict, self.where, f"{self.field}.roles")
-        roles = {name: self.texts(found, name) for name in found}
-        if next(iter(roles), None) != role or sum(roles.values(), ()) != evidence:
-            raise self.wrong("roles")
-        return roles
-
-    def texts(self, data: Any, name: str) -> tuple[str, ...]:
-        return tuple(self.text(name, each) for each in self.items(data, name))
-
-    def pattern(self, data: Any) -> Pattern:
-        exactly(data, Pattern.__dataclass_fields__, self.where, self.field)
-        tokens = tuple(self.text("tokens", each) for each in self.items(data, "tokens"))
-        rows = [
-            [self.number("weights", each) for each in row] for row in self.rows(data, "weights", len(tokens))
-        ]
-        if len(rows) != len(tokens):
-            raise self.wrong("weights")
-        places = typed(data["positions"], dict, self.where, f"{self.field}.positions")
-        positions = {
-            name: int(typed(at, int, self.where, f"{self.field}.positions.{name}"))
-            for name, at in places.items()
-        }
-        return Pattern(self.text("text", data["text"]), tokens, np.array(rows, dtype=np.float32), positions)
-
-    def lens(self, data: Any) -> Lens:
-        exactly(data, Lens.__dataclass_fields__, self.where, self.field)
-        return Lens(
-            self.text("text", data["text"]),
-            self.text("at", data["at"]),
-            self.pairs(data, "promoted"),
-            self.pairs(data, "suppressed"),
-        )

@@ -11,17 +11,21 @@
 4. *lens*: what the node writes at END, through the same frozen norm and the unembedding (the logit lens,
    nostalgebraist 2020, of one node): the tokens that it promotes and suppresses most.
 5. *roles*: the roles that the evidence supports (roles.py).
+6. *units*: of an MLP the neurons, or the features of a dictionary, that matter most to the task, with what
+   they write and where they are active (features.py).
 
 Of a node that is split its parts have cards: effect, direct, lens and edges are the part's own; attention,
 scores and roles, which are defined for heads, are those of the whole head.
 
-2, 3 and 4 come from plain runs of all examples. Interventions (1, and those that the roles need) also use all
-examples; with `effort="quick"` they use 24 examples and the 30 nodes of largest score, with wider intervals.
+2, 3 and 4 come from plain runs of all examples. Interventions (1, 6, and those that the roles need) also use
+all examples; with `effort="quick"` they use 24 examples and the 30 nodes of largest score, with wider
+intervals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +39,7 @@ from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.explanation.attention import observe
 from circuitdiscovery.explanation.cards import Card, Explanation
+from circuitdiscovery.explanation.features import Dictionaries, dictionaries, expected, probed, strongest
 from circuitdiscovery.explanation.head_scores import PERIOD, SEQUENCES, PatternScores
 from circuitdiscovery.explanation.heads import Look, Setting, answer_position, word_positions
 from circuitdiscovery.explanation.interventions import SEED, Trials
@@ -75,6 +80,9 @@ def explain(
     prompts: int = PROMPTS,
     effort: str = "full",
     nodes: Sequence[str] | None = None,
+    features: Any = None,
+    texts: Any = None,
+    probe: Callable[[str], Mapping[str, float]] | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
@@ -93,6 +101,11 @@ def explain(
             for the 30 nodes of largest score, and takes copy scores on at most 256 tokens.
         nodes: the heads and MLPs that get a card, for any effort; the others are in `unmeasured`. The name of
             a node that is split stands for its parts.
+        features: a dictionary of an MLP (`features.load_sae`), or MLPs with theirs: their cards have features
+            in place of neurons.
+        texts: where it is looked for what makes neurons and features active, as `features.top_activations`
+            takes it; by default on the prompts of the interventions.
+        probe: from a node's name, label -> accuracy of what can be read there, which the cards show.
         batch_size: examples in one forward; by default as many as bounded memory holds.
         progress: called with (done, expected) in hundredths of a plain run of the examples; True: a bar.
 
@@ -102,7 +115,7 @@ def explain(
 
     Raises:
         CircuitDiscoveryError: a circuit of another model; an unknown metric, ablation or effort; fewer than
-            one prompt; a node that is not a head or MLP of the circuit.
+            one prompt; a node that is not a head or MLP of the circuit; features of no MLP of the model.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.explanation.explain import explain
@@ -126,12 +139,14 @@ def explain(
         Seen(model, used, circuit, chosen, prompts, QUICK_TOKENS if effort == "quick" else None),
         used.select(rows),
     )
+    known = dictionaries(model, features)
     bound, carried = bind(metric or used.metric, model, some, plain=False), on_demand(model, some, ablation)
     work = Work(
         progress, 2.0 * parameters(model) * sum(len(example.clean) for example in used.examples) / UNITS
     )
     trials = Trials(model, circuit.graph.whole, used, rows, bound, carried, batch_size, work)
-    cards = _cards(trials, circuit, seen, ablation) if chosen else {}
+    more = _Asked(known, texts, probe)
+    cards = _cards(trials, circuit, seen, ablation, more) if chosen else {}
     return Explanation(
         model=model.name,
         task=task.name,
@@ -145,6 +160,15 @@ def explain(
         cards=cards,
         mean_over=getattr(carried, "mean_over", None),
     )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What cards show beside what is always measured (see `explain`)."""
+
+    features: Dictionaries
+    texts: Any
+    probe: Callable[[str], Mapping[str, float]] | None
 
 
 def _chosen(
@@ -172,7 +196,9 @@ def _rows(count: int, effort: str) -> tuple[int, ...]:
     return tuple(sorted(np.random.default_rng(0).choice(count, QUICK_EXAMPLES, replace=False).tolist()))
 
 
-def _cards(trials: Trials, circuit: Circuit, seen: Seen, ablation: str | Ablation) -> dict[str, Card]:
+def _cards(
+    trials: Trials, circuit: Circuit, seen: Seen, ablation: str | Ablation, more: _Asked
+) -> dict[str, Card]:
     model, task, graph, heads, work = trials.model, trials.task, circuit.graph, seen.heads, trials.work
     parts = [node for node in seen.nodes if parsed(node).part]
     nodes = tuple(node for node in trials.graph.sources if node in heads or node in seen.nodes)
@@ -184,6 +210,7 @@ def _cards(trials: Trials, circuit: Circuit, seen: Seen, ablation: str | Ablatio
     )
     random = forward * SEQUENCES * (2 * PERIOD + 1) if heads else 0.0
     work.ahead = looking + random + trials.ablating(nodes) + ASKED * trials.asking(heads, len(names))
+    work.ahead += expected(trials, seen.nodes)
     work.report()
     work.plan(looking)
     for observed in observe(model, task, trials.batch_size):
@@ -214,6 +241,7 @@ def _cards(trials: Trials, circuit: Circuit, seen: Seen, ablation: str | Ablatio
     )
     ablated, roles = find_roles(looks, nodes, seen.sights, setting, trials)
     effects = {**ablated.nodes, **effects_of(parts, trials, graph, ablation)}
+    units = strongest(trials, graph, seen.nodes, ablation, more.features, more.texts)
     work.ahead = 0.0
     work.report()
     return {
@@ -230,6 +258,8 @@ def _cards(trials: Trials, circuit: Circuit, seen: Seen, ablation: str | Ablatio
             lens=seen.lens(node),
             in_edges=_edges(circuit, columns=[node in graph.reader_nodes(name) for name in graph.receivers]),
             out_edges=_edges(circuit, rows=[name == node for name in graph.sources]),
+            units=units.get(node, ()),
+            probes=probed(more.probe, node),
         )
         for node, head in ((node, whole_of(node)) for node in seen.nodes)
     }

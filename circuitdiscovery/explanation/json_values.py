@@ -19,9 +19,9 @@ Edges = tuple[tuple[str, float | None], ...]
 
 
 def as_json(value: Any) -> Any:
-    """A value as JSON has it, numbers to six significant digits."""
+    """A value as JSON has it, numbers to six significant digits; null for one that is not a number."""
     if type(value) is float:  # most of them are
-        return rounded(value)
+        return rounded(value) if value == value else None
     if isinstance(value, Estimate):
         return {name: None if each is None else rounded(each) for name, each in value.to_dict().items()}
     if is_dataclass(value) and not isinstance(value, type):

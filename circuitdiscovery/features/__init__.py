@@ -1,22 +1,35 @@
 """What activations carry: a model's run with editable sites, its activations, and sparse dictionaries of them
 (sparse autoencoders, transcoders), trained here or read from the folders of those who train them."""
 
+from circuitdiscovery.features.active import top_activations
 from circuitdiscovery.features.collecting import Activations, activations, load_activations
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.evaluation import DictionaryQuality, evaluate_sae
 from circuitdiscovery.features.load import load_sae
+from circuitdiscovery.features.ratings import Ratings, Sheet, rate, read_ratings
 from circuitdiscovery.features.running import Run, run
+from circuitdiscovery.features.scoring import ExplanationScore
+from circuitdiscovery.features.snippets import Bin, Snippet, TopActivations
 from circuitdiscovery.features.training import train_sae
 
 __all__ = [
     "Activations",
+    "Bin",
     "Dictionary",
     "DictionaryQuality",
+    "ExplanationScore",
+    "Ratings",
     "Run",
+    "Sheet",
+    "Snippet",
+    "TopActivations",
     "activations",
     "evaluate_sae",
     "load_activations",
     "load_sae",
+    "rate",
+    "read_ratings",
     "run",
+    "top_activations",
     "train_sae",
 ]

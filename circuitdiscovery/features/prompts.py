@@ -31,13 +31,14 @@ class Prompts:
     positions: tuple[Mapping[str, int], ...] | None = None
 
 
-def prompts_of(model: Model, given: Any, where: str) -> Prompts:
+def prompts_of(model: Model, given: Any, where: str, first: int = 0) -> Prompts:
     """The prompts.
 
     Args:
         model: whose tokens they are.
         given: a text, several texts, rows of token ids, or a task, whose clean prompts are meant.
         where: what errors call them.
+        first: the number of the first one, where others came before.
 
     Raises:
         CircuitDiscoveryError: there is none; a text of no token or with an unknown one, by its number; a
@@ -48,10 +49,10 @@ def prompts_of(model: Model, given: Any, where: str) -> Prompts:
             tuple(each.clean for each in given.examples), tuple(each.positions for each in given.examples)
         )
     else:
-        found = Prompts(_rows(model, given, where))
+        found = Prompts(_rows(model, given, where, first))
     if not found.rows:
         raise CircuitDiscoveryError(f"{where}: there is no prompt")
-    for number, row in enumerate(found.rows):
+    for number, row in enumerate(found.rows, first):
         try:
             model.check_tokens(torch.tensor(row))
         except CircuitDiscoveryError as error:
@@ -59,7 +60,7 @@ def prompts_of(model: Model, given: Any, where: str) -> Prompts:
     return found
 
 
-def _rows(model: Model, given: Any, where: str) -> tuple[tuple[int, ...], ...]:
+def _rows(model: Model, given: Any, where: str, first: int) -> tuple[tuple[int, ...], ...]:
     values = as_python(given)
     values = [values] if isinstance(values, str) else values
     if not isinstance(values, Iterable) or isinstance(values, bytes | Mapping):
@@ -73,10 +74,10 @@ def _rows(model: Model, given: Any, where: str) -> tuple[tuple[int, ...], ...]:
                 f"{where}: {model.name} has no tokenizer for texts; give rows of token ids"
             )
         encoder = Encoder(model.tokenizer)
-        return tuple(encoder.prompt(text, f"{where}, text {i}") for i, text in enumerate(values))
+        return tuple(encoder.prompt(text, f"{where}, text {i}") for i, text in enumerate(values, first))
     if values and all(type(each) is int for each in values):  # one row
         values = [values]
-    return tuple(_row(row, f"{where}, row {i}") for i, row in enumerate(values))
+    return tuple(_row(row, f"{where}, row {i}") for i, row in enumerate(values, first))
 
 
 def _row(row: Any, where: str) -> tuple[int, ...]:

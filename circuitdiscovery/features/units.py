@@ -86,6 +86,8 @@ def _neuron(model: Model, name: str) -> Unit:
 
 def _feature(model: Model, feature: Feature) -> Unit:
     dictionary, number = feature.dictionary.to(model.device, model.dtype), feature.number
+    if dictionary.site is None:
+        raise CircuitDiscoveryError("the dictionary does not say where in a model it stands")
     read, written = places_of(dictionary, model)
     which = torch.tensor([number], device=model.device)
     direction = dictionary.vectors[number]

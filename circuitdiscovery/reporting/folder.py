@@ -16,6 +16,13 @@ from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.files.disk import read_json, to_json
 from circuitdiscovery.reporting.options import Options, checked
 from circuitdiscovery.reporting.progress import stage
+from circuitdiscovery.reporting.shapes import (
+    CONTENTS_SHAPE,
+    EVALUATION_SHAPE,
+    EXPLANATION_SHAPE,
+    ROLES_SHAPE,
+    Shape,
+)
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit.circuit import Circuit
@@ -197,6 +204,10 @@ def _explained(
                 pattern["weights"],
                 *pattern["weights"],
             )
+        for snippet in (each for unit in card["units"] for each in unit["snippets"]):
+            _same_length(
+                folder / EXPLANATION, f"cards.{node}.units", snippet["tokens"], snippet["activations"]
+            )
     strangers = set(explanation["cards"]) - set(circuit.nodes)
     return (None, None) if strangers else (explanation, contents)
 
@@ -252,86 +263,6 @@ def load(options: Options) -> tuple[Model, Task]:
         return model, load_task(options.task, model, **drawn)
 
 
-# -------------------------------------------------------------------- shapes
-
-# What a file must hold at least: a type; [what each element is], or of several [what the first is, the
-# second, ...]; {name: what its value is}, or {"*": what every value is}; or a tuple of these to choose from.
-Shape = Any
-NUMBER = (int, float)
-# null: without an interval
-ESTIMATE = {"value": NUMBER, "low": (*NUMBER, type(None)), "high": (*NUMBER, type(None))}
-PAIRS = [[str, NUMBER]]
-EDGES = [[str, (*NUMBER, type(None))]]
-EVALUATION_SHAPE: Shape = {
-    **dict.fromkeys(("model", "task", "part", "metric", "ablation", "direction"), str),
-    **dict.fromkeys(("examples", "edges", "edges_pruned", "edges_total"), int),
-    **dict.fromkeys(("full", "circuit", "empty", "faithfulness", "kl", "agreement"), ESTIMATE),
-    "normalized": (ESTIMATE, type(None)),
-    "reason": (str, type(None)),
-    "completeness": {
-        "sets": [{"kind": str, "nodes": [str], "incompleteness": ESTIMATE}],
-        "max": ESTIMATE,
-        "mean": ESTIMATE,
-    },
-    "minimality": {"scores": {"*": ESTIMATE}, "below": [str], "bar": NUMBER, "unmeasured": [str]},
-    "effort": str,
-    "empty_kl": (ESTIMATE, type(None)),
-}
-_ANSWER = {"token": str, "probability": NUMBER, "logit_diff": NUMBER, "right": bool}
-_ANSWERS = {"tokens": [str], "count": int}
-CONTENTS_SHAPE: Shape = {
-    "format": str,
-    "circuit": str,
-    "task": {"*": (str, type(None))},
-    "example": {
-        "clean": [str],
-        "corrupted": [str],
-        "positions": {"*": int},
-        "correct": _ANSWERS,
-        "incorrect": _ANSWERS,
-    },
-    "effort": str,
-    "asked": {**dict.fromkeys(("metric", "ablation", "direction", "part"), str), "examples": int},
-    "scores": ({"positive": NUMBER, "negative": NUMBER, "difference": (*NUMBER, type(None))}, type(None)),
-    "searched": ({"examples": int, "normalized": (ESTIMATE, type(None))}, type(None)),
-    "prompts": (
-        [
-            {
-                "text": str,
-                "correct": _ANSWERS,
-                "incorrect": _ANSWERS,
-                "full": _ANSWER,
-                "circuit": _ANSWER,
-                "agree": bool,
-            }
-        ],
-        type(None),
-    ),
-    "curve": (
-        {"ranking": str, "edges": [int], "normalized": [ESTIMATE], "cpr": ESTIMATE, "cmd": ESTIMATE},
-        type(None),
-    ),
-    "no_curve": (str, type(None)),
-    "no_cards": (str, type(None)),
-}
-_CARD = {
-    "node": str,
-    "kind": str,
-    "role": (str, type(None)),
-    "roles": {"*": [str]},
-    "evidence": [str],
-    **dict.fromkeys(("effect", "direct"), ESTIMATE),
-    "attention": [[str, str, NUMBER]],
-    "attended": PAIRS,
-    **dict.fromkeys(("in_edges", "out_edges"), EDGES),
-    "scores": {"*": NUMBER},
-    "patterns": [{"text": str, "tokens": [str], "weights": [[NUMBER]], "positions": {"*": int}}],
-    "lens": [{"text": str, "at": str, "promoted": PAIRS, "suppressed": PAIRS}],
-}
-EXPLANATION_SHAPE: Shape = {"cards": {"*": _CARD}, "unmeasured": [str]}
-ROLES_SHAPE: Shape = {"cards": {"*": {"role": (str, type(None)), "roles": {"*": [str]}}}}
-
-
 def _since(value: Any, **added: Any) -> Any:
     """A file's object with what an older version did not write."""
     return {**added, **value} if isinstance(value, dict) else value
@@ -339,13 +270,15 @@ def _since(value: Any, **added: Any) -> Any:
 
 def with_roles(explanation: Any) -> Any:
     """An explanation's object, whose cards have `roles`: role -> evidence. Of an older version they have one
-    role at most.
+    role at most. Cards without units or probes have none.
     """
     cards = explanation.get("cards") if isinstance(explanation, dict) else None
     for card in cards.values() if isinstance(cards, dict) else ():
         if isinstance(card, dict) and "roles" not in card:
             role = card.get("role")
             card["roles"] = {role: card.get("evidence", [])} if isinstance(role, str) else {}
+        if isinstance(card, dict):
+            card |= {"units": card.get("units", []), "probes": card.get("probes", {})}
     return explanation
 
 

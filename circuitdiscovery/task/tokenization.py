@@ -79,9 +79,9 @@ class Encoder:
 
     def show(self, ids: Sequence[int]) -> str:
         """The tokens in words, for errors: their texts with a bar between."""
-        return repr("|".join(self._text(token) for token in ids))
+        return repr("|".join(self.token(token) for token in ids))
 
-    def _text(self, token: int) -> str:
+    def token(self, token: int) -> str:
         """A token as it stands in a text; a tokenizer's own call would take the space away in front of it."""
         piece = str(self.tokenizer.convert_ids_to_tokens([token])[0])
         text = str(self.tokenizer.decode([token]))

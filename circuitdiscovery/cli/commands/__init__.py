@@ -1,6 +1,6 @@
 """The commands and their options: each file adds some of them to the group."""
 
-from circuitdiscovery.cli.commands import about_circuits, discover, listing, patching, planning
+from circuitdiscovery.cli.commands import about_circuits, discover, listing, neuron, patching, planning
 from circuitdiscovery.cli.commands.group import COMPLETE, PROGRAM, cli, notes_of
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "cli",
     "discover",
     "listing",
+    "neuron",
     "notes_of",
     "patching",
     "planning",

@@ -56,6 +56,7 @@ def _cards(run: Run) -> list[dict[str, Any]]:
             "looks": looks(card),
             "end": end(card),
             "table": _table(card),
+            "units": [_unit(unit) for unit in card["units"]],
         }
         | {
             "reads": [_in_edge(*edge) for edge in card["in_edges"]],
@@ -69,6 +70,27 @@ def _cards(run: Run) -> list[dict[str, Any]]:
         }
         for card in by_effect(cards)
     ]
+
+
+def _unit(unit: Json) -> Json:
+    """A neuron or a feature; its snippets as (the space before a token, the token, its share of the largest
+    activation shown, whether it is the one that the snippet is of)."""
+    active = [abs(each or 0.0) for snippet in unit["snippets"] for each in snippet["activations"]]
+    most = max(active, default=0.0) or 1.0
+    snippets = [
+        [
+            (*_spaced(token), (value or 0.0) / most, i == snippet["at"])
+            for i, (token, value) in enumerate(zip(snippet["tokens"], snippet["activations"], strict=True))
+        ]
+        for snippet in unit["snippets"]
+    ]
+    return dict(unit) | {"snippets": snippets, "feature": "/f" in unit["name"]}
+
+
+def _spaced(token: str) -> tuple[str, str]:
+    """(the space in front, the rest)."""
+    word = token.lstrip(" ")
+    return token[: len(token) - len(word)], word
 
 
 def _in_edge(edge: str, score: float | None) -> tuple[str, str, float | None]:
