@@ -23,7 +23,7 @@ TEXTS = [
     "There is a dog by the door.",
     "Mary gave a ring to John.",
     "The cats near the lamp were old.",
-    "The boy saw the girl in the park.",
+    "The dogs near the table are small.",
 ]
 
 
@@ -147,7 +147,7 @@ def test_heads_of_a_permuted_copy() -> None:
     np.testing.assert_allclose(found.correlation, 1, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gpt_oss", "mpt"])
+@pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "mpt"])
 def test_patterns_that_are_read_are_those_that_are_used(name: str) -> None:
     """Where a run reads the attention's weights, its logits are the same as elsewhere."""
     from circuitdiscovery.features.forward import LOGITS, forward

@@ -77,7 +77,7 @@ class _Sums:
         for row, heavy in zip(self.between, weighed, strict=True):
             for into, each in zip(row, theirs, strict=True):
                 into += (heavy.T @ each).double().cpu()
-        for into, each in zip(self.within, theirs, strict=True):
+        for into, each in zip(self.within, theirs if self.within else (), strict=True):
             into += ((each * weights[:, None]).T @ each).double().cpu()
 
     def covariance(self, i: int, j: int) -> Tensor:
