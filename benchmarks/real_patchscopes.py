@@ -1,6 +1,6 @@
 """What a real model says of its own stream: Patchscopes per layer, beside the logit lens.
 
-    python benchmarks/real_patchscopes.py [--model smollm2-135m] [--prompts 200] [--out runs/real-patchscopes]
+    python benchmarks/real_patchscopes.py [--model smollm2-135m] [--prompts 120] [--out runs/real-patchscopes]
         [--page docs/real-patchscopes.md]
 
 Sources are paragraphs of Python's language reference (pydoc), each cut at a random token. Every reading and
@@ -19,19 +19,17 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
-import torch
 from pages import show
 from real_models import MODELS, folder_of
 
 import circuitdiscovery as cd
-from circuitdiscovery.features.units import logits_of
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 
 READINGS = ("?", "->")
 SHORTEST, LONGEST = 8, 32  # tokens of a source
-STEP = 3  # layers between those of the tables of pairs
-INTO = (1, 3, 8, 14, 20, 26)
+STEP = 4  # layers between those of the tables of pairs
+INTO = (3, 20)
 PARAGRAPH = re.compile(r"[A-Z][a-z]+ [a-z]")
 SYMBOLS = re.compile(r"[>=|*\[\]{}~]|::|\.\.\.")
 
@@ -52,38 +50,32 @@ def sources(model: cd.Model, count: int) -> list[list[int]]:
     """Token ids: paragraphs, each cut at a random token."""
     rng = random.Random(0)
     chosen = rng.sample(paragraphs(), count)
-    return [model.tokenizer(text).input_ids[: rng.randint(SHORTEST, LONGEST)] for text in chosen]
+    tokenizer: Any = model.tokenizer
+    return [tokenizer(text).input_ids[: rng.randint(SHORTEST, LONGEST)] for text in chosen]
 
 
 def patched(
     model: cd.Model, prompts: list[list[int]], read: str, into: int | None, folder: Path
 ) -> cd.features.Patchscope:
-    """A reading into one layer, or where it was taken, of all layers; made or read."""
-    path = folder / f"{'next' if read == '?' else 'current'}-{'same' if into is None else into}.json"
+    """A reading into one layer, or where it was taken, made or read.
+
+    Into the last layer, where only the last norm and the unembedding follow, it is the logit lens.
+    """
+    asked, last = "next" if read == "?" else "current", model.n_layers
+    path = folder / f"{asked}-{'same' if into is None else into}.json"
     if path.exists():
         return cd.features.Patchscope.load(path)
-    last = model.n_layers + (read == "?")
-    layers = range(last) if into is None else range(2, model.n_layers, STEP)
-    found = cd.features.patchscope(model, prompts, layers, into=into, read=read)
+    how: dict[str, Any] = {"read": read}
+    if into is None or into == last:
+        layers = range(last + (read == "?" or into == last))
+    else:
+        layers = range(2, last, STEP)
+    if into == last and read != "?":
+        how = {"expected": [prompt[-1] for prompt in prompts]}
+    found = cd.features.patchscope(model, prompts, layers, into=into, **how)
     folder.mkdir(parents=True, exist_ok=True)
     found.save(path)
     return found
-
-
-def lens(model: cd.Model, prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The logit lens: [layers, prompts] ranks of the model's own next token and of the source token, and the
-    surprisal of the lens' most likely token."""
-    own = cd.features.run(model, prompts).logits.log_softmax(-1)
-    current = torch.tensor([prompt[-1] for prompt in prompts])
-    ranks: tuple[list[Any], list[Any]] = [], []
-    surprisals = []
-    for layer in range(model.n_layers + 1):
-        acts = cd.features.activations(model, prompts, f"resid{layer}", position=-1)
-        logits = logits_of(model, acts.values)
-        for wanted, kept in zip((own.argmax(-1), current), ranks, strict=True):
-            kept.append((logits > logits.gather(-1, wanted[:, None])).sum(-1).numpy())
-        surprisals.append(-own.gather(-1, logits.argmax(-1, keepdim=True))[:, 0].double().numpy())
-    return np.array(ranks[0]), np.array(ranks[1]), np.array(surprisals)
 
 
 def share(ranks: Any, k: int) -> Estimate:
@@ -93,27 +85,25 @@ def share(ranks: Any, k: int) -> Estimate:
 def tables(model: cd.Model, count: int, folder: Path) -> Iterator[str]:
     """Lines of Markdown."""
     prompts = sources(model, count)
-    found = {
-        (read, into): patched(model, prompts, read, into, folder)
-        for into in (None, *INTO)
-        for read in READINGS
-    }
-    following, current, surprisals = lens(model, prompts)
+    pairs = [(read, into) for into in (None, model.n_layers, *INTO) for read in READINGS]
+    found = {(read, into): patched(model, prompts, read, into, folder) for read, into in pairs}
     draws = weights(count, 0)
     same, arrow = found["?", None], found["->", None]
+    lens, lens_current = (found[read, model.n_layers] for read in READINGS)
+    assert same.surprisals is not None and lens.surprisals is not None
     yield "### Into the same layer"
     yield ""
     yield "| layer | next @1 | lens | next @1 - lens | next @5 | lens | surprisal | lens | current @1 | lens |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for layer in range(model.n_layers + 1):
-        ours = np.array(same.ranks[layer])
-        both = [(each < 1).astype(float) for each in (ours, following[layer])]
+        ours = same.ranks[layer]
+        hits = [(np.array(each) < 1).astype(float) for each in (ours, lens.ranks[layer])]
         cells = [
-            *(share(ours, 1), share(following[layer], 1), intervals.difference(*both, draws)),
-            *(share(ours, 5), share(following[layer], 5)),
-            *intervals.means(np.array([same.surprisals[layer], surprisals[layer]]), draws, skewed=True),
+            *(share(ours, 1), share(lens.ranks[layer], 1), intervals.difference(hits[0], hits[1], draws)),
+            *(share(ours, 5), share(lens.ranks[layer], 5)),
+            *intervals.means(np.stack([same.surprisals[layer], lens.surprisals[layer]]), draws, skewed=True),
             share(arrow.ranks[layer], 1) if layer < model.n_layers else "",
-            share(current[layer], 1),
+            share(lens_current.ranks[layer], 1),
         ]
         yield f"| {layer} | {' | '.join(map(_cell, cells))} |"
     for read, title in (("?", "Next token, @1"), ("->", "Current token, @1")):
@@ -141,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=MODELS, default="smollm2-135m")
-    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--prompts", type=int, default=120)
     parser.add_argument("--out", type=Path, default=Path("runs/real-patchscopes"))
     parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
     given = parser.parse_args(argv)

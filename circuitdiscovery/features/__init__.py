@@ -7,6 +7,7 @@ from circuitdiscovery.features.evaluation import DictionaryQuality, evaluate_sae
 from circuitdiscovery.features.load import load_sae
 from circuitdiscovery.features.patchscopes import IDENTITY, Patchscope, patchscope
 from circuitdiscovery.features.running import Run, run
+from circuitdiscovery.features.steering import Move, Steering, steer
 from circuitdiscovery.features.training import train_sae
 
 __all__ = [
@@ -14,13 +15,16 @@ __all__ = [
     "Activations",
     "Dictionary",
     "DictionaryQuality",
+    "Move",
     "Patchscope",
     "Run",
+    "Steering",
     "activations",
     "evaluate_sae",
     "load_activations",
     "load_sae",
     "patchscope",
     "run",
+    "steer",
     "train_sae",
 ]
