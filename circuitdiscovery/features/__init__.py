@@ -5,13 +5,13 @@ from circuitdiscovery.features.collecting import Activations, activations, load_
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.evaluation import DictionaryQuality, evaluate_sae
 from circuitdiscovery.features.load import load_sae
-from circuitdiscovery.features.patchscopes import IDENTITY, Patchscope, patchscope
+from circuitdiscovery.features.patchscopes import IDENTITY as IDENTITY
+from circuitdiscovery.features.patchscopes import Patchscope, patchscope
 from circuitdiscovery.features.running import Run, run
 from circuitdiscovery.features.steering import Move, Steering, steer
 from circuitdiscovery.features.training import train_sae
 
 __all__ = [
-    "IDENTITY",
     "Activations",
     "Dictionary",
     "DictionaryQuality",

@@ -177,7 +177,8 @@ def patchscope(
             the last norm reads. Several of them in a list.
         position: of the source token: a number, negative from the end; of a task one of its names too.
         into: the layer whose stream it replaces; by default the one that it is from.
-        target: the prompt with the placeholder: a text, or a row of token ids with `target_position`.
+        target: the prompt with the placeholder: a text, or a row of token ids with `target_position`; by
+            default `features.IDENTITY`, whose lines repeat a word after an arrow.
         target_position: of the placeholder, negative from the target's end; by default the last "?" of the
             text, which must be a token of its own.
         read: "?": at the placeholder, and what follows it in the target is not used. Any other text is

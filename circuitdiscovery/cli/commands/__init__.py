@@ -1,6 +1,14 @@
 """The commands and their options: each file adds some of them to the group."""
 
-from circuitdiscovery.cli.commands import about_circuits, discover, listing, patching, planning
+from circuitdiscovery.cli.commands import (
+    about_circuits,
+    discover,
+    listing,
+    patching,
+    patchscopes,
+    planning,
+    steering,
+)
 from circuitdiscovery.cli.commands.group import COMPLETE, PROGRAM, cli, notes_of
 
 __all__ = [
@@ -12,5 +20,7 @@ __all__ = [
     "listing",
     "notes_of",
     "patching",
+    "patchscopes",
     "planning",
+    "steering",
 ]
