@@ -5,7 +5,7 @@
 
 Sources are paragraphs of Python's language reference (pydoc), each cut at a random token. Every reading and
 layer into which streams are put is kept in the folder when it is done: a run that was stopped goes on with the
-next one. Another folder is needed for other prompts or another version of Python.
+next one. Another version of Python, whose prompts are others, needs another folder.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def patched(
     Into the last layer, where only the last norm and the unembedding follow, it is the logit lens.
     """
     asked, last = "next" if read == "?" else "current", model.n_layers
-    path = folder / f"{asked}-{'same' if into is None else into}.json"
+    path = folder / f"{asked}-{'same' if into is None else into}-{len(prompts)}.json"
     if path.exists():
         return cd.features.Patchscope.load(path)
     how: dict[str, Any] = {"read": read}

@@ -117,7 +117,16 @@ def test_several_layers_are_each_alone(toy: Any) -> None:
         one = f.patchscope(toy, TEXTS, layer, target=TOY_TARGET, generate=2)
         assert many.tokens[i] == one.tokens and many.ranks[i] == one.ranks[0]
         assert many.precision(1)[i] == one.precision(1)
-    assert one.tokens[0].startswith(" ")
+        assert isinstance(one.tokens[0], str)
+    assert all(text.startswith(" ") for text in many.tokens[0])
+
+
+def test_what_follows_the_placeholder_is_not_read(toy: Any) -> None:
+    found, other = (
+        f.patchscope(toy, TEXTS, 2, target=target, generate=3)
+        for target in (TOY_TARGET, f"{TOY_TARGET} The dog is old.")
+    )
+    assert found.generated == other.generated and found.losses == other.losses
 
 
 def test_precision_counts_ranks(toy: Any, tmp_path: Path) -> None:
