@@ -6,10 +6,13 @@ from circuitdiscovery.features.collecting import Activations, activations, load_
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.evaluation import DictionaryQuality, evaluate_sae
 from circuitdiscovery.features.load import load_sae
+from circuitdiscovery.features.patchscopes import IDENTITY as IDENTITY
+from circuitdiscovery.features.patchscopes import Patchscope, patchscope
 from circuitdiscovery.features.ratings import Ratings, Sheet, rate, read_ratings
 from circuitdiscovery.features.running import Run, run
 from circuitdiscovery.features.scoring import ExplanationScore
 from circuitdiscovery.features.snippets import Bin, Snippet, TopActivations
+from circuitdiscovery.features.steering import Move, Steering, steer
 from circuitdiscovery.features.training import train_sae
 
 __all__ = [
@@ -18,18 +21,23 @@ __all__ = [
     "Dictionary",
     "DictionaryQuality",
     "ExplanationScore",
+    "Move",
+    "Patchscope",
     "Ratings",
     "Run",
     "Sheet",
     "Snippet",
+    "Steering",
     "TopActivations",
     "activations",
     "evaluate_sae",
     "load_activations",
     "load_sae",
+    "patchscope",
     "rate",
     "read_ratings",
     "run",
+    "steer",
     "top_activations",
     "train_sae",
 ]

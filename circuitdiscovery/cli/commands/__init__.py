@@ -1,6 +1,15 @@
 """The commands and their options: each file adds some of them to the group."""
 
-from circuitdiscovery.cli.commands import about_circuits, discover, listing, neuron, patching, planning
+from circuitdiscovery.cli.commands import (
+    about_circuits,
+    discover,
+    listing,
+    neuron,
+    patching,
+    patchscopes,
+    planning,
+    steering,
+)
 from circuitdiscovery.cli.commands.group import COMPLETE, PROGRAM, cli, notes_of
 
 __all__ = [
@@ -13,5 +22,7 @@ __all__ = [
     "neuron",
     "notes_of",
     "patching",
+    "patchscopes",
     "planning",
+    "steering",
 ]
