@@ -1,7 +1,7 @@
 """Lenses of a real model: KL to the model and recall by layer, and what fitting them costs.
 
     python benchmarks/real_lenses.py [--model smollm2-135m] [--out runs/real-lenses-MODEL] [--only KIND ...]
-    [--pieces 480] [--held-out 32] [--page docs/real-lenses.md]
+    [--pieces 320] [--held-out 16] [--page docs/real-lenses.md]
 
 The text is English that every Python installation has: the language's own help topics and the descriptions of
 the installed packages, of both the paragraphs that read as prose. A topic or package is wholly to fit on or
@@ -67,9 +67,8 @@ def documents() -> dict[str, str]:
 
     found = {f"topic {name}": prose(text) for name, text in topics.items()}
     for each in distributions():
-        text = each.metadata.get_payload()
-        described = text if isinstance(text, str) and text.strip() else each.metadata["Description"] or ""
-        found[f"package {each.metadata['Name']}"] = prose(described)
+        headers = each.metadata.json  # the description is one of them, wherever it stands in the file
+        found[f"package {headers['name']}"] = prose(str(headers.get("description", "")))
     return {name: text for name, text in sorted(found.items()) if text}
 
 
@@ -97,6 +96,11 @@ def one_f(folder: Path, rows: Sequence[Sequence[int]], some: int = 64) -> float:
     return (time.process_time() - start) * len(rows) / some
 
 
+def shown(done: int, total: int) -> None:
+    """How far a work is."""
+    print(f"{done:,} of {total:,}", end="\r", flush=True)
+
+
 def fitted(model: cd.Model, name: str, rows: Sequence[Sequence[int]], out: Path) -> Any:
     """A lens, from its folder where it is there."""
     folder = out / name
@@ -107,7 +111,7 @@ def fitted(model: cd.Model, name: str, rows: Sequence[Sequence[int]], out: Path)
     if options["kind"] in ("tuned", "attention"):
         options["state"] = out / f"{name}.state"
     start = time.process_time()
-    lens = f.lens(model, fit_on=None if name == "logit" else rows, progress=True, **options)
+    lens = f.lens(model, fit_on=None if name == "logit" else rows, progress=shown, **options)
     write_json(out / f"{name}-cost.json", {"seconds": time.process_time() - start})
     lens.save(folder)
     return lens
@@ -116,7 +120,7 @@ def fitted(model: cd.Model, name: str, rows: Sequence[Sequence[int]], out: Path)
 def read(lens: Any, on: Any, file: Path) -> dict[str, Any]:
     """A reading as JSON, from its file where it is there."""
     if not file.exists():
-        write_json(file, lens.read(on, progress=True).to_dict())
+        write_json(file, lens.read(on, progress=shown).to_dict())
     return json.loads(file.read_text())
 
 
@@ -249,8 +253,8 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="smollm2-135m")
     parser.add_argument("--out", type=Path, help="the folder of what is measured")
     parser.add_argument("--only", nargs="*", choices=LENSES, help="these lenses alone")
-    parser.add_argument("--pieces", type=int, default=480, help="of 64 tokens, to fit on")
-    parser.add_argument("--held-out", type=int, default=32, help="of 64 tokens, to measure on")
+    parser.add_argument("--pieces", type=int, default=320, help="of 64 tokens, to fit on")
+    parser.add_argument("--held-out", type=int, default=16, help="of 64 tokens, to measure on")
     parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
     given = parser.parse_args()
     given.out = given.out or Path("runs") / f"real-lenses-{given.model}"

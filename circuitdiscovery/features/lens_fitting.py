@@ -34,7 +34,7 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.norm import Norm, no_norm
 
 BATCH = 256
-COMMON, DRAWN = 2048, 2048  # tokens of the vocabulary that a step sees
+COMMON, DRAWN = 1024, 1024  # tokens of the vocabulary that a step sees
 _WARM = 10  # steps in which the learning rate rises; it falls to 0 after them
 _COUNTED = 2048  # rows on which it is counted which tokens are common
 _FLAT = 1e-6  # of the mean variance: a direction with less is taken to have so much
@@ -83,10 +83,11 @@ def _room(shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype) -> dict[str
     size = sum(map(math.prod, shapes.values())) * np.dtype(kind).itemsize
     if size <= budget(torch.device("cpu")) / 2:
         return {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
-    return {
-        name: torch.from_numpy(np.memmap(TemporaryFile(), kind, "w+", shape=shape))
-        for name, shape in shapes.items()
-    }
+    found = {}
+    for name, shape in shapes.items():
+        with TemporaryFile() as file:  # the values stay as long as they are used
+            found[name] = torch.from_numpy(np.memmap(file, kind, "w+", shape=shape))
+    return found
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.engine.metrics import kl_from
+from circuitdiscovery.engine.metrics import precise
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.collecting import Activations, activations
@@ -95,7 +95,13 @@ class LensReading:
                 return tuple(intervals.share(int(row.sum()), len(row)) for row in rows)
             return tuple(intervals.means(rows, draws, skewed=True))
         sums = [np.bincount(prompt, row, len(counts)) for row in rows]
-        return tuple(intervals.ratio(each, counts, draws) for each in sums)
+        found = [intervals.ratio(each, counts, draws) for each in sums]
+        if values.dtype == torch.bool:  # of one outcome alone the draws have no spread
+            found = [
+                each if 0 < each < 1 else intervals.share(int(each) * len(counts), len(counts))
+                for each in found
+            ]
+        return tuple(found)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per site: kl, recall at 1 and 10, each with its interval, and the tokens. Needs pandas."""
@@ -187,13 +193,16 @@ def read(
         here = slice(start, start + size)
         plain = logits_of(model, held["final"][here].to(model.device, model.dtype))
         right = plain.argmax(-1, keepdim=True) if answers is None else _padded(answers[here], model)
+        expected = precise(plain).log_softmax(-1)
+        chances = expected.exp()
         for i, site in enumerate(lens.sites):
             logits = lens.logits(site, held[lens.place_of(site)][here])
-            divergences[i, here] = kl_from(plain, logits.clone()).double().cpu()
+            made = precise(logits).log_softmax(-1)
+            divergences[i, here] = torch.einsum("nv,nv->n", chances, expected - made).double().cpu()
             best = logits.gather(-1, right.clamp_min(0)).masked_fill(right < 0, -torch.inf).amax(-1)
             ranks[i, here] = (logits > best[:, None]).sum(-1).cpu()
             tokens[i, here] = logits.argmax(-1).cpu()
-            total[i] += logits.float().softmax(-1).sum(0).double().cpu()
+            total[i] += made.exp_().sum(0).double().cpu()
     on = f"{given.name}" if isinstance(given, Task) else f"{len(acts.prompts):,} texts"
     return LensReading(
         lens=f"{lens.kind} lens of {model.name}" + (f", {lens.ahead} ahead" if lens.ahead else ""),

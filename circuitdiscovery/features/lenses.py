@@ -20,7 +20,7 @@ lens are the identity: they are the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -302,7 +302,7 @@ def lens(
     steps, training = (_STEPS if steps is None else steps), kind in TRAINED
     rows, whole = len(prompts.rows), len(prompts.rows) + (len(places) * steps if training else 0)
     last = site_of(model, f"resid{model.n_layers}").place
-    wanted = {place: (place, where) for place in places}
+    wanted: dict[str, tuple[str, Sequence[Sequence[int]]]] = {place: (place, where) for place in places}
     wanted["final"] = (last, [[at + later for at in each] for each in where])
     work = _work(model, prompts, kind, steps, _LR if lr is None else lr, seed)
     with kept_in(state, work, "training") as saved:

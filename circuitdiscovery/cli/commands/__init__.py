@@ -1,6 +1,6 @@
 """The commands and their options: each file adds some of them to the group."""
 
-from circuitdiscovery.cli.commands import about_circuits, discover, listing, patching, planning
+from circuitdiscovery.cli.commands import about_circuits, discover, lenses, listing, patching, planning
 from circuitdiscovery.cli.commands.group import COMPLETE, PROGRAM, cli, notes_of
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "about_circuits",
     "cli",
     "discover",
+    "lenses",
     "listing",
     "notes_of",
     "patching",
