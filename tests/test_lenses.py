@@ -106,7 +106,7 @@ def test_ranks_and_recall_are_transformerlens_of_the_answers(toy: Any) -> None:
         ranks = theirs.readout.target_ranks.reshape(len(reading.sites), -1).amin(1)
         assert reading.ranks[:, row].tolist() == ranks.tolist()
     for k in (1, 10):
-        assert [float(each) for each in reading.recall(k)] == (reading.ranks < k).float().mean(1).tolist()
+        assert [float(each) for each in reading.recall(k)] == (reading.ranks < k).double().mean(1).tolist()
 
 
 def by_numpy(x: Tensor, y: Tensor, intercept: bool) -> np.ndarray:
