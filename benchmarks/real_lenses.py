@@ -182,7 +182,8 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
         own = found[name]["text"]["sites"]
         below = sum(a["kl"]["value"] < b["kl"]["value"] for a, b in zip(own[:-1], plain[:-1], strict=True))
         seconds = found[name]["seconds"]
-        yield f"| {name} | {seconds / unit:.1f} F ({seconds / 60:.1f} CPU minutes) | {below} of {len(own) - 1} |"
+        cost = f"{seconds / unit:.1f} F ({seconds / 60:.1f} CPU minutes)"
+        yield f"| {name} | {cost} | {below} of {len(own) - 1} |"
     yield ""
     yield from _tasks(found, streams)
     yield from _future(found, unit)

@@ -1,4 +1,4 @@
-"""Lenses beside Hugging Face's forward, TransformerLens' logit lens, least squares by NumPy, and what they promise."""
+"""Lenses beside Hugging Face's forward, TransformerLens' logit lens and NumPy's least squares."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tiny import ARCHITECTURES, VOCABULARY, Tiny, random_model, random_prompts, 
 from torch import Tensor
 
 import circuitdiscovery as cd
+from circuitdiscovery.cli.main import main
 from circuitdiscovery.features import lens_fitting
 from circuitdiscovery.features.lens_fitting import KLTraining, gathered
 from circuitdiscovery.features.lens_reading import LensReading
@@ -64,7 +65,7 @@ def test_the_last_layers_lens_is_hugging_faces_model(pair: tuple[Any, Any]) -> N
     last = f"resid{model.n_layers}"
     stream = f.run(model, ROWS).values(last)
     for kind in ("logit", "linear", "tuned"):
-        lens = f.lens(model, kind=kind, fit_on=ROWS, **({"steps": 1} if kind == "tuned" else {}))
+        lens = f.lens(model, kind=kind, fit_on=ROWS, steps=1 if kind == "tuned" else None)
         close(lens.logits(last, stream), expected)
         reading = lens.read(ROWS, first=True)
         assert reading.kl[-1] == pytest.approx(0, abs=1e-6) and reading.recall(1)[-1] == 1
@@ -103,6 +104,7 @@ def test_ranks_and_recall_are_transformerlens_of_the_answers(toy: Any) -> None:
         theirs = logit_lens(
             bridge, torch.tensor([example.clean]), positions=example.position, targets=list(example.correct)
         )
+        assert theirs.readout.target_ranks is not None
         ranks = theirs.readout.target_ranks.reshape(len(reading.sites), -1).amin(1)
         assert reading.ranks[:, row].tolist() == ranks.tolist()
     for k in (1, 10):
@@ -183,7 +185,7 @@ def test_heads_parts_add_up_to_what_their_layer_says(toy: Any, texts: tuple[list
 def test_a_future_lens_is_compared_with_the_output_so_many_tokens_later(
     toy: Any, texts: tuple[list[str], list[str]]
 ) -> None:
-    """Planted: of a text that repeats one token the stream tells all that follow."""
+    """Of a task the lens is read two tokens before the answer's position."""
     lens = f.lens(toy, kind="future", fit_on=texts[0], ahead=2)
     task = cd.load_task("ioi", toy, examples=8)
     reading = lens.read(task)
@@ -232,7 +234,7 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_lens(
     for place, each in whole.maps.items():
         assert all(tensor.equal(found.maps[place].tensors[name]) for name, tensor in each.tensors.items())
     with pytest.raises(cd.CircuitDiscoveryError, match="the state of another training"):
-        f.lens(toy, **(how | {"fit_on": texts[0][:41]}), state=state)
+        f.lens(toy, kind="tuned", fit_on=texts[0][:41], steps=5, state=state)
 
 
 @pytest.mark.parametrize(
@@ -320,3 +322,32 @@ def test_tables_and_pictures(toy: Any, tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_size > 5000
     with pytest.raises(cd.CircuitDiscoveryError, match="must end in"):
         reading.plot(tmp_path / "a.pdf")
+
+
+CLI = [
+    (["lens", "toy"], 2, "give a TASK or --texts FILE"),
+    (["lens", "toy", "ioi", "--kind", "tuned"], 2, "a tuned lens is fitted: give --fit-on FILE, or --saved DIR"),
+    (["lens", "toy", "ioi", "--kind", "tund"], 2, "no kind 'tund'; did you mean 'tuned'"),
+    (["lens", "toy", "--texts", "EMPTY"], 2, "EMPTY is empty"),
+    (["lens", "toy", "ioi", "--saved", "EMPTY"], 2, "there is no lens in it"),
+    (["lens", "toy", "ioi", "--examples", "4"], 0, "resid4   0 [0, 0]"),
+    (["lens", "toy", "--texts", "TEXTS", "--kind", "linear", "--fit-on", "TEXTS", "--save", "LENS",
+      "--plot", "LENS.png"], 0, "linear lens of toy on 2 texts: 14 positions"),
+    (["lens", "toy", "ioi", "--examples", "4", "--saved", "LENS", "--json"], 0, '"lens": "linear lens of toy"'),
+]  # fmt: skip
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "EMPTY").write_text("\n \n")
+    (tmp_path / "TEXTS").write_text("The keys on the table are old.\n\nThere is a dog by the door.\n")
+    names = {"EMPTY", "TEXTS", "LENS", "LENS.png"}
+    for arguments, status, told in CLI:
+        words = [str(tmp_path / each) if each in names else each for each in arguments]
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        out, err = capsys.readouterr()
+        assert ended.value.code == status, err
+        assert told in (out if status == 0 else err)
+        assert status == 0 or (out == "" and err.count("\n") == 1)
+    assert {"lens.json", "lens.safetensors"} == {each.name for each in (tmp_path / "LENS").iterdir()}
+    assert (tmp_path / "LENS.png").exists()

@@ -1,4 +1,4 @@
-"""Directions and heads' weights in words, beside TransformerLens' readout, Hugging Face's hooks and dense matrices."""
+"""Directions and heads' weights in words, beside TransformerLens' readout and dense matrices."""
 
 from __future__ import annotations
 
@@ -110,8 +110,7 @@ def test_a_heads_queries_and_keys_are_the_scores_of_tokens_at_one_position(llama
 
 @pytest.mark.parametrize("name", ["gemma2", "olmo2", "qwen3", "cohere", "bloom", "mixtral", "phi"])
 def test_heads_of_other_families(name: str) -> None:
-    """The values of the first layer's head, from runs of one token where no norm follows; scores with norms of
-    queries and keys."""
+    """Of the first layer: what the head writes in prompts of one token."""
     model = cd.load_model((random_model(config_of(*CASES[name])), None))
     block = model.blocks[0]
     found = f.project(model, "a0.h1", top=5)
