@@ -166,7 +166,7 @@ class KLTraining:
         self.model = replace(model, final_norm=_as(model.final_norm, wide))
         self.target = torch.cat([self._normed(part) for part in final.split(_AT_ONCE)])
         self.goal = final if normed else self.target
-        self.after = self.model.final_norm if normed else no_norm(self.target[:1])
+        self.after = self.model.final_norm if normed else no_norm(self.target[:1].to(model.device))
         self.common = self._common()
 
     def _normed(self, final: Tensor) -> Tensor:
