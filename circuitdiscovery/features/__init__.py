@@ -5,9 +5,12 @@ from circuitdiscovery.features.active import top_activations
 from circuitdiscovery.features.collecting import Activations, activations, load_activations
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.evaluation import DictionaryQuality, evaluate_sae
+from circuitdiscovery.features.lens_reading import LensReading
+from circuitdiscovery.features.lenses import Lens, lens
 from circuitdiscovery.features.load import load_sae
 from circuitdiscovery.features.patchscopes import IDENTITY as IDENTITY
 from circuitdiscovery.features.patchscopes import Patchscope, patchscope
+from circuitdiscovery.features.projection import Projection, project
 from circuitdiscovery.features.ratings import Ratings, Sheet, rate, read_ratings
 from circuitdiscovery.features.running import Run, run
 from circuitdiscovery.features.scoring import ExplanationScore
@@ -21,8 +24,11 @@ __all__ = [
     "Dictionary",
     "DictionaryQuality",
     "ExplanationScore",
+    "Lens",
+    "LensReading",
     "Move",
     "Patchscope",
+    "Projection",
     "Ratings",
     "Run",
     "Sheet",
@@ -31,9 +37,11 @@ __all__ = [
     "TopActivations",
     "activations",
     "evaluate_sae",
+    "lens",
     "load_activations",
     "load_sae",
     "patchscope",
+    "project",
     "rate",
     "read_ratings",
     "run",

@@ -3,6 +3,7 @@
 from circuitdiscovery.cli.commands import (
     about_circuits,
     discover,
+    lenses,
     listing,
     neuron,
     patching,
@@ -18,6 +19,7 @@ __all__ = [
     "about_circuits",
     "cli",
     "discover",
+    "lenses",
     "listing",
     "neuron",
     "notes_of",
