@@ -24,7 +24,7 @@ from circuitdiscovery.features.dictionary import Feature
 from circuitdiscovery.features.forward import Site, forward
 from circuitdiscovery.features.highest import Batch, Highest
 from circuitdiscovery.features.prompts import batches, prompts_of
-from circuitdiscovery.features.snippets import Bin, Texts, TopActivations, words
+from circuitdiscovery.features.snippets import Bin, Texts, TopActivations, written
 from circuitdiscovery.features.units import Unit, unit_of
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.model.model import Model
@@ -196,7 +196,7 @@ def _found(
     texts: Texts,
     direct: Estimate | None,
 ) -> TopActivations:
-    promoted, suppressed = words(model, unit.stream)
+    promoted, suppressed = written(model, unit.stream)
     edges, counts = kept.histogram()
     return TopActivations(
         unit=unit.name,

@@ -17,8 +17,8 @@ from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.collecting import Activations, activations
 from circuitdiscovery.features.lens_fitting import gathered
-from circuitdiscovery.features.projection import words
 from circuitdiscovery.features.units import logits_of
+from circuitdiscovery.features.words import words
 from circuitdiscovery.files.disk import data_frame, ending, write_atomically
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights

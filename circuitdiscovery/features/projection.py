@@ -30,6 +30,7 @@ from circuitdiscovery.features.collecting import activations
 from circuitdiscovery.features.dictionary import Feature
 from circuitdiscovery.features.forward import site_of
 from circuitdiscovery.features.units import in_stream, unit_of, words_of
+from circuitdiscovery.features.words import Words, word, words
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
@@ -42,7 +43,6 @@ _QK = "<qk>"
 _HEAD = re.compile(r"a(\d{1,5})\.h(\d{1,5})(<qk>)?")
 _PAIRS_AT_ONCE = 2**25  # numbers
 _ROWS_AT_ONCE = 2**12  # embeddings
-Words = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,18 +141,6 @@ def project(
     return _of_tokens(model, "a vector" if at is None else unit.name, unit.stream * size, top)
 
 
-def word(model: Model, token: int) -> str:
-    """A token as text, or its number where the model has no tokenizer."""
-    return str(token) if model.tokenizer is None else str(model.tokenizer.decode([token]))
-
-
-def words(model: Model, numbers: Tensor, top: int) -> Words:
-    """The tokens with the highest of [vocabulary] numbers, from the highest."""
-    best = numbers.topk(min(top, len(numbers)))
-    tokens = (word(model, token) for token in best.indices.tolist())
-    return tuple(zip(tokens, best.values.tolist(), strict=True))
-
-
 def _mean(model: Model, name: str, task: Task) -> Tensor:
     """[d_model]: the mean at a site, as the stream has it."""
     site = site_of(model, name)
@@ -165,11 +153,10 @@ def _mean(model: Model, name: str, task: Task) -> Tensor:
 def _of_tokens(model: Model, what: str, stream: Tensor, top: int) -> Projection:
     logits = words_of(model, stream)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    ends = [words(model, sign * logits, top) for sign in (1, -1)]
-    ids = [[(i,) for i in (sign * logits).topk(top).indices.tolist()] for sign in (1, -1)]
-    lowest = tuple((token, -value) for token, value in ends[1])
+    ends = [words(model, logits, top, largest) for largest in (True, False)]
+    ids = [[(i,) for i in logits.topk(top, largest=largest).indices.tolist()] for largest in (True, False)]
     told = "what one of it adds to the logits"
-    return Projection(what, model.name, told, ends[0], lowest, tuple(ids[0]), tuple(ids[1]))
+    return Projection(what, model.name, told, ends[0], ends[1], tuple(ids[0]), tuple(ids[1]))
 
 
 # ------------------------------------------------------------------- pairs of tokens

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from circuitdiscovery.features.highest import Seen
 from circuitdiscovery.features.units import words_of
+from circuitdiscovery.features.words import Words, word, words
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.task.tokenization import Encoder
 from circuitdiscovery.values import Value
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from circuitdiscovery.features.scoring import ExplanationScore
 
 WORDS = 10  # tokens that are named of what a unit writes
-_Words = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,8 @@ class TopActivations(Value):
     quantiles: tuple[Bin, ...]
     edges: tuple[float, ...]
     counts: tuple[int, ...]
-    promoted: _Words
-    suppressed: _Words
+    promoted: Words
+    suppressed: Words
     attribution: Estimate | None = None
 
     @property
@@ -213,15 +212,13 @@ class Texts:
     """
 
     def __init__(self, model: Model) -> None:
-        self._tokenizer = model.tokenizer
+        self._model, self._tokenizer = model, model.tokenizer
         self._known: dict[int, str] = {}
 
     def token(self, token: int) -> str:
         """With the space in front where there is one."""
-        if self._tokenizer is None:
-            return str(token)
         if token not in self._known:
-            self._known[token] = Encoder(self._tokenizer).token(token)
+            self._known[token] = word(self._model, token)
         return self._known[token]
 
     def snippet(self, seen: Seen) -> Snippet:
@@ -252,12 +249,8 @@ class Texts:
         return tuple(found)
 
 
-def words(model: Model, stream: Tensor, count: int = WORDS) -> tuple[_Words, _Words]:
+def written(model: Model, stream: Tensor, count: int = WORDS) -> tuple[Words, Words]:
     """(the tokens that a direction of the residual stream promotes, those that it suppresses), the strongest
     first, each with what it adds to the logit."""
-    texts, logits = Texts(model), words_of(model, stream).double()
-    ends = (logits.topk(min(count, len(logits)), largest=largest) for largest in (True, False))
-    promoted, suppressed = (
-        tuple(zip(map(texts.token, end.indices.tolist()), end.values.tolist(), strict=True)) for end in ends
-    )
-    return promoted, suppressed
+    logits = words_of(model, stream).double()
+    return words(model, logits, count), words(model, logits, count, largest=False)

@@ -19,6 +19,7 @@ from circuitdiscovery.features.collecting import activations
 from circuitdiscovery.features.forward import Site, forward
 from circuitdiscovery.features.prompts import TOKENS, batches
 from circuitdiscovery.features.units import Unit, logits_of, unit_of, words_of
+from circuitdiscovery.features.words import Words, named
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
@@ -36,7 +37,6 @@ _LOGITS_AT_ONCE = 2**25  # numbers
 _SHOWN = 5  # tokens that are printed
 _BEFORE_OUTPUT = (".neurons", ".z")  # places of which a matrix makes what is written
 T = TypeVar("T")
-Tokens = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,7 +57,7 @@ class Move(Value):
     by: tuple[float, ...]
     single: bool
     effects: tuple[Estimate, ...]
-    risen: tuple[Tokens, ...]
+    risen: tuple[Words, ...]
     overlaps: tuple[float, ...]
 
     @property
@@ -101,7 +101,7 @@ class Steering(Move):
     site: str
     position: str | None
     largest: float
-    promoted: Tokens
+    promoted: Words
     random: tuple[Move, ...]
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -210,7 +210,7 @@ def steer(
             "by": amounts,
             "single": single,
             "effects": tuple(intervals.difference(each, plain, resamples) for each in values[i]),
-            "risen": tuple(_named(model, row, tokens) for row, tokens in zip(rises[i], best, strict=True)),
+            "risen": tuple(named(model, row, tokens) for row, tokens in zip(rises[i], best, strict=True)),
             "overlaps": tuple(len(known.intersection(tokens)) / top for known, tokens in both),
         }
 
@@ -224,7 +224,7 @@ def steer(
         site=found.written.name,
         position=None if position is None else str(position),
         largest=float(size),
-        promoted=_named(model, direct, direct.topk(top).indices.tolist()),
+        promoted=named(model, direct, direct.topk(top).indices.tolist()),
         random=tuple(Move(**move(i)) for i in range(1, len(added))),
     )
 
@@ -241,14 +241,6 @@ def _amounts(by: Any) -> tuple[bool, tuple[float, ...]]:
     if not values:
         raise CircuitDiscoveryError("by: there is no number")
     return single, tuple(float(each) for each in values)
-
-
-def _named(model: Model, values: Tensor, tokens: Sequence[int]) -> Tokens:
-    """Tokens in words, each with its value."""
-    words = (
-        map(str, tokens) if model.tokenizer is None else (model.tokenizer.decode([each]) for each in tokens)
-    )
-    return tuple(zip(words, values[tokens].tolist(), strict=True))
 
 
 def _mask(model: Model, task: Task, position: Any) -> Tensor:

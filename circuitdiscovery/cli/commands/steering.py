@@ -8,9 +8,8 @@ import click
 
 from circuitdiscovery.cli.arguments import COUNT, Checked, as_json, on_prompts, on_task
 from circuitdiscovery.cli.commands.group import cli
-from circuitdiscovery.cli.commands.patchscopes import position_of
 from circuitdiscovery.cli.files import show
-from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.cli.prompts import POSITION, unit_named
 from circuitdiscovery.files.text import finite
 from circuitdiscovery.reporting.folder import load
 from circuitdiscovery.reporting.options import Options
@@ -26,7 +25,7 @@ from circuitdiscovery.reporting.options import Options
     help="In multiples of UNIT's largest activation; repeat it.  [default: 1, 2 and 4]",
 )
 @click.option("--dictionary", metavar="FOLDER", help="Of which UNIT, such as m2/f17, is a feature.")
-@click.option("--position", type=Checked(position_of, "N|NAME"), help="[default: every token but the first]")
+@click.option("--position", type=POSITION, help="[default: every token but the first]")
 @click.option("--largest", type=Checked(finite, "A"), help="The activation to multiply, if not that on TASK.")
 @click.option(
     "--draws", type=COUNT, default="5", show_default=True, help="How many random directions beside it."
@@ -49,7 +48,7 @@ def steer(
     import circuitdiscovery as cd
     from circuitdiscovery.reporting.progress import stage
 
-    meant = unit if dictionary is None else _feature(cd.features.load_sae(dictionary), unit)
+    meant = unit_named(unit, dictionary)
     options = Options.of(given)
     model, task = load(options)
     how: dict[str, Any] = {"by": list(by)} if by else {}
@@ -58,13 +57,3 @@ def steer(
     with stage("steering") as report:
         found = cd.features.steer(model, task, meant, progress=report, **how)
     show(found, as_json)
-
-
-def _feature(dictionary: Any, unit: str) -> Any:
-    """The feature of that name, m2/f17, or number."""
-    number = unit.removeprefix(f"{dictionary.site}/f")
-    if not number.isdecimal():
-        raise CircuitDiscoveryError(
-            f"UNIT {unit!r} is no feature of the dictionary; one is {dictionary.site or ''}/f0, for example"
-        )
-    return dictionary[int(number)]
