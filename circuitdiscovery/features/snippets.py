@@ -188,8 +188,8 @@ class TopActivations(Value):
         of = "texts" if self.task is None else f"prompts of {self.task}"
         yield f"{self.unit} of {self.model} on {self.tokens:,} tokens of {self.prompts:,} {of}"
         yield f"{'activation':<13} {self.low:.3g} to {self.high:.3g}, 0 at {self.zero:.1%} of the tokens"
-        for name, words in (("promotes", self.promoted), ("suppresses", self.suppressed)):
-            yield f"{name:<13} {', '.join(repr(token) for token, _ in words)}"
+        for name, some in (("promotes", self.promoted), ("suppresses", self.suppressed)):
+            yield f"{name:<13} {', '.join(repr(token) for token, _ in some)}"
         if self.attribution is not None:
             yield f"{'direct':<13} {self.attribution} of the logit difference"
         for each in self.snippets:

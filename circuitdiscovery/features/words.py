@@ -23,6 +23,6 @@ def named(model: Model, numbers: Tensor, tokens: Sequence[int]) -> Words:
 
 
 def words(model: Model, numbers: Tensor, count: int, largest: bool = True) -> Words:
-    """The tokens with the highest of [vocabulary] numbers, from the highest; or the lowest, from the lowest."""
+    """The tokens with the highest of [vocabulary] numbers, the highest first; or with the lowest."""
     best = numbers.topk(min(count, len(numbers)), largest=largest)
     return named(model, numbers, best.indices.tolist())
