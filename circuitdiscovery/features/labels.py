@@ -181,7 +181,7 @@ def labels(task: Task, name: str, *, of: str | None = None) -> Labels:
 
     if "word" in rule:
         words = column(rule["word"])
-        return Labels(name, tuple(_known(word, name) for word in words), words)
+        return Labels(name, tuple(_known(word, rule.get("attribute", name)) for word in words), words)
     values = column(rule["variable"])
     values = tuple(rule.get("values", {}).get(each, each) for each in values)
     if "digit" in rule:

@@ -6,7 +6,7 @@ whether the behaviour changes. What is removed here moves to its mean, not to 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from circuitdiscovery.engine.metrics import bind
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.collecting import activations
-from circuitdiscovery.features.forward import LOGITS, Site, forward, site_of
+from circuitdiscovery.features.forward import LAST, LOGITS, Site, forward, site_of
 from circuitdiscovery.features.probing import Probe
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Reported, part_in_words
 
@@ -95,8 +96,7 @@ def erase(
         there = _mask(batch.rows, batch.clean, places.rows, places.positions)
         for figure, some in enumerate([None, *bases]):
             edits = {} if some is None else {site.place: _edit(site, there, some, mean)}
-            logits = forward(model, batch.clean, (LOGITS,), edits)[LOGITS]
-            answers = logits[torch.arange(len(batch), device=logits.device), batch.position]
+            answers = _answers(model, batch, edits)
             values[figure, batch.rows.numpy(force=True)] = bound(answers, batch).double().cpu().numpy()
     plain, changes = values[0], values[1:] - values[0]
     drawn = weights(len(measured), seed)
@@ -113,6 +113,15 @@ def erase(
         float(np.abs(changes[1:].mean(1)).max()),
         probe.left(),
     )
+
+
+def _answers(model: Model, batch: Batch, edits: Mapping[str, Any]) -> Tensor:
+    """[B, vocabulary]: the logits where the answers are read."""
+    last = batch.clean.shape[1] - 1
+    if bool((batch.position == last).all()):
+        return forward(model, batch.clean, (LAST,), edits)[LAST]
+    logits = forward(model, batch.clean, (LOGITS,), edits)[LOGITS]
+    return logits[torch.arange(len(batch), device=logits.device), batch.position]
 
 
 def _mask(rows: Tensor, tokens: Tensor, prompts: Tensor, positions: Tensor) -> Tensor:

@@ -198,8 +198,8 @@ def _softmax(x: Tensor, truth: np.ndarray, classes: int, l2: float) -> tuple[Ten
 def share_right(right: np.ndarray, units: np.ndarray | None, seed: int = 0) -> Estimate:
     """The share of rows that are right.
 
-    Clopper and Pearson's interval of independent rows; of groups the bootstrap over them, at least as wide as
-    if each group were one row.
+    Clopper and Pearson's interval of independent rows; of groups the bootstrap over them, and, where all rows
+    are right or none, Clopper and Pearson's as if each group were one row.
 
     Args:
         right: [n] bool.
@@ -218,13 +218,19 @@ def share_right(right: np.ndarray, units: np.ndarray | None, seed: int = 0) -> E
 def more_right(right: np.ndarray, other: np.ndarray, units: np.ndarray | None, seed: int = 0) -> Estimate:
     """The share of rows that are right, minus another share of the same rows, by the bootstrap.
 
+    Where no unit differs from another, the limits are as far as those of a share of 1.
+
     Args:
         right, other: [n], from 0 to 1.
         units, seed: as for `share_right`.
     """
     own = np.arange(len(right)) if units is None else units
-    parts, sizes = _summed((right - other)[:, None], own)
-    return _inside(intervals.ratio(parts[:, 0], sizes, weights(len(sizes), seed)), -1.0)
+    parts, sizes = _summed((right * 1.0 - other)[:, None], own)
+    found = _inside(intervals.ratio(parts[:, 0], sizes, weights(len(sizes), seed)), -1.0)
+    if found.low < found.high:
+        return found
+    wide = 1 - intervals.share(len(sizes), len(sizes)).low
+    return _inside(Estimate(float(found), float(found) - wide, float(found) + wide), -1.0)
 
 
 def f1(

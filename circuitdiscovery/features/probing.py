@@ -151,7 +151,7 @@ class Probe:
         *,
         position: Any = None,
         metric: str | Metric | Any | None = None,
-        draws: int = 8,
+        draws: int = 4,
         batch_size: int | None = None,
         seed: int = 0,
     ) -> Erasure:

@@ -1,6 +1,6 @@
 """The commands and their options: each file adds some of them to the group."""
 
-from circuitdiscovery.cli.commands import about_circuits, discover, listing, patching, planning
+from circuitdiscovery.cli.commands import about_circuits, discover, listing, patching, planning, probing
 from circuitdiscovery.cli.commands.group import COMPLETE, PROGRAM, cli, notes_of
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "notes_of",
     "patching",
     "planning",
+    "probing",
 ]
