@@ -1,6 +1,6 @@
 """What can be read in the stream of models of several sizes, and what of it is used.
 
-    python benchmarks/real_probing.py [--out runs/real-probing] [--models toy smollm2-135m gemma3-270m] [--page PAGE]
+    python benchmarks/real_probing.py [--out runs/real-probing] [--models NAME ...] [--only LABEL ...] [--page PAGE]
 
 Every table (a label in a model) is kept in the folder when it is done: a run that was stopped goes on with the
 next one. At the end the tables are printed, or written into the page between two marks.
@@ -42,6 +42,7 @@ OF_PROMPTS = {
 OF_WORDS = ("part_of_speech", "tense")
 SPARSE = "number, neurons"
 KINDS = "kind of text"
+LABELS = (*OF_PROMPTS, SPARSE, *OF_WORDS, KINDS)
 SELECTIVE = 0.1
 
 
@@ -72,16 +73,18 @@ def of_words(model: cd.Model, label: str) -> Any:
 
 
 def of_kinds(model: cd.Model) -> Any:
-    """Python, LaTeX and prose, 40 texts each of up to 200 characters."""
-    code = "\n".join(path.read_text("utf-8") for path in sorted((ROOT / "circuitdiscovery/graph").glob("*.py")))
+    """Python, LaTeX and prose, 40 texts each of up to 80 characters."""
+    code = "\n".join(
+        path.read_text("utf-8") for path in sorted((ROOT / "circuitdiscovery/graph").glob("*.py"))
+    )
     prose = (ROOT / "docs/concepts.md").read_text("utf-8") + (ROOT / "docs/models.md").read_text("utf-8")
     lines = [line for line in prose.splitlines() if len(line) > 80 and not re.match(r"[|#`>\-]", line)]
     rng = random.Random(0)
-    some = [code[start : start + 200] for start in range(0, len(code), 200)]
+    some = [code[start : start + 80] for start in range(0, len(code), 80)]
     kinds = {
         "python": rng.sample(some, 40),
-        "latex": [formula(rng)[:200] for _ in range(40)],
-        "prose": [line[:200] for line in rng.sample(lines, 40)],
+        "latex": [formula(rng)[:80] for _ in range(40)],
+        "prose": [line[:80] for line in rng.sample(lines, 40)],
     }
     return f.probes(model, f.text_labels(model, kinds, name=KINDS), at=sites(model))
 
@@ -104,7 +107,7 @@ def formula(rng: random.Random, depth: int = 3) -> str:
 
 
 def found(model: cd.Model, name: str, label: str, folder: Path) -> Any:
-    """A table, measured or read; None where the model's tokenizer does not suit it."""
+    """A table, measured or read; None where a model's tokenizer does not suit it."""
     path = folder / f"{name}-{label.replace(' ', '-').replace(',', '')}.json"
     if path.exists():
         return f.Probes.load(path)
@@ -133,13 +136,18 @@ def summary(tables: dict[str, dict[str, Any]], labels: Sequence[str]) -> Iterato
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for label in labels:
         for name, own in tables.items():
-            if own[label] is None:
-                yield f"| {label} | {name} | its tokenizer does not suit it | | | | | | | |"
+            if own.get(label) is None:
                 continue
             rows = own[label].rows
             first = next((row.site for row in rows if row.scores.selectivity > SELECTIVE), "never")
             best = max(rows, key=lambda row: row.scores.selectivity)
-            cells = [label, name, f"{rows[0].scores.chance:.2f}", f"{float(rows[0].scores.accuracy):.2f}", first]
+            cells = [
+                label,
+                name,
+                f"{rows[0].scores.chance:.2f}",
+                f"{float(rows[0].scores.accuracy):.2f}",
+                first,
+            ]
             cells += [best.site, str(best.scores.accuracy), str(best.scores.selectivity)]
             if best.erasure is not None:
                 most = max(rows, key=lambda row: abs(row.erasure.effect))
@@ -165,7 +173,7 @@ def few_neurons(tables: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "| model | k | MLP | neurons | f1 | accuracy |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, own in tables.items():
-        for k in (1, 2, 4):
+        for k in (1, 2, 4) if SPARSE in own else ():
             row = max((each for each in own[SPARSE].rows if each.k == k), key=lambda each: each.scores.f1)
             columns = ", ".join(f"n{column}" for column in row.columns)
             node = row.site.partition(".")[0]
@@ -176,9 +184,9 @@ def page(tables: dict[str, dict[str, Any]]) -> Iterator[str]:
     """All tables."""
     yield "### Models of several sizes"
     yield ""
-    yield from summary(tables, [*OF_PROMPTS, *OF_WORDS, KINDS])
+    yield from summary(tables, [label for label in LABELS if label != SPARSE])
     for name, own in tables.items():
-        if name != "toy":
+        if name != "toy" and "number" in own:
             yield from ("", f"### The subject's number in {name}", "")
             yield from by_layer(own["number"])
     yield from ("", "### The subject's number in few neurons", "")
@@ -188,17 +196,19 @@ def page(tables: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     """Measure what is not there yet, and print all of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/real-probing"))
     parser.add_argument("--models", nargs="+", choices=["toy", *MODELS], default=["toy", *MODELS])
+    parser.add_argument("--only", nargs="+", choices=LABELS, default=LABELS)
     parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     tables: dict[str, dict[str, Any]] = {}
     for name in given.models:
         model = cd.load_model(name if name == "toy" else folder_of(MODELS[name]))
-        labels = (*OF_PROMPTS, SPARSE, *OF_WORDS, KINDS)
-        tables[name] = {label: found(model, name, label, given.out) for label in labels}
+        tables[name] = {label: found(model, name, label, given.out) for label in given.only}
     show("\n".join(page(tables)), given.page)
 
 

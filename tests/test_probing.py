@@ -90,7 +90,9 @@ def test_what_is_erased_is_read_by_no_linear_classifier(toy: Any) -> None:
 def test_erasing_is_the_projection_in_a_plain_run(toy: Any) -> None:
     """At one head, one position: the same as an edit by hand, prompt by prompt."""
     task = cd.load_task("ioi", toy, examples=12)
-    probe = f.probe(f.activations(toy, task, "a2.h3", position="S2"), f.labels(task, "repeated"), control=False)
+    probe = f.probe(
+        f.activations(toy, task, "a2.h3", position="S2"), f.labels(task, "repeated"), control=False
+    )
     found = probe.erase(toy, task, position="S2", draws=1)
     basis, mean = (each.float() for each in probe.erased())
     changes = []
@@ -122,7 +124,9 @@ def test_sparse_probes_are_transformer_lens() -> None:
     test = np.isin(np.arange(len(bit)), sweep.results[0].test_indices.numpy())
     for k, theirs in zip((1, 2, 4), sweep.results, strict=True):
         ours = probe_fit.fit(x, bit, test, 2, k, 0.01)
-        assert ours.columns == tuple(sorted(theirs.selected_features.tolist())) and 3 in ours.columns
+        assert (
+            ours.columns == tuple(sorted(theirs.selected_features.tolist())) and 3 in theirs.selected_features
+        )
         found, truth = ours(x)[test], bit[test]
         assert (found == truth).mean() == theirs.metrics.accuracy < 1
         assert float(probe_fit.f1(truth, found, [1], None)) == pytest.approx(theirs.metrics.f1)
@@ -158,7 +162,9 @@ def test_f1_and_accuracy_are_their_definitions() -> None:
     units = rng.integers(0, 9, 50)
     right = truth == found
     assert float(probe_fit.share_right(right, units)) == pytest.approx(right.mean())
-    assert float(probe_fit.more_right(right, found == 0, units)) == pytest.approx((right * 1.0 - (found == 0)).mean())
+    assert float(probe_fit.more_right(right, found == 0, units)) == pytest.approx(
+        (right * 1.0 - (found == 0)).mean()
+    )
 
 
 @pytest.mark.parametrize("groups, size, share", [(20, 6, 0.8), (16, 5, 0.97)])
@@ -219,7 +225,9 @@ def test_it_works_on_every_architecture(tiny: Tiny) -> None:
     assert all(row.erasure is not None for row in table.rows)
     for row in table.rows:
         assert row.erasure is not None
-        assert float(row.erasure.plain) == pytest.approx(float((logits[:, 3] - logits[:, 4]).mean()), abs=1e-4)
+        assert float(row.erasure.plain) == pytest.approx(
+            float((logits[:, 3] - logits[:, 4]).mean()), abs=1e-4
+        )
 
 
 # ------------------------------------------------------------------ tables and faults
@@ -234,7 +242,9 @@ def test_a_table_is_saved_read_plotted_and_printed(toy: Any, tmp_path: Path) -> 
     frame = table.to_dataframe()
     assert list(frame["site"]) == ["resid1", "resid1", "resid3", "resid3"]
     assert frame["effect"].iloc[3] == float(table.rows[3].erasure.effect)  # pyright: ignore[reportOptionalMemberAccess]
-    assert len(table.plot(tmp_path / "table.png").axes) == 2 and (tmp_path / "table.png").stat().st_size > 5000
+    assert (
+        len(table.plot(tmp_path / "table.png").axes) == 2 and (tmp_path / "table.png").stat().st_size > 5000
+    )
     assert table["resid3"].k == 1
     alone = f.probe(f.activations(toy, task, "resid3"), f.labels(task, "number"), draws=1)
     assert table.rows[3].scores == alone.scores
@@ -268,12 +278,13 @@ def test_what_cannot_be_is_one_line(wrong: dict[str, Any], told: str) -> None:
 
 def test_faults_of_tables_and_erasures(toy: Any, gpt2: Tiny) -> None:
     task = cd.load_task("subject_verb_agreement", toy, examples=12)
-    for wrong, told in (
+    faults: tuple[tuple[dict[str, Any], str], ...] = (
         ({"at": "resid9"}, "toy has no site 'resid9'"),
         ({"at": []}, "at names no site"),
         ({"k": "1"}, "k must be a whole number"),
         ({"position": "S2"}, "no position 'S2'"),
-    ):
+    )
+    for wrong, told in faults:
         with pytest.raises(cd.CircuitDiscoveryError, match=told):
             f.probes(toy, task, "number", **wrong)
     own = f.probe(f.activations(toy, task, "m1"), f.labels(task, "number"), control=False)

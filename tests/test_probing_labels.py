@@ -19,7 +19,9 @@ f = cd.features
 def test_labels_of_shipped_tasks_are_what_their_prompts_say(toy: Any) -> None:
     task = cd.load_task("subject_verb_agreement", toy, examples=20)
     number, attractor = f.labels(task, "number"), f.labels(task, "attractor_number")
-    for example, own, other, word in zip(task, number.values, attractor.values, number.types or (), strict=True):
+    for example, own, other, word in zip(
+        task, number.values, attractor.values, number.types or (), strict=True
+    ):
         subject, place = example.text.split()[1], example.text.split()[-1]
         verb = toy.tokenizer.decode([example.correct[0]]).strip()
         assert own == {"is": "singular", "are": "plural"}[verb] and word == subject
@@ -27,11 +29,15 @@ def test_labels_of_shipped_tasks_are_what_their_prompts_say(toy: Any) -> None:
         assert other == ("singular" if singular else "plural")
     task = cd.load_task("ioi", toy, examples=20)
     for example, own in zip(task, f.labels(task, "repeated").values, strict=True):
-        names = [each for each in example.clean if example.clean.count(each) == 2 and each == example.incorrect[0]]
+        names = [
+            each for each in example.clean if example.clean.count(each) == 2 and each == example.incorrect[0]
+        ]
         first = min(example.positions["S1"], example.positions["IO"])
         assert own == ("first" if example.clean[first] == names[0] else "second")
     task = cd.load_task("greater_than", toy, examples=20)
-    for example, tens, units in zip(task, f.labels(task, "tens").values, f.labels(task, "units").values, strict=True):
+    for example, tens, units in zip(
+        task, f.labels(task, "tens").values, f.labels(task, "units").values, strict=True
+    ):
         assert f"{tens}{units} to" in example.text
     task = cd.load_task("gendered_pronoun", toy, examples=20)
     for example, gender in zip(task, f.labels(task, "gender").values, strict=True):
@@ -50,7 +56,9 @@ def test_any_variable_is_a_label_and_the_control_is_of_the_word_that_is_named(to
     assert template.values == tuple(example.variables["template"] for example in task)
     assert template.types == tuple(example.variables["IO"] for example in task)
     agreement = cd.load_task("subject_verb_agreement", toy, examples=8)
-    assert f.labels(agreement, "number", of="attractor").values == f.labels(agreement, "attractor_number").values
+    assert (
+        f.labels(agreement, "number", of="attractor").values == f.labels(agreement, "attractor_number").values
+    )
 
 
 def test_words_are_labelled_at_their_last_token(toy: Any) -> None:
@@ -70,7 +78,7 @@ def test_words_are_labelled_at_their_last_token(toy: Any) -> None:
 
 
 def test_words_of_two_classes_are_left_out() -> None:
-    """"paul" may be one name, "is" a verb; a word in a noun list and a verb list is in neither."""
+    """ "paul" may be one name, "is" a verb; a word in a noun list and a verb list is in neither."""
     speech, gender = lexicon("part_of_speech"), lexicon("gender")
     assert speech["is"] == "verb" and "left" not in speech and "by" not in speech
     assert gender["she"] == "female" and gender["boy"] == "male"
@@ -81,7 +89,10 @@ def test_words_of_two_classes_are_left_out() -> None:
 
 
 def test_texts_kinds_are_held_out_whole(toy: Any) -> None:
-    kinds = {"names": ["Mary met John.", "Paul met Mary."] * 4, "things": ["The dog is old.", "The key is red."] * 4}
+    kinds = {
+        "names": ["Mary met John.", "Paul met Mary."] * 4,
+        "things": ["The dog is old.", "The key is red."] * 4,
+    }
     own = f.text_labels(toy, kinds)
     assert own.groups == tuple(map(str, own.rows)) and min(own.positions) == 1
     table = f.probes(toy, own, at=["resid0", "resid2"])
@@ -91,7 +102,9 @@ def test_texts_kinds_are_held_out_whole(toy: Any) -> None:
 
 def test_a_table_of_labels(toy: Any, tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
-    path.write_text('text,token,label\n"The dogs are red.",dogs,many\nThe dog is red.,1,one\nThe dog is red.,,end\n')
+    path.write_text(
+        'text,token,label\n"The dogs are red.",dogs,many\nThe dog is red.,1,one\nThe dog is red.,,end\n'
+    )
     own = f.labels_from_csv(path, toy)
     assert own.name == "own" and own.values == ("many", "one", "end") and own.types is None
     assert [toy.tokenizer.decode([own.prompts[row][at]]).strip() for row, at in zip(own.rows, own.positions, strict=True)] == [

@@ -1,7 +1,7 @@
 """Labels for probes: of shipped tasks' prompts, of the words in any texts, of whole texts, and from a table.
 
-What is known of words (part of speech, number, tense, gender) comes from the shipped tasks' own word lists, of
-which labels.toml says what their words are; it adds the words between them.
+What is known of words (part of speech, number, tense, gender) comes from the shipped tasks' own word
+lists, of which labels.toml says what their words are; it adds the words between them.
 """
 
 from __future__ import annotations
@@ -141,10 +141,10 @@ def labels(task: Task, name: str, *, of: str | None = None) -> Labels:
 
     Args:
         task: with prompts made of words, as the shipped ones are.
-        name: one of the task's own labels (`number` and `attractor_number` of subject_verb_agreement, `repeated`
-            of ioi: the first or the second name, `gender` of gendered_pronoun, `tens`, `units` and `century`
-            of greater_than); what is known of words (`part_of_speech`, `number`, `tense`, `gender`), of the
-            word that `of` names; or any variable of the prompts, such as `case` or `IO`.
+        name: one of the task's own labels (`number` and `attractor_number` of subject_verb_agreement,
+            `repeated` of ioi: the first or the second name, `gender` of gendered_pronoun, `tens`, `units` and
+            `century` of greater_than); what is known of words (`part_of_speech`, `number`, `tense`,
+            `gender`), of the word that `of` names; or any variable of the prompts, such as `case` or `IO`.
         of: the variable whose word the label is of, by which control labels are fixed.
 
     Returns:
@@ -168,7 +168,7 @@ def labels(task: Task, name: str, *, of: str | None = None) -> Labels:
         if variable not in known:
             raise unknown("variable", variable, known)
     if name in own and of is None:
-        rule = own[name]
+        rule: Mapping[str, Any] = own[name]
     elif name in ATTRIBUTES and of is not None:
         rule = {"word": of}
     elif name in known:
@@ -183,7 +183,8 @@ def labels(task: Task, name: str, *, of: str | None = None) -> Labels:
         words = column(rule["word"])
         return Labels(name, tuple(_known(word, rule.get("attribute", name)) for word in words), words)
     values = column(rule["variable"])
-    values = tuple(rule.get("values", {}).get(each, each) for each in values)
+    names = rule.get("values", {})
+    values = tuple(names.get(each, each) for each in values)
     if "digit" in rule:
         values = tuple(each[rule["digit"]] for each in values)
     return Labels(name, values, column(rule.get("of", rule["variable"])))
@@ -237,7 +238,8 @@ def word_labels(model: Model, task_or_texts: Any, name: str) -> Labels:
     Args:
         model: whose tokens are labelled: the last of each word.
         task_or_texts: a task, whose clean prompts are meant, or texts.
-        name: `part_of_speech`, `number` (of nouns), `tense` (of verbs) or `gender` (of names, nouns, pronouns).
+        name: `part_of_speech`, `number` (of nouns), `tense` (of verbs) or `gender` (of names, nouns and
+            pronouns).
 
     Returns:
         The labels with their prompts; their types are the words.
@@ -253,7 +255,11 @@ def word_labels(model: Model, task_or_texts: Any, name: str) -> Labels:
     if name not in ATTRIBUTES:
         raise unknown("label", name, ATTRIBUTES, plural="labels of words")
     texts = _texts(task_or_texts)
-    prompts, known, encoder = prompts_of(model, texts, "task_or_texts"), lexicon(name), Encoder(model.tokenizer)
+    prompts, known, encoder = (
+        prompts_of(model, texts, "task_or_texts"),
+        lexicon(name),
+        Encoder(model.tokenizer),
+    )
     found: list[tuple[str, str, int, int]] = []
     for row, text in enumerate(texts):
         for word in _WORD.finditer(text):
@@ -304,7 +310,9 @@ def text_labels(model: Model, kinds: Mapping[str, Any], *, name: str = "kind") -
     pairs = [(str(kind), text) for kind, texts in kinds.items() for text in _texts(texts)]
     prompts = prompts_of(model, [text for _, text in pairs], "kinds")
     found = [
-        (kind, row, place) for row, (kind, _) in enumerate(pairs) for place in range(1, len(prompts.rows[row]))
+        (kind, row, place)
+        for row, (kind, _) in enumerate(pairs)
+        for place in range(1, len(prompts.rows[row]))
     ]
     if not found:
         raise CircuitDiscoveryError("kinds: no text has a second token")
@@ -325,14 +333,14 @@ def labels_from_csv(path: str | Path, model: Model) -> Labels:
         The labels with their prompts, called as the file; the types of a table of words are the words.
 
     Raises:
-        CircuitDiscoveryError: a column that is missing, a row without a label, a token that is not in its text; it
-            names the row.
+        CircuitDiscoveryError: a column that is missing, a row without a label, a token that is not in its
+            text; it names the row.
 
     >>> import circuitdiscovery as cd, pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "number.csv"
-    >>> _ = path.write_text("text,token,label\\nThe keys are old.,keys,plural\\nThe key is old.,key,singular\\n")
+    >>> _ = path.write_text("text,token,label\\nThe keys are old.,keys,many\\nThe key is old.,key,one\\n")
     >>> print(cd.features.labels_from_csv(path, cd.load_model("toy")))
-    number: 2 labels, 1 plural, 1 singular
+    number: 2 labels, 1 many, 1 one
     """
     reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
     try:

@@ -1,4 +1,4 @@
-"""What a task loses where the directions of a probe are taken out of a site: whether what a probe reads is used.
+"""What a task loses where a probe's directions are taken out of a site: whether what the probe reads is used.
 
 Amnesic probing (Elazar et al. 2021, arXiv 2006.00995): remove a property from the representation and see
 whether the behaviour changes. What is removed here moves to its mean, not to 0.

@@ -1,7 +1,8 @@
 """Linear classifiers of rows: which rows are held out, the fits, and the figures of the held-out ones.
 
-- Two classes: TransformerLens' `fit_sparse_probe`, logistic regression with a penalty l2/2 |w|^2 on weights of
-  standardised columns; sparse, it takes the k columns whose class means differ most on the training rows.
+- Two classes: TransformerLens' `fit_sparse_probe`, logistic regression with a penalty l2/2 |w|^2 on the
+  weights of standardised columns; sparse, it takes the k columns whose class means differ most on the
+  training rows.
 - Several classes: softmax regression with the same penalty on all weights, by scipy's L-BFGS.
 - Both weigh the classes equally. Where there are fewer rows than columns, the fit is made in the space that
   the training rows span: the penalty keeps the weights there, so that nothing changes.
@@ -75,8 +76,7 @@ def held_out(truth: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndar
         if (now > 0).all() and (now < counts).all():
             return taken[groups]
     raise CircuitDiscoveryError(
-        "the groups cannot be split so that every label is on both sides: each label needs rows in two groups "
-        "at least, and some of these groups without the others' labels"
+        "the groups cannot be split so that every label is on both sides: each label needs rows in two groups"
     )
 
 
@@ -236,8 +236,8 @@ def more_right(right: np.ndarray, other: np.ndarray, units: np.ndarray | None, s
 def f1(
     truth: np.ndarray, found: np.ndarray, classes: Sequence[int], units: np.ndarray | None, seed: int = 0
 ) -> Estimate:
-    """F1 = 2 TP / (2 TP + FP + FN), the mean over classes, by the bootstrap of its linear part: what each unit
-    moves it by (the delta method).
+    """F1 = 2 TP / (2 TP + FP + FN), the mean over classes, by the bootstrap of what each unit moves it by
+    (the delta method).
 
     Where no row is wrong, its lower limit is that of the share of the units of the rarest class.
 
@@ -268,4 +268,6 @@ def _summed(values: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _inside(found: Estimate, least: float) -> Estimate:
-    return Estimate(float(found), max(least, found.low), min(1.0, found.high)) if found.has_interval else found
+    return (
+        Estimate(float(found), max(least, found.low), min(1.0, found.high)) if found.has_interval else found
+    )

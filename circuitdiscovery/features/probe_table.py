@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.features.collecting import Activations, activations
 from circuitdiscovery.features.forward import site_of
-from circuitdiscovery.features.labels import Labels, collected, labels as labels_of
+from circuitdiscovery.features.labels import Labels, collected
+from circuitdiscovery.features.labels import labels as labels_of
 from circuitdiscovery.features.probe_erasing import Erasure
-from circuitdiscovery.features.probing import DRAWS, ProbeScores, Question, shared_words
+from circuitdiscovery.features.probe_question import DRAWS, Question
+from circuitdiscovery.features.probing import ProbeScores, probe_of, shared_words
 from circuitdiscovery.features.prompts import Prompts, prompts_of
 from circuitdiscovery.files.disk import data_frame, ending, write_atomically
 from circuitdiscovery.model.model import Model
@@ -75,11 +75,13 @@ class Probes(Value):
         for row in self.rows:
             if row.site == site:
                 return row
-        raise unknown("site", site, dict.fromkeys(row.site for row in self.rows), plural="sites of this table")
+        raise unknown(
+            "site", site, dict.fromkeys(row.site for row in self.rows), plural="sites of this table"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per probe: site, k, accuracy, f1, control, selectivity, effect and random, with the limits of
-        accuracy, selectivity and effect. Needs pandas."""
+        """One row per probe: site, k, chance, control; accuracy, f1, selectivity, effect and random, each
+        with its limits (`_low`, `_high`). Needs pandas."""
         table = []
         for row in self.rows:
             own = row.scores
@@ -110,8 +112,8 @@ class Probes(Value):
             yield f"control: {shared_words(first.shared)}"
         if erasure is not None:
             yield (
-                f"erased: {erasure.metric} of {erasure.examples} examples, {float(erasure.plain):.3g} without "
-                "erasing, beside random directions; left: a new probe's accuracy"
+                f"erased: {erasure.metric} of {erasure.examples} examples, {float(erasure.plain):.3g} before "
+                "it, beside random directions; left: a new probe's accuracy"
             )
         cells = list(self._cells())
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
@@ -233,7 +235,9 @@ def probes(
     names = sites_of(model, at)
     sizes = list(k) if isinstance(k, list | tuple | range) else [k]
     if not sizes or not all(each is None or (type(each) is int and each >= 1) for each in sizes):
-        raise CircuitDiscoveryError("k must be a whole number of at least 1, None for all, or a list of these")
+        raise CircuitDiscoveryError(
+            "k must be a whole number of at least 1, None for all, or a list of these"
+        )
     if isinstance(task_or_texts, Labels):
         labels, task_or_texts = task_or_texts, None
     elif isinstance(labels, str):
@@ -244,7 +248,7 @@ def probes(
     for done, acts in enumerate(_acts(model, task_or_texts, labels, names, position, batch_size), 1):
         question = question or Question.of(acts, labels, control, groups, draws, seed)
         for size in sizes:
-            own = question.probe(acts, size, l2, seed)
+            own = probe_of(question, acts, size, l2, seed)
             erasure = None
             if task is not None:
                 how: dict[str, Any] = {"metric": metric, "batch_size": batch_size, "seed": seed}
@@ -280,7 +284,9 @@ def _acts(
     """The activations at each site, of one run of all prompts."""
     if given is None:
         if not labels.prompts:
-            raise CircuitDiscoveryError(f"the labels {labels.name} have no prompts of their own: give the task")
+            raise CircuitDiscoveryError(
+                f"the labels {labels.name} have no prompts of their own: give the task"
+            )
         prompts = Prompts(labels.prompts)
         places = list(zip(labels.rows, labels.positions, strict=True))
     else:

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.metrics import Metric
-from circuitdiscovery.errors import CircuitDiscoveryError, shown
+from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features import probe_fit
 from circuitdiscovery.features.collecting import Activations, as_activations
-from circuitdiscovery.features.labels import Labels
 from circuitdiscovery.features.probe_fit import Classifier
+from circuitdiscovery.features.probe_question import DRAWS, Question
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
@@ -33,10 +33,6 @@ from circuitdiscovery.values import Value, told
 
 if TYPE_CHECKING:
     from circuitdiscovery.features.probe_erasing import Erasure
-
-DRAWS = 4  # of control labels
-_TRIES = 100  # to draw some that can be learnt
-_MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True, repr=False)
@@ -235,98 +231,36 @@ class Rows:
     model: str
 
 
-@dataclass(frozen=True, eq=False)
-class Question:
-    """Labels with a split and control labels, the same for every site.
-
-    Args:
-        label: its name.
-        classes: the labels, sorted.
-        truth: [n], numbers of classes.
-        units: [n], the number of each row's group; None: rows are alone.
-        test: [n] bool, which rows are held out.
-        controls: [n] each, control labels.
-        shared: of the held-out rows, whose type is in training.
-    """
-
-    label: str
-    classes: tuple[str, ...]
-    truth: np.ndarray
-    units: np.ndarray | None
-    test: np.ndarray
-    controls: tuple[np.ndarray, ...]
-    shared: float | None
-
-    @classmethod
-    def of(cls, acts: Activations, labels: Any, control: Any, groups: Any, draws: int, seed: int) -> Question:
-        """The question for the rows of activations.
-
-        Raises:
-            CircuitDiscoveryError: another number of labels, types or groups than rows; labels of one kind.
-        """
-        own = labels if isinstance(labels, Labels) else None
-        values, whole = _each(acts, own.values if own else labels, "labels")
-        classes, truth = np.unique(values, return_inverse=True)
-        if len(classes) < 2:
-            raise CircuitDiscoveryError(
-                f"all {len(values):,} labels are {shown(str(classes[0]))}: a probe needs two"
-            )
-        if len(classes) > _MOST_CLASSES:
-            raise CircuitDiscoveryError(f"labels are of {len(classes):,} kinds, more than {_MOST_CLASSES:,}")
-        few = np.flatnonzero(np.bincount(truth) < 2)
-        if len(few):
-            raise CircuitDiscoveryError(
-                f"only one row has the label {shown(str(classes[few[0]]))}: each label needs two at least"
-            )
-        groups = own.groups if groups is None and own is not None else groups
-        units = _numbers(acts, groups, "groups") if groups is not None else None
-        if units is None and whole:
-            units = acts.rows.numpy()  # rows of one prompt share its label
-        if units is not None and units.max() == 0:
-            raise CircuitDiscoveryError("groups are all one: two at least are needed, one of them held out")
-        test = probe_fit.held_out(truth, units, seed)
-        types = None
-        if control is not False:
-            given = own.types if control is None and own is not None else control
-            if given is not None:
-                types = _numbers(acts, given, "control")
-            elif acts.prompts:
-                types = np.unique(acts.tokens.numpy(), return_inverse=True)[1]
-        name = own.name if own else "label"
-        drawn = () if types is None else _controls(truth, types, test, draws, seed)
-        shared = float(np.isin(types[test], types[~test]).mean()) if drawn and types is not None else None
-        return cls(name, tuple(map(str, classes)), truth, units, test, drawn, shared)
-
-    def probe(self, acts: Activations, k: int | None, l2: float, seed: int) -> Probe:
-        """The probe of one site."""
-        if k is not None and len(self.classes) > 2:
-            raise CircuitDiscoveryError(
-                f"sparse probes (k={k}) are of two labels; there are {len(self.classes)}"
-            )
-        if k is not None and not 1 <= k <= acts.d:
-            raise CircuitDiscoveryError(f"k must be from 1 to the width, {acts.d}, not {k}")
-        values, test, count = acts.values.double(), self.test, len(self.classes)
-        found = probe_fit.fit(values, self.truth, test, count, k, l2)
-        own, truth = found(values)[test], self.truth[test]
-        units = None if self.units is None else self.units[test]
-        right = own == truth
-        learnt = [
-            (probe_fit.fit(values, each, test, count, k, l2)(values) == each)[test] for each in self.controls
-        ]
-        other = np.mean(learnt, axis=0) if learnt else None
-        often = int(np.bincount(self.truth[~test]).argmax())
-        scores = ProbeScores(
-            train=int((~test).sum()),
-            test=int(test.sum()),
-            chance=float((truth == often).mean()),
-            accuracy=probe_fit.share_right(right, units, seed),
-            f1=probe_fit.f1(truth, own, range(1 if count == 2 else 0, count), units, seed),
-            control=None if other is None else float(other.mean()),
-            selectivity=None if other is None else probe_fit.more_right(right, other, units, seed),
-            shared=self.shared,
+def probe_of(question: Question, acts: Activations, k: int | None, l2: float, seed: int) -> Probe:
+    """The probe of one site."""
+    if k is not None and len(question.classes) > 2:
+        raise CircuitDiscoveryError(
+            f"sparse probes (k={k}) are of two labels; there are {len(question.classes)}"
         )
-        rows = Rows(values, self.truth, test, l2, acts.model)
-        return Probe(acts.site, self.label, self.classes, scores, found, k, rows)
+    if k is not None and not 1 <= k <= acts.d:
+        raise CircuitDiscoveryError(f"k must be from 1 to the width, {acts.d}, not {k}")
+    values, test, count = acts.values.double(), question.test, len(question.classes)
+    found = probe_fit.fit(values, question.truth, test, count, k, l2)
+    own, truth = found(values)[test], question.truth[test]
+    units = None if question.units is None else question.units[test]
+    right = own == truth
+    learnt = [
+        (probe_fit.fit(values, each, test, count, k, l2)(values) == each)[test] for each in question.controls
+    ]
+    other = np.mean(learnt, axis=0) if learnt else None
+    often = int(np.bincount(question.truth[~test]).argmax())
+    scores = ProbeScores(
+        train=int((~test).sum()),
+        test=int(test.sum()),
+        chance=float((truth == often).mean()),
+        accuracy=probe_fit.share_right(right, units, seed),
+        f1=probe_fit.f1(truth, own, range(1 if count == 2 else 0, count), units, seed),
+        control=None if other is None else float(other.mean()),
+        selectivity=None if other is None else probe_fit.more_right(right, other, units, seed),
+        shared=question.shared,
+    )
+    rows = Rows(values, question.truth, test, l2, acts.model)
+    return Probe(acts.site, question.label, question.classes, scores, found, k, rows)
 
 
 @guarded
@@ -378,41 +312,5 @@ def probe(
     if l2 <= 0:
         raise CircuitDiscoveryError(f"l2 must be above 0, not {l2}")
     found = as_activations(acts, "acts")
-    return Question.of(found, labels, control, groups, draws, seed).probe(found, k, l2, seed)
-
-
-def _each(acts: Activations, given: Any, what: str) -> tuple[np.ndarray, bool]:
-    """([rows] texts, whether they were given for prompts of several rows) of one per row or per prompt."""
-    values = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
-        raise CircuitDiscoveryError(f"{what} must be a list with a value per row, not {shown(given)}")
-    texts = np.array([str(each) for each in values], dtype=object)
-    if len(texts) == len(acts):
-        return texts, False
-    if acts.prompts and len(texts) == len(acts.prompts):
-        return texts[acts.rows.numpy()], True
-    prompts = f" of {len(acts.prompts):,} prompts" if acts.prompts else ""
-    raise CircuitDiscoveryError(
-        f"there are {len(texts):,} {what}, but {len(acts):,} rows of activations{prompts}"
-    )
-
-
-def _numbers(acts: Activations, given: Any, what: str) -> np.ndarray:
-    return np.unique(_each(acts, given, what)[0], return_inverse=True)[1]
-
-
-def _controls(
-    truth: np.ndarray, types: np.ndarray, test: np.ndarray, draws: int, seed: int
-) -> tuple[np.ndarray, ...]:
-    """Control labels: of each type one, drawn as often as the true ones are; none where there is one type."""
-    rng, count = np.random.default_rng(seed), int(truth.max()) + 1
-    shares = np.bincount(truth) / len(truth)
-    found: list[np.ndarray] = []
-    for _ in range(_TRIES * draws):
-        one = rng.choice(count, size=int(types.max()) + 1, p=shares)[types]
-        several = len(np.unique(one[~test])) > 1
-        if several and (count > 2 or probe_fit.can_be_fitted(one, test)):
-            found.append(one)
-        if len(found) == draws:
-            break
-    return tuple(found)
+    question = Question.of(found, labels, control, groups, draws, seed)
+    return probe_of(question, found, k, l2, seed)

@@ -37,8 +37,12 @@ def _position(text: str) -> int | str:
     metavar="SITES",
     help="Of every layer resid, a, a.z, m or m.neurons; or sites such as resid0,m2.",
 )
-@click.option("--position", type=Checked(_position, "NAME|N"), help="Where.  [default: the answer's position]")
-@click.option("--k", type=Checked(_sizes, "K,..."), default="all", help="Columns that a probe reads.  [default: all]")
+@click.option(
+    "--position", type=Checked(_position, "NAME|N"), help="Where.  [default: the answer's position]"
+)
+@click.option(
+    "--k", type=Checked(_sizes, "K,..."), default="all", help="Columns that a probe reads.  [default: all]"
+)
 @click.option("--groups", metavar="NAME", help="A variable whose words are held out whole.")
 @click.option("--erase", is_flag=True, help="Erase what each probe reads, and measure the task.")
 @on_prompts
@@ -70,10 +74,11 @@ def probe(
     how: dict[str, Any] = {"at": [part.strip() for part in at.split(",")], "k": k, "position": position}
     if erase:
         how |= {"task": task, "metric": options.metric}
+    asked: tuple[Any, ...]
     if table is not None:
         asked = (features.labels_from_csv(table, model),)
     else:
-        asked = (task, features.labels(task, label, of=of))
+        asked = (task, features.labels(task, label or "", of=of))
         how["groups"] = None if groups is None else features.labels(task, groups).values
     with stage("probing") as report:
         found = features.probes(
