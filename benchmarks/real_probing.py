@@ -1,6 +1,6 @@
 """What can be read in the stream of models of several sizes, and what of it is used.
 
-    python benchmarks/real_probing.py [--out runs/real-probing] [--models NAME ...] [--only LABEL ...] [--page PAGE]
+    python benchmarks/real_probing.py [--out runs/real-probing] [--models NAME ...] [--only LABEL ...] [--read] [--page PAGE]
 
 Every table (a label in a model) is kept in the folder when it is done: a run that was stopped goes on with the
 next one. At the end the tables are printed, or written into the page between two marks.
@@ -106,11 +106,14 @@ def formula(rng: random.Random, depth: int = 3) -> str:
     )
 
 
-def found(model: cd.Model, name: str, label: str, folder: Path) -> Any:
-    """A table, measured or read; None where a model's tokenizer does not suit it."""
+def found(model: cd.Model | None, name: str, label: str, folder: Path) -> Any:
+    """A table, measured or read; None where a model's tokenizer does not suit it, or without a model it is not
+    there."""
     path = folder / f"{name}-{label.replace(' ', '-').replace(',', '')}.json"
     if path.exists():
         return f.Probes.load(path)
+    if model is None:
+        return None
     print(f"{name}: {label}", flush=True)
     try:
         if label in OF_PROMPTS:
@@ -173,7 +176,7 @@ def few_neurons(tables: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "| model | k | MLP | neurons | f1 | accuracy |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, own in tables.items():
-        for k in (1, 2, 4) if SPARSE in own else ():
+        for k in (1, 2, 4) if own.get(SPARSE) is not None else ():
             row = max((each for each in own[SPARSE].rows if each.k == k), key=lambda each: each.scores.f1)
             columns = ", ".join(f"n{column}" for column in row.columns)
             node = row.site.partition(".")[0]
@@ -181,16 +184,17 @@ def few_neurons(tables: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def page(tables: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """All tables."""
+    """All tables that are there."""
     yield "### Models of several sizes"
     yield ""
     yield from summary(tables, [label for label in LABELS if label != SPARSE])
     for name, own in tables.items():
-        if name != "toy" and "number" in own:
+        if name != "toy" and own.get("number") is not None:
             yield from ("", f"### The subject's number in {name}", "")
             yield from by_layer(own["number"])
-    yield from ("", "### The subject's number in few neurons", "")
-    yield from few_neurons(tables)
+    if any(own.get(SPARSE) is not None for own in tables.values()):
+        yield from ("", "### The subject's number in few neurons", "")
+        yield from few_neurons(tables)
     yield ""
 
 
@@ -202,12 +206,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/real-probing"))
     parser.add_argument("--models", nargs="+", choices=["toy", *MODELS], default=["toy", *MODELS])
     parser.add_argument("--only", nargs="+", choices=LABELS, default=LABELS)
+    parser.add_argument("--read", action="store_true", help="measure nothing, print what is there")
     parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     tables: dict[str, dict[str, Any]] = {}
     for name in given.models:
-        model = cd.load_model(name if name == "toy" else folder_of(MODELS[name]))
+        path = name if name == "toy" else folder_of(MODELS[name])
+        model = None if given.read else cd.load_model(path)
         tables[name] = {label: found(model, name, label, given.out) for label in given.only}
     show("\n".join(page(tables)), given.page)
 
