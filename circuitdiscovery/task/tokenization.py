@@ -191,13 +191,13 @@ class Encoder:
             )
         correct, incorrect = (tuple(dict.fromkeys(side)) for side in answers)
         position = resolve_position(row.position, len(clean), row.where)
-        places = {name: self._index(row.clean, end, clean) for name, end in row.ends.items()}
+        places = {name: self.index(row.clean, end, clean) for name, end in row.ends.items()}
         named = {name: index for name, index in places.items() if index is not None}
         return Example(
             clean, corrupted, correct, incorrect, position, row.template, row.clean, named, row.variables
         )
 
-    def _index(self, text: str, end: int, ids: Sequence[int]) -> int | None:
+    def index(self, text: str, end: int, ids: Sequence[int]) -> int | None:
         """The token of a text's ids that ends at a character; None where
         the tokenizer joins it with what follows.
         """

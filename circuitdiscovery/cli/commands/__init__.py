@@ -9,6 +9,7 @@ from circuitdiscovery.cli.commands import (
     patching,
     patchscopes,
     planning,
+    probing,
     steering,
 )
 from circuitdiscovery.cli.commands.group import COMPLETE, PROGRAM, cli, notes_of
@@ -26,5 +27,6 @@ __all__ = [
     "patching",
     "patchscopes",
     "planning",
+    "probing",
     "steering",
 ]

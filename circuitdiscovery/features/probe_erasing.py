@@ -1,0 +1,148 @@
+"""What a task loses where a probe's directions are taken out of a site: whether what the probe reads is used.
+
+Amnesic probing (Elazar et al. 2021, arXiv 2006.00995): remove a property from the representation and see
+whether the behaviour changes. What is removed here moves to its mean, not to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitdiscovery.engine.metrics import bind
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.features.collecting import activations
+from circuitdiscovery.features.forward import LAST, LOGITS, Site, forward, site_of
+from circuitdiscovery.features.probing import Probe
+from circuitdiscovery.measure import intervals
+from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.task.task import Task
+from circuitdiscovery.values import Reported, part_in_words
+
+_LOGITS_AT_ONCE = 2**25  # numbers
+
+
+@dataclass(frozen=True, repr=False)
+class Erasure(Reported):
+    """What erasing a probe's directions does to a task (see `Probe.erase`), with 95% intervals over examples.
+
+    Args:
+        site, metric: where, and what is measured.
+        examples: how many; `part` says which.
+        part: "held_out" or "examples".
+        dimensions: how many are taken out of the site's d.
+        plain: the metric without erasing.
+        effect: erased - plain.
+        random: the same for random directions of equal number, the mean over the draws.
+        random_largest: the largest |effect| of a draw.
+        left: the accuracy of a new probe that is fitted to what is left, on the held-out rows.
+    """
+
+    site: str
+    metric: str
+    examples: int
+    part: str
+    dimensions: int
+    plain: Estimate
+    effect: Estimate
+    random: Estimate
+    random_largest: float
+    left: float
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        some = "1 dimension" if self.dimensions == 1 else f"{self.dimensions} dimensions"
+        yield "erased", f"{some} of {self.site}, after which a new probe has accuracy {self.left:.3g}"
+        yield "measured", f"{self.metric} of {self.examples} {part_in_words(self.part)}: {self.plain}"
+        yield "effect", str(self.effect)
+        yield "random", f"{self.random}, at most {self.random_largest:.3g}"
+
+
+def erase(
+    probe: Probe,
+    model: Model,
+    task: Task,
+    position: Any,
+    metric: Any,
+    draws: int,
+    batch_size: int | None,
+    seed: int,
+) -> Erasure:
+    """See `Probe.erase`."""
+    if probe.site is None:
+        raise CircuitDiscoveryError("a probe of a matrix has no site: collect features.activations for it")
+    if probe.model != model.digest:
+        raise CircuitDiscoveryError(f"the probe is of another model than {model.name}")
+    site, measured = site_of(model, probe.site), task.held_out or task
+    bound = bind(metric or task.metric, model, measured)
+    basis, mean = (each.to(model.device, model.dtype) for each in probe.erased())
+    generator = torch.Generator().manual_seed(seed)
+    bases = [basis] + [
+        torch.linalg.qr(torch.randn(len(mean), len(basis), generator=generator))[0].T.to(basis)
+        for _ in range(draws)
+    ]
+    places = activations(model, measured, probe.site, position=position, batch_size=batch_size)
+    values = np.zeros((draws + 2, len(measured)))
+    longest = max(len(example.clean) for example in measured.examples)
+    fitting = max(1, _LOGITS_AT_ONCE // model.vocab_size // longest)
+    for batch in measured.batches(batch_size or fitting):
+        batch = batch.to(model.device)
+        there = _mask(batch.rows, batch.clean, places.rows, places.positions)
+        for figure, some in enumerate([None, *bases]):
+            edits = {} if some is None else {site.place: _edit(site, there, some, mean)}
+            answers = _answers(model, batch, edits)
+            values[figure, batch.rows.numpy(force=True)] = bound(answers, batch).double().cpu().numpy()
+    plain, changes = values[0], values[1:] - values[0]
+    drawn = weights(len(measured), seed)
+    means = intervals.means(np.stack([plain, changes[0], changes[1:].mean(0)]), drawn)
+    return Erasure(
+        probe.site,
+        bound.name,
+        len(measured),
+        "examples" if task.held_out is None else "held_out",
+        len(basis),
+        means[0],
+        intervals.difference(values[1], plain, drawn),
+        means[2],
+        float(np.abs(changes[1:].mean(1)).max()),
+        probe.left(),
+    )
+
+
+def _answers(model: Model, batch: Batch, edits: Mapping[str, Any]) -> Tensor:
+    """[B, vocabulary]: the logits where the answers are read."""
+    last = batch.clean.shape[1] - 1
+    if bool((batch.position == last).all()):
+        return forward(model, batch.clean, (LAST,), edits)[LAST]
+    logits = forward(model, batch.clean, (LOGITS,), edits)[LOGITS]
+    return logits[torch.arange(len(batch), device=logits.device), batch.position]
+
+
+def _mask(rows: Tensor, tokens: Tensor, prompts: Tensor, positions: Tensor) -> Tensor:
+    """[B, T] bool: where a batch's examples are probed."""
+    found = torch.zeros(tokens.shape, dtype=torch.bool, device=tokens.device)
+    for number, row in enumerate(rows.tolist()):
+        found[number, positions[prompts == row].to(tokens.device)] = True
+    return found
+
+
+def _edit(site: Site, there: Tensor, basis: Tensor, mean: Tensor) -> Any:
+    """An edit of the site's place: x - B'B (x - mean) where it is probed."""
+
+    def edit(values: Tensor) -> Tensor:
+        x = site.of(values)
+        wide = x[..., None] if x.dim() == 2 else x
+        new = torch.where(there[..., None], wide - (wide - mean) @ basis.T @ basis, wide)
+        if site.unit is None:
+            return new
+        values = values.clone()
+        site.of(values).copy_(new.view_as(x))
+        return values
+
+    return edit
