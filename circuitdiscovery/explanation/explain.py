@@ -24,7 +24,7 @@ intervals.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ from circuitdiscovery.explanation.json_values import Edges
 from circuitdiscovery.explanation.parts import effects_of
 from circuitdiscovery.explanation.roles import find_roles
 from circuitdiscovery.explanation.seen import EACH, Seen
+from circuitdiscovery.features.labels import labels as labels_of
 from circuitdiscovery.graph.nodes import no_node, parsed, whole_of
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import weights
@@ -82,7 +83,7 @@ def explain(
     nodes: Sequence[str] | None = None,
     features: Any = None,
     texts: Any = None,
-    probe: Callable[[str], Mapping[str, float]] | None = None,
+    labels: Sequence[str] = (),
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
@@ -105,7 +106,8 @@ def explain(
             in place of neurons.
         texts: where it is looked for what makes neurons and features active, as `features.top_activations`
             takes it; by default on the prompts of the interventions.
-        probe: from a node's name, label -> accuracy of what can be read there, which the cards show.
+        labels: of the task's prompts, as `features.labels` names them: a linear probe of what each node
+            writes at the answer's position tells, on held-out prompts, how well each can be read there.
         batch_size: examples in one forward; by default as many as bounded memory holds.
         progress: called with (done, expected) in hundredths of a plain run of the examples; True: a bar.
 
@@ -145,7 +147,10 @@ def explain(
         progress, 2.0 * parameters(model) * sum(len(example.clean) for example in used.examples) / UNITS
     )
     trials = Trials(model, circuit.graph.whole, used, rows, bound, carried, batch_size, work)
-    more = _Asked(known, texts, probe)
+    asked = [labels] if isinstance(labels, str) else list(labels)
+    for name in asked:
+        labels_of(used, name)  # an unknown one is refused before all the work
+    more = _Asked(known, texts, asked)
     cards = _cards(trials, circuit, seen, ablation, more) if chosen else {}
     return Explanation(
         model=model.name,
@@ -168,7 +173,7 @@ class _Asked:
 
     features: Dictionaries
     texts: Any
-    probe: Callable[[str], Mapping[str, float]] | None
+    labels: Sequence[str]
 
 
 def _chosen(
@@ -242,6 +247,7 @@ def _cards(
     ablated, roles = find_roles(looks, nodes, seen.sights, setting, trials)
     effects = {**ablated.nodes, **effects_of(parts, trials, graph, ablation)}
     units = strongest(trials, graph, seen.nodes, ablation, more.features, more.texts)
+    read = probed(trials, seen.nodes, more.labels)
     work.ahead = 0.0
     work.report()
     return {
@@ -259,7 +265,7 @@ def _cards(
             in_edges=_edges(circuit, columns=[node in graph.reader_nodes(name) for name in graph.receivers]),
             out_edges=_edges(circuit, rows=[name == node for name in graph.sources]),
             units=units.get(node, ()),
-            probes=probed(more.probe, node),
+            probes=read.get(node, {}),
         )
         for node, head in ((node, whole_of(node)) for node in seen.nodes)
     }

@@ -7,7 +7,7 @@ Units are ranked by attribution patching, to first order, with the gradient on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from circuitdiscovery.explanation.cards import CardSnippet, CardUnit
 from circuitdiscovery.explanation.interventions import Trials
 from circuitdiscovery.features.active import top_activations
 from circuitdiscovery.features.dictionary import Dictionary
+from circuitdiscovery.features.probe_table import probes
 from circuitdiscovery.features.sites import is_mlp
 from circuitdiscovery.features.snippets import TopActivations
 from circuitdiscovery.features.units import unit_of
@@ -165,16 +166,20 @@ def _shown(unit: Unit, seen: TopActivations) -> CardUnit:
     return CardUnit(name, damage, seen.promoted[:WORDS], seen.suppressed[:WORDS], snippets)
 
 
-def probed(probe: Callable[[str], Mapping[str, float]] | None, node: str) -> dict[str, Estimate]:
-    """What the user's function says can be read at a node: label -> accuracy."""
-    if probe is None:
-        return {}
-    found = probe(node)
-    if not isinstance(found, Mapping):
-        raise CircuitDiscoveryError(
-            f"probe must give a mapping from labels to accuracies, not {shown(found)}"
-        )
-    return {
-        str(label): each if isinstance(each, Estimate) else Estimate(float(each))
-        for label, each in found.items()
-    }
+def probed(trials: Trials, nodes: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+    """Node -> label -> the accuracy of a linear probe of what the node writes at the answer's position, on
+    held-out prompts. Parts of a node other than neurons have none.
+
+    Args:
+        trials: the task, all of whose examples are used.
+        nodes: that have cards.
+        labels: of the task's prompts.
+    """
+    sites = [node for node in nodes if not parsed(node).part or parsed(node).part[1:].isdecimal()]
+    sites = [node for node in sites if parsed(node).part[:1] in ("", "n")]
+    found: dict[str, dict[str, Estimate]] = {node: {} for node in nodes}
+    for label in labels if sites else ():
+        table = probes(trials.model, trials.task, label, at=sites, batch_size=trials.batch_size)
+        for site in sites:
+            found[site][label] = table[site].scores.accuracy
+    return found

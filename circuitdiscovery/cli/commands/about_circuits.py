@@ -20,6 +20,7 @@ from circuitdiscovery.cli.arguments import (
 )
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import circuit_of, evaluation_options, file_of, scores_of, show
+from circuitdiscovery.cli.prompts import TEXTS
 from circuitdiscovery.reporting.folder import load
 from circuitdiscovery.reporting.options import Options
 
@@ -83,8 +84,32 @@ def _searched_in(circuit: str, given: dict[str, Any]) -> tuple[Any, Any, Circuit
     show_default=True,
     help="How many examples the interventions run on.",
 )
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME",
+    help="Of the prompts: can it be read there? Repeat it.",
+)
+@click.option(
+    "--dictionary",
+    "folders",
+    multiple=True,
+    metavar="FOLDER",
+    help="Of an MLP; show its features. Repeat it.",
+)
+@click.option("--texts", type=TEXTS, help="Where neurons and features are active.  [default: the prompts]")
 @as_json
-def explain(circuit: str, nodes: tuple[str, ...], effort: str, as_json: bool, **given: Any) -> None:
+def explain(
+    circuit: str,
+    nodes: tuple[str, ...],
+    effort: str,
+    labels: tuple[str, ...],
+    folders: tuple[str, ...],
+    texts: list[str] | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Say what the heads and MLPs of CIRCUIT do, a circuit.json, a run's folder
     or a shipped graph's name: a card for each.
     """
@@ -92,10 +117,14 @@ def explain(circuit: str, nodes: tuple[str, ...], effort: str, as_json: bool, **
     import circuitdiscovery as cd
     from circuitdiscovery.reporting.progress import stage
 
+    dictionaries = [cd.features.load_sae(folder) for folder in folders]
     with stage("explaining") as report:
         chosen: dict[str, Any] = {
             "nodes": nodes or None,
             "effort": effort,
+            "features": {str(each.site): each for each in dictionaries} or None,
+            "texts": texts,
+            "labels": labels,
             "batch_size": options.batch_size,
             "progress": report,
         }
