@@ -325,7 +325,7 @@ def test_tables_and_pictures(toy: Any, tmp_path: Path) -> None:
 
 
 CLI = [
-    (["lens", "toy"], 2, "give a TASK or --texts FILE"),
+    (["lens", "toy"], 2, "give a TASK, or --texts FILE"),
     (["lens", "toy", "ioi", "--kind", "tuned"], 2, "a tuned lens is fitted: give --fit-on FILE, or --saved DIR"),
     (["lens", "toy", "ioi", "--kind", "tund"], 2, "no kind 'tund'; did you mean 'tuned'"),
     (["lens", "toy", "--texts", "EMPTY"], 2, "EMPTY is empty"),

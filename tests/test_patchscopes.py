@@ -230,5 +230,5 @@ def test_the_command(tmp_path: Path, toy: Any) -> None:
     line = ["patchscope", "toy", "subject_verb_agreement", "--at", "2", "--at", "4", "--examples", "4"]
     told = CliRunner().invoke(cli, [*line, "--position", "subject", "--target", TOY_TARGET]).stdout
     assert told.startswith("toy: 4 prompts, read at the placeholder of") and "resid4" in told
-    with pytest.raises(cd.CircuitDiscoveryError, match="give TASK, or --texts FILE"):
+    with pytest.raises(cd.CircuitDiscoveryError, match="give a TASK, or --texts FILE"):
         CliRunner().invoke(cli, ["patchscope", "toy", "--at", "3"], catch_exceptions=False)

@@ -89,14 +89,14 @@ def _searched_in(circuit: str, given: dict[str, Any]) -> tuple[Any, Any, Circuit
     "labels",
     multiple=True,
     metavar="NAME",
-    help="Of the prompts: can it be read there? Repeat it.",
+    help="Can it be read there? Repeat it.",
 )
 @click.option(
     "--dictionary",
     "folders",
     multiple=True,
     metavar="FOLDER",
-    help="Of an MLP; show its features. Repeat it.",
+    help="Of an MLP, to show features.",
 )
 @click.option("--texts", type=TEXTS, help="Where neurons and features are active.  [default: the prompts]")
 @as_json
