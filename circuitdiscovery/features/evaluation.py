@@ -191,6 +191,7 @@ def _averaged(sae: Dictionary, model: Model, mean: Tensor, kept: Tensor) -> dict
     return {places_of(sae, model)[1]: lambda x: torch.where(kept[..., None], x, value)}
 
 
+@torch.no_grad()
 def _loss(
     sae: Dictionary, acts: Activations, mean: Tensor, model: Model, batch_size: int | None, seed: int
 ) -> dict[str, Any]:
@@ -216,6 +217,7 @@ def _loss(
     return {"kl_reconstruction": each[0], "kl_mean": each[1], "loss_recovered": recovered}
 
 
+@torch.no_grad()
 def _behaviour(
     sae: Dictionary, mean: Tensor, model: Model, task: Task, batch_size: int | None, seed: int
 ) -> Estimate:

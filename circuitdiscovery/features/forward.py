@@ -142,7 +142,6 @@ class Visit:
         return place in self.edits or place in self.wanted
 
 
-@torch.no_grad()
 def forward(
     model: Model,
     tokens: Tensor,
@@ -150,6 +149,8 @@ def forward(
     edits: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """The values at some places where [N, T] tokens are run; nothing is computed that comes after them all.
+
+    Weights have no gradients. What an edit puts in that has some can be differentiated through.
 
     Args:
         model: a loaded model.

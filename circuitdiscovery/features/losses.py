@@ -20,7 +20,7 @@ gated (Rajamanoharan et al. 2024a, arXiv 2404.16014, section 3.2): with g = p th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -48,7 +48,15 @@ def start(kind: str, n: int, d_in: int, d_out: int, generator: torch.Generator) 
 
 
 def loss_of(
-    kind: str, held: Mapping[str, Tensor], x: Tensor, y: Tensor, *, k: int, sparsity: float, dead: Tensor
+    kind: str,
+    held: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    k: int,
+    sparsity: float,
+    dead: Tensor,
+    away: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(the loss, |y - y'|^2 alone, z): of the scaled activations of a batch.
 
@@ -60,7 +68,9 @@ def loss_of(
         k: of topk.
         sparsity: what each unit of sparsity costs now.
         dead: [n], which features are dead.
+        away: how far what is written [B, d_out] is from what it should be; by default |y - y'|^2.
     """
+    away = (lambda made: _squared(y - made)) if away is None else away
     product = F.linear(x, held["W_enc"])
     before = product + held["b_enc"]
     extra: Tensor | float = 0.0
@@ -78,12 +88,12 @@ def loss_of(
         z = (product * held["r_mag"].exp() + held["b_mag"]).relu() * (before > 0)
         gate = before.relu()
         through = gate @ held["W_dec"].detach() + held["b_dec"].detach()
-        extra = sparsity * gate.sum(-1).mean() + _squared(y - through)
-    error = y - (z @ held["W_dec"] + held["b_dec"])
+        extra = sparsity * gate.sum(-1).mean() + away(through)
+    made = z @ held["W_dec"] + held["b_dec"]
+    error = y - made
     if kind == "topk" and bool(dead.any()):
         extra = AUXILIARY * _of_dead(before, dead, held["W_dec"], error.detach())
-    squared = _squared(error)
-    return squared + extra, squared.detach(), z.detach()
+    return away(made) + extra, _squared(error).detach(), z.detach()
 
 
 def _squared(x: Tensor) -> Tensor:
