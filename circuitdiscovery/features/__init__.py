@@ -6,6 +6,7 @@ from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.evaluation import DictionaryQuality, evaluate_sae
 from circuitdiscovery.features.load import load_sae
 from circuitdiscovery.features.running import Run, run
+from circuitdiscovery.features.sweeping import Sweep, SweepRow, sweep
 from circuitdiscovery.features.training import train_sae
 
 __all__ = [
@@ -13,10 +14,13 @@ __all__ = [
     "Dictionary",
     "DictionaryQuality",
     "Run",
+    "Sweep",
+    "SweepRow",
     "activations",
     "evaluate_sae",
     "load_activations",
     "load_sae",
     "run",
+    "sweep",
     "train_sae",
 ]

@@ -116,6 +116,4 @@ class Downstream:
         terms = [kl_from(plain[LOGITS][at], found[LOGITS][at]).mean()]
         for name in self._wanted[1:]:
             terms.append((found[name][at] - plain[name][at]).float().square().sum(-1).mean())
-        return [
-            each.to(made.device) / cost for each, cost in zip(terms, self._cost, strict=True)
-        ]
+        return [each.to(made.device) / cost for each, cost in zip(terms, self._cost, strict=True)]

@@ -25,7 +25,7 @@ from circuitdiscovery.features.sites import is_site
 from circuitdiscovery.model.model import Model
 
 _BATCH = 1024
-_STEPS = 2000
+STEPS = 2000
 _WARM = 100  # steps in which the learning rate rises
 _DECAY = 0.2  # of the steps, the last ones, in which it falls to 0
 _SPARSE = 0.3  # of the steps, the first ones, in which sparsity's weight rises
@@ -124,7 +124,7 @@ def train_sae(
         raise unknown("kind", kind, KINDS)
     read = as_activations(acts, "acts")
     written = read if target is None else as_activations(target, "target")
-    steps = _STEPS if steps is None else steps
+    steps = STEPS if steps is None else steps
     for name, value, least in (("n", n, 1), ("k", k, 1), ("steps", steps, 1)):
         if value < least:
             raise CircuitDiscoveryError(f"{name} must be a whole number of at least {least}, not {value}")
