@@ -249,14 +249,14 @@ def test_of_a_whole_dictionary_nothing_is_lost_and_of_an_empty_one_all(
 ) -> None:
     acts = f.activations(toy, TEXTS, site)
     mean = acts.values.mean(0)
-    found = f.evaluate_sae(identity(site, acts.d, mean), acts, model=toy, task=task)
+    found = f.evaluate_sae(identity(site, acts.d, mean), acts, model=toy, task=task, baselines=False)
     assert found.explained_variance == pytest.approx(1, abs=1e-5) and found.l0 == pytest.approx(acts.d)
     assert found.kl_reconstruction < 1e-6 < found.kl_mean
     assert found.loss_recovered == pytest.approx(1, abs=1e-4)
     assert found.behaviour == pytest.approx(1, abs=1e-4) and abs(found.shrinkage) < 1e-5
     zero = torch.zeros(3, acts.d)
     empty = Dictionary("relu", site, "output", zero, torch.zeros(3), zero, mean)
-    found = f.evaluate_sae(empty, acts, model=toy, task=task)
+    found = f.evaluate_sae(empty, acts, model=toy, task=task, baselines=False)
     assert found.explained_variance == pytest.approx(0, abs=1e-5) and found.dead == 1
     assert found.kl_reconstruction == pytest.approx(found.kl_mean, rel=1e-3)
     assert abs(found.loss_recovered) < 1e-3
@@ -278,7 +278,7 @@ def test_a_transcoder_reads_the_run_that_it_writes_into(toy: Any, reads: str) ->
     source, target = f.activations(toy, TEXTS, f"m1.{reads}"), f.activations(toy, TEXTS, "m1")
     sae = f.train_sae(source, n=64, k=4, steps=40, target=target)
     assert sae.site == "m1" and sae.reads == {"bare": "normed without gain"}.get(reads, reads)
-    found = f.evaluate_sae(sae, source, target=target, model=toy)
+    found = f.evaluate_sae(sae, source, target=target, model=toy, baselines=False)
     total = count = 0.0
     for text in TEXTS:
         plain = f.run(toy, text)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitdiscovery.engine.metrics import kl_from
+from circuitdiscovery.engine.metrics import kl_from, precise
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.collecting import Activations
 from circuitdiscovery.features.forward import LOGITS, forward, site_of
@@ -115,5 +115,5 @@ class Downstream:
         found = forward(model, tokens, self._wanted, edits)
         terms = [kl_from(plain[LOGITS][at], found[LOGITS][at]).mean()]
         for name in self._wanted[1:]:
-            terms.append((found[name][at] - plain[name][at]).float().square().sum(-1).mean())
+            terms.append(precise(found[name][at] - plain[name][at]).square().sum(-1).mean())
         return [each.to(made.device) / cost for each, cost in zip(terms, self._cost, strict=True)]

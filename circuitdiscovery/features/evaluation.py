@@ -61,7 +61,7 @@ class DictionaryQuality(Reported):
         l0: how many features are active, on average.
         dead: the share of the features that are active nowhere.
         shrinkage: 1 - g, where (x' - m) / g is nearest to x - m on average: g = E|x' - m|^2 / E (x' - m)(x -
-            m) (Rajamanoharan et al. 2024a, arXiv 2404.16014, there of what is not centred). It
+            m) (Rajamanoharan et al. 2024a, arXiv 2404.16014, equation 10, there of what is not centred). It
             is above 0 where features are too small, as an L1 penalty makes them (Wright & Sharkey 2024).
         kl_reconstruction, kl_mean: KL(model || model with x' in place of x), and with m in its place,
             averaged over the activations' positions; None without a model.

@@ -35,6 +35,10 @@ _KEPT_STEPS = 20  # between two copies of all that a training stands on
 _CURVE = ("step", "loss", "explained_variance", "l0", "dead")
 
 
+class _Diverged(CircuitDiscoveryError):
+    """The loss is not finite."""
+
+
 @dataclass(frozen=True)
 class _Scale:
     """What activations are centred and scaled by: E|x - centre|^2 = d times the scale's square."""
@@ -156,12 +160,17 @@ def train_sae(
     if end_to_end is not None:
         draw = torch.Generator().manual_seed(seed)
         after = Downstream(end_to_end, written, scales[1].centre, downstream, draw)
-    with kept_in(state, work, "training") as saved:
-        training = _Training(work, read, written, scales, after, saved)
-        while training.step < steps:
-            training.advance()
-            if progress is not None:
-                progress(training.step, steps)
+    try:
+        with kept_in(state, work, "training") as saved:
+            training = _Training(work, read, written, scales, after, saved)
+            while training.step < steps:
+                training.advance()
+                if progress is not None:
+                    progress(training.step, steps)
+    except _Diverged:
+        if state is not None:  # nothing good comes of going on with it
+            Path(state).unlink(missing_ok=True)
+        raise
     return training.dictionary(site, reads)
 
 
@@ -238,7 +247,7 @@ class _Training:
             away=self._away(which),
         )
         if not math.isfinite(float(loss.detach())):
-            raise CircuitDiscoveryError(
+            raise _Diverged(
                 f"the training diverged at step {step}: the loss is not finite; give a smaller lr "
                 f"(it is {work['lr']:g})"
             )
