@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.setup import Progress
@@ -34,6 +35,7 @@ SPARSITIES: Mapping[str, Sequence[float]] = {
     "jumprelu": (0.1, 0.25, 0.5, 1.0),
     "gated": (0.5, 1.0, 2.0, 4.0),
 }
+_AT_ONCE = 2**14  # rows
 _MARKS = {"topk": "o", "relu": "s", "jumprelu": "^", "gated": "D", "pca": "x", "neurons": "+", "random": "."}
 
 
@@ -175,8 +177,8 @@ def sweep(
             four by default.
         n, steps, lr, target, end_to_end, seed: as of `train_sae`.
         model, task, batch_size: as of `evaluate_sae`.
-        held_out: which share of the prompts (of a matrix: of the rows), the last ones, nothing is trained on,
-            so that the figures are of them; with 0 they are of what was trained on.
+        held_out: a share of the prompts (of a matrix: of the rows), drawn by the seed, on which nothing is
+            trained: the figures are of them; with 0 they are of what was trained on.
         to: a folder in which every dictionary is kept with its figures: the same call goes on where it was
             stopped, within a training too.
         progress: called with (steps done, steps in all).
@@ -201,8 +203,8 @@ def sweep(
         raise CircuitDiscoveryError(f"held_out must be a share from 0 to below 1, not {held_out:g}")
     read = as_activations(acts, "acts")
     written = None if target is None else as_activations(target, "target")
-    trained, measured = _parts(read, held_out)
-    goals = (trained, measured) if written is None else _parts(written, held_out)
+    trained, measured = _parts(read, held_out, seed)
+    goals = (trained, measured) if written is None else _parts(written, held_out, seed)
     steps = STEPS if steps is None else steps
     work = {
         "format": "circuitdiscovery sweep 1",
@@ -256,28 +258,51 @@ def _cells(kinds: Sequence[str], sparsities: Mapping[str, Sequence[float]] | Non
     return found
 
 
-def _parts(acts: Activations, held_out: float) -> tuple[Activations, Activations]:
-    """(to train on, to measure on): by prompts where there are some."""
+def _parts(acts: Activations, held_out: float, seed: int) -> tuple[Activations, Activations]:
+    """(to train on, to measure on): by prompts where there are some, which are drawn."""
     if not held_out:
         return acts, acts
-    first = int(len(acts) * (1 - held_out))
-    if acts.prompts:
-        prompts = acts.rows.unique()
-        border = prompts[min(len(prompts) - 1, max(1, round(len(prompts) * (1 - held_out))))]
-        first = int((acts.rows < border).sum())
-    if not 0 < first < len(acts):
-        raise CircuitDiscoveryError("there are too few prompts to hold some out; held_out=0 measures on all")
-    return _some(acts, 0, first), _some(acts, first, len(acts))
+    groups = acts.rows if acts.prompts else torch.arange(len(acts))
+    numbers = groups.unique()
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))
+    count = min(len(numbers) - 1, max(1, round(held_out * len(numbers))))
+    if count < 1:
+        raise CircuitDiscoveryError("one prompt cannot be held out of one; held_out=0 measures on all")
+    out = torch.isin(groups, numbers[order[:count]])
+    return _Some.of(acts, (~out).nonzero()[:, 0]), _Some.of(acts, out.nonzero()[:, 0])
 
 
-def _some(acts: Activations, start: int, stop: int) -> Activations:
-    """The rows from one to before another, as views."""
-    parts, begins = [], 0
-    for part in acts.parts:
-        own = part[max(0, start - begins) : max(0, stop - begins)]
-        parts += [own] if len(own) else []
-        begins += len(part)
-    return replace(acts, rows=acts.rows[start:stop], positions=acts.positions[start:stop], parts=tuple(parts))
+@dataclass(frozen=True, eq=False, repr=False)
+class _Some(Activations):
+    """Some rows of activations, which stay where they are: in memory or in files.
+
+    Args:
+        which: [n], the rows, rising.
+    """
+
+    which: Tensor
+
+    @classmethod
+    def of(cls, acts: Activations, which: Tensor) -> _Some:
+        rows, positions = acts.rows[which], acts.positions[which]
+        return cls(acts.site, acts.prompts, rows, positions, acts.parts, acts.model, which)
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    @property
+    def values(self) -> Tensor:
+        """[n, d]."""
+        return super().take(self.which)
+
+    def take(self, which: Tensor) -> Tensor:
+        """[m, d]: the values of some of them."""
+        return super().take(self.which[which])
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All values in order, some at a time."""
+        for some in self.which.split(_AT_ONCE):
+            yield super().take(some)
 
 
 def _folder(folder: Path, work: Mapping[str, Any]) -> Path:
