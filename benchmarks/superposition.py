@@ -38,7 +38,7 @@ def superposed(seed: int, n: int, d: int, active: float) -> tuple[Tensor, Tensor
 
 def trained(kind: str, x: Tensor, directions: Tensor, l0: int, seed: int, **how: Any) -> dict[str, Any]:
     """One dictionary's figures."""
-    own = {"k": l0} if kind == "topk" else how
+    own: dict[str, Any] = {"k": l0} if kind == "topk" else how
     sae = cd.features.train_sae(x, kind=kind, n=2 * len(directions), seed=seed, **own)
     best = (F.normalize(sae.W_dec, dim=1) @ directions.T).amax(0)
     found = cd.features.evaluate_sae(sae, x)

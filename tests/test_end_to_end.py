@@ -1,6 +1,6 @@
 """End-to-end training: its distance beside the model run by hand, and what it is for."""
 
-# pyright: reportOptionalOperand=false, reportOperatorIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalOperand=false, reportOperatorIssue=false, reportArgumentType=false
 from __future__ import annotations
 
 from pathlib import Path

@@ -154,7 +154,9 @@ def show_one(folder: Path, model: str | None, layer: int | None, site: str | Non
     if found.site is None:
         raise CircuitDiscoveryError(f"{folder} does not say where the dictionary stands: give --site")
     loaded, prompts, task = _loaded(model=model, **given)
-    reads, writes = cd.features.standing.places_of(found, loaded)
+    from circuitdiscovery.features.standing import places_of
+
+    reads, writes = places_of(found, loaded)
     acts = _activations(loaded, prompts, reads or writes, given)
     target = None if reads is None else _activations(loaded, prompts, writes, given)
     how = {"batch_size": given["batch_size"], "seed": given["seed"]}
