@@ -109,7 +109,7 @@ class DictionaryQuality(Reported):
             yield (
                 name,
                 ", ".join(
-                    f"{label} {getattr(each, key):.3g}"
+                    f"{label} {round(float(getattr(each, key)), 6) + 0.0:.3g}"
                     for key, label in FIGURES.items()
                     if getattr(each, key) is not None
                 ),
