@@ -94,8 +94,8 @@ def train_sae(
         n: how many features.
         k: how many are active at once; of "topk" alone.
         sparsity: the weight of the penalty of the other kinds; by default 1 of "relu", .5 of "jumprelu"
-            and 2 of "gated". The thresholds of "jumprelu" move by at most lr in a step, as logarithms, so that
-            in a few hundred steps its weight changes little.
+            and 2 of "gated". The thresholds of "jumprelu" move by at most lr in a step, as logarithms: in a
+            few hundred steps its weight changes little.
         steps: how many; by default 2,000.
         lr: the learning rate; by default 2e-4 sqrt(2^14 / n) (the scaling of Gao et al.).
         target: what is to be written, row for row: makes a transcoder of what an MLP reads (`m2.normed`,
