@@ -20,6 +20,7 @@ from circuitdiscovery.features.running import Run, run
 from circuitdiscovery.features.scoring import ExplanationScore
 from circuitdiscovery.features.snippets import Bin, Snippet, TopActivations
 from circuitdiscovery.features.steering import Move, Steering, steer
+from circuitdiscovery.features.sweeping import Sweep, SweepRow, sweep
 from circuitdiscovery.features.training import train_sae
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
     "Sheet",
     "Snippet",
     "Steering",
+    "Sweep",
+    "SweepRow",
     "TopActivations",
     "activations",
     "evaluate_sae",
@@ -60,6 +63,7 @@ __all__ = [
     "read_ratings",
     "run",
     "steer",
+    "sweep",
     "text_labels",
     "top_activations",
     "train_sae",

@@ -173,6 +173,7 @@ def activations(
             "task_or_texts has no token but the first of each; first=True keeps that one"
         )
 
+    @torch.no_grad()
     def collected(start: int, stop: int) -> Tensor:
         """[n, d], of some prompts."""
         found: list[Tensor] = [torch.empty(0)] * (stop - start)

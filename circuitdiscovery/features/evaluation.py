@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,23 +13,44 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.metrics import bind, kl_from
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
+from circuitdiscovery.features import standing
 from circuitdiscovery.features.collecting import Activations, as_activations
 from circuitdiscovery.features.dictionary import Dictionary
-from circuitdiscovery.features.forward import INPUTS, LOGITS, forward, site_of
-from circuitdiscovery.features.prompts import batches
+from circuitdiscovery.features.end_to_end import LOGITS_AT_ONCE
+from circuitdiscovery.features.forward import LOGITS, forward
+from circuitdiscovery.features.standing import (
+    Edit,
+    Edits,
+    Stand,
+    mean_of,
+    of_dictionary,
+    places_of,
+    runs_of,
+)
+from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.values import Value
+from circuitdiscovery.values import Reported
 
-_LOGITS_AT_ONCE = 2**25  # numbers
-_PLACE = {reads: place for place, reads in INPUTS.items()}
-Edit = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+FIGURES = {
+    "l0": "L0",
+    "explained_variance": "explained variance",
+    "dead": "dead",
+    "shrinkage": "shrinkage",
+    "kl_reconstruction": "KL",
+    "loss_recovered": "loss recovered",
+    "behaviour": "behaviour kept",
+}
 
 
 @dataclass(frozen=True, repr=False)
-class DictionaryQuality(Value):
+class DictionaryQuality(Reported):
     """How good a dictionary is (see `evaluate_sae`).
 
     x is what it is of, x' what it writes, E the mean over the activations, m the mean of x.
@@ -40,7 +61,7 @@ class DictionaryQuality(Value):
         l0: how many features are active, on average.
         dead: the share of the features that are active nowhere.
         shrinkage: 1 - g, where (x' - m) / g is nearest to x - m on average: g = E|x' - m|^2 / E (x' - m)(x -
-            m) (Rajamanoharan et al. 2024a, arXiv 2404.16014, there of what is not centred). It
+            m) (Rajamanoharan et al. 2024a, arXiv 2404.16014, equation 10, there of what is not centred). It
             is above 0 where features are too small, as an L1 penalty makes them (Wright & Sharkey 2024).
         kl_reconstruction, kl_mean: KL(model || model with x' in place of x), and with m in its place,
             averaged over the activations' positions; None without a model.
@@ -48,6 +69,11 @@ class DictionaryQuality(Value):
         behaviour: (F(x') - F(m)) / (F(x) - F(m)), where F is the task's metric of the model with that in
             place of x at every position but the first: what is kept of the behaviour where the error is
             ablated; None without a task.
+        baselines: the same of what else could be written with round(l0) numbers per activation: the largest
+            coordinates along principal directions ("pca") or random ones ("random"), or the strongest
+            neurons ("neurons"; of an MLP, with a model). Principal directions are those of these very
+            activations, which flatters them. A transcoder has no "pca" and "random", which would read what
+            it should write; nor has a site that is more than 4,096 wide.
     """
 
     rows: int
@@ -59,6 +85,35 @@ class DictionaryQuality(Value):
     kl_mean: Estimate | None = None
     loss_recovered: float | None = None
     behaviour: Estimate | None = None
+    baselines: Mapping[str, DictionaryQuality] = field(default_factory=dict)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for the dictionary and one for each baseline.
+
+        Raises:
+            CircuitDiscoveryError: pandas is not installed.
+        """
+        every = {"dictionary": self, **self.baselines}
+        return data_frame([{"of": name, **each.figures} for name, each in every.items()])
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """Its own figures by name, without intervals and baselines."""
+        own = {name: getattr(self, name) for name in FIGURES}
+        return {name: None if each is None else float(each) for name, each in own.items()}
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        yield "activations", f"{self.rows:,}"
+        every = {"dictionary": self, **self.baselines}
+        for name, each in every.items():
+            yield (
+                name,
+                ", ".join(
+                    f"{label} {round(float(getattr(each, key)), 6) + 0.0:.3g}"
+                    for key, label in FIGURES.items()
+                    if getattr(each, key) is not None
+                ),
+            )
 
 
 @guarded
@@ -69,6 +124,7 @@ def evaluate_sae(
     target: Any = None,
     model: Model | None = None,
     task: Task | None = None,
+    baselines: bool = True,
     batch_size: int | None = None,
     seed: int = 0,
 ) -> DictionaryQuality:
@@ -82,8 +138,9 @@ def evaluate_sae(
         target: what it writes, row for row: of a transcoder.
         model: to measure loss recovered on the prompts that the activations are of.
         task: with a model, to measure what is kept of the behaviour.
+        baselines: whether to measure the same of PCA, neurons and random directions.
         batch_size: how many prompts are run at once.
-        seed: of the bootstrap for the intervals.
+        seed: of the bootstrap for the intervals, and of the random directions.
 
     Returns:
         The figures.
@@ -115,127 +172,144 @@ def evaluate_sae(
         raise CircuitDiscoveryError(f"target has {len(written):,} rows, acts have {len(read):,}")
     if task is not None and model is None:
         raise CircuitDiscoveryError("task= needs model=, which is run on its prompts")
-    figures, mean = _figures(sae, read, written)
-    more: dict[str, Any] = {}
+    stands = {"dictionary": of_dictionary(sae, read, written)}
+    figures: dict[str, Any] = {"model": model, "task": task, "batch_size": batch_size, "seed": seed}
+    place = None if model is None or sae.site is None else places_of(sae, model)[1]
+    figures |= {"site": sae.site, "place": place}
+    found = qualities(stands, written, **figures)["dictionary"]
+    if not baselines:
+        return found
+    k = max(1, round(found.l0))
+    beside = standing.baselines(sae, written, written, k, model, seed)
+    return replace(found, baselines=qualities(beside, written, **figures))
+
+
+def qualities(
+    stands: Mapping[str, Stand],
+    written: Activations,
+    *,
+    site: str | None,
+    place: str | None,
+    model: Model | None,
+    task: Task | None,
+    batch_size: int | None,
+    seed: int,
+) -> dict[str, DictionaryQuality]:
+    """The figures of several things that stand in the place of the same activations, each for itself.
+
+    Args:
+        stands: by name.
+        written: the activations.
+        site: where they are, for errors; place: the same as the forward calls it.
+        model, task, batch_size, seed: as of `evaluate_sae`.
+    """
+    mean = mean_of(written)
+    figures = {name: _figures(stand, mean) for name, stand in stands.items()}
+    more: dict[str, dict[str, Any]] = {name: {} for name in stands}
     if model is not None:
-        if sae.site is None:
+        if site is None or place is None:
             raise CircuitDiscoveryError("the dictionary does not say where it stands: no model can be run")
-        if not read.prompts:
+        if not written.prompts:
             raise CircuitDiscoveryError(
                 "acts are a matrix, without prompts to run: collect them by features.activations"
             )
-        more = _loss(sae, read, mean, model, batch_size, seed)
+        if written.model != model.digest:
+            raise CircuitDiscoveryError(f"acts are of another model than {model.name}")
+        value = mean.to(model.device, model.dtype)
+
+        def averaged(_: Model, kept: Tensor) -> Mapping[str, Edit]:
+            return {place: lambda x: torch.where(kept[..., None], x, value)}
+
+        edits = {name: stand.edits for name, stand in stands.items()}
+        for name, found in _loss(edits, averaged, written, model, batch_size, seed).items():
+            more[name] |= found
         if task is not None:
-            more["behaviour"] = _behaviour(sae, mean, model, task, batch_size, seed)
-    return DictionaryQuality(len(read), **figures, **more)
+            for name, found in _behaviour(edits, averaged, model, task, batch_size, seed).items():
+                more[name]["behaviour"] = found
+    return {name: DictionaryQuality(len(written), **figures[name], **more[name]) for name in stands}
 
 
-def _figures(sae: Dictionary, read: Activations, written: Activations) -> tuple[dict[str, float], Tensor]:
-    """(what needs no model, the mean of what is to be written)."""
-    mean = sum((chunk.double().sum(0) for chunk in written.chunks()), torch.zeros(written.d).double())
-    mean = mean / len(written)
+def _figures(stand: Stand, mean: Tensor) -> dict[str, float]:
+    """What needs no model."""
     error = around = own = both = active = 0.0
-    ever = torch.zeros(sae.width, dtype=torch.bool)
-    for x, y in zip(read.chunks(), written.chunks(), strict=True):
-        numbers = sae.encode(x.to(sae.W_enc.dtype))
-        made = sae.decode(numbers, x.to(sae.W_enc.dtype)).double()
+    ever, rows = torch.zeros(stand.units, dtype=torch.bool), 0
+    for which, made, y in stand.rows():
+        made = made.double()
         error += float((y - made).square().sum())
         around += float((y - mean).square().sum())
         own += float((made - mean).square().sum())
         both += float(((made - mean) * (y - mean)).sum())
-        active += float((numbers != 0).sum())
-        ever |= (numbers != 0).any(0)
+        active += float(which.sum())
+        ever |= which.any(0)
+        rows += len(y)
     return {
         "explained_variance": 1 - error / around if around else float("nan"),
-        "l0": active / len(read),
+        "l0": active / rows,
         "dead": 1 - float(ever.float().mean()),
         "shrinkage": 1 - own / both if both else float("nan"),
-    }, mean
+    }
 
 
 # ------------------------------------------------------------------- in a model
 
 
-def places_of(sae: Dictionary, model: Model) -> tuple[str | None, str]:
-    """(the place that a transcoder reads, the place that is written)."""
-    assert sae.site is not None
-    site = site_of(model, sae.site + (".inner" if sae.inner and "." not in sae.site else ""))
-    return (f"{sae.site}.{_PLACE[sae.reads]}" if sae.transcoder else None), site.place
-
-
-def reconstructed(sae: Dictionary, model: Model, kept: Tensor) -> dict[str, Edit]:
-    """The edits of a run that put what a dictionary writes in its site's place.
-
-    Args:
-        sae: of a site of the model.
-        model: which.
-        kept: [n, T], where the site stays as it is.
-    """
-    read, place = places_of(sae, model)
-    own, seen = sae.to(model.device, str(model.dtype).removeprefix("torch.")), list[Tensor]()
-
-    def remember(x: Tensor) -> Tensor:
-        seen[:] = [x]
-        return x
-
-    def edit(x: Tensor) -> Tensor:
-        given = seen[0] if read is not None else x
-        return torch.where(kept[..., None], x, own.decode(own.encode(given), given))
-
-    return {place: edit} if read is None else {read: remember, place: edit}
-
-
-def _averaged(sae: Dictionary, model: Model, mean: Tensor, kept: Tensor) -> dict[str, Edit]:
-    """The edits that put the mean there."""
-    value = mean.to(model.device, model.dtype)
-    return {places_of(sae, model)[1]: lambda x: torch.where(kept[..., None], x, value)}
-
-
+@torch.no_grad()
 def _loss(
-    sae: Dictionary, acts: Activations, mean: Tensor, model: Model, batch_size: int | None, seed: int
-) -> dict[str, Any]:
-    """KL at the activations' positions, with what the dictionary writes and with the mean there."""
-    if acts.model != model.digest:
-        raise CircuitDiscoveryError(f"acts are of another model than {model.name}")
-    inside = [set[int]() for _ in acts.prompts]
-    for row, position in zip(acts.rows.tolist(), acts.positions.tolist(), strict=True):
-        inside[row].add(position)
-    sums, counts = np.zeros((2, len(acts.prompts))), np.array([len(each) for each in inside])
-    for rows, tokens in batches(acts.prompts, batch_size, model.device, _LOGITS_AT_ONCE // model.vocab_size):
-        kept = torch.ones(tokens.shape, dtype=torch.bool, device=model.device)
-        for i, row in enumerate(rows):
-            kept[i, sorted(inside[row])] = False
+    edits: Mapping[str, Edits],
+    averaged: Edits,
+    acts: Activations,
+    model: Model,
+    batch_size: int | None,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """KL at the activations' positions, with what each writes and with the mean there."""
+    every = [*edits.values(), averaged]
+    sums, counts = np.zeros((len(every), len(acts.prompts))), np.zeros(len(acts.prompts))
+    most = LOGITS_AT_ONCE // model.vocab_size
+    for rows, tokens, kept in runs_of(model, acts, batch_size, most):
+        counts[rows] = (~kept).sum(-1).cpu().numpy()
         plain = forward(model, tokens, (LOGITS,))[LOGITS]
-        for figure, edits in enumerate((reconstructed(sae, model, kept), _averaged(sae, model, mean, kept))):
-            divergence = kl_from(plain, forward(model, tokens, (LOGITS,), edits)[LOGITS])
+        for figure, made in enumerate(every):
+            divergence = kl_from(plain, forward(model, tokens, (LOGITS,), made(model, kept))[LOGITS])
             sums[figure, rows] = torch.where(kept, 0.0, divergence).sum(-1).double().cpu().numpy()
     some = counts > 0
     draws = weights(int(some.sum()), seed)
-    each = [intervals.ratio(row[some], counts[some], draws) for row in sums]
-    recovered = 1 - float(each[0]) / float(each[1]) if each[1] else None
-    return {"kl_reconstruction": each[0], "kl_mean": each[1], "loss_recovered": recovered}
+    *each, mean = [intervals.ratio(row[some], counts[some], draws) for row in sums]
+    return {
+        name: {
+            "kl_reconstruction": found,
+            "kl_mean": mean,
+            "loss_recovered": 1 - float(found) / float(mean) if mean else None,
+        }
+        for name, found in zip(edits, each, strict=True)
+    }
 
 
+@torch.no_grad()
 def _behaviour(
-    sae: Dictionary, mean: Tensor, model: Model, task: Task, batch_size: int | None, seed: int
-) -> Estimate:
+    edits: Mapping[str, Edits],
+    averaged: Edits,
+    model: Model,
+    task: Task,
+    batch_size: int | None,
+    seed: int,
+) -> dict[str, Estimate]:
     """What is kept of a task's metric, of what the mean takes away."""
     metric = bind(task.metric, model, task)
-    values = np.zeros((3, len(task)))
+    every: list[Edits] = [lambda _, kept: {}, *edits.values(), averaged]
+    values = np.zeros((len(every), len(task)))
     longest = max(len(example.clean) for example in task.examples)
-    fitting = max(1, _LOGITS_AT_ONCE // model.vocab_size // longest)
+    fitting = max(1, LOGITS_AT_ONCE // model.vocab_size // longest)
     for batch in task.batches(batch_size or fitting):
         batch = batch.to(model.device)
         kept = torch.zeros(batch.clean.shape, dtype=torch.bool, device=model.device)
         kept[:, 0] = True
-        every: tuple[Mapping[str, Edit], ...] = (
-            {},
-            reconstructed(sae, model, kept),
-            _averaged(sae, model, mean, kept),
-        )
-        for figure, edits in enumerate(every):
-            logits = forward(model, batch.clean, (LOGITS,), edits)[LOGITS]
+        for figure, made in enumerate(every):
+            logits = forward(model, batch.clean, (LOGITS,), made(model, kept))[LOGITS]
             answers = logits[torch.arange(len(batch), device=logits.device), batch.position]
             values[figure, batch.rows.numpy(force=True)] = metric(answers, batch).double().cpu().numpy()
-    full, made, averaged = values
-    return intervals.ratio(made - averaged, full - averaged, weights(len(task), seed))
+    full, *each, mean = values
+    draws = weights(len(task), seed)
+    return {
+        name: intervals.ratio(made - mean, full - mean, draws) for name, made in zip(edits, each, strict=True)
+    }

@@ -28,7 +28,6 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -143,7 +142,6 @@ class Visit:
         return place in self.edits or place in self.wanted
 
 
-@torch.no_grad()
 def forward(
     model: Model,
     tokens: Tensor,
@@ -151,6 +149,8 @@ def forward(
     edits: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """The values at some places where [N, T] tokens are run; nothing is computed that comes after them all.
+
+    Weights have no gradients. What an edit puts in that has some can be differentiated through.
 
     Args:
         model: a loaded model.

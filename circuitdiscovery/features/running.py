@@ -148,6 +148,7 @@ def run(
     return Run(rows, logits, generated, dict(edits or {}), model, batch_size)
 
 
+@torch.no_grad()
 def _once(model: Model, tokens: Tensor, rows: list[int], edits: Mapping[str, Any], place: str) -> Tensor:
     """The values of one place."""
     functions = {where: partial(_applied, some, rows) for where, some in edits.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,24 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.features import losses
 from circuitdiscovery.features.collecting import Activations, as_activations
 from circuitdiscovery.features.dictionary import KINDS, Dictionary
+from circuitdiscovery.features.end_to_end import Downstream
 from circuitdiscovery.features.forward import INPUTS
 from circuitdiscovery.features.sites import is_site
+from circuitdiscovery.model.model import Model
 
 _BATCH = 1024
-_STEPS = 2000
+STEPS = 2000
 _WARM = 100  # steps in which the learning rate rises
 _DECAY = 0.2  # of the steps, the last ones, in which it falls to 0
 _SPARSE = 0.3  # of the steps, the first ones, in which sparsity's weight rises
 _SPARSITY: Mapping[str, float] = {"topk": 0.0, "relu": 1.0, "jumprelu": 0.5, "gated": 2.0}
 _POINTS = 100  # of the curve
 _KEPT_STEPS = 20  # between two copies of all that a training stands on
-_CURVE = ("step", "explained_variance", "l0", "dead")
+_CURVE = ("step", "loss", "explained_variance", "l0", "dead")
+
+
+class _Diverged(CircuitDiscoveryError):
+    """The loss is not finite."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ def train_sae(
     steps: int | None = None,
     lr: float | None = None,
     target: Any = None,
+    end_to_end: Model | None = None,
+    downstream: float = 0.0,
     seed: int = 0,
     state: str | Path | None = None,
     progress: Progress | None = None,
@@ -86,22 +94,30 @@ def train_sae(
         n: how many features.
         k: how many are active at once; of "topk" alone.
         sparsity: the weight of the penalty of the other kinds; by default 1 of "relu", .5 of "jumprelu"
-            and 2 of "gated".
+            and 2 of "gated". The thresholds of "jumprelu" move by at most lr in a step, as logarithms: in a
+            few hundred steps its weight changes little.
         steps: how many; by default 2,000.
         lr: the learning rate; by default 2e-4 sqrt(2^14 / n) (the scaling of Gao et al.).
         target: what is to be written, row for row: makes a transcoder of what an MLP reads (`m2.normed`,
             `m2.bare` or `m2.stream`) and what it writes (`m2`; Dunefsky et al. 2024, arXiv 2406.11944).
+        end_to_end: the model that the activations are of, to train for what it does with what the dictionary
+            writes: KL(model || model with that in the site's place) takes the place of the squared error
+            (Braun et al. 2024, arXiv 2405.12241, section 2.3; `features.end_to_end` has the formula). Batches
+            are of whole prompts then.
+        downstream: with `end_to_end`, the weight of the errors of the residual streams after the site (the
+            same, section 2.4).
         seed: of the first directions and of the batches: the same seed, the same dictionary.
         state: a file in which a training is kept that may be stopped: the same call goes on with it.
         progress: called with (steps done, steps in all).
 
     Returns:
-        The dictionary. Its `.history` is the training's curve: step, explained_variance (of the batch), l0
-        and dead (how many features have had no value for 100 steps), about 100 times.
+        The dictionary. Its `.history` is the training's curve, about 100 times: step, loss and
+        explained_variance (of the batch), l0 and dead (how many features have had no value for 100 steps).
 
     Raises:
         CircuitDiscoveryError: an unknown kind; numbers that are not finite, in the activations or, where the
-            training diverges, in the loss; a target of other rows.
+            training diverges, in the loss; a target of other rows; end_to_end of activations without prompts
+            or of another model.
 
     >>> import circuitdiscovery as cd, torch
     >>> acts = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
@@ -113,7 +129,7 @@ def train_sae(
         raise unknown("kind", kind, KINDS)
     read = as_activations(acts, "acts")
     written = read if target is None else as_activations(target, "target")
-    steps = _STEPS if steps is None else steps
+    steps = STEPS if steps is None else steps
     for name, value, least in (("n", n, 1), ("k", k, 1), ("steps", steps, 1)):
         if value < least:
             raise CircuitDiscoveryError(f"{name} must be a whole number of at least {least}, not {value}")
@@ -124,6 +140,8 @@ def train_sae(
     for name, number in (("sparsity", sparsity), ("lr", lr)):
         if number is not None and not number > 0:
             raise CircuitDiscoveryError(f"{name} must be above 0, not {number:g}")
+    if downstream < 0 or (downstream and end_to_end is None):
+        raise CircuitDiscoveryError("downstream is a weight of at least 0, and needs end_to_end=")
     site, reads = _where(read, None if target is None else written)
     work = {
         "kind": kind,
@@ -133,16 +151,27 @@ def train_sae(
         "steps": steps,
         "lr": 2e-4 * math.sqrt(2**14 / n) if lr is None else lr,
         "seed": seed,
+        "end_to_end": None if end_to_end is None else end_to_end.digest,
+        "downstream": downstream,
         "acts": read.digest if state is not None else None,
         "target": written.digest if state is not None and target is not None else None,
     }
     scales = _Scale.of(read, "acts"), _Scale.of(written, "target")
-    with kept_in(state, work, "training") as saved:
-        training = _Training(work, read, written, scales, saved)
-        while training.step < steps:
-            training.advance()
-            if progress is not None:
-                progress(training.step, steps)
+    after = None
+    if end_to_end is not None:
+        draw = torch.Generator().manual_seed(seed)
+        after = Downstream(end_to_end, written, scales[1].centre, downstream, draw)
+    try:
+        with kept_in(state, work, "training") as saved:
+            training = _Training(work, read, written, scales, after, saved)
+            while training.step < steps:
+                training.advance()
+                if progress is not None:
+                    progress(training.step, steps)
+    except _Diverged:
+        if state is not None:  # nothing good comes of going on with it
+            Path(state).unlink(missing_ok=True)
+        raise
     return training.dictionary(site, reads)
 
 
@@ -182,9 +211,11 @@ class _Training:
         read: Activations,
         written: Activations,
         scales: tuple[_Scale, _Scale],
+        after: Downstream | None,
         saved: State,
     ) -> None:
         self.work, self.read, self.written, self.scales, self.saved = work, read, written, scales, saved
+        self.after = after
         generator = torch.Generator().manual_seed(work["seed"])
         fresh = losses.start(work["kind"], work["n"], read.d, written.d, generator)
         self.held = {name: saved.tensor(name, each).requires_grad_() for name, each in fresh.items()}
@@ -202,7 +233,7 @@ class _Training:
     def advance(self) -> None:
         """One step of Adam."""
         work, held, step = self.work, self.held, self.step
-        which = torch.randint(len(self.read), (min(_BATCH, len(self.read)),), generator=self.generator)
+        which = self._draw()
         x = self.scales[0](self.read.take(which))
         y = self.scales[1](self.written.take(which)) if self.transcoder else x
         dead = self.silent >= losses.DEAD_STEPS
@@ -214,9 +245,10 @@ class _Training:
             k=work["k"] or 0,
             sparsity=work["sparsity"] * min(1.0, step / (_SPARSE * work["steps"])),
             dead=dead,
+            away=self._away(which),
         )
         if not math.isfinite(float(loss.detach())):
-            raise CircuitDiscoveryError(
+            raise _Diverged(
                 f"the training diverged at step {step}: the loss is not finite; give a smaller lr "
                 f"(it is {work['lr']:g})"
             )
@@ -225,11 +257,24 @@ class _Training:
         with torch.no_grad():
             self._descend()
             self.silent = torch.where((z > 0).any(0), 0.0, self.silent + 1)
-            self._note(squared, y, z, dead)
+            self._note(float(loss.detach()), squared, y, z, dead)
         self.step += 1
         if self.saved.path is not None and (self.step % _KEPT_STEPS == 0 or self.step == work["steps"]):
             rest = {"drawn": self.generator, "silent": self.silent, "curve": self.curve}
             self.saved.keep({**adam_arrays(self.adam, held), **rest}, step=self.step)
+
+    def _draw(self) -> Tensor:
+        """The rows of a batch."""
+        if self.after is not None:
+            return self.after.draw(_BATCH, self.generator)
+        return torch.randint(len(self.read), (min(_BATCH, len(self.read)),), generator=self.generator)
+
+    def _away(self, which: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The distance from what should be written, of scaled values; None: the squared one."""
+        if self.after is None:
+            return None
+        distance, scale = self.after.away(which), self.scales[1]
+        return lambda made: distance(made * scale.size + scale.centre)
 
     def _descend(self) -> None:
         """Adam's step, the gradients together at most of length 1; the decoder's is without its part along
@@ -243,7 +288,7 @@ class _Training:
         self.adam.step()
         decoder.div_(decoder.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
-    def _note(self, squared: Tensor, y: Tensor, z: Tensor, dead: Tensor) -> None:
+    def _note(self, loss: float, squared: Tensor, y: Tensor, z: Tensor, dead: Tensor) -> None:
         """A point of the curve, at about a hundred steps."""
         every = -(-self.work["steps"] // _POINTS)
         last = self.step == self.work["steps"] - 1
@@ -251,7 +296,8 @@ class _Training:
             return
         variance = 1 - float(squared) / float((y - y.mean(0)).square().sum(-1).mean())
         row = min(self.step // every, _POINTS - 1) if not last else _POINTS
-        self.curve[row] = self.step + 1, variance, float((z > 0).sum(-1).float().mean()), int(dead.sum())
+        active = float((z > 0).sum(-1).float().mean())
+        self.curve[row] = self.step + 1, loss, variance, active, int(dead.sum())
 
     def dictionary(self, site: str | None, reads: str) -> Dictionary:
         """What was learnt, of the activations as they are.

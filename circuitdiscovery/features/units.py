@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Feature
-from circuitdiscovery.features.evaluation import places_of
 from circuitdiscovery.features.forward import Site, site_of
+from circuitdiscovery.features.standing import places_of
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 

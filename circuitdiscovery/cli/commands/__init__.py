@@ -2,6 +2,7 @@
 
 from circuitdiscovery.cli.commands import (
     about_circuits,
+    dictionaries,
     discover,
     lenses,
     listing,
@@ -19,6 +20,7 @@ __all__ = [
     "PROGRAM",
     "about_circuits",
     "cli",
+    "dictionaries",
     "discover",
     "lenses",
     "listing",

@@ -56,7 +56,7 @@ def _cards(run: Run) -> list[dict[str, Any]]:
             "looks": looks(card),
             "end": end(card),
             "table": _table(card),
-            "units": [_unit(unit) for unit in card["units"]],
+            "units": [_unit(unit) for unit in card.get("units", ())],
         }
         | {
             "reads": [_in_edge(*edge) for edge in card["in_edges"]],
