@@ -470,7 +470,7 @@ def test_the_command_says_what_the_function_does(
     ("words", "told"),
     [
         (["toy", "m1/n3"], "give a TASK, or --texts FILE"),
-        (["toy", "m1/n3", "ioi", "--texts", "a.txt"], "give a TASK, or --texts FILE"),
+        (["toy", "m1/n3", "--texts", "a.txt"], "cannot read a.txt"),
         (["toy", "m1/n3", "--texts", "none.txt"], "none.txt"),
         (["toy", "m1/n3", "ioi", "--html", "a.txt"], "must end in .html"),
         (["toy", "m1/n9999", "ioi"], "m1 has no neuron 9999"),

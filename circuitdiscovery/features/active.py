@@ -97,7 +97,7 @@ def top_activations(
         draw = np.random.default_rng((seed, start))
         chance = [draw.random((2, len(row))) for row in rows]
         for some, tokens in batches(rows, batch_size, model.device):
-            chances, ids = np.stack([chance[row] for row in some], 1), tokens.numpy(force=True)
+            chances, ids = np.stack([chance[row] for row in some], 1), tokens.cpu().numpy()
             for which, values in _values(model, tokens, readers):
                 _check(values, units[which])
                 kept[which].add(Batch([start + row for row in some], ids, values, chances, 0 if first else 1))

@@ -307,7 +307,7 @@ def _behaviour(
         for figure, made in enumerate(every):
             logits = forward(model, batch.clean, (LOGITS,), made(model, kept))[LOGITS]
             answers = logits[torch.arange(len(batch), device=logits.device), batch.position]
-            values[figure, batch.rows.numpy(force=True)] = metric(answers, batch).double().cpu().numpy()
+            values[figure, batch.rows.cpu().numpy()] = metric(answers, batch).double().cpu().numpy()
     full, *each, mean = values
     draws = weights(len(task), seed)
     return {

@@ -97,7 +97,7 @@ def erase(
         for figure, some in enumerate([None, *bases]):
             edits = {} if some is None else {site.place: _edit(site, there, some, mean)}
             answers = _answers(model, batch, edits)
-            values[figure, batch.rows.numpy(force=True)] = bound(answers, batch).double().cpu().numpy()
+            values[figure, batch.rows.cpu().numpy()] = bound(answers, batch).double().cpu().numpy()
     plain, changes = values[0], values[1:] - values[0]
     drawn = weights(len(measured), seed)
     means = intervals.means(np.stack([plain, changes[0], changes[1:].mean(0)]), drawn)

@@ -57,6 +57,7 @@ def _cards(run: Run) -> list[dict[str, Any]]:
             "end": end(card),
             "table": _table(card),
             "units": [_unit(unit) for unit in card.get("units", ())],
+            "probes": card.get("probes", {}),
         }
         | {
             "reads": [_in_edge(*edge) for edge in card["in_edges"]],
