@@ -214,7 +214,6 @@ def test_wrong_words_are_one_line(tmp_path: Path) -> None:
             "give the prompts: --texts FILE or --task TASK",
         ),
         (("train", "toy", "--at", "m1", "--kind", "relu", "--k", "3", "--to", tmp_path), "--k is for topk"),
-        (("train", "toy", "--at", "m1", "--texts", tmp_path / "no", "--to", tmp_path / "own"), "cannot read"),
         (("show", tmp_path / "no"), "there is no folder"),
         (("show", tmp_path, "--task", "ioi"), "give MODEL, too"),
     ):
