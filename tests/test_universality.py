@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -213,3 +214,24 @@ def test_what_cannot_be_compared_is_one_line(toy: cd.Model) -> None:
         cd.universality.neurons(toy, [], TEXTS)
     with pytest.raises(CircuitDiscoveryError, match="none has more than its first token"):
         cd.universality.neurons(toy, toy, ["The"])
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """The same as in Python, with a picture; one model, and no text, are one line."""
+    from click.testing import CliRunner
+
+    from circuitdiscovery.cli.commands import cli
+
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS))
+    words = ["universal", "toy", "toy", "--text", str(tmp_path / "a.txt"), "--plot", str(tmp_path / "a.png")]
+    ran = CliRunner().invoke(cli, words)
+    model = cd.load_model("toy")
+    assert ran.exit_code == 0, ran.exception
+    assert str(cd.universality.neurons(model, model, TEXTS)) in ran.output
+    assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
+    for some, told in (
+        (["toy", "--task", "ioi"], "at least two models"),
+        (["toy", "toy"], "give --text FILE"),
+    ):
+        with pytest.raises(CircuitDiscoveryError, match=told):
+            CliRunner().invoke(cli, ["universal", *some], standalone_mode=False, catch_exceptions=False)

@@ -12,6 +12,7 @@ from circuitdiscovery.cli.commands import (
     planning,
     probing,
     steering,
+    universal,
 )
 from circuitdiscovery.cli.commands.group import COMPLETE, PROGRAM, cli, notes_of
 
@@ -31,4 +32,5 @@ __all__ = [
     "planning",
     "probing",
     "steering",
+    "universal",
 ]
