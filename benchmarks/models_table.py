@@ -15,9 +15,9 @@ from typing import Any
 
 from pages import show
 
-from circuitdiscovery.families import FAMILIES
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.outline import of_config, of_hooked
+from circuitdiscovery.registry.families import FAMILIES
 from circuitdiscovery.search.cost import estimated
 from circuitdiscovery.task.task import Task
 

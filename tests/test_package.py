@@ -26,7 +26,6 @@ ORDER = [
     *(
         "errors",
         "files",
-        "families",
         "registry",
         "public",
         "arguments",

@@ -13,7 +13,7 @@ a replacement of what the source writes.
 The reference (moments.py) is drawn apart from the examples; where a task cannot draw,
 a row's are the other rows, never itself.
 
-A new ablation is one function, and one line in registry.py; your own is any
+A new ablation is one function, and one line in the registry; your own is any
 object with `rows` and `own_run`.
 """
 
@@ -99,12 +99,7 @@ class Replacements:
     mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
 
     def rows(self, batch: Batch) -> Tensor:
-        """[sources, B, T, d_model] for a batch's examples, padded or not, without a copy for a batch as it
-        was computed where no neurons or features are parts.
-
-        Raises:
-            CircuitDiscoveryError: as `packed`.
-        """
+        """[sources, B, T, d_model] for a batch's examples, padded or not; errors as `packed`."""
         return self.of.packing.dense(self.packed(batch))
 
     def packed(self, batch: Batch) -> Tensor:

@@ -1,7 +1,7 @@
 """What is measured: functions of the logits at the answer's position and of a
 task's answers, each with its direction.
 
-A new metric is one function, and one line in registry.py.
+A new metric is one function, and one line in the registry.
 """
 
 from __future__ import annotations

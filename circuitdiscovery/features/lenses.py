@@ -41,6 +41,7 @@ from circuitdiscovery.features.lens_reading import LensReading, read
 from circuitdiscovery.features.prompts import Prompts, prompts_of
 from circuitdiscovery.features.units import logits_of, width_of
 from circuitdiscovery.files.disk import is_folder, write_atomically, write_json
+from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.model.model import Model
 
 KINDS = ("logit", "linear", "tuned", "attention", "future")
@@ -105,7 +106,7 @@ class Lens:
         if own is None:
             return logits_of(model, values.to(model.device, model.dtype))
         if "." in site:
-            heads, number = model.n_heads, int(site.partition(".h")[2])
+            heads, number = model.n_heads, parsed(site).index
             values = values.unflatten(-1, (heads, -1))[..., number, :]
             assert own.centre is not None
             weight, centre = own.weight.unflatten(1, (heads, -1)), own.centre.unflatten(0, (heads, -1))

@@ -236,7 +236,8 @@ def _html(sheet: Mapping[str, Sequence[str]], name: str) -> str:
     script = _SCRIPT.replace("NAME", json.dumps(f"{name}.csv").replace("<", "\\u003c"))
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='color-scheme' content='light "
-        f"dark'><title>Rating</title><style>{_STYLE}</style></head><body><h1>{escape(QUESTION)}</h1><ol>{scale}"
+        f"dark'><title>Rating</title><style>{_STYLE}</style></head><body><h1>{escape(QUESTION)}</h1><ol>"
+        f"{scale}"
         f"</ol><form>{items}</form><button type='button' id='save'>Save the ratings</button>"
         f"<script>{script}</script></body></html>\n"
     )

@@ -1,6 +1,6 @@
 """What makes prompts that templates alone cannot express, by the kind that a task file's [generator] names.
 
-To add one, write a `PromptGenerator` in a file here and give it a line in registry.py.
+To add one, write a `PromptGenerator` in a file here and give it a line in registry/__init__.py.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from inspect import signature
 from typing import Any, Literal, cast
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.families import FAMILIES
 from circuitdiscovery.files.text import finite, whole
+from circuitdiscovery.registry.families import FAMILIES
 
 # nats: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
 DEFAULT_THRESHOLD = 0.002
