@@ -11,6 +11,7 @@ from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.packing import Packing, Written
+from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.task.batch import Batch
 
 
@@ -63,6 +64,14 @@ def test_one_part_is_not_taken_for_a_row(toy: cd.Model) -> None:
     torch.testing.assert_close(neuron, along[..., None] * column[:, 3], atol=1e-5, rtol=1e-4)
     scores = [cd.eap(toy, task, graph=graph, ablation=each).values for each in ("resample", given)]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
+    ((_, patched),) = Setup.of(toy, task.select([0, 1]), graph).patched_runs()
+    run = plain_run(toy, patched.start, patched.position, keep_sources=True, parts=patched.parts)
+    assert run.sources is not None
+    state = patched.clean_state(run.sources).difference[:, :, graph.source_index["m1/n3"]]
+    own = (patched.parts.packing.dense(run.sources) - patched.carried(slice(None)))[
+        graph.source_index["m1/n3"]
+    ]
+    torch.testing.assert_close(state, own)
 
 
 def test_replacements_of_other_parts_are_refused(toy: cd.Model) -> None:

@@ -211,7 +211,7 @@ class PatchedRun:
         count = len(self.graph.sources)
         difference = sources.new_empty(*sources.shape[1:3], count, sources.shape[3])
         out = difference.permute(2, 0, 1, 3)
-        if len(sources) == count:
+        if self.parts.packing.full == count:  # no part is a number
             torch.sub(sources, self.replacement, out=out)
         else:
             out.copy_(self.parts.packing.dense(sources - self.replacement))

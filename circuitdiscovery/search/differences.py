@@ -111,7 +111,8 @@ class Differences:
         """[s, N, T, ...] -> [s, P, ...]."""
         if not at_answer:
             return values.flatten(1, 2)
-        return values[:, torch.arange(len(self.position), device=values.device), self.position]
+        rows = torch.arange(len(self.position), device=values.device)
+        return values[:, rows, self.position.to(values.device)]
 
     def _scaled(self, layer: int, at_answer: bool) -> Scaled:
         """The parts of an MLP that are numbers times vectors."""
