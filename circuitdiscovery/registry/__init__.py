@@ -62,7 +62,7 @@ class Entry:
             if os.getcwd() not in sys.path:
                 sys.path.insert(0, os.getcwd())
             return _theirs(module, name, self.home)
-        return getattr(import_module(module, __package__), name)
+        return getattr(import_module(module, "circuitdiscovery"), name)
 
 
 def _theirs(module: str, name: str, home: str) -> Any:
