@@ -39,6 +39,8 @@ ITS_OWN = {
     ("memory_budget", "memory"),
     ("plan", "source"),
     ("plan", "task"),
+    ("explain", "features"),
+    ("explain", "texts"),
 }
 
 

@@ -303,7 +303,9 @@ def test_each_doctest_is_shown_as_code_and_nowhere_as_text(site: Path) -> None:
     )
     examples = [
         one for name in cd.__all__ if name != "__version__" for one in doctests(name, getattr(cd, name))
-    ] + [one for name in cd.features.__all__ for one in doctests(name, getattr(cd.features, name))]
+    ]
+    for package in (cd.features, cd.universality):
+        examples += [one for name in package.__all__ for one in doctests(name, getattr(package, name))]
     assert len(examples) > 50
     assert shown == Counter(line.strip() for one in examples for line in one.source.splitlines())
     for one in examples:

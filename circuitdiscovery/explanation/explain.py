@@ -83,7 +83,7 @@ def explain(
     nodes: Sequence[str] | None = None,
     features: Any = None,
     texts: Any = None,
-    labels: Sequence[str] = (),
+    labels: Sequence[str] | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
@@ -147,7 +147,7 @@ def explain(
         progress, 2.0 * parameters(model) * sum(len(example.clean) for example in used.examples) / UNITS
     )
     trials = Trials(model, circuit.graph.whole, used, rows, bound, carried, batch_size, work)
-    asked = [labels] if isinstance(labels, str) else list(labels)
+    asked = [labels] if isinstance(labels, str) else list(labels or ())
     for name in asked:
         labels_of(used, name)  # an unknown one is refused before all the work
     more = _Asked(known, texts, asked)

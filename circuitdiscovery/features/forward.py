@@ -37,6 +37,8 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import embed, per_head
 
 LAST, LOGITS = "last", "logits"
+# of a layer
+ATTENTION, PATTERN, Z, NEURONS = "a{}", "a{}.pattern", "a{}.z", "m{}.neurons"
 # the places of what an MLP reads -> what a dictionary calls them (`Dictionary.reads`)
 INPUTS = {"stream": "stream", "normed": "normed", "bare": "normed without gain"}
 _STREAM = re.compile(r"resid(\d{1,5})")

@@ -250,7 +250,7 @@ def word_labels(model: Model, task_or_texts: Any, name: str) -> Labels:
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
     >>> print(cd.features.word_labels(model, ["Mary gave a ring to John."], "part_of_speech"))
-    part_of_speech: 6 labels, 1 determiner, 2 noun, 1 preposition, 2 proper noun
+    part_of_speech: 6 labels, 1 determiner, 1 noun, 1 preposition, 2 proper noun, 1 verb
     """
     if name not in ATTRIBUTES:
         raise unknown("label", name, ATTRIBUTES, plural="labels of words")

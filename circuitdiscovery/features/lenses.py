@@ -35,13 +35,13 @@ from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.engine.state import State, kept_in
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.features.files import read_config, read_tensors
-from circuitdiscovery.features.forward import site_of
+from circuitdiscovery.features.forward import ATTENTION, Z, site_of
 from circuitdiscovery.features.lens_fitting import Affine, KLTraining, gathered, least_squares
 from circuitdiscovery.features.lens_reading import LensReading, read
 from circuitdiscovery.features.prompts import Prompts, prompts_of
 from circuitdiscovery.features.units import logits_of, width_of
 from circuitdiscovery.files.disk import is_folder, write_atomically, write_json
-from circuitdiscovery.graph.nodes import parsed
+from circuitdiscovery.graph.nodes import head_name, parsed
 from circuitdiscovery.model.model import Model
 
 KINDS = ("logit", "linear", "tuned", "attention", "future")
@@ -77,7 +77,9 @@ class Lens:
             return _streams(model)
         heads = range(model.n_heads)
         return tuple(
-            name for i in range(model.n_layers) for name in (f"a{i}", *(f"a{i}.h{head}" for head in heads))
+            name
+            for i in range(model.n_layers)
+            for name in (ATTENTION.format(i), *(head_name(i, head) for head in heads))
         )
 
     def place_of(self, site: str) -> str:
@@ -216,7 +218,7 @@ def _streams(model: Model) -> tuple[str, ...]:
 def _fitted(model: Model, kind: str) -> tuple[str, ...]:
     """The places at which a kind of lens has a map."""
     if kind == "attention":
-        return tuple(f"a{i}.z" for i in range(model.n_layers))
+        return tuple(Z.format(i) for i in range(model.n_layers))
     streams = _streams(model)
     return {"logit": (), "future": streams}.get(kind, streams[:-1])
 

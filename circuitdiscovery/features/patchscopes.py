@@ -53,12 +53,12 @@ class Patchscope(Value):
         read: "?" or the text that was appended.
         target: the text whose placeholder it is put at; of token ids their numbers.
         single: whether one place was asked for.
-        generated: [places][prompts] the generated tokens' ids.
-        texts: [places][prompts] the same as text.
+        generated: [places, prompts] the generated tokens' ids.
+        texts: [places, prompts] the same as text.
         expected: [prompts] the token that is right, and `expected_texts` the same as text.
-        ranks: [places][prompts] how many tokens were more likely than the expected one.
-        losses: [places][prompts] -log of the probability of the expected one, in nats.
-        surprisals: [places][prompts] how unlikely the most likely token is as the model's own next one.
+        ranks: [places, prompts] how many tokens were more likely than the expected one.
+        losses: [places, prompts] -log of the probability of the expected one, in nats.
+        surprisals: [places, prompts] how unlikely the most likely token is as the model's own next one.
     """
 
     model: str

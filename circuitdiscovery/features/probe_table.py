@@ -228,7 +228,7 @@ def probes(
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
     >>> task = cd.load_task("subject_verb_agreement", model, examples=64)
-    >>> table = cd.features.probes(model, task, "number", at=["resid0", "resid1"])
+    >>> table = cd.features.probes(model, task, "number", at=["resid0", "resid3"])
     >>> [float(row.scores.accuracy) > 0.9 for row in table.rows]
     [False, True]
     """

@@ -305,7 +305,7 @@ def probe(
     >>> model = cd.load_model("toy")
     >>> task = cd.load_task("subject_verb_agreement", model, examples=64)
     >>> number = cd.features.labels(task, "number")
-    >>> probe = cd.features.probe(cd.features.activations(model, task, "resid2"), number)
+    >>> probe = cd.features.probe(cd.features.activations(model, task, "resid3"), number)
     >>> float(probe.accuracy)
     1.0
     """

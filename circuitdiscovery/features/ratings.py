@@ -287,14 +287,12 @@ def read_ratings(paths: Any, *, key: str | Path | None = None) -> Ratings:
         CircuitDiscoveryError: no key; a file without the columns `item` and `score`; an item that is not on
             the sheet, or twice; a score that is not from 0 to 3; no item that all rated.
 
-    >>> import circuitdiscovery as cd, csv, tempfile
-    >>> model, path = cd.load_model("toy"), tempfile.mkdtemp() + "/sheet.csv"
+    >>> import circuitdiscovery as cd, tempfile
+    >>> from pathlib import Path
+    >>> model, path = cd.load_model("toy"), Path(tempfile.mkdtemp()) / "sheet.csv"
     >>> task = cd.load_task("subject_verb_agreement", model, examples=32)
     >>> sheet = cd.features.top_activations(model, "m1/n3", task, top=10).rate(path)
-    >>> rows = list(csv.reader(open(path)))
-    >>> for row in rows[1:]:
-    ...     row[1] = "3"
-    >>> csv.writer(open(path, "w")).writerows(rows)
+    >>> _ = path.write_text(path.read_text().replace(",,", ",3,"))  # every item is given a 3
     >>> cd.features.read_ratings(path).interpretable
     1 [0.158, 1]
     """

@@ -22,7 +22,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.memory import budget
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
-from circuitdiscovery.features.forward import forward, site_of
+from circuitdiscovery.features.forward import NEURONS, PATTERN, forward, site_of
 from circuitdiscovery.files.disk import data_frame, ending, write_atomically
 from circuitdiscovery.graph.nodes import head_name, mlp_name, part_name
 from circuitdiscovery.model.model import Model
@@ -303,7 +303,7 @@ class _Neurons:
 
     def __post_init__(self) -> None:
         for layer in range(self.model.n_layers):
-            site_of(self.model, f"m{layer}.neurons")  # where there are any
+            site_of(self.model, NEURONS.format(layer))  # where there are any
 
     @property
     def sizes(self) -> list[int]:
@@ -320,7 +320,7 @@ class _Neurons:
     def values(self, batch: Batch, layers: Sequence[int], own: bool) -> list[Tensor]:
         """[m, u] each."""
         tokens, at = (batch.tokens, batch.at) if own else (batch.others, batch.there)
-        places = [f"m{layer}.neurons" for layer in layers]
+        places = [NEURONS.format(layer) for layer in layers]
         found = forward(self.model, tokens.to(self.model.device), places)
         return [_wide(found[place].flatten(0, 1))[at.to(found[place].device)] for place in places]
 
@@ -352,7 +352,7 @@ class _Heads:
         """[m, heads] each: m pairs of a token and one before it, or itself."""
         if not batch.same:
             raise CircuitDiscoveryError("attention is compared between models that make the same tokens")
-        places = [f"a{layer}.pattern" for layer in layers]
+        places = [PATTERN.format(layer) for layer in layers]
         found = forward(self.model, batch.tokens.to(self.model.device), places)
         query, key = _pairs(batch.tokens.shape[1])
         return [_wide(found[place][:, :, query, key].flatten(1).T) for place in places]
