@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import circuitdiscovery as cd
-from circuitdiscovery.features.labels import lexicon
+from circuitdiscovery.features.labelling import lexicon
 from circuitdiscovery.task.read import read_task
 from circuitdiscovery.task.taskfile import TaskFile
 

@@ -47,7 +47,7 @@ from circuitdiscovery.explanation.json_values import Edges
 from circuitdiscovery.explanation.parts import effects_of
 from circuitdiscovery.explanation.roles import find_roles
 from circuitdiscovery.explanation.seen import EACH, Seen
-from circuitdiscovery.features.labels import labels as labels_of
+from circuitdiscovery.features.labelling import labels as labels_of
 from circuitdiscovery.graph.nodes import no_node, parsed, whole_of
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import weights

@@ -5,7 +5,7 @@ from circuitdiscovery.features.active import top_activations
 from circuitdiscovery.features.collecting import Activations, activations, load_activations
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.evaluation import DictionaryQuality, evaluate_sae
-from circuitdiscovery.features.labels import Labels, labels, labels_from_csv, text_labels, word_labels
+from circuitdiscovery.features.labelling import Labels, labels, labels_from_csv, text_labels, word_labels
 from circuitdiscovery.features.lens_reading import LensReading
 from circuitdiscovery.features.lenses import Lens, lens
 from circuitdiscovery.features.load import load_sae

@@ -11,7 +11,7 @@ from torch import Tensor
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features import probe_fit
 from circuitdiscovery.features.collecting import Activations
-from circuitdiscovery.features.labels import Labels
+from circuitdiscovery.features.labelling import Labels
 
 DRAWS = 4  # of control labels
 _TRIES = 100  # to draw some that can be learnt

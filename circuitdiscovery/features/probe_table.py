@@ -13,8 +13,8 @@ from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.features.collecting import Activations, activations
 from circuitdiscovery.features.forward import site_of
-from circuitdiscovery.features.labels import Labels, collected
-from circuitdiscovery.features.labels import labels as labels_of
+from circuitdiscovery.features.labelling import Labels, collected
+from circuitdiscovery.features.labelling import labels as labels_of
 from circuitdiscovery.features.probe_erasing import Erasure
 from circuitdiscovery.features.probe_question import DRAWS, Question
 from circuitdiscovery.features.probing import ProbeScores, probe_of, shared_words
