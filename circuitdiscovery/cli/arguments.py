@@ -226,9 +226,13 @@ def _own_option(name: str, option: Option) -> Callable[..., Any]:
 
 
 def on_prompts(command: Command) -> Command:
+    """How many prompts a command draws, by which seed, what measures them, and where and how they run."""
+    return click.option("--metric", type=METRIC, help="[default: the task's]")(on_runs(command))
+
+
+def on_runs(command: Command) -> Command:
     """How many prompts a command draws, by which seed, and where and how they run."""
     options = (
-        click.option("--metric", type=METRIC, help="[default: the task's]"),
         click.option("--examples", type=COUNT, help="Prompt pairs.  [default: 64, or half of a table]"),
         click.option("--seed", type=SEED, default=0, show_default=True, help="For everything that is drawn."),
         click.option("--batch-size", type=COUNT, help="[default: what memory allows]"),

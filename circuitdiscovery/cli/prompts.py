@@ -6,17 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from circuitdiscovery.cli.arguments import (
-    COUNT,
-    DEVICE,
-    DTYPE,
-    MODEL,
-    SEED,
-    TASK,
-    Checked,
-    Command,
-    memory,
-)
+from circuitdiscovery.cli.arguments import MODEL, TASK, Checked, Command
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import ending, read_text
 from circuitdiscovery.reporting.folder import load
@@ -47,21 +37,6 @@ def _picture(path: str) -> str:
 TEXTS = Checked(documents, "FILE")
 POSITION = Checked(_position, "N|NAME")
 PICTURE = Checked(_picture, "FILE")
-
-
-def on_runs(command: Command) -> Command:
-    """How many prompts, and where and how they run."""
-    options = (
-        click.option("--examples", type=COUNT, help="Prompts of TASK.  [default: 64, or half of a table]"),
-        click.option("--seed", type=SEED, default=0, show_default=True, help="For everything that is drawn."),
-        click.option("--batch-size", type=COUNT, help="Prompts at once.  [default: what memory allows]"),
-        memory,
-        click.option("--device", type=DEVICE, help="[default: a GPU if there is one]"),
-        click.option("--dtype", type=DTYPE, default="float32", show_default=True),
-    )
-    for option in reversed(options):  # as decorators are applied
-        command = option(command)
-    return command
 
 
 def on_model(command: Command) -> Command:

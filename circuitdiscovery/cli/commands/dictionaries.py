@@ -16,10 +16,11 @@ from circuitdiscovery.cli.arguments import (
     Checked,
     Command,
     as_json,
+    on_runs,
 )
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import show, show_json
-from circuitdiscovery.cli.prompts import TEXTS, on_runs
+from circuitdiscovery.cli.prompts import TEXTS
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import is_folder
 from circuitdiscovery.files.text import finite

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from circuitdiscovery.cli.arguments import COUNT, Checked, as_json
+from circuitdiscovery.cli.arguments import COUNT, Checked, as_json, on_runs
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import show
-from circuitdiscovery.cli.prompts import PICTURE, TEXTS, loaded, on_model, on_runs, on_task_or_texts
+from circuitdiscovery.cli.prompts import PICTURE, TEXTS, loaded, on_model, on_task_or_texts
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 
 _KINDS = ("logit", "linear", "tuned", "attention", "future")  # as in features/lenses.py, which imports torch

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from circuitdiscovery.cli.arguments import COUNT, Checked, as_json, whole_number
+from circuitdiscovery.cli.arguments import COUNT, Checked, as_json, on_runs, whole_number
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import show
-from circuitdiscovery.cli.prompts import POSITION, loaded, on_model, on_runs, on_task_or_texts
+from circuitdiscovery.cli.prompts import POSITION, loaded, on_model, on_task_or_texts
 
 LAYER = Checked(whole_number(0), "LAYER")
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from circuitdiscovery.cli.arguments import MODEL, TASK, Checked, as_json
+from circuitdiscovery.cli.arguments import MODEL, TASK, Checked, as_json, on_runs
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import show
-from circuitdiscovery.cli.prompts import PICTURE, TEXTS, on_runs
+from circuitdiscovery.cli.prompts import PICTURE, TEXTS
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 
 _KINDS = ("neurons", "heads")
