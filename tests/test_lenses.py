@@ -321,7 +321,7 @@ def test_tables_and_pictures(toy: Any, tmp_path: Path) -> None:
         reading.plot(tmp_path / name)
         assert (tmp_path / name).stat().st_size > 5000
     with pytest.raises(cd.CircuitDiscoveryError, match="must end in"):
-        reading.plot(tmp_path / "a.pdf")
+        reading.plot(tmp_path / "a.doc")
 
 
 CLI = [

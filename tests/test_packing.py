@@ -10,6 +10,7 @@ from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.layout import Layout
 from circuitdiscovery.model.packing import Packing, Written
 from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.task.batch import Batch
@@ -23,13 +24,13 @@ def test_sources_come_back(counts: tuple[int, int], at: torch.Tensor | None) -> 
     width, examples, length = 4, 2, 3
     generator = torch.Generator().manual_seed(0)
     scaled = np.concatenate([[False], *([True] * count + [False] for count in counts)])
-    packing = Packing(scaled, torch.randn(int(scaled.sum()), width, generator=generator))
+    packing = Packing(Layout(scaled), torch.randn(int(scaled.sum()), width, generator=generator))
     nodes = [slice(0, 1), slice(1, counts[0] + 2), slice(counts[0] + 2, len(scaled))]
     before = torch.randn(len(packing), examples, length, width, generator=generator)
     packed, dense = before.clone(), packing.dense(before).clone()
     for less in (False, True):
         for rows in nodes:
-            _, which = packing.split(rows)
+            _, which = packing.layout.split(rows)
             shape = (examples, length if at is None else 1)
             own = torch.randn(1, *shape, width, generator=generator)
             numbers = torch.randn(which.stop - which.start, *shape, generator=generator)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from circuitdiscovery.benchmark.measure import Measured
-from circuitdiscovery.files.disk import write_atomically
+from circuitdiscovery.files.figures import write_figure
 
 FAILED = 0.9  # an AUROC below it is reported with what was missed
 # Okabe and Ito's, and two
@@ -165,7 +165,6 @@ def picture(results: Sequence[Measured], path: Path) -> None:
     """ROC curves (where there is a truth) and faithfulness curves of every
     method, means over the problems, as a .png.
     """
-    from io import BytesIO
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -185,9 +184,7 @@ def picture(results: Sequence[Measured], path: Path) -> None:
         axes.set_title({"roc": "edges of the true circuit", "faithfulness": "faithfulness"}.get(name, name))
         axes.grid(alpha=0.25)
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    write_figure(figure, Path(path))
 
 
 def _style(results: Sequence[Measured], method: str) -> dict[str, Any]:

@@ -208,13 +208,13 @@ class PatchedRun:
 
     def clean_state(self, sources: Tensor) -> State:
         """The state with every edge kept, from what every source then writes, packed, [S', N, T, D]."""
-        count = len(self.graph.sources)
+        packing, count = self.parts.packing, len(self.graph.sources)
         difference = sources.new_empty(*sources.shape[1:3], count, sources.shape[3])
         out = difference.permute(2, 0, 1, 3)
-        if self.parts.packing.full == count:  # no part is a number
-            torch.sub(sources, self.replacement, out=out)
+        if packing.layout.numbers:
+            out.copy_(packing.dense(sources - self.replacement))
         else:
-            out.copy_(self.parts.packing.dense(sources - self.replacement))
+            torch.sub(sources, self.replacement, out=out)
         return State(difference, at_position(difference, self.position))
 
     def state(self, mask: np.ndarray, clean: State, first_layer: int) -> State:

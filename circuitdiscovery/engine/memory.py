@@ -177,7 +177,7 @@ def of_token(model: Model, graph: Graph) -> int:
 
 def packed_token(model: Model, graph: Graph) -> int:
     """The same where parts that are numbers times vectors are kept as numbers."""
-    return graph.packed_rows(model.d_model) * model.d_model * model.W_E.element_size()
+    return graph.layout.rows(model.d_model) * model.d_model * model.W_E.element_size()
 
 
 def _layers(model: Model, points: int) -> int:
@@ -212,7 +212,7 @@ def masked(model: Model, graph: Graph, task: Task) -> Need:
 def along_a_line(model: Model, graph: Graph, task: Task, points: int) -> Need:
     """Of attribution: what sources write, what autograd keeps, the gradients at some points."""
     # of each part that reads for itself: what it makes of the stream, its gradient, and what a norm takes
-    own = (3 + points) * int(graph.scaled.sum()) * model.W_E.element_size()
+    own = (3 + points) * graph.layout.numbers * model.W_E.element_size()
     each = _longest(task) * (packed_token(model, graph) + own + _layers(model, points)) + 4 * _logits(model)
     return Need(each, packs=True)
 

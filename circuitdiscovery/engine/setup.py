@@ -223,7 +223,7 @@ def replacement_bytes(model: Model, graph: Graph, tokens: int) -> int:
 
 
 def fitting(model: Model, graph: Graph, task: Task, packs: bool = False) -> int:
-    """How many examples are run at once where no batch size is asked for."""
+    """How many examples are run at once where no batch size is asked for; `packs` as in `Need`."""
     longest = max(len(example.clean) for example in task.examples)
     most = _BATCH_BYTES * (_WITH_PARTS if graph.splits and not packs else 1)
     return max(1, most // (longest * (packed_token if packs else of_token)(model, graph)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,25 @@ MANIFEST = "activations.json"
 _FORMAT = "circuitdiscovery activations 1"
 _SHARD = 2**16  # tokens of a file, about
 _AT_ONCE = 2**14  # rows that are looked at together where all are
+
+
+class Places(NamedTuple):
+    """Tokens of some prompts.
+
+    Args:
+        prompts: token ids, a row per prompt.
+        rows, positions: [n], of each token its prompt and its position there, from 0.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    rows: Tensor
+    positions: Tensor
+
+    @property
+    def tokens(self) -> Tensor:
+        """[n]."""
+        where = zip(self.rows.tolist(), self.positions.tolist(), strict=True)
+        return torch.tensor([self.prompts[row][position] for row, position in where])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,8 +83,7 @@ class Activations:
     @property
     def tokens(self) -> Tensor:
         """[n]: the token at each row's position."""
-        where = zip(self.rows.tolist(), self.positions.tolist(), strict=True)
-        return torch.tensor([self.prompts[row][position] for row, position in where])
+        return Places(self.prompts, self.rows, self.positions).tokens
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -167,11 +185,7 @@ def activations(
     """
     site = site_of(model, at)
     prompts = prompts_of(model, task_or_texts, "task_or_texts")
-    places = _places(prompts, position, first)
-    if not any(places):
-        raise CircuitDiscoveryError(
-            "task_or_texts has no token but the first of each; first=True keeps that one"
-        )
+    places = _positions(prompts, position, first)
 
     @torch.no_grad()
     def collected(start: int, stop: int) -> Tensor:
@@ -186,8 +200,7 @@ def activations(
             progress(stop, len(prompts.rows))
         return torch.cat(found)
 
-    rows = torch.tensor([row for row, some in enumerate(places) for _ in some])
-    positions = torch.tensor([place for some in places for place in some])
+    rows, positions = _flat(places)
     if to is None:
         parts = [collected(*ends) for ends in _ends(prompts, places, _SHARD)]
         return Activations(site.name, prompts.rows, rows, positions, (torch.cat(parts),), model.digest)
@@ -207,12 +220,33 @@ def _ends(prompts: Prompts, places: Sequence[Sequence[int]], most: int) -> list[
     return [*found, (start, len(prompts.rows))] if start < len(prompts.rows) else found
 
 
-def _places(prompts: Prompts, position: Any, first: bool) -> list[list[int]]:
-    """Of each prompt, the positions that are meant."""
+def places_of(model: Model, task_or_texts: Any, position: Any = None, first: bool = False) -> Places:
+    """The tokens that `activations` would be of.
+
+    Raises:
+        CircuitDiscoveryError: as `activations`.
+    """
+    prompts = prompts_of(model, task_or_texts, "task_or_texts")
+    return Places(prompts.rows, *_flat(_positions(prompts, position, first)))
+
+
+def _flat(places: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """([n] prompts, [n] positions), from each prompt's positions."""
+    rows = torch.tensor([row for row, some in enumerate(places) for _ in some])
+    return rows, torch.tensor([place for some in places for place in some])
+
+
+def _positions(prompts: Prompts, position: Any, first: bool) -> list[list[int]]:
+    """Of each prompt, the positions that are meant; an error where there is none at all."""
     if position is None:
         position = "all" if prompts.positions is None else END
     if position == "all":
-        return [list(range(0 if first else 1, len(row))) for row in prompts.rows]
+        found = [list(range(0 if first else 1, len(row))) for row in prompts.rows]
+        if not any(found):
+            raise CircuitDiscoveryError(
+                "task_or_texts has no token but the first of each; first=True keeps that one"
+            )
+        return found
     if type(position) is int:
         for number, row in enumerate(prompts.rows):
             if not -len(row) <= position < len(row):

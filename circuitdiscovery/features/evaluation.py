@@ -14,6 +14,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.metrics import bind, kl_from
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features import standing
+from circuitdiscovery.features.answers import answer_batches, answer_logits
 from circuitdiscovery.features.collecting import Activations, as_activations
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.end_to_end import LOGITS_AT_ONCE
@@ -298,15 +299,11 @@ def _behaviour(
     metric = bind(task.metric, model, task)
     every: list[Edits] = [lambda _, kept: {}, *edits.values(), averaged]
     values = np.zeros((len(every), len(task)))
-    longest = max(len(example.clean) for example in task.examples)
-    fitting = max(1, LOGITS_AT_ONCE // model.vocab_size // longest)
-    for batch in task.batches(batch_size or fitting):
-        batch = batch.to(model.device)
+    for batch in answer_batches(model, task, batch_size):
         kept = torch.zeros(batch.clean.shape, dtype=torch.bool, device=model.device)
         kept[:, 0] = True
         for figure, made in enumerate(every):
-            logits = forward(model, batch.clean, (LOGITS,), made(model, kept))[LOGITS]
-            answers = logits[torch.arange(len(batch), device=logits.device), batch.position]
+            answers = answer_logits(model, batch, made(model, kept))
             values[figure, batch.rows.cpu().numpy()] = metric(answers, batch).double().cpu().numpy()
     full, *each, mean = values
     draws = weights(len(task), seed)

@@ -15,11 +15,12 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.metrics import precise
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.features.collecting import Activations, activations
+from circuitdiscovery.features.collecting import Places, places_of
 from circuitdiscovery.features.lens_fitting import gathered
 from circuitdiscovery.features.units import logits_of
 from circuitdiscovery.features.words import words
-from circuitdiscovery.files.disk import data_frame, ending, write_atomically
+from circuitdiscovery.files.disk import data_frame
+from circuitdiscovery.files.figures import figure_path, write_figure
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.model.model import Model
@@ -173,17 +174,16 @@ def read(
     progress: Progress | None,
 ) -> LensReading:
     """See `Lens.read`."""
-    # the embedding alone is run for it
-    acts = activations(model, given, "resid0", position=position, first=first, batch_size=batch_size)
-    kept = _within(acts, given, position, lens.ahead, 0 if first else 1)
-    prompt, place = acts.rows[kept], acts.positions[kept]
-    where = [list[int]() for _ in acts.prompts]
+    read_at = places_of(model, given, position, first)
+    kept = _within(read_at, given, position, lens.ahead, 0 if first else 1)
+    prompt, place = read_at.rows[kept], read_at.positions[kept]
+    where = [list[int]() for _ in read_at.prompts]
     for row, at in zip(prompt.tolist(), place.tolist(), strict=True):
         where[row].append(at)
     before = [[at - lens.ahead for at in each] for each in where]
     wanted = {name: (name, before) for name in dict.fromkeys(map(lens.place_of, lens.sites))}
     wanted["final"] = (f"resid{model.n_layers}", where)
-    held = gathered(model, acts.prompts, wanted, batch_size, progress)
+    held = gathered(model, read_at.prompts, wanted, batch_size, progress)
     answers = [given.examples[row].correct for row in prompt.tolist()] if isinstance(given, Task) else None
     sites, n = len(lens.sites), len(prompt)
     divergences, ranks = torch.empty(sites, n, dtype=torch.float64), torch.empty(sites, n, dtype=torch.long)
@@ -203,7 +203,7 @@ def read(
             ranks[i, here] = (logits > best[:, None]).sum(-1).cpu()
             tokens[i, here] = logits.argmax(-1).cpu()
             total[i] += made.exp_().sum(0).double().cpu()
-    on = f"{given.name}" if isinstance(given, Task) else f"{len(acts.prompts):,} texts"
+    on = f"{given.name}" if isinstance(given, Task) else f"{len(read_at.prompts):,} texts"
     return LensReading(
         lens=f"{lens.kind} lens of {model.name}" + (f", {lens.ahead} ahead" if lens.ahead else ""),
         on=on,
@@ -218,12 +218,12 @@ def read(
     )
 
 
-def _within(acts: Activations, given: Any, position: Any, ahead: int, least: int) -> Tensor:
+def _within(read_at: Places, given: Any, position: Any, ahead: int, least: int) -> Tensor:
     """Which rows have a token so many before; of named positions all must have."""
     if not ahead:
-        return torch.ones(len(acts), dtype=torch.bool)
+        return torch.ones(len(read_at.rows), dtype=torch.bool)
     named = isinstance(given, Task) or position not in (None, "all")
-    kept = acts.positions - ahead >= (0 if named and position != "all" else least)
+    kept = read_at.positions - ahead >= (0 if named and position != "all" else least)
     if (named and position != "all" and not bool(kept.all())) or not bool(kept.any()):
         raise CircuitDiscoveryError(
             f"a lens that looks {ahead} ahead needs prompts with {ahead} tokens before the position"
@@ -244,12 +244,10 @@ def plotted(tables: Sequence[Mapping[str, Any]], path: str | Path | None = None)
         tables: what `LensReading.to_dict` gives, of readings with the same sites.
         path: a .png or .svg file to write; None: none.
     """
-    from io import BytesIO
-
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    kind = "" if path is None else ending(path, ".png", ".svg")
+    where = figure_path(path)
     figure = Figure(figsize=(10.0, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -264,12 +262,7 @@ def plotted(tables: Sequence[Mapping[str, Any]], path: str | Path | None = None)
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
-    if path is not None:
-        buffer = BytesIO()
-        more = {"Software": None} if kind == ".png" else {"Date": None}
-        figure.savefig(buffer, format=kind[1:], dpi=130, metadata=more)
-        write_atomically(path, buffer.getvalue())
-    return figure
+    return write_figure(figure, where)
 
 
 def _line(axes: Any, table: Mapping[str, Any], figure: str, label: str) -> None:

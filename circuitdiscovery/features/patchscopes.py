@@ -19,7 +19,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.metrics import precise
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
-from circuitdiscovery.features.collecting import Activations, activations
+from circuitdiscovery.features.collecting import Places, places_of
 from circuitdiscovery.features.forward import LAST, forward
 from circuitdiscovery.features.prompts import TOKENS, batches
 from circuitdiscovery.features.target import PLACEHOLDER, Target, expected_of, target_of
@@ -218,9 +218,9 @@ def patchscope(
             f"into resid{model.n_layers}, the last stream, nothing after the placeholder reads what is put: "
             f"use read='{PLACEHOLDER}' there, or another layer"
         )
-    source = activations(model, prompts, "resid0", position=position, batch_size=batch_size)
+    source = places_of(model, prompts, position)
     streams = _streams(model, source, {*places, model.n_layers}, batch_size)
-    given = None if expected is None else expected_of(model, expected, put, len(source))
+    given = None if expected is None else expected_of(model, expected, put, len(source.rows))
     right = given if given is not None else None if read == PLACEHOLDER else source.tokens
     pairs = list(zip(places, layers, strict=True))
     found = _said(model, streams, pairs, put, right, generate, batch_size, progress)
@@ -260,11 +260,9 @@ def _layer(model: Model, given: Any, where: str) -> int:
 
 
 @torch.no_grad()
-def _streams(
-    model: Model, source: Activations, layers: set[int], batch_size: int | None
-) -> dict[int, Tensor]:
+def _streams(model: Model, source: Places, layers: set[int], batch_size: int | None) -> dict[int, Tensor]:
     """layer -> [prompts, d_model]: the streams at the source tokens."""
-    shape = (len(source), model.d_model)
+    shape = (len(source.rows), model.d_model)
     found = {layer: torch.empty(shape, dtype=model.dtype, device=model.device) for layer in layers}
     for rows, tokens in batches(source.prompts, batch_size, model.device):
         positions = source.positions[rows].to(model.device)

@@ -6,7 +6,7 @@ whether the behaviour changes. What is removed here moves to its mean, not to 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from circuitdiscovery.engine.metrics import bind
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.features.collecting import activations
-from circuitdiscovery.features.forward import LAST, LOGITS, Site, forward, site_of
+from circuitdiscovery.features.answers import answer_batches, answer_logits, marked
+from circuitdiscovery.features.collecting import places_of
+from circuitdiscovery.features.forward import Site, site_of
 from circuitdiscovery.features.probing import Probe
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Reported, part_in_words
 
@@ -87,16 +87,14 @@ def erase(
         torch.linalg.qr(torch.randn(len(mean), len(basis), generator=generator))[0].T.to(basis)
         for _ in range(draws)
     ]
-    places = activations(model, measured, probe.site, position=position, batch_size=batch_size)
+    places = places_of(model, measured, position)
+    probed = marked(places.rows, places.positions, (len(measured), max(map(len, places.prompts))))
     values = np.zeros((draws + 2, len(measured)))
-    longest = max(len(example.clean) for example in measured.examples)
-    fitting = max(1, _LOGITS_AT_ONCE // model.vocab_size // longest)
-    for batch in measured.batches(batch_size or fitting):
-        batch = batch.to(model.device)
-        there = _mask(batch.rows, batch.clean, places.rows, places.positions)
+    for batch in answer_batches(model, measured, batch_size):
+        there = probed[batch.rows.cpu(), : batch.clean.shape[1]].to(model.device)
         for figure, some in enumerate([None, *bases]):
             edits = {} if some is None else {site.place: _edit(site, there, some, mean)}
-            answers = _answers(model, batch, edits)
+            answers = answer_logits(model, batch, edits)
             values[figure, batch.rows.cpu().numpy()] = bound(answers, batch).double().cpu().numpy()
     plain, changes = values[0], values[1:] - values[0]
     drawn = weights(len(measured), seed)
@@ -113,23 +111,6 @@ def erase(
         float(np.abs(changes[1:].mean(1)).max()),
         probe.left(),
     )
-
-
-def _answers(model: Model, batch: Batch, edits: Mapping[str, Any]) -> Tensor:
-    """[B, vocabulary]: the logits where the answers are read."""
-    last = batch.clean.shape[1] - 1
-    if bool((batch.position == last).all()):
-        return forward(model, batch.clean, (LAST,), edits)[LAST]
-    logits = forward(model, batch.clean, (LOGITS,), edits)[LOGITS]
-    return logits[torch.arange(len(batch), device=logits.device), batch.position]
-
-
-def _mask(rows: Tensor, tokens: Tensor, prompts: Tensor, positions: Tensor) -> Tensor:
-    """[B, T] bool: where a batch's examples are probed."""
-    found = torch.zeros(tokens.shape, dtype=torch.bool, device=tokens.device)
-    for number, row in enumerate(rows.tolist()):
-        found[number, positions[prompts == row].to(tokens.device)] = True
-    return found
 
 
 def _edit(site: Site, there: Tensor, basis: Tensor, mean: Tensor) -> Any:

@@ -11,15 +11,16 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.features.collecting import Activations, activations
+from circuitdiscovery.features.collecting import Activations, places_of
 from circuitdiscovery.features.forward import site_of
 from circuitdiscovery.features.labelling import Labels, collected
 from circuitdiscovery.features.labelling import labels as labels_of
 from circuitdiscovery.features.probe_erasing import Erasure
 from circuitdiscovery.features.probe_question import DRAWS, Question
 from circuitdiscovery.features.probing import ProbeScores, probe_of, shared_words
-from circuitdiscovery.features.prompts import Prompts, prompts_of
-from circuitdiscovery.files.disk import data_frame, ending, write_atomically
+from circuitdiscovery.features.prompts import Prompts
+from circuitdiscovery.files.disk import data_frame
+from circuitdiscovery.files.figures import figure_path, write_figure
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Value
@@ -144,12 +145,10 @@ class Probes(Value):
         Args:
             path: also write it there, as .png, .svg or .pdf.
         """
-        from io import BytesIO
-
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        kind = None if path is None else ending(path, ".png", ".svg", ".pdf")[1:]
+        where = figure_path(path)
         erased = self.rows[0].erasure is not None
         figure = Figure(figsize=(6.4 * (1 + erased), 3.6), layout="constrained")
         FigureCanvasAgg(figure)
@@ -170,11 +169,7 @@ class Probes(Value):
             axes.tick_params(axis="x", rotation=90)
             axes.grid(alpha=0.25)
             axes.legend(fontsize=8)
-        if path is not None:
-            buffer = BytesIO()
-            figure.savefig(buffer, format=kind, dpi=130)
-            write_atomically(path, buffer.getvalue())
-        return figure
+        return write_figure(figure, where)
 
 
 def _line(axes: Any, sites: Sequence[str], values: Sequence[Any], name: str) -> None:
@@ -290,7 +285,7 @@ def _acts(
         prompts = Prompts(labels.prompts)
         places = list(zip(labels.rows, labels.positions, strict=True))
     else:
-        prompts = prompts_of(model, given, "task_or_texts")
-        first = activations(model, given, "resid0", position=position, batch_size=batch_size)
-        places = list(zip(first.rows.tolist(), first.positions.tolist(), strict=True))
+        found = places_of(model, given, position)
+        prompts = Prompts(found.prompts)
+        places = list(zip(found.rows.tolist(), found.positions.tolist(), strict=True))
     yield from collected(model, prompts, places, names, batch_size)

@@ -15,10 +15,11 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, precise
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
-from circuitdiscovery.features.collecting import activations
+from circuitdiscovery.features.answers import answer_batches, answer_logits, marked
+from circuitdiscovery.features.collecting import places_of
 from circuitdiscovery.features.forward import Site, forward
-from circuitdiscovery.features.prompts import TOKENS, batches
-from circuitdiscovery.features.units import Unit, logits_of, unit_of, words_of
+from circuitdiscovery.features.prompts import batches
+from circuitdiscovery.features.units import Unit, unit_of, words_of
 from circuitdiscovery.features.words import Words, named
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.measure import intervals
@@ -197,7 +198,7 @@ def steer(
         )
     added = [(found.written, found.direction), *_random(model, found, draws, seed)]
     run = _Run(model, task, bind(task.metric if metric is None else metric, model, task))
-    mask = _mask(model, task, "all" if position is None else position)
+    mask = _where(model, task, position)
     plain, values, rises = run.all(added, [size * each for each in amounts], mask, batch_size, progress)
     resamples, top = weights(len(task), seed), min(TOP, model.vocab_size)
     direct = precise(words_of(model, found.stream))
@@ -243,12 +244,10 @@ def _amounts(by: Any) -> tuple[bool, tuple[float, ...]]:
     return single, tuple(float(each) for each in values)
 
 
-def _mask(model: Model, task: Task, position: Any) -> Tensor:
+def _where(model: Model, task: Task, position: Any) -> Tensor:
     """[examples, longest]: whether a token is meant."""
-    places = activations(model, task, "resid0", position=position)
-    found = torch.zeros(len(task), max(map(len, places.prompts)), dtype=torch.bool)
-    found[places.rows, places.positions] = True
-    return found
+    places = places_of(model, task, "all" if position is None else position)
+    return marked(places.rows, places.positions, (len(task), max(map(len, places.prompts))))
 
 
 def _largest(model: Model, task: Task, unit: Unit, batch_size: int | None) -> float:
@@ -308,10 +307,9 @@ class _Run:
         count, vocabulary = len(self.task), self.model.vocab_size
         plain, values = np.zeros(count), np.zeros((len(added), len(amounts), count))
         rises = torch.zeros(len(added), len(amounts), vocabulary, device=self.model.device)
-        fitting = min(TOKENS // mask.shape[1], _LOGITS_AT_ONCE // vocabulary)
         done = 0
-        for batch in self.task.batches(batch_size or max(1, fitting)):
-            rows, batch = batch.rows.numpy(), batch.to(self.model.device)
+        for batch in answer_batches(self.model, self.task, batch_size):
+            rows = batch.rows.cpu().numpy()
             where = mask[rows, : batch.clean.shape[1]]
             before, plain[rows] = self._once(batch, {})
             for i, (site, vector) in enumerate(added):
@@ -328,8 +326,5 @@ class _Run:
         self, batch: Batch, edits: Mapping[str, Callable[[Tensor], Tensor]]
     ) -> tuple[Tensor, np.ndarray]:
         """([n, V] log-probabilities at the answers' positions, [n] the metric)."""
-        last = f"resid{self.model.n_layers}"
-        stream = forward(self.model, batch.clean, (last,), edits)[last]
-        rows = torch.arange(len(batch), device=stream.device)
-        logits = logits_of(self.model, stream[rows, batch.position.to(stream.device)])
+        logits = answer_logits(self.model, batch, edits)
         return precise(logits).log_softmax(-1), self.metric(logits, batch).double().cpu().numpy()

@@ -19,7 +19,8 @@ from circuitdiscovery.features.evaluation import DictionaryQuality, qualities
 from circuitdiscovery.features.load import load_sae
 from circuitdiscovery.features.standing import Stand, baselines, of_dictionary, places_of
 from circuitdiscovery.features.training import STEPS, train_sae
-from circuitdiscovery.files.disk import data_frame, read_json, write_atomically, write_json
+from circuitdiscovery.files.disk import data_frame, read_json, write_json
+from circuitdiscovery.files.figures import figure_path, write_figure
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Reported
@@ -90,7 +91,7 @@ class Sweep(Reported):
         """Draw explained variance, and with a model the loss recovered, over L0.
 
         Args:
-            path: a file to write, whose ending says its format; by default none.
+            path: a .png, .svg or .pdf file to write; by default none.
 
         Returns:
             matplotlib's figure.
@@ -98,6 +99,7 @@ class Sweep(Reported):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
+        where = figure_path(path)
         shown = {"explained_variance": "explained variance"}
         if any(row.quality.loss_recovered is not None for row in self.rows):
             shown["loss_recovered"] = "loss recovered"
@@ -125,28 +127,13 @@ class Sweep(Reported):
             axes.set(xscale="log", xlabel="L0", ylabel=label)
             axes.grid(alpha=0.25)
         figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
-        if path is not None:
-            _drawn(figure, Path(path))
-        return figure
+        return write_figure(figure, where)
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         where = "held-out activations" if self.held_out else "the activations that they were trained on"
         yield "site", f"{self.site or 'not told'}, measured on {where}"
         for row in self.rows:
             yield row.name, str(row.quality).splitlines()[1].partition(" ")[2].strip()
-
-
-def _drawn(figure: Figure, path: Path) -> None:
-    """The file of a figure, the same bytes for the same one."""
-    from io import BytesIO
-
-    buffer, known = BytesIO(), figure.canvas.get_supported_filetypes()
-    if path.suffix[1:] not in known:
-        raise unknown("format", path.suffix[1:], sorted(known))
-    figure.savefig(
-        buffer, format=path.suffix[1:], dpi=130, metadata={"Software": None} if path.suffix == ".png" else {}
-    )
-    write_atomically(path, buffer.getvalue())
 
 
 @guarded

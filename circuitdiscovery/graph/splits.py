@@ -126,6 +126,11 @@ class Split:
         return tuple(part_name(self.node, part) for part in (*self.parts, REST))
 
     @property
+    def scaled(self) -> bool:
+        """Whether each named part writes a number times a vector of its own."""
+        return self.kind in ("neurons", "features")
+
+    @property
     def numbers(self) -> tuple[int, ...]:
         """Which neurons, features or experts its parts are."""
         return tuple(int(part[1:]) for part in self.parts)

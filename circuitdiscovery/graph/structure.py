@@ -11,6 +11,7 @@ import numpy as np
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
+from circuitdiscovery.graph.layout import Layout
 from circuitdiscovery.graph.nodes import (
     INPUT,
     LETTERS,
@@ -142,21 +143,15 @@ class Structure:
         return {name: i for i, name in enumerate(self.sources)}
 
     @cached_property
-    def scaled(self) -> np.ndarray:
-        """[sources] bool, read-only: the parts that write a number times a vector: neurons and features."""
+    def layout(self) -> Layout:
+        """How what all sources write lies in one tensor."""
         found = np.zeros(len(self.sources), dtype=bool)
         for split in self.splits:
-            if split.kind in ("neurons", "features"):
+            if split.scaled:
                 rows = self._rows[split.node]
                 found[rows.start : rows.stop - 1] = True  # all but the rest
         found.flags.writeable = False
-        return found
-
-    def packed_rows(self, width: int) -> int:
-        """How many rows of so many numbers all sources take where of these parts the numbers alone are kept
-        (model/packing.py)."""
-        numbers = int(self.scaled.sum())
-        return len(self.sources) - numbers + -(-numbers // width)
+        return Layout(found)
 
     def rows(self, node: str) -> slice:
         """The rows of a node's sources: one, or its parts'."""

@@ -11,13 +11,13 @@ Shapes: S sources, s some of them, N examples, T positions or 1, D d_model, p pa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from circuitdiscovery.graph.layout import Layout, rows_of
 from circuitdiscovery.model.rows import take
 
 
@@ -54,40 +54,24 @@ def times(numbers: Tensor, vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Of the sources of a graph.
+    """What all sources write, in one tensor.
 
     Args:
-        scaled: [S] bool, those whose numbers alone are kept.
-        vectors: [p, D], theirs, in order.
+        layout: which sources are numbers.
+        vectors: [p, D], what these are multiplied with, in order.
     """
 
-    scaled: np.ndarray
+    layout: Layout
     vectors: Tensor
 
-    @cached_property
-    def _before(self) -> np.ndarray:
-        """[S + 1]: how many of the first sources are scaled."""
-        return np.concatenate([[0], np.cumsum(self.scaled)])
-
-    @cached_property
-    def full(self) -> int:
-        """How many sources have rows of their own: the first rows."""
-        return len(self.scaled) - int(self.scaled.sum())
-
     def __len__(self) -> int:
-        return self.full + packed_rows(int(self.scaled.sum()), self.vectors.shape[-1])
-
-    def split(self, rows: slice) -> tuple[slice, slice]:
-        """(the rows of their own of some sources, which of the scaled ones they are)."""
-        start, stop, _ = rows.indices(len(self.scaled))
-        first, last = int(self._before[start]), int(self._before[stop])
-        return slice(start - first, stop - last), slice(first, last)
+        return self.layout.rows(self.vectors.shape[-1])
 
     def numbers(self, packed: Tensor, which: slice) -> Tensor:
         """[p, ...]: some scaled sources' numbers, of [rows, ..., D]."""
         width = packed.shape[-1]
-        first = self.full + which.start // width
-        block = packed[first : self.full + packed_rows(which.stop, width)]
+        first = self.layout.full + which.start // width
+        block = packed[first : self.layout.full + rows_of(which.stop, width)]
         start = which.start % width
         return block.movedim(-1, 1).flatten(0, 1)[start : start + which.stop - which.start]
 
@@ -103,7 +87,7 @@ class Packing:
             less: whether it is taken from what is there.
             at: [N] positions; None: all.
         """
-        full, scaled = self.split(rows)
+        full, scaled = self.layout.split(rows)
         if written.numbers is not None and scaled.stop == scaled.start:
             written = Written(written.dense())
         there = () if at is None else (torch.arange(len(at), device=packed.device), at.to(packed.device))
@@ -121,13 +105,13 @@ class Packing:
             first, last = max(start, scaled.start), min(start + width, scaled.stop)
             where = there or (slice(None), slice(None))
             put(
-                (self.full + start // width, *where, slice(first - start, last - start)),
+                (self.layout.full + start // width, *where, slice(first - start, last - start)),
                 numbers[..., first - scaled.start : last - scaled.start],
             )
 
     def sum(self, packed: Tensor, rows: slice) -> Tensor:
         """[..., D]: what some sources that follow each other write together."""
-        full, scaled = self.split(rows)
+        full, scaled = self.layout.split(rows)
         total = packed[full].sum(0)
         if scaled.start == scaled.stop:
             return total
@@ -136,26 +120,21 @@ class Packing:
     def rows(self, packed: Tensor, which: np.ndarray | slice) -> Tensor:
         """[s, ..., D]: what some sources write; without a copy where they follow each other and have rows of
         their own."""
+        layout = self.layout
         if isinstance(which, slice):
-            if self.full == len(self.scaled):
+            if not layout.numbers:
                 return packed[which]
-            which = np.arange(*which.indices(len(self.scaled)))
-        scaled = self.scaled[which]
+            which = np.arange(*which.indices(len(layout.scaled)))
+        scaled = layout.scaled[which]
         if not scaled.any():
-            return take(packed, which - self._before[which])
+            return take(packed, layout.order[which])
         out = packed.new_empty(len(which), *packed.shape[1:])
-        own = which[~scaled]
-        out[torch.from_numpy(~scaled)] = take(packed, own - self._before[own])
-        some = self._before[which[scaled]]
+        out[torch.from_numpy(~scaled)] = take(packed, layout.order[which[~scaled]])
+        some = layout.before[which[scaled]]
         numbers = self.numbers(packed, slice(0, len(self.vectors)))[torch.from_numpy(some)]
         out[torch.from_numpy(scaled)] = times(numbers, self.vectors[torch.from_numpy(some)].to(packed))
         return out
 
     def dense(self, packed: Tensor) -> Tensor:
         """[S, ..., D]."""
-        return self.rows(packed, slice(0, len(self.scaled))) if self.scaled.any() else packed
-
-
-def packed_rows(scaled: int, width: int) -> int:
-    """How many rows so many numbers take."""
-    return -(-scaled // width)
+        return self.rows(packed, slice(None))

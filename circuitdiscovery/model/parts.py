@@ -20,6 +20,7 @@ from torch import Tensor
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.graph.layout import Layout
 from circuitdiscovery.graph.nodes import INPUT, parsed, part_name
 from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.model.model import Model
@@ -81,16 +82,12 @@ class Parts:
     @cached_property
     def packing(self) -> Packing:
         """How what all sources write lies in one tensor."""
-        scaled, vectors = self.graph.scaled, [self.model.W_E.new_empty(0, self.model.d_model)]
-        if not self.packs or not scaled.any():
-            return Packing(np.zeros_like(scaled), vectors[0])
-        vectors += [self._vectors(split).to(vectors[0]) for split in self._scaled_splits()]
-        return Packing(scaled, torch.cat(vectors))
-
-    def _scaled_splits(self) -> list[Split]:
-        """The splits whose parts are numbers times vectors, in the order of their rows."""
-        some = (split for split in self.graph.splits if split.kind in ("neurons", "features"))
-        return sorted(some, key=lambda split: self.graph.rows(split.node).start)
+        graph, none = self.graph, self.model.W_E.new_empty(0, self.model.d_model)
+        if not self.packs or not graph.layout.numbers:
+            return Packing(Layout(np.zeros(len(graph.sources), dtype=bool)), none)
+        splits = (graph.split_of(node) for node in graph.nodes)  # in the order of their rows
+        vectors = [self._vectors(split).to(none) for split in splits if split is not None and split.scaled]
+        return Packing(graph.layout, torch.cat(vectors))
 
     def _vectors(self, split: Split) -> Tensor:
         """[p, D]: what one of each of a node's parts writes."""
@@ -259,13 +256,16 @@ def lifted(
     """
     if graph.splits == rows_of.splits:
         return sources
-    full = len(graph.sources) - (int(graph.scaled.sum()) if packs else 0)
-    rows = graph.packed_rows(sources.shape[-1]) if packs else full
+    into_layout, of_layout = graph.layout, rows_of.layout
+    full = into_layout.full if packs else len(graph.sources)
+    rows = into_layout.rows(sources.shape[-1]) if packs else full
     out = sources.new_zeros(rows, *sources.shape[1:])
-    if packs and rows_of.scaled.any():  # of the same parts
-        out[full:] = sources[len(sources) - (rows - full) :]
+    if packs and of_layout.numbers:  # of the same parts
+        out[full:] = sources[of_layout.full :]
     for node in graph.nodes:
-        into, of = (_own_rows(each, node) if packs else each.rows(node) for each in (graph, rows_of))
+        into, of = graph.rows(node), rows_of.rows(node)
+        if packs:
+            (into, _), (of, _) = into_layout.split(into), of_layout.split(of)
         split = graph.split_of(node)
         if into.stop - into.start == of.stop - of.start:
             out[into] = sources[of]
@@ -274,12 +274,6 @@ def lifted(
         else:
             out[into.stop - 1] = sources[of.start]
     return out
-
-
-def _own_rows(graph: Graph, node: str) -> slice:
-    """The rows of their own that a node's sources have where they are packed."""
-    rows, before = graph.rows(node), np.concatenate([[0], np.cumsum(graph.scaled)])
-    return slice(rows.start - int(before[rows.start]), rows.stop - int(before[rows.stop]))
 
 
 def spans_of(

@@ -189,7 +189,7 @@ def plain_run(
     mlps: list[tuple[Tensor, Tensor]] = []
     at = None
     if keep_sources and kept is not None:
-        kept.values[parts.packing.full :] = 0
+        kept.values[parts.packing.layout.full :] = 0
     if kept is not None:
         kept.write(graph.inputs, Written(parts.input(x)), None)
     for layer, block in enumerate(model.blocks):
@@ -199,7 +199,7 @@ def plain_run(
         if position is not None and layer == graph.n_layers - 1:
             at, x, u = position, at_position(x, position)[:, None], at_position(u, position)[:, None]
             if keep_sources and kept is not None:
-                later, _ = parts.packing.split(slice(graph.n_upstream(layer), len(graph.sources)))
+                later, _ = parts.packing.layout.split(slice(graph.n_upstream(layer), len(graph.sources)))
                 kept.values[later] = 0
         q = block.heads_make("q", u)
         z = block.attend(q, per_head(model, k), per_head(model, v), at)  # [H, N, T, K]
@@ -264,7 +264,7 @@ class _Kept:
         block, rows = parts.model.blocks[layer], parts.graph.heads(layer)
         # none is split, and all is in one place
         if at is None and rows.stop - rows.start == len(z) and z.device == values.device:
-            own, _ = parts.packing.split(rows)
+            own, _ = parts.packing.layout.split(rows)
             beta, alpha = (1, -1) if self.less else (0, 1)
             values[own].flatten(1, 2).baddbmm_(z.flatten(1, 2), block.W_O, beta=beta, alpha=alpha)
         else:

@@ -286,7 +286,7 @@ class _Work:
         """By method: what is held beside the weights, and how many examples go through at once where there is
         memory for them."""
         model, graph, task = self.model, self.model.graph, self.task
-        many, whole = min(len(task), fitting(model, graph, task, packs=True)), stepwise(model, graph, task)
+        many, whole = min(len(task), fitting(model, graph, task)), stepwise(model, graph, task)
         longest = max(len(example.clean) for example in task.examples)
         kept = of_token(model, graph) * longest * self._shown  # replacements
         logits = model.vocab_size * model.W_E.element_size() * self._shown  # what the model says

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,29 +25,16 @@ _AT_ONCE = 2**25  # numbers of a product of gradients with parts' vectors
 
 
 @dataclass(frozen=True)
-class Full:
-    """Sources with rows of their own.
-
-    Args:
-        rows: [s], which sources.
-        values: [s, P, D].
-    """
-
-    rows: Tensor
-    values: Tensor
-
-
-@dataclass(frozen=True)
 class Scaled:
     """Sources that differ by numbers times vectors, and by others times a vector of the place.
 
     Args:
-        rows: [s], which sources.
+        which: among the numbers of all sources.
         numbers: [s, P], and vectors: [s, D].
         shared: ([s, P], [P, D]), what is added: numbers, and the vectors of the places.
     """
 
-    rows: Tensor
+    which: slice
     numbers: Tensor
     vectors: Tensor
     shared: tuple[Tensor, Tensor] | None = None
@@ -90,22 +76,21 @@ class Differences:
         order."""
         there = torch.arange(len(position), device=position.device), position
         for group in parts.groups:
-            x, (own, _) = together[group.key], parts.packing.split(group.rows)
+            x, (own, _) = together[group.key], parts.packing.layout.split(group.rows)
             if group.layer == parts.graph.n_layers - 1:  # read at the answer's position alone
                 packed[own, *there] = group.push(x[:, 0], packed[own, *there])
             else:
                 packed[own] = group.push(x, packed[own])
         return cls(parts, packed, together, position)
 
-    def upstream(self, count: int, at_answer: bool) -> tuple[Full, list[Scaled]]:
-        """Of the first sources, at all places or at the answers' alone."""
-        packing, graph = self.parts.packing, self.parts.graph
-        own, _ = packing.split(slice(0, count))
-        values = self._at(self.packed[own], at_answer)
-        rows = torch.from_numpy(np.flatnonzero(~packing.scaled[:count])).to(values.device)
+    def upstream(self, count: int, at_answer: bool) -> tuple[Tensor, list[Scaled]]:
+        """([s, P, D] of the first sources those with rows of their own, the others MLP by MLP), at all places
+        or at the answers' alone."""
+        layout, graph = self.parts.packing.layout, self.parts.graph
+        own, _ = layout.split(slice(0, count))
         layers = (layer for layer in range(graph.n_layers) if graph.mlps(layer).stop <= count)
-        scaled = (layer for layer in layers if packing.scaled[graph.mlps(layer)].any())
-        return Full(rows, values), [self._scaled(layer, at_answer) for layer in scaled]
+        scaled = (layer for layer in layers if layout.scaled[graph.mlps(layer)].any())
+        return self._at(self.packed[own], at_answer), [self._scaled(layer, at_answer) for layer in scaled]
 
     def _at(self, values: Tensor, at_answer: bool) -> Tensor:
         """[s, N, T, ...] -> [s, P, ...]."""
@@ -121,14 +106,13 @@ class Differences:
         return self._made[layer, at_answer]
 
     def _scale(self, layer: int, at_answer: bool) -> Scaled:
-        packing, own = self.parts.packing, self.parts.graph.mlps(layer)
-        _, which = packing.split(own)
+        packing = self.parts.packing
+        _, which = packing.layout.split(self.parts.graph.mlps(layer))
         numbers = self._at(packing.numbers(self.packed, which), at_answer)
-        rows = torch.arange(own.start, own.start + len(numbers), device=numbers.device)
         vectors = packing.vectors[which].to(numbers)
         norm = self.parts.mlp_norm(layer)
         if norm is None:
-            return Scaled(rows, numbers, vectors)
+            return Scaled(which, numbers, vectors)
         x = self.together[layer, "m"]
         x = x[:, 0] if x.shape[1] == 1 and at_answer else self._at(x[None], at_answer)[0]
         normalised, inverse = (each.to(numbers.device) for each in norm.jacobian(x))  # [P, D], [P, 1]
@@ -136,4 +120,4 @@ class Differences:
         numbers = numbers * inverse[:, 0]
         vectors = vectors - vectors.mean(-1, keepdim=True) if norm.centred else vectors
         others = numbers * (vectors @ normalised.T) / -vectors.shape[-1]
-        return Scaled(rows, numbers, vectors * scale, (others, normalised * scale))
+        return Scaled(which, numbers, vectors * scale, (others, normalised * scale))

@@ -73,7 +73,8 @@ def batch_products(
         difference = Differences.of(parts, packed, together, batch.position)
         while places:
             places.popitem()[1].add_products(total, difference, memory)
-    return total
+    layout = parts.packing.layout
+    return total[torch.from_numpy(layout.order)] if layout.numbers else total
 
 
 def _readings(
@@ -194,7 +195,7 @@ class _Place:
 
     @torch.no_grad()
     def add_products(self, total: Tensor, difference: Differences, memory: Memory) -> None:
-        """Adds the products with what the sources differ by to `total` [S, R]."""
+        """Adds the products with what the sources differ by to `total` [S, R], in `Layout.order`."""
         first, graph = self.readers[0], difference.parts.graph
         if first.letter == "logits":
             upstream, columns = len(graph.sources), np.array([len(graph.receivers) - 1])
@@ -202,18 +203,21 @@ class _Place:
             upstream = graph.n_upstream(first.layer, "q" if first.letter in LETTERS else "m")
             columns = np.concatenate([_columns(graph, each) for each in self.readers])
         full, scaled = difference.upstream(upstream, first.at_answer)
-        of = full.values.flatten(1).T
+        numbers = total[difference.parts.packing.layout.full :]  # after the sources with rows of their own
+        columns = torch.from_numpy(columns).to(total.device)
+
+        def add(rows: Tensor, some: slice, products: Tensor) -> None:
+            """[R', S'] products; merged receivers stand several times in `columns`, and get the sum."""
+            rows.index_add_(1, columns[some], products.T.to(total.dtype))
+
+        of = full.flatten(1).T
         for some, gradients in self.pieces(memory):
             at_stream = gradients.to(of.device)
-            # merged receivers stand several times in `columns`, and get the sum
-            into = torch.from_numpy(columns[some]).to(total.device)
-            _add(total, full.rows, into, at_stream.flatten(1) @ of)  # [R', S']
+            add(total[: len(full)], some, at_stream.flatten(1) @ of)
             for each in scaled if not self._own_parts else ():
-                _add(total, each.rows, into, each.products(at_stream))
-        if self._own_parts:
-            into = torch.from_numpy(columns).to(total.device)
-            for each in scaled:
-                _add(total, each.rows, into, self._of_parts(each))
+                add(numbers[each.which], some, each.products(at_stream))
+        for each in scaled if self._own_parts else ():
+            add(numbers[each.which], slice(None), self._of_parts(each))
 
     def _of_parts(self, sources: Scaled) -> Tensor:
         """[R, S']: the products of receivers and sources that both are numbers times vectors."""
@@ -232,13 +236,6 @@ class _Place:
                 made -= along * (normalised * common).sum(-1)
             found += made @ others.T
         return found
-
-
-def _add(total: Tensor, rows: Tensor, columns: Tensor, products: Tensor) -> None:
-    """Adds [R', S'] products to some columns and rows of [S, R]; columns may stand several times."""
-    there = total.new_zeros(len(rows), total.shape[1])
-    there.index_add_(1, columns, products.T.to(there))
-    total.index_add_(0, rows, there)
 
 
 def _pull_jointly(block: Block, reading: Reading, gradient: Tensor) -> Tensor:

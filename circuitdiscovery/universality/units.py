@@ -7,7 +7,6 @@ of each layer's units. The rotations here are orthogonal.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,8 @@ from circuitdiscovery.engine.memory import budget
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.forward import NEURONS, PATTERN, forward, site_of
-from circuitdiscovery.files.disk import data_frame, ending, write_atomically
+from circuitdiscovery.files.disk import data_frame
+from circuitdiscovery.files.figures import figure_path, write_figure
 from circuitdiscovery.graph.nodes import head_name, mlp_name, part_name
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
@@ -109,6 +109,7 @@ class Universality(Value):
         """
         from matplotlib.figure import Figure
 
+        where = figure_path(path)
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         layers = [int(name[1:].split("/")[0].split(".")[0]) for name in self.names]
@@ -121,11 +122,7 @@ class Universality(Value):
             right.hist(values.mean(0), bins=bins, histtype="step", label=name)
         right.set(xlabel="correlation, mean over models", ylabel=self.kind)
         right.legend(frameon=False)
-        if path is not None:
-            written = io.BytesIO()
-            figure.savefig(written, format=ending(path, ".png", ".svg", ".pdf").removeprefix("."))
-            write_atomically(path, written.getvalue())
-        return figure
+        return write_figure(figure, where)
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
