@@ -2,7 +2,8 @@
 language model, among ordinary sentences.
 
 Run `python benchmarks/train_toy.py`; it writes the model's folder and prints the table of its
-figures on held-out prompts (toy_text.py).
+figures on held-out prompts (toy_text.py). `--seed N --out FOLDER` trains it from another start on other
+documents; `--checkpoints` also keeps the model along the way, in FOLDER/step-N.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import logging
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,8 @@ PHASES = (
 )
 SEED = 0
 STEPS = sum(phase.steps for phase in PHASES)
+KEPT = (0, 250, 500, 750, 1_000, 1_250, 1_500, 2_000, 2_500, 3_000, 4_000, 6_000, 8_000, 10_000, 12_000)
+KEPT += (13_250, 14_500, 16_250, 18_000, 20_000)  # steps after which --checkpoints keeps the model
 EARLY_STEPS = 1_500
 BATCH = 32
 CONTEXT = 64  # positions: the longest training documents fill them
@@ -163,15 +166,27 @@ def share_of_rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 100) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
-def train(world: World, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> GPT2LMHeadModel:
-    """All phases, with the next-token loss on every token."""
+def train(
+    world: World,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    keep: Callable[[GPT2LMHeadModel, int], None] | None = None,
+) -> GPT2LMHeadModel:
+    """All phases, with the next-token loss on every token; `keep` gets the model after each step of KEPT."""
     torch.manual_seed(seed)
     model = build_model(len(tokenizer))
+    done = 0
+    if keep is not None:
+        keep(model, done)
     for index, phase in enumerate(PHASES):
         stream = batches(world, tokenizer, random.Random(f"{seed + index}" if index else seed), phase)
         optimizer = optimizer_of(model, phase)
         for step in range(phase.steps):
             loss = update(model, optimizer, next(stream), phase.rate * share_of_rate(step, phase.steps))
+            done += 1
+            if keep is not None and done in KEPT:
+                keep(model, done)
             if (step + 1) % 250 == 0:
                 figures = measure(model, tokenizer, world, count=240, seed=seed + 1)
                 LOG.info(
@@ -298,13 +313,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--checkpoints", action="store_true", help="keep the model along the way, in step-N")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     world = load_world()
     tokenizer = build_tokenizer(world)
     tokenizer.save_pretrained(options.out)
-    model = train(world, tokenizer, seed=options.seed)
+
+    def keep(model: GPT2LMHeadModel, step: int) -> None:
+        folder = options.out / f"step-{step}"
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+
+    model = train(world, tokenizer, seed=options.seed, keep=keep if options.checkpoints else None)
     figures = measure(model, tokenizer, world, count=1000, seed=options.seed + 2)
     model.save_pretrained(options.out)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,35 @@
+"""A task in the tokens of each of several models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.model.model import Model
+from circuitdiscovery.task.load import load_task
+from circuitdiscovery.task.task import Task
+
+
+def task_for(model: Model, task: Any, *, examples: int | None = None, seed: int = 0) -> Task:
+    """A task in a model's tokens.
+
+    Args:
+        model: whose tokens.
+        task: what `load_task` reads (a name, a file, rows), drawn for the model's tokenizer; or a `Task`, for
+            the models whose tokens it is in.
+        examples, seed: as for `load_task`; not used with a `Task`.
+
+    Raises:
+        CircuitDiscoveryError: a task that cannot be drawn; a `Task` whose tokens are not the model's.
+    """
+    if not isinstance(task, Task):
+        return load_task(task, model, examples=examples, seed=seed)
+    texts = [(each.text, each.clean) for each in task.examples if each.text]
+    if texts and model.tokenizer is not None:
+        text, tokens = texts[0]
+        made = tuple(model.tokenizer(text)["input_ids"])
+        if made not in (tokens, tokens[1:]) and made[1:] != tokens:  # with or without BOS
+            raise CircuitDiscoveryError(
+                f"task {task.name} is not in the tokens of {model.name}: give the task by its name"
+            )
+    return task
