@@ -4,7 +4,7 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from random import Random
@@ -21,7 +21,7 @@ from circuitdiscovery.task.table import Table, table_of
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.task.taskfile import TaskFile
 from circuitdiscovery.task.tokenization import Encoder, HasTokenizer, encoder_of
-from circuitdiscovery.task.vocabulary import Vocabulary
+from circuitdiscovery.task.vocabulary import Vocabulary, vocabulary
 
 EXAMPLES = 64  # of a task that can draw any number: enough for a stable ranking, few enough for a CPU
 
@@ -74,6 +74,20 @@ def load_task(
     )
     if not isinstance(source, TaskFile) and counterfactual is not None:
         counterfactual_of(source, counterfactual)
+    task = _made(source, model, examples, seed, counterfactual, bos, skip_bad)
+    return replace(task, metric=canonical("metric", metric)) if metric is not None else task
+
+
+def _made(
+    source: TaskFile | Table | SavedTask,
+    model: HasTokenizer,
+    examples: int | None,
+    seed: int,
+    counterfactual: str | None = None,
+    bos: bool | None = None,
+    skip_bad: bool = False,
+) -> Task:
+    """A task that was read, in a model's tokens."""
     if isinstance(source, SavedTask):
         task = _from_saved(source, model, examples, bos)
     elif isinstance(source, Table):
@@ -90,7 +104,47 @@ def load_task(
         raise CircuitDiscoveryError(
             f"task {task.name}: every corrupted prompt is its clean prompt, so there is nothing to explain"
         )
-    return replace(task, metric=canonical("metric", metric)) if metric is not None else task
+    return task
+
+
+def tasks_alike(
+    name_or_path: Any,
+    models: Sequence[HasTokenizer],
+    *,
+    examples: int | None = None,
+    seed: int = 0,
+    counterfactual: str | None = None,
+) -> list[Task]:
+    """A task in the tokens of each of several models, of the same words where these are listed: only those
+    that all of the tokenizers have. A task of templates so has the same clean prompts, but for those whose
+    counterfactual has another length in some model.
+
+    Args:
+        name_or_path, examples, seed, counterfactual: as for `load_task`.
+        models: whose tokenizers make the tokens.
+
+    Raises:
+        CircuitDiscoveryError: as `load_task`.
+    """
+    records = _records(name_or_path)
+    source = read_task(name_or_path) if records is None else table_of(records, "table")
+    if isinstance(source, TaskFile):
+        file = source
+        found = [vocabulary(file, encoder_of(model, file.name, file.bos)).words for model in models]
+        source = replace(
+            file,
+            words={name: _in_all(columns, [w[name] for w in found]) for name, columns in file.words.items()},
+        )
+    return [_made(source, model, examples, seed, counterfactual) for model in models]
+
+
+def _in_all(
+    columns: Mapping[str, Sequence[str]], kept: Sequence[Mapping[str, Sequence[str]]]
+) -> dict[str, tuple[str, ...]]:
+    """The entries of a word list that every tokenizer has, by column."""
+    common = set.intersection(*(set(zip(*each.values(), strict=True)) for each in kept))
+    entries = [entry for entry in zip(*columns.values(), strict=True) if entry in common]
+    return {column: tuple(entry[i] for entry in entries) for i, column in enumerate(columns)}
 
 
 def _records(given: Any) -> Sequence[Any] | None:

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.task.load import load_task
+from circuitdiscovery.task.load import load_task, tasks_alike
 from circuitdiscovery.task.task import Task
+
+
+def tasks_for(
+    models: Mapping[str, Model], task: Any, *, examples: int | None = None, seed: int = 0
+) -> dict[str, Task]:
+    """A task in the tokens of each of several models, of the same prompts as far as there can be.
+
+    Args:
+        models: by label.
+        task: as for `task_for`, or one for each label.
+        examples, seed: as for `load_task`.
+
+    Raises:
+        CircuitDiscoveryError: as `task_for`; a label without a task.
+    """
+    if isinstance(task, Mapping):
+        if missing := [label for label in models if label not in task]:
+            raise CircuitDiscoveryError(f"task: there is none for {', '.join(map(repr, missing))}")
+        return {label: task_for(model, task[label]) for label, model in models.items()}
+    if isinstance(task, Task):
+        return {label: task_for(model, task) for label, model in models.items()}
+    made = tasks_alike(task, list(models.values()), examples=examples, seed=seed)
+    return dict(zip(models, made, strict=True))
 
 
 def task_for(model: Model, task: Any, *, examples: int | None = None, seed: int = 0) -> Task:
