@@ -3,12 +3,12 @@
 - *role*: the roles that the evidence supports (`explain`).
 - *attention*, of heads: mean weights between the task's named positions, what the answer's position gives to
   none of them, and the scores on random tokens (see explanation/head_scores.py).
-- *activation*: what a node writes at the named positions of the prompts, less its mean at each position.
-  Nodes of two models are compared by linear CKA (Kornblith et al. 2019, arXiv 1905.00414) with the unbiased
-  estimator of HSIC, which is the cosine of the U-centred products of rows (Székely and Rizzo 2014): without
-  the correction a wide node looks like any other.
+- *activation*: how what a node writes differs from prompt to prompt, at each of the named positions. Nodes
+  of two models are compared by linear CKA (Kornblith et al. 2019, arXiv 1905.00414), HSIC summed over the
+  positions, with its unbiased estimator (Song et al. 2012): the cosine of the U-centred products of rows
+  (Székely and Rizzo 2014). Without the correction any two wide nodes look alike.
 
-Shapes: N prompts, P named positions, n = N * P places, D d_model.
+Shapes: N prompts, P named positions, D d_model.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Views:
         depth: [nodes], the layer over the number of layers.
         roles: of each node.
         attention: of each head, by what is measured.
-        activation: [nodes, n * n] float32 of length 1: U-centred products of rows; None where prompts are too
-            few. Zeros where a node writes the same everywhere.
+        activation: [nodes, P * N * N] float32 of length 1: U-centred products of rows; None where prompts
+            are too few. Zeros where a node writes the same in all.
     """
 
     nodes: tuple[str, ...]
@@ -131,14 +131,14 @@ def _attention(sights: Sights, scores: PatternScores, head: str) -> dict[str, fl
 
 
 def products(written: Tensor) -> np.ndarray:
-    """[nodes, n * n] of length 1: U-centred products of rows of [nodes, N, P, D], less the mean over N."""
-    rows = (written - written.mean(1, keepdim=True)).flatten(1, 2).double()  # [nodes, n, D]
-    n = rows.shape[1]
-    gram = rows @ rows.mT
-    gram.diagonal(dim1=1, dim2=2).zero_()
-    total = gram.sum((1, 2))[:, None, None] / ((n - 1) * (n - 2))
-    gram += total - (gram.sum(1, keepdim=True) + gram.sum(2, keepdim=True)) / (n - 2)
-    gram.diagonal(dim1=1, dim2=2).zero_()
+    """[nodes, P * N * N] of length 1: at each position, U-centred products of rows of [nodes, N, P, D]."""
+    rows = written.transpose(1, 2).double()  # [nodes, P, N, D]
+    rows = rows - rows.mean(2, keepdim=True)  # changes no U-centred product, but rounding
+    n, gram = rows.shape[2], rows @ rows.mT
+    gram.diagonal(dim1=-2, dim2=-1).zero_()
+    total = gram.sum((-2, -1), keepdim=True) / ((n - 1) * (n - 2))
+    gram = gram + total - (gram.sum(-2, keepdim=True) + gram.sum(-1, keepdim=True)) / (n - 2)
+    gram.diagonal(dim1=-2, dim2=-1).zero_()
     flat = gram.flatten(1)
     size = flat.norm(dim=1, keepdim=True)
     return torch.where(size > 0, flat / size, 0.0).float().numpy()
