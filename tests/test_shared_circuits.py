@@ -303,3 +303,33 @@ def test_tokens_of_another_model_are_refused(toy: cd.Model) -> None:
     )
     with pytest.raises(CircuitDiscoveryError, match="is not in the tokens of toy"):
         cd.universality.circuits({"a": (toy, circuit), "b": (toy, circuit)}, named)
+
+
+def test_the_command_compares_circuits(toy: cd.Model, task: cd.Task, tmp_path: Path) -> None:
+    """Given circuits, and circuits by eap-ig, give what `circuits` gives; wrong combinations are told."""
+    from click.testing import CliRunner
+
+    from circuitdiscovery.cli.commands import cli
+
+    scores = cd.eap_ig(toy, task)
+    files = [tmp_path / f"{size}.json" for size in (20, 30)]
+    for file, size in zip(files, (20, 30), strict=True):
+        scores.top(size).save(file)
+    words = ["universal", "toy", "toy", "--task", "ioi", "--examples", "24"]
+    given = [*words, *(part for file in files for part in ("--circuit", str(file)))]
+    ran = CliRunner().invoke(cli, [*given, "--plot", str(tmp_path / "both.svg")])
+    assert ran.exit_code == 0, ran.exception
+    of = {"toy 1": (toy, scores.top(20)), "toy 2": (toy, scores.top(30))}
+    assert str(cd.universality.circuits(of, "ioi", examples=24)) in ran.output
+    assert (tmp_path / "both.svg").exists()
+    searched = CliRunner().invoke(cli, [*words, "--edges", "20"])
+    both = {label: (toy, scores.top(20)) for label in ("toy 1", "toy 2")}
+    assert str(cd.universality.circuits(both, "ioi", examples=24)) in searched.output
+    for some, told in (
+        (["--of", "circuits"], "give --circuit CIRCUIT for each MODEL"),
+        (["--circuit", "toy-ioi"], "2 models, 1 circuits"),
+        (["--of", "heads", "--edges", "5"], "are for --of circuits, not --of heads"),
+        (["--edges", "5", "--circuit", "a.json"], "not both"),
+    ):
+        with pytest.raises(CircuitDiscoveryError, match=told):
+            CliRunner().invoke(cli, [*words, *some], standalone_mode=False, catch_exceptions=False)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from circuitdiscovery.cli.arguments import MODEL, TASK, Checked, as_json, on_runs
+from circuitdiscovery.cli.arguments import COUNT, MODEL, TASK, Checked, as_json, on_runs
 from circuitdiscovery.cli.commands.group import cli
-from circuitdiscovery.cli.files import show
+from circuitdiscovery.cli.files import circuit_of, file_of, show
 from circuitdiscovery.cli.prompts import PICTURE, TEXTS
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 
-_KINDS = ("neurons", "heads")
+if TYPE_CHECKING:
+    from circuitdiscovery.circuit.circuit import Circuit
+    from circuitdiscovery.model.model import Model
+    from circuitdiscovery.universality import SharedCircuits
+
+_KINDS = ("neurons", "heads", "circuits")
 
 
 def _kind(name: str) -> str:
@@ -21,11 +27,19 @@ def _kind(name: str) -> str:
     return name
 
 
-@cli.command(short_help="Find neurons or heads that MODELs have in common.")
+@cli.command(short_help="Find neurons, heads or circuits that MODELs have in common.")
 @click.argument("models", type=MODEL, nargs=-1, required=True, metavar="MODEL OTHER...")
 @click.option("--text", "texts", type=TEXTS, help="What they read, a text a line.")
-@click.option("--task", type=TASK, help="In place of a text: the clean prompts of a task for MODEL.")
-@click.option("--of", type=Checked(_kind, "neurons|heads"), default="neurons", show_default=True)
+@click.option("--task", type=TASK, help="In place of a text: the prompts of a task.")
+@click.option("--of", type=Checked(_kind, "|".join(_KINDS)), help="[default: neurons]")
+@click.option(
+    "--circuit",
+    "circuits",
+    type=Checked(file_of, "CIRCUIT"),
+    multiple=True,
+    help="Of circuits: one for each MODEL, in their order.",
+)
+@click.option("--edges", type=COUNT, help="Without --circuit: how many edges of each MODEL, by eap-ig.")
 @click.option("--plot", type=PICTURE, help="Draw it, as .png or .svg.")
 @on_runs
 @as_json
@@ -33,34 +47,94 @@ def universal(
     models: tuple[str, ...],
     texts: list[str] | None,
     task: str | None,
-    of: str,
+    of: str | None,
+    circuits: tuple[str, ...],
+    edges: int | None,
     plot: str | None,
     as_json: bool,
     **given: Any,
 ) -> None:
     """Which neurons or heads of the first MODEL correlate with some neuron or head of each OTHER over the
-    same text, beyond what they do with random rotations of them (Gurnee et al. 2024).
+    same text, beyond what they do with random rotations of them (Gurnee et al. 2024); or which nodes and
+    edges of their circuits for a TASK are alike.
     """
+    kind = of or ("circuits" if circuits or edges is not None else "neurons")
     if len(models) < 2:
         raise CircuitDiscoveryError("give at least two models: MODEL OTHER...")
-    if (texts is None) == (task is None):
+    if kind == "circuits":
+        _check_circuits(models, texts, task, circuits, edges)
+    elif circuits or edges is not None:
+        raise CircuitDiscoveryError(f"--circuit and --edges are for --of circuits, not --of {kind}")
+    elif (texts is None) == (task is None):
         raise CircuitDiscoveryError("give --text FILE, or --task TASK: what the models read")
     import circuitdiscovery as cd
     from circuitdiscovery.reporting.progress import stage
 
     with stage("loading"):
-        model, *others = [
-            cd.load_model(each, device=given["device"], dtype=given["dtype"]) for each in models
-        ]
-    where: Any = texts
-    if task is not None:
-        made = cd.load_task(task, model, examples=given["examples"], seed=given["seed"])
-        where = [each.text for each in made.examples]
-    find = cd.universality.neurons if of == "neurons" else cd.universality.heads
-    with stage("comparing") as report:
-        found = find(
-            model, others, where, seed=given["seed"], batch_size=given["batch_size"], progress=report
-        )
-    if plot is not None:
-        found.plot(plot)
+        loaded = [cd.load_model(each, device=given["device"], dtype=given["dtype"]) for each in models]
+    if kind == "circuits":
+        found: Any = _circuits(loaded, task, circuits, edges, given)
+        if plot is not None:
+            found.draw(plot)
+    else:
+        where: Any = texts
+        if task is not None:
+            made = cd.load_task(task, loaded[0], examples=given["examples"], seed=given["seed"])
+            where = [each.text for each in made.examples]
+        find = cd.universality.neurons if kind == "neurons" else cd.universality.heads
+        chosen = {"seed": given["seed"], "batch_size": given["batch_size"]}
+        with stage("comparing") as report:
+            found = find(loaded[0], loaded[1:], where, progress=report, **chosen)
+        if plot is not None:
+            found.plot(plot)
     show(found, as_json)
+
+
+def _check_circuits(
+    models: Sequence[str],
+    texts: list[str] | None,
+    task: str | None,
+    circuits: Sequence[str],
+    edges: int | None,
+) -> None:
+    if task is None or texts is not None:
+        raise CircuitDiscoveryError("circuits are compared on a task: give --task TASK")
+    if circuits and edges is not None:
+        raise CircuitDiscoveryError("give --circuit or --edges, not both")
+    if not circuits and edges is None:
+        raise CircuitDiscoveryError("give --circuit CIRCUIT for each MODEL, or --edges N to search for them")
+    if circuits and len(circuits) != len(models):
+        raise CircuitDiscoveryError(
+            f"give one --circuit for each MODEL: there are {len(models)} models, {len(circuits)} circuits"
+        )
+
+
+def _circuits(
+    models: Sequence[Model],
+    task: str | None,
+    circuits: Sequence[str],
+    edges: int | None,
+    given: dict[str, Any],
+) -> SharedCircuits:
+    """The models' circuits beside each other: those that are given, or the best edges by eap-ig."""
+    import circuitdiscovery as cd
+    from circuitdiscovery.reporting.progress import stage
+
+    names = [each.name for each in models]
+    labels = [name if names.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(names)]
+    of: dict[str, tuple[Model, Circuit]] = {}
+    if circuits:
+        of = {
+            label: (model, circuit_of(path))
+            for label, model, path in zip(labels, models, circuits, strict=True)
+        }
+    else:
+        assert edges is not None
+        for label, model in zip(labels, models, strict=True):
+            own = cd.load_task(task, model, examples=given["examples"], seed=given["seed"])
+            with stage(f"searching {label}") as report:
+                scores = cd.eap_ig(model, own, batch_size=given["batch_size"], progress=report)
+            of[label] = (model, scores.top(edges))
+    chosen = {name: given[name] for name in ("examples", "seed", "batch_size")}
+    with stage("comparing") as report:
+        return cd.universality.circuits(of, task, progress=report, **chosen)
