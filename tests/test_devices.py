@@ -84,6 +84,8 @@ class Watch(TorchFunctionMode):
         self.calls += 1
         if name == "numpy" and sides - {HOST}:
             raise Mixed("numpy() of a tensor on the card")
+        if name == "__getitem__" and self.side(args[0]) == HOST and sides - {HOST}:
+            raise Mixed("an array of the host has indices on a card")
         if len(sides) > 1 and (name not in FREE or len(self._bound(name, args) - {HOST}) > 1):
             raise Mixed(f"{name}: tensors on both sides, {[(self.side(x), list(x.shape)) for x in inputs]}")
         out = func(*args, **kwargs)
@@ -191,7 +193,50 @@ def numbers(found: Any) -> list[float]:
     return [float(found)] if isinstance(found, int | float) else []
 
 
+def tokens(task: cd.Task) -> list[list[int]]:
+    return [list(each.clean) for each in task.examples] * 4
+
+
+def dictionary(model: Any, task: Any) -> Any:
+    return cd.features.train_sae(cd.features.activations(model, tokens(task), "m1"), n=8, k=2, steps=2)
+
+
+def parts(model: Any) -> cd.Graph:
+    return cd.split(model, {"m1": [1, 3], "a0.h1": {"second": [1]}})
+
+
+FEATURES: dict[str, Callable[[Any, Any], Any]] = {
+    "explain parts": lambda model, task: cd.explain(
+        model, task, cd.eap(model, task, graph=parts(model)).best(30), effort="quick"
+    ),
+    "neurons": lambda model, task: cd.neurons(model, task, top=3),
+    "activations": lambda model, task: cd.features.activations(model, tokens(task), "m1.neurons").values,
+    "an edit": lambda model, task: cd.features.run(model, tokens(task), edits={"a1": lambda x: x * 0}).logits,
+    "a head's weights": lambda model, task: [
+        value for _, value in cd.features.project(model, "a1.h1").promoted
+    ],
+    "snippets": lambda model, task: [
+        value for _, value in cd.features.top_activations(model, "m1/n3", tokens(task)).promoted
+    ],
+    "a lens": lambda model, task: cd.features.lens(model, kind="linear", fit_on=tokens(task)).read(task),
+    "steering": lambda model, task: cd.features.steer(model, task, "m1/n3", by=(1,), draws=2),
+    "a dictionary": lambda model, task: cd.features.evaluate_sae(
+        dictionary(model, task), cd.features.activations(model, tokens(task), "m1"), model=model, task=task
+    ),
+    "end to end": lambda model, task: (
+        cd.features.train_sae(
+            cd.features.activations(model, tokens(task), "m1"), n=8, k=2, steps=2, end_to_end=model
+        ).W_dec
+    ),
+    "a patchscope": lambda model, task: cd.features.patchscope(
+        model, tokens(task), "resid1", into=2, target=tokens(task)[0], target_position=2
+    ),
+    "circuits": lambda model, task: cd.universality.circuits(
+        {"a": (model, cd.eap(model, task).best(30)), "b": (model, cd.eap(model, task).best(20))}, task
+    ),
+}
 SPREAD = (
+    "explain",
     "a circuit",
     "means",
     "eap",
@@ -204,17 +249,19 @@ SPREAD = (
 )
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma3"])
-@pytest.mark.parametrize("way", SPREAD)
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [(way, name) for name in ("gpt2", "gemma3") for way in SPREAD] + [(way, "gpt2") for way in FEATURES],
+)
 def test_layers_on_several_cards_give_what_one_gives(
     tinies: Callable[[str], Tiny], name: str, way: str
 ) -> None:
-    tiny, watch = tinies(name), Watch()
-    alone, task = WAYS[way](tiny.model, tiny.prompts.task), tiny.prompts.task
+    tiny, watch, call = tinies(name), Watch(), (WAYS | FEATURES)[way]
+    alone, task = call(tiny.model, tiny.prompts.task), tiny.prompts.task
     model = watch.spread(tiny.model)
     with watch:
         assert len(model.devices) == 3
-        found = WAYS[way](model, task)
+        found = call(model, task)
     one, several = (np.array(numbers(each)) for each in (alone, found))
     assert one.size > 3
     np.testing.assert_allclose(several, one, atol=2e-5 * max(1e-3, np.abs(one).max()))

@@ -68,14 +68,15 @@ class Observed:
         weight = self.attention[layer, index, torch.arange(len(at), device=at.device), at, at]
         value = self.values[layer, index * self.values.shape[1] // self.model.graph.n_heads]
         z = (weight[:, None] * value).to(value)
-        return self.share(head, self.model.blocks[layer].written(z[None], [index])[0])
+        block = self.model.blocks[layer]
+        return self.share(head, block.written(z.to(block.device)[None], [index])[0].to(z.device))
 
     def share(self, source: str, written: Tensor) -> Tensor:
         """[N, D] that a source writes, or a part of it, as the unembedding reads it."""
         node, graph = parsed(source), self.model.graph
         if node.kind == "head" and not (block := self.model.blocks[node.layer]).linear:
             together = at_position(self.sources[graph.heads(node.layer)].sum(0), self.batch.position)
-            written = block.out_share(together, written)
+            written = block.out_share(together.to(block.device), written.to(block.device)).to(written.device)
         return self.model.final_norm.share(self.stream, written)
 
 
@@ -92,7 +93,8 @@ def _attention(model: Model, run: Run) -> Tensor:
     for layer, block in enumerate(model.blocks):
         q, k = read[layer, "q"], per_head(model, read[layer, "k"])  # [H, N, T, K]
         pattern = block.pattern(q, k)
-        out = pattern.new_empty(len(model.blocks), *pattern.shape) if out is None else out
+        if out is None:
+            out = pattern.new_empty(len(model.blocks), *pattern.shape, device=model.device)
         out[layer] = pattern
     assert out is not None
     return out
@@ -101,8 +103,9 @@ def _attention(model: Model, run: Run) -> Tensor:
 def _values_at_answers(model: Model, run: Run, batch: Batch) -> Tensor:
     """[L, G, N, K]."""
     read = {each.readers.layer: each.values for each in run.readings if each.readers.letter == "v"}
-    rows = torch.arange(len(batch.position), device=batch.position.device)
-    return torch.stack([read[layer][:, rows, batch.position] for layer in range(len(model.blocks))])
+    values = [read[layer].to(model.device) for layer in range(len(model.blocks))]
+    rows = torch.arange(len(batch.position), device=model.device)
+    return torch.stack([each[:, rows, batch.position] for each in values])
 
 
 def at_once(model: Model, length: int, *, sources: bool = False) -> int:

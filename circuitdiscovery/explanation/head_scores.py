@@ -191,6 +191,6 @@ def _copied(model: Model, node: str, stream: Tensor) -> Tensor:
     """[n, V]: the logits of what a head writes if it attends only to one position, with [n, D] streams."""
     layer, head = head_of(node)
     block = model.blocks[layer]
-    value = block.head_reads("v", head, stream)
+    value = block.head_reads("v", head, stream.to(block.device))
     written = block.written(value[None], [head])[0]
-    return unembed(model, block.out_share(written, written))
+    return unembed(model, block.out_share(written, written).to(model.device))

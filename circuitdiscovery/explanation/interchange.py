@@ -101,7 +101,8 @@ class Plain:
 
     def change(self, node: str, written: Tensor) -> Change:
         """The change that a node writes [N, T, D]."""
-        return self._at_node(node, written - self.written(node))
+        own = self.written(node)
+        return self._at_node(node, written.to(own.device) - own)
 
     def changed_values(self, node: str, other: Plain) -> Change:
         """The change that the values of a head's group are those of another run."""
@@ -110,7 +111,8 @@ class Plain:
     def changed_keys(self, node: str, other: Plain, places: Tensor) -> Change:
         """The change that a head's group has the keys of another run at one position of each example, [N]."""
         layer = _place(node)[0]
-        own, rows = self.readings[layer, "k"].values.clone(), torch.arange(len(places), device=places.device)
+        own = self.readings[layer, "k"].values.clone()
+        places, rows = places.to(own.device), torch.arange(len(places), device=own.device)
         own[:, rows, places] = other.readings[layer, "k"].values[:, rows, places]
         return self._with(node, {"k": own})
 
@@ -144,7 +146,9 @@ def _at(x: Tensor, position: Tensor | None) -> Tensor:
 
 def _at_query(z: Tensor, position: Tensor | None) -> Tensor:
     """[h, N, T, K], or [h, N, 1, K] at positions."""
-    return z if position is None else z[:, torch.arange(len(position), device=z.device), position][:, :, None]
+    if position is None:
+        return z
+    return z[:, torch.arange(len(position), device=z.device), position.to(z.device)][:, :, None]
 
 
 # ------------------------------------------------------------------ changes
@@ -232,10 +236,11 @@ class _Sweep:
         self._join((layers, False), at)
         for rows, _, seen in self._read(self._x, layers, "l", at):
             self._x[rows] = seen
-        return self._x.unflatten(0, (len(self._changes), len(at)))[:, :, 0]
+        return self._x.unflatten(0, (len(self._changes), len(at)))[:, :, 0].to(self._plain.model.device)
 
     def _layer(self, layer: int, at: Tensor | None) -> None:
         model, block = self._plain.model, self._plain.model.blocks[layer]
+        self._x = self._x.to(block.device)
         self._join((layer, False), None)
         attended = self._attended(layer, at) if self._active else self._x
         if self._active and at is not None:
@@ -277,7 +282,10 @@ class _Sweep:
             if late
             else self._plain.stream(layer, at if last else None)
         )
-        new = [base if each.reads is not None else base + _at(each.difference, at) for each in joining]
+        new = [
+            base if each.reads is not None else base + _at(each.difference, at).to(base.device)
+            for each in joining
+        ]
         self._x = torch.cat([self._x, *new] if self._active else new)
         self._active += len(joining)
 
@@ -288,4 +296,4 @@ class _Sweep:
         for i, each in enumerate(self._changes[: self._active]):
             if each.reads is not None and (layer, letter) in each.reads:
                 rows = slice(i * len(self._position), (i + 1) * len(self._position))
-                yield rows, each.reads[layer, letter], x[rows] + _at(each.difference, at)
+                yield rows, each.reads[layer, letter], x[rows] + _at(each.difference, at).to(x.device)

@@ -111,9 +111,14 @@ class Downstream:
         at = place.to(model.device), acts.positions[which].to(model.device)
         with torch.no_grad():
             plain = forward(model, tokens, self._wanted)
-        edits = {self._place: lambda x: x.index_put(at, made.to(x))}
+        edits = {self._place: lambda x: x.index_put(_on(x, at), made.to(x))}
         found = forward(model, tokens, self._wanted, edits)
         terms = [kl_from(plain[LOGITS][at], found[LOGITS][at]).mean()]
         for name in self._wanted[1:]:
-            terms.append(precise(found[name][at] - plain[name][at]).square().sum(-1).mean())
+            terms.append(precise((found[name] - plain[name])[_on(found[name], at)]).square().sum(-1).mean())
         return [each.to(made.device) / cost for each, cost in zip(terms, self._cost, strict=True)]
+
+
+def _on(x: Tensor, at: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Indices, where what they index is."""
+    return at[0].to(x.device), at[1].to(x.device)

@@ -18,7 +18,7 @@ from circuitdiscovery.features.answers import answer_batches, answer_logits
 from circuitdiscovery.features.collecting import Activations, as_activations
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.end_to_end import LOGITS_AT_ONCE
-from circuitdiscovery.features.forward import LOGITS, forward
+from circuitdiscovery.features.forward import LOGITS, device_of, forward
 from circuitdiscovery.features.standing import (
     Edit,
     Edits,
@@ -216,10 +216,10 @@ def qualities(
             )
         if written.model != model.digest:
             raise CircuitDiscoveryError(f"acts are of another model than {model.name}")
-        value = mean.to(model.device, model.dtype)
+        value = mean.to(device_of(model, place), model.dtype)
 
         def averaged(_: Model, kept: Tensor) -> Mapping[str, Edit]:
-            return {place: lambda x: torch.where(kept[..., None], x, value)}
+            return {place: lambda x: torch.where(kept[..., None].to(x.device), x, value)}
 
         edits = {name: stand.edits for name, stand in stands.items()}
         for name, found in _loss(edits, averaged, written, model, batch_size, seed).items():

@@ -17,6 +17,8 @@ d_head:
     m{l}        [N, T, D]   what the MLP adds to the stream
     last        [N, V], logits [N, T, V]: the logits after the last token, and after each
 
+Values are on the device of the layer that makes them (`device_of`), logits on the model's.
+
 Where an architecture multiplies what a layer adds by a number r (Granite), the stream is kept over r: what is
 added is then what the layer writes.
 """
@@ -28,6 +30,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -111,6 +114,14 @@ def _of_mlp(model: Model, name: str, layer: int, match: re.Match[str]) -> Site:
     return Site(name, name) if match[3] is None else Site(name, f"m{layer}.neurons", int(match[3]))
 
 
+def device_of(model: Model, place: str) -> torch.device:
+    """Where the values of a place are."""
+    layer = int(re.findall(r"\d+", place)[0])
+    if place.startswith("resid"):  # what the layer before gives
+        return model.blocks[layer - 1].device if layer else model.device
+    return model.blocks[layer].device
+
+
 class _AllRead(Exception):
     """Nothing that is wanted comes later."""
 
@@ -169,13 +180,14 @@ def forward(
 def _run(model: Model, tokens: Tensor, visit: Visit) -> None:
     x = visit.at("resid0", embed(model, tokens))
     for layer, block in enumerate(model.blocks):
+        x = x.to(block.device)
         attended = _attention(model, block, x, layer, visit)
         read = x if model.graph.parallel else x + attended
         x = x + attended
         if model.graph.has_mlp:
             x = x + _mlp(block, read, layer, visit)
         x = visit.at(f"resid{layer + 1}", x)
-    normalised = model.final_norm(x)
+    normalised = model.final_norm(x.to(model.device))
     if visit.stops(LAST):
         visit.at(LAST, model.logits_of(normalised[:, -1]))
     if visit.stops(LOGITS):

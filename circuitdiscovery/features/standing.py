@@ -21,7 +21,7 @@ from torch import Tensor
 
 from circuitdiscovery.features.collecting import Activations
 from circuitdiscovery.features.dictionary import Dictionary
-from circuitdiscovery.features.forward import INPUTS, forward, site_of
+from circuitdiscovery.features.forward import INPUTS, device_of, forward, site_of
 from circuitdiscovery.features.prompts import batches
 from circuitdiscovery.features.sites import is_mlp
 from circuitdiscovery.model.model import Model
@@ -66,7 +66,8 @@ def reconstructed(sae: Dictionary, model: Model, kept: Tensor) -> dict[str, Edit
         kept: [n, T], where the site stays as it is.
     """
     read, place = places_of(sae, model)
-    own, seen = sae.to(model.device, str(model.dtype).removeprefix("torch.")), list[Tensor]()
+    device = device_of(model, place)
+    own, seen = sae.to(device, str(model.dtype).removeprefix("torch.")), list[Tensor]()
 
     def remember(x: Tensor) -> Tensor:
         seen[:] = [x]
@@ -74,7 +75,7 @@ def reconstructed(sae: Dictionary, model: Model, kept: Tensor) -> dict[str, Edit
 
     def edit(x: Tensor) -> Tensor:
         given = seen[0] if read is not None else x
-        return torch.where(kept[..., None], x, own.decode(own.encode(given), given))
+        return torch.where(kept[..., None].to(x.device), x, own.decode(own.encode(given), given))
 
     return {place: edit} if read is None else {read: remember, place: edit}
 
@@ -161,10 +162,10 @@ def _neurons(model: Model, place: str, fitted: Activations, measured: Activation
     neurons = f"{place.partition('.')[0]}.neurons"
     total, count = torch.zeros(block.d_mlp, dtype=torch.float64), 0
     for tokens, at, _ in _runs(model, fitted):
-        values = forward(model, tokens, (neurons,))[neurons][at]
-        total += values.double().sum(0).cpu()
+        values = forward(model, tokens, (neurons,))[neurons][at].cpu()
+        total += values.double().sum(0)
         count += len(values)
-    mean = (total / count).to(model.device, model.dtype)
+    mean = (total / count).to(block.device, model.dtype)
 
     def strongest(x: Tensor) -> Tensor:
         which = ((x - mean).abs() * sizes).topk(min(k, len(sizes)), dim=-1).indices
@@ -174,12 +175,12 @@ def _neurons(model: Model, place: str, fitted: Activations, measured: Activation
         for tokens, at, kept in _runs(model, measured):
             found = forward(model, tokens, (neurons, place))
             chosen = strongest(found[neurons])
-            value = torch.where(kept[..., None] | chosen, found[neurons], mean)
+            value = torch.where(kept[..., None].to(chosen.device) | chosen, found[neurons], mean)
             made = forward(model, tokens, (place,), {neurons: lambda _, value=value: value})[place]
             yield chosen[at].cpu(), made[at].cpu(), found[place][at].cpu()
 
     def edits(_: Model, kept: Tensor) -> Mapping[str, Edit]:
-        return {neurons: lambda x: torch.where(kept[..., None] | strongest(x), x, mean)}
+        return {neurons: lambda x: torch.where(kept[..., None].to(x.device) | strongest(x), x, mean)}
 
     return Stand(block.d_mlp, rows, edits)
 
@@ -189,7 +190,7 @@ def _runs(
 ) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor], Tensor]]:
     """(tokens [n, T], the activations' places in them, [n, T] all other places), some prompts at a time."""
     for _, tokens, kept in runs_of(model, acts, batch_size, most):
-        yield tokens, tuple((~kept).nonzero().T), kept  # type: ignore[misc]
+        yield tokens, tuple((~kept).nonzero().T.cpu()), kept  # type: ignore[misc]
 
 
 def runs_of(

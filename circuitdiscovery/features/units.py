@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Feature
-from circuitdiscovery.features.forward import Site, site_of
+from circuitdiscovery.features.forward import Site, device_of, site_of
 from circuitdiscovery.features.standing import places_of
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
@@ -85,11 +85,12 @@ def _neuron(model: Model, name: str) -> Unit:
 
 
 def _feature(model: Model, feature: Feature) -> Unit:
-    dictionary, number = feature.dictionary.to(model.device, model.dtype), feature.number
+    dictionary, number = feature.dictionary, feature.number
     if dictionary.site is None:
         raise CircuitDiscoveryError("the dictionary does not say where in a model it stands")
     read, written = places_of(dictionary, model)
-    which = torch.tensor([number], device=model.device)
+    dictionary = dictionary.to(device_of(model, written), model.dtype)
+    which = torch.tensor([number], device=dictionary.vectors.device)
     direction = dictionary.vectors[number]
     _check_width(model, f"{feature}", written, len(direction))
     return Unit(
@@ -105,7 +106,7 @@ def _feature(model: Model, feature: Feature) -> Unit:
 def _vector(model: Model, given: Any, site: Site) -> Unit:
     try:
         vector = torch.as_tensor(np.asarray(given) if not isinstance(given, Tensor) else given)
-        vector = vector.detach().to(model.device, model.dtype)
+        vector = vector.detach().to(device_of(model, site.place), model.dtype)
     except (TypeError, ValueError):
         raise CircuitDiscoveryError(f"a unit's vector must be numbers, not {shown(given)}") from None
     if vector.dim() != 1 or not bool(torch.isfinite(vector).all()) or not float(vector.norm()):
@@ -158,11 +159,11 @@ def words_of(model: Model, stream: Tensor) -> Tensor:
 
     nostalgebraist 2020 (the logit lens); of MLP value vectors Geva et al. 2022 (arXiv 2203.14680).
     """
-    norm = model.final_norm
+    norm, stream = model.final_norm, stream.to(model.device)
     centred = stream - stream.mean(-1, keepdim=True) if norm.centred else stream
     return model.logit_terms(centred * norm.scale)
 
 
 def logits_of(model: Model, stream: Tensor) -> Tensor:
     """[..., d_model] of the residual stream -> [..., vocabulary]: the logits as if it were the last one's."""
-    return model.logits_of(model.final_norm(stream))
+    return model.logits_of(model.final_norm(stream.to(model.device)))

@@ -354,7 +354,7 @@ def _tokens(model: Model, units: Sequence[tuple[int, int]]) -> tuple[list[_Token
     for layer, unit in units:
         out = model.blocks[layer].W_out
         assert out is not None
-        columns.append(out[:, unit])
+        columns.append(out[:, unit].to(model.device))
     vectors = torch.stack(columns).to(wide)
     vectors = (vectors - vectors.mean(-1, keepdim=True) if norm.centred else vectors) * norm.scale.to(wide)
     logits = model.logit_terms(vectors.to(model.W_U)).to(wide)
