@@ -185,12 +185,10 @@ class Transfer(Value):
 
     def _notes(self) -> Iterator[str]:
         for each in self.baselines:
-            on = f"{each.model} on {each.task}"
-            if each.reason is not None:
-                yield f"{on}: undefined, {each.reason}"
-                continue
             told = f"{each.metric} {each.full}, without any edge {each.empty}"
-            yield f"{on}: {told}; {each.examples} {part_in_words(each.part)}"
+            undefined = "" if each.reason is None else f"; faithfulness is undefined, {each.reason}"
+            examples = f"{each.examples} {part_in_words(each.part)}"
+            yield f"{each.model} on {each.task}: {told}; {examples}{undefined}"
 
 
 @guarded
@@ -213,7 +211,8 @@ def transfer(
         tasks: what circuits are measured on, each drawn for the tokenizer of each model: a name, a file, a
             `Task`, a function model -> `Task`, several of these, or name -> any of these.
         ablation, metric, direction: as for `evaluate`.
-        examples: of tasks that are drawn here; as many are held out, and measured on.
+        examples: of tasks that are drawn here; as many are held out, and measured on. Give as many as the
+            searches had, and their seed: what is held out is then new to each circuit.
         batch_size: examples in one forward.
         seed: of the drawing and the bootstrap.
         progress: called with (done, total), a hundred for each model and task.
