@@ -40,7 +40,6 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.checks import check_same_graph
 from circuitdiscovery.circuit.circuit import Circuit
-from circuitdiscovery.circuit.load import load_circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
@@ -79,7 +78,7 @@ def edge_pruning(
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
     graph: Graph | None = None,
-    apart_from: Any = None,
+    apart_from: Circuit | Sequence[Circuit] | None = None,
     repulsion: float = REPULSION,
     batch_size: int | None = None,
     seed: int = 0,
@@ -129,7 +128,8 @@ def edge_pruning(
     how: dict[str, Any] = {"ablation": ablation, "batch_size": batch_size, "need": relaxed}
     setup = Setup.of(model, task, graph, metric=metric or KL, **how)
     options = setup.options(edges=edges, steps=steps, seed=seed)
-    earlier = _earlier(model, graph, apart_from)
+    given = [apart_from] if isinstance(apart_from, Circuit) else apart_from or ()
+    earlier = _earlier(model, graph, given)
     if earlier:
         options |= {"apart_from": [_digest(each) for each in earlier], "repulsion": repulsion}
     info = provenance(model, task, "edge_pruning", options)
@@ -173,14 +173,12 @@ def check_edges(graph: Graph, edges: int) -> None:
 # ------------------------------------------------------------------ earlier circuits
 
 
-def _earlier(model: Model, graph: Graph, given: Any) -> list[Circuit]:
-    """The circuits that another one is wanted apart from."""
-    several = [given] if isinstance(given, Circuit | str | Path) else list(given or ())
-    found = [each if isinstance(each, Circuit) else load_circuit(each) for each in several]
-    for circuit in found:
+def _earlier(model: Model, graph: Graph, given: Sequence[Circuit]) -> list[Circuit]:
+    """The circuits that another one is wanted apart from: those with edges."""
+    for circuit in given:
         circuit.check_model(model)
         check_same_graph(circuit, Circuit.empty(graph))
-    return [circuit for circuit in found if len(circuit)]
+    return [circuit for circuit in given if len(circuit)]
 
 
 def _digest(circuit: Circuit) -> str:
