@@ -70,9 +70,11 @@ def test_each_circuit_runs_in_its_own_model(toy: cd.Model, found: Any) -> None:
     """A copy of toy with weaker MLPs has other figures, those that `evaluate` gives it."""
     other = moved(toy)
     circuit = cd.Circuit(other.graph, found["greater_than"][1].mask)
-    pairs = {**found, "copy": (other, circuit)}
+    merged = cd.Circuit.full(replace(toy.graph, split_qkv=False))  # of another graph
+    pairs = {**found, "copy": (other, circuit), "merged": (toy, merged)}
     result = cd.universality.transfer(pairs, {"gt": "greater_than"}, examples=8)
-    assert result.models == ("toy (greater_than)", "toy (greater_than)", "toy (copy)")
+    assert result.models == ("toy (greater_than)", "toy (greater_than)", "toy (copy)", "toy (greater_than)")
+    assert result["merged", "gt"] == 1
     task = cd.load_task("greater_than", other, examples=8)
     expected = cd.evaluate(other, task, circuit, effort="quick")
     assert result["copy", "gt"] == pytest.approx(expected.normalized, abs=1e-6)
