@@ -47,10 +47,13 @@ KINDS: dict[str, Check] = {
     "Graph": things.graph,
     "Edges": things.edges,
     "Circuit": things.circuit,
+    "Circuit | Sequence[Circuit]": things.circuits,
     "Scores": things.scores,
     "Hypothesis": things.hypothesis,
 }
-_NEED_OTHERS: set[Check] = {things.task, things.edges, things.circuit, things.scores, things.reference}
+_NEED_OTHERS: set[Check] = {
+    *(things.task, things.edges, things.circuit, things.circuits, things.scores, things.reference),
+}
 _OPTIONAL: dict[Check, Check] = {}
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 

@@ -164,6 +164,12 @@ def circuit(call: Call, name: str, value: Any) -> Any:
     return named("Circuit").from_edges(own, edges(call, name, value))
 
 
+def circuits(call: Call, name: str, value: Any) -> Any:
+    """Circuits, of one or several things that `circuit` takes."""
+    one = is_a(value, "Circuit") or isinstance(value, str | os.PathLike) or not several(value)
+    return [circuit(call, name, each) for each in ([value] if one else cast(Iterable[Any], value))]
+
+
 def scores(call: Call, name: str, value: Any) -> Any:
     """Scores; the path of a file, or the folder of a run."""
     if is_a(value, "Scores"):

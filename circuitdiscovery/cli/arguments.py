@@ -221,8 +221,17 @@ def _own_option(name: str, option: Option) -> Callable[..., Any]:
     flag = f"--{name.replace('_', '-')}"
     if option.kind == "switch":
         return click.option(flag, is_flag=True, default=None, help=words)
+    if option.kind == "circuits":
+        words += "  Repeatable."
+        taken = Checked(option.read, "CIRCUIT")
+        return click.option(flag, type=taken, multiple=True, callback=_listed_or_none, help=words)
     metavar = "|".join(option.kind) if isinstance(option.kind, tuple) else "N"
     return click.option(flag, type=Checked(option.read, metavar), help=words)
+
+
+def _listed_or_none(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[str] | None:
+    """As the option of a method that is given, or not given."""
+    return list(value) or None
 
 
 def on_prompts(command: Command) -> Command:

@@ -91,6 +91,19 @@ def can_be_a_path(name: str | Path) -> bool:
     )
 
 
+def circuit_place(text: str) -> str:
+    """Where a circuit is: a shipped name, or the whole path of a file or a folder.
+
+    Raises:
+        CircuitDiscoveryError: nothing there.
+    """
+    if text in shipped("graphs"):
+        return text
+    if not can_be_a_path(text) or not Path(text).exists():
+        raise CircuitDiscoveryError(f"{text[:100]!r} is neither a file, a folder nor a shipped circuit")
+    return str(Path(text).resolve())
+
+
 def is_folder(path: str | Path) -> bool:
     """Whether this folder exists; False for a name that no folder can have."""
     try:

@@ -69,7 +69,7 @@ class Estimate(float):
 
 
 def _without_interval(value: float) -> dict[str, float | None]:
-    return {"value": float(value), "low": None, "high": None}
+    return {"value": None if math.isnan(value) else float(value), "low": None, "high": None}
 
 
 RESAMPLES = 1000

@@ -25,6 +25,7 @@ from inspect import signature
 from typing import Any, Literal, cast
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.files.disk import circuit_place
 from circuitdiscovery.files.text import finite, whole
 from circuitdiscovery.registry.families import FAMILIES
 
@@ -83,15 +84,16 @@ class Option:
     """An option of some methods, as the command line takes it.
 
     Args:
-        kind: `count` (1 or more), `whole` (0 or more), `number`, `switch`, or the names to choose from.
+        kind: `count` (1 or more), `whole` (0 or more), `number`, `switch`, `circuits` (files, runs' folders
+            or shipped names; the option is repeatable), or the names to choose from.
         words: what it does.
     """
 
-    kind: Literal["count", "whole", "number", "switch"] | tuple[str, ...]
+    kind: Literal["count", "whole", "number", "switch", "circuits"] | tuple[str, ...]
     words: str
 
     def read(self, text: str) -> Any:
-        """The value that a text stands for.
+        """The value that a text stands for; of circuits one of several.
 
         Raises:
             CircuitDiscoveryError: another kind of value.
@@ -105,6 +107,8 @@ class Option:
             return text
         if self.kind == "number":
             return finite(text)
+        if self.kind == "circuits":
+            return circuit_place(text)
         return whole(text, 1 if self.kind == "count" else 0)
 
     def holds(self, value: Any) -> bool:
@@ -113,6 +117,8 @@ class Option:
             return isinstance(value, bool)
         if isinstance(self.kind, tuple):
             return value in self.kind
+        if self.kind == "circuits":
+            return isinstance(value, list) and all(isinstance(each, str) for each in cast(list[Any], value))
         real = isinstance(value, int | float) and not isinstance(value, bool)
         if self.kind == "number":
             return real and abs(value) < MOST and math.isfinite(value)
@@ -174,6 +180,10 @@ OPTIONS = {
     "rounds": Option("whole", "how often it looks again at the edges near the cut"),
     "drawn": Option("whole", "further prompts to draw from the task's templates"),
     "order": Option("whole", "decide the edges in a random order, by this seed"),
+    "apart_from": Option("circuits", "find a circuit that shares little with this one"),
+    "repulsion": Option(
+        "number", "what all edges of such a circuit cost, as a share of the loss with every edge removed"
+    ),
     "absolute": Option("switch", "keep edges whose removal helps, too"),
     "group_testing": Option(
         "switch", "remove edges together where they do no harm: faster, not always the same edges"
@@ -208,7 +218,7 @@ METHODS: dict[str, Method] = {
     ),
     "edge_pruning": Method(
         ".search.edge_pruning:edge_pruning", "learn a mask (Bhaskar et al. 2024)",
-        {"edges": None, "steps": 200}, metric=KL, sizes="edges",
+        {"edges": None, "steps": 200, "apart_from": None, "repulsion": 0.5}, metric=KL, sizes="edges",
     ),
     "matryoshka": Method(
         ".search.matryoshka:matryoshka", "learn an order of the edges (Matryoshka Attribution)",

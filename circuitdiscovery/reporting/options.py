@@ -152,6 +152,8 @@ class Options:
                 words += [] if value else ["--no-split-qkv"]
             elif name == "split":
                 words += [word for given in (value or "").split() for word in ("--split", given)]
+            elif isinstance(value, list):
+                words += [word for each in value for word in (_flag(name), each)]
             elif value is True:
                 words += [_flag(name)]
             elif value != FIELDS.get(name):

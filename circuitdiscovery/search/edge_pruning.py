@@ -12,6 +12,14 @@ et al. 2024, arXiv 2406.16778, section 3).
 4. The target goes down linearly from all edges to the wanted number, and stays there for the last steps.
 5. The circuit is the wanted number of edges whose gates are most probably
    not 0, on average over these last steps.
+6. Apart from earlier circuits: Overlap-Aware Sheaf Repulsion (Chen et al. 2026, arXiv 2605.12671; the term is
+   that of the authors' code, github.com/TonyXiChen/OASR) adds to the loss
+
+       weight * sum over the earlier circuits C of  (1 / |C|) * sum over e in C of  P(gate e is not 0),
+
+   the expected share of each earlier circuit that is open. The authors add it to DiscoGP's loss, for one
+   earlier circuit, with a weight near 1. Ours are the sum over several, and the unit of the weight: the loss
+   with every gate closed, so that the same number does for any task and metric.
 
 The paper's gates of whole nodes are left out (it disables their loss, too, where only edges count).
 """
@@ -21,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +38,8 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
+from circuitdiscovery.circuit.checks import check_same_graph
+from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
@@ -51,6 +62,7 @@ _SHIFT = _BETA * math.log(-_GAMMA / _ZETA)
 _START = 2.0  # log alpha of every edge: nearly always open, and near enough to closing for some hundred steps
 _RATE = 0.1  # of log alpha
 _RATE_LAMBDA = 2.0  # above the rate of log alpha, so that a few hundred steps come near the target
+REPULSION = 0.5  # for all edges of an earlier circuit; in units of the loss with every gate closed
 EXAMPLES = 32  # in one step, as in the paper
 _RAMP = 5 / 6  # of the steps, as in the paper's runs on GPT-2 (2,500 of 3,000)
 
@@ -66,6 +78,8 @@ def edge_pruning(
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
     graph: Graph | None = None,
+    apart_from: Circuit | Sequence[Circuit] | None = None,
+    repulsion: float = REPULSION,
     batch_size: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -86,6 +100,10 @@ def edge_pruning(
         ablation: what a closed edge carries; noising.
         split_qkv: query, key and value as separate receivers.
         graph: whose edges, where nodes are split into parts (`split`); by default the model's.
+        apart_from: an earlier circuit of the same graph, or several, or their files: their edges are kept
+            closed where others do as well.
+        repulsion: what it costs to open all edges of an earlier circuit, as a share of the loss with every
+            edge closed.
         batch_size: examples in one forward and backward; another size changes roundings only.
         seed: of the gates' draws.
         progress: called with (steps done, steps).
@@ -96,7 +114,7 @@ def edge_pruning(
 
     Raises:
         CircuitDiscoveryError: an impossible number of edges or steps; a metric
-            without a gradient; a state of another search.
+            without a gradient; an earlier circuit of another model or graph; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.edge_pruning import edge_pruning
@@ -110,15 +128,20 @@ def edge_pruning(
     how: dict[str, Any] = {"ablation": ablation, "batch_size": batch_size, "need": relaxed}
     setup = Setup.of(model, task, graph, metric=metric or KL, **how)
     options = setup.options(edges=edges, steps=steps, seed=seed)
+    given = [apart_from] if isinstance(apart_from, Circuit) else apart_from or ()
+    earlier = _earlier(model, graph, given)
+    if earlier:
+        options |= {"apart_from": [_digest(each) for each in earlier], "repulsion": repulsion}
     info = provenance(model, task, "edge_pruning", options)
     with saved_in(state, task, info) as saved:
         done = saved.number("step", 0)
         if progress:
             progress(done, steps)
-        gates = _Gates(len(graph), seed, saved)
-        opened = saved.tensor("opened", torch.zeros(len(graph), dtype=torch.float64))
         parts = list(setup.patched_runs())
         distance = distance_to(setup.full_logits(parts), setup.metric)
+        costs = _costs(earlier, repulsion * _closed(graph, distance, parts, len(task))) if earlier else None
+        gates = _Gates(len(graph), seed, saved, costs)
+        opened = saved.tensor("opened", torch.zeros(len(graph), dtype=torch.float64))
         for step in range(done, steps):
             sample = gates.sample()
             rows = gates.draw(len(task))
@@ -147,13 +170,45 @@ def check_edges(graph: Graph, edges: int) -> None:
         )
 
 
+# ------------------------------------------------------------------ earlier circuits
+
+
+def _earlier(model: Model, graph: Graph, given: Sequence[Circuit]) -> list[Circuit]:
+    """The circuits that another one is wanted apart from: those with edges."""
+    for circuit in given:
+        circuit.check_model(model)
+        check_same_graph(circuit, Circuit.empty(graph))
+    return [circuit for circuit in given if len(circuit)]
+
+
+def _digest(circuit: Circuit) -> str:
+    return sha256(np.packbits(circuit.mask).tobytes()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def _closed(
+    graph: Graph, loss: BoundMetric, parts: Sequence[tuple[Batch, PatchedRun]], n_examples: int
+) -> float:
+    """The mean loss with every gate closed."""
+    nothing = np.zeros_like(graph.allowed)
+    each = [loss(patched.logits(nothing), batch).double().sum().cpu() for batch, patched in parts]
+    return float(distributed.total(sum(each, start=torch.zeros((), dtype=torch.float64)))) / n_examples
+
+
+def _costs(earlier: Sequence[Circuit], weight: float) -> Tensor:
+    """[E]: what an open edge costs."""
+    shares = (each.mask[each.graph.allowed] * (weight / len(each)) for each in earlier)
+    return torch.from_numpy(sum(shares, start=np.zeros(len(earlier[0].graph))))
+
+
 # ------------------------------------------------------------------ the gates
 
 
 class _Gates:
-    """Hard-concrete gates of E edges, and the two multipliers of their number."""
+    """Hard-concrete gates of E edges, and the two multipliers of their number; `costs`: [E], of open ones."""
 
-    def __init__(self, count: int, seed: int, saved: State) -> None:
+    def __init__(self, count: int, seed: int, saved: State, costs: Tensor | None = None) -> None:
+        self._costs = costs
         self.log_alpha = saved.tensor(
             "log alpha", torch.full((count,), _START, dtype=torch.float64)
         ).requires_grad_()
@@ -187,8 +242,11 @@ class _Gates:
 
     def step(self, sample: Tensor, gradient: Tensor, wanted: float) -> None:
         """One step, from the loss's [E] gradient at a sample and the wanted share of open gates."""
-        surplus = self.open_probability().mean() - wanted
+        opened = self.open_probability()
+        surplus = opened.mean() - wanted
         penalty = self.multipliers[0] * surplus + self.multipliers[1] * surplus.square()
+        if self._costs is not None:
+            penalty = penalty + self._costs @ opened
         self._adam.zero_grad()
         torch.autograd.backward([sample, penalty], [gradient, None])
         self._adam.step()

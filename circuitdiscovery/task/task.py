@@ -7,6 +7,7 @@ task = load_task("ioi", model)     see `task.load`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame, ending, write_json
 from circuitdiscovery.task.batch import Batch, batches
 from circuitdiscovery.task.example import Example
@@ -264,6 +265,48 @@ class Task:
         others = (*self.others, *(example for row, example in enumerate(self.examples) if row not in chosen))
         return replace(self, examples=tuple(self.examples[row] for row in rows), held_out=None, others=others)
 
+    @guarded
+    def by(self, what: str = "template") -> dict[str, Task]:
+        """The task in parts: one for each template, or for each value of something else that prompts are
+        made of.
+
+        Args:
+            what: `template`, `order`, `case` or a word's name, as in the examples' `variables`.
+
+        Returns:
+            value -> task. The held-out examples of a part are those of its value; where none has it, none are
+            held out. Means are taken over the same prompts as before.
+
+        Raises:
+            CircuitDiscoveryError: examples of which that is not known; it names what is.
+
+        >>> import circuitdiscovery as cd
+        >>> parts = cd.load_task("ioi", cd.load_model("toy")).by("order")
+        >>> {order: len(part) for order, part in parts.items()}
+        {'ABBA': 32, 'BABA': 32}
+        """
+        found = dict[str, Task]()
+        held_out = {} if self.held_out is None else self.held_out._rows_by(what)
+        for value, rows in sorted(self._rows_by(what).items(), key=lambda each: _in_order(each[0])):
+            part = replace(self.select(rows), name=f"{self.name}, {what} {value}")
+            if self.held_out is not None and value in held_out:
+                held = replace(self.held_out.select(held_out[value]), name=part.name)
+                part = replace(part, held_out=held)
+            found[value] = part
+        return found
+
+    def _rows_by(self, what: str) -> dict[str, list[int]]:
+        """Which rows have each value of a variable."""
+        found = dict[str, list[int]]()
+        for row, example in enumerate(self.examples):
+            if what not in example.variables:
+                where = f"task {self.name}, row {row}"
+                if not example.variables:
+                    raise CircuitDiscoveryError(f"{where}: it is not known what the prompt is made of")
+                raise CircuitDiscoveryError(f"{where}: {unknown('variable', what, example.variables)}")
+            found.setdefault(example.variables[what], []).append(row)
+        return found
+
     def batches(
         self, batch_size: int | None = None, rows: Sequence[int] | None = None, *, run_tokens: float = 0.0
     ) -> Iterator[Batch]:
@@ -297,6 +340,11 @@ class Task:
                     )
         if self.held_out is not None:
             self.held_out.check(vocab_size, n_positions)
+
+
+def _in_order(value: str) -> tuple[float, str]:
+    """Numbers come first, the least before."""
+    return int(value) if value.isdecimal() else math.inf, value
 
 
 def _listed(record: Mapping[str, Any]) -> dict[str, Any]:

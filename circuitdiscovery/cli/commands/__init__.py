@@ -12,6 +12,7 @@ from circuitdiscovery.cli.commands import (
     planning,
     probing,
     steering,
+    transferring,
     universal,
 )
 from circuitdiscovery.cli.commands.group import COMPLETE, PROGRAM, cli, notes_of
@@ -32,5 +33,6 @@ __all__ = [
     "planning",
     "probing",
     "steering",
+    "transferring",
     "universal",
 ]
