@@ -74,9 +74,9 @@ class Checkpoint(Value):
         step: of training.
         model: its name.
         full, circuit, empty: the metric of the model, of the circuit and of no edges.
-        knows: whether the model is better than no edges, by more than the interval of the difference.
-        faithfulness: normalized; NaN where there is none.
-        reason: why there is none.
+        faithfulness: normalized; NaN where the model does not know the task.
+        reason: why it is said not to know it: it is not better than no edges by more than the interval of the
+            difference.
         roles: by role.
         highest: of each score on random tokens the head of the model that has the highest, and this.
         found: the edges of the circuit that was searched here.
@@ -87,12 +87,16 @@ class Checkpoint(Value):
     full: Estimate
     circuit: Estimate
     empty: Estimate
-    knows: bool
     faithfulness: Estimate
     reason: str | None
     roles: Mapping[str, RoleStrength]
     highest: Mapping[str, tuple[str, float]]
     found: tuple[str, ...] | None = left_out()
+
+    @property
+    def knows(self) -> bool:
+        """Whether the model knows the task, so that there is a faithfulness."""
+        return self.reason is None
 
 
 @dataclass(frozen=True, repr=False)
@@ -238,7 +242,7 @@ def checkpoints(
         model = run.load(step)
         if asked is None:
             drawn = task_for(model, task, examples=examples, seed=seed)
-            asked = _Asked(run.circuit, drawn, metric, ablation, direction, search, seed, batch_size)
+            asked = _Asked(circuit, drawn, metric, ablation, direction, search, seed, batch_size)
         if model.digest == own_digest:
             own_step = step
         point, how = asked.at(step, model)
@@ -276,6 +280,11 @@ class _Asked:
         evaluator.measure([*masks, *ablated.values()])
         full, kept, empty = map(evaluator.values, masks)
         faithfulness, reason = evaluator.normalized(kept, full, empty)
+        if reason is None and evaluator.damage(full, empty) <= 0:
+            faithfulness = None
+            reason = (
+                f"F(M) - F(empty) = {evaluator.difference(full, empty)}: the model is worse than no edges"
+            )
         roles = {
             role: RoleStrength(
                 str(strength.figures[role]),
@@ -292,7 +301,6 @@ class _Asked:
             full=evaluator.mean(full),
             circuit=evaluator.mean(kept),
             empty=evaluator.mean(empty),
-            knows=reason is None and evaluator.damage(full, empty).low > 0,
             faithfulness=Estimate(math.nan) if faithfulness is None else faithfulness,
             reason=reason,
             roles=roles,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +61,7 @@ def lines(forming: Forming) -> Iterator[str]:
             f"{each.step:,}",
             str(each.full),
             *(f"{one:.3g}" for one in (each.circuit, each.empty)),
-            _faithfulness(each),
+            str(each.faithfulness) if each.knows else "none",
         ]
         for each in forming.steps
     ]
@@ -98,12 +97,6 @@ def _writes(forming: Forming, role: str) -> bool:
     return role.endswith("mover") or forming.steps[-1].roles[role].figure == DIRECT
 
 
-def _faithfulness(point: Checkpoint) -> str:
-    if point.reason is not None:
-        return "none"
-    return f"{point.faithfulness}{'' if point.knows else ' (worse than no edges)'}"
-
-
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     for row in (head, *body):
@@ -111,14 +104,14 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _said(forming: Forming) -> Iterator[str]:
-    unknown = sum(each.reason is not None for each in forming.steps)
+    unknown = sum(not each.knows for each in forming.steps)
     known, faithful = forming.known_from, forming.faithful_from
     yield f"{'known':<13} " + ("not at the last step" if known is None else f"from step {known:,} on")
     yield f"{'faithful':<13} " + (
         "below .9 at the last step" if faithful is None else f"at least .9 from step {faithful:,} on"
     )
     if unknown:
-        yield f"{'none':<13} at {unknown} checkpoints model and no edges do not differ beyond the interval"
+        yield f"{'none':<13} at {unknown} of {len(forming.steps)} steps the model is not better than no edges"
     if forming.own_step is not None:
         yield f"{'circuit':<13} found in the weights of step {forming.own_step:,}"
     for role, node in forming.strongest.items():
@@ -170,8 +163,7 @@ def _line(panel: Axes, steps: Sequence[int], values: Sequence[Estimate], label: 
 
 
 def _faithfulness_panel(panel: Axes, forming: Forming, steps: Sequence[int]) -> None:
-    known = [each.faithfulness if each.knows else Estimate(math.nan) for each in forming.steps]
-    _line(panel, steps, known, "faithfulness")
+    _line(panel, steps, [each.faithfulness for each in forming.steps], "faithfulness")
     if forming.overlap:
         panel.plot(
             steps,

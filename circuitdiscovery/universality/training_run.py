@@ -102,7 +102,6 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         """Folders are checked by their config and tokenizer, before the first one is measured."""
-        self.circuit = on_any_weights(self.circuit)
         for step, source in self.sources.items():
             if isinstance(source, Model):
                 self._check(step, source)
@@ -125,22 +124,24 @@ class TrainingRun:
 
     def _check(self, step: int, model: Model) -> None:
         try:
-            self.circuit.check_model(model)
+            on_weights_of(self.circuit, model).check_model(model)
         except CircuitDiscoveryError as error:
             raise CircuitDiscoveryError(f"the checkpoint of step {step}: {error}") from None
         words = None if model.tokenizer is None else model.tokenizer.get_vocab()
         own = (model.d_model, model.vocab_size, words)
         if self._tokens is None:
             self._tokens = own
-        for name, mine, first in zip(("width", "vocabulary", "tokens"), own, self._tokens, strict=True):
+        differing = ("another width", "a vocabulary of another size", "other tokens")
+        for what, mine, first in zip(differing, own, self._tokens, strict=True):
             if mine != first and mine is not None and first is not None:
                 raise CircuitDiscoveryError(
-                    f"the checkpoint of step {step}: {model.name} has another {name} than that of step "
+                    f"the checkpoint of step {step}: {model.name} has {what} than that of step "
                     f"{next(iter(self.sources))}"
                 )
 
 
-def on_any_weights(circuit: Circuit) -> Circuit:
-    """The same edges, scores and roles as those of no model in particular: of every one of the graph."""
-    kept = {"roles": circuit.info["roles"]} if "roles" in circuit.info else {}
-    return Circuit(circuit.graph, circuit.mask, circuit.scores, kept)
+def on_weights_of(circuit: Circuit, model: Model) -> Circuit:
+    """The same edges as a circuit of a model, whatever weights they were found in; the name stays."""
+    own = circuit.info.get("model")
+    info = {} if own is None else {"model": {**own, "digest": model.digest}}
+    return Circuit(circuit.graph, circuit.mask, circuit.scores, info)
