@@ -44,11 +44,11 @@ def circuit(toy: cd.Model) -> cd.Circuit:
 def untrained(toy: cd.Model) -> cd.Model:
     """The architecture and the tokens of toy, with the weights of its first step."""
     import torch
-    from transformers import GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    assert toy.source is not None
-    config = GPT2LMHeadModel.config_class.from_pretrained(toy.source.path)
+    assert toy.source is not None and toy.source.path is not None
+    config = GPT2Config.from_pretrained(toy.source.path)
     return cd.load_model((GPT2LMHeadModel(config), toy.tokenizer), name="untrained")
 
 
@@ -125,7 +125,7 @@ def test_an_untrained_model_is_told_as_not_knowing(forming: Forming) -> None:
 def test_a_model_that_prefers_the_wrong_answer_does_not_know(toy: cd.Model, circuit: cd.Circuit) -> None:
     """It differs from no edges, but it is worse."""
     task = cd.load_task("ioi", toy, examples=16)
-    turned = [replace(e, correct=e.incorrect, incorrect=e.correct) for e in task.examples]
+    turned = tuple(replace(e, correct=e.incorrect, incorrect=e.correct) for e in task.examples)
     found = checkpoints([toy], circuit, cd.Task(task.name, turned))
     assert "worse than no edges" in (found.steps[0].reason or "") and np.isnan(found.steps[0].faithfulness)
     assert found.known_from is None and "not at the last step" in str(found)
