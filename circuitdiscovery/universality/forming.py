@@ -4,11 +4,11 @@
    and normalized faithfulness, as `evaluate` measures them. A circuit is a set of edges of the graph, which
    all checkpoints share, so it runs with the weights of any of them.
 2. The strength of each role of the circuit's nodes (strengths.py), and what ablating each of these nodes
-   costs. Beside these the highest scores of any head on random tokens: previous token and induction heads
-   form together in a short stretch of training (Olsson et al. 2022, arXiv 2209.11895).
+   costs. Beside these the highest scores of any head on random tokens: induction heads, which build on
+   previous token heads, form within a short stretch of training (Olsson et al. 2022, arXiv 2209.11895).
 3. If asked, a circuit of as many edges is searched anew at each checkpoint, and compared with the one that
-   the same search finds at the last: how early the edges are the final ones (Tigges et al. 2024, arXiv
-   2407.10827, follow circuits of Pythia in this way).
+   the same search finds at the last: how early the edges are the final ones. In Pythia other heads may take
+   over a part while the algorithm remains (Tigges et al. 2024, arXiv 2407.10827).
 """
 
 from __future__ import annotations

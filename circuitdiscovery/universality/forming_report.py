@@ -78,7 +78,9 @@ def lines(forming: Forming) -> Iterator[str]:
         ]
         yield from _table(["step", *(name for name, _ in columns)], body)
         yield ""
-    yield from _said(forming)
+    said = list(_said(forming))
+    width = max(13, *(len(name) for name, _ in said))
+    yield from (f"{name:<{width}} {text}" for name, text in said)
 
 
 def _strengths(forming: Forming) -> Iterator[tuple[str, Sequence[float]]]:
@@ -103,26 +105,28 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
 
 
-def _said(forming: Forming) -> Iterator[str]:
+def _said(forming: Forming) -> Iterator[tuple[str, str]]:
+    """What the tables say, each line with its name."""
     unknown = sum(not each.knows for each in forming.steps)
     known, faithful = forming.known_from, forming.faithful_from
-    yield f"{'known':<13} " + ("not at the last step" if known is None else f"from step {known:,} on")
-    yield f"{'faithful':<13} " + (
-        "below .9 at the last step" if faithful is None else f"at least .9 from step {faithful:,} on"
+    yield "known", "not at the last step" if known is None else f"from step {known:,} on"
+    yield (
+        "faithful",
+        "below .9 at the last step" if faithful is None else f"at least .9 from step {faithful:,} on",
     )
     if unknown:
-        yield f"{'none':<13} at {unknown} of {len(forming.steps)} steps the model is not better than no edges"
+        yield "none", f"at {unknown} of {len(forming.steps)} steps the model is not better than no edges"
     if forming.own_step is not None:
-        yield f"{'circuit':<13} found in the weights of step {forming.own_step:,}"
+        yield "circuit", f"found in the weights of step {forming.own_step:,}"
     for role, node in forming.strongest.items():
         last = forming.steps[-1].roles[role]
         others = [each for each in last.nodes if each != node]
         beside = f" (mean with {', '.join(others)}: {last.mean:.2f})" if others else ""
-        yield f"{role:<13} {last.figure} of {node}{beside}; ablating it costs {last.effects[node]} at the end"
+        yield role, f"{last.figure} of {node}{beside}; ablating it costs {last.effects[node]} at the end"
     if forming.overlap:
-        yield f"{'overlap':<13} Jaccard with the edges found at the last step; by chance {forming.chance:.2f}"
+        yield "overlap", f"Jaccard with the edges found at the last step; by chance {forming.chance:.2f}"
     if not forming.strongest:
-        yield f"{'roles':<13} the circuit has none: circuit.with_roles(cd.explain(...).roles)"
+        yield "roles", "the circuit has none: circuit.with_roles(cd.explain(...).roles)"
 
 
 # ------------------------------------------------------------------ as a picture
