@@ -137,7 +137,7 @@ def plot(forming: Forming, path: str | Path | None) -> Figure:
     from matplotlib.figure import Figure
 
     where = figure_path(path)
-    figure = Figure(figsize=(7.5, 8), layout="constrained")
+    figure = Figure(figsize=(8.5, 7.5), layout="constrained")
     metric, faithfulness, roles = figure.subplots(3, 1, sharex=True)
     steps = [each.step for each in forming.steps]
     for name, style in zip(("full", "circuit", "empty"), ("-", "-", "--"), strict=True):
@@ -153,8 +153,10 @@ def plot(forming: Forming, path: str | Path | None) -> Figure:
         roles.set_xscale("symlog", linthresh=min(positive), linscale=0.3)
         roles.set_xlim(left=min(steps), right=max(steps) * 1.05)
     roles.set_xlabel("step of training")
+    right = len(figure.axes) > 3  # whose ticks and name are beside the last panel
     for panel in (metric, faithfulness, roles):
-        panel.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        beside = 1.14 if right and panel is roles else 1.0
+        panel.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(beside, 0.5))
         panel.grid(alpha=0.25)
     return write_figure(figure, where)
 
@@ -200,4 +202,4 @@ def _roles_panel(panel: Axes, forming: Forming, steps: Sequence[int]) -> None:
     for score, style in zip(forming.steps[-1].highest, ("--", "-."), strict=False):
         values = [point.highest[score][1] for point in forming.steps]
         panel.plot(steps, values, color="gray", linestyle=style, label=f"any head: {score}")
-    panel.set_ylabel("attention, or score")
+    panel.set(ylabel="attention, or score", ylim=(-0.05, 1.05))
