@@ -1,5 +1,5 @@
 """Do other models do it the same way: neurons and attention heads that several models have in common, their
-circuits for one task, and circuits on other tasks than their own."""
+circuits for one task, circuits on other tasks than their own, and how a circuit forms over training."""
 
 from circuitdiscovery.universality.comparing import SharedCircuits, circuits
 from circuitdiscovery.universality.forming import Checkpoint, Forming, RoleStrength, checkpoints
