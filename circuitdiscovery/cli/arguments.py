@@ -163,10 +163,15 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print only JSON 
 
 
 def about_circuit(command: Command) -> Command:
-    """CIRCUIT, and how it is measured where that shall not be as it was searched."""
+    """CIRCUIT, and the model and how it is measured where that shall not be as it was searched."""
+    words = "[default: the one the circuit was found in]"
+    command = click.option("--model", type=MODEL, help=words)(as_searched(command))
+    return click.argument("circuit")(command)
+
+
+def as_searched(command: Command) -> Command:
+    """How a circuit is measured where that shall not be as it was searched."""
     options = (
-        click.argument("circuit"),
-        click.option("--model", type=MODEL, help="[default: the one the circuit was found in]"),
         click.option("--task", type=TASK, help="[default: the one the circuit was found with]"),
         click.option("--counterfactual", metavar="NAME", help="[default: same as the search]"),
         click.option("--ablation", type=ABLATION, help="[default: same as the search]"),

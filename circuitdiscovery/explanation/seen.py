@@ -23,7 +23,7 @@ from circuitdiscovery.task.task import Task
 EACH = 16  # every so many tokens are looked at before all are, to see that an answer is not among the highest
 
 
-def _direction(model: Model, example: Example) -> Tensor:
+def direction_of(model: Model, example: Example) -> Tensor:
     """[D]: the direction of the logit difference in the normalised stream."""
     correct, incorrect = (model.logit_directions(answers) for answers in (example.correct, example.incorrect))
     return correct.mean(0) - incorrect.mean(0) if len(incorrect) else correct.mean(0)
@@ -78,7 +78,7 @@ class Seen:
         """Add one more batch."""
         rows = seen.batch.rows.tolist()
         examples = [self.task.examples[row] for row in rows]
-        direction = torch.stack([_direction(self.model, example) for example in examples])  # [N, D]
+        direction = torch.stack([direction_of(self.model, example) for example in examples])  # [N, D]
         self.logit_diff[rows] = _dot(self.model.final_norm(seen.stream), direction)
         # right and wrong ones, by index in the batch
         answers = [

@@ -60,7 +60,7 @@ class Estimate(float):
         return cls(*(math.nan if each is None else float(each) for each in given))
 
     def to_dict(self) -> dict[str, float | None]:
-        """The value and its interval, as JSON; null if there is no interval."""
+        """The value and its interval, as JSON; null if there is no interval, or no value."""
         return (
             {"value": float(self), "low": self.low, "high": self.high}
             if self.has_interval

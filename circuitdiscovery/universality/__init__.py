@@ -1,15 +1,22 @@
 """Do other models do it the same way: neurons and attention heads that several models have in common, their
-circuits for one task, and circuits on other tasks than their own."""
+circuits for one task, circuits on other tasks than their own, and how a circuit forms over training."""
 
 from circuitdiscovery.universality.comparing import SharedCircuits, circuits
+from circuitdiscovery.universality.forming import Checkpoint, Forming, RoleStrength, checkpoints
+from circuitdiscovery.universality.training_run import checkpoint_folders
 from circuitdiscovery.universality.transferring import Baseline, Transfer, transfer
 from circuitdiscovery.universality.units import Universality, heads, neurons
 
 __all__ = [
     "Baseline",
+    "Checkpoint",
+    "Forming",
+    "RoleStrength",
     "SharedCircuits",
     "Transfer",
     "Universality",
+    "checkpoint_folders",
+    "checkpoints",
     "circuits",
     "heads",
     "neurons",
