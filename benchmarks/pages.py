@@ -6,13 +6,12 @@ from pathlib import Path
 
 from circuitdiscovery.files.disk import write_atomically
 
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
-
-def show(text: str, page: Path | None) -> None:
-    """Print a table, or write it into a page in place of the one between its marks."""
+def show(text: str, page: Path | None, name: str = "table") -> None:
+    """Print a table, or write it into a page in place of the one between the marks of its name."""
     if page is None:
         print(text)
         return
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    write_atomically(page, f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
+    begin, end = (f"<!-- {name}: {which} -->" for which in ("begin", "end"))
+    before, _, rest = page.read_text("utf-8").partition(begin)
+    write_atomically(page, f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}")

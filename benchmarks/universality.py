@@ -3,10 +3,10 @@
     python benchmarks/universality.py cost | seeds | features [--page docs/universality.md]
     python benchmarks/universality.py real [--page docs/real-universality.md]
 
-cost      time and memory of comparing 1,024 neurons with 1,024 of two random GPT-2s, over two numbers of tokens
+cost      time and memory of comparing 1,024 neurons with 1,024, of random GPT-2s, over two numbers of tokens
 seeds     the neurons of `toy` beside those of models that were trained from other seeds, as
           `train_toy.py --seed N --out runs/toy-seeds/N` leaves them; those that are there
-features  two dictionaries of the same activations of `toy` from other seeds, and of two models from other seeds
+features  two dictionaries of the same activations of `toy`, from two seeds, and of two models of two seeds
 real      the neurons of SmolLM2-135M beside those of Gemma 3 270M, by characters
 
 Without a word: cost, seeds and features. What was measured is a file in --out, and measured again only with
@@ -86,7 +86,9 @@ def told(found: Any, which: slice | int = slice(None)) -> dict[str, float]:
     return {
         "share": float((excess > 0.5).mean()),
         **{name: float(np.median(each)) for name, each in medians.items()},
-        **{f"m{layer}": float((excess[layers == layer] > 0.5).mean()) for layer in sorted({*layers.tolist()})},
+        **{
+            f"m{layer}": float((excess[layers == layer] > 0.5).mean()) for layer in sorted({*layers.tolist()})
+        },
     }
 
 
@@ -187,9 +189,9 @@ def seeds_table(found: dict[str, Any]) -> Iterator[str]:
         yield f"No model of another seed is in {SEEDS.relative_to(ROOT)}."
         return
     layers = [name for name in next(iter(found["rows"].values())) if name[1:].isdigit()]
-    yield f"`toy`'s 2,048 neurons beside those of models trained from other seeds, {found['tokens']:,} tokens:"
+    yield f"`toy`'s 2,048 neurons beside those of models of other seeds, {found['tokens']:,} tokens:"
     yield ""
-    yield f"| beside | excess above .5 | median ρ | baseline | excess | {' | '.join(layers)} |"
+    yield f"| beside | excess above .5 | median correlation | baseline | excess | {' | '.join(layers)} |"
     yield "| --- | --- | --- | --- | --- |" + " --- |" * len(layers)
     for name, row in found["rows"].items():
         medians = (f"{row[each]:.2f}" for each in ("correlation", "baseline", "excess"))
@@ -252,8 +254,8 @@ def features_table(found: dict[str, Any]) -> Iterator[str]:
     yield f"Features of top-8 dictionaries of what `toy`'s m1 writes ({STEPS:,} steps), beside another one's:"
     yield ""
     yield (
-        "| features: beside | by activation: above .5 | median ρ | baseline | excess | by decoder: above .5 | "
-        "median | baseline | excess | one partner by both |"
+        "| features: beside | by activation: above .5 | median correlation | baseline | excess | "
+        "by decoder: above .5 | median cosine | baseline | excess | one partner by both |"
     )
     yield "| --- |" + " --- |" * 9
     for name, row in found.items():
@@ -315,12 +317,13 @@ def real() -> dict[str, Any]:
 
 
 def layers_of_partners(found: Any, layers: int, theirs: int) -> list[float]:
-    """Of each layer the mean layer of its universal neurons' partners, from 0 to 1; NaN where there is none."""
+    """Of each layer the mean depth of its universal neurons' partners, from 0 to 1; NaN where there is none."""
     at = [[int(re.findall(r"\d+", name)[0]) for name in names] for names in (found.names, found.partners[0])]
     universal = found.excess > 0.5
     own, other = (np.array(each) for each in at)
     return [
-        float(other[universal & (own == layer)].mean() / (theirs - 1)) if (universal & (own == layer)).any()
+        float(other[universal & (own == layer)].mean() / (theirs - 1))
+        if (universal & (own == layer)).any()
         else float("nan")
         for layer in range(layers)
     ]
@@ -330,18 +333,18 @@ def real_table(found: dict[str, Any]) -> Iterator[str]:
     """Lines of Markdown."""
     row, (one, two) = found["found"], found["neurons"]
     yield (
-        f"{one:,} neurons of SmolLM2-135M with {two:,} of Gemma 3 270M over {found['texts']} pieces of English, "
-        f"{found['tokens'][0]:,} tokens of the one and {found['tokens'][1]:,} of the other: "
+        f"{one:,} neurons of SmolLM2-135M with {two:,} of Gemma 3 270M over {found['texts']} pieces of "
+        f"English, {found['tokens'][0]:,} tokens of the one and {found['tokens'][1]:,} of the other: "
         f"{found['seconds'] / 60:.1f} CPU minutes, {found['seconds'] / found['f']:.1f} F, "
         f"{found['bytes'] / 1e9:.1f} GB above the models."
     )
     yield ""
-    yield "| excess above .5 | median ρ | baseline | excess | constant |"
+    yield "| excess above .5 | median correlation | baseline | excess | constant |"
     yield "| --- | --- | --- | --- | --- |"
     medians = (f"{row[each]:.2f}" for each in ("correlation", "baseline", "excess"))
     yield f"| {row['share']:.2%} | {' | '.join(medians)} | {found['dead']:,} |"
     yield ""
-    yield "Shares above .5 by SmolLM2's layer, and where their partners are (0: Gemma's first layer, 1: its last):"
+    yield "Shares above .5 by SmolLM2's layer, and their partners' mean depth (0: Gemma's first layer, 1: its last):"
     yield ""
     layers = [name for name in row if name[1:].isdigit()]
     for part in range(0, len(layers), 10):
@@ -350,12 +353,13 @@ def real_table(found: dict[str, Any]) -> Iterator[str]:
         yield f"| layer | {' | '.join(some)} |"
         yield "| --- |" + " --- |" * len(some)
         yield f"| share | {' | '.join(f'{row[name]:.1%}' for name in some)} |"
-        yield f"| partners | {' | '.join('' if each is None or each != each else f'{each:.2f}' for each in depths)} |"
+        yield f"| depth | {' | '.join('' if each is None else f'{each:.2f}' for each in depths)} |"
         yield ""
     yield "The ten most universal, each with its partner in Gemma:"
     yield ""
     for each in found["best"]:
-        yield f"- {each['name']} of SmolLM2, ρ {each['correlation']:.2f}, excess {each['excess']:.2f}: {_said(each)}"
+        figures = f"correlation {each['correlation']:.2f}, excess {each['excess']:.2f}"
+        yield f"- {each['name']} of SmolLM2, {figures}: {_said(each)}"
         yield f"    - {each['partner']['name']} of Gemma: {_said(each['partner'])}"
     yield ""
 
@@ -386,7 +390,7 @@ def main() -> None:
             given.out.mkdir(parents=True, exist_ok=True)
             write_json(file, measure())
         lines += table(json.loads(file.read_text()))
-    show("\n".join(lines), given.page)
+    show("\n".join(lines), given.page, "units")
 
 
 if __name__ == "__main__":

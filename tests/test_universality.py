@@ -60,8 +60,8 @@ def test_a_permuted_copy_is_found_whole() -> None:
 
 
 def test_correlations_are_numpys(toy: cd.Model) -> None:
-    """Of toy's neurons with those of a copy whose weights are moved: numpy's matrix, its maxima, and the baseline
-    from the activations turned by hand."""
+    """Of toy's neurons with those of a copy whose weights are moved: numpy's matrix, its maxima, and the
+    baseline from the activations turned by hand."""
     other = moved(toy)
     found = cd.universality.neurons(toy, other, TEXTS, seed=5)
     values = [_all(model, TEXTS) for model in (toy, other)]  # per layer [tokens, neurons]
@@ -109,8 +109,8 @@ def test_passes_change_nothing(toy: cd.Model) -> None:
 
 
 def test_rotated_units_have_no_excess() -> None:
-    """Units that are a rotation of those of the other correlate with them no more than with another rotation: the
-    median excess is within .02 of 0, none is above .5; constant units are named and are 0."""
+    """Units that are a rotation of those of the other correlate with them no more than with another rotation:
+    the median excess is within .02 of 0, none is above .5; constant units are named and are 0."""
     rng = np.random.default_rng(0)
     one = np.maximum(rng.standard_normal((4000, 96)), 0.0)  # as neurons are
     one[:, 7] = 2.5
@@ -197,7 +197,7 @@ class Words(Letters):
 
 
 def test_other_tokens_are_compared_by_characters(toy: cd.Model) -> None:
-    """Each character counts once, with the values of the token that it is in: numpy's correlations over them."""
+    """Each character counts once, with the values of its token: numpy's correlations over them."""
     network = network_of("gpt2")
     other = cd.load_model((network, Letters(VOCABULARY)))
     texts = TEXTS[:3]
@@ -224,10 +224,10 @@ def dictionary(toy: cd.Model, seed: int, n: int = 40, site: str = "m1") -> cd.fe
     """A random relu dictionary of a site of toy, whose features are active at about half of the tokens."""
     draw = torch.Generator().manual_seed(seed)
     encoder, decoder = (torch.randn(n, 128, generator=draw) for _ in range(2))
-    mean = torch.cat([*cd.features.activations(toy, prompts_of_toy(40), site, position="all").chunks()]).mean(0)
-    return cd.features.Dictionary(
-        "relu", site, "output", encoder, -encoder @ mean, decoder, torch.zeros(128)
+    mean = torch.cat([*cd.features.activations(toy, prompts_of_toy(40), site, position="all").chunks()]).mean(
+        0
     )
+    return cd.features.Dictionary("relu", site, "output", encoder, -encoder @ mean, decoder, torch.zeros(128))
 
 
 def reordered(sae: cd.features.Dictionary, order: Tensor) -> cd.features.Dictionary:
@@ -253,9 +253,11 @@ def prompts_of_toy(count: int) -> list[list[int]]:
 
 
 def test_features_of_another_random_dictionary_have_no_excess(toy: cd.Model) -> None:
-    """Directions that have nothing to do with each other are no more alike than turned ones: the median excess is
-    near 0 by decoder, and below by activation; none is above .5."""
-    found = cd.universality.features(dictionary(toy, 0, 200), dictionary(toy, 1, 200), prompts_of_toy(200), model=toy)
+    """Directions that have nothing to do with each other are no more alike than turned ones: the median excess
+    is near 0 by decoder, and below by activation; none is above .5."""
+    found = cd.universality.features(
+        dictionary(toy, 0, 200), dictionary(toy, 1, 200), prompts_of_toy(200), model=toy
+    )
     assert abs(np.median(found.by_decoder.excess)) < 0.02
     assert abs(np.median(found.by_activation.excess)) < 0.1
     assert found.by_decoder.share(0.3) == 0 == found.by_activation.share(0.5)
@@ -263,8 +265,8 @@ def test_features_of_another_random_dictionary_have_no_excess(toy: cd.Model) -> 
 
 
 def test_features_are_numpys(toy: cd.Model) -> None:
-    """Of two dictionaries at other sites, numpy's correlations of what they encode, and of the rows of logits that
-    their features write."""
+    """Of two dictionaries at other sites, numpy's correlations of what they encode, and of the rows of logits
+    that their features write."""
     one, two = dictionary(toy, 2), dictionary(toy, 3, 30, "resid2")
     found = cd.universality.features(one, two, prompts_of_toy(40), model=toy)
     run = cd.features.run(toy, prompts_of_toy(40))
@@ -282,11 +284,13 @@ def test_features_are_numpys(toy: cd.Model) -> None:
 
 
 def test_features_of_models_of_other_tokens(toy: cd.Model) -> None:
-    """By decoder over the token texts that both have, numpy's correlations; and by the letters that they read."""
+    """By decoder over the texts of tokens that both have: numpy's correlations."""
     other = cd.load_model((network_of("gpt2"), Words(VOCABULARY)))
     width, draw = other.d_model, torch.Generator().manual_seed(8)
     encoder, decoder = (torch.randn(20, width, generator=draw) for _ in range(2))
-    two = cd.features.Dictionary("relu", "m0", "output", encoder, torch.zeros(20), decoder, torch.zeros(width))
+    two = cd.features.Dictionary(
+        "relu", "m0", "output", encoder, torch.zeros(20), decoder, torch.zeros(width)
+    )
     found = cd.universality.features(dictionary(toy, 2), two, TEXTS[:2], model=toy, other_model=other)
     vocabulary = toy.tokenizer.get_vocab()
     tokens = [vocabulary[word] for word in Words.known]

@@ -1,4 +1,4 @@
-"""Do other models do it the same way: neurons, attention heads and features that several models have in common."""
+"""Do other models do it the same way: neurons, heads and features that several models have in common."""
 
 from circuitdiscovery.universality.dictionaries import FeatureUniversality, features
 from circuitdiscovery.universality.units import Universality, heads, neurons

@@ -1,13 +1,13 @@
 """Pearson correlations of all units of one model with all of another, over the same text, in bounded memory.
 
-1. Texts run through both models. Of the units' values, less the mean of the first ones, only weighted sums are
-   kept: of products of units of the one with units of the other, and within groups of units of the other. Values
-   are collected until there are enough of them for one multiplication of matrices.
+1. Texts run through both models. Of the units' values, less the mean of the first ones, only weighted sums
+   are kept: of products of units of the one with units of the other, and within groups of units of the other.
+   Values are collected until there are enough of them for one multiplication of matrices.
 2. Only some units of the one model are summed in a pass, as many as memory has room for; more passes run the
    texts again.
-3. The baseline: the units of each group of the other model are turned by a random rotation. A group is a layer,
-   or an equal part of one that has more than 2,048 units. The covariances with turned units follow from the
-   sums; no text runs for it.
+3. The baseline: the units of each group of the other model are turned by a random rotation. A group is a
+   layer, or an equal part of one that has more than 2,048 units. The covariances with turned units follow from
+   the sums; no text runs for it.
 
 Sums of products are in the values' precision, single as a rule: each is off by about 1e-7 of the sum of the
 products' sizes, times the root of how often values were added. All other sums are double.
@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# of some places: their weights [m]; values of units of the one model, and of all units of the other: [m, u] and
-# [m, n], as parts side by side
+# of some places: their weights [m]; values of units of the one model [m, u], and of all units of the other
+# [m, n], each as parts side by side
 Values = tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]
 LARGEST = 2048  # units that are turned together, at most
 _FLAT = 1e-10  # of the mean square of a unit, below which its variance is rounding: it is constant

@@ -1,16 +1,16 @@
 """`features`: which features of a sparse dictionary other dictionaries have too.
 
-Twice, by what makes a feature active and by what it says (Bricken et al. 2023, "Towards Monosemanticity", call
-them activation similarity and logit weight similarity):
+Twice, by what makes a feature active and by what it says (Bricken et al. 2023, "Towards Monosemanticity",
+call them activation similarity and logit weight similarity):
 
     by activation  Pearson's correlation of two features' values over the same text
-    by decoder     Pearson's correlation over the vocabulary of what two features add to the logits: the cosine,
-                   once each is centred over the tokens. With decoder rows d, e and unembeddings U, V (with the
-                   last norm's gain; of the tokens that both models have, centred over them) it is
+    by decoder     Pearson's correlation over the vocabulary of what two features add to the logits: the
+                   cosine, once each is centred over the tokens. With decoder rows d, e and unembeddings U, V
+                   (with the last norm's gain; of the tokens that both models have, centred over them) it is
                    d U'V e' / |U d| |V e|, so that no row of logits is made.
 
-The baseline is that of neurons, for both: the best of the other dictionary's features turned by a random rotation.
-By decoder these are random directions that are as long and as wide spread as the dictionary's own.
+The baseline is that of neurons, for both: the best of the other dictionary's features, turned by a random
+rotation. By decoder these are random directions that are spread as the dictionary's own.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class FeatureUniversality(Value):
 
     Args:
         by_activation: the best partners by what makes a feature active; .tokens are those of the texts.
-        by_decoder: the best partners by what a feature adds to the logits; .tokens are those of the vocabulary
-            that were compared. Dead are features that add the same to all.
+        by_decoder: the best partners by what a feature adds to the logits; .tokens are those of the
+            vocabulary that were compared. Dead are features that add the same to all.
     """
 
     by_activation: Universality
@@ -81,7 +81,9 @@ class FeatureUniversality(Value):
     def to_dataframe(self) -> pd.DataFrame:
         """The tables of both side by side, one row per feature. Needs pandas."""
         found = self.by_activation.to_dataframe()
-        return found.merge(self.by_decoder.to_dataframe(), on="unit", suffixes=(" by activation", " by decoder"))
+        return found.merge(
+            self.by_decoder.to_dataframe(), on="unit", suffixes=(" by activation", " by decoder")
+        )
 
     @guarded
     def plot(self, path: str | Path | None = None) -> Figure:
@@ -141,8 +143,8 @@ def features(
         Of each feature the best partners in every other dictionary, by activation and by decoder.
 
     Raises:
-        CircuitDiscoveryError: a dictionary that does not say where it stands, or stands nowhere in its model; as
-            many other models as there are not dictionaries; models without a token in common; an unknown token,
+        CircuitDiscoveryError: a dictionary that does not say where it stands, or does not fit its model;
+            another number of other models than of others; models without a token in common; an unknown token,
             no text.
 
     >>> import circuitdiscovery as cd
@@ -161,7 +163,8 @@ def features(
     models = [given] * len(several) if isinstance(given, Model) else list(given)
     if len(models) != len(several) or not all(isinstance(each, Model) for each in models):
         raise CircuitDiscoveryError(
-            f"other_model must be a loaded model, or one for each of {len(several)} others, not {shown(given)}"
+            f"other_model must be a loaded model, or one for each of the {len(several)} others, not "
+            f"{shown(given)}"
         )
     own = Features(model, sae)
     theirs = [Features(*each) for each in zip(models, several, strict=True)]
@@ -211,6 +214,10 @@ def _words(model: Model) -> dict[str, int]:
         return {}
     encoder, count = Encoder(model.tokenizer), min(model.vocab_size, len(model.tokenizer))
     texts = [encoder.token(token) for token in range(count)]
+    pieces = model.tokenizer.convert_ids_to_tokens(list(range(count)))
+    for token, piece in enumerate(pieces):  # a tokenizer may take the space off a text that begins with one
+        if piece[:1] == " " != texts[token][:1]:
+            texts[token] = f" {texts[token]}"
     times = Counter(texts)
     return {text: token for token, text in enumerate(texts) if text and times[text] == 1}
 
@@ -240,8 +247,8 @@ class _Decoders:
 
     @cached_property
     def products(self) -> tuple[Tensor, Tensor, Tensor]:
-        """[d, d], [d', d'] and [d, d']: the means over the tokens of the products of the unembeddings' numbers,
-        within the one model, within the other and across, once each is centred."""
+        """[d, d], [d', d'] and [d, d']: the means over the tokens of the products of the unembeddings'
+        numbers, within the one model, within the other and across, once each is centred."""
         count = len(self.tokens[0])
         means = [
             torch.stack([rows.sum(0) for rows in _unembeddings(model, tokens)]).sum(0) / count
@@ -274,7 +281,8 @@ def _pairs(one: Tensor, other: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
 
 
 def _deviations(written: Tensor, products: Tensor) -> Tensor:
-    """[features]: how far what each adds to the logits is spread over the tokens; 0 where that is rounding."""
+    """[features]: the standard deviation over the tokens of what each adds to their logits; 0 where that is
+    rounding."""
     variance = ((written @ products) * written).sum(1)
     size = written.square().sum(1) * products.diagonal().sum()
     return torch.where(variance > _FLAT * size, variance, 0.0).sqrt()

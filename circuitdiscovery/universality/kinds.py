@@ -22,7 +22,11 @@ from circuitdiscovery.universality.aligning import Batch, Shared, batches
 from circuitdiscovery.universality.correlating import Values
 
 _ROWS = 1024  # places whose values are computed and summed together, at most
-_SUMS, _VALUES, _READ = 0.5, 0.1, 0.2  # of the memory that may be held, for sums, values, and what a run reads
+_SUMS, _VALUES, _READ = (
+    0.5,
+    0.1,
+    0.2,
+)  # of the memory that may be held, for sums, values, and what a run reads
 # (token or pair of tokens of the one model, that of the other, weight), [m] each
 Places = tuple[Tensor, Tensor, Tensor]
 
@@ -228,7 +232,7 @@ class Reading:
     Args:
         own, theirs: units of the one model, and of the other.
         both: what both read of each text.
-        batch_size: texts in one forward; None: as many as memory has room for, of about eight thousand tokens.
+        batch_size: texts in one forward; None: as memory has room for, of about eight thousand tokens at most.
         memory: bytes that may be held.
         progress: called with (texts run, texts in all) of each pass.
     """
@@ -259,7 +263,9 @@ class Reading:
             if part.start < part.stop:
                 parts.append((layer, part))
             first += size
-        tokens = int(max(1.0, min(TOKENS, _READ * self.memory / (4.0 * (self.own.width + self.theirs.width)))))
+        tokens = int(
+            max(1.0, min(TOKENS, _READ * self.memory / (4.0 * (self.own.width + self.theirs.width))))
+        )
         for batch in batches(self.both, self.batch_size, self.own.model.device, tokens):
             own = self.own.read(batch.tokens, [layer for layer, _ in parts])
             theirs = self.theirs.read(batch.others, range(len(self.theirs.sizes)))
@@ -269,7 +275,9 @@ class Reading:
                     self.own.values(each[at.to(each.device)])[:, part]
                     for each, (_, part) in zip(own, parts, strict=True)
                 ]
-                other = [self.theirs.values(each[there.to(each.device)]).to(mine[0].device) for each in theirs]
+                other = [
+                    self.theirs.values(each[there.to(each.device)]).to(mine[0].device) for each in theirs
+                ]
                 yield weights.to(mine[0]), mine, other
             done += len(batch.tokens)
             if self.progress is not None:
