@@ -41,10 +41,8 @@ TOKENS = (100_000, 1_000_000)  # of the random models
 TOY_TOKENS, REAL_TOKENS = 50_000, 4_000
 CONTEXT, WORDS = 64, 60  # tokens of a text of toy's, words of a piece of English
 WIDTHS, STEPS = (128, 512), 2000  # of dictionaries
+EVERY = 4  # one text in so many is run to measure F
 SNIPPETS, LONGEST = 2, 90  # of a neuron, and characters of each
-
-
-# ------------------------------------------------------------------ measuring
 
 
 def peak() -> int:
@@ -75,13 +73,18 @@ def hugging_face(networks: Sequence[Any], rows: Sequence[Sequence[Sequence[int]]
     return time.process_time() - start
 
 
+def layer_of(name: str) -> int:
+    """The layer of a unit."""
+    return int(re.findall(r"\d+", name)[0])
+
+
 def told(found: Any, which: slice | int = slice(None)) -> dict[str, float]:
     """The share above .5 and the medians of the units, beside some of the others."""
     correlation, baseline = (
         np.atleast_2d(each[which]).mean(0) for each in (found.correlation, found.baseline)
     )
     excess = correlation - baseline
-    layers = np.array([int(re.findall(r"\d+", name)[0]) for name in found.names])
+    layers = np.array([layer_of(name) for name in found.names])
     medians = {"correlation": correlation, "baseline": baseline, "excess": excess}
     return {
         "share": float((excess > 0.5).mean()),
@@ -135,10 +138,10 @@ def cost_table(found: dict[str, Any]) -> Iterator[str]:
 # ------------------------------------------------------------------ toy's seeds
 
 
-def toy_texts(model: cd.Model, tokens: int, seed: int) -> list[str]:
-    """Documents that toy could have been trained on, of so many tokens together."""
+def toy_texts(model: cd.Model, seed: int) -> list[str]:
+    """Documents that toy could have been trained on."""
     world, rng, found, count = load_world(), random.Random(seed), list[str](), 0
-    while count < tokens:
+    while count < TOY_TOKENS:
         text = document(world, rng).replace(END, "")
         length = len(model.tokenizer.backend_tokenizer.encode(text).ids)
         if 1 < length <= CONTEXT:
@@ -158,10 +161,10 @@ def seeds() -> dict[str, Any]:
     toy, others = cd.load_model("toy"), trained()
     if not others:
         return {}
-    texts = toy_texts(toy, TOY_TOKENS, seed=10)
-    found = u.neurons(toy, list(others.values()), texts)
+    texts = toy_texts(toy, seed=10)
+    found, ceiling = (u.neurons(toy, each, texts) for each in (list(others.values()), toy))
     rows = {f"seed {name}": told(found, i) for i, name in enumerate(others)}
-    rows[f"all {len(others)}"] = told(found)
+    rows |= {f"all {len(others)}": told(found), "itself": told(ceiling)}
     best = [described(toy, name, texts) for name in found.best(3)]
     for each in best:
         at = found.names.index(each["name"])
@@ -198,7 +201,10 @@ def seeds_table(found: dict[str, Any]) -> Iterator[str]:
         shares = (f"{row[each]:.1%}" for each in layers)
         yield f"| {name} | {row['share']:.1%} | {' | '.join(medians)} | {' | '.join(shares)} |"
     yield ""
-    yield "The last columns are shares above .5 of each layer's. The three most universal:"
+    yield (
+        "The last columns are shares above .5 of each layer's. Beside itself is as far as the excess can go, "
+        "1 less the baseline. The three most universal:"
+    )
     yield ""
     for each in found["best"]:
         yield f"- {each['name']}, excess {each['excess']:.2f} ({', '.join(each['partners'])}): {_said(each)}"
@@ -227,7 +233,7 @@ def _quoted(text: str) -> str:
 def features() -> dict[str, Any]:
     """Of dictionaries of what toy's m1 writes, of two seeds; and of two models."""
     toy, others = cd.load_model("toy"), trained()
-    train, held = (toy_texts(toy, TOY_TOKENS, seed=seed) for seed in (20, 21))
+    train, held = (toy_texts(toy, seed) for seed in (20, 21))
 
     def dictionary(model: cd.Model, n: int, seed: int) -> cd.features.Dictionary:
         acts = f.activations(model, train, "m1", position="all")
@@ -293,7 +299,7 @@ def real() -> dict[str, Any]:
     texts = real_texts(model)
     rows = [[[*each.tokenizer(text)["input_ids"]] for text in texts] for each in (model, other)]
     networks = [AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32) for each in folders]
-    unit = hugging_face(networks, rows, 1)
+    unit = EVERY * hugging_face(networks, [each[::EVERY] for each in rows], 1)
     del networks
     u.neurons(model, other, texts[0][:40])  # what a first call loads
     found, seconds, held = spent(lambda: u.neurons(model, other, texts))
@@ -311,22 +317,18 @@ def real() -> dict[str, Any]:
         "bytes": held,
         "found": told(found),
         "dead": len(found.dead),
-        "partners": layers_of_partners(found, len(model.blocks), len(other.blocks)),
+        "partners": depths(found, len(model.blocks), len(other.blocks)),
         "best": best,
     }
 
 
-def layers_of_partners(found: Any, layers: int, theirs: int) -> list[float]:
-    """Of each layer the mean depth of its universal neurons' partners, from 0 to 1; NaN where there is none."""
-    at = [[int(re.findall(r"\d+", name)[0]) for name in names] for names in (found.names, found.partners[0])]
-    universal = found.excess > 0.5
-    own, other = (np.array(each) for each in at)
-    return [
-        float(other[universal & (own == layer)].mean() / (theirs - 1))
-        if (universal & (own == layer)).any()
-        else float("nan")
-        for layer in range(layers)
-    ]
+def depths(found: Any, layers: int, theirs: int) -> list[float | None]:
+    """Of each layer the mean depth of its universal neurons' partners, from 0 to 1; None where none is."""
+    at = [list[int]() for _ in range(layers)]
+    for own, other, excess in zip(found.names, found.partners[0], found.excess, strict=True):
+        if excess > 0.5:
+            at[layer_of(own)].append(layer_of(other))
+    return [float(np.mean(each)) / (theirs - 1) if each else None for each in at]
 
 
 def real_table(found: dict[str, Any]) -> Iterator[str]:
@@ -344,16 +346,16 @@ def real_table(found: dict[str, Any]) -> Iterator[str]:
     medians = (f"{row[each]:.2f}" for each in ("correlation", "baseline", "excess"))
     yield f"| {row['share']:.2%} | {' | '.join(medians)} | {found['dead']:,} |"
     yield ""
-    yield "Shares above .5 by SmolLM2's layer, and their partners' mean depth (0: Gemma's first layer, 1: its last):"
+    yield "Shares above .5 by SmolLM2's layer; the mean depth of their partners (0 and 1: Gemma's ends):"
     yield ""
     layers = [name for name in row if name[1:].isdigit()]
     for part in range(0, len(layers), 10):
         some = layers[part : part + 10]
-        depths = found["partners"][part : part + 10]
+        where = found["partners"][part : part + 10]
         yield f"| layer | {' | '.join(some)} |"
         yield "| --- |" + " --- |" * len(some)
         yield f"| share | {' | '.join(f'{row[name]:.1%}' for name in some)} |"
-        yield f"| depth | {' | '.join('' if each is None else f'{each:.2f}' for each in depths)} |"
+        yield f"| depth | {' | '.join('' if each is None else f'{each:.2f}' for each in where)} |"
         yield ""
     yield "The ten most universal, each with its partner in Gemma:"
     yield ""

@@ -253,8 +253,8 @@ def prompts_of_toy(count: int) -> list[list[int]]:
 
 
 def test_features_of_another_random_dictionary_have_no_excess(toy: cd.Model) -> None:
-    """Directions that have nothing to do with each other are no more alike than turned ones: the median excess
-    is near 0 by decoder, and below by activation; none is above .5."""
+    """Directions that have nothing to do with each other are no more alike than turned ones: the median
+    excess is near 0 by decoder, and below by activation; none is above .5."""
     found = cd.universality.features(
         dictionary(toy, 0, 200), dictionary(toy, 1, 200), prompts_of_toy(200), model=toy
     )

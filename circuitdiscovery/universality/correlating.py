@@ -6,8 +6,8 @@
 2. Only some units of the one model are summed in a pass, as many as memory has room for; more passes run the
    texts again.
 3. The baseline: the units of each group of the other model are turned by a random rotation. A group is a
-   layer, or an equal part of one that has more than 2,048 units. The covariances with turned units follow from
-   the sums; no text runs for it.
+   layer, or an equal part of one that has more than 2,048 units. The covariances with turned units follow
+   from the sums; no text runs for it.
 
 Sums of products are in the values' precision, single as a rule: each is off by about 1e-7 of the sum of the
 products' sizes, times the root of how often values were added. All other sums are double.

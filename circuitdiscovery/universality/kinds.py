@@ -232,7 +232,7 @@ class Reading:
     Args:
         own, theirs: units of the one model, and of the other.
         both: what both read of each text.
-        batch_size: texts in one forward; None: as memory has room for, of about eight thousand tokens at most.
+        batch_size: texts in one forward; None: as memory has room for, up to about eight thousand tokens.
         memory: bytes that may be held.
         progress: called with (texts run, texts in all) of each pass.
     """
