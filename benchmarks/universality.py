@@ -9,8 +9,8 @@ seeds     the neurons of `toy` beside those of models that were trained from oth
 features  two dictionaries of the same activations of `toy`, from two seeds, and of two models of two seeds
 real      the neurons of SmolLM2-135M beside those of Gemma 3 270M, by characters
 
-Without a word: cost, seeds and features. What was measured is a file in --out, and measured again only with
---again. F is one Hugging Face forward of the texts through both models; all in CPU time.
+Without a word: cost, seeds and features. What was measured is kept in --out, and measured again with --again
+or where there are more seeds. F is one Hugging Face forward of the texts through both models; all in CPU time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from circuitdiscovery.files.disk import write_json
 
 u, f = cd.universality, cd.features
 SEEDS = ROOT / "runs" / "toy-seeds"
-TOKENS = (100_000, 1_000_000)  # of the random models
+TOKENS, VOCABULARY = (100_000, 1_000_000), 607  # of the random models
 TOY_TOKENS, REAL_TOKENS = 50_000, 4_000
 CONTEXT, WORDS = 64, 60  # tokens of a text of toy's, words of a piece of English
 WIDTHS, STEPS = (128, 512), 2000  # of dictionaries
@@ -102,16 +102,15 @@ def cost() -> dict[str, Any]:
     """Of two random GPT-2s of two layers with 512 neurons each."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    vocabulary = 607
     sizes: dict[str, Any] = {"n_positions": CONTEXT, "n_embd": 128, "n_layer": 2, "n_head": 4}
-    tokens: dict[str, Any] = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0}
-    networks = [GPT2LMHeadModel(GPT2Config(**sizes, **tokens)).eval() for _ in range(2)]
+    sizes |= {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+    networks = [GPT2LMHeadModel(GPT2Config(**sizes)).eval() for _ in range(2)]
     models = [cd.load_model((each, None)) for each in networks]
     u.neurons(*models, [[1, 2, 3]])  # what a first call loads
     found = {}
     for count in TOKENS:
         draw = torch.Generator().manual_seed(0)
-        rows = torch.randint(0, vocabulary, (count // CONTEXT, CONTEXT), generator=draw).tolist()
+        rows = torch.randint(0, VOCABULARY, (count // CONTEXT, CONTEXT), generator=draw).tolist()
         own = time.process_time()
         for model in models:
             for i in range(0, len(rows), 128):
@@ -150,15 +149,14 @@ def toy_texts(model: cd.Model, seed: int) -> list[str]:
     return found
 
 
-def trained() -> dict[str, cd.Model]:
-    """The models of other seeds, by seed."""
-    folders = sorted(each.parent for each in SEEDS.glob("*/model.safetensors"))
-    return {each.name: cd.load_model(each) for each in folders}
+def seed_folders() -> list[Path]:
+    """Those of the models of other seeds that are trained."""
+    return sorted(each.parent for each in SEEDS.glob("*/model.safetensors"))
 
 
 def seeds() -> dict[str, Any]:
     """Of toy's neurons beside other seeds'."""
-    toy, others = cd.load_model("toy"), trained()
+    toy, others = cd.load_model("toy"), {each.name: cd.load_model(each) for each in seed_folders()}
     if not others:
         return {}
     texts = toy_texts(toy, seed=10)
@@ -232,7 +230,7 @@ def _quoted(text: str) -> str:
 
 def features() -> dict[str, Any]:
     """Of dictionaries of what toy's m1 writes, of two seeds; and of two models."""
-    toy, others = cd.load_model("toy"), trained()
+    toy, others = cd.load_model("toy"), {each.name: cd.load_model(each) for each in seed_folders()[:1]}
     train, held = (toy_texts(toy, seed) for seed in (20, 21))
 
     def dictionary(model: cd.Model, n: int, seed: int) -> cd.features.Dictionary:
@@ -243,8 +241,8 @@ def features() -> dict[str, Any]:
     for n in WIDTHS:
         one = dictionary(toy, n, 0)
         pairs = {"the same activations, other seed": (dictionary(toy, n, 1), toy)}
-        for name in list(others)[:1]:
-            pairs[f"toy of seed {name}"] = (dictionary(others[name], n, 0), others[name])
+        for name, other in others.items():
+            pairs[f"toy of seed {name}"] = (dictionary(other, n, 0), other)
         for name, (two, model) in pairs.items():
             found = u.features(one, two, held, model=toy, other_model=model)
             rows[f"{n}: {name}"] = {
@@ -387,11 +385,14 @@ def main() -> None:
     lines = list[str]()
     for name in given.parts or ("cost", "seeds", "features"):
         measure, table = PARTS[name]
-        file = given.out / f"{name}.json"
-        if given.again or not file.exists():
+        file, trained = given.out / f"{name}.json", [each.name for each in seed_folders()]
+        kept = json.loads(file.read_text()) if file.exists() else {"seeds": None}
+        new = name in ("seeds", "features") and kept["seeds"] != trained
+        if given.again or not file.exists() or new:
             given.out.mkdir(parents=True, exist_ok=True)
-            write_json(file, measure())
-        lines += table(json.loads(file.read_text()))
+            kept = {"seeds": trained, "found": measure()}
+            write_json(file, kept)
+        lines += table(kept["found"])
     show("\n".join(lines), given.page, "units")
 
 
