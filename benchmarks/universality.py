@@ -386,7 +386,7 @@ def main() -> None:
     for name in given.parts or ("cost", "seeds", "features"):
         measure, table = PARTS[name]
         file, trained = given.out / f"{name}.json", [each.name for each in seed_folders()]
-        kept = json.loads(file.read_text()) if file.exists() else {"seeds": None}
+        kept = json.loads(file.read_text()) if file.exists() else {"seeds": None, "found": {}}
         new = name in ("seeds", "features") and kept["seeds"] != trained
         if given.again or not file.exists() or new:
             given.out.mkdir(parents=True, exist_ok=True)
