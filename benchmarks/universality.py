@@ -10,7 +10,7 @@ features  two dictionaries of the same activations of `toy`, from two seeds, and
 real      the neurons of SmolLM2-135M beside those of Gemma 3 270M, by characters
 
 Without a word: cost, seeds and features. What was measured is kept in --out, and measured again with --again
-or where there are more seeds. F is one Hugging Face forward of the texts through both models; all in CPU time.
+or where there are more seeds. F is a Hugging Face forward of the texts through both models; all in CPU time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SEEDS = ROOT / "runs" / "toy-seeds"
 TOKENS, VOCABULARY = (100_000, 1_000_000), 607  # of the random models
 TOY_TOKENS, REAL_TOKENS = 50_000, 4_000
 CONTEXT, WORDS = 64, 60  # tokens of a text of toy's, words of a piece of English
-WIDTHS, STEPS = (128, 512), 2000  # of dictionaries
+WIDTHS, STEPS = (128, 512), 300  # of dictionaries
 EVERY = 4  # one text in so many is run to measure F
 SNIPPETS, LONGEST = 2, 90  # of a neuron, and characters of each
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.features.units import words_of
+from circuitdiscovery.features.units import in_stream, unit_of, words_of
 from circuitdiscovery.universality.correlating import best, groups_of, rotation
+from circuitdiscovery.universality.kinds import Features
 
 VOCABULARY = 101
 TEXTS = [
@@ -80,8 +82,6 @@ def test_correlations_are_numpys(toy: cd.Model) -> None:
 
 def moved(model: cd.Model) -> cd.Model:
     """A model with other MLP weights."""
-    from dataclasses import replace
-
     generator = torch.Generator().manual_seed(0)
     blocks = []
     for block in model.blocks:
@@ -231,13 +231,11 @@ def dictionary(toy: cd.Model, seed: int, n: int = 40, site: str = "m1") -> cd.fe
 
 
 def reordered(sae: cd.features.Dictionary, order: Tensor) -> cd.features.Dictionary:
-    from dataclasses import replace
-
     own = {name: getattr(sae, name)[order] for name in ("W_enc", "b_enc", "W_dec")}
     return replace(sae, **own, digest="")
 
 
-def test_a_permuted_dictionary_is_found_whole(toy: cd.Model) -> None:
+def test_a_permuted_dictionary_is_found_whole(toy: cd.Model, tmp_path: Path) -> None:
     """By activation and by decoder every feature's partner is where the permutation put it, with 1."""
     one, order = dictionary(toy, 0), torch.randperm(40, generator=torch.Generator().manual_seed(4))
     found = cd.universality.features(one, reordered(one, order), prompts_of_toy(60), model=toy)
@@ -246,10 +244,28 @@ def test_a_permuted_dictionary_is_found_whole(toy: cd.Model) -> None:
         assert each.partners[0].tolist() == expected
         np.testing.assert_allclose(each.correlation, 1, atol=1e-5)
     assert found.agreement.tolist() == [1.0] and found.same.all()
+    assert "100.0% have one partner by both in m1 of toy" in str(found)
+    table, first = found.to_dataframe(), found.by_decoder.partners[0, 0]
+    assert table["partner in m1 of toy by decoder"][0] == first and len(table) == 40
+    found.plot(tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text().startswith("<?xml")
 
 
 def prompts_of_toy(count: int) -> list[list[int]]:
     return torch.randint(2, 600, (count, 12), generator=torch.Generator().manual_seed(6)).tolist()
+
+
+@pytest.mark.parametrize(("site", "width"), [("a1.z", 128), ("m1.neurons", 512), ("resid2", 128)])
+def test_what_features_write_is_what_each_writes(toy: cd.Model, site: str, width: int) -> None:
+    """The directions of all features at once, and of each one as a unit."""
+    draw = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(1))
+    sae = cd.features.Dictionary("relu", site, "output", draw[0], torch.zeros(5), draw[1], torch.zeros(width))
+    together = in_stream(toy, Features(toy, sae).written, sae.W_dec)
+    torch.testing.assert_close(together, torch.stack([unit_of(toy, sae[i]).stream for i in range(5)]))
+    block = toy.blocks[1]
+    assert block.W_out is not None
+    through = {"a1.z": block.W_O.flatten(0, 1), "m1.neurons": block.W_out.T, "resid2": torch.eye(128)}
+    torch.testing.assert_close(together, draw[1] @ through[site])
 
 
 def test_features_of_another_random_dictionary_have_no_excess(toy: cd.Model) -> None:
@@ -322,6 +338,15 @@ def test_what_cannot_be_compared_is_one_line(toy: cd.Model) -> None:
         cd.universality.neurons(toy, [], TEXTS)
     with pytest.raises(CircuitDiscoveryError, match="none has more than its first token"):
         cd.universality.neurons(toy, toy, ["The"])
+    sae, features = dictionary(toy, 0), cd.universality.features
+    with pytest.raises(CircuitDiscoveryError, match="others must be a dictionary"):
+        features(sae, toy, TEXTS, model=toy)
+    with pytest.raises(CircuitDiscoveryError, match="one for each of the 1 others"):
+        features(sae, sae, TEXTS, model=toy, other_model=[toy, toy])
+    with pytest.raises(CircuitDiscoveryError, match="does not say where in a model it stands"):
+        features(sae, replace(sae, site=None), TEXTS, model=toy)
+    with pytest.raises(CircuitDiscoveryError, match="writes is 128 wide, but m1 of GPT2LMHeadModel is 32"):
+        features(sae, sae, TEXTS, model=toy, other_model=other)
 
 
 def test_the_command(tmp_path: Path) -> None:

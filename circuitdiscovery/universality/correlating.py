@@ -226,6 +226,7 @@ def compared(sums: Covariances, groups: Sequence[slice], seed: int, turned: list
     baseline, known = highest.clone(), bool(turned)
     for number, group in enumerate(groups):
         matrix = rotation(group.stop - group.start, seed, number)
+        turning = matrix.T
         if not known:
             turned.append(sums.turned(matrix, group))
         for first in range(0, len(deviation), _AT_ONCE):
@@ -235,8 +236,10 @@ def compared(sums: Covariances, groups: Sequence[slice], seed: int, turned: list
             value, which = value.double().cpu(), which.cpu()
             partner[rows] = torch.where(value > highest[rows], group.start + which, partner[rows])
             highest[rows] = torch.maximum(highest[rows], value)
-            rotated = covariance @ matrix.T.to(covariance)
-            value = _correlations(rotated, deviation[rows], turned[number]).amax(1).double().cpu()
+            turning = turning.to(covariance)
+            value = (
+                _correlations(covariance @ turning, deviation[rows], turned[number]).amax(1).double().cpu()
+            )
             baseline[rows] = torch.maximum(baseline[rows], value)
     dead = deviation == 0
     return Best(

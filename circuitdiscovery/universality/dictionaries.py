@@ -156,11 +156,11 @@ def features(
     >>> found.by_decoder.partners[0, :2].tolist(), found.by_activation.others
     (['m1/f0', 'm1/f1'], ('m1 of toy 1', 'm1 of toy 2'))
     """
-    several = [others] if isinstance(others, Dictionary) else list(others)
+    several = list(others) if isinstance(others, list | tuple) else [others]
     if not several or not all(isinstance(each, Dictionary) for each in several):
         raise CircuitDiscoveryError(f"others must be a dictionary, or several, not {shown(others)}")
     given = model if other_model is None else other_model
-    models = [given] * len(several) if isinstance(given, Model) else list(given)
+    models = list(given) if isinstance(given, list | tuple) else [given] * len(several)
     if len(models) != len(several) or not all(isinstance(each, Model) for each in models):
         raise CircuitDiscoveryError(
             f"other_model must be a loaded model, or one for each of the {len(several)} others, not "
@@ -193,11 +193,11 @@ def _by_decoder(own: Features, others: Sequence[Features], names: Sequence[str],
 def _written(features: Features) -> Tensor:
     """[features, d_model]: what each writes to the residual stream."""
     model, written = features.model, features.dictionary.to(features.model.device).vectors
-    return in_stream(model, features.written, written.to(model.dtype)).double().cpu()
+    return in_stream(model, features.written, written.to(model.dtype)).cpu().double()
 
 
 def _tokens(model: Model, other: Model) -> tuple[list[int], list[int]]:
-    """The tokens of the one, and those of the other with the same texts."""
+    """Tokens of the one, and those of the other with the same texts."""
     if same_vocabulary(model, other) and model.vocab_size == other.vocab_size:
         every = list(range(model.vocab_size))
         return every, every
@@ -226,8 +226,9 @@ def _unembeddings(model: Model, tokens: Sequence[int]) -> Iterator[Tensor]:
     """[some, d_model]: what the stream is multiplied with for the logits of tokens, as `words_of` does."""
     norm = model.final_norm
     for first in range(0, len(tokens), _TOKENS):
-        rows = model.logit_directions(tokens[first : first + _TOKENS]) * norm.scale
-        yield (rows - rows.mean(-1, keepdim=True) if norm.centred else rows).double().cpu()
+        rows = model.logit_directions(tokens[first : first + _TOKENS]).cpu().double()
+        rows = rows * norm.scale.cpu().double()
+        yield rows - rows.mean(-1, keepdim=True) if norm.centred else rows
 
 
 @dataclass(frozen=True)

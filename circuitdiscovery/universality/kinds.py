@@ -169,7 +169,7 @@ class Features:
 
     def __post_init__(self) -> None:
         _, written = self._places
-        check_width(self.model, f"what {self.dictionary!r} writes", written, self.dictionary.d_out)
+        check_width(self.model, "what the dictionary writes", written, self.dictionary.d_out)
 
     @property
     def _places(self) -> tuple[str, str]:

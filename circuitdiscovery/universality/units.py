@@ -38,12 +38,12 @@ _SHOWN = 5  # units that are printed
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Universality(Value):
-    """Which units of a model others have too (see `neurons` and `heads`).
+    """Which units of a model others have too (see `neurons`, `heads` and `features`).
 
     Args:
-        model: its name.
-        others: the other models' names.
-        kind: "neurons" or "heads".
+        model: its name; of features of a dictionary "m1 of NAME", with the site.
+        others: the other models' names, or dictionaries'.
+        kind: "neurons", "heads" or "features".
         tokens: how many tokens of the model were compared with each other one.
         names: [units].
         correlation: [others, units], the highest with any unit of that model.
@@ -223,7 +223,7 @@ def _universality(
     batch_size: int | None,
     progress: Progress | None,
 ) -> Universality:
-    several = [others] if isinstance(others, Model) else list(others)
+    several = list(others) if isinstance(others, list | tuple) else [others]
     if not several or not all(isinstance(each, Model) for each in several):
         raise CircuitDiscoveryError(f"others must be a loaded model, or several, not {shown(others)}")
     names = distinct([each.name for each in several])
