@@ -218,7 +218,7 @@ def _around(text: str) -> str:
     """The part of a snippet that is nearest to its token, which stands in brackets."""
     middle = text.find("[")
     start = max(0, min(middle - LONGEST // 2, len(text) - LONGEST))
-    return text[start : start + LONGEST].strip()
+    return (text[start : start + LONGEST].partition(" ")[2] if start else text[:LONGEST]).strip()
 
 
 def _quoted(text: str) -> str:

@@ -280,6 +280,16 @@ def test_features_of_another_random_dictionary_have_no_excess(toy: cd.Model) -> 
     assert float(found.agreement[0]) < 0.2
 
 
+def test_trained_dictionaries_of_two_seeds_share_features(toy: cd.Model) -> None:
+    """What two trainings find in the same activations is alike far beyond turned features; what two random
+    dictionaries have is not (above)."""
+    texts = [each.text for each in cd.load_task("ioi", toy, examples=128).examples]
+    acts = cd.features.activations(toy, texts, "m1", position="all")
+    one, two = (cd.features.train_sae(acts, n=64, k=4, steps=150, seed=seed) for seed in (0, 1))
+    found = cd.universality.features(one, two, texts, model=toy).by_activation
+    assert float(np.median(found.excess)) > 0.3 and found.share(0.5) > 0.2
+
+
 def test_features_are_numpys(toy: cd.Model) -> None:
     """Of two dictionaries at other sites, numpy's correlations of what they encode, and of the rows of logits
     that their features write."""
