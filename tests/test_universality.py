@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.universality.correlating import best, rotation
+from circuitdiscovery.features.units import in_stream, unit_of, words_of
+from circuitdiscovery.universality.correlating import best, groups_of, rotation
+from circuitdiscovery.universality.kinds import Features
 
 VOCABULARY = 101
 TEXTS = [
@@ -59,8 +62,8 @@ def test_a_permuted_copy_is_found_whole() -> None:
 
 
 def test_correlations_are_numpys(toy: cd.Model) -> None:
-    """Of toy's neurons with those of a copy whose weights are moved: numpy's matrix, its maxima, and the baseline
-    from the activations turned by hand."""
+    """Of toy's neurons with those of a copy whose weights are moved: numpy's matrix, its maxima, and the
+    baseline from the activations turned by hand."""
     other = moved(toy)
     found = cd.universality.neurons(toy, other, TEXTS, seed=5)
     values = [_all(model, TEXTS) for model in (toy, other)]  # per layer [tokens, neurons]
@@ -79,8 +82,6 @@ def test_correlations_are_numpys(toy: cd.Model) -> None:
 
 def moved(model: cd.Model) -> cd.Model:
     """A model with other MLP weights."""
-    from dataclasses import replace
-
     generator = torch.Generator().manual_seed(0)
     blocks = []
     for block in model.blocks:
@@ -108,19 +109,19 @@ def test_passes_change_nothing(toy: cd.Model) -> None:
 
 
 def test_rotated_units_have_no_excess() -> None:
-    """Units that are a rotation of those of the other correlate with them no more than with another rotation: the
-    median excess is within .02 of 0, none is above .5; constant units are named and are 0."""
+    """Units that are a rotation of those of the other correlate with them no more than with another rotation:
+    the median excess is within .02 of 0, none is above .5; constant units are named and are 0."""
     rng = np.random.default_rng(0)
     one = np.maximum(rng.standard_normal((4000, 96)), 0.0)  # as neurons are
     one[:, 7] = 2.5
     turned = one @ rotation(96, 99, 0).numpy().T
 
-    def run(layers: Sequence[int]) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
+    def run(start: int, stop: int) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
         for part in range(0, 4000, 500):
             values = (torch.from_numpy(each[part : part + 500]) for each in (one, turned))
-            yield torch.ones(500, dtype=torch.float64), [next(values)], [next(values)]
+            yield torch.ones(500, dtype=torch.float64), [next(values)[:, start:stop]], [next(values)]
 
-    found = best([96], [96], run, 1e9, 0)
+    found = best(96, groups_of([96]), run, 1e9, 300, 0)
     excess = (found.correlation - found.baseline)[~found.dead]
     assert abs(np.median(excess)) < 0.02 and (excess < 0.5).all()
     assert np.flatnonzero(found.dead).tolist() == [7]
@@ -179,8 +180,24 @@ class Letters:
         return {"a": 0}
 
 
+class Words(Letters):
+    """The same, whose tokens have texts: from 5 on some that toy has, too, among others that it does not."""
+
+    known = (" found", " roof", " After", "87", " Bob", " David", " desks", " ticket", ".")
+
+    def __len__(self) -> int:
+        return self.size
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        words = dict(enumerate(self.known, 5))
+        return [words.get(each, f"word {each}") for each in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.convert_ids_to_tokens(ids)[0]
+
+
 def test_other_tokens_are_compared_by_characters(toy: cd.Model) -> None:
-    """Each character counts once, with the values of the token that it is in: numpy's correlations over them."""
+    """Each character counts once, with the values of its token: numpy's correlations over them."""
     network = network_of("gpt2")
     other = cd.load_model((network, Letters(VOCABULARY)))
     texts = TEXTS[:3]
@@ -203,6 +220,123 @@ def _each(model: cd.Model, text: str) -> list[np.ndarray]:
     return [np.asarray(run.values(f"m{layer}.neurons")[0]).astype(float) for layer in range(model.n_layers)]
 
 
+def dictionary(toy: cd.Model, seed: int, n: int = 40, site: str = "m1") -> cd.features.Dictionary:
+    """A random relu dictionary of a site of toy, whose features are active at about half of the tokens."""
+    draw = torch.Generator().manual_seed(seed)
+    encoder, decoder = (torch.randn(n, 128, generator=draw) for _ in range(2))
+    mean = torch.cat([*cd.features.activations(toy, prompts_of_toy(40), site, position="all").chunks()]).mean(
+        0
+    )
+    return cd.features.Dictionary("relu", site, "output", encoder, -encoder @ mean, decoder, torch.zeros(128))
+
+
+def reordered(sae: cd.features.Dictionary, order: Tensor) -> cd.features.Dictionary:
+    own = {name: getattr(sae, name)[order] for name in ("W_enc", "b_enc", "W_dec")}
+    return replace(sae, **own, digest="")
+
+
+def test_a_permuted_dictionary_is_found_whole(toy: cd.Model, tmp_path: Path) -> None:
+    """By activation and by decoder every feature's partner is where the permutation put it, with 1."""
+    one, order = dictionary(toy, 0), torch.randperm(40, generator=torch.Generator().manual_seed(4))
+    found = cd.universality.features(one, reordered(one, order), prompts_of_toy(60), model=toy)
+    expected = [f"m1/f{int((order == i).nonzero())}" for i in range(40)]
+    for each in (found.by_activation, found.by_decoder):
+        assert each.partners[0].tolist() == expected
+        np.testing.assert_allclose(each.correlation, 1, atol=1e-5)
+    assert found.agreement.tolist() == [1.0] and found.same.all()
+    assert "100.0% have one partner by both in m1 of toy" in str(found)
+    table, first = found.to_dataframe(), found.by_decoder.partners[0, 0]
+    assert table["partner in m1 of toy by decoder"][0] == first and len(table) == 40
+    found.plot(tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text().startswith("<?xml")
+
+
+def prompts_of_toy(count: int) -> list[list[int]]:
+    return torch.randint(2, 600, (count, 12), generator=torch.Generator().manual_seed(6)).tolist()
+
+
+@pytest.mark.parametrize(("site", "width"), [("a1.z", 128), ("m1.neurons", 512), ("resid2", 128)])
+def test_what_features_write_is_what_each_writes(toy: cd.Model, site: str, width: int) -> None:
+    """The directions of all features at once, and of each one as a unit."""
+    draw = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(1))
+    sae = cd.features.Dictionary("relu", site, "output", draw[0], torch.zeros(5), draw[1], torch.zeros(width))
+    together = in_stream(toy, Features(toy, sae).written, sae.W_dec)
+    torch.testing.assert_close(together, torch.stack([unit_of(toy, sae[i]).stream for i in range(5)]))
+    block = toy.blocks[1]
+    assert block.W_out is not None
+    through = {"a1.z": block.W_O.flatten(0, 1), "m1.neurons": block.W_out.T, "resid2": torch.eye(128)}
+    torch.testing.assert_close(together, draw[1] @ through[site])
+
+
+def test_features_of_another_random_dictionary_have_no_excess(toy: cd.Model) -> None:
+    """Directions that have nothing to do with each other are no more alike than turned ones: the median
+    excess is near 0 by decoder, and below by activation; none is above .5."""
+    found = cd.universality.features(
+        dictionary(toy, 0, 200), dictionary(toy, 1, 200), prompts_of_toy(200), model=toy
+    )
+    assert abs(np.median(found.by_decoder.excess)) < 0.02
+    assert abs(np.median(found.by_activation.excess)) < 0.1
+    assert found.by_decoder.share(0.3) == 0 == found.by_activation.share(0.5)
+    assert float(found.agreement[0]) < 0.2
+
+
+def test_trained_dictionaries_of_two_seeds_share_features(toy: cd.Model) -> None:
+    """What two trainings find in the same activations is alike far beyond turned features; what two random
+    dictionaries have is not (above)."""
+    texts = [each.text for each in cd.load_task("ioi", toy, examples=128).examples]
+    acts = cd.features.activations(toy, texts, "m1", position="all")
+    one, two = (cd.features.train_sae(acts, n=64, k=4, steps=150, seed=seed) for seed in (0, 1))
+    found = cd.universality.features(one, two, texts, model=toy).by_activation
+    assert float(np.median(found.excess)) > 0.3 and found.share(0.5) > 0.2
+
+
+def test_features_are_numpys(toy: cd.Model) -> None:
+    """Of two dictionaries at other sites, numpy's correlations of what they encode, and of the rows of logits
+    that their features write."""
+    one, two = dictionary(toy, 2), dictionary(toy, 3, 30, "resid2")
+    found = cd.universality.features(one, two, prompts_of_toy(40), model=toy)
+    run = cd.features.run(toy, prompts_of_toy(40))
+    values = [
+        np.concatenate([sae.encode(torch.as_tensor(each))[1:].double().numpy() for each in run.values(at)])
+        for sae, at in ((one, "m1"), (two, "resid2"))
+    ]
+    logits = [words_of(toy, sae.W_dec).double().numpy().T for sae in (one, two)]
+    for each, (a, b) in ((found.by_activation, values), (found.by_decoder, logits)):
+        both = np.corrcoef(a.T, b.T)[:40, 40:]
+        np.testing.assert_allclose(each.correlation[0], both.max(1), atol=1e-5)
+        assert each.partners[0].tolist() == [f"resid2/f{i}" for i in both.argmax(1)]
+        turned = np.corrcoef(a.T, (b @ rotation(30, 0, 0).numpy().T).T)[:40, 40:]
+        np.testing.assert_allclose(each.baseline[0], turned.max(1), atol=1e-5)
+
+
+def test_features_of_models_of_other_tokens(toy: cd.Model) -> None:
+    """By decoder over the texts of tokens that both have: numpy's correlations."""
+    other = cd.load_model((network_of("gpt2"), Words(VOCABULARY)))
+    width, draw = other.d_model, torch.Generator().manual_seed(8)
+    encoder, decoder = (torch.randn(20, width, generator=draw) for _ in range(2))
+    two = cd.features.Dictionary(
+        "relu", "m0", "output", encoder, torch.zeros(20), decoder, torch.zeros(width)
+    )
+    found = cd.universality.features(dictionary(toy, 2), two, TEXTS[:2], model=toy, other_model=other)
+    vocabulary = toy.tokenizer.get_vocab()
+    tokens = [vocabulary[word] for word in Words.known]
+    ours = words_of(toy, dictionary(toy, 2).W_dec)[:, tokens].double().numpy()
+    theirs = words_of(other, decoder)[:, 5 : 5 + len(tokens)].double().numpy()
+    both = np.corrcoef(ours, theirs)[:40, 40:]
+    np.testing.assert_allclose(found.by_decoder.correlation[0], both.max(1), atol=1e-5)
+    assert found.by_decoder.tokens == (len(tokens),)
+
+
+def test_passes_change_nothing_of_features(toy: cd.Model) -> None:
+    """In chunks of features, with room for a few alone, the same is found."""
+    saes, texts = (dictionary(toy, 0, 300), dictionary(toy, 1, 300)), prompts_of_toy(40)
+    whole = cd.universality.features(*saes, texts, model=toy)
+    with cd.memory_budget("700KB"):
+        parts = cd.universality.features(*saes, texts, model=toy)
+    np.testing.assert_allclose(parts.by_activation.correlation, whole.by_activation.correlation, atol=1e-5)
+    np.testing.assert_allclose(parts.by_activation.baseline, whole.by_activation.baseline, atol=1e-5)
+
+
 def test_what_cannot_be_compared_is_one_line(toy: cd.Model) -> None:
     """Other tokens without texts, attention across other tokens, no other model, no second token."""
     other = cd.load_model((network_of("gpt2"), Letters(VOCABULARY)))
@@ -214,6 +348,15 @@ def test_what_cannot_be_compared_is_one_line(toy: cd.Model) -> None:
         cd.universality.neurons(toy, [], TEXTS)
     with pytest.raises(CircuitDiscoveryError, match="none has more than its first token"):
         cd.universality.neurons(toy, toy, ["The"])
+    sae, features = dictionary(toy, 0), cd.universality.features
+    with pytest.raises(CircuitDiscoveryError, match="others must be a dictionary"):
+        features(sae, toy, TEXTS, model=toy)
+    with pytest.raises(CircuitDiscoveryError, match="one for each of the 1 others"):
+        features(sae, sae, TEXTS, model=toy, other_model=[toy, toy])
+    with pytest.raises(CircuitDiscoveryError, match="does not say where in a model it stands"):
+        features(sae, replace(sae, site=None), TEXTS, model=toy)
+    with pytest.raises(CircuitDiscoveryError, match="writes is 128 wide, but m1 of GPT2LMHeadModel is 32"):
+        features(sae, sae, TEXTS, model=toy, other_model=other)
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def _feature(model: Model, feature: Feature) -> Unit:
     dictionary = dictionary.to(device_of(model, written), model.dtype)
     which = torch.tensor([number], device=dictionary.vectors.device)
     direction = dictionary.vectors[number]
-    _check_width(model, f"{feature}", written, len(direction))
+    check_width(model, f"{feature}", written, len(direction))
     return Unit(
         str(feature),
         Site(read or written, read or written),
@@ -116,7 +116,7 @@ def _vector(model: Model, given: Any, site: Site) -> Unit:
         )
     if site.place.endswith(".neurons") and site.unit is not None:
         raise CircuitDiscoveryError(f"{site.name} is a number, not a place for a vector")
-    _check_width(model, "the vector", site.place, len(vector))
+    check_width(model, "the vector", site.place, len(vector))
     direction = vector / vector.norm()
     stream = in_stream(model, site, direction)
     return Unit(f"a vector at {site.name}", site, lambda x: x @ direction, site, direction, stream)
@@ -131,15 +131,15 @@ def width_of(model: Model, place: str) -> int:
 
 
 def in_stream(model: Model, site: Site, direction: Tensor) -> Tensor:
-    """[d_model]: what a direction at a site is in the residual stream, through the output matrix where the
-    site is before it; a norm that follows the node is left out."""
+    """[..., d_model]: what directions [..., width] at a site are in the residual stream, through the output
+    matrix where the site is before it; a norm that follows the node is left out."""
     block = _block(model, site.place)
     if site.place.endswith(".z"):
-        heads = direction.view(block.W_O.shape[:2])
-        return block.together(heads[:, None, None])[0, 0]
+        heads = direction.reshape(-1, *block.W_O.shape[:2])  # [all directions, H, K]
+        return block.together(heads.movedim(1, 0)[:, None])[0].view(*direction.shape[:-1], -1)
     if site.place.endswith(".neurons"):
         assert block.W_out is not None
-        return block.W_out @ direction
+        return F.linear(direction, block.W_out)
     return direction
 
 
@@ -148,7 +148,8 @@ def _block(model: Model, place: str) -> Block:
     return model.blocks[min(layer, model.n_layers - 1)]  # the last stream is after the last block
 
 
-def _check_width(model: Model, what: str, place: str, width: int) -> None:
+def check_width(model: Model, what: str, place: str, width: int) -> None:
+    """Refuse what is not as wide as a place."""
     if width != (wanted := width_of(model, place)):
         raise CircuitDiscoveryError(f"{what} is {width} wide, but {place} of {model.name} is {wanted}")
 

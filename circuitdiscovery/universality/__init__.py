@@ -1,7 +1,9 @@
-"""Do other models do it the same way: neurons and attention heads that several models have in common, their
-circuits for one task, circuits on other tasks than their own, and how a circuit forms over training."""
+"""Do other models do it the same way: neurons, attention heads and features of dictionaries that several models
+have in common, their circuits for one task, circuits on other tasks than their own, and how a circuit forms
+over training."""
 
 from circuitdiscovery.universality.comparing import SharedCircuits, circuits
+from circuitdiscovery.universality.dictionaries import FeatureUniversality, features
 from circuitdiscovery.universality.forming import Checkpoint, Forming, RoleStrength, checkpoints
 from circuitdiscovery.universality.training_run import checkpoint_folders
 from circuitdiscovery.universality.transferring import Baseline, Transfer, transfer
@@ -10,6 +12,7 @@ from circuitdiscovery.universality.units import Universality, heads, neurons
 __all__ = [
     "Baseline",
     "Checkpoint",
+    "FeatureUniversality",
     "Forming",
     "RoleStrength",
     "SharedCircuits",
@@ -18,6 +21,7 @@ __all__ = [
     "checkpoint_folders",
     "checkpoints",
     "circuits",
+    "features",
     "heads",
     "neurons",
     "transfer",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.features.prompts import TOKENS, prompts_of
+from circuitdiscovery.features.prompts import prompts_of
 from circuitdiscovery.model.model import Model
 
 Row = tuple[int, ...]
@@ -66,7 +66,7 @@ def shared(model: Model, other: Model, texts: Any) -> list[Shared]:
             that does not say where its tokens stand; no text with a second token.
     """
     rows, others = prompts_of(model, texts, "texts").rows, prompts_of(other, texts, "texts").rows
-    if rows == others and _same_vocabulary(model, other):
+    if rows == others and same_vocabulary(model, other):
         places = (np.arange(1, len(row)) for row in rows)
         found = [Shared(row, row, at, at, np.ones(len(at))) for row, at in zip(rows, places, strict=True)]
     else:
@@ -85,7 +85,7 @@ def shared(model: Model, other: Model, texts: Any) -> list[Shared]:
     return found
 
 
-def _same_vocabulary(model: Model, other: Model) -> bool:
+def same_vocabulary(model: Model, other: Model) -> bool:
     if model.tokenizer is None or other.tokenizer is None or model.tokenizer is other.tokenizer:
         return True
     return model.tokenizer.get_vocab() == other.tokenizer.get_vocab()
@@ -116,13 +116,15 @@ def _owners(model: Model, text: str, count: int) -> np.ndarray:
     return found
 
 
-def batches(found: Sequence[Shared], batch_size: int | None, device: torch.device) -> Iterator[Batch]:
-    """Texts of one length at a time, without pads."""
+def batches(
+    found: Sequence[Shared], batch_size: int | None, device: torch.device, most: int
+) -> Iterator[Batch]:
+    """Texts of one length at a time, without pads: `batch_size` of them, or of about `most` tokens."""
     by_length: dict[tuple[int, int], list[Shared]] = {}
     for each in found:
         by_length.setdefault((len(each.tokens), len(each.others)), []).append(each)
     for (length, theirs), some in sorted(by_length.items()):
-        size = max(1, TOKENS // max(length, theirs)) if batch_size is None else batch_size
+        size = max(1, most // max(length, theirs)) if batch_size is None else batch_size
         for start in range(0, len(some), size):
             part = some[start : start + size]
             at = np.concatenate([i * length + each.at for i, each in enumerate(part)])

@@ -1,29 +1,37 @@
 """Pearson correlations of all units of one model with all of another, over the same text, in bounded memory.
 
-1. Texts run through both models, a batch at a time. Of the units' values, less those of the first batch's
-   mean, only weighted sums are kept: of products of units of the one with units of the other, and within each
-   layer of the other.
-2. Only some layers of the one model are summed in a pass, as many as memory has room for; more passes run the
-   texts again, the one model only as deep as these layers.
-3. The baseline: the units of each layer of the other model are turned by a random rotation. The covariances
-   with turned units follow from the sums; no text runs for it.
+1. Texts run through both models. Of the units' values, less the mean of the first ones, only weighted sums
+   are kept: of products of units of the one with units of the other, and within groups of units of the other.
+   Values are collected until there are enough of them for one multiplication of matrices.
+2. Only some units of the one model are summed in a pass, as many as memory has room for; more passes run the
+   texts again.
+3. The baseline: the units of each group of the other model are turned by a random rotation. A group is a
+   layer, or an equal part of one that has more than 2,048 units. The covariances with turned units follow
+   from the sums; no text runs for it.
 
-Shapes: m places, u units of a layer of the one model, n units of a layer of the other.
+Sums of products are in the values' precision, single as a rule: each is off by about 1e-7 of the sum of the
+products' sizes, times the root of how often values were added. All other sums are double.
+
+Shapes: m places, u units of the one model, n of the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# of one batch: the weights [m] of its places, the values [m, u] of some layers of the one model, and those
-# [m, n] of all layers of the other
+# of some places: their weights [m]; values of units of the one model [m, u], and of all units of the other
+# [m, n], each as parts side by side
 Values = tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]
+LARGEST = 2048  # units that are turned together, at most
 _FLAT = 1e-10  # of the mean square of a unit, below which its variance is rounding: it is constant
+_AT_ONCE = 1024  # units of the one model whose correlations with a group are held
+_BLOCK = 128  # columns of a symmetric matrix that are summed together
 
 
 @dataclass(frozen=True)
@@ -43,106 +51,149 @@ class Best:
     dead: np.ndarray
 
 
-class _Sums:
-    """Of some layers of the one model with all of the other."""
-
-    def __init__(self, sizes: Sequence[int], others: Sequence[int], within: bool) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float64)
-
-        self.weight = 0.0
-        self.one = [(zeros(u), zeros(u)) for u in sizes]
-        self.other = [(zeros(n), zeros(n)) for n in others]
-        self.between = [[zeros(u, n) for n in others] for u in sizes]
-        self.within = [zeros(n, n) for n in others] if within else []
-        self._shift: list[list[Tensor]] = []
-
-    def add(self, values: Values) -> None:
-        weights, own, theirs = values
-        weights = weights.to(own[0].dtype)
-        if not self._shift:
-            share = (weights / weights.sum())[:, None]
-            self._shift = [[(share * each).sum(0) for each in some] for some in (own, theirs)]
-        own, theirs = (
-            [each - shift for each, shift in zip(some, shifts, strict=True)]
-            for some, shifts in zip((own, theirs), self._shift, strict=True)
-        )
-        self.weight += float(weights.double().sum())
-        weighed = [each * weights[:, None] for each in own]
-        for sums, some, heavy in ((self.one, own, weighed), (self.other, theirs, None)):
-            for i, ((total, squares), each) in enumerate(zip(sums, some, strict=True)):
-                times = each * weights[:, None] if heavy is None else heavy[i]
-                total += times.sum(0).double().cpu()
-                squares += (times * each).sum(0).double().cpu()
-        for row, heavy in zip(self.between, weighed, strict=True):
-            for into, each in zip(row, theirs, strict=True):
-                into += (heavy.T @ each).double().cpu()
-        for into, each in zip(self.within, theirs if self.within else (), strict=True):
-            into += ((each * weights[:, None]).T @ each).double().cpu()
-
-    def covariance(self, i: int, j: int) -> Tensor:
-        """[u, n]."""
-        mean, there = self.one[i][0] / self.weight, self.other[j][0] / self.weight
-        return self.between[i][j] / self.weight - torch.outer(mean, there)
-
-    def within_other(self, j: int) -> Tensor:
-        """[n, n]: the covariance of a layer of the other."""
-        mean = self.other[j][0] / self.weight
-        return self.within[j] / self.weight - torch.outer(mean, mean)
-
-    def deviations(self, sums: Sequence[tuple[Tensor, Tensor]], shifts: Sequence[Tensor]) -> list[Tensor]:
-        """Each layer's standard deviations; 0 where a unit is constant."""
-        found = []
-        for (total, squares), shift in zip(sums, shifts, strict=True):
-            mean = total / self.weight
-            variance = squares / self.weight - mean.square()
-            size = squares / self.weight + shift.double().cpu().square()
-            found.append(torch.where(variance > _FLAT * size, variance, 0.0).sqrt())
-        return found
+class Covariances(Protocol):
+    """Of units of the one model with those of the other."""
 
     @property
-    def deviation(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Of the one model's layers, and of the other's."""
-        one, other = self._shift
-        return self.deviations(self.one, one), self.deviations(self.other, other)
+    def deviations(self) -> tuple[Tensor, Tensor]:
+        """The standard deviations [u] and [n]; 0 where a unit is constant."""
+        ...
+
+    def between(self, rows: slice, group: slice) -> Tensor:
+        """[rows, group]."""
+        ...
+
+    def turned(self, matrix: Tensor, group: slice) -> Tensor:
+        """[group]: the standard deviations of a group's units turned by a matrix."""
+        ...
 
 
-def rotation(size: int, seed: int, layer: int) -> Tensor:
-    """[size, size], random and orthogonal, of a layer."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + layer)
+class _Sums:
+    """The covariances of some units of the one model, from sums over texts."""
+
+    def __init__(self, own: int, groups: Sequence[slice], rows: int, within: bool) -> None:
+        self.sizes, self.groups = (own, groups[-1].stop), groups
+        self.rows, self.filled, self.weight, self.has_within = rows, 0, 0.0, within
+        self.moments = [torch.zeros(2, size, dtype=torch.float64) for size in self.sizes]  # sums and squares
+        self.shifts: list[Tensor] = []
+
+    def _start(self, weights: Tensor, values: Sequence[Sequence[Tensor]]) -> None:
+        share = weights / weights.sum()
+        self.shifts = [torch.cat([share.to(part.dtype) @ part for part in parts]) for parts in values]
+        like = self.shifts[0]
+        self.weights = like.new_empty(self.rows)
+        self.held = [like.new_empty(self.rows, size) for size in self.sizes]
+        self.products = like.new_zeros(self.sizes)
+        sizes = [group.stop - group.start for group in self.groups if self.has_within]
+        self.within = [like.new_zeros(size, size) for size in sizes]  # the upper triangles
+
+    def add(self, values: Values) -> None:
+        """Some more places."""
+        weights, *both = values
+        if not self.shifts:
+            self._start(weights, both)
+        done = 0
+        while done < len(weights):
+            count = min(len(weights) - done, self.rows - self.filled)
+            some, into = slice(done, done + count), slice(self.filled, self.filled + count)
+            self.weights[into] = weights[some]
+            for held, shift, parts in zip(self.held, self.shifts, both, strict=True):
+                first = 0
+                for part in parts:
+                    columns = slice(first, first + part.shape[1])
+                    torch.sub(part[some], shift[columns], out=held[into, columns])
+                    first = columns.stop
+            self.filled, done = self.filled + count, done + count
+            if self.filled == self.rows:
+                self.flush()
+
+    def flush(self) -> None:
+        """Sum what is held."""
+        root, both = self.weights[: self.filled].sqrt(), [held[: self.filled] for held in self.held]
+        self.weight += float(root.double().square().sum())
+        if bool((root != 1).any()):
+            for values in both:
+                values *= root[:, None]
+        own, theirs = both
+        self.products.addmm_(own.T, theirs)
+        for into, group in zip(self.within, self.groups if self.within else (), strict=True):
+            part = theirs[:, group]
+            for first in range(0, len(into), _BLOCK):
+                into[first : first + _BLOCK, first:].addmm_(
+                    part[:, first : first + _BLOCK].T, part[:, first:]
+                )
+        for values, (total, squares) in zip(both, self.moments, strict=True):
+            total += (root @ values).double().cpu()
+            squares += values.square_().sum(0).double().cpu()
+        self.filled = 0
+
+    @property
+    def deviations(self) -> tuple[Tensor, Tensor]:
+        """See `Covariances`."""
+        found = []
+        for (total, squares), shift in zip(self.moments, self.shifts, strict=True):
+            mean, square = total / self.weight, squares / self.weight
+            variance = square - mean.square()
+            size = square + shift.double().cpu().square()
+            found.append(torch.where(variance > _FLAT * size, variance, 0.0).sqrt())
+        return found[0], found[1]
+
+    def between(self, rows: slice, group: slice) -> Tensor:
+        """See `Covariances`."""
+        own, theirs = ((total / self.weight).to(self.products) for total, _ in self.moments)
+        return self.products[rows, group] / self.weight - torch.outer(own[rows], theirs[group])
+
+    def turned(self, matrix: Tensor, group: slice) -> Tensor:
+        """See `Covariances`."""
+        upper = self.within[self.groups.index(group)].triu().double().cpu()
+        mean = self.moments[1][0, group] / self.weight
+        covariance = (upper + upper.triu(1).T) / self.weight - torch.outer(mean, mean)
+        return ((matrix @ covariance) * matrix).sum(1).clamp_min(0).sqrt()
+
+
+def rotation(size: int, seed: int, group: int) -> Tensor:
+    """[size, size], random and orthogonal, of a group."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + group)
     matrix, triangle = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
     return matrix * triangle.diagonal().sign()  # uniform over rotations and reflections
 
 
+def groups_of(sizes: Sequence[int]) -> list[slice]:
+    """The groups of units that are turned together, of layers of some sizes."""
+    found, first = list[slice](), 0
+    for size in sizes:
+        parts = -(-size // LARGEST)
+        ends = [first + size * i // parts for i in range(parts + 1)]
+        found += map(slice, ends, ends[1:])
+        first += size
+    return found
+
+
 def best(
-    sizes: Sequence[int],
-    others: Sequence[int],
-    run: Callable[[Sequence[int]], Iterable[Values]],
+    own: int,
+    groups: Sequence[slice],
+    run: Callable[[int, int], Iterable[Values]],
     room: float,
+    rows: int,
     seed: int,
 ) -> Best:
     """The best partner of each unit of one model among all units of another, and the baseline.
 
     Args:
-        sizes: the number of units of each layer of the one model.
-        others: the same of the other.
-        run: from some layers of the one model, the values of all texts.
-        room: bytes that the sums may take; one layer of each at least is summed.
+        own: the number of units of the one model.
+        groups: those of the other's units.
+        run: the values of all texts, of the one model's units from one number up to another.
+        room: bytes that the sums may take; one unit at least is summed.
+        rows: places that are summed together.
         seed: of the rotations.
     """
     found, turned = list[Best](), list[Tensor]()
-    for number, layers in enumerate(_passes(sizes, others, room)):
-        sums = _Sums([sizes[i] for i in layers], others, within=not number)
-        for values in run(layers):
+    for start, stop in _passes(own, groups, room):
+        sums = _Sums(stop - start, groups, rows, within=not turned)
+        for values in run(start, stop):
             sums.add(values)
-        if not number:  # the deviations of the turned units
-            for layer in range(len(others)):
-                matrix, within = rotation(others[layer], seed, layer), sums.within_other(layer)
-                turned.append(((matrix @ within) * matrix).sum(1).clamp_min(0).sqrt())
-            sums.within.clear()
-        own, theirs = sums.deviation
-        for i, deviation in enumerate(own):
-            found.append(_of_layer(sums, i, deviation, theirs, turned, seed))
+        sums.flush()
+        found.append(compared(sums, groups, seed, turned))
     return Best(
         *(
             np.concatenate([getattr(each, name) for each in found])
@@ -151,39 +202,45 @@ def best(
     )
 
 
-def _passes(sizes: Sequence[int], others: Sequence[int], room: float) -> Iterator[list[int]]:
-    """Layers of the one model that are summed together, the deepest last."""
-    some, held = list[int](), 8.0 * sum(n * n for n in others)
-    for layer, size in enumerate(sizes):
-        needed = 8.0 * size * sum(others)
-        if some and held + needed > room:
-            yield some
-            some, held = [], 0.0
-        some.append(layer)
-        held += needed
-    yield some
+def _passes(own: int, groups: Sequence[slice], room: float) -> Iterator[tuple[int, int]]:
+    """From which unit to which a pass sums; the first one also within the other model."""
+    start, held = 0, 4.0 * sum((group.stop - group.start) ** 2 for group in groups)
+    while start < own:
+        stop = start + int(min(own - start, max(1.0, (room - held) / (4.0 * groups[-1].stop))))
+        yield start, stop
+        start, held = stop, 0.0
 
 
-def _of_layer(
-    sums: _Sums,
-    layer: int,
-    deviation: Tensor,
-    theirs: Sequence[Tensor],
-    turned: Sequence[Tensor],
-    seed: int,
-) -> Best:
-    """The best partners of one layer's units."""
+def compared(sums: Covariances, groups: Sequence[slice], seed: int, turned: list[Tensor]) -> Best:
+    """The best partners of the units of the one model.
+
+    Args:
+        sums: the covariances.
+        groups: of the other's units.
+        seed: of the rotations.
+        turned: each group's turned units' standard deviations; filled where it is empty.
+    """
+    deviation, others = sums.deviations
     highest = torch.full_like(deviation, -torch.inf)
     partner = torch.full((len(deviation),), -1)
-    baseline, first = highest.clone(), 0
-    for j, (other, others) in enumerate(zip(theirs, turned, strict=True)):
-        covariance = sums.covariance(layer, j)
-        value, which = _correlations(covariance, deviation, other).max(1)
-        partner = torch.where(value > highest, first + which, partner)
-        highest = torch.maximum(highest, value)
-        rotated = covariance @ rotation(len(other), seed, j).T
-        baseline = torch.maximum(baseline, _correlations(rotated, deviation, others).amax(1))
-        first += len(other)
+    baseline, known = highest.clone(), bool(turned)
+    for number, group in enumerate(groups):
+        matrix = rotation(group.stop - group.start, seed, number)
+        turning = matrix.T
+        if not known:
+            turned.append(sums.turned(matrix, group))
+        for first in range(0, len(deviation), _AT_ONCE):
+            rows = slice(first, first + _AT_ONCE)
+            covariance = sums.between(rows, group)
+            value, which = _correlations(covariance, deviation[rows], others[group]).max(1)
+            value, which = value.double().cpu(), which.cpu()
+            partner[rows] = torch.where(value > highest[rows], group.start + which, partner[rows])
+            highest[rows] = torch.maximum(highest[rows], value)
+            turning = turning.to(covariance)
+            value = (
+                _correlations(covariance @ turning, deviation[rows], turned[number]).amax(1).double().cpu()
+            )
+            baseline[rows] = torch.maximum(baseline[rows], value)
     dead = deviation == 0
     return Best(
         torch.where(dead, 0.0, highest).numpy(),
@@ -195,5 +252,6 @@ def _of_layer(
 
 def _correlations(covariance: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """[u, n]; -1, below all that counts, where a unit of the other is constant."""
-    products = torch.outer(torch.where(one > 0, one, 1.0), torch.where(other > 0, other, 1.0))
-    return torch.where(other > 0, covariance / products, -1.0).clamp(-1.0, 1.0)
+    one, other = (torch.where(each > 0, 1 / each, 0.0).to(covariance) for each in (one, other))
+    found = covariance * one[:, None] * other
+    return torch.where(other > 0, found, -1.0).clamp(-1.0, 1.0)

@@ -7,28 +7,25 @@ of each layer's units. The rotations here are orthogonal.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.memory import budget
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
-from circuitdiscovery.features.forward import NEURONS, PATTERN, forward, site_of
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.figures import figure_path, write_figure
-from circuitdiscovery.graph.nodes import head_name, mlp_name, part_name
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.universality.aligning import Batch, Shared, batches, shared
-from circuitdiscovery.universality.correlating import Best, Values, best
+from circuitdiscovery.universality.aligning import shared
+from circuitdiscovery.universality.correlating import Best, best, groups_of
+from circuitdiscovery.universality.kinds import Heads, Neurons, Reading, Units
 from circuitdiscovery.values import Value
 
 if TYPE_CHECKING:
@@ -36,18 +33,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNIVERSAL = 0.5  # the excess from which a unit counts as universal (Gurnee et al. 2024)
-_ROOM = 0.5  # of the memory that may be held, for the sums
 _SHOWN = 5  # units that are printed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Universality(Value):
-    """Which units of a model others have too (see `neurons` and `heads`).
+    """Which units of a model others have too (see `neurons`, `heads` and `features`).
 
     Args:
-        model: its name.
-        others: the other models' names.
-        kind: "neurons" or "heads".
+        model: its name; of features of a dictionary "m1 of NAME", with the site.
+        others: the other models' names, or dictionaries'.
+        kind: "neurons", "heads" or "features".
         tokens: how many tokens of the model were compared with each other one.
         names: [units].
         correlation: [others, units], the highest with any unit of that model.
@@ -112,7 +108,7 @@ class Universality(Value):
         where = figure_path(path)
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
-        layers = [int(name[1:].split("/")[0].split(".")[0]) for name in self.names]
+        layers = [int(re.findall(r"\d+", name)[0]) for name in self.names]
         shift = np.random.default_rng(0).uniform(-0.35, 0.35, len(layers))
         left.scatter(np.array(layers) + shift, self.excess, s=3, alpha=0.6, linewidths=0)
         left.axhline(UNIVERSAL, color="gray", linewidth=0.8, linestyle="--")
@@ -181,7 +177,7 @@ def neurons(
     >>> found.names[:2], round(float(found.correlation[0, :2].min()), 3)
     (('m0/n0', 'm0/n1'), 1.0)
     """
-    return _universality(model, others, texts, _Neurons, seed, batch_size, progress)
+    return _universality(model, others, texts, Neurons, seed, batch_size, progress)
 
 
 @guarded
@@ -215,52 +211,98 @@ def heads(
     >>> found.partners[0, :2].tolist()
     ['a0.h0', 'a0.h1']
     """
-    return _universality(model, others, texts, _Heads, seed, batch_size, progress)
+    return _universality(model, others, texts, Heads, seed, batch_size, progress)
 
 
 def _universality(
     model: Model,
     others: Any,
     texts: Any,
-    kind: type[_Neurons | _Heads],
+    kind: type[Neurons | Heads],
     seed: int,
     batch_size: int | None,
     progress: Progress | None,
 ) -> Universality:
-    several = [others] if isinstance(others, Model) else list(others)
+    several = list(others) if isinstance(others, list | tuple) else [others]
     if not several or not all(isinstance(each, Model) for each in several):
         raise CircuitDiscoveryError(f"others must be a loaded model, or several, not {shown(others)}")
+    names = distinct([each.name for each in several])
+    return universality(
+        kind(model), [kind(each) for each in several], texts, (model.name, *names), seed, batch_size, progress
+    )
+
+
+def universality(
+    units: Units,
+    others: Sequence[Units],
+    texts: Any,
+    names: Sequence[str],
+    seed: int,
+    batch_size: int | None,
+    progress: Progress | None,
+) -> Universality:
+    """Which units others have too, over texts.
+
+    Args:
+        units: of one model.
+        others: of each other one.
+        texts, seed, batch_size, progress: as for `neurons`.
+        names: what the one and the others are called.
+    """
     if not isinstance(texts, str | Task):
         texts = list(texts)  # of an iterator, too
-    units, found, tokens = kind(model), list[Best](), list[int]()
-    partners = list[list[str]]()
-    for number, other in enumerate(several):
-        theirs, both = kind(other), shared(model, other, texts)
-        run = partial(
-            _values,
-            units,
-            theirs,
-            both,
-            batch_size=batch_size,
-            progress=_part(progress, number, len(several)),
-        )
-        room = _ROOM * budget(torch.device("cpu"))
-        found.append(best(units.sizes, theirs.sizes, run, room, seed))
+    found, tokens = list[Best](), list[int]()
+    for number, theirs in enumerate(others):
+        both = shared(units.model, theirs.model, texts)
+        report = _part(progress, number, len(others))
+        reading = Reading(units, theirs, both, batch_size, budget(units.model.device), report)
+        groups = groups_of(theirs.sizes)
+        found.append(best(sum(units.sizes), groups, reading.values, reading.room, reading.rows, seed))
         tokens.append(sum(len(each.tokens) - 1 for each in both))
-        names = np.array([*theirs.names, ""])
-        partners.append(names[found[-1].partner].tolist())
+    return gathered(units.kind, names, units.names, [each.names for each in others], found, tokens)
+
+
+def gathered(
+    kind: str,
+    models: Sequence[str],
+    names: tuple[str, ...],
+    theirs: Sequence[Sequence[str]],
+    found: Sequence[Best],
+    tokens: Sequence[int],
+) -> Universality:
+    """What was found beside each of several others.
+
+    Args:
+        kind: of the units.
+        models: what the one and the others are called.
+        names: of the units, and `theirs`: of those of each other one.
+        found, tokens: of each other one.
+    """
     dead = np.logical_or.reduce([each.dead for each in found])
+    partners = [np.array([*some, ""])[each.partner] for some, each in zip(theirs, found, strict=True)]
     return Universality(
-        model.name,
-        tuple(each.name for each in several),
-        kind.kind,
+        models[0],
+        tuple(models[1:]),
+        kind,
         tuple(tokens),
-        units.names,
+        names,
         np.stack([each.correlation for each in found]),
-        np.array(partners),
+        np.array([each.tolist() for each in partners]),
         np.stack([each.baseline for each in found]),
-        tuple(name for name, gone in zip(units.names, dead, strict=True) if gone),
+        tuple(name for name, gone in zip(names, dead, strict=True) if gone),
     )
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The same with a number behind each that another one has, too.
+
+    >>> distinct(["toy", "other", "toy"])
+    ['toy 1', 'other', 'toy 2']
+    """
+    return [
+        f"{name} {names[: i + 1].count(name)}" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
 
 
 def _part(progress: Progress | None, number: int, models: int) -> Progress | None:
@@ -269,102 +311,3 @@ def _part(progress: Progress | None, number: int, models: int) -> Progress | Non
         return None
     report = progress
     return lambda done, whole: report(number * whole + done, models * whole)
-
-
-def _values(
-    units: _Neurons | _Heads,
-    theirs: _Neurons | _Heads,
-    both: Sequence[Shared],
-    layers: Sequence[int],
-    *,
-    batch_size: int | None,
-    progress: Progress | None,
-) -> Iterator[Values]:
-    """Of all texts, of some layers of the one model."""
-    done = 0
-    for batch in batches(both, batch_size, units.model.device):
-        own = units.values(batch, layers, own=True)
-        other = theirs.values(batch, range(theirs.model.n_layers), own=False)
-        yield units.weights(batch), own, [each.to(own[0].device) for each in other]
-        done += len(batch.tokens)
-        if progress is not None:
-            progress(done, len(both))
-
-
-@dataclass(frozen=True)
-class _Neurons:
-    """A model's neurons."""
-
-    model: Model
-    kind = "neurons"
-
-    def __post_init__(self) -> None:
-        for layer in range(self.model.n_layers):
-            site_of(self.model, NEURONS.format(layer))  # where there are any
-
-    @property
-    def sizes(self) -> list[int]:
-        """Of each layer."""
-        return [block.d_mlp for block in self.model.blocks]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Layer by layer."""
-        return tuple(
-            part_name(mlp_name(layer), f"n{i}") for layer, size in enumerate(self.sizes) for i in range(size)
-        )
-
-    def values(self, batch: Batch, layers: Sequence[int], own: bool) -> list[Tensor]:
-        """[m, u] each."""
-        tokens, at = (batch.tokens, batch.at) if own else (batch.others, batch.there)
-        places = [NEURONS.format(layer) for layer in layers]
-        found = forward(self.model, tokens.to(self.model.device), places)
-        return [_wide(found[place].flatten(0, 1))[at.to(found[place].device)] for place in places]
-
-    def weights(self, batch: Batch) -> Tensor:
-        """[m]."""
-        return batch.weights
-
-
-@dataclass(frozen=True)
-class _Heads:
-    """A model's attention heads."""
-
-    model: Model
-    kind = "heads"
-
-    @property
-    def sizes(self) -> list[int]:
-        """Of each layer."""
-        return [self.model.n_heads] * self.model.n_layers
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Layer by layer."""
-        return tuple(
-            head_name(layer, i) for layer in range(self.model.n_layers) for i in range(self.model.n_heads)
-        )
-
-    def values(self, batch: Batch, layers: Sequence[int], own: bool) -> list[Tensor]:
-        """[m, heads] each: m pairs of a token and one before it, or itself."""
-        if not batch.same:
-            raise CircuitDiscoveryError("attention is compared between models that make the same tokens")
-        places = [PATTERN.format(layer) for layer in layers]
-        found = forward(self.model, batch.tokens.to(self.model.device), places)
-        query, key = _pairs(batch.tokens.shape[1])
-        return [_wide(found[place][:, :, query, key].flatten(1).T) for place in places]
-
-    def weights(self, batch: Batch) -> Tensor:
-        """[m]: each pair counts once."""
-        query, _ = _pairs(batch.tokens.shape[1])
-        return torch.ones(len(batch.tokens) * len(query), device=batch.tokens.device)
-
-
-def _pairs(length: int) -> tuple[Tensor, Tensor]:
-    """(queries, keys): all from the second token on."""
-    query, key = torch.tril_indices(length - 1, length - 1)
-    return query + 1, key + 1
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
