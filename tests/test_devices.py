@@ -231,6 +231,12 @@ FEATURES: dict[str, Callable[[Any, Any], Any]] = {
     "a patchscope": lambda model, task: cd.features.patchscope(
         model, tokens(task), "resid1", into=2, target=tokens(task)[0], target_position=2
     ),
+    "neurons in common": lambda model, task: [
+        *cd.universality.neurons(model, model, tokens(task)).correlation.ravel()
+    ],
+    "heads in common": lambda model, task: [
+        *cd.universality.heads(model, model, tokens(task)).correlation.ravel()
+    ],
     "circuits": lambda model, task: cd.universality.circuits(
         {"a": (model, cd.eap(model, task).best(30)), "b": (model, cd.eap(model, task).best(20))}, task
     ),

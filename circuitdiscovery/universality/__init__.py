@@ -1,6 +1,5 @@
-"""Do other models do it the same way: neurons, attention heads and features of dictionaries that several models
-have in common, their circuits for one task, circuits on other tasks than their own, and how a circuit forms
-over training."""
+"""Do other models do it the same way: neurons, heads and features that several models have in common, their
+circuits for one task, circuits on other tasks than their own, and how a circuit forms over training."""
 
 from circuitdiscovery.universality.comparing import SharedCircuits, circuits
 from circuitdiscovery.universality.dictionaries import FeatureUniversality, features

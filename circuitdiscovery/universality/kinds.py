@@ -22,11 +22,8 @@ from circuitdiscovery.universality.aligning import Batch, Shared, batches
 from circuitdiscovery.universality.correlating import Values
 
 _ROWS = 1024  # places whose values are computed and summed together, at most
-_SUMS, _VALUES, _READ = (
-    0.5,
-    0.1,
-    0.2,
-)  # of the memory that may be held, for sums, values, and what a run reads
+# of the memory that may be held: for sums, values, and what a run reads
+_SUMS, _VALUES, _READ = 0.5, 0.1, 0.2
 # (token or pair of tokens of the one model, that of the other, weight), [m] each
 Places = tuple[Tensor, Tensor, Tensor]
 
@@ -257,7 +254,7 @@ class Reading:
 
     def values(self, start: int, stop: int) -> Iterator[Values]:
         """Those of all texts, of the one model's units from one number up to another."""
-        parts, first, done = list[tuple[int, slice]](), 0, 0
+        parts, first, done, device = list[tuple[int, slice]](), 0, 0, self.own.model.device
         for layer, size in enumerate(self.own.sizes):
             part = slice(max(0, start - first), min(size, stop - first))
             if part.start < part.stop:
@@ -272,12 +269,10 @@ class Reading:
             where = zip(*(each.split(self.rows) for each in self.own.places(batch)), strict=True)
             for at, there, weights in where:
                 mine = [
-                    self.own.values(each[at.to(each.device)])[:, part]
+                    self.own.values(each[at.to(each.device)])[:, part].to(device)
                     for each, (_, part) in zip(own, parts, strict=True)
                 ]
-                other = [
-                    self.theirs.values(each[there.to(each.device)]).to(mine[0].device) for each in theirs
-                ]
+                other = [self.theirs.values(each[there.to(each.device)]).to(device) for each in theirs]
                 yield weights.to(mine[0]), mine, other
             done += len(batch.tokens)
             if self.progress is not None:
