@@ -27,6 +27,7 @@ TOY_EDGES = 60
 TOY_LAYERS = 4
 SHARE = 0.01  # of the edges of a real model
 EXPLAINED = 30  # of the strongest nodes: their heads' roles are looked for
+PICTURES = {"ioi-toy-seed-1.png": "seed 1", "ioi-toy-smollm2.png": "smollm2-135m"}  # beside toy
 LOG = logging.getLogger("shared_circuits")
 
 
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/shared-circuits"))
     parser.add_argument("--only", nargs="*", help="some of the models, to find their circuits alone")
     parser.add_argument("--page", type=Path)
-    parser.add_argument("--picture", type=Path, help="of the first two")
+    parser.add_argument("--pictures", type=Path, help="a folder: toy beside a seed, and beside SmolLM2")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     given.out.mkdir(parents=True, exist_ok=True)
@@ -111,11 +112,10 @@ def main() -> None:
     shared = circuits({label: (each.model, each.circuit) for label, each in models.items()}, TASK)
     LOG.info("compared, %.0f s", time.process_time() - start)
     show(page(models, shared), given.page)
-    if given.picture is not None:
-        some = list(models)[:2]
-        circuits({label: (models[label].model, models[label].circuit) for label in some}, TASK).draw(
-            given.picture
-        )
+    for name, other in (PICTURES if given.pictures is not None else {}).items():
+        if other in models:
+            some = {label: (models[label].model, models[label].circuit) for label in ("toy", other)}
+            circuits(some, TASK).draw(given.pictures / name)
 
 
 if __name__ == "__main__":

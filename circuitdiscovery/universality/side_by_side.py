@@ -80,7 +80,7 @@ def to_dot(found: SharedCircuits, max_edges: int | None) -> str:
         frame = graphviz.Digraph(
             f"cluster_{number}",
             graph_attr={
-                "label": f"{label}: {found.models[label]}",
+                "label": label if label == found.models[label] else f"{label}: {found.models[label]}",
                 "color": FAINT,
                 "labelloc": "b",
                 "style": "rounded",
