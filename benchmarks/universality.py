@@ -211,7 +211,9 @@ def seeds_table(found: dict[str, Any]) -> Iterator[str]:
 
 def _said(each: dict[str, Any]) -> str:
     words = " ".join(_quoted(word) for word in each["promoted"])
-    return f"raises {words}; at {', '.join(_quoted(_around(text)) for text in each['snippets'])}"
+    bare = [(text, text.replace("[", "").replace("]", "")) for text in each["snippets"]]
+    shown = [f"at {_quoted(_around(text))}" for text, without in bare if "://" not in without]
+    return f"raises {words}; {', '.join([*shown, *['in a web address'] * (len(shown) < len(bare))])}"
 
 
 def _around(text: str) -> str:
