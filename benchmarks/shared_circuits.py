@@ -112,8 +112,8 @@ def main() -> None:
     shared = circuits({label: (each.model, each.circuit) for label, each in models.items()}, TASK)
     LOG.info("compared, %.0f s", time.process_time() - start)
     show(page(models, shared), given.page)
-    for name, other in (PICTURES if given.pictures is not None else {}).items():
-        if other in models:
+    for name, other in PICTURES.items():
+        if given.pictures is not None and other in models:
             some = {label: (models[label].model, models[label].circuit) for label in ("toy", other)}
             circuits(some, TASK).draw(given.pictures / name)
 
