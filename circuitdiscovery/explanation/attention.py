@@ -103,9 +103,8 @@ def _attention(model: Model, run: Run) -> Tensor:
 def _values_at_answers(model: Model, run: Run, batch: Batch) -> Tensor:
     """[L, G, N, K]."""
     read = {each.readers.layer: each.values for each in run.readings if each.readers.letter == "v"}
-    values = [read[layer].to(model.device) for layer in range(len(model.blocks))]
-    rows = torch.arange(len(batch.position), device=model.device)
-    return torch.stack([each[:, rows, batch.position] for each in values])
+    found = [at_position(read[layer].permute(1, 2, 0, 3), batch.position) for layer in range(len(read))]
+    return torch.stack([each.to(model.device).transpose(0, 1) for each in found])
 
 
 def at_once(model: Model, length: int, *, sources: bool = False) -> int:

@@ -25,7 +25,7 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.universality.matching import Pair, align
 from circuitdiscovery.universality.overlap import Chance, chance, jaccard, links
-from circuitdiscovery.universality.tasks import tasks_for
+from circuitdiscovery.universality.tasks import check_pairs, tasks_for
 from circuitdiscovery.universality.views import VIEWS, shared_names, shared_rows, views
 from circuitdiscovery.values import Value
 
@@ -237,11 +237,7 @@ def _check(of: Any, by: Sequence[str], effort: str) -> None:
         raise CircuitDiscoveryError(
             'give at least two circuits with their models: {"a": (model, circuit), "b": (other, its_circuit)}'
         )
-    for label, each in of.items():
-        given = tuple(each) if isinstance(each, tuple | list) else ()
-        if len(given) != 2 or not isinstance(given[0], Model) or not isinstance(given[1], Circuit):
-            raise CircuitDiscoveryError(f"{label!r}: give (model, circuit), not {shown(each)}")
-        given[1].check_model(given[0])
+    check_pairs(of)
     if isinstance(by, str) or not by:
         raise CircuitDiscoveryError(f"by must be some of {', '.join(VIEWS)}, not {shown(by)}")
     for view in by:

@@ -87,7 +87,8 @@ def to_dot(found: SharedCircuits, max_edges: int | None) -> str:
                 "fontsize": "14",
             },
         )
-        _add(frame, number, circuit, common, numbers, {n: colours[r] for n, r in roles.items()}, max_edges)
+        tints = {node: colours[role] for node, role in roles.items()}
+        _add(frame, number, circuit, common, letters, numbers, tints, max_edges)
         picture.subgraph(frame)
     return picture.source
 
@@ -97,6 +98,7 @@ def _add(
     number: int,
     circuit: Circuit,
     common: frozenset[Link],
+    letters: bool,
     numbers: dict[str, str],
     colours: dict[str, str],
     max_edges: int | None,
@@ -106,11 +108,9 @@ def _add(
 
     values = np.full(circuit.mask.shape, np.nan) if circuit.scores is None else circuit.scores
     part, _ = shown(circuit, values, max_edges)
-    split = circuit.graph.split_qkv
     drawn = dict[tuple[str, str], bool]()
-    for source, reader, letter in sorted(links(part, split)):
-        shared = any((source, reader, each) in common for each in (letter, "") if each or not letter)
-        drawn[source, reader] = drawn.get((source, reader), False) or shared
+    for link in links(part, letters):
+        drawn[link[:2]] = drawn.get(link[:2], False) or link in common
     nodes = {node for edge in drawn for node in edge}
     ranks = dict[tuple[int, int], list[str]]()
     for node in (INPUT, *circuit.graph.inner, LOGITS):
@@ -125,7 +125,7 @@ def _add(
         if before:
             frame.edge(f"{number}.{before}", f"{number}.{rank[0]}", style="invis", weight="20")
         before = rank[0]
-    for (source, reader), shared in sorted(drawn.items(), key=lambda each: each[1]):
+    for (source, reader), shared in sorted(drawn.items(), key=lambda each: (each[1], each[0])):
         style = {"color": HELPS, "penwidth": "2"} if shared else {"color": "#BBBBBB", "penwidth": "0.9"}
         frame.edge(f"{number}.{source}", f"{number}.{reader}", **style)
 

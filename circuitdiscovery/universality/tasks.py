@@ -1,14 +1,31 @@
-"""A task in the tokens of each of several models."""
+"""What several models are asked: circuits with their models, and a task in the tokens of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.load import load_task, tasks_alike
 from circuitdiscovery.task.task import Task
+from circuitdiscovery.task.tokenization import encoder_of
+
+
+def check_pairs(given: Mapping[Any, Any]) -> None:
+    """Each is a model and a circuit of it.
+
+    Raises:
+        CircuitDiscoveryError: one that is not; names its label.
+    """
+    for label, each in given.items():
+        pair = tuple(each) if isinstance(each, tuple | list) else ()
+        if len(pair) != 2 or not isinstance(pair[0], Model) or not isinstance(pair[1], Circuit):
+            raise CircuitDiscoveryError(
+                f"circuits must be name -> (model, circuit); {label!r}: give (model, circuit), not {shown(each)}"
+            )
+        pair[1].check_model(pair[0])
 
 
 def tasks_for(
@@ -51,8 +68,7 @@ def task_for(model: Model, task: Any, *, examples: int | None = None, seed: int 
     texts = [(each.text, each.clean) for each in task.examples if each.text]
     if texts and model.tokenizer is not None:
         text, tokens = texts[0]
-        made = tuple(model.tokenizer(text)["input_ids"])
-        if made not in (tokens, tokens[1:]) and made[1:] != tokens:  # with or without BOS
+        if encoder_of(model, task.name, False).ids(text) not in (tokens, tokens[1:]):  # or with a BOS
             raise CircuitDiscoveryError(
                 f"task {task.name} is not in the tokens of {model.name}: give the task by its name"
             )

@@ -28,7 +28,7 @@ from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.universality.tasks import task_for
+from circuitdiscovery.universality.tasks import check_pairs, task_for
 from circuitdiscovery.values import Value, part_in_words, table
 
 if TYPE_CHECKING:
@@ -330,11 +330,7 @@ def _pairs(given: Any) -> dict[str, tuple[Model, Circuit]]:
     valid = 'circuits must be name -> (model, circuit), such as {"a": (model, circuit)}'
     if not isinstance(given, Mapping) or not given:
         raise CircuitDiscoveryError(f"{valid}, not {shown(given)}")
-    for name, pair in given.items():
-        right = isinstance(pair, tuple | list) and len(pair) == 2
-        if not right or not isinstance(pair[0], Model) or not isinstance(pair[1], Circuit):
-            raise CircuitDiscoveryError(f"{valid}; {shown(name)} has {shown(pair)}")
-        pair[1].check_model(pair[0])
+    check_pairs(given)
     return {str(name): (model, circuit) for name, (model, circuit) in given.items()}
 
 
