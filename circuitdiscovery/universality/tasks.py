@@ -23,7 +23,8 @@ def check_pairs(given: Mapping[Any, Any]) -> None:
         pair = tuple(each) if isinstance(each, tuple | list) else ()
         if len(pair) != 2 or not isinstance(pair[0], Model) or not isinstance(pair[1], Circuit):
             raise CircuitDiscoveryError(
-                f"circuits must be name -> (model, circuit); {label!r}: give (model, circuit), not {shown(each)}"
+                f"circuits must be name -> (model, circuit); {label!r}: give (model, circuit), "
+                f"not {shown(each)}"
             )
         pair[1].check_model(pair[0])
 
