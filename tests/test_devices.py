@@ -150,6 +150,7 @@ def watched(request: pytest.FixtureRequest, tinies: Callable[[str], Tiny]) -> It
     assert watch.calls > 10
 
 
+CHAIN = cd.Hypothesis("tokens", dict.fromkeys(("a0.h1", "m0", "a1.h0", "m1", "a2.h1"), ()), shared=())
 WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "a circuit": lambda model, task: cd.run_circuit(model, task, cd.Circuit.full(model.graph)),
     "means": lambda model, task: cd.run_circuit(model, task, cd.eap(model, task).top(40), ablation="mean"),
@@ -168,6 +169,7 @@ WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "evaluate": lambda model, task: cd.evaluate(model, task, cd.eap(model, task).best(30), effort="quick"),
     "curve": lambda model, task: cd.curve(model, task, cd.eap(model, task), metric="kl_divergence"),
     "explain": lambda model, task: cd.explain(model, task, cd.eap(model, task).best(30), effort="quick"),
+    "scrub": lambda model, task: cd.scrub(model, task, CHAIN, draws=2, renamed=2),
 }
 
 
@@ -252,6 +254,7 @@ SPREAD = (
     "edge_pruning",
     "path_patching",
     "evaluate",
+    "scrub",
 )
 
 

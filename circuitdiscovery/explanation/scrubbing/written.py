@@ -84,14 +84,15 @@ class Written:
                 projected[letter] = block.head_reads(letter, head, streams[column])[None]
             else:
                 assert drawn.rest is not None
-                projected[letter] = self._reads(column, head)[self._numbers(drawn.rest, some)][None]
+                reads = self._reads(column, head)
+                projected[letter] = reads[self._numbers(drawn.rest, some).to(reads.device)][None]
         # [1, draws * examples, T, K]
         z = block.attend(projected["q"], projected["k"], projected["v"], heads=[head])
-        return block.written(z, [head])[0]
+        return block.written(z, [head])[0].to(self.model.device)
 
     def _reads(self, column: int, head: int) -> Tensor:
-        """[P, T, K]: what a head reads by one of its receivers on every prompt, where the hypothesis holds
-        nothing of it."""
+        """[P, T, K], where the layer is: what a head reads by one of its receivers on every prompt, where the
+        hypothesis holds nothing of it."""
         if (column, head) not in self._read_on_all:
             graph = self.model.graph
             block = self.model.blocks[graph.receiver_layers[column]]
