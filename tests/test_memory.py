@@ -63,10 +63,17 @@ def wide() -> Any:
     return cd.load_model(LlamaForCausalLM(config).eval())
 
 
+def effects(model: Any, task: Any) -> list[float]:
+    """Of some nodes, by their cards."""
+    circuit = cd.random(model, task).best(20)
+    return [card.effect for card in cd.explain(model, task, circuit, effort="quick").cards.values()]
+
+
 SEARCHES: dict[str, tuple[int, str, Callable[[Any, Any], Any]]] = {
     "eap": (48, "60MB", lambda model, task: cd.eap(model, task).values),
     "run_circuit": (48, "60MB", lambda model, task: cd.run_circuit(model, task, cd.Circuit.full(model.graph))),
     "edge_pruning": (12, "100MB", lambda model, task: cd.edge_pruning(model, task, edges=50, steps=1).values),
+    "explain": (48, "40MB", effects),
 }  # fmt: skip
 
 
@@ -82,6 +89,7 @@ def test_a_search_stays_within_its_budget_and_finds_the_same(wide: Any, name: st
     free, most = measured(partial(search, wide, task), first, tmp_path / "free")
     # the allocator keeps what was freed, and the process holds up to about 1.7 times what lives
     assert least < 1.7 * size(budget) and 1.5 * least < most, (least / 1e6, most / 1e6)
+    assert free.any()
     torch.testing.assert_close(bounded, free, atol=2e-5 * float(free.abs().max()), rtol=0)
 
 

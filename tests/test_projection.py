@@ -78,13 +78,12 @@ def test_a_node_is_what_it_writes_on_average_at_the_answers_position(
     check(f.project(model, node, task=task), expected)
 
 
-@pytest.mark.parametrize("chunk", [2**25, 500])
+@pytest.mark.parametrize("budget", ["1GB", "16kB"])
 def test_a_heads_output_weights_are_the_pairs_of_the_dense_matrix(
-    llama: Tiny, chunk: int, monkeypatch: pytest.MonkeyPatch
+    llama: Tiny, budget: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Grouped heads: 3 reads the second group's values. Of the first layer the matrix is what the head writes
     of a prompt of one token."""
-    monkeypatch.setattr(projection, "_PAIRS_AT_ONCE", chunk)
     monkeypatch.setattr(projection, "_ROWS_AT_ONCE", 64)
     model, network = cd.load_model(llama.hf), llama.hf
     attention, d = network.model.layers[0].self_attn, model.d_model // model.n_heads
@@ -93,7 +92,8 @@ def test_a_heads_output_weights_are_the_pairs_of_the_dense_matrix(
         values = read @ attention.v_proj.weight[d : 2 * d].T
         written = values @ attention.o_proj.weight[:, 3 * d : 4 * d].T
         dense = (written * network.model.norm.weight) @ network.lm_head.weight.T
-    check(f.project(model, "a0.h3"), dense)
+    with cd.memory_budget(budget):
+        check(f.project(model, "a0.h3"), dense)
     one = f.run(model, [[token] for token in range(VOCABULARY)]).values("a0.h3")[:, 0]
     torch.testing.assert_close(one, written, atol=1e-5, rtol=1e-5)
 

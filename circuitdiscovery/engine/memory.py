@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from circuitdiscovery.task.task import Task
 
 _SHARE = 0.8  # of what is free
+_PIECE = 1 / 8  # of a budget, for what is computed some at a time
 _MARGIN = 1.5  # a need counts the largest tensors; what is beside them takes up to half as much again
 _CGROUP = Path("/sys/fs/cgroup")
 _asked: ContextVar[int | None] = ContextVar("memory budget", default=None)
@@ -36,7 +37,7 @@ _asked: ContextVar[int | None] = ContextVar("memory budget", default=None)
 
 @guarded
 def memory_budget(memory: int | str) -> AbstractContextManager[None]:
-    """A bound of the memory that searches and measurements take, for a `with` statement.
+    """A bound of the memory that searches, measurements and explanations take, for a `with` statement.
 
     Fewer examples go through at once where all do not fit; what is found does not change but for roundings.
     Without it the bound is 80% of what is free when a search begins.
@@ -77,6 +78,18 @@ def budget(device: torch.device, planned: float = 0) -> float:
     if (asked := _asked.get()) is not None:
         return asked
     return max(0.0, _SHARE * (_free(device) - planned))
+
+
+def some(each: float, device: torch.device, most: float = 2**27) -> int:
+    """How many things that could go through one by one go through at once: as many as `most` bytes hold, or
+    an eighth of the budget where that is less; at least one.
+
+    Args:
+        each: the bytes of one.
+        device: where the weights are.
+        most: bytes; more are not faster.
+    """
+    return max(1, int(min(most, _PIECE * budget(device)) // each))
 
 
 def _free(device: torch.device) -> float:
@@ -166,6 +179,11 @@ class Need:
         )
 
 
+def run_token(model: Model) -> float:
+    """The bytes that a plain run without a gradient holds of one token."""
+    return _layers(model, 0) / model.n_layers
+
+
 def _longest(task: Task) -> int:
     return max(len(example.clean) for example in task.examples)
 
@@ -199,7 +217,7 @@ def _streams(model: Model) -> int:
 
 def plain(model: Model, task: Task) -> Need:
     """Of plain runs, without a gradient."""
-    return Need(_longest(task) * _layers(model, 0) / model.n_layers + 4 * _logits(model))
+    return Need(_longest(task) * run_token(model) + 4 * _logits(model))
 
 
 def masked(model: Model, graph: Graph, task: Task) -> Need:

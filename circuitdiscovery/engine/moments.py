@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from circuitdiscovery.engine import memory
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
@@ -228,7 +229,8 @@ class Moments:
         wanted = [row for row, found in enumerate(member) if found]
         longest = max(len(self._pool.examples[row].corrupted) for row in wanted)
         each = len(self._parts.packing) * longest * self._model.d_model * 4
-        for batch in self._pool.batches(max(1, min(_BATCH_ROWS, _BATCH_BYTES // each)), wanted):
+        size = min(_BATCH_ROWS, memory.some(each, self._model.device, _BATCH_BYTES))
+        for batch in self._pool.batches(size, wanted):
             values, rows = self._written(batch.corrupted), batch.rows.tolist()
             for key in keys:
                 if columns := [i for i, row in enumerate(rows) if key in member[row]]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.engine import memory
 from circuitdiscovery.explanation.cards import FIRST
 from circuitdiscovery.graph.nodes import head_of, letter_of, parsed
 from circuitdiscovery.model.model import Model
@@ -30,7 +31,6 @@ from circuitdiscovery.task.example import END, Example
 from circuitdiscovery.task.task import Task
 
 MOST = 5  # attended tokens that are named
-_BYTES = 2**27  # of sources and attention held at once, if no batch size is given
 
 
 # ------------------------------------------------------------------ a plain run, seen
@@ -115,7 +115,7 @@ def at_once(model: Model, length: int, *, sources: bool = False) -> int:
     each = graph.n_layers * (streams + graph.n_heads * length) + (
         len(graph.sources) * model.d_model if sources else 0
     )
-    return max(1, _BYTES // (length * each * model.W_E.element_size()))
+    return memory.some(length * each * model.W_E.element_size(), model.device)
 
 
 @torch.no_grad()

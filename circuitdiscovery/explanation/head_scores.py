@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitdiscovery.engine import memory
 from circuitdiscovery.explanation.attention import Observed, at_once, attention
 from circuitdiscovery.graph.nodes import head_of
 from circuitdiscovery.model.model import Model
@@ -164,11 +165,11 @@ class CopyScores:
             stream_after(Parts.of(seen.model), early[:, rows, places], 1),
             seen.batch.clean[rows, places],
         )
-        at_once = max(1, _BYTES // (seen.model.vocab_size * stream.element_size()))
-        for some, right in zip(stream.split(at_once), words.split(at_once), strict=True):
+        size = memory.some(seen.model.vocab_size * stream.element_size(), seen.model.device, _BYTES)
+        for part, right in zip(stream.split(size), words.split(size), strict=True):
             for head, count in self._counts.items():
                 count += (
-                    torch.stack(among(_copied(seen.model, head, some), right[:, None])).sum(1).cpu().numpy()
+                    torch.stack(among(_copied(seen.model, head, part), right[:, None])).sum(1).cpu().numpy()
                 )
 
     def of(self, head: str) -> dict[str, float]:

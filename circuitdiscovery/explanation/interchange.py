@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitdiscovery.engine import memory
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import letter_of, parsed
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import Reading, at_position, per_head, plain_run, unembed
 
 ATTENTION = 0.3  # its share of the cost of a layer
-_BYTES = 2**27  # that changed runs hold at once
 _LOGIT_BYTES = 2**25
 
 # (layer, letter) -> indices of receivers; the logits are in the layer after the last
@@ -205,7 +205,8 @@ def changed_logits(
     for start in range(0, len(order), size):
         some = order[start : start + size]
         streams = _Sweep(plain, position, [changes[i] for i in some]).streams()  # [m, N, D]
-        at_once = max(1, _LOGIT_BYTES // (streams.shape[1] * plain.model.vocab_size * streams.element_size()))
+        logits = streams.shape[1] * plain.model.vocab_size * streams.element_size()
+        at_once = memory.some(logits, plain.model.device, _LOGIT_BYTES)
         for first in range(0, len(some), at_once):
             yield some[first : first + at_once], unembed(plain.model, streams[first : first + at_once])
 
@@ -213,11 +214,8 @@ def changed_logits(
 def _at_once(plain: Plain) -> int:
     block, width = plain.model.blocks[0], plain.model.d_model
     hidden, heads = block.d_mlp, plain.model.graph.n_heads * block.d_head
-    return max(
-        1,
-        _BYTES
-        // (plain.tokens.numel() * (6 * width + 3 * hidden + 5 * heads) * plain.model.W_E.element_size()),
-    )
+    each = (6 * width + 3 * hidden + 5 * heads) * plain.model.W_E.element_size()
+    return memory.some(plain.tokens.numel() * each, plain.model.device)
 
 
 class _Sweep:

@@ -96,7 +96,7 @@ def top_activations(
     for start, rows in _parts(model, texts_or_task):
         draw = np.random.default_rng((seed, start))
         chance = [draw.random((2, len(row))) for row in rows]
-        for some, tokens in batches(rows, batch_size, model.device):
+        for some, tokens in batches(model, rows, batch_size):
             chances, ids = np.stack([chance[row] for row in some], 1), tokens.cpu().numpy()
             for which, values in _values(model, tokens, readers):
                 _check(values, units[which])

@@ -33,7 +33,7 @@ def attributed(
     last = f"resid{model.n_layers}"
     places = {last, *(unit.read.place for unit in units), *(place for place, _ in filter(None, norms))}
     directions = torch.stack([_direction(model, each) for each in task.examples])
-    for rows, tokens in batches([each.clean for each in task.examples], batch_size, model.device):
+    for rows, tokens in batches(model, [each.clean for each in task.examples], batch_size):
         found, n = forward(model, tokens, places), torch.arange(len(rows), device=model.device)
         ends = torch.tensor([task.examples[row].position for row in rows], device=model.device)
         for i, (unit, norm) in enumerate(zip(units, norms, strict=True)):

@@ -191,7 +191,7 @@ def activations(
     def collected(start: int, stop: int) -> Tensor:
         """[n, d], of some prompts."""
         found: list[Tensor] = [torch.empty(0)] * (stop - start)
-        for some, tokens in batches(prompts.rows[start:stop], batch_size, model.device):
+        for some, tokens in batches(model, prompts.rows[start:stop], batch_size):
             values = site.of(forward(model, tokens, (site.place,))[site.place])
             values = values[..., None] if values.dim() == 2 else values
             for row, each in zip(some, values, strict=True):

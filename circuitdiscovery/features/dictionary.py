@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from circuitdiscovery.arguments import guarded
+from circuitdiscovery.engine import memory
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.features.sites import checked_site, is_mlp
 from circuitdiscovery.model.build import weights_digest
@@ -31,7 +32,7 @@ NORMALIZES = ("none", "layer_norm", "constant_norm_rescale")
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag", "W_skip")
 _NEEDS: Mapping[str, tuple[str, ...]] = {"jumprelu": ("threshold",), "gated": ("r_mag", "b_mag")}
 _LAYER_NORM_EPS = 1e-5  # SAE Lens adds it to the deviation, not to the variance
-_AT_ONCE = 2**24  # pre-activations of all features that are held at a time where a few are asked for
+_BYTES = 2**26  # of all features' pre-activations that are held at a time where a few are asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +241,8 @@ class Dictionary:
     def _some_of_all(self, x: Tensor, which: Tensor) -> Tensor:
         """Some features of all, for a few activations at a time."""
         rows = x.reshape(-1, x.shape[-1])
-        parts = [self.encode(part)[:, which].T for part in rows.split(max(1, _AT_ONCE // self.width))]
+        size = memory.some(4 * self.width, x.device, _BYTES)
+        parts = [self.encode(part)[:, which].T for part in rows.split(size)]
         return torch.cat(parts, dim=1).reshape(len(which), *x.shape[:-1])
 
     # ------------------------------------------------------------------ where it goes

@@ -24,7 +24,7 @@ from circuitdiscovery.features.forward import LOGITS, forward, site_of
 from circuitdiscovery.features.sites import layers_of
 from circuitdiscovery.model.model import Model
 
-LOGITS_AT_ONCE = 2**25  # numbers
+_LOGITS_AT_ONCE = 2**25  # numbers; what is learnt depends on it, so it does not follow what memory is free
 _PROMPTS_OF_MEAN = 64  # on which the cost of the mean is measured
 
 
@@ -84,7 +84,7 @@ class Downstream:
         """Rows of whole prompts at random: about so many, and no more than memory holds logits of."""
         each = len(self._acts) / len(self._rows)
         length = sum(map(len, self._acts.prompts)) / len(self._acts.prompts)
-        some = min(most / each, LOGITS_AT_ONCE / self._model.vocab_size / length)
+        some = min(most / each, _LOGITS_AT_ONCE / self._model.vocab_size / length)
         numbers = torch.randint(len(self._rows), (max(1, round(some)),), generator=generator)
         return torch.from_numpy(np.concatenate([self._rows[number] for number in numbers.unique().tolist()]))
 

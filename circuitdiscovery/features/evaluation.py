@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
+from circuitdiscovery.engine import memory
 from circuitdiscovery.engine.metrics import bind, kl_from
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features import standing
 from circuitdiscovery.features.answers import answer_batches, answer_logits
 from circuitdiscovery.features.collecting import Activations, as_activations
 from circuitdiscovery.features.dictionary import Dictionary
-from circuitdiscovery.features.end_to_end import LOGITS_AT_ONCE
 from circuitdiscovery.features.forward import LOGITS, device_of, forward
 from circuitdiscovery.features.standing import (
     Edit,
@@ -266,7 +266,7 @@ def _loss(
     """KL at the activations' positions, with what each writes and with the mean there."""
     every = [*edits.values(), averaged]
     sums, counts = np.zeros((len(every), len(acts.prompts))), np.zeros(len(acts.prompts))
-    most = LOGITS_AT_ONCE // model.vocab_size
+    most = memory.some(4 * model.vocab_size, model.device)
     for rows, tokens, kept in runs_of(model, acts, batch_size, most):
         counts[rows] = (~kept).sum(-1).cpu().numpy()
         plain = forward(model, tokens, (LOGITS,))[LOGITS]

@@ -115,7 +115,7 @@ def collected(
     for row, (prompt, _) in enumerate(places):
         by_prompt.setdefault(prompt, []).append(row)
     values: dict[str, Tensor] = {}
-    for some, tokens in batches(prompts.rows, batch_size, model.device):
+    for some, tokens in batches(model, prompts.rows, batch_size):
         here = [(i, row) for i, prompt in enumerate(some) for row in by_prompt.get(prompt, [])]
         if not here:
             continue

@@ -66,7 +66,7 @@ def gathered(
     shapes = {name: (starts[name][-1], width_of(model, place)) for name, (place, _) in wanted.items()}
     held = _room(shapes, torch.promote_types(model.dtype, torch.float32))
     places, done = {place for place, _ in wanted.values()}, 0
-    for some, tokens in batches(prompts, batch_size, model.device):
+    for some, tokens in batches(model, prompts, batch_size):
         found = forward(model, tokens, places)
         for name, (place, where) in wanted.items():
             for row, values in zip(some, found[place], strict=True):

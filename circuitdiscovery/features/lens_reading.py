@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
+from circuitdiscovery.engine import memory
 from circuitdiscovery.engine.metrics import precise
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from circuitdiscovery.features.lenses import Lens
 
 TOP = 10  # tokens of a site
-_LOGITS_AT_ONCE = 2**25  # numbers
 _SHOWN = 5  # tokens in the table
 
 
@@ -188,7 +188,7 @@ def read(
     sites, n = len(lens.sites), len(prompt)
     divergences, ranks = torch.empty(sites, n, dtype=torch.float64), torch.empty(sites, n, dtype=torch.long)
     tokens, total = torch.empty_like(ranks), torch.zeros(sites, model.vocab_size, dtype=torch.float64)
-    size = max(1, _LOGITS_AT_ONCE // model.vocab_size)
+    size = memory.some(4 * model.vocab_size, model.device)
     for start in range(0, n, size):
         here = slice(start, start + size)
         plain = logits_of(model, held["final"][here].to(model.device, model.dtype))

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
+from circuitdiscovery.engine import memory
 from circuitdiscovery.engine.metrics import precise
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.collecting import Places, places_of
 from circuitdiscovery.features.forward import LAST, forward
-from circuitdiscovery.features.prompts import TOKENS, batches
+from circuitdiscovery.features.prompts import batches, tokens_at_once
 from circuitdiscovery.features.target import PLACEHOLDER, Target, expected_of, target_of
 from circuitdiscovery.features.units import logits_of
 from circuitdiscovery.files.disk import data_frame
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 IDENTITY = f"cat -> cat\n1135 -> 1135\nhello -> hello\n{PLACEHOLDER}"
-_LOGITS_AT_ONCE = 2**25  # numbers
 _SHOWN = 5  # prompts whose tokens are printed
 T = TypeVar("T")
 
@@ -264,7 +264,7 @@ def _streams(model: Model, source: Places, layers: set[int], batch_size: int | N
     """layer -> [prompts, d_model]: the streams at the source tokens."""
     shape = (len(source.rows), model.d_model)
     found = {layer: torch.empty(shape, dtype=model.dtype, device=model.device) for layer in layers}
-    for rows, tokens in batches(source.prompts, batch_size, model.device):
+    for rows, tokens in batches(model, source.prompts, batch_size):
         positions = source.positions[rows].to(model.device)
 
         def kept(layer: int, x: Tensor, rows: list[int] = rows, positions: Tensor = positions) -> Tensor:
@@ -310,7 +310,10 @@ def _said(
         torch.empty(shape, dtype=torch.double),
         torch.empty(shape, dtype=torch.double),
     )
-    fitting = min(TOKENS // (len(target.tokens) + generate), _LOGITS_AT_ONCE // model.vocab_size)
+    fitting = min(
+        tokens_at_once(model) // (len(target.tokens) + generate),
+        memory.some(4 * model.vocab_size, model.device),
+    )
     done = 0
     for some in torch.arange(count).split(batch_size or max(1, fitting)):
         own = precise(logits_of(model, last[some])).log_softmax(-1)  # [n, V]

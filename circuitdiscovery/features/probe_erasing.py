@@ -26,8 +26,6 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Reported, part_in_words
 
-_LOGITS_AT_ONCE = 2**25  # numbers
-
 
 @dataclass(frozen=True, repr=False)
 class Erasure(Reported):

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
+from circuitdiscovery.engine import memory
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.collecting import activations
 from circuitdiscovery.features.dictionary import Feature
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 _QK = "<qk>"
 _HEAD = re.compile(r"a(\d{1,5})\.h(\d{1,5})(<qk>)?")
-_PAIRS_AT_ONCE = 2**25  # numbers
 _ROWS_AT_ONCE = 2**12  # embeddings
 
 
@@ -211,7 +211,7 @@ def _extremes(left: Tensor, right: Tensor, top: int) -> list[list[tuple[float, i
     found: list[tuple[Tensor, Tensor]] = [
         (left.new_empty(0), torch.empty(0, dtype=torch.long, device=left.device))
     ] * 2
-    columns, size = len(right), max(1, _PAIRS_AT_ONCE // len(right))
+    columns, size = len(right), memory.some(4 * len(right), left.device)
     for start in range(0, len(left), size):
         values = left[start : start + size] @ right.T
         for end, sign in enumerate((1, -1)):

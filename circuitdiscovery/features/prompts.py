@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuitdiscovery.engine import memory
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
@@ -87,22 +88,28 @@ def _row(row: Any, where: str) -> tuple[int, ...]:
     return tuple(as_python(each) for each in ids)
 
 
+def tokens_at_once(model: Model) -> int:
+    """How many tokens are run at once where no batch size is given."""
+    return memory.some(memory.run_token(model), model.device, TOKENS * memory.run_token(model))
+
+
 def batches(
-    rows: Sequence[tuple[int, ...]], batch_size: int | None, device: torch.device, most: int = TOKENS
+    model: Model, rows: Sequence[tuple[int, ...]], batch_size: int | None, most: int = TOKENS
 ) -> Iterator[tuple[list[int], Tensor]]:
     """(which rows, their tokens [n, T]) of one length at a time, so that there are no pads.
 
     Args:
+        model: on whose device the tokens go.
         rows: of token ids.
-        batch_size: how many at once; None: of about `most` tokens.
-        device: where the tokens go.
+        batch_size: how many at once; None: of about `most` tokens, as far as memory allows.
         most: how many tokens at once.
     """
+    fitting = min(most, tokens_at_once(model))
     by_length: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
         by_length.setdefault(len(row), []).append(number)
     for length, numbers in sorted(by_length.items()):
-        size = max(1, most // length) if batch_size is None else batch_size
+        size = max(1, fitting // length) if batch_size is None else batch_size
         for start in range(0, len(numbers), size):
             some = numbers[start : start + size]
-            yield some, torch.tensor([rows[number] for number in some], device=device)
+            yield some, torch.tensor([rows[number] for number in some], device=model.device)

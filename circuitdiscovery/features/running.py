@@ -69,7 +69,7 @@ class Run:
         found = Site(site, site) if site == LOGITS else site_of(self._model, site)
         edits = _edits(self._model, self.edits)
         each: list[Tensor | None] = [None] * len(self.prompts)
-        for rows, tokens in batches(self.prompts, self._batch_size, self._model.device):
+        for rows, tokens in batches(self._model, self.prompts, self._batch_size):
             values = found.of(_once(self._model, tokens, rows, edits, found.place))
             for row, value in zip(rows, values, strict=True):
                 each[row] = value
@@ -138,7 +138,7 @@ def run(
     logits = torch.empty(len(rows), model.vocab_size, dtype=model.dtype, device=model.device)
     generated = torch.empty(len(rows), generate, dtype=torch.long, device=model.device)
     made = _edits(model, edits or {})
-    for some, tokens in batches(rows, batch_size, model.device):
+    for some, tokens in batches(model, rows, batch_size):
         logits[some] = _once(model, tokens, some, made, LAST)
         following = logits[some]
         for step in range(generate):

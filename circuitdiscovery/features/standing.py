@@ -203,7 +203,7 @@ def runs_of(
         inside.setdefault(row, []).append(position)
     numbers = sorted(inside)
     prompts = [acts.prompts[number] for number in numbers]
-    for rows, tokens in batches(prompts, batch_size, model.device, most):
+    for rows, tokens in batches(model, prompts, batch_size, most):
         kept = torch.ones(tokens.shape, dtype=torch.bool, device=model.device)
         for i, row in enumerate(rows):
             kept[i, inside[numbers[row]]] = False

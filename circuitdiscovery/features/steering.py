@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOP = 10  # tokens
-_LOGITS_AT_ONCE = 2**25  # numbers
 _SHOWN = 5  # tokens that are printed
 _BEFORE_OUTPUT = (".neurons", ".z")  # places of which a matrix makes what is written
 T = TypeVar("T")
@@ -253,7 +252,7 @@ def _where(model: Model, task: Task, position: Any) -> Tensor:
 def _largest(model: Model, task: Task, unit: Unit, batch_size: int | None) -> float:
     """A unit's largest activation by magnitude, at any token but the first."""
     largest = 0.0
-    for _, tokens in batches([each.clean for each in task.examples], batch_size, model.device):
+    for _, tokens in batches(model, [each.clean for each in task.examples], batch_size):
         if tokens.shape[1] > 1:
             values = unit.value(unit.read.of(forward(model, tokens, (unit.read.place,))[unit.read.place]))
             largest = max(largest, float(values[:, 1:].abs().max()))

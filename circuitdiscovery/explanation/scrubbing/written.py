@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitdiscovery.engine import memory
 from circuitdiscovery.engine.ablation import run_sources
 from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts
@@ -18,7 +19,6 @@ from circuitdiscovery.graph.nodes import letter_of, parsed
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position, embed, unembed
 
-_SOURCE_BYTES = 2**27  # of what all sources write, held at once
 _STREAM_BYTES = 2**22  # of one receiver's stream over a batch and its draws
 
 
@@ -42,16 +42,12 @@ class Written:
         sources, streams, together = (
             {name: torch.empty_like(empty) for name in names} for names in (rows, places, sorted(mixing))
         )
-        size = max(
-            1,
-            _SOURCE_BYTES
-            // (len(model.graph.sources) * tokens.shape[1] * model.d_model * empty.element_size()),
-        )
+        size = memory.some(tokens.shape[1] * memory.of_token(model, model.graph), model.device)
         for start in range(0, len(tokens), size):
-            part, some = slice(start, start + size), tokens[start : start + size]
-            written = run_sources(model, some)
+            part, read = slice(start, start + size), tokens[start : start + size]
+            written = run_sources(model, read)
             bases = PatchedRun(
-                model, model.graph, embed(model, some), written, torch.zeros_like(some[:, 0]), True
+                model, model.graph, embed(model, read), written, torch.zeros_like(read[:, 0]), True
             ).bases
             for row, all_of_it in sources.items():
                 all_of_it[part] = written[row]
