@@ -68,10 +68,10 @@ def together(model: Any, pairs: Any) -> Iterator[Any]:
 
 
 def same(found: Any, alone: Any) -> None:
-    """To 1e-10 in float64 and to 5e-6 of the largest in float32."""
+    """To 1e-10 of the largest in float64 and 2e-5 in float32, whose roundings differ between processors."""
     found, alone = (each if isinstance(each, Tensor) else torch.tensor(each) for each in (found, alone))
     largest = max(1.0, float(alone.abs().max()))
-    bound = 1e-10 if alone.dtype == torch.float64 else 5e-6
+    bound = 1e-10 if alone.dtype == torch.float64 else 2e-5
     torch.testing.assert_close(found, alone, atol=bound * largest, rtol=0)
 
 
