@@ -19,6 +19,7 @@ import torch
 from fixture import Agreement
 from tiny import ARCHITECTURES, CONFIGS, REAL, VOCABULARY, Tiny, save_tiny
 
+from circuitdiscovery import registry
 from circuitdiscovery.files.disk import data_folder
 from circuitdiscovery.model.load import load_model
 
@@ -75,6 +76,23 @@ def _modules_of_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
             str(tmp_path_factory.getbasetemp())
         ):
             del sys.modules[name]
+
+
+TABLES = (
+    *(registry.METHODS, registry.METRICS, registry.ABLATIONS, registry.ARCHITECTURES),
+    *(registry.GENERATORS, registry.SUITES, registry.PANELS),
+)
+
+
+@pytest.fixture(autouse=True)
+def _registry() -> Iterator[None]:
+    """What a test or a page of the documentation enters is taken out again: pages of runs would show it."""
+    before = [dict(table) for table in TABLES]
+    yield
+    for table, entries in zip(TABLES, before, strict=True):
+        if table != entries:
+            table.clear()
+            table.update(entries)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

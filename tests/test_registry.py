@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -34,20 +33,6 @@ COMMON = {
     "progress",
     "state",
 }
-
-
-@pytest.fixture(autouse=True)
-def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The tables as they were before."""
-    tables = (
-        *(registry.METHODS, registry.METRICS, registry.ABLATIONS),
-        *(registry.ARCHITECTURES, registry.PANELS),
-    )
-    before = [dict(table) for table in tables]
-    yield
-    for table, entries in zip(tables, before, strict=True):
-        table.clear()
-        table.update(entries)  # type: ignore[arg-type]
 
 
 def discovered(*arguments: str) -> Path:
