@@ -5,7 +5,8 @@
 
 Every cell (a task under one of its counterfactuals, and a method) is a file in the folder, written when it is
 done: a run that was stopped goes on with the next one, and a search within a cell from its state. At the end
-the table is printed, or written into the page between two marks.
+the table is printed; with --page what was run goes into benchmarks/measured/MODEL.json, and all cells of that
+file are the page's table.
 
 1. A task that the model does not know is said so, and nothing is searched: its accuracy (the right answer's
    logit above the wrong one's) must be at least .75.
@@ -28,7 +29,7 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,13 @@ from typing import Any
 import numpy as np
 import torch
 from pages import show
+from quality_table import ONE_SIZE_EXAMPLES, SLOW, SLOW_EXAMPLES, SLOW_SHARE, kept, table
 from real_models import MODELS, folder_of
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.metrics import clean_logits
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.files.disk import write_json
-from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.task.read import read_task
 from circuitdiscovery.task.taskfile import TaskFile
@@ -77,10 +78,7 @@ METHODS: dict[str, Callable[..., cd.Scores]] = {
     "random": cd.random,
 }
 ONE_SIZE = [*(("abc", share, seed) for share in (0.01, 0.02) for seed in range(3)), ("flip", 0.01, 0)]
-ONE_SIZE_EXAMPLES = 128
-SLOW_EXAMPLES, SLOW_SHARE = 16, 0.01
 ROLES_OF = ("matryoshka", "eap_ig")  # the first of them that was run
-SLOW = ("edge_pruning", "hybrid", "acdc")
 
 
 class OutOfTime(Exception):
@@ -277,98 +275,6 @@ def _weighted(graph: cd.Graph, decided: int) -> float:
     return float((done * depth).sum() / (per_layer * depth).sum())
 
 
-# ------------------------------------------------------------------ the table
-
-
-def table(cells: list[dict[str, Any]]) -> Iterator[str]:
-    """Lines of Markdown."""
-    for name in TASKS:
-        mine = [
-            each
-            for each in cells
-            if each["task"] == name and each["method"] in METHODS and "seed" not in each
-        ]
-        if not mine:
-            continue
-        one = mine[0]
-        yield f"### {name}"
-        yield ""
-        known = f"accuracy {one['accuracy']:.2f}, top-1 {one['top-1']:.2f}" if "accuracy" in one else ""
-        if "rows" not in one:
-            yield f"Not searched, as the model does not know it: {known}."
-            yield ""
-            continue
-        yield (
-            f"{one['examples']} prompts to search, {one['held out']} held out{known and f', {known}'}; "
-            f"F(M) {_number(one['full'])}; empty circuit: KL {_number(one['empty kl'])}."
-        )
-        yield ""
-        yield f"| method | F | GB | {' | '.join(f'{count:,} edges' for count in sizes_of(one))} |"
-        yield f"| --- | --- | --- |{' --- |' * len(sizes_of(one))}"
-        for each in mine:
-            memory = f"{each['memory']:.2f}" if "memory" in each else ""
-            figures = " | ".join(map(_figures, each["rows"]))
-            yield f"| {each['method']} | {each['F']:,.3g} | {memory} | {figures} |"
-        yield ""
-    single = [each for each in cells if each["method"] == "matryoshka" and "seed" in each]
-    if single:
-        yield f"### matryoshka at one size: ioi, {ONE_SIZE_EXAMPLES} prompts"
-        yield ""
-        yield "| counterfactual | seed | edges | F | normalized; KL | KL of the empty circuit |"
-        yield "| --- | --- | --- | --- | --- | --- |"
-        for each in single:
-            found, empty = each["rows"][0], each["empty kl"]["value"]
-            figures = f"{found['edges']:,} | {each['F']:,.3g} | {_figures(found)} | {empty:.2f}"
-            yield f"| {each['counterfactual']} | {each['seed']} | {figures} |"
-        yield ""
-    slow = [each for each in cells if each["method"] in SLOW]
-    if slow:
-        yield f"### Slow searches: {SLOW_SHARE:.0%} of the edges, {SLOW_EXAMPLES} prompts"
-        yield ""
-        yield "| task | method | F | edges | normalized; KL |"
-        yield "| --- | --- | --- | --- | --- |"
-        for each in slow:
-            if each["rows"]:
-                yield (
-                    f"| {each['task']} | {each['method']} | {each['F']:,.3g} | {each['rows'][0]['edges']:,} | "
-                    f"{_figures(each['rows'][0])} |"
-                )
-            else:
-                yield (
-                    f"| {each['task']} | {each['method']} | about {each['F']:,.2g} (estimated from {each['share']:.1%} "
-                    "of it) | | |"
-                )
-        yield ""
-    roles = [each for each in cells if each["method"] == "roles" and "cards" in each]
-    if roles:
-        yield f"### Roles in the circuits of {SLOW_SHARE:.0%} of the edges"
-        yield ""
-        yield "| task | by | nodes | F | nodes of largest effect, and those with a role |"
-        yield "| --- | --- | --- | --- | --- |"
-        for each in roles:
-            told = "; ".join(_card(*card) for card in each["cards"])
-            yield f"| {each['task']} | {each['of']} | {each['nodes']} | {each['F']:,.3g} | {told} |"
-        yield ""
-
-
-def _card(node: str, effect: float, roles: list[str]) -> str:
-    return f"{node} ({effect:.2f}){': ' * bool(roles)}{', '.join(roles)}"
-
-
-def sizes_of(found: dict[str, Any]) -> list[int]:
-    """How many edges a cell's circuits have."""
-    return [each["edges"] for each in found["rows"]]
-
-
-def _number(figure: dict[str, float]) -> str:
-    return str(Estimate(figure["value"], figure["low"], figure["high"]))
-
-
-def _figures(found: dict[str, Any]) -> str:
-    kept = found["normalized"]
-    return f"{kept['value']:.2f} [{kept['low']:.2f}, {kept['high']:.2f}]; {found['kl']['value']:.2f}"
-
-
 def main() -> None:
     """Run what is missing, then print."""
     parser = argparse.ArgumentParser(
@@ -383,16 +289,17 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="*",
-        help="cells, such as ioi:eap_ig, ioi-abc:0.01:0 or subject_verb_agreement:acdc; by default all",
+        help="cells, such as ioi:eap_ig, ioi-abc:0.01:0 or subject_verb_agreement:acdc; none: those that are "
+        "there; by default all",
     )
-    parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
+    parser.add_argument("--page", type=Path, help="this page gets the table, between its marks")
     given = parser.parse_args()
     given.out = given.out or Path("runs") / f"real-quality-{given.model}"
     given.out.mkdir(parents=True, exist_ok=True)
     wanted = {
         f"{task}:{method}": partial(cell, task, method, given.examples)
-        for method in METHODS
         for task in TASKS
+        for method in METHODS
     }
     wanted |= {
         f"ioi-{name}:{share:g}:{seed}": partial(one_size_cell, name, share, seed)
@@ -405,7 +312,7 @@ def main() -> None:
     }
     wanted |= {f"{task}:roles": partial(roles_cell, task, given.examples) for task in TASKS}
     paths = {name: given.out / f"{re.sub('[:/ ]', '-', name)}.json" for name in wanted}
-    missing = [name for name in (given.only or wanted) if not paths[name].exists()]
+    missing = [name for name in (wanted if given.only is None else given.only) if not paths[name].exists()]
     if missing:
         from transformers import AutoModelForCausalLM
 
@@ -417,9 +324,10 @@ def main() -> None:
         for name in missing:
             print(name, flush=True)
             write_json(paths[name], wanted[name](model, hf, given.out))
-    cells = [json.loads(path.read_text("utf-8")) for path in paths.values() if path.exists()]
-    text = "\n".join(table(cells))
-    show(text, given.page)
+    cells = {name: json.loads(path.read_text("utf-8")) for name, path in paths.items() if path.exists()}
+    if given.page is not None:
+        cells = kept(given.model, list(paths), cells)
+    show("\n".join(table(list(cells.values()))), given.page)
 
 
 if __name__ == "__main__":
