@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.engine.setup import Progress
+from circuitdiscovery.engine.setup import Progress, within
 from circuitdiscovery.engine.state import State, kept_in
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.features.files import read_config, read_tensors
@@ -309,10 +309,12 @@ def lens(
     wanted["final"] = (last, [[at + later for at in each] for each in where])
     work = _work(model, prompts, kind, steps, _LR if lr is None else lr, seed)
     with kept_in(state, work, "training") as saved:
-        held = gathered(model, prompts.rows, wanted, batch_size, _part(progress, 0, whole))
+        held = gathered(model, prompts.rows, wanted, batch_size, within(progress, 0, rows, whole))
         final = held["final"]
         if training:
-            maps = _trained(model, held, places, final, work, saved, _part(progress, rows, whole))
+            maps = _trained(
+                model, held, places, final, work, saved, within(progress, rows, whole - rows, whole)
+            )
         else:
             maps = {place: least_squares(held[place], final, bias=kind == "future") for place in places}
     maps = {place: each.to(model.device) for place, each in maps.items()}
@@ -347,7 +349,7 @@ def _trained(
     }
     arrays = {name: saved.array(name, np.zeros(shape, number)) for name, shape in shapes.items()}
     for i in range(saved.number("done", 0), count):
-        found = training.fit(held[places[i]], work["seed"], _part(progress, i * steps, count * steps))
+        found = training.fit(held[places[i]], work["seed"], within(progress, i * steps, steps, count * steps))
         for name, tensor in found.tensors.items():
             arrays[name][i] = tensor.numpy()
         saved.keep(arrays, done=i + 1)
@@ -355,11 +357,3 @@ def _trained(
     return {
         place: Affine(**{name: each[i] for name, each in tensors.items()}) for i, place in enumerate(places)
     }
-
-
-def _part(progress: Progress | None, before: int, whole: int) -> Progress | None:
-    """A part of a longer work, which reports what was done before it, too."""
-    if progress is None:
-        return None
-    report = progress
-    return lambda done, _: report(before + done, whole)

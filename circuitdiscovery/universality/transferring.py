@@ -19,7 +19,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine.ablation import Ablation, name_of
 from circuitdiscovery.engine.metrics import Metric
-from circuitdiscovery.engine.setup import Progress, Setup
+from circuitdiscovery.engine.setup import Progress, Setup, within
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.figures import figure_path, write_figure
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_PARTS = 100  # of each model's task, in progress
 _DARK = 0.6  # faithfulness from which a cell's text is light
 
 
@@ -241,7 +240,9 @@ def transfer(
     how |= {"batch_size": batch_size}
     baselines, cells = list[Baseline](), dict[tuple[str, str], Estimate]()
     for number, (group, name, task) in enumerate(drawn):
-        baseline, found = group.measured(name, task, how, seed, _part(progress, number, len(drawn)))
+        baseline, found = group.measured(
+            name, task, how, seed, within(progress, 100 * number, 100, 100 * len(drawn))
+        )
         baselines.append(baseline)
         cells |= {(circuit, name): each for circuit, each in found.items()}
     of = {name: (group.name, circuit) for group in groups for name, circuit in group.circuits.items()}
@@ -279,7 +280,7 @@ class _Group:
         for number, graph in enumerate(graphs):
             some = {each: circuit.mask for each, circuit in self.circuits.items() if circuit.graph == graph}
             setup = Setup.of(self.model, used, graph, **how)
-            report = _part(progress, number, len(graphs))
+            report = within(progress, 100 * number, 100, 100 * len(graphs))
             evaluator = Evaluator.build(setup, seed=seed, progress=report)
             nothing = np.zeros_like(graph.allowed)
             evaluator.measure([graph.allowed, nothing, *some.values()])
@@ -312,14 +313,6 @@ def _drawn(model: Model, task: Any, examples: int | None, seed: int) -> Task:
     if callable(task):
         task = task(model)
     return task_for(model, task, examples=examples, seed=seed)
-
-
-def _part(progress: Progress | None, number: int, count: int) -> Progress | None:
-    """Of one of several parts, in hundredths of each."""
-    if progress is None:
-        return None
-    report = progress
-    return lambda done, whole: report(number * _PARTS + done * _PARTS // max(1, whole), count * _PARTS)
 
 
 # ------------------------------------------------------------------ what is given

@@ -17,7 +17,7 @@ import numpy as np
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.memory import budget
-from circuitdiscovery.engine.setup import Progress
+from circuitdiscovery.engine.setup import Progress, within
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.figures import figure_path, write_figure
@@ -254,7 +254,7 @@ def universality(
     found, tokens = list[Best](), list[int]()
     for number, theirs in enumerate(others):
         both = shared(units.model, theirs.model, texts)
-        report = _part(progress, number, len(others))
+        report = within(progress, 100 * number, 100, 100 * len(others))
         reading = Reading(units, theirs, both, batch_size, budget(units.model.device), report)
         groups = groups_of(theirs.sizes)
         found.append(best(sum(units.sizes), groups, reading.values, reading.room, reading.rows, seed))
@@ -303,11 +303,3 @@ def distinct(names: Sequence[str]) -> list[str]:
         f"{name} {names[: i + 1].count(name)}" if names.count(name) > 1 else name
         for i, name in enumerate(names)
     ]
-
-
-def _part(progress: Progress | None, number: int, models: int) -> Progress | None:
-    """Of one of several other models."""
-    if progress is None:
-        return None
-    report = progress
-    return lambda done, whole: report(number * whole + done, models * whole)
