@@ -233,6 +233,18 @@ FEATURES: dict[str, Callable[[Any, Any], Any]] = {
     "a patchscope": lambda model, task: cd.features.patchscope(
         model, tokens(task), "resid1", into=2, target=tokens(task)[0], target_position=2
     ),
+    "a probe": lambda model, task: cd.features.probe(
+        cd.features.activations(model, tokens(task), "resid2"),
+        [number % 2 for number in range(len(tokens(task)))],
+        control=False,
+    ).erase(model, task, draws=2),
+    "transfer": lambda model, task: [
+        value
+        for each in cd.universality.transfer(
+            {str(n): (model, cd.eap(model, task).best(n)) for n in (10, 20, 30)}, {"t": task}
+        ).faithfulness
+        for value in (each[0], each[0].low, each[0].high)
+    ],
     "neurons in common": lambda model, task: [
         *cd.universality.neurons(model, model, tokens(task)).correlation.ravel()
     ],
@@ -243,6 +255,7 @@ FEATURES: dict[str, Callable[[Any, Any], Any]] = {
         {"a": (model, cd.eap(model, task).best(30)), "b": (model, cd.eap(model, task).best(20))}, task
     ),
 }
+ELSEWHERE = ("exact", "trace_back", "hybrid", "curve", "noise", "random")  # beside SPREAD, of one model
 SPREAD = (
     "explain",
     "a circuit",
@@ -260,7 +273,8 @@ SPREAD = (
 
 @pytest.mark.parametrize(
     ("way", "name"),
-    [(way, name) for name in ("gpt2", "gemma3") for way in SPREAD] + [(way, "gpt2") for way in FEATURES],
+    [(way, name) for name in ("gpt2", "gemma3") for way in SPREAD]
+    + [(way, "gpt2") for way in (*ELSEWHERE, *FEATURES)],
 )
 def test_layers_on_several_cards_give_what_one_gives(
     tinies: Callable[[str], Tiny], name: str, way: str

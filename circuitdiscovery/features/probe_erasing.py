@@ -18,7 +18,7 @@ from circuitdiscovery.engine.metrics import bind
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.answers import answer_batches, answer_logits, marked
 from circuitdiscovery.features.collecting import places_of
-from circuitdiscovery.features.forward import Site, site_of
+from circuitdiscovery.features.forward import Site, device_of, site_of
 from circuitdiscovery.features.probing import Probe
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
@@ -79,7 +79,8 @@ def erase(
         raise CircuitDiscoveryError(f"the probe is of another model than {model.name}")
     site, measured = site_of(model, probe.site), task.held_out or task
     bound = bind(metric or task.metric, model, measured)
-    basis, mean = (each.to(model.device, model.dtype) for each in probe.erased())
+    where = device_of(model, site.place)
+    basis, mean = (each.to(where, model.dtype) for each in probe.erased())
     generator = torch.Generator().manual_seed(seed)
     bases = [basis] + [
         torch.linalg.qr(torch.randn(len(mean), len(basis), generator=generator))[0].T.to(basis)
@@ -89,7 +90,7 @@ def erase(
     probed = marked(places.rows, places.positions, (len(measured), max(map(len, places.prompts))))
     values = np.zeros((draws + 2, len(measured)))
     for batch in answer_batches(model, measured, batch_size):
-        there = probed[batch.rows.cpu(), : batch.clean.shape[1]].to(model.device)
+        there = probed[batch.rows.cpu(), : batch.clean.shape[1]].to(where)
         for figure, some in enumerate([None, *bases]):
             edits = {} if some is None else {site.place: _edit(site, there, some, mean)}
             answers = answer_logits(model, batch, edits)

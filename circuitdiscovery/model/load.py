@@ -172,7 +172,7 @@ def _device(device: str | torch.device) -> torch.device:
         ]
         if str(device).split(":")[0] in ("cuda", "gpu") and not torch.cuda.is_available():
             raise CircuitDiscoveryError(
-                f"no device {str(device)!r}: torch sees no GPU; valid devices: {', '.join(valid)}"
+                f"no device {str(device)!r}: torch sees no GPU; Valid devices: {', '.join(valid)}"
             ) from error
         raise unknown("device", device, valid) from error
     return found
