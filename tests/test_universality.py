@@ -181,7 +181,8 @@ class Letters:
 
 
 class Words(Letters):
-    """The same, whose tokens have texts: from 5 on some that toy has, too, among others that it does not."""
+    """The same, whose tokens have texts: from 5 on some that toy has, too, among others that it does not; the
+    last of toy's stands at a second token as well, so that no one token is it."""
 
     known = (" found", " roof", " After", "87", " Bob", " David", " desks", " ticket", ".")
 
@@ -189,7 +190,7 @@ class Words(Letters):
         return self.size
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-        words = dict(enumerate(self.known, 5))
+        words = {**dict(enumerate(self.known, 5)), 40: self.known[-1]}
         return [words.get(each, f"word {each}") for each in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -220,14 +221,18 @@ def _each(model: cd.Model, text: str) -> list[np.ndarray]:
     return [np.asarray(run.values(f"m{layer}.neurons")[0]).astype(float) for layer in range(model.n_layers)]
 
 
-def dictionary(toy: cd.Model, seed: int, n: int = 40, site: str = "m1") -> cd.features.Dictionary:
+def dictionary(
+    toy: cd.Model, seed: int, n: int = 40, site: str = "m1", width: int = 128
+) -> cd.features.Dictionary:
     """A random relu dictionary of a site of toy, whose features are active at about half of the tokens."""
     draw = torch.Generator().manual_seed(seed)
-    encoder, decoder = (torch.randn(n, 128, generator=draw) for _ in range(2))
+    encoder, decoder = (torch.randn(n, width, generator=draw) for _ in range(2))
     mean = torch.cat([*cd.features.activations(toy, prompts_of_toy(40), site, position="all").chunks()]).mean(
         0
     )
-    return cd.features.Dictionary("relu", site, "output", encoder, -encoder @ mean, decoder, torch.zeros(128))
+    return cd.features.Dictionary(
+        "relu", site, "output", encoder, -encoder @ mean, decoder, torch.zeros(width)
+    )
 
 
 def reordered(sae: cd.features.Dictionary, order: Tensor) -> cd.features.Dictionary:
@@ -290,23 +295,39 @@ def test_trained_dictionaries_of_two_seeds_share_features(toy: cd.Model) -> None
     assert float(np.median(found.excess)) > 0.3 and found.share(0.5) > 0.2
 
 
-def test_features_are_numpys(toy: cd.Model) -> None:
+@pytest.mark.parametrize(("site", "width"), [("resid2", 128), ("m2.neurons", 512)])
+def test_features_are_numpys(toy: cd.Model, site: str, width: int) -> None:
     """Of two dictionaries at other sites, numpy's correlations of what they encode, and of the rows of logits
-    that their features write."""
-    one, two = dictionary(toy, 2), dictionary(toy, 3, 30, "resid2")
+    that their features write, through the MLP's output matrix where they are of neurons. What is never active,
+    and what writes only the mean, which the last norm takes away, is dead and has no partner."""
+    one, two = dictionary(toy, 2), dictionary(toy, 3, 30, site, width)
+    one.b_enc[7], one.W_dec[[7, 9]] = -1e6, 3.0
     found = cd.universality.features(one, two, prompts_of_toy(40), model=toy)
     run = cd.features.run(toy, prompts_of_toy(40))
     values = [
         np.concatenate([sae.encode(torch.as_tensor(each))[1:].double().numpy() for each in run.values(at)])
-        for sae, at in ((one, "m1"), (two, "resid2"))
+        for sae, at in ((one, "m1"), (two, site))
     ]
-    logits = [words_of(toy, sae.W_dec).double().numpy().T for sae in (one, two)]
-    for each, (a, b) in ((found.by_activation, values), (found.by_decoder, logits)):
-        both = np.corrcoef(a.T, b.T)[:40, 40:]
-        np.testing.assert_allclose(each.correlation[0], both.max(1), atol=1e-5)
-        assert each.partners[0].tolist() == [f"resid2/f{i}" for i in both.argmax(1)]
-        turned = np.corrcoef(a.T, (b @ rotation(30, 0, 0).numpy().T).T)[:40, 40:]
-        np.testing.assert_allclose(each.baseline[0], turned.max(1), atol=1e-5)
+    out = toy.blocks[2].W_out
+    assert out is not None
+    written = one.W_dec, two.W_dec if width == 128 else two.W_dec @ out.T
+    logits = [words_of(toy, each).double().numpy().T for each in written]
+    alive, partners = np.delete(np.arange(40), [7, 9]), list[np.ndarray]()
+    for each, (a, b), dead in (
+        (found.by_activation, values, ("m1/f7",)),
+        (found.by_decoder, logits, ("m1/f7", "m1/f9")),
+    ):
+        assert each.dead == dead
+        with np.errstate(divide="ignore", invalid="ignore"):
+            both = np.corrcoef(a.T, b.T)[:40, 40:][alive]
+            turned = np.corrcoef(a.T, (b @ rotation(30, 0, 0).numpy().T).T)[:40, 40:][alive]
+        np.testing.assert_allclose(each.correlation[0, alive], both.max(1), atol=1e-5)
+        assert each.partners[0, alive].tolist() == [f"{two.site}/f{i}" for i in both.argmax(1)]
+        np.testing.assert_allclose(each.baseline[0, alive], turned.max(1), atol=1e-5)
+        partners.append(both.argmax(1))
+    same = partners[0] == partners[1]
+    assert found.same[0, alive].tolist() == same.tolist() and not found.same[0, [7, 9]].any()
+    assert float(found.agreement[0]) == pytest.approx(same.mean())
 
 
 def test_features_of_models_of_other_tokens(toy: cd.Model) -> None:
@@ -319,7 +340,7 @@ def test_features_of_models_of_other_tokens(toy: cd.Model) -> None:
     )
     found = cd.universality.features(dictionary(toy, 2), two, TEXTS[:2], model=toy, other_model=other)
     vocabulary = toy.tokenizer.get_vocab()
-    tokens = [vocabulary[word] for word in Words.known]
+    tokens = [vocabulary[word] for word in Words.known[:-1]]
     ours = words_of(toy, dictionary(toy, 2).W_dec)[:, tokens].double().numpy()
     theirs = words_of(other, decoder)[:, 5 : 5 + len(tokens)].double().numpy()
     both = np.corrcoef(ours, theirs)[:40, 40:]
