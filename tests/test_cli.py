@@ -199,11 +199,11 @@ def test_help_states_every_choice_and_default(light: Call) -> None:
     text = " ".join(light("discover", "--help").out.split())
     for words in (
         "acdc|eap|eap-ig|clean-corrupted|exact|trace-back|hybrid|edge-pruning|matryoshka|random",
-        "matryoshka for a graph of more than 20,000 edges",
+        "matryoshka for a graph of more than 2,000 edges",
         "noising|denoising",
         "float32|float64|bfloat16|float16",
         str(registry.DEFAULT_THRESHOLD),
-        "10% of all",
+        "10% of all, but no more than 200, or 1% where that is more",
     ):
         assert words in text
 

@@ -40,4 +40,4 @@ def test_a_config_that_says_nothing_is_left_to_loading(tmp_path: Path, text: str
 
 
 def test_how_many_edges() -> None:
-    assert [default_edges(n) for n in (1, 479, LARGE, LARGE + 1, 70_651)] == [1, 48, 2000, 200, 707]
+    assert [default_edges(n) for n in (1, 479, 5_644, 20_000, 32_491, 70_651)] == [1, 48, 200, 200, 325, 707]

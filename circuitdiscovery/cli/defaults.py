@@ -1,9 +1,9 @@
 """What `discover` takes where nothing is said, by the size of the model's graph: needs no
 torch, so that a run's name is known early.
 
-Up to 20,000 edges: `acdc`, or a tenth of the edges for a method that takes a number. Above: `matryoshka` and
-a hundredth, which kept most of the behaviour at that size (docs/real-models.md) where a decision for each
-edge would take hours.
+Up to 2,000 edges: `acdc`, or a tenth of the edges for a method that takes a number. Above: `matryoshka` and
+200 edges, or a hundredth where that is more, which kept most of the behaviour at that size (docs/gemma.md,
+docs/real-models.md) where a decision for each edge would take an hour or days.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import GGUF, HUB_NAME, data_folder, read_json, shipped
 
-LARGE = 20_000  # edges
+LARGE = 2_000  # edges
 _NAMES = {  # of a config's numbers, the first one that it has
     "n_layers": ("n_layer", "num_hidden_layers", "num_layers", "n_layers", "block_count"),
     "n_heads": ("n_head", "num_attention_heads", "num_heads", "n_heads", "attention.head_count"),
@@ -57,12 +57,12 @@ def default_method(model: str) -> str:
 
 
 def default_edges(total: int) -> int:
-    """How many edges of a graph are kept: 1% of more than 20,000, a tenth of fewer.
+    """How many edges of a graph are kept: a tenth, but no more than 200, or 1% where that is more.
 
-    >>> default_edges(479), default_edges(70_651)
-    (48, 707)
+    >>> default_edges(479), default_edges(5_644), default_edges(70_651)
+    (48, 200, 707)
     """
-    return max(1, round(total * (0.01 if total > LARGE else 0.1)))
+    return max(1, round(max(0.01 * total, min(0.1 * total, 0.1 * LARGE))))
 
 
 def edges_of(model: str) -> int | None:

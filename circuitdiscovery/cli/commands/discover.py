@@ -69,8 +69,8 @@ from circuitdiscovery.reporting.options import Options
     "--edges",
     type=COUNT,
     help=(
-        "Circuit size (not for acdc, trace-back): the N edges of largest score.  [default: 10% of all; 1% "
-        f"of more than {defaults.LARGE:,}]"
+        "Circuit size (not for acdc, trace-back): the N edges of largest score.  [default: 10% of all, but "
+        f"no more than {defaults.LARGE // 10}, or 1% where that is more]"
     ),
 )
 @click.option(
