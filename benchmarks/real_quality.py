@@ -246,17 +246,22 @@ def slow_cell(name: str, method: str, minutes: float, model: Any, hf: Any, folde
     options: dict[str, Any] = {"threshold": 0.01} if method == "acdc" else {"edges": count}
     found: dict[str, Any] = {"task": name, "method": method, "examples": len(task)}
     state = folder / f"{name.replace('/', '-')}-{method}.state"
+    earlier = state.with_suffix(".seconds")  # what was spent when the time was over
+    so_far = float(earlier.read_text()) if state.exists() and earlier.exists() else 0.0
     try:
         result = getattr(cd, method)(model, task, progress=progress, state=state, **options)
     except OutOfTime:
         share = _weighted(model.graph, seen[0]) if method == "acdc" else seen[0] / seen[1]
+        so_far += time.process_time() - begun
+        earlier.write_text(str(so_far))
         return found | {
-            "F": (time.process_time() - begun) / before / max(share, 1e-9),
+            "F": so_far / before / max(share, 1e-9),
             "share": share,
             "rows": [],
         }
-    spent = time.process_time() - begun
-    state.unlink(missing_ok=True)
+    spent = so_far + time.process_time() - begun
+    for each in (state, earlier):
+        each.unlink(missing_ok=True)
     evaluator = Evaluator.build(Setup.of(model, task.held_out or task, model.graph))
     circuit = result if isinstance(result, cd.Circuit) else result.best(count)
     return found | {
