@@ -158,6 +158,7 @@ WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "random": lambda model, task: cd.run_circuit(model, task, cd.eap(model, task).top(40), ablation="random"),
     "eap": cd.eap,
     "eap_ig": lambda model, task: cd.eap_ig(model, task, steps=2, metric="kl_divergence"),
+    "clean_corrupted": cd.clean_corrupted,
     "exact": cd.exact,
     "acdc": lambda model, task: cd.acdc(model, task, threshold=0.05),
     "acdc in groups": lambda model, task: cd.acdc(model, task, threshold=0.05, group_testing=True),
@@ -255,7 +256,15 @@ FEATURES: dict[str, Callable[[Any, Any], Any]] = {
         {"a": (model, cd.eap(model, task).best(30)), "b": (model, cd.eap(model, task).best(20))}, task
     ),
 }
-ELSEWHERE = ("exact", "trace_back", "hybrid", "curve", "noise", "random")  # beside SPREAD, of one model
+ELSEWHERE = (
+    "clean_corrupted",
+    "exact",
+    "trace_back",
+    "hybrid",
+    "curve",
+    "noise",
+    "random",
+)  # beside SPREAD, of one model
 SPREAD = (
     "explain",
     "a circuit",

@@ -80,7 +80,7 @@ def budget(device: torch.device, planned: float = 0) -> float:
     return max(0.0, _SHARE * (_free(device) - planned))
 
 
-def some(each: float, device: torch.device, most: float = 2**27) -> int:
+def at_once(each: float, device: torch.device, most: float = 2**27) -> int:
     """How many things that could go through one by one go through at once: as many as `most` bytes hold, or
     an eighth of the budget where that is less; at least one.
 
@@ -90,6 +90,11 @@ def some(each: float, device: torch.device, most: float = 2**27) -> int:
         most: bytes; more are not faster.
     """
     return max(1, int(min(most, _PIECE * budget(device)) // each))
+
+
+def logits_at_once(model: Model) -> int:
+    """The same of tokens whose logits are held, in float32."""
+    return at_once(4 * model.vocab_size, model.device)
 
 
 def _free(device: torch.device) -> float:

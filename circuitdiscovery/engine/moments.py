@@ -229,7 +229,7 @@ class Moments:
         wanted = [row for row, found in enumerate(member) if found]
         longest = max(len(self._pool.examples[row].corrupted) for row in wanted)
         each = len(self._parts.packing) * longest * self._model.d_model * 4
-        size = min(_BATCH_ROWS, memory.some(each, self._model.device, _BATCH_BYTES))
+        size = min(_BATCH_ROWS, memory.at_once(each, self._model.device, _BATCH_BYTES))
         for batch in self._pool.batches(size, wanted):
             values, rows = self._written(batch.corrupted), batch.rows.tolist()
             for key in keys:

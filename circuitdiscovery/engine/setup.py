@@ -46,6 +46,9 @@ from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 
 Progress = Callable[[int, int], None]  # (done, total)
+# of replacements held at once, where no batch size is asked for; more is no faster (benchmarks/speed.py)
+_BATCH_BYTES = 2**27
+_WITH_PARTS = 5  # times as many where nodes are split: parts are hundreds of sources that cost little to run
 
 
 def within(progress: Progress | None, before: int, own: int, whole: int) -> Progress | None:
@@ -54,11 +57,6 @@ def within(progress: Progress | None, before: int, own: int, whole: int) -> Prog
         return None
     report = progress
     return lambda done, total: report(before + own * done // max(1, total), whole)
-
-
-# of replacements held at once, where no batch size is asked for; more is no faster (benchmarks/speed.py)
-_BATCH_BYTES = 2**27
-_WITH_PARTS = 5  # times as many where nodes are split: parts are hundreds of sources that cost little to run
 
 
 @dataclass(frozen=True)

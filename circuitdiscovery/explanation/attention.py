@@ -115,7 +115,7 @@ def at_once(model: Model, length: int, *, sources: bool = False) -> int:
     each = graph.n_layers * (streams + graph.n_heads * length) + (
         len(graph.sources) * model.d_model if sources else 0
     )
-    return memory.some(length * each * model.W_E.element_size(), model.device)
+    return memory.at_once(length * each * model.W_E.element_size(), model.device)
 
 
 @torch.no_grad()

@@ -165,7 +165,7 @@ class CopyScores:
             stream_after(Parts.of(seen.model), early[:, rows, places], 1),
             seen.batch.clean[rows, places],
         )
-        size = memory.some(seen.model.vocab_size * stream.element_size(), seen.model.device, _BYTES)
+        size = memory.at_once(seen.model.vocab_size * stream.element_size(), seen.model.device, _BYTES)
         for part, right in zip(stream.split(size), words.split(size), strict=True):
             for head, count in self._counts.items():
                 count += (

@@ -206,7 +206,7 @@ def changed_logits(
         some = order[start : start + size]
         streams = _Sweep(plain, position, [changes[i] for i in some]).streams()  # [m, N, D]
         logits = streams.shape[1] * plain.model.vocab_size * streams.element_size()
-        at_once = memory.some(logits, plain.model.device, _LOGIT_BYTES)
+        at_once = memory.at_once(logits, plain.model.device, _LOGIT_BYTES)
         for first in range(0, len(some), at_once):
             yield some[first : first + at_once], unembed(plain.model, streams[first : first + at_once])
 
@@ -215,7 +215,7 @@ def _at_once(plain: Plain) -> int:
     block, width = plain.model.blocks[0], plain.model.d_model
     hidden, heads = block.d_mlp, plain.model.graph.n_heads * block.d_head
     each = (6 * width + 3 * hidden + 5 * heads) * plain.model.W_E.element_size()
-    return memory.some(plain.tokens.numel() * each, plain.model.device)
+    return memory.at_once(plain.tokens.numel() * each, plain.model.device)
 
 
 class _Sweep:

@@ -241,7 +241,7 @@ class Dictionary:
     def _some_of_all(self, x: Tensor, which: Tensor) -> Tensor:
         """Some features of all, for a few activations at a time."""
         rows = x.reshape(-1, x.shape[-1])
-        size = memory.some(4 * self.width, x.device, _BYTES)
+        size = memory.at_once(4 * self.width, x.device, _BYTES)
         parts = [self.encode(part)[:, which].T for part in rows.split(size)]
         return torch.cat(parts, dim=1).reshape(len(which), *x.shape[:-1])
 

@@ -266,7 +266,7 @@ def _loss(
     """KL at the activations' positions, with what each writes and with the mean there."""
     every = [*edits.values(), averaged]
     sums, counts = np.zeros((len(every), len(acts.prompts))), np.zeros(len(acts.prompts))
-    most = memory.some(4 * model.vocab_size, model.device)
+    most = memory.logits_at_once(model)
     for rows, tokens, kept in runs_of(model, acts, batch_size, most):
         counts[rows] = (~kept).sum(-1).cpu().numpy()
         plain = forward(model, tokens, (LOGITS,))[LOGITS]

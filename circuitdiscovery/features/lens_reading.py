@@ -188,7 +188,7 @@ def read(
     sites, n = len(lens.sites), len(prompt)
     divergences, ranks = torch.empty(sites, n, dtype=torch.float64), torch.empty(sites, n, dtype=torch.long)
     tokens, total = torch.empty_like(ranks), torch.zeros(sites, model.vocab_size, dtype=torch.float64)
-    size = memory.some(4 * model.vocab_size, model.device)
+    size = memory.logits_at_once(model)
     for start in range(0, n, size):
         here = slice(start, start + size)
         plain = logits_of(model, held["final"][here].to(model.device, model.dtype))

@@ -312,7 +312,7 @@ def _said(
     )
     fitting = min(
         tokens_at_once(model) // (len(target.tokens) + generate),
-        memory.some(4 * model.vocab_size, model.device),
+        memory.logits_at_once(model),
     )
     done = 0
     for some in torch.arange(count).split(batch_size or max(1, fitting)):

@@ -211,7 +211,7 @@ def _extremes(left: Tensor, right: Tensor, top: int) -> list[list[tuple[float, i
     found: list[tuple[Tensor, Tensor]] = [
         (left.new_empty(0), torch.empty(0, dtype=torch.long, device=left.device))
     ] * 2
-    columns, size = len(right), memory.some(4 * len(right), left.device)
+    columns, size = len(right), memory.at_once(4 * len(right), left.device)
     for start in range(0, len(left), size):
         values = left[start : start + size] @ right.T
         for end, sign in enumerate((1, -1)):

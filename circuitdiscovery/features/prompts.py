@@ -90,7 +90,7 @@ def _row(row: Any, where: str) -> tuple[int, ...]:
 
 def tokens_at_once(model: Model) -> int:
     """How many tokens are run at once where no batch size is given."""
-    return memory.some(memory.run_token(model), model.device, TOKENS * memory.run_token(model))
+    return memory.at_once(memory.run_token(model), model.device, TOKENS * memory.run_token(model))
 
 
 def batches(

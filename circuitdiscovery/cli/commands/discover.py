@@ -70,7 +70,7 @@ from circuitdiscovery.reporting.options import Options
     type=COUNT,
     help=(
         "Circuit size (not for acdc, trace-back): the N edges of largest score.  [default: 10% of all, but "
-        f"no more than {defaults.LARGE // 10}, or 1% where that is more]"
+        f"no more than {defaults.FEW}, or 1% where that is more]"
     ),
 )
 @click.option(

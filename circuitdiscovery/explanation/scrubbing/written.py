@@ -42,7 +42,7 @@ class Written:
         sources, streams, together = (
             {name: torch.empty_like(empty) for name in names} for names in (rows, places, sorted(mixing))
         )
-        size = memory.some(tokens.shape[1] * memory.of_token(model, model.graph), model.device)
+        size = memory.at_once(tokens.shape[1] * memory.of_token(model, model.graph), model.device)
         for start in range(0, len(tokens), size):
             part, read = slice(start, start + size), tokens[start : start + size]
             written = run_sources(model, read)
