@@ -145,6 +145,33 @@ class Peak:
         return max(0, self._read("VmHWM") - self._held) / 2**20
 
 
+class Spent:
+    """The CPU seconds of a search, with those of runs of it that were stopped; it keeps them as it goes."""
+
+    def __init__(self, state: Path) -> None:
+        self._state, self._path = state, state.with_suffix(".seconds")
+        kept = state.exists() and self._path.exists()
+        self._before = float(self._path.read_text()) if kept else 0.0
+        self._begun = time.process_time()
+
+    def seconds(self) -> float:
+        """Until now."""
+        return self._before + self.here()
+
+    def here(self) -> float:
+        """Those of this run alone."""
+        return time.process_time() - self._begun
+
+    def progress(self, done: int, total: int) -> None:
+        """What a search calls as it goes."""
+        self._path.write_text(str(self.seconds()))
+
+    def over(self) -> None:
+        """Nothing goes on from here: without its state."""
+        for path in (self._state, self._path):
+            path.unlink(missing_ok=True)
+
+
 def cell(name: str, method: str, examples: int, model: Any, hf: Any, folder: Path) -> dict[str, Any]:
     """One task and method, searched and measured."""
     task_name, _, counterfactual = name.partition("/")
@@ -157,22 +184,21 @@ def cell(name: str, method: str, examples: int, model: Any, hf: Any, folder: Pat
     evaluator = Evaluator.build(Setup.of(model, held, model.graph))
     before = seconds_of_forward(hf, task)
     state = folder / f"{name.replace('/', '-')}-{method}.state"
-    more = {"state": state} if method == "matryoshka" else {}
-    memory, begun = Peak(), time.process_time()
+    memory, spent = Peak(), Spent(state)
+    more = {"state": state, "progress": spent.progress} if method == "matryoshka" else {}
     scores = METHODS[method](model, task, **more)
-    spent, gigabytes = time.process_time() - begun, memory.gigabytes()
+    seconds, gigabytes = spent.seconds(), memory.gigabytes()
     after = seconds_of_forward(hf, task)
     scores.save(scores_of(folder, name, method))
     rows = measured(evaluator, scores)
     nothing = evaluator.mean(evaluator.values(np.zeros_like(model.graph.allowed), "kl"))
-    for path in more.values():
-        path.unlink(missing_ok=True)
+    spent.over()
     return found | {
         "held out": len(held),
         "memory": gigabytes,
         "full": evaluator.mean(evaluator.values(model.graph.allowed)).to_dict(),
         "empty kl": nothing.to_dict(),
-        "F": spent / ((before + after) / 2),
+        "F": seconds / ((before + after) / 2),
         "rows": rows,
     }
 
@@ -209,14 +235,14 @@ def one_size_cell(
     """matryoshka on IOI, finished at the one size that is measured."""
     task = cd.load_task("ioi", model, examples=ONE_SIZE_EXAMPLES, seed=seed, counterfactual=counterfactual)
     held, count = task.held_out or task, round(share * len(model.graph))
-    before, begun = seconds_of_forward(hf, task), time.process_time()
     state = folder / f"one-size-{counterfactual}-{share:g}-{seed}.state"
-    scores = cd.matryoshka(model, task, edges=count, seed=seed, state=state)
-    spent = time.process_time() - begun
+    before, spent = seconds_of_forward(hf, task), Spent(state)
+    scores = cd.matryoshka(model, task, edges=count, seed=seed, state=state, progress=spent.progress)
+    seconds = spent.seconds()
     after = seconds_of_forward(hf, task)
     evaluator = Evaluator.build(Setup.of(model, held, model.graph))
     found = row(evaluator, scores.best(count))
-    state.unlink(missing_ok=True)
+    spent.over()
     return {
         "task": "ioi",
         "method": "matryoshka",
@@ -225,7 +251,7 @@ def one_size_cell(
         "examples": len(task),
         "held out": len(held),
         "empty kl": evaluator.mean(evaluator.values(np.zeros_like(model.graph.allowed), "kl")).to_dict(),
-        "F": spent / ((before + after) / 2),
+        "F": seconds / ((before + after) / 2),
         "rows": [found],
     }
 
@@ -235,37 +261,29 @@ def slow_cell(name: str, method: str, minutes: float, model: Any, hf: Any, folde
     task_name, _, counterfactual = name.partition("/")
     task = cd.load_task(task_name, model, examples=SLOW_EXAMPLES, counterfactual=counterfactual or None)
     count = round(SLOW_SHARE * len(model.graph))
-    before, begun = seconds_of_forward(hf, task), time.process_time()
+    state = folder / f"{name.replace('/', '-')}-{method}.state"
+    before, spent = seconds_of_forward(hf, task), Spent(state)
     seen = [0, 1]
 
     def progress(done: int, total: int) -> None:
         seen[:] = done, total
-        if time.process_time() - begun > 60 * minutes and done < total:
+        spent.progress(done, total)
+        if spent.here() > 60 * minutes and done < total:
             raise OutOfTime
 
     options: dict[str, Any] = {"threshold": 0.01} if method == "acdc" else {"edges": count}
     found: dict[str, Any] = {"task": name, "method": method, "examples": len(task)}
-    state = folder / f"{name.replace('/', '-')}-{method}.state"
-    earlier = state.with_suffix(".seconds")  # what was spent when the time was over
-    so_far = float(earlier.read_text()) if state.exists() and earlier.exists() else 0.0
     try:
         result = getattr(cd, method)(model, task, progress=progress, state=state, **options)
     except OutOfTime:
         share = _weighted(model.graph, seen[0]) if method == "acdc" else seen[0] / seen[1]
-        so_far += time.process_time() - begun
-        earlier.write_text(str(so_far))
-        return found | {
-            "F": so_far / before / max(share, 1e-9),
-            "share": share,
-            "rows": [],
-        }
-    spent = so_far + time.process_time() - begun
-    for each in (state, earlier):
-        each.unlink(missing_ok=True)
+        return found | {"F": spent.seconds() / before / max(share, 1e-9), "share": share, "rows": []}
+    seconds = spent.seconds()
+    spent.over()
     evaluator = Evaluator.build(Setup.of(model, task.held_out or task, model.graph))
     circuit = result if isinstance(result, cd.Circuit) else result.best(count)
     return found | {
-        "F": spent / before,
+        "F": seconds / before,
         "held out": len(task.held_out or task),
         "rows": [row(evaluator, circuit)],
     }
