@@ -548,11 +548,16 @@ BY_LENGTH: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+def config_by_length(kind: str, rope: dict[str, Any]) -> Any:
+    """Of a model that was trained on prompts of eight tokens."""
+    trained = {"max_position_embeddings": 8, "original_max_position_embeddings": 8}
+    return config_of(kind, {"rope_parameters": rope, **trained})
+
+
 @pytest.mark.parametrize(("kind", "rope"), BY_LENGTH, ids=[kind for kind, _ in BY_LENGTH])
 def test_a_rotary_scaling_is_that_of_each_prompts_own_length(kind: str, rope: dict[str, Any]) -> None:
     """Prompts of several lengths in one task, of which some are longer than what the model was trained on."""
-    config = config_of(kind, {"rope_parameters": rope, "max_position_embeddings": 8})
-    network, lengths = random_model(config), (4, 8, 12, 12, 30)
+    network, lengths = random_model(config_by_length(kind, rope)), (4, 8, 12, 12, 30)
     rng = np.random.default_rng(0)
     prompts = [rng.integers(VOCABULARY, size=length).tolist() for length in lengths]
     model = cd.load_model((copy.deepcopy(network), None))

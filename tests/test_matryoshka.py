@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from test_edge_pruning import KNOWN, cut_model, held_out_kl
-from tiny import Tiny, random_prompts
+from test_families import BY_LENGTH, config_by_length
+from tiny import Tiny, random_model, random_prompts
 
 import circuitdiscovery as cd
-from circuitdiscovery.search.matryoshka import hard_top, soft_top, through_soft_top
+from circuitdiscovery.engine.relaxed import Relaxed
+from circuitdiscovery.engine.setup import Setup
+from circuitdiscovery.search.matryoshka import _Search, hard_top, soft_top, through_soft_top
 
 
 @pytest.mark.parametrize(("size", "temperature"), [(1, 0.5), (7.5, 0.02), (99, 0.5), (40, 3.0)])
@@ -82,6 +85,50 @@ def test_further_prompts_are_drawn_and_none_is_held_out() -> None:
     asked.clear()
     alone = cd.matryoshka(model, task, edges=40, steps=20, drawn=0, metric=metric)
     assert asked == {example.clean for example in task} and not np.array_equal(more.values, alone.values)
+
+
+@pytest.mark.parametrize(("kind", "rope"), BY_LENGTH, ids=[kind for kind, _ in BY_LENGTH])
+def test_prompts_run_as_each_alone_where_positions_depend_on_the_length(
+    kind: str, rope: dict[str, Any]
+) -> None:
+    """Lengths on both sides of what the model was trained on, which no run may have together."""
+    model = cd.load_model((random_model(config_by_length(kind, rope)), None), dtype="float64")
+    rng, lengths = np.random.default_rng(0), (5, 6, 14, 16)
+    sides = [[rng.integers(97, size=length).tolist() for length in lengths] for _ in range(2)]
+    task = cd.Task.from_tokens(clean=sides[0], corrupted=sides[1], correct=[1] * 4, incorrect=[2] * 4)
+    circuit = cd.random(model, task).top(len(model.graph) // 2)
+    search = _Search.build(Setup.of(model, task), len(task))
+    for batch, patched in search.patched_runs(range(len(task))):
+        alone = [cd.run_circuit(model, task.select([row]), circuit) for row in batch.rows.tolist()]
+        torch.testing.assert_close(patched.logits(circuit.mask), torch.cat(alone), atol=1e-10, rtol=1e-10)
+
+
+def test_pads_have_a_gradient_in_float16() -> None:
+    """At a pad the stream is nearly 0, and one over its deviation, squared, more than float16 holds."""
+    model = cd.load_model("toy", dtype="float16")
+    task = cd.load_task("ioi", model, examples=8)
+    assert len({len(example.clean) for example in task}) > 1
+    scores = cd.matryoshka(model, task, edges=30, steps=4).values
+    assert np.isfinite(scores).all() and np.ptp(scores) > 0
+
+
+@pytest.mark.parametrize("method", ["matryoshka", "edge_pruning", "hybrid"])
+def test_a_gradient_that_is_no_number_stops_the_search_at_once(
+    llama: Tiny, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, asked = Relaxed.gradient, list[int]()
+
+    def broken(*args: Any) -> tuple[Any, Any]:
+        asked.append(1)
+        loss, gradient = given(*args)
+        return loss, gradient + torch.nan
+
+    monkeypatch.setattr(Relaxed, "gradient", broken)
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match=r"^the gradient of rows [\d, ]+ is not finite; "
+    ) as told:
+        getattr(cd, method)(llama.model, llama.prompts.task, edges=9)
+    assert len(asked) == 1 and "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("ablation", ["mean", "zero"])

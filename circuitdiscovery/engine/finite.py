@@ -3,7 +3,7 @@ search would keep every edge by them, or none.
 
 Every metric value that is computed anywhere is looked at here, and the logits of the runs that everything is
 compared with: the clean run, and the one with every edge replaced. All of these are computed anyway, before a
-search takes its first decision.
+search takes its first decision. A search that descends looks at each step's gradient as well.
 
 Where those two runs are the same but for rounding there is nothing to explain, and
 nothing is measured in shares of their difference.
@@ -54,6 +54,20 @@ def finite_logits(logits: Tensor, rows: Tensor | Sequence[int], run: str) -> Ten
     row = int(rows[_first(right, rows)])
     raise CircuitDiscoveryError(
         f"row {row}: the {run} run's logits are not numbers (NaN); leave the row out, or try dtype float32"
+    )
+
+
+def finite_gradient(gradient: Tensor, rows: Tensor) -> Tensor:
+    """A loss's gradient on some rows together, where all of it is finite.
+
+    Raises:
+        CircuitDiscoveryError: it is not; names the rows.
+    """
+    if bool(gradient.isfinite().all()):
+        return gradient
+    raise CircuitDiscoveryError(
+        f"the gradient of rows {', '.join(map(str, rows.tolist()))} is not finite; leave them out, or try "
+        "dtype float32"
     )
 
 

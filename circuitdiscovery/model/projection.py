@@ -45,7 +45,8 @@ def pulled(
     linear = made.detach() if constant is None else made.detach() - constant
     along = (gradient * linear).sum(-1, keepdim=True) / x.shape[-1]
     out = torch.bmm(gradient * inverse, scaled - scaled.mean(-1, keepdim=True) if norm.centred else scaled)
-    return out.addcmul_(x, along * inverse.square(), value=-1)
+    # not the square of the inverse, which in float16 is too large where a stream is nearly 0
+    return out.addcmul_(x * inverse, along * inverse, value=-1)
 
 
 def offset(norm: Norm, weight: Tensor, bias: Tensor | None) -> Tensor | None:

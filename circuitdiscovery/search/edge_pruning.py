@@ -44,6 +44,7 @@ from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.fast import PatchedRun
+from circuitdiscovery.engine.finite import finite_gradient
 from circuitdiscovery.engine.memory import relaxed
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
@@ -272,7 +273,7 @@ def mask_gradient(
     """[S, R]: the gradient of the loss's mean over all examples in a real-valued [S, R] mask.
 
     Raises:
-        CircuitDiscoveryError: a metric without a gradient.
+        CircuitDiscoveryError: a metric without a gradient, or one that is not finite.
     """
     total = torch.zeros(graph.allowed.shape, dtype=torch.float64)
 
@@ -287,12 +288,10 @@ def mask_gradient(
     for batch, patched in parts:
         if not len(batch):
             continue
-        total += (
-            Relaxed.build(patched.model, graph)
-            .gradient(patched, mask, lambda logits, batch=batch: summed(logits, batch))[1]
-            .double()
-            .cpu()
+        _, found = Relaxed.build(patched.model, graph).gradient(
+            patched, mask, lambda logits, batch=batch: summed(logits, batch)
         )
+        total += finite_gradient(found.double().cpu(), batch.rows)
     return distributed.total(total).numpy() / n_examples
 
 

@@ -40,7 +40,7 @@ from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation, replacements
 from circuitdiscovery.engine.fast import PatchedRun
-from circuitdiscovery.engine.finite import finite_logits
+from circuitdiscovery.engine.finite import finite_gradient, finite_logits
 from circuitdiscovery.engine.memory import budget, by_steps
 from circuitdiscovery.engine.metrics import BoundMetric, Metric, by_rows, clean_logits, kl_from
 from circuitdiscovery.engine.relaxed import Relaxed, graph_mask
@@ -49,7 +49,7 @@ from circuitdiscovery.engine.state import State, saved_in
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.run import embed, replaced_logits
+from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
 from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.edge_pruning import check_edges
 from circuitdiscovery.search.provenance import provenance
@@ -59,7 +59,7 @@ from circuitdiscovery.task.task import Task
 SIZES = (0.01, 0.02)  # of all edges, that the finish is for where no number is asked for
 _LEAST, _MOST = 0.003, 0.1  # the sizes of the first part, as shares of all edges; log-uniform
 _FIRST = 0.4  # of the steps are the first part
-_AT_ONCE, _ANY = 16, 1e9  # examples in one forward, whatever their lengths
+_AT_ONCE, _ANY = 16, 1e9  # examples in one forward, whatever their lengths, where these may differ
 _MEMORY = 100  # steps that the running mean reaches back
 PROMPTS = 4  # in one step: more steps are worth more than quieter ones
 _DRAWN = 480  # prompts that are drawn beside a task's own
@@ -348,7 +348,7 @@ class _Search:
             )
             if not bool(loss.isfinite()):
                 raise CircuitDiscoveryError(f"the loss of the examples {batch.rows.tolist()} is not finite")
-            total += found.double().cpu()
+            total += finite_gradient(found.double().cpu(), batch.rows)
         return (distributed.total(total) / len(rows))[torch.tensor(graph.allowed)]
 
     @torch.no_grad()
@@ -386,7 +386,8 @@ def _patched_runs(setup: Setup, rows: Sequence[int]) -> Iterator[tuple[Batch, Pa
     """This process's share of some of a task's examples, in batches; not `Setup.patched`,
     which looks at the replacements of every batch: here they are looked at once."""
     model, own = setup.model, sorted(rows)[distributed.rank() :: distributed.world_size()]
-    for batch in setup.task.batches(setup.batch_size or _AT_ONCE, own, run_tokens=_ANY):
+    any_length = _ANY if run_tokens(model) else 0.0
+    for batch in setup.task.batches(setup.batch_size or _AT_ONCE, own, run_tokens=any_length):
         batch = batch.to(model.device)
         values, start = setup.carried.packed(batch).to(model.W_E), embed(model, batch.clean)
         parts, own_run = setup.parts(batch), setup.own_run
