@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference, carried, logit_diff
-from tiny import ARCHITECTURES, REAL, Prompts, Tiny, each_and_each, random_prompts
+from test_families import CASES, config_of
+from tiny import ARCHITECTURES, REAL, Prompts, Tiny, each_and_each, random_model, random_prompts, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -144,6 +145,70 @@ def test_the_definition_of_wang_et_al(tiny: Tiny, kind: str) -> None:
     assert list(step.effects) == upstream
     assert set(step.receivers) == set(receivers)
     agree(step, damages(reference, prompts, receivers, upstream))
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "gpt2": {"m0": "neurons", "m1": [3, 17], "a1.h0": {"last": [-1]}},
+    "gemma3": {"m0": [0, 5], "m1": {"first": [0, 1], "last": [-1]}, "input": {"first": [0]}},
+    "mixtral": {"m0": "experts", "m1": {"last": [-1]}, "m2": "experts"},
+    "merged": {"m1": "neurons", "m2": [1, 40]},
+}
+
+
+@pytest.mark.parametrize("receivers", [["logits"], ["m2", "a2.h1", "logits"]], ids=["logits", "several"])
+@pytest.mark.parametrize("name", PARTS)
+def test_a_node_in_parts_writes_and_reads_as_the_node(name: str, receivers: list[str]) -> None:
+    """Of a sender that is whole, where MLPs after it and receivers are split."""
+    known = {"mixtral": lambda: config_of(*CASES["mixtral"]), "merged": lambda: tiny_config("gpt2")}
+    model = cd.load_model((random_model(known.get(name, lambda: tiny_config(name))()), None), dtype="float64")
+    graph, prompts = cd.split(model, PARTS[name]), random_prompts(101, 4, 6)
+    options: dict[str, Any] = {"receivers": receivers, "split_qkv": name != "merged"}
+    whole = path_patching(model, prompts.task, **options)
+    split = path_patching(model, prompts.task, graph=graph, **options).effects
+    same = {sender: float(effect) for sender, effect in whole.effects.items() if sender in split}
+    assert len(same) >= 12 and len(split) > len(same)
+    assert {sender: float(split[sender]) for sender in same} == pytest.approx(same, rel=0, abs=1e-6)
+
+
+@pytest.mark.parametrize("receiver", ["logits", "m2", "a2.h1<q>"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma3"])
+def test_one_neuron_on_hooks(tinies: Callable[[str], Tiny], name: str, receiver: str) -> None:
+    """As if the whole MLP wrote what it does with that neuron alone as on the corrupted prompt; Gemma's norm
+    of the sum follows."""
+    tiny, neurons = tinies(name), (3, 17)
+    layer = tiny.hf.transformer.h[0] if name == "gpt2" else tiny.hf.model.layers[0]
+    out = layer.mlp.c_proj if name == "gpt2" else layer.mlp.down_proj
+    hidden: list[Tensor] = []
+    handle = out.register_forward_pre_hook(lambda _, given: hidden.append(given[0]))
+    reference, prompts, metric = (
+        tiny.reference, tiny.prompts, logit_diff(tiny.prompts.correct, tiny.prompts.incorrect)
+    )  # fmt: skip
+    expected: dict[str, float] = {}
+    with torch.no_grad():
+        for tokens in (prompts.clean, prompts.corrupted):
+            tiny.hf(tokens)
+        handle.remove()
+        logits, written = reference.run(prompts.clean)
+        for neuron in neurons:
+            mixed = hidden[0].clone()
+            mixed[..., neuron] = hidden[1][..., neuron]
+            changed = out(mixed) if name == "gpt2" else layer.post_feedforward_layernorm(out(mixed))
+            replacement = written.clone()
+            replacement[reference.graph.source_index["m0"]] = changed
+            (patched,) = slow(reference, prompts.clean, replacement, ["m0"], [receiver])
+            expected[f"m0/n{neuron}"] = float((metric(logits[:, -1]) - metric(patched)).mean())
+    graph = cd.split(tiny.model, {"m0": list(neurons), "m1": [3, 17]})
+    step = path_patching(
+        tiny.model,
+        prompts.task,
+        graph=graph,
+        receivers=receiver,
+        senders=list(expected),
+    )
+    assert min(map(abs, expected.values())) > 1e-4
+    assert {sender: float(effect) for sender, effect in step.effects.items()} == pytest.approx(
+        expected, rel=1e-3, abs=2e-6
+    )
 
 
 @pytest.mark.parametrize("ablation", ["mean", "zero"])

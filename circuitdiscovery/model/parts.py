@@ -79,6 +79,10 @@ class Parts:
         """On some of the batch's examples, by a mask or an index of them."""
         return replace(self, inside={node: each[:, examples] for node, each in self.inside.items()})
 
+    def at(self, position: Tensor) -> Parts:
+        """At [N] positions alone, where T is 1."""
+        return replace(self, inside={node: self._spans(node, position) for node in self.inside})
+
     @cached_property
     def packing(self) -> Packing:
         """How what all sources write lies in one tensor."""
@@ -146,6 +150,12 @@ class Parts:
         units = self.units(layer)
         named = units.written(units.values(streams[:-1]))
         return torch.cat([named, self.rest(layer, streams[-1])[None]])
+
+    def mlp_of(self, layer: int, stream: Tensor) -> Written:
+        """As `mlp`, where all its receivers read one stream, [N, T, D]."""
+        if self.owns(layer):
+            return self.apart(layer, self.units(layer).read(stream), stream)
+        return self.shared(layer, self.model.blocks[layer].norm2(stream))
 
     def apart(self, layer: int, values: Tensor, stream: Tensor) -> Written:
         """What an MLP's parts write that have receivers of their own, from what the named ones make of their

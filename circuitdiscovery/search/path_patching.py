@@ -35,7 +35,7 @@ from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.graph.nodes import LETTERS, letter_of, no_node, node_of, parsed
+from circuitdiscovery.graph.nodes import LETTERS, letter_of, no_node, node_of, whole_of
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.model import Model
@@ -165,8 +165,8 @@ def path_patching(
         model: a loaded model.
         task: all its examples are used.
         receivers: such as `a1.h2<q>`, `m1` or `logits`; a node's name means all it reads by (of
-            grouped heads: the group's key and value too).
-        senders: heads, MLPs or `input`; by default every source upstream of a receiver.
+            grouped heads: the group's key and value too; of an MLP in parts: all of them).
+        senders: heads, MLPs, `input` or parts of these; by default every source upstream of a receiver.
         through_mlps: a path through MLPs alone is direct, and where one receiver is downstream of another it
             does not read what the other changed (Wang et al.). False: the edges from the sender to the
             receivers are patched, together, as `run_circuit` does.
@@ -229,7 +229,7 @@ class _Paths:
     """One batch, with what every source writes on the clean prompts."""
 
     patched: PatchedRun
-    clean: Tensor  # [S, N, T, D]
+    clean: Tensor  # [S, N, T, D]; packed where it is not used
     columns: np.ndarray  # of the receivers
     through_mlps: bool
 
@@ -239,21 +239,21 @@ class _Paths:
             patched.model, patched.start, patched.position, keep_sources=True, parts=patched.parts
         ).sources
         assert clean is not None
-        if not through_mlps or patched.graph.receivers[columns[0]] != "logits":
+        if not through_mlps:
             return cls(patched, clean, columns, through_mlps)
-        # no head runs again, and MLPs act on each position alone: the answer's is enough
+        dense, parts = patched.parts.packing.dense, patched.parts  # each source is replaced by itself
+        start, replacement, position = patched.start, patched.replacement, patched.position
+        if patched.graph.receivers[columns[0]] == "logits":
+            # no head runs again, and MLPs act on each position alone: the answer's is enough
 
-        def at_answer(sources: Tensor) -> Tensor:  # [S, N, T, D] -> [S, N, 1, D]
-            return at_position(sources.movedim(0, 2), patched.position).movedim(1, 0)[:, :, None]
+            def at_answer(sources: Tensor) -> Tensor:  # [S', N, T, D] -> [S', N, 1, D]
+                return at_position(sources.movedim(0, 2), patched.position).movedim(1, 0)[:, :, None]
 
-        start = at_position(patched.start, patched.position)[:, None]
-        short = replace(
-            patched,
-            start=start,
-            replacement=at_answer(patched.replacement),
-            position=torch.zeros_like(patched.position),
-        )
-        return cls(short, at_answer(clean), columns, through_mlps)
+            clean, replacement, parts = at_answer(clean), at_answer(replacement), parts.at(position)
+            start, position = at_position(start, position)[:, None], torch.zeros_like(position)
+        given = replace(parts, packs=False)
+        run = replace(patched, start=start, replacement=dense(replacement), position=position, given=given)
+        return cls(run, dense(clean), columns, through_mlps)
 
     @cached_property
     def _streams(self) -> tuple[Tensor, ...]:
@@ -273,24 +273,24 @@ class _Paths:
         """[S, N, T, D]: what every source writes where the sender's is replaced,
         MLPs are computed anew and heads are frozen.
         """
-        model, graph, written = self.patched.model, self.patched.graph, self.clean.clone()
+        graph, parts, written = self.patched.graph, self.patched.parts, self.clean.clone()
         written[row] = self.patched.replacement[row]
         change = self._added(row, written[row] - self.clean[row])  # [N, T, D], in the stream so far
-        for layer, block in enumerate(model.blocks):
+        for layer in range(graph.n_layers):
             if graph.allowed[row, graph.columns(layer, "m")].any():
-                (own,) = range(*graph.mlps(layer).indices(len(graph.sources)))
-                written[own] = block.mlp_writes(self._streams[2 * layer + 1] + change)
-                change = change + written[own] - self.clean[own]
+                own = graph.mlps(layer)  # all its parts
+                written[own] = parts.mlp_of(layer, self._streams[2 * layer + 1] + change).dense()
+                change = change + self._added(own.start, (written[own] - self.clean[own]).sum(0))
         return written
 
     def _added(self, row: int, change: Tensor) -> Tensor:
-        """[N, T, D]: what a change of what one source writes adds to the stream of the clean run."""
-        graph = self.patched.graph
-        node = parsed(graph.sources[row])
-        if node.kind != "head":
-            return change
-        together = self.clean[graph.heads(node.layer)].sum(0)
-        return self.patched.model.blocks[node.layer].out_change(together, change)
+        """[N, T, D]: what a change adds to the stream of the clean run, of what a source writes, or of what
+        all of its group do."""
+        for group in self.patched.parts.groups:
+            if group.rows.start <= row < group.rows.stop:
+                together = self.clean[group.rows].sum(0)
+                return group.out(together + change) - group.out(together)
+        return change
 
 
 def _columns(graph: Graph, names: Iterable[str]) -> np.ndarray:
@@ -300,7 +300,7 @@ def _columns(graph: Graph, names: Iterable[str]) -> np.ndarray:
         named = [
             i
             for i, receiver in enumerate(graph.receivers)
-            if name in (receiver, node_of(receiver), *graph.reader_nodes(receiver))
+            if name in (receiver, whole_of(receiver), *graph.reader_nodes(receiver))
         ]
         if not named:
             raise _no_receiver(graph, name)
