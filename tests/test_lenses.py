@@ -18,7 +18,7 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.cli.main import main
-from circuitdiscovery.features import lens_fitting
+from circuitdiscovery.features import lens_fitting, lenses
 from circuitdiscovery.features.lens_fitting import KLTraining, gathered
 from circuitdiscovery.features.lens_reading import LensReading
 from circuitdiscovery.features.units import logits_of
@@ -214,6 +214,26 @@ def test_a_saved_lens_is_the_same_and_of_its_model_alone(
         f.Lens.load(tmp_path / "lens", toy)
 
 
+def test_an_interrupted_save_leaves_nothing_that_is_read(
+    toy: Any, texts: tuple[list[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the old lens, whose weights are gone, nor the new one's weights under the old one's name."""
+    near, far = (f.lens(toy, kind="future", ahead=ahead, fit_on=texts[0][:60]) for ahead in (1, 3))
+    near.save(tmp_path)
+
+    def interrupted(path: Path, data: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lenses, "write_json", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        far.save(tmp_path)
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"lens\.json is missing"):
+        f.Lens.load(tmp_path, toy)
+    monkeypatch.undo()
+    far.save(tmp_path)
+    assert f.Lens.load(tmp_path, toy).ahead == 3
+
+
 def test_a_training_that_is_stopped_goes_on_to_the_same_lens(
     toy: Any, texts: tuple[list[str], list[str]], tmp_path: Path
 ) -> None:
@@ -307,6 +327,15 @@ def test_intervals_hold_the_truth_of_texts_whose_tokens_are_alike() -> None:
 def test_a_share_of_all_texts_is_not_certain() -> None:
     share = reading_of(torch.tensor([0, 0, 1, 1, 2]), torch.zeros(5)).recall(1)[0]
     assert share == 1 and share.low == pytest.approx(0.025 ** (1 / 3))  # Clopper and Pearson of 3 of 3
+
+
+@pytest.mark.parametrize("prompts", [[0, 1, 2], [0, 0, 1, 1, 2]])
+def test_limits_are_possible_ones(prompts: list[int]) -> None:
+    """Of three texts that differ, Student's interval of a divergence reaches below 0, and of a share above 1."""
+    reading = reading_of(torch.tensor(prompts), torch.tensor([0.9, 7.0, 0.1, 0.2, 0.1][: len(prompts)]))
+    (kl,), (share,) = reading.kl, reading.recall(1)
+    assert kl.low == 0 < kl < kl.high
+    assert 0 <= share.low < share < share.high <= 1
 
 
 def test_tables_and_pictures(toy: Any, tmp_path: Path) -> None:

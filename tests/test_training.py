@@ -3,6 +3,7 @@
 # pyright: reportOptionalOperand=false, reportOperatorIssue=false, reportArgumentType=false
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import circuitdiscovery as cd
-from circuitdiscovery.features import losses
+from circuitdiscovery.features import collecting, losses
 from circuitdiscovery.features.dictionary import KINDS, Dictionary
 
 f = cd.features
@@ -301,6 +302,7 @@ def test_a_transcoder_reads_the_run_that_it_writes_into(toy: Any, reads: str) ->
         divergence = (expected.exp() * (expected - other)).sum(-1)[:, 1:]
         total, count = total + float(divergence.sum()), count + divergence.numel()
     assert found.kl_reconstruction == pytest.approx(total / count, rel=1e-4)
+    assert found.kl_reconstruction.low == 0  # Student's limit of three texts is below
     assert f"m1/f{63}" in cd.split(toy, {"m1": sae}).parts("m1")
     with pytest.raises(cd.CircuitDiscoveryError, match="give target="):
         f.evaluate_sae(sae, source)
@@ -328,6 +330,95 @@ def test_places_that_no_dictionary_has(toy: Any, source: str, target: str | None
     other = None if target is None else f.activations(toy, TEXTS, target)
     with pytest.raises(cd.CircuitDiscoveryError, match=told):
         f.train_sae(f.activations(toy, TEXTS, source), n=8, k=2, steps=2, target=other)
+
+
+@pytest.mark.parametrize(
+    ("texts", "source", "target", "position", "told"),
+    [
+        (TEXTS, "m1.bare", "m1", 1, "reads activations at m1.normed, but these are at m1.bare"),
+        (TEXTS, "m1.normed", "m2", 1, "writes activations at m1, but these are at m2"),
+        (TEXTS, "m1.normed", "m1", -1, "target is of other positions than acts"),
+        (TEXTS[::-1], "m1.normed", "m1", 1, "target is of other prompts than acts"),
+        (TEXTS[:2], "m1.normed", "m1", 1, "target has 2 rows, acts have 3"),
+    ],
+)
+def test_a_transcoder_is_of_one_place_row_for_row(
+    toy: Any, texts: list[str], source: str, target: str, position: int, told: str
+) -> None:
+    """In a training, whose place the activations say, as in an evaluation."""
+    read, written = f.activations(toy, TEXTS, "m1.normed"), f.activations(toy, TEXTS, "m1")
+    sae = f.train_sae(read, n=8, k=2, steps=2, target=written)
+    assert f.evaluate_sae(sae, read, target=written.values).rows == len(read)  # a matrix has rows alone
+    acts, other = (
+        f.activations(toy, TEXTS, source, position=1),
+        f.activations(toy, texts, target, position=position),
+    )
+    with pytest.raises(cd.CircuitDiscoveryError, match=told):
+        f.evaluate_sae(sae, acts, target=other)
+    if told.startswith("target"):
+        with pytest.raises(cd.CircuitDiscoveryError, match=told):
+            f.train_sae(acts, n=8, k=2, steps=2, target=other)
+
+
+def test_a_transcoder_is_of_files_and_memory_together(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files end elsewhere than what is looked at together; the figures do not say where they are read from."""
+    monkeypatch.setattr(collecting, "_SHARD", 10)
+    monkeypatch.setattr(collecting, "_AT_ONCE", 4)
+    read, written = f.activations(toy, TEXTS * 5, "m2.normed"), f.activations(toy, TEXTS * 5, "m2")
+    kept = f.activations(toy, TEXTS * 5, "m2.normed", to=tmp_path)
+    assert len(kept.parts) > 3 and kept.digest == read.digest
+    sae = f.train_sae(read, target=written, n=16, k=2, steps=5)
+    found = f.evaluate_sae(sae, kept, target=written, baselines=False)
+    assert found.to_dict() == f.evaluate_sae(sae, read, target=written, baselines=False).to_dict()
+    how: dict[str, Any] = {"kinds": ["topk"], "sparsities": {"topk": [2]}, "n": 8, "steps": 3, "held_out": 0}
+    assert len(f.sweep(kept, target=written, **how).rows) == 1
+
+
+def test_a_norm_that_follows_a_node_makes_two_places_of_it(toy: Any, tinies: Any) -> None:
+    """Gemma has one; elsewhere a dictionary from before it and activations from after it are of one."""
+    for model, same in ((toy, True), (cd.load_model(tinies("gemma3").hf), False)):
+        prompts = [[5, 6, 7, 8], [9, 3, 4]]
+        before, after = (f.activations(model, prompts, site) for site in ("m1.inner", "m1"))
+        assert torch.equal(before.values, after.values) == same
+        sae = f.train_sae(before, n=8, k=2, steps=2)
+        assert sae.inner and f.evaluate_sae(sae, before, model=model, baselines=False).rows == 5
+        if same:
+            assert f.evaluate_sae(sae, after, model=model, baselines=False).rows == 5
+        else:
+            with pytest.raises(cd.CircuitDiscoveryError, match=r"at m1\.inner, but these are at m1$"):
+                f.evaluate_sae(sae, after, model=model, baselines=False)
+
+
+def test_what_is_kept_of_nothing_is_undefined(toy: Any, task: Any) -> None:
+    """Every prompt is right with the mean in the site's place, too: (F - F) / (F - F)."""
+    acts = f.activations(toy, task, "m1", position="all")
+    mean, sure = acts.values.mean(0), replace(task, metric="accuracy")
+    logits = f.run(toy, task, edits={"m1": lambda x: torch.cat([x[:, :1], mean.expand_as(x[:, 1:])], 1)})
+    for row, example in enumerate(task):
+        answers = logits.values("logits")[row][example.position]
+        assert answers[list(example.correct)].max() > answers[list(example.incorrect)].max()
+    for given in (sure, replace(task, metric=cd.Metric("none", lambda logits, _: logits.sum(-1) * 0))):
+        found = f.evaluate_sae(identity("m1", acts.d, mean), acts, model=toy, task=given, baselines=False)
+        assert found.behaviour is None and "behaviour" not in str(found)
+        assert type(found).from_dict(found.to_dict()).to_dict() == found.to_dict()
+
+
+def test_what_is_everywhere_the_same_is_not_shrunk() -> None:
+    """All features are dead: what is written is b_dec, which has no size to compare."""
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    zero = torch.zeros(3, 8)
+    for written in (torch.ones(8), x.mean(0)):
+        dead = Dictionary("relu", None, "output", zero, -torch.ones(3), zero, written)
+        assert np.isnan(f.evaluate_sae(dead, x, baselines=False).shrinkage)
+
+
+def test_a_batch_of_equal_rows_has_no_variance_to_explain() -> None:
+    """Of two rows about every other batch has one of them twice."""
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    explained = [point["explained_variance"] for point in f.train_sae(x, n=8, k=2, steps=50).history]
+    assert 10 < np.isnan(explained).sum() < 40
 
 
 def test_what_cannot_be_evaluated(toy: Any, task: Any) -> None:

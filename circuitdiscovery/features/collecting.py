@@ -104,9 +104,9 @@ class Activations:
         return out
 
     def chunks(self) -> Iterator[Tensor]:
-        """All values in order, some at a time."""
-        for part in self.parts:
-            yield from part.split(_AT_ONCE)
+        """All values in order, as many at a time in memory as in files."""
+        for which in torch.arange(len(self)).split(_AT_ONCE):
+            yield self.take(which)
 
     @cached_property
     def digest(self) -> str:

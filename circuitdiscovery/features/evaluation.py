@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine import memory
+from circuitdiscovery.engine.finite import rounding
 from circuitdiscovery.engine.metrics import bind, kl_from
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features import standing
@@ -23,6 +25,7 @@ from circuitdiscovery.features.standing import (
     Edit,
     Edits,
     Stand,
+    check_activations,
     mean_of,
     of_dictionary,
     places_of,
@@ -49,6 +52,8 @@ FIGURES = {
     "behaviour": "behaviour kept",
 }
 
+_ROUNDING = 1e-9  # a correlation that is not above it is rounding
+
 
 @dataclass(frozen=True, repr=False)
 class DictionaryQuality(Reported):
@@ -63,13 +68,14 @@ class DictionaryQuality(Reported):
         dead: the share of the features that are active nowhere.
         shrinkage: 1 - g, where (x' - m) / g is nearest to x - m on average: g = E|x' - m|^2 / E (x' - m)(x -
             m) (Rajamanoharan et al. 2024a, arXiv 2404.16014, equation 10, there of what is not centred). It
-            is above 0 where features are too small, as an L1 penalty makes them (Wright & Sharkey 2024).
+            is above 0 where features are too small, as an L1 penalty makes them (Wright & Sharkey 2024). NaN
+            where x' is everywhere the same.
         kl_reconstruction, kl_mean: KL(model || model with x' in place of x), and with m in its place,
             averaged over the activations' positions; None without a model.
         loss_recovered: 1 - kl_reconstruction / kl_mean.
         behaviour: (F(x') - F(m)) / (F(x) - F(m)), where F is the task's metric of the model with that in
             place of x at every position but the first: what is kept of the behaviour where the error is
-            ablated; None without a task.
+            ablated; None without a task, and where F(x) - F(m) is rounding.
         baselines: the same of what else could be written with round(l0) numbers per activation: the largest
             coordinates along principal directions ("pca") or random ones ("random"), or the strongest
             neurons ("neurons"; of an MLP, with a model). Principal directions are those of these very
@@ -147,8 +153,8 @@ def evaluate_sae(
         The figures.
 
     Raises:
-        CircuitDiscoveryError: another width or site; a model without the activations' prompts; a task without
-            a model; no target for a transcoder.
+        CircuitDiscoveryError: another width or site; a target of other rows, or for an autoencoder; none for
+            a transcoder; a model without the activations' prompts; a task without a model.
 
     >>> import circuitdiscovery as cd, torch
     >>> acts = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
@@ -164,18 +170,14 @@ def evaluate_sae(
     if sae.transcoder and target is None:
         raise CircuitDiscoveryError("a transcoder is measured on what it writes, too: give target=")
     written = read if target is None else as_activations(target, "target")
-    for what, found, wanted in (("reads", read, sae.d_in), ("writes", written, sae.d_out)):
-        if found.d != wanted:
-            raise CircuitDiscoveryError(
-                f"the dictionary {what} activations of width {wanted}, but these have {found.d}"
-            )
-    if len(read) != len(written):
-        raise CircuitDiscoveryError(f"target has {len(written):,} rows, acts have {len(read):,}")
+    if not sae.transcoder and target is not None:
+        raise CircuitDiscoveryError("target= is of a transcoder: an autoencoder writes what it reads")
     if task is not None and model is None:
         raise CircuitDiscoveryError("task= needs model=, which is run on its prompts")
+    place = None if model is None or sae.site is None else places_of(sae, model)[1]
+    check_activations(sae, read, written, model)
     stands = {"dictionary": of_dictionary(sae, read, written)}
     figures: dict[str, Any] = {"model": model, "task": task, "batch_size": batch_size, "seed": seed}
-    place = None if model is None or sae.site is None else places_of(sae, model)[1]
     figures |= {"site": sae.site, "place": place}
     found = qualities(stands, written, **figures)["dictionary"]
     if not baselines:
@@ -244,10 +246,10 @@ def _figures(stand: Stand, mean: Tensor) -> dict[str, float]:
         ever |= which.any(0)
         rows += len(y)
     return {
-        "explained_variance": 1 - error / around if around else float("nan"),
+        "explained_variance": 1 - error / around if around else math.nan,
         "l0": active / rows,
         "dead": 1 - float(ever.float().mean()),
-        "shrinkage": 1 - own / both if both else float("nan"),
+        "shrinkage": 1 - own / both if abs(both) > _ROUNDING * math.sqrt(own * around) else math.nan,
     }
 
 
@@ -275,7 +277,7 @@ def _loss(
             sums[figure, rows] = torch.where(kept, 0.0, divergence).sum(-1).double().cpu().numpy()
     some = counts > 0
     draws = weights(int(some.sum()), seed)
-    *each, mean = [intervals.ratio(row[some], counts[some], draws) for row in sums]
+    *each, mean = [intervals.inside(intervals.ratio(row[some], counts[some], draws), 0.0) for row in sums]
     return {
         name: {
             "kl_reconstruction": found,
@@ -295,18 +297,21 @@ def _behaviour(
     batch_size: int | None,
     seed: int,
 ) -> dict[str, Estimate]:
-    """What is kept of a task's metric, of what the mean takes away."""
+    """What is kept of a task's metric, of what the mean takes away; nothing where that is rounding."""
     metric = bind(task.metric, model, task)
     every: list[Edits] = [lambda _, kept: {}, *edits.values(), averaged]
-    values = np.zeros((len(every), len(task)))
+    values, noise = np.zeros((len(every), len(task))), 0.0
     for batch in answer_batches(model, task, batch_size):
         kept = torch.zeros(batch.clean.shape, dtype=torch.bool, device=model.device)
         kept[:, 0] = True
         for figure, made in enumerate(every):
             answers = answer_logits(model, batch, made(model, kept))
+            noise += 0.0 if figure else float(rounding(answers, model.dtype, metric.name).sum())
             values[figure, batch.rows.cpu().numpy()] = metric(answers, batch).double().cpu().numpy()
     full, *each, mean = values
     draws = weights(len(task), seed)
+    if abs(float((full - mean).mean())) <= noise / len(task):
+        return {}
     return {
         name: intervals.ratio(made - mean, full - mean, draws) for name, made in zip(edits, each, strict=True)
     }

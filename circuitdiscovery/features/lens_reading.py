@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,8 @@ class LensReading:
                 return tuple(intervals.share(int(row.sum()), len(row)) for row in rows)
             return tuple(intervals.means(rows, draws, skewed=True))
         sums = [np.bincount(prompt, row, len(counts)) for row in rows]
-        found = [intervals.ratio(each, counts, draws) for each in sums]
+        most = 1.0 if values.dtype == torch.bool else math.inf
+        found = [intervals.inside(intervals.ratio(each, counts, draws), 0.0, most) for each in sums]
         if values.dtype == torch.bool:  # of one outcome alone the draws have no spread
             found = [
                 each if 0 < each < 1 else intervals.share(int(each) * len(counts), len(counts))

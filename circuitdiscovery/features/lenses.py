@@ -162,6 +162,7 @@ class Lens:
         path = Path(folder)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            (path / CONFIG).unlink(missing_ok=True)
         except OSError as error:
             raise CircuitDiscoveryError(f"cannot write {path}: {error.strerror or error}") from None
         tensors = {

@@ -124,10 +124,7 @@ class Patchscope(Value):
         return intervals.share(sum(rank < k for rank in ranks), len(ranks))
 
     def _means(self, values: Sequence[Sequence[float]]) -> list[Estimate]:
-        found = intervals.means(np.array(values), weights(len(self.expected), 0), skewed=True)
-        return [
-            Estimate(each, max(0.0, each.low), each.high) if each.has_interval else each for each in found
-        ]
+        return intervals.means(np.array(values), weights(len(self.expected), 0), skewed=True)
 
     def __str__(self) -> str:
         return "\n".join(self._lines())

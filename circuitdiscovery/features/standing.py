@@ -13,12 +13,14 @@ Coordinates are of activations less their mean, and of both signs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.collecting import Activations
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.forward import INPUTS, device_of, forward, site_of
@@ -55,6 +57,57 @@ def places_of(sae: Dictionary, model: Model) -> tuple[str | None, str]:
     assert sae.site is not None
     site = site_of(model, sae.site + (".inner" if sae.inner and "." not in sae.site else ""))
     return (f"{sae.site}.{_PLACE[sae.reads]}" if sae.transcoder else None), site.place
+
+
+def check_rows(read: Activations, written: Activations) -> None:
+    """Refuse a target that is not row for row of the same tokens as what is read.
+
+    Raises:
+        CircuitDiscoveryError: other prompts or positions; of a matrix, which does not say them, another
+            number of rows.
+    """
+    if len(read) != len(written):
+        raise CircuitDiscoveryError(
+            f"target has {len(written):,} rows, acts have {len(read):,}: collect both on the same prompts "
+            "and positions"
+        )
+    if not (read.prompts and written.prompts):
+        return
+    if read.prompts != written.prompts or not torch.equal(read.rows, written.rows):
+        raise CircuitDiscoveryError("target is of other prompts than acts")
+    if not torch.equal(read.positions, written.positions):
+        raise CircuitDiscoveryError("target is of other positions than acts")
+
+
+def check_activations(
+    sae: Dictionary, read: Activations, written: Activations, model: Model | None = None
+) -> None:
+    """Refuse activations that are not of what a dictionary reads and writes, row for row.
+
+    Whether a norm follows a node is known of a model: without one, what is before it is taken for the same.
+
+    Raises:
+        CircuitDiscoveryError: another width or site, or a target of other rows.
+    """
+    site, after = sae.site, {sae.site, f"{sae.site}.inner"}
+    if model is not None and site is not None and re.fullmatch(r"[am]\d+", site):
+        block = model.blocks[int(site[1:])]
+        if (block.mlp_norm if is_mlp(site) else block.heads_norm) is not None:
+            after = {f"{site}.inner" if sae.inner else site}
+    before = {f"{site}.{_PLACE[sae.reads]}"} if sae.transcoder else after
+    for what, acts, width, sites in (
+        ("reads", read, sae.d_in, before),
+        ("writes", written, sae.d_out, after),
+    ):
+        if acts.d != width:
+            raise CircuitDiscoveryError(
+                f"the dictionary {what} activations of width {width}, but these have {acts.d}"
+            )
+        if site is not None and acts.site not in (None, *sites):
+            raise CircuitDiscoveryError(
+                f"the dictionary {what} activations at {min(map(str, sites))}, but these are at {acts.site}"
+            )
+    check_rows(read, written)
 
 
 def reconstructed(sae: Dictionary, model: Model, kept: Tensor) -> dict[str, Edit]:

@@ -36,7 +36,6 @@ SPARSITIES: Mapping[str, Sequence[float]] = {
     "jumprelu": (0.1, 0.25, 0.5, 1.0),
     "gated": (0.5, 1.0, 2.0, 4.0),
 }
-_AT_ONCE = 2**14  # rows
 _MARKS = {"topk": "o", "relu": "s", "jumprelu": "^", "gated": "D", "pca": "x", "neurons": "+", "random": "."}
 
 
@@ -285,11 +284,6 @@ class _Some(Activations):
     def take(self, which: Tensor) -> Tensor:
         """[m, d]: the values of some of them."""
         return super().take(self.which[which])
-
-    def chunks(self) -> Iterator[Tensor]:
-        """All values in order, some at a time."""
-        for some in self.which.split(_AT_ONCE):
-            yield super().take(some)
 
 
 def _folder(folder: Path, work: Mapping[str, Any]) -> Path:

@@ -22,6 +22,7 @@ from circuitdiscovery.features.dictionary import KINDS, Dictionary
 from circuitdiscovery.features.end_to_end import Downstream
 from circuitdiscovery.features.forward import INPUTS
 from circuitdiscovery.features.sites import is_site
+from circuitdiscovery.features.standing import check_rows
 from circuitdiscovery.model.model import Model
 
 _BATCH = 1024
@@ -112,7 +113,8 @@ def train_sae(
 
     Returns:
         The dictionary. Its `.history` is the training's curve, about 100 times: step, loss and
-        explained_variance (of the batch), l0 and dead (how many features have had no value for 100 steps).
+        explained_variance (of the batch; NaN where its rows are all the same), l0 and dead (how many features
+        have had no value for 100 steps).
 
     Raises:
         CircuitDiscoveryError: an unknown kind; numbers that are not finite, in the activations or, where the
@@ -184,13 +186,7 @@ def _where(read: Activations, written: Activations | None) -> tuple[str | None, 
                 "transcoder"
             )
         return read.site, "output"
-    if len(read) != len(written) or not torch.equal(read.rows, written.rows):
-        raise CircuitDiscoveryError(
-            f"target has {len(written):,} rows, acts have {len(read):,}: collect both on the "
-            "same prompts and positions"
-        )
-    if not torch.equal(read.positions, written.positions):
-        raise CircuitDiscoveryError("target is of other positions than acts")
+    check_rows(read, written)
     if read.site is None or written.site is None:
         return None, "normed"
     node, _, what = read.site.partition(".")
@@ -294,7 +290,9 @@ class _Training:
         last = self.step == self.work["steps"] - 1
         if self.step % every and not last:
             return
-        variance = 1 - float(squared) / float((y - y.mean(0)).square().sum(-1).mean())
+        spread = float((y - y.mean(0)).square().sum(-1).mean())
+        same = bool((y == y[0]).all())  # the mean of equal rows may differ from them by rounding
+        variance = math.nan if same else 1 - float(squared) / spread
         row = min(self.step // every, _POINTS - 1) if not last else _POINTS
         active = float((z > 0).sum(-1).float().mean())
         self.curve[row] = self.step + 1, loss, variance, active, int(dead.sum())

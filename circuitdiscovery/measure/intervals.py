@@ -7,7 +7,7 @@
    estimate, and at most five times as wide, because a draw without spread carries no information.
 2. A mean of a quantity that is never negative and about log-normal over prompts, such as KL: on each side the
    further of that limit and Cox's limit for the mean of a log-normal quantity (Zhou and Gao 1997), because
-   a few prompts seldom include the rare large values.
+   a few prompts seldom include the rare large values. No limit is below 0.
 3. A share of the examples: Clopper and Pearson 1934, which covers for any share and number.
 4. A magnitude |x|: the interval of the signed x, folded at 0. Percentiles of |x| exclude 0 even if x is 0.
 5. A mean of magnitudes: the mean of the folded limits, which is too wide rather than too narrow.
@@ -51,7 +51,7 @@ def means(values: np.ndarray, draws: np.ndarray, *, skewed: bool = False) -> lis
     values = np.asarray(values, dtype=float)
     found = _ratios(values, np.ones(values.shape[1]), draws)
     if skewed:
-        found = [_with_cox(row, each) for row, each in zip(values, found, strict=True)]
+        found = [inside(_with_cox(row, each), 0.0) for row, each in zip(values, found, strict=True)]
     return [
         share(int(row.sum()), len(row)) if is_binary(row) else each
         for row, each in zip(values, found, strict=True)
@@ -71,7 +71,7 @@ def difference(a: np.ndarray, b: np.ndarray, draws: np.ndarray) -> Estimate:
 
 
 def ratio(part: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> Estimate:
-    """The mean of `part` over the mean of `whole`, [n] values each, of the same examples.
+    """The mean of `part` over the mean of `whole`, [n] values each, of the same examples; NaN over 0.
 
     >>> from circuitdiscovery.measure.estimates import weights
     >>> ratio(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]), weights(3, 0))
@@ -83,6 +83,18 @@ def ratio(part: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> Estimate:
 def ratios(parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> list[Estimate]:
     """As `ratio`, for [figures, n] parts of one whole."""
     return _ratios(np.asarray(parts, dtype=float), np.asarray(whole, dtype=float), draws)
+
+
+def inside(found: Estimate, least: float = -math.inf, most: float = math.inf) -> Estimate:
+    """The estimate with limits that are possible ones; they still contain it.
+
+    >>> inside(Estimate(2.21, -3.11, 7.54), 0.0)
+    2.21 [0, 7.54]
+    """
+    if not found.has_interval:
+        return found
+    low, high = max(found.low, least), min(found.high, most)
+    return Estimate(float(found), min(float(found), low), max(float(found), high))
 
 
 def share(hits: int, count: int, outside: float = 1 - LEVEL) -> Estimate:
@@ -174,8 +186,10 @@ def _ratios(parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> list[Est
     from scipy.special import stdtrit
 
     count, divisor = len(whole), float(whole.mean())
-    if count < 2 or divisor == 0:
-        return [Estimate(each) for each in (parts.mean(1) / (divisor or 1.0)).tolist()]
+    if divisor == 0:
+        return [Estimate(math.nan)] * len(parts)
+    if count < 2:
+        return [Estimate(each) for each in (parts.mean(1) / divisor).tolist()]
     value = parts.mean(1) / divisor  # [figures]
     left = parts - value[:, None] * whole  # each with mean 0: the residual of each example
     error = np.sqrt((left**2).sum(1) / (count * (count - 1))) / abs(divisor)
