@@ -427,9 +427,12 @@ def test_what_cannot_be_evaluated(toy: Any, task: Any) -> None:
     for given, told in (
         ((acts, acts), "sae must be what features.train_sae"),
         ((sae, acts.values[:, :5]), "the dictionary reads activations of width 128, but these have 5"),
+        ((sae, f.activations(toy, TEXTS, "m2")), "reads activations at m1, but these are at m2"),
     ):
         with pytest.raises(cd.CircuitDiscoveryError, match=told):
             f.evaluate_sae(*given)
+    with pytest.raises(cd.CircuitDiscoveryError, match="an autoencoder writes what it reads"):
+        f.evaluate_sae(sae, acts, target=acts)
     with pytest.raises(cd.CircuitDiscoveryError, match="acts are a matrix, without prompts"):
         f.evaluate_sae(sae, acts.values, model=toy)
     with pytest.raises(cd.CircuitDiscoveryError, match="task= needs model="):
