@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -389,3 +390,99 @@ def test_neurons_are_the_nodes_of_the_split_graph() -> None:
         )
         lost = (full - gone)[rows, right] - (full - gone)[rows, wrong]
         assert damage == pytest.approx(float(lost.mean()), abs=1e-10)
+
+
+def removed(model: cd.Model, task: cd.Task, graph: cd.Graph, name: str) -> tuple[Tensor, Tensor]:
+    """[examples, vocabulary] each: the logits with every edge, and without those out of one source."""
+    mask = graph.allowed.copy()
+    mask[graph.source_index[name]] = False
+    return tuple(cd.run_circuit(model, task, cd.Circuit(graph, each)) for each in (graph.allowed, mask))
+
+
+def test_neurons_by_a_divergence() -> None:
+    """Their damages are EAP-IG's of the neurons as sources, and exactly, the divergence from the model's
+    logits; the parts that are kept of a task with that metric are those of the largest."""
+    model, kl = cd.load_model((network_of("gpt2"), None), dtype="float64"), "kl_divergence"
+    task = replace(random_prompts(VOCABULARY, 6, 6).task, metric=kl)
+    graph = cd.split(model, {"m0": "neurons", "m1": "neurons", "m2": "neurons"})
+    scores = cd.eap_ig(model, task, metric=kl, graph=graph).by_node()
+    for name, damage in cd.neurons(model, task, top=40, method="eap_ig").damages.items():
+        assert damage == pytest.approx(scores[name], abs=1e-10)
+    order = sorted((name for name in scores if name.startswith("m1/n")), key=lambda name: -abs(scores[name]))
+    kept = cd.split(model, {"m1": "neurons"}, task=task, keep=3)
+    assert {*kept.parts("m1")} == {*order[:3], "m1/rest"}
+    for name, damage in cd.neurons(model, task, top=3, method="exact", metric=kl).damages.items():
+        full, gone = (each.log_softmax(-1) for each in removed(model, task, graph, name))
+        assert damage == pytest.approx(float((full.exp() * (full - gone)).sum(-1).mean()), abs=1e-10)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_neurons_by_a_share(held_out: bool) -> None:
+    """Accuracy has no gradient: the choice is that by the logit difference, and what is measured is how often
+    the right answer is ahead no more, less how often it is ahead only then."""
+    model = cd.load_model((network_of("gpt2"), None), dtype="float64")
+    rows = random_prompts(VOCABULARY, 24, 6).task
+    task = replace(rows.select(range(12)), held_out=rows.select(range(12, 24)) if held_out else None)
+    measured = task.held_out or task
+    graph = cd.split(model, {"m0": "neurons", "m1": "neurons", "m2": "neurons"})
+    found = cd.neurons(model, task, top=30, method="exact", metric="accuracy")
+    assert found.names == cd.neurons(model, task, top=30, method="eap_ig", metric="logit_diff").names
+    at, right, wrong = (
+        torch.arange(len(measured)),
+        [each.correct[0] for each in measured.examples],
+        [each.incorrect[0] for each in measured.examples],
+    )
+    expected = {}
+    for name in found.names:
+        full, gone = (each[at, right] > each[at, wrong] for each in removed(model, measured, graph, name))
+        expected[name] = float((full.double() - gone.double()).mean())
+    assert {name: float(damage) for name, damage in found.damages.items()} == pytest.approx(expected)
+    assert any(expected.values())
+    assert all(damage.has_interval == held_out for damage in found.damages.values())
+    kept = cd.split(model, {"m1": "neurons"}, task=replace(task, metric="accuracy"), keep=3)
+    assert kept == cd.split(model, {"m1": "neurons"}, task=task, keep=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"metric": "kl_divergence"}, "no gradient on the clean run, .*; use method='eap_ig' or 'exact'$"),
+        ({"metric": "accuracy"}, "'accuracy' has no gradient: use method='exact', or another metric$"),
+        ({"metric": "accuracy", "method": "eap_ig"}, "'accuracy' has no gradient: use method='exact'"),
+        (
+            {"metric": lambda logits, _: logits.detach()[:, 0], "method": "exact"},
+            "has no gradient, by which neurons",
+        ),
+    ],
+)
+def test_neurons_by_a_metric_without_a_gradient(options: dict[str, Any], told: str) -> None:
+    model = cd.load_model("toy")
+    with pytest.raises(cd.CircuitDiscoveryError, match=told):
+        cd.neurons(model, cd.load_task("ioi", model, examples=4), top=3, **options)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "olmo2"])
+def test_the_tokens_that_a_neuron_writes(name: str) -> None:
+    """On Hugging Face's modules: the neuron's column of the output matrix, through the norm after the MLP where
+    there is one and the last norm, whose divisions are undone."""
+    network = network_of(name).double()
+    model = cd.load_model((copy.deepcopy(network), None), dtype="float64")
+    found = cd.neurons(model, random_prompts(VOCABULARY, 4, 6).task, top=8)
+    for neuron in found.names:
+        layer, unit = int(neuron[1]), int(neuron.partition("/n")[2])
+        block = network.model.layers[layer]
+        vector = block.mlp.down_proj.weight[:, unit].detach()
+
+        def through(norm: Any, vector: Tensor) -> Tensor:
+            """[D]: what a norm makes of a vector, without its division."""
+            size = vector.square().mean().sqrt()
+            return norm(vector / size).detach() * size
+
+        after = getattr(block, "post_feedforward_layernorm", None)
+        vector = vector if after is None else through(after, vector)
+        logits = network.lm_head.weight @ through(network.model.norm, vector)
+        for tokens, values in ((found.promoted, logits), (found.suppressed, -logits)):
+            best = values.topk(6)
+            assert [int(token) for token, _ in tokens[neuron]] == best.indices.tolist()
+            told = torch.tensor([abs(value) for _, value in tokens[neuron]], dtype=torch.float64)
+            torch.testing.assert_close(told, best.values.abs().detach(), atol=1e-4, rtol=1e-4)

@@ -65,12 +65,15 @@ class Norm:
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return x.view_as(x)  # a tensor of its own, so that its gradient is what its readers alone send back
 
+    def gained(self, x: Tensor) -> Tensor:
+        """[..., D]: as a call, without the division and the bias: what is linear."""
+        x = x.to(self.device)
+        return (x - x.mean(-1, keepdim=True) if self.centred else x) * self.scale
+
     def share(self, stream: Tensor, term: Tensor) -> Tensor:
         """[..., D]: the share of one term of a stream in the normalised stream, without the norm's bias."""
         _, inverse = self.jacobian(stream)
-        term = term.to(self.device)
-        term = term - term.mean(-1, keepdim=True) if self.centred else term
-        return term * inverse * self.scale
+        return self.gained(term) * inverse
 
     def push(self, stream: Tensor, change: Tensor) -> Tensor:
         """[..., D]: what the normalised stream changes by where the stream does, to first order."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.metrics import Metric
+from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame
@@ -99,7 +99,7 @@ def unit_damages(
     """layer -> [examples, U]: the damage of ablating each unit of some layers' MLPs, to first order.
 
     Args:
-        setup: the examples, the metric, and the ablation: `resample` or `zero`.
+        setup: the examples, the metric (see `chosen_by`), and the ablation: `resample` or `zero`.
         kinds: layer -> its units.
         points: where on the line the gradient is taken: 0 is the corrupted prompt's embedding, 1 the clean
             one's.
@@ -156,7 +156,8 @@ def _of_batch(
             measured = setup.metric(run.logits, batch).sum()
             if not measured.requires_grad or setup.metric.share:
                 raise CircuitDiscoveryError(
-                    f"metric {setup.metric.name!r} has no gradient: use method='exact', or another metric"
+                    f"metric {setup.metric.name!r} has no gradient, by which neurons and features are "
+                    "ranked; use another metric"
                 )
             at = [run.mlps[layer][not kind.before_norm] for layer, kind in kinds.items()]
             gradients = torch.autograd.grad(measured, at)
@@ -167,6 +168,14 @@ def _of_batch(
             product = (kind.back(model.blocks[layer], gradient) * change).sum(1)
             found[layer] = found[layer] + product if layer in found else product
     return found
+
+
+def chosen_by(setup: Setup) -> Setup:
+    """What units are chosen by: the setup's metric, but for accuracy, which has no gradient, the logit
+    difference."""
+    if not setup.metric.share:
+        return setup
+    return replace(setup, metric=bind("logit_diff", setup.model, setup.task))
 
 
 def line(method: str, steps: int = _STEPS) -> tuple[float, ...]:
@@ -188,7 +197,9 @@ class Neurons(Value):
         damages: neuron -> its damage in the metric's units, the largest |damage| of the choice first; with a
             95% interval where other examples than those of the choice were measured.
         promoted, suppressed: neuron -> the tokens whose logits one unit of its activation raises the most,
-            and those that it lowers the most, each with how much.
+            and those that it lowers the most, each with how much: directly, through the gains of the norm
+            after the MLP, where there is one, and of the last norm. What these norms divide by, which depends
+            on the prompt, is left out.
     """
 
     model: str
@@ -261,7 +272,8 @@ def neurons(
         top: how many.
         method: `eap` takes the gradient on the clean prompt, `eap_ig` at five points of the line from the
             corrupted one; `exact` chooses by `eap_ig` and measures the damage of ablating each chosen neuron.
-        metric: differentiable (but for `exact`); by default the task's own.
+        metric: differentiable; for `exact` accuracy too, which chooses by the logit difference. By default
+            the task's own; kl_divergence has no gradient on the clean prompt, which `eap` takes.
         ablation: `resample` or `zero`.
         graph: the neurons that are parts of it alone are ranked; by default all.
         batch_size: examples in one forward.
@@ -272,7 +284,7 @@ def neurons(
 
     Raises:
         CircuitDiscoveryError: a model without neurons (attention alone, or experts); an unknown method or
-            ablation; fewer neurons than `top`.
+            ablation; fewer neurons than `top`; a metric without the gradient that the method takes.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -290,23 +302,23 @@ def neurons(
     if type(top) is not int or not 1 <= top <= count:
         raise CircuitDiscoveryError(f"top must be a whole number from 1 to {count:,}, not {top!r}")
     how: dict[str, Any] = {"metric": metric, "ablation": ablation, "batch_size": batch_size}
-    setup, points = Setup.of(model, task, **how), line("eap_ig" if method == "exact" else method)
-    damages = unit_damages(setup, kinds, points, progress)
+    setup, points = Setup.of(model, task, plain=True, **how), line("eap_ig" if method == "exact" else method)
+    _check_gradient(setup.metric, method)
+    damages = unit_damages(chosen_by(setup), kinds, points, progress)
     ranked = sorted(
         ((layer, unit) for layer, units in ranks.items() for unit in units),
         key=lambda at: -abs(damages[at[0]][:, at[1]].mean()),
     )[:top]
-    other = setup if task.held_out is None else Setup.of(model, task.held_out, **how)
+    other = setup if task.held_out is None else Setup.of(model, task.held_out, plain=True, **how)
     if method == "exact":
-        values = _measured(other, ranked)
+        estimates = _measured(other, ranked)
     else:
         chosen = {layer: NEURONS for layer, _ in ranked}
         of = damages if other is setup else unit_damages(other, chosen, points)
         values = np.stack([of[layer][:, unit] for layer, unit in ranked])
-    if other is setup:
-        estimates = [Estimate(float(each.mean())) for each in values]
-    else:
         estimates = intervals.means(values, weights(values.shape[1], 0))
+    if other is setup:  # what was chosen has no interval
+        estimates = [Estimate(float(each)) for each in estimates]
     names = [part_name(mlp_name(layer), f"n{unit}") for layer, unit in ranked]
     promoted, suppressed = _tokens(model, ranked)
     return Neurons(
@@ -323,6 +335,19 @@ def neurons(
     )
 
 
+def _check_gradient(metric: BoundMetric, method: str) -> None:
+    """Refuse a metric without the gradient that a method takes."""
+    if metric.divergence and method == "eap":
+        raise CircuitDiscoveryError(
+            f"metric {metric.name!r} has no gradient on the clean run, where it is 0 at its least; use "
+            "method='eap_ig' or 'exact'"
+        )
+    if metric.share and method != "exact":
+        raise CircuitDiscoveryError(
+            f"metric {metric.name!r} has no gradient: use method='exact', or another metric"
+        )
+
+
 def _among(model: Model, graph: Graph | None) -> dict[int, Sequence[int]]:
     """layer -> the neurons that are ranked."""
     if graph is not None:
@@ -331,8 +356,8 @@ def _among(model: Model, graph: Graph | None) -> dict[int, Sequence[int]]:
     return {layer: range(each.d_mlp) for layer, each in enumerate(model.blocks) if each.W_in is not None}
 
 
-def _measured(setup: Setup, ranked: Sequence[tuple[int, int]]) -> np.ndarray:
-    """[neurons, examples]: the damage of removing all edges out of each one, several at a time."""
+def _measured(setup: Setup, ranked: Sequence[tuple[int, int]]) -> list[Estimate]:
+    """The damage of removing all edges out of each neuron, several at a time."""
     by_layer: dict[int, list[int]] = {}
     for layer, unit in ranked:
         by_layer.setdefault(layer, []).append(unit)
@@ -343,20 +368,19 @@ def _measured(setup: Setup, ranked: Sequence[tuple[int, int]]) -> np.ndarray:
     graph = replace(setup.model.graph, splits=tuple(splits))
     evaluator = Evaluator.build(replace(setup, graph=graph))
     full, without = evaluator.ablated([part_name(mlp_name(layer), f"n{unit}") for layer, unit in ranked])
-    return np.stack([evaluator.metric.damage(full, less) for less in without])
+    return [evaluator.damage(full, less) for less in without]
 
 
 def _tokens(model: Model, units: Sequence[tuple[int, int]]) -> tuple[list[_Tokens], list[_Tokens]]:
     """The tokens that each neuron promotes and those that it suppresses, by what it writes directly to the
     logits."""
-    norm, wide = model.final_norm, torch.promote_types(model.dtype, torch.float32)
-    columns = []
+    wide, columns = torch.promote_types(model.dtype, torch.float32), []
     for layer, unit in units:
-        out = model.blocks[layer].W_out
-        assert out is not None
-        columns.append(out[:, unit].to(model.device))
-    vectors = torch.stack(columns).to(wide)
-    vectors = (vectors - vectors.mean(-1, keepdim=True) if norm.centred else vectors) * norm.scale.to(wide)
+        block = model.blocks[layer]
+        assert block.W_out is not None
+        column = block.W_out[:, unit].to(wide)
+        columns.append((column if block.mlp_norm is None else block.mlp_norm.gained(column)).to(model.device))
+    vectors = model.final_norm.gained(torch.stack(columns))
     logits = model.logit_terms(vectors.to(model.W_U)).to(wide)
     found: tuple[list[_Tokens], list[_Tokens]] = [], []
     for sign, into in zip((1, -1), found, strict=True):

@@ -18,7 +18,7 @@ from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import no_node, parsed
 from circuitdiscovery.graph.splits import LETTER, Schema, Split
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.search.neurons import NEURONS, Kind, features_of, line, unit_damages
+from circuitdiscovery.search.neurons import NEURONS, Kind, chosen_by, features_of, line, unit_damages
 from circuitdiscovery.task.task import Task
 
 _KEPT_BY = "eap_ig"
@@ -129,7 +129,7 @@ def _kept(model: Model, task: Task, splits: Sequence[Split], keep: int | None) -
         if keep is not None:
             raise CircuitDiscoveryError("keep is for neurons and features: spans and experts are all kept")
         return list(splits)
-    damages = unit_damages(Setup.of(model, task), kinds, line(_KEPT_BY))
+    damages = unit_damages(chosen_by(Setup.of(model, task, plain=True)), kinds, line(_KEPT_BY))
     found = []
     for split in splits:
         if split.kind in ("neurons", "features") and parsed(split.node).layer in damages:
