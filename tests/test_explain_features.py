@@ -157,6 +157,34 @@ def test_what_is_read_by_probes_stands_on_the_cards(
         cd.explain(toy, task, circuit, nodes=["m3"], labels=["colour"])
 
 
+def test_a_label_that_no_probe_can_tell_is_refused_before_all_the_work(toy: Any, circuit: Any) -> None:
+    few = cd.load_task("ioi", toy, examples=4)
+    few = replace(few.select([0, 1, 2]), held_out=None)
+    names = [example.variables["IO"] for example in few]
+    assert len(set(names)) == 3  # each is there once
+
+    def never(done: float, total: float) -> None:
+        raise AssertionError("a run was made")
+
+    with pytest.raises(cd.CircuitDiscoveryError, match="only one row has the label"):
+        cd.explain(toy, few, circuit, nodes=["m3"], labels=["IO"], progress=never)
+
+
+def test_prompts_of_one_token_have_snippets_of_it(toy: Any) -> None:
+    """The first token counts where there is no other."""
+    task = cd.Task.from_tokens(
+        clean=[[5], [6], [7], [8]],
+        corrupted=[[9], [10], [11], [12]],
+        correct=[1, 2, 3, 4],
+        incorrect=[2, 3, 4, 1],
+    )
+    units = cd.explain(toy, task, cd.Circuit.from_nodes(toy.graph, ["m1", "a0.h0"])).cards["m1"].units
+    assert len(units) == 3
+    for unit in units:
+        acts = f.activations(toy, [[5], [6], [7], [8]], unit.name, first=True).values.flatten()
+        assert unit.snippets[0].activations == (pytest.approx(float(acts.max()), rel=1e-4),)
+
+
 def test_files_from_before_have_none(toy: Any, task: Any, circuit: Any) -> None:
     data = cd.explain(toy, task, circuit, nodes=["m3"]).to_dict()
     known = data["cards"]["m3"]

@@ -153,6 +153,12 @@ def test_roles_without_a_figure_have_the_direct_effect(toy: cd.Model, circuit: c
     assert found["S"].nodes == found["S"].direct
 
 
+def test_a_role_that_no_node_has_is_none(toy: cd.Model, task: cd.Task, circuit: cd.Circuit) -> None:
+    found = checkpoints([toy], circuit.with_roles({"name mover": ["a2.h0"], "early": []}), task)
+    assert set(found.steps[0].roles) == {"name mover"} == set(found.strongest)
+    assert len(found.to_dataframe()) == 1 and "early" not in str(found)
+
+
 def test_a_search_at_each_checkpoint(toy: cd.Model, untrained: cd.Model, task: cd.Task) -> None:
     circuit = cd.Circuit.from_nodes(toy.graph, ["a0.h0", "a1.h3", "a2.h0"])
     found = checkpoints({0: untrained, 1: toy}, circuit, task, search=True)

@@ -133,6 +133,9 @@ def test_heads_of_other_families(name: str) -> None:
         ("m2/n999", {}, "m2 has no neuron 999"),
         ([1.0, 2.0], {}, "the vector is 2 wide, but resid0 of toy is 128"),
         ("m2/n3", {"at": "m2"}, "at is for vectors"),
+        ("a1.h3", {"at": "m2"}, "at is for vectors; 'a1.h3' says where it stands"),
+        ("a1.h3<qk>", {"at": "resid0"}, "at is for vectors"),
+        ("m2", {"at": "resid3", "task": "subject_verb_agreement"}, "at is for vectors; 'm2' says"),
         ("m2/n3", {"top": 0}, "top must be a whole number from 1 to 607"),
         ([0.0] * 128, {}, "finite numbers that are not all 0"),
     ],
@@ -140,6 +143,8 @@ def test_heads_of_other_families(name: str) -> None:
 def test_what_has_no_words_is_refused_in_one_line(
     toy: Any, what: Any, options: dict[str, Any], told: str
 ) -> None:
+    if "task" in options:
+        options = options | {"task": cd.load_task(options["task"], toy, examples=4)}
     with pytest.raises(cd.CircuitDiscoveryError, match=told) as caught:
         f.project(toy, what, **options)
     assert "\n" not in str(caught.value)

@@ -121,6 +121,21 @@ def test_of_several_units_each_counts_once(tmp_path: Path) -> None:
     assert float(f.read_ratings(second, key=tmp_path / "sheet.key.json").interpretable) == 1
 
 
+def test_names_of_items_are_no_numbers(tmp_path: Path) -> None:
+    """A spreadsheet writes 01591125 as 1591125, and 9e154615 as infinity; older sheets have such names."""
+    for seed in range(30):
+        named("m1/n3", "key").rate(tmp_path / "sheet.csv", seed=seed)
+        for row in read(tmp_path / "sheet.csv"):
+            with pytest.raises(ValueError, match="could not convert"):
+                float(row["item"])
+    key = tmp_path / "sheet.key.json"
+    item = read(tmp_path / "sheet.csv")[0]["item"]
+    for path in (key, tmp_path / "sheet.csv"):
+        path.write_text(path.read_text().replace(item, "01591125"))
+    filled(tmp_path / "sheet.csv", lambda row: "3")
+    assert f.read_ratings(tmp_path / "sheet.csv").items[0].item == "01591125"
+
+
 def test_texts_of_a_sheet_are_texts(tmp_path: Path) -> None:
     """No markup in a page, no formula in a spreadsheet."""
     words = ("=1+1", EVIL, ' "q",\n')
@@ -164,6 +179,8 @@ def test_a_page_makes_the_file_that_is_read(tmp_path: Path) -> None:
         (["item,score", "00000000,1"], "row 2: item '00000000' is not on the sheet"),
         (["item,score", "{0},1", "{0},2"], "row 3: item '{0}' is there twice"),
         (["item,score", "{0},4"], "row 2: score must be from 0 to 3, not '4'"),
+        (["item,score", "{0},3.7"], "row 2: score must be from 0 to 3, not '3.7'"),
+        (["item,score", "{0},-0.1"], "row 2: score must be from 0 to 3, not '-0.1'"),
         (["item,score", "{0},good"], "score must be from 0 to 3, not 'good'"),
         (["item,score", "{0},"], "no item has a score"),
         (["name,score", "{0},1"], "the columns 'item' and 'score' are needed"),
@@ -184,6 +201,11 @@ def test_what_cannot_be_rated(tmp_path: Path) -> None:
         (lambda: few.rate(tmp_path / "a.txt"), "must end in .csv or .html"),
         (lambda: f.rate([3], tmp_path / "a.csv"), "units must be what features.top_activations gives"),
         (lambda: f.rate([], tmp_path / "a.csv"), "units must be what features.top_activations gives"),
+        (lambda: f.rate(few, tmp_path / "a.csv", each=0), "each must be a whole number of at least 1, not 0"),
+        (
+            lambda: f.rate(few, tmp_path / "a.csv", each=-1),
+            "each must be a whole number of at least 1, not -1",
+        ),
         (lambda: f.read_ratings(tmp_path / "none.csv"), "none.key.json"),
         (lambda: f.read_ratings([]), "paths is empty"),
     ):

@@ -104,6 +104,14 @@ def test_edges_that_are_shared_are_counted(toy: cd.Model) -> None:
     )
 
 
+def test_two_circuits_without_edges_share_none_of_none(toy: cd.Model, task: cd.Task) -> None:
+    """0/0, by any alignment: neither the index nor its p-value is defined."""
+    none = cd.Circuit.from_edges(toy.graph, [])
+    found = chance(frozenset(), frozenset(), ([], []), float("nan"), by_depth=False, seed=0)
+    assert all(np.isnan(each) for each in (found.mean, found.low, found.high, found.p))
+    assert "p nan" in str(cd.universality.circuits({"a": (toy, none), "b": (toy, none)}, task))
+
+
 def test_random_alignments_are_those_of_every_permutation(toy: cd.Model) -> None:
     """The mean over draws is the mean over all alignments, enumerated."""
     a = cd.Circuit.from_edges(toy.graph, ["a0.h0->a1.h0<q>", "a0.h0->m1", "a1.h0->m1", "m1->logits"])

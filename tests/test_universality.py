@@ -295,6 +295,22 @@ def test_trained_dictionaries_of_two_seeds_share_features(toy: cd.Model) -> None
     assert float(np.median(found.excess)) > 0.3 and found.share(0.5) > 0.2
 
 
+def test_beside_features_that_are_never_active_there_is_no_partner(toy: cd.Model) -> None:
+    """A correlation with a constant is undefined; half of the others dead, the best is that of the rest."""
+    one, other = dictionary(toy, 0), dictionary(toy, 1)
+    shift = torch.full((40,), 1e6)
+    found, half = (
+        cd.universality.features(
+            one, replace(other, b_enc=other.b_enc - each, digest=""), prompts_of_toy(40), model=toy
+        ).by_activation
+        for each in (shift, shift * (torch.arange(40) < 20))
+    )
+    assert not found.dead and set(found.partners[0]) == {""}
+    assert not found.correlation.any() and not found.baseline.any()
+    assert "medians       correlation 0, baseline 0, excess 0" in str(found) and "no partner in" in str(found)
+    assert all(int(name.rpartition("f")[2]) >= 20 for name in half.partners[0]) and half.baseline.any()
+
+
 @pytest.mark.parametrize(("site", "width"), [("resid2", 128), ("m2.neurons", 512)])
 def test_features_are_numpys(toy: cd.Model, site: str, width: int) -> None:
     """Of two dictionaries at other sites, numpy's correlations of what they encode, and of the rows of logits

@@ -39,7 +39,14 @@ from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.explanation.attention import observe
 from circuitdiscovery.explanation.cards import Card, Explanation
-from circuitdiscovery.explanation.features import Dictionaries, dictionaries, expected, probed, strongest
+from circuitdiscovery.explanation.features import (
+    Dictionaries,
+    check_labels,
+    dictionaries,
+    expected,
+    probed,
+    strongest,
+)
 from circuitdiscovery.explanation.head_scores import PERIOD, SEQUENCES, PatternScores
 from circuitdiscovery.explanation.heads import Look, Setting, answer_position, word_positions
 from circuitdiscovery.explanation.interventions import SEED, Trials
@@ -47,7 +54,6 @@ from circuitdiscovery.explanation.json_values import Edges
 from circuitdiscovery.explanation.parts import effects_of
 from circuitdiscovery.explanation.roles import find_roles
 from circuitdiscovery.explanation.seen import EACH, Seen
-from circuitdiscovery.features.labelling import labels as labels_of
 from circuitdiscovery.graph.nodes import no_node, parsed, whole_of
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import weights
@@ -148,8 +154,7 @@ def explain(
     )
     trials = Trials(model, circuit.graph.whole, used, rows, bound, carried, batch_size, work)
     asked = [labels] if isinstance(labels, str) else list(labels or ())
-    for name in asked:
-        labels_of(used, name)  # an unknown one is refused before all the work
+    check_labels(model, used, chosen, asked)
     more = _Asked(known, texts, asked)
     cards = _cards(trials, circuit, seen, ablation, more) if chosen else {}
     return Explanation(

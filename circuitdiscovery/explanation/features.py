@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.memory import masked
@@ -19,7 +20,10 @@ from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.explanation.cards import CardSnippet, CardUnit
 from circuitdiscovery.explanation.interventions import Trials
 from circuitdiscovery.features.active import top_activations
+from circuitdiscovery.features.collecting import Activations, places_of
 from circuitdiscovery.features.dictionary import Dictionary
+from circuitdiscovery.features.labelling import labels as labels_of
+from circuitdiscovery.features.probe_question import DRAWS, Question
 from circuitdiscovery.features.probe_table import probes
 from circuitdiscovery.features.sites import is_mlp
 from circuitdiscovery.features.snippets import TopActivations
@@ -30,6 +34,7 @@ from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import parameters
 from circuitdiscovery.search.neurons import ABLATIONS, NEURONS, features_of, unit_damages
+from circuitdiscovery.task.task import Task
 
 UNITS = 3  # of a card
 SNIPPETS = 3  # of a unit
@@ -99,7 +104,8 @@ def strongest(
     if not every:
         return {}
     prompts = [trials.task.examples[row].clean for row in trials.rows]
-    found = iter(_seen(trials, [own[1] for own in every], prompts if texts is None else texts))
+    first = texts is None and all(len(each) == 1 for each in prompts)  # nothing else to look at
+    found = iter(_seen(trials, [own[1] for own in every], prompts if texts is None else texts, first))
     return {node: tuple(_shown(own, next(found)) for own in some) for node, some in units.items()}
 
 
@@ -150,12 +156,11 @@ def _ranked(
     return found
 
 
-def _seen(trials: Trials, units: Sequence[Any], texts: Any) -> list[TopActivations]:
+def _seen(trials: Trials, units: Sequence[Any], texts: Any, first: bool) -> list[TopActivations]:
     cost = 2.0 * parameters(trials.model) * sum(len(trials.task.examples[row].clean) for row in trials.rows)
     trials.work.plan(cost)
-    found = top_activations(
-        trials.model, list(units), texts, top=SNIPPETS, window=WINDOW, batch_size=trials.batch_size
-    )
+    how: dict[str, Any] = {"top": SNIPPETS, "window": WINDOW, "batch_size": trials.batch_size}
+    found = top_activations(trials.model, list(units), texts, first=first, **how)
     trials.work.did(cost)
     return found
 
@@ -164,6 +169,19 @@ def _shown(unit: Unit, seen: TopActivations) -> CardUnit:
     name, _, damage = unit
     snippets = tuple(CardSnippet(each.tokens, each.activations, each.at) for each in seen.snippets)
     return CardUnit(name, damage, seen.promoted[:WORDS], seen.suppressed[:WORDS], snippets)
+
+
+def check_labels(model: Model, task: Task, nodes: Sequence[str], labels: Sequence[str]) -> None:
+    """Refuse labels that `probed` cannot ask for, before all the work.
+
+    Raises:
+        CircuitDiscoveryError: an unknown label; one of one kind, or that only one prompt has.
+    """
+    for label in labels:
+        own, at = labels_of(task, label), places_of(model, task)
+        if _sites(nodes):
+            rows = Activations(None, *at, (torch.empty(len(at.rows), 0),), model.digest)  # of no width
+            Question.of(rows, own, None, None, DRAWS, 0)  # as `probes` does
 
 
 def probed(trials: Trials, nodes: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, Estimate]]:
@@ -175,11 +193,16 @@ def probed(trials: Trials, nodes: Sequence[str], labels: Sequence[str]) -> dict[
         nodes: that have cards.
         labels: of the task's prompts.
     """
-    sites = [node for node in nodes if not parsed(node).part or parsed(node).part[1:].isdecimal()]
-    sites = [node for node in sites if parsed(node).part[:1] in ("", "n")]
+    sites = _sites(nodes)
     found: dict[str, dict[str, Estimate]] = {node: {} for node in nodes}
     for label in labels if sites else ():
         table = probes(trials.model, trials.task, label, at=sites, batch_size=trials.batch_size)
         for site in sites:
             found[site][label] = table[site].scores.accuracy
     return found
+
+
+def _sites(nodes: Sequence[str]) -> list[str]:
+    """The nodes that have probes."""
+    whole = [node for node in nodes if not parsed(node).part or parsed(node).part[1:].isdecimal()]
+    return [node for node in whole if parsed(node).part[:1] in ("", "n")]

@@ -30,7 +30,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.collecting import activations
 from circuitdiscovery.features.dictionary import Feature
 from circuitdiscovery.features.forward import site_of
-from circuitdiscovery.features.units import in_stream, unit_of, words_of
+from circuitdiscovery.features.units import check_no_site, in_stream, unit_of, words_of
 from circuitdiscovery.features.words import Words, word, words
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.model.model import Model
@@ -109,7 +109,7 @@ def project(
         `.promoted` and `.suppressed`: (token, number).
 
     Raises:
-        CircuitDiscoveryError: none of these; a node without a task.
+        CircuitDiscoveryError: none of these; a node without a task; a site of what is not a vector.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -119,6 +119,8 @@ def project(
     """
     if not 1 <= top <= model.vocab_size:
         raise CircuitDiscoveryError(f"top must be a whole number from 1 to {model.vocab_size:,}, not {top}")
+    if isinstance(what, str | Feature):
+        check_no_site(what, at)
     if task is not None:
         if not isinstance(what, str):
             raise CircuitDiscoveryError(

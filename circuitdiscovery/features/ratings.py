@@ -150,8 +150,8 @@ def rate(units: Any, path: str | Path, *, controls: Any = None, each: int = EACH
         The paths.
 
     Raises:
-        CircuitDiscoveryError: a unit with too few snippets for an item; a path that ends otherwise, or cannot
-            be written.
+        CircuitDiscoveryError: items of no snippet; a unit with too few for an item; a path that ends
+            otherwise, or cannot be written.
 
     >>> import circuitdiscovery as cd, tempfile
     >>> model, folder = cd.load_model("toy"), tempfile.mkdtemp()
@@ -161,6 +161,8 @@ def rate(units: Any, path: str | Path, *, controls: Any = None, each: int = EACH
     4
     """
     kind = ending(path, ".csv", ".html")
+    if each < 1:
+        raise CircuitDiscoveryError(f"each must be a whole number of at least 1, not {each}")
     given = _units(units, "units")
     items = [(each_of.unit, False, group) for each_of in given for group in _dealt(each_of.snippets, each)]
     for of in given:
@@ -176,7 +178,8 @@ def rate(units: Any, path: str | Path, *, controls: Any = None, each: int = EACH
         items += [(of.unit, True, group) for of in others for group in _dealt(of.snippets, each)]
     draw = np.random.default_rng(seed)
     items = [items[i] for i in draw.permutation(len(items))]
-    names = [f"{number:08x}" for number in draw.choice(2**32, len(items), replace=False)]
+    # a letter first: a spreadsheet takes 9e154615 for a number
+    names = [f"i{number:08x}" for number in draw.choice(2**32, len(items), replace=False)]
     sheet = {
         name: [str(each) for each in draw.permuted(group)]
         for name, (*_, group) in zip(names, items, strict=True)
@@ -344,7 +347,7 @@ def _scores(path: Path, known: Mapping[str, Any]) -> dict[str, float]:
             value = float(said)
         except ValueError:
             value = -1.0
-        if not 0 <= value < len(SCALE):
+        if not 0 <= value <= len(SCALE) - 1:
             raise CircuitDiscoveryError(f"{path}, row {number}: score must be from 0 to 3, not {shown(said)}")
         found[item] = value
     return found

@@ -131,12 +131,14 @@ def _listed(transformer_lens: bool) -> str:
 def hook_of(site: str, reads: str = _OUTPUT, inner: bool = False) -> str:
     """TransformerLens' name of a place; the reverse of `location_of`.
 
-    >>> hook_of("m2"), hook_of("m2", "normed"), hook_of("resid0")
-    ('blocks.2.hook_mlp_out', 'blocks.2.mlp.hook_in', 'blocks.0.hook_resid_pre')
+    The stream is named by the block that it is after, which is there of the last stream too.
+
+    >>> hook_of("m2"), hook_of("m2", "normed"), hook_of("resid0"), hook_of("resid4")
+    ('blocks.2.hook_mlp_out', 'blocks.2.mlp.hook_in', 'blocks.0.hook_resid_pre', 'blocks.3.hook_resid_post')
     """
-    layer = _number(site)
+    layer = max(0, layers_of(site)[0])
     for rest, known in _TRANSFORMER_LENS.items():
-        if known[0].format(layer, "-") == site and known[1:] == (reads, inner and reads == _OUTPUT):
+        if known[0].format(layer, layer + 1) == site and known[1:] == (reads, inner and reads == _OUTPUT):
             return f"blocks.{layer}.{rest}"
     return hook_of(
         site, reads

@@ -62,8 +62,7 @@ def unit_of(model: Model, unit: Any, at: str | None = None) -> Unit:
         CircuitDiscoveryError: none of these; another width; a vector without a site, a site with a name.
     """
     if isinstance(unit, str | Feature):
-        if at is not None:
-            raise CircuitDiscoveryError(f"at is for vectors; {shown(str(unit))} says where it stands")
+        check_no_site(unit, at)
         return _feature(model, unit) if isinstance(unit, Feature) else _neuron(model, unit)
     if at is None:
         raise CircuitDiscoveryError(
@@ -71,6 +70,12 @@ def unit_of(model: Model, unit: Any, at: str | None = None) -> Unit:
             f"at='resid5', not {shown(unit)}"
         )
     return _vector(model, unit, site_of(model, at))
+
+
+def check_no_site(what: str | Feature, at: str | None) -> None:
+    """Refuse a site beside what says itself where it stands."""
+    if at is not None:
+        raise CircuitDiscoveryError(f"at is for vectors; {shown(str(what))} says where it stands")
 
 
 def _neuron(model: Model, name: str) -> Unit:

@@ -39,8 +39,8 @@ class Best:
     """For each unit of one model, the unit of another that correlates most with it.
 
     Args:
-        correlation: [units]; 0 where the unit is constant.
-        partner: [units], its number among all units of the other; -1 where the unit is constant.
+        correlation: [units]; 0 where the unit is constant, or all units of the other are.
+        partner: [units], its number among all units of the other; -1 where there is none for these reasons.
         baseline: [units], the highest correlation with a turned unit of the other.
         dead: [units] bool, those that are constant.
     """
@@ -242,10 +242,11 @@ def compared(sums: Covariances, groups: Sequence[slice], seed: int, turned: list
             )
             baseline[rows] = torch.maximum(baseline[rows], value)
     dead = deviation == 0
+    alone = dead if bool((others > 0).any()) else torch.ones_like(dead)
     return Best(
-        torch.where(dead, 0.0, highest).numpy(),
-        torch.where(dead, -1, partner).numpy(),
-        torch.where(dead, 0.0, baseline).numpy(),
+        torch.where(alone, 0.0, highest).numpy(),
+        torch.where(alone, -1, partner).numpy(),
+        torch.where(alone, 0.0, baseline).numpy(),
         dead.numpy(),
     )
 

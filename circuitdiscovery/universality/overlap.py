@@ -118,7 +118,7 @@ def chance(
     by_depth: bool,
     seed: int,
 ) -> Chance:
-    """The index under random one-to-one alignments of heads with heads and MLPs with MLPs.
+    """The index under random one-to-one alignments of heads with heads and MLPs with MLPs; NaN of no edges.
 
     Args:
         nodes: the inner nodes of both, in topological order.
@@ -126,6 +126,8 @@ def chance(
         by_depth: whether alignments keep the order of layers, nodes of one layer at random: what depth alone
             gives.
     """
+    if not (a or b):
+        return Chance(*[np.nan] * 4)
     rng = np.random.default_rng(seed)
     mine, theirs = (
         {kind: [i for i, node in enumerate(each) if parsed(node).kind == kind] for kind in ("head", "mlp")}

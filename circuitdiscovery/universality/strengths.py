@@ -103,14 +103,16 @@ def strengths(
 
     Args:
         task: all of its examples are run.
-        circuit: with roles; a part of a node stands for the node.
+        circuit: with roles; a part of a node stands for the node. A role that no node has is left out.
         seed: of the bootstrap.
 
     Returns:
         With 95% intervals over the examples; scores on random tokens have none.
     """
     patterns = PatternScores.measure(model, task, batch_size=batch_size)
-    roles = {role: tuple(dict.fromkeys(map(whole_of, nodes))) for role, nodes in circuit.roles.items()}
+    roles = {
+        role: tuple(dict.fromkeys(map(whole_of, nodes))) for role, nodes in circuit.roles.items() if nodes
+    }
     figures = {role: Figure.of(role, nodes, task, bool(patterns.scores)) for role, nodes in roles.items()}
     named = dict.fromkeys(node for nodes in roles.values() for node in nodes)
     direct = {node: np.zeros(len(task)) for node in named}

@@ -47,7 +47,7 @@ class Universality(Value):
         tokens: how many tokens of the model were compared with each other one.
         names: [units].
         correlation: [others, units], the highest with any unit of that model.
-        partners: [others, units], the name of that unit; "" where the unit is dead.
+        partners: [others, units], the name of that unit; "" where the unit is dead, or all of those are.
         baseline: [others, units], the highest with any unit of a random rotation of each layer's.
         dead: the units that are constant on the texts; their correlations are 0.
     """
@@ -135,7 +135,7 @@ class Universality(Value):
         for name in self.best(_SHOWN):
             i = self.names.index(name)
             each = (
-                f"{partner} of {other} {value:.2g}"
+                f"{partner} of {other} {value:.2g}" if partner else f"no partner in {other}"
                 for partner, other, value in zip(
                     self.partners[:, i], self.others, self.correlation[:, i], strict=True
                 )
