@@ -82,6 +82,15 @@ def test_two_shares_differ_by_what_is_won_less_what_is_lost() -> None:
     assert won.low < 0.5 < won.high and won == 0.5
 
 
+@pytest.mark.parametrize("n", [2, 4, 16])
+def test_a_quantity_that_is_never_negative_has_no_negative_limit(n: int) -> None:
+    """Such as KL: few and skewed values have a standard error beyond their mean."""
+    rng, draws = np.random.default_rng(3), weights(n, 0)
+    values = rng.lognormal(sigma=2, size=(200, n))
+    assert min(each.low for each in intervals.means(values, draws)) < 0  # not said to be so
+    assert all(0 <= each.low <= each <= each.high for each in intervals.means(values, draws, skewed=True))
+
+
 def test_what_was_not_measured_twice_has_no_interval() -> None:
     alone = intervals.mean(np.array([3.0]), weights(1, 0))
     assert (

@@ -125,6 +125,56 @@ def test_the_interval_covers_the_true_overlap(runs: int) -> None:
     assert covered >= 0.9
 
 
+def drawn(rng: np.random.Generator, runs: int, fixed: int, others: int) -> np.ndarray:
+    """[runs, 479]: circuits of toy's size, of some edges that all have and some at random."""
+    found = np.zeros((runs, 479), dtype=bool)
+    found[:, :fixed] = True
+    for row in found:
+        row[fixed + rng.choice(479 - fixed, others, replace=False)] = True
+    return found
+
+
+def either(rng: np.random.Generator, runs: int) -> np.ndarray:
+    """[runs, 2]: one of two circuits that share nothing, each as often."""
+    return np.eye(2, dtype=bool)[rng.integers(2, size=runs)]
+
+
+@pytest.mark.parametrize(
+    ("runs", "draw"),
+    [
+        (10, lambda rng, runs: drawn(rng, runs, 0, 2)),
+        (10, lambda rng, runs: drawn(rng, runs, 0, 5)),
+        (5, lambda rng, runs: drawn(rng, runs, 0, 5)),
+        (5, lambda rng, runs: drawn(rng, runs, 1, 1)),
+        (10, either),
+    ],
+    ids=["two of 479", "five of 479", "five of 479, 5 runs", "one in common", "two circuits"],
+)
+def test_it_covers_where_runs_agree_alike(
+    runs: int, draw: Callable[[np.random.Generator, int], np.ndarray]
+) -> None:
+    """Often no pair shares an edge, or each run as much as any other: the jackknife sees no variance."""
+
+    def jaccards(circuits: np.ndarray) -> np.ndarray:
+        a, b = (circuits[list(side)] for side in zip(*combinations(range(len(circuits)), 2), strict=True))
+        return (a & b).sum(1) / (a | b).sum(1)
+
+    rng = np.random.default_rng(0)
+    truth = float(np.mean([jaccards(draw(rng, 2)).mean() for _ in range(20_000)]))
+    found = [mean_over_pairs(jaccards(draw(rng, runs)), runs) for _ in range(400)]
+    assert all(0 <= each.low <= each <= each.high <= 1 for each in found)
+    assert np.mean([each.low <= truth <= each.high for each in found]) >= 0.93
+
+
+@pytest.mark.parametrize("runs", [5, 10])
+def test_runs_that_share_nothing_have_an_upper_limit(runs: int) -> None:
+    """If a run finds one circuit with probability p and else one of its own, two find it with p^2, and at most
+    one of all does in 2.5 of 100 cases at the limit."""
+    found = mean_over_pairs(np.zeros(runs * (runs - 1) // 2), runs)
+    assert (float(found), found.low) == (0, 0)
+    assert stats.binom.cdf(1, runs, found.high**0.5) == pytest.approx(0.025)
+
+
 # ------------------------------------------------------------------ what changes from run to run
 
 

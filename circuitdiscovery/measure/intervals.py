@@ -11,7 +11,8 @@
 3. A share of the examples: Clopper and Pearson 1934, which covers for any share and number.
 4. A magnitude |x|: the interval of the signed x, folded at 0. Percentiles of |x| exclude 0 even if x is 0.
 5. A mean of magnitudes: the mean of the folded limits, which is too wide rather than too narrow.
-6. A mean over pairs of runs: the jackknife over runs with Student's t.
+6. A mean over pairs of runs: the jackknife over runs with Student's t; where all runs agree alike, the limits
+   of how likely that is.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LEVEL = 0.95
 _TAIL = (1 - LEVEL) / 2
 _WIDEST = 5.0  # times Student's
 _SMALL = 1e-3  # of the mean: smaller values are raised to it before their logarithm is taken
-_CALM = 1e-9  # of the sample's standard error: that of a draw below it is rounding
+_CALM = 1e-9  # of the sample's standard error, or of a share's whole: a standard error below it is rounding
 
 
 def mean(values: np.ndarray, draws: np.ndarray, *, skewed: bool = False) -> Estimate:
@@ -154,8 +155,11 @@ def weighted_magnitudes(signed: Sequence[Estimate], weight: np.ndarray) -> Estim
 def mean_over_pairs(values: np.ndarray, runs: int) -> Estimate:
     """The mean over all pairs of runs of a value from 0 to 1, with an interval over the runs.
 
-    If all pairs agree completely (1), the interval follows from how likely that is: if a run agrees with the
-    others with probability q, all n do with q^n, and two runs agree with at least q^2.
+    Where each run agrees with the others as much as any other run does, such as where all pairs are 1 or all
+    are 0, the jackknife sees no variance, and the limits follow from how likely that is. Low: if a run is like
+    these with probability q, all n are with q^n, and two runs agree by q^2 of the mean at least. High: if a
+    run finds some one circuit with probability p, two find it with p^2, and it went unseen if at most one of
+    n found it: (1 - p)^n + n p (1 - p)^(n - 1). Then p^2 of what the mean lacks to 1 is missing in it.
 
     Args:
         values: [runs (runs - 1) / 2], in the order of `itertools.combinations`.
@@ -163,17 +167,20 @@ def mean_over_pairs(values: np.ndarray, runs: int) -> Estimate:
 
     >>> mean_over_pairs(np.array([0.4, 0.5, 0.5, 0.5, 0.6, 0.6]), 4)
     0.517 [0.311, 0.722]
+    >>> mean_over_pairs(np.zeros(45), 10), mean_over_pairs(np.ones(45), 10)
+    (0 [0, 0.198], 1 [0.478, 1])
     """
     from scipy.special import stdtrit
 
     value = float(values.mean())
-    if (values == 1).all():
-        return Estimate(value, _TAIL ** (2 / runs), 1.0)
     first, second = np.array(list(combinations(range(runs), 2))).T
     # [runs]: the sum over a run's pairs
     of_run = np.bincount(first, values, runs) + np.bincount(second, values, runs)
     left = (values.sum() - of_run) / ((runs - 1) * (runs - 2) / 2)  # the mean without it
     error = math.sqrt((runs - 1) / runs * float(((left - left.mean()) ** 2).sum()))
+    if error <= _CALM:
+        unseen = share(1, runs).high ** 2
+        return Estimate(value, _TAIL ** (2 / runs) * value, value + unseen * (1 - value))
     wide = float(stdtrit(runs - 1, 1 - _TAIL)) * error
     return Estimate(value, max(0.0, value - wide), min(1.0, value + wide))
 
