@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 import circuitdiscovery as cd
 from circuitdiscovery.cli.commands.dictionaries import SAE_KINDS
 from circuitdiscovery.cli.main import cli
+from circuitdiscovery.features import sweeping
 from circuitdiscovery.features.dictionary import KINDS
 
 f = cd.features
@@ -149,6 +151,50 @@ def test_a_sweep_that_was_stopped_goes_on(toy: Any, swept: tuple[Any, Any, Path]
         f.sweep(acts, **(how | {"n": 25}), to=tmp_path)
 
 
+def test_a_sweep_of_another_metric_is_another_sweep(toy: Any, tmp_path: Path) -> None:
+    """Also where the metric is a function: it is known by its name."""
+    task = cd.load_task("subject_verb_agreement", toy, examples=8)
+    acts = f.activations(toy, task, "m1", position="all")
+    how: dict[str, Any] = {"kinds": ["topk"], "sparsities": {"topk": [2]}, "n": 8, "steps": 2, "model": toy}
+
+    def mine(logits: Tensor, part: Any) -> Tensor:
+        return logits[:, 0]
+
+    own = replace(task, metric=mine)  # type: ignore[arg-type]
+    for number, (one, other) in enumerate([(task, replace(task, metric="logit")), (own, task)]):
+        folder = tmp_path / str(number)
+        found = f.sweep(acts, **how, task=one, to=folder)
+        with pytest.raises(cd.CircuitDiscoveryError, match=r"has another sweep \(metric differ\)"):
+            f.sweep(acts, **how, task=other, to=folder)
+        assert f.sweep(acts, **how, task=one, to=folder) == found
+
+
+def test_k_is_no_more_than_there_are_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default those that the width can have; one that it cannot have is told before anything is trained."""
+    x, trained = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), list[dict[str, Any]]()
+
+    def watched(acts: Any, **how: Any) -> Any:
+        trained.append(how)
+        return f.train_sae(acts, **how)
+
+    monkeypatch.setattr(sweeping, "train_sae", watched)
+    found = f.sweep(x, n=16, steps=2, kinds="topk")
+    assert [row.sparsity for row in found.rows if row.kind == "topk"] == [4, 8, 16]
+    assert [row.sparsity for row in found.rows if row.kind == "pca"] == [4, 8, 16]
+    trained.clear()
+    with pytest.raises(cd.CircuitDiscoveryError, match="k is 32, but there are only 16 features"):
+        f.sweep(x, n=16, steps=2, kinds="topk", sparsities={"topk": [4, 32]})
+    assert not trained
+
+
+@pytest.mark.parametrize("values", [4, 4.0, np.int64(4), [4], np.array([4]), torch.tensor(4)])
+def test_one_sparsity_is_a_number_or_a_list_of_one(values: Any) -> None:
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    found = f.sweep(x, n=8, steps=2, kinds="topk", sparsities={"topk": values})
+    assert [row.name for row in found.rows] == ["topk-4", "pca-4", "random-4"]
+    assert found.rows[0].quality.l0 <= 4
+
+
 def test_the_picture_has_a_panel_for_each_figure(swept: tuple[Any, Any, Path], tmp_path: Path) -> None:
     found = swept[1]
     figure = found.plot(tmp_path / "sweep.png")
@@ -170,6 +216,10 @@ def test_the_picture_has_a_panel_for_each_figure(swept: tuple[Any, Any, Path], t
         ({"kinds": ["top"]}, "no kind 'top'"),
         ({"sparsities": {"top": [1]}}, "no kind 'top'"),
         ({"sparsities": {"topk": [1.5]}}, "the sparsities of topk are whole numbers"),
+        ({"sparsities": {"topk": "4"}}, "the sparsities of topk are whole numbers"),
+        ({"sparsities": {"relu": [0.5, 0]}}, "the sparsities of relu are numbers above 0, not 0"),
+        ({"sparsities": {"relu": None}}, "the sparsities of relu are numbers above 0, not None"),
+        ({"sparsities": 4}, "sparsities must be a mapping from kinds to numbers"),
         ({"kinds": []}, "a sweep needs one kind and one sparsity at least"),
         ({"held_out": 1.0}, "held_out must be a share from 0 to below 1"),
         ({"held_out": -0.1}, "held_out must be a share"),
@@ -178,6 +228,11 @@ def test_the_picture_has_a_panel_for_each_figure(swept: tuple[Any, Any, Path], t
 def test_what_cannot_be_swept(given: dict[str, Any], told: str) -> None:
     with pytest.raises(cd.CircuitDiscoveryError, match=told):
         f.sweep(torch.randn(9, 4), **(FEW | given))
+
+
+def test_a_task_needs_a_model(toy: Any) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match="task= needs model="):
+        f.sweep(torch.randn(9, 4), **FEW, task=cd.load_task("ioi", toy, examples=2))
 
 
 # ------------------------------------------------------------------- the command line

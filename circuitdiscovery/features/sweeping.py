@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
+from circuitdiscovery.arguments.plain import several
+from circuitdiscovery.engine.metrics import bind
 from circuitdiscovery.engine.setup import Progress
-from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.features.collecting import Activations, as_activations
 from circuitdiscovery.features.dictionary import KINDS, Dictionary
 from circuitdiscovery.features.evaluation import DictionaryQuality, qualities
@@ -23,6 +26,7 @@ from circuitdiscovery.files.disk import data_frame, read_json, write_json
 from circuitdiscovery.files.figures import figure_path, write_figure
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
+from circuitdiscovery.task.tokens import as_python
 from circuitdiscovery.values import Reported
 
 if TYPE_CHECKING:
@@ -140,7 +144,7 @@ def sweep(
     acts: Any,
     *,
     kinds: Sequence[str] = KINDS,
-    sparsities: Mapping[str, Sequence[float]] | None = None,
+    sparsities: Mapping[str, float | Sequence[float]] | None = None,
     n: int = 512,
     steps: int | None = None,
     lr: float | None = None,
@@ -159,14 +163,14 @@ def sweep(
     Args:
         acts: what `activations` gives, or a matrix [rows, d].
         kinds: some of "topk", "relu", "jumprelu" and "gated".
-        sparsities: kind -> the k's of topk, or the weights of the others; a kind that is not there has
-            four by default.
+        sparsities: kind -> the k's of topk, or the weights of the others, one or several; a kind that is not
+            there has four by default, of topk those that are at most n.
         n, steps, lr, target, end_to_end, seed: as of `train_sae`.
         model, task, batch_size: as of `evaluate_sae`.
         held_out: a share of the prompts (of a matrix: of the rows), drawn by the seed, on which nothing is
             trained: the figures are of them; with 0 they are of what was trained on.
         to: a folder in which every dictionary is kept with its figures: the same call goes on where it was
-            stopped, within a training too.
+            stopped, within a training too. Of a task's metric that is a function only the name is known.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -175,8 +179,8 @@ def sweep(
         activations.
 
     Raises:
-        CircuitDiscoveryError: what `train_sae` and `evaluate_sae` refuse; an unknown kind; a folder with
-            another sweep.
+        CircuitDiscoveryError: what `train_sae` and `evaluate_sae` refuse; an unknown kind; a sparsity that
+            cannot be; a folder with another sweep.
 
     >>> import circuitdiscovery as cd, torch
     >>> acts = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
@@ -184,7 +188,10 @@ def sweep(
     >>> [row.name for row in found.rows]
     ['topk-2', 'topk-4', 'pca-2', 'random-2', 'pca-4', 'random-4']
     """
-    cells = _cells(kinds, sparsities)
+    axis = _axis({} if sparsities is None else sparsities, n)
+    cells = _cells(kinds, axis, n)
+    if task is not None and model is None:
+        raise CircuitDiscoveryError("task= needs model=, which is run on its prompts")
     if not 0 <= held_out < 1:
         raise CircuitDiscoveryError(f"held_out must be a share from 0 to below 1, not {held_out:g}")
     read = as_activations(acts, "acts")
@@ -200,6 +207,7 @@ def sweep(
         "end_to_end": None if end_to_end is None else end_to_end.digest,
         "model": None if model is None else model.digest,
         "task": None if task is None else task.digest,
+        "metric": None if task is None or model is None else bind(task.metric, model, task, plain=False).name,
     }
     folder = None if to is None else _folder(Path(to), work)
     how: dict[str, Any] = {"model": model, "task": task, "batch_size": batch_size, "seed": seed}
@@ -219,7 +227,7 @@ def sweep(
         rows.append(SweepRow(kind, sparsity, _measured(cell, stand, last, goals[1], how)[kind]))
         report(steps, steps)
     assert last is not None
-    for k in sorted({int(k) for k in (sparsities or {}).get("topk", SPARSITIES["topk"])}):
+    for k in map(int, axis["topk"]):
         cell = None if folder is None else folder / f"baselines-{k}"
         beside = baselines(last, goals[0], goals[1], k, model, seed)
         found = _measured(cell, beside, last, goals[1], how)
@@ -227,20 +235,38 @@ def sweep(
     return Sweep(last.site, held_out > 0, tuple(rows))
 
 
-def _cells(kinds: Sequence[str], sparsities: Mapping[str, Sequence[float]] | None) -> list[tuple[str, float]]:
-    """(kind, sparsity) of each dictionary."""
-    for kind in [*kinds, *(sparsities or {})]:
+def _axis(given: Any, n: int) -> dict[str, list[float]]:
+    """Kind -> its sparsities, rising; by default of topk those that n features can have."""
+    if not isinstance(given, Mapping):
+        raise CircuitDiscoveryError(f"sparsities must be a mapping from kinds to numbers, not {shown(given)}")
+    every = {**SPARSITIES, "topk": [k for k in SPARSITIES["topk"] if k <= n], **given}
+    found = dict[str, list[float]]()
+    for kind, values in every.items():
         if kind not in KINDS:
             raise unknown("kind", kind, KINDS)
-    every = {kind: (sparsities or {}).get(kind, SPARSITIES[kind]) for kind in dict.fromkeys(kinds)}
-    found = [(kind, value) for kind, values in every.items() for value in sorted(set(values))]
+        values = as_python(values)
+        own: list[Any] = [as_python(each) for each in (values if several(values) else [values])]
+        valid = "numbers above 0" if kind != "topk" else "whole numbers of at least 1"
+        for value in own:
+            if type(value) not in (int, float) or not 0 < value < math.inf or (kind == "topk" and value % 1):
+                raise CircuitDiscoveryError(f"the sparsities of {kind} are {valid}, not {shown(value)}")
+        found[kind] = sorted(set(own))
+    return found
+
+
+def _cells(kinds: Sequence[str], axis: Mapping[str, Sequence[float]], n: int) -> list[tuple[str, float]]:
+    """(kind, sparsity) of each dictionary."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown("kind", kind, KINDS)
+    found = [(kind, value) for kind in dict.fromkeys(kinds) for value in axis[kind]]
     if not found:
-        raise CircuitDiscoveryError("a sweep needs one kind and one sparsity at least")
-    for value in every.get("topk", ()):
-        if value != int(value) or value < 1:
-            raise CircuitDiscoveryError(
-                f"the sparsities of topk are whole numbers of at least 1, not {value:g}"
-            )
+        raise CircuitDiscoveryError(
+            f"a sweep needs one kind and one sparsity at least, of topk at most n = {n}"
+        )
+    for kind, value in found:
+        if kind == "topk" and value > n:
+            raise CircuitDiscoveryError(f"k is {value:g}, but there are only {n} features")
     return found
 
 
