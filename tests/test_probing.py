@@ -87,6 +87,49 @@ def test_what_is_erased_is_read_by_no_linear_classifier(toy: Any) -> None:
     assert probe.left() == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("k, d", [(2, 30), (4, 30), (None, 2)])
+@pytest.mark.parametrize("sizes", [(1.0, 1.0), (1e6, 1e3)])
+def test_where_all_that_tells_a_label_is_erased_what_is_left_is_at_chance(
+    k: int | None, d: int, sizes: tuple[float, float]
+) -> None:
+    """Two columns tell it, and all of them is erased: no rounding that remains there tells it."""
+    chance, left = [], []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        bit, x = rng.integers(0, 2, 300), rng.normal(size=(300, d))
+        x[:, -2:] = (x[:, -2:] + np.array([4, 3]) * bit[:, None] - np.array([2, 0])) * sizes
+        probe = f.probe(x, bit, k=k, control=False, seed=seed)
+        assert probe.accuracy > 0.9
+        chance.append(max(bit.mean(), 1 - bit.mean()))
+        left.append(probe.left())
+    assert np.mean(left) < np.mean(chance) + 0.05
+
+
+def test_texts_are_erased_where_they_are_probed(toy: Any) -> None:
+    """At every token but the first, as the probe alone does there; a position that is given is both's."""
+    task = cd.load_task("subject_verb_agreement", toy, examples=24)
+    texts = [example.text for example in task]
+    number = f.labels(task, "number").values
+    bring = f.text_labels(toy, {kind: [text for text, own in zip(texts, number, strict=True) if own == kind]
+                                for kind in ("plural", "singular")})  # fmt: skip
+    how: dict[str, Any] = {"at": ["resid3"], "control": False, "task": task}
+    for given, position, expected in (
+        ((texts, number), None, "all"),
+        ((bring,), None, "all"),
+        ((texts, number), -1, -1),
+        ((task, number), None, None),
+    ):
+        row = f.probes(toy, *given, position=position, **how).rows[0]
+        if len(given) == 1:
+            acts, own = bring.activations(toy, "resid3"), bring
+        else:
+            acts, own = f.activations(toy, given[0], "resid3", position=position), number
+        alone = f.probe(acts, own, control=False)
+        assert row.scores == alone.scores and row.erasure is not None
+        assert row.erasure.effect == alone.erase(toy, task, position=expected).effect
+    assert alone.erase(toy, task).effect != alone.erase(toy, task, position="all").effect
+
+
 def test_erasing_is_the_projection_in_a_plain_run(toy: Any) -> None:
     """At one head, one position: the same as an edit by hand, prompt by prompt."""
     task = cd.load_task("ioi", toy, examples=12)
@@ -204,6 +247,24 @@ def test_groups_are_held_out_whole_and_then_the_control_is_at_chance() -> None:
     assert shared.selectivity is not None and abs(shared.selectivity) < 0.1
 
 
+def test_any_split_that_has_both_labels_on_both_sides_is_fitted() -> None:
+    """Of uneven groups, in which one label may be held out almost whole; at the optimum of its loss."""
+    y = np.array([0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0])
+    groups = np.array([2, 1, 1, 2, 2, 0, 2, 0, 2, 2, 2, 2, 1, 2, 2, 2, 0, 1, 2, 2])
+    x, shares = np.random.default_rng(0).normal(size=(20, 3)), set[tuple[float, ...]]()
+    for seed in range(50):
+        found = f.probe(x, y, groups=groups, control=False, seed=seed)
+        test = found._rows.test
+        assert all(len(set(test[groups == group])) == 1 for group in range(3))
+        shares.add(tuple(float(test[y == label].mean()) for label in (0, 1)))
+        train, goal, weights = x[~test], y[~test], found.classifier.weights[1].numpy()
+        z, w = (train - train.mean(0)) / train.std(0), weights * train.std(0)
+        p = 1 / (1 + np.exp(-(train @ weights + float(found.classifier.bias[1]))))
+        weight = np.where(goal == 1, 0.5 / goal.mean(), 0.5 / (1 - goal.mean())) / len(goal)
+        assert np.abs(z.T @ (weight * (p - goal)) + 0.01 * w).max() < 1e-6
+    assert len(shares) > 1 and all(0 < share < 1 for both in shares for share in both)
+
+
 def test_rows_of_one_prompt_with_one_label_stay_together(toy: Any) -> None:
     texts = ["The keys are old.", "The key is old.", "The dogs are red.", "The dog is red."] * 3
     acts = f.activations(toy, texts, "resid1")
@@ -236,6 +297,10 @@ def test_it_works_on_every_architecture(tiny: Tiny) -> None:
 def test_a_table_is_saved_read_plotted_and_printed(toy: Any, tmp_path: Path) -> None:
     task = cd.load_task("subject_verb_agreement", toy, examples=40)
     table = f.probes(toy, task, "number", at=["resid1", "resid3"], k=[1, None], task=task, draws=1)
+    for k in (np.array([1, 2]), [np.int64(1), torch.tensor(2)], (1, 2)):
+        sized = f.probes(toy, task, "number", at=["resid1", "resid3"], k=k, control=False)
+        assert [row.k for row in sized.rows] == [1, 2, 1, 2]
+    assert f.probes(toy, task, "number", at=("resid3",), k=np.int64(1), control=False).rows[0].k == 1
     table.save(tmp_path / "table.json")
     again = f.Probes.load(tmp_path / "table.json")
     assert again == table and str(again) == str(table)
@@ -281,7 +346,11 @@ def test_faults_of_tables_and_erasures(toy: Any, gpt2: Tiny) -> None:
     faults: tuple[tuple[dict[str, Any], str], ...] = (
         ({"at": "resid9"}, "toy has no site 'resid9'"),
         ({"at": []}, "at names no site"),
+        ({"at": 5}, "probes: at must be a list of names .*, not 5"),
+        ({"at": [["resid0"]]}, "probes: at must be a list of names"),
         ({"k": "1"}, "k must be a whole number"),
+        ({"k": [1, True]}, "k must be a whole number"),
+        ({"k": []}, "k must be a whole number"),
         ({"position": "S2"}, "no position 'S2'"),
     )
     for wrong, told in faults:

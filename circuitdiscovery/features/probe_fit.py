@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -102,61 +101,42 @@ def fit(x: Tensor, truth: np.ndarray, test: np.ndarray, classes: int, k: int | N
     Raises:
         CircuitDiscoveryError: it does not converge.
     """
-    values = x.double().cpu()
+    train, truth = x.double().cpu()[torch.from_numpy(~test)], truth[~test]
     if k is not None:
-        return _binary(values, truth, test, k, l2)
-    train = values[torch.from_numpy(~test)]
+        return _binary(train, truth, k, l2)
     mean, scale = train.mean(0), train.std(0, correction=0)
     scale = torch.where(scale > 0, scale, 1.0)
-    values, basis = (values - mean) / scale, None
-    if len(train) < values.shape[1]:
-        basis = torch.linalg.svd((train - mean) / scale, full_matrices=False)[2]  # [rank, d]
+    values, basis = (train - mean) / scale, None
+    if len(values) < values.shape[1]:
+        basis = torch.linalg.svd(values, full_matrices=False)[2]  # [rank, d]
         values = values @ basis.T
     if classes == 2:
-        found = _binary(values, truth, test, None, l2)
+        found = _binary(values, truth, None, l2)
         rows, bias = found.weights, found.bias
     else:
-        rows, bias = _softmax(values[torch.from_numpy(~test)], truth[~test], classes, l2)
+        rows, bias = _softmax(values, truth, classes, l2)
     rows = (rows if basis is None else rows @ basis) / scale
     return Classifier(rows, bias - rows @ mean)
 
 
-@cache
-def _order() -> int:
-    """A seed by which TransformerLens looks at the second of two groups first."""
-    generator = torch.Generator()
-    return next(seed for seed in range(64) if torch.randperm(2, generator=generator.manual_seed(seed))[0])
-
-
-def can_be_fitted(truth: np.ndarray, test: np.ndarray) -> bool:
-    """Whether a binary fit can hold out just these rows: both classes on both sides, about as much of each.
-
-    TransformerLens splits groups so that of each class about `test_fraction` is held out. Of two groups, one
-    of them what is to be held out, it takes that one if the shares are nearer to its own than nothing is.
-    """
-    shares = np.array([test[truth == number].mean() for number in (0, 1)])
-    share = float(test.mean())
-    return bool((shares > 0).all() and (shares < 1).all() and ((shares - share) ** 2).sum() < 1.5 * share**2)
-
-
-def _binary(x: Tensor, truth: np.ndarray, test: np.ndarray, k: int | None, l2: float) -> Classifier:
+def _binary(x: Tensor, truth: np.ndarray, k: int | None, l2: float) -> Classifier:
+    """A fit to rows that are all for training. TransformerLens holds half of its rows out: it is given each
+    row twice, in two groups, of which it holds out one."""
     from transformer_lens.tools.analysis.sparse_probing import SparseProbeConvergenceError, fit_sparse_probe
 
     try:
         found = fit_sparse_probe(
-            x,
-            torch.from_numpy(truth),
+            x.repeat(2, 1),
+            torch.from_numpy(truth).repeat(2),
             k=x.shape[1] if k is None else k,
-            test_fraction=float(test.mean()),
-            groups=torch.from_numpy(test.astype(np.int64)),
+            test_fraction=0.5,
+            groups=torch.arange(2).repeat_interleave(len(x)),
             preprocess="none" if k is None else "standardize",
             std_floor=0.0,
             l2_strength=l2,
-            seed=_order(),
         )
     except SparseProbeConvergenceError as error:
         raise CircuitDiscoveryError(f"the probe does not converge: {error}; a larger l2 may help") from None
-    assert found.test_indices.tolist() == np.flatnonzero(test).tolist()
     row = torch.zeros(x.shape[1], dtype=torch.float64)
     row[found.selected_features] = found.coefficients / found.preprocess_scale
     bias = found.intercept - row[found.selected_features] @ found.preprocess_mean

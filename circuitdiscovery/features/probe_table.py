@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.figures import figure_path, write_figure
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
+from circuitdiscovery.task.tokens import as_python
 from circuitdiscovery.values import Value
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def probes(
     task_or_texts: Any,
     labels: Any = None,
     *,
-    at: Any = "resid",
+    at: str | Iterable[str] = "resid",
     position: Any = None,
     k: Any = None,
     control: Any = None,
@@ -206,10 +207,13 @@ def probes(
             `text_labels`, `labels_from_csv`).
         labels: the name of a task's label, as for `labels`; or what `probe` takes.
         at: sites, such as ["resid0", "m2"]; or one of each layer: "resid", "a", "a.z", "m", "m.neurons".
-        position: where, as for `activations`.
+        position: where the probes read, as for `activations`, and where `task` is erased; labels that bring
+            their prompts are read where they say.
         k: read so many columns only: a number or several, None among them for all.
         control, groups, draws, l2, seed: as for `probe`.
-        task: erase each probe's directions at the same position and measure this task.
+        task: erase each probe's directions at the same position and measure this task. By default that is
+            the answer's where a task is probed, and every token but the first where texts are, or labels that
+            bring their prompts.
         metric: of the task; by default its own.
         batch_size: how many prompts are run at once.
         progress: called with (sites done, in all).
@@ -228,11 +232,14 @@ def probes(
     [False, True]
     """
     names = sites_of(model, at)
-    sizes = list(k) if isinstance(k, list | tuple | range) else [k]
+    k = as_python(k)
+    sizes = [as_python(each) for each in k] if isinstance(k, list | tuple | range) else [k]
     if not sizes or not all(each is None or (type(each) is int and each >= 1) for each in sizes):
         raise CircuitDiscoveryError(
             "k must be a whole number of at least 1, None for all, or a list of these"
         )
+    if position is None and not isinstance(task_or_texts, Task):
+        position = "all"  # of `task` too
     if isinstance(task_or_texts, Labels):
         labels, task_or_texts = task_or_texts, None
     elif isinstance(labels, str):
@@ -255,14 +262,14 @@ def probes(
     return Probes(model.name, question.label, question.classes, tuple(found))
 
 
-def sites_of(model: Model, at: Any) -> list[str]:
+def sites_of(model: Model, at: str | Iterable[str]) -> list[str]:
     """The sites that are meant.
 
     Raises:
         CircuitDiscoveryError: none; one that the model does not have.
     """
     found: list[str] = []
-    for each in [at] if isinstance(at, str) else list(at):
+    for each in [at] if isinstance(at, str) else at:
         pattern = FAMILIES.get(each)
         layers = model.n_layers + (each == "resid")
         found += [each] if pattern is None else [pattern.format(layer) for layer in range(layers)]

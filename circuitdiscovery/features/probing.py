@@ -34,6 +34,8 @@ from circuitdiscovery.values import Value, told
 if TYPE_CHECKING:
     from circuitdiscovery.features.probe_erasing import Erasure
 
+_ROUNDING = 1e-10  # of what is taken out of a column: float64's error is less
+
 
 @dataclass(frozen=True, repr=False)
 class ProbeScores(Value):
@@ -187,7 +189,10 @@ class Probe:
     def left(self) -> float:
         """The accuracy on the held-out rows of a new probe that is fitted to what `erase` leaves."""
         own, (basis, mean) = self._rows, self.erased()
-        rest = own.values - (own.values - mean) @ basis.T @ basis
+        apart = own.values - mean
+        taken = apart @ basis.T  # [n, r]
+        rest, most = apart - taken @ basis, taken.abs().amax(0) @ basis.abs()
+        rest[:, rest.abs().amax(0) <= _ROUNDING * most] = 0  # else the fit would scale it to deviation 1
         found = probe_fit.fit(rest, own.truth, own.test, len(self.classes), None, own.l2)
         return float((found(rest) == own.truth)[own.test].mean())
 
