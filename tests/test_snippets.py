@@ -186,6 +186,23 @@ def test_what_is_kept_does_not_grow() -> None:
     assert kept.highest[0][0].value == np.max(every)
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 12])
+@pytest.mark.parametrize("zeros", [0, 0.3])
+def test_the_highest_of_negative_values_are_found_between_zeros(at_once: int, zeros: float) -> None:
+    """As the slow one finds them among the others, whatever comes together."""
+    draw, kept = np.random.default_rng(0), Highest(top=5, window=1, each=2)
+    values = -draw.random((12, 9)) - 0.1
+    values[draw.random((12, 9)) < zeros] = 0
+    values[:, 0] = 1
+    tokens = np.arange(12 * 9).reshape(12, 9)
+    for start in range(0, 12, at_once):
+        part = slice(start, start + at_once)
+        numbers = range(start, start + at_once)
+        kept.add(Batch(numbers, tokens[part], values[part], draw.random((2, at_once, 9)), 1))
+    places = spread(np.where(values == 0, -np.inf, values), 5, 1)
+    assert [(seen.prompt, seen.position) for seen, _ in kept.highest] == places
+
+
 def test_random_ones_are_drawn_alike() -> None:
     """Each token is as likely as any other to be among the random ones of its bin, and of all."""
     hits, of_bin = np.zeros(30), np.zeros(30)

@@ -57,7 +57,7 @@ def top_activations(
             the activation's part along it counts; or a list of them, which take one pass together.
         texts_or_task: texts (a list, or anything that gives one after the other), rows
             of token ids, or a task, whose clean prompts are meant.
-        top: how many of the highest snippets, and how many random ones. Of tokens that are less than `window`
+        top: how many of the highest snippets, and how many random ones. Of tokens that are at most `window`
             apart one is kept, and of prompts that begin alike up to the token one.
         at: a vector's site, such as "resid5", or "a1.h3" for what a head writes.
         window: how many tokens of a snippet stand on each side.

@@ -97,11 +97,10 @@ class Highest:
     def _add_highest(self, batch: Batch) -> None:
         """None that is 0; of those that overlap the highest; and of prompts that begin alike up to the token
         one, because its activation is that of all of them."""
-        order = np.argsort(-batch.values[:, batch.first :].max(1), kind="stable")
-        for row in order.tolist():
-            values = batch.values[row].copy()
-            values[: batch.first] = -np.inf
-            values[values == 0] = -np.inf
+        every = np.where(batch.values == 0, -np.inf, batch.values)
+        every[:, : batch.first] = -np.inf
+        for row in np.argsort(-every.max(1), kind="stable").tolist():
+            values = every[row]
             if not self._enters(float(values.max())):
                 break
             for _ in range(self.top):
