@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,25 @@ def test_a_tasks_rows_are_at_its_positions(toy: Any) -> None:
     assert len(last) == 3 and (last.tokens == last.tokens[0]).all()
 
 
+@pytest.mark.parametrize("position", [np.int64(-1), np.array(-1), torch.tensor(-1)])
+def test_a_position_is_a_whole_number_of_any_package(toy: Any, position: Any) -> None:
+    task = cd.load_task("subject_verb_agreement", toy, examples=12)
+    torch.testing.assert_close(
+        f.activations(toy, TEXTS, "m1", position=position).values,
+        f.activations(toy, TEXTS, "m1", position=-1).values,
+    )
+    probe = f.probe(f.activations(toy, task, "m1"), f.labels(task, "number").values, control=False)
+    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
+        (f.patchscope, (toy, task, 1), {"target": "The cat is old. The?"}),
+        (f.steer, (toy, task, "m2/n301", 2), {"draws": 1}),
+        (f.lens(toy).read, (task,), {}),
+        (probe.erase, (toy, task), {"draws": 1}),
+    ]
+    for function, given, how in calls:
+        found, expected = (function(*given, **how, position=each) for each in (position, -1))
+        assert str(found) == str(expected)
+
+
 def test_in_files_they_are_the_same(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In several files; a row is found in the one that has it."""
     monkeypatch.setattr(collecting, "_SHARD", 10)
@@ -92,6 +112,7 @@ def test_what_was_stopped_goes_on(toy: Any, tmp_path: Path, monkeypatch: pytest.
     [
         (TEXTS, "m9", {}, "has no site 'm9'"),
         (TEXTS, "m1", {"position": "S2"}, "no position 'S2'.*Valid positions: all, a whole number"),
+        (TEXTS, "m1", {"position": np.bool_(True)}, "no position True; Valid positions: all, a whole number"),
         (TEXTS, "m1", {"position": 7}, "position 7 is outside of prompt 2, which has 5 tokens"),
         ([[3]], "m1", {}, "no token but the first of each; first=True keeps that one"),
         ([""], "m1", {}, "makes no token"),

@@ -107,7 +107,8 @@ def test_ranks_and_recall_are_transformerlens_of_the_answers(toy: Any) -> None:
         assert theirs.readout.target_ranks is not None
         ranks = theirs.readout.target_ranks.reshape(len(reading.sites), -1).amin(1)
         assert reading.ranks[:, row].tolist() == ranks.tolist()
-    for k in (1, 10):
+    counts: list[Any] = [1, 10, np.int64(2), torch.tensor(3)]
+    for k in counts:
         assert [float(each) for each in reading.recall(k)] == (reading.ranks < k).double().mean(1).tolist()
 
 

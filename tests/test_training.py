@@ -218,6 +218,15 @@ def test_what_cannot_be_trained(some: Tensor, given: dict[str, Any], told: str) 
         f.train_sae(some, **(SMALL | given))
 
 
+def test_a_view_of_an_array_is_what_it_shows(some: Tensor) -> None:
+    """Backwards, with strides below 0; one that is read only; one of the other order of bytes."""
+    x, expected = some.numpy()[::-1], f.train_sae(some.flip(0), **SMALL).digest
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    for each in (x, fixed, x.astype(">f4")):
+        assert f.train_sae(each, **SMALL).digest == expected
+
+
 @pytest.mark.parametrize(
     ("acts", "told"),
     [
@@ -225,6 +234,7 @@ def test_what_cannot_be_trained(some: Tensor, given: dict[str, Any], told: str) 
         (torch.ones(9, 4), "acts is everywhere the same"),
         (torch.ones(0, 4), "acts has no row"),
         ([[1.0]], "acts must be what features.activations gives"),
+        (np.array([["a", "b"]]), "acts must be what features.activations gives, or a matrix"),
     ],
 )
 def test_what_cannot_be_trained_on(acts: Any, told: str) -> None:

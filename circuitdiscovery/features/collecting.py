@@ -22,6 +22,7 @@ from circuitdiscovery.features.prompts import Prompts, batches, prompts_of
 from circuitdiscovery.files.disk import is_folder, read_json, write_atomically, write_json
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.example import END
+from circuitdiscovery.task.tokens import as_python
 
 MANIFEST = "activations.json"
 _FORMAT = "circuitdiscovery activations 1"
@@ -126,11 +127,13 @@ def as_activations(values: Any, what: str) -> Activations:
     Raises:
         CircuitDiscoveryError: anything else; no row; a number that is not finite.
     """
+    if isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "biuf":
+        native = values.dtype.newbyteorder("=")  # a copy, where torch has no such view
+        values = torch.from_numpy(np.require(values, native, ["C", "W"]))
     if isinstance(values, Activations):
         found = values
-    elif isinstance(values, Tensor | np.ndarray) and values.ndim == 2:
-        own = torch.as_tensor(values)
-        own = own if own.is_floating_point() else own.float()
+    elif isinstance(values, Tensor) and values.ndim == 2:
+        own = values if values.is_floating_point() else values.float()
         none = torch.zeros(len(own), dtype=torch.long)
         found = Activations(None, (), none, none, (own.detach().cpu(),), "")
     else:
@@ -240,6 +243,7 @@ def _positions(prompts: Prompts, position: Any, first: bool) -> list[list[int]]:
     """Of each prompt, the positions that are meant; an error where there is none at all."""
     if position is None:
         position = "all" if prompts.positions is None else END
+    position = as_python(position)
     if position == "all":
         found = [list(range(0 if first else 1, len(row))) for row in prompts.rows]
         if not any(found):

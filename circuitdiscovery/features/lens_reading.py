@@ -72,6 +72,7 @@ class LensReading:
         """[sites]: the mean KL(model || lens), with a 95% interval over prompts."""
         return self._means(self.divergences)
 
+    @guarded
     def recall(self, k: int = 10) -> tuple[Estimate, ...]:
         """[sites]: how often the token is among the k likeliest of the lens, with a 95% interval over
         prompts.
@@ -82,8 +83,8 @@ class LensReading:
         Raises:
             CircuitDiscoveryError: another k.
         """
-        if type(k) is not int or k < 1:
-            raise CircuitDiscoveryError(f"k must be a whole number of at least 1, not {k!r}")
+        if k < 1:
+            raise CircuitDiscoveryError(f"k must be a whole number of at least 1, not {k}")
         return self._means(self.ranks < k)
 
     def _means(self, values: Tensor) -> tuple[Estimate, ...]:

@@ -222,7 +222,7 @@ def steer(
         examples=len(task),
         unit=found.name,
         site=found.written.name,
-        position=None if position is None else str(position),
+        position=None if position is None else str(as_python(position)),
         largest=float(size),
         promoted=named(model, direct, direct.topk(top).indices.tolist()),
         random=tuple(Move(**move(i)) for i in range(1, len(added))),
