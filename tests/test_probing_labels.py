@@ -144,6 +144,15 @@ def test_faults(toy: Any) -> None:
         (lambda: f.word_labels(toy, ["The dog."], "colour"), "no label 'colour'"),
         (lambda: f.word_labels(toy, tokens, "number"), "labels of words need prompts that are texts"),
         (lambda: f.word_labels(toy, ["is was"], "number"), "the number of no word in these 1 texts is known"),
+        (
+            lambda: f.text_labels(toy, {"a": ["The"], "b": ["The cat is here."]}),
+            "kinds, label 'a': 'The' has no second token",
+        ),
+        (
+            lambda: f.text_labels(toy, {"a": ["The dog.", "The"]}),
+            "kinds, label 'a': 'The' has no second token",
+        ),
+        (lambda: f.text_labels(toy, {}), "kinds: there is no prompt"),
         (lambda: f.labels(task, "repeated").activations(toy, "m1"), "have no prompts of their own"),
         (lambda: f.probes(toy, ["The dog."], "number"), "a label's name is of a task"),
     ):

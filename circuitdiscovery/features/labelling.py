@@ -309,13 +309,14 @@ def text_labels(model: Model, kinds: Mapping[str, Any], *, name: str = "kind") -
     """
     pairs = [(str(kind), text) for kind, texts in kinds.items() for text in _texts(texts)]
     prompts = prompts_of(model, [text for _, text in pairs], "kinds")
+    for (kind, text), row in zip(pairs, prompts.rows, strict=True):
+        if len(row) < 2:
+            raise CircuitDiscoveryError(f"kinds, label {kind!r}: {shown(text)} has no second token")
     found = [
         (kind, row, place)
         for row, (kind, _) in enumerate(pairs)
         for place in range(1, len(prompts.rows[row]))
     ]
-    if not found:
-        raise CircuitDiscoveryError("kinds: no text has a second token")
     values, rows, places = zip(*found, strict=True)
     return Labels(name, values, None, tuple(map(str, rows)), prompts.rows, rows, places)
 
