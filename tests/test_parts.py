@@ -396,7 +396,8 @@ def removed(model: cd.Model, task: cd.Task, graph: cd.Graph, name: str) -> tuple
     """[examples, vocabulary] each: the logits with every edge, and without those out of one source."""
     mask = graph.allowed.copy()
     mask[graph.source_index[name]] = False
-    return tuple(cd.run_circuit(model, task, cd.Circuit(graph, each)) for each in (graph.allowed, mask))
+    full, gone = (cd.run_circuit(model, task, cd.Circuit(graph, each)) for each in (graph.allowed, mask))
+    return full, gone
 
 
 def test_neurons_by_a_divergence() -> None:

@@ -156,10 +156,10 @@ def mean_over_pairs(values: np.ndarray, runs: int) -> Estimate:
     """The mean over all pairs of runs of a value from 0 to 1, with an interval over the runs.
 
     Where each run agrees with the others as much as any other run does, such as where all pairs are 1 or all
-    are 0, the jackknife sees no variance, and the limits follow from how likely that is. Low: if a run is like
-    these with probability q, all n are with q^n, and two runs agree by q^2 of the mean at least. High: if a
-    run finds some one circuit with probability p, two find it with p^2, and it went unseen if at most one of
-    n found it: (1 - p)^n + n p (1 - p)^(n - 1). Then p^2 of what the mean lacks to 1 is missing in it.
+    are 0, the jackknife sees no variance, and the limits follow from how likely that is. Low: if a run is
+    like these with probability q, all n are with q^n, and two runs agree by q^2 of the mean at least. High:
+    if a run finds some one circuit with probability p, two find it with p^2, and it went unseen if at most
+    one of n found it: (1 - p)^n + n p (1 - p)^(n - 1). Then p^2 of what the mean lacks to 1 is missing in it.
 
     Args:
         values: [runs (runs - 1) / 2], in the order of `itertools.combinations`.
