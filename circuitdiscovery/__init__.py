@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from circuitdiscovery.circuit.comparison import compare as compare
     from circuitdiscovery.circuit.load import load_circuit as load_circuit
     from circuitdiscovery.circuit.scores import Scores as Scores
-    from circuitdiscovery.engine.ablation import Replacements as Replacements
     from circuitdiscovery.engine.ablation import replacements as replacements
     from circuitdiscovery.engine.memory import memory_budget as memory_budget
     from circuitdiscovery.engine.metrics import Metric as Metric
+    from circuitdiscovery.engine.replacements import Replacements as Replacements
     from circuitdiscovery.engine.run_circuit import run_circuit as run_circuit
     from circuitdiscovery.errors import CircuitDiscoveryError as CircuitDiscoveryError
     from circuitdiscovery.explanation.cards import Card as Card

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import Tiny
 
 import circuitdiscovery as cd
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.task.example import Example
 
 
 class Nothing:
@@ -88,3 +92,62 @@ def _resampled(task: Any, row: int) -> Any:
     return cd.Task.from_tokens(
         clean=batch.clean, corrupted=rows, correct=batch.correct, incorrect=batch.incorrect
     )
+
+
+@pytest.mark.parametrize("method", ["eap_ig", "clean_corrupted"])
+@pytest.mark.parametrize(
+    ("nodes", "of_nodes"),
+    [
+        ({"input": {"x": [0, 1]}}, {"input": {"x": [0, 1]}}),
+        ({"input": {"x": [0, 1]}}, {}),
+        ({"m1": [3, 17]}, {"m1": [3, 17]}),
+        ({"m1": [3, 17], "a0.h1": {"x": [2]}}, {"m1": [3, 17]}),
+    ],
+)
+def test_given_replacements_lie_on_the_line_of_their_name(
+    toy: cd.Model, method: str, nodes: dict[str, Any], of_nodes: dict[str, Any]
+) -> None:
+    """The line's other end is the noisy run, not the corrupted one, however a user holds what that run wrote."""
+    task, graph = cd.load_task("ioi", toy, examples=4), cd.split(toy, nodes)
+    given = cd.replacements(toy, task, ablation="noise", graph=cd.split(toy, of_nodes))
+    by_name, by_value, by_object = (
+        getattr(cd, method)(toy, task, graph=graph, ablation=ablation).values
+        for ablation in ("noise", given, Held(given))
+    )
+    np.testing.assert_allclose(by_value, by_name, atol=1e-5)
+    np.testing.assert_allclose(by_object, by_name, atol=1e-5)
+
+
+class Held:
+    """A user's own object that has another's rows, which are one run's."""
+
+    name, own_run = "held", True
+
+    def __init__(self, given: cd.Replacements) -> None:
+        self.rows = given.rows
+
+
+def test_given_replacements_are_of_their_named_positions(toy: cd.Model) -> None:
+    """The same prompts with a position named elsewhere: replacements of the whole nodes stand where this task
+    has its spans; those that were computed part by part are of the first task's and are refused."""
+    task = cd.load_task("ioi", toy, examples=4)
+
+    def renamed(example: Example) -> Example:
+        taken = example.positions.values()
+        free = next(place for place in range(2, len(example.clean)) if place not in taken)
+        return replace(example, positions={**example.positions, "S2": free})
+
+    other = replace(task, examples=tuple(map(renamed, task.examples)), held_out=None)
+    graph = cd.split(toy, {"input": "positions", "a1.h0": "positions"}, task=task)
+    circuit = cd.eap(toy, task, graph=graph).top(60)
+    whole, of_parts = cd.replacements(toy, task), cd.replacements(toy, task, graph=graph)
+    for given in (whole, of_parts):
+        logits = cd.run_circuit(toy, task, circuit, ablation=given)
+        assert torch.equal(logits, cd.run_circuit(toy, task, circuit))
+    expected = cd.run_circuit(toy, other, circuit)
+    assert (expected - logits).abs().max() > 1
+    assert torch.equal(cd.run_circuit(toy, other, circuit, ablation=whole), expected)
+    with pytest.raises(
+        CircuitDiscoveryError, match="for other prompts, or other spans of them, than row 3's"
+    ):
+        cd.run_circuit(toy, other, circuit, ablation=of_parts)

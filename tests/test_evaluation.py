@@ -288,6 +288,24 @@ def test_the_curve_s_areas_are_trapezoids_ours_and_mib_s(setting: tuple[Any, Any
     assert curve.edges[-1] == len(scores.graph)
 
 
+@pytest.mark.parametrize("other", [{"split_qkv": False}, {"graph": {"x": [-1]}}])
+def test_scores_of_another_graph_are_refused_before_any_work(
+    setting: tuple[Any, Any, Any], other: dict[str, Any]
+) -> None:
+    """Of another shape, and of the same shape and names with a span at another position."""
+    model, task, _ = setting
+    of: dict[str, Any] = {
+        name: cd.split(model, {"input": at}) if name == "graph" else at for name, at in other.items()
+    }
+    circuit, seen = cd.eap(model, task, graph=cd.split(model, {"input": {"x": [0]}})).top(40), list[int]()
+    scores = cd.eap(model, task, **of)
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match="the scores are of another graph than the circuit"
+    ) as told:
+        cd.evaluate(model, task, circuit, scores=scores, progress=lambda done, _: seen.append(done))
+    assert "\n" not in str(told.value) and not seen
+
+
 def test_denoising_starts_at_the_corrupted_run(setting: tuple[Any, Any, Any]) -> None:
     result = cd.evaluate(*setting, direction="denoising")
     assert result.circuit == pytest.approx(mean(setting, setting[2], direction="denoising"), rel=1e-5)

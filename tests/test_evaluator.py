@@ -342,6 +342,24 @@ def test_a_file_of_another_measurement_is_refused(
         cd.evaluate(*setting, **asked, state=state)
 
 
+@pytest.mark.parametrize("what", ["spans", "dictionary"])
+def test_a_file_of_a_circuit_among_other_parts_is_refused(
+    setting: tuple[Any, Any, Any], tmp_path: Path, what: str
+) -> None:
+    """The same edges by name, among spans at other positions, or features of another dictionary."""
+    model, task, _ = setting
+    graph = cd.split(model, {"input": {"x": [0, 1]}})
+    (split,) = graph.splits
+    other = {"spans": {"spans": ((-1,),)}, "dictionary": {"digest": "another"}}[what]
+    circuit = cd.Circuit(graph, cd.eap(model, task, graph=graph).top(80).mask)
+    with pytest.raises(Stopped):
+        cd.evaluate(model, task, circuit, effort="quick", state=tmp_path / "s", progress=stop_after(2))
+    there = cd.Circuit(replace(graph, splits=(replace(split, **other),)), circuit.mask)
+    assert there.edges == circuit.edges
+    with pytest.raises(cd.CircuitDiscoveryError, match="another measurement"):
+        cd.evaluate(model, task, there, effort="quick", state=tmp_path / "s")
+
+
 # ------------------------------------------------------------------ how much there is to do
 
 

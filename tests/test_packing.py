@@ -75,12 +75,16 @@ def test_one_part_is_not_taken_for_a_row(toy: cd.Model) -> None:
     torch.testing.assert_close(state, own)
 
 
-def test_replacements_of_other_parts_are_refused(toy: cd.Model) -> None:
-    """Of as many neurons, but others."""
+@pytest.mark.parametrize("parts", [{"m1": [3, 4]}, {}])
+def test_replacements_of_other_parts_are_refused(toy: cd.Model, parts: dict[str, list[int]]) -> None:
+    """Of as many neurons, but others, and of none: of the neurons that are asked for nothing is known."""
     task = cd.load_task("ioi", toy, examples=4)
-    given = cd.replacements(toy, task, graph=cd.split(toy, {"m1": [3, 4]}))
-    with pytest.raises(CircuitDiscoveryError, match="of a graph with other parts"):
-        cd.eap(toy, task, graph=cd.split(toy, {"m1": [3, 5]}), ablation=given)
+    given = cd.replacements(toy, task, graph=cd.split(toy, parts))
+    graph = cd.split(toy, {"m1": [3, 5]})
+    for search in (cd.eap, cd.exact):
+        with pytest.raises(CircuitDiscoveryError, match="of a graph with other parts") as told:
+            search(toy, task, graph=graph, ablation=given)
+        assert "\n" not in str(told.value)
 
 
 class Own:

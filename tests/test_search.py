@@ -258,6 +258,11 @@ def test_exact_of_another_metric(tiny: Tiny) -> None:
     )
 
 
+def test_random_scores_say_what_graph_they_are_of(gpt2: Tiny) -> None:
+    merged = cd.Graph.from_model(gpt2.model, split_qkv=False)
+    assert cd.random(gpt2.model, PAIRS.task, graph=merged).info["options"] == {"seed": 0, "split_qkv": False}
+
+
 def test_exact_merged(gpt2: Tiny) -> None:
     prompts = gpt2.prompts
     scores = cd.exact(gpt2.model, prompts.task, split_qkv=False)

@@ -5,6 +5,7 @@ search ended, and only to the same search.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine import state as state_file
-from circuitdiscovery.engine.state import saved_in
+from circuitdiscovery.engine.state import kept_in
+from circuitdiscovery.registry import METHODS
 
 TASK = random_prompts(101, 4, 5, seed=2).task
 INFO = {
     "method": "mine",
     "options": {"edges": 5, "seed": 0},
     "model": {"name": "toy", "digest": "ab"},
-    "data": {"tokenizer": "cd"},
+    "data": {"examples": TASK.digest, "tokenizer": "cd"},
 }
 EMPTY = np.zeros(3)
 
@@ -47,7 +49,7 @@ def test_what_was_kept_last_comes_back_bit_by_bit(tmp_path: Path) -> None:
     odd = np.array([0.1, -0.0, 5e-324, np.nan, np.inf, 1e308])
     flags, steps = np.array([[True, False]]), torch.tensor(7.0)
     drawn, following = torch.Generator().manual_seed(3), torch.empty(0)
-    with pytest.raises(Stopped), saved_in(tmp_path / "s", TASK, INFO) as saved:
+    with pytest.raises(Stopped), kept_in(tmp_path / "s", INFO) as saved:
         assert not saved.found and saved.number("step", 0) == 0
         saved.keep({"odd": EMPTY}, step=1)
         torch.rand(5, generator=drawn)
@@ -55,7 +57,7 @@ def test_what_was_kept_last_comes_back_bit_by_bit(tmp_path: Path) -> None:
         odd[0] = 9.0  # after it was kept: in the middle of the next step
         following = torch.rand(5, generator=drawn)
         raise Stopped
-    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+    with kept_in(tmp_path / "s", INFO) as saved:
         expected = np.array([0.1, -0.0, 5e-324, np.nan, np.inf, 1e308])
         assert saved.found and saved.array("odd", np.zeros(6)).tobytes() == expected.tobytes()
         assert saved.array("flags", np.zeros((1, 2), dtype=bool)).tolist() == [[True, False]]
@@ -67,7 +69,7 @@ def test_what_was_kept_last_comes_back_bit_by_bit(tmp_path: Path) -> None:
 def test_it_is_written_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(state_file.time, "monotonic", lambda: now[0])
-    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+    with kept_in(tmp_path / "s", INFO) as saved:
         saved.keep({"x": EMPTY}, step=1)
         assert not (tmp_path / "s").exists()
         now[0] += state_file.SAVE_SECONDS
@@ -76,13 +78,13 @@ def test_it_is_written_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         saved.keep({"x": EMPTY}, step=3)
         assert (tmp_path / "s").read_bytes() == first
     assert (tmp_path / "s").read_bytes() != first
-    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+    with kept_in(tmp_path / "s", INFO) as saved:
         assert saved.number("step", 0) == 3
 
 
 def test_without_a_path_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with saved_in(None, TASK, INFO) as saved:
+    with kept_in(None, INFO) as saved:
         saved.keep({"x": EMPTY}, step=1)
         assert saved.array("x", EMPTY) is not EMPTY
     assert not list(tmp_path.iterdir())
@@ -93,41 +95,41 @@ OTHER_ANSWER = dataclasses.replace(
 )
 
 
+def of_data(**other: Any) -> dict[str, Any]:
+    """The search on other data."""
+    return INFO | {"data": INFO["data"] | other}
+
+
+def of_examples(*examples: Any) -> dict[str, Any]:
+    """The search on a task of other examples."""
+    return of_data(examples=dataclasses.replace(TASK, examples=examples).digest)
+
+
 @pytest.mark.parametrize(
-    ("task", "info", "message"),
+    ("info", "message"),
     [
         (
-            TASK,
             INFO | {"options": {"edges": 6, "seed": 0}},
             "s: the state of another search (options: edges 5 there, 6 here)",
         ),
-        (TASK, INFO | {"model": {"name": "toy", "digest": "cd"}}, "(model: digest 'ab' there, 'cd' here)"),
-        (TASK, INFO | {"method": "yours"}, "(method 'mine' there, 'yours' here)"),
+        (INFO | {"model": {"name": "toy", "digest": "cd"}}, "(model: digest 'ab' there, 'cd' here)"),
+        (INFO | {"method": "yours"}, "(method 'mine' there, 'yours' here)"),
         (
-            TASK,
-            {"method": "mine", "model": INFO["model"]},
+            {"method": "mine", "model": INFO["model"], "data": INFO["data"]},
             "options {'edges': 5, 'seed': 0} there, None here)",
         ),
-        (
-            dataclasses.replace(TASK, examples=(OTHER_ANSWER, *TASK.examples[1:])),
-            INFO,
-            "(the task's rows are others than then)",
-        ),
-        (
-            dataclasses.replace(TASK, examples=TASK.examples[::-1]),
-            INFO,
-            "(the task's rows are others than then)",
-        ),
-        (TASK, INFO | {"data": {"tokenizer": "ef"}}, "(the tokenizer is another than then)"),
+        (of_examples(OTHER_ANSWER, *TASK.examples[1:]), "(the task's rows are others than then)"),
+        (of_examples(*TASK.examples[::-1]), "(the task's rows are others than then)"),
+        (of_data(tokenizer="ef"), "(the tokenizer is another than then)"),
     ],
 )
 def test_the_state_of_another_search_is_refused_by_name(
-    tmp_path: Path, task: Any, info: dict[str, Any], message: str
+    tmp_path: Path, info: dict[str, Any], message: str
 ) -> None:
-    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+    with kept_in(tmp_path / "s", INFO) as saved:
         saved.keep({"x": EMPTY}, step=1)
     before = (tmp_path / "s").read_bytes()
-    with pytest.raises(cd.CircuitDiscoveryError) as error, saved_in(tmp_path / "s", task, info):
+    with pytest.raises(cd.CircuitDiscoveryError) as error, kept_in(tmp_path / "s", info):
         pass
     assert message in str(error.value) and "\n" not in str(error.value)
     assert (tmp_path / "s").read_bytes() == before
@@ -135,12 +137,12 @@ def test_the_state_of_another_search_is_refused_by_name(
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00" * 100, b"cut"])
 def test_a_file_that_is_no_state_is_refused(tmp_path: Path, content: bytes) -> None:
-    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+    with kept_in(tmp_path / "s", INFO) as saved:
         saved.keep({"x": EMPTY}, step=1)
     (tmp_path / "s").write_bytes((tmp_path / "s").read_bytes()[:-4] if content == b"cut" else content)
     with (
         pytest.raises(cd.CircuitDiscoveryError, match="s: not the state of a search"),
-        saved_in(tmp_path / "s", TASK, INFO),
+        kept_in(tmp_path / "s", INFO),
     ):
         pass
 
@@ -149,15 +151,15 @@ def test_scores_are_no_state(tmp_path: Path, gpt2: Tiny) -> None:
     cd.random(gpt2.model, TASK).save(tmp_path / "s.safetensors")
     with (
         pytest.raises(cd.CircuitDiscoveryError, match="not the state of a search"),
-        saved_in(tmp_path / "s.safetensors", TASK, INFO),
+        kept_in(tmp_path / "s.safetensors", INFO),
     ):
         pass
 
 
 def test_an_entry_of_another_shape_or_type_is_refused(tmp_path: Path) -> None:
-    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+    with kept_in(tmp_path / "s", INFO) as saved:
         saved.keep({"x": EMPTY}, step=1)
-    with saved_in(tmp_path / "s", TASK, INFO) as saved:
+    with kept_in(tmp_path / "s", INFO) as saved:
         for name, default in (("x", np.zeros(4)), ("x", np.zeros(3, dtype=np.float32)), ("y", EMPTY)):
             with pytest.raises(
                 cd.CircuitDiscoveryError, match=f"not the state of a search .{name} should be"
@@ -172,7 +174,7 @@ def test_an_entry_of_another_shape_or_type_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with (
         pytest.raises(cd.CircuitDiscoveryError, match="cannot write"),
-        saved_in(tmp_path / "no" / "s", TASK, INFO) as saved,
+        kept_in(tmp_path / "no" / "s", INFO) as saved,
     ):
         saved.keep({"x": EMPTY}, step=1)
 
@@ -186,11 +188,12 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "exact": {},
     "exact node": {"level": "node"},
 }
+EVERY = SEARCHES | {"matryoshka": {"edges": 9, "steps": 2}}  # its own tests stop it
 
 
 def found_by(tiny: Tiny, name: str, **options: Any) -> Any:
     """What a search finds, as something that is equal where every bit is."""
-    found = getattr(cd, name.split()[0])(tiny.model, tiny.prompts.task, **(SEARCHES[name] | options))
+    found = getattr(cd, name.split()[0])(tiny.model, tiny.prompts.task, **(EVERY[name] | options))
     if isinstance(found, cd.Circuit):
         return found.to_dict()
     return (found.values.tobytes(), dict(found.info)) if isinstance(found, cd.Scores) else found
@@ -227,3 +230,48 @@ def test_progress_is_shown_before_anything_is_run(
     with pytest.raises(Stopped):
         found_by(llama, name, progress=stopped_at(0))
     assert not ran
+
+
+def test_every_search_that_keeps_a_state_is_tried() -> None:
+    keeping = {name for name in METHODS if "state" in inspect.signature(getattr(cd, name)).parameters}
+    assert keeping == {name.split()[0] for name in EVERY}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_state_is_of_its_graph_s_parts_and_of_its_given_replacements(
+    llama: Tiny, tmp_path: Path, name: str
+) -> None:
+    """Two splits into spans of the same names, and one ablation with two strengths of noise: the provenance of
+    what is found is the same, the values are not."""
+    first, last = (cd.split(llama.model, {"input": {"x": places}}) for places in ([0, 1], [-1]))
+    strong, weak = (
+        cd.replacements(llama.model, llama.prompts.task, ablation="noise", k=k) for k in (3.0, 0.3)
+    )
+    for at, (own, others, message) in enumerate(
+        [
+            ({"graph": first}, ({"graph": last}, {}), "the graph's parts are others than then"),
+            ({"ablation": strong}, ({"ablation": weak}, {"ablation": "noise"}), "the given replacements are"),
+        ]
+    ):
+        state = tmp_path / f"{at}"
+        found, before = found_by(llama, name, state=state, **own), state.read_bytes()
+        for other in others:
+            with pytest.raises(
+                cd.CircuitDiscoveryError, match=f"the state of another search .{message}"
+            ) as told:
+                found_by(llama, name, state=state, **other)
+            assert "\n" not in str(told.value) and state.read_bytes() == before
+        assert found_by(llama, name, state=state, **own) == found
+
+
+def test_a_state_among_spans_by_name_is_of_their_places(llama: Tiny, tmp_path: Path) -> None:
+    first, second = (
+        dataclasses.replace(
+            TASK, examples=tuple(dataclasses.replace(each, positions={"X": place}) for each in TASK.examples)
+        )
+        for place in (1, 2)
+    )
+    graph = cd.split(llama.model, {"input": "positions"}, task=first)
+    cd.exact(llama.model, first, graph=graph, state=tmp_path / "s")
+    with pytest.raises(cd.CircuitDiscoveryError, match="the graph's parts are others than then"):
+        cd.exact(llama.model, second, graph=graph, state=tmp_path / "s")

@@ -19,8 +19,8 @@ object with `rows` and `own_run`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.moments import Moments, run_sources
+from circuitdiscovery.engine.replacements import Part, Replacements, filled
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
@@ -51,8 +51,9 @@ class Ablation(Protocol):
 
     @property
     def own_run(self) -> bool:
-        """Whether the replacements of an example are one run's own
-        activations; False is always right, True is faster.
+        """Whether the replacements of an example are one run's own activations. A circuit's logits are right
+        with False, and come faster with True; the line of `eap_ig` and `clean_corrupted` begins at the
+        embedding of that run, with False at the corrupted prompt's.
         """
         ...
 
@@ -72,6 +73,7 @@ class OnDemand:
     compute: Callable[[Batch], Tensor]  # packed, where it packs
     parts: Parts  # of the sources
     mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
+    one_run: bool = False  # whether what `input` is replaced by is where a run began that wrote the others
 
     def packed(self, batch: Batch) -> Tensor:
         """[rows, B, T, d_model] for a batch's examples, as `parts` packs them; what stands at pads is
@@ -82,82 +84,6 @@ class OnDemand:
     def rows(self, batch: Batch) -> Tensor:
         """[sources, B, T, d_model]."""
         return self.parts.packing.dense(self.packed(batch))
-
-
-@dataclass(frozen=True)
-class Replacements:
-    """Replacements computed once for all examples of a task (see `replacements`)."""
-
-    name: str
-    own_run: bool
-    parts: tuple[tuple[Batch, Tensor], ...]  # (batch, [rows, B, T, d_model]), packed
-    of: Parts = field(compare=False, repr=False)  # whose
-    # those of the task's held-out examples, computed when first needed
-    held_out: Callable[[], Replacements] | None = None
-    # what follows from them alone
-    patched_runs: dict[Hashable, PatchedRun] = field(default_factory=dict, compare=False, repr=False)
-    mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
-
-    def rows(self, batch: Batch) -> Tensor:
-        """[sources, B, T, d_model] for a batch's examples, padded or not; errors as `packed`."""
-        return self.of.packing.dense(self.packed(batch))
-
-    def packed(self, batch: Batch) -> Tensor:
-        """[rows, B, T, d_model] for a batch's examples, padded or not, without a copy for a batch as it was
-        computed; parts that are a number times a vector are numbers (model/packing.py).
-
-        Raises:
-            CircuitDiscoveryError: a prompt that is neither among the
-                task's examples nor held out, by its row.
-        """
-        same = ("rows", "clean", "corrupted", "lengths")
-        for part, values in self.parts:
-            if all(torch.equal(getattr(part, name), getattr(batch, name).to(values.device)) for name in same):
-                return values
-        where: dict[tuple[Any, ...], tuple[Tensor, int]] = {}
-        # the first of equal prompts stands for those of another row
-        for part, values in reversed(self.parts):
-            for i, key in reversed(list(enumerate(_keys(part)))):
-                where[key] = where[key[1:]] = (values, i)
-        found = [where.get(key, where.get(key[1:])) for key in _keys(batch)]
-        if None in found and self.held_out is not None:
-            return self.held_out().packed(batch)
-        if None in found:
-            row = batch.rows.tolist()[found.index(None)]
-            raise CircuitDiscoveryError(
-                f"the given replacements were computed for other prompts than row {row}'s"
-            )
-        return _filled([each[0][:, each[1]] for each in found if each is not None], batch)
-
-
-def mean_over(ablation: Any, batches: Sequence[Batch]) -> int | None:
-    """The fewest prompts that a replacement of some batches is a mean over; None where it is not a mean."""
-    if isinstance(ablation, Replacements) and ablation.held_out is not None and batches:
-        known = {key[1:] for part, _ in ablation.parts for key in _keys(part)}
-        if _keys(batches[0])[0][1:] not in known:
-            return ablation.held_out().mean_over
-    return getattr(ablation, "mean_over", None)
-
-
-def _keys(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
-    rows = zip(
-        batch.rows.tolist(),
-        batch.clean.tolist(),
-        batch.corrupted.tolist(),
-        batch.lengths.tolist(),
-        strict=True,
-    )
-    return [(row, tuple(clean[:length]), tuple(corrupted[:length])) for row, clean, corrupted, length in rows]
-
-
-def _filled(each: Sequence[Tensor], batch: Batch) -> Tensor:
-    """[S, B, T, D] from each example's own [S, its length or more, D], with 0 at the pads."""
-    if not batch.padded:
-        return torch.stack([values[:, : batch.clean.shape[1]] for values in each], dim=1)
-    out = each[0].new_zeros(len(each[0]), *batch.clean.shape, each[0].shape[-1])
-    for i, (values, length) in enumerate(zip(each, batch.lengths.tolist(), strict=True)):
-        out[:, i, :length] = values[:, :length]
-    return out
 
 
 # ------------------------------------------------------------------ the ablations
@@ -195,14 +121,14 @@ def noise(model: Model, *, seed: int, k: float, graph: Graph | None = None, **_:
 
 def mean(model: Model, *, task: Task, reference: Task | None, graph: Graph | None = None, **_: Any) -> Made:
     moments = Moments(model, task, reference, graph=graph)
-    return Made(lambda batch: _filled(moments.of(batch)[0], batch).to(model.dtype), moments.least)
+    return Made(lambda batch: filled(moments.of(batch)[0], batch).to(model.dtype), moments.least)
 
 
 def random(model: Model, *, task: Task, reference: Task | None, seed: int, **_: Any) -> Made:
     moments = Moments(model, task, reference, variance=True)
 
     def rows(batch: Batch) -> Tensor:
-        mean, variance = (_filled(each, batch) for each in moments.of(batch))
+        mean, variance = (filled(each, batch) for each in moments.of(batch))
         return (mean + variance.sqrt() * _draws(seed, batch, len(mean), mean)).to(model.dtype)
 
     return Made(rows, moments.least)
@@ -226,7 +152,7 @@ def _draws(seed: int, batch: Batch, sources: int, like: Tensor) -> Tensor:
     """
     each = zip(batch.rows.tolist(), batch.lengths.tolist(), strict=True)
     generators = ((torch.Generator().manual_seed(seed * 1_000_003 + row), length) for row, length in each)
-    return _filled(
+    return filled(
         [torch.randn(sources, n, like.shape[-1], generator=generator) for generator, n in generators], batch
     ).to(like)
 
@@ -259,31 +185,46 @@ def on_demand(
     graph = graph or model.graph
     if isinstance(ablation, OnDemand):
         return ablation
+    if type(ablation) is Replacements:
+        return _given(model, task, ablation, graph)
     if not isinstance(ablation, str):
-        if not callable(getattr(ablation, "rows", None)):
-            raise CircuitDiscoveryError(
-                f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}"
-            )
-        rows = ablation.rows if isinstance(ablation, Replacements) else _without_pads(ablation.rows)
-        own_run = getattr(ablation, "own_run", False) and not graph.splits
-        # what a user gives for parts need not be their vectors times a number
-        parts = Parts(model, graph, packs=type(ablation) is Replacements)
-        known = [graph, graph.without("positions"), graph.whole]
-        if type(ablation) is Replacements:
-            rows, known = ablation.packed, [each for each in known if each.splits == ablation.of.graph.splits]
-            if not known:
-                raise CircuitDiscoveryError(
-                    "the given replacements are of a graph with other parts: replacements(..., graph=graph)"
-                )
-        rows = _lifting(parts, task, rows, known)
-        return OnDemand(name_of(ablation), own_run, rows, parts, getattr(ablation, "mean_over", None))
+        return _own(model, task, ablation, graph)
     name = canonical("ablation", ablation)
     known, parts = ABLATIONS[name], Parts.of(model, graph)
     bare = graph.without("positions")
     reference = _as_reference(task, reference)
     made = known.load()(model, task=task, graph=bare, reference=reference, seed=seed, k=k)
     rows = _lifting(parts, task, made.rows, (bare, graph.whole))
-    return OnDemand(name, known.own_run, rows, parts, made.mean_over)
+    return OnDemand(name, known.own_run, rows, parts, made.mean_over, one_run=known.own_run)
+
+
+def _given(model: Model, task: Task, given: Replacements, graph: Graph) -> OnDemand:
+    """Replacements that were computed once, of the graph's own parts or of these without the positions."""
+    of = given.of.graph
+    if of.splits not in (graph.splits, graph.without("positions").splits):
+        raise CircuitDiscoveryError(
+            "the given replacements are of a graph with other parts, or with none: "
+            "replacements(..., graph=graph) computes this graph's"
+        )
+    parts = Parts(model, graph)
+    rows = _lifting(parts, task, lambda batch: given.packed(batch, inside(of, task, batch)), (of,))
+    return OnDemand(given.name, given.own_run, rows, parts, given.mean_over, one_run=given.own_run)
+
+
+def _own(model: Model, task: Task, ablation: Ablation, graph: Graph) -> OnDemand:
+    """A user's own, which may be of the graph's parts, or of some of them as `lifted` has it."""
+    if not callable(getattr(ablation, "rows", None)):
+        raise CircuitDiscoveryError(
+            f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}"
+        )
+    bare, one_run = graph.without("positions"), getattr(ablation, "own_run", False)
+    # what a user gives for parts need not be their vectors times a number
+    parts = Parts(model, graph, packs=False)
+    rows = _lifting(parts, task, _without_pads(ablation.rows), (graph, bare, graph.whole))
+    own_run = one_run and not bare.splits  # what is lifted to other parts than positions is not theirs
+    return OnDemand(
+        name_of(ablation), own_run, rows, parts, getattr(ablation, "mean_over", None), one_run=one_run
+    )
 
 
 def _lifting(
@@ -320,7 +261,7 @@ def _without_pads(rows: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
     length at a time: it need not know of pads.
     """
 
-    def filled(batch: Batch) -> Tensor:
+    def with_pads(batch: Batch) -> Tensor:
         if not batch.padded:
             return rows(batch)
         each: dict[int, Tensor] = {}
@@ -329,9 +270,9 @@ def _without_pads(rows: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
             if values.shape[1:3] != part.clean.shape:
                 return values  # of a wrong shape, which whoever asked says
             each |= dict(zip(columns, values.unbind(1), strict=True))
-        return _filled([each[i] for i in range(len(batch))], batch)
+        return filled([each[i] for i in range(len(batch))], batch)
 
-    return filled
+    return with_pads
 
 
 def _as_reference(task: Task, reference: Task | Tensor | Sequence[Sequence[int]] | None) -> Task | None:
@@ -391,7 +332,10 @@ def replacements(
     graph = Graph.given(model, graph)
     computed = on_demand(model, task, **how, graph=graph)
     found = task.batches(run_tokens=run_tokens(model))  # as `patching.batches` has them
-    parts = tuple((batch.to(model.device), computed.packed(batch.to(model.device))) for batch in found)
+    parts = tuple(
+        Part(batch, computed.packed(batch), inside(graph, task, batch))
+        for batch in (each.to(model.device) for each in found)
+    )
     rest = task.held_out
     later = None if rest is None else cache(lambda: replacements(model, rest, **how, graph=graph))
     of = Parts.of(model, graph)

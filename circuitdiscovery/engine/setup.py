@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,7 @@ from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import (
     Ablation,
     OnDemand,
-    Replacements,
     inside,
-    mean_over,
     name_of,
     on_demand,
     run_sources,
@@ -35,7 +34,9 @@ from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.memory import Need, budget, masked, of_token, packed_token
 from circuitdiscovery.engine.metrics import BoundMetric, bind
+from circuitdiscovery.engine.replacements import Replacements, mean_over
 from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.files.disk import to_json
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.parts import Parts, check_parts
@@ -158,6 +159,16 @@ class Setup:
         }
         return given | found
 
+    @property
+    def data(self) -> dict[str, str]:
+        """Of a search's state: digests of what its provenance does not tell apart, the graph's parts with where
+        the prompts have them, and the replacements that were given, where there are these."""
+        parts = [split.to_dict() for split in self.graph.splits]
+        if any(split.kind == "positions" for split in self.graph.splits):
+            parts += [{"text": each.text, "positions": each.positions} for each in self.task.examples]
+        found = {"parts": sha256(to_json(parts).encode()).hexdigest()} if parts else {}
+        return found | ({"given": self.ablation.digest} if isinstance(self.ablation, Replacements) else {})
+
     def carrying(self, mask: np.ndarray) -> np.ndarray:
         """The [sources, receivers] edges that carry the current
         output: a circuit's, or in denoising all others.
@@ -210,7 +221,7 @@ class Setup:
     def _kept(self, values: Tensor) -> dict[Hashable, PatchedRun]:
         """Where a batch's patched run is kept with replacements that were computed once for all examples."""
         given = self.ablation
-        if isinstance(given, Replacements) and any(values is part for _, part in given.parts):
+        if isinstance(given, Replacements) and any(values is part.values for part in given.parts):
             return given.patched_runs
         return {}
 

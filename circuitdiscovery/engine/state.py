@@ -1,7 +1,7 @@
 """The state of a search or a training in one file, so that one that was stopped goes on
 where it was and ends with the same bytes.
 
-    with saved_in(state, task, info) as saved:
+    with saved_in(state, setup, info) as saved:
         weights = saved.array("weights", np.zeros(count))  # as the file has it; without a file the default
         drawn = saved.generator("drawn", torch.Generator().manual_seed(seed))
         for step in range(saved.number("step", 0), steps):
@@ -13,8 +13,9 @@ an error or Ctrl-C in the middle of a step too, what was kept last is in the fil
 step is whole, with all that the next step stands on, the generators of random numbers among it.
 
 The file holds the arrays, bit by bit (safetensors), and as JSON the numbers and what search this is: `info`,
-which is the result's provenance with all options, and a digest of the examples. The state of any other search
-is an error that names what differs. Of several processes the first one reads and writes.
+which is the result's provenance with all options and digests of the data, with digests of the graph's parts
+and of given replacements. The state of any other search is an error that names what differs; of a metric or
+an ablation of a user's own the name alone is known. Of several processes the first one reads and writes.
 """
 
 from __future__ import annotations
@@ -30,14 +31,23 @@ import numpy as np
 import torch
 
 from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_arrays, write_atomically
-from circuitdiscovery.task.task import Task
 
 FORMAT = "circuitdiscovery state 1"
 SAVE_SECONDS = 2.0  # a search that is killed loses at most so much,
 _SEARCH = "search"  # what is said in errors
 _SHARE = 20  # or so many times what writing a large state takes
+
+_DATA = {  # what each digest is of, in words
+    "examples": "the task's rows are others",
+    "held_out": "the task's rows are others",
+    "tokenizer": "the tokenizer is another",
+    "parts": "the graph's parts are others",
+    "given": "the given replacements are others",
+}
+_OR_NONE = {"parts", "given"}  # of these, no digest says that there are none
 
 Number = TypeVar("Number", int, float, str)
 Array = np.ndarray | torch.Tensor | torch.Generator
@@ -120,18 +130,18 @@ class State:
 
 
 @contextmanager
-def saved_in(path: str | Path | None, task: Task, info: Mapping[str, Any]) -> Iterator[State]:
+def saved_in(path: str | Path | None, setup: Setup, info: Mapping[str, Any]) -> Iterator[State]:
     """A search's state while the block lasts, from the file where it exists; with None nothing is kept.
 
     Args:
         path: the file.
-        task: whose examples are searched on.
+        setup: what is searched by.
         info: the provenance of what is searched for, with all options that change it.
 
     Raises:
         CircuitDiscoveryError: the file is the state of another search, or of none.
     """
-    search = {**info, "data": {"examples": task.digest} | dict(info.get("data", {}))}
+    search = info if path is None else {**info, "data": {**info["data"], **setup.data}}
     with kept_in(path, search) as state:
         yield state
 
@@ -214,8 +224,7 @@ def _difference(saved: Any, ours: Mapping[str, Any]) -> str:
 
 
 def other_data(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
-    """In words, what is not of the same digest; None where all that both know is."""
-    other = {name for name in there.keys() & here.keys() if there[name] != here[name]}
-    if other & {"examples", "held_out"}:
-        return "the task's rows are others than then"
-    return "the tokenizer is another than then" if other else None
+    """In words, the first that is not of the same digest; None where all that both know is."""
+    both = there.keys() & here.keys() | _OR_NONE
+    other = {name for name in both if there.get(name) != here.get(name)}
+    return next((f"{words} than then" for name, words in _DATA.items() if name in other), None)

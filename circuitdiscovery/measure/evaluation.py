@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.scores import Scores
-from circuitdiscovery.engine.ablation import Ablation, Replacements, name_of
+from circuitdiscovery.engine.ablation import Ablation, name_of
 from circuitdiscovery.engine.metrics import Metric
+from circuitdiscovery.engine.replacements import Replacements
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.measure.criteria import (
@@ -162,7 +162,7 @@ def evaluate(
         ablation: what a removed edge carries.
         metric: by default the task's own.
         direction: `noising` or `denoising`.
-        scores: adds the faithfulness curve of their best edges.
+        scores: of the circuit's graph; adds the faithfulness curve of their best edges.
         effort: `full`, or `quick`: K empty and 5 random ones, minimality of the 30
             strongest nodes at K empty (see `price`).
         batch_size: examples in one forward; only so many examples' replacements are held at once.
@@ -176,7 +176,8 @@ def evaluate(
         Every figure with its 95% interval over the examples.
 
     Raises:
-        CircuitDiscoveryError: a circuit of another model; unknown names; a state file of another measurement.
+        CircuitDiscoveryError: a circuit of another model; scores of another graph; unknown names; a state
+            file of another measurement.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -187,13 +188,17 @@ def evaluate(
     if effort not in EFFORTS:
         raise unknown("effort", effort, EFFORTS)
     circuit.check_model(model)
+    if scores is not None and scores.graph != circuit.graph:
+        raise CircuitDiscoveryError(
+            "the scores are of another graph than the circuit: curve(model, task, scores) measures theirs"
+        )
     used, metric = task.held_out or task, metric or task.metric
     plan, few = Sets.of(circuit, effort, seed), _choosing(task, ablation) if effort == "full" else used
     of = (
         ""
         if state is None
         else digest(
-            *_depends_on(model, used, ablation, metric, direction),
+            *_depends_on(circuit, model, used, ablation, metric, direction),
             few.examples,
             circuit.mask,
             plan,
@@ -275,16 +280,15 @@ def _evaluation(
 
 
 def _depends_on(
-    model: Model, task: Task, ablation: str | Ablation, metric: Any, direction: str
+    circuit: Circuit, model: Model, task: Task, ablation: str | Ablation, metric: Any, direction: str
 ) -> tuple[Any, ...]:
-    """What values are measured of and by, beside the circuit."""
-    given = [part for _, part in ablation.parts] if isinstance(ablation, Replacements) else []
-    arrays = [part.detach().cpu().contiguous().view(torch.uint8).numpy() for part in given]
+    """What values are measured of and by, beside the circuit's edges."""
+    given = [ablation.digest] if isinstance(ablation, Replacements) else []
     names = (
         name_of(ablation),
         metric if isinstance(metric, str) else getattr(metric, "name", getattr(metric, "__name__", "metric")),
     )
-    return model.digest, str(model.dtype), model.graph, task.examples, names, direction, *arrays
+    return model.digest, str(model.dtype), circuit.graph, task.examples, names, direction, *given
 
 
 @guarded

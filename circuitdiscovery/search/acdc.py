@@ -99,7 +99,8 @@ def acdc(
             default each is decided by its own damage.
         batch_size: examples in one forward; another size changes roundings only.
         progress: called with (edges decided, edges in all).
-        state: a file that the search is saved to as it goes and resumed from where it exists.
+        state: a file that the search is saved to as it goes and resumed from where it exists; of
+            a metric or an ablation of your own it knows the name only.
 
     Returns:
         The circuit, not pruned; the score of an edge is its damage when it was refused.
@@ -127,7 +128,7 @@ def acdc(
     receivers = receiver_order(graph, order)
     # edges decided after each receiver
     ends = np.cumsum([0, *graph.allowed[:, receivers].sum(axis=0)]).tolist()
-    with saved_in(state, task, info) as saved:
+    with saved_in(state, setup, info) as saved:
         mask, scores = (
             saved.array("kept", graph.allowed),
             saved.array("scores", np.zeros(graph.allowed.shape)),

@@ -108,7 +108,7 @@ def edge_pruning(
         batch_size: examples in one forward and backward; another size changes roundings only.
         seed: of the gates' draws.
         progress: called with (steps done, steps).
-        state: a file that the search is saved to as it goes and resumed from where it exists.
+        state: as in `acdc`.
 
     Returns:
         Probabilities in [0, 1].
@@ -134,7 +134,7 @@ def edge_pruning(
     if earlier:
         options |= {"apart_from": [_digest(each) for each in earlier], "repulsion": repulsion}
     info = provenance(model, task, "edge_pruning", options)
-    with saved_in(state, task, info) as saved:
+    with saved_in(state, setup, info) as saved:
         done = saved.number("step", 0)
         if progress:
             progress(done, steps)

@@ -57,7 +57,7 @@ def exact(
         metric: any; by default kl_divergence, which misses no change of the output.
         direction: `noising` or `denoising`.
         progress: called with (receivers or nodes done, in all).
-        state: a file that the search is saved to as it goes and resumed from where it exists.
+        state: as in `acdc`.
 
     Returns:
         `Scores` in the metric's units (nats for kl_divergence); with `level="node"` damages by node.
@@ -77,7 +77,7 @@ def exact(
     options = setup.options(direction=direction)
     info = provenance(model, task, "exact", options)
     count = len(graph.receivers if level == "edge" else graph.sources)
-    with saved_in(state, task, info | {"level": level}) as saved:
+    with saved_in(state, setup, info | {"level": level}) as saved:
         values = saved.array("damages", np.zeros(graph.allowed.shape if level == "edge" else count))
         done = saved.number("done", 0)
         if progress:

@@ -33,7 +33,7 @@ def batch_products(
     parts: Parts,
     batch: Batch,
     replacement: Tensor,
-    own_run: bool,
+    one_run: bool,
     metric: BoundMetric,
     at: Sequence[float],
     memory: Memory,
@@ -44,7 +44,7 @@ def batch_products(
     # `input`: its norm may not even have a Jacobian
     clean, start = (
         embed(model, batch.clean),
-        parts.packing.sum(replacement, graph.inputs) if own_run else embed(model, batch.corrupted),
+        parts.packing.sum(replacement, graph.inputs) if one_run else embed(model, batch.corrupted),
     )
     with torch.no_grad():
         metric(replaced_logits(parts, replacement, batch.position), batch)  # finite, or an error

@@ -89,7 +89,7 @@ def hybrid(
         batch_size: examples in one forward; another size changes roundings only.
         progress: called with (forwards of all examples done, in all): the
             second is an estimate, and better as it goes.
-        state: a file that the search is saved to as it goes and resumed from where it exists.
+        state: as in `acdc`.
 
     Returns:
         Places from 1 / all edges (the worst) to 1: the circuit's edges come first, by their exact damage in
@@ -113,7 +113,7 @@ def hybrid(
     options = setup.options(edges=edges, rounds=rounds)
     info = provenance(model, task, "hybrid", options)
     shared: dict[str, Any] = {"ablation": ablation, "graph": graph, "batch_size": batch_size}
-    with saved_in(state, task, info) as saved:
+    with saved_in(state, setup, info) as saved:
         walk = _Walk(graph, edges, rounds, _Cost.of(model, task, graph), saved, progress)
         walk.show()
         if walk.stage == 0:

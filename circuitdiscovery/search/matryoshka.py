@@ -109,7 +109,7 @@ def matryoshka(
         graph: whose edges, where nodes are split into parts (`split`); by default the model's.
         seed: of the sizes and the order of the examples.
         progress: called with (steps done, steps), the start by EAP-IG counted as some steps.
-        state: a file that the search is saved to as it goes and resumed from where it exists.
+        state: as in `acdc`.
 
     Returns:
         Scores that are not negative.
@@ -135,7 +135,7 @@ def matryoshka(
     setup = Setup.of(model, pool, graph, metric=metric, ablation=ablation, need=by_steps)
     options = setup.options(edges=edges, steps=steps, drawn=drawn)
     info = provenance(model, task, "matryoshka", {**options, "seed": seed})
-    with saved_in(state, task, info) as saved:
+    with saved_in(state, setup, info) as saved:
         if saved.found:
             start = np.zeros(len(graph))
         else:

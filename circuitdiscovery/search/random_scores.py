@@ -33,5 +33,5 @@ def random(
     """
     graph = Graph.given(model, graph, split_qkv)
     values = np.random.default_rng(seed).standard_normal(graph.allowed.shape)
-    info = provenance(model, task, "random", {"seed": seed, "split_qkv": split_qkv})
+    info = provenance(model, task, "random", {"seed": seed, "split_qkv": graph.split_qkv})
     return Scores(graph, np.where(graph.allowed, values, 0.0), info)
