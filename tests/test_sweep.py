@@ -170,7 +170,7 @@ def test_a_sweep_of_another_metric_is_another_sweep(toy: Any, tmp_path: Path) ->
 
 
 def test_k_is_no_more_than_there_are_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default those that the width can have; one that it cannot have is told before anything is trained."""
+    """By default those that the width can have; another one is told before anything is trained."""
     x, trained = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), list[dict[str, Any]]()
 
     def watched(acts: Any, **how: Any) -> Any:
