@@ -312,6 +312,18 @@ def test_a_parts_card_has_its_own_effect_and_what_the_parts_write_adds_up(toy: M
     assert plain.roles and found.roles == {role: graph.parts("a2.h0") for role in plain.roles}
 
 
+@pytest.mark.parametrize("of_parts", [True, False])
+def test_cards_of_neurons_take_no_given_replacements(toy: Model, ioi: Task, of_parts: bool) -> None:
+    """Those of whole nodes say nothing of a neuron, and heads' cards are not of a graph with parts: it is said
+    before any work."""
+    graph, seen = cd.split(toy, {"m1": [3, 17]}), list[int]()
+    given = cd.replacements(toy, ioi, graph=graph if of_parts else None)
+    with pytest.raises(CircuitDiscoveryError, match="cards take given replacements of whole nodes") as told:
+        circuit = Circuit.full(graph)
+        cd.explain(toy, ioi, circuit, ablation=given, progress=lambda done, _: seen.append(done))
+    assert "\n" not in str(told.value) and not seen
+
+
 def test_a_card_is_asked_for_by_the_name_of_a_part_or_of_its_node(toy: Model, ioi: Task) -> None:
     graph = cd.split(toy, {"m1": [3, 17]})
     circuit = Circuit.from_edges(graph, ["input->m1/n3", "m1/n3->logits", "input->m0", "m0->logits"])

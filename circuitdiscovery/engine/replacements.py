@@ -49,7 +49,7 @@ class Replacements:
         for batch, values, _ in self.parts:
             for each in (*(getattr(batch, name) for name in _PROMPTS), values):
                 found.update(b"%d:" % each.nbytes)
-                found.update(each.detach().cpu().contiguous().view(torch.uint8).numpy())
+                found.update(each.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return found.hexdigest()
 
     def rows(self, batch: Batch) -> Tensor:

@@ -161,8 +161,8 @@ class Setup:
 
     @property
     def data(self) -> dict[str, str]:
-        """Of a search's state: digests of what its provenance does not tell apart, the graph's parts with where
-        the prompts have them, and the replacements that were given, where there are these."""
+        """Of a search's state: digests of what its provenance does not tell apart, where there are these: the
+        graph's parts, with where the prompts have them, and the replacements that were given."""
         parts = [split.to_dict() for split in self.graph.splits]
         if any(split.kind == "positions" for split in self.graph.splits):
             parts += [{"text": each.text, "positions": each.positions} for each in self.task.examples]

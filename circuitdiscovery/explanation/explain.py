@@ -35,6 +35,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine.ablation import Ablation, name_of, on_demand
 from circuitdiscovery.engine.metrics import Metric, bind
+from circuitdiscovery.engine.replacements import Replacements
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.explanation.attention import observe
@@ -123,7 +124,8 @@ def explain(
 
     Raises:
         CircuitDiscoveryError: a circuit of another model; an unknown metric, ablation or effort; fewer than
-            one prompt; a node that is not a head or MLP of the circuit; features of no MLP of the model.
+            one prompt; a node that is not a head or MLP of the circuit; features of no MLP of the model;
+            replacements that do not hold all nodes and parts.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.explanation.explain import explain
@@ -135,6 +137,13 @@ def explain(
     circuit.check_model(model)
     if effort not in EFFORTS:
         raise unknown("effort", effort, EFFORTS)
+    if isinstance(ablation, Replacements) and (
+        ablation.of.graph.splits or circuit.graph.without("positions").splits
+    ):
+        raise CircuitDiscoveryError(
+            "cards take given replacements of whole nodes, of a circuit without parts other than positions: "
+            f"name the ablation, ablation={name_of(ablation)!r}"
+        )
     if type(prompts) is not int or prompts < 1:
         raise CircuitDiscoveryError(f"prompts must be a whole number of at least 1, not {prompts!r}")
     used, inner = (
