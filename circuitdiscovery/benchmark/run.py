@@ -54,9 +54,8 @@ def _cleared_on_error(folder: Path, cells: Path) -> Iterator[None]:
     except Exception:
         if not list(cells.glob("*")) and not (folder / "benchmark.md").exists():
             (folder / "options.json").unlink(missing_ok=True)
-            for empty in (cells, folder):
-                if empty.is_dir() and not list(empty.iterdir()):
-                    empty.rmdir()
+            if cells.is_dir():
+                cells.rmdir()
         raise
 
 

@@ -12,6 +12,7 @@ are done, and what to say where it stops.
 from __future__ import annotations
 
 import platform
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from circuitdiscovery.cli.folders import held
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import write_json
@@ -29,7 +31,6 @@ from circuitdiscovery.registry import MEASURES, OPTIONS
 from circuitdiscovery.reporting.folder import CIRCUIT, EVALUATION, FILES, SCORES, listed, recorded
 from circuitdiscovery.reporting.options import FIELDS, MAY_DIFFER, Options
 
-RUNS = Path("runs")
 STATE = "search.state"
 KEPT = ("started", "effort", "data", "done", "seconds", "report")  # of an earlier process's run.json
 PACKAGES = (
@@ -46,79 +47,36 @@ PACKAGES = (
 # -------------------------------------------------------------------- folder
 
 
-def open_folder(name: str, *, out: Path | None, resume: bool) -> Path:
-    """The folder of a run of this name: a fresh one, or with `resume` the one to go on with.
-
-    Raises:
-        CircuitDiscoveryError: `out` is a file, holds something, or cannot be
-            made; with `resume`, it holds another run.
-    """
-    if out is None:
-        return _latest(name) if resume else _numbered(name)
-    if out.exists() and not out.is_dir():
-        raise CircuitDiscoveryError(f"--out {out} is a file; it must be a new or empty folder")
-    if not resume and out.is_dir() and any(_listed(out)):
-        raise CircuitDiscoveryError(
-            f"--out {out} is not empty; give a new or empty folder, or --resume to go on with the run in it"
-        )
-    return _make(out)
-
-
-def _folder(name: str, number: int) -> Path:
-    return RUNS / (name if number == 1 else f"{name}-{number}")
-
-
-def _numbered(name: str) -> Path:
-    number = 1
-    while True:
-        try:
-            return _make(_folder(name, number), exist_ok=False)
-        except FileExistsError:
-            number += 1
-
-
-def _latest(name: str) -> Path:
-    number = 1
-    while _folder(name, number + 1).is_dir():
-        number += 1
-    return _make(_folder(name, number))
-
-
-def _make(folder: Path, *, exist_ok: bool = True) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=exist_ok)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise CircuitDiscoveryError(f"cannot make the folder {folder}: {error.strerror}") from None
-    return folder
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError as error:
-        raise CircuitDiscoveryError(f"cannot read the folder {folder}: {error.strerror}") from None
-
-
 def resumable(folder: Path) -> bool:
     """Whether a folder holds anything that a search found: its result, or its state."""
     return any((folder / name).exists() for name in (STATE, CIRCUIT, SCORES))
 
 
 @contextmanager
-def cleared_on_error(folder: Path) -> Iterator[None]:
-    """After an error before anything was found nothing of the run
-    stays; a search's state or its result does."""
+def claimed(folder: Path, earlier: dict[str, Any] | None) -> Iterator[None]:
+    """A folder that is this run's: of two commands that begin one in it at once, one is refused. After an
+    error before anything was found nothing of a new run stays; a search's state or its result does.
+    """
+    if earlier is None:
+        distributed.from_first(lambda: _claim(folder))
     try:
         yield
     except Exception:
-        if distributed.rank() == 0 and not resumable(folder):
+        if earlier is None and distributed.rank() == 0 and not resumable(folder):
             for file in FILES:
                 (folder / file).unlink(missing_ok=True)
-            if not _listed(folder):
-                folder.rmdir()
         raise
+
+
+def _claim(folder: Path) -> None:
+    try:
+        (folder / "run.json").touch(exist_ok=False)
+    except FileExistsError:
+        raise CircuitDiscoveryError(
+            f"another command has just begun a run in {folder}; give a new or empty folder"
+        ) from None
+    except OSError as error:
+        raise CircuitDiscoveryError(f"cannot write {folder / 'run.json'}: {error.strerror}") from None
 
 
 # -------------------------------------------------------------- an earlier run
@@ -131,7 +89,7 @@ def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
     Device and batch size may differ, which do not change what is found, and how much is measured.
     """
     if not (folder / "run.json").exists():
-        if any(_listed(folder)):
+        if held(folder):
             raise CircuitDiscoveryError(f"{folder} has no run.json, so it is not a run that can be resumed")
         return None
     earlier = recorded(folder)
@@ -163,6 +121,29 @@ def going_on(options: Options, earlier: dict[str, Any] | None) -> tuple[Options,
     return (replace(options, measure=then) if unchanged else options), "summary" in earlier and not more
 
 
+def altered(folder: Path, record: dict[str, Any]) -> list[str]:
+    """The files of a run that are gone, or not as they were written."""
+    return [name for name, digest in record.get("done", {}).items() if digest != _digest(folder / name)]
+
+
+def whole(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether a finished run has all that it wrote."""
+    return (folder / CIRCUIT).is_file() and not altered(folder, record)
+
+
+def _digest(path: Path) -> str | None:
+    return sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def printed(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """run.json of a finished run, as it is in this folder now: it may have been moved since."""
+    then, now = (
+        shlex.join(["--out", str(where), "--resume"]) for where in (record["summary"]["folder"], folder)
+    )
+    report = record["report"].replace(then, now)
+    return record | {"report": report, "summary": record["summary"] | {"folder": str(folder)}}
+
+
 # --------------------------------------------------------------------- journal
 
 
@@ -184,7 +165,11 @@ class Journal:
         if distributed.rank() == 0:
             for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
                 leftover.unlink()
-        self.save()
+            for name in altered(folder, self.record):
+                if name not in (CIRCUIT, SCORES):  # which are not made again, but refused
+                    self.forget(name)
+        if earlier is None:  # what an earlier process wrote stays until there is more to say
+            self.save()
 
     def save(self) -> None:
         """Write run.json."""
@@ -215,7 +200,7 @@ class Journal:
 
     def intact(self, name: str) -> bool:
         """As `holds`, for the first process."""
-        return self.claims(name) and self.record["done"][name] == self._digest(name)
+        return self.claims(name) and self.record["done"][name] == _digest(self.folder / name)
 
     def claims(self, name: str) -> bool:
         """Whether a file is there and run.json says that it is done. For the first process."""
@@ -227,7 +212,7 @@ class Journal:
             write()
             self.forget(names[0])
             self.record["done"] |= {
-                name: self._digest(name) for name in names if (self.folder / name).exists()
+                name: _digest(self.folder / name) for name in names if (self.folder / name).exists()
             }
         self.save()
 
@@ -237,9 +222,6 @@ class Journal:
         self.record["done"] = {
             name: digest for name, digest in self.record["done"].items() if name in earlier
         }
-
-    def _digest(self, name: str) -> str:
-        return sha256((self.folder / name).read_bytes()).hexdigest()
 
     # ------------------------------------------------------------------ stages
 

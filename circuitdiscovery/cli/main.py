@@ -12,7 +12,9 @@ import gc
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import click
 
@@ -20,9 +22,7 @@ from circuitdiscovery.cli.commands import COMPLETE, PROGRAM, cli, notes_of
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError, printable, shown
 
-if TYPE_CHECKING:
-    pass
-
+T = TypeVar("T")
 _ALLOCATIONS = 100_000  # of objects, from one search for garbage to the next
 
 
@@ -32,9 +32,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _spare_collections()
     try:
-        with distributed.launched():
+        with distributed.launched(), _named_output():
             cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stopped:
+        if notes := notes_of(stopped.__cause__ or stopped):  # an Abort is click's, of a KeyboardInterrupt
+            click.echo(" ".join(["interrupted", *notes]), err=True)
         sys.exit(130)
     except Exception as error:
         if os.environ.get("CIRCUITDISCOVERY_DEBUG"):
@@ -47,6 +49,39 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         for late in (signal.SIGTERM, signal.SIGINT):
             atexit.register(signal.signal, late, signal.SIG_IGN)
     sys.exit(0)
+
+
+@contextmanager
+def _named_output() -> Generator[None]:
+    """What cannot be written to standard output is an error that names it."""
+    before, sys.stdout = sys.stdout, cast(TextIO, _Named(sys.stdout, "standard output"))
+    try:
+        yield
+    finally:
+        sys.stdout = before
+
+
+class _Named:
+    """A stream whose errors have a name."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name = stream, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._naming(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._naming(self._stream.flush)
+
+    def _naming(self, do: Callable[..., T], *given: str) -> T:
+        try:
+            return do(*given)
+        except OSError as error:
+            error.filename = self._name
+            raise
 
 
 def _spare_collections() -> None:
@@ -72,9 +107,10 @@ def _one_line(error: Exception) -> str:
     elif isinstance(error, CircuitDiscoveryError):
         text = str(error)
     else:  # a mistake of ours, or memory that ran out
-        text = f"{type(error).__name__}: {error} (CIRCUITDISCOVERY_DEBUG=1 shows where)"
+        said = " ".join(str(error).split())
+        text = f"{type(error).__name__}: {said} (CIRCUITDISCOVERY_DEBUG=1 shows where)"
     notes = [f"; stopped {note}" for note in notes_of(error)]
-    return printable(" ".join("".join([text, *notes]).split()))
+    return printable("".join([text, *notes]))
 
 
 def _no_option(error: click.NoSuchOption) -> str:
@@ -100,4 +136,8 @@ def _valid(error: click.UsageError) -> str:
         return ""
     if isinstance(context.command, click.Group):
         return "Valid commands: " + ", ".join(context.command.list_commands(context))
-    return "" if isinstance(error, click.BadParameter) and error.message else context.get_usage()
+    return (
+        ""
+        if isinstance(error, click.BadParameter) and error.message
+        else " ".join(context.get_usage().split())
+    )

@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING, Any
 from circuitdiscovery.cli.journal import (
     STATE,
     Journal,
-    cleared_on_error,
+    claimed,
     earlier_run,
     going_on,
     now,
+    printed,
+    whole,
 )
 from circuitdiscovery.cli.search import chosen, evaluate, search
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_json, to_json, write_json
+from circuitdiscovery.registry import OPTIONS
 from circuitdiscovery.reporting.folder import (
     CIRCUIT,
     CONTENTS,
@@ -55,26 +58,21 @@ WHEELS = ("graphviz", "pygraphviz", "jinja2")
 Json = dict[str, Any]
 
 
-def discover(options: Options, folder: Path, command: list[str]) -> Json:
-    """Search, measure, draw and write into `folder`; what run.json then holds: among other
-    things `summary`, and `report` for people.
+def discover(options: Options, folder: Path, command: list[str], *, fresh: bool = False) -> Json:
+    """Search, measure, draw and write into `folder`, where a run goes on unless it has to be a `fresh` one;
+    what run.json then holds: among other things `summary`, and `report` for people.
 
-    A finished run is not done again, unless more is to be measured than it has. Whatever stops a run leaves
-    what it found, and a note on the exception that says how to go on. Of several processes all search and
-    measure, and the first one writes.
+    A finished run is not done again, unless more is to be measured than it has; what is gone or altered in it
+    is. Whatever stops a run leaves what it found, and a note on the exception that says how to go on. Of
+    several processes all search and measure, and the first one writes.
     """
-    earlier = distributed.from_first(lambda: earlier_run(folder, options))
+    earlier = None if fresh else distributed.from_first(lambda: earlier_run(folder, options))
     options, over = going_on(options, earlier)
-    if earlier is not None and over:
-        if not (folder / CIRCUIT).is_file():
-            raise CircuitDiscoveryError(
-                f"{folder} holds no {CIRCUIT}: it was removed from the finished run there; search in a "
-                "new folder"
-            )
-        return earlier
+    if earlier is not None and over and distributed.from_first(lambda: whole(folder, earlier)):
+        return printed(earlier, folder)
     from circuitdiscovery.engine import threads
 
-    with cleared_on_error(folder), threads.restored():
+    with claimed(folder, earlier), threads.restored():
         _check_wheels()
         run = _Run(options, Journal(folder, options, command, earlier))
         with run.journal.told():
@@ -195,7 +193,8 @@ class _Run:
             "seed": found.info.get("seed"),
         }
         wanted = self.options.to_dict() | {"task": task.name, "seed": task.seed}
-        for key in sorted(used.keys() & wanted.keys()):
+        named = {key for key, option in OPTIONS.items() if option.kind == "circuits"}  # and known by digests
+        for key in sorted((used.keys() & wanted.keys()) - named):
             if wanted[key] is not None and used[key] != wanted[key]:
                 raise self._foreign(name, f"its {key} is {used[key]!r}, not {wanted[key]!r}")
         nodes = self.options.parts(found.graph.n_layers * found.graph.has_mlp)
@@ -316,7 +315,8 @@ class _Run:
             "threads": torch.get_num_threads(),
             "processes": distributed.world_size(),
         }
-        record["report"] = "\n".join([record["report"], *told(evaluation, contents)])
+        said, more = record["report"].splitlines(), told(evaluation, contents)
+        record["report"] = "\n".join([*(line for line in said if line not in more), *more])
         record["summary"] = {
             "model": self.options.model,
             "task": self.options.task,

@@ -28,9 +28,8 @@ from circuitdiscovery.cli.arguments import (
     one_of,
     valid_counterfactual,
 )
-from circuitdiscovery.cli.commands.group import PROGRAM, cli, notes_of
+from circuitdiscovery.cli.commands.group import PROGRAM, cli
 from circuitdiscovery.cli.files import show_json, show_report
-from circuitdiscovery.engine import distributed
 from circuitdiscovery.registry import DEFAULT_THRESHOLD
 from circuitdiscovery.reporting.options import Options
 
@@ -69,7 +68,8 @@ from circuitdiscovery.reporting.options import Options
     "--edges",
     type=COUNT,
     help=(
-        "Circuit size (not for acdc, trace-back): the N edges of largest score.  [default: 10% of all, but "
+        "Circuit size (not for acdc, trace-back): at most N edges, all on whole paths from input to "
+        "logits, of large total |score|.  [default: 10% of all, but "
         f"no more than {defaults.FEW}, or 1% where that is more]"
     ),
 )
@@ -135,7 +135,7 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
     .jsonl file, or the .json of a saved task.
     """
     from circuitdiscovery.cli import run
-    from circuitdiscovery.cli.journal import open_folder
+    from circuitdiscovery.cli.folders import open_folder
 
     given["counterfactual"] = valid_counterfactual(given["task"], given["counterfactual"])
     check_rows(given["task"], given["skip_bad"])
@@ -146,12 +146,8 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
     given["split"] = " ".join(given["split"]) or None
     options = Options.of({**given, "split_qkv": not no_split_qkv})
     options.check()
-    folder = distributed.from_first(lambda: open_folder(options.name, out=out, resume=resume))
-    try:
-        record = run.discover(options, folder, [PROGRAM, *sys.argv[1:]])
-    except KeyboardInterrupt as stopped:
-        click.echo(" ".join(["\ninterrupted", *notes_of(stopped)]), err=True)
-        sys.exit(130)
+    with open_folder(options.name, out=out, resume=resume) as folder:
+        record = run.discover(options, folder, [PROGRAM, *sys.argv[1:]], fresh=not resume)
     if as_json:
         show_json(record["summary"])
     else:

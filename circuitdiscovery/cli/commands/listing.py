@@ -11,7 +11,7 @@ import click
 from circuitdiscovery.cli.arguments import MODEL, SEED, Checked, as_json, benchmark_method, in_folder, one_of
 from circuitdiscovery.cli.commands.group import PROGRAM, cli
 from circuitdiscovery.cli.files import circuit_of, show_json
-from circuitdiscovery.cli.journal import open_folder
+from circuitdiscovery.cli.folders import open_folder
 from circuitdiscovery.files.disk import data_folder, read_json, shipped
 
 
@@ -37,17 +37,17 @@ def benchmark(out: Path | None, resume: bool, as_json: bool, **given: Any) -> No
 
     options = BenchmarkOptions(**given)
     options.check()
-    folder = open_folder(options.name, out=out, resume=resume)
-    # imports torch: only now that the folder is known to be good
-    from circuitdiscovery.benchmark.run import run as run_benchmark
-    from circuitdiscovery.reporting.progress import stage
+    with open_folder(options.name, out=out, resume=resume) as folder:
+        # imports torch: only now that the folder is known to be good
+        from circuitdiscovery.benchmark.run import run as run_benchmark
+        from circuitdiscovery.reporting.progress import stage
 
-    try:
-        with stage(options.name) as report:
-            run_benchmark(options, folder, [PROGRAM, *sys.argv[1:]], report)
-    except KeyboardInterrupt:
-        click.echo(f"\ninterrupted; resume with: {options.resume_command(folder)}", err=True)
-        sys.exit(130)
+        try:
+            with stage(options.name) as report:
+                run_benchmark(options, folder, [PROGRAM, *sys.argv[1:]], report)
+        except KeyboardInterrupt as stopped:
+            stopped.add_note(f"while measuring; resume with: {options.resume_command(folder)}")
+            raise
     if as_json:
         show_json(read_json(folder / "benchmark.json"))
     else:
