@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.files.disk import data_folder
+from circuitdiscovery.files.disk import data_folder, expanded
 from circuitdiscovery.files.text import finite, size, whole
 from circuitdiscovery.registry import (
     MEASURES,
@@ -26,7 +26,6 @@ from circuitdiscovery.registry import (
 )
 from circuitdiscovery.reporting.options import SPLITS, check_model, split_of
 
-FORMATS = ("svg", "png", "pdf", "dot")
 Command = Callable[..., None]
 
 
@@ -120,15 +119,35 @@ def edge_limit(text: str) -> float:
     return int(text)
 
 
-def picture_path(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower()[1:] not in FORMATS:
-        raise CircuitDiscoveryError(f"{text!r} must end in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}")
-    if not path.parent.is_dir():
-        raise CircuitDiscoveryError(f"there is no folder {path.parent}")
-    return path
+class PathType(click.Path):
+    """A path, with ~ expanded."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(expanded(value), param, ctx)
+        except CircuitDiscoveryError as error:
+            self.fail(str(error), param, ctx)
 
 
+class Output(PathType):
+    """A file to write, in a folder that there is."""
+
+    def __init__(self, *endings: str) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+        self._endings = endings
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if path.suffix.lower() not in self._endings:
+            either = f"{', '.join(self._endings[:-1])} or {self._endings[-1]}"
+            self.fail(f"{value!r} must end in {either}", param, ctx)
+        if not path.parent.is_dir():
+            self.fail(f"there is no folder {path.parent}", param, ctx)
+        return path
+
+
+PATH = PathType(path_type=Path)
+FOLDER = PathType(path_type=Path, file_okay=False)
 MODEL = Checked(check_model, "MODEL")
 TASK = Checked(task_name, "TASK")
 METRIC = one_of("metric")
@@ -199,7 +218,7 @@ def in_folder(default: str, resumed: str) -> Callable[[Command], Command]:
 
     def with_folder(command: Command) -> Command:
         command = click.option("--resume", is_flag=True, help=resumed)(command)
-        return click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help=words)(command)
+        return click.option("--out", type=PATH, metavar="DIR", help=words)(command)
 
     return with_folder
 

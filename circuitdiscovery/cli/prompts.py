@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from circuitdiscovery.cli.arguments import MODEL, TASK, Checked, Command
+from circuitdiscovery.cli.arguments import MODEL, TASK, Checked, Command, Output
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files.disk import ending, read_text
+from circuitdiscovery.files.disk import expanded, read_text
 from circuitdiscovery.reporting.folder import load
 from circuitdiscovery.reporting.options import Options
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def documents(path: str) -> list[str]:
     """The lines of a file that are not empty."""
-    found = [line for line in read_text(path).splitlines() if line.strip()]
+    found = [line.rstrip("\r") for line in read_text(path).split("\n") if line.strip()]
     if not found:
         raise CircuitDiscoveryError(f"{path} has no text")
     return found
@@ -26,17 +26,16 @@ def documents(path: str) -> list[str]:
 
 def _position(text: str) -> int | str:
     """A number, negative from the end, or a task's name of a position."""
-    return int(text) if text.removeprefix("-").isdecimal() else text
+    if not text.removeprefix("-").isdecimal():
+        return text
+    if len(text) > 18:
+        raise CircuitDiscoveryError(f"{text[:40]}... is no position in a prompt")
+    return int(text)
 
 
-def _picture(path: str) -> str:
-    ending(path, ".png", ".svg")
-    return path
-
-
-TEXTS = Checked(documents, "FILE")
+TEXTS = Checked(lambda text: documents(str(expanded(text))), "FILE")
 POSITION = Checked(_position, "N|NAME")
-PICTURE = Checked(_picture, "FILE")
+PICTURE = Output(".png", ".svg")
 
 
 def on_model(command: Command) -> Command:
@@ -55,18 +54,27 @@ def loaded(given: dict[str, Any]) -> tuple[Model, Any]:
     """The model, and the task or the texts; `texts`, `task` and where they run are taken from what was given.
 
     Raises:
-        CircuitDiscoveryError: neither of the two, or both.
+        CircuitDiscoveryError: neither of the two, or both; texts, and how many examples.
     """
     texts = given.pop("texts")
     if (given["task"] is None) == (texts is None):
         raise CircuitDiscoveryError("give a TASK, or --texts FILE")
     if texts is None:
         return load(Options.of(given))
+    all_of_them(given["examples"])
     from circuitdiscovery.model.load import load_model
     from circuitdiscovery.reporting.progress import stage
 
     with stage("loading"):
         return load_model(given["model"], device=given["device"], dtype=given["dtype"]), texts
+
+
+def all_of_them(examples: int | None) -> None:
+    """Refuse a number of examples where texts are read."""
+    if examples is not None:
+        raise CircuitDiscoveryError(
+            "--examples is how many prompts of a task are drawn; of texts all are read"
+        )
 
 
 def unit_named(name: str, folder: str | None) -> Any:

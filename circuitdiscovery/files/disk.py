@@ -78,17 +78,32 @@ def data_frame(rows: Any, **options: Any) -> pd.DataFrame:
 def can_be_a_path(name: str | Path) -> bool:
     """Whether a file could have this name.
 
-    >>> can_be_a_path("runs/toy"), can_be_a_path("a" * 5000), can_be_a_path("a" + chr(0))
-    (True, False, False)
+    >>> can_be_a_path("runs/toy"), can_be_a_path("a" * 5000), can_be_a_path("a" + chr(0)), can_be_a_path("")
+    (True, False, False, False)
     """
     try:
         parts = os.fsencode(name).split(b"/")
     except (UnicodeError, ValueError):
         return False
     return (
-        all(len(part) <= 255 and b"\0" not in part for part in parts)
+        parts != [b""]
+        and all(len(part) <= 255 and b"\0" not in part for part in parts)
         and sum(map(len, parts)) + len(parts) <= 4096
     )
+
+
+def expanded(path: str | Path) -> Path:
+    """The path, with ~ as a shell expands it, which leaves --out=~/x as it is.
+
+    Raises:
+        CircuitDiscoveryError: an empty path; the home of somebody whom the system does not know.
+    """
+    if not str(path):
+        raise CircuitDiscoveryError("an empty text is no path (the current folder is .)")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise CircuitDiscoveryError(f"{path}: there is no such home folder") from None
 
 
 def circuit_place(text: str) -> str:
@@ -99,17 +114,14 @@ def circuit_place(text: str) -> str:
     """
     if text in shipped("graphs"):
         return text
-    if not can_be_a_path(text) or not Path(text).exists():
+    if not can_be_a_path(text) or not (path := expanded(text)).exists():
         raise CircuitDiscoveryError(f"{text[:100]!r} is neither a file, a folder nor a shipped circuit")
-    return str(Path(text).resolve())
+    return str(path.resolve())
 
 
 def is_folder(path: str | Path) -> bool:
     """Whether this folder exists; False for a name that no folder can have."""
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):
-        return False
+    return can_be_a_path(path) and os.path.isdir(path)
 
 
 def read_arrays(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -237,7 +249,7 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
     If anything goes wrong (a full disk, Ctrl-C), the old file at `path` stays as it was and no partial file
     is left.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         if path.exists() and not path.is_file():
             raise CircuitDiscoveryError(f"cannot write {path}: it is not a regular file")
@@ -245,7 +257,8 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
             raise CircuitDiscoveryError(f"cannot write {path}: there is no folder {path.parent}")
     except OSError as error:  # a name that is too long
         raise _cannot("write", path, error) from None
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # of a name that may be as long as names can be
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
     try:
         try:
             temporary.write_bytes(data.encode() if isinstance(data, str) else data)

@@ -87,10 +87,14 @@ class Option:
         kind: `count` (1 or more), `whole` (0 or more), `number`, `switch`, `circuits` (files, runs' folders
             or shipped names; the option is repeatable), or the names to choose from.
         words: what it does.
+        least: of a number.
+        needs: another option, without which it does nothing.
     """
 
     kind: Literal["count", "whole", "number", "switch", "circuits"] | tuple[str, ...]
     words: str
+    least: float = -math.inf
+    needs: str | None = None
 
     def read(self, text: str) -> Any:
         """The value that a text stands for; of circuits one of several.
@@ -106,7 +110,9 @@ class Option:
                 raise unknown("value", text, self.kind)
             return text
         if self.kind == "number":
-            return finite(text)
+            if (number := finite(text)) < self.least:
+                raise CircuitDiscoveryError(f"{text[:40]!r} is less than {self.least:g}")
+            return number
         if self.kind == "circuits":
             return circuit_place(text)
         return whole(text, 1 if self.kind == "count" else 0)
@@ -121,7 +127,7 @@ class Option:
             return isinstance(value, list) and all(isinstance(each, str) for each in cast(list[Any], value))
         real = isinstance(value, int | float) and not isinstance(value, bool)
         if self.kind == "number":
-            return real and abs(value) < MOST and math.isfinite(value)
+            return real and self.least <= value and abs(value) < MOST
         return real and isinstance(value, int) and (self.kind == "count") <= value <= MOST
 
 
@@ -135,12 +141,14 @@ class Method(Entry):
         metric: what it searches by unless told; None: the task's own.
         sizes: `any`: it scores edges, and a circuit of any number of them is taken from the scores; `edges`:
             it searches for a number of edges; `threshold`: its circuit's size follows from a threshold.
-        gradient_at_clean: it takes the metric's gradient on the clean run, where that of a divergence is 0.
+        gradient: it takes the metric's gradient, which one that is 0 or 1 on every prompt does not have.
+        gradient_at_clean: it takes it on the clean run, where that of a divergence is 0.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     metric: str | None = None
     sizes: Literal["any", "edges", "threshold"] = "any"
+    gradient: bool = False
     gradient_at_clean: bool = False
 
     def takes(self, option: str) -> bool:
@@ -172,7 +180,7 @@ class Method(Entry):
 
 OPTIONS = {
     "threshold": Option("number", "keep no edge of damage below T; of scores, those of |score| T or more"),
-    "edges": Option("count", "keep the N edges of the largest scores"),
+    "edges": Option("count", "keep at most N edges, all on whole paths, of large total |score|"),
     "direction": Option(DIRECTIONS, "damage the clean run, or mend the corrupted one"),
     "level": Option(("edge", "node"), "ablate one edge at a time, or all that a node writes"),
     "steps": Option("count", "how many"),
@@ -182,7 +190,10 @@ OPTIONS = {
     "order": Option("whole", "decide the edges in a random order, by this seed"),
     "apart_from": Option("circuits", "find a circuit that shares little with this one"),
     "repulsion": Option(
-        "number", "what all edges of such a circuit cost, as a share of the loss with every edge removed"
+        "number",
+        "what all edges of such a circuit cost, as a share of the loss with every edge removed",
+        least=0,
+        needs="apart_from",
     ),
     "absolute": Option("switch", "keep edges whose removal helps, too"),
     "group_testing": Option(
@@ -197,13 +208,15 @@ METHODS: dict[str, Method] = {
     ),
     "eap": Method(
         ".search.attribution:eap", "edge attribution patching (Syed et al. 2023)",
-        {"direction": "noising"}, gradient_at_clean=True,
+        {"direction": "noising"}, gradient=True, gradient_at_clean=True,
     ),
     "eap_ig": Method(
         ".search.attribution:eap_ig", "EAP with integrated gradients (Hanna et al. 2024)",
-        {"steps": 5, "rule": "midpoint"},
+        {"steps": 5, "rule": "midpoint"}, gradient=True,
     ),
-    "clean_corrupted": Method(".search.attribution:clean_corrupted", "EAP with the gradients of both ends"),
+    "clean_corrupted": Method(
+        ".search.attribution:clean_corrupted", "EAP with the gradients of both ends", gradient=True,
+    ),
     "exact": Method(
         ".search.exact:exact", "the damage of each edge, measured",
         {"level": "edge", "direction": "noising"}, metric=KL,
@@ -214,15 +227,16 @@ METHODS: dict[str, Method] = {
     ),
     "hybrid": Method(
         ".search.hybrid:hybrid", "attribution, then elimination by measured damage",
-        {"edges": None, "rounds": 4}, sizes="edges",
+        {"edges": None, "rounds": 4}, sizes="edges", gradient=True,
     ),
     "edge_pruning": Method(
         ".search.edge_pruning:edge_pruning", "learn a mask (Bhaskar et al. 2024)",
-        {"edges": None, "steps": 200, "apart_from": None, "repulsion": 0.5}, metric=KL, sizes="edges",
+        {"edges": None, "steps": 200, "apart_from": None, "repulsion": 0.5},
+        metric=KL, sizes="edges", gradient=True,
     ),
     "matryoshka": Method(
         ".search.matryoshka:matryoshka", "learn an order of the edges (Matryoshka Attribution)",
-        {"edges": None, "steps": 520, "drawn": 480}, sizes="edges",
+        {"edges": None, "steps": 520, "drawn": 480}, sizes="edges", gradient=True,
     ),
     "random": Method(".search.random_scores:random", "random scores, to compare with"),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
-from circuitdiscovery.files.disk import GGUF, can_be_a_path, needs_gguf, shipped
+from circuitdiscovery.files.disk import GGUF, can_be_a_path, expanded, needs_gguf, shipped
 from circuitdiscovery.graph.nodes import mlp_name, parsed, whole_of
 from circuitdiscovery.registry import METHODS, METRICS, MOST, OPTIONS, Kind, canonical
 
@@ -96,9 +96,18 @@ class Options:
                 raise CircuitDiscoveryError(
                     f"{_flag(name)} is not for {_hyphened(self.method)}; {_valid_with(name)}"
                 )
+            if (needed := OPTIONS[name].needs) is not None and needed not in self.how:
+                raise CircuitDiscoveryError(
+                    f"{_flag(name)} does nothing without {_flag(needed)}: give it, too"
+                )
         if self.direction == "denoising" and not method.takes("direction"):
             raise CircuitDiscoveryError(
                 f"--direction denoising is not for {_hyphened(self.method)}; {_valid_with('direction')}"
+            )
+        if method.gradient and self.metric is not None and METRICS[self.metric].share:
+            raise CircuitDiscoveryError(
+                f"--metric {self.metric} has no gradient, which {_hyphened(self.method)} takes; "
+                "use --method exact"
             )
         divergence = self.metric is not None and METRICS[self.metric].divergence
         if method.gradient_at_clean and divergence and self.direction == "noising":
@@ -249,13 +258,13 @@ def check_model(name: str) -> str:
     """A bundled model's name, a hub name, or an existing folder or GGUF file, made
     absolute; else an error. Needs no torch.
     """
-    path = Path(name).expanduser()
     if name in shipped("models"):
         return name
     if not can_be_a_path(name):
         raise CircuitDiscoveryError(
             f"no model {shown(name)}: neither a folder nor a hub model has such a name"
         )
+    path = expanded(name)
     if (path / "config.json").is_file():
         return str(path.resolve())
     if not path.exists() and is_task(name):

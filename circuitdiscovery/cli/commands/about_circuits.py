@@ -11,12 +11,12 @@ import click
 from circuitdiscovery.cli.arguments import (
     DIRECTION,
     EFFORT,
-    FORMATS,
+    PATH,
     Checked,
+    Output,
     about_circuit,
     as_json,
     edge_limit,
-    picture_path,
 )
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import circuit_of, evaluation_options, file_of, scores_of, show
@@ -150,9 +150,9 @@ def compare(a: str, b: str, as_json: bool) -> None:
 @click.option(
     "-o",
     "--out",
-    type=Checked(picture_path, "FILE"),
+    type=Output(".svg", ".png", ".pdf", ".dot"),
     required=True,
-    help=f"The picture: .{', .'.join(FORMATS)}.",
+    help="The picture: .svg, .png, .pdf, .dot.",
 )
 @click.option(
     "--max-edges",
@@ -174,13 +174,9 @@ def draw(circuit: str, out: Path, max_edges: float) -> None:
 
 
 @cli.command(short_help="Write the page of RUN, the folder of a finished discover.")
-@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("run", type=PATH, metavar="RUN")
 @click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The page: .html.  [default: RUN/report.html]",
+    "-o", "--out", type=Output(".html", ".htm"), help="The page: .html.  [default: RUN/report.html]"
 )
 def report(run: Path, out: Path | None) -> None:
     """Write the page of RUN, the folder of a finished discover: the circuit, its measures

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from circuitdiscovery.cli.arguments import (
     COUNT,
+    FOLDER,
     MODEL,
     SEED,
     TASK,
@@ -20,7 +22,7 @@ from circuitdiscovery.cli.arguments import (
 )
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import show, show_json
-from circuitdiscovery.cli.prompts import TEXTS
+from circuitdiscovery.cli.prompts import TEXTS, all_of_them
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import is_folder
 from circuitdiscovery.files.text import finite
@@ -42,7 +44,6 @@ def _above_zero(text: str) -> float:
 
 KIND = Checked(_kind, "|".join(SAE_KINDS))
 NUMBER = Checked(_above_zero, "X")
-FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 def on_prompts_of(command: Command) -> Command:
@@ -91,6 +92,8 @@ def train(to: Path, kind: str, k: int | None, sparsity: float | None, **given: A
     While it lasts, all that it stands on is kept in FOLDER.state."""
     if kind != "topk" and k is not None:
         raise CircuitDiscoveryError(f"--k is for topk; of {kind} it is --sparsity")
+    if given["texts"] is not None and given["task"] is not None:
+        raise CircuitDiscoveryError("give --texts FILE or --task TASK, not both")
     if (to / "cfg.json").exists():
         raise CircuitDiscoveryError(f"{to} has a dictionary already: give another folder")
     import circuitdiscovery as cd
@@ -100,7 +103,8 @@ def train(to: Path, kind: str, k: int | None, sparsity: float | None, **given: A
     own = {"kind": kind, "sparsity": sparsity} | ({"k": k} if k is not None else {})
     to.parent.mkdir(parents=True, exist_ok=True)
     state = to.with_name(f"{to.name}.state")
-    found = _watched(cd.features.train_sae, "training")(acts, **own, **how, state=state)
+    with _going_on("training", state):
+        found = _watched(cd.features.train_sae, "training")(acts, **own, **how, state=state)
     found.save(to)
     state.unlink(missing_ok=True)
     last = found.history[-1]
@@ -162,11 +166,24 @@ def sweep_all(to: Path, kinds: tuple[str, ...], **given: Any) -> None:
 
     model, prompts, task = _loaded(**given)
     acts, how = _collected(model, prompts, given)
-    found = _watched(cd.features.sweep, "sweep")(
-        acts, kinds=kinds or SAE_KINDS, model=model, task=task, to=to, batch_size=given["batch_size"], **how
-    )
-    found.plot(to / "sweep.png")
+    how |= {"kinds": kinds or SAE_KINDS, "model": model, "task": task, "batch_size": given["batch_size"]}
+    with _going_on("sweeping", to):
+        found = _watched(cd.features.sweep, "sweep")(acts, to=to, **how)
     show(found, as_json)
+    found.plot(to / "sweep.png")
+
+
+@contextmanager
+def _going_on(doing: str, kept: Path) -> Iterator[None]:
+    """Where it is interrupted, that is told with what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if kept.exists():
+            stopped.add_note(
+                f"while {doing}; what was done is in {kept}: the same command goes on from there"
+            )
+        raise
 
 
 def _loaded(
@@ -175,6 +192,8 @@ def _loaded(
     """(the model, the prompts, the task)."""
     if texts is None and task is None:
         raise CircuitDiscoveryError("give the prompts: --texts FILE or --task TASK")
+    if task is None:
+        all_of_them(examples)
     import circuitdiscovery as cd
 
     loaded = cd.load_model(model, device=given["device"], dtype=given["dtype"])

@@ -58,9 +58,9 @@ def checkpoints(
     except KeyboardInterrupt:
         click.echo("\ninterrupted; nothing was kept", err=True)
         sys.exit(130)
+    show(forming, as_json)
     if plot is not None:
         forming.plot(plot)
-    show(forming, as_json)
 
 
 def _sources(given: tuple[str, ...]) -> dict[int, Any]:

@@ -7,21 +7,11 @@ from typing import Any
 
 import click
 
-from circuitdiscovery.cli.arguments import COUNT, Checked, as_json, on_runs
+from circuitdiscovery.cli.arguments import COUNT, Output, as_json, on_runs
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import show
 from circuitdiscovery.cli.prompts import loaded, on_model, on_task_or_texts, unit_named
-from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import write_atomically
-
-
-def _page(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise CircuitDiscoveryError(f"{text!r} must end in .html")
-    if not path.parent.is_dir():
-        raise CircuitDiscoveryError(f"there is no folder {path.parent}")
-    return path
 
 
 @cli.command(short_help="Show what makes a neuron or a feature active.")
@@ -30,7 +20,7 @@ def _page(text: str) -> Path:
 @on_task_or_texts
 @click.option("--dictionary", metavar="FOLDER", help="Of which UNIT, such as m2/f17, is a feature.")
 @click.option("--top", type=COUNT, default="20", show_default=True, help="How many snippets.")
-@click.option("--html", type=Checked(_page, "FILE"), help="Write a page with highlighted tokens, too.")
+@click.option("--html", type=Output(".html", ".htm"), help="Write a page with highlighted tokens, too.")
 @on_runs
 @as_json
 def neuron(

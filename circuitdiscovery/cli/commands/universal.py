@@ -10,7 +10,7 @@ import click
 from circuitdiscovery.cli.arguments import COUNT, MODEL, TASK, Checked, as_json, on_runs
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import circuit_of, file_of, show
-from circuitdiscovery.cli.prompts import PICTURE, TEXTS
+from circuitdiscovery.cli.prompts import PICTURE, TEXTS, all_of_them
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def universal(
         raise CircuitDiscoveryError(f"--circuit and --edges are for --of circuits, not --of {kind}")
     elif (texts is None) == (task is None):
         raise CircuitDiscoveryError("give --text FILE, or --task TASK: what the models read")
+    elif texts is not None:
+        all_of_them(given["examples"])
     import circuitdiscovery as cd
     from circuitdiscovery.reporting.progress import stage
 
@@ -74,8 +76,6 @@ def universal(
         loaded = [cd.load_model(each, device=given["device"], dtype=given["dtype"]) for each in models]
     if kind == "circuits":
         found: Any = _circuits(loaded, task, circuits, edges, given)
-        if plot is not None:
-            found.draw(plot)
     else:
         where: Any = texts
         if task is not None:
@@ -85,9 +85,9 @@ def universal(
         chosen = {"seed": given["seed"], "batch_size": given["batch_size"]}
         with stage("comparing") as report:
             found = find(loaded[0], loaded[1:], where, progress=report, **chosen)
-        if plot is not None:
-            found.plot(plot)
     show(found, as_json)
+    if plot is not None:
+        (found.draw if kind == "circuits" else found.plot)(plot)
 
 
 def _check_circuits(
