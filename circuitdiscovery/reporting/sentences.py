@@ -320,12 +320,16 @@ def mass(scores: Json) -> str:
 
 
 def command(options: Options) -> str:
-    """The command line that repeats a run. Of a path to a model or a task it has only the last part, and so
-    must be run in that folder.
+    """The command line that repeats a run. Of a path to a model, a task or an earlier circuit it has only the
+    last part, and so must be run in that folder.
     """
     model, task = (_local(name) for name in (options.model, options.task))
+    how = {
+        name: [_local(each) for each in value] if isinstance(value, list) else value
+        for name, value in options.how.items()
+    }
     # the device and the batch size do not change what is found
-    plain = replace(options, model=model, task=task, device=None, batch_size=None)
+    plain = replace(options, model=model, task=task, how=how, device=None, batch_size=None)
     return shlex.join(shlex.split(plain.resume_command(Path()))[: -len(("--out", "DIR", "--resume"))])
 
 
