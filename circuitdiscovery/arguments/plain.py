@@ -16,7 +16,8 @@ from circuitdiscovery.arguments.call import Call, refused
 from circuitdiscovery.arguments.homes import is_a, named
 from circuitdiscovery.errors import ArgumentError, shown
 from circuitdiscovery.files.disk import can_be_a_path
-from circuitdiscovery.registry import ABLATIONS, METRICS, MOST, canonical
+from circuitdiscovery.registry import ABLATIONS, METRICS, canonical
+from circuitdiscovery.registry.option import MOST
 
 LEAST = {
     "batch_size": 1,

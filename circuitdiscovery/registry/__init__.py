@@ -15,7 +15,6 @@ From outside of the package the same line is an assignment: `METHODS["mine"] = M
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -25,16 +24,14 @@ from inspect import signature
 from typing import Any, Literal, cast
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.files.disk import circuit_place
-from circuitdiscovery.files.text import finite, whole
 from circuitdiscovery.registry.families import FAMILIES
+from circuitdiscovery.registry.option import Option
 
 # nats: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
 DEFAULT_THRESHOLD = 0.002
 DIRECTIONS = ("noising", "denoising")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 KL = "kl_divergence"
-MOST = 2**63 - 1  # what numpy and torch hold
 MEASURES = ("none", "quick", "full")  # how much of a found circuit is measured, the least first
 
 
@@ -77,58 +74,6 @@ def _theirs(module: str, name: str, home: str) -> Any:
 
 
 # ------------------------------------------------------------------ search methods
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option of some methods, as the command line takes it.
-
-    Args:
-        kind: `count` (1 or more), `whole` (0 or more), `number`, `switch`, `circuits` (files, runs' folders
-            or shipped names; the option is repeatable), or the names to choose from.
-        words: what it does.
-        least: of a number.
-        needs: another option, without which it does nothing.
-    """
-
-    kind: Literal["count", "whole", "number", "switch", "circuits"] | tuple[str, ...]
-    words: str
-    least: float = -math.inf
-    needs: str | None = None
-
-    def read(self, text: str) -> Any:
-        """The value that a text stands for; of circuits one of several.
-
-        Raises:
-            CircuitDiscoveryError: another kind of value.
-
-        >>> OPTIONS["steps"].read("5"), OPTIONS["rule"].read("left")
-        (5, 'left')
-        """
-        if isinstance(self.kind, tuple):
-            if text not in self.kind:
-                raise unknown("value", text, self.kind)
-            return text
-        if self.kind == "number":
-            if (number := finite(text)) < self.least:
-                raise CircuitDiscoveryError(f"{text[:40]!r} is less than {self.least:g}")
-            return number
-        if self.kind == "circuits":
-            return circuit_place(text)
-        return whole(text, 1 if self.kind == "count" else 0)
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value is one of this option's."""
-        if self.kind == "switch":
-            return isinstance(value, bool)
-        if isinstance(self.kind, tuple):
-            return value in self.kind
-        if self.kind == "circuits":
-            return isinstance(value, list) and all(isinstance(each, str) for each in cast(list[Any], value))
-        real = isinstance(value, int | float) and not isinstance(value, bool)
-        if self.kind == "number":
-            return real and self.least <= value and abs(value) < MOST
-        return real and isinstance(value, int) and (self.kind == "count") <= value <= MOST
 
 
 @dataclass(frozen=True)

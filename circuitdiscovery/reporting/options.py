@@ -14,7 +14,8 @@ from typing import Any, cast, get_args, get_type_hints
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.files.disk import GGUF, can_be_a_path, expanded, needs_gguf, shipped
 from circuitdiscovery.graph.nodes import mlp_name, parsed, whole_of
-from circuitdiscovery.registry import METHODS, METRICS, MOST, OPTIONS, Kind, canonical
+from circuitdiscovery.registry import METHODS, METRICS, OPTIONS, Kind, canonical
+from circuitdiscovery.registry.option import MOST
 
 ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 LEAST = {"edges": 1, "examples": 1, "batch_size": 1, "seed": 0, "keep": 1, "neurons": 1}
