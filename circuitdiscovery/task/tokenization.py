@@ -24,11 +24,12 @@ class HasTokenizer(Protocol):
 @dataclass(frozen=True)
 class Encoder:
     """A tokenizer's own call, with its BOS as the tokenizer has it, or put in front
-    (`bos=True`) or taken away (`bos=False`).
+    (`bos=True`) or taken away (`bos=False`). `n_positions` are what the model can read; None: any number.
     """
 
     tokenizer: Any
     bos: bool | None = None
+    n_positions: int | None = None
 
     @cached_property
     def _encoded(self) -> dict[str, tuple[int, ...]]:
@@ -63,7 +64,7 @@ class Encoder:
         return self.tokenizer(text).input_ids if self._backend is None else self._backend.encode(text).ids
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer, "bos": self.bos}
+        return {"tokenizer": self.tokenizer, "bos": self.bos, "n_positions": self.n_positions}
 
     def ids(self, text: str) -> tuple[int, ...]:
         """The tokens of a text, unchecked."""
@@ -166,7 +167,13 @@ class Encoder:
         found, bad = list[Example](), list(table.bad)
         for row in table.rows:
             try:
-                found.append(self.example(row))
+                example = self.example(row)
+                if self.n_positions is not None and len(example.clean) > self.n_positions:
+                    raise CircuitDiscoveryError(
+                        f"{row.where}: clean has {len(example.clean)} tokens, but the model reads at most "
+                        f"{self.n_positions}"
+                    )
+                found.append(example)
             except CircuitDiscoveryError as error:
                 bad.append((row.number, str(error)))
         return found, bad
@@ -214,7 +221,7 @@ def encoder_of(model: HasTokenizer, name: str, bos: bool | None) -> Encoder:
         raise CircuitDiscoveryError(
             f"task {name} is text, but the model has no tokenizer; give tokens with Task.from_tokens"
         )
-    return Encoder(model.tokenizer, bos)
+    return Encoder(model.tokenizer, bos, getattr(model, "n_positions", None))
 
 
 def tokenizer_digest(tokenizer: Any) -> str | None:
