@@ -4,6 +4,7 @@ words, and texts and tables at hand are taken.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_all_bad_rows_are_counted_and_five_are_named_in_words(
         cd.load_task(path, toy)
     told = str(caught.value)
     assert told.startswith(
-        f"{path}: 7 of 14 rows cannot be used (skip_bad goes on without them): row 2: the answer ' Mary John'"
+        f"{path}: 7 of 14 rows cannot be used (--skip-bad, in Python skip_bad=True, goes on without them): row 2: the answer ' Mary John'"
     )
     assert [f"row {row}: " in told for row in (2, 4, 6, 8, 10, 12, 14)] == [True] * 5 + [False] * 2
     assert told.endswith("; and 2 more") and "\n" not in told and "['" not in told
@@ -127,6 +128,36 @@ def test_one_bad_row_is_named_as_ever(toy: Any, records: list[dict[str, Any]], t
         match=r"t\.csv, row 2: the answer ' Mary John' does not .*: it is 2 tokens, '.*Mary\|.*John'$",
     ):
         cd.load_task(write(tmp_path / "t.csv", bad(records, 1)), toy)
+
+
+def test_a_row_that_is_too_long_for_the_model_is_bad(
+    toy: Any, records: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """It is named by its row in the file, whichever half it is in."""
+    long = {**records[0], **{side: f"{records[0][side]}{' and' * 120}" for side in ("clean", "corrupted")}}
+    path = write(tmp_path / "t.csv", [*records[:6], long])
+    count = len(toy.tokenizer(long["clean"]).input_ids)
+    told = rf"t\.csv, row 7: clean has {count} tokens, but the model reads at most {toy.n_positions}$"
+    for seed in (0, 1, 2):
+        with pytest.raises(CircuitDiscoveryError, match=told):
+            cd.load_task(path, toy, seed=seed)
+    assert cd.load_task(path, toy, skip_bad=True).info == {"skipped": 1}
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_half_a_surrogate_pair_is_no_text(
+    toy: Any, records: list[dict[str, Any]], tmp_path: Path, column: str
+) -> None:
+    """JSON can say it, and UTF-8 cannot: what reads the file refuses the row."""
+    wrong = {**records[0], column: f"{records[0][column]}\ud800"}
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(map(json.dumps, [records[1], wrong, *records[2:]])))
+    with pytest.raises(CircuitDiscoveryError, match=rf"t\.jsonl, row 2: {column} ") as caught:
+        read_task(path)
+    str(caught.value).encode()
+    with pytest.raises(CircuitDiscoveryError, match=f"row 2: {column} "):
+        cd.load_task([records[1], wrong, *records[2:]], toy)
+    assert cd.load_task(path, toy, skip_bad=True).info == {"skipped": 1}
 
 
 def test_the_command_line_skips_them_when_asked(

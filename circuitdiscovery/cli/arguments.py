@@ -178,6 +178,8 @@ memory = click.option(
     callback=_bounded,
     help="What may be held beside the weights, such as 8GB.  [default: 80% of what is free]",
 )
+SKIPPED = "Skip rows of a table that cannot be used."
+skip_bad_rows = click.option("--skip-bad", is_flag=True, help=SKIPPED)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print only JSON on standard output.")
 
 
@@ -197,6 +199,9 @@ def as_searched(command: Command) -> Command:
         click.option("--metric", type=METRIC, help="[default: same as the search, or the task's own]"),
         click.option("--examples", type=COUNT, help="[default: same as the search]"),
         click.option("--seed", type=SEED, help="[default: same as the search]"),
+        click.option(
+            "--skip-bad", is_flag=True, default=None, help=f"{SKIPPED}  [default: same as the search]"
+        ),
         click.option("--batch-size", type=COUNT, help="[default: what memory allows]"),
         memory,
         click.option("--device", type=DEVICE, help="[default: a GPU if there is one]"),
@@ -264,10 +269,11 @@ def on_prompts(command: Command) -> Command:
 
 
 def on_runs(command: Command) -> Command:
-    """How many prompts a command draws, by which seed, and where and how they run."""
+    """How many prompts a command draws, by which seed and from which rows, and where and how they run."""
     options = (
         click.option("--examples", type=COUNT, help="Prompt pairs.  [default: 64, or half of a table]"),
         click.option("--seed", type=SEED, default=0, show_default=True, help="For everything that is drawn."),
+        skip_bad_rows,
         click.option("--batch-size", type=COUNT, help="[default: what memory allows]"),
         memory,
         click.option("--device", type=DEVICE, help="[default: a GPU if there is one]"),

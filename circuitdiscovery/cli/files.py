@@ -5,7 +5,7 @@ it was searched with; and what is printed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,18 +53,23 @@ def scores_of(path: str) -> Scores | None:
     return Scores.load(beside) if Path(path).name == "circuit.json" and beside.exists() else None
 
 
-def evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> Options:
-    """What is given; else what run.json beside the circuit says; else
-    what the circuit knows of its search."""
+def known_of_search(circuit: Circuit, path: str, *, but: Collection[str] = ()) -> dict[str, Any]:
+    """Options of the search that found a circuit: what run.json beside it says, else what the circuit knows,
+    `but` for some that do not matter."""
     path = file_of(path)
     folder = Path(path).parent
-    asked_anew = {key for key, value in given.items() if value is not None}
-    values = checked(
-        {key: value for key, value in searched_with(circuit.info).items() if key not in asked_anew}, path
-    )
+    known = {key: value for key, value in searched_with(circuit.info).items() if key not in but}
+    values = checked(known, path)
     if Path(path).name == "circuit.json" and (folder / "run.json").exists():
         values |= checked(recorded(folder)["options"], str(folder / "run.json"))
-    values |= {key: value for key, value in given.items() if value is not None}
+    return values
+
+
+def evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> Options:
+    """What is given; else what is known of the circuit's search."""
+    asked_anew = {key: value for key, value in given.items() if value is not None}
+    values = known_of_search(circuit, path, but=asked_anew) | asked_anew
+    path = file_of(path)
     for key, check in (("model", check_model), ("task", task_name)):
         if not isinstance(values.get(key), str):
             raise CircuitDiscoveryError(f"{path} does not say its {key}: give --{key}")

@@ -130,6 +130,7 @@ def plan(
     *,
     examples: int | None = None,
     dtype: str = "float32",
+    skip_bad: bool = False,
 ) -> Plan:
     """What every search of a model on a task costs, without reading its weights.
 
@@ -139,6 +140,7 @@ def plan(
         task: a task, or a shipped one's name or a file.
         examples: how many; by default the task's own.
         dtype: what the weights would be held as; a loaded model's are what they are.
+        skip_bad: go on without the rows of a table that cannot be used.
 
     Raises:
         CircuitDiscoveryError: a model or a task that cannot be loaded, by what its config says.
@@ -149,7 +151,7 @@ def plan(
     (479, True)
     """
     model = source if isinstance(source, Model) else outline(source, dtype)
-    on = task if isinstance(task, Task) else load_task(task, model, examples=examples)
+    on = task if isinstance(task, Task) else load_task(task, model, examples=examples, skip_bad=skip_bad)
     return estimated(model, on, _rate(model.d_model))
 
 

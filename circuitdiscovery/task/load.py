@@ -66,12 +66,7 @@ def load_task(
     """
     if examples is not None and (type(examples) is not int or examples < 1):
         raise CircuitDiscoveryError(f"examples must be a whole number of at least 1, not {examples}")
-    records = _records(name_or_path)
-    source = (
-        read_task(name_or_path, skip_bad=True)
-        if records is None
-        else table_of(records, "table", skip_bad=True)
-    )
+    source = _source(name_or_path)
     if not isinstance(source, TaskFile) and counterfactual is not None:
         counterfactual_of(source, counterfactual)
     task = _made(source, model, examples, seed, counterfactual, bos, skip_bad)
@@ -114,20 +109,20 @@ def tasks_alike(
     examples: int | None = None,
     seed: int = 0,
     counterfactual: str | None = None,
+    skip_bad: bool = False,
 ) -> list[Task]:
     """A task in the tokens of each of several models, of the same words where these are listed: only those
     that all of the tokenizers have. A task of templates so has the same clean prompts, but for those whose
     counterfactual has another length in some model.
 
     Args:
-        name_or_path, examples, seed, counterfactual: as for `load_task`.
+        name_or_path, examples, seed, counterfactual, skip_bad: as for `load_task`.
         models: whose tokenizers make the tokens.
 
     Raises:
         CircuitDiscoveryError: as `load_task`.
     """
-    records = _records(name_or_path)
-    source = read_task(name_or_path) if records is None else table_of(records, "table")
+    source = _source(name_or_path)
     if isinstance(source, TaskFile):
         file = source
         found = [vocabulary(file, encoder_of(model, file.name, file.bos)).words for model in models]
@@ -135,7 +130,7 @@ def tasks_alike(
             file,
             words={name: _in_all(columns, [w[name] for w in found]) for name, columns in file.words.items()},
         )
-    return [_made(source, model, examples, seed, counterfactual) for model in models]
+    return [_made(source, model, examples, seed, counterfactual, None, skip_bad) for model in models]
 
 
 def _in_all(
@@ -145,6 +140,12 @@ def _in_all(
     common = set.intersection(*(set(zip(*each.values(), strict=True)) for each in kept))
     entries = [entry for entry in zip(*columns.values(), strict=True) if entry in common]
     return {column: tuple(entry[i] for entry in entries) for i, column in enumerate(columns)}
+
+
+def _source(given: Any) -> TaskFile | Table | SavedTask:
+    """What is read before there are tokens; a table's bad rows stand beside it."""
+    records = _records(given)
+    return read_task(given, skip_bad=True) if records is None else table_of(records, "table", skip_bad=True)
 
 
 def _records(given: Any) -> Sequence[Any] | None:

@@ -63,9 +63,8 @@ class Table:
             told = "; ".join(message.removeprefix(f"{self.where}, ") for message in found[:_NAMED])
             more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
             count = f"{len(found)} of {len(self.rows) + len(self.bad)} rows cannot be used"
-            raise CircuitDiscoveryError(
-                f"{self.where}: {count} (skip_bad goes on without them): {told}{more}"
-            )
+            how = "--skip-bad, in Python skip_bad=True, goes on without them"
+            raise CircuitDiscoveryError(f"{self.where}: {count} ({how}): {told}{more}")
 
 
 def read_table(path: Path, *, skip_bad: bool = False) -> Table:
@@ -205,7 +204,15 @@ def _row(where: str, value: Mapping[str, Any]) -> Row:
 def _prompt(where: str, name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise CircuitDiscoveryError(f"{where}: {name} must be a text, not {kind_of(value)}")
-    return value
+    return _whole(where, name, value)
+
+
+def _whole(where: str, name: str, text: str) -> str:
+    """A text without half a surrogate pair, which JSON can say but no file or tokenizer takes."""
+    half = next((character for character in text if "\ud800" <= character <= "\udfff"), None)
+    if half is not None:
+        raise CircuitDiscoveryError(f"{where}: {name} has {half!a}, which is half a character: not text")
+    return text
 
 
 def _answers(where: str, name: str, value: Any) -> tuple[str, ...]:
@@ -218,7 +225,7 @@ def _answers(where: str, name: str, value: Any) -> tuple[str, ...]:
         raise CircuitDiscoveryError(
             f"{where}: {name} must be an answer or several, none of them empty, not {kind_of(value)}"
         )
-    return tuple(answers)
+    return tuple(_whole(where, name, answer) for answer in answers)
 
 
 def kind_of(value: Any) -> str:

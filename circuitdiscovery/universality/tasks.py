@@ -30,14 +30,19 @@ def check_pairs(given: Mapping[Any, Any]) -> None:
 
 
 def tasks_for(
-    models: Mapping[str, Model], task: Any, *, examples: int | None = None, seed: int = 0
+    models: Mapping[str, Model],
+    task: Any,
+    *,
+    examples: int | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
 ) -> dict[str, Task]:
     """A task in the tokens of each of several models, of the same prompts as far as there can be.
 
     Args:
         models: by label.
         task: as for `task_for`, or one for each label.
-        examples, seed: as for `load_task`.
+        examples, seed, skip_bad: as for `load_task`.
 
     Raises:
         CircuitDiscoveryError: as `task_for`; a label without a task.
@@ -48,7 +53,7 @@ def tasks_for(
         return {label: task_for(model, task[label]) for label, model in models.items()}
     if isinstance(task, Task):
         return {label: task_for(model, task) for label, model in models.items()}
-    made = tasks_alike(task, list(models.values()), examples=examples, seed=seed)
+    made = tasks_alike(task, list(models.values()), examples=examples, seed=seed, skip_bad=skip_bad)
     return dict(zip(models, made, strict=True))
 
 

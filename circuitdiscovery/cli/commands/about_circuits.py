@@ -21,7 +21,7 @@ from circuitdiscovery.cli.arguments import (
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import circuit_of, evaluation_options, file_of, scores_of, show
 from circuitdiscovery.cli.prompts import TEXTS
-from circuitdiscovery.reporting.folder import load
+from circuitdiscovery.cli.unseen import load_unseen
 from circuitdiscovery.reporting.options import Options
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _searched_in(circuit: str, given: dict[str, Any]) -> tuple[Any, Any, Circuit
     what is given, else as it was searched."""
     found = circuit_of(circuit)
     options = evaluation_options(found, circuit, given)
-    model, task = load(options)
+    model, task = load_unseen(found, circuit, options)
     from circuitdiscovery.engine import threads  # imports torch
 
     threads.choose(model, task, options.batch_size)

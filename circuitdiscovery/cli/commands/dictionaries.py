@@ -187,7 +187,14 @@ def _going_on(doing: str, kept: Path) -> Iterator[None]:
 
 
 def _loaded(
-    *, model: str, texts: list[str] | None, task: str | None, examples: int | None, seed: int, **given: Any
+    *,
+    model: str,
+    texts: list[str] | None,
+    task: str | None,
+    examples: int | None,
+    seed: int,
+    skip_bad: bool,
+    **given: Any,
 ) -> tuple[Any, Any, Any]:
     """(the model, the prompts, the task)."""
     if texts is None and task is None:
@@ -197,7 +204,9 @@ def _loaded(
     import circuitdiscovery as cd
 
     loaded = cd.load_model(model, device=given["device"], dtype=given["dtype"])
-    made = None if task is None else cd.load_task(task, loaded, examples=examples, seed=seed)
+    made = (
+        None if task is None else cd.load_task(task, loaded, examples=examples, seed=seed, skip_bad=skip_bad)
+    )
     return loaded, made if texts is None else texts, made
 
 

@@ -26,6 +26,7 @@ from circuitdiscovery.cli.arguments import (
     methods_own,
     on_task,
     one_of,
+    skip_bad_rows,
     valid_counterfactual,
 )
 from circuitdiscovery.cli.commands.group import PROGRAM, cli
@@ -102,7 +103,7 @@ from circuitdiscovery.reporting.options import Options
     help="Prompt pairs to search on; as many are held out to evaluate.  [default: 64, or half of a table]",
 )
 @methods_own
-@click.option("--skip-bad", is_flag=True, help="Skip rows of a table that cannot be used.")
+@skip_bad_rows
 @click.option("--batch-size", type=COUNT, help="Examples at a time.  [default: what memory allows]")
 @memory
 @click.option(

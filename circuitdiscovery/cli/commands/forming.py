@@ -12,8 +12,9 @@ from circuitdiscovery.cli.arguments import as_json, as_searched
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import circuit_of, evaluation_options, file_of, show
 from circuitdiscovery.cli.prompts import PICTURE
+from circuitdiscovery.cli.unseen import load_unseen
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.reporting.folder import load, roles_beside
+from circuitdiscovery.reporting.folder import roles_beside
 
 
 @cli.command(short_help="Measure CIRCUIT at the checkpoints of a training run.")
@@ -42,7 +43,7 @@ def checkpoints(
     options = evaluation_options(found, circuit, {**given, "model": str(sources[max(sources)])})
     roles = found.roles or roles_beside(Path(file_of(circuit)), found)
     try:
-        model, task = load(options)
+        model, task = load_unseen(found, circuit, options)
         import circuitdiscovery as cd
         from circuitdiscovery.engine import threads
         from circuitdiscovery.reporting.progress import stage

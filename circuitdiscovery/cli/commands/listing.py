@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from circuitdiscovery.cli.arguments import MODEL, SEED, Checked, as_json, benchmark_method, in_folder, one_of
+from circuitdiscovery.cli.arguments import (
+    MODEL,
+    SEED,
+    Checked,
+    as_json,
+    benchmark_method,
+    in_folder,
+    one_of,
+    skip_bad_rows,
+)
 from circuitdiscovery.cli.commands.group import PROGRAM, cli
 from circuitdiscovery.cli.files import circuit_of, show_json
 from circuitdiscovery.cli.folders import open_folder
@@ -73,7 +82,8 @@ def models() -> None:
 
 @cli.command(short_help="List the shipped tasks, or show one.")
 @click.argument("task", required=False)
-def tasks(task: str | None) -> None:
+@skip_bad_rows
+def tasks(task: str | None, skip_bad: bool) -> None:
     """List the shipped tasks, and what their counterfactuals ask; or show TASK: its
     prompts, its words and how many there are.
     """
@@ -83,7 +93,7 @@ def tasks(task: str | None) -> None:
     if task is not None:
         from circuitdiscovery.task.view import shown_task
 
-        return click.echo("\n".join(shown_task(read_task(task))))
+        return click.echo("\n".join(shown_task(read_task(task, skip_bad=skip_bad))))
     for name in shipped("tasks"):
         file = read_task(name)
         if not isinstance(file, TaskFile):

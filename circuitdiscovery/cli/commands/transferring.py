@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,14 @@ from circuitdiscovery.cli.arguments import (
     TASK,
     as_json,
     memory,
+    skip_bad_rows,
 )
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import circuit_of, evaluation_options, file_of, show
 from circuitdiscovery.cli.prompts import PICTURE
+from circuitdiscovery.cli.unseen import Searched, searched, unseen
+from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.reporting.folder import CIRCUIT
-from circuitdiscovery.reporting.options import checked, searched_with
 
 if TYPE_CHECKING:
     from circuitdiscovery.model.model import Model
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=SEED, help="For the prompts.  [default: same as the search that used them, else 0]"
 )
+@skip_bad_rows
 @click.option("--batch-size", type=COUNT, help="[default: what memory allows]")
 @memory
 @click.option("--device", type=DEVICE, help="[default: a GPU if there is one]")
@@ -67,6 +70,7 @@ def transfer(
     device: str | None,
     dtype: str | None,
     plot: str | None,
+    skip_bad: bool,
     as_json: bool,
     **how: Any,
 ) -> None:
@@ -85,47 +89,61 @@ def transfer(
     load = cache(lambda name, device, dtype: cd.load_model(name, device=device, dtype=dtype))
     with stage("loading"):
         models = [load(each.model, each.device, each.dtype) for each in options.values()]
-    pairs = dict(zip(_names(tuple(found)), zip(models, found.values(), strict=True), strict=True))
+    of = list(zip(models, found.values(), strict=True))
     drawn = {name: how.pop(name) for name in ("examples", "seed")}
-    drawn = {name: value for name, value in drawn.items() if value is not None}
-    searched = [checked(searched_with(circuit.info), path) for path, circuit in found.items()]
-    columns = _columns(tasks or [each.task for each in options.values()], searched, bool(tasks), drawn)
+    searches = [
+        (model, searched(model, circuit, path, tasks, skip_bad=skip_bad))
+        for path, (model, circuit) in zip(found, of, strict=True)
+    ]
+
+    def drawn_for(model: Model, task: str, how: Mapping[str, Any]) -> Task:
+        return unseen(model, task, how, [each for other, each in searches if each and other is model])
+
+    columns = {
+        name: partial(drawn_for, task=task, how=how)
+        for name, task, how in _columns(tasks, [each for _, each in searches if each], drawn, skip_bad)
+    }
     with stage("measuring") as report:
-        result = cd.universality.transfer(pairs, columns, **how, seed=drawn.get("seed", 0), progress=report)
+        pairs = dict(zip(_names(tuple(found)), of, strict=True))
+        result = cd.universality.transfer(pairs, columns, **how, seed=drawn["seed"] or 0, progress=report)
     if plot is not None:
         result.plot(plot)
     show(result, as_json)
 
 
 def _columns(
-    tasks: Sequence[str], searched: Sequence[Mapping[str, Any]], asked: bool, drawn: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Tasks by name, each drawn as a circuit's search drew it, whose held-out prompts are new to the circuit.
+    asked: Sequence[str], searches: Sequence[Searched], drawn: Mapping[str, Any], skip_bad: bool
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(its name, a task, how it is drawn) for each column: as the searches that used it drew it; where these
+    differ, as many prompts as the largest had, by the least of their seeds.
 
     Args:
-        tasks: those that are asked for, or those of the circuits.
-        searched: how each circuit was.
-        asked: which of the two.
-        drawn: what is asked for in place of that.
+        asked: tasks; none: those of the searches.
+        searches: of the circuits.
+        drawn: what is asked for in place of what the searches had; None: theirs.
+        skip_bad: whether a table's bad rows are skipped.
     """
-    wanted = dict[tuple[Any, ...], dict[str, Any]]()
-    for number, task in enumerate(tasks):
-        own = [each for each in searched if each.get("task") == task] if asked else [searched[number]]
-        known = own[0] if own else {}
-        how = {name: known[name] for name in ("counterfactual", "examples", "seed") if name in known}
-        wanted.setdefault((task, how.get("counterfactual")), {**how, **drawn})
-    alone = [Path(task).stem for task, _ in wanted]
-    return {
-        name if alone.count(name) == 1 else f"{name} {counterfactual}": partial(_drawn, task, how)
-        for name, ((task, counterfactual), how) in zip(alone, wanted.items(), strict=True)
-    }
-
-
-def _drawn(task: str, how: Mapping[str, Any], model: Model) -> Task:
-    """A task for any model."""
-    import circuitdiscovery as cd
-
-    return cd.load_task(task, model, **how)
+    if twice := [task for task in asked if asked.count(task) > 1]:
+        raise CircuitDiscoveryError(f"--task {twice[0]} is given twice")
+    wanted = dict[tuple[str, str | None], list[Searched]]()
+    for task in asked or dict.fromkeys(each.task for each in searches):
+        own = [each for each in searches if each.task == task]
+        for each in own:
+            wanted.setdefault((task, each.how["counterfactual"]), []).append(each)
+        if not own:
+            wanted[task, None] = []
+    for (task, counterfactual), own in wanted.items():
+        same = [other for other, _ in wanted if Path(other).stem == Path(task).stem]
+        name = Path(task).stem if set(same) == {task} else task
+        largest = max((each.count for each in own), default=0) or None
+        seed = min((each.how.get("seed", 0) for each in own), default=0)
+        how: dict[str, Any] = {
+            "counterfactual": counterfactual,
+            "skip_bad": skip_bad or any(each.how["skip_bad"] for each in own),
+            "examples": largest if drawn["examples"] is None else drawn["examples"],
+            "seed": seed if drawn["seed"] is None else drawn["seed"],
+        }
+        yield name if same.count(task) == 1 else f"{name} {counterfactual}", task, how
 
 
 def _names(paths: tuple[str, ...]) -> list[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from circuitdiscovery.universality import SharedCircuits
 
 _KINDS = ("neurons", "heads", "circuits")
+_DRAWING = ("examples", "seed", "skip_bad")
 
 
 def _kind(name: str) -> str:
@@ -79,7 +80,7 @@ def universal(
     else:
         where: Any = texts
         if task is not None:
-            made = cd.load_task(task, loaded[0], examples=given["examples"], seed=given["seed"])
+            made = cd.load_task(task, loaded[0], **{name: given[name] for name in _DRAWING})
             where = [each.text for each in made.examples]
         find = cd.universality.neurons if kind == "neurons" else cd.universality.heads
         chosen = {"seed": given["seed"], "batch_size": given["batch_size"]}
@@ -119,6 +120,7 @@ def _circuits(
     """The models' circuits beside each other: those that are given, or the best edges by eap-ig."""
     import circuitdiscovery as cd
     from circuitdiscovery.reporting.progress import stage
+    from circuitdiscovery.universality.tasks import tasks_for
 
     names = [each.name for each in models]
     labels = [name if names.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(names)]
@@ -131,10 +133,13 @@ def _circuits(
     else:
         assert edges is not None
         for label, model in zip(labels, models, strict=True):
-            own = cd.load_task(task, model, examples=given["examples"], seed=given["seed"])
+            own = cd.load_task(task, model, **{name: given[name] for name in _DRAWING})
             with stage(f"searching {label}") as report:
                 scores = cd.eap_ig(model, own, batch_size=given["batch_size"], progress=report)
             of[label] = (model, scores.top(edges))
-    chosen = {name: given[name] for name in ("examples", "seed", "batch_size")}
+    drawn = tasks_for(
+        {label: model for label, (model, _) in of.items()}, task, **{name: given[name] for name in _DRAWING}
+    )
+    chosen = {name: given[name] for name in ("seed", "batch_size")}
     with stage("comparing") as report:
-        return cd.universality.circuits(of, task, progress=report, **chosen)
+        return cd.universality.circuits(of, drawn, progress=report, **chosen)
