@@ -139,8 +139,7 @@ class Transfer(Value):
         from matplotlib.figure import Figure
 
         where, values = figure_path(path), np.array(self.faithfulness, dtype=float)
-        size = 3.2 + 1.25 * len(self.tasks), 1.2 + 0.62 * len(self.circuits)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(layout="constrained")
         axes = figure.subplots()
         axes.set_facecolor("lightgray")  # of what is undefined
         image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -149,12 +148,20 @@ class Transfer(Value):
             axes.text(
                 j, i, _cell(self.faithfulness[i][j], "\n"), color=color, fontsize=8, ha="center", va="center"
             )
-        axes.set_xticks(range(len(self.tasks)), [each.replace("_", "\n") for each in self.tasks])
-        axes.set_yticks(
+        columns = axes.set_xticks(range(len(self.tasks)), [each.replace("_", "\n") for each in self.tasks])
+        rows = axes.set_yticks(
             range(len(self.circuits)), [f"{name}\n{self._size(i)}" for i, name in enumerate(self.circuits)]
         )
         axes.set(xlabel="measured on", ylabel="circuit of")
         figure.colorbar(image, label="faithfulness", extend="both")
+        below, beside = (
+            [tick.label1.get_window_extent() for tick in ticks] for ticks in (columns, rows)
+        )  # in dots
+        width = max(130.0, *(each.width + 20 for each in below)) * len(below) + max(e.width for e in beside)
+        height = max(62.0, *(each.height + 15 for each in beside)) * len(beside) + max(
+            e.height for e in below
+        )
+        figure.set_size_inches((200 + width) / figure.dpi, (100 + height) / figure.dpi)
         return write_figure(figure, where)
 
     def _size(self, i: int) -> str:
