@@ -34,14 +34,13 @@ def search(
         CircuitDiscoveryError: a method that gives something else, or that cannot search among parts.
     """
     import circuitdiscovery as cd
-    from circuitdiscovery.cli.defaults import default_edges  # imports numpy
 
     function = METHODS[options.method].load()
     accepted = signature(function).parameters.keys() - {"model", "task"}
     graph = graph_of(model, task, options)
     if graph.splits and "graph" not in accepted:
         raise CircuitDiscoveryError(f"method {options.method!r} takes no graph: it cannot search among parts")
-    edges = options.edges or default_edges(len(graph))
+    edges = wanted(graph, options)
     threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
     with stage(options.name) as report:
         given = options.to_dict() | {
@@ -54,22 +53,34 @@ def search(
         found = function(model, task, **{name: value for name, value in given.items() if name in accepted})
     if isinstance(found, cd.Circuit):
         return found, None
-    if isinstance(found, Mapping):
-        return of_nodes(model, task, graph, found, options), None
-    if not isinstance(found, cd.Scores):
+    scores = found if isinstance(found, cd.Scores) else None
+    if scores is not None:
+        circuit = chosen(scores, options)
+    elif isinstance(found, Mapping):
+        circuit = of_nodes(model, task, graph, found, options)
+    else:
         raise CircuitDiscoveryError(
             f"method {options.method!r} must give Scores or a Circuit, not {type(found).__name__}"
         )
-    return chosen(found, options), found
+    if options.edges is not None and len(circuit) < options.edges:
+        whole = "nodes" if scores is None else "paths"
+        most = f"--edges {options.edges} is how many at most"
+        say(f"the circuit has {len(circuit):,} edges: {most}, of whole {whole}")
+    return circuit, scores
+
+
+def wanted(graph: Graph, options: Options) -> int:
+    """How many edges a circuit shall have, at most."""
+    from circuitdiscovery.cli.defaults import default_edges  # imports numpy
+
+    return options.edges or default_edges(len(graph))
 
 
 def chosen(scores: Scores, options: Options) -> Circuit:
     """The circuit that options take from scores."""
-    from circuitdiscovery.cli.defaults import default_edges
-
     if options.threshold is not None:
         return scores.above(options.threshold)
-    return scores.best(options.edges or default_edges(len(scores.graph)))
+    return scores.best(wanted(scores.graph, options))
 
 
 def graph_of(model: Model, task: Task, options: Options) -> Graph:
@@ -88,11 +99,10 @@ def of_nodes(
 ) -> Circuit:
     """The circuit that options take from damages by node, as `circuit_of_nodes`, with what it comes from."""
     import circuitdiscovery as cd
-    from circuitdiscovery.cli.defaults import default_edges
     from circuitdiscovery.search.exact import circuit_of_nodes
     from circuitdiscovery.search.provenance import provenance
 
-    edges = options.edges or default_edges(len(graph))
+    edges = wanted(graph, options)
     circuit = circuit_of_nodes(graph, damages, threshold=options.threshold, edges=edges)
     told = options.some("metric", "ablation", "direction", "split_qkv")
     return cd.Circuit(
