@@ -265,6 +265,18 @@ REFUSED = [
     ("discover gpt2 ioi --out file/below", ["file/below"]),
     ("discover gpt2 ioi --out other --resume", ["other", "seed", "7", "0"]),
     ("discover gpt2 ioi --out torn --resume", ["torn/run.json", "line 1"]),
+    ("discover toy ioi --out link", ["cannot make the folder link", "a link to what is not there"]),
+    ("discover toy ioi --out=~no-such-user/x", ["~no-such-user/x: there is no such home folder"]),
+    (
+        "discover gpt2 ioi --method edge-pruning --repulsion 1",
+        ["--repulsion does nothing without --apart-from"],
+    ),
+    ("discover gpt2 ioi --method edge-pruning --repulsion -1", ["--repulsion", "'-1' is less than 0"]),
+    ("patchscope gpt2 ioi --at 3 --position " + "1" * 5000, ["--position", "is no position in a prompt"]),
+    *(
+        (f"{command} --plot nowhere/a.png", ["--plot", "there is no folder nowhere"])
+        for command in ("lens gpt2 ioi", "transfer full", "checkpoints full full", "universal gpt2 gpt2")
+    ),
     ("evaluate missing.json", ["missing.json"]),
     ("evaluate torn/run.json", ["torn/run.json", "line 1"]),
     ("evaluate gpt3/ioi", ["gpt3/ioi"]),
@@ -289,7 +301,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "says"), REFUSED, ids=[arguments for arguments, _ in REFUSED])
+@pytest.mark.parametrize(("arguments", "says"), REFUSED, ids=[arguments[:80] for arguments, _ in REFUSED])
 def test_bad_arguments_are_refused_before_torch_is_imported(
     tmp_path: Path, light: Call, arguments: str, says: list[str]
 ) -> None:
@@ -297,6 +309,7 @@ def test_bad_arguments_are_refused_before_torch_is_imported(
     for folder in ("empty", "full", "other", "torn"):
         (tmp_path / folder).mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "other" / "run.json").write_text(
         json.dumps({"options": {"model": "gpt2", "task": "ioi"} | OTHER})
     )
@@ -309,6 +322,87 @@ def test_bad_arguments_are_refused_before_torch_is_imported(
     message = one_line(light(*arguments.split()))
     assert not [word for word in says if word not in message], message
     assert sorted(path for path in tmp_path.rglob("*")) == before  # nothing was made, nothing was lost
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["discover", "", "ioi"], "no model ''"),
+        (["discover", "toy", ""], "no task ''"),
+        (["discover", "toy", "ioi", "--out", ""], "an empty text is no path"),
+        (
+            ["discover", "toy", "ioi", "--out", "file/a   b"],
+            "cannot make the folder file/a   b: file is a file",
+        ),
+        (["draw", "", "-o", "a.svg"], "must be a path, not ''"),
+        (["lens", "toy", "ioi", "--save", ""], "an empty text is no path"),
+        (["lens", "toy", "--texts", ""], "an empty text is no path"),
+    ],
+)
+def test_a_path_is_taken_as_it_is(tmp_path: Path, light: Call, arguments: list[str], says: str) -> None:
+    """An empty one is not the current folder, and spaces in it stay."""
+    (tmp_path / "file").write_text("")
+    assert says in one_line(light(*arguments))
+
+
+def test_runs_that_cannot_be_made_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("runs").symlink_to("nowhere/x")
+    left, mkdir = 5, Path.mkdir
+
+    def counted(path: Path, *given: Any, **how: Any) -> None:
+        nonlocal left
+        left -= 1
+        assert left, "it tries for ever"
+        mkdir(path, *given, **how)
+
+    monkeypatch.setattr(Path, "mkdir", counted)
+    message = "circuitdiscovery: cannot make the folder runs: runs is a file, or a link to what is not there"
+    assert one_line(call(*SMALL)) == message
+
+
+@pytest.mark.parametrize("out", [".", "mine", "link", "new/a/b", None])
+def test_an_error_leaves_the_folders_as_they_were(call: Call, tmp_path: Path, out: str | None) -> None:
+    """Those that it made are gone, an empty one of the user's stays, and what was wrong is said."""
+    table = tmp_path / "bad.csv"
+    table.write_text("clean,corrupted,correct,incorrect\na,b,c,d\n")
+    here = tmp_path / "here"
+    (here / "mine").mkdir(parents=True)
+    (here / "link").symlink_to("mine")
+    os.chdir(here / "mine" if out == "." else here)
+    message = one_line(call("discover", "toy", table, *(() if out is None else ("--out", out))))
+    assert "bad.csv, row 1: the tokenizer does not know a word" in message
+    assert sorted(path.name for path in here.iterdir()) == ["link", "mine"]
+    assert (here / "link").is_symlink() and not any((here / "mine").iterdir())
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    run_ = call(
+        "discover", "toy", "ioi", "--method", "random", "--examples", "2", "--measure", "none", "--out=~/x"
+    )
+    assert run_.status == 0 and f"{home}/x: circuit.json" in run_.out
+    assert call("draw", finished, "--out=~/a.svg").status == 0
+    assert call("report", finished, "--out=~/a.html").status == 0
+    assert {path.name for path in home.iterdir()} == {"x", "a.svg", "a.html"}
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_standard_output_is_named() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "circuitdiscovery", "tasks"],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    said = f"circuitdiscovery: standard output: {os.strerror(errno.ENOSPC)}\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 OTHER = {

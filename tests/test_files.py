@@ -104,6 +104,9 @@ def test_writing_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
     write_atomically(path, "zwö\n")
     assert path.read_bytes() == "zwö\n".encode()
     assert os.listdir(tmp_path) == ["a.bin"]
+    longest = tmp_path / ("ä" * 127 + "a")  # 255 bytes, which is what the system takes
+    write_atomically(longest, "one")
+    assert longest.read_text() == "one"
 
 
 def test_written_files_have_the_usual_permissions(tmp_path: Path) -> None:

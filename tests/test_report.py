@@ -338,6 +338,13 @@ def test_a_complete_folder_needs_no_torch(tmp_path: Path, circuit: Circuit) -> N
     assert result.returncode == 0, result.stderr
 
 
+def test_a_circuit_without_heads_and_mlps_says_so(tmp_path: Path, circuit: Circuit) -> None:
+    direct = Circuit.from_edges(circuit.graph, ["input->logits"])
+    run = make_run(tmp_path, direct, explanation=explanation_of(direct) | {"cards": {}})
+    section = report(run).read_text("utf-8").partition('<h2 id="roles-h">')[2].partition("</section>")[0]
+    assert "The circuit has no heads or MLPs." in section
+
+
 def test_out_writes_that_file_and_no_other(tmp_path: Path, circuit: Circuit) -> None:
     run = make_run(tmp_path / "run", circuit)
     before = {path.name: path.read_bytes() for path in run.iterdir()}

@@ -408,6 +408,14 @@ def test_nothing_is_wider_than_the_window(browse: Callable[..., Any], path: Path
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_long_name_goes_on_in_the_next_line(
+    tmp_path: Path, browse: Callable[..., Any], circuit: Circuit
+) -> None:
+    options = {"model": "toy", "task": f"{'n' * 240}.csv", "method": "eap"}
+    page = browse(report(make_run(tmp_path, circuit, run={"options": options, "summary": {}})))
+    assert page.evaluate("document.documentElement.scrollWidth") <= LAPTOP["width"]
+
+
 def test_without_script_everything_is_there(browse: Callable[..., Any], path: Path, circuit: Circuit) -> None:
     page = browse(path, java_script_enabled=False)
     assert page.locator("details.card[open]").count() == len(circuit.nodes) - 2

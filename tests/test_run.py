@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import warnings
@@ -22,6 +23,7 @@ import circuitdiscovery as cd
 from circuitdiscovery.circuit import draw
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.cli import run
+from circuitdiscovery.cli.folders import open_folder
 from circuitdiscovery.cli.journal import Journal
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation import explain as explanation
@@ -432,6 +434,79 @@ def test_a_missing_wheel_is_said_before_the_search(
     (said,) = capsys.readouterr().err.splitlines()
     assert wheel in said and said.endswith(f"pip install {wheel}")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("gone", "makes"),
+    [
+        (["report.html"], []),
+        (["graph.svg", "report.html"], ["draw"]),
+        (["explanation.json"], ["explain", "_curve", "draw"]),
+        (["evaluation.json", "report.json"], ["evaluate", "explain", "_curve", "draw"]),
+        (["circuit.json", "scores.safetensors"], ["search", "evaluate", "explain", "_curve", "draw"]),
+    ],
+)
+def test_what_is_gone_from_a_finished_run_is_made_again(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, gone: list[str], makes: list[str]
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    for name in gone:
+        (folder / name).unlink()
+    done = counted(monkeypatch)
+    record = run.discover(SMALL, folder, ["x"])
+    assert files(folder) == files(whole) and list(dict.fromkeys(done)) == makes
+    assert record["report"] == json.loads((whole / "run.json").read_text())["report"]
+    assert record["summary"]["folder"] == str(folder)
+
+
+def test_a_finished_runs_circuit_that_was_changed_is_refused(tmp_path: Path, whole: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    before = (folder / "run.json").read_bytes()
+    change(folder / "circuit.json", lambda circuit: circuit.update(seed=5))
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"circuit\.json is not of this run: it was changed"):
+        run.discover(SMALL, folder, ["x"])
+    assert (folder / "run.json").read_bytes() == before and names(folder) == ALL
+
+
+def test_a_run_that_was_moved_says_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "then").mkdir()
+    run.discover(with_measure("none"), tmp_path / "then", ["x"])
+    now = (tmp_path / "then").rename(tmp_path / "now")
+    before = files(now)
+    record = run.discover(with_measure("none"), now, ["x"])
+    assert record["summary"]["folder"] == str(now) and files(now) == before
+    assert f"--out {now} --resume" in record["report"] and "/then" not in record["report"]
+
+
+# ---------------------------------------------------------------- whose folder it is
+
+
+def test_of_two_commands_at_once_one_has_the_folder(tmp_path: Path, whole: Path) -> None:
+    """Both find it empty, before either has begun."""
+    out = tmp_path / "run"
+    how: dict[str, Any] = {"out": out, "resume": False}
+    with open_folder("x", **how) as one, open_folder("x", **how) as other:
+        run.discover(SMALL, one, ["x"], fresh=True)
+        before = (out / "run.json").read_bytes()
+        with pytest.raises(cd.CircuitDiscoveryError, match="another command has just begun a run in"):
+            run.discover(SMALL, other, ["x"], fresh=True)
+    assert files(out) == files(whole) and (out / "run.json").read_bytes() == before
+
+
+def test_the_latest_run_has_the_highest_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one between was removed; what is of another name does not count."""
+    monkeypatch.chdir(tmp_path)
+
+    def opened(resume: bool = False) -> str:
+        with open_folder("x", out=None, resume=resume) as folder:
+            (folder / "run.json").touch()
+        return str(folder)
+
+    assert [opened(), opened(), opened(resume=True)] == ["runs/x", "runs/x-2", "runs/x-2"]
+    shutil.rmtree("runs/x")
+    for other in ("x-y", "x-03", "xx-9"):
+        (tmp_path / "runs" / other).mkdir()
+    assert [opened(), opened(resume=True), opened()] == ["runs/x-3", "runs/x-3", "runs/x-4"]
 
 
 # ------------------------------------------------------------ how much is measured

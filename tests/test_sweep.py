@@ -16,8 +16,8 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.cli.commands.dictionaries import SAE_KINDS
-from circuitdiscovery.cli.main import cli
-from circuitdiscovery.features import sweeping
+from circuitdiscovery.cli.main import cli, main
+from circuitdiscovery.features import losses, sweeping, training
 from circuitdiscovery.features.dictionary import KINDS
 
 f = cd.features
@@ -261,6 +261,36 @@ def test_the_command_line_trains_shows_and_sweeps(toy: Any, tmp_path: Path) -> N
     assert (tmp_path / "swept" / "sweep.png").exists()
 
 
+@pytest.mark.parametrize("name", ["train", "sweep"])
+def test_ctrl_c_says_where_what_is_learnt_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """And the same command goes on there."""
+    words = ["sae", name, "toy", "--at", "m1", "--task", "ioi", "--examples", "4", "--n", "32"]
+    words += ["--steps", "8", "--kind", "topk", "--to", str(tmp_path / "own")]
+    steps = losses.loss_of
+
+    def stopping(*given: Any, **how: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return steps(*given, **how)
+
+    left = 3
+    monkeypatch.setattr(training, "_KEPT_STEPS", 2)
+    monkeypatch.setattr(losses, "loss_of", stopping)
+    with pytest.raises(SystemExit, match="130"):
+        main(words)
+    kept = tmp_path / ("own.state" if name == "train" else "own")
+    assert f"what was done is in {kept}: the same command goes on from there" in capsys.readouterr().err
+    assert kept.exists()
+    left = 10_000
+    with pytest.raises(SystemExit, match="0"):
+        main(words)
+    assert left > 10_000 - 8 or name == "sweep"
+
+
 def test_wrong_words_are_one_line(tmp_path: Path) -> None:
     assert sorted(SAE_KINDS) == sorted(KINDS)
     for words, told in (
@@ -270,6 +300,14 @@ def test_wrong_words_are_one_line(tmp_path: Path) -> None:
         ),
         (("train", "toy", "--at", "m1", "--kind", "relu", "--k", "3", "--to", tmp_path), "--k is for topk"),
         (("show", tmp_path / "no"), "there is no folder"),
+        (
+            ("train", "toy", "--at", "m1", "--to", tmp_path, "--texts", __file__, "--task", "ioi"),
+            "give --texts FILE or --task TASK, not both",
+        ),
+        (
+            ("train", "toy", "--at", "m1", "--to", tmp_path, "--texts", __file__, "--examples", 2),
+            "--examples is how many prompts of a task",
+        ),
         (("show", tmp_path, "--task", "ioi"), "give MODEL, too"),
     ):
         with pytest.raises(cd.CircuitDiscoveryError, match=told):

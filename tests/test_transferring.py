@@ -106,6 +106,25 @@ def test_a_task_that_nothing_is_known_of_is_undefined(gpt2: Tiny, tmp_path: Path
     assert json.loads((tmp_path / "t.json").read_text())["faithfulness"][0][1]["value"] is None
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_long_names_are_whole_in_the_picture(found: Any, toy: cd.Model, tmp_path: Path, count: int) -> None:
+    """Every text is inside of the picture, and no two of them overlap."""
+    circuit = found["greater_than"][1]
+    names = [f"smollm2-135m-subject_verb_agreement-matryoshka {i}" for i in range(count)]
+    tasks = {f"subject_verb_agreement_in_long_sentences_{i}": "ioi" for i in range(count)}
+    result = cd.universality.transfer(dict.fromkeys(names, (toy, circuit)), tasks, examples=2)
+    figure = result.plot(tmp_path / "t.png")
+    figure.draw_without_rendering()
+    size, (axes, bar) = figure.bbox, figure.axes
+    labels = [axes.xaxis.label, axes.yaxis.label, bar.yaxis.label]
+    texts = [*labels, *axes.get_xticklabels(), *axes.get_yticklabels(), *axes.texts]
+    boxes = [each.get_window_extent() for each in texts if each.get_text()]
+    for box in boxes:
+        assert size.x0 <= box.x0 and box.x1 <= size.x1 and size.y0 <= box.y0 and box.y1 <= size.y1
+    for i, box in enumerate(boxes):
+        assert not [other for other in boxes[:i] if box.overlaps(other)]
+
+
 def test_progress_ends(toy: cd.Model, found: Any) -> None:
     seen: list[tuple[int, int]] = []
     cd.universality.transfer(found, TASKS, examples=2, progress=lambda *now: seen.append(now))
@@ -264,5 +283,12 @@ def test_a_run_apart_from_an_earlier_one(
         result = CliRunner().invoke(cli, [*asked, *more])
         assert result.exit_code == 0, result.exception
     assert cd.load_circuit("run").info["options"]["repulsion"] == 0.5
+    page = Path("run/report.html").read_text("utf-8")
+    assert "--apart-from ./first.json" in page and str(tmp_path) not in page
+    record = json.loads(Path("run/run.json").read_text())
+    del record["summary"]  # as if the process had been killed before it noted what it found
+    Path("run/run.json").write_text(json.dumps(record | {"done": {}}))
+    result = CliRunner().invoke(cli, [*asked, "--resume"])
+    assert result.exit_code == 0, result.exception
     refused = CliRunner().invoke(cli, [*common[:-2], "--method", "eap", "--apart-from", "first.json"])
     assert "--apart-from is not for eap" in str(refused.exception)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 from test_parts import network_of
 from tiny import random_prompts
 from torch import Tensor
@@ -147,6 +148,13 @@ def test_heads_of_a_permuted_copy() -> None:
     ]
     assert found.partners[0].tolist() == expected
     np.testing.assert_allclose(found.correlation, 1, atol=1e-4)
+    axes = found.plot().axes[0]
+    shown = [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+    assert shown == list(range(model.n_layers))
+    (points,) = axes.collections
+    assert (
+        isinstance(points, PathCollection) and points.get_sizes()[0] >= 20
+    )  # points squared: 10 pixels wide
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "mpt"])

@@ -104,13 +104,17 @@ class Universality(Value):
             Matplotlib's figure.
         """
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         where = figure_path(path)
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         layers = [int(re.findall(r"\d+", name)[0]) for name in self.names]
         shift = np.random.default_rng(0).uniform(-0.35, 0.35, len(layers))
-        left.scatter(np.array(layers) + shift, self.excess, s=3, alpha=0.6, linewidths=0)
+        # a few heads are seen as well as thousands of neurons
+        size = float(np.clip(3000 / len(layers), 3, 30))
+        left.scatter(np.array(layers) + shift, self.excess, s=size, alpha=0.6, linewidths=0)
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.axhline(UNIVERSAL, color="gray", linewidth=0.8, linestyle="--")
         left.set(xlabel="layer", ylabel="excess correlation")
         bins = np.linspace(min(0.0, float(self.baseline.min())), 1, 41).tolist()

@@ -179,10 +179,8 @@ def _going_on(doing: str, kept: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stopped:
-        if kept.exists():
-            stopped.add_note(
-                f"while {doing}; what was done is in {kept}: the same command goes on from there"
-            )
+        there = f"what was done is in {kept}: the same command goes on from there"
+        stopped.add_note(f"while {doing}; {there if kept.exists() else 'nothing was kept yet'}")
         raise
 
 

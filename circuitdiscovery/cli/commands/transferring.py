@@ -106,9 +106,9 @@ def transfer(
     with stage("measuring") as report:
         pairs = dict(zip(_names(tuple(found)), of, strict=True))
         result = cd.universality.transfer(pairs, columns, **how, seed=drawn["seed"] or 0, progress=report)
+    show(result, as_json)
     if plot is not None:
         result.plot(plot)
-    show(result, as_json)
 
 
 def _columns(
