@@ -260,6 +260,8 @@ def test_apart_from_what(gpt2: Tiny, toy: cd.Model, tmp_path: Path) -> None:
     for wrong, message in ((cd.Circuit.full(toy.graph), "circuit of"), (merged, "different graphs")):
         with pytest.raises(cd.CircuitDiscoveryError, match=message):
             edge_pruning(gpt2.model, task, edges=5, steps=1, apart_from=wrong)
+    with pytest.raises(cd.CircuitDiscoveryError, match="repulsion must be at least 0, not -1"):
+        edge_pruning(gpt2.model, task, edges=5, steps=1, apart_from=first, repulsion=-1)
 
 
 def test_a_run_apart_from_an_earlier_one(

@@ -114,7 +114,7 @@ def edge_pruning(
         Probabilities in [0, 1].
 
     Raises:
-        CircuitDiscoveryError: an impossible number of edges or steps; a metric
+        CircuitDiscoveryError: an impossible number of edges or steps; a negative repulsion; a metric
             without a gradient; an earlier circuit of another model or graph; a state of another search.
 
     >>> import circuitdiscovery as cd
@@ -126,6 +126,8 @@ def edge_pruning(
     check_edges(graph, edges)
     if steps < 1:
         raise CircuitDiscoveryError(f"steps must be at least 1, not {steps}")
+    if repulsion < 0:
+        raise CircuitDiscoveryError(f"repulsion must be at least 0, not {repulsion}")
     how: dict[str, Any] = {"ablation": ablation, "batch_size": batch_size, "need": relaxed}
     setup = Setup.of(model, task, graph, metric=metric or KL, **how)
     options = setup.options(edges=edges, steps=steps, seed=seed)
