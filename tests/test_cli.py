@@ -17,6 +17,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from forked import Forked, Result
 import circuitdiscovery as cd
 from circuitdiscovery import registry
 from circuitdiscovery.cli import main as cli
-from circuitdiscovery.cli import run
+from circuitdiscovery.cli import prompts, run
 from circuitdiscovery.engine import state
 from circuitdiscovery.files.disk import data_folder
 from circuitdiscovery.measure import criteria
@@ -244,6 +245,13 @@ REFUSED = [
     ("discover gpt2 ioi --method hybrid --threshold 0.1", ["--threshold", "hybrid", "--edges"]),
     ("discover gpt2 ioi --method eap-ig --direction denoising", ["--direction", "eap-ig", "eap and exact"]),
     ("discover gpt2 ioi --method eap --metric kl-divergence", ["kl_divergence", "eap-ig"]),
+    *(
+        (
+            f"discover gpt2 ioi --method {name} --metric accuracy",
+            ["accuracy", "no gradient", "--method exact"],
+        )
+        for name in ("eap", "eap-ig", "clean-corrupted", "hybrid", "edge-pruning", "matryoshka")
+    ),
     (
         "discover gpt2 ioi --counterfactual flop",
         ["'flop'", "did you mean 'flip'", "counterfactuals of ioi: abc, flip"],
@@ -524,6 +532,17 @@ def test_methods_with_scores_keep_as_many_edges_as_asked(
     )
 
 
+def test_fewer_edges_than_asked_for_are_told(call: Call, tmp_path: Path) -> None:
+    """As many as there are on whole paths: none of one edge, where that from input to logits does nothing."""
+    how = ("--method", "eap", "--examples", "1", "--measure", "none")
+    some = call("discover", "toy", "ioi", *how, "--edges", "1", "--out", "one")
+    assert some.status == 0 and len(cd.load_circuit(tmp_path / "one")) == 0
+    assert "0 edges: --edges 1 is how many at most" in some.err
+    assert "at most" not in call("discover", "toy", "ioi", *how, "--edges", "3", "--out", "three").err
+    words = " ".join(call("discover", "--help").out.split())
+    assert "at most N edges, all on whole paths" in words and "N edges of largest score" not in words
+
+
 def test_trace_back_gives_its_circuit_at_a_threshold(call: Call, tmp_path: Path) -> None:
     asked = ("discover", "toy", "ioi", "--method", "trace-back", "--examples", "4", "--out", "a")
     assert "--edges is not for trace-back" in one_line(call(*asked, "--edges", "20"))
@@ -604,6 +623,13 @@ def test_more_edges_than_there_are_is_one_line_and_leaves_nothing(call: Call, tm
 
 def test_a_device_that_is_not_there_is_one_line(call: Call) -> None:
     assert "cuda:99" in one_line(call("discover", "toy", "ioi", "--device", "cuda:99"))
+
+
+def test_only_an_end_of_line_ends_a_text(call: Call, tmp_path: Path) -> None:
+    """Not what Unicode calls a boundary inside of a line: U+2028, a form feed, NEL."""
+    lines = ["The keys\u2028on the\x0ctable\x85are small.", "There is a dog."]
+    (tmp_path / "texts.txt").write_bytes("\r\n\n".join([*lines, ""]).encode())
+    assert prompts.documents(str(tmp_path / "texts.txt")) == lines
 
 
 def test_a_table_of_ones_own(call: Call, tmp_path: Path) -> None:
@@ -893,9 +919,11 @@ def test_evaluate_takes_other_options(call: Call, finished: Path) -> None:
         "--json",
     )
     model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=6)  # as the search: the fifth and the sixth were searched on
+    assert task.held_out is not None
     expected = cd.evaluate(
         model,
-        cd.load_task("ioi", model, examples=4),
+        replace(task, held_out=task.held_out.select(range(4))),
         cd.load_circuit(finished / "circuit.json"),
         ablation="mean",
         metric="prob_diff",
@@ -1100,7 +1128,7 @@ def test_a_bug_of_ours_is_one_line_too(call: Call, finished: Path, monkeypatch: 
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr("circuitdiscovery.cli.commands.about_circuits.load", fail)
+    monkeypatch.setattr("circuitdiscovery.cli.commands.about_circuits.load_unseen", fail)
     assert "ZeroDivisionError: two lines" in one_line(call("evaluate", finished / "circuit.json"))
     monkeypatch.setenv("CIRCUITDISCOVERY_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
