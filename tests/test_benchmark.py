@@ -26,6 +26,7 @@ from circuitdiscovery.benchmark.problems.programs import RECIPES
 from circuitdiscovery.benchmark.report import markdown
 from circuitdiscovery.benchmark.run import run
 from circuitdiscovery.cli import main as cli
+from circuitdiscovery.registry import opened
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,20 @@ def test_the_curve_is_the_public_one(ioi: Problem) -> None:
         assert getattr(result, name) == pytest.approx(float(getattr(curve, name)), abs=1e-6)
 
 
+def test_circuits_of_some_sizes_have_no_area(ioi: Problem) -> None:
+    """A line from the last of them to the full model says nothing of a ranking's curve over the same edges."""
+    scores = cd.eap(ioi.model, ioi.task)
+    for found in (scores.top(38), [scores.top(n) for n in (7, 15, 38, 76)]):
+        result = measured(ioi, found)
+        assert (result.area, result.distance, result.cpr, result.cmd) == (None, None, None, None)
+        assert len(result.curve) > 2 and result.at[0].normalized is not None
+        known = json.loads(json.dumps(result.to_dict()))
+        assert (known["area"], known["distance"]) == (None, None)
+        assert Measured.from_dict({**known, "area": 0.76, "distance": 0.24}).area is None  # of an older run
+        (row,) = [line for line in markdown([result], {}, "").splitlines() if line.startswith("| given |")]
+        assert row.split(" | ")[-3:-1] == ["-", "-"]
+
+
 def test_what_was_written_before_mib_s_rule_is_read_by_its_own_names(ioi: Problem) -> None:
     now = measured(ioi, cd.eap(ioi.model, ioi.task)).to_dict()
     former = {name: value for name, value in now.items() if name not in ("area", "distance")} | {
@@ -139,6 +154,10 @@ import circuitdiscovery as cd
 def by_size(model, task):
     calls.append(task.name)
     return cd.eap(model, task)
+
+def mine(model, task, sizes):
+    calls.append(sizes)
+    return [cd.eap(model, task).top(n) for n in sizes]
 
 calls = []
 """
@@ -253,6 +272,18 @@ def one_line(status: int, out: str, err: str) -> str:
     # said after two seconds
     (told,) = (line for line in err.splitlines() if not line.endswith(": under way"))
     return told
+
+
+def test_a_method_with_sizes_runs_from_the_command(own: str, command: Command) -> None:
+    """2, 5 and 10% of 479 edges, for each of two tasks. `discover`, which has no sizes, refuses it."""
+    name = own.replace("by_size", "mine")
+    status, out, err = command("toy", "--quick", "--method", name, "--json")
+    assert status == 0, err
+    assert [row["method"] for row in json.loads(out)["results"]] == [name] * 2
+    assert sys.modules["mymethod"].calls == [[9, 23, 47]] * 2  # type: ignore[attr-defined]
+    told = r"'mymethod:mine' is not a function of \(model, task\): missing a required argument: 'sizes'"
+    with pytest.raises(cd.CircuitDiscoveryError, match=told):
+        opened("method", name)
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ faithful their circuits are at equal sparsity.
 2. A method is a function (model, task) -> Scores, a Circuit, or a sweep (a sequence of circuits). One that
    searches for a given number of edges takes `sizes` as well, and gives a circuit for each.
 3. `measure` runs one method on one problem: seconds and F; ROC AUC, precision, recall and Jaccard against the
-   truth; normalized faithfulness and KL on held-out examples at fixed numbers of edges; the areas under the
-   curve, and of scores CPR and CMD by the rule of MIB (Mueller et al. 2025, arXiv 2504.13151).
+   truth; normalized faithfulness and KL on held-out examples at fixed numbers of edges; of scores the areas
+   under the curve at MIB's fractions, and CPR and CMD by its rule (Mueller et al. 2025, arXiv 2504.13151).
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ class Measured:
         roc: [points, 2] false and true positive rates of the edges.
         at: its circuits at fixed numbers of edges.
         curve: [points, 2] actual number of edges and normalized faithfulness.
-        area, distance: the areas under f and |1 - f| over the part of edges kept.
-        cpr, cmd: the same by MIB's rule (see `measure.Curve`); None of what
-            gives circuits, which have no signed order.
+        area, distance: the areas under f and |1 - f| over the part of edges kept, at the fractions of MIB;
+            None of what gives circuits, which are of sizes of its own.
+        cpr, cmd: the same by MIB's rule (see `measure.Curve`).
         missed: the true edges that the circuit of the truth's size lacks.
     """
 
@@ -102,11 +102,11 @@ class Measured:
         at = [
             At(**{**each, "overlap": each["overlap"] and Overlap(**each["overlap"])}) for each in data["at"]
         ]
-        former = (
-            {"area": data["cpr"], "distance": data["cmd"], "cpr": None, "cmd": None}
-            if "area" not in data
-            else {}
-        )
+        former: dict[str, float | None] = {}
+        if "area" not in data:  # under the names of MIB's
+            former = {"area": data["cpr"], "distance": data["cmd"], "cpr": None, "cmd": None}
+        elif data["cpr"] is None:  # of circuits, over sizes of their own
+            former = {"area": None, "distance": None}
         return cls(**{**data, **former, "at": at})
 
 
@@ -135,8 +135,10 @@ def measure(
     evaluator.measure([circuit.mask for circuit in (*sweep.to_the_ends(), *map(sweep.at_most, counts))])
     at = [_at(evaluator, sweep.at_most(count), count, truth) for count in counts]
     curve = sweep.curve(evaluator)
-    area, distance = _areas_under(curve, len(sweep.graph)) if curve else (None, None)
-    cpr, cmd = _mib(evaluator, sweep.scores) if curve and sweep.scores is not None else (None, None)
+    area = distance = cpr = cmd = None
+    if curve and sweep.scores is not None:
+        area, distance = _areas_under(curve, len(sweep.graph))
+        cpr, cmd = _mib(evaluator, sweep.scores)
     levels = {} if truth is None else {level: sweep.roc(truth, level) for level in ("edges", "nodes")}
     return Measured(
         problem=problem,

@@ -15,7 +15,7 @@ from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.registry import BENCHMARK_ONLY, METHODS, canonical, opened
+from circuitdiscovery.registry import BENCHMARK_ONLY, METHODS, Method, canonical
 from circuitdiscovery.task.task import Task
 
 Found = Scores | Circuit | Sequence[Circuit]
@@ -40,14 +40,15 @@ def resolve(name: str) -> tuple[str, Run]:
     Raises:
         CircuitDiscoveryError: an unknown name; a module that cannot be imported or has no such function.
     """
+    if ":" in name:
+        return name, Method(name).load("sizes")
     try:
-        known = opened("method", name) if ":" in name else canonical("benchmark method", name)
+        known = canonical("benchmark method", name)
     except CircuitDiscoveryError as error:
-        hint = "" if ":" in name else "; or your own as module:function"
-        raise CircuitDiscoveryError(f"{error}{hint}") from None
+        raise CircuitDiscoveryError(f"{error}; or your own as module:function") from None
     other_direction = known in BENCHMARK_ONLY
     method = METHODS[known.removesuffix("_denoising") if other_direction else known]
-    search: Any = method.load()
+    search: Any = method.load("sizes")
     if other_direction:
         search = partial(search, direction="denoising")
     sweeps = {"threshold": at_thresholds, "edges": at_sizes}

@@ -100,11 +100,14 @@ class Method(Entry):
         """Whether the method has an option."""
         return option in self.options
 
-    def load(self) -> Any:
+    def load(self, *given: str) -> Any:
         """The function.
 
+        Args:
+            given: what it may ask for beside model and task.
+
         Raises:
-            CircuitDiscoveryError: what is not a function of (model, task).
+            CircuitDiscoveryError: what is not a function of (model, task), or asks for more than is given.
         """
         found = super().load()
         if isinstance(self.home, str) and self.home.startswith("."):
@@ -113,7 +116,8 @@ class Method(Entry):
             kind = type(found).__name__
             raise CircuitDiscoveryError(f"method {self.home!r} is a {kind}, not a function (model, task)")
         try:
-            signature(found).bind(None, None)
+            known = signature(found)
+            known.bind(None, None, **{name: None for name in given if name in known.parameters})
         except ValueError:  # nothing is known of it
             pass
         except TypeError as error:
