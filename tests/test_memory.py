@@ -69,11 +69,19 @@ def effects(model: Any, task: Any) -> list[float]:
     return [card.effect for card in cd.explain(model, task, circuit, effort="quick").cards.values()]
 
 
+def through_neurons(model: Any, task: Any) -> list[float]:
+    """Of two heads on a later one, by paths through MLPs that are split into neurons."""
+    graph = cd.split(model, {"m1": "neurons", "m2": "neurons"})
+    step = cd.path_patching(model, task, graph=graph, receivers="a3.h0", senders=["a0.h0", "a1.h1"])
+    return [float(effect) for effect in step.effects.values()]
+
+
 SEARCHES: dict[str, tuple[int, str, Callable[[Any, Any], Any]]] = {
     "eap": (48, "60MB", lambda model, task: cd.eap(model, task).values),
     "run_circuit": (48, "60MB", lambda model, task: cd.run_circuit(model, task, cd.Circuit.full(model.graph))),
     "edge_pruning": (12, "100MB", lambda model, task: cd.edge_pruning(model, task, edges=50, steps=1).values),
     "explain": (48, "40MB", effects),
+    "path_patching": (8, "120MB", through_neurons),
 }  # fmt: skip
 
 

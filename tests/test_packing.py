@@ -49,6 +49,11 @@ def test_sources_come_back(counts: tuple[int, int], at: torch.Tensor | None) -> 
         torch.testing.assert_close(packing.sum(packed, rows), dense[rows].sum(0))
     some = np.array([len(scaled) - 1, 0, 1])
     torch.testing.assert_close(packing.rows(packed, some), dense[some])
+    other = torch.randn(before.shape, generator=generator)
+    for row in range(1, len(scaled), 2):
+        packing.copy(packed, other, row)
+        dense[row] = packing.dense(other)[row]
+    torch.testing.assert_close(packing.dense(packed), dense)
 
 
 def test_one_part_is_not_taken_for_a_row(toy: cd.Model) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
 from circuitdiscovery.engine.fast import PatchedRun
+from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.search.path_patching import PathEffects, path_patching
 from circuitdiscovery.search.trace_back import trace_back
 
@@ -240,6 +241,19 @@ def test_frozen_mlps_are_the_edges_patched_together(tiny: Tiny, receivers: list[
             for sender, logits in zip(step.effects, patched, strict=True)
         },
     )
+
+
+def test_frozen_mlps_need_no_clean_run(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[object] = []
+
+    def run(*given: Any, **more: Any) -> Any:
+        ran.append(given)
+        return plain_run(*given, **more)
+
+    monkeypatch.setattr("circuitdiscovery.search.path_patching.plain_run", run)
+    for through_mlps, runs in ((False, 0), (True, 1)):
+        path_patching(gpt2.model, gpt2.prompts.task, senders=["a0.h0"], through_mlps=through_mlps)
+        assert len(ran) == runs
 
 
 def test_frozen_mlps_and_one_receiver_are_exact_patching(tiny: Tiny) -> None:

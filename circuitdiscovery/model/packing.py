@@ -109,6 +109,15 @@ class Packing:
                 numbers[..., first - scaled.start : last - scaled.start],
             )
 
+    def copy(self, packed: Tensor, other: Tensor, row: int) -> None:
+        """Put what one source writes in another packed tensor where it belongs in [rows, ..., D]."""
+        at, width = int(self.layout.order[row]), packed.shape[-1]
+        if self.layout.scaled[row]:
+            down, number = divmod(at - self.layout.full, width)
+            packed[self.layout.full + down, ..., number] = other[self.layout.full + down, ..., number]
+        else:
+            packed[at] = other[at]
+
     def sum(self, packed: Tensor, rows: slice) -> Tensor:
         """[..., D]: what some sources that follow each other write together."""
         full, scaled = self.layout.split(rows)

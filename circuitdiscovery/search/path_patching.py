@@ -17,7 +17,7 @@ these steps by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -199,10 +199,10 @@ def path_patching(
     evaluator = Evaluator.build(setup)
     values = np.zeros((len(rows), evaluator.count))
     for number, (batch, patched) in enumerate(evaluator.patched_runs()):
-        paths = _Paths.of(patched, columns, through_mlps)
+        logits = _logits_of(patched, columns, through_mlps)
         where = batch.rows.cpu().numpy()
         for i, row in enumerate(rows):
-            values[i, where] = evaluator.metric(paths.logits(row), batch).double().cpu().numpy()
+            values[i, where] = evaluator.metric(logits(row), batch).double().cpu().numpy()
             if progress:
                 progress(number * len(rows) + i + 1, len(evaluator.batches) * len(rows))
     values = distributed.total(torch.from_numpy(values)).numpy()
@@ -224,36 +224,47 @@ def path_patching(
     )
 
 
+def _logits_of(patched: PatchedRun, columns: np.ndarray, through_mlps: bool) -> Callable[[int], Tensor]:
+    """A sender's row -> [N, vocabulary] where the receivers read its replacement, in one batch."""
+    if through_mlps:
+        return _Paths.of(patched, columns).logits
+
+    def frozen(row: int) -> Tensor:
+        mask = patched.graph.allowed.copy()
+        mask[row, columns] = False
+        return patched.logits(mask)
+
+    return frozen
+
+
 @dataclass(frozen=True)
 class _Paths:
     """One batch, with what every source writes on the clean prompts."""
 
     patched: PatchedRun
-    clean: Tensor  # [S, N, T, D]; packed where it is not used
+    clean: Tensor  # [S', N, T, D], packed as the replacements are
     columns: np.ndarray  # of the receivers
-    through_mlps: bool
 
     @classmethod
-    def of(cls, patched: PatchedRun, columns: np.ndarray, through_mlps: bool) -> _Paths:
-        clean = plain_run(
-            patched.model, patched.start, patched.position, keep_sources=True, parts=patched.parts
-        ).sources
+    def of(cls, patched: PatchedRun, columns: np.ndarray) -> _Paths:
+        start, position, parts = patched.start, patched.position, patched.parts
+        clean = plain_run(patched.model, start, position, keep_sources=True, parts=parts).sources
         assert clean is not None
-        if not through_mlps:
-            return cls(patched, clean, columns, through_mlps)
-        dense, parts = patched.parts.packing.dense, patched.parts  # each source is replaced by itself
-        start, replacement, position = patched.start, patched.replacement, patched.position
-        if patched.graph.receivers[columns[0]] == "logits":
-            # no head runs again, and MLPs act on each position alone: the answer's is enough
+        if patched.graph.receivers[columns[0]] != "logits":
+            return cls(patched, clean, columns)
+        # no head runs again, and MLPs act on each position alone: the answer's is enough
 
-            def at_answer(sources: Tensor) -> Tensor:  # [S', N, T, D] -> [S', N, 1, D]
-                return at_position(sources.movedim(0, 2), patched.position).movedim(1, 0)[:, :, None]
+        def at_answer(sources: Tensor) -> Tensor:  # [S', N, T, D] -> [S', N, 1, D]
+            return at_position(sources.movedim(0, 2), position).movedim(1, 0)[:, :, None]
 
-            clean, replacement, parts = at_answer(clean), at_answer(replacement), parts.at(position)
-            start, position = at_position(start, position)[:, None], torch.zeros_like(position)
-        given = replace(parts, packs=False)
-        run = replace(patched, start=start, replacement=dense(replacement), position=position, given=given)
-        return cls(run, dense(clean), columns, through_mlps)
+        run = replace(
+            patched,
+            start=at_position(start, position)[:, None],
+            replacement=at_answer(patched.replacement),
+            position=torch.zeros_like(position),
+            given=parts.at(position),
+        )
+        return cls(run, at_answer(clean), columns)
 
     @cached_property
     def _streams(self) -> tuple[Tensor, ...]:
@@ -261,26 +272,25 @@ class _Paths:
         return replace(self.patched, replacement=self.clean).bases
 
     def logits(self, row: int) -> Tensor:
-        """[N, vocabulary]: the receivers read one sender's replacement."""
+        """[N, vocabulary]: the receivers read one sender's replacement, and what MLPs make of it."""
         mask = self.patched.graph.allowed.copy()
-        if not self.through_mlps:
-            mask[row, self.columns] = False
-            return self.patched.logits(mask)
         mask[:, self.columns] = False  # they read the stream of `_written`, and of the rest's changes nothing
         return replace(self.patched, replacement=self._written(row), own_run=False).logits(mask)
 
     def _written(self, row: int) -> Tensor:
-        """[S, N, T, D]: what every source writes where the sender's is replaced,
+        """[S', N, T, D], packed: what every source writes where the sender's is replaced,
         MLPs are computed anew and heads are frozen.
         """
         graph, parts, written = self.patched.graph, self.patched.parts, self.clean.clone()
-        written[row] = self.patched.replacement[row]
-        change = self._added(row, written[row] - self.clean[row])  # [N, T, D], in the stream so far
+        packing, sender = parts.packing, slice(row, row + 1)
+        packing.copy(written, self.patched.replacement, row)
+        change = self._added(row, packing.sum(written, sender) - packing.sum(self.clean, sender))
         for layer in range(graph.n_layers):
             if graph.allowed[row, graph.columns(layer, "m")].any():
                 own = graph.mlps(layer)  # all its parts
-                written[own] = parts.mlp_of(layer, self._streams[2 * layer + 1] + change).dense()
-                change = change + self._added(own.start, (written[own] - self.clean[own]).sum(0))
+                anew = parts.mlp_of(layer, self._streams[2 * layer + 1] + change)
+                packing.set(written, own, anew, less=False)
+                change = change + self._added(own.start, anew.sum() - packing.sum(self.clean, own))
         return written
 
     def _added(self, row: int, change: Tensor) -> Tensor:
@@ -288,7 +298,7 @@ class _Paths:
         all of its group do."""
         for group in self.patched.parts.groups:
             if group.rows.start <= row < group.rows.stop:
-                together = self.clean[group.rows].sum(0)
+                together = self.patched.parts.packing.sum(self.clean, group.rows)
                 return group.out(together + change) - group.out(together)
         return change
 
