@@ -86,6 +86,27 @@ def test_in_files_they_are_the_same(toy: Any, tmp_path: Path, monkeypatch: pytes
     torch.testing.assert_close(f.train_sae(kept, **sizes).W_enc, f.train_sae(acts, **sizes).W_enc)
 
 
+def test_chunks_of_one_part_are_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory and in files the same rows; copied only where they are of several parts, or off 64 bytes."""
+    monkeypatch.setattr(collecting, "_AT_ONCE", 4)
+    x, none = torch.arange(72.0).view(18, 4), torch.zeros(18, dtype=torch.long)  # rows of 16 bytes
+    for sizes, own in (([18], [0, 1, 2, 3, 4]), ([3, 1, 0, 9, 5], [1, 2])):
+        parts = tuple(part.clone() for part in x.split(sizes))
+        chunks = list(collecting.Activations(None, (), none, none, parts, "").chunks())
+        assert [chunk.tolist() for chunk in chunks] == [chunk.tolist() for chunk in x.split(4)]
+        kept = {part.untyped_storage().data_ptr() for part in parts if len(part)}
+        assert [i for i, chunk in enumerate(chunks) if chunk.untyped_storage().data_ptr() in kept] == own
+
+
+def test_a_matrix_of_any_numbers_is_read() -> None:
+    """Those of numpy that torch does not have, too."""
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    for kind in ("<f8", ">f8", ">f4", np.longdouble, np.float16, ">i2"):
+        given = x.astype(kind)
+        found = collecting.as_activations(given, "acts").values.numpy()
+        np.testing.assert_array_equal(found, given.astype(float))
+
+
 def test_what_was_stopped_goes_on(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No manifest, no activations; files that are there are not made anew."""
     monkeypatch.setattr(collecting, "_SHARD", 10)

@@ -195,6 +195,18 @@ def test_one_sparsity_is_a_number_or_a_list_of_one(values: Any) -> None:
     assert found.rows[0].quality.l0 <= 4
 
 
+def test_two_close_sparsities_are_two_cells(tmp_path: Path) -> None:
+    """Each is trained and kept with its own; a name is as short as its number is."""
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    weights = [1e-7, 0.5, 0.5000001, 1.0, 2, 1234567.0]
+    how: dict[str, Any] = {"n": 8, "steps": 2, "kinds": ["relu"], "sparsities": {"relu": weights, "topk": 1}}
+    found = f.sweep(x, **how, to=tmp_path)
+    names = ["relu-1e-07", "relu-0.5", "relu-0.5000001", "relu-1", "relu-2", "relu-1234567"]
+    assert [row.name for row in found.rows if row.kind == "relu"] == names
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "baselines-1", "sweep.json"}
+    assert found == f.sweep(x, **how)
+
+
 def test_the_picture_has_a_panel_for_each_figure(swept: tuple[Any, Any, Path], tmp_path: Path) -> None:
     found = swept[1]
     figure = found.plot(tmp_path / "sweep.png")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -123,6 +124,16 @@ def test_long_names_are_whole_in_the_picture(found: Any, toy: cd.Model, tmp_path
         assert size.x0 <= box.x0 and box.x1 <= size.x1 and size.y0 <= box.y0 and box.y1 <= size.y1
     for i, box in enumerate(boxes):
         assert not [other for other in boxes[:i] if box.overlaps(other)]
+
+
+def test_the_picture_is_the_same_with_any_settings_of_the_user(found: Any, toy: cd.Model) -> None:
+    """Whatever matplotlib's `figure.dpi` is."""
+    result = cd.universality.transfer({"a": found["greater_than"]}, {"ioi": "ioi"}, examples=2)
+    sizes: list[tuple[float, float]] = []
+    for dpi in (72, 100, 200):
+        with matplotlib.rc_context({"figure.dpi": dpi}):
+            sizes.append(tuple(result.plot().get_size_inches()))
+    assert sizes[0] == sizes[1] == sizes[2]
 
 
 def test_progress_ends(toy: cd.Model, found: Any) -> None:

@@ -28,6 +28,7 @@ MANIFEST = "activations.json"
 _FORMAT = "circuitdiscovery activations 1"
 _SHARD = 2**16  # tokens of a file, about
 _AT_ONCE = 2**14  # rows that are looked at together where all are
+_ALIGNED = 64  # bytes: torch's own memory begins at multiples of them
 
 
 class Places(NamedTuple):
@@ -82,9 +83,14 @@ class Activations:
         return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
 
     @property
+    def places(self) -> Places:
+        """Where the rows are of."""
+        return Places(self.prompts, self.rows, self.positions)
+
+    @property
     def tokens(self) -> Tensor:
         """[n]: the token at each row's position."""
-        return Places(self.prompts, self.rows, self.positions).tokens
+        return self.places.tokens
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -106,8 +112,19 @@ class Activations:
 
     def chunks(self) -> Iterator[Tensor]:
         """All values in order, as many at a time in memory as in files."""
-        for which in torch.arange(len(self)).split(_AT_ONCE):
-            yield self.take(which)
+        for start in range(0, len(self), _AT_ONCE):
+            yield self._between(start, min(start + _AT_ONCE, len(self)))
+
+    def _between(self, start: int, stop: int) -> Tensor:
+        """[stop - start, d], copied only where they are of several parts, or where their place in memory would
+        show in the last digits of products."""
+        found = [
+            part[max(start - first, 0) : stop - first]
+            for part, first in zip(self.parts, self._starts.tolist(), strict=False)
+            if start < first + len(part) and first < stop
+        ]
+        aligned = len(found) == 1 and found[0].data_ptr() % _ALIGNED == 0
+        return found[0] if aligned else torch.cat(found)
 
     @cached_property
     def digest(self) -> str:
@@ -128,7 +145,8 @@ def as_activations(values: Any, what: str) -> Activations:
         CircuitDiscoveryError: anything else; no row; a number that is not finite.
     """
     if isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "biuf":
-        native = values.dtype.newbyteorder("=")  # a copy, where torch has no such view
+        # a copy, where torch has no such view or no such numbers
+        native = float if values.dtype.char == "g" else values.dtype.newbyteorder("=")
         values = torch.from_numpy(np.require(values, native, ["C", "W"]))
     if isinstance(values, Activations):
         found = values

@@ -60,7 +60,7 @@ class SweepRow(Reported):
     @property
     def name(self) -> str:
         """What it is called in a sweep's folder."""
-        return f"{self.kind}-{self.sparsity:g}"
+        return _cell(self.kind, self.sparsity)
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         yield self.name, str(self.quality)
@@ -188,8 +188,7 @@ def sweep(
     >>> [row.name for row in found.rows]
     ['topk-2', 'topk-4', 'pca-2', 'random-2', 'pca-4', 'random-4']
     """
-    axis = _axis({} if sparsities is None else sparsities, n)
-    cells = _cells(kinds, axis, n)
+    cells, ks = _cells(kinds, {} if sparsities is None else sparsities, n)
     if task is not None and model is None:
         raise CircuitDiscoveryError("task= needs model=, which is run on its prompts")
     if not 0 <= held_out < 1:
@@ -221,13 +220,13 @@ def sweep(
         own: dict[str, Any] = {"k": int(sparsity)} if kind == "topk" else {"sparsity": sparsity}
         own |= {"kind": kind, "n": n, "steps": steps, "lr": lr, "end_to_end": end_to_end, "seed": seed}
         own["target"] = None if written is None else goals[0]
-        cell = None if folder is None else folder / f"{kind}-{sparsity:g}"
+        cell = None if folder is None else folder / _cell(kind, sparsity)
         last = _dictionary(trained, cell, own, report)
         stand = {kind: of_dictionary(last, measured, goals[1])}
         rows.append(SweepRow(kind, sparsity, _measured(cell, stand, last, goals[1], how)[kind]))
         report(steps, steps)
     assert last is not None
-    for k in map(int, axis["topk"]):
+    for k in ks:
         cell = None if folder is None else folder / f"baselines-{k}"
         beside = baselines(last, goals[0], goals[1], k, model, seed)
         found = _measured(cell, beside, last, goals[1], how)
@@ -235,39 +234,37 @@ def sweep(
     return Sweep(last.site, held_out > 0, tuple(rows))
 
 
-def _axis(given: Any, n: int) -> dict[str, list[float]]:
-    """Kind -> its sparsities, rising; by default of topk those that n features can have."""
+def _cell(kind: str, sparsity: float) -> str:
+    """What a cell is called: with all digits of its sparsity, so that no two share a folder."""
+    return f"{kind}-{repr(sparsity).removesuffix('.0')}"
+
+
+def _cells(kinds: Sequence[str], given: Any, n: int) -> tuple[list[tuple[str, float]], list[int]]:
+    """((kind, sparsity) of each dictionary, the k's of the baselines), of each kind rising; by default of
+    topk those that n features can have."""
     if not isinstance(given, Mapping):
         raise CircuitDiscoveryError(f"sparsities must be a mapping from kinds to numbers, not {shown(given)}")
-    every = {**SPARSITIES, "topk": [k for k in SPARSITIES["topk"] if k <= n], **given}
-    found = dict[str, list[float]]()
-    for kind, values in every.items():
+    axis: dict[str, Any] = {**SPARSITIES, "topk": [k for k in SPARSITIES["topk"] if k <= n], **given}
+    for kind in (*axis, *kinds):
         if kind not in KINDS:
             raise unknown("kind", kind, KINDS)
+    for kind, values in axis.items():
         values = as_python(values)
         own: list[Any] = [as_python(each) for each in (values if several(values) else [values])]
         valid = "numbers above 0" if kind != "topk" else "whole numbers of at least 1"
         for value in own:
             if type(value) not in (int, float) or not 0 < value < math.inf or (kind == "topk" and value % 1):
                 raise CircuitDiscoveryError(f"the sparsities of {kind} are {valid}, not {shown(value)}")
-        found[kind] = sorted(set(own))
-    return found
-
-
-def _cells(kinds: Sequence[str], axis: Mapping[str, Sequence[float]], n: int) -> list[tuple[str, float]]:
-    """(kind, sparsity) of each dictionary."""
-    for kind in kinds:
-        if kind not in KINDS:
-            raise unknown("kind", kind, KINDS)
+        axis[kind] = sorted(set(own))
     found = [(kind, value) for kind in dict.fromkeys(kinds) for value in axis[kind]]
     if not found:
         raise CircuitDiscoveryError(
             f"a sweep needs one kind and one sparsity at least, of topk at most n = {n}"
         )
-    for kind, value in found:
-        if kind == "topk" and value > n:
-            raise CircuitDiscoveryError(f"k is {value:g}, but there are only {n} features")
-    return found
+    ks = [int(k) for k in axis["topk"]]
+    if "topk" in kinds and max(ks, default=0) > n:
+        raise CircuitDiscoveryError(f"k is {max(ks):g}, but there are only {n} features")
+    return found, ks
 
 
 def _parts(acts: Activations, held_out: float, seed: int) -> tuple[Activations, Activations]:
@@ -310,6 +307,9 @@ class _Some(Activations):
     def take(self, which: Tensor) -> Tensor:
         """[m, d]: the values of some of them."""
         return super().take(self.which[which])
+
+    def _between(self, start: int, stop: int) -> Tensor:
+        return super().take(self.which[start:stop])
 
 
 def _folder(folder: Path, work: Mapping[str, Any]) -> Path:

@@ -139,7 +139,7 @@ class Transfer(Value):
         from matplotlib.figure import Figure
 
         where, values = figure_path(path), np.array(self.faithfulness, dtype=float)
-        figure = Figure(layout="constrained")
+        figure = Figure(dpi=100, layout="constrained")  # texts are measured in dots
         axes = figure.subplots()
         axes.set_facecolor("lightgray")  # of what is undefined
         image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
