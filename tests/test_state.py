@@ -121,6 +121,8 @@ def of_examples(*examples: Any) -> dict[str, Any]:
         (of_examples(OTHER_ANSWER, *TASK.examples[1:]), "(the task's rows are others than then)"),
         (of_examples(*TASK.examples[::-1]), "(the task's rows are others than then)"),
         (of_data(tokenizer="ef"), "(the tokenizer is another than then)"),
+        (of_data(parts="ef"), "(the graph is split into parts now, and was not then)"),
+        (of_data(given="ef"), "(replacements are given now, and were not then)"),
     ],
 )
 def test_the_state_of_another_search_is_refused_by_name(
@@ -133,6 +135,20 @@ def test_the_state_of_another_search_is_refused_by_name(
         pass
     assert message in str(error.value) and "\n" not in str(error.value)
     assert (tmp_path / "s").read_bytes() == before
+
+
+def test_the_state_of_a_search_and_that_of_a_training_are_told_apart(tmp_path: Path) -> None:
+    """A training knows of no examples: whichever of the two was kept, the other one refuses it."""
+    kinds = {"search": INFO, "training": {"kind": "topk", "n": 8}}
+    for kept, given in (("search", "training"), ("training", "search")):
+        with kept_in(tmp_path / kept, kinds[kept], kept) as saved:
+            saved.keep({"x": EMPTY}, step=1)
+        with (
+            pytest.raises(cd.CircuitDiscoveryError, match=f"the state of another {given} .*there") as told,
+            kept_in(tmp_path / kept, kinds[given], given),
+        ):
+            pass
+        assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00" * 100, b"cut"])
@@ -247,15 +263,23 @@ def test_a_state_is_of_its_graph_s_parts_and_of_its_given_replacements(
     strong, weak = (
         cd.replacements(llama.model, llama.prompts.task, ablation="noise", k=k) for k in (3.0, 0.3)
     )
-    for at, (own, others, message) in enumerate(
-        [
-            ({"graph": first}, ({"graph": last}, {}), "the graph's parts are others than then"),
-            ({"ablation": strong}, ({"ablation": weak}, {"ablation": "noise"}), "the given replacements are"),
-        ]
-    ):
+    kept: list[tuple[dict[str, Any], dict[str, dict[str, Any]]]] = [
+        (
+            {"graph": first},
+            {"the graph's parts are others than then": {"graph": last}, "the graph was split into parts": {}},
+        ),
+        (
+            {"ablation": strong},
+            {
+                "the given replacements are others than then": {"ablation": weak},
+                "replacements were given then": {"ablation": "noise"},
+            },
+        ),
+    ]
+    for at, (own, others) in enumerate(kept):
         state = tmp_path / f"{at}"
         found, before = found_by(llama, name, state=state, **own), state.read_bytes()
-        for other in others:
+        for message, other in others.items():
             with pytest.raises(
                 cd.CircuitDiscoveryError, match=f"the state of another search .{message}"
             ) as told:

@@ -47,7 +47,16 @@ _DATA = {  # what each digest is of, in words
     "parts": "the graph's parts are others",
     "given": "the given replacements are others",
 }
-_OR_NONE = {"parts", "given"}  # of these, no digest says that there are none
+_OR_NONE = {  # of these, no digest says that there are none: (now, then)
+    "parts": (
+        "the graph was split into parts then, and is not now",
+        "the graph is split into parts now, and was not then",
+    ),
+    "given": (
+        "replacements were given then, and are not now",
+        "replacements are given now, and were not then",
+    ),
+}
 
 Number = TypeVar("Number", int, float, str)
 Array = np.ndarray | torch.Tensor | torch.Generator
@@ -213,18 +222,24 @@ def _difference(saved: Any, ours: Mapping[str, Any]) -> str:
     told: list[str] = []
     for key in dict.fromkeys([*ours, *saved]):
         there, here = saved.get(key), ours.get(key)
-        if key == "data" and isinstance(there, dict) and (other := other_data(there, ours[key])):
-            told.append(other)
-        elif there != here:
-            parts = (
-                f": {_difference(there, here)}" if isinstance(there, dict) and isinstance(here, dict) else ""
-            )
-            told.append(key + (parts or f" {there!r} there, {here!r} here"))
+        if there == here:
+            continue
+        if isinstance(there, dict) and isinstance(here, dict):
+            other = other_data(there, here) if key == "data" else None
+            told.append(other or f"{key}: {_difference(there, here)}")
+        else:
+            told.append(f"{key} {there!r} there, {here!r} here")
     return ", ".join(told)
 
 
 def other_data(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
     """In words, the first that is not of the same digest; None where all that both know is."""
-    both = there.keys() & here.keys() | _OR_NONE
-    other = {name for name in both if there.get(name) != here.get(name)}
-    return next((f"{words} than then" for name, words in _DATA.items() if name in other), None)
+    for name, words in _DATA.items():
+        then, now = there.get(name), here.get(name)
+        if then == now:
+            continue
+        if then is not None and now is not None:
+            return f"{words} than then"
+        if name in _OR_NONE:
+            return _OR_NONE[name][then is None]
+    return None
