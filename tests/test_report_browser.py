@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,16 @@ def circuit() -> Circuit:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory, circuit: Circuit) -> Path:
     return report(make_run(tmp_path_factory.mktemp("browser") / "run", circuit))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small real run's folder."""
+    folder = tmp_path_factory.mktemp("found")
+    options = ["--method", "eap", "--edges", "60", "--examples", "8", "--measure", "quick", "--out", "run"]
+    command = [sys.executable, "-m", "circuitdiscovery", "discover", "toy", "ioi", *options]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder / "run"
 
 
 def lit(page: Any, name: str) -> set[str]:
@@ -406,6 +418,18 @@ def test_nothing_is_wider_than_the_window(browse: Callable[..., Any], path: Path
     page = browse(path, viewport={"width": width, "height": 800})
     page.evaluate("document.querySelectorAll('details').forEach(card => { card.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [360, 905])
+def test_a_real_run_is_no_wider_than_the_window(browse: Callable[..., Any], found: Path, width: int) -> None:
+    """On a phone, and just above where cards stand beside the drawing: tables scroll, and names wrap."""
+    page = browse(found / "report.html", viewport={"width": width, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("document.querySelectorAll('details').forEach(card => { card.open = true; })")
+    assert page.locator(".lens:not(.units) table").count() and page.locator(".units table").count()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    table = page.locator(".units table").first.bounding_box()
+    assert table["width"] > page.locator(".units .scroll").first.bounding_box()["width"]
 
 
 def test_a_long_name_goes_on_in_the_next_line(
