@@ -27,7 +27,10 @@ from circuitdiscovery.explanation.attention import attention, observe, read_at
 from circuitdiscovery.explanation.cards import Explanation
 from circuitdiscovery.explanation.head_scores import CopyScores, PatternScores, repeated_sequences
 from circuitdiscovery.explanation.seen import Seen
+from circuitdiscovery.features.words import words
 from circuitdiscovery.model.run import plain_run
+from circuitdiscovery.reporting.data import contents_of
+from circuitdiscovery.reporting.options import Options
 from circuitdiscovery.task.task import Task
 
 PLANTED = planted()
@@ -395,6 +398,27 @@ def test_the_lens_decodes_where_there_is_a_tokenizer(tinies: Callable[[str], Tin
     assert task.held_out is not None
     assert card["m2"].lens[0].promoted[0][0].strip() == task.held_out.examples[0].variables["pronoun"]
     assert card["a0.h3"].patterns[0].text == task.held_out.examples[0].text
+
+
+def test_an_id_past_the_tokenizer_s_vocabulary_is_named(tinies: Callable[[str], Tiny]) -> None:
+    """Embeddings are often padded. Here the first padded id is the likeliest answer wherever the right one is."""
+    model = tinies("toy").model
+    known, task = len(model.tokenizer), cd.load_task("ioi", model, examples=4)
+    row = model.W_U[task.examples[0].correct[0]]
+    padded = replace(model, W_U=torch.cat([model.W_U, 9 * row[None], -9 * row[None]]))
+    circuit, options = cd.eap(model, task).top(60), Options(model="toy", task="ioi")
+    cards = cd.explain(padded, task, circuit, effort="quick").cards
+    ends = f"<token {known}>", f"<token {known + 1}>"
+    (lens, *_) = cards["a2.h0"].lens
+    assert (lens.promoted[0][0], lens.suppressed[0][0]) == ends
+    units = [unit for card in cards.values() for unit in card.units]
+    assert set(ends) <= {text for unit in units for text, _ in (*unit.promoted, *unit.suppressed)}
+    assert not [unit for unit in units for text, _ in (*unit.promoted, *unit.suppressed) if not text]
+    numbers = padded.W_U @ row
+    assert (words(padded, numbers, 1)[0][0], words(padded, numbers, 1, largest=False)[0][0]) == ends
+    measured = cd.evaluate(padded, task, circuit, effort="quick").to_dict()
+    contents = contents_of(padded, task, circuit, None, measured, options, "quick", None)
+    assert ends[0] in {prompt["full"]["token"] for prompt in contents["prompts"]}
 
 
 # ------------------------------------------------------------------ effects and edges

@@ -29,6 +29,7 @@ from circuitdiscovery.model.run import Run, at_position, per_head, plain_run, ru
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.example import END, Example
 from circuitdiscovery.task.task import Task
+from circuitdiscovery.task.tokenization import text_of
 
 MOST = 5  # attended tokens that are named
 
@@ -361,4 +362,4 @@ def after_copies(example: Example) -> list[int]:
 
 def shown(model: Model, ids: Sequence[int]) -> str:
     """The text of tokens; their ids if the model has no tokenizer."""
-    return " ".join(map(str, ids)) if model.tokenizer is None else str(model.tokenizer.decode(list(ids)))
+    return text_of(model.tokenizer, ids)

@@ -13,7 +13,8 @@ Words = tuple[tuple[str, float], ...]
 
 
 def word(model: Model, token: int) -> str:
-    """A token as it stands in a text, or its number where the model has no tokenizer."""
+    """A token as it stands in a text, or its number where the model has no tokenizer; `<token 7>` where it
+    has no text."""
     return str(token) if model.tokenizer is None else Encoder(model.tokenizer).token(token)
 
 

@@ -19,6 +19,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.reporting.folder import FORMAT, NOT_MEASURED, fingerprint
 from circuitdiscovery.reporting.options import MEASURED_WITH, Options
 from circuitdiscovery.reporting.progress import stage
+from circuitdiscovery.task.tokenization import text_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -214,7 +215,7 @@ def _prompts(model: Model, task: Task, circuit: Circuit, options: Options) -> li
         how = options.some("ablation", "direction", "batch_size")
         kept = run_circuit(model, task, circuit, **how).float().cpu()  # [examples, vocabulary]
     return [
-        {"text": example.text or _decoded(model, example.clean)}
+        {"text": example.text or text_of(model.tokenizer, example.clean)}
         | _answers(model, example)
         | {"full": _answered(model, example, full[row]), "circuit": _answered(model, example, kept[row])}
         | {"agree": bool(full[row].argmax() == kept[row].argmax())}
@@ -239,12 +240,7 @@ def _answers(model: Model, example: Example) -> Json:
 
 
 def _tokens(model: Model, ids: Sequence[int]) -> list[str]:
-    return [_decoded(model, [token]) for token in ids]
-
-
-def _decoded(model: Model, ids: Sequence[int]) -> str:
-    """The text of tokens; their ids if the model has no tokenizer."""
-    return " ".join(map(str, ids)) if model.tokenizer is None else str(model.tokenizer.decode(list(ids)))
+    return [text_of(model.tokenizer, [token]) for token in ids]
 
 
 def _rounded(value: float) -> float:

@@ -36,6 +36,7 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import Reading, Run, embed, plain_run
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
+from circuitdiscovery.task.tokenization import text_of
 from circuitdiscovery.values import Value
 
 if TYPE_CHECKING:
@@ -386,10 +387,6 @@ def _tokens(model: Model, units: Sequence[tuple[int, int]]) -> tuple[list[_Token
     for sign, into in zip((1, -1), found, strict=True):
         best = (sign * logits).topk(min(TOKENS, logits.shape[-1]))
         for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-            words = [_word(model, token) for token in tokens]
+            words = [text_of(model.tokenizer, [token]) for token in tokens]
             into.append(tuple(zip(words, (sign * value for value in values), strict=True)))
     return found
-
-
-def _word(model: Model, token: int) -> str:
-    return str(token) if model.tokenizer is None else model.tokenizer.decode([token])

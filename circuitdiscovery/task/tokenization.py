@@ -21,6 +21,17 @@ class HasTokenizer(Protocol):
     def tokenizer(self) -> Any: ...
 
 
+def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of tokens; their ids where there is no tokenizer, or where they have no text.
+
+    >>> text_of(None, [3, 5])
+    '3 5'
+    """
+    if tokenizer is None:
+        return " ".join(map(str, ids))
+    return str(tokenizer.decode(list(ids))) or "".join(map(Encoder(tokenizer).token, ids))
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A tokenizer's own call, with its BOS as the tokenizer has it, or put in front
@@ -83,12 +94,15 @@ class Encoder:
         return repr("|".join(self.token(token) for token in ids))
 
     def token(self, token: int) -> str:
-        """A token as it stands in a text; a tokenizer's own call would take the space away in front of it."""
+        """A token as it stands in a text; a tokenizer's own call would take the space away in front of it.
+
+        Embeddings are often padded: an id that the tokenizer does not know has no text, and is named.
+        """
         piece = str(self.tokenizer.convert_ids_to_tokens([token])[0])
         text = str(self.tokenizer.decode([token]))
         if piece[:1] in ("\u0120", "\u2581") and text[:1] != " ":
             text = f" {text}"
-        return text
+        return text or f"<token {token}>"
 
     def knows(self, text: str, ids: Sequence[int]) -> bool:
         """Whether no token is the unknown one. In some vocabularies it is also BOS,
