@@ -5,6 +5,9 @@ head, elsewhere than in memory, quantized.
 from __future__ import annotations
 
 import copy
+import gc
+import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +17,7 @@ from tiny import Tiny, random_model, random_prompts, tiny_config
 from torch import Tensor, nn
 
 import circuitdiscovery as cd
+from circuitdiscovery.model.run import plain_run
 
 
 def refused(source: Any, match: str, **options: Any) -> None:
@@ -250,3 +254,93 @@ def test_half_precision_objects(tiny: Tiny) -> None:
     """`hf.half()` and `hf.bfloat16()` round their rotary tables too, and still load."""
     for half in (torch.bfloat16, torch.float16):
         agrees(random_model(tiny.hf.config).to(half), str(half).removeprefix("torch."), 0.3)
+
+
+# ------------------------------------------------------------------ weights that the object and the model share
+
+
+CHANGED = r"its weights were changed since .*load that again"
+
+
+def trained(hf: Any, optimizer: Any) -> None:
+    """One step of training."""
+    rows = random_prompts(101).clean
+    hf(rows, labels=rows).loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox_serial"])
+@pytest.mark.parametrize("how", [{"foreach": True}, {"fused": True}], ids=str)
+def test_a_model_whose_object_was_trained_is_refused(name: str, how: dict[str, Any]) -> None:
+    """torch's own count of changes does not move where the optimizer is fused."""
+    hf, prompts = random_model(tiny_config(name)), random_prompts(101)
+    optimizer = torch.optim.AdamW(hf.parameters(), 1e-2, **how)
+    model, kept = cd.load_model(hf), cd.load_model(copy.deepcopy(hf))
+    copied, converted = copy.deepcopy(model), cd.load_model(hf, dtype="float64")
+    circuit, before = cd.Circuit.full(model.graph), logits_of(hf, prompts.clean)
+    hypothesis, earlier = cd.Circuit.empty(model.graph), cd.features.run(model, prompts.clean)
+    trained(hf, optimizer)
+    uses: list[Any] = [
+        lambda: cd.run_circuit(model, prompts.task, circuit),
+        lambda: cd.eap(model, prompts.task),
+        lambda: cd.evaluate(model, prompts.task, hypothesis, effort="quick"),
+        lambda: cd.features.run(model, prompts.clean),
+        lambda: earlier.values("resid1"),
+        lambda: cd.features.project(model, "m0/n1"),
+        lambda: plain_run(model, prompts.clean, None),
+        lambda: copy.deepcopy(model),
+        lambda: pickle.dumps(model),
+    ]
+    for use in uses:
+        with pytest.raises(cd.CircuitDiscoveryError, match=CHANGED) as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    for other in (kept, copied, converted):
+        mine = cd.run_circuit(other, prompts.task, circuit).float()
+        torch.testing.assert_close(mine, before, atol=1e-4, rtol=0)
+    agrees(hf)  # loaded again
+
+
+def test_one_number_that_was_changed_is_seen_and_reading_changes_nothing(gpt2: Tiny) -> None:
+    hf = copy.deepcopy(gpt2.hf)
+    model, prompts = cd.load_model(hf), random_prompts(101)
+    hf(prompts.clean, labels=prompts.clean).loss.backward()
+    hf.train().zero_grad()
+    cd.eap(model, prompts.task)
+    with torch.no_grad():
+        hf.transformer.wte.weight[3, 5] += 1
+    with pytest.raises(cd.CircuitDiscoveryError, match=CHANGED):
+        cd.eap(model, prompts.task)
+
+
+def test_weights_are_shared_and_what_was_copied_goes_with_the_object() -> None:
+    """GPT-NeoX's queries, keys and values are rows of one matrix, which the model has in another order."""
+    hf = random_model(tiny_config("neox_serial"))
+    model, joint = cd.load_model(hf), hf.gpt_neox.layers[0].attention.query_key_value.weight
+    assert model.W_E.data_ptr() == hf.gpt_neox.embed_in.weight.data_ptr()
+    gone = weakref.ref(joint.untyped_storage())
+    del hf, joint
+    gc.collect()
+    assert gone() is None
+    assert len(cd.eap(model, random_prompts(101).task)) == len(model.graph)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_were_made_in_inference_mode(dtype: str) -> None:
+    """They can be part of no gradient; and within the mode all is as without it."""
+    prompts, plain = random_prompts(101), random_model(tiny_config("llama"))
+    with torch.inference_mode():
+        made = copy.deepcopy(plain)
+        assert made.lm_head.weight.is_inference()
+        within = cd.eap(cd.load_model(plain, dtype=dtype), prompts.task).values
+        model = cd.load_model(made, dtype=dtype)
+        assert cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph)).grad_fn is None
+        assert torch.is_inference_mode_enabled()
+    expected = cd.eap(cd.load_model(plain, dtype=dtype), prompts.task).values
+    assert (expected == within).all() and (expected == cd.eap(model, prompts.task).values).all()
+
+
+def test_loaded_models_can_be_compared(gpt2: Tiny) -> None:
+    model, other = (cd.load_model(gpt2.folder) for _ in range(2))
+    assert model == model and model != other and model.digest == other.digest
+    assert {model: 1}[model] == 1 and other not in [model]

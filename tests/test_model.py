@@ -65,6 +65,16 @@ def test_a_model_with_its_tokenizer(gpt2: Tiny) -> None:
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(gpt2.words)
     assert cd.load_model((gpt2.hf, tokenizer)).tokenizer is tokenizer
+    for given in (gpt2.words, str(gpt2.words)):
+        model = cd.load_model((gpt2.hf, given))
+        assert model.tokenizer("w7 w8").input_ids[-2:] == [7, 8]
+    assert cd.load_model((gpt2.hf, "toy")).tokenizer(" John").input_ids
+
+
+@pytest.mark.parametrize("given", [3, ["w1"], "no/such/folder", "", Path("nowhere"), "empty"])
+def test_a_tokenizer_that_is_none_is_refused(gpt2: Tiny, given: Any, tmp_path: Path) -> None:
+    told = "tokenizer|there is no folder|an empty text"
+    refused((gpt2.hf, tmp_path if given == "empty" else given), told)
 
 
 def test_a_folder_with_a_tokenizer_whose_class_is_another(llama: Tiny, tmp_path: Path) -> None:

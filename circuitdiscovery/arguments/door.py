@@ -9,6 +9,7 @@ is narrower than what is accepted.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import wraps
@@ -89,6 +90,7 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
         if any(name not in given for name in required):
             raise _wrong_call(function, parameters, args, kwargs)
         with ExitStack() as stack:
+            _leave_inference_mode(stack)
             call = Call(function.__name__, given, {} if own is None else {own: given[own]}, stack)
             for name, check in checks:
                 if name in given:
@@ -98,6 +100,13 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
             return cast(Any, function)(*places, **made)
 
     return door
+
+
+def _leave_inference_mode(stack: ExitStack) -> None:
+    """For one call: in torch's inference mode no gradient can be taken, nor later of what is made in it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.is_inference_mode_enabled():
+        stack.enter_context(torch.inference_mode(False))
 
 
 def check_of(parameter: Parameter) -> Check | None:

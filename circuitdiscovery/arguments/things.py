@@ -42,6 +42,7 @@ def model(call: Call, name: str, value: Any) -> Any:
             )
         raise ArgumentError(f"{call.function}: model must be a model, not a task")
     if is_a(value, "Model"):
+        cast(Any, value).check_weights()
         return value
     if text or _is_module(value) or (isinstance(value, tuple) and len(value) == 2 and _is_module(value[0])):
         return named("load_model")(path(call, name, value) if text else value)

@@ -17,8 +17,8 @@ from weakref import ref
 import torch
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.errors import CircuitDiscoveryError, one_line, unknown
-from circuitdiscovery.files.disk import GGUF, HUB_NAME, data_folder
+from circuitdiscovery.errors import CircuitDiscoveryError, one_line, shown, unknown
+from circuitdiscovery.files.disk import GGUF, HUB_NAME, data_folder, is_folder
 from circuitdiscovery.model.build import architecture_of, build, weights_digest
 from circuitdiscovery.model.config import CONFIG
 from circuitdiscovery.model.folder import from_hub, quiet_transformers, read_folder
@@ -28,8 +28,8 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.object import DTYPES, held, inner_bridge, unwrapped
 from circuitdiscovery.model.placement import Placement, placement
 from circuitdiscovery.model.proof import prove
-from circuitdiscovery.model.source import Source
-from circuitdiscovery.model.tokenizer import tokenizer_of
+from circuitdiscovery.model.source import Shared, Source
+from circuitdiscovery.model.tokenizer import read_tokenizer, tokenizer_of
 
 __all__ = ["DTYPES", "bundled_models", "load_model", "quiet_transformers", "read_gguf", "weights_digest"]
 
@@ -54,7 +54,12 @@ def load_model(
         source: a bundled model's name, a Hugging Face folder, a .gguf file (its weights in full precision;
             needs the extra `gguf`), a folder or a .pth file in TransformerLens' original format (such as
             Attn_Only_2L512W_C4_Code), a hub name, a Hugging Face causal language model (its tokenizer is
-            looked up by its `name_or_path`), a pair (model, tokenizer), or a TransformerBridge.
+            looked up by its `name_or_path`), a pair (model, tokenizer), where the tokenizer's folder or name
+            will do, or a TransformerBridge. An object's weights are shared, not copied, but for what is
+            converted or moved. Where they are changed afterwards, as by training, the model is refused: load
+            the object again, or load a copy of it (`copy.deepcopy`) to keep a state. torch does not count
+            changes through `.data` and by fused optimizers. A few numbers of each weight tell of these, so
+            that one of single numbers is not seen.
         device: a torch device; by default CUDA where there is one, for an object the device it is on.
         dtype: float32, float64, bfloat16 or float16; objects are converted too.
         name: what files and messages call the model; by default the
@@ -81,23 +86,21 @@ def load_model(
     with quiet_transformers():
         if isinstance(source, (str, Path)):
             target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            path, shown = located(source)
-            hf, tokenizer = read(path, shown)
-            model = _model(
-                unwrapped(hf), tokenizer, name or shown, target, precision, device_map, in_place=True
-            )
-            return replace(model, source=Source(path.absolute()))
+            path, known_as = located(source)
+            hf, tokenizer = read(path, known_as)
+            origin = Source(path.absolute())
+            return _model(unwrapped(hf), tokenizer, name or known_as, target, precision, device_map, origin)
         if isinstance(source, Model):
             raise CircuitDiscoveryError(f"{source.name} is loaded already; use it as it is")
         hf, tokenizer = source, getattr(source, "tokenizer", None)
         if isinstance(source, tuple) and len(source) == 2:
-            hf, tokenizer = source
+            hf, tokenizer = source[0], _given_tokenizer(source[1])
         bridge, hf = inner_bridge(hf), unwrapped(hf)
         target = _device(device or next((parameter.device for parameter in hf.parameters()), "cpu"))
         if tokenizer is None and getattr(getattr(hf, "config", None), "_name_or_path", ""):
             tokenizer = tokenizer_of(str(hf.config._name_or_path))
-        model = _model(hf, tokenizer, name or _object_name(hf), target, precision, device_map)
-        return replace(model, source=Source(reference=ref(hf if bridge is None else bridge)))
+        origin = Source(reference=ref(hf if bridge is None else bridge))
+        return _model(hf, tokenizer, name or _object_name(hf), target, precision, device_map, origin)
 
 
 def read(path: Path, name: str) -> tuple[Any, Any]:
@@ -118,16 +121,15 @@ def _model(
     name: str,
     device: torch.device,
     dtype: torch.dtype,
-    device_map: str | Mapping[str, Any] | None = None,
-    *,
-    in_place: bool = False,
+    device_map: str | Mapping[str, Any] | None,
+    source: Source,
 ) -> Model:
-    """The model of a Hugging Face model, whose weights are converted
-    with `in_place`, where it is nobody else's.
+    """The model of a Hugging Face model, whose weights are converted in place where it was
+    read from a path: it is nobody else's.
     """
     found = held(hf, name)
     digest = weights_digest(found.weights)
-    if in_place:  # its tables stay as precise as they are
+    if source.path is not None:  # its tables stay as precise as they are
         del found  # the weights in the dtype of the file, which are dropped one by one
         for parameter in hf.parameters():
             parameter.data = parameter.data.to(dtype)
@@ -136,7 +138,10 @@ def _model(
     if device_map is not None:
         prefix = architecture_of(found.config.model_type).layers
         where = placement(found.plain, found.layers, prefix, device_map, dtype, name)
-    weights = {key: value.detach().to(where(key), dtype) for key, value in found.weights.items()}
+    moved = {key: value.detach().to(where(key), dtype) for key, value in found.weights.items()}
+    # those that were made in inference mode cannot be part of a gradient
+    weights = {key: value.clone() if value.is_inference() else value for key, value in moved.items()}
+    del moved
     try:
         model = build(found.config, weights, name, digest, tokenizer)
     except CircuitDiscoveryError:
@@ -149,7 +154,9 @@ def _model(
         )
         raise CircuitDiscoveryError(f"{name}: the model {why}") from error
     prove(model, found.plain, found.own, found.layers)
-    return model
+    if source.path is None:
+        source = replace(source, shared=Shared.of(name, model, found.weights.values()))
+    return replace(model, source=source)
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -242,6 +249,24 @@ def _no_model(name: str) -> str:
         f"no model {name!r}; {f'did you mean {hint!r}? ' if hint else ''}Valid bundled models: "
         f"{', '.join(bundled_models())}"
     )
+
+
+def _given_tokenizer(given: Any) -> Any:
+    """A tokenizer; a folder's or a name's is read."""
+    if given is None or callable(given):
+        return given
+    if not isinstance(given, str | Path):
+        raise CircuitDiscoveryError(
+            "a tokenizer is Hugging Face's, a folder or a name that has one, or None for a model without, "
+            f"not {shown(given)}"
+        )
+    folder, name = Path(given).expanduser(), str(given)
+    if name in bundled_models() or not is_folder(folder):
+        folder, name = located(given, weights=False)
+    found = read_tokenizer(folder, name)
+    if found is None:
+        raise CircuitDiscoveryError(f"{name}: there is no tokenizer in it")
+    return found
 
 
 def _object_name(hf: Any) -> str:

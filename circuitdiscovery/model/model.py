@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,9 +42,9 @@ _OURS = {
 _OURS |= {"config": _OURS["cfg"], "to_str_tokens": _OURS["to_tokens"], "hooks": _OURS["run_with_cache"]}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
-    """A loaded transformer (see `load_model`)."""
+    """A loaded transformer (see `load_model`). Models of equal digests have the same weights."""
 
     name: str
     digest: str  # of the weight tensors' names, shapes and bytes
@@ -60,7 +60,7 @@ class Model:
     logit_scale: float = 1.0  # of the logits
     logit_cap: float | None = None  # c: a logit x is c tanh(x / c) (Gemma 2)
     embed_norm: Norm | None = None  # of the token embeddings (BLOOM)
-    source: Source | None = field(default=None, compare=False)  # what it was loaded from
+    source: Source | None = None  # what it was loaded from
 
     @property
     def device(self) -> torch.device:
@@ -133,6 +133,11 @@ class Model:
     def max_length(self) -> int | None:
         """The longest prompt in tokens that the forward is right for; None where nothing bounds it."""
         return self.n_positions
+
+    def check_weights(self) -> None:
+        """Refuse a model whose weights were changed in the object that it was loaded from."""
+        if self.source is not None:
+            self.source.check()
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Refuse [..., position] token ids that this model cannot read."""

@@ -32,6 +32,7 @@ _RUN_TOKENS = 16  # whose products take as long as reading the weights
 
 def embed(model: Model, tokens: Tensor) -> Tensor:
     """[N, T] token ids -> [N, T, D]: token plus position embedding, the source `input`."""
+    model.check_weights()
     model.check_tokens(tokens)
     x = model.embedded(F.embedding(tokens, model.W_E))
     return x if model.W_pos is None else x + model.W_pos[: tokens.shape[1]]
