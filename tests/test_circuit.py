@@ -15,6 +15,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.load import load_circuit
@@ -75,6 +76,23 @@ def test_trap_14_ties_reach_every_count_by_index() -> None:
 def test_an_impossible_count_names_the_range(choose: str, n: Any) -> None:
     with pytest.raises(CircuitDiscoveryError, match="edges must be a whole number from 0 to 8"):
         getattr(random_scores(SMALL), choose)(n)
+
+
+@pytest.mark.parametrize("choose", ["top", "best", "greedy"])
+def test_a_count_of_numpy_is_one_of_python(choose: str) -> None:
+    scores = random_scores(SMALL)
+    found = getattr(scores, choose)(np.int64(5), absolute=np.True_)
+    assert found == getattr(scores, choose)(5) and found.info == getattr(scores, choose)(5).info
+
+
+def test_scores_and_masks_of_tensors() -> None:
+    values = torch.arange(15.0).reshape(3, 5).requires_grad_()
+    given: Any = values
+    assert Scores(SMALL, given)["input->logits"] == 4.0
+    mask: Any = torch.ones(3, 5, requires_grad=True) * torch.tensor(SMALL.allowed)
+    assert Circuit(SMALL, mask) == Circuit.full(SMALL)
+    with pytest.raises(CircuitDiscoveryError, match="scores must be numbers"):
+        Scores(SMALL, given.to_sparse())
 
 
 def test_trap_11_above_says_signed_or_absolute_and_keeps_equality() -> None:

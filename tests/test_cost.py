@@ -102,6 +102,19 @@ def test_what_a_card_takes() -> None:
         assert 0.4 * float(card) < billions < 0.45 * float(card)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"examples": 5}, "examples and skip_bad say how a task is loaded, and tokens is loaded already"),
+        ({"skip_bad": True}, "examples and skip_bad say how"),
+        ({"dtype": "float23"}, "no dtype 'float23'; did you mean 'float32'"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(gpt2: Tiny, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match=told):
+        cd.plan(gpt2.model, gpt2.prompts.task, **options)
+
+
 def test_the_command_needs_no_weights(llama: Tiny, words: Path, tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 

@@ -125,6 +125,22 @@ def test_a_groups_heads_must_agree(tmp_path: Path) -> None:
         load(tmp_path, data, n_kv_heads=3)
 
 
+def test_groups_that_the_file_denies_are_refused(tmp_path: Path) -> None:
+    data = theirs(2, 4)
+    with pytest.raises(CircuitDiscoveryError, match=r"field 'cfg': .*at least one"):
+        load(tmp_path, data, n_kv_heads=0)
+    data["cfg"]["n_kv_heads"] = 2
+    assert load(tmp_path, data, n_kv_heads=2).graph == load(tmp_path, data).graph == GROUPED
+    for read in (load_circuit, Scores.load):
+        with pytest.raises(CircuitDiscoveryError, match="its cfg has n_kv_heads 2, not the given 4"):
+            read(tmp_path / "mib.json", n_kv_heads=4)
+    Circuit.full(GROUPED).save(tmp_path / "own.json")
+    Scores(GROUPED, np.zeros(GROUPED.allowed.shape)).save(tmp_path / "own.safetensors")
+    for read, own in ((load_circuit, "own.json"), (Scores.load, "own.safetensors")):
+        with pytest.raises(CircuitDiscoveryError, match="n_kv_heads is for MIB's JSON alone"):
+            read(tmp_path / own, n_kv_heads=2)
+
+
 def _changed(change: str) -> dict[str, Any]:
     data = theirs()
     changes = {

@@ -195,6 +195,16 @@ def test_the_whole_circuit_has_an_edge_where_parts_have_one() -> None:
     assert {edge: whole.score(edge) for edge in whole.edges} == pytest.approx(pairs)
 
 
+def test_an_edge_whose_parts_have_no_score_has_none() -> None:
+    into = [edge for edge in SMALL.edges if edge.startswith("m0/") and edge.endswith("->logits")]
+    mask, values = SMALL.mask([*into, "m1/rest->logits"]), np.full(SMALL.allowed.shape, np.nan)
+    values[SMALL.index("m1/rest->logits")] = 2.0
+    assert cd.Circuit(SMALL, mask, values).whole.score("m0->logits") is None
+    values[SMALL.index(into[0])] = -1.5
+    whole = cd.Circuit(SMALL, mask, values).whole
+    assert whole.score("m0->logits") == -1.5 and whole.score("m1->logits") == 2.0
+
+
 def test_networkx_notebooks_and_comparisons_take_parts(circuit: Circuit) -> None:
     view = circuit.to_networkx()
     assert view.number_of_edges() == len(circuit) and set(view.nodes) == set(circuit.nodes)

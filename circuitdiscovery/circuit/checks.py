@@ -64,14 +64,19 @@ def named_nodes(graph: Graph, names: Iterable[str]) -> set[str]:
     return named
 
 
+def _array(values: Any) -> np.ndarray:
+    """Values as an array, a tensor's without its gradient."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
 def floats(values: Any) -> np.ndarray:
     """A float32 or float64 array as it is, any other numbers as float64."""
     try:
-        array = np.asarray(values)
+        array = _array(values)
         if array.dtype.kind not in "biufO":
             raise TypeError(f"not {array.dtype} values")
         return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise CircuitDiscoveryError(f"scores must be numbers: {error}") from None
 
 
@@ -95,9 +100,9 @@ def check_shape(what: str, array: np.ndarray, graph: Graph) -> None:
 def booleans(values: Any) -> np.ndarray:
     """A new array of True and False; 0 and 1 are accepted too."""
     try:
-        array = np.array(values)
+        array = _array(values)
         plain = array.dtype == bool or (array.dtype.kind in "iuf" and bool(np.isin(array, (0, 1)).all()))
-    except (TypeError, ValueError, OverflowError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise CircuitDiscoveryError(f"a circuit's mask must hold True and False: {error}") from None
     if not plain:
         raise CircuitDiscoveryError(f"a circuit's mask must hold True and False, not {array.dtype} values")

@@ -246,7 +246,9 @@ class Circuit:
 
     @property
     def whole(self) -> Circuit:
-        """The circuit between whole nodes: an edge where their parts have one, with the sum of the scores."""
+        """The circuit between whole nodes: an edge where their parts have one, with the sum of their scores;
+        without a score where none of them has one.
+        """
         graph = self.graph.whole
         if not self.graph.splits:
             return self
@@ -257,10 +259,11 @@ class Circuit:
                 for name in self.graph.receivers
             ]
         )
-        mask, scores = np.zeros_like(graph.allowed), np.zeros(graph.allowed.shape)
+        mask, scores = np.zeros_like(graph.allowed), np.full(graph.allowed.shape, np.nan)
         at = np.ix_(rows, columns)
         np.logical_or.at(mask, at, self.mask)
         if self.scores is not None:
+            np.fmax.at(scores, at, 0.0 * self.scores)  # 0 where any part's edge has a score
             np.add.at(scores, at, np.nan_to_num(self.scores))
         kept = {name: value for name, value in self.info.items() if name != "roles"}
         return Circuit(graph, mask, None if self.scores is None else scores, kept)

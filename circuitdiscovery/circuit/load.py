@@ -28,6 +28,7 @@ def load_circuit(
     Args:
         name_or_path: what ends in .json is a path, and so is a folder.
         n_kv_heads: key/value groups of the model; MIB's JSON does not say where they are fewer than heads.
+            Only for that format.
         dictionaries: node -> the dictionary whose features its parts are. A circuit of features loads,
             compares and draws without it; to run it needs it.
 
@@ -36,13 +37,15 @@ def load_circuit(
 
     Raises:
         CircuitDiscoveryError: no such circuit; a file that says something else than a circuit, by file and
-            field; a dictionary of a node without features, or another one than the circuit's.
+            field; a dictionary of a node without features, or another one than the circuit's; n_kv_heads
+            where the file itself says it.
     """
     path = circuit_file(name_or_path)
     data = read_json(path)
     if mib.is_mib(data):
         circuit = Circuit(*mib.read(data, str(path), n_kv_heads))
     else:
+        mib.only_here(n_kv_heads, str(path))
         circuit = naming(str(path), lambda: Circuit(*circuit_json.read(data, str(path))))
     return _with_dictionaries(circuit, dictionaries, str(path)) if dictionaries else circuit
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import edge_name, group_name, letter_of, parsed, receiver_name
@@ -45,12 +45,20 @@ def read(data: Any, where: str, n_kv_heads: int | None = None) -> tuple[Graph, n
 
     Raises:
         CircuitDiscoveryError: another shape of file; a missing or unknown edge; heads of a
-            group that disagree; a circuit of neurons.
+            group that disagree; a circuit of neurons; other groups than the file's `cfg` says.
     """
     exactly(data, ("cfg", "nodes", "edges"), where)
     graph = _graph(data["cfg"], where, n_kv_heads)
     _check_nodes(data["nodes"], graph, where)
     return graph, *_arrays(typed(data["edges"], dict, where, "edges"), graph, where)
+
+
+def only_here(n_kv_heads: int | None, where: str) -> None:
+    """Refuse a number of groups for a file in a format that says it itself."""
+    if n_kv_heads is not None:
+        raise CircuitDiscoveryError(
+            f"{where}: n_kv_heads is for MIB's JSON alone; this file says itself which graph it is of"
+        )
 
 
 def write(
@@ -96,7 +104,12 @@ def _graph(cfg: Any, where: str, n_kv_heads: int | None) -> Graph:
     known = ("n_layers", "n_heads", "parallel_attn_mlp")
     for name, kind in zip(known, (int, int, bool), strict=True):
         typed(typed(cfg, dict, where, "cfg").get(name), kind, where, f"cfg.{name}")
-    groups = n_kv_heads or cfg.get("n_kv_heads", cfg["n_heads"])
+    said = cfg.get("n_kv_heads")
+    if None not in (n_kv_heads, said) and n_kv_heads != said:
+        raise CircuitDiscoveryError(
+            f"{where}: its cfg has n_kv_heads {shown(said)}, not the given {n_kv_heads}"
+        )
+    groups = cfg.get("n_kv_heads", cfg["n_heads"]) if n_kv_heads is None else n_kv_heads
     shape = {
         "n_layers": cfg["n_layers"],
         "n_heads": cfg["n_heads"],

@@ -120,10 +120,10 @@ class Scores:
         Raises:
             CircuitDiscoveryError: an n that is not such a number.
         """
-        self._check_count(n)
+        n = self._count(n)
         mask = np.zeros_like(self.graph.allowed)
         mask[tuple(self.ranking(absolute)[:n].T)] = True
-        return self._circuit(mask, selection="top", edges=n, absolute=absolute)
+        return self._circuit(mask, selection="top", edges=n, absolute=bool(absolute))
 
     def best(self, n: int, absolute: bool = True) -> Circuit:
         """At most n edges, each on a path from `input` to `logits`, of large total |score|.
@@ -138,9 +138,9 @@ class Scores:
         Raises:
             CircuitDiscoveryError: an n that is not such a number.
         """
-        self._check_count(n)
+        n = self._count(n)
         mask, solver = best_mask(self.graph, self._keys(absolute), n)
-        return self._circuit(mask, selection="best", edges=n, absolute=absolute, solver=solver)
+        return self._circuit(mask, selection="best", edges=n, absolute=bool(absolute), solver=solver)
 
     @guarded
     def above(self, threshold: float, absolute: bool = True) -> Circuit:
@@ -156,7 +156,7 @@ class Scores:
         if not math.isfinite(threshold):
             raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
         mask = self.graph.allowed & (self._keys(absolute) >= threshold)
-        return self._circuit(mask, selection="above", threshold=threshold, absolute=absolute)
+        return self._circuit(mask, selection="above", threshold=threshold, absolute=bool(absolute))
 
     def greedy(self, n: int, absolute: bool = True) -> Circuit:
         """n edges grown from the logits: each step adds the best edge into a node already reached.
@@ -171,7 +171,7 @@ class Scores:
         Raises:
             CircuitDiscoveryError: an n that is not such a number.
         """
-        self._check_count(n)
+        n = self._count(n)
         keys, mask, feeds = self._keys(absolute), np.zeros_like(self.graph.allowed), self.graph.feeds
         reached: set[int] = set()
         heap: list[tuple[float, int, int]] = []
@@ -188,7 +188,7 @@ class Scores:
             _, row, column = heapq.heappop(heap)
             mask[row, column] = True
             reach(np.flatnonzero(feeds[:, row]).tolist())
-        return self._circuit(mask, selection="greedy", edges=n, absolute=absolute)
+        return self._circuit(mask, selection="greedy", edges=n, absolute=bool(absolute))
 
     def by_node(self) -> dict[str, float]:
         """For each source, the sum of the scores of its out-edges."""
@@ -249,6 +249,7 @@ class Scores:
             CircuitDiscoveryError: a file that cannot be read or holds no scores.
         """
         if ending(path, ".safetensors", ".json") == ".safetensors":
+            mib.only_here(n_kv_heads, str(path))
             return _scores_from_safetensors(path)
         data = read_json(path)
         if not mib.is_mib(data):
@@ -261,12 +262,14 @@ class Scores:
     def _keys(self, absolute: bool) -> np.ndarray:
         return np.abs(self.values) if absolute else self.values
 
-    def _check_count(self, n: int) -> None:
+    def _count(self, n: int) -> int:
+        """A number of edges, as a number of Python."""
         total = len(self.graph)
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 0 <= n <= total:
             raise CircuitDiscoveryError(
                 f"edges must be a whole number from 0 to {total}, the number there is, not {shown(n)}"
             )
+        return int(n)
 
     def _circuit(self, mask: np.ndarray, **selection: Any) -> Circuit:
         return Circuit(

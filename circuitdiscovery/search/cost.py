@@ -20,6 +20,8 @@ import torch
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.memory import Need, along_a_line, budget, of_token, relaxed, stepwise
 from circuitdiscovery.engine.setup import fitting
+from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.model.load import as_dtype
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.outline import outline
 from circuitdiscovery.model.run import parameters
@@ -138,18 +140,25 @@ def plan(
         source: a bundled model's name, a folder, a name on the Hugging Face hub (its config and tokenizer
             are fetched), or a loaded model.
         task: a task, or a shipped one's name or a file.
-        examples: how many; by default the task's own.
+        examples: how many of a shipped task or a file; by default the task's own.
         dtype: what the weights would be held as; a loaded model's are what they are.
         skip_bad: go on without the rows of a table that cannot be used.
 
     Raises:
-        CircuitDiscoveryError: a model or a task that cannot be loaded, by what its config says.
+        CircuitDiscoveryError: a model or a task that cannot be loaded, by what its config says; examples or
+            skip_bad with a task that is loaded already.
 
     >>> import circuitdiscovery as cd
     >>> found = cd.plan("toy", "ioi", examples=8)
     >>> found.edges, found.costs["eap"].forwards < found.costs["eap_ig"].forwards
     (479, True)
     """
+    as_dtype(dtype)
+    if isinstance(task, Task) and (examples is not None or skip_bad):
+        raise CircuitDiscoveryError(
+            f"plan: examples and skip_bad say how a task is loaded, and {task.name} is loaded already; give "
+            "neither, or the task's name"
+        )
     model = source if isinstance(source, Model) else outline(source, dtype)
     on = task if isinstance(task, Task) else load_task(task, model, examples=examples, skip_bad=skip_bad)
     return estimated(model, on, _rate(model.d_model))
