@@ -29,7 +29,7 @@ from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.moments import Moments, run_sources
-from circuitdiscovery.engine.replacements import Part, Replacements, filled
+from circuitdiscovery.engine.replacements import Held, Replacements, filled
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
@@ -73,7 +73,7 @@ class OnDemand:
     compute: Callable[[Batch], Tensor]  # packed, where it packs
     parts: Parts  # of the sources
     mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
-    one_run: bool = False  # whether what `input` is replaced by is where a run began that wrote the others
+    starts_at_input: bool = False  # whether a run that starts at the replacement of `input` writes the others
 
     def packed(self, batch: Batch) -> Tensor:
         """[rows, B, T, d_model] for a batch's examples, as `parts` packs them; what stands at pads is
@@ -195,7 +195,7 @@ def on_demand(
     reference = _as_reference(task, reference)
     made = known.load()(model, task=task, graph=bare, reference=reference, seed=seed, k=k)
     rows = _lifting(parts, task, made.rows, (bare, graph.whole))
-    return OnDemand(name, known.own_run, rows, parts, made.mean_over, one_run=known.own_run)
+    return OnDemand(name, known.own_run, rows, parts, made.mean_over, starts_at_input=known.own_run)
 
 
 def _given(model: Model, task: Task, given: Replacements, graph: Graph) -> OnDemand:
@@ -208,7 +208,7 @@ def _given(model: Model, task: Task, given: Replacements, graph: Graph) -> OnDem
         )
     parts = Parts(model, graph)
     rows = _lifting(parts, task, lambda batch: given.packed(batch, inside(of, task, batch)), (of,))
-    return OnDemand(given.name, given.own_run, rows, parts, given.mean_over, one_run=given.own_run)
+    return OnDemand(given.name, given.own_run, rows, parts, given.mean_over, starts_at_input=given.own_run)
 
 
 def _own(model: Model, task: Task, ablation: Ablation, graph: Graph) -> OnDemand:
@@ -217,13 +217,18 @@ def _own(model: Model, task: Task, ablation: Ablation, graph: Graph) -> OnDemand
         raise CircuitDiscoveryError(
             f"an ablation is a name or an object with `rows(batch)`, not {type(ablation).__name__}"
         )
-    bare, one_run = graph.without("positions"), getattr(ablation, "own_run", False)
+    bare, of_a_run = graph.without("positions"), getattr(ablation, "own_run", False)
     # what a user gives for parts need not be their vectors times a number
     parts = Parts(model, graph, packs=False)
     rows = _lifting(parts, task, _without_pads(ablation.rows), (graph, bare, graph.whole))
-    own_run = one_run and not bare.splits  # what is lifted to other parts than positions is not theirs
+    own_run = of_a_run and not bare.splits  # what is lifted to other parts than positions is not theirs
     return OnDemand(
-        name_of(ablation), own_run, rows, parts, getattr(ablation, "mean_over", None), one_run=one_run
+        name_of(ablation),
+        own_run,
+        rows,
+        parts,
+        getattr(ablation, "mean_over", None),
+        starts_at_input=of_a_run,
     )
 
 
@@ -332,11 +337,11 @@ def replacements(
     graph = Graph.given(model, graph)
     computed = on_demand(model, task, **how, graph=graph)
     found = task.batches(run_tokens=run_tokens(model))  # as `patching.batches` has them
-    parts = tuple(
-        Part(batch, computed.packed(batch), inside(graph, task, batch))
+    held = tuple(
+        Held(batch, computed.packed(batch), inside(graph, task, batch))
         for batch in (each.to(model.device) for each in found)
     )
     rest = task.held_out
     later = None if rest is None else cache(lambda: replacements(model, rest, **how, graph=graph))
     of = Parts.of(model, graph)
-    return Replacements(computed.name, computed.own_run, parts, of, later, mean_over=computed.mean_over)
+    return Replacements(computed.name, computed.own_run, held, of, later, mean_over=computed.mean_over)

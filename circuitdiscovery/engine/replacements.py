@@ -20,7 +20,7 @@ Inside = Mapping[str, Tensor]  # where the spans of positions are, as `Parts` ha
 _PROMPTS = ("rows", "clean", "corrupted", "lengths")  # of a batch
 
 
-class Part(NamedTuple):
+class Held(NamedTuple):
     """The replacements of some of the examples."""
 
     batch: Batch
@@ -34,7 +34,7 @@ class Replacements:
 
     name: str
     own_run: bool
-    parts: tuple[Part, ...]
+    batches: tuple[Held, ...]
     of: Parts = field(compare=False, repr=False)  # whose
     # those of the task's held-out examples, computed when first needed
     held_out: Callable[[], Replacements] | None = None
@@ -46,7 +46,7 @@ class Replacements:
     def digest(self) -> str:
         """SHA-256 over the values, and the prompts that they are of."""
         found = sha256()
-        for batch, values, _ in self.parts:
+        for batch, values, _ in self.batches:
             for each in (*(getattr(batch, name) for name in _PROMPTS), values):
                 found.update(b"%d:" % each.nbytes)
                 found.update(each.detach().cpu().contiguous().view(torch.uint8).numpy().data)
@@ -68,17 +68,17 @@ class Replacements:
             CircuitDiscoveryError: a prompt that is neither among the task's examples nor held out, or has its
                 spans elsewhere, by its row.
         """
-        for part in self.parts:
-            same = [(getattr(part.batch, name), getattr(batch, name)) for name in _PROMPTS]
-            same += [(part.inside[node], spans) for node, spans in (inside or {}).items()]
+        for held in self.batches:
+            same = [(getattr(held.batch, name), getattr(batch, name)) for name in _PROMPTS]
+            same += [(held.inside[node], spans) for node, spans in (inside or {}).items()]
             if all(torch.equal(ours, theirs.to(ours.device)) for ours, theirs in same):
-                return part.values
+                return held.values
         where: dict[tuple[Any, ...], tuple[Tensor, int]] = {}
         # the first of equal prompts stands for those of another row
-        for part in reversed(self.parts):
-            of = None if inside is None else part.inside
-            for i, key in reversed(list(enumerate(_keys(part.batch, of)))):
-                where[key] = where[key[1:]] = (part.values, i)
+        for held in reversed(self.batches):
+            of = None if inside is None else held.inside
+            for i, key in reversed(list(enumerate(_keys(held.batch, of)))):
+                where[key] = where[key[1:]] = (held.values, i)
         found = [where.get(key, where.get(key[1:])) for key in _keys(batch, inside)]
         if None in found and self.held_out is not None:
             return self.held_out().packed(batch, inside)
@@ -94,7 +94,7 @@ class Replacements:
 def mean_over(ablation: Any, batches: Sequence[Batch]) -> int | None:
     """The fewest prompts that a replacement of some batches is a mean over; None where it is not a mean."""
     if isinstance(ablation, Replacements) and ablation.held_out is not None and batches:
-        known = {key[1:] for part in ablation.parts for key in _keys(part.batch)}
+        known = {key[1:] for held in ablation.batches for key in _keys(held.batch)}
         if _keys(batches[0])[0][1:] not in known:
             return ablation.held_out().mean_over
     return getattr(ablation, "mean_over", None)

@@ -221,7 +221,7 @@ class Setup:
     def _kept(self, values: Tensor) -> dict[Hashable, PatchedRun]:
         """Where a batch's patched run is kept with replacements that were computed once for all examples."""
         given = self.ablation
-        if isinstance(given, Replacements) and any(values is part.values for part in given.parts):
+        if isinstance(given, Replacements) and any(values is held.values for held in given.batches):
             return given.patched_runs
         return {}
 

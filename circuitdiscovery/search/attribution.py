@@ -220,7 +220,9 @@ def _attribute(
     memory = Memory(model.W_E)
     for batch in setup.batches:
         replacement = _own(carried.packed(batch), model, given)
-        total += batch_products(setup.parts(batch), batch, replacement, carried.one_run, bound, at, memory)
+        total += batch_products(
+            setup.parts(batch), batch, replacement, carried.starts_at_input, bound, at, memory
+        )
         done += len(batch.rows)
         if progress:
             progress(done, share)
