@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.memory import masked
@@ -20,7 +19,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.explanation.cards import CardSnippet, CardUnit
 from circuitdiscovery.explanation.interventions import Trials
 from circuitdiscovery.features.active import top_activations
-from circuitdiscovery.features.collecting import Activations, places_of
+from circuitdiscovery.features.collecting import places_of
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.labelling import labels as labels_of
 from circuitdiscovery.features.probe_question import DRAWS, Question
@@ -178,10 +177,9 @@ def check_labels(model: Model, task: Task, nodes: Sequence[str], labels: Sequenc
         CircuitDiscoveryError: an unknown label; one of one kind, or that only one prompt has.
     """
     for label in labels:
-        own, at = labels_of(task, label), places_of(model, task)
+        own = labels_of(task, label)
         if _sites(nodes):
-            rows = Activations(None, *at, (torch.empty(len(at.rows), 0),), model.digest)  # of no width
-            Question.of(rows, own, None, None, DRAWS, 0)  # as `probes` does
+            Question.of(places_of(model, task), own, None, None, DRAWS, 0)  # as `probes` does
 
 
 def probed(trials: Trials, nodes: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, Estimate]]:

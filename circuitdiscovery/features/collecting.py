@@ -116,8 +116,8 @@ class Activations:
             yield self._between(start, min(start + _AT_ONCE, len(self)))
 
     def _between(self, start: int, stop: int) -> Tensor:
-        """[stop - start, d], copied only where they are of several parts, or where their place in memory would
-        show in the last digits of products."""
+        """[stop - start, d], copied only where they are of several parts, or begin where the last digits of
+        products may be others."""
         found = [
             part[max(start - first, 0) : stop - first]
             for part, first in zip(self.parts, self._starts.tolist(), strict=False)

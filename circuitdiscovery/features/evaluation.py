@@ -277,7 +277,7 @@ def _loss(
             sums[figure, rows] = torch.where(kept, 0.0, divergence).sum(-1).double().cpu().numpy()
     some = counts > 0
     draws = weights(int(some.sum()), seed)
-    *each, mean = [intervals.inside(intervals.ratio(row[some], counts[some], draws), 0.0) for row in sums]
+    *each, mean = [intervals.clipped(intervals.ratio(row[some], counts[some], draws), 0.0) for row in sums]
     return {
         name: {
             "kl_reconstruction": found,

@@ -99,7 +99,7 @@ class LensReading:
             return tuple(intervals.means(rows, draws, skewed=True))
         sums = [np.bincount(prompt, row, len(counts)) for row in rows]
         most = 1.0 if values.dtype == torch.bool else math.inf
-        found = [intervals.inside(intervals.ratio(each, counts, draws), 0.0, most) for each in sums]
+        found = [intervals.clipped(intervals.ratio(each, counts, draws), 0.0, most) for each in sums]
         if values.dtype == torch.bool:  # of one outcome alone the draws have no spread
             found = [
                 each if 0 < each < 1 else intervals.share(int(each) * len(counts), len(counts))

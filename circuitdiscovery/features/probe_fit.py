@@ -1,9 +1,10 @@
 """Linear classifiers of rows: which rows are held out, the fits, and the figures of the held-out ones.
 
-- Two classes: TransformerLens' `fit_sparse_probe`, logistic regression with a penalty l2/2 |w|^2 on the
-  weights of standardised columns; sparse, it takes the k columns whose class means differ most on the
-  training rows.
-- Several classes: softmax regression with the same penalty on all weights, by scipy's L-BFGS.
+- Several classes: softmax regression with a penalty l2/2 |w|^2 on all weights of standardised columns, by
+  scipy's L-BFGS.
+- Two classes: logistic regression with the same penalty on its weights w, which is softmax regression with
+  twice the penalty, at whose optimum the classes have w/2 and -w/2; sparse, TransformerLens'
+  `fit_sparse_probe`, which takes the k columns whose class means differ most on the training rows.
 - Both weigh the classes equally. Where there are fewer rows than columns, the fit is made in the space that
   the training rows span: the penalty keeps the weights there, so that nothing changes.
 """
@@ -103,35 +104,33 @@ def fit(x: Tensor, truth: np.ndarray, test: np.ndarray, classes: int, k: int | N
     """
     train, truth = x.double().cpu()[torch.from_numpy(~test)], truth[~test]
     if k is not None:
-        return _binary(train, truth, k, l2)
+        return _sparse(train, truth, k, l2)
     mean, scale = train.mean(0), train.std(0, correction=0)
     scale = torch.where(scale > 0, scale, 1.0)
     values, basis = (train - mean) / scale, None
     if len(values) < values.shape[1]:
         basis = torch.linalg.svd(values, full_matrices=False)[2]  # [rank, d]
         values = values @ basis.T
-    if classes == 2:
-        found = _binary(values, truth, None, l2)
-        rows, bias = found.weights, found.bias
-    else:
-        rows, bias = _softmax(values, truth, classes, l2)
+    rows, bias = _softmax(values, truth, classes, l2 if classes > 2 else 2 * l2)
+    if classes == 2:  # w is the second row less the first
+        rows, bias = rows - rows[0], bias - bias[0]
     rows = (rows if basis is None else rows @ basis) / scale
     return Classifier(rows, bias - rows @ mean)
 
 
-def _binary(x: Tensor, truth: np.ndarray, k: int | None, l2: float) -> Classifier:
-    """A fit to rows that are all for training. TransformerLens holds half of its rows out: it is given each
-    row twice, in two groups, of which it holds out one."""
+def _sparse(x: Tensor, truth: np.ndarray, k: int, l2: float) -> Classifier:
+    """A fit of two classes to rows that are all for training. TransformerLens holds half of its rows out: it
+    is given each row twice, in two groups, of which it holds out one."""
     from transformer_lens.tools.analysis.sparse_probing import SparseProbeConvergenceError, fit_sparse_probe
 
     try:
         found = fit_sparse_probe(
             x.repeat(2, 1),
             torch.from_numpy(truth).repeat(2),
-            k=x.shape[1] if k is None else k,
+            k=k,
             test_fraction=0.5,
             groups=torch.arange(2).repeat_interleave(len(x)),
-            preprocess="none" if k is None else "standardize",
+            preprocess="standardize",
             std_floor=0.0,
             l2_strength=l2,
         )
@@ -140,7 +139,7 @@ def _binary(x: Tensor, truth: np.ndarray, k: int | None, l2: float) -> Classifie
     row = torch.zeros(x.shape[1], dtype=torch.float64)
     row[found.selected_features] = found.coefficients / found.preprocess_scale
     bias = found.intercept - row[found.selected_features] @ found.preprocess_mean
-    columns = None if k is None else tuple(sorted(found.selected_features.tolist()))
+    columns = tuple(sorted(found.selected_features.tolist()))
     zero = torch.zeros_like(row)
     return Classifier(torch.stack([zero, row]), torch.stack([torch.zeros_like(bias), bias]), columns)
 
@@ -189,7 +188,7 @@ def share_right(right: np.ndarray, units: np.ndarray | None, seed: int = 0) -> E
     if units is None:
         return intervals.share(int(right.sum()), len(right))
     parts, sizes = _summed(right[:, None], units)
-    found = _inside(intervals.ratio(parts[:, 0], sizes, weights(len(sizes), seed)), 0.0)
+    found = intervals.clipped(intervals.ratio(parts[:, 0], sizes, weights(len(sizes), seed)), 0.0, 1.0)
     if 0 < float(found) < 1:
         return found
     return intervals.share(round(float(found) * len(sizes)), len(sizes))
@@ -206,11 +205,11 @@ def more_right(right: np.ndarray, other: np.ndarray, units: np.ndarray | None, s
     """
     own = np.arange(len(right)) if units is None else units
     parts, sizes = _summed((right * 1.0 - other)[:, None], own)
-    found = _inside(intervals.ratio(parts[:, 0], sizes, weights(len(sizes), seed)), -1.0)
+    found = intervals.clipped(intervals.ratio(parts[:, 0], sizes, weights(len(sizes), seed)), -1.0, 1.0)
     if found.low < found.high:
         return found
     wide = 1 - intervals.share(len(sizes), len(sizes)).low
-    return _inside(Estimate(float(found), float(found) - wide, float(found) + wide), -1.0)
+    return intervals.clipped(Estimate(float(found), float(found) - wide, float(found) + wide), -1.0, 1.0)
 
 
 def f1(
@@ -236,7 +235,7 @@ def f1(
         fewest = min(len(np.unique(own[truth == number])) for number in np.unique(truth))
         return intervals.share(fewest, fewest)
     each = values.mean() + ((tops - values * bottoms) / whole).mean(1)
-    return _inside(intervals.mean(each, weights(len(each), seed)), 0.0)
+    return intervals.clipped(intervals.mean(each, weights(len(each), seed)), 0.0, 1.0)
 
 
 def _summed(values: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -245,9 +244,3 @@ def _summed(values: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarr
     sums = np.zeros((int(where.max()) + 1, values.shape[1]))
     np.add.at(sums, where, values)
     return sums, np.bincount(where).astype(float)
-
-
-def _inside(found: Estimate, least: float) -> Estimate:
-    return (
-        Estimate(float(found), max(least, found.low), min(1.0, found.high)) if found.has_interval else found
-    )

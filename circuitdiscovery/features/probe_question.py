@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features import probe_fit
-from circuitdiscovery.features.collecting import Activations
+from circuitdiscovery.features.collecting import Places
 from circuitdiscovery.features.labelling import Labels
 
 DRAWS = 4  # of control labels
@@ -41,14 +41,14 @@ class Question:
     shared: float | None
 
     @classmethod
-    def of(cls, acts: Activations, labels: Any, control: Any, groups: Any, draws: int, seed: int) -> Question:
-        """The question for the rows of activations.
+    def of(cls, at: Places, labels: Any, control: Any, groups: Any, draws: int, seed: int) -> Question:
+        """The question for the rows of activations at some places.
 
         Raises:
             CircuitDiscoveryError: another number of labels, types or groups than rows; labels of one kind.
         """
         own = labels if isinstance(labels, Labels) else None
-        values, whole = _each(acts, own.values if own else labels, "labels")
+        values, whole = _each(at, own.values if own else labels, "labels")
         classes, truth = np.unique(values, return_inverse=True)
         if len(classes) < 2:
             raise CircuitDiscoveryError(
@@ -62,9 +62,9 @@ class Question:
                 f"only one row has the label {shown(str(classes[few[0]]))}: each label needs two at least"
             )
         groups = own.groups if groups is None and own is not None else groups
-        units = _numbers(acts, groups, "groups") if groups is not None else None
+        units = _numbers(at, groups, "groups") if groups is not None else None
         if units is None and whole:
-            units = acts.rows.numpy()  # rows of one prompt share its label
+            units = at.rows.numpy()  # rows of one prompt share its label
         if units is not None and units.max() == 0:
             raise CircuitDiscoveryError("groups are all one: two at least are needed, one of them held out")
         test = probe_fit.held_out(truth, units, seed)
@@ -72,33 +72,33 @@ class Question:
         if control is not False:
             given = own.types if control is None and own is not None else control
             if given is not None:
-                types = _numbers(acts, given, "control")
-            elif acts.prompts:
-                types = np.unique(acts.tokens.numpy(), return_inverse=True)[1]
+                types = _numbers(at, given, "control")
+            elif at.prompts:
+                types = np.unique(at.tokens.numpy(), return_inverse=True)[1]
         name = own.name if own else "label"
         drawn = () if types is None else _controls(truth, types, test, draws, seed)
         shared = float(np.isin(types[test], types[~test]).mean()) if drawn and types is not None else None
         return cls(name, tuple(map(str, classes)), truth, units, test, drawn, shared)
 
 
-def _each(acts: Activations, given: Any, what: str) -> tuple[np.ndarray, bool]:
+def _each(at: Places, given: Any, what: str) -> tuple[np.ndarray, bool]:
     """([rows] texts, whether they were given for prompts of several rows) of one per row or per prompt."""
     values = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
     if isinstance(values, str | bytes) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
         raise CircuitDiscoveryError(f"{what} must be a list with a value per row, not {shown(given)}")
     texts = np.array([str(each) for each in values], dtype=object)
-    if len(texts) == len(acts):
+    if len(texts) == len(at.rows):
         return texts, False
-    if acts.prompts and len(texts) == len(acts.prompts):
-        return texts[acts.rows.numpy()], True
-    prompts = f" of {len(acts.prompts):,} prompts" if acts.prompts else ""
+    if at.prompts and len(texts) == len(at.prompts):
+        return texts[at.rows.numpy()], True
+    prompts = f" of {len(at.prompts):,} prompts" if at.prompts else ""
     raise CircuitDiscoveryError(
-        f"there are {len(texts):,} {what}, but {len(acts):,} rows of activations{prompts}"
+        f"there are {len(texts):,} {what}, but {len(at.rows):,} rows of activations{prompts}"
     )
 
 
-def _numbers(acts: Activations, given: Any, what: str) -> np.ndarray:
-    return np.unique(_each(acts, given, what)[0], return_inverse=True)[1]
+def _numbers(at: Places, given: Any, what: str) -> np.ndarray:
+    return np.unique(_each(at, given, what)[0], return_inverse=True)[1]
 
 
 def _controls(

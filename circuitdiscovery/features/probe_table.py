@@ -248,7 +248,7 @@ def probes(
         labels = labels_of(task_or_texts, labels)
     question, found = None, list[ProbeRow]()
     for done, acts in enumerate(_acts(model, task_or_texts, labels, names, position, batch_size), 1):
-        question = question or Question.of(acts, labels, control, groups, draws, seed)
+        question = question or Question.of(acts.places, labels, control, groups, draws, seed)
         for size in sizes:
             own = probe_of(question, acts, size, l2, seed)
             erasure = None

@@ -283,8 +283,8 @@ def probe(
     """Fit a linear probe to activations, and measure it on rows that it has not seen.
 
     Three tenths of the rows are held out, of each label about as many. Two labels are told by logistic
-    regression (TransformerLens' `fit_sparse_probe`), several by softmax regression, on standardised columns
-    and with all labels weighed the same.
+    regression (with k= TransformerLens' `fit_sparse_probe`), several by softmax regression, on standardised
+    columns and with all labels weighed the same.
 
     Args:
         acts: what `activations` gives, or a matrix [rows, d].
@@ -317,5 +317,5 @@ def probe(
     if l2 <= 0:
         raise CircuitDiscoveryError(f"l2 must be above 0, not {l2}")
     found = as_activations(acts, "acts")
-    question = Question.of(found, labels, control, groups, draws, seed)
+    question = Question.of(found.places, labels, control, groups, draws, seed)
     return probe_of(question, found, k, l2, seed)

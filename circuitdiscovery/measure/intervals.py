@@ -52,7 +52,7 @@ def means(values: np.ndarray, draws: np.ndarray, *, skewed: bool = False) -> lis
     values = np.asarray(values, dtype=float)
     found = _ratios(values, np.ones(values.shape[1]), draws)
     if skewed:
-        found = [inside(_with_cox(row, each), 0.0) for row, each in zip(values, found, strict=True)]
+        found = [clipped(_with_cox(row, each), 0.0) for row, each in zip(values, found, strict=True)]
     return [
         share(int(row.sum()), len(row)) if is_binary(row) else each
         for row, each in zip(values, found, strict=True)
@@ -86,10 +86,10 @@ def ratios(parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> list[Esti
     return _ratios(np.asarray(parts, dtype=float), np.asarray(whole, dtype=float), draws)
 
 
-def inside(found: Estimate, least: float = -math.inf, most: float = math.inf) -> Estimate:
+def clipped(found: Estimate, least: float = -math.inf, most: float = math.inf) -> Estimate:
     """The estimate with limits that are possible ones; they still contain it.
 
-    >>> inside(Estimate(2.21, -3.11, 7.54), 0.0)
+    >>> clipped(Estimate(2.21, -3.11, 7.54), 0.0)
     2.21 [0, 7.54]
     """
     if not found.has_interval:
