@@ -165,9 +165,7 @@ def words_of(model: Model, stream: Tensor) -> Tensor:
 
     nostalgebraist 2020 (the logit lens); of MLP value vectors Geva et al. 2022 (arXiv 2203.14680).
     """
-    norm, stream = model.final_norm, stream.to(model.device)
-    centred = stream - stream.mean(-1, keepdim=True) if norm.centred else stream
-    return model.logit_terms(centred * norm.scale)
+    return model.logit_terms(model.final_norm.gained(stream))
 
 
 def logits_of(model: Model, stream: Tensor) -> Tensor:

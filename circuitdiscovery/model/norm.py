@@ -65,10 +65,13 @@ class Norm:
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return x.view_as(x)  # a tensor of its own, so that its gradient is what its readers alone send back
 
+    def centre(self, x: Tensor) -> Tensor:
+        """[..., D] less its mean, where that is taken away."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
     def gained(self, x: Tensor) -> Tensor:
         """[..., D]: as a call, without the division and the bias: what is linear."""
-        x = x.to(self.device)
-        return (x - x.mean(-1, keepdim=True) if self.centred else x) * self.scale
+        return self.centre(x.to(self.device)) * self.scale
 
     def share(self, stream: Tensor, term: Tensor) -> Tensor:
         """[..., D]: the share of one term of a stream in the normalised stream, without the norm's bias."""
@@ -78,8 +81,7 @@ class Norm:
     def push(self, stream: Tensor, change: Tensor) -> Tensor:
         """[..., D]: what the normalised stream changes by where the stream does, to first order."""
         normalised, inverse = self.jacobian(stream)
-        change = change.to(self.device)
-        change = change - change.mean(-1, keepdim=True) if self.centred else change
+        change = self.centre(change.to(self.device))
         along = (change * normalised).mean(-1, keepdim=True)
         return torch.addcmul(change, normalised, along, value=-1) * (inverse * self.scale)
 
@@ -92,7 +94,7 @@ class Norm:
         x = x.to(self.device)
         if self.kind == "none":
             return torch.zeros_like(x), torch.ones_like(x[..., :1])
-        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        x = self.centre(x)
         inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
         return x * inverse, inverse
 

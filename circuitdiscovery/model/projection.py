@@ -44,7 +44,7 @@ def pulled(
     constant = offset(norm, weight, bias)
     linear = made.detach() if constant is None else made.detach() - constant
     along = (gradient * linear).sum(-1, keepdim=True) / x.shape[-1]
-    out = torch.bmm(gradient * inverse, scaled - scaled.mean(-1, keepdim=True) if norm.centred else scaled)
+    out = torch.bmm(gradient * inverse, norm.centre(scaled))
     # not the square of the inverse, which in float16 is too large where a stream is nearly 0
     return out.addcmul_(x * inverse, along * inverse, value=-1)
 

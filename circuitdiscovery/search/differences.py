@@ -118,6 +118,6 @@ class Differences:
         normalised, inverse = (each.to(numbers.device) for each in norm.jacobian(x))  # [P, D], [P, 1]
         scale = norm.scale.to(numbers.device)
         numbers = numbers * inverse[:, 0]
-        vectors = vectors - vectors.mean(-1, keepdim=True) if norm.centred else vectors
+        vectors = norm.centre(vectors)
         others = numbers * (vectors @ normalised.T) / -vectors.shape[-1]
         return Scaled(which, numbers, vectors * scale, (others, normalised * scale))

@@ -33,7 +33,7 @@ def batch_products(
     parts: Parts,
     batch: Batch,
     replacement: Tensor,
-    one_run: bool,
+    starts_at_input: bool,
     metric: BoundMetric,
     at: Sequence[float],
     memory: Memory,
@@ -44,7 +44,7 @@ def batch_products(
     # `input`: its norm may not even have a Jacobian
     clean, start = (
         embed(model, batch.clean),
-        parts.packing.sum(replacement, graph.inputs) if one_run else embed(model, batch.corrupted),
+        parts.packing.sum(replacement, graph.inputs) if starts_at_input else embed(model, batch.corrupted),
     )
     with torch.no_grad():
         metric(replaced_logits(parts, replacement, batch.position), batch)  # finite, or an error
@@ -128,7 +128,7 @@ class _Place:
         elif self.readers[0].weight is None:
             pulled = pairs[0][1].flatten(0, 1) * norm.scale * inverse
             pulled -= (pulled * normalised).mean(-1, keepdim=True) * normalised
-            scaled = [pulled - pulled.mean(-1, keepdim=True) if norm.centred else pulled]
+            scaled = [norm.centre(pulled)]
         else:  # in head space the product with the normalised stream is one over d_head, not d_model
             scaled = [gradient.flatten(1, 2) * inverse for _, gradient in pairs]
             linear = [
@@ -190,8 +190,7 @@ class _Place:
     def _weight(self, readers: Readers, some: slice) -> Tensor:
         """[R', K, D]: what some receivers' projections make of a stream over its deviation."""
         assert readers.weight is not None
-        weight = readers.weight[some] * readers.norm.scale
-        return weight - weight.mean(-1, keepdim=True) if readers.norm.centred else weight
+        return readers.norm.centre(readers.weight[some] * readers.norm.scale)
 
     @torch.no_grad()
     def add_products(self, total: Tensor, difference: Differences, memory: Memory) -> None:

@@ -317,7 +317,8 @@ def neurons(
         chosen = {layer: NEURONS for layer, _ in ranked}
         of = damages if other is setup else unit_damages(other, chosen, points)
         values = np.stack([of[layer][:, unit] for layer, unit in ranked])
-        estimates = intervals.means(values, weights(values.shape[1], 0))
+        draws = weights(values.shape[1], 0)
+        estimates = values.mean(1) if other is setup else intervals.means(values, draws)
     if other is setup:  # what was chosen has no interval
         estimates = [Estimate(float(each)) for each in estimates]
     names = [part_name(mlp_name(layer), f"n{unit}") for layer, unit in ranked]

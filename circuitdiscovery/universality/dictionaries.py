@@ -227,8 +227,7 @@ def _unembeddings(model: Model, tokens: Sequence[int]) -> Iterator[Tensor]:
     norm = model.final_norm
     for first in range(0, len(tokens), _TOKENS):
         rows = model.logit_directions(tokens[first : first + _TOKENS]).cpu().double()
-        rows = rows * norm.scale.cpu().double()
-        yield rows - rows.mean(-1, keepdim=True) if norm.centred else rows
+        yield norm.centre(rows * norm.scale.cpu().double())
 
 
 @dataclass(frozen=True)
