@@ -18,6 +18,8 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import ending, read_json, write_json
@@ -143,7 +145,7 @@ def left_out() -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses and estimates as JSON; a number that is not finite is null, and so is what has no value."""
+    """Dataclasses, estimates and arrays as JSON; what is not finite or has no value is null."""
     if hasattr(value, "to_dict") and not isinstance(value, Value):
         return value.to_dict()
     if is_dataclass(value):
@@ -156,6 +158,8 @@ def plain(value: Any) -> Any:
         return {name: plain(each) for name, each in known.items()}
     if isinstance(value, Mapping):
         return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, tuple | list):
         return [plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -198,7 +202,7 @@ def _read(hint: Any, data: Any, where: str, field: str) -> Any:
     if origin in (Union, UnionType):
         kind = next(each for each in inner if each is not type(None))
         return None if data is None else _read(kind, data, where, field)
-    # such as Estimate and Graph
+    # such as Estimate, Graph and Circuit
     if isinstance(hint, type) and not issubclass(hint, Value) and hasattr(hint, "from_dict"):
         return hint.from_dict(data, where, field)
     if isinstance(hint, type) and is_dataclass(hint):
@@ -225,11 +229,21 @@ def _read(hint: Any, data: Any, where: str, field: str) -> Any:
                 f"{where}: field {field!r} must be {' or '.join(map(repr, inner))}, not {data!r}"
             )
         return data
+    if hint is np.ndarray:
+        return _array(data, where, field)
     if hint is Any:
         return data
     if hint is float:  # null: one that is not finite
         return math.nan if data is None else float(typed(data, float, where, field))
     return typed(data, hint, where, field)
+
+
+def _array(data: Any, where: str, field: str) -> np.ndarray:
+    """An array of texts, or of numbers; its rows are of one length."""
+    found = np.array(typed(data, list, where, field), dtype=object)
+    if found.size and all(isinstance(each, str) for each in found.flat):
+        return found.astype(str)
+    return np.array([_read(float, each, where, field) for each in found.flat]).reshape(found.shape)
 
 
 # ------------------------------------------------------------------- in a notebook

@@ -3,6 +3,7 @@ simulations."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -91,6 +92,28 @@ def test_a_copy_with_moved_heads_is_aligned_exactly(toy: cd.Model, task: cd.Task
         assert len(nodes["a"]) == len(nodes["b"])
     assert found.in_all == tuple(found.roles) and found.in_some == ()
     assert found.prompts == 24
+
+
+def test_what_was_saved_is_loaded(toy: cd.Model, task: cd.Task, tmp_path: Path) -> None:
+    """Its circuits too, with their scores and provenance; one that is broken is refused by name."""
+    circuit = cd.eap(toy, task).top(9)
+    bare = cd.Circuit.from_edges(toy.graph, [])
+    found = cd.universality.circuits({"a": (toy, circuit), "b": (toy, bare)}, task, by=["role"])
+    found.save(tmp_path / "a.json")
+    again = type(found).load(tmp_path / "a.json")
+    assert str(again) == str(found) and again.circuits == found.circuits
+    assert again.circuits["a"].to_dict() == circuit.to_dict()
+    again.save(tmp_path / "b.json")
+    assert (tmp_path / "b.json").read_bytes() == (tmp_path / "a.json").read_bytes()
+    data = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    for name, value, message in (
+        ("n_edges", 8, r"a\.json: circuits\.b: field 'n_edges' says 8, but there are 0"),
+        ("edges", {"m0->m9": None}, r"a\.json: circuits\.b: .*no edge"),
+        ("examples", "x", r"a\.json: circuits\.b: field 'examples' must be a whole number"),
+    ):
+        broken = data["circuits"]["b"] | {"n_edges": 1 if name == "edges" else 0, name: value}
+        with pytest.raises(CircuitDiscoveryError, match=message):
+            type(found).from_dict(data | {"circuits": {"b": broken}}, "a.json")
 
 
 def test_edges_that_are_shared_are_counted(toy: cd.Model) -> None:

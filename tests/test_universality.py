@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,9 @@ import circuitdiscovery as cd
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.units import in_stream, unit_of, words_of
 from circuitdiscovery.universality.correlating import best, groups_of, rotation
+from circuitdiscovery.universality.dictionaries import FeatureUniversality
 from circuitdiscovery.universality.kinds import Features
+from circuitdiscovery.universality.units import Universality
 
 VOCABULARY = 101
 TEXTS = [
@@ -155,6 +158,30 @@ def test_heads_of_a_permuted_copy() -> None:
     assert (
         isinstance(points, PathCollection) and points.get_sizes()[0] >= 20
     )  # points squared: 10 pixels wide
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    """Of features both, each with its arrays; undefined numbers are null, and rows are of one length."""
+    nan, path = float("nan"), tmp_path / "a.json"
+    one = Universality(
+        "a", ("b", "c"), "neurons", (30, 20), ("m0/n0", "m1/n3"), np.array([[0.5, 0.25], [1 / 3, nan]]),
+        np.array([["m1/n0", "m0/n2"], ["", "m0/n1"]]), np.array([[0.1, nan], [0.2, 0.3]]), ("m1/n3",),
+    )  # fmt: skip
+    both = FeatureUniversality(one, replace(one, correlation=np.zeros((2, 2), dtype=np.float32)))
+    for found in (one, both):
+        found.save(path)
+        again = type(found).load(path)
+        assert str(again) == str(found) and again.to_dict() == found.to_dict()
+    one.save(path)
+    again = Universality.load(path)
+    np.testing.assert_array_equal(again.correlation, one.correlation)
+    assert again.partners.tolist() == one.partners.tolist()
+    data = json.loads(path.read_text("utf-8"))
+    assert data["correlation"][1] == [1 / 3, None]
+    for broken in (3, [[0.5, "x"], [0.1, 0.2]], [[0.5], [0.1, 0.2]], [[0.5, True], [0.1, 0.2]]):
+        with pytest.raises(CircuitDiscoveryError, match=r"a\.json: field 'baseline' must be a") as told:
+            Universality.from_dict(data | {"baseline": broken}, "a.json")
+        assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "mpt"])

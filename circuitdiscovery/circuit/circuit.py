@@ -24,16 +24,14 @@ from circuitdiscovery.circuit.checks import (
     described,
     floats,
     named_nodes,
+    naming,
     node_order,
     origin,
     table_of,
 )
 from circuitdiscovery.circuit.circuit_json import info_of
 from circuitdiscovery.errors import CircuitDiscoveryError, PlaceError, shown, unknown
-from circuitdiscovery.files.disk import (
-    ending,
-    write_json,
-)
+from circuitdiscovery.files.disk import ending, write_json
 from circuitdiscovery.graph.graph import Edge, Edges, Graph
 from circuitdiscovery.graph.nodes import edge_name, node_of, parsed, receiver_name, whole_of
 
@@ -314,9 +312,7 @@ class Circuit:
             )
 
     def to_networkx(self) -> nx.MultiDiGraph:
-        """As `Graph.to_networkx`, the circuit's edges only, each with its
-        score (attribute `score`) where it has one.
-        """
+        """As `Graph.to_networkx`, the circuit's edges only, with the attribute `score` where one has it."""
         from circuitdiscovery.graph.views import networkx_of
 
         view = networkx_of(self.graph, self.mask)
@@ -326,9 +322,7 @@ class Circuit:
         return view
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per edge of the circuit, in index order: edge, source,
-        receiver, score (NaN: none). Needs pandas.
-        """
+        """One row per edge, in index order: edge, source, receiver, score (NaN: none). Needs pandas."""
         return table_of(
             self.graph, self.mask, np.full(self.mask.shape, np.nan) if self.scores is None else self.scores
         )
@@ -341,6 +335,12 @@ class Circuit:
     def to_dict(self) -> dict[str, Any]:
         """What circuit.json says, the same for the same circuit."""
         return circuit_json.write(self.graph, self.mask, self.scores, self.info)
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "circuit", field: str = "") -> Circuit:
+        """What `to_dict` gave; anything missing, surplus, of another type or contradictory is an error."""
+        place = f"{where}: {field}" if field else where
+        return naming(place, lambda: cls(*circuit_json.read(data, place)))
 
     @guarded
     def save(self, path: str | Path, *, format: Literal["circuit", "mib"] = "circuit") -> None:

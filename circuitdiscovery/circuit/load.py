@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import circuit_json, mib
-from circuitdiscovery.circuit.checks import naming
+from circuitdiscovery.circuit import mib
 from circuitdiscovery.circuit.circuit import CIRCUIT_FILE, Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.files.disk import data_folder, is_folder, read_json, shipped
@@ -46,7 +45,7 @@ def load_circuit(
         circuit = Circuit(*mib.read(data, str(path), n_kv_heads))
     else:
         mib.only_here(n_kv_heads, str(path))
-        circuit = naming(str(path), lambda: Circuit(*circuit_json.read(data, str(path))))
+        circuit = Circuit.from_dict(data, str(path))
     return _with_dictionaries(circuit, dictionaries, str(path)) if dictionaries else circuit
 
 
