@@ -560,6 +560,29 @@ def test_more_prompts_to_draw_from(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) 
     assert single.own_rest == 1 and float(single.scrubbed) == pytest.approx(float(single.full), abs=1e-4)
 
 
+def test_equal_prompts_keep_the_variables_of_their_rows(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows 0 and 1 read the same and differ in `a`: each is exchanged for the other row with its own `a`, and
+    neither for the other."""
+    trees = drawn_trees(monkeypatch)
+    some = random_prompts(101, 3, 4, seed=5).task
+    task = with_variables(some.select([0, 0, 1, 2]), lambda i, _: {"a": str(i % 2)})
+    hypothesis = Hypothesis("tokens", {}, {"m2->logits": ["a"]}, shared=())
+    found = scrub(gpt2.model, task, hypothesis, draws=40, renamed=0)
+    assert (found.prompts, found.own) == (4, {"m2->logits": 0.0})
+    (tree,) = [drawn for edges, _, drawn in trees if edges]
+    np.testing.assert_array_equal(tree.inputs[0][1].prompt, np.tile([2, 3, 0, 1], (40, 1)))
+    assert tree.rest is not None
+    assert [set(column) for column in tree.rest.T.tolist()] == [{2, 3}, {2, 3}, {0, 1, 3}, {0, 1, 2}]
+
+
+def test_equal_hypotheses_have_the_same_hash() -> None:
+    """As a frozen value's, whatever the order of their tables."""
+    one = Hypothesis("ioi", {"a0.h0": ["S"], "a1.h1": []}, {"a0.h0->logits": False})
+    same = Hypothesis("ioi", {"a1.h1": (), "a0.h0": ("S",)}, {"a0.h0->logits": False})
+    other = replace(one, nodes={})
+    assert one == same and {one: 1} == {same: 1} and len({one, same, other}) == 2
+
+
 def test_it_prints_and_exports(gpt2: Tiny, task: Any) -> None:
     hypothesis = Hypothesis("tokens", {"a2.h1": ["a"], "m1": ["b"]}, shared=(), name="mine")
     seen: list[tuple[int, int]] = []

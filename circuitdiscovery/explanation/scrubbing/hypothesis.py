@@ -81,6 +81,10 @@ class Hypothesis:
             object.__setattr__(self, table, MappingProxyType(checked))
         object.__setattr__(self, "shared", self._variables("shared", self.shared, removed=False))
 
+    def __hash__(self) -> int:
+        tables = frozenset(self.nodes.items()), frozenset(self.edges.items())
+        return hash((self.task, *tables, self.shared, self.name, self.description))
+
     def __repr__(self) -> str:
         return brief(self)
 

@@ -249,14 +249,18 @@ def _groups(
     held: Sequence[Mapping[str, Variables]],
 ) -> list[_Group]:
     """The measured examples by length, with what the hypotheses need of
-    their prompts; equal prompts count once.
+    their prompts; equal prompts of equal variables count once.
     """
-    by_length: dict[int, dict[tuple[int, ...], Example]] = {}
+
+    def key(example: Example) -> tuple[Any, ...]:
+        return example.clean, *(example.variables[name] for name in hypothesis.variables)
+
+    by_length: dict[int, dict[tuple[Any, ...], Example]] = {}
     for task in (used, *([prompts] if prompts is not None else [])):
         task.check(model.vocab_size, model.n_positions)
         _check_variables(task, hypothesis)
         for example in task.examples:
-            by_length.setdefault(len(example.clean), {}).setdefault(example.clean, example)
+            by_length.setdefault(len(example.clean), {}).setdefault(key(example), example)
     graph, groups = model.graph, []
     edges = [graph.index(edge) for each in held for edge in each]
     nodes = sorted({int(node) for _, column in edges for node in np.flatnonzero(graph.feeds[column])})
@@ -265,8 +269,8 @@ def _groups(
     for batch in used.batches():
         rows = batch.rows.tolist()
         found = by_length[len(used.examples[rows[0]].clean)]
-        number = {tokens: i for i, tokens in enumerate(found)}
-        where = np.array([number[used.examples[row].clean] for row in rows])
+        number = {known: i for i, known in enumerate(found)}
+        where = np.array([number[key(used.examples[row])] for row in rows])
         standing_in = Prompts(list(found.values()), hypothesis.shared)
         groups.append(
             _Group(

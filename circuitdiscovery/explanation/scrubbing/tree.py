@@ -89,25 +89,29 @@ class Prompts:
         """For each prompt another one, at random, that agrees with it on these and the
         shared variables; itself where none does.
         """
-        order, first, size, place = self._alike(variables)
-        others = size[like] - 1
+        order, first, size, place, equal = self._alike(variables)
+        others = size[like] - equal[like]
         number = (rng.random(like.shape) * others).astype(int)
-        number += (number >= place[like]) & (others > 0)  # itself is passed over
-        return order[first[like] + number]
+        number += equal[like] * (number >= place[like])  # itself is passed over
+        return np.where(others > 0, order[(first[like] + number) % len(order)], like)
 
     def _alike(self, variables: Variables) -> tuple[np.ndarray, ...]:
-        """(prompts sorted so that those that agree follow each other; of each prompt's such
-        run the start and size; its place there).
+        """(prompts sorted so that those that agree follow each other, and of them those that read the same;
+        of each prompt's such run the start and size; of those that read the same, the place there and number).
         """
         if variables not in self._known:
             names = dict.fromkeys((*self.shared, *variables))
             values = [tuple(example.variables[name] for name in names) for example in self.examples]
             numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
             kind = np.array([numbers[value] for value in values])
-            order, size = np.argsort(kind, kind="stable"), np.bincount(kind)
-            place = np.empty_like(order)
-            place[order] = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
-            self._known[variables] = order, (np.cumsum(size) - size)[kind], size[kind], place
+            last = {example.clean: number for number, example in enumerate(self.examples)}
+            reads = np.array([last[example.clean] for example in self.examples])
+            order, size = np.lexsort((reads, kind)), np.bincount(kind)
+            first = (np.cumsum(size) - size)[kind]
+            _, which, equal = np.unique((kind, reads), axis=1, return_inverse=True, return_counts=True)
+            which = which.ravel()  # some versions of NumPy give it in two dimensions
+            place = (np.cumsum(equal) - equal)[which] - first
+            self._known[variables] = order, first, size[kind], place, equal[which]
         return self._known[variables]
 
 
