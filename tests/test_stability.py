@@ -258,6 +258,9 @@ def test_what_is_wrong_is_named() -> None:
         found(over="sedes")
     with pytest.raises(cd.CircuitDiscoveryError, match="at least 5, not 4"):
         found(NAMES[:4])
+    one = TASK.select([0])  # all draws of which are the same
+    with pytest.raises(cd.CircuitDiscoveryError, match="'examples' needs at least 2 examples, not 1: valid"):
+        stability(lambda model, task: cd.Circuit.empty(GRAPH), MODEL, one, runs=5)
     with pytest.raises(cd.CircuitDiscoveryError, match=r"must return a Circuit, .*not list"):
         stability(lambda model, task: [], MODEL, TASK, runs=5)  # type: ignore[arg-type,return-value]
     other = iter([GRAPH, GRAPH, Graph(2, 2, 2), GRAPH, GRAPH])

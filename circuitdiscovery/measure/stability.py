@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.circuit import circuit_json
 from circuitdiscovery.circuit.checks import check_same_graph
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.comparison import Overlap, compare
@@ -122,10 +121,7 @@ class Stability(Reported):
         if typed(data["over"], str, where, "over") not in OVER:
             raise CircuitDiscoveryError(f"{where}: {unknown('over', data['over'], OVER, plural='values')}")
         typed(data["circuits"], list, where, "circuits")
-        read = [
-            Circuit(*circuit_json.read(each, f"{where}: circuits.{i}"))
-            for i, each in enumerate(data["circuits"])
-        ]
+        read = [Circuit.from_dict(each, where, f"circuits.{i}") for i, each in enumerate(data["circuits"])]
         if len(read) < _FEWEST:
             raise CircuitDiscoveryError(
                 f"{where}: field 'circuits' must hold at least {_FEWEST}, not {len(read)}"
@@ -186,8 +182,8 @@ def stability(
         The circuits, their Jaccard indices, and how often each edge was found.
 
     Raises:
-        CircuitDiscoveryError: an unknown `over`; fewer than five runs; a search that does not return a
-            circuit, or returns circuits of different graphs.
+        CircuitDiscoveryError: an unknown `over`; fewer than five runs; fewer than two examples to draw
+            from; a search that does not return a circuit, or returns circuits of different graphs.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -200,6 +196,10 @@ def stability(
         raise unknown("over", over, OVER, plural="values")
     if type(runs) is not int or runs < _FEWEST:
         raise CircuitDiscoveryError(f"runs must be a whole number of at least {_FEWEST}, not {runs!r}")
+    if over == "examples" and len(task) < 2:
+        raise CircuitDiscoveryError(
+            f"over='examples' needs at least 2 examples, not {len(task)}: valid here are 'seeds' and 'order'"
+        )
     circuits: list[Circuit] = []
     for run in range(runs):
         some, options = _changed(task, over, seed, run)
