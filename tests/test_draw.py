@@ -16,6 +16,7 @@ import pytest
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.draw import FAINT, HELPS, HURTS, ROLE_COLOURS, draw, to_dot, to_svg
 from circuitdiscovery.circuit.layout import CROWDED, layout, strongest_paths
+from circuitdiscovery.circuit.numbers import number
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
@@ -118,6 +119,30 @@ def test_heads_and_mlps_differ_and_roles_colour_them() -> None:
     assert "mover" in heading and "reader &amp; writer" in heading and "absent" not in heading
     with pytest.raises(CircuitDiscoveryError, match=r"role 'x': no node 'a9\.h9'"):
         to_dot(circuit, roles={"x": ["a9.h9"]})
+
+
+@pytest.mark.parametrize("where", ["with_roles", "to_dot"])
+def test_a_role_without_a_name_is_refused(where: str) -> None:
+    """Graphviz would call it a syntax error."""
+    circuit = Circuit.from_edges(GRAPH, ["input->m0", "m0->logits"])
+    with pytest.raises(CircuitDiscoveryError, match="a role must have a name"):
+        to_dot(circuit, roles={"": ["m0"]}) if where == "to_dot" else circuit.with_roles({"": ["m0"]})
+
+
+def test_a_backslash_is_one_in_the_picture() -> None:
+    r"""Graphviz writes the graph's name for \G and the node's for \N."""
+    info = {"model": {"name": r"C:\Gpt\Neo", "digest": "0"}, "task": "ioi"}
+    circuit = Circuit(GRAPH, GRAPH.mask(["input->m0", "m0->logits"]), info=info)
+    picture = to_svg(circuit, roles={r"\Great": ["m0"]})
+    shown = " ".join(text for text in ElementTree.fromstring(picture).itertext())
+    assert r"C:\Gpt\Neo" in shown and r"\Great" in shown
+
+
+def test_no_zero_is_negative() -> None:
+    """-0.0 is equal to 0.0, and scores of nothing are from 0 to 0."""
+    assert number(-0.0) == number(0.0) == "0"
+    picture = Scores(GRAPH, np.zeros(GRAPH.allowed.shape)).plot()
+    assert "\N{MINUS SIGN}0<" not in picture.svg
 
 
 def test_the_circuits_own_roles_are_the_default() -> None:

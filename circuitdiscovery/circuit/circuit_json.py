@@ -127,8 +127,15 @@ def info_of(value: Mapping[str, Any], graph: Graph, where: str = "info") -> Mapp
     return MappingProxyType(info)
 
 
+def check_role(role: str) -> None:
+    """Refuse a role without a name."""
+    if not role:
+        raise CircuitDiscoveryError("a role must have a name, such as 'name mover', not ''")
+
+
 def _check_roles(roles: Mapping[str, Any], graph: Graph, where: str) -> None:
     for role, nodes in roles.items():
+        check_role(role)
         for node in typed(nodes, list, where, f"roles.{role}"):
             if node not in graph.sources:
                 raise CircuitDiscoveryError(

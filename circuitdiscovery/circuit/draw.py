@@ -26,6 +26,7 @@ import numpy as np
 from circuitdiscovery.circuit.boxes import INK, box_of, port
 from circuitdiscovery.circuit.checks import check_same_graph
 from circuitdiscovery.circuit.circuit import Circuit, Roles
+from circuitdiscovery.circuit.circuit_json import check_role
 from circuitdiscovery.circuit.layout import MOST_EDGES, Layout, Rank, layout, shown
 from circuitdiscovery.circuit.render import render
 from circuitdiscovery.circuit.scores import Scores
@@ -147,6 +148,7 @@ def _role_of(graph: Graph, roles: Roles, drawn: Iterable[str]) -> dict[str, str]
     """Role of each drawn node that has one, in the roles' order; a node with several has the first."""
     drawn, role_of = set(drawn), dict[str, str]()
     for role, nodes in roles.items():
+        check_role(role)
         for node in nodes:
             if node not in graph.source_index:
                 raise CircuitDiscoveryError(f"role {role!r}: {unknown('node', node, graph.sources)}")
@@ -308,11 +310,11 @@ def _heading(circuit: Circuit, colours: Mapping[str, str], values: np.ndarray, n
     )
     title = [info.get("model", {}).get("name"), info.get("task"), info.get("method")]
     counts = f"{len(circuit):,} of {total:,} edges ({len(circuit) / total:.1%}), {n_nodes} nodes"
-    rows = [f'<FONT POINT-SIZE="18"><B>{escape(" · ".join(filter(None, title)) or "circuit")}</B></FONT>']
+    rows = [f'<FONT POINT-SIZE="18"><B>{_words(" · ".join(filter(None, title)) or "circuit")}</B></FONT>']
     rows += [f'<FONT POINT-SIZE="13">{line}</FONT>' for line in (counts, note) if line]
     rows += [f'<FONT POINT-SIZE="11" COLOR="#555555">{_key(values)}</FONT>']
     swatches = [
-        f'<FONT COLOR="{colour}" POINT-SIZE="15">■</FONT> <FONT POINT-SIZE="12">{escape(role)}</FONT>'
+        f'<FONT COLOR="{colour}" POINT-SIZE="15">■</FONT> <FONT POINT-SIZE="12">{_words(role)}</FONT>'
         for role, colour in colours.items()
     ]
     per_row = math.ceil(len(swatches) / math.ceil(len(swatches) / 5)) if swatches else 1
@@ -321,6 +323,11 @@ def _heading(circuit: Circuit, colours: Mapping[str, str], values: np.ndarray, n
         '<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="3">'
         f"{''.join(f'<TR><TD>{row}</TD></TR>' for row in rows)}</TABLE>>"
     )
+
+
+def _words(text: str) -> str:
+    """A text in an HTML-like label, in which Graphviz writes names for some letters after a backslash."""
+    return escape(text.replace("\\", "\\\\"))
 
 
 def _key(values: np.ndarray) -> str:

@@ -15,10 +15,10 @@ OF_HEAD = "Attention, scores and roles of a head's part are those of the whole h
 def number(value: float) -> str:
     """Three significant digits, with a minus sign that is one.
 
-    >>> number(0.05761), number(1234.5), number(0)
+    >>> number(0.05761), number(1234.5), number(-0.0)
     ('0.0576', '1,230', '0')
     """
-    rounded = float(f"{value:.3g}")
+    rounded = float(f"{value:.3g}") + 0.0  # -0.0 becomes 0.0
     text = f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:g}"
     return text.replace("-", MINUS)
 
