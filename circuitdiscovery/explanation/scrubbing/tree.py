@@ -97,7 +97,7 @@ class Prompts:
 
     def _alike(self, variables: Variables) -> tuple[np.ndarray, ...]:
         """(prompts sorted so that those that agree follow each other, and of them those that read the same;
-        of each prompt's such run the start and size; of those that read the same, the place there and number).
+        of each prompt's such run the start and size; of those that read the same, the place there and size).
         """
         if variables not in self._known:
             names = dict.fromkeys((*self.shared, *variables))
