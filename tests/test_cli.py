@@ -342,7 +342,7 @@ def test_bad_arguments_are_refused_before_torch_is_imported(
             ["discover", "toy", "ioi", "--out", "file/a   b"],
             "cannot make the folder file/a   b: file is a file",
         ),
-        (["draw", "", "-o", "a.svg"], "must be a path, not ''"),
+        (["draw", "", "-o", "a.svg"], "an empty text is no path"),
         (["lens", "toy", "ioi", "--save", ""], "an empty text is no path"),
         (["lens", "toy", "--texts", ""], "an empty text is no path"),
     ],

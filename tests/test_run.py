@@ -21,8 +21,8 @@ import pytest
 
 import circuitdiscovery as cd
 from circuitdiscovery.circuit import draw
+from circuitdiscovery.cli import journal, run
 from circuitdiscovery.cli import main as cli
-from circuitdiscovery.cli import run
 from circuitdiscovery.cli.folders import open_folder
 from circuitdiscovery.cli.journal import Journal
 from circuitdiscovery.engine.setup import Setup
@@ -468,17 +468,42 @@ def test_a_finished_runs_circuit_that_was_changed_is_refused(tmp_path: Path, who
     assert (folder / "run.json").read_bytes() == before and names(folder) == ALL
 
 
-def test_a_run_that_was_moved_says_where_it_is(tmp_path: Path) -> None:
+def test_a_run_that_was_moved_says_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "then").mkdir()
     run.discover(with_measure("none"), tmp_path / "then", ["x"])
     now = (tmp_path / "then").rename(tmp_path / "now")
     before = files(now)
-    record = run.discover(with_measure("none"), now, ["x"])
-    assert record["summary"]["folder"] == str(now) and files(now) == before
-    assert f"--out {now} --resume" in record["report"] and "/then" not in record["report"]
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*ARGUMENTS[:-1], "none", "--out", str(now), "--resume"])
+    said = capsys.readouterr().out
+    assert "not measured; measure it with: circuitdiscovery discover toy ioi" in said
+    assert f"--measure quick --out {now} --resume" in said and "/then" not in said and files(now) == before
+
+
+def test_files_that_run_json_alone_knows_are_not_looked_for(tmp_path: Path, whole: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    change(folder / "run.json", lambda record: record["done"].update({"other.txt": "0"}))
+    assert run.discover(SMALL, folder, ["x"])["summary"]["folder"] == str(folder)
+    assert files(folder) == files(whole)
 
 
 # ---------------------------------------------------------------- whose folder it is
+
+
+@pytest.mark.parametrize("where", [(journal, "_versions"), (run._Run, "all")])
+def test_a_run_that_was_interrupted_as_it_began_can_begin(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
+) -> None:
+    """No file is there before all of it is."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*where, interrupt)
+        run.discover(SMALL, tmp_path, ["x"], fresh=True)
+    run.discover(SMALL, tmp_path, ["x"])
+    assert files(tmp_path) == files(whole)
 
 
 def test_of_two_commands_at_once_one_has_the_folder(tmp_path: Path, whole: Path) -> None:
@@ -527,7 +552,6 @@ def test_what_was_not_measured_can_be_measured_later(
         assert done == ["search", "draw", "draw"]
     assert names(folder) == ALL - {"evaluation.json", "explanation.json"}
     assert record["summary"]["measured"] == "none" and record["summary"]["evaluation"] is None
-    assert "not measured; measure it with: circuitdiscovery discover" in record["report"]
     text = (folder / "report.html").read_text("utf-8")
     assert (
         "Not measured" in text

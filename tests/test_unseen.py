@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,31 @@ PAIRS = [(word, place) for word in ("keys", "dogs", "cats") for place in ("on th
 ROWS = [f"The {word} {place},The {word[:-1]} {place}, are, is\n" for word, place in PAIRS]
 BAD = "The keys on the cabinet,The key on the cabinet, are is, is\n"  # an answer of two words
 SHORT = "The keys on the cabinet,\n"  # fewer cells than the header
+
+FEW = """
+version = 1
+description = "A counterfactual that fewer prompts have"
+templates = ["Then, {first} and {second} went to the {place}. {first} gave a ring to"]
+correct = " {second}"
+incorrect = " {first}"
+counterfactual = "other"
+
+multi_token = ["place"]
+
+[slots]
+first = "name"
+second = "name"
+place = "place"
+
+[counterfactuals.other]
+redraw = ["second"]
+[counterfactuals.small]
+redraw = ["place"]
+
+[words]
+name = ["Mary", "John", "Tom", "Anna", "James", "Kate"]
+place = ["store", "garden", "school and the garden", "office"]
+"""
 
 Run = Callable[..., Result]
 
@@ -147,7 +173,7 @@ def test_it_says_where_the_searchs_prompts_cannot_be_known(run: Run) -> None:
     done = run("evaluate", folder, "--measure", "quick")
     assert done.exit_code == 0 and "not known" in done.stderr
     Path("ok.csv").unlink()
-    done = run("transfer", folder, "--task", table("other.csv", ROWS), "--examples", 2)
+    done = run("transfer", folder, "--task", table("other.csv", ROWS[2:]), "--examples", 2)
     assert done.exit_code == 0 and "not known" in done.stderr and "ok.csv" in done.stderr
 
 
@@ -186,15 +212,110 @@ def test_tables_of_one_file_name_are_two_tasks(run: Run, measured: list[set[str]
     found = json.loads(run("transfer", *folders, "--json").stdout)
     assert found["tasks"] == [str(Path(path).resolve()) for path in paths]
     assert measured[0] != measured[1]
-    for twice in (paths[0], "ioi"):
-        refused = run("transfer", folders[0], "--task", twice, "--task", twice)
-        assert isinstance(refused.exception, cd.CircuitDiscoveryError) and "twice" in str(refused.exception)
+    once, twice = (
+        json.loads(run("transfer", folders[0], *["--task", paths[0]] * times, "--json").stdout)
+        for times in (1, 2)
+    )
+    assert once == twice
 
 
 def test_counterfactuals_of_one_task_are_columns(run: Run) -> None:
     folders = [searched(run, "ioi", "default", "--examples", 4)]
     folders += [searched(run, "ioi", "flip", "--examples", 4, "--counterfactual", "flip")]
     assert json.loads(run("transfer", *folders, "--json").stdout)["tasks"] == ["ioi abc", "ioi flip"]
+
+
+def test_a_circuit_that_does_not_name_its_counterfactual_has_the_tasks_own(run: Run) -> None:
+    folder = searched(run, "ioi", "a1", "--examples", 4)
+    circuit = json.loads(Path(folder, "circuit.json").read_text())
+    circuit["counterfactual"] = None
+    Path("bare.json").write_text(json.dumps(circuit))
+    assert json.loads(run("transfer", "bare.json", folder, "--json").stdout)["tasks"] == ["ioi"]
+
+
+# ------------------------------------------------------------------ which task it was
+
+
+@pytest.mark.parametrize("command", ["evaluate", "transfer"])
+def test_a_saved_task_has_the_counterfactual_that_it_was_drawn_with(
+    run: Run, measured: list[set[str]], toy: cd.Model, command: str
+) -> None:
+    cd.load_task("ioi", toy, examples=8).save("plain.json")
+    folder = searched(run, "plain.json", "run")
+    done = run(command, folder, "--examples", 4, *(["--measure", "quick"] if command == "evaluate" else []))
+    assert done.exit_code == 0 and "not known" not in done.stderr, done.exception
+    assert len(measured[-1]) == 4 and not measured[-1] & texts(toy, "plain.json")
+
+
+def test_a_task_that_moved_is_known_by_its_prompts(run: Run, measured: list[set[str]], toy: cd.Model) -> None:
+    """Whatever its file is called now, if it is asked for; also of a circuit that was found in Python."""
+    folder = searched(run, table("ok.csv", ROWS), "run")
+    seen = texts(toy, "ok.csv")
+    Path("moved").mkdir()
+    path = Path("ok.csv").rename("moved/other.csv")
+    task = replace(cd.load_task("ioi", toy, examples=8), name="mine")
+    task.save("saved.json")
+    cd.eap(toy, task).best(40).save("py.json")
+    asked = [(folder, path, seen, 3), ("py.json", "saved.json", {each.text for each in task}, 8)]
+    for circuit, file, known, count in asked:
+        done = run("evaluate", circuit, "--task", file, "--seed", 1, "--measure", "quick")
+        assert done.exit_code == 0 and "not known" not in done.stderr, (done.exception, done.stderr)
+        assert 0 < len(measured[-1]) <= count and not measured[-1] & known
+
+
+def test_another_counterfactual_may_have_fewer_prompts(
+    run: Run, measured: list[set[str]], toy: cd.Model
+) -> None:
+    """As many as the search had cannot be drawn there; all that there are can. Where they are all there,
+    none is told to be left out."""
+    Path("few.toml").write_text(FEW)
+    most = len(cd.load_task("few.toml", toy, counterfactual="small"))
+    folder = searched(run, "few.toml", "run", "--examples", most + 1)
+    done = run("evaluate", folder, "--counterfactual", "small", "--examples", 6, "--measure", "quick")
+    assert done.exit_code == 0, done.exception
+    assert len(measured[-1]) == 6 and not measured[-1] & texts(toy, "few.toml", examples=most + 1)
+    done = run("evaluate", folder, "--examples", 6, "--seed", 2, "--measure", "quick")
+    assert done.exit_code == 0 and len(measured[-1]) == 6 and "left out" not in done.stderr
+
+
+def test_a_table_without_other_prompts_says_what_helps(run: Run) -> None:
+    path = table("ok.csv", ROWS[:3])
+    folders = [searched(run, path, f"s{seed}", "--seed", seed) for seed in range(4)]
+    refused = run("transfer", *folders)
+    assert isinstance(refused.exception, cd.CircuitDiscoveryError)
+    assert "give fewer circuits or another --task" in str(refused.exception)
+
+
+def test_what_another_tool_wrote_is_no_traceback(run: Run) -> None:
+    folder = searched(run, "ioi", "run", "--examples", 4)
+    circuit = json.loads(Path(folder, "circuit.json").read_text())
+    circuit["options"]["drawn"] = "many"
+    Path("other.json").write_text(json.dumps(circuit))
+    done = run("evaluate", "other.json", "--measure", "quick")
+    assert done.exit_code == 0 and "options.drawn" in done.stderr, done.exception
+
+
+def test_a_home_folder_is_found_wherever_a_path_is_taken(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the shell has not replaced ~; run.json is read beside the circuit, too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    table("ok.csv", ROWS)
+    folder = searched(run, "~/ok.csv", "home", "--metric", "prob-diff")
+    more = ("--measure", "quick", "--json")
+    for given in (("~/home",), ("~/home/circuit.json", "--task=~/ok.csv")):
+        done = run("evaluate", *given, *more)
+        assert done.exit_code == 0, done.exception
+        assert json.loads(done.stdout)["metric"] == "prob_diff"
+        assert done.stdout == run("evaluate", folder, *more).stdout
+    for command in (
+        "transfer ~/home",
+        "compare ~/home ~/home",
+        "draw ~/home -o home.dot",
+        "universal toy toy --task ok.csv --circuit ~/home --circuit ~/home",
+    ):
+        done = run(*command.split())
+        assert done.exit_code == 0, (command, done.exception)
 
 
 # ------------------------------------------------------------------ bad rows

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.files.disk import data_folder, expanded
+from circuitdiscovery.files.disk import data_folder, ending, expanded
 from circuitdiscovery.files.text import finite, size, whole
 from circuitdiscovery.registry import (
     MEASURES,
@@ -138,9 +138,10 @@ class Output(PathType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = super().convert(value, param, ctx)
-        if path.suffix.lower() not in self._endings:
-            either = f"{', '.join(self._endings[:-1])} or {self._endings[-1]}"
-            self.fail(f"{value!r} must end in {either}", param, ctx)
+        try:
+            ending(path, *self._endings)
+        except CircuitDiscoveryError as error:
+            self.fail(str(error), param, ctx)
         if not path.parent.is_dir():
             self.fail(f"there is no folder {path.parent}", param, ctx)
         return path
@@ -150,6 +151,7 @@ PATH = PathType(path_type=Path)
 FOLDER = PathType(path_type=Path, file_okay=False)
 MODEL = Checked(check_model, "MODEL")
 TASK = Checked(task_name, "TASK")
+CIRCUIT = Checked(lambda text: str(expanded(text)), "CIRCUIT")
 METRIC = one_of("metric")
 ABLATION = one_of("ablation")
 DIRECTION = one_of("direction")
@@ -187,7 +189,7 @@ def about_circuit(command: Command) -> Command:
     """CIRCUIT, and the model and how it is measured where that shall not be as it was searched."""
     words = "[default: the one the circuit was found in]"
     command = click.option("--model", type=MODEL, help=words)(as_searched(command))
-    return click.argument("circuit")(command)
+    return click.argument("circuit", type=CIRCUIT)(command)
 
 
 def as_searched(command: Command) -> Command:

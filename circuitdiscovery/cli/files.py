@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,12 +101,17 @@ def show_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
-def show_report(report: str, summary: dict[str, Any]) -> None:
+def show_report(report: str, summary: dict[str, Any], options: Options) -> None:
+    """What `discover` says at its end."""
     from circuitdiscovery.reporting.progress import duration
 
     seconds = summary["seconds"]
     parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
-    rows = [
+    rows = []
+    if summary["measured"] == "none":
+        how = replace(options, measure="quick").resume_command(summary["folder"])
+        rows = [("measured", f"not measured; measure it with: {how}")]
+    rows += [
         ("time", f"{duration(sum(seconds.values()))} ({parts})"),
         ("files", f"{summary['folder']}: {', '.join(summary['files'])}"),
     ]

@@ -12,7 +12,6 @@ are done, and what to say where it stops.
 from __future__ import annotations
 
 import platform
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from circuitdiscovery.cli.folders import held
+from circuitdiscovery.cli.folders import contents
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import write_json
@@ -52,33 +51,6 @@ def resumable(folder: Path) -> bool:
     return any((folder / name).exists() for name in (STATE, CIRCUIT, SCORES))
 
 
-@contextmanager
-def claimed(folder: Path, earlier: dict[str, Any] | None) -> Iterator[None]:
-    """A folder that is this run's: of two commands that begin one in it at once, one is refused. After an
-    error before anything was found nothing of a new run stays; a search's state or its result does.
-    """
-    if earlier is None:
-        distributed.from_first(lambda: _claim(folder))
-    try:
-        yield
-    except Exception:
-        if earlier is None and distributed.rank() == 0 and not resumable(folder):
-            for file in FILES:
-                (folder / file).unlink(missing_ok=True)
-        raise
-
-
-def _claim(folder: Path) -> None:
-    try:
-        (folder / "run.json").touch(exist_ok=False)
-    except FileExistsError:
-        raise CircuitDiscoveryError(
-            f"another command has just begun a run in {folder}; give a new or empty folder"
-        ) from None
-    except OSError as error:
-        raise CircuitDiscoveryError(f"cannot write {folder / 'run.json'}: {error.strerror}") from None
-
-
 # -------------------------------------------------------------- an earlier run
 
 
@@ -89,7 +61,7 @@ def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
     Device and batch size may differ, which do not change what is found, and how much is measured.
     """
     if not (folder / "run.json").exists():
-        if held(folder):
+        if contents(folder):
             raise CircuitDiscoveryError(f"{folder} has no run.json, so it is not a run that can be resumed")
         return None
     earlier = recorded(folder)
@@ -123,7 +95,8 @@ def going_on(options: Options, earlier: dict[str, Any] | None) -> tuple[Options,
 
 def altered(folder: Path, record: dict[str, Any]) -> list[str]:
     """The files of a run that are gone, or not as they were written."""
-    return [name for name, digest in record.get("done", {}).items() if digest != _digest(folder / name)]
+    done = record.get("done", {})
+    return [name for name in FILES if name in done and done[name] != _digest(folder / name)]
 
 
 def whole(folder: Path, record: dict[str, Any]) -> bool:
@@ -133,15 +106,6 @@ def whole(folder: Path, record: dict[str, Any]) -> bool:
 
 def _digest(path: Path) -> str | None:
     return sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def printed(record: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """run.json of a finished run, as it is in this folder now: it may have been moved since."""
-    then, now = (
-        shlex.join(["--out", str(where), "--resume"]) for where in (record["summary"]["folder"], folder)
-    )
-    report = record["report"].replace(then, now)
-    return record | {"report": report, "summary": record["summary"] | {"folder": str(folder)}}
 
 
 # --------------------------------------------------------------------- journal
@@ -168,8 +132,7 @@ class Journal:
             for name in altered(folder, self.record):
                 if name not in (CIRCUIT, SCORES):  # which are not made again, but refused
                     self.forget(name)
-        if earlier is None:  # what an earlier process wrote stays until there is more to say
-            self.save()
+        self._new = earlier is None
 
     def save(self) -> None:
         """Write run.json."""
@@ -235,14 +198,34 @@ class Journal:
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Whatever stops the run, Ctrl-C too, says in a note of the
-        exception what is there and how to go on."""
+        """Whatever stops the run, Ctrl-C too, says in a note of the exception what is there and how to go on.
+
+        What an earlier process wrote stays until there is more to say; a new run begins with its run.json: of
+        two commands that begin one in a folder at once, one is refused. After an error before anything was
+        found nothing of a new run stays.
+        """
+        mine = not self._new
         try:
+            if self._new:
+                distributed.from_first(self._claim)
+                mine = True
             yield
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) or resumable(self.folder):
+            found = mine and resumable(self.folder)
+            if isinstance(error, KeyboardInterrupt) or found:
                 error.add_note(self._left())
+            elif mine and self._new and distributed.rank() == 0:
+                for file in FILES:
+                    (self.folder / file).unlink(missing_ok=True)
             raise
+
+    def _claim(self) -> None:
+        try:
+            write_json(self.folder / "run.json", self.record, new=True)
+        except FileExistsError:
+            raise CircuitDiscoveryError(
+                f"another command has just begun a run in {self.folder}; give a new or empty folder"
+            ) from None
 
     def _left(self) -> str:
         """The end of a sentence that begins with "stopped" or "interrupted"."""

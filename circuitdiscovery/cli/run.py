@@ -10,7 +10,6 @@ bytes in all of them but run.json, which alone knows times, versions and the com
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -19,11 +18,9 @@ from typing import TYPE_CHECKING, Any
 from circuitdiscovery.cli.journal import (
     STATE,
     Journal,
-    claimed,
     earlier_run,
     going_on,
     now,
-    printed,
     whole,
 )
 from circuitdiscovery.cli.search import chosen, evaluate, search
@@ -69,14 +66,14 @@ def discover(options: Options, folder: Path, command: list[str], *, fresh: bool 
     earlier = None if fresh else distributed.from_first(lambda: earlier_run(folder, options))
     options, over = going_on(options, earlier)
     if earlier is not None and over and distributed.from_first(lambda: whole(folder, earlier)):
-        return printed(earlier, folder)
+        # it may have been moved since
+        return earlier | {"summary": earlier["summary"] | {"folder": str(folder)}}
     from circuitdiscovery.engine import threads
 
-    with claimed(folder, earlier), threads.restored():
-        _check_wheels()
-        run = _Run(options, Journal(folder, options, command, earlier))
-        with run.journal.told():
-            run.all()
+    _check_wheels()
+    run = _Run(options, Journal(folder, options, command, earlier))
+    with threads.restored(), run.journal.told():
+        run.all()
     return distributed.from_first(lambda: run.journal.record)
 
 
@@ -232,7 +229,7 @@ class _Run:
     def evaluation(self, circuit: Circuit, scores: Scores | None, effort: str) -> Json | None:
         """evaluation.json."""
         if effort == "none":
-            self.journal.record["report"] = _unmeasured(circuit, self.options, self.folder)
+            self.journal.record["report"] = _unmeasured(circuit)
             self._forget_states()
             return None
         if self.journal.holds(EVALUATION):
@@ -342,11 +339,7 @@ def _of_scores(circuit: Circuit, scores: Scores) -> bool:
     return bool((circuit.scores[circuit.mask] == scores.values[circuit.mask]).all())
 
 
-def _unmeasured(circuit: Circuit, options: Options, folder: Path) -> str:
+def _unmeasured(circuit: Circuit) -> str:
     """What is printed of a circuit that was not measured."""
-    how = replace(options, measure="quick").resume_command(folder)
-    size = (
-        f"{len(circuit):,} edges ({len(circuit.pruned()):,} on a path from input to logits) of "
-        f"{len(circuit.graph):,}"
-    )
-    return f"{'circuit':<13} {size}\n{'measured':<13} not measured; measure it with: {how}"
+    whole, total = len(circuit.pruned()), len(circuit.graph)
+    return f"{'circuit':<13} {len(circuit):,} edges ({whole:,} on a path from input to logits) of {total:,}"

@@ -243,11 +243,12 @@ def _too_deep(path: str | Path) -> CircuitDiscoveryError:
 # ------------------------------------------------------------------- writing
 
 
-def write_atomically(path: str | Path, data: str | bytes) -> None:
+def write_atomically(path: str | Path, data: str | bytes, *, new: bool = False) -> None:
     """Write a file completely or not at all: to a temporary file next to it, which is then renamed.
 
     If anything goes wrong (a full disk, Ctrl-C), the old file at `path` stays as it was and no partial file
-    is left.
+    is left. Where it has to be a `new` file, one that is there already is a FileExistsError: of several
+    processes one writes it.
     """
     path = expanded(path)
     try:
@@ -262,12 +263,26 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
     try:
         try:
             temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-            os.replace(temporary, path)
+            (_name_new if new else os.replace)(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+    except FileExistsError:
+        raise
     except (OSError, ValueError) as error:
         raise _cannot("write", path, error) from None
+
+
+def _name_new(temporary: Path, path: Path) -> None:
+    """Rename a file where nothing has the name yet."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with open(path, "xb") as file:
+            file.write(temporary.read_bytes())
+    temporary.unlink()
 
 
 def ending(path: str | Path, *valid: str) -> str:
@@ -278,7 +293,8 @@ def ending(path: str | Path, *valid: str) -> str:
     """
     found = Path(path).suffix.lower()
     if found not in valid:
-        raise CircuitDiscoveryError(f"{path} must end in {' or '.join(valid)}")
+        either = " or ".join(filter(None, (", ".join(valid[:-1]), valid[-1])))
+        raise CircuitDiscoveryError(f"{path} must end in {either}")
     return found
 
 
@@ -287,9 +303,9 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, *, new: bool = False) -> None:
     """`to_json(value)`, written atomically."""
-    write_atomically(path, to_json(value))
+    write_atomically(path, to_json(value), new=new)
 
 
 def _cannot(verb: str, path: str | Path, error: OSError | ValueError) -> CircuitDiscoveryError:

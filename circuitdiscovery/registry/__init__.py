@@ -86,15 +86,14 @@ class Method(Entry):
         metric: what it searches by unless told; None: the task's own.
         sizes: `any`: it scores edges, and a circuit of any number of them is taken from the scores; `edges`:
             it searches for a number of edges; `threshold`: its circuit's size follows from a threshold.
-        gradient: it takes the metric's gradient, which one that is 0 or 1 on every prompt does not have.
-        gradient_at_clean: it takes it on the clean run, where that of a divergence is 0.
+        gradient: where it takes the metric's gradient, which one that is 0 or 1 on each prompt does not have:
+            on the `clean` run, where that of a divergence is 0, or on `other` runs, too.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     metric: str | None = None
     sizes: Literal["any", "edges", "threshold"] = "any"
-    gradient: bool = False
-    gradient_at_clean: bool = False
+    gradient: Literal["clean", "other"] | None = None
 
     def takes(self, option: str) -> bool:
         """Whether the method has an option."""
@@ -157,14 +156,14 @@ METHODS: dict[str, Method] = {
     ),
     "eap": Method(
         ".search.attribution:eap", "edge attribution patching (Syed et al. 2023)",
-        {"direction": "noising"}, gradient=True, gradient_at_clean=True,
+        {"direction": "noising"}, gradient="clean",
     ),
     "eap_ig": Method(
         ".search.attribution:eap_ig", "EAP with integrated gradients (Hanna et al. 2024)",
-        {"steps": 5, "rule": "midpoint"}, gradient=True,
+        {"steps": 5, "rule": "midpoint"}, gradient="other",
     ),
     "clean_corrupted": Method(
-        ".search.attribution:clean_corrupted", "EAP with the gradients of both ends", gradient=True,
+        ".search.attribution:clean_corrupted", "EAP with the gradients of both ends", gradient="other",
     ),
     "exact": Method(
         ".search.exact:exact", "the damage of each edge, measured",
@@ -176,16 +175,16 @@ METHODS: dict[str, Method] = {
     ),
     "hybrid": Method(
         ".search.hybrid:hybrid", "attribution, then elimination by measured damage",
-        {"edges": None, "rounds": 4}, sizes="edges", gradient=True,
+        {"edges": None, "rounds": 4}, sizes="edges", gradient="other",
     ),
     "edge_pruning": Method(
         ".search.edge_pruning:edge_pruning", "learn a mask (Bhaskar et al. 2024)",
         {"edges": None, "steps": 200, "apart_from": None, "repulsion": 0.5},
-        metric=KL, sizes="edges", gradient=True,
+        metric=KL, sizes="edges", gradient="other",
     ),
     "matryoshka": Method(
         ".search.matryoshka:matryoshka", "learn an order of the edges (Matryoshka Attribution)",
-        {"edges": None, "steps": 520, "drawn": 480}, sizes="edges", gradient=True,
+        {"edges": None, "steps": 520, "drawn": 480}, sizes="edges", gradient="other",
     ),
     "random": Method(".search.random_scores:random", "random scores, to compare with"),
 }  # fmt: skip

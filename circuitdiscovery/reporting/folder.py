@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.files.disk import read_json, to_json
-from circuitdiscovery.reporting.options import Options, checked
+from circuitdiscovery.reporting.options import DRAWN_WITH, Options, checked
 from circuitdiscovery.reporting.progress import stage
 from circuitdiscovery.reporting.shapes import (
     CONTENTS_SHAPE,
@@ -252,15 +252,19 @@ def roles_of(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def load(options: Options) -> tuple[Model, Task]:
-    """The model and the task that options name; this is where torch is imported."""
+    """The model and the task that options name."""
+    model = model_of(options)
+    from circuitdiscovery.task.load import load_task
+
+    return model, load_task(options.task, model, **options.some(*DRAWN_WITH))
+
+
+def model_of(options: Options) -> Model:
+    """The model that options name; this is where torch is imported."""
     with stage("loading"):
         from circuitdiscovery.model.load import load_model
-        from circuitdiscovery.task.load import load_task
 
-        model = load_model(options.model, device=options.device, dtype=options.dtype)
-        drawn = {"examples": options.examples, "seed": options.seed, "counterfactual": options.counterfactual}
-        drawn["skip_bad"] = options.skip_bad
-        return model, load_task(options.task, model, **drawn)
+        return load_model(options.model, device=options.device, dtype=options.dtype)
 
 
 def _since(value: Any, **added: Any) -> Any:

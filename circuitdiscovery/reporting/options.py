@@ -23,6 +23,7 @@ MAY_DIFFER = ("device", "batch_size", "measure")  # when a run goes on: they do 
 SPLITS = ("neurons", "positions", "all", "experts")  # what a node's parts can be
 
 MEASURED_WITH = ("metric", "ablation", "direction", "batch_size")  # what a measurement takes
+DRAWN_WITH = ("examples", "seed", "counterfactual", "skip_bad")  # what the drawing of a task takes
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,13 @@ class Options:
             raise CircuitDiscoveryError(
                 f"--direction denoising is not for {_hyphened(self.method)}; {_valid_with('direction')}"
             )
-        if method.gradient and self.metric is not None and METRICS[self.metric].share:
+        if method.gradient is not None and self.metric is not None and METRICS[self.metric].share:
             raise CircuitDiscoveryError(
                 f"--metric {self.metric} has no gradient, which {_hyphened(self.method)} takes; "
                 "use --method exact"
             )
         divergence = self.metric is not None and METRICS[self.metric].divergence
-        if method.gradient_at_clean and divergence and self.direction == "noising":
+        if method.gradient == "clean" and divergence and self.direction == "noising":
             raise CircuitDiscoveryError(
                 f"--metric {self.metric} has no gradient on the clean run, where "
                 f"{_hyphened(self.method)} takes it; "
@@ -154,7 +155,7 @@ class Options:
         parts = Path(self.model).name.removesuffix(GGUF), Path(self.task).stem, _hyphened(self.method)
         return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
 
-    def resume_command(self, folder: Path) -> str:
+    def resume_command(self, folder: str | Path) -> str:
         """The command line that goes on with this run."""
         words = ["circuitdiscovery", "discover", self.model, self.task]
         for name, value in [*self.to_dict().items()][2:]:

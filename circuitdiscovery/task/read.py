@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.files.disk import data_folder
+from circuitdiscovery.files.disk import data_folder, expanded
 from circuitdiscovery.task.table import Table, read_table
 from circuitdiscovery.task.taskfile import TaskFile
 from circuitdiscovery.task.toml import read_toml
@@ -41,7 +41,7 @@ def task_path(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     path = Path(name_or_path)
     if path.suffix.lower() in SUFFIXES:
-        return path
+        return expanded(path)
     if isinstance(name_or_path, Path) or "/" in text or os.sep in text:
         raise CircuitDiscoveryError(
             f"{path}: a task file ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
@@ -86,18 +86,32 @@ def counterfactual_of(task: TaskFile | Table | SavedTask, name: str) -> str:
     """The task's counterfactual of that name; hyphens are taken for underscores.
 
     Raises:
-        CircuitDiscoveryError: there is none of that name, or the task is a
-            table or was saved; names the valid ones.
+        CircuitDiscoveryError: there is none of that name, or the task has none by name; names the valid ones.
 
     >>> counterfactual_of(read_task("ioi"), "flip")
     'flip'
     """
-    if not isinstance(task, TaskFile):
+    own = own_counterfactual(task)
+    known = task.counterfactuals if isinstance(task, TaskFile) else () if own is None else (own,)
+    if not known:
         what = "a table" if isinstance(task, Table) else "a saved task"
         raise CircuitDiscoveryError(
             f"task {task.name}: {what} has its counterfactuals as rows, not by name ({name!r})"
         )
-    found = name if name in task.counterfactuals else name.replace("-", "_")
-    if found not in task.counterfactuals:
-        raise unknown("counterfactual", name, task.counterfactuals, plural=f"counterfactuals of {task.name}")
+    found = name if name in known else name.replace("-", "_")
+    if found not in known:
+        raise unknown("counterfactual", name, known, plural=f"counterfactuals of {task.name}")
     return found
+
+
+def own_counterfactual(task: TaskFile | Table | SavedTask) -> str | None:
+    """The name of the counterfactual that a task has where none is asked for: the file's first choice, or the
+    one that a saved task was drawn with; None where it has none by name.
+
+    >>> own_counterfactual(read_task("ioi"))
+    'abc'
+    """
+    if isinstance(task, TaskFile):
+        return task.counterfactual
+    name = None if isinstance(task, Table) else task.task.info.get("counterfactual")
+    return name if isinstance(name, str) else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from circuitdiscovery.cli.arguments import (
+    CIRCUIT,
     DIRECTION,
     EFFORT,
     PATH,
@@ -133,8 +134,8 @@ def explain(
 
 
 @cli.command(short_help="Compare circuit A with circuit B, the reference.")
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", type=CIRCUIT, metavar="A")
+@click.argument("b", type=CIRCUIT, metavar="B")
 @as_json
 def compare(a: str, b: str, as_json: bool) -> None:
     """Compare circuit A with circuit B, the reference: precision, recall and Jaccard,
@@ -146,7 +147,7 @@ def compare(a: str, b: str, as_json: bool) -> None:
 
 
 @cli.command(short_help="Draw CIRCUIT into a picture.")
-@click.argument("circuit")
+@click.argument("circuit", type=CIRCUIT)
 @click.option(
     "-o",
     "--out",

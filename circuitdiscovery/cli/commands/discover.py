@@ -152,4 +152,4 @@ def discover(no_split_qkv: bool, out: Path | None, resume: bool, as_json: bool, 
     if as_json:
         show_json(record["summary"])
     else:
-        show_report(record["report"], record["summary"])
+        show_report(record["report"], record["summary"], options)

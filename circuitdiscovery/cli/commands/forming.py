@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from circuitdiscovery.cli.arguments import as_json, as_searched
+from circuitdiscovery.cli.arguments import CIRCUIT, as_json, as_searched
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import circuit_of, evaluation_options, file_of, show
 from circuitdiscovery.cli.prompts import PICTURE
@@ -18,7 +18,7 @@ from circuitdiscovery.reporting.folder import roles_beside
 
 
 @cli.command(short_help="Measure CIRCUIT at the checkpoints of a training run.")
-@click.argument("circuit")
+@click.argument("circuit", type=CIRCUIT)
 @click.argument("checkpoints", nargs=-1, required=True, metavar="FOLDER|STEP=MODEL...")
 @click.option("--search", is_flag=True, help="Also search a circuit of this size at each, by eap-ig.")
 @click.option("--plot", type=PICTURE, help="Draw it, as .png or .svg.")
@@ -28,7 +28,7 @@ def checkpoints(
     circuit: str,
     checkpoints: tuple[str, ...],
     search: bool,
-    plot: str | None,
+    plot: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:

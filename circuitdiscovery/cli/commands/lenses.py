@@ -39,7 +39,7 @@ def lens(
     ahead: int | None,
     saved: Path | None,
     save: Path | None,
-    plot: str | None,
+    plot: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:

@@ -11,6 +11,7 @@ import click
 
 from circuitdiscovery.cli.arguments import (
     ABLATION,
+    CIRCUIT,
     COUNT,
     DEVICE,
     DIRECTION,
@@ -26,9 +27,8 @@ from circuitdiscovery.cli.arguments import (
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import circuit_of, evaluation_options, file_of, show
 from circuitdiscovery.cli.prompts import PICTURE
-from circuitdiscovery.cli.unseen import Searched, searched, unseen
-from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.reporting.folder import CIRCUIT
+from circuitdiscovery.cli.unseen import Drawing, Searched, searched, unseen
+from circuitdiscovery.reporting.folder import CIRCUIT as CIRCUIT_FILE
 
 if TYPE_CHECKING:
     from circuitdiscovery.model.model import Model
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @cli.command(short_help="Measure CIRCUITs on each other's tasks.")
-@click.argument("circuits", nargs=-1, required=True, metavar="CIRCUIT...")
+@click.argument("circuits", type=CIRCUIT, nargs=-1, required=True, metavar="CIRCUIT...")
 @click.option(
     "--task",
     "tasks",
@@ -69,7 +69,7 @@ def transfer(
     model: str | None,
     device: str | None,
     dtype: str | None,
-    plot: str | None,
+    plot: Path | None,
     skip_bad: bool,
     as_json: bool,
     **how: Any,
@@ -96,12 +96,12 @@ def transfer(
         for path, (model, circuit) in zip(found, of, strict=True)
     ]
 
-    def drawn_for(model: Model, task: str, how: Mapping[str, Any]) -> Task:
-        return unseen(model, task, how, [each for other, each in searches if each and other is model])
+    def drawn_for(model: Model, how: Drawing) -> Task:
+        return unseen(model, how, [each for other, each in searches if each and other is model])
 
     columns = {
-        name: partial(drawn_for, task=task, how=how)
-        for name, task, how in _columns(tasks, [each for _, each in searches if each], drawn, skip_bad)
+        name: partial(drawn_for, how=how)
+        for name, how in _columns(tasks, [each for _, each in searches if each], drawn, skip_bad)
     }
     with stage("measuring") as report:
         pairs = dict(zip(_names(tuple(found)), of, strict=True))
@@ -113,8 +113,8 @@ def transfer(
 
 def _columns(
     asked: Sequence[str], searches: Sequence[Searched], drawn: Mapping[str, Any], skip_bad: bool
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(its name, a task, how it is drawn) for each column: as the searches that used it drew it; where these
+) -> Iterator[tuple[str, Drawing]]:
+    """(its name, how its task is drawn) for each column: as the searches that used it drew it; where these
     differ, as many prompts as the largest had, by the least of their seeds.
 
     Args:
@@ -123,32 +123,27 @@ def _columns(
         drawn: what is asked for in place of what the searches had; None: theirs.
         skip_bad: whether a table's bad rows are skipped.
     """
-    if twice := [task for task in asked if asked.count(task) > 1]:
-        raise CircuitDiscoveryError(f"--task {twice[0]} is given twice")
     wanted = dict[tuple[str, str | None], list[Searched]]()
-    for task in asked or dict.fromkeys(each.task for each in searches):
-        own = [each for each in searches if each.task == task]
-        for each in own:
-            wanted.setdefault((task, each.how["counterfactual"]), []).append(each)
-        if not own:
-            wanted[task, None] = []
+    for task in dict.fromkeys(asked or (each.how.task for each in searches)):
+        own = [each for each in searches if each.how.task == task]
+        for each in own or [Searched(Drawing.of({"task": task, "skip_bad": skip_bad}))]:
+            wanted.setdefault((task, each.how.counterfactual), []).append(each)
     for (task, counterfactual), own in wanted.items():
         same = [other for other, _ in wanted if Path(other).stem == Path(task).stem]
         name = Path(task).stem if set(same) == {task} else task
-        largest = max((each.count for each in own), default=0) or None
-        seed = min((each.how.get("seed", 0) for each in own), default=0)
-        how: dict[str, Any] = {
-            "counterfactual": counterfactual,
-            "skip_bad": skip_bad or any(each.how["skip_bad"] for each in own),
-            "examples": largest if drawn["examples"] is None else drawn["examples"],
-            "seed": seed if drawn["seed"] is None else drawn["seed"],
-        }
-        yield name if same.count(task) == 1 else f"{name} {counterfactual}", task, how
+        how = Drawing(
+            task,
+            examples=drawn["examples"] or max(each.count for each in own) or None,
+            seed=min(each.how.seed for each in own) if drawn["seed"] is None else drawn["seed"],
+            counterfactual=counterfactual,
+            skip_bad=any(each.how.skip_bad for each in own),
+        )
+        yield name if same.count(task) == 1 else f"{name} {counterfactual}", how
 
 
 def _names(paths: tuple[str, ...]) -> list[str]:
     """What circuits are called: by their files or their runs' folders; by their paths, where two have one
     name."""
     files = [Path(file_of(path)) for path in paths]
-    short = [each.parent.name if each.name == CIRCUIT else each.stem for each in files]
+    short = [each.parent.name if each.name == CIRCUIT_FILE else each.stem for each in files]
     return [path if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from circuitdiscovery.cli.arguments import COUNT, MODEL, TASK, Checked, as_json, on_runs
+from circuitdiscovery.cli.arguments import CIRCUIT, COUNT, MODEL, TASK, Checked, as_json, on_runs
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import circuit_of, file_of, show
 from circuitdiscovery.cli.prompts import PICTURE, TEXTS, all_of_them
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from circuitdiscovery.universality import SharedCircuits
 
 _KINDS = ("neurons", "heads", "circuits")
-_DRAWING = ("examples", "seed", "skip_bad")
 
 
 def _kind(name: str) -> str:
@@ -36,7 +36,7 @@ def _kind(name: str) -> str:
 @click.option(
     "--circuit",
     "circuits",
-    type=Checked(file_of, "CIRCUIT"),
+    type=CIRCUIT,
     multiple=True,
     help="Of circuits: one for each MODEL, in their order.",
 )
@@ -51,7 +51,7 @@ def universal(
     of: str | None,
     circuits: tuple[str, ...],
     edges: int | None,
-    plot: str | None,
+    plot: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -75,12 +75,13 @@ def universal(
 
     with stage("loading"):
         loaded = [cd.load_model(each, device=given["device"], dtype=given["dtype"]) for each in models]
+    drawing = {name: given[name] for name in ("examples", "seed", "skip_bad")}
     if kind == "circuits":
-        found: Any = _circuits(loaded, task, circuits, edges, given)
+        found: Any = _circuits(loaded, task, circuits, edges, drawing, given["batch_size"])
     else:
         where: Any = texts
         if task is not None:
-            made = cd.load_task(task, loaded[0], **{name: given[name] for name in _DRAWING})
+            made = cd.load_task(task, loaded[0], **drawing)
             where = [each.text for each in made.examples]
         find = cd.universality.neurons if kind == "neurons" else cd.universality.heads
         chosen = {"seed": given["seed"], "batch_size": given["batch_size"]}
@@ -108,6 +109,8 @@ def _check_circuits(
         raise CircuitDiscoveryError(
             f"give one --circuit for each MODEL: there are {len(models)} models, {len(circuits)} circuits"
         )
+    for path in circuits:  # before the models are loaded
+        file_of(path)
 
 
 def _circuits(
@@ -115,7 +118,8 @@ def _circuits(
     task: str | None,
     circuits: Sequence[str],
     edges: int | None,
-    given: dict[str, Any],
+    drawing: dict[str, Any],
+    batch_size: int | None,
 ) -> SharedCircuits:
     """The models' circuits beside each other: those that are given, or the best edges by eap-ig."""
     import circuitdiscovery as cd
@@ -133,13 +137,12 @@ def _circuits(
     else:
         assert edges is not None
         for label, model in zip(labels, models, strict=True):
-            own = cd.load_task(task, model, **{name: given[name] for name in _DRAWING})
+            own = cd.load_task(task, model, **drawing)
             with stage(f"searching {label}") as report:
-                scores = cd.eap_ig(model, own, batch_size=given["batch_size"], progress=report)
+                scores = cd.eap_ig(model, own, batch_size=batch_size, progress=report)
             of[label] = (model, scores.top(edges))
-    drawn = tasks_for(
-        {label: model for label, (model, _) in of.items()}, task, **{name: given[name] for name in _DRAWING}
-    )
-    chosen = {name: given[name] for name in ("seed", "batch_size")}
+    drawn = tasks_for({label: model for label, (model, _) in of.items()}, task, **drawing)
     with stage("comparing") as report:
-        return cd.universality.circuits(of, drawn, progress=report, **chosen)
+        return cd.universality.circuits(
+            of, drawn, seed=drawing["seed"], batch_size=batch_size, progress=report
+        )
