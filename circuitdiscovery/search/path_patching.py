@@ -290,7 +290,8 @@ class _Paths:
                 own = graph.mlps(layer)  # all its parts
                 anew = parts.mlp_of(layer, self._streams[2 * layer + 1] + change)
                 packing.set(written, own, anew, less=False)
-                change = change + self._added(own.start, anew.sum() - packing.sum(self.clean, own))
+                made = anew.sum().to(change)  # another device's, where layers are on several
+                change = change + self._added(own.start, made - packing.sum(self.clean, own))
         return written
 
     def _added(self, row: int, change: Tensor) -> Tensor:
