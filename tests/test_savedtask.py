@@ -87,7 +87,7 @@ def test_fewer_examples_are_the_first_ones(model: Any, tmp_path: Path) -> None:
     with pytest.raises(cd.CircuitDiscoveryError, match="examples must be from 1 to 4, not 5"):
         cd.load_task(tmp_path / "mine.json", model, examples=5)
     for option in ({"counterfactual": "flip"}, {"bos": True}):
-        with pytest.raises(cd.CircuitDiscoveryError, match="a saved task has|counterfactuals of ioi: abc"):
+        with pytest.raises(cd.CircuitDiscoveryError, match=r"a saved task has|counterfactuals of ioi: abc"):
             cd.load_task(tmp_path / "mine.json", model, **option)
 
 
