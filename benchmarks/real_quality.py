@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 from pages import show
-from quality_table import ONE_SIZE_EXAMPLES, SLOW, SLOW_EXAMPLES, SLOW_SHARE, kept, table
+from quality_table import ONE_SIZE_EXAMPLES, SLOW, SLOW_EXAMPLES, SLOW_SHARE, THRESHOLD, kept, table
 from real_models import MODELS, folder_of
 
 import circuitdiscovery as cd
@@ -271,7 +271,7 @@ def slow_cell(name: str, method: str, minutes: float, model: Any, hf: Any, folde
         if spent.here() > 60 * minutes and done < total:
             raise OutOfTime
 
-    options: dict[str, Any] = {"threshold": 0.01} if method == "acdc" else {"edges": count}
+    options: dict[str, Any] = {"threshold": THRESHOLD} if method == "acdc" else {"edges": count}
     found: dict[str, Any] = {"task": name, "method": method, "examples": len(task)}
     try:
         result = getattr(cd, method)(model, task, progress=progress, state=state, **options)

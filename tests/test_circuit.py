@@ -89,6 +89,7 @@ def test_scores_and_masks_of_tensors() -> None:
     values = torch.arange(15.0).reshape(3, 5).requires_grad_()
     given: Any = values
     assert Scores(SMALL, given)["input->logits"] == 4.0
+    assert Scores(SMALL, given.bfloat16())["input->logits"] == 4.0  # which NumPy does not have
     mask: Any = torch.ones(3, 5, requires_grad=True) * torch.tensor(SMALL.allowed)
     assert Circuit(SMALL, mask) == Circuit.full(SMALL)
     with pytest.raises(CircuitDiscoveryError, match="scores must be numbers"):

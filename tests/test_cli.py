@@ -399,6 +399,15 @@ def test_a_tilde_that_the_shell_left_is_the_home_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
+def test_a_path_with_a_dot_is_not_what_is_shipped(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, "gpt2/ioi")
+    assert "of 479 edges in all" in call("compare", "./gpt2/ioi", finished).out
+    assert "there is no folder './nothing/'" in one_line(call("compare", "./nothing/", finished))
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_under_standard_output_is_named() -> None:
     with open("/dev/full", "w") as full:

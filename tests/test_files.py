@@ -142,6 +142,23 @@ def test_what_fails_half_way_leaves_the_old_file(
         assert str(caught.value) == f"cannot write {path}: No space left on device"
 
 
+def test_a_new_file_is_one_processes_alone_without_hard_links_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", fail)
+    write_atomically(tmp_path / "a.txt", "first", new=True)
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "a.txt", "second", new=True)
+    monkeypatch.setattr(os, "replace", fail)  # what fails half way leaves nothing
+    with pytest.raises(CircuitDiscoveryError, match=r"cannot write .*b\.txt"):
+        write_atomically(tmp_path / "b.txt", "first", new=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "first"
+
+
 @pytest.mark.parametrize("name", ["missing/a.txt", "folder", "file/a.txt"])
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()

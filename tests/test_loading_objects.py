@@ -259,7 +259,7 @@ def test_half_precision_objects(tiny: Tiny) -> None:
 # ------------------------------------------------------------------ weights that the object and the model share
 
 
-CHANGED = r"its weights were changed since .*load that again"
+CHANGED = r"its weights were written to since .*load that again"
 
 
 def trained(hf: Any, optimizer: Any) -> None:

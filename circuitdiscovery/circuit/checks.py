@@ -65,8 +65,11 @@ def named_nodes(graph: Graph, names: Iterable[str]) -> set[str]:
 
 
 def _array(values: Any) -> np.ndarray:
-    """Values as an array, a tensor's without its gradient."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    """Values as an array, a tensor's without its gradient; numpy has no bfloat16."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+    return np.asarray(values)
 
 
 def floats(values: Any) -> np.ndarray:

@@ -61,6 +61,12 @@ def task_name(name: str) -> str:
     return path.stem if path.parent == data_folder("tasks") else str(path.resolve())
 
 
+def circuit_text(text: str) -> str:
+    """A circuit's name or path, with ~ expanded; ./NAME stays a path, and is not the shipped NAME."""
+    path = expanded(text)
+    return str(path) if text.startswith("~") else text
+
+
 def valid_counterfactual(task: str, name: str | None) -> str | None:
     """The canonical name of a task's counterfactual; None is the task's own."""
     from circuitdiscovery.task.read import counterfactual_of, read_task
@@ -151,7 +157,7 @@ PATH = PathType(path_type=Path)
 FOLDER = PathType(path_type=Path, file_okay=False)
 MODEL = Checked(check_model, "MODEL")
 TASK = Checked(task_name, "TASK")
-CIRCUIT = Checked(lambda text: str(expanded(text)), "CIRCUIT")
+CIRCUIT = Checked(circuit_text, "CIRCUIT")
 METRIC = one_of("metric")
 ABLATION = one_of("ablation")
 DIRECTION = one_of("direction")

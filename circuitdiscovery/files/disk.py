@@ -280,9 +280,13 @@ def _name_new(temporary: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
-        with open(path, "xb") as file:
-            file.write(temporary.read_bytes())
-    temporary.unlink()
+        path.open("xb").close()
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    temporary.unlink(missing_ok=True)
 
 
 def ending(path: str | Path, *valid: str) -> str:

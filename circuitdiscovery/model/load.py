@@ -56,7 +56,7 @@ def load_model(
             Attn_Only_2L512W_C4_Code), a hub name, a Hugging Face causal language model (its tokenizer is
             looked up by its `name_or_path`), a pair (model, tokenizer), where the tokenizer's folder or name
             will do, or a TransformerBridge. An object's weights are shared, not copied, but for what is
-            converted or moved. Where they are changed afterwards, as by training, the model is refused: load
+            converted or moved. Where they are written to later, as by training, the model is refused: load
             the object again, or load a copy of it (`copy.deepcopy`) to keep a state. torch does not count
             changes through `.data` and by fused optimizers. A few numbers of each weight tell of these, so
             that one of single numbers is not seen.

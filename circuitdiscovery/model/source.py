@@ -47,7 +47,7 @@ class Shared:
         counted = all(each._version == count for each, count in zip(self.numbers, self.versions, strict=True))
         if not counted or not all(map(torch.equal, _by_device(self.numbers), self.known)):
             raise CircuitDiscoveryError(
-                f"{self.name}: its weights were changed since it was loaded, in the object that it shares "
+                f"{self.name}: its weights were written to since it was loaded, in the object that it shares "
                 "them with; load that again, and to keep a state, load a copy: load_model(copy.deepcopy(hf))"
             )
 
