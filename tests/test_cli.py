@@ -796,6 +796,31 @@ def test_ctrl_c_in_a_fresh_interpreter(call: Call, tmp_path: Path, finished: Pat
     stopped_and_goes_on(call, Result(process.returncode, out, err), signal.SIGINT, folder, finished)
 
 
+def test_ctrl_c_while_an_object_is_thrown_away(tmp_path: Path) -> None:
+    """Python shows what a `__del__` raises as ignored and goes on, with Ctrl-C too."""
+    script = (
+        "import signal, time\n"
+        "from circuitdiscovery.cli import main, run\n"
+        "class Thrown:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "def begun(*given, **how):\n"
+        "    Thrown()\n"
+        "    time.sleep(5)\n"
+        "    print('it went on')\n"
+        "run._check_wheels = begun\n"
+        "main.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *SMALL],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (130, "") and "Traceback" not in done.stderr, done
+
+
 def stopped_and_goes_on(
     call: Call, stopped: Result, by: signal.Signals, folder: Path, finished: Path
 ) -> None:

@@ -6,6 +6,7 @@ CIRCUITDISCOVERY_DEBUG=1 for a traceback.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import difflib
 import gc
@@ -14,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from threading import Timer
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import click
@@ -23,6 +25,7 @@ from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError, printable, shown
 
 T = TypeVar("T")
+_AGAIN = 0.01  # seconds
 _ALLOCATIONS = 100_000  # of objects, from one search for garbage to the next
 
 
@@ -32,7 +35,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _spare_collections()
     try:
-        with distributed.launched(), _named_output():
+        with distributed.launched(), _named_output(), _heard_everywhere():
             cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except (click.Abort, KeyboardInterrupt) as stopped:
         if notes := notes_of(stopped.__cause__ or stopped):  # an Abort is click's, of a KeyboardInterrupt
@@ -49,6 +52,25 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         for late in (signal.SIGTERM, signal.SIGINT):
             atexit.register(signal.signal, late, signal.SIG_IGN)
     sys.exit(0)
+
+
+@contextmanager
+def _heard_everywhere() -> Generator[None]:
+    """Ctrl-C counts where Python drops it, too: while an object is thrown away that has a `__del__`, it is
+    shown as ignored, and the program goes on. It comes again when that is over."""
+    before = sys.unraisablehook
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            Timer(_AGAIN, _thread.interrupt_main).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager
