@@ -25,7 +25,7 @@ from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError, printable, shown
 
 T = TypeVar("T")
-_AGAIN = 0.01  # seconds
+_AGAIN = 0.01  # seconds until a Ctrl-C that was dropped comes again
 _ALLOCATIONS = 100_000  # of objects, from one search for garbage to the next
 
 
@@ -57,11 +57,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 @contextmanager
 def _heard_everywhere() -> Generator[None]:
     """Ctrl-C counts where Python drops it, too: while an object is thrown away that has a `__del__`, it is
-    shown as ignored, and the program goes on. It comes again when that is over."""
+    shown as ignored, and the program goes on."""
     before = sys.unraisablehook
 
     def hook(dropped: sys.UnraisableHookArgs) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
+            # not at once: it would come in this very function, and be dropped as well
             Timer(_AGAIN, _thread.interrupt_main).start()
         else:
             before(dropped)

@@ -143,10 +143,8 @@ def unseen(model: Model, how: Drawing, searches: Sequence[Searched]) -> Task:
     made = next(again, None) or how.draw(model)
     most = max((each.count for each in searches if each.how.task == how.task), default=0)
     if len({example.clean for example in made.examples}) < most:
-        for examples in (
-            most,
-            None,
-        ):  # another counterfactual may have fewer: then as many as there are
+        # another counterfactual may have fewer: then as many as are drawn where nothing is said
+        for examples in (most, None):
             with suppress(CircuitDiscoveryError):
                 made = max(made, replace(how, examples=examples).draw(model), key=len)
                 break

@@ -317,9 +317,8 @@ def neurons(
         chosen = {layer: NEURONS for layer, _ in ranked}
         of = damages if other is setup else unit_damages(other, chosen, points)
         values = np.stack([of[layer][:, unit] for layer, unit in ranked])
-        draws = weights(values.shape[1], 0)
-        estimates = values.mean(1) if other is setup else intervals.means(values, draws)
-    if other is setup:  # what was chosen has no interval
+        estimates = intervals.means(values, weights(values.shape[1], 0))
+    if other is setup:  # the examples that they were chosen on, of whose largest no interval would hold
         estimates = [Estimate(float(each)) for each in estimates]
     names = [part_name(mlp_name(layer), f"n{unit}") for layer, unit in ranked]
     promoted, suppressed = _tokens(model, ranked)

@@ -92,7 +92,8 @@ class Prompts:
         order, first, size, place, equal = self._alike(variables)
         others = size[like] - equal[like]
         number = (rng.random(like.shape) * others).astype(int)
-        number += equal[like] * (number >= place[like])  # itself is passed over
+        # those that read the same, itself among them, follow each other, and are passed over
+        number += equal[like] * (number >= place[like])
         return np.where(others > 0, order[(first[like] + number) % len(order)], like)
 
     def _alike(self, variables: Variables) -> tuple[np.ndarray, ...]:
