@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import Tiny, random_prompts
+from test_families import CASES, config_of
+from tiny import Tiny, random_model, random_prompts, tiny_config
 
 import circuitdiscovery as cd
 from circuitdiscovery.engine.ablation import on_demand
 from circuitdiscovery.engine.metrics import Metric, bind, by_rows, kl_from
+from circuitdiscovery.engine.relaxed import Relaxed
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation.interventions import Trials
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.measure.work import Work
+from circuitdiscovery.model.norm import Norm
 from circuitdiscovery.registry import METRICS
 from circuitdiscovery.search import edge_pruning, hybrid, matryoshka
 from circuitdiscovery.search.alternatives import cases
@@ -159,3 +162,76 @@ def test_what_is_explained_is_from_its_own_run(dtype: str) -> None:
     metric, ablation = bind("kl_divergence", model, task, plain=False), on_demand(model, task, "resample")
     found = Trials(model, model.graph, task, rows, metric, ablation, None, Work(None, 1.0)).ablate(["m0"], [])
     assert abs(found.full) < 1e-6 and found.nodes["m0"] > 0.01
+
+
+# ------------------------------------------------------------------ streams that are large
+
+# what is made so many times as large, for a norm to take that away again: in OLMo 2 only what is written
+# before one, as its MLPs read the stream itself
+WRITERS = ("wte", "wpe", "c_proj", "embed_tokens", "o_proj", "down_proj")
+LATER = ("post_attention_layernorm", "post_feedforward_layernorm")  # in Gemma 2, of what is written
+
+
+def scaled(name: str, by: float) -> Any:
+    """A model that computes the same with numbers that are so many times as large."""
+    config = tiny_config(name) if name == "gpt2" else config_of(*CASES[name])
+    config.tie_word_embeddings = False
+    hf = random_model(config)
+    writers = WRITERS[-2:] if name == "olmo2" else WRITERS
+    with torch.no_grad():
+        for key, weight in hf.named_parameters():
+            if any(each in key for each in writers):
+                weight.mul_(by)
+            if name == "gemma2" and any(each in key for each in LATER):
+                weight.copy_(by * (1 + weight) - 1)
+    return hf
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "gemma2", "olmo2"])
+def test_a_large_stream_is_attributed_and_relaxed_as_in_float32(name: str, dtype: str) -> None:
+    """Trained models have activations in the thousands; the square of 256 is infinite in float16."""
+    hf, task = scaled(name, 60.0), random_prompts(101, 6).task
+    precise, half = (cd.load_model((hf, None), dtype=each) for each in ("float32", dtype))
+    allowed = precise.graph.allowed
+
+    def relaxed(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        ((_, patched),) = Setup.of(model, task).patched_runs()
+        seen: list[torch.Tensor] = []
+
+        def loss(logits: torch.Tensor) -> torch.Tensor:
+            seen.append(logits.detach().float())
+            return (logits[:, 1] - logits[:, 2]).float().sum()
+
+        mask = 0.8 * torch.tensor(allowed).to(model.dtype)
+        _, gradient = Relaxed.build(model, model.graph).gradient(patched, mask, loss)
+        return seen[0], gradient.float()
+
+    kinds: list[Callable[[Any], Any]] = [
+        lambda model: torch.tensor(cd.eap(model, task).values[allowed]).float(),
+        lambda model: relaxed(model)[0],
+        lambda model: relaxed(model)[1][torch.tensor(allowed)],
+    ]
+    for kind in kinds:
+        expected, found = kind(precise), kind(half)
+        error = (found - expected).abs().max() / expected.abs().max()
+        assert error < (0.02 if dtype == "float16" else 0.15)
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_a_norm_divides_large_streams_in_float16(kind: Any) -> None:
+    """The shares of terms, and what a change of the stream changes, are the derivative in float64."""
+    draw = torch.Generator().manual_seed(0)
+    stream, change = (
+        5000 * torch.randn(2, 64, generator=draw).half(),
+        300 * torch.randn(2, 64, generator=draw).half(),
+    )
+    weight = 1 + torch.rand(64, generator=draw).half()
+    norm, precise = (Norm(w, None, 1e-6, kind) for w in (weight, weight.double()))
+    _, expected = torch.autograd.functional.jvp(precise, stream.double(), change.double())
+    for found, goal in (
+        (norm.push(stream, change), expected),
+        (norm.share(stream, stream), precise(stream.double())),
+    ):
+        assert found.dtype == torch.float16
+        torch.testing.assert_close(found.double(), goal, atol=1e-3 * float(goal.abs().max()), rtol=2e-3)

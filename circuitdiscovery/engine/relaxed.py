@@ -25,7 +25,7 @@ from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.parts import Group
-from circuitdiscovery.model.projection import centred, projected, pulled
+from circuitdiscovery.model.projection import Centred, centred, projected, pulled
 from circuitdiscovery.model.run import per_head, unembed
 
 # of receivers in one product of the mask's gradient: half of it lies where there is no edge
@@ -43,10 +43,8 @@ def graph_mask(graph: Graph, values: Tensor) -> Tensor:
 class _Layer:
     """One layer's forward, for its backward."""
 
-    # [R', P, D]: what queries, keys and values read, less its mean where the norm is centred; with
-    # [R', P, 1], one over the norm's deviation (nothing where heads do not read each for itself)
-    streams: Tensor
-    inverse: Tensor | None
+    # what queries, keys and values read; nothing where heads do not read each for itself
+    streams: Centred | None
     # leaves: q, k, v, [R, P, K] each; the streams themselves where heads do not read each for itself
     leaves: tuple[Tensor, ...]
     attended: Tensor  # [s, P, D]
@@ -149,15 +147,14 @@ class Relaxed:
         difference, shape = step.difference, step.patched.start.shape
         columns = [graph.columns(layer, letter) for letter in "qkv"]
         streams = self._read(step, patched.bases[2 * layer], np.concatenate(columns)).to(block.device)
-        sizes, inverse = [len(each) for each in columns], None
+        sizes, read_as = [len(each) for each in columns], None
         if block.joint:
             leaves = tuple(each.requires_grad_() for each in streams.split(sizes))
         else:
-            streams, inverse = centred(block.norm1, streams)
-            parts = zip(streams.split(sizes), inverse.split(sizes), "qkv", strict=True)
+            read_as = centred(block.norm1, streams)
             leaves = tuple(
-                projected(block.norm1, stream, scale, *block.projection(letter)).requires_grad_()
-                for stream, scale, letter in parts
+                projected(block.norm1, part, *block.projection(letter)).requires_grad_()
+                for part, letter in zip(read_as.split(sizes), "qkv", strict=True)
             )
         with torch.enable_grad():
             made = map(block.projected, "qkv", leaves) if block.joint else leaves
@@ -171,7 +168,7 @@ class Relaxed:
             out=difference[heads],
         )
         if not graph.has_mlp:
-            return _Layer(streams, inverse, leaves, attended, None, None)
+            return _Layer(read_as, leaves, attended, None, None)
         read = self._read(step, patched.bases[2 * layer + 1], graph.columns(layer, "m")).to(block.device)
         read.requires_grad_()
         with torch.enable_grad():
@@ -182,7 +179,7 @@ class Relaxed:
             patched.carried(own).flatten(1, 2),
             out=difference[own],
         )
-        return _Layer(streams, inverse, leaves, attended, read, written)
+        return _Layer(read_as, leaves, attended, read, written)
 
     def _read(self, step: _Step, base: Tensor, columns: np.ndarray, at: Tensor | None = None) -> Tensor:
         """[R', P, D]: what receivers at one place of the stream read, over [N, T, D] that all read; with [N]
@@ -232,16 +229,12 @@ class Relaxed:
 
     def _pulled(self, block: Block, kept: _Layer, gradients: Sequence[Tensor]) -> list[Tensor]:
         """[R, P, D] each: the gradients at the leaves, back at what queries, keys and values read."""
-        if kept.inverse is None:
+        if kept.streams is None:
             return list(gradients)
-        streams, inverse = (
-            each.split([len(part) for part in gradients]) for each in (kept.streams, kept.inverse)
-        )
+        parts = kept.streams.split([len(each) for each in gradients])
         return [
-            pulled(block.norm1, *block.projection(letter), stream, scale, sent_back, made)
-            for stream, scale, sent_back, made, letter in zip(
-                streams, inverse, gradients, kept.leaves, "qkv", strict=True
-            )
+            pulled(block.norm1, *block.projection(letter), part, sent_back, made)
+            for part, sent_back, made, letter in zip(parts, gradients, kept.leaves, "qkv", strict=True)
         ]
 
     def _through_norm(self, group: Group, step: _Step, at_answer: Tensor, first: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 A norm computes where its weight is: where layers are on several devices, a stream that goes through one
 arrives where the layer's other weights are.
+
+Deviations and what is divided by them are computed in float32 at least: in float16 the square of an element
+above 256 is infinite. What is normalised is small enough to be rounded again.
 """
 
 from __future__ import annotations
@@ -12,6 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def wide(x: Tensor) -> Tensor:
+    """The same in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,7 @@ class Norm:
         """[..., d_model] -> [..., d_model], normalised, scaled and shifted."""
         x = x.to(self.device)
         if self.from_one:
-            wide = torch.promote_types(x.dtype, torch.float32)
-            scaled = F.rms_norm(x.to(wide), x.shape[-1:], None, self.eps) * (1 + self.weight.to(wide))
+            scaled = F.rms_norm(wide(x), x.shape[-1:], None, self.eps) * (1 + wide(self.weight))
             return scaled.to(x.dtype)
         if self.kind == "layer":
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
@@ -76,27 +83,28 @@ class Norm:
     def share(self, stream: Tensor, term: Tensor) -> Tensor:
         """[..., D]: the share of one term of a stream in the normalised stream, without the norm's bias."""
         _, inverse = self.jacobian(stream)
-        return self.gained(term) * inverse
+        return (self.gained(wide(term)) * inverse).to(term.dtype)
 
     def push(self, stream: Tensor, change: Tensor) -> Tensor:
         """[..., D]: what the normalised stream changes by where the stream does, to first order."""
         normalised, inverse = self.jacobian(stream)
-        change = self.centre(change.to(self.device))
-        along = (change * normalised).mean(-1, keepdim=True)
-        return torch.addcmul(change, normalised, along, value=-1) * (inverse * self.scale)
+        moved, normalised = self.centre(wide(change.to(self.device))), wide(normalised)
+        along = (moved * normalised).mean(-1, keepdim=True)
+        pushed = torch.addcmul(moved, normalised, along, value=-1) * (inverse * self.scale)
+        return pushed.to(change.dtype)
 
     def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x' [..., d_model], 1 / s [..., 1]) of the Jacobian g -> (centre(g) - x' mean(g
+        """(x' [..., d_model], 1 / s [..., 1] in float32 at least) of the Jacobian g -> (centre(g) - x' mean(g
         x')) / s at a stream, before the weight.
 
         x' is the normalised stream and s its deviation; without a norm they are 0 and 1.
         """
         x = x.to(self.device)
         if self.kind == "none":
-            return torch.zeros_like(x), torch.ones_like(x[..., :1])
-        x = self.centre(x)
-        inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-        return x * inverse, inverse
+            return torch.zeros_like(x), wide(torch.ones_like(x[..., :1]))
+        centred = self.centre(wide(x))
+        inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps)
+        return (centred * inverse).to(x.dtype), inverse
 
 
 def no_norm(like: Tensor) -> Norm:

@@ -117,7 +117,7 @@ class Differences:
         x = x[:, 0] if x.shape[1] == 1 and at_answer else self._at(x[None], at_answer)[0]
         normalised, inverse = (each.to(numbers.device) for each in norm.jacobian(x))  # [P, D], [P, 1]
         scale = norm.scale.to(numbers.device)
-        numbers = numbers * inverse[:, 0]
+        numbers = (numbers * inverse[:, 0]).to(numbers.dtype)
         vectors = norm.centre(vectors)
         others = numbers * (vectors @ normalised.T) / -vectors.shape[-1]
         return Scaled(which, numbers, vectors * scale, (others, normalised * scale))

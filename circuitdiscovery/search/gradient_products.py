@@ -122,28 +122,24 @@ class _Place:
     def add(self, pairs: Sequence[tuple[Reading, Tensor]]) -> None:
         """One point of the line: the letters' readings and gradients."""
         norm, joint = self.readers[0].norm, self.readers[0].joint
-        normalised, inverse = norm.jacobian(pairs[0][0].stream.flatten(0, 1))  # [P, D], [P, 1]
+        # [P, D], [P, 1] in float32 at least, as all that is multiplied with it
+        normalised, inverse = norm.jacobian(pairs[0][0].stream.flatten(0, 1))
         if joint is not None:
             scaled = [_pull_jointly(joint, reading, gradient) for reading, gradient in pairs]
         elif self.readers[0].weight is None:
             pulled = pairs[0][1].flatten(0, 1) * norm.scale * inverse
             pulled -= (pulled * normalised).mean(-1, keepdim=True) * normalised
-            scaled = [norm.centre(pulled)]
+            scaled = [norm.centre(pulled).to(normalised.dtype)]
         else:  # in head space the product with the normalised stream is one over d_head, not d_model
             scaled = [gradient.flatten(1, 2) * inverse for _, gradient in pairs]
             linear = [
                 reading.values.flatten(1, 2) - offset
                 for (reading, _), offset in zip(pairs, self.offsets, strict=True)
             ]
-            self.along.append(
-                torch.cat(
-                    [
-                        (g * values).sum(-1) / normalised.shape[-1]
-                        for g, values in zip(scaled, linear, strict=True)
-                    ]
-                )
-            )
+            along = torch.cat([(g * values).sum(-1) for g, values in zip(scaled, linear, strict=True)])
+            self.along.append((along / normalised.shape[-1]).to(normalised.dtype))
             self.normalised.append(normalised)
+            scaled = [each.to(normalised.dtype) for each in scaled]
         if not self.scaled:
             self.scaled = scaled
         else:
