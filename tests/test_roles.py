@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from test_explain import bridge_attention, task_of
-from tiny import Tiny
+from tiny import Tiny, random_model, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -163,14 +163,13 @@ def test_attention_without_the_copies_of_the_last_token(gpt2: Tiny) -> None:
 
 HEADS = {
     "induction": ("induction", "previous token"),
-    "ioi": ("duplicate token", "S-inhibition", "name mover"),
+    "ioi": ("S-inhibition", "name mover"),  # a1.h1 attends to the second name, repeated or not
 }
 
 
 def known_heads(problem: Problem) -> dict[str, tuple[str, ...]]:
-    return {
-        role: nodes for role, nodes in problem.truth.roles.items() if all(node[0] == "a" for node in nodes)
-    }
+    named = {role for roles in HEADS.values() for role in roles}
+    return {role: nodes for role, nodes in problem.truth.roles.items() if role in named}
 
 
 @pytest.mark.parametrize(
@@ -359,6 +358,62 @@ def test_a_head_with_two_roles_has_both(monkeypatch: pytest.MonkeyPatch) -> None
         "a4.h1: name mover" in told and told[told.index("a4.h1: induction") + 1].strip() == card.evidence[-1]
     )
     assert any(line.startswith("a4.h1  name mover, induction  ") for line in told)
+
+
+def test_a_head_that_looks_at_equal_tokens_finds_copies() -> None:
+    """Of the subject's two mentions S2 attends to both alike."""
+
+    def add(program: Program) -> None:
+        same: dict[str, Any] = {"match": lambda q, k: q == k, "value": {program.one: torch.ones(1, 1)}}
+        program.attend("a0.h3", query=program.tokens, key=program.tokens, **same)
+
+    model, task = built(add)
+    found = cd.explain(model, task, cd.Circuit.full(model.graph))
+    assert dict(found.roles) == known_heads(PLANTED["ioi"]()) | {"duplicate token": ("a0.h3",)}
+    assert found.cards["a0.h3"].evidence == (
+        "S2 gives 0.50 of its attention to S1, which has the same token.",
+        "With another word at S1 it gives 0.00 there.",
+    )
+
+
+# ------------------------------------------------------------------ heads that ignore the token
+
+
+def always_first() -> Any:
+    """A GPT-2 of one layer whose head 0 attends to the first position, whatever stands there."""
+    hf = random_model(tiny_config("gpt2", n_layer=1))
+    attention, width = hf.transformer.h[0].attn, 32
+    with torch.no_grad():
+        hf.transformer.wpe.weight[0, 0] = 100.0  # the largest of the first position's numbers
+        attention.c_attn.bias[0] = attention.c_attn.weight[0, width] = 20.0  # a query, and its key
+    return cd.load_model(hf)
+
+
+def repeating(length: int, second: int, count: int = 6) -> Task:
+    """Prompts whose first token stands again at a position, which goes by `W2`."""
+    clean = [[10 * row + at + 1 for at in range(length)] for row in range(count)]
+    for prompt in clean:
+        prompt[second] = prompt[0]
+    corrupted = [[*prompt[:second], prompt[second] + 60, *prompt[second + 1 :]] for prompt in clean]
+    return Task.from_tokens(
+        clean=[[token % 101 for token in prompt] for prompt in clean],
+        corrupted=[[token % 101 for token in prompt] for prompt in corrupted],
+        correct=[90] * count,
+        incorrect=[91] * count,
+        positions={"W1": 0, "W2": second},
+    )
+
+
+def test_a_head_that_looks_at_a_place_whatever_stands_there_finds_no_copies(gpt2: Tiny) -> None:
+    """One that always looks at the first token, and heads that look evenly at the three of a prompt."""
+    model = always_first()
+    cards = cd.explain(model, repeating(10, 8), cd.Circuit.full(model.graph)).cards
+    assert cards["a0.h0"].attention["W2", "W1"] > 0.99
+    assert "duplicate token" not in cards["a0.h0"].roles
+    assert cards["a0.h0"].attended[0] == ("W1", pytest.approx(1, abs=0.01))
+    cards = cd.explain(gpt2.model, repeating(3, 2), cd.Circuit.full(gpt2.model.graph)).cards
+    assert any(cards[node].attention["W2", "W1"] > 0.3 for node in cards if node[0] == "a")
+    assert not any("duplicate token" in card.roles for card in cards.values())
 
 
 # ------------------------------------------------------------------ roles of toy,

@@ -263,6 +263,7 @@ class Sights:
                 self._possible.add((query, key))
             if at[key] < at[query] and example.clean[at[key]] == example.clean[at[query]]:
                 self._count(("copy", query, key), weights[:, at[query], at[key]])
+                self._count(("even", query, key), np.full(len(weights), 1 / (at[query] + 1)))
 
     def _add_tokens(self, example: Example, weights: np.ndarray) -> None:
         """What END attends to, by name or text, and how much to what followed earlier copies of its token."""
@@ -311,6 +312,10 @@ class Sights:
             key for key, count in self._counts.items() if key[0] == "copy" and 2 * count >= len(self._task)
         ]
         return {(key[1], key[2]): self._mean(head, *key) or 0.0 for key in often}
+
+    def even(self, pair: tuple[str, str]) -> float:
+        """What a head gives to the second of such a pair that attends to all tokens alike."""
+        return float(self._sums["even", *pair][0]) / self._counts["even", *pair]
 
     def attended(self, head: str) -> tuple[tuple[str, float], ...]:
         """The five tokens that END attends to most, by position name or else text (equal ones summed)."""

@@ -234,13 +234,24 @@ class Trials:
         return dict(zip(heads, np.mean(found, axis=0).tolist(), strict=True))
 
     def attention_to_other(self, heads: Sequence[str], query: str, key: str, other: Task) -> dict[str, float]:
-        """The mean attention of some heads from a named position to another that has another word."""
-        new = [replace(example, clean=example.corrupted) for example in other.examples]
-        found: list[np.ndarray] = []
-        for row, weights in self._attention(new, heads):
-            at = other.examples[row].positions
-            if query in at and key in at:
-                found.append(weights[:, at[query], at[key]])
+        """The mean attention of some heads from a named position to an earlier one that has the same token,
+        once another word stands there; nothing where there is no such example.
+        """
+        changed = [
+            example
+            for example in other.examples
+            if {query, key} <= {*example.positions}
+            and example.clean[example.positions[query]] == example.clean[example.positions[key]]
+            and example.clean[example.positions[key]] != example.corrupted[example.positions[key]]
+        ]
+        if not changed:
+            return {}
+        found = [
+            weights[:, changed[row].positions[query], changed[row].positions[key]]
+            for row, weights in self._attention(
+                [replace(example, clean=example.corrupted) for example in changed], heads
+            )
+        ]
         return dict(zip(heads, np.mean(found, axis=0).tolist(), strict=True))
 
     def _attention(

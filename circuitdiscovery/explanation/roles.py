@@ -8,7 +8,7 @@ evidence; no role where no evidence holds.
 | `negative name mover`, `negative mover` | the same, against the right answer |
 | `suppressor of the wrong answer` | writes against a wrong answer that stands in the prompt, because of it |
 | `S-inhibition` | END attends to S2; acts through the heads that move the answer, hardly alone (3.2) |
-| `duplicate token` | attends to an earlier copy of a token, or tells by its keys that there is one (3.3) |
+| `duplicate token` | attends to a copy because it is one, or tells by its keys that there is one (3.3) |
 | `previous token` | attends to the token before: on random tokens, or from where the circuit reads it |
 | `mover of X` | another word at X damages its values there, and at no other named position |
 
@@ -30,6 +30,7 @@ evidence; no role where no evidence holds.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from circuitdiscovery.explanation.attention import Sights
@@ -44,7 +45,7 @@ from circuitdiscovery.explanation.heads import (
     Setting,
     matters,
 )
-from circuitdiscovery.explanation.interventions import Ablated, Trials
+from circuitdiscovery.explanation.interventions import Ablated, Trials, other_word
 from circuitdiscovery.explanation.roles_by_word import roles_by_word
 from circuitdiscovery.explanation.roles_by_writing import (
     brings,
@@ -77,7 +78,7 @@ def find_roles(
         (the ablations of the nodes, the roles of the heads that have some)
     """
     looks = [look for look in watched if look.node in nodes]
-    finding = _induction(looks, sights, trials)
+    finding, repeating = (find(looks, sights, trials) for find in (_induction, _duplicates))
     movers = [look.node for look in watched if brings(look, setting)]
     signs = {look.node: moves(look, setting) for look in looks if look.node not in finding}
     moving = {node: sign for node, sign in signs.items() if sign}
@@ -107,7 +108,7 @@ def find_roles(
             if node in inhibiting
             else None,
             finding.get(node),
-            _duplicate(head, sights),
+            repeating.get(node),
             _on_random_tokens(head),
             _previous(head, sights, setting),
         ]
@@ -144,12 +145,27 @@ def _induction(heads: Sequence[Look], sights: Sights, trials: Trials) -> dict[st
     return found
 
 
-def _duplicate(head: Look, sights: Sights) -> Role | None:
-    for (later, earlier), weight in sights.copies(head.node).items():
-        if weight >= ATTENDS:
-            told = f"{later} gives {weight:.2f} of its attention to {earlier}, which has the same token."
-            return Role("duplicate token", (told,))
-    return None
+def _duplicates(heads: Sequence[Look], sights: Sights, trials: Trials) -> dict[str, Role]:
+    """Heads that attend to an earlier copy of a token because it is one; many
+    look at a place, such as the first token, whatever stands there.
+    """
+    looking: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for head in heads:
+        for pair, weight in sights.copies(head.node).items():
+            if weight >= max(ATTENDS, ABOVE_EVEN * sights.even(pair)):
+                looking[pair][head.node] = weight
+    found: dict[str, Role] = {}
+    for (later, earlier), weights in looking.items():
+        other = other_word(trials.task, earlier, trials.rows)
+        without = trials.attention_to_other(list(weights), later, earlier, other) if other else {}
+        for node, weight in weights.items():
+            if without.get(node, 1.0) <= MAJORITY * weight:
+                evidence = (
+                    f"{later} gives {weight:.2f} of its attention to {earlier}, which has the same token.",
+                    f"With another word at {earlier} it gives {without[node]:.2f} there.",
+                )
+                found.setdefault(node, Role("duplicate token", evidence))
+    return found
 
 
 _LOOKS_AT = {

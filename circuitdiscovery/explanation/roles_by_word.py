@@ -58,7 +58,7 @@ def roles_by_word(heads: Sequence[Head], sights: Sights, setting: Setting, trial
     for later, earlier in dict.fromkeys((later, earlier) for _, later, earlier in matching):
         some = [head for head, *pair in matching if pair == [later, earlier]]
         otherwise = trials.attention_to_other([head.node for head in some], later, earlier, others[earlier])
-        for head in some:
+        for head in some if otherwise else ():
             cost = parts[head.node, earlier, "keys"]
             found[head.node] = _matcher(head, later, earlier, cost, otherwise[head.node], sights, trials)
     for head, name in carrying:

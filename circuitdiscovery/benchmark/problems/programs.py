@@ -247,9 +247,9 @@ def _ioi() -> Program:
         return lambda q, k: k in keys if q == at else k == BOS  # elsewhere at BOS, where there is no name
 
     places = {"query": program.positions, "key": program.positions}
-    duplicate = program.attend("a1.h1", **places, match=looking(_SUBJECT, _SECOND_NAME), value=_copied(names))
+    second = program.attend("a1.h1", **places, match=looking(_SUBJECT, _SECOND_NAME), value=_copied(names))
     inhibition = program.attend(
-        "a2.h1", **places, match=looking(_END, _SUBJECT), value=_copied(duplicate) | _copied(names, -1.0)
+        "a2.h1", **places, match=looking(_END, _SUBJECT), value=_copied(second) | _copied(names, -1.0)
     )
     mover = program.attend(
         "a4.h1", **places, match=looking(_END, _FIRST_NAME, _END), value=_copied(names) | _copied(inhibition)
@@ -355,7 +355,7 @@ RECIPES: dict[str, Recipe] = {
             "a2.h1->a4.h1<v>",
             "a4.h1->logits",
         ),
-        {"duplicate token": ["a1.h1"], "S-inhibition": ["a2.h1"], "name mover": ["a4.h1"], "names": ["m0"]},
+        {"second name": ["a1.h1"], "S-inhibition": ["a2.h1"], "name mover": ["a4.h1"], "names": ["m0"]},
         named=_ioi_named,
     ),
     "and": Recipe(
