@@ -136,6 +136,14 @@ def test_a_method_that_gives_something_else(ioi: Problem) -> None:
         measured(ioi, cd.Circuit.full(cd.Graph(2, 4, 4)))
 
 
+def test_kinds_of_problems_stand_apart_only_where_there_are_several(ioi: Problem) -> None:
+    """A published circuit is not an easy problem."""
+    result = measured(ioi, cd.eap(ioi.model, ioi.task))
+    assert "| easy |" not in markdown([replace(result, problem="gpt2/ioi")], {}, "")
+    text = markdown([result, replace(result, problem="ioi-hard")], {}, "")
+    assert "| edge AUROC | easy | hard | node AUROC |" in text and "trained" not in text
+
+
 def test_failures_are_told_with_their_reason() -> None:
     problem = RECIPES["or"].problem("or", examples=16)
     result = measure(

@@ -17,6 +17,8 @@ import circuitdiscovery as cd
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.measure.curve import MIB_FRACTIONS
 from circuitdiscovery.measure.evaluator import Evaluator
+from circuitdiscovery.reporting.sentences import verdict
+from circuitdiscovery.values import plain
 
 EDGES = (
     "input->a0.h1<v>",
@@ -111,8 +113,48 @@ def test_no_normalized_faithfulness_where_model_and_empty_cannot_be_told_apart(
     )
     result = cd.evaluate(model, same, circuit)
     assert result.normalized is None
-    assert result.reason is not None and "0" in result.reason
+    assert result.reason is not None and "is rounding" in result.reason
     assert result.reason in str(result)
+    # 1% of nothing is no bar
+    assert result.minimality.bar is None and result.minimality.below == tuple(result.minimality.scores)
+    assert "minimality    5 of 5 nodes have no effect at all: " in str(result)
+    said = verdict(plain(result.to_dict()), 5, 12).sentences
+    assert any("as that span may be 0" in each for each in said)
+
+
+def test_model_and_empty_circuit_may_be_right_equally_often_on_other_prompts(
+    setting: tuple[Any, Any, Any],
+) -> None:
+    model, task, circuit = setting
+    clean, corrupted = (cd.run_circuit(model, task, end(setting)) for end in (full, empty))
+    (batch,) = task.batches()
+    answers = clean.argmax(-1), corrupted.argmax(-1)
+    correct, incorrect = zip(*([answers, answers[::-1]][i % 2] for i in range(8)), strict=True)
+    told = cd.Task.from_tokens(
+        clean=batch.clean,
+        corrupted=batch.corrupted,
+        correct=[int(each[i]) for i, each in enumerate(correct)],
+        incorrect=[int(each[i]) for i, each in enumerate(incorrect)],
+    )
+    result = cd.evaluate(model, told, circuit, metric="accuracy", effort="quick")
+    assert (result.full, result.empty) == (0.5, 0.5)
+    assert result.reason is not None and "not distinguishable from 0" in result.reason
+
+
+def test_a_metric_of_your_own_says_whether_it_is_a_share(setting: tuple[Any, Any, Any]) -> None:
+    """All 1 is the best of ranks, and the whole of shares."""
+    model, task, circuit = setting
+
+    def measured(share: bool | None, value: float = 1.0) -> Any:
+        one = cd.Metric("one", lambda logits, task: logits[:, 0] * 0 + value, share=share)
+        return cd.evaluate(model, task, circuit, metric=one, effort="quick")
+
+    assert (measured(False).full.low, measured(False).full.high) == (1, 1)
+    least = 0.025 ** (1 / 8)  # Clopper and Pearson's, of 8 of 8
+    assert [measured(share).full.low for share in (True, None)] == pytest.approx([least, least])
+    assert measured(True, 0).full.high == pytest.approx(1 - least)
+    with pytest.raises(cd.CircuitDiscoveryError, match="'one' is said to be a share, but is not 0 or 1"):
+        measured(True, 0.5)
 
 
 def test_incompleteness_of_every_set_follows_its_definition(

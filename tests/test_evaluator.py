@@ -208,6 +208,16 @@ def test_quick_measures_what_it_says(setting: tuple[Any, Any, Any], monkeypatch:
     assert found.effort == "quick" and "(quick)" in str(found) and f"{len(rest)} not measured" in str(found)
 
 
+def test_quick_measures_what_writes_nothing_too_where_there_is_room(setting: tuple[Any, Any, Any]) -> None:
+    model, task, _ = setting
+    circuit = cd.Circuit.from_edges(model.graph, ["input->a0.h0<v>", "input->m0", "m0->logits"])
+    found = {
+        effort: cd.evaluate(model, task, circuit, effort=effort).minimality for effort in ("quick", "full")
+    }
+    assert "a0.h0" in found["full"].below and found["quick"].below == found["full"].below
+    assert found["quick"].unmeasured == ()
+
+
 def test_quick_agrees_with_full_where_both_measure(setting: tuple[Any, Any, Any]) -> None:
     model, task, circuit = setting
     scores = cd.eap(model, task)

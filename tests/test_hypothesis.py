@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,19 @@ def test_an_edge_too_many_is_named(known: tuple[Any, Any, Any]) -> None:
     assert "not needed    input->a0.h1<v>, a0.h1->logits" in str(result)
 
 
+def test_the_page_prints_what_is_printed(true: HypothesisTests) -> None:
+    """All but the figures."""
+    page = (Path(__file__).parents[1] / "docs" / "benchmark.md").read_text("utf-8")
+    logs = re.findall(r"```log\n(circuit .*?)\n```", page, re.DOTALL)
+    names = [line.split()[0] for line in str(true).splitlines()]
+    assert len(logs) == 2
+    for lines in map(str.splitlines, logs):
+        assert [line.split()[0] for line in lines] == names
+        assert all(re.match(r"\w+ +(retained|rejected), p ", line) for line in lines[3:7])
+    more = true.sufficiency.told.partition("100")[0]
+    assert page.count(f": {more}") == 2
+
+
 def test_a_random_circuit_fails(known: tuple[Any, Any, Any]) -> None:
     model, task, _ = known
     random = cd.Circuit(model.graph, RandomPaths(model.graph).circuit(8, np.random.default_rng(4)))
@@ -322,6 +336,14 @@ def test_a_random_circuit_fails(known: tuple[Any, Any, Any]) -> None:
     assert not result.independence.passed  # what is left is nearly the model
     assert not result.minimality.passed  # most of its edges do nothing
     assert not result.sufficiency.passed
+
+
+def test_a_circuit_that_does_nothing_is_not_more_faithful_than_others(known: tuple[Any, Any, Any]) -> None:
+    model, task, _ = known
+    nothing = cd.Circuit.from_edges(model.graph, ["input->a0.h1<v>", "a0.h1->a1.h0<v>", "a1.h0->logits"])
+    result = hypothesis_tests(model, task, nothing, reference=40, permutations=1, edges=1)
+    assert result.sufficiency.statistic < 0.5 and not result.sufficiency.passed
+    assert "ties)" in result.sufficiency.told
 
 
 def test_the_model_without_its_circuit_is_independent_of_it(known: tuple[Any, Any, Any]) -> None:

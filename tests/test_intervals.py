@@ -82,6 +82,20 @@ def test_two_shares_differ_by_what_is_won_less_what_is_lost() -> None:
     assert won.low < 0.5 < won.high and won == 0.5
 
 
+def test_what_is_a_share_by_its_nature_is_one_where_all_are_0_too() -> None:
+    """And what is none is none where all are 1: a rank cannot be below 1."""
+    zeros, ones, draws = np.zeros(16), np.ones(16), weights(16, 0)
+    (mean,), same = (
+        intervals.means(zeros[None], draws, binary=True),
+        intervals.difference(zeros, zeros, draws, binary=True),
+    )
+    assert (mean, mean.low, mean.high) == (0, 0, intervals.share(0, 16).high)
+    of_ones = intervals.difference(ones, ones, draws)
+    assert (same.low, same.high) == pytest.approx((of_ones.low, of_ones.high)) and same.high > 0.2
+    rank = intervals.mean(ones, draws, binary=False)
+    assert (rank.low, rank.high) == (1, 1)
+
+
 @pytest.mark.parametrize("n", [2, 4, 16])
 def test_a_quantity_that_is_never_negative_has_no_negative_limit(n: int) -> None:
     """Such as KL: few and skewed values have a standard error beyond their mean."""
@@ -135,6 +149,12 @@ FIGURES: dict[str, tuple[float, Callable[[int, np.random.Generator, np.ndarray],
         lambda n, rng, draws: intervals.mean(rng.lognormal(size=n), draws, skewed=True),
     ),
     "share": (0.97, lambda n, rng, draws: intervals.share(int(rng.binomial(n, 0.97)), n)),
+    "difference of two shares": (
+        0.05,
+        lambda n, rng, draws: intervals.difference(
+            (rng.random(n) < 0.05).astype(float), np.zeros(n), draws, binary=True
+        ),
+    ),
     "magnitude of nothing": (
         0.0,
         lambda n, rng, draws: intervals.difference(rng.normal(size=n), rng.normal(size=n), draws).magnitude(),

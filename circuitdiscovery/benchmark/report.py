@@ -53,12 +53,12 @@ def _names(results: Sequence[Measured], field: str) -> list[str]:
 
 
 def _by_method(results: Sequence[Measured]) -> tuple[list[str], Rows]:
+    """With a column for each kind of problem, where there are several."""
+    kinds = [kind for kind in ("easy", "hard", "trained") if kind in map(_kind, _names(results, "problem"))]
     head = [
         "method",
         "edge AUROC",
-        "easy",
-        "hard",
-        "trained",
+        *(kinds if len(kinds) > 1 else ()),
         "node AUROC",
         "precision",
         "recall",
@@ -71,11 +71,11 @@ def _by_method(results: Sequence[Measured]) -> tuple[list[str], Rows]:
     rows = []
     for method in _names(results, "method"):
         mine = [result for result in results if result.method == method]
-        kinds = {
-            kind: [result for result in mine if _kind(result.problem) == kind]
-            for kind in ("easy", "hard", "trained")
-        }
-        areas = [_median(part, lambda r: r.areas["edges_pessimistic"]) for part in (mine, *kinds.values())]
+        parts = [[result for result in mine if _kind(result.problem) == kind] for kind in kinds]
+        areas = [
+            _median(part, lambda r: r.areas["edges_pessimistic"])
+            for part in (mine, *(parts if len(parts) > 1 else ()))
+        ]
         overlaps = [
             _median(mine, lambda r, name=name: getattr(r.at[0].overlap, name))
             for name in ("precision", "recall", "jaccard")

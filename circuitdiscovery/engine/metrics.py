@@ -33,11 +33,13 @@ class Metric:
         name: what reports call it.
         function: differentiable where an attribution method is to use it.
         higher_is_better: whether a larger value means that the model does the task better.
+        share: whether it is 0 or 1 on every prompt, which intervals depend on; None: where all values are.
     """
 
     name: str
     function: Callable[[Tensor, Any], Tensor]
     higher_is_better: bool = True
+    share: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class BoundMetric:
         function: [..., B, vocabulary] logits of a batch's examples -> [..., B].
         divergence: it compares with the full model's logits, where its value and its gradient are 0.
         skewed: it is never negative, and about log-normal from prompt to prompt.
-        share: it is 0 or 1 on every prompt.
+        share: it is 0 or 1 on every prompt; None: not known.
     """
 
     name: str
@@ -57,7 +59,7 @@ class BoundMetric:
     function: Callable[[Tensor, Batch], Tensor]
     divergence: bool = False
     skewed: bool = False
-    share: bool = False
+    share: bool | None = None
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """[..., B, vocabulary] logits of a batch's examples -> [..., B], in
@@ -172,7 +174,7 @@ def bind(
 ) -> BoundMetric:
     """The metric by its name, or your own, for a model on a task.
 
-    A plain function's attribute `higher_is_better` is its direction; without one, higher is better.
+    A plain function's attributes `higher_is_better` and `share` are those of `Metric`.
 
     Args:
         metric, model, task: which, of what, on what.
@@ -192,15 +194,19 @@ def bind(
         given = by_rows(clean_logits(model, task)) if METRICS[name].divergence and plain else _not_given
         return _from_registry(name, given)
     if not isinstance(metric, Metric):
-        metric = Metric(
-            getattr(metric, "__name__", "metric"), metric, getattr(metric, "higher_is_better", True)
-        )
-    return BoundMetric(metric.name, metric.higher_is_better, _own(metric, task))
+        name, higher = getattr(metric, "__name__", "metric"), getattr(metric, "higher_is_better", True)
+        metric = Metric(name, metric, higher, getattr(metric, "share", None))
+    return BoundMetric(metric.name, metric.higher_is_better, _own(metric, task), share=metric.share)
 
 
 def _own(metric: Metric, task: Task) -> Callable[[Tensor, Batch], Tensor]:
     def measured(logits: Tensor, part: Task) -> Tensor:
-        return _of_examples(metric.function(logits, part), logits, metric.name)
+        values = _of_examples(metric.function(logits, part), logits, metric.name)
+        if metric.share and not bool(((values == 0) | (values == 1)).all()):
+            raise CircuitDiscoveryError(
+                f"metric {metric.name!r} is said to be a share, but is not 0 or 1 everywhere"
+            )
+        return values
 
     def function(logits: Tensor, batch: Batch) -> Tensor:
         part = task.select(batch.rows.tolist())

@@ -97,16 +97,15 @@ def erase(
             values[figure, batch.rows.cpu().numpy()] = bound(answers, batch).double().cpu().numpy()
     plain, changes = values[0], values[1:] - values[0]
     drawn = weights(len(measured), seed)
-    means = intervals.means(np.stack([plain, changes[0], changes[1:].mean(0)]), drawn)
     return Erasure(
         probe.site,
         bound.name,
         len(measured),
         "examples" if task.held_out is None else "held_out",
         len(basis),
-        means[0],
-        intervals.difference(values[1], plain, drawn),
-        means[2],
+        intervals.mean(plain, drawn, binary=bound.share),
+        intervals.difference(values[1], plain, drawn, binary=bound.share),
+        intervals.mean(changes[1:].mean(0), drawn, binary=False),
         float(np.abs(changes[1:].mean(1)).max()),
         probe.left(),
     )

@@ -209,7 +209,9 @@ def steer(
         return {
             "by": amounts,
             "single": single,
-            "effects": tuple(intervals.difference(each, plain, resamples) for each in values[i]),
+            "effects": tuple(
+                intervals.difference(each, plain, resamples, binary=run.metric.share) for each in values[i]
+            ),
             "risen": tuple(named(model, row, tokens) for row, tokens in zip(rises[i], best, strict=True)),
             "overlaps": tuple(len(known.intersection(tokens)) / top for known, tokens in both),
         }

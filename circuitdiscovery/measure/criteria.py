@@ -60,14 +60,16 @@ class Minimality:
     Args:
         scores: the effect of each measured node, in the metric's units, at the K where it matters most on
             examples of the search; without held-out examples it has no interval.
-        below: the nodes whose effect is below the bar, here and for every K on the examples of the search.
-        bar: the effect that counts as negligible, 1% of |F(M) - F(empty)|.
+        below: the nodes whose effect is below the bar, or rounding where there is none, here and for every
+            K on the examples of the search.
+        bar: the effect that counts as negligible, 1% of |F(M) - F(empty)|; None where that may be 0, and
+            normalized faithfulness is None too.
         unmeasured: the nodes that the effort `quick` left out.
     """
 
     scores: Mapping[str, Estimate]
     below: tuple[str, ...]
-    bar: float
+    bar: float | None
     unmeasured: tuple[str, ...] = ()
 
 
@@ -101,9 +103,7 @@ class Sets:
             ]
         for _ in range((RANDOM_SETS if effort == "full" else QUICK_SETS) if nodes else 0):
             sets.append(("random", tuple(np.array(nodes)[rng.random(len(nodes)) < 0.5].tolist())))
-        plan = cls(
-            circuit, effort, tuple(nodes) if effort == "full" else circuit.strongest(QUICK_NODES), tuple(sets)
-        )
+        plan = cls(circuit, effort, tuple(nodes if effort == "full" else _quick(circuit, nodes)), tuple(sets))
         # with a single K nothing has to be chosen, so minimality is measured in the same pass as the rest
         return replace(plan, most=tuple(plan.over) * len(plan.nodes)) if len(plan.over) == 1 else plan
 
@@ -168,6 +168,13 @@ class Sets:
         return replace(
             self, worst=incomplete.index(max(incomplete)), most=tuple(most), largest=tuple(largest)
         )
+
+
+def _quick(circuit: Circuit, nodes: Sequence[str]) -> list[str]:
+    """The nodes that write most, then those that write nothing, as many as a quick measurement takes."""
+    writing = circuit.strongest(QUICK_NODES)
+    chosen = [*writing, *(node for node in nodes if node not in writing)][:QUICK_NODES]
+    return [node for node in nodes if node in chosen]
 
 
 def _less(circuit: Circuit, removed: Iterable[str]) -> np.ndarray:
@@ -246,7 +253,8 @@ def completeness_of(evaluator: Evaluator, plan: Sets, apart: bool) -> Completene
     return Completeness(knockouts, largest, intervals.mean_of_magnitudes(random or signed))
 
 
-def minimality_of(evaluator: Evaluator, plan: Sets, apart: bool) -> Minimality:
+def minimality_of(evaluator: Evaluator, plan: Sets, apart: bool, spanned: bool) -> Minimality:
+    """`spanned`: F(M) - F(empty) can be told from 0."""
     scores: dict[str, Estimate] = {}
     for node, removed in zip(plan.nodes, plan.most, strict=True):
         found = evaluator.difference(*_with_and_without(evaluator, plan.circuit, removed, node)).magnitude()
@@ -255,8 +263,11 @@ def minimality_of(evaluator: Evaluator, plan: Sets, apart: bool) -> Minimality:
         evaluator.values(plan.circuit.graph.allowed),
         evaluator.values(np.zeros_like(plan.circuit.mask)),
     )
-    bar = NEGLIGIBLE * abs(float(full.mean() - empty.mean()))
-    below = (
-        node for node, seen in zip(plan.nodes, plan.largest, strict=True) if max(scores[node], seen) < bar
-    )
+    bar = NEGLIGIBLE * abs(float(full.mean() - empty.mean())) if spanned else None
+    least = evaluator.least(full, empty)
+    below = []
+    for node, seen in zip(plan.nodes, plan.largest, strict=True):
+        most = max(scores[node], seen)
+        if most < bar if bar is not None else most <= least:
+            below.append(node)
     return Minimality(scores, tuple(below), bar, plan.unmeasured)

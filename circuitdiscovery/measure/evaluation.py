@@ -117,15 +117,7 @@ class Evaluation(Reported):
             else "at most"
         )
         yield "completeness", f"mean incompleteness {self.completeness.mean}, {worst} {self.completeness.max}"
-        named = f": {', '.join(self.minimality.below)}" if self.minimality.below else ""
-        rest = f"; {len(self.minimality.unmeasured)} not measured" if self.minimality.unmeasured else ""
-        yield (
-            "minimality",
-            (
-                f"{len(self.minimality.below)} of {len(self.minimality.scores)} nodes matter less than "
-                f"{NEGLIGIBLE:.0%}{named}{rest}"
-            ),
-        )
+        yield "minimality", self._minimality()
         if self.curve is not None:
             yield (
                 "curve",
@@ -134,6 +126,13 @@ class Evaluation(Reported):
                     f"CMD {self.curve.cmd}"
                 ),
             )
+
+    def _minimality(self) -> str:
+        known = self.minimality
+        named = f": {', '.join(known.below)}" if known.below else ""
+        rest = f"; {len(known.unmeasured)} not measured" if known.unmeasured else ""
+        how = f"matter less than {NEGLIGIBLE:.0%}" if known.bar is not None else "have no effect at all"
+        return f"{len(known.below)} of {len(known.scores)} nodes {how}{named}{rest}"
 
 
 @guarded
@@ -273,7 +272,7 @@ def _evaluation(
         empty_kl=evaluator.mean(evaluator.values(nothing, "kl"), "kl"),
         agreement=evaluator.mean(evaluator.values(circuit.mask, "agreement"), "agreement"),
         completeness=completeness_of(evaluator, plan, apart),
-        minimality=minimality_of(evaluator, plan, apart),
+        minimality=minimality_of(evaluator, plan, apart, reason is None),
         curve=curve_of(evaluator, scores, MIB_FRACTIONS) if scores is not None and reason is None else None,
         mean_over=evaluator.setup.mean_over,
     )

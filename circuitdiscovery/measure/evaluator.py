@@ -350,28 +350,35 @@ class Evaluator:
 
     def means(self, values: np.ndarray, what: str = "metric") -> list[Estimate]:
         """As `mean`, of [figures, examples]."""
-        if what == "agreement" or (what == "metric" and self.metric.share):
-            return [intervals.share(round(float(row.sum())), self.count) for row in values]
-        return intervals.means(
-            values, self.draws, skewed=what == "kl" or (what == "metric" and self.metric.skewed)
-        )
+        skewed, binary = {
+            "metric": (self.metric.skewed, self.metric.share),
+            "kl": (True, False),
+            "agreement": (False, True),
+        }[what]
+        return intervals.means(values, self.draws, skewed=skewed, binary=binary)
 
     def difference(self, a: np.ndarray, b: np.ndarray) -> Estimate:
         """The mean of the metric's a - b, of the same examples, with its interval."""
-        return intervals.difference(a, b, self.draws)
+        return intervals.difference(a, b, self.draws, binary=self.metric.share)
 
     def damage(self, old: np.ndarray, new: np.ndarray) -> Estimate:
         """How much worse the metric's new values are than the old ones on average, with its interval."""
         return self.difference(old, new) if self.metric.higher_is_better else self.difference(new, old)
+
+    def least(self, full: np.ndarray, empty: np.ndarray) -> float:
+        """What a difference of two means must be above to be more than rounding; of a metric of unknown units
+        by the values at both ends."""
+        if self.unchanged or self.metric.name in METRICS:
+            return self.rounding()
+        return torch.finfo(self.setup.model.dtype).eps * float(np.abs(full).mean() + np.abs(empty).mean())
 
     def normalized(
         self, kept: np.ndarray, full: np.ndarray, empty: np.ndarray
     ) -> tuple[Estimate | None, str | None]:
         """(normalized faithfulness, None), or (None, why there is none)."""
         span = self.difference(full, empty)
-        # of a metric of unknown units
-        own = torch.finfo(self.setup.model.dtype).eps * float(np.abs(full).mean() + np.abs(empty).mean())
-        if abs(span) <= (self.rounding() if self.unchanged or self.metric.name in METRICS else own):
+        # shares can be equal where single examples differ
+        if abs(span) <= self.least(full, empty) and (self.unchanged or not self.metric.share):
             return (
                 None,
                 (

@@ -12,8 +12,9 @@ edges. Of each test the null hypothesis H0:
   removing a redundant edge does. The redundant ones: inflate the circuit by a random path from `input` to
   `logits`, and remove a random edge that the path brought. Binomial test per edge, corrected for the number
   of edges.
-- *sufficiency*: with a probability of `quantile` or less, C is as faithful as a random
-  circuit of as many edges. Binomial test.
+- *sufficiency*: with a probability of `quantile` or less, C is more faithful than a random circuit of as many
+  edges. Binomial test; a tie, which the authors' code counts for C, says nothing for it: a circuit that does
+  nothing ties with every random one that does nothing.
 
 A good circuit retains the first three and rejects the last. To retain is not to prove: where examples are
 few, little is rejected. Where nothing can be (with alpha .05: equivalence of fewer than 7 examples that
@@ -64,7 +65,7 @@ class HypothesisTest:
     Args:
         null: the null hypothesis, in words.
         statistic: |share of wins - 1/2|; HSIC; the least share of redundant edges that an edge surpasses; the
-            share of random circuits that the circuit is as faithful as.
+            share of random circuits that the circuit is more faithful than.
         p: how probable such a statistic, or one further from H0, is under H0 (minimality:
             the least of the edges' corrected ones).
         told: the figures in a sentence.
@@ -327,11 +328,12 @@ def _minimality(
 
 def _sufficiency(runs: Runs, reference: int, quantile: float) -> HypothesisTest:
     own = distance(runs.kept, runs.full)
-    n = sum(own <= distance(runs.random(number), runs.full) for number in range(reference))
-    null = (
-        f"the circuit is as faithful as a random one of its size with a probability of at most {quantile:g}"
-    )
-    told = f"as faithful as {n} of {reference} random circuits of {len(runs.circuit):,} edges"
+    others = np.array([distance(runs.random(number), runs.full) for number in range(reference)])
+    ties = same(others, np.full(reference, own))
+    n = int(((own < others) & ~ties).sum())
+    null = f"the circuit is more faithful than a random one with a probability of at most {quantile:g}"
+    alike = f" ({int(ties.sum())} ties)" if ties.any() else ""
+    told = f"more faithful than {n} of {reference} random circuits of {len(runs.circuit):,} edges{alike}"
     least = often_enough(reference, reference, quantile)
     return HypothesisTest(
         null, n / reference, often_enough(n, reference, quantile), told, wanted=False, least=least

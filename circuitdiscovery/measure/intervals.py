@@ -32,40 +32,46 @@ _SMALL = 1e-3  # of the mean: smaller values are raised to it before their logar
 _CALM = 1e-9  # of the sample's standard error, or of a share's whole: a standard error below it is rounding
 
 
-def mean(values: np.ndarray, draws: np.ndarray, *, skewed: bool = False) -> Estimate:
+def mean(
+    values: np.ndarray, draws: np.ndarray, *, skewed: bool = False, binary: bool | None = None
+) -> Estimate:
     """The mean of [n] values.
 
     Args:
-        values: [n], one per example. If all are 0 or 1, and some 1, the mean is a share.
+        values: [n], one per example.
         draws: [resamples, n] weights of bootstrap draws (see `estimates.weights`).
         skewed: the values are about log-normal, and never negative except by rounding.
+        binary: whether every value is 0 or 1 by its nature, so that the mean is a share; None: where they
+            are all 0 or 1 and some 1.
 
     >>> from circuitdiscovery.measure.estimates import weights
     >>> mean(np.arange(5.0), weights(5, 0)), mean(np.ones(8), weights(8, 0))
     (2 [-0.236, 4.27], 1 [0.631, 1])
     """
-    return means(np.asarray(values)[None], draws, skewed=skewed)[0]
+    return means(np.asarray(values)[None], draws, skewed=skewed, binary=binary)[0]
 
 
-def means(values: np.ndarray, draws: np.ndarray, *, skewed: bool = False) -> list[Estimate]:
+def means(
+    values: np.ndarray, draws: np.ndarray, *, skewed: bool = False, binary: bool | None = None
+) -> list[Estimate]:
     """As `mean`, for [figures, n] values at once."""
     values = np.asarray(values, dtype=float)
     found = _ratios(values, np.ones(values.shape[1]), draws)
     if skewed:
         found = [clipped(_with_cox(row, each), 0.0) for row, each in zip(values, found, strict=True)]
     return [
-        share(int(row.sum()), len(row)) if is_binary(row) else each
+        share(round(row.sum()), len(row)) if _are_shares(row, binary) else each
         for row, each in zip(values, found, strict=True)
     ]
 
 
-def difference(a: np.ndarray, b: np.ndarray, draws: np.ndarray) -> Estimate:
+def difference(a: np.ndarray, b: np.ndarray, draws: np.ndarray, *, binary: bool | None = None) -> Estimate:
     """The mean of a - b, [n] values each, of the same examples.
 
-    If all values are 0 or 1, such as `accuracy`, it is the share won minus the share lost, each with its own
-    limits at 97.5%.
+    If all values are 0 or 1 (`binary`, as of `mean`), such as `accuracy`, it is the share won minus the share
+    lost, each with its own limits at 97.5%.
     """
-    if not is_binary(np.concatenate([a, b])):
+    if not _are_shares(np.concatenate([a, b]), binary):
         return mean(a - b, draws)
     won, lost = (share(int((x > y).sum()), len(a), 0.5 * (1 - LEVEL)) for x, y in ((a, b), (b, a)))
     return Estimate(won - lost, won.low - lost.high, won.high - lost.low)
@@ -111,13 +117,12 @@ def share(hits: int, count: int, outside: float = 1 - LEVEL) -> Estimate:
     return Estimate(hits / count, low, high)
 
 
-def is_binary(values: np.ndarray) -> bool:
-    """Whether all values are 0 or 1, and some are 1.
+def _are_shares(values: np.ndarray, binary: bool | None) -> bool:
+    """Whether values are 0 or 1 each: as is known of the quantity, else where they all are, and some are 1.
 
-    Zeros alone can come from any quantity, such as the difference of a circuit from itself; use `share` for a
-    share of 0.
+    Zeros alone can come from any quantity, such as the difference of a circuit from itself.
     """
-    return bool(((values == 0) | (values == 1)).all() and values.any())
+    return bool(((values == 0) | (values == 1)).all() and values.any()) if binary is None else binary
 
 
 def mean_of_magnitudes(signed: Sequence[Estimate]) -> Estimate:

@@ -23,7 +23,12 @@ EVALUATION_SHAPE: Shape = {
         "max": ESTIMATE,
         "mean": ESTIMATE,
     },
-    "minimality": {"scores": {"*": ESTIMATE}, "below": [str], "bar": NUMBER, "unmeasured": [str]},
+    "minimality": {
+        "scores": {"*": ESTIMATE},
+        "below": [str],
+        "bar": (*NUMBER, type(None)),
+        "unmeasured": [str],
+    },
     "effort": str,
     "empty_kl": (ESTIMATE, type(None)),
 }

@@ -110,6 +110,6 @@ class Scrubbing(Reported):
             )
 
 
-def mean(values: np.ndarray, seed: int) -> Estimate:
-    """The mean of some values with its interval."""
-    return intervals.mean(values, weights(len(values), seed))
+def mean(values: np.ndarray, seed: int, binary: bool | None = None) -> Estimate:
+    """The mean of some values with its interval (`binary`: see `intervals.mean`)."""
+    return intervals.mean(values, weights(len(values), seed), binary=binary)

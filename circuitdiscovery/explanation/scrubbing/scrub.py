@@ -117,7 +117,10 @@ def scrub(
         if progress:
             progress(len(tested), 2 + len(others))
     (full, noise), (resampled, scrubbed, *rest) = evaluator.full(), (each.values for each in tested)
-    recovered, reason = _recovered(scrubbed, full, resampled, seed, noise)
+    # of shares a mean over draws is one where all draws agree on every example
+    shares = [bound.share and bool(np.isin(values, (0, 1)).all()) for values in (full, scrubbed, resampled)]
+    noise = 0.0 if bound.share else noise
+    recovered, reason = _recovered(scrubbed, full, resampled, seed, noise, shares[2])
     return Scrubbing(
         hypothesis=hypothesis.name,
         model=model.name,
@@ -129,9 +132,9 @@ def scrub(
         metric=bound.name,
         edges=edges,
         places=places,
-        full=mean(full, seed),
-        scrubbed=mean(scrubbed, seed),
-        resampled=mean(resampled, seed),
+        full=mean(full, seed, shares[0]),
+        scrubbed=mean(scrubbed, seed, shares[1]),
+        resampled=mean(resampled, seed, shares[2]),
         recovered=recovered,
         reason=reason,
         renamed=()
@@ -309,11 +312,16 @@ def _share(scrubbed: Any, full: Any, resampled: Any) -> Any:
 
 
 def _recovered(
-    scrubbed: np.ndarray, full: np.ndarray, resampled: np.ndarray, seed: int, noise: float
+    scrubbed: np.ndarray,
+    full: np.ndarray,
+    resampled: np.ndarray,
+    seed: int,
+    noise: float,
+    binary: bool | None = None,
 ) -> tuple[Estimate | None, str | None]:
     """(how much is recovered, None), or (None, why it cannot be said)."""
     draws = weights(len(full), seed)
-    span = intervals.difference(full, resampled, draws)
+    span = intervals.difference(full, resampled, draws, binary=binary)
     if abs(span) <= noise:
         return (
             None,

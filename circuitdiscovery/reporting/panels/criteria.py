@@ -55,14 +55,14 @@ def _minimality(evaluation: Json) -> dict[str, Any]:
     if evaluation["effort"] == "none":
         return {}
     scores, bar = evaluation["minimality"]["scores"], evaluation["minimality"]["bar"]
-    largest = max([bar, *map(_end, scores.values())])
+    largest = max([bar or 0.0, *map(_end, scores.values())])
     below = set(evaluation["minimality"]["below"])
     rows = [{"node": node, "below": node in below} | _bar(score, largest) for node, score in scores.items()]
     return {
         "others": evaluation["minimality"]["unmeasured"],
         "rows": rows,
         "bar": bar,
-        "at": round(100 * bar / largest, 2) if largest else 0.0,
+        "at": round(100 * bar / largest, 2) if bar is not None and largest else 0.0,
     }
 
 
