@@ -18,6 +18,7 @@ from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.relaxed import Relaxed
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation.attention import attention
+from circuitdiscovery.model import proof
 from circuitdiscovery.model.run import embed
 from circuitdiscovery.search.alternatives import cases, rises
 
@@ -150,6 +151,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
             "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0,
         },
+    ),
+    "gemma3 whose last layer has no window": (
+        "Gemma3TextConfig",
+        {"head_dim": 8, "sliding_window": 3, "num_hidden_layers": 6, "query_pre_attn_scalar": 8},
     ),
     "olmo2": ("Olmo2Config", {}),
     "olmo2 with biases": (
@@ -412,6 +417,14 @@ def test_in_half_precision_from_a_folder(network: Any, tmp_path: Path) -> None:
     if model.blocks[0].experts is not None:  # a rounding can send a token to another expert
         errors = errors.median()
     assert (errors < 0.1 * expected.abs().max()).all()
+
+
+def test_in_half_precision_as_a_large_model(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which the first and last layers run alone, whatever kinds they are of."""
+    monkeypatch.setattr(proof, "SMALL", 0)
+    kinds = copy.deepcopy(getattr(network.config, "layer_types", None))
+    cd.load_model((network, None), dtype="bfloat16")
+    assert getattr(network.config, "layer_types", None) == kinds
 
 
 @pytest.mark.parametrize(

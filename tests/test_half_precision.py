@@ -229,9 +229,10 @@ def test_a_norm_divides_large_streams_in_float16(kind: Any) -> None:
     weight = 1 + torch.rand(64, generator=draw).half()
     norm, precise = (Norm(w, None, 1e-6, kind) for w in (weight, weight.double()))
     _, expected = torch.autograd.functional.jvp(precise, stream.double(), change.double())
-    for found, goal in (
+    pairs: list[tuple[torch.Tensor, Any]] = [
         (norm.push(stream, change), expected),
         (norm.share(stream, stream), precise(stream.double())),
-    ):
+    ]
+    for found, goal in pairs:
         assert found.dtype == torch.float16
         torch.testing.assert_close(found.double(), goal, atol=1e-3 * float(goal.abs().max()), rtol=2e-3)

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from test_families import CASES, config_of
 from tiny import Tiny, random_model, tiny_config
 
 import circuitdiscovery as cd
+from circuitdiscovery.model import proof
 
 LAYERS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
 
@@ -63,6 +65,20 @@ def test_a_fault_at_one_position_is_refused(gpt2: Tiny) -> None:
     hf.lm_head.register_forward_hook(spoil)
     for dtype in ("float32", "bfloat16"):
         refused(hf, "differs", dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("part", ["", "mlp", "self_attn.o_proj"])
+def test_a_fault_in_a_middle_layer_of_experts_is_refused(
+    part: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large model, too, whose first and last layers alone are compared in float32."""
+    monkeypatch.setattr(proof, "SMALL", 0)
+    hf = random_model(config_of(*CASES["qwen3 with experts"]))
+    cd.load_model((hf, None), dtype=dtype)
+    hf.model.layers[1].get_submodule(part).register_forward_hook(lambda module, args, out: out * 0)
+    for given in (hf, copy.deepcopy(hf).to(getattr(torch, dtype))):
+        refused((given, None), "differs", dtype=dtype)
 
 
 def test_weights_that_are_not_finite_are_refused(gpt2: Tiny) -> None:
