@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -94,6 +95,28 @@ def test_width_follows_magnitude_and_colour_the_sign() -> None:
     assert {edge: colour for edge, (colour, _) in styles.items()} == {
         edge: HELPS if scores[edge] > 0 else HURTS for edge in styles
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "damages"),
+    [
+        *dict.fromkeys(("acdc", "eap", "eap_ig", "clean_corrupted", "exact", "trace_back"), True).items(),
+        *dict.fromkeys(("hybrid", "edge_pruning", "matryoshka"), False).items(),
+        *dict.fromkeys(("random", "mine:method"), None).items(),
+    ],
+)
+def test_the_legend_speaks_of_damage_only_where_scores_are_damages(method: str, damages: bool | None) -> None:
+    """By the methods' papers: gradients times differences and patching are effects of ablation, learnt masks
+    and elimination give an order. Whose scores are given decides, not who found the circuit.
+    """
+    scores = replace(scored(GRAPH), info={"method": method})
+    if damages is False:
+        scores = replace(scores, values=np.abs(scores.values))
+    picture = parsed(to_dot(scored(GRAPH).top(300), scores=scores))
+    legend = picture.graph_attr["label"]
+    assert ("ablating it" in legend) == (damages is True)
+    assert ("place in the search's order" in legend) == (damages is False)
+    assert ("score &gt; 0" in legend) == (damages is not False)
 
 
 def test_scores_given_replace_those_carried() -> None:

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from circuitdiscovery.graph.nodes import node_of
 from circuitdiscovery.measure.curve import Curve
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.reporting import sentences
+from circuitdiscovery.reporting.data import mass
 from circuitdiscovery.reporting.drawing import letters
 from circuitdiscovery.reporting.folder import FORMAT, fingerprint
 from circuitdiscovery.reporting.page import report
@@ -710,6 +712,17 @@ def test_the_drawing_has_every_edge_with_its_ends_and_score(
         values.get("href") == f"#card-{node}" for node, values in nodes.items() if node in graph.sources[1:]
     )
     assert bool([values for values in page.all("input") if values["type"] == "range"]) == scored
+
+
+@pytest.mark.parametrize(("method", "damages"), [("eap", True), ("matryoshka", False), ("mine:own", None)])
+def test_scores_that_are_no_damages_are_not_called_so(
+    tmp_path: Path, circuit: Circuit, method: str, damages: bool | None
+) -> None:
+    info = INFO | {"method": method}
+    page = page_of(make_run(tmp_path / "run", replace(circuit, info=info))).words()
+    assert ("ablating it hurts" in page) == ("ablation hurts" in page) == (damages is True)
+    assert ("place in the search's order" in page) == (damages is False)
+    assert (mass(Scores(GRAPH, np.ones(GRAPH.allowed.shape), info), 4.0) is not None) == (damages is True)
 
 
 def test_roles_have_a_colour_and_a_letter_in_drawing_and_legend(tmp_path: Path, circuit: Circuit) -> None:

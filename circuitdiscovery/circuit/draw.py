@@ -4,7 +4,8 @@ for each layer's heads and one for its MLP.
 1. A head is a box with a cell for each of its query, key and value that the circuit reads; an edge ends in
    the cell it feeds. An MLP is a hexagon. A node that is split is a box with a cell for each of its parts in
    the circuit. Where heads share keys and values, the group's are a box of their own, dashed to its heads.
-2. An edge's width grows with |score|, its colour is the score's sign; an edge without a score is grey.
+2. An edge's width grows with |score|, its colour is the score's sign, which the legend explains where the
+   scores are damages; an edge without a score is grey.
 3. A node's colour is its role, where one is known; the legend stands above the picture.
 4. Of many edges the strongest whole paths are shown, which the picture says; many layers go from left to
    right in columns, where a dashed frame holds a group and its heads. layout.py says which edges, and where.
@@ -34,6 +35,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import write_atomically
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import INPUT, LOGITS, edge_name, letter_of, node_of, parsed, whole_of
+from circuitdiscovery.registry import are_damages
 
 if TYPE_CHECKING:
     import graphviz
@@ -126,7 +128,8 @@ def to_dot(
         "circuit", graph_attr=_graph_style(plan), node_attr=_NODE_STYLE, edge_attr=_EDGE_STYLE
     )
     if heading:
-        picture.attr(label=_heading(circuit, colours, values, note))
+        meant = signs((circuit if scores is None else scores).info)
+        picture.attr(label=_heading(circuit, colours, _key(values, *meant), note))
     _add_ranks(picture, plan, {node: colours[role] for node, role in role_of.items()}, role_of)
     _add_groups(picture, plan)
     _add_edges(picture, plan, values)
@@ -155,6 +158,20 @@ def _role_of(graph: Graph, roles: Roles, drawn: Iterable[str]) -> dict[str, str]
             if node in drawn:
                 role_of.setdefault(node, role)
     return role_of
+
+
+def signs(info: Mapping[str, Any]) -> tuple[str, str]:
+    """What a score of a provenance says of an edge: one of 0 or more, and a negative one.
+
+    >>> signs({"method": "eap"})
+    ('ablating it hurts (score > 0)', 'ablating it helps (score < 0)')
+    """
+    damages = are_damages(info)
+    if damages is None:
+        return "score > 0", "score < 0"
+    if damages:
+        return "ablating it hurts (score > 0)", "ablating it helps (score < 0)"
+    return "its place in the search's order (score)", "score < 0"
 
 
 # --------------------------------------------------------------------- nodes
@@ -301,7 +318,7 @@ def _graph_style(plan: Layout) -> dict[str, str]:
     return style | {"layout": "dot", "splines": "true"} | ({"ratio": "0.5"} if plan.flat else {})
 
 
-def _heading(circuit: Circuit, colours: Mapping[str, str], values: np.ndarray, note: str | None) -> str:
+def _heading(circuit: Circuit, colours: Mapping[str, str], key: str, note: str | None) -> str:
     """Title, counts and legend, as one HTML-like label."""
     info, total = circuit.info, len(circuit.graph)
     n_nodes = sum(
@@ -312,7 +329,7 @@ def _heading(circuit: Circuit, colours: Mapping[str, str], values: np.ndarray, n
     counts = f"{len(circuit):,} of {total:,} edges ({len(circuit) / total:.1%}), {n_nodes} nodes"
     rows = [f'<FONT POINT-SIZE="18"><B>{_words(" · ".join(filter(None, title)) or "circuit")}</B></FONT>']
     rows += [f'<FONT POINT-SIZE="13">{line}</FONT>' for line in (counts, note) if line]
-    rows += [f'<FONT POINT-SIZE="11" COLOR="#555555">{_key(values)}</FONT>']
+    rows += [f'<FONT POINT-SIZE="11" COLOR="#555555">{key}</FONT>']
     swatches = [
         f'<FONT COLOR="{colour}" POINT-SIZE="15">■</FONT> <FONT POINT-SIZE="12">{_words(role)}</FONT>'
         for role, colour in colours.items()
@@ -330,13 +347,15 @@ def _words(text: str) -> str:
     return escape(text.replace("\\", "\\\\"))
 
 
-def _key(values: np.ndarray) -> str:
+def _key(values: np.ndarray, above: str, below: str) -> str:
+    """What the edges' colours and widths say, in an HTML-like label."""
     scored = values[~np.isnan(values)]
     if not scored.size:
         return "edges without scores"
-    parts = [
-        (HELPS, "ablating it hurts (score &gt; 0)", scored.max() >= 0),
-        (HURTS, "ablating it helps (score &lt; 0)", scored.min() < 0),
+    parts = [(HELPS, above, scored.max() >= 0), (HURTS, below, scored.min() < 0)]
+    words = [
+        f'<FONT COLOR="{colour}"><B>━━</B></FONT> {escape(text, quote=False)}'
+        for colour, text, shown in parts
+        if shown
     ]
-    words = [f'<FONT COLOR="{colour}"><B>━━</B></FONT> {text}' for colour, text, shown in parts if shown]
     return "    ".join([*words, f"width: |score|, up to {np.abs(scored).max():.3g}"])

@@ -88,12 +88,15 @@ class Method(Entry):
             it searches for a number of edges; `threshold`: its circuit's size follows from a threshold.
         gradient: where it takes the metric's gradient, which one that is 0 or 1 on each prompt does not have:
             on the `clean` run, where that of a divergence is 0, or on `other` runs, too.
+        damages: whether its scores are damages of ablating the edge, measured or estimated; False: they are
+            places in an order, larger where an edge goes later; None: it is unknown, or they are neither.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     metric: str | None = None
     sizes: Literal["any", "edges", "threshold"] = "any"
     gradient: Literal["clean", "other"] | None = None
+    damages: bool | None = None
 
     def takes(self, option: str) -> bool:
         """Whether the method has an option."""
@@ -152,42 +155,49 @@ METHODS: dict[str, Method] = {
     "acdc": Method(
         ".search.acdc:acdc", "remove edge after edge that does no damage (Conmy et al. 2023)",
         {"threshold": DEFAULT_THRESHOLD, "absolute": False, "order": None, "group_testing": False},
-        metric=KL, sizes="threshold",
+        metric=KL, sizes="threshold", damages=True,
     ),
     "eap": Method(
         ".search.attribution:eap", "edge attribution patching (Syed et al. 2023)",
-        {"direction": "noising"}, gradient="clean",
+        {"direction": "noising"}, gradient="clean", damages=True,
     ),
     "eap_ig": Method(
         ".search.attribution:eap_ig", "EAP with integrated gradients (Hanna et al. 2024)",
-        {"steps": 5, "rule": "midpoint"}, gradient="other",
+        {"steps": 5, "rule": "midpoint"}, gradient="other", damages=True,
     ),
     "clean_corrupted": Method(
         ".search.attribution:clean_corrupted", "EAP with the gradients of both ends", gradient="other",
+        damages=True,
     ),
     "exact": Method(
         ".search.exact:exact", "the damage of each edge, measured",
-        {"level": "edge", "direction": "noising"}, metric=KL,
+        {"level": "edge", "direction": "noising"}, metric=KL, damages=True,
     ),
     "trace_back": Method(
         ".search.trace_back:trace_back", "path patching back from the logits (Wang et al. 2022)",
-        {"threshold": DEFAULT_THRESHOLD}, metric=KL, sizes="threshold",
+        {"threshold": DEFAULT_THRESHOLD}, metric=KL, sizes="threshold", damages=True,
     ),
     "hybrid": Method(
         ".search.hybrid:hybrid", "attribution, then elimination by measured damage",
-        {"edges": None, "rounds": 4}, sizes="edges", gradient="other",
+        {"edges": None, "rounds": 4}, sizes="edges", gradient="other", damages=False,
     ),
     "edge_pruning": Method(
         ".search.edge_pruning:edge_pruning", "learn a mask (Bhaskar et al. 2024)",
         {"edges": None, "steps": 200, "apart_from": None, "repulsion": 0.5},
-        metric=KL, sizes="edges", gradient="other",
+        metric=KL, sizes="edges", gradient="other", damages=False,
     ),
     "matryoshka": Method(
         ".search.matryoshka:matryoshka", "learn an order of the edges (Matryoshka Attribution)",
-        {"edges": None, "steps": 520, "drawn": 480}, sizes="edges", gradient="other",
+        {"edges": None, "steps": 520, "drawn": 480}, sizes="edges", gradient="other", damages=False,
     ),
     "random": Method(".search.random_scores:random", "random scores, to compare with"),
 }  # fmt: skip
+
+
+def are_damages(info: Mapping[str, Any]) -> bool | None:
+    """Whether scores of a provenance are damages (see `Method`)."""
+    method = METHODS.get(str(info.get("method")))
+    return method.damages if method is not None else None
 
 
 # ------------------------------------------------------------------ what is measured

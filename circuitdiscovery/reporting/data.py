@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.registry import are_damages
 from circuitdiscovery.reporting.folder import FORMAT, NOT_MEASURED, fingerprint
 from circuitdiscovery.reporting.options import MEASURED_WITH, Options
 from circuitdiscovery.reporting.progress import stage
@@ -100,8 +101,10 @@ def contents_of(
 
 
 def mass(scores: Scores | None, difference: float | None) -> Json | None:
-    """The sums of the positive and the negative scores, and F(M) - F(empty) on the search's prompts."""
-    if scores is None:
+    """The sums of the positive and the negative scores, and F(M) - F(empty) on the search's prompts; None of
+    scores that are no damages, which add up to nothing.
+    """
+    if scores is None or not are_damages(scores.info):
         return None
     values = scores.values[scores.graph.allowed].astype(float)
     sums = {

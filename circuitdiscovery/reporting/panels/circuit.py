@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,12 @@ from markupsafe import Markup
 
 from circuitdiscovery.circuit import charts
 from circuitdiscovery.circuit.checks import check_same_graph
+from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.circuit.draw import signs
 from circuitdiscovery.circuit.numbers import about
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.graph.nodes import letter_of, node_of, split_edge
+from circuitdiscovery.registry import are_damages
 from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
 from circuitdiscovery.reporting.folder import Run, roles_of
 from circuitdiscovery.reporting.panels.panel import Json, Panel, beside, by_effect, cards_of
@@ -35,7 +38,8 @@ def values(run: Run) -> dict[str, Any]:
         "shown": shown,
         "node_scores": _node_scores(run, list(cards)),
         "scored": circuit.scores is not None,
-        "signs": _signs(circuit.score(edge) for edge in drawn.edges),
+        "signs": _signs(drawn),
+        "damages": are_damages(circuit.info),
         "roles": rows(roles, cards),
         "cards": _cards(run),
     }
@@ -118,12 +122,12 @@ def _table(card: Json) -> dict[str, Any] | None:
     }
 
 
-def _signs(scores: Iterable[float | None]) -> dict[str, bool]:
-    """Which kinds of edges the drawing has, for its legend."""
-    known = list(scores)
+def _signs(drawn: Circuit) -> dict[str, str | bool]:
+    """The kinds of edges that the drawing has, in words, for its legend."""
+    known, (above, below) = [drawn.score(edge) for edge in drawn.edges], signs(drawn.info)
     return {
-        "helps": any(score is not None and score >= 0 for score in known),
-        "hurts": any(score is not None and score < 0 for score in known),
+        "helps": any(score is not None and score >= 0 for score in known) and above,
+        "hurts": any(score is not None and score < 0 for score in known) and below,
         "unscored": any(score is None for score in known),
     }
 
