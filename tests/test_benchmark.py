@@ -127,6 +127,18 @@ def test_a_method_that_needs_sizes_is_told_them(ioi: Problem) -> None:
     assert told == [7, 15, 38, 76] and len(result.roc) == 4
 
 
+def test_a_ranking_of_all_edges_is_learnt_once() -> None:
+    """By the search that large models have by default, though it takes a number of edges too; an OR gate, which
+    it sees, hides its inputs from whatever ablates one of them."""
+    problem = RECIPES["or"].problem("or", examples=16)
+    name, search = resolve("matryoshka")
+    found = search(problem.model, problem.task)
+    assert name in BenchmarkOptions("planted").chosen and isinstance(found, cd.Scores)
+    result = measure("or", problem.model, problem.task, problem.truth, name, search)
+    assert result.areas["edges_pessimistic"] == 1 and result.area is not None
+    assert result.at[0].overlap is not None and result.at[0].overlap.jaccard == 1
+
+
 def test_a_method_that_gives_something_else(ioi: Problem) -> None:
     with pytest.raises(
         cd.CircuitDiscoveryError, match="must give Scores, a Circuit or a sequence of circuits, not str"

@@ -1,4 +1,5 @@
-"""Methods as the benchmark runs them: what gives one circuit is run at several thresholds or sizes.
+"""Methods as the benchmark runs them: what gives one circuit is run at several thresholds or sizes; what
+ranks all edges unless it is told how many are wanted (matryoshka) runs once.
 
 A method is a function (model, task) -> Scores, one Circuit, or a sequence of circuits. One that searches for
 a given number of edges has a third argument `sizes`, and gives a circuit for each. Your own is named
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any
 
 from circuitdiscovery.circuit.circuit import Circuit
@@ -51,5 +53,7 @@ def resolve(name: str) -> tuple[str, Run]:
     search: Any = method.load("sizes")
     if other_direction:
         search = partial(search, direction="denoising")
-    sweeps = {"threshold": at_thresholds, "edges": at_sizes}
-    return known, partial(sweeps[method.sizes], search) if method.sizes in sweeps else search
+    if method.sizes == "threshold":
+        return known, partial(at_thresholds, search)
+    told = method.sizes == "edges" and signature(search).parameters["edges"].default is Parameter.empty
+    return known, partial(at_sizes, search) if told else search

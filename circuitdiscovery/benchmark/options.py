@@ -16,8 +16,10 @@ METHODS = (
     "clean_corrupted",
     "exact",
     "exact_denoising",
+    "trace_back",
     "hybrid",
     "edge_pruning",
+    "matryoshka",
     "random",
 )
 
