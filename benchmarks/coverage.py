@@ -27,7 +27,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from pages import show
+from pages import check, show
 
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
@@ -405,6 +405,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="parts, by default all")
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     given = parser.parse_args()
+    check(given.page)
     given.out.mkdir(parents=True, exist_ok=True)
     wanted: dict[str, Callable[[], dict[str, Any]]] = {
         "toy, IOI": lambda: figures(given.draws, *toy()),

@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from pages import show
+from pages import check, show
 
 from circuitdiscovery.measure.intervals import mean_over_pairs
 
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     given = parser.parse_args()
+    check(given.page, "pairs")
     show("\n".join(table(given.draws)), given.page, "pairs")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pages import show
+from pages import check, show
 
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.outline import of_config, of_hooked
@@ -126,6 +126,7 @@ def main() -> None:
     )
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     given = parser.parse_args()
+    check(given.page)
     text = "\n".join([*rows(), ""])
     show(text, given.page)
 

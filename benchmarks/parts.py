@@ -1,6 +1,6 @@
 """What parts cost: the scores of all neurons, and circuits among neurons as nodes.
 
-    OMP_NUM_THREADS=1 python benchmarks/parts.py [--model smollm2-135m] [--keep 50] [--page docs/concepts/parts.md]
+    OMP_NUM_THREADS=1 python benchmarks/parts.py [--model smollm2-135m] [--keep 50] [--page docs/how-to/parts.md]
 
 By default on random weights of GPT-2 small's shape, 16 prompts of 16 tokens; with a real model on
 subject_verb_agreement, 16 prompts. Costs are in F, one Hugging Face forward of the prompts (CPU time; the
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import show
+from pages import check, show
 from real_models import MODELS, folder_of
 from real_quality import Peak, seconds_of_forward
 
@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=50)
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     given = parser.parse_args()
+    check(given.page)
     model, hf, task = random_gpt2(given.layers) if given.model is None else real(given.model)
     show("\n".join(measured(model, hf, task, given.keep)), given.page)
 

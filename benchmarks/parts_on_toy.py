@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import show
+from pages import check, show
 from toy_text import MIXTURE, document, load_world, pieces
 
 import circuitdiscovery as cd
@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
+    check(options.page)
     options.out.mkdir(parents=True, exist_ok=True)
     model, prompts = cd.load_model("toy"), texts()
     cells = []

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import show
+from pages import check, show
 from real_models import MODELS, folder_of
 
 import circuitdiscovery as cd
@@ -258,6 +258,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=16, help="of 64 tokens, to measure on")
     parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
     given = parser.parse_args()
+    check(given.page)
     given.out = given.out or Path("runs") / f"real-lenses-{given.model}"
     folder = folder_of(MODELS[given.model])
     found = measured(cd.load_model(folder), folder, given)

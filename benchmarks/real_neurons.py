@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from pages import show
+from pages import check, show
 from real_models import MODELS, folder_of
 
 import circuitdiscovery as cd
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=50)
     parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
     given = parser.parse_args()
+    check(given.page)
     model = cd.load_model(folder_of(MODELS[given.model]))
     show("\n".join(line for name in TASKS for line in table(model, name, given.top)), given.page)
 

@@ -19,7 +19,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
-from pages import show
+from pages import check, show
 from real_models import MODELS, folder_of
 
 import circuitdiscovery as cd
@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/real-patchscopes"))
     parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
     given = parser.parse_args(argv)
+    check(given.page)
     model = cd.load_model(folder_of(MODELS[given.model]))
     show("\n".join(tables(model, given.prompts, given.out)), given.page)
 

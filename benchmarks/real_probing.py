@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pages import show
+from pages import check, show
 from real_models import MODELS, folder_of
 from toy_text import MIXTURE, document, load_world
 
@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument("--read", action="store_true", help="measure nothing, print what is there")
     parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
     given = parser.parse_args()
+    check(given.page)
     given.out.mkdir(parents=True, exist_ok=True)
     tables: dict[str, dict[str, Any]] = {}
     for name in given.models:

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import show
+from pages import check, show
 from quality_table import ONE_SIZE_EXAMPLES, SLOW, SLOW_EXAMPLES, SLOW_SHARE, THRESHOLD, kept, table
 from real_models import MODELS, folder_of
 
@@ -317,6 +317,7 @@ def main() -> None:
     )
     parser.add_argument("--page", type=Path, help="this page gets the table, between its marks")
     given = parser.parse_args()
+    check(given.page)
     given.out = given.out or Path("runs") / f"real-quality-{given.model}"
     given.out.mkdir(parents=True, exist_ok=True)
     wanted = {

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pages import show
+from pages import check, show
 from real_models import MODELS, folder_of
 
 import circuitdiscovery as cd
@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path)
     parser.add_argument("--pictures", type=Path, help="a folder: toy beside a seed, and beside SmolLM2")
     given = parser.parse_args()
+    check(given.page)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     given.out.mkdir(parents=True, exist_ok=True)
     there = folders(given.seeds)

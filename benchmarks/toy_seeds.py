@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 
-from pages import show
+from pages import check, show
 from toy_text import ROOT
 from train_toy import STEPS
 
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="SEEDS")
     parser.add_argument("--page", type=Path, help="write it there, between the section's marks")
     options = parser.parse_args()
+    check(options.page, options.section)
     show(SECTIONS[options.section](options.folder), options.page, options.section)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import show
+from pages import check, show
 from real_lenses import documents
 from real_models import MODELS, folder_of
 from toy_text import END, ROOT, document, load_world
@@ -384,6 +384,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure what is kept, too")
     parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
     given = parser.parse_args()
+    check(given.page, "units")
     lines = list[str]()
     for name in given.parts or ("cost", "seeds", "features"):
         measure, table = PARTS[name]
