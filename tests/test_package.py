@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -100,6 +101,19 @@ def test_packages_import_only_from_packages_before_them() -> None:
         if top != "__init__" and other not in ORDER[: ORDER.index(top) + (path.parent != PACKAGE)]
     ]
     assert not wrong
+
+
+@in_checkout
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_pages_list_the_packages_in_this_order(page: str) -> None:
+    """Those of the data flow, from the one that imports least."""
+    text = (ROOT / page).read_text("utf-8")
+    told = re.search(r"only from (?:the )?packages before it.*?:\s(.*?)\.\s", text, re.DOTALL)
+    assert told is not None
+    listed = re.sub(r"\(.*?\)", "", told[1]).replace("[", "").replace("]", "")
+    assert [name.strip() for name in listed.split(",")] == ORDER[
+        ORDER.index("graph") : ORDER.index("cli") + 1
+    ]
 
 
 # -------------------------------------------------------------- public names
