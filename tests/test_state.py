@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ INFO = {
     "data": {"examples": TASK.digest, "tokenizer": "cd"},
 }
 EMPTY = np.zeros(3)
+PAGE = Path(__file__).parent.parent / "docs/concepts.md"
 
 
 class Stopped(BaseException):
@@ -203,6 +205,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "hybrid": {"edges": 9, "rounds": 1},
     "exact": {},
     "exact node": {"level": "node"},
+    "trace_back": {"threshold": 0.05},
 }
 EVERY = SEARCHES | {"matryoshka": {"edges": 9, "steps": 2}}  # its own tests stop it
 
@@ -251,6 +254,15 @@ def test_progress_is_shown_before_anything_is_run(
 def test_every_search_that_keeps_a_state_is_tried() -> None:
     keeping = {name for name in METHODS if "state" in inspect.signature(getattr(cd, name)).parameters}
     assert keeping == {name.split()[0] for name in EVERY}
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="needs the checkout")
+def test_the_documentation_says_which_searches_keep_a_state() -> None:
+    said = re.search(r"Of the searches, (.*?) take\s+it too; (.*?) are", PAGE.read_text("utf-8"), re.DOTALL)
+    assert said is not None
+    keeping, not_keeping = (set(re.findall(r"`(\w+)`", names)) for names in said.groups())
+    assert keeping == {name.split()[0] for name in EVERY}
+    assert not_keeping == METHODS.keys() - keeping
 
 
 @pytest.mark.parametrize("name", EVERY)

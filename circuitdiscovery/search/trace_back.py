@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.memory import stepwise
 from circuitdiscovery.engine.metrics import Metric, by_rows
 from circuitdiscovery.engine.setup import Progress, Setup
+from circuitdiscovery.engine.state import saved_in
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import DEFAULT_THRESHOLD, KL
@@ -22,11 +24,6 @@ from circuitdiscovery.search.alternatives import cases, mean_metric, rises
 from circuitdiscovery.search.path_patching import finite_threshold
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Task
-
-if TYPE_CHECKING:
-    pass
-
-_SHOWN = 20  # senders that a printed result names
 
 
 @guarded
@@ -42,6 +39,7 @@ def trace_back(
     graph: Graph | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    state: str | Path | None = None,
 ) -> Circuit:
     """From the logits back: the edges that alone do at least the threshold's
     damage, among those into nodes that were kept.
@@ -60,12 +58,14 @@ def trace_back(
         graph: whose edges, where nodes are split into parts (`split`); by default the model's.
         batch_size: examples in one forward; another size changes roundings only.
         progress: called with (receivers done or passed over, in all).
+        state: as in `acdc`.
 
     Returns:
         The circuit, not pruned; the score of an edge is its damage.
 
     Raises:
-        CircuitDiscoveryError: a threshold that is not a finite number; an unknown metric or ablation.
+        CircuitDiscoveryError: a threshold that is not a finite number; an unknown metric or ablation; a state of
+            another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.trace_back import trace_back
@@ -76,21 +76,27 @@ def trace_back(
     graph = Graph.given(model, graph, split_qkv)
     how: dict[str, Any] = {"ablation": ablation, "batch_size": batch_size, "need": stepwise}
     setup = Setup.of(model, task, graph, metric=metric or KL, **how)
-    if progress:
-        progress(0, len(graph.receivers))
-    found, full = cases(setup)
-    bound = setup.metric.against(by_rows(full))
-
-    def measure(logits: Sequence[Tensor]) -> np.ndarray:
-        return bound.damage(0.0, mean_metric(task, found, bound, logits))
-
-    mask, scores = np.zeros_like(graph.allowed), np.zeros(graph.allowed.shape)
-    # every reader before what it reads
-    for done, receiver in enumerate(reversed(range(len(graph.receivers)))):
-        if graph.leading(mask)[receiver]:
-            scores[:, receiver] = rises(found, graph.allowed, receiver, measure)
-            mask[:, receiver] = graph.allowed[:, receiver] & (scores[:, receiver] >= threshold)
+    info = provenance(model, task, "trace_back", setup.options(threshold=threshold))
+    count = len(graph.receivers)
+    with saved_in(state, setup, info) as saved:
+        mask = saved.array("kept", np.zeros_like(graph.allowed))
+        scores = saved.array("scores", np.zeros(graph.allowed.shape))
+        done = saved.number("receivers", 0)
         if progress:
-            progress(done + 1, len(graph.receivers))
-    options = setup.options(threshold=threshold)
-    return Circuit(graph, mask, scores, provenance(model, task, "trace_back", options))
+            progress(done, count)
+        found, full = cases(setup)
+        bound = setup.metric.against(by_rows(full))
+
+        def measure(logits: Sequence[Tensor]) -> np.ndarray:
+            return bound.damage(0.0, mean_metric(task, found, bound, logits))
+
+        # every reader before what it reads
+        for at in range(done, count):
+            receiver = count - 1 - at
+            if graph.leading(mask)[receiver]:
+                scores[:, receiver] = rises(found, graph.allowed, receiver, measure)
+                mask[:, receiver] = graph.allowed[:, receiver] & (scores[:, receiver] >= threshold)
+            saved.keep({"kept": mask, "scores": scores}, receivers=at + 1)
+            if progress:
+                progress(at + 1, count)
+    return Circuit(graph, mask, scores, info)
