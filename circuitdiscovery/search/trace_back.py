@@ -64,8 +64,8 @@ def trace_back(
         The circuit, not pruned; the score of an edge is its damage.
 
     Raises:
-        CircuitDiscoveryError: a threshold that is not a finite number; an unknown metric or ablation; a state of
-            another search.
+        CircuitDiscoveryError: a threshold that is not a finite number; an unknown metric or
+            ablation; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.trace_back import trace_back
