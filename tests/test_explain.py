@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from reference import Reference
-from tiny import ARCHITECTURES, Tiny
+from tiny import ARCHITECTURES, Prompts, Tiny, random_model, random_prompts, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -292,19 +292,65 @@ def test_direct_attribution_is_transformer_lens(tinies: Callable[[str], Tiny], n
 
 
 def test_direct_attributions_and_biases_add_up_to_hugging_faces_logits(any_model: Tiny) -> None:
-    model, prompts = any_model.model, any_model.prompts
-    (seen,) = observe(model, task_of(any_model))
+    add_up(any_model.model, any_model.hf, any_model.prompts)
+
+
+def add_up(model: Any, hf: Any, prompts: Prompts) -> None:
+    (seen,) = observe(model, prompts.task)
     total = sum(seen.written(row) for row in range(len(model.graph.sources)))
     biases = sum((block.b_O for block in model.blocks if block.b_O is not None), torch.zeros(model.d_model))
     norm = model.final_norm
     biases = (biases - biases.mean() if norm.centred else biases) * norm.jacobian(seen.stream)[1] * norm.scale
     total = total + biases + (0 if norm.bias is None else norm.bias)
     with torch.no_grad():
-        expected, cap = any_model.hf(prompts.clean).logits[:, -1], model.logit_cap
-    found = total @ model.W_U.T
+        expected, cap = hf(prompts.clean).logits[:, -1], model.logit_cap
+    found = total @ model.W_U.T + (0 if model.b_U is None else model.b_U)
     torch.testing.assert_close(
         found if cap is None else cap * (found / cap).tanh(), expected, rtol=1e-4, atol=1e-4
     )
+
+
+def biased() -> Any:
+    """A tiny GPT-J, whose unembedding has a bias."""
+    import transformers
+
+    sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "rotary_dim": 4}
+    hf = random_model(getattr(transformers, "GPTJConfig")(vocab_size=101, **sizes))  # noqa: B009
+    with torch.no_grad():
+        hf.lm_head.bias.normal_(generator=torch.Generator().manual_seed(0))
+    return hf
+
+
+def capped() -> Any:
+    """A tiny Gemma whose logits are near the cap."""
+    hf = random_model(tiny_config("gemma3"))
+    with torch.no_grad():
+        hf.model.norm.weight.add_(2.0)
+    return hf
+
+
+@pytest.mark.parametrize("make", [biased, capped])
+def test_the_logit_difference_is_hugging_faces_before_a_cap(make: Callable[[], Any]) -> None:
+    """Of several right answers the mean counts; all that is written, and biases, add up to it."""
+    hf = make()
+    prompts, model = random_prompts(101), cast(Any, cd.load_model(hf))
+    add_up(model, hf, prompts)
+    first = prompts.correct
+    correct, incorrect = torch.stack([first, (first + 7) % 101], 1), ((first + 3) % 101)[:, None]
+    task = Task.from_tokens(
+        clean=prompts.clean, corrupted=prompts.corrupted, correct=correct, incorrect=incorrect
+    )
+    seen = Seen(model, task, cd.Circuit.full(model.graph), ["a1.h0"], 1, None)
+    for each in observe(model, task):
+        seen.add(each)
+    with torch.no_grad():
+        logits, rows = hf(prompts.clean).logits[:, -1].double(), torch.arange(5)[:, None]
+    assert (model.b_U is None) == (make is capped)
+    if make is capped:
+        assert logits.abs().max() > 0.5 * model.logit_cap
+        logits = model.logit_cap * (logits / model.logit_cap).atanh()
+    expected = logits[rows, correct].mean(1) - logits[rows, incorrect].mean(1)
+    np.testing.assert_allclose(seen.logit_diff, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_what_a_head_finds_at_the_answers_position_is_all_that_it_writes_at_the_first(

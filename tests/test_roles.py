@@ -27,8 +27,11 @@ from circuitdiscovery.explanation import roles
 from circuitdiscovery.explanation.attention import Sights, observe
 from circuitdiscovery.explanation.cards import Explanation
 from circuitdiscovery.explanation.head_scores import PatternScores
+from circuitdiscovery.explanation.heads import Look, Setting
 from circuitdiscovery.explanation.interventions import Asked, Part, Trials, other_word
+from circuitdiscovery.explanation.roles_by_writing import brings, moves, suppresses
 from circuitdiscovery.graph.nodes import parsed
+from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.work import Work
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
@@ -235,12 +238,62 @@ def test_a_head_that_writes_against_the_answer_is_a_negative_mover() -> None:
     )
 
 
+def test_a_logit_difference_before_a_cap_is_called_so() -> None:
+    """What heads write adds up to 6; the cap makes less of it."""
+    problem = PLANTED["reverse"]()
+    for cap, told in ((None, "100% of the model's 6;"), (4.0, "100% of the model's 6 before the cap on its")):
+        model = replace(problem.model, logit_cap=cap)
+        (written,) = [
+            sentence
+            for sentence in cd.explain(model, problem.task, problem.truth).cards["a3.h0"].evidence
+            if sentence.startswith("It writes")
+        ]
+        assert told in written
+
+
 def test_a_head_that_writes_too_little_is_no_mover() -> None:
     problem = PLANTED["reverse"]()
     found = cd.explain(with_head(problem, 0.03), problem.task, cd.Circuit.full(problem.model.graph))
     assert dict(found.roles) == {"mover": ("a3.h0",)}
     # whatever it looks at and copies
     assert found.cards["a3.h1"].scores == pytest.approx(found.cards["a3.h0"].scores)
+
+
+@pytest.mark.parametrize(("others", "role"), [(16, "mover"), (36, None)])
+def test_a_mover_brings_the_answer_in_most_of_the_prompts(others: int, role: str | None) -> None:
+    """`reverse` moves the answer wherever it is, but of the answers of some prompts none is in the prompt."""
+    problem = PLANTED["reverse"]()
+    given = problem.task.examples
+    absent = [
+        replace(e, correct=(next(token for token in range(problem.model.vocab_size) if token not in used),))
+        for e in given[:others]
+        for used in [{*e.clean, *e.incorrect}]
+    ]
+    task = replace(problem.task, examples=(*absent, *given[others:]), held_out=None)
+    card = cd.explain(problem.model, task, problem.truth).cards["a3.h0"]
+    assert len(given) == 64 and card.role == role
+    assert role is None or card.evidence[0].startswith("In 100% of the prompts with the answer in them the ")
+
+
+@pytest.mark.parametrize(
+    ("stands", "promotes", "mostly"), [(1.0, 0.6, True), (0.8, 0.6, False), (0.8, 0.7, True)]
+)
+def test_most_of_the_prompts_are_most_of_all(stands: float, promotes: float, mostly: bool) -> None:
+    """Of 100 prompts 80 have the answer in them; a head that promotes it in 48 of these does so in most of these,
+    but not of all."""
+    look = Look("a0.h0", Estimate(1.0, 0.9, 1.1), 1.0, {}, promotes, promotes, promotes)
+    setting = Setting(2.0, stands, stands, None, (), None)
+    against = replace(look, direct=Estimate(-1.0, -1.1, -0.9))
+    assert brings(look, setting) == mostly
+    assert [moves(look, setting), moves(against, setting)] == [mostly, -mostly]
+    assert suppresses(look, setting) == mostly
+
+
+def test_a_single_example_shows_no_direct_effect_for_sure() -> None:
+    problem = PLANTED["reverse"]()
+    for count, named in ((1, ()), (3, ("a3.h0",))):
+        task = replace(problem.task.select(range(count)), held_out=None)
+        assert cd.explain(problem.model, task, problem.truth).roles.get("mover", ()) == named
 
 
 def test_names_are_for_tasks_with_a_position_of_that_name() -> None:

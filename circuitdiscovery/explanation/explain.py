@@ -5,7 +5,8 @@
 2. *direct*: direct logit attribution (Elhage et al. 2021, "A Mathematical Framework for Transformer
    Circuits"; Wang et al. 2022, arXiv 2211.00593, section 3.1): what the node writes at END, through the final
    norm with its scale frozen at the clean run, projected onto the mean unembedding of the correct answers
-   minus that of the incorrect ones. Over all sources and output biases it adds up to the logit difference.
+   minus that of the incorrect ones. Over all sources and biases it adds up to the logit difference, of a
+   model that caps its logits (Gemma 2) to that before the cap.
 3. *attention*: what a head attends to (attention.py), and the scores that distinguish kinds of heads
    (head_scores.py).
 4. *lens*: what the node writes at END, through the same frozen norm and the unembedding (the logit lens,

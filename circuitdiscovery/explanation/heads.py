@@ -13,7 +13,7 @@ from circuitdiscovery.task.example import END
 from circuitdiscovery.task.task import Task
 
 IO, S2 = "IO", "S2"
-MAJORITY = 0.5  # of a head's attention, of the prompts, of an effect: more than all the rest together
+MAJORITY = 0.5  # of a head's attention, of all prompts, of an effect: more than all the rest together
 ATTENDS = 0.3  # of a head's attention to one named position: three times an even share of ten tokens
 MATTERS = 0.05  # of |F(M) - F(empty)|: parts of a smaller effect say little about what a head is for
 # of the logit difference: a head that writes less moves nothing that matters, whatever it copies
@@ -81,7 +81,7 @@ class Setting:
     """What the heads of a task have in common.
 
     Args:
-        logit_diff: the model's, of which direct effects are parts.
+        logit_diff: the model's before a cap on its logits, of which direct effects are parts.
         stands: the share of the prompts in which an answer stands before END.
         wrong_stands: the same for a wrong answer.
         answer: the named position where it mostly stands.

@@ -37,7 +37,7 @@ def brings(head: Look, setting: Setting) -> bool:
     """Whether a head brings the answer to END, which need not move the logit difference much: one that brings
     the wrong answer nearly as often waits for an earlier head to tell it which.
     """
-    return setting.stands >= MAJORITY and head.promotes >= MAJORITY and head.brought >= BROUGHT
+    return setting.stands * head.promotes >= MAJORITY and head.brought >= BROUGHT
 
 
 def moves(head: Look, setting: Setting) -> int:
@@ -48,14 +48,13 @@ def moves(head: Look, setting: Setting) -> int:
         return 0
     if head.direct > 0:
         return int(brings(head, setting))
-    return -int(setting.stands >= MAJORITY and head.demotes >= MAJORITY)
+    return -int(setting.stands * head.demotes >= MAJORITY)
 
 
 def _writes(head: Look, setting: Setting) -> bool:
     """Whether what a head brings from before END moves the logit difference, to either side."""
-    if setting.logit_diff <= 0 or head.direct.low <= 0 <= head.direct.high:
-        return False
-    return abs(head.direct) >= DIRECT * setting.logit_diff and head.brought >= BROUGHT
+    surely = head.direct.low > 0 or head.direct.high < 0  # a single example has no interval
+    return surely and abs(head.direct) >= DIRECT * setting.logit_diff > 0 and head.brought >= BROUGHT
 
 
 def mover(head: Head, sign: int, ablated: Ablated, sights: Sights, setting: Setting, trials: Trials) -> Role:
@@ -67,9 +66,10 @@ def mover(head: Head, sign: int, ablated: Ablated, sights: Sights, setting: Sett
         if setting.answer
         else f"the answer stands in {setting.stands:.0%} of the prompts"
     )
+    those = "" if setting.stands == 1 else " with the answer in them"
     first = (
-        f"In {told:.0%} of the prompts the answer is among the {TOP} {how} tokens of what it writes at "
-        f"{sights.end}; {where}."
+        f"In {told:.0%} of the prompts{those} the answer is among the {TOP} {how} tokens of what it writes "
+        f"at {sights.end}; {where}."
     )
     evidence = (first, *_written(head, ablated, sights, setting, trials))
     return Role(kind if sign > 0 else f"negative {kind}", evidence, ablated.edges[to_logits(head.node)])
@@ -81,9 +81,10 @@ def _written(
     """What a head writes onto the logits, and where it finds it."""
     share = head.direct / setting.logit_diff
     alone = cost_of(ablated.edges[to_logits(head.node)], head, trials)
+    capped = "" if trials.model.logit_cap is None else " before the cap on its logits"
     return (
         f"It writes {head.direct} to the logit difference, {share:.0%} of the model's "
-        f"{setting.logit_diff:.3g}; {head.brought:.0%} of this, by size, comes from tokens before "
+        f"{setting.logit_diff:.3g}{capped}; {head.brought:.0%} of this, by size, comes from tokens before "
         f"{sights.end}.",
         f"Ablating only its edge to the logits costs {alone}.",
         attended_most(sights, head),
@@ -100,9 +101,8 @@ def to_logits(node: str) -> Cut:
 
 def suppresses(head: Look, setting: Setting) -> bool:
     """Whether a head may write against a wrong answer because that stands in the prompt."""
-    if setting.wrong_stands < MAJORITY or not _writes(head, setting):
-        return False
-    return head.direct > 0 and head.demotes_wrong >= MAJORITY
+    mostly = setting.wrong_stands * head.demotes_wrong >= MAJORITY
+    return mostly and head.direct > 0 and _writes(head, setting)
 
 
 def suppressors(

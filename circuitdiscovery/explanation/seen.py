@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +25,20 @@ EACH = 16  # every so many tokens are looked at before all are, to see that an a
 
 def direction_of(model: Model, example: Example) -> Tensor:
     """[D]: the direction of the logit difference in the normalised stream."""
-    correct, incorrect = (model.logit_directions(answers) for answers in (example.correct, example.incorrect))
+    return _difference(example, model.logit_directions)
+
+
+def offset_of(model: Model, example: Example) -> float:
+    """What the unembedding's bias adds to the logit difference."""
+    bias = model.b_U
+    if bias is None:
+        return 0.0
+    return float(_difference(example, lambda tokens: bias[list(tokens)])) * model.logit_scale
+
+
+def _difference(example: Example, of: Callable[[Sequence[int]], Tensor]) -> Tensor:
+    """The mean of what there is of each right answer, less that of the wrong ones."""
+    correct, incorrect = (of(answers) for answers in (example.correct, example.incorrect))
     return correct.mean(0) - incorrect.mean(0) if len(incorrect) else correct.mean(0)
 
 
@@ -61,7 +74,7 @@ class Seen:
             Sights(model, task, circuit.whole, heads),
             CopyScores(model, task, heads, tokens),
         )
-        self.logit_diff = np.zeros(count)  # [examples]
+        self.logit_diff = np.zeros(count)  # [examples], before a cap on the logits
         # [examples] each: what a node writes, and the part that a head finds at END itself
         self.direct = {node: np.zeros(count) for node in dict.fromkeys((*nodes, *self.watched))}
         self.of_itself = {head: np.zeros(count) for head in self.watched}
@@ -79,7 +92,8 @@ class Seen:
         rows = seen.batch.rows.tolist()
         examples = [self.task.examples[row] for row in rows]
         direction = torch.stack([direction_of(self.model, example) for example in examples])  # [N, D]
-        self.logit_diff[rows] = _dot(self.model.final_norm(seen.stream), direction)
+        offsets = [offset_of(self.model, example) for example in examples]
+        self.logit_diff[rows] = _dot(self.model.final_norm(seen.stream), direction) + offsets
         # right and wrong ones, by index in the batch
         answers = [
             {i: found for i, e in enumerate(examples) if (found := standing(e, getattr(e, side)))}
