@@ -483,7 +483,10 @@ def test_the_verdict_states_each_figure_with_its_interval(tmp_path: Path, circui
     assert "40 edges" in text and f"{len(GRAPH)}" in text
     nodes = set(circuit.nodes) - {"input", "logits"}
     assert f"{len(nodes)} of its 15 heads and MLPs" in text
-    assert f"2 of its {len(nodes)} nodes always matter by less than 1%" in text
+    assert (
+        f"2 of its {len(nodes)} nodes matter by less than 1% of the span at every K that was tried: " in text
+    )
+    assert "knocked out of both (5 sets tried)" in text and "could be removed" not in text
 
 
 def test_what_has_no_interval_stands_alone(circuit: Circuit) -> None:
@@ -632,7 +635,7 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path, circui
     assert "Not measured, because their scores are smaller: m1, a2.h3." in text
     assert "Not measured, because their scores are smaller: a1.h1, m2." in text
     assert (
-        "nodes of largest score always matter by less than 1% of the span" in text
+        "nodes of largest score alone matter by less than 1% of the span: " in text
         and "; the other 2 were not measured." in text
     )
 

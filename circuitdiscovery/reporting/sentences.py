@@ -200,7 +200,8 @@ def _completeness(evaluation: Mapping[str, Any]) -> str:
         else "for the set where they differ most on the prompts of the search,"
     )
     apart = f"circuit and model differ by {interval(mean)} on average{share}; {worst} by {interval(most)}"
-    return f"When the same nodes are knocked out of both, {apart} (completeness)."
+    tried = plural(len(evaluation["completeness"]["sets"]), "set")
+    return f"When the same nodes are knocked out of both ({tried} tried), {apart} (completeness)."
 
 
 def _minimality(evaluation: Mapping[str, Any]) -> str:
@@ -217,10 +218,14 @@ def _minimality(evaluation: Mapping[str, Any]) -> str:
         else f"the {plural(len(scores), 'node')} of largest score"
     )
     rest = f"; the other {others:,} were not measured" if others else ""
+    if evaluation.get("effort") == "quick":  # each node is removed from the whole circuit
+        alone, tried = "alone ", ""
+    else:
+        alone, tried = "", " at every K that was tried"
     if not below:
-        return f"All of {nodes} matter by at least 1% of the span (minimality){rest}."
+        return f"All of {nodes} {alone}matter by at least 1% of the span (minimality){rest}."
     return (
-        f"{len(below)} of {nodes} always matter by less than 1% of the span and could be removed: "
+        f"{len(below)} of {nodes} {alone}matter by less than 1% of the span{tried}: "
         f"{', '.join(below)} (minimality){rest}."
     )
 
