@@ -527,6 +527,71 @@ def test_a_gguf_file_whose_positions_transformers_leaves_out_is_refused(tmp_path
     torch.testing.assert_close(logits, hf_logits(network, prompts.clean), atol=1e-4, rtol=1e-4)
 
 
+def gguf_of(path: Path, kind: str, stated: dict[str, Any], **changes: Any) -> tuple[Any, Any, Any]:
+    """(the model of a GGUF file, its logits on prompts, those of Hugging Face's network)."""
+    network, prompts = random_model(config_of(kind, changes)), random_prompts(VOCABULARY, 4, 7)
+    model = cd.load_model(save_gguf(path, network, stated=stated))
+    logits = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
+    return model, logits, hf_logits(network, prompts.clean)
+
+
+@pytest.mark.parametrize(
+    ("layers", "caps", "scalar"),
+    [
+        (2, {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0}, 8),
+        (2, {"attn_logit_softcapping": 0.5}, 8),
+        (46, {}, 10),
+    ],
+)
+def test_a_gguf_file_of_gemma2_has_its_caps_and_score_scale(
+    layers: int, caps: dict[str, float], scalar: int, tmp_path: Path
+) -> None:
+    """transformers reads no cap; the scale is the one that llama.cpp has for so many layers."""
+    changes = {"hidden_size": 40, "head_dim": 8, "sliding_window": 3, "query_pre_attn_scalar": scalar}
+    changes |= {"num_hidden_layers": layers, **caps}
+    _, logits, expected = gguf_of(tmp_path / "tiny.gguf", "Gemma2Config", caps, **changes)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_gguf_file_of_gemma3(tmp_path: Path) -> None:
+    """With a cap of the logits, and the kinds of its layers."""
+    kinds = [True, False, True]
+    stated = {"final_logit_softcapping": 3.0, "attention.sliding_window_pattern": kinds}
+    given = {"head_dim": 8, "sliding_window": 3, "query_pre_attn_scalar": 8}
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match=r"attention.sliding_window_pattern \[True, False, True\]"
+    ):
+        gguf_of(tmp_path / "tiny.gguf", "Gemma3TextConfig", stated, **given)
+    stated["attention.sliding_window_pattern"] = [True, True, True]
+    model, logits, expected = gguf_of(
+        tmp_path / "tiny.gguf", "Gemma3TextConfig", stated, final_logit_softcapping=3.0, **given
+    )
+    assert model.logit_cap == 3.0
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"attention.scale": 0.2}, "attention.scale 0.2.* and takes 0.35"),
+        ({"attention.key_length": 16}, "attention.key_length 16 and takes 8"),
+        ({"attention.causal": False}, "attention.causal False and takes True"),
+        ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping 30.0, which is not supported"),
+        ({"logit_scale": 0.5}, "logit_scale 0.5, which is not supported"),
+        ({"rope.scaling.factor": 4.0}, "rope.scaling.factor 4.0 and takes 1.0"),
+    ],
+)
+def test_a_gguf_file_that_states_what_is_not_computed_is_refused(
+    stated: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """transformers takes its own defaults, whatever the file says."""
+    network = random_model(config_of("LlamaConfig", {}))
+    harmless = {"attention.scale": 8**-0.5, "rope.scaling.factor": 1.0, "attention.key_length": 8}
+    cd.load_model(save_gguf(tmp_path / "tiny.gguf", network, stated=harmless))
+    with pytest.raises(cd.CircuitDiscoveryError, match=message):
+        cd.load_model(save_gguf(tmp_path / "tiny.gguf", network, stated=stated))
+
+
 def test_the_text_part_of_a_model_that_reads_images_too(tmp_path: Path) -> None:
     import transformers
 

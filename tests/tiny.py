@@ -137,16 +137,20 @@ def save_gguf(
     tensors: dict[str, Tensor] | None = None,
     rope: str | None = None,
     tokenizer: bool = False,
+    stated: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a Llama, Qwen2 or Phi-3 as llama.cpp does: its own names, and for Llama the
-    two halves of a rotary head interleaved.
+    """Write a Llama, Qwen2, Phi-3 or Gemma as llama.cpp does: its own names, for Llama the two halves of a
+    rotary head interleaved, and for Gemma norms with the one added.
 
-    `tensors` are added, and a rotary scaling; and a tokenizer of letters that knows the words the and cat.
+    `tensors` are added, and a rotary scaling, and what is `stated`, by key; and a tokenizer of letters that
+    knows the words the and cat.
     """
-    from gguf import GGUFWriter, RopeScalingType
+    from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, get_tensor_name_map
 
     config = hf.config
-    writer = GGUFWriter(path, config.model_type)
+    kind, gemma = config.model_type.removesuffix("_text"), config.model_type.startswith("gemma")
+    theirs_of = get_tensor_name_map(MODEL_ARCH[kind.upper()], config.num_hidden_layers) if gemma else None
+    writer = GGUFWriter(path, kind)
     writer.add_name(path.stem)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -154,11 +158,23 @@ def save_gguf(
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    d_head = config.hidden_size // config.num_attention_heads
-    writer.add_rope_dimension_count(int(d_head * config.rope_parameters.get("partial_rotary_factor", 1)))
+    if gemma:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    else:
+        d_head = config.hidden_size // config.num_attention_heads
+        writer.add_rope_dimension_count(int(d_head * config.rope_parameters.get("partial_rotary_factor", 1)))
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    for key, value in (stated or {}).items():
+        add = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            list: writer.add_array,
+        }
+        add[type(value)](f"{kind}.{key}", value)
     if window := getattr(config, "sliding_window", None):
         writer.add_sliding_window(window)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     if config.pad_token_id is not None:
@@ -177,8 +193,12 @@ def save_gguf(
     for name, tensor in hf.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        for theirs, ours in _GGUF_NAMES.items():
-            name = name.replace(theirs, ours)
+        if theirs_of is not None:
+            tensor = tensor + 1 if name.endswith("norm.weight") else tensor
+            name = theirs_of.get_name(name, try_suffixes=(".weight",)) or name
+        else:
+            for theirs, ours in _GGUF_NAMES.items():
+                name = name.replace(theirs, ours)
         if config.model_type == "llama" and (".attn_q." in name or ".attn_k." in name):
             heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
             tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import redirect_stderr
-from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,9 @@ import torch
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import needs_gguf
 from circuitdiscovery.model.architectures.architecture import ATTENTION
-from circuitdiscovery.model.build import architecture_of, check_supported, of_family
+from circuitdiscovery.model.build import check_supported
 from circuitdiscovery.model.folder import quiet_transformers
+from circuitdiscovery.model.gguf_keys import check_keys, complete
 from circuitdiscovery.model.tokenizer import encodes
 
 
@@ -28,8 +27,8 @@ def read_gguf(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any
 
     Raises:
         CircuitDiscoveryError: no package `gguf`; a file that cannot be read; an architecture that is not
-            supported; a tensor or a rotary scaling that transformers leaves out, which would make another
-            model of it.
+            supported; a tensor, or what the file states of the computation, that transformers leaves out,
+            which would make another model of it.
     """
     needs_gguf(name)
     from gguf import GGUFReader
@@ -46,6 +45,7 @@ def read_gguf(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any
             reader = GGUFReader(path)
             _check_layers(reader, name)
             config = AutoConfig.from_pretrained(**where, **safe)
+            complete(config, _stated(reader))
             check_supported(config, name)
             hf: Any = AutoModelForCausalLM.from_pretrained(
                 **where,
@@ -62,7 +62,7 @@ def read_gguf(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any
                 f"{name}: the file {path} cannot be read as GGUF: {one_line(error)}"
             ) from error
         _check_all_read(reader, hf, name)
-        _check_positions(reader, config, name)
+        check_keys(config, _stated(reader), name)
         if "tokenizer.ggml.tokens" not in reader.fields:
             return hf, None
         try:
@@ -73,6 +73,13 @@ def read_gguf(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any
     if not usable:
         raise CircuitDiscoveryError(f"{name}: the tokenizer cannot be used: it encodes text to nothing")
     return hf, tokenizer
+
+
+def _stated(reader: Any) -> dict[str, Any]:
+    """What a file states of the model, by the name of each key after the architecture's."""
+    prefix = f"{reader.fields['general.architecture'].contents()}."
+    keys = (key for key in reader.fields if key.startswith(prefix))
+    return {key.removeprefix(prefix): reader.fields[key].contents() for key in keys}
 
 
 def _check_layers(reader: Any, name: str) -> None:
@@ -86,9 +93,7 @@ def _check_layers(reader: Any, name: str) -> None:
 
 
 def _check_all_read(reader: Any, hf: Any, name: str) -> None:
-    """Refuse a file with a part that transformers leaves out without a word:
-    biases, rotary factors, a rotary scaling.
-    """
+    """Refuse a file with a tensor that transformers leaves out without a word: biases, rotary factors."""
     free = Counter(tuple(sorted(parameter.shape)) for parameter in hf.parameters())
     for tensor in sorted(reader.tensors, key=lambda tensor: not tensor.name.endswith(".weight")):
         shape = tuple(sorted(map(int, tensor.shape)))
@@ -100,29 +105,3 @@ def _check_all_read(reader: Any, hf: Any, name: str) -> None:
     missing = [shape for shape, count in free.items() if count]
     if missing:
         raise CircuitDiscoveryError(f"{name}: weights are missing, one of the shape {list(missing[0])}")
-    for key, field in reader.fields.items():
-        if key.endswith(".rope.scaling.type") and field.contents() != "none":
-            raise CircuitDiscoveryError(
-                f"{name}: transformers leaves out the file's rotary scaling {field.contents()!r}"
-            )
-
-
-def _check_positions(reader: Any, config: Any, name: str) -> None:
-    """Refuse a file whose rotary positions or window transformers takes for its own defaults."""
-    rotary = architecture_of(config.model_type).rotary(config)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if isinstance(rotary, Mapping):  # by kind of layer; the file speaks of those without a window
-        rotary, rope = rotary.get("full_attention"), rope["full_attention"]
-    taken = {
-        "rope.dimension_count": rotary and 2 * len(rotary.frequencies),
-        "rope.freq_base": rope.get("rope_theta"),
-        "attention.sliding_window": of_family(config, "sliding_window"),
-    }
-    for key, field in reader.fields.items():
-        value, known = field.contents(), taken.get(part := key.partition(".")[2])
-        if part in taken and not (
-            isinstance(value, int | float) and isclose(value, known or 0, rel_tol=1e-6)
-        ):
-            raise CircuitDiscoveryError(
-                f"{name}: transformers leaves out the file's {key} {value} and takes {known} for it"
-            )
