@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import Tiny
+from test_families import CASES, VOCABULARY, config_of
+from tiny import Tiny, random_model, random_prompts
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import circuitdiscovery as cd
+from circuitdiscovery.model.object import held
 from circuitdiscovery.model.placement import placement
 
 HOST, CARD, *OTHERS = "cpu", "cpu:0", "cpu:1", "cpu:2"  # which torch takes alike
@@ -63,16 +65,13 @@ class Watch(TorchFunctionMode):
             for field in fields(value):
                 self.put(getattr(value, field.name), card)
 
-    def spread(self, model: Any) -> Any:
-        """The model with each layer on a card of its own, the first one on the second card."""
-        blocks = []
-        for block in model.blocks:  # what layers share is held on each of their cards
-            turns = block.rotary and replace(block.rotary, frequencies=block.rotary.frequencies.clone())
-            blocks.append(replace(block, rotary=turns))
-        self.put(model)
-        for number, block in enumerate(blocks):
-            self.put(block, (*OTHERS, CARD)[number % 3])
-        return replace(model, blocks=tuple(blocks))
+    def spread(self, hf: Any) -> Any:
+        """A Hugging Face model as `load_model` has it with each layer on a card of its own."""
+        layers = held(hf, "tiny").layers
+        count = len(hf.get_submodule(layers))
+        cards = {f"{layers}.{number}": (CARD, *OTHERS)[number % 3] for number in range(count)}
+        with self:
+            return cd.load_model((hf, None), device_map=cards)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -283,14 +282,21 @@ SPREAD = (
 @pytest.mark.parametrize(
     ("way", "name"),
     [(way, name) for name in ("gpt2", "gemma3") for way in SPREAD]
-    + [(way, "gpt2") for way in (*ELSEWHERE, *FEATURES)],
+    + [(way, "gpt2") for way in (*ELSEWHERE, *FEATURES)]
+    # whose norms, or some of them, have no weights
+    + [(way, name) for name in ("olmo2", "olmo3", "opt as galactica") for way in ("a circuit", "eap")],
 )
 def test_layers_on_several_cards_give_what_one_gives(
     tinies: Callable[[str], Tiny], name: str, way: str
 ) -> None:
-    tiny, watch, call = tinies(name), Watch(), (WAYS | FEATURES)[way]
-    alone, task = call(tiny.model, tiny.prompts.task), tiny.prompts.task
-    model = watch.spread(tiny.model)
+    if name in CASES:
+        hf = random_model(config_of(*CASES[name]))
+        model, task = cd.load_model((hf, None)), random_prompts(VOCABULARY).task
+    else:
+        tiny = tinies(name)
+        hf, model, task = tiny.hf, tiny.model, tiny.prompts.task
+    watch, call = Watch(), (WAYS | FEATURES)[way]
+    alone, model = call(model, task), watch.spread(hf)
     with watch:
         assert len(model.devices) == 3
         found = call(model, task)

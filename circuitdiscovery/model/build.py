@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.architectures.architecture import Architecture, Weights, activation
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.positions import Rotary
+from circuitdiscovery.model.norm import Norm
+from circuitdiscovery.model.positions import Alibi, Rotary
 from circuitdiscovery.registry import ARCHITECTURES
 
 
@@ -113,13 +114,16 @@ def _rotary(config: Any, architecture: Architecture, weights: Weights) -> list[R
 
 
 def _placed(block: Block) -> Block:
-    """With its tables of positions where its weights are."""
-    rotary, alibi = block.rotary, block.alibi
-    if rotary is not None and rotary.frequencies.device != block.device:
-        block = replace(block, rotary=replace(rotary, frequencies=rotary.frequencies.to(block.device)))
-    if alibi is not None and alibi.slopes.device != block.device:
-        block = replace(block, alibi=replace(alibi, slopes=alibi.slopes.to(block.device)))
-    return block
+    """With what is made for it, norms without weights and tables of positions, where its weights are."""
+    parts = {field.name: getattr(block, field.name) for field in fields(block)}
+    made = {name: part for name, part in parts.items() if isinstance(part, Norm | Rotary | Alibi)}
+    return replace(block, **{name: _there(part, block.device) for name, part in made.items()})
+
+
+def _there(part: Any, device: torch.device) -> Any:
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return replace(part, **{name: value.to(device) for name, value in tensors.items()})
 
 
 def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any) -> Model:
