@@ -446,6 +446,14 @@ def test_the_header_says_what_was_asked_and_how(tmp_path: Path, circuit: Circuit
     assert "circuitdiscovery discover toy ioi --method eap --seed 7" in text
 
 
+def test_a_position_has_all_of_its_names_in_the_example(tmp_path: Path, circuit: Circuit) -> None:
+    """The cards call it by the task's own name, the text beside the example by END."""
+    contents = contents_of(circuit)
+    contents["example"]["positions"] = {"END": 5, "S1": 1, "attractor": 5}
+    page = page_of(make_run(tmp_path / "run", circuit, report=contents))
+    assert " to attractor, END " in page.words() and " Mary S1 " in page.words()
+
+
 def test_the_command_names_no_folder_of_this_machine() -> None:
     options = sentences.Options(
         "/home/me/models/mine",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.reporting import sentences
 from circuitdiscovery.reporting.folder import Run
 from circuitdiscovery.reporting.panels.panel import Json, Panel, beside
+from circuitdiscovery.task.example import END
 
 _USUAL = {"split_qkv": True, "absolute": False}
 _EFFORTS = {"none": "not measured", "quick": "quickly (--measure quick)", "full": "in full"}
@@ -90,17 +92,19 @@ def _plain(value: Any) -> str:
 
 
 def _example(contents: Json | None) -> dict[str, Any] | None:
-    """The example pair's tokens, each with the name of its position and
+    """The example pair's tokens, each with the names of its position, END last, and
     whether the corrupted prompt differs there.
     """
     if contents is None:
         return None
     example = contents["example"]
-    places = {index: name for name, index in example["positions"].items()}
+    places: dict[int, list[str]] = defaultdict(list)
+    for name, index in sorted(example["positions"].items(), key=lambda each: each[0] == END):
+        places[index].append(name)
     pairs = list(zip(example["clean"], example["corrupted"], strict=True))
     sides = {
         side: [
-            {"text": pair[i], "place": places.get(at), "differs": pair[0] != pair[1]}
+            {"text": pair[i], "place": ", ".join(places[at]), "differs": pair[0] != pair[1]}
             for at, pair in enumerate(pairs)
         ]
         for i, side in enumerate(("clean", "corrupted"))
