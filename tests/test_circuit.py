@@ -139,6 +139,17 @@ def test_every_greedy_edge_leads_to_the_logits(graph: Graph) -> None:
         assert all(node == "logits" or nx.has_path(view, node, "logits") for node in circuit.nodes)
 
 
+def test_by_node_takes_the_best_place_in_an_order() -> None:
+    """Places do not add up: a node of many poor edges is not a good one."""
+    values = np.where(GRAPH.allowed, 0.1, 0.0)
+    best = GRAPH.index("a1.h0->logits")
+    values[best] = 1.0
+    order = Scores(GRAPH, values, {"method": "matryoshka"}).by_node()
+    damages = Scores(GRAPH, values, {"method": "eap"}).by_node()
+    assert max(order, key=order.__getitem__) == "a1.h0" and order["m0"] == 0.1
+    assert max(damages, key=damages.__getitem__) != "a1.h0"
+
+
 def test_by_node_sums_the_out_edges() -> None:
     scores = random_scores(GRAPH)
     for node, total in scores.by_node().items():

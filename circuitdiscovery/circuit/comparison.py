@@ -69,8 +69,8 @@ class Comparison(Value):
         auc_pessimistic: area under the ROC of the edges by the lower staircase; None without scores, or if
             the reference has no edges or all edges.
         auc_trapezoid: the same by straight lines.
-        auc_nodes_pessimistic, auc_nodes_trapezoid: the same for heads and MLPs, scored by the sum over
-            their out-edges.
+        auc_nodes_pessimistic, auc_nodes_trapezoid: the same for heads and MLPs, scored as in
+            `Scores.by_node`.
     """
 
     edges: Overlap

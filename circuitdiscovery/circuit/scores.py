@@ -28,6 +28,7 @@ from circuitdiscovery.files.disk import (
 from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.graph.graph import Edge, Graph
 from circuitdiscovery.graph.selection import best_mask
+from circuitdiscovery.registry import are_damages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,8 +192,14 @@ class Scores:
         return self._circuit(mask, selection="greedy", edges=n, absolute=bool(absolute))
 
     def by_node(self) -> dict[str, float]:
-        """For each source, the sum of the scores of its out-edges."""
-        return dict(zip(self.graph.sources, self.values.sum(axis=1, dtype=np.float64).tolist(), strict=True))
+        """For each source, the sum of the scores of its out-edges; of scores that are places in an order,
+        which do not add up (matryoshka, hybrid, edge_pruning), the best one.
+        """
+        if are_damages(self.info) is False:
+            found = np.where(self.graph.allowed, self.values, -np.inf).max(axis=1)
+        else:
+            found = self.values.sum(axis=1, dtype=np.float64)
+        return dict(zip(self.graph.sources, found.tolist(), strict=True))
 
     @guarded
     def plot(self, path: str | Path | None = None) -> Chart:

@@ -140,7 +140,7 @@ def _node_scores(run: Run, cards: Sequence[str]) -> dict[str, Any] | None:
         check_same_graph(circuit, own)
         scores = own
     elif circuit.scores is not None:
-        scores = Scores(circuit.graph, np.nan_to_num(circuit.scores))
+        scores = Scores(circuit.graph, np.nan_to_num(circuit.scores), circuit.info)
     else:
         return None
     kept = [circuit.graph.sources[row] for row in np.flatnonzero(np.any(circuit.mask, axis=1))]
