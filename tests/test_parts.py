@@ -247,6 +247,18 @@ def test_features(name: str, kind: str, reads: str) -> None:
     check(model, task, graph)
 
 
+def test_transcoders_of_a_model_that_multiplies_what_layers_add() -> None:
+    """They read what its norms give; the stream before a norm is in another unit, and refused."""
+    model = cd.load_model((network_of("granite"), None), dtype="float64")
+    task = random_prompts(VOCABULARY, 3, 6).task
+    check(model, task, cd.split(model, {"m1": dictionary_of("relu", "normed", 32, inner=False)}))
+    graph = cd.split(model, {"m1": dictionary_of("relu", "stream", 32, inner=False)})
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match=r"m1 of .* a transcoder that reads the stream before a norm"
+    ):
+        cd.eap(model, task, graph=graph)
+
+
 def test_the_features_that_matter_are_kept() -> None:
     """By the damages that EAP-IG gives the features as parts of the graph; those that are never active are not
     among them."""

@@ -85,35 +85,32 @@ def close(found: Tensor, expected: Tensor) -> None:
     assert (found - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
 
 
-def scale(network: Any) -> float:
-    """What a layer adds is multiplied with it."""
-    return getattr(network.config, "residual_multiplier", 1.0)
-
-
-def places(name: str, network: Any) -> Iterator[tuple[str, Any, bool, float]]:
-    """(site, module, whether its input, what ours is to be multiplied with)."""
-    blocks, times = layers(network), scale(network)
+def places(name: str, network: Any) -> Iterator[tuple[str, Any, bool]]:
+    """(site, module, whether its input)."""
+    blocks = layers(network)
     for layer in range(len(blocks)):
-        yield f"resid{layer}", blocks[layer], True, times
-    yield f"resid{len(blocks)}", blocks[-1], False, times
+        yield f"resid{layer}", blocks[layer], True
+    yield f"resid{len(blocks)}", blocks[-1], False
     block = blocks[1]
     attention = part(block, ATTENTION)
-    yield "a1.z", part(attention, OUT), True, 1.0
+    yield "a1.z", part(attention, OUT), True
     if name in POST_NORMS:
         after = block.post_attention_layernorm
-        yield "a1", after, False, 1.0
-        yield "a1.inner", attention, False, 1.0
-        yield "m1", block.post_feedforward_layernorm, False, 1.0
-        yield "m1.inner", block.mlp, False, 1.0
+        yield "a1", after, False
+        yield "a1.inner", attention, False
+        yield "m1", block.post_feedforward_layernorm, False
+        yield "m1.inner", block.mlp, False
     elif name not in ("bloom",):  # whose modules add the stream themselves
-        yield "a1", attention, False, 1.0
-        yield "m1", block.mlp, False, 1.0
+        yield "a1", attention, False
+        yield "m1", block.mlp, False
     down = next((getattr(block.mlp, each) for each in ("c_proj", "down_proj", "dense_4h_to_h", "fc2")
                  if hasattr(block.mlp, each)), None)  # fmt: skip
     if down is not None:
-        yield "m1.neurons", down, True, 1.0
+        yield "m1.neurons", down, True
     if name not in ("mixtral", "gpt-oss", "bloom"):
-        yield "m1.normed", block.mlp, True, 1.0
+        yield "m1.normed", block.mlp, True
+    if name == "granite":
+        yield "m1.stream", block.post_attention_layernorm, True
 
 
 def test_what_is_read_and_replaced_is_hugging_faces(pair: tuple[str, Any, Any]) -> None:
@@ -125,13 +122,13 @@ def test_what_is_read_and_replaced_is_hugging_faces(pair: tuple[str, Any, Any]) 
         close(plain.logits, network(TOKENS).logits[:, -1])
         close(plain.values("logits"), network(TOKENS).logits)
     count = 0
-    for site, module, before, times in places(name, network):
+    for site, module, before in places(name, network):
         expected = seen(network, module, before=before)
-        close(plain.values(site).flatten() * times, expected.flatten())
+        close(plain.values(site).flatten(), expected.flatten())
         add = torch.randn(expected.shape[-1], generator=shift)
 
-        def changed(x: Tensor, add: Tensor = add, times: float = times) -> Tensor:
-            return x / 2 + add / times
+        def changed(x: Tensor, add: Tensor = add) -> Tensor:
+            return x / 2 + add
 
         with hooked(module, lambda x, add=add: x / 2 + add, before=before), torch.no_grad():
             expected = network(TOKENS).logits[:, -1]
@@ -246,3 +243,21 @@ def test_unknown_words_are_errors() -> None:
         f.run(toy, ["The dog is old.", "The xylophone is old."])
     with pytest.raises(cd.CircuitDiscoveryError, match="text 0: the tokenizer makes no token"):
         f.run(toy, [""])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "granite"])
+def test_what_a_vector_writes_onto_the_logits_is_of_hugging_faces_stream(name: str) -> None:
+    """Its activation times its share in the last norm, onto the difference of the answers' unembeddings."""
+    network, prompts = random_model(config_of(*CASES[name])), random_prompts(VOCABULARY, 3, 7)
+    model, vector = (
+        cd.load_model((network, None)),
+        torch.randn(32, generator=torch.Generator().manual_seed(2)),
+    )
+    (found,) = f.top_activations(model, [vector], prompts.task, top=1, at="resid1")
+    there, last = (seen(network, layers(network)[i])[:, -1] for i in (0, -1))
+    deviation = last.square().mean(-1).add(network.config.rms_norm_eps).sqrt()
+    unit = vector / vector.norm()
+    written = (there @ unit / deviation)[:, None] * unit * network.model.norm.weight
+    rows = network.lm_head.weight[prompts.correct] - network.lm_head.weight[prompts.incorrect]
+    expected = (written * rows).sum(-1).mean() / getattr(network.config, "logits_scaling", 1.0)
+    assert float(found.attribution) == pytest.approx(float(expected.detach()), rel=1e-4)

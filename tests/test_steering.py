@@ -59,12 +59,10 @@ def test_a_vector_is_added_as_hugging_faces_hooks_add_it(pair: Any, task: cd.Tas
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(3))
     move = f.steer(model, task, vector, by=[1, -2.5], at="resid1", largest=2.0, draws=1)
     tokens = torch.tensor([each.clean for each in task.examples])
-    # what a layer adds is multiplied with it (Granite), and the stream is kept over it
-    times = getattr(network.config, "residual_multiplier", 1.0)
     with torch.no_grad():
         plain = network(tokens).logits[:, -1]
     for i, by in enumerate((1, -2.5)):
-        added = by * 2.0 * vector / vector.norm() * times
+        added = by * 2.0 * vector / vector.norm()
         with (
             hooked(layers(network)[1], lambda x, v=added: x + after_first(x) * v, before=True),
             torch.no_grad(),

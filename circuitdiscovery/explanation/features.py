@@ -129,7 +129,7 @@ def _ranked(
 ) -> dict[str, list[Unit]]:
     model, blocks = trials.model, trials.model.blocks
     kinds = {
-        layer: features_of(known[node]) if node in known else NEURONS
+        layer: features_of(known[node], model.stream_unit) if node in known else NEURONS
         for node in nodes
         if node in known or blocks[parsed(node).layer].W_in is not None
         for layer in (parsed(node).layer,)

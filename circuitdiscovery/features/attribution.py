@@ -41,7 +41,7 @@ def attributed(
             term = active[:, None] * unit.stream
             if norm is not None:
                 term = norm[1].share(found[norm[0]][n, ends], term)
-            term = model.final_norm.share(found[last][n, ends], term)
+            term = model.final_norm.share(found[last][n, ends] / model.stream_unit, term)
             products = (term * directions[rows]).sum(-1)
             values[i, rows] = products.double().cpu().numpy()
     return intervals.means(values, weights(len(task), seed))

@@ -19,8 +19,8 @@ d_head:
 
 Values are on the device of the layer that makes them (`device_of`), logits on the model's.
 
-Where an architecture multiplies what a layer adds by a number r (Granite), the stream is kept over r: what is
-added is then what the layer writes.
+Where an architecture multiplies what a layer adds by a number r (Granite), the stream is the model's own, r
+times the one that our forward keeps (`Model.stream_unit`); a{l} and m{l} are before the multiplication.
 """
 
 from __future__ import annotations
@@ -122,6 +122,11 @@ def device_of(model: Model, place: str) -> torch.device:
     return model.blocks[layer].device
 
 
+def is_stream(place: str) -> bool:
+    """Whether the values of a place are streams, in the model's own unit."""
+    return place.startswith("resid") or place.endswith(".stream")
+
+
 class _AllRead(Exception):
     """Nothing that is wanted comes later."""
 
@@ -133,19 +138,26 @@ class Visit:
     Args:
         edits: place -> what makes other values of its values.
         wanted: the places that are read, after their edits.
+        unit: `Model.stream_unit`.
         found: their values, by place.
     """
 
     edits: Mapping[str, Callable[[Tensor], Tensor]]
     wanted: Collection[str]
+    unit: float
     found: dict[str, Tensor] = field(default_factory=dict)
 
     def at(self, place: str, values: Tensor) -> Tensor:
         """The values at a place, edited and read where that is asked for."""
+        if not self.stops(place):
+            return values
+        unit = self.unit if is_stream(place) else 1.0
+        own = values if unit == 1.0 else values * unit
         if place in self.edits:
-            values = self.edits[place](values)
+            own = self.edits[place](own)
+            values = own if unit == 1.0 else own / unit
         if place in self.wanted:
-            self.found[place] = values
+            self.found[place] = own
             if len(self.found) == len(self.wanted):
                 raise _AllRead
         return values
@@ -171,7 +183,7 @@ def forward(
         wanted: names of places.
         edits: place -> a function of its values that gives others of the same shape.
     """
-    visit = Visit(edits or {}, set(wanted))
+    visit = Visit(edits or {}, set(wanted), model.stream_unit)
     with suppress(_AllRead):
         _run(model, tokens, visit)
     return visit.found

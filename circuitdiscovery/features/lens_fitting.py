@@ -163,7 +163,7 @@ class KLTraining:
     def __init__(self, model: Model, final: Tensor, *, normed: bool, lr: float, steps: int) -> None:
         self.lr, self.steps = lr, steps
         wide = torch.promote_types(model.dtype, torch.float32)
-        self.model = replace(model, final_norm=_as(model.final_norm, wide))
+        self.model = replace(model, final_norm=_as(model.stream_norm, wide))
         self.target = torch.cat([self._normed(part) for part in final.split(_AT_ONCE)])
         self.goal = final if normed else self.target
         self.after = self.model.final_norm if normed else no_norm(self.target[:1].to(model.device))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Feature
-from circuitdiscovery.features.forward import Site, device_of, site_of
+from circuitdiscovery.features.forward import Site, device_of, is_stream, site_of
 from circuitdiscovery.features.standing import places_of
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
@@ -136,8 +136,8 @@ def width_of(model: Model, place: str) -> int:
 
 
 def in_stream(model: Model, site: Site, direction: Tensor) -> Tensor:
-    """[..., d_model]: what directions [..., width] at a site are in the residual stream, through the output
-    matrix where the site is before it; a norm that follows the node is left out."""
+    """[..., d_model]: what directions [..., width] at a site are in the stream that our forward keeps,
+    through the output matrix where the site is before it; a norm that follows the node is left out."""
     block = _block(model, site.place)
     if site.place.endswith(".z"):
         heads = direction.reshape(-1, *block.W_O.shape[:2])  # [all directions, H, K]
@@ -145,7 +145,8 @@ def in_stream(model: Model, site: Site, direction: Tensor) -> Tensor:
     if site.place.endswith(".neurons"):
         assert block.W_out is not None
         return F.linear(direction, block.W_out)
-    return direction
+    unit = model.stream_unit if is_stream(site.place) else 1.0
+    return direction if unit == 1.0 else direction / unit
 
 
 def _block(model: Model, place: str) -> Block:
@@ -169,5 +170,6 @@ def words_of(model: Model, stream: Tensor) -> Tensor:
 
 
 def logits_of(model: Model, stream: Tensor) -> Tensor:
-    """[..., d_model] of the residual stream -> [..., vocabulary]: the logits as if it were the last one's."""
-    return model.logits_of(model.final_norm(stream.to(model.device)))
+    """[..., d_model] streams in the model's own unit -> [..., vocabulary]: the logits as if they were the
+    last ones."""
+    return model.logits_of(model.stream_norm(stream.to(model.device)))

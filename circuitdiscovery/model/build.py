@@ -158,6 +158,7 @@ def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any)
         embed_scale=architecture.embed_scale(config),
         logit_scale=architecture.logit_scale(config),
         logit_cap=architecture.logit_cap(config),
+        stream_unit=architecture.stream_unit(config),
         embed_norm=architecture.norm(config, weights, architecture.embed_norm)
         if architecture.embed_norm
         else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +60,9 @@ class Model:
     logit_scale: float = 1.0  # of the logits
     logit_cap: float | None = None  # c: a logit x is c tanh(x / c) (Gemma 2)
     embed_norm: Norm | None = None  # of the token embeddings (BLOOM)
+    stream_unit: float = (
+        1.0  # r: its own stream is r times ours, and adds r times what layers write (Granite)
+    )
     source: Source | None = None  # what it was loaded from
 
     @property
@@ -96,6 +99,11 @@ class Model:
     def unembedding_size(self) -> int:
         """How many weights make the logits."""
         return self.W_U.numel()
+
+    @property
+    def stream_norm(self) -> Norm:
+        """The last norm, of the stream as the model itself has it."""
+        return replace(self.final_norm, eps=self.final_norm.eps * self.stream_unit**2)
 
     def embedded(self, rows: Tensor) -> Tensor:
         """[..., D] token embeddings -> the same as the stream has them, scaled or normalised."""

@@ -236,6 +236,12 @@ def check_parts(model: Model, graph: Graph) -> None:
     for split in graph.splits:
         if split.kind == "positions":
             continue
+        transcoder = split.kind == "features" and split.own
+        if transcoder and model.stream_unit != 1.0 and dictionary_of(split).reads == "stream":
+            raise CircuitDiscoveryError(
+                f"{split.node} of {model.name} cannot be split by a transcoder that reads the stream before "
+                "a norm, as the model multiplies what is added to it; one that reads what the norm gives can"
+            )
         block = model.blocks[parsed(split.node).layer]
         there = {
             "neurons": 0 if block.W_in is None else block.d_mlp,

@@ -76,15 +76,16 @@ NEURONS = Kind(
 )
 
 
-def features_of(dictionary: Any) -> Kind:
-    """The features of a dictionary of what an MLP writes, or of a transcoder of it."""
+def features_of(dictionary: Any, stream_unit: float) -> Kind:
+    """The features of a dictionary of what an MLP writes, or of a transcoder of it, in a model of that
+    `stream_unit`."""
 
     def values(block: Block, read: Reading, written: Tensor) -> Tensor:
         given = {
             "output": lambda: written,
             "normed": lambda: read.values,
             "normed without gain": lambda: block.norm2.bare(read.stream),
-            "stream": lambda: read.stream,
+            "stream": lambda: read.stream * stream_unit,
         }[dictionary.reads]
         return dictionary.encode(given())
 

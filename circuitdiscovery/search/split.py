@@ -122,7 +122,7 @@ def _kept(model: Model, task: Task, splits: Sequence[Split], keep: int | None) -
     kinds: dict[int, Kind] = {}
     for split in splits:
         if split.kind == "features":
-            kinds[parsed(split.node).layer] = features_of(split.dictionary)
+            kinds[parsed(split.node).layer] = features_of(split.dictionary, model.stream_unit)
         elif split.kind == "neurons" and keep is not None:
             kinds[parsed(split.node).layer] = NEURONS
     if not kinds:

@@ -38,5 +38,6 @@ GRANITE = replace(
     norm=norm,
     embed_scale=lambda config: config.embedding_multiplier / config.residual_multiplier,
     logit_scale=lambda config: 1 / config.logits_scaling,
+    stream_unit=lambda config: config.residual_multiplier,
     refused=refused,
 )
