@@ -22,7 +22,11 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "qwen2_moe": ("qwen2_moe", "Qwen2 with experts"),
     "qwen3_moe": ("qwen3_moe", "Qwen3 with experts"),
     "olmoe": ("olmoe", "Llama with experts and norms of all queries and keys"),
-    "gpt_oss": ("gpt_oss", "Llama with experts, and a sink for each head's attention"),
+    "gpt_oss": (
+        "gpt_oss",
+        "Llama with experts, and a sink for each head's attention; its published files are quantized, and "
+        "refused: give a copy in bfloat16",
+    ),
     "stablelm": ("stablelm", "Llama with LayerNorm, or parallel blocks"),
     "cohere": ("cohere", "parallel blocks behind one LayerNorm, gated MLPs"),
     "gpt_neox": ("gpt_neox", "LayerNorm, rotary positions, parallel blocks"),
