@@ -28,8 +28,9 @@ from circuitdiscovery.explanation.attention import Sights, observe
 from circuitdiscovery.explanation.cards import Explanation
 from circuitdiscovery.explanation.head_scores import PatternScores
 from circuitdiscovery.explanation.heads import Look, Setting
-from circuitdiscovery.explanation.interventions import Asked, Part, Trials, other_word
+from circuitdiscovery.explanation.interventions import Asked, Part, Trials
 from circuitdiscovery.explanation.roles_by_writing import brings, moves, suppresses
+from circuitdiscovery.explanation.words import other_word
 from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.work import Work
@@ -89,6 +90,60 @@ def test_another_word_is_another_examples_and_new_to_the_prompt(gpt2: Tiny) -> N
     )
 
 
+class Pieces:
+    """A tokenizer, as far as words need one: some tokens by their text, the others between them."""
+
+    texts: Mapping[int, str] = {10: " Ar", 11: " Th", 12: " Ed", 13: " Do", 20: "ic", 21: "eo"}
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self.texts.get(token, f" t{token}") for token in ids)
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [self.decode([token]) for token in ids]
+
+
+def in_words(rows: list[list[int]], names: list[str | None], **positions: Any) -> Task:
+    """Prompts of text; the name of each is known or not."""
+    task = Task.from_tokens(
+        clean=rows, corrupted=rows, correct=[90] * len(rows), incorrect=[91] * len(rows), positions=positions
+    )
+    examples = [
+        replace(e, text=Pieces().decode([*e.clean]), variables={} if name is None else {"who": name})
+        for e, name in zip(task.examples, names, strict=True)
+    ]
+    return replace(task, examples=tuple(examples))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["Aric", "Theo", "Aric", "Ed"], [[1, 11, 21, 5], [1, 10, 20, 6], [1, 11, 21, 7], [1, 12, 8, 9]]),
+        ([None] * 4, None),  # whether "ic" is a word is unknown
+    ],
+)
+def test_a_word_of_several_tokens_gives_way_as_a_whole(
+    names: list[str | None], expected: list[list[int]] | None
+) -> None:
+    """To a word of as many tokens; there is none for Ed."""
+    rows = [[1, 10, 20, 5], [1, 11, 21, 6], [1, 10, 20, 7], [1, 12, 8, 9]]
+    found = other_word(in_words(rows, names, name=[2, 2, 2, 1]), "name", tokenizer=Pieces())
+    assert (None if found is None else [[*e.corrupted] for e in found.examples]) == expected
+
+
+def test_words_that_end_alike_are_no_copies(gpt2: Tiny) -> None:
+    """Aric and Doic."""
+    model = replace(gpt2.model, tokenizer=Pieces())
+    for second, copies in ((10, {("second", "first")}), (13, set[tuple[str, str]]())):
+        rows = [[1, 10, 20, filler, second, 20, 6] for filler in (30, 31)]
+        task = in_words(rows, ["Aric", "Aric"], first=2, second=5)
+        both = [replace(e, variables={"one": "Aric", "two": "Doic"}) for e in task.examples]
+        task = replace(task, examples=tuple(both))
+        sights = Sights(model, task, cd.Circuit.full(model.graph), ["a1.h3"])
+        for seen in observe(model, task):
+            sights.add(seen)
+        assert set(sights.copies("a1.h3")) == copies
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_another_word_changes_what_a_head_writes_moves_or_matches(
     name: str, tinies: Callable[[str], Tiny]
@@ -130,6 +185,28 @@ def test_another_word_changes_what_a_head_writes_moves_or_matches(
             assert float(told) == pytest.approx(
                 damage(values, slice(None), graph.columns(layer, letter)[group]), abs=1e-4
             )
+
+
+def test_examples_without_another_word_do_not_count(gpt2: Tiny) -> None:
+    """As if only the others were asked."""
+    rows = [[5, 6, 5], [7, 8, 7], [9, 10, 9], [11, 12, 11]]
+    task = Task.from_tokens(
+        clean=rows, corrupted=rows, correct=[1] * 4, incorrect=[2] * 4, positions={"first": 0, "second": 2}
+    )
+    changed = (
+        *task.examples[:2],
+        *(replace(e, corrupted=(50 + i, *e.clean[1:])) for i, e in enumerate(task.examples[2:])),
+    )
+    asked: list[Asked] = [("a1.h3", "first", part) for part in PARTS]
+    few, all_of_them = trials_of(gpt2, task.select([2, 3])), trials_of(gpt2, task)
+    alone = few.other_words(asked, {"first": replace(task, examples=changed[2:])})
+    found = all_of_them.other_words(asked, {"first": replace(task, examples=changed)})
+    for each in asked:
+        assert float(found[each]) == pytest.approx(float(alone[each]), abs=1e-5) and abs(alone[each]) > 1e-3
+    weights = bridge_attention(gpt2.reference, torch.tensor([[50, 10, 9], [51, 12, 11]]))[1, :, 3, 2, 0]
+    other = replace(task, examples=changed)
+    looks = all_of_them.attention_to_other(["a1.h3"], "second", "first", other)
+    assert looks["a1.h3"] == pytest.approx(float(weights.mean()), abs=1e-5)
 
 
 def test_edges_alone_are_ablated_alone(gpt2: Tiny) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.engine import memory
 from circuitdiscovery.explanation.cards import FIRST
+from circuitdiscovery.explanation.words import same_word
 from circuitdiscovery.graph.nodes import head_of, letter_of, parsed
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.parts import Parts
@@ -261,7 +262,7 @@ class Sights:
             self._count(("pair", query, key), weights[:, at[query], at[key]])
             if at[key] <= at[query]:
                 self._possible.add((query, key))
-            if at[key] < at[query] and example.clean[at[key]] == example.clean[at[query]]:
+            if at[key] < at[query] and same_word(self._model.tokenizer, example, at[key], at[query]):
                 self._count(("copy", query, key), weights[:, at[query], at[key]])
                 self._count(("even", query, key), np.full(len(weights), 1 / (at[query] + 1)))
 
@@ -304,9 +305,9 @@ class Sights:
         return self._mean(head, "pair", self._names.get(query, query), self._names.get(key, key)) or 0.0
 
     def copies(self, head: str) -> dict[tuple[str, str], float]:
-        """The same for an earlier position with the same token, over the examples with equal tokens.
+        """The same for an earlier position with the same word, over the examples with equal words.
 
-        Pairs with equal tokens in less than half of the examples are left out.
+        Pairs with equal words in less than half of the examples are left out.
         """
         often = [
             key for key, count in self._counts.items() if key[0] == "copy" and 2 * count >= len(self._task)
@@ -349,11 +350,6 @@ class Sights:
     def looks(self, head: str, name: str) -> float | None:
         """Attention to a named position, from where the head is read."""
         return self._mean(head, "from", self._names.get(name, name))
-
-
-def standing(example: Example, answers: Sequence[int]) -> list[int]:
-    """The answers that are tokens of the prompt before END."""
-    return sorted(set(answers) & set(example.clean[: example.position]))
 
 
 def after_copies(example: Example) -> list[int]:

@@ -26,8 +26,9 @@ from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.engine.setup import batches
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.explanation.attention import after_copies, attention_on, standing
+from circuitdiscovery.explanation.attention import after_copies, attention_on
 from circuitdiscovery.explanation.interchange import Change, Plain, changed_logits, receivers
+from circuitdiscovery.explanation.words import same_word
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import head_of, parsed
 from circuitdiscovery.measure import estimates
@@ -41,7 +42,6 @@ from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
 
-ENOUGH = 0.5  # the least share of the examples with another word to change to
 SEED = 0  # of the bootstrap, the default of `evaluate`
 ABLATE_RUNS = 2.5  # the cost of the plain run and the replacements, in runs
 
@@ -134,7 +134,8 @@ class Trials:
         return Ablated(float(full.mean()), float(empty.mean()), *parts)
 
     def other_words(self, asked: Sequence[Asked], others: Mapping[str, Task]) -> dict[Asked, Estimate]:
-        """The damage of another word at a named position, through all or a part of a head.
+        """The damage of another word at a named position, through all or a part of a head, on the examples
+        that have another word there.
 
         `whole`: all that the head writes changes (what it has from that position); `values`: only its values
         see the other word (what it moves); `keys`: only its keys at that position do (what it matches). If
@@ -142,8 +143,7 @@ class Trials:
 
         Args:
             asked: head, position and part of each intervention; `WRONG` has no position for keys.
-            others: by position, the examples with another word there as corrupted prompts (see
-                `other_words` and `other_wrong_answer`).
+            others: by position, the examples with another word there as corrupted prompts (see words.py).
         """
         deepest = {
             name: 1 + max(head_of(head)[0] for head, other, _ in asked if other == name)
@@ -159,7 +159,14 @@ class Trials:
             return [_change(plain, head, runs[name], part, places[name]) for head, name, part in asked], []
 
         full, *values = self._values(1 + len(deepest), 0, len(asked), changes) if asked else [np.zeros(0)]
-        return {each: self._damage(full, value) for each, value in zip(asked, values, strict=True)}
+        changed = {
+            name: np.array([example.clean != example.corrupted for example in others[name].examples])
+            for name in deepest
+        }
+        return {
+            each: self._damage(full[changed[each[1]]], value[changed[each[1]]])
+            for each, value in zip(asked, values, strict=True)
+        }
 
     def _carried(self, batch: Batch) -> Tensor:
         """[S, N, T, D]: the replacements."""
@@ -234,15 +241,15 @@ class Trials:
         return dict(zip(heads, np.mean(found, axis=0).tolist(), strict=True))
 
     def attention_to_other(self, heads: Sequence[str], query: str, key: str, other: Task) -> dict[str, float]:
-        """The mean attention of some heads from a named position to an earlier one that has the same token,
+        """The mean attention of some heads from a named position to an earlier one that has the same word,
         once another word stands there; nothing where there is no such example.
         """
+        tokenizer = self.model.tokenizer
         changed = [
             example
             for example in other.examples
-            if {query, key} <= {*example.positions}
-            and example.clean[example.positions[query]] == example.clean[example.positions[key]]
-            and example.clean[example.positions[key]] != example.corrupted[example.positions[key]]
+            if example.clean != example.corrupted and {query, key} <= {*example.positions}
+            if same_word(tokenizer, example, example.positions[query], example.positions[key])
         ]
         if not changed:
             return {}
@@ -280,83 +287,6 @@ def _corrupted(batch: Batch, task: Task) -> Tensor:
         prompt = task.examples[row].corrupted
         tokens[i, : len(prompt)] = torch.tensor(prompt, device=tokens.device)
     return tokens
-
-
-def other_words(task: Task, names: Sequence[str], rows: Sequence[int]) -> dict[str, Task]:
-    """For each named position what `other_word` returns, without None."""
-    found = {name: other_word(task, name, rows) for name in names}
-    return {name: other for name, other in found.items() if other is not None}
-
-
-def other_word(task: Task, name: str, rows: Sequence[int] | None = None) -> Task | None:
-    """Some examples of a task (by default all) with another word at a named position as corrupted prompts.
-
-    The word is not in the prompt. It is from the example whose answers contradict this one's most, or else
-    from the next example. None if less than half of the examples can be changed.
-    """
-    return _changed(
-        task, [_with_other_word(task, row, name) for row in (range(len(task)) if rows is None else rows)]
-    )
-
-
-def other_wrong_answer(task: Task, rows: Sequence[int]) -> Task | None:
-    """The same with another example's wrong answer wherever one stands before END."""
-    return _changed(task, [_with_other_wrong_answer(task, row) for row in rows])
-
-
-def _changed(task: Task, examples: Sequence[Example]) -> Task | None:
-    """The task of some examples; None if less than half of them have another corrupted prompt."""
-    changed = sum(example.clean != example.corrupted for example in examples)
-    return (
-        replace(task, examples=tuple(examples), held_out=None) if changed >= ENOUGH * len(examples) else None
-    )
-
-
-def _with_other_word(task: Task, row: int, name: str) -> Example:
-    example = task.examples[row]
-    if name not in example.positions:
-        return replace(example, corrupted=example.clean)
-    words = [
-        (other, other.clean[other.positions[name]]) for other in _others(task, row) if name in other.positions
-    ]
-    return _with_words(example, [[example.positions[name]]], words)
-
-
-def _with_other_wrong_answer(task: Task, row: int) -> Example:
-    example = task.examples[row]
-    words = [(other, word) for other in _others(task, row) for word in standing(other, other.incorrect)]
-    places = [
-        [at for at, token in enumerate(example.clean[: example.position]) if token == wrong]
-        for wrong in standing(example, example.incorrect)
-    ]
-    return _with_words(example, places, words)
-
-
-def _others(task: Task, row: int) -> tuple[Example, ...]:
-    """The other examples, the next one first."""
-    return (*task.examples[row + 1 :], *task.examples[:row])
-
-
-def _with_words(
-    example: Example, places: Sequence[Sequence[int]], words: Sequence[tuple[Example, int]]
-) -> Example:
-    """The example with one new word at all of some positions, for each such group, as its corrupted prompt.
-
-    A word is new to the prompt; of these, the one whose example's answers contradict this one's most.
-    """
-    prompt = list(example.clean)
-    for group in places:
-        new = [(other, word) for other, word in words if word not in prompt]
-        if new:
-            _, word = max(new, key=lambda each: _contradiction(example, each[0]))
-            for at in group:
-                prompt[at] = word
-    return replace(example, corrupted=tuple(prompt))
-
-
-def _contradiction(a: Example, b: Example) -> int:
-    """The number of answers that are right for one example and wrong for the other."""
-    return len({*a.correct} & {*b.incorrect}) + len({*a.incorrect} & {*b.correct})
 
 
 def _without_copies(task: Task, row: int) -> tuple[int, ...] | None:

@@ -45,7 +45,7 @@ from circuitdiscovery.explanation.heads import (
     Setting,
     matters,
 )
-from circuitdiscovery.explanation.interventions import Ablated, Trials, other_word
+from circuitdiscovery.explanation.interventions import Ablated, Trials
 from circuitdiscovery.explanation.roles_by_word import roles_by_word
 from circuitdiscovery.explanation.roles_by_writing import (
     brings,
@@ -57,6 +57,7 @@ from circuitdiscovery.explanation.roles_by_writing import (
     suppressors,
     to_logits,
 )
+from circuitdiscovery.explanation.words import other_word
 from circuitdiscovery.task.example import END
 
 Roles = Mapping[str, Sequence[Role]]  # by head, the strongest role first
@@ -156,7 +157,7 @@ def _duplicates(heads: Sequence[Look], sights: Sights, trials: Trials) -> dict[s
                 looking[pair][head.node] = weight
     found: dict[str, Role] = {}
     for (later, earlier), weights in looking.items():
-        other = other_word(trials.task, earlier, trials.rows)
+        other = other_word(trials.task, earlier, trials.rows, trials.model.tokenizer)
         without = trials.attention_to_other(list(weights), later, earlier, other) if other else {}
         for node, weight in weights.items():
             if without.get(node, 1.0) <= MAJORITY * weight:

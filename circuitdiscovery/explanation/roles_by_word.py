@@ -19,7 +19,8 @@ from circuitdiscovery.explanation.heads import (
     cost_of,
     in_brackets,
 )
-from circuitdiscovery.explanation.interventions import Asked, Trials, other_words
+from circuitdiscovery.explanation.interventions import Asked, Trials
+from circuitdiscovery.explanation.words import other_words
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.task.example import END
 
@@ -31,7 +32,8 @@ def roles_by_word(heads: Sequence[Head], sights: Sights, setting: Setting, trial
     What each step tells decides which heads the next one is for.
     """
     heads = [head for head in heads if sights.copies(head.node) or _may_carry(head, sights)]
-    others = other_words(trials.task, setting.names, trials.rows) if heads else {}
+    known = trials.task, setting.names, trials.rows, trials.model.tokenizer
+    others = other_words(*known) if heads else {}
     trials.work.ahead = trials.asking([head.node for head in heads], len(others))
     whole = trials.other_words([(head.node, name, "whole") for head in heads for name in others], others)
     own = {head.node: {name: whole[head.node, name, "whole"] for name in others} for head in heads}

@@ -25,7 +25,8 @@ from circuitdiscovery.explanation.heads import (
     in_brackets,
     matters,
 )
-from circuitdiscovery.explanation.interventions import WRONG, Ablated, Asked, Cut, Trials, other_wrong_answer
+from circuitdiscovery.explanation.interventions import WRONG, Ablated, Asked, Cut, Trials
+from circuitdiscovery.explanation.words import other_wrong_answer
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import letter_of, parsed
 from circuitdiscovery.task.example import END

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.circuit.circuit import Circuit
-from circuitdiscovery.explanation.attention import Observed, Sights, named, one_names, shown, standing
+from circuitdiscovery.explanation.attention import Observed, Sights, named, one_names, shown
 from circuitdiscovery.explanation.cards import Lens, Pattern
 from circuitdiscovery.explanation.head_scores import TOP, CopyScores, among
 from circuitdiscovery.explanation.heads import S2
 from circuitdiscovery.explanation.parts import WrittenParts
+from circuitdiscovery.explanation.words import standing
 from circuitdiscovery.graph.nodes import head_of, parsed, whole_of
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.example import Example
