@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import networkx as nx
@@ -22,6 +23,7 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.explanation.scrubbing import hypothesis
 from circuitdiscovery.explanation.scrubbing import scrub as scrubbing
 from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, load_hypothesis, shipped_hypotheses
 from circuitdiscovery.explanation.scrubbing.result import Scrubbing
@@ -716,6 +718,14 @@ def test_a_tree_that_is_too_large_is_refused(gpt2: Tiny, task: Any) -> None:
         match=r"the tree of its paths has [\d,]{6,} nodes, more than 10,000; leave out some of its 262 edges",
     ):
         scrub(gpt2.model, task, everything)
+
+
+def test_the_file_that_the_documentation_shows_can_be_read(tmp_path: Path) -> None:
+    shown = [line for line in (hypothesis.__doc__ or "").splitlines() if line.startswith("    ") or not line]
+    (tmp_path / "shown.toml").write_text(dedent("\n".join(shown)), "utf-8")
+    found = load_hypothesis(tmp_path / "shown.toml")
+    assert (found.task, found.shared, found.nodes) == ("ioi", ("template",), {"a2.h0": ("IO",)})
+    assert found.edges == {"a0.h1->a2.h0<v>": ("IO",), "a2.h0->logits": False}
 
 
 def test_a_file_says_what_python_says(tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
 """A hypothesis of causal scrubbing as it is written down: in Python, or as a TOML file.
 
     task = "ioi"
-    description = "What the movers carry is the name, and what makes them look there is where the repeated
-    name stands." shared = ["template"]       # the prompts that stand in for each other agree on these at
-    least, so that their words line up
+    description = "The movers carry the name, and look where the repeated one does not stand."
+    # the prompts that stand in for each other agree on these at least, so that their words line up
+    shared = ["template"]
 
-    [nodes]                     # what passes from a node depends on these variables of the prompt alone
+    [nodes]  # what passes from a node depends on these variables of the prompt alone
     "a2.h0" = ["IO"]
 
-    [edges]                     # the same, edge by edge; "a0.h1->a2.h0" is each of the head's query, key and
-    value "a0.h1->a2.h0<v>" = ["IO"] "a2.h0->logits" = false     # not a part of the hypothesis after all
+    [edges]  # the same, edge by edge; "a0.h1->a2.h0" is each of the head's query, key and value
+    "a0.h1->a2.h0<v>" = ["IO"]
+    "a2.h0->logits" = false  # not a part of the hypothesis after all
 
 The rule: every edge between two of the nodes, and from each of them to the logits, with the variables of the
 node that writes; then the edges one by one. Without nodes the hypothesis is exactly its edges. A path that it
