@@ -18,6 +18,7 @@ from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.circuit.draw import FAINT, HELPS, HURTS, ROLE_COLOURS, draw, to_dot, to_svg
 from circuitdiscovery.circuit.layout import CROWDED, layout, strongest_paths
 from circuitdiscovery.circuit.numbers import number
+from circuitdiscovery.circuit.render import render
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
@@ -145,11 +146,17 @@ def test_heads_and_mlps_differ_and_roles_colour_them() -> None:
 
 
 @pytest.mark.parametrize("where", ["with_roles", "to_dot"])
-def test_a_role_without_a_name_is_refused(where: str) -> None:
-    """Graphviz would call it a syntax error."""
+@pytest.mark.parametrize("role", ["", "a\x00b", "a\x1bb", "a\nb", "a\x7fb"])
+def test_a_role_without_a_name_that_can_be_shown_is_refused(where: str, role: str) -> None:
+    """Graphviz would call it a syntax error; no XML has these characters."""
     circuit = Circuit.from_edges(GRAPH, ["input->m0", "m0->logits"])
-    with pytest.raises(CircuitDiscoveryError, match="a role must have a name"):
-        to_dot(circuit, roles={"": ["m0"]}) if where == "to_dot" else circuit.with_roles({"": ["m0"]})
+    with pytest.raises(CircuitDiscoveryError, match="a role must have a name without control characters"):
+        to_dot(circuit, roles={role: ["m0"]}) if where == "to_dot" else circuit.with_roles({role: ["m0"]})
+
+
+def test_what_graphviz_cannot_read_is_told_in_one_line() -> None:
+    with pytest.raises(CircuitDiscoveryError, match=r"^Graphviz could not read the circuit's drawing: .+$"):
+        render('digraph { a [label="b\x00"] }', "svg")
 
 
 def test_a_backslash_is_one_in_the_picture() -> None:

@@ -36,7 +36,7 @@ from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.reporting import sentences
 from circuitdiscovery.reporting.data import mass
 from circuitdiscovery.reporting.drawing import letters
-from circuitdiscovery.reporting.folder import FORMAT, fingerprint
+from circuitdiscovery.reporting.folder import FORMAT, fingerprint, strongest_roles_of, with_roles
 from circuitdiscovery.reporting.page import report
 
 GRAPH = Graph(n_layers=3, n_heads=4, n_kv_heads=4)
@@ -838,6 +838,19 @@ def test_a_head_with_two_roles_is_shown_with_both(tmp_path: Path, circuit: Circu
     for role, (sentence,) in card["roles"].items():
         (row,) = [row for row in table.split("<tr>") if f"</span> {role}<" in row]
         assert f'href="#card-{node}"' in row and sentence in row
+
+
+def test_a_node_is_drawn_in_the_colour_of_its_strongest_role(tmp_path: Path, circuit: Circuit) -> None:
+    """Whichever role other nodes have first."""
+    explanation = explanation_of(circuit)
+    second = [node for node, card in explanation["cards"].items() if card["role"] == "name mover"][1]
+    explanation["cards"][second]["roles"] = {"induction": ["follows a copy"], "name mover": ["attends IO"]}
+    page = page_of(make_run(tmp_path / "run", circuit, explanation=explanation))
+    (drawn,) = page.all("a", **{"class": "node", "data-node": second})
+    assert drawn["aria-label"] == f"{second}, induction"
+    strongest = strongest_roles_of(with_roles(explanation)["cards"])
+    assert list(strongest) == ["name mover", "induction"]
+    assert second in strongest["induction"] and second not in strongest["name mover"]
 
 
 # ------------------------------------------------------------------ the measures

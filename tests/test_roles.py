@@ -25,7 +25,7 @@ from circuitdiscovery.engine.ablation import on_demand
 from circuitdiscovery.engine.metrics import bind
 from circuitdiscovery.explanation import roles
 from circuitdiscovery.explanation.attention import Sights, observe
-from circuitdiscovery.explanation.cards import Explanation
+from circuitdiscovery.explanation.cards import Explanation, visible
 from circuitdiscovery.explanation.head_scores import PatternScores
 from circuitdiscovery.explanation.heads import Look, Setting
 from circuitdiscovery.explanation.interventions import Asked, Part, Trials
@@ -382,6 +382,24 @@ def test_names_are_for_tasks_with_a_position_of_that_name() -> None:
     ]
     found = cd.explain(problem.model, replace(problem.task.held_out, examples=tuple(renamed)), problem.truth)
     assert found.cards["a4.h1"].role == "mover" and found.cards["a2.h1"].role != "S-inhibition"
+
+
+def test_the_name_of_a_position_is_not_in_quotes() -> None:
+    """A token's text is, unless it is words."""
+    problem = PLANTED["ioi"]()
+    examples = [
+        replace(e, positions={"C_def": e.positions["IO"]} | dict(e.positions)) for e in problem.task.examples
+    ]
+    task = replace(problem.task, examples=tuple(examples), held_out=None)
+    found = cd.explain(problem.model, task, problem.truth, nodes=["a4.h1"])
+    assert found.cards["a4.h1"].attended[0][0] in ("C_def", "END")
+    assert " C_def 0.29" in str(found) and " C_def (0.29)" in str(found) and "'C_def'" not in str(found)
+    assert [visible(text, ["C_def"]) for text in ("C_def", "C_abc", " the", ".")] == [
+        "C_def",
+        "'C_abc'",
+        "the",
+        "'.'",
+    ]
 
 
 # ------------------------------------------------------------------ heads that are built into `ioi`

@@ -776,6 +776,15 @@ def test_positions_are_given_for_all_or_for_each() -> None:
     assert [e.position for e in Task.from_tokens(**ROWS, position=torch.tensor([0, -1])).examples] == [0, 2]
 
 
+@pytest.mark.parametrize("name", ["x->y", "a\nb", "a\x00b"])
+def test_a_position_has_a_name_that_edges_and_pictures_can_have(name: str) -> None:
+    """A part of a node is named after its position, and a circuit's file has its edges by name."""
+    with pytest.raises(
+        CircuitDiscoveryError, match=f"positions: .* such as 'S2', not {re.escape(repr(name))}"
+    ):
+        Task.from_tokens(clean=[[5, 6]], corrupted=[[5, 7]], correct=[1], incorrect=[2], positions={name: 0})
+
+
 def test_named_positions_and_variables_are_given_per_row() -> None:
     task = Task.from_tokens(
         **ROWS, position=-2, positions={"a": -1, "b": torch.tensor([0, 1])}, variables={"x": ["p", 3]}

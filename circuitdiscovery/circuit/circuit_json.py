@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.files.fields import exactly, shown_value, typed
+from circuitdiscovery.files.fields import exactly, has_control_characters, shown_value, typed
 from circuitdiscovery.graph.graph import Graph
 
 FORMAT = "circuitdiscovery circuit 1"
@@ -128,9 +128,11 @@ def info_of(value: Mapping[str, Any], graph: Graph, where: str = "info") -> Mapp
 
 
 def check_role(role: str) -> None:
-    """Refuse a role without a name."""
-    if not role:
-        raise CircuitDiscoveryError("a role must have a name, such as 'name mover', not ''")
+    """Refuse a role without a name, and one with characters that no picture can show."""
+    if not role or has_control_characters(role):
+        raise CircuitDiscoveryError(
+            f"a role must have a name without control characters, such as 'name mover', not {role!r}"
+        )
 
 
 def _check_roles(roles: Mapping[str, Any], graph: Graph, where: str) -> None:

@@ -74,7 +74,8 @@ def draw(
         circuit: what is drawn.
         path: the file.
         scores: of its edges; by default those it carries.
-        roles: role -> nodes, which get a colour each; by default those it carries.
+        roles: role -> nodes, which get a colour each, a node of several that of the first; by default those
+            it carries.
         max_edges: a circuit of more is drawn in part, which the picture says: whole paths from `input` to
             `logits`, the strongest first (without scores by index); where there are none, its strongest
             edges. None draws every edge.

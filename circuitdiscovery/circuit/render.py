@@ -21,7 +21,11 @@ def render(dot: str, kind: str) -> bytes:
     """
     import pygraphviz
 
-    picture = pygraphviz.AGraph(dot)
+    try:
+        picture = pygraphviz.AGraph(dot)
+    except pygraphviz.DotError as error:
+        told = " ".join(str(error).split())
+        raise CircuitDiscoveryError(f"Graphviz could not read the circuit's drawing: {told}") from None
     coarse = kind == "png" and picture.number_of_edges() > MANY
     with _quiet_fontconfig():
         rendered: bytes | None = picture.draw(

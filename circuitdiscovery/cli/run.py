@@ -37,7 +37,7 @@ from circuitdiscovery.reporting.folder import (
     PAGE,
     SCORES,
     load,
-    roles_of,
+    strongest_roles_of,
     with_roles,
 )
 from circuitdiscovery.reporting.options import Options
@@ -291,7 +291,8 @@ class _Run:
 
         with self.journal.stage("write", "drawing"), stage("drawing"):
             if not (self.journal.intact("graph.dot") and self.journal.intact("graph.svg")):
-                coloured = circuit.with_roles(roles_of(explanation["cards"])) if explanation else circuit
+                roles = strongest_roles_of(explanation["cards"]) if explanation else {}
+                coloured = circuit.with_roles(roles) if roles else circuit
 
                 def write() -> None:
                     for name in ("graph.dot", "graph.svg"):

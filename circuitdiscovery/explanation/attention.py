@@ -233,6 +233,7 @@ class Sights:
         self._model, self._task, self._circuit, self._heads = model, task, circuit, tuple(heads)
         self._names = one_names(task)
         self.end = self._names[END]  # the name of the answer's position
+        self.names = frozenset(self._names.values())
         self._sums: dict[tuple[str, ...], np.ndarray] = defaultdict(lambda: np.zeros(len(heads)))  # [h]
         self._counts: dict[tuple[str, ...], int] = defaultdict(int)
         self._possible: set[tuple[str, str]] = set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -184,7 +184,7 @@ class Card(Value):
         lines += [f"{'read there':<13} {label} {accuracy}" for label, accuracy in self.probes.items()]
         for unit in self.units:
             damage = "" if unit.damage is None else f"{unit.damage:.3g} "
-            words = " ".join(visible(token) for token, _ in unit.promoted)
+            words = " ".join(visible(token, ()) for token, _ in unit.promoted)
             lines.append(f"{unit.name:<13} {damage}writes {words}")
             lines += [f"{'':<13} {snippet}" for snippet in unit.snippets]
         return "\n".join(lines)
@@ -359,9 +359,12 @@ def _scores(card: Card, names: Sequence[str]) -> list[float]:
 
 
 def _most(card: Card, count: int) -> str:
-    return ", ".join(f"{visible(name)} {weight:.2f}" for name, weight in card.attended[:count])
+    names = {name for pair in card.attention for name in pair}
+    return ", ".join(f"{visible(name, names)} {weight:.2f}" for name, weight in card.attended[:count])
 
 
-def visible(name: str) -> str:
-    """A position's name, or a token's text as it stands in a sentence: in quotes unless it is words."""
-    return name.strip() if all(map(str.isalnum, name.strip().split(" "))) else repr(name)
+def visible(text: str, names: Collection[str]) -> str:
+    """The name of a position, one of some names, or a token's text, which is in quotes unless it is words."""
+    if text in names or text == FIRST:
+        return text
+    return text.strip() if all(map(str.isalnum, text.strip().split(" "))) else repr(text)

@@ -132,5 +132,6 @@ def in_brackets(parts: Sequence[str]) -> str:
 
 def attended_most(sights: Sights, head: Head) -> str:
     """A sentence on what END attends to most."""
-    told = [f"{visible(name)} ({weight:.2f})" for name, weight in sights.attended(head.node)[:3]]
+    most = sights.attended(head.node)[:3]
+    told = [f"{visible(name, sights.names)} ({weight:.2f})" for name, weight in most]
     return f"{sights.end} attends most to {', '.join(told)}."

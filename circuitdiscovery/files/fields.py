@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection
 from typing import Any
 
@@ -31,6 +32,11 @@ def typed(value: Any, kind: type, where: str, field: str) -> Any:
     if isinstance(value, int) and abs(value) > MOST:
         raise CircuitDiscoveryError(f"{where}: field {field!r} must be {_WORDS[kind]} of fewer digits")
     return value
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a text has characters, such as a line's end, that cannot stand in a name or in a picture."""
+    return any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 
 def exactly(

@@ -72,18 +72,14 @@ def drawing(circuit: Circuit, roles: Mapping[str, Sequence[str]], cards: Sequenc
 
     Args:
         circuit: what is drawn, all of it.
-        roles: role -> nodes.
+        roles: role -> nodes; a node stands in one.
         cards: the nodes that have a card, to which they link.
     """
     plan, drawn = layout(circuit), set(circuit.nodes)
     root = ElementTree.fromstring(to_svg(circuit, roles=roles, max_edges=None, heading=False))
     picture = next(root.iter(f"{_SVG}g"))
     groups = [group for group in picture.iter(f"{_SVG}g") if group.get("class") in ("edge", "node")]
-    marks = {
-        node: (role, letter)
-        for role, letter in reversed(letters(list(roles)).items())
-        for node in roles[role]
-    }
+    marks = {node: (role, letter) for role, letter in letters(list(roles)).items() for node in roles[role]}
     edges = [_edge(circuit, group) for group in groups if group.get("class") == "edge"]
     nodes = [_node(group, marks, cards) for group in groups if group.get("class") == "node"]
     frames = "".join(

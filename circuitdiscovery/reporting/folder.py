@@ -212,15 +212,13 @@ def _explained(
     return (None, None) if strangers else (explanation, contents)
 
 
-def roles_beside(path: Path, circuit: Circuit) -> dict[str, list[str]]:
-    """Role -> nodes by the explanation.json beside a circuit.json, in the order in which
-    they act; none where there is no such file.
-    """
+def cards_beside(path: Path, circuit: Circuit) -> dict[str, Any]:
+    """The circuit's cards in the explanation.json beside a circuit.json; none where there is no such file."""
     file = path.parent / EXPLANATION
     if path.name != CIRCUIT or not file.exists():
         return {}
     cards = _like(with_roles(read_json(file)), ROLES_SHAPE, str(file))["cards"]
-    return roles_of({node: card for node, card in cards.items() if node in circuit.nodes})
+    return {node: card for node, card in cards.items() if node in circuit.nodes}
 
 
 def _same_length(path: Path, field: str, *lists: Sequence[Any]) -> None:
@@ -249,6 +247,14 @@ def roles_of(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
         for role in card["roles"]:
             roles.setdefault(role, []).append(node)
     return roles
+
+
+def strongest_roles_of(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The same roles, with the nodes whose strongest role each is: a node has one colour in a drawing."""
+    return {
+        role: [node for node in nodes if next(iter(cards[node]["roles"])) == role]
+        for role, nodes in roles_of(cards).items()
+    }
 
 
 def load(options: Options) -> tuple[Model, Task]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.files.fields import has_control_characters
 
 END = "END"  # the name of the answer's position
 
@@ -37,6 +38,12 @@ class Example:
     variables: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        for name in self.positions:
+            if "->" in name or has_control_characters(name):
+                raise CircuitDiscoveryError(
+                    "positions: a name is without '->', which edges have, and without control characters, "
+                    f"such as 'S2', not {name!r}"
+                )
         object.__setattr__(self, "positions", {**self.positions, END: self.position})
 
 

@@ -166,10 +166,10 @@ def draw(circuit: str, out: Path, max_edges: float) -> None:
     """Draw CIRCUIT, a circuit.json, a run's folder or a shipped graph's name; of a
     run with the roles of its nodes in colour.
     """
-    from circuitdiscovery.reporting.folder import roles_beside
+    from circuitdiscovery.reporting.folder import cards_beside, strongest_roles_of
 
     found = circuit_of(circuit)
-    roles = found.roles or roles_beside(Path(file_of(circuit)), found)
+    roles = found.roles or strongest_roles_of(cards_beside(Path(file_of(circuit)), found))
     found.draw(out, roles=roles, max_edges=None if max_edges == math.inf else int(max_edges))
     click.echo(str(out))
 

@@ -14,7 +14,7 @@ from circuitdiscovery.cli.files import circuit_of, evaluation_options, file_of, 
 from circuitdiscovery.cli.prompts import PICTURE
 from circuitdiscovery.cli.unseen import load_unseen
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.reporting.folder import roles_beside
+from circuitdiscovery.reporting.folder import cards_beside, roles_of
 
 
 @cli.command(short_help="Measure CIRCUIT at the checkpoints of a training run.")
@@ -41,7 +41,7 @@ def checkpoints(
     found = circuit_of(circuit)
     sources = _sources(checkpoints)
     options = evaluation_options(found, circuit, {**given, "model": str(sources[max(sources)])})
-    roles = found.roles or roles_beside(Path(file_of(circuit)), found)
+    roles = found.roles or roles_of(cards_beside(Path(file_of(circuit)), found))
     try:
         model, task = load_unseen(found, circuit, options)
         import circuitdiscovery as cd

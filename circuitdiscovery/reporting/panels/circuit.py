@@ -18,7 +18,7 @@ from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.graph.nodes import letter_of, node_of, split_edge
 from circuitdiscovery.registry import are_damages
 from circuitdiscovery.reporting.drawing import colours, drawing, letters, part_of
-from circuitdiscovery.reporting.folder import Run, roles_of
+from circuitdiscovery.reporting.folder import Run, roles_of, strongest_roles_of
 from circuitdiscovery.reporting.panels.panel import Json, Panel, beside, by_effect, cards_of
 from circuitdiscovery.reporting.panels.roles import attention, end, looks, rows
 
@@ -30,7 +30,7 @@ def values(run: Run) -> dict[str, Any]:
     circuit, cards = run.circuit, cards_of(run)
     roles = roles_of(cards)
     drawn, shown = part_of(circuit)
-    picture = drawing(drawn, roles, list(cards))
+    picture = drawing(drawn, strongest_roles_of(cards), list(cards))
     return {
         "drawing": Markup(picture),
         "large": int(re.findall(r"--width:(\d+)", picture)[0]) > BESIDE,
