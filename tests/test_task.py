@@ -923,3 +923,31 @@ def test_tokens_are_what_the_tokenizer_itself_gives(tmp_path: Path) -> None:
     for text in ("w3", "w4 w5 w6 w7", "", "w8 unknown w9", "w4 w5 w6 w7"):
         assert encoder.ids(text) == tuple(read()(text).input_ids)
     assert len(encoder.ids("w4 w5 w6 w7")) == 4
+
+
+@pytest.mark.parametrize(
+    "how", [{"truncation": True, "max_length": 3}, {"padding": "max_length", "max_length": 40}]
+)
+def test_what_a_call_of_the_tokenizer_asks_for_is_of_that_call(how: dict[str, Any]) -> None:
+    """A fast tokenizer remembers how its last call cut and padded; a task's prompts are whole."""
+    model = word_level(shipped_words())
+    model.tokenizer.pad_token = "<unk>"
+    as_drawn = load_task("ioi", model, examples=4)
+    assert as_drawn.apart is not None
+    expected = as_drawn.apart()
+    task = load_task("ioi", model, examples=4)
+    model.tokenizer("one two three four five six", **how)
+    backend = model.tokenizer.backend_tokenizer
+    before = (backend.truncation, backend.padding)
+    assert task.apart is not None and task.apart() == expected and len(expected) == 500
+    assert load_task("ioi", model, examples=4) == task
+    assert (backend.truncation, backend.padding) == before != (None, None)
+
+
+def test_prompts_drawn_apart_end_only_where_none_is_as_long(tmp_path: Path) -> None:
+    """An answer that is no token is an error there too, and not fewer prompts to take means over."""
+    text = TINY.replace('"d"]', '"d", "a b"]').replace('redraw = ["A", "B"]', 'redraw = ["B"]')
+    task = toml_task(tmp_path, text.replace("description", 'multi_token = ["w"]\ndescription'), examples=1)
+    assert task.apart is not None
+    with pytest.raises(CircuitDiscoveryError, match=r"' a b' does not continue .* as one token"):
+        task.apart()

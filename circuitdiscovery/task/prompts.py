@@ -23,7 +23,7 @@ from circuitdiscovery.task.form import Form, corrupted, forms
 from circuitdiscovery.task.generators import generator_of
 from circuitdiscovery.task.table import Row
 from circuitdiscovery.task.taskfile import Counterfactual, TaskFile
-from circuitdiscovery.task.tokenization import Encoder
+from circuitdiscovery.task.tokenization import Encoder, UnequalLengths
 from circuitdiscovery.task.vocabulary import Vocabulary, vocabulary
 
 FRESH_TRIES = 200  # counterfactuals drawn for one clean prompt until one is as long
@@ -163,6 +163,6 @@ class Apart:
         _, _, rows = draw(self.task, self.encoder, counterfactual=self.counterfactual, seed=self.seed)
         found: list[Example] = []
         # a prompt without a counterfactual of its length ends the drawing, and is not needed
-        with suppress(CircuitDiscoveryError):
+        with suppress(UnequalLengths):
             found.extend(islice(rows, self.after, self.after + REFERENCE))
         return tuple(found)

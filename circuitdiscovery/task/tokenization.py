@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from threading import Lock
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.task.example import Example, resolve_position
 from circuitdiscovery.task.table import Row, Table
+
+
+_ENCODING = Lock()  # of threads with one tokenizer, whose settings are changed for a moment
+
+
+class UnequalLengths(CircuitDiscoveryError):
+    """A corrupted prompt of more or fewer tokens than its clean one."""
 
 
 class HasTokenizer(Protocol):
@@ -49,7 +57,10 @@ class Encoder:
 
     @cached_property
     def _backend(self) -> Any:
-        """What the tokenizer's own call ends in, at a third of the time, where that is transformers'."""
+        """What the tokenizer's own call ends in, at a third of the time, where that is transformers'.
+
+        It is the tokenizer's, and others call that: a copy of a large vocabulary takes seconds.
+        """
         from transformers import PreTrainedTokenizerFast
 
         theirs: Any = PreTrainedTokenizerFast
@@ -58,7 +69,6 @@ class Encoder:
             for name in ("__call__", "_encode_plus")
         ):
             return None
-        self.tokenizer("")  # which turns off the truncation and the padding that a file may ask for
         return self.tokenizer.backend_tokenizer
 
     @cached_property
@@ -71,8 +81,21 @@ class Encoder:
         return self.tokenizer.unk_token_id
 
     def _encode(self, text: str) -> Sequence[int]:
-        """By the tokenizer's own call, or what it ends in."""
-        return self.tokenizer(text).input_ids if self._backend is None else self._backend.encode(text).ids
+        """By the tokenizer's own call, or what it ends in; whole, whatever the last call asked for."""
+        backend = self._backend
+        if backend is None:
+            return self.tokenizer(text).input_ids
+        with _ENCODING:
+            truncation, padding = backend.truncation, backend.padding
+            backend.no_truncation()
+            backend.no_padding()
+            try:
+                return backend.encode(text).ids
+            finally:
+                if truncation is not None:
+                    backend.enable_truncation(**truncation)
+                if padding is not None:
+                    backend.enable_padding(**padding)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer, "bos": self.bos, "n_positions": self.n_positions}
@@ -198,7 +221,7 @@ class Encoder:
         """
         clean, corrupted = self.prompt(row.clean, row.where), self.prompt(row.corrupted, row.where)
         if len(clean) != len(corrupted):
-            raise CircuitDiscoveryError(
+            raise UnequalLengths(
                 f"{row.where}: clean has {len(clean)} tokens and corrupted {len(corrupted)}: "
                 f"{self.show(clean)} and {self.show(corrupted)}"
             )
