@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +84,32 @@ def test_a_reference_gives_the_mean_its_prompts(gpt2: Tiny) -> None:
     resampled = [_resampled(task, row) for row in range(len(task))]
     runs = torch.stack([cd.replacements(model, each).rows(next(each.batches()))[:, 0] for each in resampled])
     torch.testing.assert_close(by_tokens[:, 0], runs.mean(0), atol=1e-5, rtol=0)
+
+
+def test_given_replacements_are_of_the_model_that_runs(toy: cd.Model) -> None:
+    """Of a copy they are as good as its own; of other weights, or of these in another precision, they are
+    refused by both names."""
+    task = cd.load_task("ioi", toy, examples=4)
+    circuit, given = cd.Circuit.empty(toy.graph), cd.replacements(toy, task)
+    copied = cd.run_circuit(copy.deepcopy(toy), task, circuit, ablation=given)
+    assert torch.equal(copied, cd.run_circuit(toy, task, circuit))
+    halved = replace(toy, W_E=toy.W_E * 0.5)
+    others = halved, replace(toy, name="other", digest="0" * 64), cd.load_model("toy", dtype="bfloat16")
+    for model, told in zip(others, (r"toy \(.*float32", r"other \(weights 000", "bfloat16"), strict=True):
+        with pytest.raises(
+            CircuitDiscoveryError, match=rf"weights of toy \(.*, which are not those of .*{told}"
+        ):
+            cd.run_circuit(model, task, circuit, ablation=given)
+
+
+@pytest.mark.parametrize("ablation", ["noise", "random"])
+def test_any_whole_number_is_a_seed(toy: cd.Model, ablation: str) -> None:
+    task = cd.load_task("ioi", toy, examples=2)
+    batch = next(task.batches())
+    large, other = (
+        cd.replacements(toy, task, ablation=ablation, seed=seed).rows(batch) for seed in (10**15, 2**63 - 1)
+    )
+    assert not torch.equal(large, other)
 
 
 def _resampled(task: Any, row: int) -> Any:

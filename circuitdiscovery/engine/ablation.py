@@ -35,10 +35,13 @@ from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.parts import Parts, lifted, spans_of
 from circuitdiscovery.model.run import embed, run_tokens
+from circuitdiscovery.model.source import same_weights
 from circuitdiscovery.registry import ABLATIONS, canonical
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
+
+_SEEDS = 2**63  # that a generator takes
 
 
 class Ablation(Protocol):
@@ -151,7 +154,8 @@ def _draws(seed: int, batch: Batch, sources: int, like: Tensor) -> Tensor:
     generator, so that batches and pads do not matter.
     """
     each = zip(batch.rows.tolist(), batch.lengths.tolist(), strict=True)
-    generators = ((torch.Generator().manual_seed(seed * 1_000_003 + row), length) for row, length in each)
+    seeds = (((seed * 1_000_003 + row) % _SEEDS, length) for row, length in each)
+    generators = ((torch.Generator().manual_seed(own), length) for own, length in seeds)
     return filled(
         [torch.randn(sources, n, like.shape[-1], generator=generator) for generator, n in generators], batch
     ).to(like)
@@ -200,6 +204,7 @@ def on_demand(
 
 def _given(model: Model, task: Task, given: Replacements, graph: Graph) -> OnDemand:
     """Replacements that were computed once, of the graph's own parts or of these without the positions."""
+    _check_model(given, model)
     of = given.of.graph
     if of.splits not in (graph.splits, graph.without("positions").splits):
         raise CircuitDiscoveryError(
@@ -209,6 +214,21 @@ def _given(model: Model, task: Task, given: Replacements, graph: Graph) -> OnDem
     parts = Parts(model, graph)
     rows = _lifting(parts, task, lambda batch: given.packed(batch, inside(of, task, batch)), (of,))
     return OnDemand(given.name, given.own_run, rows, parts, given.mean_over, starts_at_input=given.own_run)
+
+
+def _check_model(given: Replacements, model: Model) -> None:
+    """Refuse the replacements of another model, or of one whose weights have changed since."""
+    own = given.of.model
+    if own is model or (own.digest == model.digest and same_weights(own, model)):
+        return
+    theirs, ours = (
+        f"{each.name} (weights {each.digest[:12]}, {str(each.dtype).removeprefix('torch.')})"
+        for each in (own, model)
+    )
+    raise CircuitDiscoveryError(
+        f"the given replacements were computed with the weights of {theirs}, which are not those of {ours}: "
+        "replacements(model, task) computes this model's"
+    )
 
 
 def _own(model: Model, task: Task, ablation: Ablation, graph: Graph) -> OnDemand:

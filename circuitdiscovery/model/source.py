@@ -85,6 +85,16 @@ def _by_device(numbers: Iterable[Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch.cat(some).view(torch.uint8) for some in found.values())
 
 
+def same_weights(one: Any, other: Any) -> bool:
+    """Whether two models have equal weights, wherever they are; what they share is not compared."""
+    ours, theirs = (list(_tensors(replace(model, source=None))) for model in (one, other))
+    return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.dtype == other.dtype and torch.equal(one, other.to(one.device)))
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """A folder or a file, or else an object, which is not kept alive; a copy that was pickled has no object.
