@@ -29,6 +29,7 @@ import circuitdiscovery as cd
 from circuitdiscovery import registry
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.cli import prompts, run
+from circuitdiscovery.cli.arguments import task_name
 from circuitdiscovery.engine import state
 from circuitdiscovery.files.disk import data_folder
 from circuitdiscovery.measure import criteria
@@ -406,6 +407,21 @@ def test_a_path_with_a_dot_is_not_what_is_shipped(
     shutil.copytree(finished, "gpt2/ioi")
     assert "of 479 edges in all" in call("compare", "./gpt2/ioi", finished).out
     assert "there is no folder './nothing/'" in one_line(call("compare", "./nothing/", finished))
+
+
+def test_a_table_beside_the_shipped_tasks_is_not_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole paths and others: a shipped task is a .toml file there."""
+    tasks = tmp_path / "tasks"
+    shutil.copytree(data_folder("tasks"), tasks)
+    (tasks / "ioi.csv").write_text("clean,corrupted,correct,incorrect\none,two, a, b\n")
+    monkeypatch.setattr("circuitdiscovery.files.disk.PACKAGE", tmp_path / "package")
+    monkeypatch.chdir(tmp_path)
+    for given in ("tasks/ioi.csv", str(tasks / "ioi.csv")):
+        assert task_name(given) == str((tasks / "ioi.csv").resolve())
+    for given in ("ioi", "tasks/ioi.toml", "tasks/../tasks/ioi.toml", str(tasks / "ioi.toml")):
+        assert task_name(given) == "ioi"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -54,11 +54,13 @@ def one_of(kind: Kind) -> Checked:
 
 
 def task_name(name: str) -> str:
+    """A shipped task's name, or the whole path of another file."""
     from circuitdiscovery.task.read import read_task, task_path
 
     read_task(name, skip_bad=True)  # whether bad rows are skipped is another option
     path = task_path(name)
-    return path.stem if path.parent == data_folder("tasks") else str(path.resolve())
+    shipped = path.suffix == ".toml" and path.parent.resolve() == data_folder("tasks").resolve()
+    return path.stem if shipped else str(path.resolve())
 
 
 def circuit_text(text: str) -> str:

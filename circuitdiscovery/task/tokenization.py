@@ -14,7 +14,6 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.task.example import Example, resolve_position
 from circuitdiscovery.task.table import Row, Table
 
-
 _ENCODING = Lock()  # of threads with one tokenizer, whose settings are changed for a moment
 
 
