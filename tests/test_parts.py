@@ -18,6 +18,7 @@ from tiny import CONFIGS, random_model, random_prompts, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
+from circuitdiscovery import features
 from circuitdiscovery.engine.definition import masked_logits
 from circuitdiscovery.engine.relaxed import Relaxed
 from circuitdiscovery.engine.setup import Setup
@@ -277,6 +278,43 @@ def test_the_features_that_matter_are_kept() -> None:
         assert {name for name in every.parts("m1")[:-1] if damages[every.source_index[name]] > 0} <= set(
             active
         )
+
+
+def test_every_feature_that_is_active_is_a_part() -> None:
+    """A feature of what stands in both prompts acts in both alike: resampling does it no damage, zeroing does,
+    and it is a part. So is one that acts in corrupted prompts alone; one of pads is not."""
+    model = cd.load_model("toy", dtype="float64")
+    task = replace(cd.load_task("ioi", model, examples=6), held_out=None)
+    clean, corrupted = (
+        [features.run(model, [list(prompt)]).values("m1")[0] for prompt in prompts]
+        for prompts in zip(*((each.clean, each.corrupted) for each in task.examples), strict=True)
+    )
+    short = min((each.clean for each in task.examples), key=len)
+    padded = features.run(model, [[*short, 0, 0]]).values("m1")[0][-1]
+    tokens = torch.cat([*clean, *corrupted])
+
+    def alone(candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """(weight, threshold) of a feature that acts at one of some tokens, and at its copies, alone."""
+        for token in candidates:
+            weight = torch.linalg.solve(tokens.T @ tokens, token)
+            least, own = (tokens @ weight)[(tokens - token).norm(dim=-1) > 1e-9].max(), token @ weight
+            if own > 1.2 * least:
+                return weight / own, (own + least) / (2 * own)
+        raise AssertionError("no token is apart from all others")
+
+    first = torch.stack([each[0] for each in clean])
+    places = [(one != other).any(-1) for one, other in zip(clean, corrupted, strict=True)]
+    other = torch.cat([each[place] for each, place in zip(corrupted, places, strict=True)])
+    weights, least = map(torch.stack, zip(*map(alone, (first, other, padded[None])), strict=True))
+    zeros = torch.zeros(model.d_model, dtype=torch.float64)
+    dictionary = Dictionary("relu", "m1", "output", weights, -least, weights, zeros)
+    graph = cd.split(model, {"m1": dictionary}, task=task)
+    assert graph.parts("m1") == ("m1/f0", "m1/f1", "m1/rest")
+    resampled, zeroed = (
+        cd.exact(model, task, graph=graph, level="node", ablation=each) for each in ("resample", "zero")
+    )
+    assert abs(resampled["m1/f0"]) < 1e-9 < 1e-6 < abs(zeroed["m1/f0"])
+    assert abs(resampled["m1/f1"]) > 1e-6
 
 
 def test_a_schema_maps_prompts_of_different_length_to_the_same_spans(tmp_path: Path) -> None:

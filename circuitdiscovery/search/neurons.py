@@ -130,6 +130,15 @@ def unit_damages(
     return found
 
 
+def unit_values(model: Model, kinds: Mapping[int, Kind], run: Run) -> dict[int, Tensor]:
+    """layer -> [B, T, U]: the numbers of the units in a run."""
+    read = {each.readers.layer: each for each in run.readings if each.readers.letter == "m"}
+    return {
+        layer: kind.values(model.blocks[layer], read[layer], run.mlps[layer][not kind.before_norm])
+        for layer, kind in kinds.items()
+    }
+
+
 def _of_batch(
     setup: Setup, batch: Batch, kinds: Mapping[int, Kind], points: Sequence[float]
 ) -> dict[int, Tensor]:
@@ -137,16 +146,9 @@ def _of_batch(
     model = setup.model
     clean, other = embed(model, batch.clean), embed(model, batch.corrupted)
 
-    def values(run: Run) -> dict[int, Tensor]:
-        read = {each.readers.layer: each for each in run.readings if each.readers.letter == "m"}
-        return {
-            layer: kind.values(model.blocks[layer], read[layer], run.mlps[layer][not kind.before_norm])
-            for layer, kind in kinds.items()
-        }
-
     def plain(start: Tensor) -> dict[int, Tensor]:
         with torch.no_grad():
-            return values(plain_run(model, start, batch.position, keep_readings=True))
+            return unit_values(model, kinds, plain_run(model, start, batch.position, keep_readings=True))
 
     replaced = None if setup.ablation == "zero" else plain(other)
     own = None if points[0] == 1.0 else plain(clean)  # else the run that has the gradient
@@ -164,7 +166,7 @@ def _of_batch(
             at = [run.mlps[layer][not kind.before_norm] for layer, kind in kinds.items()]
             gradients = torch.autograd.grad(measured, at)
         with torch.no_grad():
-            own = values(run) if own is None else own
+            own = unit_values(model, kinds, run) if own is None else own
         for (layer, kind), gradient in zip(kinds.items(), gradients, strict=True):
             change = (0.0 if replaced is None else replaced[layer]) - own[layer]
             product = (kind.back(model.blocks[layer], gradient) * change).sum(1)

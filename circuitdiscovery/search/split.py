@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from circuitdiscovery.arguments import guarded
+from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Dictionary
@@ -18,7 +20,16 @@ from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import no_node, parsed
 from circuitdiscovery.graph.splits import LETTER, Schema, Split
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.search.neurons import NEURONS, Kind, chosen_by, features_of, line, unit_damages
+from circuitdiscovery.model.run import embed, plain_run
+from circuitdiscovery.search.neurons import (
+    NEURONS,
+    Kind,
+    chosen_by,
+    features_of,
+    line,
+    unit_damages,
+    unit_values,
+)
 from circuitdiscovery.task.task import Task
 
 _KEPT_BY = "eap_ig"
@@ -45,7 +56,7 @@ def split(
         task: whose positions are meant, or whose examples decide which neurons and features are kept.
         keep: how many neurons or features of each MLP become parts: those of the largest |damage| by
             integrated gradients on the task's examples. By default all; of features, where there is a task,
-            all that are active on its clean or corrupted prompts.
+            all that are active on its clean or corrupted prompts, where the answer depends on it.
 
     Returns:
         The graph, as searches and `Circuit` take it. Its parts are named `m2/n301` (a neuron), `m2/f17` (a
@@ -129,17 +140,39 @@ def _kept(model: Model, task: Task, splits: Sequence[Split], keep: int | None) -
         if keep is not None:
             raise CircuitDiscoveryError("keep is for neurons and features: spans and experts are all kept")
         return list(splits)
-    damages = unit_damages(chosen_by(Setup.of(model, task, plain=True)), kinds, line(_KEPT_BY))
-    found = []
+    setup = chosen_by(Setup.of(model, task, plain=True))
+    damages = {} if keep is None else unit_damages(setup, kinds, line(_KEPT_BY))
+    active, found = _active(setup, kinds), []
     for split in splits:
-        if split.kind in ("neurons", "features") and parsed(split.node).layer in damages:
-            of_all = damages[parsed(split.node).layer]
-            each = np.abs(of_all.mean(0))[list(split.numbers)]
-            best = np.argsort(-each, kind="stable")[: len(each) if keep is None else keep]
-            active = (of_all != 0).any(0)[list(split.numbers)]
-            split = replace(split, parts=tuple(split.parts[i] for i in np.sort(best[active[best]])))
+        layer = parsed(split.node).layer
+        if split.kind in ("neurons", "features") and layer in active:
+            numbers = np.array(split.numbers, dtype=int)
+            some = np.flatnonzero(active[layer][numbers])
+            if keep is not None:
+                each = np.abs(damages[layer].mean(0))[numbers[some]]
+                some = np.sort(some[np.argsort(-each, kind="stable")[:keep]])
+            split = replace(split, parts=tuple(split.parts[i] for i in some))
         found.append(split)
     return found
+
+
+@torch.no_grad()
+def _active(setup: Setup, kinds: Mapping[int, Kind]) -> dict[int, np.ndarray]:
+    """layer -> [U] bool: the units of some layers' MLPs that are not 0 somewhere in some example's clean or
+    corrupted prompt, up to the answer's position and in the last layer there alone: the logits do not depend
+    on what they are elsewhere."""
+    model = setup.model
+    found = {layer: torch.zeros(kind.count(model.blocks[layer])) for layer, kind in kinds.items()}
+    for batch in setup.batches:
+        places = torch.arange(batch.clean.shape[1], device=batch.position.device)
+        read = (places <= batch.position[:, None])[..., None]  # [N, T, 1]
+        for prompts in (batch.clean, batch.corrupted):
+            run = plain_run(model, embed(model, prompts), batch.position, keep_readings=True)
+            for layer, values in unit_values(model, kinds, run).items():
+                there = values != 0  # [N, T, U]; T is 1 in the last layer
+                there = there & read.to(there.device) if there.shape[1] == len(places) else there
+                found[layer] += there.any((0, 1)).cpu()
+    return {layer: distributed.total(count).numpy() > 0 for layer, count in found.items()}
 
 
 def _dictionary(model: Model, node: str, found: Dictionary) -> Split:
