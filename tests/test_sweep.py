@@ -169,6 +169,35 @@ def test_a_sweep_of_another_metric_is_another_sweep(toy: Any, tmp_path: Path) ->
         assert f.sweep(acts, **how, task=one, to=folder) == found
 
 
+def test_nothing_is_measured_on_what_was_trained_on(toy: Any) -> None:
+    """Rows of the same tokens as one in training are left out, and prompts of the task that are trained on."""
+    task = cd.load_task("subject_verb_agreement", toy, examples=96)
+    acts = f.activations(toy, task, "m1", position="all")
+    how: dict[str, Any] = {"kinds": ["topk"], "sparsities": {"topk": [2]}, "n": 8, "steps": 2, "model": toy}
+    train, rest = sweeping._parts(acts, 0.25, 0)
+    starts = [
+        {part.prompts[row][: at + 1] for row, at in torch.stack([part.rows, part.positions], 1).tolist()}
+        for part in (train, rest)
+    ]
+    trained = {train.prompts[row] for row in train.rows.tolist()}
+    others = [example.clean for example in task if example.clean not in trained]
+    assert not starts[0] & starts[1]
+    assert starts[1] == {row[: at + 1] for row in others for at in range(1, len(row))} - starts[0]
+    assert len(rest) < sum(len(row) - 1 for row in others)
+    for given, count in ((task, len(task.held_out)), (replace(task, held_out=None), len(others))):
+        found = f.sweep(acts, **how, task=given, held_out=0.25)
+        part = "held-out examples" if given.held_out else "examples (none are held out)"
+        assert found.rows[0].quality.behaviour_of == f"every token but the first of {count} {part}"
+        assert f"{count} {part}" in str(found)
+    again = f.activations(toy, [*(example.clean for example in task), task[0].clean[:2]], "m1")
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match="all prompts of task subject_verb_agreement were trained on"
+    ):
+        f.sweep(again, **how, task=task.select(train.rows.unique()[:5].tolist()), held_out=0.001)
+    with pytest.raises(cd.CircuitDiscoveryError, match="every prompt that is held out is trained on, too"):
+        f.sweep(f.activations(toy, [task[0].clean] * 4, "m1"), **how)
+
+
 def test_k_is_no_more_than_there_are_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default those that the width can have; another one is told before anything is trained."""
     x, trained = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), list[dict[str, Any]]()

@@ -286,6 +286,74 @@ def test_of_a_whole_dictionary_nothing_is_lost_and_of_an_empty_one_all(
     assert found.behaviour == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("position", "where"),
+    [
+        (None, "position END"),
+        ("S2", "position S2"),
+        (-2, "position -2"),
+        ("all", "every token but the first"),
+    ],
+)
+def test_behaviour_is_of_the_activations_positions_on_held_out_examples(
+    toy: Any, task: Any, position: Any, where: str, tmp_path: Path
+) -> None:
+    """The dictionary and the mean are put in by hand, prompt by prompt; the same of activations in files."""
+    acts = f.activations(toy, task, "m2", position=position)
+    sae, mean = f.train_sae(acts, n=64, k=2, steps=40), acts.values.mean(0)
+    values = list[list[float]]()
+    for example in task.held_out.examples:
+        last = len(example.clean)
+        known = {None: [example.position], "all": list(range(1, last)), -2: [last - 2]}
+        at = [example.positions["S2"]] if position == "S2" else known[position]
+
+        def put(made: Any, at: list[int] = at) -> Any:
+            def edit(x: Tensor) -> Tensor:
+                x = x.clone()
+                x[0, at] = made(x[0, at])
+                return x
+
+            return edit
+
+        edits = [lambda x: x, put(lambda x: sae.decode(sae.encode(x))), put(lambda x: mean.expand_as(x))]
+        runs = [f.run(toy, [example.clean], edits={"m2": each}).values("logits") for each in edits]
+        logits = [run[0, example.position] for run in runs]
+        values.append([float(x[list(example.correct)] - x[list(example.incorrect)]) for x in logits])
+    full, made, none = np.mean(values, 0)
+    kept = f.activations(toy, task, "m2", position=position, to=tmp_path)
+    for given in (acts, kept):
+        found = f.evaluate_sae(sae, given, model=toy, task=task, baselines=False)
+        assert found.behaviour == pytest.approx((made - none) / (full - none), rel=1e-3, abs=1e-3)
+        assert found.behaviour_of == f"{where} of 6 held-out examples" and found.behaviour_of in str(found)
+    told = "acts do not say of which position they are"
+    words = f.word_labels(toy, task, "gender").activations(toy, "m2")
+    with pytest.raises(cd.CircuitDiscoveryError, match=told):
+        f.evaluate_sae(sae, words, model=toy, task=task)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_more_features_are_held_than_the_budget_allows(
+    toy: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of activations, and in a run; the figures are the same."""
+    acts, most = f.activations(toy, TEXTS, "m1"), list[int]()
+    sae = f.train_sae(acts, kind=kind, n=512, k=4, steps=5)
+    whole = f.evaluate_sae(sae, acts, model=toy, baselines=False)
+    encode = Dictionary.encode
+
+    def counted(self: Dictionary, x: Tensor) -> Tensor:
+        found = encode(self, x)
+        most.append(3 * found.numel() * found.element_size())
+        return found
+
+    monkeypatch.setattr(Dictionary, "encode", counted)
+    with cd.memory_budget(8 * 3 * 4 * 512 * 2):  # an eighth is of two activations
+        found = f.evaluate_sae(sae, acts, model=toy, baselines=False)
+    assert max(most) <= 3 * 4 * 512 * 2 and len(most) > len(acts)
+    for name in ("l0", "explained_variance", "shrinkage", "kl_reconstruction"):
+        assert found.figures[name] == pytest.approx(whole.figures[name], rel=1e-3, abs=1e-6)
+
+
 def test_features_of_half_their_size_are_shrunk_by_a_half() -> None:
     x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     x = x - x.mean(0)
@@ -404,12 +472,12 @@ def test_a_norm_that_follows_a_node_makes_two_places_of_it(toy: Any, tinies: Any
 def test_what_is_kept_of_nothing_is_undefined(toy: Any, task: Any) -> None:
     """Every prompt is right with the mean in the site's place, too: (F - F) / (F - F)."""
     acts = f.activations(toy, task, "m1", position="all")
-    mean, sure = acts.values.mean(0), replace(task, metric="accuracy")
+    mean, sure = acts.values.mean(0), replace(task, metric="accuracy", held_out=None)
     logits = f.run(toy, task, edits={"m1": lambda x: torch.cat([x[:, :1], mean.expand_as(x[:, 1:])], 1)})
     for row, example in enumerate(task):
         answers = logits.values("logits")[row][example.position]
         assert answers[list(example.correct)].max() > answers[list(example.incorrect)].max()
-    for given in (sure, replace(task, metric=cd.Metric("none", lambda logits, _: logits.sum(-1) * 0))):
+    for given in (sure, replace(sure, metric=cd.Metric("none", lambda logits, _: logits.sum(-1) * 0))):
         found = f.evaluate_sae(identity("m1", acts.d, mean), acts, model=toy, task=given, baselines=False)
         assert found.behaviour is None and "behaviour" not in str(found)
         assert type(found).from_dict(found.to_dict()).to_dict() == found.to_dict()

@@ -19,9 +19,9 @@ from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.explanation.cards import CardSnippet, CardUnit
 from circuitdiscovery.explanation.interventions import Trials
 from circuitdiscovery.features.active import top_activations
-from circuitdiscovery.features.collecting import places_of
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.labelling import labels as labels_of
+from circuitdiscovery.features.places import places_of
 from circuitdiscovery.features.probe_question import DRAWS, Question
 from circuitdiscovery.features.probe_table import probes
 from circuitdiscovery.features.sites import is_mlp

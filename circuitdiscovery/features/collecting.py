@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,38 +16,18 @@ from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.setup import Progress
-from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.forward import forward, site_of
+from circuitdiscovery.features.places import Places, flat, meant, positions_of
 from circuitdiscovery.features.prompts import Prompts, batches, prompts_of
 from circuitdiscovery.files.disk import is_folder, read_json, write_atomically, write_json
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.task.example import END
-from circuitdiscovery.task.tokens import as_python
 
 MANIFEST = "activations.json"
 _FORMAT = "circuitdiscovery activations 1"
 _SHARD = 2**16  # tokens of a file, about
 _AT_ONCE = 2**14  # rows that are looked at together where all are
 _ALIGNED = 64  # bytes: torch's own memory begins at multiples of them
-
-
-class Places(NamedTuple):
-    """Tokens of some prompts.
-
-    Args:
-        prompts: token ids, a row per prompt.
-        rows, positions: [n], of each token its prompt and its position there, from 0.
-    """
-
-    prompts: tuple[tuple[int, ...], ...]
-    rows: Tensor
-    positions: Tensor
-
-    @property
-    def tokens(self) -> Tensor:
-        """[n]."""
-        where = zip(self.rows.tolist(), self.positions.tolist(), strict=True)
-        return torch.tensor([self.prompts[row][position] for row, position in where])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,6 +40,7 @@ class Activations:
         rows, positions: [n], of each row of values its prompt and its position there, from 0.
         parts: [n_i, d] each, together the values; of files they are read where they are needed.
         model: the digest of the model's weights.
+        position: which of each prompt, as it was asked for: "all", a name or a number; None: not known.
     """
 
     site: str | None
@@ -68,6 +49,7 @@ class Activations:
     positions: Tensor
     parts: tuple[Tensor, ...]
     model: str
+    position: str | int | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -206,7 +188,8 @@ def activations(
     """
     site = site_of(model, at)
     prompts = prompts_of(model, task_or_texts, "task_or_texts")
-    places = _positions(prompts, position, first)
+    position = meant(prompts, position)
+    places = positions_of(prompts, position, first)
 
     @torch.no_grad()
     def collected(start: int, stop: int) -> Tensor:
@@ -221,11 +204,13 @@ def activations(
             progress(stop, len(prompts.rows))
         return torch.cat(found)
 
-    rows, positions = _flat(places)
+    rows, positions = flat(places)
     if to is None:
         parts = [collected(*ends) for ends in _ends(prompts, places, _SHARD)]
-        return Activations(site.name, prompts.rows, rows, positions, (torch.cat(parts),), model.digest)
-    info = {"site": site.name, "model": model.digest, "dtype": str(model.dtype).removeprefix("torch.")}
+        whole = (torch.cat(parts),)
+        return Activations(site.name, prompts.rows, rows, positions, whole, model.digest, position)
+    dtype = str(model.dtype).removeprefix("torch.")
+    info = {"site": site.name, "model": model.digest, "dtype": dtype, "position": position}
     _to_folder(Path(to), info, prompts, places, collected)
     return load_activations(to)
 
@@ -239,50 +224,6 @@ def _ends(prompts: Prompts, places: Sequence[Sequence[int]], most: int) -> list[
             found.append((start, row + 1))
             start, tokens = row + 1, 0
     return [*found, (start, len(prompts.rows))] if start < len(prompts.rows) else found
-
-
-def places_of(model: Model, task_or_texts: Any, position: Any = None, first: bool = False) -> Places:
-    """The tokens that `activations` would be of.
-
-    Raises:
-        CircuitDiscoveryError: as `activations`.
-    """
-    prompts = prompts_of(model, task_or_texts, "task_or_texts")
-    return Places(prompts.rows, *_flat(_positions(prompts, position, first)))
-
-
-def _flat(places: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """([n] prompts, [n] positions), from each prompt's positions."""
-    rows = torch.tensor([row for row, some in enumerate(places) for _ in some])
-    return rows, torch.tensor([place for some in places for place in some])
-
-
-def _positions(prompts: Prompts, position: Any, first: bool) -> list[list[int]]:
-    """Of each prompt, the positions that are meant; an error where there is none at all."""
-    if position is None:
-        position = "all" if prompts.positions is None else END
-    position = as_python(position)
-    if position == "all":
-        found = [list(range(0 if first else 1, len(row))) for row in prompts.rows]
-        if not any(found):
-            raise CircuitDiscoveryError(
-                "task_or_texts has no token but the first of each; first=True keeps that one"
-            )
-        return found
-    if type(position) is int:
-        for number, row in enumerate(prompts.rows):
-            if not -len(row) <= position < len(row):
-                raise CircuitDiscoveryError(
-                    f"position {position} is outside of prompt {number}, which has {len(row)} tokens"
-                )
-        return [[position % len(row)] for row in prompts.rows]
-    names = [] if prompts.positions is None else list(prompts.positions[0])
-    found = list[list[int]]()
-    for named in prompts.positions or [{}]:
-        if not isinstance(position, str) or position not in named:
-            raise unknown("position", position, ["all", *names, "a whole number"])
-        found.append([named[position]])
-    return found
 
 
 # ------------------------------------------------------------------- in files
@@ -387,4 +328,5 @@ def load_activations(folder: str | Path) -> Activations:
         rest["positions"],
         tuple(columns["values"]),
         manifest["model"],
+        manifest.get("position"),
     )

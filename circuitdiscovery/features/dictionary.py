@@ -201,6 +201,18 @@ class Dictionary:
             return written + self.b_dec
         return written + self.b_dec * scale + (0.0 if shift is None else shift)
 
+    @property
+    def at_once(self) -> int:
+        """Of how many activations all features are held at once, in the memory that may be held."""
+        each = 3 * self.W_enc.element_size() * self.width  # products, and twice what is made of them
+        return memory.at_once(each, self.W_enc.device)
+
+    def written(self, x: Tensor) -> Tensor:
+        """[..., d_in] -> [..., d_out]: `decode(encode(x), x)`, of some activations at a time."""
+        rows = x.reshape(-1, x.shape[-1])
+        parts = [self.decode(self.encode(some), some) for some in rows.split(self.at_once)]
+        return torch.cat(parts).reshape(*x.shape[:-1], self.d_out)
+
     def _read(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(what W_enc is multiplied with [..., d_in], the scale and the mean to give back [..., 1])."""
         if x.shape[-1:] != (self.d_in,):

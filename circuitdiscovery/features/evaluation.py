@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,12 @@ from circuitdiscovery.engine.finite import rounding
 from circuitdiscovery.engine.metrics import bind, kl_from
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features import standing
-from circuitdiscovery.features.answers import answer_batches, answer_logits
+from circuitdiscovery.features.answers import answer_batches, answer_logits, marked
 from circuitdiscovery.features.collecting import Activations, as_activations
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.forward import LOGITS, device_of, forward
+from circuitdiscovery.features.places import Places
+from circuitdiscovery.features.places import places_of as collect_places
 from circuitdiscovery.features.standing import (
     Edit,
     Edits,
@@ -36,7 +38,7 @@ from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.values import Reported
+from circuitdiscovery.values import Reported, part_in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,8 +76,9 @@ class DictionaryQuality(Reported):
             averaged over the activations' positions; None without a model.
         loss_recovered: 1 - kl_reconstruction / kl_mean.
         behaviour: (F(x') - F(m)) / (F(x) - F(m)), where F is the task's metric of the model with that in
-            place of x at every position but the first: what is kept of the behaviour where the error is
-            ablated; None without a task, and where F(x) - F(m) is rounding.
+            place of x at the positions that the activations are of: what is kept of the behaviour where the
+            error is ablated; None without a task, and where F(x) - F(m) is rounding.
+        behaviour_of: at which position of which examples the behaviour was measured.
         baselines: the same of what else could be written with round(l0) numbers per activation: the largest
             coordinates along principal directions ("pca") or random ones ("random"), or the strongest
             neurons ("neurons"; of an MLP, with a model). Principal directions are those of these very
@@ -92,6 +95,7 @@ class DictionaryQuality(Reported):
     kl_mean: Estimate | None = None
     loss_recovered: float | None = None
     behaviour: Estimate | None = None
+    behaviour_of: str | None = None
     baselines: Mapping[str, DictionaryQuality] = field(default_factory=dict)
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -113,14 +117,46 @@ class DictionaryQuality(Reported):
         yield "activations", f"{self.rows:,}"
         every = {"dictionary": self, **self.baselines}
         for name, each in every.items():
-            yield (
-                name,
-                ", ".join(
-                    f"{label} {round(float(getattr(each, key)), 6) + 0.0:.3g}"
-                    for key, label in FIGURES.items()
-                    if getattr(each, key) is not None
-                ),
+            yield name, each.in_words
+        if self.behaviour_of is not None:
+            yield "behaviour", self.behaviour_of
+
+    @property
+    def in_words(self) -> str:
+        """Its own figures on one line."""
+        return ", ".join(
+            f"{label} {round(float(getattr(self, key)), 6) + 0.0:.3g}"
+            for key, label in FIGURES.items()
+            if getattr(self, key) is not None
+        )
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples by which a behaviour is measured.
+
+    Args:
+        task: of these examples.
+        part: "held_out" or "examples".
+    """
+
+    task: Task
+    part: str
+
+    @classmethod
+    def of(cls, task: Task, seen: Collection[tuple[int, ...]] = ()) -> Examples:
+        """A task's held-out examples where there are some, without prompts that were trained on.
+
+        Raises:
+            CircuitDiscoveryError: there are no others.
+        """
+        some, part = (task, "examples") if task.held_out is None else (task.held_out, "held_out")
+        rows = [row for row, example in enumerate(some.examples) if example.clean not in seen]
+        if not rows:
+            raise CircuitDiscoveryError(
+                f"all prompts of task {task.name} were trained on: give a task with held-out examples"
             )
+        return cls(some if len(rows) == len(some) else some.select(rows), part)
 
 
 @guarded
@@ -144,7 +180,8 @@ def evaluate_sae(
         acts: what it reads: what `activations` gives, or a matrix [rows, d].
         target: what it writes, row for row: of a transcoder.
         model: to measure loss recovered on the prompts that the activations are of.
-        task: with a model, to measure what is kept of the behaviour.
+        task: with a model, to measure what is kept of the behaviour, on its held-out examples where it has
+            some, at the positions that acts are of.
         baselines: whether to measure the same of PCA, neurons and random directions.
         batch_size: how many prompts are run at once.
         seed: of the bootstrap for the intervals, and of the random directions.
@@ -154,7 +191,8 @@ def evaluate_sae(
 
     Raises:
         CircuitDiscoveryError: another width or site; a target of other rows, or for an autoencoder; none for
-            a transcoder; a model without the activations' prompts; a task without a model.
+            a transcoder; a model without the activations' prompts; a task without a model, or without the
+            activations' position.
 
     >>> import circuitdiscovery as cd, torch
     >>> acts = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
@@ -177,7 +215,8 @@ def evaluate_sae(
     place = None if model is None or sae.site is None else places_of(sae, model)[1]
     check_activations(sae, read, written, model)
     stands = {"dictionary": of_dictionary(sae, read, written)}
-    figures: dict[str, Any] = {"model": model, "task": task, "batch_size": batch_size, "seed": seed}
+    examples = None if task is None else Examples.of(task)
+    figures: dict[str, Any] = {"model": model, "examples": examples, "batch_size": batch_size, "seed": seed}
     figures |= {"site": sae.site, "place": place}
     found = qualities(stands, written, **figures)["dictionary"]
     if not baselines:
@@ -194,7 +233,7 @@ def qualities(
     site: str | None,
     place: str | None,
     model: Model | None,
-    task: Task | None,
+    examples: Examples | None,
     batch_size: int | None,
     seed: int,
 ) -> dict[str, DictionaryQuality]:
@@ -204,7 +243,8 @@ def qualities(
         stands: by name.
         written: the activations.
         site: where they are, for errors; place: the same as the forward calls it.
-        model, task, batch_size, seed: as of `evaluate_sae`.
+        model, batch_size, seed: as of `evaluate_sae`.
+        examples: by what a behaviour is measured.
     """
     mean = mean_of(written)
     figures = {name: _figures(stand, mean) for name, stand in stands.items()}
@@ -226,9 +266,11 @@ def qualities(
         edits = {name: stand.edits for name, stand in stands.items()}
         for name, found in _loss(edits, averaged, written, model, batch_size, seed).items():
             more[name] |= found
-        if task is not None:
-            for name, found in _behaviour(edits, averaged, model, task, batch_size, seed).items():
-                more[name]["behaviour"] = found
+        if examples is not None:
+            where, places = _where(written, model, examples)
+            values = _behaviour(edits, averaged, model, examples.task, places, batch_size, seed)
+            for name, found in values.items():
+                more[name] |= {"behaviour": found, "behaviour_of": where}
     return {name: DictionaryQuality(len(written), **figures[name], **more[name]) for name in stands}
 
 
@@ -288,12 +330,27 @@ def _loss(
     }
 
 
+def _where(acts: Activations, model: Model, examples: Examples) -> tuple[str, Places]:
+    """(in words, the places of a task's examples) at the position that activations are of."""
+    if acts.position is None:
+        raise CircuitDiscoveryError(
+            "acts do not say of which position they are, where task= would be measured: collect them by "
+            "features.activations"
+        )
+    first = bool((acts.positions == 0).any())
+    every = "every token" if first else "every token but the first"
+    at = every if acts.position == "all" else f"position {acts.position}"
+    where = f"{at} of {len(examples.task)} {part_in_words(examples.part)}"
+    return where, collect_places(model, examples.task, acts.position, first)
+
+
 @torch.no_grad()
 def _behaviour(
     edits: Mapping[str, Edits],
     averaged: Edits,
     model: Model,
     task: Task,
+    places: Places,
     batch_size: int | None,
     seed: int,
 ) -> dict[str, Estimate]:
@@ -301,9 +358,9 @@ def _behaviour(
     metric = bind(task.metric, model, task)
     every: list[Edits] = [lambda _, kept: {}, *edits.values(), averaged]
     values, noise = np.zeros((len(every), len(task))), 0.0
+    edited = marked(places.rows, places.positions, (len(task), max(map(len, places.prompts))))
     for batch in answer_batches(model, task, batch_size):
-        kept = torch.zeros(batch.clean.shape, dtype=torch.bool, device=model.device)
-        kept[:, 0] = True
+        kept = ~edited[batch.rows.cpu(), : batch.clean.shape[1]].to(model.device)
         for figure, made in enumerate(every):
             answers = answer_logits(model, batch, made(model, kept))
             noise += 0.0 if figure else float(rounding(answers, model.dtype, metric.name).sum())

@@ -17,8 +17,8 @@ from circuitdiscovery.engine import memory
 from circuitdiscovery.engine.metrics import precise
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.features.collecting import Places, places_of
 from circuitdiscovery.features.lens_fitting import gathered
+from circuitdiscovery.features.places import Places, places_of
 from circuitdiscovery.features.units import logits_of
 from circuitdiscovery.features.words import words
 from circuitdiscovery.files.disk import data_frame

@@ -20,8 +20,8 @@ from circuitdiscovery.engine import memory
 from circuitdiscovery.engine.metrics import precise
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
-from circuitdiscovery.features.collecting import Places, places_of
 from circuitdiscovery.features.forward import LAST, forward
+from circuitdiscovery.features.places import Places, places_of
 from circuitdiscovery.features.prompts import batches, tokens_at_once
 from circuitdiscovery.features.target import PLACEHOLDER, Target, expected_of, target_of
 from circuitdiscovery.features.units import logits_of

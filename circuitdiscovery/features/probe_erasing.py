@@ -17,8 +17,8 @@ from torch import Tensor
 from circuitdiscovery.engine.metrics import bind
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.answers import answer_batches, answer_logits, marked
-from circuitdiscovery.features.collecting import places_of
 from circuitdiscovery.features.forward import Site, device_of, site_of
+from circuitdiscovery.features.places import places_of
 from circuitdiscovery.features.probing import Probe
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights

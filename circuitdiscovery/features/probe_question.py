@@ -10,8 +10,8 @@ from torch import Tensor
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features import probe_fit
-from circuitdiscovery.features.collecting import Places
 from circuitdiscovery.features.labelling import Labels
+from circuitdiscovery.features.places import Places
 
 DRAWS = 4  # of control labels
 _TRIES = 100  # to draw some that can be learnt

@@ -11,10 +11,11 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.features.collecting import Activations, places_of
+from circuitdiscovery.features.collecting import Activations
 from circuitdiscovery.features.forward import site_of
 from circuitdiscovery.features.labelling import Labels, collected
 from circuitdiscovery.features.labelling import labels as labels_of
+from circuitdiscovery.features.places import places_of
 from circuitdiscovery.features.probe_erasing import Erasure
 from circuitdiscovery.features.probe_question import DRAWS, Question
 from circuitdiscovery.features.probing import ProbeScores, probe_of, shared_words

@@ -127,8 +127,7 @@ def reconstructed(sae: Dictionary, model: Model, kept: Tensor) -> dict[str, Edit
         return x
 
     def edit(x: Tensor) -> Tensor:
-        given = seen[0] if read is not None else x
-        return torch.where(kept[..., None].to(x.device), x, own.decode(own.encode(given), given))
+        return torch.where(kept[..., None].to(x.device), x, own.written(x if read is None else seen[0]))
 
     return {place: edit} if read is None else {read: remember, place: edit}
 
@@ -137,10 +136,11 @@ def of_dictionary(sae: Dictionary, read: Activations, written: Activations) -> S
     """A dictionary, on what it reads and should write."""
 
     def rows() -> Rows:
-        for x, y in zip(read.chunks(), written.chunks(), strict=True):
-            x = x.to(sae.W_enc.dtype)
-            numbers = sae.encode(x)
-            yield numbers != 0, sae.decode(numbers, x), y
+        for own, goal in zip(read.chunks(), written.chunks(), strict=True):
+            for x, y in zip(own.split(sae.at_once), goal.split(sae.at_once), strict=True):
+                x = x.to(sae.W_enc)
+                numbers = sae.encode(x)
+                yield (numbers != 0).cpu(), sae.decode(numbers, x).cpu(), y
 
     return Stand(sae.width, rows, lambda model, kept: reconstructed(sae, model, kept))
 

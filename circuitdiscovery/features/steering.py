@@ -16,8 +16,8 @@ from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind, precise
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.answers import answer_batches, answer_logits, marked
-from circuitdiscovery.features.collecting import places_of
 from circuitdiscovery.features.forward import Site, forward
+from circuitdiscovery.features.places import places_of
 from circuitdiscovery.features.prompts import batches
 from circuitdiscovery.features.units import Unit, unit_of, words_of
 from circuitdiscovery.features.words import Words, named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.features.collecting import Activations, as_activations
 from circuitdiscovery.features.dictionary import KINDS, Dictionary
-from circuitdiscovery.features.evaluation import DictionaryQuality, qualities
+from circuitdiscovery.features.evaluation import DictionaryQuality, Examples, qualities
 from circuitdiscovery.features.load import load_sae
 from circuitdiscovery.features.standing import Stand, baselines, of_dictionary, places_of
 from circuitdiscovery.features.training import STEPS, train_sae
@@ -136,7 +136,9 @@ class Sweep(Reported):
         where = "held-out activations" if self.held_out else "the activations that they were trained on"
         yield "site", f"{self.site or 'not told'}, measured on {where}"
         for row in self.rows:
-            yield row.name, str(row.quality).splitlines()[1].partition(" ")[2].strip()
+            yield row.name, row.quality.in_words
+        for of in {row.quality.behaviour_of for row in self.rows} - {None}:
+            yield "behaviour", str(of)
 
 
 @guarded
@@ -168,7 +170,8 @@ def sweep(
         n, steps, lr, target, end_to_end, seed: as of `train_sae`.
         model, task, batch_size: as of `evaluate_sae`.
         held_out: a share of the prompts (of a matrix: of the rows), drawn by the seed, on which nothing is
-            trained: the figures are of them; with 0 they are of what was trained on.
+            trained: the figures are of them, but for tokens up to which a prompt that was trained on is the
+            same, and of the task's prompts that were not trained on; with 0 they are of what was trained on.
         to: a folder in which every dictionary is kept with its figures: the same call goes on where it was
             stopped, within a training too. Of a task's metric that is a function only the name is known.
         progress: called with (steps done, steps in all).
@@ -198,18 +201,19 @@ def sweep(
     trained, measured = _parts(read, held_out, seed)
     goals = (trained, measured) if written is None else _parts(written, held_out, seed)
     steps = STEPS if steps is None else steps
+    examples = None if task is None else Examples.of(task, _prompts(trained) if held_out else ())
     work = {
-        "format": "circuitdiscovery sweep 1",
+        "format": "circuitdiscovery sweep 2",
         "acts": read.digest if to is not None else None,
         "target": written.digest if to is not None and written is not None else None,
         "options": {"n": n, "steps": steps, "lr": lr, "held_out": held_out, "seed": seed},
         "end_to_end": None if end_to_end is None else end_to_end.digest,
         "model": None if model is None else model.digest,
-        "task": None if task is None else task.digest,
+        "task": None if examples is None else examples.task.digest,
         "metric": None if task is None or model is None else bind(task.metric, model, task, plain=False).name,
     }
     folder = None if to is None else _folder(Path(to), work)
-    how: dict[str, Any] = {"model": model, "task": task, "batch_size": batch_size, "seed": seed}
+    how: dict[str, Any] = {"model": model, "examples": examples, "batch_size": batch_size, "seed": seed}
     rows, last = list[SweepRow](), None
     for number, (kind, sparsity) in enumerate(cells):
 
@@ -268,7 +272,8 @@ def _cells(kinds: Sequence[str], given: Any, n: int) -> tuple[list[tuple[str, fl
 
 
 def _parts(acts: Activations, held_out: float, seed: int) -> tuple[Activations, Activations]:
-    """(to train on, to measure on): by prompts where there are some, which are drawn."""
+    """(to train on, to measure on): by prompts where there are some, which are drawn; of those to measure on
+    without rows that are of the same tokens as one to train on."""
     if not held_out:
         return acts, acts
     groups = acts.rows if acts.prompts else torch.arange(len(acts))
@@ -278,7 +283,21 @@ def _parts(acts: Activations, held_out: float, seed: int) -> tuple[Activations, 
     if count < 1:
         raise CircuitDiscoveryError("one prompt cannot be held out of one; held_out=0 measures on all")
     out = torch.isin(groups, numbers[order[:count]])
-    return _Some.of(acts, (~out).nonzero()[:, 0]), _Some.of(acts, out.nonzero()[:, 0])
+    train, rest = (~out).nonzero()[:, 0], out.nonzero()[:, 0]
+    if acts.prompts:
+        prefixes = torch.from_numpy(acts.places.prefixes)
+        rest = rest[~torch.isin(prefixes[rest], prefixes[train])]
+        if not len(rest):
+            raise CircuitDiscoveryError(
+                "every prompt that is held out is trained on, too, or begins as one that is: give other "
+                "prompts; held_out=0 measures on all"
+            )
+    return _Some.of(acts, train), _Some.of(acts, rest)
+
+
+def _prompts(acts: Activations) -> set[tuple[int, ...]]:
+    """Those that some rows are of."""
+    return {acts.prompts[number] for number in acts.rows.unique().tolist()} if acts.prompts else set()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -289,12 +308,13 @@ class _Some(Activations):
         which: [n], the rows, rising.
     """
 
-    which: Tensor
+    which: Tensor = field(kw_only=True)
 
     @classmethod
     def of(cls, acts: Activations, which: Tensor) -> _Some:
         rows, positions = acts.rows[which], acts.positions[which]
-        return cls(acts.site, acts.prompts, rows, positions, acts.parts, acts.model, which)
+        own = {"parts": acts.parts, "model": acts.model, "position": acts.position}
+        return cls(acts.site, acts.prompts, rows, positions, **own, which=which)
 
     def __len__(self) -> int:
         return len(self.which)
