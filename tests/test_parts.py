@@ -317,6 +317,20 @@ def test_every_feature_that_is_active_is_a_part() -> None:
     assert abs(resampled["m1/f1"]) > 1e-6
 
 
+def test_a_node_without_a_part_is_left_whole() -> None:
+    """The neurons that matter most are split layer by layer, of which some have none."""
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=4)
+    best = cd.neurons(model, task, top=2)
+    graph = cd.split(model, {node: best.of(node) for node in ("m0", "m1", "m2", "m3")})
+    assert {split.node for split in graph.splits} == {name.partition("/")[0] for name in best.names}
+    assert len(graph.splits) < 4 and len(cd.eap(model, task, graph=graph)) == len(graph)
+    zeros = torch.zeros(3, model.d_model)
+    never = Dictionary("relu", "m1", "output", zeros, -torch.ones(3), zeros, torch.zeros(model.d_model))
+    for keep in (None, 2):
+        assert cd.split(model, {"m1": never, "m2": []}, task=task, keep=keep) == model.graph
+
+
 def test_a_schema_maps_prompts_of_different_length_to_the_same_spans(tmp_path: Path) -> None:
     """As named spans do, row by row; a task's words alone would be their last tokens."""
     model = cd.load_model("toy", dtype="float64")
@@ -382,6 +396,8 @@ def test_mistakes_are_refused_in_one_line(nodes: Any, more: dict[str, Any], mess
         ({"node": "m1", "kind": "experts", "parts": ["e0"]}, "m1 of toy has 0 experts"),
         ({"node": "m1", "kind": "neurons", "parts": ["n3"]}, "neurons read for themselves"),
         ({"node": "m1", "kind": "neurons", "parts": ["nx"], "own": True}, "a letter and a number"),
+        ({"node": "m1", "kind": "neurons", "parts": ["n7", "n07"], "own": True}, "without leading zeros"),
+        ({"node": "m1", "kind": "neurons", "parts": [], "own": True}, "m1 is split into no parts"),
         ({"node": "m1", "kind": "features", "parts": ["f3"], "digest": "0"}, "is needed to run"),
     ],
 )

@@ -14,6 +14,7 @@ together are the node, by construction. A part's name is its node's and its own,
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ from circuitdiscovery.graph.nodes import REST, parsed, part_name
 Kind = Literal["neurons", "features", "experts", "positions"]
 KINDS: tuple[str, ...] = get_args(Kind)
 LETTER = {"neurons": "n", "features": "f", "experts": "e", "positions": "@"}  # a part's name begins with it
+
+_NUMBER = re.compile("0|[1-9][0-9]{0,17}")  # as it is written, so that a part has one name
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class Split:
             )
         if self.kind not in KINDS or (self.kind != "positions" and place.kind != "mlp"):
             raise CircuitDiscoveryError(f"{self.node} cannot be split into {shown(self.kind)}")
+        if not self.parts:
+            raise CircuitDiscoveryError(f"{self.node} is split into no parts: it needs one beside the rest")
         if len(set(self.parts)) < len(self.parts):
             raise CircuitDiscoveryError(f"{self.node} is split into parts of the same name")
         if any(not part.startswith(LETTER[self.kind]) or part == REST for part in self.parts):
@@ -113,8 +118,10 @@ class Split:
                 f"{self.node}: a part of {self.kind} is named as in "
                 f"{part_name(self.node, LETTER[self.kind] + '3')!r}"
             )
-        if self.kind != "positions" and not all(part[1:].isdecimal() for part in self.parts):
-            raise CircuitDiscoveryError(f"{self.node}: a part of {self.kind} is a letter and a number")
+        if self.kind != "positions" and not all(_NUMBER.fullmatch(part[1:]) for part in self.parts):
+            raise CircuitDiscoveryError(
+                f"{self.node}: a part of {self.kind} is a letter and a number without leading zeros"
+            )
         if self.own != (self.kind == "neurons") and self.kind != "features":
             raise CircuitDiscoveryError(f"{self.node}: neurons read for themselves, {self.kind} do not")
         if len(self.spans) not in (0, len(self.parts)):

@@ -52,7 +52,8 @@ def split(
             `input`, a head or an MLP: `"positions"`, the positions that the task names; `"all"`, every
             position, for prompts of one length; named spans, such as `{"first": [0, 1], "last": [-1]}`; or a
             .json file that says where the spans of each prompt are, for prompts of different length.
-            What no part holds is in the part `rest`, so that all parts together are the node.
+            What no part holds is in the part `rest`, so that all parts together are the node; one of which
+            there is no part is left whole.
         task: whose positions are meant, or whose examples decide which neurons and features are kept.
         keep: how many neurons or features of each MLP become parts: those of the largest |damage| by
             integrated gradients on the task's examples. By default all; of features, where there is a task,
@@ -80,10 +81,15 @@ def split(
             raise CircuitDiscoveryError(f"{node} is a part already: name the node itself, with all its parts")
         if node not in model.graph.nodes:
             raise no_node(node, model.graph.nodes)
-    splits = [_split(model, node, parts, task) for node, parts in nodes.items()]
+    splits = [_split(model, node, parts, task) for node, parts in nodes.items() if not _is_empty(parts)]
     if task is not None:
         splits = _kept(model, task, splits, keep)
     return replace(model.graph, splits=tuple(splits))
+
+
+def _is_empty(parts: Any) -> bool:
+    """Whether a node is left whole: no neuron of it, or no span, is named."""
+    return isinstance(parts, list | tuple | range | Mapping | np.ndarray) and not len(parts)
 
 
 def _split(model: Model, node: str, parts: Any, task: Task | None) -> Split:
@@ -137,7 +143,7 @@ def _kept(model: Model, task: Task, splits: Sequence[Split], keep: int | None) -
         elif split.kind == "neurons" and keep is not None:
             kinds[parsed(split.node).layer] = NEURONS
     if not kinds:
-        if keep is not None:
+        if keep is not None and splits:
             raise CircuitDiscoveryError("keep is for neurons and features: spans and experts are all kept")
         return list(splits)
     setup = chosen_by(Setup.of(model, task, plain=True))
@@ -151,6 +157,8 @@ def _kept(model: Model, task: Task, splits: Sequence[Split], keep: int | None) -
             if keep is not None:
                 each = np.abs(damages[layer].mean(0))[numbers[some]]
                 some = np.sort(some[np.argsort(-each, kind="stable")[:keep]])
+            if not len(some):
+                continue
             split = replace(split, parts=tuple(split.parts[i] for i in some))
         found.append(split)
     return found
