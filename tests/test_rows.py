@@ -72,6 +72,34 @@ def test_a_prompt_with_two_counterfactuals_is_in_one_half(
     assert not {e.clean for e in task.examples} & {e.clean for e in task.held_out.examples}
 
 
+def both_ways(pairs: str) -> list[dict[str, str]]:
+    """Rows of one word each way, such as red | blue and blue | red."""
+    ask, each = "Mary and {} met. John gave a ring to", {"correct": " Mary", "incorrect": " John"}
+    ways = [way for pair in pairs.split() for way in (pair.split("-"), pair.split("-")[::-1])]
+    return [{"clean": ask.format(one), "corrupted": ask.format(other), **each} for one, other in ways]
+
+
+def test_the_two_directions_of_a_pair_are_in_one_half(toy: Any) -> None:
+    """Whatever ties rows, directly or through others: no prompt of one half is in the other at all."""
+    for pairs in ("Tom-Anna James-Kate Lucy-Paul Peter-Sarah", "Tom-Anna Anna-James Kate-Lucy Paul-Kate"):
+        for seed in range(6):
+            task = cd.load_task(both_ways(pairs), toy, seed=seed)
+            assert task.held_out is not None and (len(task), len(task.held_out)) == (4, 4)
+            halves = [{p for e in part for p in (e.clean, e.corrupted)} for part in (task, task.held_out)]
+            assert not halves[0] & halves[1]
+            assert "corrupted ones" not in str(task)
+
+
+def test_rows_that_are_all_tied_are_split_and_the_task_says_so(toy: Any) -> None:
+    """One corrupted prompt for all rows: half of them are held out still."""
+    rows = both_ways("Tom-Anna James-Anna Lucy-Anna")
+    task = cd.load_task([*rows[::2], rows[1]], toy, seed=1)
+    assert task.held_out is not None and (len(task), len(task.held_out)) == (2, 2)
+    seen = {e.corrupted for e in task} & {e.clean for e in task.held_out}
+    assert len(seen) == 1 and "held-out prompts that are corrupted ones of the search: 1 of 2>" in str(task)
+    assert "corrupted ones" not in str(task.held_out)
+
+
 # ------------------------------------------------------------------ bad rows
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import accumulate, islice
 from random import Random
 from typing import Any
 
@@ -156,17 +156,11 @@ def _records(given: Any) -> Sequence[Any] | None:
 
 
 def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int, skip_bad: bool) -> Task:
-    """Half of the distinct clean prompts by the seed, with all rows of each; the others are held out."""
+    """Half of the rows by the seed; the others are held out."""
     everything, bad = encoder.examples(table)
     if not (skip_bad and everything):
         table.refuse(bad)
-    rows_of: dict[tuple[int, ...], list[int]] = {}
-    for row, example in enumerate(everything):
-        rows_of.setdefault(example.clean, []).append(row)
-    prompts = list(rows_of.values())
-    Random(f"{seed}").shuffle(prompts)
-    half = (len(prompts) + 1) // 2
-    parts = [[row for rows in some for row in rows] for some in (prompts[:half], prompts[half:])]
+    parts = _halves(everything, seed)
     if examples is not None and examples > len(parts[0]):
         raise CircuitDiscoveryError(
             f"examples must be from 1 to {len(parts[0])}, not {examples}: {table.name} has "
@@ -177,6 +171,43 @@ def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int,
     rest = tuple(example for row, example in enumerate(everything) if row not in used)
     task = Task(table.name, chosen, seed=seed, others=rest, info={"skipped": len(bad)} if bad else {})
     return replace(task, held_out=replace(task, examples=held)) if held else task
+
+
+def _halves(examples: Sequence[Example], seed: int) -> tuple[list[int], list[int]]:
+    """The rows in two parts of about as many clean prompts: rows that share a prompt, clean or corrupted,
+    are in one, or where too many do those that share the clean one.
+    """
+
+    def size(rows: Sequence[int]) -> int:
+        return len({examples[row].clean for row in rows})
+
+    half = (size(range(len(examples))) + 1) // 2
+    groups = _tied([(example.clean, example.corrupted) for example in examples])
+    if max(map(size, groups)) > half:
+        groups = _tied([(example.clean, example.clean) for example in examples])
+    Random(f"{seed}").shuffle(groups)
+    before = [0, *accumulate(map(size, groups))]
+    cut = min(range(1, len(groups)), key=lambda end: (abs(before[end] - half), -end), default=1)
+    first, second = ([row for rows in some for row in rows] for some in (groups[:cut], groups[cut:]))
+    return first, second
+
+
+def _tied(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[int]]:
+    """The numbers of the pairs in groups: what shares something, directly or through others, is in one."""
+    above: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    def top(each: tuple[int, ...]) -> tuple[int, ...]:
+        while above.setdefault(each, each) != each:
+            above[each] = above[above[each]]
+            each = above[each]
+        return each
+
+    for one, other in pairs:
+        above[top(other)] = top(one)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, (one, _) in enumerate(pairs):
+        groups.setdefault(top(one), []).append(number)
+    return list(groups.values())
 
 
 def _from_saved(saved: SavedTask, model: HasTokenizer, examples: int | None, bos: bool | None) -> Task:

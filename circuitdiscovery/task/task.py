@@ -38,7 +38,8 @@ class Task:
     Args:
         name: a shipped task's, a file's without its suffix, or `tokens`.
         examples: what searches and `run_circuit` use, in this order.
-        held_out: what `evaluate` uses, drawn apart: no clean prompt is in both; None where there is none.
+        held_out: what `evaluate` uses, drawn apart: no clean prompt is in both, but one of them may be the
+            corrupted prompt of an example, and `print(task)` says how many are; None where there is none.
         metric: the task's own.
         seed: of the drawing or of the split; None where nothing was random.
         info: what else is known, ready for JSON: version, source, counterfactual and
@@ -187,7 +188,7 @@ class Task:
         parts += [f"counterfactual {self.info['counterfactual']}"] if "counterfactual" in self.info else []
         parts += [f"seed {self.seed}"] if self.seed is not None else []
         parts += [f"{self.info['skipped']} bad rows left out"] if "skipped" in self.info else []
-        return f"<Task {self.name}: {', '.join(parts)}{self._left_out()}>"
+        return f"<Task {self.name}: {', '.join(parts)}{self._left_out()}{self._seen()}>"
 
     def __getitem__(self, row: int) -> Example:
         """The example of a row."""
@@ -246,6 +247,14 @@ class Task:
             for name, words in left_out.items()
         ]
         return "; words left out: " + ", ".join(told) if told else ""
+
+    def _seen(self) -> str:
+        """Of the held-out prompts those that a search runs as corrupted ones."""
+        corrupted = {example.corrupted for example in self.examples}
+        held = () if self.held_out is None else self.held_out.examples
+        seen = sum(example.clean in corrupted for example in held)
+        told = "held-out prompts that are corrupted ones of the search"
+        return f"; {told}: {seen} of {len(held)}" if seen else ""
 
     @property
     def digest(self) -> str:
