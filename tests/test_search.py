@@ -17,6 +17,7 @@ from tiny import ARCHITECTURES, Prompts, Tiny, each_and_each, random_prompts
 from torch import Tensor
 
 import circuitdiscovery as cd
+from circuitdiscovery.search import alternatives
 from circuitdiscovery.search.acdc import receiver_order, source_order
 
 MIDPOINTS = [0.1, 0.3, 0.5, 0.7, 0.9]
@@ -455,6 +456,20 @@ def test_group_testing_keeps_only_edges_that_do_damage(tiny: Tiny, threshold: fl
     )
     assert damages == pytest.approx({edge: found.score(edge) for edge in found.edges}, abs=1e-5)
     assert min(damages.values()) > threshold - 1e-5
+
+
+def test_groups_are_the_same_however_many_alternatives_are_run_at_once(
+    toy: cd.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the batch size nor the room that a device has decides which edges go together."""
+    task = cd.load_task("ioi", toy, examples=6)
+    options: dict[str, Any] = {"threshold": 0.02, "metric": "logit_diff", "group_testing": True}
+    expected = cd.acdc(toy, task, **options)
+    assert expected != cd.acdc(toy, task, **options | {"group_testing": False})
+    longest = max(len(each.clean) for each in task.examples)
+    for room, batch_size in ((1, None), (3, 4)):
+        monkeypatch.setattr(alternatives, "TOKENS", {"cpu": room * 6 * longest})
+        assert cd.acdc(toy, task, **options, batch_size=batch_size) == expected
 
 
 class Killed(Exception):

@@ -207,21 +207,16 @@ class _Search:
                 mask[sources, receiver] = False
             return mask, scores
         current = [at_mask(case, mask, self.graph.receiver_layers[receiver]) for case in self.cases]
-        most = most_alternatives(current, mask, receiver)
-        # how many links the next chain has, and how many sources go with each
-        length, group = min(2, most), 1
-        if self.group_testing:
-            length = most = min(most, _GROUPS)
-            group = -(-len(sources) // most)
+        room = most_alternatives(current, mask, receiver)
+        # how many links the next chain has, and how many sources go with each: in groups whatever the room is
+        most = _GROUPS if self.group_testing else room
+        length, group = (most, -(-len(sources) // most)) if self.group_testing else (min(2, most), 1)
         old: float | None = None  # the metric before the chain; the first one evaluates it too
         while len(sources):
             chain = sources[: length * group]
             ends = np.append(np.arange(group, len(chain), group), len(chain))
             alternatives = without_more(mask[:, receiver], chain)[ends - 1]
-            if old is None:
-                alternatives = np.concatenate([mask[None, :, receiver], alternatives])
-            metrics = self._evaluate(current, mask, receiver, alternatives).tolist()
-            accepted, old, refused = self._accept(metrics.pop(0) if old is None else old, metrics)
+            accepted, old, refused = self._accept(current, mask, receiver, alternatives, old, room)
             gone = len(chain) if refused is None else accepted * group
             mask[sources[:gone], receiver] = False
             if refused is None:
@@ -230,21 +225,39 @@ class _Search:
                     2 * group if self.group_testing and length == most else group,
                 )
             elif group > 1:
-                group = -(-group // max(most, 2))
+                group = -(-group // most)
             else:
                 scores[sources[gone], receiver] = refused
                 gone, length = gone + 1, max(1, accepted)
             sources = sources[gone:]
         return mask, scores
 
-    def _accept(self, old: float, metrics: list[float]) -> tuple[int, float, float | None]:
-        """(how many of a chain are accepted, the metric after them, the refused one's damage or None)."""
-        for accepted, new in enumerate(metrics):
-            damage = self.metric.damage(old, new)
-            if self.refuses(damage):
-                return accepted, old, damage
-            old = new
-        return len(metrics), old, None
+    def _accept(
+        self,
+        current: list[Case],
+        mask: np.ndarray,
+        receiver: int,
+        alternatives: np.ndarray,
+        old: float | None,
+        room: int,
+    ) -> tuple[int, float | None, float | None]:
+        """(how many of a chain are accepted, the metric after them, the refused one's damage or None).
+
+        It runs as many at once as there is room for, up to the first refusal.
+        """
+        for start in range(0, len(alternatives), room):
+            some = alternatives[start : start + room]
+            if old is None:
+                some = np.concatenate([mask[None, :, receiver], some])
+            metrics = self._evaluate(current, mask, receiver, some).tolist()
+            before = metrics.pop(0) if old is None else old
+            for accepted, new in enumerate(metrics, start):
+                damage = self.metric.damage(before, new)
+                if self.refuses(damage):
+                    return accepted, before, damage
+                before = new
+            old = before
+        return len(alternatives), old, None
 
     def _evaluate(
         self, current: list[Case], mask: np.ndarray, receiver: int, alternatives: np.ndarray
