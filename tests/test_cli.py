@@ -956,6 +956,36 @@ def test_a_counterfactual_goes_from_the_search_to_the_circuit_and_its_evaluation
     assert call("evaluate", "alone.json", "--task", "induction").status == 0  # flip was ioi's
 
 
+def test_a_run_with_a_method_and_a_metric_of_ones_own_is_measured(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another process, which has not imported them: a file's words are no reason to do so."""
+    (tmp_path / "bymine.py").write_text(
+        "import circuitdiscovery as cd\n\ndef mine(model, task):\n    return cd.eap(model, task)\n\n"
+        "def top(logits, task):\n    return logits.amax(-1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    how = ("--method", "bymine:mine", "--examples", "2", "--edges", "60", "--measure", "none")
+
+    def another_process() -> None:
+        registry.TABLES["method"].pop("bymine:mine", None)
+        registry.TABLES["metric"].pop("bymine:top", None)
+
+    assert call("discover", "toy", "ioi", *how, "--out", "one").status == 0
+    assert call("discover", "toy", "ioi", *how, "--metric", "bymine:top", "--out", "two").status == 0
+    another_process()
+    for command in (("evaluate", "one", "--measure", "quick"), ("transfer", "one", "two")):
+        assert call(*command, "--json").status == 0
+    for command in (("evaluate", "two", "--measure", "quick"), ("explain", "two")):
+        told = one_line(call(*command))
+        assert "is 'bymine:top', which is your own: give it again with --metric" in told
+    for metric in ("bymine:top", "logit-diff"):
+        another_process()
+        done = call("evaluate", "two", "--measure", "quick", "--metric", metric, "--json")
+        assert json.loads(done.out)["metric"] == metric.replace("-", "_")
+    another_process()
+
+
 def test_evaluate_takes_other_options(call: Call, finished: Path) -> None:
     result = call(
         "evaluate",

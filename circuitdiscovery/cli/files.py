@@ -5,7 +5,7 @@ it was searched with; and what is printed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,22 +54,28 @@ def scores_of(path: str) -> Scores | None:
     return Scores.load(beside) if Path(path).name == "circuit.json" and beside.exists() else None
 
 
-def known_of_search(circuit: Circuit, path: str, *, but: Collection[str] = ()) -> dict[str, Any]:
-    """Options of the search that found a circuit: what run.json beside it says, else what the circuit knows,
-    `but` for some that do not matter."""
+def known_of_search(circuit: Circuit, path: str, names: Collection[str]) -> dict[str, Any]:
+    """Options by name of the search that found a circuit: what run.json beside it says, else what the circuit
+    knows. Others may be of a method that is not at hand."""
     path = file_of(path)
-    folder = Path(path).parent
-    known = {key: value for key, value in searched_with(circuit.info).items() if key not in but}
-    values = checked(known, path)
-    if Path(path).name == "circuit.json" and (folder / "run.json").exists():
-        values |= checked(recorded(folder)["options"], str(folder / "run.json"))
+    run = Path(path).parent / "run.json"
+
+    def those(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+        return checked({name: value for name, value in options.items() if name in names}, where)
+
+    values = those(searched_with(circuit.info), path)
+    if Path(path).name == "circuit.json" and run.exists():
+        values |= those(recorded(run.parent)["options"], str(run))
     return values
 
 
-def evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> Options:
-    """What is given; else what is known of the circuit's search."""
+def evaluation_options(
+    circuit: Circuit, path: str, given: dict[str, Any], names: Collection[str] = EVALUATION_FIELDS
+) -> Options:
+    """What is given; else what is known of the circuit's search, of the options that are named."""
     asked_anew = {key: value for key, value in given.items() if value is not None}
-    values = known_of_search(circuit, path, but=asked_anew) | asked_anew
+    others = [name for name in names if name not in asked_anew]
+    values = known_of_search(circuit, path, others) | asked_anew
     path = file_of(path)
     for key, check in (("model", check_model), ("task", task_name)):
         if not isinstance(values.get(key), str):
@@ -80,7 +86,7 @@ def evaluation_options(circuit: Circuit, path: str, given: dict[str, Any]) -> Op
         values.pop("counterfactual", None)  # was another task's
     if isinstance(values.get("counterfactual"), str):
         values["counterfactual"] = valid_counterfactual(values["task"], values["counterfactual"])
-    return Options.of({field: values[field] for field in EVALUATION_FIELDS if field in values})
+    return Options.of({field: values[field] for field in names if field in values})
 
 
 def from_file(path: str, key: str, check: Callable[[str], str], value: str) -> str:

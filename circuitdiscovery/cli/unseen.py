@@ -94,7 +94,7 @@ def searched(
     found, wrong = None, list[CircuitDiscoveryError]()
     digest = circuit.info.get("data", {}).get("examples")
     try:
-        values = known_of_search(circuit, path)
+        values = known_of_search(circuit, path, ("task", *DRAWN_WITH))
     except CircuitDiscoveryError as error:
         values, wrong = {}, [error]
     names = [values["task"], *(asked if digest else ())] if "task" in values else []

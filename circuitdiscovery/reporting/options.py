@@ -233,7 +233,10 @@ def checked(values: Mapping[str, Any], where: str, *, names_too: bool = True) ->
             try:
                 value = canonical(cast(Kind, name), value)
             except CircuitDiscoveryError as error:
-                raise CircuitDiscoveryError(f"{where}: the field 'options.{name}': {error}") from None
+                told = f": {error}"
+                if ":" in value:  # which a file's word is no reason to import
+                    told = f" is {shown(value)}, which is your own: give it again with {_flag(name)}"
+                raise CircuitDiscoveryError(f"{where}: the field 'options.{name}'{told}") from None
         found[name] = value
     return found
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from circuitdiscovery.model.model import Model
     from circuitdiscovery.task.task import Task
 
+_OF_SEARCH = ("model", "task", "counterfactual", "device", "dtype")  # how it measured is of no account
+
 
 @cli.command(short_help="Measure CIRCUITs on each other's tasks.")
 @click.argument("circuits", type=CIRCUIT, nargs=-1, required=True, metavar="CIRCUIT...")
@@ -83,7 +85,7 @@ def transfer(
     given = {"model": model, "task": tasks[0] if tasks else None, "device": device, "dtype": dtype}
     found = {path: circuit_of(path) for path in circuits}
     options = {
-        path: evaluation_options(circuit, path, {**given, "counterfactual": None})
+        path: evaluation_options(circuit, path, {**given, "counterfactual": None}, _OF_SEARCH)
         for path, circuit in found.items()
     }
     load = cache(lambda name, device, dtype: cd.load_model(name, device=device, dtype=dtype))
