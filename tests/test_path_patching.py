@@ -442,6 +442,15 @@ def test_a_node_stands_for_all_it_reads_by(gpt2: Tiny, llama: Tiny) -> None:
     assert receivers(gpt2, "m1", "a1.h2") == ("a1.h2<q>", "a1.h2<k>", "a1.h2<v>", "m1")
     assert receivers(llama, "a1.h2") == ("a1.h2<q>", "a1.kv1<k>", "a1.kv1<v>")  # its group's
     assert receivers(llama, "a1.kv0", "a1.h0<q>") == ("a1.h0<q>", "a1.kv0<k>", "a1.kv0<v>")
+    options: dict[str, Any] = {
+        "graph": cd.split(llama.model, {"a1.h2": {"first": [0]}}),
+        "senders": ["input"],
+    }
+    for name in ("a1.h2", "a1.h2/@first"):  # its positions read as it does
+        found = path_patching(llama.model, llama.prompts.task, receivers=name, **options).receivers
+        assert found == ("a1.h2<q>", "a1.kv1<k>", "a1.kv1<v>")
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"'a1\.h2<k>'; a1\.h2, a1\.h3 share a1\.kv1<k>"):
+        path_patching(llama.model, llama.prompts.task, receivers="a1.h2<k>", **options)
 
 
 @pytest.mark.parametrize(

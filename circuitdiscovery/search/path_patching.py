@@ -311,7 +311,8 @@ def _columns(graph: Graph, names: Iterable[str]) -> np.ndarray:
         named = [
             i
             for i, receiver in enumerate(graph.receivers)
-            if name in (receiver, whole_of(receiver), *graph.reader_nodes(receiver))
+            if name
+            in (receiver, whole_of(receiver), *graph.reader_nodes(receiver), *_readers(graph, receiver))
         ]
         if not named:
             raise _no_receiver(graph, name)
@@ -321,13 +322,16 @@ def _columns(graph: Graph, names: Iterable[str]) -> np.ndarray:
     return np.array(sorted(found))
 
 
+def _readers(graph: Graph, receiver: str) -> tuple[str, ...]:
+    """The nodes that a receiver feeds, whole."""
+    return tuple(dict.fromkeys(map(whole_of, graph.reader_nodes(receiver))))
+
+
 def _no_receiver(graph: Graph, name: str) -> CircuitDiscoveryError:
     letter = letter_of(name)
     for group in graph.receivers:
-        if letter and letter_of(group) == letter and node_of(name) in graph.reader_nodes(group):
-            return CircuitDiscoveryError(
-                f"no receiver {name!r}; {', '.join(graph.reader_nodes(group))} share {group}"
-            )
+        if letter and letter_of(group) == letter and node_of(name) in (heads := _readers(graph, group)):
+            return CircuitDiscoveryError(f"no receiver {name!r}; {', '.join(heads)} share {group}")
     return no_node(name, [*graph.receivers, *graph.inner], "receiver")
 
 
