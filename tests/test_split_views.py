@@ -169,6 +169,10 @@ def test_a_node_is_in_a_circuit_that_has_a_part_of_it() -> None:
     assert "m0/rest" not in circuit and "m1" not in circuit
     with pytest.raises(CircuitDiscoveryError, match="no node 'm0/n4'"):
         assert "m0/n4" in circuit
+    reading = Circuit.from_edges(SMALL, ["input/@a->a0.h1<q>", "input/@a->m1"])
+    assert reading.nodes == ("input/@a", "a0.h1", "m1") and all(node in reading for node in reading.nodes)
+    assert "a0.h1/@a" not in reading and "m0" not in reading
+    assert reading.without(["a0.h1"]).nodes == ("input/@a", "m1")
 
 
 def test_a_nodes_name_stands_for_its_parts_and_the_input_stays() -> None:

@@ -54,11 +54,12 @@ def check_same_graph(a: HasOrigin, b: HasOrigin) -> None:
 
 
 def named_nodes(graph: Graph, names: Iterable[str]) -> set[str]:
-    """The nodes of some names; of a node that is split its parts."""
+    """The nodes of some names; of a node that is split its parts, and itself where it reads for them."""
     valid, named = node_order(graph), set(names)
     for split in graph.splits:
         if split.node in named:
-            named = (named - {split.node}) | set(split.names)
+            named |= set(split.names)
+            named -= {split.node} - set(valid)
     if wrong := sorted(named - set(valid)):
         raise no_node(wrong[0], valid)
     return named
