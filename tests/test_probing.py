@@ -17,6 +17,7 @@ import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.semisynthetic import problem
 from circuitdiscovery.cli.main import cli
 from circuitdiscovery.features import probe_fit
+from circuitdiscovery.features.probe_question import Question
 
 f = cd.features
 
@@ -319,6 +320,37 @@ def test_a_table_is_saved_read_plotted_and_printed(toy: Any, tmp_path: Path) -> 
 X, BIT = planted(20)
 
 
+def test_what_is_held_out_is_of_other_tokens_than_training(toy: Any) -> None:
+    """Labels at random, one of each beginning: of rows alone, and of groups, which stay whole."""
+    words = f.word_labels(toy, cd.load_task("subject_verb_agreement", toy, examples=128), "number")
+    acts, rng = words.activations(toy, "resid2"), np.random.default_rng(0)
+    starts = [words.prompts[row][: at + 1] for row, at in zip(words.rows, words.positions, strict=True)]
+    drawn = {start: int(rng.integers(2)) for start in sorted(set(starts))}
+    labels = [drawn[start] for start in starts]
+    assert len(drawn) < len(starts)
+    for groups in (None, words.rows):
+        question = Question.of(acts.places, labels, False, groups, 4, 0)
+        kept = [start for start, used in zip(starts, question.used, strict=True) if used]
+        train, test = ({kept[i] for i in np.flatnonzero(part)} for part in (~question.test, question.test))
+        assert not train & test and 0.1 < question.test.mean() < 0.4
+        if groups is not None:
+            rows = np.array(groups)[question.used]
+            assert not set(rows[question.test]) & set(rows[~question.test])
+            assert len(kept) < len(starts)
+    found = f.probe(acts, labels, control=False, l2=1e-4)
+    assert found.accuracy.low < 0.5 < found.accuracy.high
+
+
+def test_labels_of_rows_are_not_taken_for_labels_of_prompts(toy: Any) -> None:
+    """As many rows as prompts, two of which have no second token."""
+    texts, labels = ["The", "The keys are", "The", "The keys were"], ["a", "b", "a", "b"]
+    acts = f.activations(toy, texts, "resid1")
+    assert acts.rows.tolist() == [1, 1, 3, 3]
+    with pytest.raises(cd.CircuitDiscoveryError, match="4 labels are as many as rows and as prompts, but"):
+        f.probe(acts, labels)
+    assert f.probe(acts.values, labels).scores.train == 2  # of a matrix they are of rows
+
+
 @pytest.mark.parametrize(
     "wrong, told",
     [
@@ -376,7 +408,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert [row["site"] for row in found["rows"]] == ["resid0", "resid3"]
     assert found["rows"][1]["scores"]["shared"] == 0 and found["rows"][1]["erasure"]["effect"]["value"] < -3
     table = tmp_path / "own.csv"
-    table.write_text("text,token,label\n" + "The dogs are red.,dogs,many\nThe dog is red.,dog,one\n" * 2)
+    table.write_text("text,token,label\n" + "The dogs are red.,dogs,many\nThe dog is red.,dog,one\n")
+    with table.open("a") as file:
+        file.write("The keys are red.,keys,many\nThe key is red.,key,one\n")
     result = CliRunner().invoke(cli, [*asked, "--csv", str(table)])
     assert result.exit_code == 0 and "own in toy: 2 labels" in result.stdout
     for wrong, told in (

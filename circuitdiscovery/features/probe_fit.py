@@ -76,7 +76,8 @@ def held_out(truth: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndar
         if (now > 0).all() and (now < counts).all():
             return taken[groups]
     raise CircuitDiscoveryError(
-        "the groups cannot be split so that every label is on both sides: each label needs rows in two groups"
+        "the groups cannot be split so that every label is on both sides: each label needs rows in two "
+        "groups, and rows of the same tokens are in one"
     )
 
 

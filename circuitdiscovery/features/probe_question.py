@@ -25,8 +25,10 @@ class Question:
     Args:
         label: its name.
         classes: the labels, sorted.
-        truth: [n], numbers of classes.
-        units: [n], the number of each row's group; None: rows are alone.
+        used: [rows] bool: all but those held out by their group whose tokens stand in training, too: the
+            prompt up to the row's token, on which alone its activation depends.
+        truth: [n], numbers of classes, of the rows that are used.
+        units: [n], the number of each row's group; None: rows are alone, each of other tokens.
         test: [n] bool, which rows are held out.
         controls: [n] each, control labels.
         shared: of the held-out rows, whose type is in training.
@@ -34,6 +36,7 @@ class Question:
 
     label: str
     classes: tuple[str, ...]
+    used: np.ndarray
     truth: np.ndarray
     units: np.ndarray | None
     test: np.ndarray
@@ -45,9 +48,12 @@ class Question:
         """The question for the rows of activations at some places.
 
         Raises:
-            CircuitDiscoveryError: another number of labels, types or groups than rows; labels of one kind.
+            CircuitDiscoveryError: another number of labels, types or groups than rows; labels of one kind;
+                rows that cannot be split.
         """
         own = labels if isinstance(labels, Labels) else None
+        if own is None or not own.prompts:
+            _check_order(at, own.values if own else labels)
         values, whole = _each(at, own.values if own else labels, "labels")
         classes, truth = np.unique(values, return_inverse=True)
         if len(classes) < 2:
@@ -65,9 +71,20 @@ class Question:
         units = _numbers(at, groups, "groups") if groups is not None else None
         if units is None and whole:
             units = at.rows.numpy()  # rows of one prompt share its label
+        prefixes = at.prefixes if at.prompts else np.arange(len(truth))
+        if at.prompts:
+            units = _joined(at, prefixes, units)
         if units is not None and units.max() == 0:
-            raise CircuitDiscoveryError("groups are all one: two at least are needed, one of them held out")
+            what = "groups are" if groups is not None or whole else "the rows' tokens are"
+            raise CircuitDiscoveryError(f"{what} all one: two at least are needed, one of them held out")
         test = probe_fit.held_out(truth, units, seed)
+        used = ~(test & np.isin(prefixes, prefixes[~test]))
+        gone = np.setdiff1d(truth, truth[test & used])
+        if len(gone):
+            raise CircuitDiscoveryError(
+                f"every row with the label {shown(str(classes[gone[0]]))} that is held out is of tokens that "
+                "are in training, too: give rows of later positions"
+            )
         types = None
         if control is not False:
             given = own.types if control is None and own is not None else control
@@ -76,9 +93,23 @@ class Question:
             elif at.prompts:
                 types = np.unique(at.tokens.numpy(), return_inverse=True)[1]
         name = own.name if own else "label"
+        truth, test = truth[used], test[used]
+        types, units = (None if each is None else each[used] for each in (types, units))
         drawn = () if types is None else _controls(truth, types, test, draws, seed)
         shared = float(np.isin(types[test], types[~test]).mean()) if drawn and types is not None else None
-        return cls(name, tuple(map(str, classes)), truth, units, test, drawn, shared)
+        return cls(name, tuple(map(str, classes)), used, truth, units, test, drawn, shared)
+
+
+def _check_order(at: Places, values: Any) -> None:
+    """Refuse values of which nobody knows whether they are one per row or one per prompt."""
+    count = len(at.rows)
+    if not at.prompts or not hasattr(values, "__len__") or not len(values) == count == len(at.prompts):
+        return
+    if at.rows.tolist() != list(range(count)):
+        raise CircuitDiscoveryError(
+            f"{count:,} labels are as many as rows and as prompts, but rows are not one per prompt: leave "
+            "prompts without a row out, and give a label per row"
+        )
 
 
 def _each(at: Places, given: Any, what: str) -> tuple[np.ndarray, bool]:
@@ -99,6 +130,24 @@ def _each(at: Places, given: Any, what: str) -> tuple[np.ndarray, bool]:
 
 def _numbers(at: Places, given: Any, what: str) -> np.ndarray:
     return np.unique(_each(at, given, what)[0], return_inverse=True)[1]
+
+
+def _joined(at: Places, prefixes: np.ndarray, units: np.ndarray | None) -> np.ndarray | None:
+    """Groups of rows, those joined that have the tokens of a prompt's last row in common; without groups
+    rows of the same tokens, and None where all are of other tokens."""
+    if units is None:
+        numbers, own = np.unique(prefixes, return_inverse=True)
+        return own if len(numbers) < len(own) else None
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    order = np.lexsort((at.positions.numpy(), at.rows.numpy()))
+    last = order[np.append(np.diff(at.rows.numpy()[order]) > 0, True)]
+    shared = np.isin(prefixes, prefixes[last])
+    ends = units[shared], units.max() + 1 + prefixes[shared]
+    size = int(ends[1].max()) + 1
+    graph = coo_array((np.ones(len(ends[0]), bool), ends), shape=(size, size))
+    return np.unique(connected_components(graph, directed=False)[1][units], return_inverse=True)[1]
 
 
 def _controls(

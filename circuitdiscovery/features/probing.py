@@ -244,7 +244,7 @@ def probe_of(question: Question, acts: Activations, k: int | None, l2: float, se
         )
     if k is not None and not 1 <= k <= acts.d:
         raise CircuitDiscoveryError(f"k must be from 1 to the width, {acts.d}, not {k}")
-    values, test, count = acts.values.double(), question.test, len(question.classes)
+    values, test, count = acts.values.double()[question.used], question.test, len(question.classes)
     found = probe_fit.fit(values, question.truth, test, count, k, l2)
     own, truth = found(values)[test], question.truth[test]
     units = None if question.units is None else question.units[test]
@@ -282,19 +282,21 @@ def probe(
 ) -> Probe:
     """Fit a linear probe to activations, and measure it on rows that it has not seen.
 
-    Three tenths of the rows are held out, of each label about as many. Two labels are told by logistic
+    Three tenths of the rows are held out, of each label about as many; rows whose prompts are the same up to
+    their tokens, and so their activations, are held out together. Two labels are told by logistic
     regression (with k= TransformerLens' `fit_sparse_probe`), several by softmax regression, on standardised
     columns and with all labels weighed the same.
 
     Args:
         acts: what `activations` gives, or a matrix [rows, d].
         labels: what `labels` gives, or texts, numbers or truth values: one per row, or one per prompt, whose
-            rows are then held out together.
+            rows are then held out together, but for those whose tokens are in training, too.
         k: of two labels: read k columns only, those whose means differ most.
         control: the type of each row, whose control label is the same wherever it stands; by default the word
             that the labels are of, else the row's token. False: no control.
         groups: the group of each row (or prompt): what the split must not share, and what is resampled for
-            intervals. Where they hold out whole types, the control is at chance by construction.
+            intervals. Held-out rows whose tokens are in training, too, are left out. Where groups hold out
+            whole types, the control is at chance by construction.
         draws: how many sets of control labels the control is the mean of.
         l2: the penalty on the weights.
         seed: of the split, the control labels and the bootstrap.
