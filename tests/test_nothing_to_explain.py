@@ -107,12 +107,32 @@ def test_a_file_of_unchanged_rows_is_refused(tmp_path: Path) -> None:
     other = f'"{task.examples[0].text}","{toy.tokenizer.decode(task.examples[0].corrupted)}", Mary, John'
     (tmp_path / "same.csv").write_text("\n".join(["clean,corrupted,correct,incorrect", *same]))
     with pytest.raises(
-        cd.CircuitDiscoveryError, match="task same: every corrupted prompt is its clean prompt"
+        cd.CircuitDiscoveryError, match=r"4 of 4 rows .* row 1: the corrupted prompt is the clean one"
     ):
         cd.load_task(tmp_path / "same.csv", toy)
     (tmp_path / "one.csv").write_text("\n".join(["clean,corrupted,correct,incorrect", *same, other]))
-    found = cd.load_task(tmp_path / "one.csv", toy)
-    assert found.held_out is not None and len(found) + len(found.held_out) == 5
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"4 of 5 rows .* there is nothing to explain"):
+        cd.load_task(tmp_path / "one.csv", toy)
+    found = cd.load_task(tmp_path / "one.csv", toy, skip_bad=True)
+    assert len(found) == 1 and found.info["skipped"] == 4
+    saved = unchanged(task)
+    saved.save(tmp_path / "saved.json")
+    with pytest.raises(cd.CircuitDiscoveryError, match="task ioi: every corrupted prompt is its clean"):
+        cd.load_task(tmp_path / "saved.json", toy)
+
+
+def test_a_counterfactual_that_leaves_a_prompt_as_it_is_is_refused(tmp_path: Path) -> None:
+    """Of the two cases one has no other."""
+    (tmp_path / "half.toml").write_text(
+        'description = "d"\ntemplates = ["Then the {dogs} on the cabinet"]\ncorrect = " {is}"\n'
+        'incorrect = " {are}"\n[slots]\nnoun = "noun"\n[counterfactuals.number]\ncase = { one = "many" }\n'
+        '[cases]\none = { dogs = "{noun.one}", is = "is", are = "are" }\n'
+        'many = { dogs = "{noun.many}", is = "are", are = "is" }\n'
+        '[words.noun]\none = ["key", "dog", "cat"]\nmany = ["keys", "dogs", "cats"]\n'
+    )
+    told = r"task half, row \d: the corrupted prompt is the clean one, 'Then the \w+s on the cabinet'"
+    with pytest.raises(cd.CircuitDiscoveryError, match=told):
+        cd.load_task(tmp_path / "half.toml", cd.load_model("toy"))
 
 
 def test_the_given_file_is_refused(shared: Path) -> None:

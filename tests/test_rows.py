@@ -66,7 +66,7 @@ def test_the_given_duplicates_are_apart(toy: Any, shared: Path) -> None:
 def test_a_prompt_with_two_counterfactuals_is_in_one_half(
     toy: Any, records: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    other = [{**records[0], "corrupted": records[0]["clean"]}]
+    other = [{**records[0], "corrupted": records[0]["clean"].replace(records[0]["incorrect"], " Anna")}]
     task = cd.load_task(write(tmp_path / "t.csv", [*records[:3], *other]), toy)
     assert task.held_out is not None and len(task) + len(task.held_out) == 4
     assert not {e.clean for e in task.examples} & {e.clean for e in task.held_out.examples}

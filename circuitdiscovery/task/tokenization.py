@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.task.example import Example, resolve_position
 from circuitdiscovery.task.table import Row, Table
 
@@ -215,7 +215,7 @@ class Encoder:
         return found, bad
 
     def example(self, row: Row) -> Example:
-        """The row as tokens, checked: equal lengths, a position
+        """The row as tokens, checked: prompts of equal length that differ, a position
         inside, answers of one token each that differ.
         """
         clean, corrupted = self.prompt(row.clean, row.where), self.prompt(row.corrupted, row.where)
@@ -223,6 +223,11 @@ class Encoder:
             raise UnequalLengths(
                 f"{row.where}: clean has {len(clean)} tokens and corrupted {len(corrupted)}: "
                 f"{self.show(clean)} and {self.show(corrupted)}"
+            )
+        if clean == corrupted:
+            raise CircuitDiscoveryError(
+                f"{row.where}: the corrupted prompt is the clean one, {shown(row.clean)}: there is nothing "
+                "to explain"
             )
         answers = [
             tuple(self._token(row, answer) for answer in side) for side in (row.correct, row.incorrect)
