@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import circuitdiscovery as cd
 from circuitdiscovery.features.dictionary import KINDS
@@ -63,6 +64,29 @@ def test_the_distance_is_what_the_model_loses_over_what_it_loses_by_the_mean(
     expected = (divergence + weight * sum(errors) / len(errors)) / (1 + weight) if weight else divergence
     assert float(found) == pytest.approx(acts.d * expected, rel=1e-4)
     assert float(after.away(torch.arange(len(acts)))(acts.values)) == pytest.approx(0, abs=1e-4)
+
+
+def test_prompts_run_apart_where_positions_depend_on_their_length() -> None:
+    """Rotary positions that change with the prompt's length: nothing is lost by the true activations."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        initializer_range=0.3,
+        rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+    )
+    model = cd.load_model(LlamaForCausalLM(config).eval())
+    acts = f.activations(model, [torch.randint(50, (size,)).tolist() for size in (12, 40, 12)], "m0")
+    mean = acts.values.mean(0)
+    after = Downstream(model, acts, mean, 0.5, torch.Generator().manual_seed(0))
+    every = torch.arange(len(acts))
+    assert float(after.away(every)(acts.values)) == pytest.approx(0, abs=1e-4)
+    assert float(after.away(every)(mean.expand(len(acts), -1))) == pytest.approx(acts.d, rel=1e-4)
 
 
 def test_the_gradient_is_the_distances(toy: Any) -> None:

@@ -23,6 +23,7 @@ from circuitdiscovery.features.collecting import Activations
 from circuitdiscovery.features.forward import LOGITS, forward, site_of
 from circuitdiscovery.features.sites import layers_of
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.run import run_tokens
 
 _LOGITS_AT_ONCE = 2**25  # numbers; what is learnt depends on it, so it does not follow what memory is free
 _PROMPTS_OF_MEAN = 64  # on which the cost of the mean is measured
@@ -60,6 +61,8 @@ class Downstream:
         self._wanted = (LOGITS, *(f"resid{layer}" for layer in after))
         order = np.argsort(written.rows.numpy(), kind="stable")
         self._rows = np.split(order, np.flatnonzero(np.diff(written.rows.numpy()[order])) + 1)
+        self._apart = run_tokens(model) == 0  # positions depend on a prompt's length
+        self._lengths = torch.tensor([len(prompt) for prompt in written.prompts])
         self._cost = [1.0] * len(self._wanted)
         self._cost = self._cost_of(mean, generator)
 
@@ -103,20 +106,29 @@ class Downstream:
 
     def _terms(self, which: Tensor, made: Tensor) -> list[Tensor]:
         """KL and the streams' squared errors, averaged over rows, each over what it is of the mean."""
+        lengths = self._lengths[self._acts.rows[which]]
+        some = [lengths == length for length in lengths.unique()] if self._apart else [slice(None)]
+        sums = [torch.stack(self._sums(which[each], made[each])) for each in some]
+        total = torch.stack(sums).sum(0) / len(which)
+        return list((total / torch.tensor(self._cost).to(total)).unbind())
+
+    def _sums(self, which: Tensor, made: Tensor) -> list[Tensor]:
+        """KL and the streams' squared errors, summed over rows whose prompts run together."""
         model, acts = self._model, self._acts
         numbers, place = acts.rows[which].unique(return_inverse=True)
         prompts = [torch.tensor(acts.prompts[number]) for number in numbers.tolist()]
-        # no token reads what comes after it, so shorter prompts may end in any token
+        # no token reads what comes after it, so shorter prompts may end in any token where their length
+        # changes nothing else
         tokens = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(model.device)
         at = place.to(model.device), acts.positions[which].to(model.device)
         with torch.no_grad():
             plain = forward(model, tokens, self._wanted)
         edits = {self._place: lambda x: x.index_put(_on(x, at), made.to(x))}
         found = forward(model, tokens, self._wanted, edits)
-        terms = [kl_from(plain[LOGITS][at], found[LOGITS][at]).mean()]
+        terms = [kl_from(plain[LOGITS][at], found[LOGITS][at]).sum()]
         for name in self._wanted[1:]:
-            terms.append(precise((found[name] - plain[name])[_on(found[name], at)]).square().sum(-1).mean())
-        return [each.to(made.device) / cost for each, cost in zip(terms, self._cost, strict=True)]
+            terms.append(precise((found[name] - plain[name])[_on(found[name], at)]).square().sum())
+        return [each.to(made.device) for each in terms]
 
 
 def _on(x: Tensor, at: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
