@@ -251,6 +251,17 @@ redraw = ["girl", "boy"]
 girl = ["Ann", "Kim", "Sue"]
 boy = ["Ben", "Tom", "Max"]
 """
+ORDERS = """version = 1
+description = "x"
+templates = ["{which} {noun} near the car", TEMPLATE]
+correct = " {verb}"
+incorrect = " {other}"
+slots = { noun = "noun" }
+orders.one = { which = "This", verb = "is", other = "are" }
+orders.two = { which = "These", verb = "are", other = "is" }
+counterfactuals.noun.redraw = ["noun"]
+words.noun = ["sheep", "fish", "deer"]
+"""
 
 
 @pytest.mark.parametrize(
@@ -259,6 +270,11 @@ boy = ["Ben", "Tom", "Max"]
         (FILE, "Then {A} saw", "field 'templates': 'Then {A} saw' lacks the slot 'B' of its answers"),
         (FILE, "Then", "'Then' lacks the slot 'B' of its answers"),
         (CASES, "Then", "'Then' lacks a slot that says which 'pronoun' is right: child, name"),
+        (
+            ORDERS,
+            "Then {noun} near",
+            "'Then {noun} near' lacks a slot that says which 'verb' is right: which",
+        ),
     ],
 )
 def test_a_template_without_a_slot_of_its_answers_is_named(
@@ -268,6 +284,12 @@ def test_a_template_without_a_slot_of_its_answers_is_named(
     with pytest.raises(CircuitDiscoveryError) as caught:
         read_task(tmp_path / "mine.toml")
     assert str(caught.value).startswith(f"{tmp_path / 'mine.toml'}: ") and str(caught.value).endswith(says)
+
+
+def test_a_name_that_says_the_same_in_every_order_needs_no_slot(tmp_path: Path) -> None:
+    same = ORDERS.replace('verb = "are", other = "is"', 'verb = "is", other = "are"')
+    (tmp_path / "t.toml").write_text(same.replace("TEMPLATE", '"Then {noun} near"'))
+    read_task(tmp_path / "t.toml")
 
 
 def test_a_template_may_leave_a_name_out(tmp_path: Path) -> None:

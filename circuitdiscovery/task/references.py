@@ -59,7 +59,7 @@ def _shown(task: TaskFile, template: Text) -> set[str]:
 
 def _check_answers(where: str, task: TaskFile, template: Text, elsewhere: set[str]) -> None:
     """The template has every slot of the answers that others have, and something that
-    says the case where an answer depends on it.
+    says the order or the case where an answer depends on it.
 
     A slot that no template has is drawn for the answers alone.
     """
@@ -67,7 +67,6 @@ def _check_answers(where: str, task: TaskFile, template: Text, elsewhere: set[st
     told = "".join(
         part if isinstance(part, str) else f"{{{'.'.join(filter(None, part))}}}" for part in template.parts
     )
-    in_cases = set(next(iter(task.cases.values())))
     for answer in (*task.correct, *task.incorrect):
         for ref in answer.refs:
             if (
@@ -76,17 +75,17 @@ def _check_answers(where: str, task: TaskFile, template: Text, elsewhere: set[st
                 and not {ref.name, task.slots[ref.name].repeats} & shown
             ):
                 raise CircuitDiscoveryError(f"{where}: {told!r} lacks the slot {ref.name!r} of its answers")
-            if ref.name in in_cases and len(task.cases) > 1 and not in_cases & shown:
-                others = ", ".join(
-                    sorted(
-                        in_cases
-                        - {name for text in (*task.correct, *task.incorrect) for name in _names(text)}
+            for tables in (task.orders, task.cases):
+                first = next(iter(tables.values()))
+                names = {name for name in first if len({table[name] for table in tables.values()}) > 1}
+                if ref.name in names and not names & shown:
+                    others = names - {
+                        name for text in (*task.correct, *task.incorrect) for name in _names(text)
+                    }
+                    raise CircuitDiscoveryError(
+                        f"{where}: {told!r} lacks a slot that says which {ref.name!r} is right: "
+                        f"{', '.join(sorted(others)) or ref.name}"
                     )
-                )
-                raise CircuitDiscoveryError(
-                    f"{where}: {told!r} lacks a slot that says which {ref.name!r} is right: "
-                    f"{others or ref.name}"
-                )
 
 
 def _names(text: Text) -> set[str]:
