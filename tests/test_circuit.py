@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from circuitdiscovery.circuit.circuit import Circuit
+from circuitdiscovery.circuit.circuit_json import options_of
 from circuitdiscovery.circuit.load import load_circuit
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -180,13 +181,18 @@ def test_scores_are_values() -> None:
 
 
 def test_selection_is_recorded() -> None:
+    """Beside the options of the search, which may have been given a number of edges too."""
     circuit = random_scores(GRAPH).top(5)
-    assert circuit.info["options"] == {
-        "metric": "logit_diff",
-        "selection": "top",
-        "edges": 5,
-        "absolute": True,
-    }
+    selection = {"by": "top", "edges": 5, "absolute": True}
+    assert circuit.info["options"] == {"metric": "logit_diff", "selection": selection}
+    ordered = Scores(GRAPH, random_scores(GRAPH).values, INFO | {"options": {"edges": 100, "threshold": 0.5}})
+    for taken in (ordered.top(5), ordered.above(0.1), ordered.greedy(3), ordered.best(4)):
+        assert {name: taken.info["options"][name] for name in ("edges", "threshold")} == {
+            "edges": 100,
+            "threshold": 0.5,
+        }
+    old = {"options": {"metric": "logit_diff", "selection": "top", "edges": 5, "absolute": True}}
+    assert options_of(Circuit(GRAPH, circuit.mask, info=old).info) == options_of(circuit.info)
     assert circuit.info["model"] == INFO["model"]
     assert circuit.score(circuit.edges[0]) == random_scores(GRAPH)[circuit.edges[0]]
 

@@ -358,6 +358,7 @@ def change(path: Path, edit: Callable[[Any], None]) -> None:
             lambda circuit: circuit["options"].update(ablation="mean"),
             "its ablation is 'mean', not 'resample'",
         ),
+        (lambda circuit: circuit["options"]["selection"].update(edges=7), "its edges is 7, not"),
         (
             lambda circuit: circuit["edges"].update({next(iter(circuit["edges"])): 7.0}),
             "its scores are not those of scores.safetensors",

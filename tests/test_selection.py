@@ -76,7 +76,7 @@ def test_large_graphs_are_connected_and_near_the_bound(n: int) -> None:
     assert len(graph) > MILP_EDGES
     scores = cd.Scores(graph, drawn(graph))
     found = scores.best(n)
-    assert found.info["options"]["solver"] == "greedy"
+    assert found.info["options"]["selection"]["solver"] == "greedy"
     assert len(found) <= n and found.pruned() == found and on_networkx_paths(found)
     if n >= 300:
         assert len(found) == n

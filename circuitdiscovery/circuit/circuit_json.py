@@ -127,6 +127,21 @@ def info_of(value: Mapping[str, Any], graph: Graph, where: str = "info") -> Mapp
     return MappingProxyType(info)
 
 
+def options_of(info: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """(name, value) of a search's options, and then of how edges were taken from its scores: older files have
+    these among them."""
+    options = dict(info.get("options", {}))
+    taken = options.get("selection")
+    if not isinstance(taken, Mapping):
+        return list(options.items())
+    del options["selection"]
+    return [
+        *options.items(),
+        ("selection", taken.get("by")),
+        *((k, v) for k, v in taken.items() if k != "by"),
+    ]
+
+
 def check_role(role: str) -> None:
     """Refuse a role without a name, and one with characters that no picture can show."""
     if not role or has_control_characters(role):

@@ -124,13 +124,13 @@ class Scores:
         n = self._count(n)
         mask = np.zeros_like(self.graph.allowed)
         mask[tuple(self.ranking(absolute)[:n].T)] = True
-        return self._circuit(mask, selection="top", edges=n, absolute=bool(absolute))
+        return self._circuit(mask, by="top", edges=n, absolute=bool(absolute))
 
     def best(self, n: int, absolute: bool = True) -> Circuit:
         """At most n edges, each on a path from `input` to `logits`, of large total |score|.
 
         Small graphs are solved as a mixed-integer programme, others greedily by whole paths;
-        `info["options"]["solver"]` records which.
+        `info["options"]["selection"]` records which.
 
         Args:
             n: from 0 to the number of edges.
@@ -141,7 +141,7 @@ class Scores:
         """
         n = self._count(n)
         mask, solver = best_mask(self.graph, self._keys(absolute), n)
-        return self._circuit(mask, selection="best", edges=n, absolute=bool(absolute), solver=solver)
+        return self._circuit(mask, by="best", edges=n, absolute=bool(absolute), solver=solver)
 
     @guarded
     def above(self, threshold: float, absolute: bool = True) -> Circuit:
@@ -157,7 +157,7 @@ class Scores:
         if not math.isfinite(threshold):
             raise CircuitDiscoveryError(f"threshold must be a finite number, not {threshold}")
         mask = self.graph.allowed & (self._keys(absolute) >= threshold)
-        return self._circuit(mask, selection="above", threshold=threshold, absolute=bool(absolute))
+        return self._circuit(mask, by="above", threshold=threshold, absolute=bool(absolute))
 
     def greedy(self, n: int, absolute: bool = True) -> Circuit:
         """n edges grown from the logits: each step adds the best edge into a node already reached.
@@ -189,7 +189,7 @@ class Scores:
             _, row, column = heapq.heappop(heap)
             mask[row, column] = True
             reach(np.flatnonzero(feeds[:, row]).tolist())
-        return self._circuit(mask, selection="greedy", edges=n, absolute=bool(absolute))
+        return self._circuit(mask, by="greedy", edges=n, absolute=bool(absolute))
 
     def by_node(self) -> dict[str, float]:
         """For each source, the sum of the scores of its out-edges; of scores that are places in an order,
@@ -279,12 +279,9 @@ class Scores:
         return int(n)
 
     def _circuit(self, mask: np.ndarray, **selection: Any) -> Circuit:
-        return Circuit(
-            self.graph,
-            mask,
-            self.values,
-            {**self.info, "options": {**self.info.get("options", {}), **selection}},
-        )
+        """Of some edges, with how they were taken, apart from the search's own options."""
+        options = {**self.info.get("options", {}), "selection": selection}
+        return Circuit(self.graph, mask, self.values, {**self.info, "options": options})
 
 
 def _scores_from_safetensors(path: str | Path) -> Scores:

@@ -175,6 +175,7 @@ class _Run:
     def _check_mine(self, name: str, found: Circuit | Scores) -> None:
         """Whether a file that run.json does not know is of this run: of this model, task and options."""
         from circuitdiscovery.circuit.circuit import Circuit
+        from circuitdiscovery.circuit.circuit_json import options_of
         from circuitdiscovery.engine.state import other_data
         from circuitdiscovery.search.provenance import data_of
 
@@ -183,7 +184,7 @@ class _Run:
             Circuit(found.graph, found.graph.allowed, None, found.info).check_model(model)
         except CircuitDiscoveryError as error:
             raise self._foreign(name, str(error)) from None
-        used = {"split_qkv": found.graph.split_qkv} | found.info.get("options", {})
+        used = {"split_qkv": found.graph.split_qkv} | dict(options_of(found.info))
         used |= {
             "method": found.info.get("method"),
             "task": found.info.get("task"),

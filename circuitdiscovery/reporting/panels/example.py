@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitdiscovery.circuit import numbers
+from circuitdiscovery.circuit.circuit_json import options_of
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.reporting import sentences
@@ -39,14 +40,13 @@ def facts(run: Run) -> list[tuple[str, str]]:
     shape = f"{numbers.plural(graph.n_layers, 'layer')} of {numbers.plural(graph.n_heads, 'head')}"
     shape += f" in {graph.n_kv_heads} groups" if graph.grouped else ""
     shape += "" if graph.has_mlp else ", no MLPs"
-    used = info.get("options", {})
-    told = {
-        key: value
-        for key, value in used.items()
+    told = (
+        f"{key.replace('_', ' ')} {_plain(value)}"
+        for key, value in options_of(info)
         if key not in _TOLD and value is not None and _USUAL.get(key) is not value
-    }
-    details = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in told.items())
-    searched = used.get("metric") or evaluation["metric"]
+    )
+    details = ", ".join(dict.fromkeys(told))
+    searched = info.get("options", {}).get("metric") or evaluation["metric"]
     versions = ", ".join(f"{name} {version}" for name, version in info.get("versions", {}).items() if version)
     how = ablation_words(evaluation["ablation"], evaluation.get("mean_over"))
     held_out = (
