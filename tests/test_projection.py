@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_families import CASES, config_of
@@ -54,6 +55,15 @@ def test_neurons_features_and_vectors_are_transformerlens(toy: Any) -> None:
     check(f.project(toy, sae[3], top=4), readout(toy, rows[3]), 4)
     check(f.project(toy, rows[2], at="resid3"), readout(toy, rows[2]))
     check(f.project(toy, rows[2].tolist()), readout(toy, rows[2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, np.float64, list])
+def test_a_vector_of_any_numbers_has_its_length(toy: Any, dtype: Any) -> None:
+    """Quarters, which every precision has."""
+    vector = torch.randint(-8, 9, (128,), generator=torch.Generator().manual_seed(0)) / 4
+    known = {list: vector.tolist(), np.float64: vector.numpy().astype(float)}
+    given = vector.to(dtype) if isinstance(dtype, torch.dtype) else known[dtype]
+    assert f.project(toy, given).promoted == f.project(toy, vector).promoted
 
 
 @pytest.mark.parametrize("node", ["m2", "a1"])

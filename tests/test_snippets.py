@@ -290,7 +290,7 @@ def made(snippets: int = 12, words: tuple[str, ...] = ("a", " b", " c"), seed: i
         return Snippet("".join(words), words[1], values[1], number, 1, 1, words, values)
 
     own = tuple(snippet(i, 1.0) for i in range(snippets))
-    others = tuple(snippet(i, 0.2) for i in range(snippets))
+    others = tuple(snippet(snippets + i, 0.2) for i in range(snippets))
     bins = tuple(f.Bin(i / 2, i / 2 + 0.5, 3, own[i : i + 2]) for i in range(2))
     edges = (0.0, 0.5, 1.0)
     word = (words[0], 1.0)
@@ -373,6 +373,26 @@ def test_the_score_is_numpys_correlation_over_all_tokens_together() -> None:
     expected = np.corrcoef(np.concatenate([each.activations for each in rows]), told)[0, 1]
     assert float(scored.score) == pytest.approx(expected) and scored.snippets == 6
     assert scored.score.low < scored.score < scored.score.high
+
+
+def test_tokens_that_an_explanation_is_made_from_are_not_scored(gpt2: Tiny) -> None:
+    """Long prompts, in which snippets overlap: a simulator that knows only what it was shown scores none."""
+    rows = torch.randint(0, 100, (3, 30), generator=torch.Generator().manual_seed(0)).tolist()
+    found = f.top_activations(gpt2.model, "m0/n3", rows, top=12, window=3)
+    places = lambda each: [(each.prompt, each.position - each.at + i) for i in range(len(each.tokens))]  # noqa: E731
+    shown = {place for each in found.snippets[::2] for place in places(each)}
+    asked, kept = list[list[str]](), list[tuple[float, float]]()
+    told = found.score(lambda tokens: asked.append(tokens) or range(len(tokens)))  # type: ignore[func-returns-value]
+    for some in (found.snippets[1::2], found.random):
+        fresh = [
+            [(value, i) for i, (place, value) in enumerate(zip(places(each), each.activations, strict=True))
+             if place not in shown and value == value]
+            for each in some
+        ]  # fmt: skip
+        kept += [pair for pairs in [each for each in fresh if each][: told.snippets] for pair in pairs]
+    every = sum(len(each.tokens) for each in (*found.snippets[1::2], *found.random))
+    assert len(asked) == 2 * told.snippets and len(kept) < every - 12
+    assert float(told.score) == pytest.approx(np.corrcoef(np.array(kept).T)[0, 1])
 
 
 def test_the_interval_of_a_score_covers() -> None:

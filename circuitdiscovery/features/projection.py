@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -139,7 +138,7 @@ def project(
         unit = unit_of(model, what, at)
         return _of_tokens(model, unit.name, unit.stream, top)
     unit = unit_of(model, what, "resid0" if at is None else at)
-    size = float(np.linalg.norm(what.detach().cpu() if isinstance(what, Tensor) else what))
+    size = float(torch.as_tensor(what).detach().double().norm())
     return _of_tokens(model, "a vector" if at is None else unit.name, unit.stream * size, top)
 
 

@@ -4,12 +4,13 @@ user's own model.
 Bills et al. 2023 ("Language models can explain neurons in language models"): a simulator tells the
 activations of a text's tokens from a sentence about the unit; the score is the correlation of its numbers
 with the true ones over all tokens of all texts together, half of which are of the highest activations and
-half random. The sentence is made from other texts of the highest ones.
+half random. The sentence is made from other snippets of the highest ones; their tokens are not scored where
+snippets overlap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class ExplanationScore(Value):
             95% interval over snippets.
         random: that over the tokens of the random ones alone; None where the unit or the simulator is the
             same at all of them.
-        snippets: how many of each kind.
+        snippets: how many of each kind that have tokens which `explain` does not show.
     """
 
     unit: str
@@ -54,13 +55,17 @@ class ExplanationScore(Value):
 
 def score(found: TopActivations, predict: Callable[[list[str]], Any]) -> ExplanationScore:
     """See `TopActivations.score`."""
-    highest, count = found.snippets[1::2], min(len(found.snippets) // 2, len(found.random))
+    seen = {place for each in _explaining(found) for place in _places(each)}
+    highest, random = (
+        [each for each in some if _counted(each, seen).any()] for some in (found.snippets[1::2], found.random)
+    )
+    count = min(len(highest), len(random))
     if count < 2:
         raise CircuitDiscoveryError(
-            f"{found.unit}: a score needs 4 of the highest snippets and 2 random ones at least, not "
-            f"{len(found.snippets)} and {len(found.random)}"
+            f"{found.unit}: a score needs 4 of the highest snippets and 2 random ones at least, of each 2 with "
+            f"tokens that explain does not show: there are {len(highest)} and {len(random)}"
         )
-    groups = [[_pairs(each, predict) for each in some[:count]] for some in (highest, found.random)]
+    groups = [[_pairs(each, predict, seen) for each in some[:count]] for some in (highest, random)]
     whole = correlation([each for group in groups for each in group])
     if np.isnan(whole):
         raise CircuitDiscoveryError(
@@ -73,7 +78,26 @@ def score(found: TopActivations, predict: Callable[[list[str]], Any]) -> Explana
     )
 
 
-def _pairs(snippet: Snippet, predict: Callable[[list[str]], Any]) -> np.ndarray:
+def _explaining(found: TopActivations) -> Sequence[Snippet]:
+    """The snippets that an explanation is made from."""
+    return found.snippets[::2]
+
+
+def _places(snippet: Snippet) -> list[tuple[int, int]]:
+    """(prompt, position) of each of its tokens."""
+    first = snippet.position - snippet.at
+    return [(snippet.prompt, first + i) for i in range(len(snippet.tokens))]
+
+
+def _counted(snippet: Snippet, seen: Collection[tuple[int, int]]) -> np.ndarray:
+    """[tokens] bool: which are scored."""
+    fresh = np.array([place not in seen for place in _places(snippet)])
+    return fresh & ~np.isnan(snippet.activations)
+
+
+def _pairs(
+    snippet: Snippet, predict: Callable[[list[str]], Any], seen: Collection[tuple[int, int]]
+) -> np.ndarray:
     """[2, tokens]: the activations that count, and what is predicted there."""
     given = predict(list(snippet.tokens))
     try:
@@ -89,8 +113,7 @@ def _pairs(snippet: Snippet, predict: Callable[[list[str]], Any]) -> np.ndarray:
         )
     if not np.isfinite(predicted).all():
         raise CircuitDiscoveryError("predict gives numbers that are not finite")
-    true = np.array(snippet.activations)
-    return np.stack([true, predicted])[:, ~np.isnan(true)]
+    return np.stack([np.array(snippet.activations), predicted])[:, _counted(snippet, seen)]
 
 
 def correlation(snippets: Sequence[np.ndarray]) -> float:
@@ -144,7 +167,7 @@ def prompt(found: TopActivations) -> str:
         f"token a line, each with how active the unit is there, from 0 (not at all) to {_STEPS} (as much as "
         "anywhere). Say in one short sentence what the tokens at which it is active have in common.",
     ]
-    for number, snippet in enumerate(found.snippets[::2], 1):
+    for number, snippet in enumerate(_explaining(found), 1):
         lines += ["", f"Text {number}:"]
         for token, value in zip(snippet.tokens, snippet.activations, strict=True):
             lines.append(f"{token!r}\t{_step(value, found.high)}")

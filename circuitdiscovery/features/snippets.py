@@ -125,7 +125,8 @@ class TopActivations(Value):
                 that `explain` does not show, and as many random ones.
 
         Returns:
-            The correlation of its numbers with the activations over all tokens of these snippets.
+            The correlation of its numbers with the activations over all tokens of these snippets but those
+            that `explain` shows, too, where snippets overlap.
 
         Raises:
             CircuitDiscoveryError: another number of predictions than of tokens, one that is not finite, the
