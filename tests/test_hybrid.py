@@ -233,6 +233,12 @@ def test_progress_ends_at_its_total(gpt2: Tiny) -> None:
     assert all(seen[-1][1] / 2 < total < 2 * seen[-1][1] for _, total in seen)
 
 
+def ranked_first(logits: torch.Tensor, task: cd.Task) -> torch.Tensor:
+    """A user's own metric that counts."""
+    correct = torch.tensor([example.correct[0] for example in task.examples])
+    return (logits.argmax(-1) == correct).to(logits)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -240,6 +246,8 @@ def test_progress_ends_at_its_total(gpt2: Tiny) -> None:
         ({"edges": 1.5}, "edges must be a whole number, not 1.5"),
         ({"edges": 5, "rounds": -1}, "rounds must be at least 0, not -1"),
         ({"edges": 5, "metric": "nonsense"}, "no metric 'nonsense'"),
+        ({"edges": 5, "metric": "accuracy"}, "metric 'accuracy' has no gradient"),
+        ({"edges": 5, "metric": ranked_first}, "metric 'ranked_first' has no gradient"),
     ],
 )
 def test_what_is_refused(gpt2: Tiny, options: dict[str, Any], message: str) -> None:

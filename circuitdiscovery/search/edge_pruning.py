@@ -173,6 +173,19 @@ def check_edges(graph: Graph, edges: int) -> None:
         )
 
 
+def check_gradient(setup: Setup) -> None:
+    """Refuse a metric without a gradient in the logits, before anything runs."""
+    metric, without = setup.metric, setup.metric.share
+    for batch in () if metric.divergence else setup.batches[:1]:
+        with torch.enable_grad():
+            logits = torch.zeros(len(batch), setup.model.vocab_size, device=setup.model.device)
+            without = without or not metric.function(logits.requires_grad_(), batch).requires_grad
+    if without:
+        raise CircuitDiscoveryError(
+            f"metric {metric.name!r} has no gradient; edges are ranked by a differentiable one"
+        )
+
+
 # ------------------------------------------------------------------ earlier circuits
 
 

@@ -42,7 +42,7 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import KL
 from circuitdiscovery.search.alternatives import Case, at_mask, cases, mean_metric, rises
 from circuitdiscovery.search.attribution import eap_ig
-from circuitdiscovery.search.edge_pruning import check_edges, mask_gradient
+from circuitdiscovery.search.edge_pruning import check_edges, check_gradient, mask_gradient
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Task
 
@@ -110,6 +110,7 @@ def hybrid(
         raise CircuitDiscoveryError(f"rounds must be at least 0, not {rounds}")
     how: dict[str, Any] = {"ablation": ablation, "batch_size": batch_size, "need": floating}
     setup = Setup.of(model, task, graph, metric=metric, **how)
+    check_gradient(setup)
     options = setup.options(edges=edges, rounds=rounds)
     info = provenance(model, task, "hybrid", options)
     shared: dict[str, Any] = {"ablation": ablation, "graph": graph, "batch_size": batch_size}
