@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -650,6 +651,23 @@ def test_a_task_gives_all_its_prompts_and_says_how_many_there_are(tmp_path: Path
     ):
         toml_task(tmp_path, TINY, examples=7)
     assert len(toml_task(tmp_path, TINY)) == 6  # not asked for a number, it takes what there is
+
+
+@pytest.mark.parametrize("examples", [3, 10, 10**6])
+def test_words_of_the_answers_alone_make_no_other_prompts(tmp_path: Path, examples: int) -> None:
+    """Four prompts, whatever the wrong answers are; it is told at once, however many these could be."""
+    one = TINY.replace("one {A} {B}", "one {A} two").replace('" {B}"', '[" {B}", " {C}", " {D}"]')
+    text = one.replace('B = "w"', 'B = "more"\nC = "more"\nD = "more"').replace('["A", "B"]', '["A"]')
+    more = [f"q{first}{second}" for first in ascii_letters for second in ascii_letters]
+    text += f"more = {json.dumps(more)}\n"
+    (tmp_path / "tiny.toml").write_text(text)
+    model = word_level([*SMALL, *more])
+    told = f"from 1 to 2, not {examples}: the task tiny makes at most 4 different prompts"
+    with pytest.raises(CircuitDiscoveryError, match=told):
+        load_task(tmp_path / "tiny.toml", model, examples=examples)
+    task = load_task(tmp_path / "tiny.toml", model)
+    assert task.held_out is not None and task.apart is not None
+    assert (len(task), len(task.held_out), task.apart()) == (2, 2, ())
 
 
 def test_prompts_that_two_templates_share_count_once(tmp_path: Path) -> None:

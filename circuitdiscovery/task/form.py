@@ -126,6 +126,11 @@ class Form:
         """The slots of the clean prompt and its answers."""
         return self.slots([self.task.templates[self.template], *self.task.correct, *self.task.incorrect])
 
+    @cached_property
+    def shown(self) -> list[str]:
+        """The slots of the clean prompt: what makes it another one."""
+        return self.slots([self.task.templates[self.template]])
+
     def choices(self, slots: Sequence[str], used: Mapping[str, set[int]]) -> list[tuple[str, list[int]]]:
         """For every slot, the words that it may take, apart from those that are used."""
         lists = {slot: self.task.slots[slot].words for slot in slots}

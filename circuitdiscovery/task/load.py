@@ -25,6 +25,8 @@ from circuitdiscovery.task.vocabulary import Vocabulary, vocabulary
 
 EXAMPLES = 64  # of a task that can draw any number: enough for a stable ranking, few enough for a CPU
 
+COUNTED = 5_000  # draws at most that are made to say how many prompts there are, which takes a second
+
 
 @guarded
 def load_task(
@@ -263,12 +265,13 @@ def _drawn(
 ) -> tuple[tuple[Example, ...], Vocabulary]:
     """Twice as many as asked for, or an error that says how many there are; not asked, at most twice 64."""
     count = 2 * (examples or EXAMPLES)
-    most, vocab, rows = draw(file, encoder, counterfactual=counterfactual, seed=seed)
-    tried = count <= most or examples is None
+    (most, draws), vocab, rows = draw(file, encoder, counterfactual=counterfactual, seed=seed)
+    tried = count <= most or draws <= COUNTED or examples is None
     found = tuple(islice(rows, count)) if tried else ()
     if len(found) < count and (examples is not None or not found):
         there = len(found) if tried else int(most)
-        told = f"{file.name} makes {there} different prompts with this tokenizer, and half are held out"
+        number = f"{there}" if tried else f"at most {there}"
+        told = f"{file.name} makes {number} different prompts with this tokenizer, and half are held out"
         raise CircuitDiscoveryError(
             f"examples must be from 1 to {there // 2}, not {count // 2}: the task {told}"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -33,14 +34,15 @@ CLEAN_TRIES = 1000  # clean prompts in a row without a counterfactual that is as
 
 def draw(
     task: TaskFile, encoder: Encoder, *, counterfactual: str, seed: int
-) -> tuple[float, Vocabulary, Iterator[Example]]:
-    """How many prompts there may be at most, the words in use, and the examples in random order: round-robin
-    over the templates, or as a generator of whole prompts makes them, without an end as far as is known.
+) -> tuple[tuple[float, float], Vocabulary, Iterator[Example]]:
+    """How many prompts there may be at most and after how many draws all are there, the words in use, and the
+    examples in random order: round-robin over the templates, or as a generator of whole prompts makes them,
+    without an end as far as is known.
     """
     generator = generator_of(task)
     if task.generator is not None and generator is not None and generator.prompts is not None:
         made = generator.prompts(task, encoder, counterfactual, seed, **task.generator.options)
-        return math.inf, Vocabulary({}, {}), made
+        return (math.inf, math.inf), Vocabulary({}, {}), made
     rule = task.counterfactuals[counterfactual]
     vocab = vocabulary(task, encoder)
     _check_enough(task, vocab, rule)
@@ -51,7 +53,9 @@ def draw(
     rng.shuffle(everything)
     streams = [(form, *form.draws(form.needed, rng, {})) for form in everything]
     rows = _rows(task, encoder, rule, deque((form, draws) for form, _, draws in streams), again)
-    return sum(count for _, count, _ in streams), vocab, rows
+    most = sum(form.draws(form.shown, rng, {})[0] for form in everything)
+    number = (most, sum(count for _, count, _ in streams))
+    return number, vocab, islice(rows, min(most, sys.maxsize))
 
 
 def _rows(
