@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -340,6 +341,22 @@ def test_a_data_frame_and_a_list_are_tables(toy: Any, records: list[dict[str, An
         cd.load_task([], toy)
     with pytest.raises(CircuitDiscoveryError, match="table, row 1: must be an object, not a whole number"):
         cd.load_task([3], toy)
+
+
+@pytest.mark.parametrize("several", [list, tuple, np.array])
+def test_several_answers_are_a_list_of_any_kind(
+    toy: Any, records: list[dict[str, Any]], several: Any
+) -> None:
+    """Cells of a table read from parquet are arrays."""
+    rows = [{**record, "incorrect": several([record["incorrect"], " Anna"])} for record in records]
+    expected = cd.load_task([{**row, "incorrect": list(row["incorrect"])} for row in rows], toy)
+    assert {len(example.incorrect) for example in expected} == {2}
+    for given in (rows, pytest.importorskip("pandas").DataFrame(rows)):
+        assert cd.load_task(given, toy) == expected
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in COLUMNS}
+    assert {len(example.incorrect) for example in cd.Task.from_prompts(toy, **columns)} == {2}
+    with pytest.raises(CircuitDiscoveryError, match="row 1: incorrect must be an answer or several"):
+        cd.load_task([{**rows[0], "incorrect": several([])}], toy)
 
 
 def test_texts_are_a_task(toy: Any, records: list[dict[str, Any]], tmp_path: Path) -> None:

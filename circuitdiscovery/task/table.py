@@ -89,7 +89,8 @@ def table_of(records: Iterable[Mapping[str, Any]], name: str, *, skip_bad: bool 
             if not isinstance(record, Mapping):
                 raise CircuitDiscoveryError(f"{where}: must be an object, not {kind_of(record)}")
             value = {
-                str(column): each.item() if hasattr(each, "item") else each for column, each in record.items()
+                str(column): each.tolist() if hasattr(each, "tolist") else each
+                for column, each in record.items()
             }
             _check_columns(where, list(value))
             position = value.get("position")
@@ -218,7 +219,7 @@ def _whole(where: str, name: str, text: str) -> str:
 def _answers(where: str, name: str, value: Any) -> tuple[str, ...]:
     answers = value.split("|") if isinstance(value, str) else value
     if (
-        not isinstance(answers, list)
+        not isinstance(answers, list | tuple)
         or not answers
         or not all(isinstance(answer, str) and answer for answer in answers)
     ):

@@ -22,7 +22,7 @@ from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.saved import saved_task
 from circuitdiscovery.task.table import table_of
 from circuitdiscovery.task.tokenization import HasTokenizer, encoder_of
-from circuitdiscovery.task.tokens import as_python, examples_of_tokens, positions_of_rows
+from circuitdiscovery.task.tokens import examples_of_tokens, positions_of_rows
 from circuitdiscovery.values import plain, table
 
 if TYPE_CHECKING:
@@ -358,11 +358,5 @@ def _in_order(value: str) -> tuple[float, str]:
 
 def _listed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A row whose answers are lists: a text is one answer, bars and all."""
-    answers = {
-        side: [record[side]] if isinstance(record[side], str) else as_python(record[side])
-        for side in ("correct", "incorrect")
-    }
-    return {
-        **record,
-        **{side: list(value) if isinstance(value, tuple) else value for side, value in answers.items()},
-    }
+    answers = {side: record[side] for side in ("correct", "incorrect")}
+    return {**record, **{side: [each] if isinstance(each, str) else each for side, each in answers.items()}}
