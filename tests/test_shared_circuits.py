@@ -94,6 +94,20 @@ def test_a_copy_with_moved_heads_is_aligned_exactly(toy: cd.Model, task: cd.Task
     assert found.prompts == 24
 
 
+def test_depth_alone_is_not_taken_for_a_view(toy: cd.Model) -> None:
+    """Of four prompts activations are not known: of two circuits that are the same, too."""
+    task = cd.load_task("ioi", toy, examples=4)
+    circuit = cd.eap(toy, task).top(40)
+    of = {"a": (toy, circuit), "b": (toy, circuit)}
+    told = "a and b cannot be aligned by activation: activation needs 8 prompts .*; they share 4 prompts"
+    with pytest.raises(CircuitDiscoveryError, match=told):
+        cd.universality.circuits(of, task, by=["activation"])
+    found = cd.universality.circuits(of, task, by=["attention", "activation"])
+    assert (found.by, found.missing) == (("attention",), ("activation",))
+    assert "aligned by attention (not by activation); 4 prompts" in str(found)
+    assert type(found).from_dict(found.to_dict()).missing == ("activation",)
+
+
 def test_what_was_saved_is_loaded(toy: cd.Model, task: cd.Task, tmp_path: Path) -> None:
     """Its circuits too, with their scores and provenance; one that is broken is refused by name."""
     circuit = cd.eap(toy, task).top(9)

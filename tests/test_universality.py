@@ -132,6 +132,28 @@ def test_rotated_units_have_no_excess() -> None:
     assert found.correlation[7] == found.baseline[7] == 0 and found.partner[7] == -1
 
 
+def test_a_layer_that_is_constant_has_no_baseline() -> None:
+    """What is left of its variance is rounding: the baseline is that of the other layer alone."""
+    draw = torch.Generator().manual_seed(0)
+    own, theirs = torch.randn(400, 3, generator=draw), torch.randn(400, 4, generator=draw)
+    still = 1e3 + 3e-3 * own[:, [0, 0, 1]]
+    ones = torch.ones(400)
+
+    def found(*layers: torch.Tensor) -> Any:
+        groups = groups_of([layer.shape[1] for layer in layers])
+
+        def run(start: int, stop: int) -> Any:
+            for first in range(0, 400, 37):
+                some = slice(first, first + 37)
+                yield ones[some], [own[some, start:stop]], [layer[some] for layer in layers]
+
+        return best(3, groups, run, 1e9, 64, 0)
+
+    alone, beside = found(theirs), found(theirs, still)
+    np.testing.assert_allclose(beside.baseline, alone.baseline, rtol=1e-5)
+    np.testing.assert_array_equal(beside.partner, alone.partner)
+
+
 def test_heads_of_a_permuted_copy() -> None:
     """Every head's partner is the head that attends as it does, wherever the copy has it."""
     network = copy.deepcopy(network_of("gpt2"))

@@ -62,8 +62,8 @@ def score(found: TopActivations, predict: Callable[[list[str]], Any]) -> Explana
     count = min(len(highest), len(random))
     if count < 2:
         raise CircuitDiscoveryError(
-            f"{found.unit}: a score needs 4 of the highest snippets and 2 random ones at least, 2 of each with "
-            f"tokens that explain does not show: there are {len(highest)} and {len(random)}"
+            f"{found.unit}: a score needs 4 of the highest snippets and 2 random ones at least, 2 of each "
+            f"with tokens that explain does not show: there are {len(highest)} and {len(random)}"
         )
     groups = [[_pairs(each, predict, seen) for each in some[:count]] for some in (highest, random)]
     whole = correlation([each for group in groups for each in group])

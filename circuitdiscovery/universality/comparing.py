@@ -26,7 +26,7 @@ from circuitdiscovery.task.task import Task
 from circuitdiscovery.universality.matching import Pair, align
 from circuitdiscovery.universality.overlap import Chance, chance, jaccard, links
 from circuitdiscovery.universality.tasks import check_pairs, tasks_for
-from circuitdiscovery.universality.views import VIEWS, shared_names, shared_rows, views
+from circuitdiscovery.universality.views import NEEDS, VIEWS, shared_names, shared_rows, views
 from circuitdiscovery.values import Value
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class SharedCircuits(Value):
         by: what nodes were aligned by.
         between: each two of them.
         roles: role -> label -> its nodes in that circuit.
+        missing: what was asked for, too, but is known of no two of them.
     """
 
     task: str
@@ -76,6 +77,7 @@ class SharedCircuits(Value):
     by: tuple[str, ...]
     between: tuple[Between, ...]
     roles: Mapping[str, Mapping[str, tuple[str, ...]]]
+    missing: tuple[str, ...] = ()
 
     @property
     def alignment(self) -> dict[tuple[str, str], tuple[Pair, ...]]:
@@ -133,7 +135,10 @@ class SharedCircuits(Value):
     def _said(self) -> Iterator[str]:
         sizes = ", ".join(f"{label} ({len(circuit)} edges)" for label, circuit in self.circuits.items())
         yield f"circuits of {self.task}: {sizes}"
-        yield f"aligned by {', '.join(self.by)}; {self.prompts} prompts that all models read"
+        missing = f" (not by {', '.join(self.missing)})" if self.missing else ""
+        yield f"aligned by {', '.join(self.by)}{missing}; {self.prompts} prompts that all models read"
+        for view in self.missing:
+            yield f"  {view} needs {NEEDS[view]}"
         for each in self.between:
             yield f"{each.a}, {each.b}: {len(each.alignment)} nodes aligned, Jaccard {each.jaccard}"
             yield f"  random alignments {each.null}; by depth alone {each.null_by_depth}"
@@ -163,7 +168,8 @@ def circuits(
         of: at least two; label -> (model, its circuit).
         task: a name, a file or rows, drawn for each model's tokenizer of the words that all of them have; a
             `Task` where all have the same tokens; or label -> `Task`. Prompts of the same text are compared.
-        by: what nodes are aligned by: role, attention, activation, or some of them.
+        by: what nodes are aligned by: role, attention, activation, or some of them. Activations need 8
+            prompts that all models read, and a named position that all have.
         examples: of a task that is drawn.
         effort: of `explain`, which looks for the roles of the 30 strongest heads of circuits that carry none.
         seed: of the task and of the random alignments.
@@ -176,7 +182,7 @@ def circuits(
 
     Raises:
         CircuitDiscoveryError: fewer than two circuits, a circuit of another model, an unknown view or effort,
-            a task that some model cannot read.
+            a task that some model cannot read; two circuits of which no view is known that was asked for.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -212,6 +218,12 @@ def circuits(
     between = list[Between]()
     for a, b in combinations(of, 2):
         pairs = align(seen[a], seen[b], by)
+        if pairs and not any(_known(pairs, by)):
+            needs = "; ".join(f"{view} needs {NEEDS[view]}" for view in by)
+            raise CircuitDiscoveryError(
+                f"{a} and {b} cannot be aligned by {', '.join(by)}: {needs}; they share {len(rows[0])} "
+                f"prompts and {len(names)} named positions"
+            )
         index = jaccard(edges[a], edges[b], pairs)
         nulls = [
             chance(
@@ -221,15 +233,23 @@ def circuits(
         ]
         between.append(Between(a, b, pairs, index, *nulls))
     found = {role: None for each in roles.values() for role in each}
+    every = [pair for each in between for pair in each.alignment]
+    known = _known(every, by) if every else [True] * len(by)
     return SharedCircuits(
         next(iter(drawn.values())).name,
         {label: model.name for label, model in models.items()},
         whole,
         len(rows[0]),
-        tuple(by),
+        tuple(view for view, there in zip(by, known, strict=True) if there),
         tuple(between),
         {role: {label: tuple(its[role]) for label, its in roles.items() if its.get(role)} for role in found},
+        tuple(view for view, there in zip(by, known, strict=True) if not there),
     )
+
+
+def _known(pairs: Sequence[Pair], by: Sequence[str]) -> list[bool]:
+    """Which views are known of both nodes of some pair."""
+    return [any(view in pair.views for pair in pairs) for view in by]
 
 
 def _check(of: Any, by: Sequence[str], effort: str) -> None:

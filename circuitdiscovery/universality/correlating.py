@@ -146,8 +146,9 @@ class _Sums:
     def turned(self, matrix: Tensor, group: slice) -> Tensor:
         """See `Covariances`."""
         upper = self.within[self.groups.index(group)].triu().double().cpu()
-        mean = self.moments[1][0, group] / self.weight
+        mean, varies = self.moments[1][0, group] / self.weight, self.deviations[1][group] > 0
         covariance = (upper + upper.triu(1).T) / self.weight - torch.outer(mean, mean)
+        covariance = covariance * torch.outer(varies, varies)  # that of a constant unit is rounding
         return ((matrix @ covariance) * matrix).sum(1).clamp_min(0).sqrt()
 
 
@@ -232,6 +233,7 @@ def compared(sums: Covariances, groups: Sequence[slice], seed: int, turned: list
         for first in range(0, len(deviation), _AT_ONCE):
             rows = slice(first, first + _AT_ONCE)
             covariance = sums.between(rows, group)
+            covariance = covariance * (others[group] > 0).to(covariance)
             value, which = _correlations(covariance, deviation[rows], others[group]).max(1)
             value, which = value.double().cpu(), which.cpu()
             partner[rows] = torch.where(value > highest[rows], group.start + which, partner[rows])

@@ -29,8 +29,14 @@ from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
 
 ELSEWHERE = "elsewhere"  # what the answer's position gives to no named position
-VIEWS = ("role", "attention", "activation")
 _FEWEST = 8  # prompts that models must share for activations to be compared
+# view -> what it needs to be known of two circuits
+NEEDS = {
+    "role": "a node with a role",
+    "attention": "heads in both",
+    "activation": f"{_FEWEST} prompts that all models read and a named position that all have",
+}
+VIEWS = tuple(NEEDS)
 
 
 @dataclass(frozen=True)
