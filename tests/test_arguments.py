@@ -137,6 +137,16 @@ def test_wrong_kinds(options: dict[str, Any], told: str) -> None:
     assert isinstance(caught.value, cd.CircuitDiscoveryError) and isinstance(caught.value, TypeError)
 
 
+def test_a_task_without_examples_is_refused_by_name(toy: Any, ioi: Any) -> None:
+    """As an argument alone: Task.select may take none."""
+    none = ioi.select([])
+    assert len(none) == 0
+    with pytest.raises(ArgumentError, match="eap: task is a task without examples; at least one is needed"):
+        cd.eap(toy, none)
+    with pytest.raises(ArgumentError, match="replacements: reference is a task without examples"):
+        cd.replacements(toy, ioi, ablation="mean", reference=none)
+
+
 def test_an_error_is_one_line_that_can_be_printed() -> None:
     odd = "a\nb\r\n\x00\x1b[31m\u2028c"
     for text in (printable(odd), str(cd.CircuitDiscoveryError(odd)), str(ArgumentError(odd))):

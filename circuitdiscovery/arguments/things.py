@@ -73,8 +73,10 @@ def with_tokenizer(call: Call, name: str, value: Any) -> Any:
 
 
 def task(call: Call, name: str, value: Any) -> Any:
-    """A task; a name, a path or a table is loaded in the tokens of the call's model."""
+    """A task with examples; a name, a path or a table is loaded in the tokens of the call's model."""
     if is_a(value, "Task"):
+        if not len(value):
+            raise _is(call, name, "a task without examples; at least one is needed")
         return value
     if is_a(value, "Model") or _is_module(value):
         raise _is(call, name, f"a model; the model comes first: {call.function}(model, task)")
@@ -94,9 +96,7 @@ def is_table(value: Any) -> bool:
 
 def reference(call: Call, name: str, value: Any) -> Any:
     """Reference prompts: a task, or rows of tokens."""
-    if is_a(value, "Task"):
-        return value
-    if isinstance(value, str | os.PathLike):
+    if is_a(value, "Task") or isinstance(value, str | os.PathLike):
         return task(call, name, value)
     if not several(value):
         raise refused(call, name, "a task, or rows of token ids", value)
