@@ -307,6 +307,9 @@ REFUSED = [
     ("report other", ["other", "not finished", "circuitdiscovery discover gpt2 ioi", "--out other --resume"]),
     ("report other --json", ["--json", "--out"]),
     ("models toy", ["toy"]),
+    ("lens gpt2 ioi --save file", ["--save", "'file' is a file"]),
+    ("probe gpt2 ioi --csv nowhere.csv", ["--csv", "'nowhere.csv' does not exist"]),
+    ("probe gpt2 ioi --csv empty", ["--csv", "'empty' is a directory"]),
 ]
 
 
@@ -382,6 +385,19 @@ def test_an_error_leaves_the_folders_as_they_were(call: Call, tmp_path: Path, ou
     assert "bad.csv, row 1: the tokenizer does not know a word" in message
     assert sorted(path.name for path in here.iterdir()) == ["link", "mine"]
     assert (here / "link").is_symlink() and not any((here / "mine").iterdir())
+
+
+def test_a_dictionary_is_kept_in_the_current_folder_too(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    how = ("--at", "m2", "--task", "ioi", "--examples", "2", "--steps", "2", "--n", "8", "--k", "2")
+    assert call("sae", "train", "toy", *how, "--to", ".").status == 0
+    assert {path.name for path in folder.iterdir()} == {"cfg.json", "sae_weights.safetensors"}
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert "has a dictionary already" in one_line(call("sae", "train", "toy", *how, "--to", "."))
 
 
 def test_a_tilde_that_the_shell_left_is_the_home_folder(

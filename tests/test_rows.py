@@ -359,6 +359,18 @@ def test_several_answers_are_a_list_of_any_kind(
         cd.load_task([{**rows[0], "incorrect": several([])}], toy)
 
 
+def test_texts_that_cannot_be_used_are_skipped_where_asked(toy: Any, records: list[dict[str, Any]]) -> None:
+    rows = bad(records, 4)
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in COLUMNS}
+    with pytest.raises(CircuitDiscoveryError, match=r"4 of 8 rows cannot be used .* skip_bad=True"):
+        cd.Task.from_prompts(toy, **columns)
+    task = cd.Task.from_prompts(toy, **columns, skip_bad=True)
+    assert [e.text for e in task] == [row["clean"] for row in rows[::2]]
+    assert task.info == {"skipped": 4} and "4 bad rows left out" in str(task)
+    with pytest.raises(CircuitDiscoveryError, match="4 of 4 rows cannot be used"):
+        cd.Task.from_prompts(toy, **{name: rows[1::2] for name, rows in columns.items()}, skip_bad=True)
+
+
 def test_texts_are_a_task(toy: Any, records: list[dict[str, Any]], tmp_path: Path) -> None:
     columns: dict[str, Any] = {name: [record[name] for record in records] for name in COLUMNS}
     task = cd.Task.from_prompts(toy, **columns)

@@ -106,6 +106,24 @@ def test_another_tokenizer_is_refused(model: Any, tmp_path: Path) -> None:
         cd.load_task(tmp_path / "mine.json", SimpleNamespace(tokenizer=Other()))
 
 
+def test_a_task_without_wrong_answers_is_measured_where_a_metric_needs_none(
+    model: Any, tmp_path: Path
+) -> None:
+    of_tokens(model).save(tmp_path / "mine.json")
+    data = json.loads((tmp_path / "mine.json").read_text("utf-8"))
+    for prompt in data["prompts"]:
+        prompt["incorrect"] = []
+    (tmp_path / "mine.json").write_text(json.dumps(data), "utf-8")
+    task, whole = cd.load_task(tmp_path / "mine.json", model), of_tokens(model)
+    with pytest.raises(cd.CircuitDiscoveryError, match="'logit_diff' needs an incorrect answer"):
+        cd.eap(model, task)
+    found, expected = (cd.eap(model, each, metric="logit").values for each in (task, whole))
+    assert abs(expected).max() > 0 and (found == expected).all()
+    circuit = cd.eap(model, task, metric="logit").top(50)
+    measured = [cd.evaluate(model, each, circuit, metric="logit", effort="quick") for each in (task, whole)]
+    assert measured[0].normalized == measured[1].normalized
+
+
 BROKEN: dict[str, tuple[Callable[[Any], Any], str]] = {
     "another file": (lambda d: {"edges": {}}, "is not a task that Task.save wrote"),
     "no prompts": (lambda d: d.pop("prompts"), "lacks 'prompts'"),

@@ -845,6 +845,16 @@ BAD_TOKENS: dict[str, tuple[dict[str, Any], str]] = {
         {"variables": {"x": ["p"]}},
         r"variables\['x'\] must hold a value per row, 2",
     ),
+    "a variable as one number": (
+        {"variables": {"x": 5}},
+        r"variables\['x'\] must hold a value per row, 2, not int",
+    ),
+    "a variable as a number of numpy's": (
+        {"variables": {"x": np.int64(5)}},
+        r"variables\['x'\] must hold a value per row, 2, not int",
+    ),
+    "a variable's name that is none": ({"variables": {3: [1, 2]}}, "variables: a name is a text, not 3"),
+    "a position's name that is none": ({"positions": {3: 1}}, "positions: a name is a text, not 3"),
     "a variable as one text": ({"variables": {"x": "pq"}}, r"variables\['x'\] must hold a value per row"),
     "a position of another type": ({"position": 1.5}, "position, row 0: must be a whole number"),
 }

@@ -157,6 +157,7 @@ class Output(PathType):
 
 PATH = PathType(path_type=Path)
 FOLDER = PathType(path_type=Path, file_okay=False)
+FILE = PathType(path_type=Path, dir_okay=False, exists=True)
 MODEL = Checked(check_model, "MODEL")
 TASK = Checked(task_name, "TASK")
 CIRCUIT = Checked(circuit_text, "CIRCUIT")

@@ -101,9 +101,9 @@ def _batch(examples: Sequence[Example], rows: list[int]) -> Batch:
 
 
 def _filled(rows: Sequence[tuple[int, ...]], value: int) -> Tensor:
-    """[n, longest]: the rows, with a value behind those that are shorter."""
+    """[n, longest]: the rows, with a value behind those that are shorter; all may be empty."""
     width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)
 
 
 def _cheapest(counts: Sequence[tuple[int, int]], batch_size: int, run_tokens: float) -> list[list[int]]:

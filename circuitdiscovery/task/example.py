@@ -17,7 +17,8 @@ class Example:
 
     Args:
         clean, corrupted: the prompts.
-        correct, incorrect: the answers, at least one each, none in both.
+        correct, incorrect: the answers, none in both; at least one is correct, and one incorrect where the
+            metric compares the two.
         position: where the answer is read, counted from 0.
         template: rows with the same number have their words at the same place (up
             to the words' own lengths); None: unknown.

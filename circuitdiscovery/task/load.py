@@ -159,9 +159,7 @@ def _records(given: Any) -> Sequence[Any] | None:
 
 def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int, skip_bad: bool) -> Task:
     """Half of the rows by the seed; the others are held out."""
-    everything, bad = encoder.examples(table)
-    if not (skip_bad and everything):
-        table.refuse(bad)
+    everything, bad = encoder.usable(table, skip_bad)
     parts = _halves(everything, seed)
     if examples is not None and examples > len(parts[0]):
         raise CircuitDiscoveryError(
@@ -171,7 +169,7 @@ def _from_table(table: Table, encoder: Encoder, examples: int | None, seed: int,
     chosen, held = (tuple(everything[row] for row in sorted(rows[:examples])) for rows in parts)
     used = {row for rows in parts for row in rows[:examples]}
     rest = tuple(example for row, example in enumerate(everything) if row not in used)
-    task = Task(table.name, chosen, seed=seed, others=rest, info={"skipped": len(bad)} if bad else {})
+    task = Task(table.name, chosen, seed=seed, others=rest, info={"skipped": bad} if bad else {})
     return replace(task, held_out=replace(task, examples=held)) if held else task
 
 

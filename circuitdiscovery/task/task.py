@@ -102,6 +102,7 @@ class Task:
         incorrect: Sequence[str | Sequence[str]],
         position: int | Sequence[int | None] | None = None,
         bos: bool | None = None,
+        skip_bad: bool = False,
     ) -> Task:
         """A task from texts, none of them held out.
 
@@ -113,6 +114,7 @@ class Task:
             position: where the answer is read: an integer for all rows or one per row,
                 negative from the end; None: the last token.
             bos: put the tokenizer's BOS in front, or take it away; None: as the tokenizer does.
+            skip_bad: go on without the rows that cannot be used; `info["skipped"]` says how many these are.
 
         Raises:
             CircuitDiscoveryError: rows that cannot be used; counts them and names the first five.
@@ -140,10 +142,9 @@ class Task:
             raise CircuitDiscoveryError(f"a task needs rows, as many of each, not {told}")
         rows["position"] = positions_of_rows("position", position, len(rows["clean"]))
         records = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-        table = table_of([_listed(record) for record in records], "prompts")
-        examples, bad = encoder_of(model, "prompts", bos).examples(table)
-        table.refuse(bad)
-        return cls("prompts", tuple(examples))
+        table = table_of([_listed(record) for record in records], "prompts", skip_bad=skip_bad)
+        examples, bad = encoder_of(model, "prompts", bos).usable(table, skip_bad)
+        return cls("prompts", tuple(examples), info={"skipped": bad} if bad else {})
 
     @classmethod
     def from_pandas(
@@ -342,7 +343,7 @@ class Task:
                     f"{where}: has {len(example.clean)} tokens, but the model reads at most {n_positions}"
                 )
             for name in ("clean", "corrupted", "correct", "incorrect"):
-                worst = max(getattr(example, name))
+                worst = max(getattr(example, name), default=0)
                 if worst >= vocab_size:
                     raise CircuitDiscoveryError(
                         f"{where}: {name} has token {worst}, but the model's vocabulary has {vocab_size}"

@@ -198,8 +198,10 @@ class Encoder:
         """Whether a word is made of tokens that are not unknown."""
         return self.knows(word, self.ids(f"{word} {word}"))
 
-    def examples(self, table: Table) -> tuple[list[Example], list[tuple[int, str]]]:
-        """(the examples of the rows that can be used, the numbers of the others and why)."""
+    def usable(self, table: Table, skip_bad: bool) -> tuple[list[Example], int]:
+        """(the examples of the rows that can be used, how many others there are), an error where there are
+        others that are not to be skipped, or nothing else.
+        """
         found, bad = list[Example](), list(table.bad)
         for row in table.rows:
             try:
@@ -212,7 +214,9 @@ class Encoder:
                 found.append(example)
             except CircuitDiscoveryError as error:
                 bad.append((row.number, str(error)))
-        return found, bad
+        if not (skip_bad and found):
+            table.refuse(bad)
+        return found, len(bad)
 
     def example(self, row: Row) -> Example:
         """The row as tokens, checked: prompts of equal length that differ, a position

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.task.batch import PAD
 from circuitdiscovery.task.example import END, Example, resolve_position
 
@@ -73,7 +73,7 @@ def positions_of_rows(what: str, position: Any, count: int) -> list[int | None]:
 
 
 def _named(
-    examples: list[Example], positions: Mapping[str, Any], variables: Mapping[str, Sequence[Any]]
+    examples: list[Example], positions: Mapping[str, Any], variables: Mapping[str, Any]
 ) -> Iterator[Example]:
     """The examples with their named positions and variables."""
     for what, named in (("positions", positions), ("variables", variables)):
@@ -81,15 +81,23 @@ def _named(
             raise CircuitDiscoveryError(
                 f"{what} must be a mapping from names to values, not {type(named).__name__}"
             )
+        for name in named:
+            if not isinstance(name, str):
+                raise CircuitDiscoveryError(f"{what}: a name is a text, not {shown(name)}")
     if END in positions:
         raise CircuitDiscoveryError(f"positions: {END} is the answer's position, which has that name already")
     columns = {
         name: positions_of_rows(f"positions[{name!r}]", value, len(examples))
         for name, value in positions.items()
     }
-    for name, values in variables.items():
-        if isinstance(values, str) or len(as_python(values)) != len(examples):
-            raise CircuitDiscoveryError(f"variables[{name!r}] must hold a value per row, {len(examples)}")
+    words = {name: as_python(values) for name, values in variables.items()}
+    for name, values in words.items():
+        listed = isinstance(values, Sequence) and not isinstance(values, str)
+        if not listed or len(values) != len(examples):
+            told = "" if listed else f", not {type(values).__name__}"
+            raise CircuitDiscoveryError(
+                f"variables[{name!r}] must hold a value per row, {len(examples)}{told}"
+            )
     for row, example in enumerate(examples):
         length = len(example.clean)
         places = {
@@ -99,7 +107,7 @@ def _named(
         yield replace(
             example,
             positions=places,
-            variables={name: str(as_python(values)[row]) for name, values in variables.items()},
+            variables={name: str(as_python(values[row])) for name, values in words.items()},
         )
 
 

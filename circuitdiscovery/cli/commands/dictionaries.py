@@ -102,7 +102,8 @@ def train(to: Path, kind: str, k: int | None, sparsity: float | None, **given: A
     acts, how = _collected(model, prompts, given)
     own = {"kind": kind, "sparsity": sparsity} | ({"k": k} if k is not None else {})
     to.parent.mkdir(parents=True, exist_ok=True)
-    state = to.with_name(f"{to.name}.state")
+    whole = to.resolve()  # . has no name
+    state = whole.parent / f"{whole.name}.state"
     with _going_on("training", state):
         found = _watched(cd.features.train_sae, "training")(acts, **own, **how, state=state)
     found.save(to)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from circuitdiscovery.cli.arguments import COUNT, PATH, Checked, as_json, on_runs
+from circuitdiscovery.cli.arguments import COUNT, FOLDER, PATH, Checked, as_json, on_runs
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import show
 from circuitdiscovery.cli.prompts import PICTURE, TEXTS, loaded, on_model, on_task_or_texts
@@ -29,7 +29,7 @@ def _kind(name: str) -> str:
 @click.option("--fit-on", type=TEXTS, help="Texts to fit any lens but logit on, one document per line.")
 @click.option("--ahead", type=COUNT, help="future: how many tokens, 1 to 3.  [default: 1]")
 @click.option("--saved", type=PATH, metavar="DIR", help="Read by a lens kept there.")
-@click.option("--save", type=PATH, metavar="DIR", help="Keep the fitted lens there.")
+@click.option("--save", type=FOLDER, metavar="DIR", help="Keep the fitted lens there.")
 @click.option("--plot", type=PICTURE, help="Draw the table, as .png or .svg.")
 @on_runs
 @as_json

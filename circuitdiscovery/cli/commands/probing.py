@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from circuitdiscovery.cli.arguments import Checked, as_json, on_prompts, on_task
+from circuitdiscovery.cli.arguments import FILE, Checked, as_json, on_prompts, on_task
 from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import show
 from circuitdiscovery.cli.prompts import POSITION
@@ -25,7 +26,7 @@ def _sizes(text: str) -> list[int | None]:
 @on_task
 @click.option("--label", metavar="NAME", help="Of the task, or a variable of its prompts.")
 @click.option("--of", metavar="NAME", help="The variable whose word the label is of.")
-@click.option("--csv", "table", metavar="FILE", help="Labels of other texts instead: text, token, label.")
+@click.option("--csv", "table", type=FILE, metavar="FILE", help="Labels of other texts: text, token, label.")
 @click.option(
     "--at",
     default="resid",
@@ -44,7 +45,7 @@ def _sizes(text: str) -> list[int | None]:
 def probe(
     label: str | None,
     of: str | None,
-    table: str | None,
+    table: Path | None,
     at: str,
     position: Any,
     k: list[int | None],
