@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from circuitdiscovery.errors import CircuitDiscoveryError
@@ -347,6 +348,24 @@ def test_induction_repeats_and_its_counterfactual_does_not(
         assert body[period:] == body[:ending] and example.corrupted[-ending:] == example.clean[-ending:]
         assert not set(example.corrupted[:-ending]) & set(body)
     assert len({example.template for example in task.examples}) == 5
+
+
+def test_an_inductions_text_is_without_the_token_that_the_tokenizer_puts_in_front(tmp_path: Path) -> None:
+    """So that it can be tokenised again, and a saved task is known by its texts."""
+    model = word_level([*ascii_letters, "one", "two"])
+    token, number = model.tokenizer.bos_token, model.tokenizer.bos_token_id
+    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, number)]
+    )
+    task = load_task("induction", model, examples=2)
+    for example in task:
+        assert example.clean[0] == number and token not in example.text
+        assert Encoder(model.tokenizer).prompt(example.text, "row") == example.clean
+    task.save(tmp_path / "mine.json")
+    assert load_task(tmp_path / "mine.json", model) == task
+    other = word_level([*reversed(ascii_letters), "one", "two"])
+    with pytest.raises(CircuitDiscoveryError, match="it is another model's task"):
+        load_task(tmp_path / "mine.json", other)
 
 
 @pytest.mark.parametrize("name", shipped_tasks())

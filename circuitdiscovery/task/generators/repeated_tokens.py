@@ -57,7 +57,7 @@ def repeated_tokens(
             wrong,
             position,
             periods.index(period),
-            decode(clean),
+            decode(clean[len(start) :]),
             positions,
             variables,
         )
