@@ -211,6 +211,11 @@ BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
         ["'orders'", "'second'"],
     ),
     "one name for two things": (GOOD.replace("first", "A"), ["'A'", "two things"]),
+    "a slot named order": (
+        GOOD.replace("{B} saw", "{order} saw").replace('B = "name"', 'B = "name"\norder = "name"'),
+        ["'order'", "which template, order and case", "another name"],
+    ),
+    "a name called template": (GOOD.replace("first", "template"), ["'template'", "another name"]),
     "aliases of aliases": (GOOD.replace('first = "{B}"', 'first = "{second}"'), ["refer to slots"]),
     "unknown multi_token": ('multi_token = ["nam"]\n' + GOOD, ["multi_token", "no list 'nam'"]),
     "unknown generator": (

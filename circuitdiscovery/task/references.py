@@ -8,6 +8,8 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.task.generators import generator_of
 from circuitdiscovery.task.taskfile import PLAIN, Counterfactual, Ref, TaskFile, Text
 
+_KINDS = ("template", "order", "case")  # variables of every example, as `Form.variables` has them
+
 
 def check_references(where: str, task: TaskFile) -> None:
     """Every name that a text, a slot or a counterfactual uses is there, and no alias leads back to itself."""
@@ -21,6 +23,12 @@ def check_references(where: str, task: TaskFile) -> None:
             f"{where}: {sorted(both)[0]!r} is the name of two things; slots, orders and cases need names "
             "of their own"
         )
+    for name in _KINDS:
+        if name in task.slots or name in aliases:
+            raise CircuitDiscoveryError(
+                f"{where}: an example's variable {name!r} says which template, order and case it is of: give "
+                "what has this name another name"
+            )
     for field, text in _all_texts(task):
         for ref in text.refs:
             _check_ref(f"{where}: field {field!r}", task, aliases, ref)
