@@ -465,7 +465,7 @@ def test_groups_are_the_same_however_many_alternatives_are_run_at_once(
     task = cd.load_task("ioi", toy, examples=6)
     options: dict[str, Any] = {"threshold": 0.02, "metric": "logit_diff", "group_testing": True}
     expected = cd.acdc(toy, task, **options)
-    assert expected != cd.acdc(toy, task, **options | {"group_testing": False})
+    assert expected != cd.acdc(toy, task, **{**options, "group_testing": False})
     longest = max(len(each.clean) for each in task.examples)
     for room, batch_size in ((1, None), (3, 4)):
         monkeypatch.setattr(alternatives, "TOKENS", {"cpu": room * 6 * longest})
