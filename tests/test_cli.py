@@ -984,8 +984,8 @@ def test_a_run_with_a_method_and_a_metric_of_ones_own_is_measured(
     how = ("--method", "bymine:mine", "--examples", "2", "--edges", "60", "--measure", "none")
 
     def another_process() -> None:
-        registry.TABLES["method"].pop("bymine:mine", None)
-        registry.TABLES["metric"].pop("bymine:top", None)
+        registry.METHODS.pop("bymine:mine", None)
+        registry.METRICS.pop("bymine:top", None)
 
     assert call("discover", "toy", "ioi", *how, "--out", "one").status == 0
     assert call("discover", "toy", "ioi", *how, "--metric", "bymine:top", "--out", "two").status == 0
