@@ -175,11 +175,11 @@ def check_edges(graph: Graph, edges: int) -> None:
 
 def check_gradient(setup: Setup) -> None:
     """Refuse a metric without a gradient in the logits, before anything runs."""
-    metric, without = setup.metric, setup.metric.share
-    for batch in () if metric.divergence else setup.batches[:1]:
+    metric, without, device = setup.metric, setup.metric.share, setup.model.device
+    for batch in () if metric.divergence else setup.task.batches(1, [0]):  # one example tells
         with torch.enable_grad():
-            logits = torch.zeros(len(batch), setup.model.vocab_size, device=setup.model.device)
-            without = without or not metric.function(logits.requires_grad_(), batch).requires_grad
+            logits = torch.zeros(1, setup.model.vocab_size, device=device).requires_grad_()
+            without = without or not metric.function(logits, batch.to(device)).requires_grad
     if without:
         raise CircuitDiscoveryError(
             f"metric {metric.name!r} has no gradient; edges are ranked by a differentiable one"
