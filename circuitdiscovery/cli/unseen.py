@@ -1,7 +1,7 @@
 """Prompts that are new to a circuit: those held out of a task, without the search's clean ones.
 
 One may be a corrupted prompt of the search, as among those that `discover` measures on: of a task with few
-prompts, such as capitals, nearly half are. The task's own line says how many.
+prompts, such as capitals, many are. The task's own line says how many.
 """
 
 from __future__ import annotations
