@@ -89,7 +89,7 @@ def dictionary(kind: str, node: str, model: Any, prompts: list[str], folder: Pat
 def ranked(model: Any, task: cd.Task, graph: cd.Graph, parts: dict[str, Any]) -> list[str]:
     """The names of the parts, the strongest first."""
     kinds = {
-        parsed(node).layer: NEURONS if isinstance(part, str) else features_of(part)
+        parsed(node).layer: NEURONS if isinstance(part, str) else features_of(part, model.stream_unit)
         for node, part in parts.items()
     }
     damages = unit_damages(Setup.of(model, task), kinds, line("eap_ig"))
