@@ -127,7 +127,9 @@ class Sweep(Reported):
                     color=None if own else "0.45",
                     label=kind,
                 )
-            axes.set(xscale="log", xlabel="L0", ylabel=label)
+            axes.set_xscale("log", base=2)  # sparsities are doubled, as a rule
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.set(xlabel="L0", ylabel=label)
             axes.grid(alpha=0.25)
         figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
         return write_figure(figure, where)
