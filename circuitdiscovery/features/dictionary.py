@@ -205,7 +205,7 @@ class Dictionary:
     def at_once(self) -> int:
         """Of how many activations all features are held at once, in the memory that may be held."""
         each = 3 * self.W_enc.element_size() * self.width  # products, and twice what is made of them
-        return memory.at_once(each, self.W_enc.device)
+        return memory.at_once(each, self.W_enc.device, _BYTES)
 
     def written(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out]: `decode(encode(x), x)`, of some activations at a time."""
@@ -253,8 +253,7 @@ class Dictionary:
     def _some_of_all(self, x: Tensor, which: Tensor) -> Tensor:
         """Some features of all, for a few activations at a time."""
         rows = x.reshape(-1, x.shape[-1])
-        size = memory.at_once(4 * self.width, x.device, _BYTES)
-        parts = [self.encode(part)[:, which].T for part in rows.split(size)]
+        parts = [self.encode(part)[:, which].T for part in rows.split(self.at_once)]
         return torch.cat(parts, dim=1).reshape(len(which), *x.shape[:-1])
 
     # ------------------------------------------------------------------ where it goes

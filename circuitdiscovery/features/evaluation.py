@@ -21,8 +21,7 @@ from circuitdiscovery.features.answers import answer_batches, answer_logits, mar
 from circuitdiscovery.features.collecting import Activations, as_activations
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.forward import LOGITS, device_of, forward
-from circuitdiscovery.features.places import Places
-from circuitdiscovery.features.places import places_of as collect_places
+from circuitdiscovery.features.places import Places, places_of
 from circuitdiscovery.features.standing import (
     Edit,
     Edits,
@@ -30,7 +29,7 @@ from circuitdiscovery.features.standing import (
     check_activations,
     mean_of,
     of_dictionary,
-    places_of,
+    places_of_dictionary,
     runs_of,
 )
 from circuitdiscovery.files.disk import data_frame
@@ -212,7 +211,7 @@ def evaluate_sae(
         raise CircuitDiscoveryError("target= is of a transcoder: an autoencoder writes what it reads")
     if task is not None and model is None:
         raise CircuitDiscoveryError("task= needs model=, which is run on its prompts")
-    place = None if model is None or sae.site is None else places_of(sae, model)[1]
+    place = None if model is None or sae.site is None else places_of_dictionary(sae, model)[1]
     check_activations(sae, read, written, model)
     stands = {"dictionary": of_dictionary(sae, read, written)}
     examples = None if task is None else Examples.of(task)
@@ -341,7 +340,7 @@ def _where(acts: Activations, model: Model, examples: Examples) -> tuple[str, Pl
     every = "every token" if first else "every token but the first"
     at = every if acts.position == "all" else f"position {acts.position}"
     where = f"{at} of {len(examples.task)} {part_in_words(examples.part)}"
-    return where, collect_places(model, examples.task, acts.position, first)
+    return where, places_of(model, examples.task, acts.position, first)
 
 
 @torch.no_grad()

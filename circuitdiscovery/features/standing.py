@@ -52,7 +52,7 @@ class Stand:
     edits: Edits
 
 
-def places_of(sae: Dictionary, model: Model) -> tuple[str | None, str]:
+def places_of_dictionary(sae: Dictionary, model: Model) -> tuple[str | None, str]:
     """(the place that a transcoder reads, the place that is written)."""
     assert sae.site is not None
     site = site_of(model, sae.site + (".inner" if sae.inner and "." not in sae.site else ""))
@@ -118,7 +118,7 @@ def reconstructed(sae: Dictionary, model: Model, kept: Tensor) -> dict[str, Edit
         model: which.
         kept: [n, T], where the site stays as it is.
     """
-    read, place = places_of(sae, model)
+    read, place = places_of_dictionary(sae, model)
     device = device_of(model, place)
     own, seen = sae.to(device, str(model.dtype).removeprefix("torch.")), list[Tensor]()
 
@@ -204,7 +204,7 @@ def baselines(
     if model is not None and measured.prompts and sae.site is not None and is_mlp(sae.site):
         block = model.blocks[int(sae.site[1:])]
         if block.W_out is not None:
-            found["neurons"] = _neurons(model, places_of(sae, model)[1], fitted, measured, k)
+            found["neurons"] = _neurons(model, places_of_dictionary(sae, model)[1], fitted, measured, k)
     return found
 
 

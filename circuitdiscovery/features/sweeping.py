@@ -20,7 +20,7 @@ from circuitdiscovery.features.collecting import Activations, as_activations
 from circuitdiscovery.features.dictionary import KINDS, Dictionary
 from circuitdiscovery.features.evaluation import DictionaryQuality, Examples, qualities
 from circuitdiscovery.features.load import load_sae
-from circuitdiscovery.features.standing import Stand, baselines, of_dictionary, places_of
+from circuitdiscovery.features.standing import Stand, baselines, of_dictionary, places_of_dictionary
 from circuitdiscovery.features.training import STEPS, train_sae
 from circuitdiscovery.files.disk import data_frame, read_json, write_json
 from circuitdiscovery.files.figures import figure_path, write_figure
@@ -376,7 +376,7 @@ def _measured(
     if paths and all(path is not None and path.exists() for path in paths.values()):
         return {name: DictionaryQuality.load(path) for name, path in paths.items() if path is not None}
     model = how["model"]
-    place = None if model is None or sae.site is None else places_of(sae, model)[1]
+    place = None if model is None or sae.site is None else places_of_dictionary(sae, model)[1]
     with torch.no_grad():
         found = qualities(stands, written, site=sae.site, place=place, **how)
     for name, path in paths.items():

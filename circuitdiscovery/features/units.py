@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Feature
 from circuitdiscovery.features.forward import Site, device_of, is_stream, site_of
-from circuitdiscovery.features.standing import places_of
+from circuitdiscovery.features.standing import places_of_dictionary
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 
@@ -93,7 +93,7 @@ def _feature(model: Model, feature: Feature) -> Unit:
     dictionary, number = feature.dictionary, feature.number
     if dictionary.site is None:
         raise CircuitDiscoveryError("the dictionary does not say where in a model it stands")
-    read, written = places_of(dictionary, model)
+    read, written = places_of_dictionary(dictionary, model)
     dictionary = dictionary.to(device_of(model, written), model.dtype)
     which = torch.tensor([number], device=dictionary.vectors.device)
     direction = dictionary.vectors[number]

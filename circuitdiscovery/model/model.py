@@ -60,9 +60,8 @@ class Model:
     logit_scale: float = 1.0  # of the logits
     logit_cap: float | None = None  # c: a logit x is c tanh(x / c) (Gemma 2)
     embed_norm: Norm | None = None  # of the token embeddings (BLOOM)
-    stream_unit: float = (
-        1.0  # r: its own stream is r times ours, and adds r times what layers write (Granite)
-    )
+    # r: the model's own stream is r times ours, and adds r times what layers write (Granite)
+    stream_unit: float = 1.0
     source: Source | None = None  # what it was loaded from
 
     @property

@@ -14,7 +14,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.forward import NEURONS, PATTERN, Site, forward, site_of
 from circuitdiscovery.features.prompts import TOKENS
-from circuitdiscovery.features.standing import places_of
+from circuitdiscovery.features.standing import places_of_dictionary
 from circuitdiscovery.features.units import check_width, width_of
 from circuitdiscovery.graph.nodes import head_name, mlp_name, part_name
 from circuitdiscovery.model.model import Model
@@ -173,7 +173,7 @@ class Features:
         """(what it reads, what it writes), places of the forward."""
         if self.dictionary.site is None:
             raise CircuitDiscoveryError("the dictionary does not say where in a model it stands")
-        read, written = places_of(self.dictionary, self.model)
+        read, written = places_of_dictionary(self.dictionary, self.model)
         return read or written, written
 
     @property

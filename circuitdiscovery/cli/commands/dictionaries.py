@@ -143,9 +143,9 @@ def show_one(folder: Path, model: str | None, layer: int | None, site: str | Non
     if found.site is None:
         raise CircuitDiscoveryError(f"{folder} does not say where the dictionary stands: give --site")
     loaded, prompts, task = _loaded(model=model, **given)
-    from circuitdiscovery.features.standing import places_of
+    from circuitdiscovery.features.standing import places_of_dictionary
 
-    reads, writes = places_of(found, loaded)
+    reads, writes = places_of_dictionary(found, loaded)
     acts = _activations(loaded, prompts, reads or writes, given)
     target = None if reads is None else _activations(loaded, prompts, writes, given)
     how = {"batch_size": given["batch_size"], "seed": given["seed"]}
