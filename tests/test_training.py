@@ -258,6 +258,12 @@ def task(toy: Any) -> Any:
     return cd.load_task("ioi", toy, examples=6)
 
 
+@pytest.fixture(scope="module")
+def more(toy: Any) -> Any:
+    """So many examples that what a mean takes away is distinguishable from nothing."""
+    return cd.load_task("ioi", toy, examples=40)
+
+
 def identity(site: str, d: int, centre: Tensor) -> Dictionary:
     """Principal directions with both signs: relu(x) - relu(-x) = x."""
     rows, _ = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(0)))
@@ -266,20 +272,20 @@ def identity(site: str, d: int, centre: Tensor) -> Dictionary:
     return Dictionary("relu", site, "output", both, zero, both, centre, subtracts_b_dec=True)
 
 
-@pytest.mark.parametrize("site", ["m1", "resid2", "a1", "a1.z", "m2.neurons"])
+@pytest.mark.parametrize("site", ["m1", "resid2", "a1", "a1.z", "m1.neurons"])
 def test_of_a_whole_dictionary_nothing_is_lost_and_of_an_empty_one_all(
-    toy: Any, task: Any, site: str
+    toy: Any, more: Any, site: str
 ) -> None:
     acts = f.activations(toy, TEXTS, site)
     mean = acts.values.mean(0)
-    found = f.evaluate_sae(identity(site, acts.d, mean), acts, model=toy, task=task, baselines=False)
+    found = f.evaluate_sae(identity(site, acts.d, mean), acts, model=toy, task=more, baselines=False)
     assert found.explained_variance == pytest.approx(1, abs=1e-5) and found.l0 == pytest.approx(acts.d)
     assert found.kl_reconstruction < 1e-6 < found.kl_mean
     assert found.loss_recovered == pytest.approx(1, abs=1e-4)
     assert found.behaviour == pytest.approx(1, abs=1e-4) and abs(found.shrinkage) < 1e-5
     zero = torch.zeros(3, acts.d)
     empty = Dictionary("relu", site, "output", zero, torch.zeros(3), zero, mean)
-    found = f.evaluate_sae(empty, acts, model=toy, task=task, baselines=False)
+    found = f.evaluate_sae(empty, acts, model=toy, task=more, baselines=False)
     assert found.explained_variance == pytest.approx(0, abs=1e-5) and found.dead == 1
     assert found.kl_reconstruction == pytest.approx(found.kl_mean, rel=1e-3)
     assert abs(found.loss_recovered) < 1e-3
@@ -287,22 +293,22 @@ def test_of_a_whole_dictionary_nothing_is_lost_and_of_an_empty_one_all(
 
 
 @pytest.mark.parametrize(
-    ("position", "where"),
+    ("site", "position", "where"),
     [
-        (None, "position END"),
-        ("S2", "position S2"),
-        (-2, "position -2"),
-        ("all", "every token but the first"),
+        ("m2", None, "position END"),
+        ("resid1", "S2", "position S2"),
+        ("resid1", -2, "position -2"),
+        ("m2", "all", "every token but the first"),
     ],
 )
 def test_behaviour_is_of_the_activations_positions_on_held_out_examples(
-    toy: Any, task: Any, position: Any, where: str, tmp_path: Path
+    toy: Any, more: Any, site: str, position: Any, where: str, tmp_path: Path
 ) -> None:
     """The dictionary and the mean are put in by hand, prompt by prompt; the same of activations in files."""
-    acts = f.activations(toy, task, "m2", position=position)
+    acts = f.activations(toy, more, site, position=position)
     sae, mean = f.train_sae(acts, n=64, k=2, steps=40), acts.values.mean(0)
     values = list[list[float]]()
-    for example in task.held_out.examples:
+    for example in more.held_out.examples:
         last = len(example.clean)
         known = {None: [example.position], "all": list(range(1, last)), -2: [last - 2]}
         at = [example.positions["S2"]] if position == "S2" else known[position]
@@ -316,19 +322,24 @@ def test_behaviour_is_of_the_activations_positions_on_held_out_examples(
             return edit
 
         edits = [lambda x: x, put(lambda x: sae.decode(sae.encode(x))), put(lambda x: mean.expand_as(x))]
-        runs = [f.run(toy, [example.clean], edits={"m2": each}).values("logits") for each in edits]
+        runs = [f.run(toy, [example.clean], edits={site: each}).values("logits") for each in edits]
         logits = [run[0, example.position] for run in runs]
         values.append([float(x[list(example.correct)] - x[list(example.incorrect)]) for x in logits])
     full, made, none = np.mean(values, 0)
-    kept = f.activations(toy, task, "m2", position=position, to=tmp_path)
+    taken = np.array(values)[:, 0] - np.array(values)[:, 2]
+    kept = f.activations(toy, more, site, position=position, to=tmp_path)
     for given in (acts, kept):
-        found = f.evaluate_sae(sae, given, model=toy, task=task, baselines=False)
+        found = f.evaluate_sae(sae, given, model=toy, task=more, baselines=False)
+        if position == -2:  # the word before the last one's hardly matters
+            assert taken.mean() < taken.std(ddof=1) / len(taken) ** 0.5
+            assert found.behaviour is None and "is not distinguishable from 0" in found.behaviour_of
+            continue
         assert found.behaviour == pytest.approx((made - none) / (full - none), rel=1e-3, abs=1e-3)
-        assert found.behaviour_of == f"{where} of 6 held-out examples" and found.behaviour_of in str(found)
+        assert found.behaviour_of == f"{where} of 40 held-out examples" and found.behaviour_of in str(found)
     told = "acts do not say of which position they are"
-    words = f.word_labels(toy, task, "gender").activations(toy, "m2")
+    words = f.word_labels(toy, more, "gender").activations(toy, site)
     with pytest.raises(cd.CircuitDiscoveryError, match=told):
-        f.evaluate_sae(sae, words, model=toy, task=task)
+        f.evaluate_sae(sae, words, model=toy, task=more)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -470,7 +481,9 @@ def test_a_norm_that_follows_a_node_makes_two_places_of_it(toy: Any, tinies: Any
 
 
 def test_what_is_kept_of_nothing_is_undefined(toy: Any, task: Any) -> None:
-    """Every prompt is right with the mean in the site's place, too: (F - F) / (F - F)."""
+    """Every prompt is right with the mean in the site's place, too: (F - F) / (F - F). Where the mean takes as
+    much from some prompts as it gives to others, the share kept has no size either, and says why.
+    """
     acts = f.activations(toy, task, "m1", position="all")
     mean, sure = acts.values.mean(0), replace(task, metric="accuracy", held_out=None)
     logits = f.run(toy, task, edits={"m1": lambda x: torch.cat([x[:, :1], mean.expand_as(x[:, 1:])], 1)})
@@ -479,8 +492,17 @@ def test_what_is_kept_of_nothing_is_undefined(toy: Any, task: Any) -> None:
         assert answers[list(example.correct)].max() > answers[list(example.incorrect)].max()
     for given in (sure, replace(sure, metric=cd.Metric("none", lambda logits, _: logits.sum(-1) * 0))):
         found = f.evaluate_sae(identity("m1", acts.d, mean), acts, model=toy, task=given, baselines=False)
-        assert found.behaviour is None and "behaviour" not in str(found)
+        assert found.behaviour is None and "behaviour kept" not in str(found)
+        assert (
+            "every token but the first of 6 examples (none are held out): the mean there changes nothing"
+            in str(found)
+        )
         assert type(found).from_dict(found.to_dict()).to_dict() == found.to_dict()
+    signs = torch.tensor([1.0, -1.0] * 3)
+    tilted = cd.Metric("tilted", lambda logits, rows: logits[:, 0] * signs[: len(logits)])
+    given = replace(sure, metric=tilted)
+    found = f.evaluate_sae(identity("m1", acts.d, mean), acts, model=toy, task=given, baselines=False)
+    assert found.behaviour is None and "is not distinguishable from 0" in str(found)
 
 
 def test_what_is_everywhere_the_same_is_not_shrunk() -> None:

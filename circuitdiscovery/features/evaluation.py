@@ -76,8 +76,9 @@ class DictionaryQuality(Reported):
         loss_recovered: 1 - kl_reconstruction / kl_mean.
         behaviour: (F(x') - F(m)) / (F(x) - F(m)), where F is the task's metric of the model with that in
             place of x at the positions that the activations are of: what is kept of the behaviour where the
-            error is ablated; None without a task, and where F(x) - F(m) is rounding.
-        behaviour_of: at which position of which examples the behaviour was measured.
+            error is ablated; None without a task, and where F(x) - F(m) is rounding or its interval has 0.
+        behaviour_of: at which position of which examples the behaviour was measured; where nothing of it can
+            be kept, why.
         baselines: the same of what else could be written with round(l0) numbers per activation: the largest
             coordinates along principal directions ("pca") or random ones ("random"), or the strongest
             neurons ("neurons"; of an MLP, with a model). Principal directions are those of these very
@@ -267,9 +268,9 @@ def qualities(
             more[name] |= found
         if examples is not None:
             where, places = _where(written, model, examples)
-            values = _behaviour(edits, averaged, model, examples.task, places, batch_size, seed)
-            for name, found in values.items():
-                more[name] |= {"behaviour": found, "behaviour_of": where}
+            values, why = _behaviour(edits, averaged, model, examples.task, places, batch_size, seed)
+            for name in stands:
+                more[name] |= {"behaviour": values.get(name), "behaviour_of": where + why}
     return {name: DictionaryQuality(len(written), **figures[name], **more[name]) for name in stands}
 
 
@@ -352,8 +353,8 @@ def _behaviour(
     places: Places,
     batch_size: int | None,
     seed: int,
-) -> dict[str, Estimate]:
-    """What is kept of a task's metric, of what the mean takes away; nothing where that is rounding."""
+) -> tuple[dict[str, Estimate], str]:
+    """(what is kept of what the mean takes away from a task's metric, ""), or ({}, why nothing is)."""
     metric = bind(task.metric, model, task)
     every: list[Edits] = [lambda _, kept: {}, *edits.values(), averaged]
     values, noise = np.zeros((len(every), len(task))), 0.0
@@ -366,8 +367,10 @@ def _behaviour(
             values[figure, batch.rows.cpu().numpy()] = metric(answers, batch).double().cpu().numpy()
     full, *each, mean = values
     draws = weights(len(task), seed)
-    if abs(float((full - mean).mean())) <= noise / len(task):
-        return {}
-    return {
-        name: intervals.ratio(made - mean, full - mean, draws) for name, made in zip(edits, each, strict=True)
-    }
+    taken = intervals.difference(full, mean, draws, binary=metric.share)
+    if abs(taken) <= noise / len(task):
+        return {}, ": the mean there changes nothing, so there is nothing to keep"
+    if taken.low <= 0 <= taken.high:
+        return {}, f": what the mean there takes away, {taken}, is not distinguishable from 0"
+    kept = [intervals.ratio(made - mean, full - mean, draws) for made in each]
+    return dict(zip(edits, kept, strict=True)), ""

@@ -139,8 +139,9 @@ class Sweep(Reported):
         yield "site", f"{self.site or 'not told'}, measured on {where}"
         for row in self.rows:
             yield row.name, row.quality.in_words
-        for of in {row.quality.behaviour_of for row in self.rows} - {None}:
-            yield "behaviour", str(of)
+        for of in dict.fromkeys(row.quality.behaviour_of for row in self.rows):
+            if of is not None:
+                yield "behaviour", of
 
 
 @guarded
