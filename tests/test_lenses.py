@@ -22,6 +22,7 @@ from circuitdiscovery.features import lens_fitting, lenses
 from circuitdiscovery.features.lens_fitting import KLTraining, gathered
 from circuitdiscovery.features.lens_reading import LensReading
 from circuitdiscovery.features.units import logits_of
+from circuitdiscovery.reporting import progress
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -373,7 +374,10 @@ CLI = [
 ]  # fmt: skip
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "FIRST_LINE", 600.0)  # a slow machine says that it is loading
     (tmp_path / "EMPTY").write_text("\n \n")
     (tmp_path / "TEXTS").write_text("The keys on the table are old.\n\nThere is a dog by the door.\n")
     names = {"EMPTY", "TEXTS", "LENS", "LENS.png"}

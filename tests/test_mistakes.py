@@ -18,6 +18,7 @@ import pytest
 
 import circuitdiscovery as cd
 from circuitdiscovery.cli.main import main
+from circuitdiscovery.reporting import progress
 
 EDGES = ["input->m0", "m0->logits", "a2.h0->logits"]
 
@@ -389,6 +390,7 @@ def test_on_the_command_line(
     line, status, told = COMMANDS[mistake]
     words = [str(given.run) if word == "RUN" else word for word in line.split()]
     monkeypatch.setattr(sys, "argv", ["circuitdiscovery", *words])
+    monkeypatch.setattr(progress, "FIRST_LINE", 600.0)  # a slow machine says that it is loading
     with pytest.raises(SystemExit) as ended:
         main(words)
     out, err = capsys.readouterr()
