@@ -117,6 +117,23 @@ def test_a_part_that_is_a_feature_does_so_too(toy: Any, task: Any) -> None:
     assert unit.snippets[0].activations[unit.snippets[0].at] == pytest.approx(found.high)
 
 
+def test_a_dictionary_that_does_not_say_its_site_has_that_of_the_node(
+    toy: Any, task: Any, tmp_path: Path
+) -> None:
+    """As split was told, or load_circuit."""
+    sae = both_ways(toy, "m2")
+    untold = replace(sae, site=None)
+    graphs = [cd.split(toy, {"m2": each}, task=task, keep=3) for each in (sae, untold)]
+    cd.Circuit.full(graphs[0]).save(tmp_path / "c.json")
+    loaded = cd.load_circuit(tmp_path / "c.json", dictionaries={"m2": untold})
+    part = graphs[0].parts("m2")[0]
+    told, *others = (
+        str(cd.explain(toy, task, each, nodes=[part]).cards[part].units)
+        for each in (*map(cd.Circuit.full, graphs), loaded)
+    )
+    assert part in told and others == [told, told]
+
+
 @pytest.mark.parametrize("how", [{"metric": "kl"}, {"metric": "accuracy"}, {"ablation": "mean"}])
 def test_without_a_gradient_or_another_prompt_there_are_none(
     toy: Any, task: Any, circuit: Any, how: Any

@@ -64,6 +64,8 @@ def _with_dictionaries(circuit: Circuit, dictionaries: Mapping[str, Any], where:
             raise CircuitDiscoveryError(
                 f"{where}: {node} is split by the dictionary {wanted[:12]}, not by the given {digest[:12]}"
             )
+        if getattr(dictionary, "site", node) is None:
+            dictionary = replace(dictionary, site=node)
         splits[node] = replace(splits[node], dictionary=dictionary)
     graph = replace(circuit.graph, splits=tuple(splits.values()))
     return Circuit(graph, circuit.mask, circuit.scores, circuit.info)
