@@ -84,6 +84,30 @@ def test_copies_of_a_row_are_the_row_itself(gpt2: Tiny) -> None:
     torch.testing.assert_close(found[1], runs[:, [0, 0, 2]].mean(1), atol=1e-5, rtol=0)
 
 
+def test_a_row_s_clean_prompt_is_not_in_its_mean(gpt2: Tiny) -> None:
+    """A table often has its pairs in both directions: the clean prompt of one is what another runs."""
+    a, b, *others = random_prompts(101, 14, 5, seed=8).clean.tolist()
+    columns = {"clean": [a, b, *others], "corrupted": [b, a, *reversed(others)]}
+    count = len(columns["clean"])
+    task = cd.Task.from_tokens(**columns, correct=[1] * count, incorrect=[2] * count)
+    for row in range(count):
+        rest = [
+            each
+            for each in columns["corrupted"]
+            if each not in (columns["clean"][row], columns["corrupted"][row])
+        ]
+        runs = written(gpt2.model, rest)
+        torch.testing.assert_close(rows_of(gpt2.model, task, "mean")[row], runs.mean(1), atol=1e-5, rtol=0)
+        flat = runs.mean((1, 2))[:, None].expand(-1, 5, -1)
+        torch.testing.assert_close(rows_of(gpt2.model, task, "mean_all")[row], flat, atol=1e-5, rtol=0)
+    assert on_demand(gpt2.model, task, "mean").mean_over == 12  # type: ignore[attr-defined]
+    apart = replace(task, examples=task.examples[:1], apart=lambda: task.examples)  # drawn, the same holds
+    runs = written(gpt2.model, [each for each in columns["corrupted"] if each != a])
+    torch.testing.assert_close(rows_of(gpt2.model, apart, "mean")[0], runs.mean(1), atol=1e-5, rtol=0)
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"row 0 .* neither its own pair nor its clean prompt"):
+        cd.replacements(gpt2.model, replace(task, examples=task.examples[:2]), ablation="mean")
+
+
 def test_the_variance_of_the_others_divides_by_one_less(gpt2: Tiny) -> None:
     """What is drawn for a row less its mean, over a standard Gaussian
     draw, is the deviation of the other rows.

@@ -2,17 +2,18 @@
 `mean`, `mean_all` and `random` stand on.
 
 The reference is drawn apart from the examples: a task that can draw prompts draws hundreds more. A task that
-cannot (a table, tokens) has only its own rows, and a row's reference is then every row but itself: a mean
-that holds the row would give it back to the circuit.
+cannot (a table, tokens) has only its own rows, and a row's reference is then every row but itself. Nor does
+it hold the row's clean prompt, which may be the corrupted prompt of another: a mean that holds the row would
+give it back to the circuit.
 
 1. A row's group are the reference prompts of its template and length, where these are at least ten; else
    those of its length, whatever their template; where even these are fewer than ten, the task's own other
    rows of that length are taken in.
 2. Prompts run a few at a time, and of what they write only sums are kept: memory
    grows with the groups, not with the prompts.
-3. Where a row is of its group, its own run is taken out again: the mean of the other n - 1 is (sum - x) / (n
-   - 1), and the sum of squares about it that about the old mean less (x - mean)^2 n / (n - 1). The variance
-   divides by one less than the number of prompts.
+3. Where a row, or its clean prompt, is of its group, that run is taken out again: the mean of the other n - 1
+   is (sum - x) / (n - 1), and the sum of squares about it that about the old mean less (x - mean)^2 n / (n -
+   1). The variance divides by one less than the number of prompts.
 """
 
 from __future__ import annotations
@@ -150,30 +151,40 @@ class Moments:
         self._apart = len(apart)
         self._sizes = self._counted()
         self._same = Counter((e.clean, e.corrupted, template) for e in own for template in {None, e.template})
+        self._run = Counter(
+            (e.corrupted, template, i >= len(apart))
+            for i, e in enumerate(self._pool.examples)
+            for template in {None, e.template}
+        )
         self._keys = [self._key(example) for example in task.examples]
-        self._copies = [
-            self._copied(key, example) for key, example in zip(self._keys, task.examples, strict=True)
+        self._left_out = [
+            self._itself(key, example) for key, example in zip(self._keys, task.examples, strict=True)
         ]
-        for row, (key, copies) in enumerate(zip(self._keys, self._copies, strict=True)):
-            if self._sizes[key] - copies < self._fewest:
-                raise self._lacking(row, self._sizes[key] - copies)
+        self._counts = [
+            self._sizes[key] - sum(left_out) for key, left_out in zip(self._keys, self._left_out, strict=True)
+        ]
+        for row, count in enumerate(self._counts):
+            if count < self._fewest:
+                raise self._lacking(row, count)
         self._groups = self._collected()
 
     @property
     def least(self) -> int:
         """The fewest prompts that a row's reference holds."""
-        return min(self._sizes[key] - copies for key, copies in zip(self._keys, self._copies, strict=True))
+        return min(self._counts)
 
     def of(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """(each example's mean, [S, T, D] or over all tokens [S, D]; their
         variances, none where they were not asked for).
         """
         rows, lengths = batch.rows.tolist(), batch.lengths.tolist()
-        own = self._written(batch.corrupted) if any(self._copies[row] for row in rows) else None
         found = [self._groups[self._keys[row]] for row in rows]
-        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            if own is not None and self._copies[row]:
-                found[i] -= self._of(own[:, i : i + 1, :length]) * self._copies[row]
+        for side, tokens in enumerate((batch.corrupted, batch.clean)):
+            left_out = [self._left_out[row][side] for row in rows]
+            own = self._written(tokens) if any(left_out) else None
+            for i, (count, length) in enumerate(zip(left_out, lengths, strict=True)):
+                if own is not None and count:
+                    found[i] -= self._of(own[:, i : i + 1, :length]) * count
         variances = [each.squares / (each.weight - 1) for each in found if each.squares is not None]
         return [each.mean for each in found], variances
 
@@ -195,13 +206,20 @@ class Moments:
         templates = (None,) if self._tokens else dict.fromkeys((example.template, None))
         for own in (False, True) if self._given is None else (False,):
             for template in templates:
-                if self._sizes[key := Key(template, length, own)] >= LEAST + own:
+                key = Key(template, length, own)
+                if self._sizes[key] - sum(self._itself(key, example)) >= LEAST:
                     return key
         return Key(None, length, self._given is None)
 
-    def _copied(self, key: Key, example: Example) -> int:
-        """How many of a group's prompts are the row itself: several, where a table has it several times."""
-        return self._same[example.clean, example.corrupted, key.template] if key.own else 0
+    def _itself(self, key: Key, example: Example) -> tuple[int, int]:
+        """How many of a group's prompts are the row's own pair (several, where a table has it several times),
+        and how many others run its clean prompt.
+        """
+        if self._given is not None:
+            return 0, 0
+        pairs = self._same[example.clean, example.corrupted, key.template] if key.own else 0
+        met = sum(self._run[example.clean, key.template, own] for own in {False, key.own})
+        return (0 if example.clean == example.corrupted else pairs), met
 
     def _lacking(self, row: int, left: int) -> CircuitDiscoveryError:
         count = len(self._task.examples[row].clean)
@@ -210,8 +228,8 @@ class Moments:
             return CircuitDiscoveryError(f"row {row} has {count} tokens, but {there} of the reference does")
         needed = "another prompt" if self._fewest == 1 else "two other prompts"
         return CircuitDiscoveryError(
-            f"row {row} has {count} tokens: its mean needs {needed} of that length, and of itself it is "
-            "not taken; "
+            f"row {row} has {count} tokens: its mean needs {needed} of that length, and neither its own "
+            "pair nor its clean prompt is taken; "
             "give more rows of that length, or replacements(..., reference=prompts)"
         )
 
