@@ -243,6 +243,17 @@ REFUSED = [
     ("discover gpt2 ioi --edges 10", ["--edges", "acdc", "--threshold"]),
     ("discover gpt2 ioi --method eap --edges 10 --threshold 1", ["--edges", "--threshold"]),
     ("discover gpt2 ioi --direction denoising", ["--direction", "acdc", "eap and exact"]),
+    *(
+        (
+            f"{command} --direction denoising --ablation zero",
+            ["denoising takes no ablation but resample", "'zero' is for direction noising"],
+        )
+        for command in (
+            "discover gpt2 ioi --method eap",
+            "evaluate gpt2/ioi --model gpt2 --task ioi",
+            "transfer gpt2/ioi --model gpt2 --task ioi",
+        )
+    ),
     ("discover gpt2 ioi --method hybrid --threshold 0.1", ["--threshold", "hybrid", "--edges"]),
     ("discover gpt2 ioi --method eap-ig --direction denoising", ["--direction", "eap-ig", "eap and exact"]),
     ("discover gpt2 ioi --method eap --metric kl-divergence", ["kl_divergence", "eap-ig"]),
@@ -626,14 +637,12 @@ def test_without_either_a_tenth_of_the_edges_is_kept(call: Call) -> None:
     assert summary["edges"] == round(summary["edges_total"] / 10)
 
 
-def test_options_reach_the_search(call: Call, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [{"direction": "denoising"}, {"ablation": "zero"}], ids=["denoising", "zero"])
+def test_options_reach_the_search(call: Call, tmp_path: Path, how: dict[str, Any]) -> None:
     options = [
-        "--direction",
-        "denoising",
+        *(word for name, value in how.items() for word in (f"--{name}", value)),
         "--metric",
         "prob-diff",
-        "--ablation",
-        "zero",
         "--no-split-qkv",
         "--seed",
         "3",
@@ -647,9 +656,7 @@ def test_options_reach_the_search(call: Call, tmp_path: Path) -> None:
     circuit = cd.load_circuit(tmp_path / "a" / "circuit.json")
     model = cd.load_model("toy")
     task = cd.load_task("ioi", model, examples=4, seed=3)
-    scores = cd.eap(
-        model, task, metric="prob_diff", ablation="zero", direction="denoising", split_qkv=False, batch_size=2
-    )
+    scores = cd.eap(model, task, metric="prob_diff", split_qkv=False, batch_size=2, **how)
     assert circuit == scores.best(len(circuit))
     assert "<q>" not in "".join(circuit.edges)
 
@@ -1000,6 +1007,13 @@ def test_a_run_with_a_method_and_a_metric_of_ones_own_is_measured(
         done = call("evaluate", "two", "--measure", "quick", "--metric", metric, "--json")
         assert json.loads(done.out)["metric"] == metric.replace("-", "_")
     another_process()
+
+
+def test_the_cards_of_a_circuit_by_denoising_are_of_noising(call: Call) -> None:
+    how = ("--method", "eap", "--examples", "4", "--edges", "20", "--measure", "none")
+    assert call("discover", "toy", "ioi", *how, "--direction", "denoising", "--out", "one").status == 0
+    said = call("explain", "one", "--ablation", "zero", "--effort", "quick")
+    assert "zero ablation, noising" in said.out.splitlines()[0], said
 
 
 def test_evaluate_takes_other_options(call: Call, finished: Path) -> None:

@@ -60,14 +60,34 @@ def test_the_fast_forward_is_the_definition(
             close(patched_run.logits(mask), defined(graph, patched_run, numbers(mask)))
 
 
-def test_no_ablation_enters_denoising(gpt2: Tiny) -> None:
-    (mask,) = random_masks(gpt2.model.graph, 1, seed=3)
-    circuit, task = cd.Circuit(gpt2.model.graph, mask), gpt2.prompts.task
-    found = [
-        cd.run_circuit(gpt2.model, task, circuit, ablation=ablation, direction="denoising")
-        for ablation in ABLATIONS
-    ]
-    assert all(torch.equal(each, found[0]) for each in found)
+def test_denoising_takes_no_ablation(gpt2: Tiny) -> None:
+    """Its replacements are the clean run's: what names another ablation would be labelled with it."""
+    model, task, circuit = gpt2.model, gpt2.prompts.task, cd.Circuit.full(gpt2.model.graph)
+    how: dict[str, Any] = {"direction": "denoising"}
+    calls: dict[str, Callable[[Any], Any]] = {
+        "run_circuit": lambda ablation: cd.run_circuit(model, task, circuit, ablation=ablation, **how),
+        "evaluate": lambda ablation: cd.evaluate(model, task, circuit, ablation=ablation, **how),
+        "curve": lambda ablation: cd.curve(model, task, cd.eap(model, task), ablation=ablation, **how),
+        "eap": lambda ablation: cd.eap(model, task, ablation=ablation, **how),
+        "exact": lambda ablation: cd.exact(model, task, ablation=ablation, **how),
+        "transfer": lambda ablation: cd.universality.transfer(
+            {"own": (model, circuit)}, task, ablation=ablation, **how
+        ),
+        "checkpoints": lambda ablation: cd.universality.checkpoints(
+            {0: model}, circuit, task, ablation=ablation, **how
+        ),
+    }
+    for ablation in {*ABLATIONS} - {"resample"}:
+        with pytest.raises(
+            cd.CircuitDiscoveryError, match=f"no ablation but resample, .* '{ablation}' is for"
+        ):
+            calls["run_circuit"](ablation)
+    for call in calls.values():
+        for ablation in ("zeros", cd.replacements(model, task, ablation="mean")):
+            with pytest.raises(cd.CircuitDiscoveryError, match="denoising takes no ablation but resample"):
+                call(ablation)
+    own = cd.replacements(model, task)
+    assert torch.equal(calls["run_circuit"](own), calls["run_circuit"]("resample"))
 
 
 def test_with_every_edge_it_is_hugging_faces_model(precise: cd.Model, tiny: Tiny) -> None:

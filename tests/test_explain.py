@@ -722,7 +722,7 @@ def test_roles_are_the_cards_and_draw_takes_them(
     circuit.draw(tmp_path / "a.dot", roles=explained.roles)
     assert "S-inhibition" in (tmp_path / "a.dot").read_text()
     told = str(explained).splitlines()
-    assert told[0] == "13 nodes of toy on ioi: logit_diff on 64 held-out examples, resample ablation"
+    assert told[0] == "13 nodes of toy on ioi: logit_diff on 64 held-out examples, resample ablation, noising"
     assert "a1.h3: S-inhibition" in told and told.index("a1.h3: S-inhibition") + 1 == told.index(
         f"  {explained.cards['a1.h3'].evidence[0]}"
     )

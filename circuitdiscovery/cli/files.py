@@ -15,6 +15,7 @@ import click
 from circuitdiscovery.cli.arguments import task_name, valid_counterfactual
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import shipped
+from circuitdiscovery.registry import is_denoising
 from circuitdiscovery.reporting.folder import recorded
 from circuitdiscovery.reporting.options import Options, check_model, checked, searched_with
 
@@ -86,7 +87,9 @@ def evaluation_options(
         values.pop("counterfactual", None)  # was another task's
     if isinstance(values.get("counterfactual"), str):
         values["counterfactual"] = valid_counterfactual(values["task"], values["counterfactual"])
-    return Options.of({field: values[field] for field in names if field in values})
+    options = Options.of({field: values[field] for field in names if field in values})
+    is_denoising(options.direction, options.ablation)  # refuses what does not go together
+    return options
 
 
 def from_file(path: str, key: str, check: Callable[[str], str], value: str) -> str:

@@ -34,7 +34,7 @@ def run_circuit(
         ablation: what a removed edge carries: a name, or `replacements(...)` computed once.
         direction: `noising` runs the clean prompt; the circuit's edges carry the current output, the others
             the replacement. `denoising` runs the corrupted prompt; the circuit's edges carry the clean run's
-            outputs, the others the current output (no ablation enters).
+            outputs, the others the current output (no ablation enters: another than `resample` is refused).
         batch_size: examples in one forward; by default as many as fit
             an eighth of a gigabyte of replacements.
 

@@ -4,7 +4,8 @@ there, and by which metric it is measured.
 Searches and measurements stand on it. Two decisions are made here and nowhere else:
 
 - Denoising runs the corrupted prompts, where the edges that are *not* restored carry the current output and
-  the restored ones the clean run's: its mask is complemented once (`carrying`), and no ablation enters.
+  the restored ones the clean run's: its mask is complemented once (`carrying`), and no ablation enters:
+  one that is asked for is refused.
 - How many examples are run at once where no batch size is asked for, by the bytes of their replacements; and
   that what a method needs for them fits the memory budget (memory.py).
 """
@@ -42,7 +43,7 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.parts import Parts, check_parts
 from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
 from circuitdiscovery.model.units import Units
-from circuitdiscovery.registry import canonical
+from circuitdiscovery.registry import is_denoising
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 
@@ -106,11 +107,11 @@ class Setup:
             need: of the method, what it holds; by default of runs under masks.
 
         Raises:
-            CircuitDiscoveryError: an unknown name; a metric that the task cannot have.
+            CircuitDiscoveryError: an unknown name; a metric that the task cannot have; denoising with an
+                ablation.
         """
-        denoising = canonical("direction", direction) == "denoising"
+        denoising = is_denoising(direction, name_of(ablation))
         bound = bind(metric or task.metric, model, task, plain=plain)
-        name_of(ablation)  # an unknown one is refused at once
         graph = graph or model.graph
         check_parts(model, graph)
         return cls(model, task, graph, bound, ablation, denoising, batch_size, need(model, graph, task))

@@ -200,7 +200,7 @@ class Explanation(Value):
     Args:
         model, task: their names.
         part, examples: "held_out" or "examples", and how many: what is seen is of all of them.
-        metric, ablation: of effects.
+        metric, ablation: of effects, which are of noising.
         effort: "full" or "quick".
         intervened: on how many of the examples interventions were made (effects, and what roles rest on).
         unmeasured: the circuit's heads and MLPs without a card, in index order.
@@ -250,9 +250,8 @@ class Explanation(Value):
     def _lines(self) -> Iterator[str]:
         where = part_in_words(self.part)
         some = f" (interventions on {self.intervened} of them)" if self.intervened < self.examples else ""
-        told = (
-            f"{self.metric} on {self.examples} {where}{some}, {ablation_words(self.ablation, self.mean_over)}"
-        )
+        how = f"{ablation_words(self.ablation, self.mean_over)}, noising"
+        told = f"{self.metric} on {self.examples} {where}{some}, {how}"
         yield f"{len(self.cards)} nodes of {self.model} on {self.task}: {told}"
         if self.cards:
             yield from self._table()

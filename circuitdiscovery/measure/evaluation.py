@@ -160,7 +160,7 @@ def evaluate(
         circuit: what to measure; its roles, where it has some, are sets K of completeness.
         ablation: what a removed edge carries.
         metric: by default the task's own.
-        direction: `noising` or `denoising`.
+        direction: `noising`, or `denoising`, which takes no `ablation`.
         scores: of the circuit's graph; adds the faithfulness curve of their best edges.
         effort: `full`, or `quick`: K empty and 5 random ones, minimality of the 30
             strongest nodes at K empty (see `price`).

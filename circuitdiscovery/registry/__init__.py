@@ -353,6 +353,22 @@ def opened(kind: Kind, name: str) -> str:
     return name
 
 
+def is_denoising(direction: str, ablation: str) -> bool:
+    """Whether a direction is denoising, which puts the clean run's activations into the corrupted run: no
+    ablation enters, and only `resample` can stand for none.
+
+    Raises:
+        CircuitDiscoveryError: an unknown direction; denoising with another ablation.
+    """
+    found = canonical("direction", direction) == "denoising"
+    if found and ablation != "resample":
+        raise CircuitDiscoveryError(
+            "denoising takes no ablation but resample, because what it puts in is the clean run's; "
+            f"{ablation!r} is for direction noising"
+        )
+    return found
+
+
 def ablation_words(name: str, mean_over: int | None) -> str:
     """An ablation in a report's words, with the fewest prompts that a
     replacement is a mean over where it is one.

@@ -30,7 +30,7 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.ablation import Ablation
+from circuitdiscovery.engine.ablation import Ablation, name_of
 from circuitdiscovery.engine.fast import Memory
 from circuitdiscovery.engine.memory import along_a_line
 from circuitdiscovery.engine.metrics import Metric
@@ -38,7 +38,7 @@ from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.registry import canonical
+from circuitdiscovery.registry import is_denoising
 from circuitdiscovery.search.gradient_products import batch_products
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Task
@@ -72,7 +72,7 @@ def eap(
             positive where the circuit needs the edge.
         ablation: what a removed edge carries.
         direction: `denoising` takes the gradient on the corrupted run,
-            and the corrupted run as the replacement.
+            and the corrupted run as the replacement (no `ablation`).
         split_qkv: query, key and value as separate receivers.
         graph: whose edges, where nodes are split into parts (`split`); by default the model's.
         batch_size: examples in one forward and backward; scores do not depend on it.
@@ -82,13 +82,14 @@ def eap(
         The damage of ablating each edge, to first order, in the metric's units.
 
     Raises:
-        CircuitDiscoveryError: kl_divergence with noising, whose gradient is zero on the clean run.
+        CircuitDiscoveryError: kl_divergence with noising, whose gradient is zero on the clean run; denoising
+            with an ablation.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
     >>> scores = cd.eap(model, cd.load_task("ioi", model, examples=4))
     """
-    denoising = canonical("direction", direction) == "denoising"
+    denoising = is_denoising(direction, name_of(ablation))
     at = (0.0,) if denoising else (1.0,)
     carried = "resample" if denoising else ablation
     line = _Line("eap", at, {"direction": direction})

@@ -55,7 +55,7 @@ def exact(
         level: `edge` gives `Scores`; `node` ablates all of a node's
             out-edges at once and gives {node: damage}.
         metric: any; by default kl_divergence, which misses no change of the output.
-        direction: `noising` or `denoising`.
+        direction: `noising`, or `denoising`, which takes no `ablation`.
         progress: called with (receivers or nodes done, in all).
         state: as in `acdc`.
 

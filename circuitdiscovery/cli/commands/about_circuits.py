@@ -114,7 +114,8 @@ def explain(
     """Say what the heads and MLPs of CIRCUIT do, a circuit.json, a run's folder
     or a shipped graph's name: a card for each.
     """
-    model, task, found, options = _searched_in(circuit, given)
+    # cards are of noising, whatever the search was
+    model, task, found, options = _searched_in(circuit, {**given, "direction": "noising"})
     import circuitdiscovery as cd
     from circuitdiscovery.reporting.progress import stage
 
