@@ -309,6 +309,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"head_dim": 8, "rope_parameters": {"full_attention": {"rope_type": "dynamic", "factor": 4.0}}},
         "rotary scaling 'dynamic' is not supported",
     ),
+    *(
+        (f"{kind}Config", {"head_dim": 8, "use_bidirectional_attention": True},
+         r"attention to later tokens \(use_bidirectional_attention\) is not supported")
+        for kind in ("Gemma", "Gemma2", "Gemma3Text")
+    ),
     ("OlmoeConfig", {"clip_qkv": 2.0, "num_experts": 2, "num_experts_per_tok": 1}, "clipped queries"),
     ("GraniteConfig", {"residual_multiplier": 0.0}, "residual_multiplier = 0 is not supported"),
     ("GraniteConfig", {"logits_scaling": 0.0}, "logits_scaling = 0 is not supported"),

@@ -5,7 +5,6 @@ Team et al. 2024, arXiv 2408.00118, section 2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,17 +31,9 @@ def block(config: Any, weights: Weights, layer: int, **how: Any) -> Block:
     return replace(found, scale=config.query_pre_attn_scalar**-0.5)
 
 
-def looks_ahead(config: Any) -> Mapping[str, bool]:
-    """Encoders are built of the same parts."""
-    return {
-        "attention to later tokens (use_bidirectional_attention)": bool(config.use_bidirectional_attention)
-    }
-
-
 GEMMA2 = replace(
     GEMMA,
     block=block,
     activation=lambda config: config.hidden_activation,
     logit_cap=lambda config: config.final_logit_softcapping,
-    refused=looks_ahead,
 )
