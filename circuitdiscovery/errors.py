@@ -21,6 +21,12 @@ class PlaceError(CircuitDiscoveryError, IndexError):
     """An index at which there is nothing."""
 
 
+class ResumeError(CircuitDiscoveryError):
+    """What was kept is not of what is to go on with it: the same call is refused again until what the
+    message names is done.
+    """
+
+
 def printable(text: str) -> str:
     """The text without line breaks; what cannot be printed (a file's own bytes, a
     name with control characters) as its escape.

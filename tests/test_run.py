@@ -14,10 +14,13 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 import circuitdiscovery as cd
 from circuitdiscovery.circuit import draw
@@ -26,11 +29,13 @@ from circuitdiscovery.cli import main as cli
 from circuitdiscovery.cli.folders import open_folder
 from circuitdiscovery.cli.journal import Journal
 from circuitdiscovery.engine.setup import Setup
+from circuitdiscovery.engine.state import State
 from circuitdiscovery.explanation import explain as explanation
 from circuitdiscovery.measure import criteria, evaluation
 from circuitdiscovery.reporting import data, page
 from circuitdiscovery.reporting.folder import fingerprint
 from circuitdiscovery.reporting.options import Options
+from circuitdiscovery.search import provenance
 
 FOUND = {"circuit.json", "scores.safetensors", "run.json"}
 MEASURED = FOUND | {"evaluation.json"}
@@ -400,6 +405,107 @@ def test_what_was_found_and_changed_since_is_refused(tmp_path: Path, whole: Path
     (folder / name).unlink()
     run.discover(SMALL, folder, ["x"])
     assert files(folder) == files(whole)
+
+
+def under_way(folder: Path) -> Options:
+    """The options of a run that was stopped while it searched, and keeps the state of its search."""
+    options = Options("toy", "ioi", method="trace_back", threshold=0.05, examples=3, measure="none")
+    keep, calls = State.keep, iter(range(10))
+
+    def stopping(*given: Any, **numbers: Any) -> None:
+        keep(*given, **numbers)
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(State, "keep", stopping)
+        run.discover(options, folder, ["x"])
+    assert names(folder) == {"run.json", "search.state"}
+    return options
+
+
+def test_a_search_goes_on_after_an_upgrade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what it had found; the result names the versions that finished it, and a line those that began."""
+    folder, found = tmp_path / "run", list[bool]()
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "version", lambda package: "0.0.1")
+        patch.setattr(journal.metadata, "version", lambda package: "0.0.1")
+        options = under_way(folder)
+    number = State.number
+    monkeypatch.setattr(
+        State, "number", lambda self, *given: found.append(self.found) or number(self, *given)
+    )
+    capsys.readouterr()
+    run.discover(options, folder, ["x"])
+    assert found and all(found)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "0.0.1" in line]
+    now = {name: version(name) for name in ("circuitdiscovery", "torch", "transformers", "numpy")}
+    assert said.startswith(f"{folder} was begun with circuitdiscovery 0.0.1, torch 0.0.1, ")
+    assert f"; it goes on with circuitdiscovery {now['circuitdiscovery']}, torch {now['torch']}, " in said
+    assert cd.load_circuit(folder / "circuit.json").info["versions"] == now
+    assert json.loads((folder / "run.json").read_text())["versions"]["torch"] == now["torch"]
+    capsys.readouterr()
+    run.discover(options, folder, ["x"])
+    (folder / "report.html").unlink()
+    run.discover(options, folder, ["x"])
+    assert "begun with" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "says"),
+    [
+        ("run.json", lambda record: record["data"].update(examples="0"), "give a new --out"),
+        ("circuit.json", lambda circuit: circuit.update(seed=5), "or remove it to search again"),
+        ("circuit.json", lambda circuit: circuit.pop("graph"), "or remove it to search again"),
+    ],
+)
+def test_a_run_that_is_refused_is_not_said_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, edit: Callable[[Any], None], says: str
+) -> None:
+    """The same command would be refused again: the line ends with what helps."""
+    folder = stopped(tmp_path / "run", "before it measures")
+    change(folder / name, edit)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*ARGUMENTS, "--out", str(folder), "--resume"])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.endswith(says) and "go on with" not in said
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_state_that_is_refused_is_named_with_what_helps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: bool
+) -> None:
+    folder = tmp_path / "run"
+    options = under_way(folder)
+    data = (folder / "search.state").read_bytes()
+    other = data[:-4] if broken else data.replace(b'\\"threshold\\": 0.05', b'\\"threshold\\": 0.06')
+    assert other != data
+    (folder / "search.state").write_bytes(other)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(shlex.split(options.resume_command(folder))[1:])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{folder / 'search.state'}: " in said and said.endswith("; remove it to begin anew")
+    (folder / "search.state").unlink()
+    run.discover(options, folder, ["x"])
+
+
+def test_a_measurement_that_is_refused_is_named_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stopped(tmp_path / "run", "before it measures")
+    stop(monkeypatch, "before it measures", WHOLE)
+    header = {"circuitdiscovery": json.dumps({"format": "circuitdiscovery measured 1", "of": "another"})}
+    for content in (b"cut", save({"x": np.zeros(1)}), save({"x": np.zeros(1)}, header)):
+        (folder / "measured-quick.state").write_bytes(content)
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*ARGUMENTS, "--out", str(folder), "--resume"])
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"{folder / 'measured-quick.state'} " in said and said.endswith("; delete it to measure anew")
 
 
 def test_a_measurement_that_was_changed_since_is_made_again(tmp_path: Path, whole: Path) -> None:

@@ -136,7 +136,17 @@ def test_the_state_of_another_search_is_refused_by_name(
     with pytest.raises(cd.CircuitDiscoveryError) as error, kept_in(tmp_path / "s", info):
         pass
     assert message in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).endswith("; remove it to begin anew")
     assert (tmp_path / "s").read_bytes() == before
+
+
+def test_a_search_goes_on_with_other_versions_than_it_was_begun_with(tmp_path: Path) -> None:
+    """They say nothing of which search it is: an upgrade does not end one that is under way."""
+    with kept_in(tmp_path / "s", INFO | {"versions": {"torch": "2.0.0", "numpy": "2.0.0"}}) as saved:
+        saved.keep({"x": EMPTY}, step=1)
+    for versions in ({"versions": {"torch": "2.1.0", "numpy": None}}, {}):
+        with kept_in(tmp_path / "s", INFO | versions) as saved:
+            assert saved.found and saved.number("step", 0) == 1
 
 
 def test_the_state_of_a_search_and_that_of_a_training_are_told_apart(tmp_path: Path) -> None:

@@ -24,11 +24,12 @@ from typing import Any
 
 from circuitdiscovery.cli.folders import contents
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.errors import CircuitDiscoveryError, ResumeError
 from circuitdiscovery.files.disk import write_json
 from circuitdiscovery.registry import MEASURES, OPTIONS
 from circuitdiscovery.reporting.folder import CIRCUIT, EVALUATION, FILES, SCORES, listed, recorded
 from circuitdiscovery.reporting.options import FIELDS, MAY_DIFFER, Options
+from circuitdiscovery.reporting.progress import say
 
 STATE = "search.state"
 KEPT = ("started", "effort", "data", "done", "seconds", "report")  # of an earlier process's run.json
@@ -62,7 +63,7 @@ def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
     """
     if not (folder / "run.json").exists():
         if contents(folder):
-            raise CircuitDiscoveryError(f"{folder} has no run.json, so it is not a run that can be resumed")
+            raise ResumeError(f"{folder} has no run.json, so it is not a run that can be resumed")
         return None
     earlier = recorded(folder)
     then = earlier["options"]
@@ -72,7 +73,7 @@ def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
         before, now = then.get(name, FIELDS.get(name)), asked.get(name)
         before = None if before is False and name not in FIELDS else before
         if name not in MAY_DIFFER and before != now:
-            raise CircuitDiscoveryError(
+            raise ResumeError(
                 f"{folder} was begun with {name} {before!r}, not {now!r}: resume with the same options"
             )
     return earlier
@@ -127,6 +128,8 @@ class Journal:
         }
         self.record |= {"done": {}, "seconds": {}} | kept
         if distributed.rank() == 0:
+            if earlier is not None and (others := _upgraded(earlier, self.record)):
+                say(f"{folder} was begun with {others}")
             for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
                 leftover.unlink()
             for name in altered(folder, self.record):
@@ -150,7 +153,7 @@ class Journal:
 
         other = other_data(self.record.get("data", {}), data)
         if other is not None:
-            raise CircuitDiscoveryError(
+            raise ResumeError(
                 f"{self.folder} was begun with other data, and is not gone on with: {other}; give a new --out"
             )
         self.record.setdefault("data", data)
@@ -202,7 +205,8 @@ class Journal:
 
         What an earlier process wrote stays until there is more to say; a new run begins with its run.json: of
         two commands that begin one in a folder at once, one is refused. After an error before anything was
-        found nothing of a new run stays.
+        found nothing of a new run stays. What is not of this run is refused without a note: its error says
+        what helps, and the same command alone would be refused again.
         """
         mine = not self._new
         try:
@@ -212,9 +216,9 @@ class Journal:
             yield
         except BaseException as error:
             found = mine and resumable(self.folder)
-            if isinstance(error, KeyboardInterrupt) or found:
+            if isinstance(error, KeyboardInterrupt) or (found and not isinstance(error, ResumeError)):
                 error.add_note(self._left())
-            elif mine and self._new and distributed.rank() == 0:
+            elif not found and mine and self._new and distributed.rank() == 0:
                 for file in FILES:
                     (self.folder / file).unlink(missing_ok=True)
             raise
@@ -253,3 +257,11 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _upgraded(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """Which packages were of other versions when run.json was written, and are now; empty where none was."""
+    before, after = then.get("versions", {}), now["versions"]
+    others = [name for name in after if name in before and before[name] != after[name]]
+    told = (", ".join(f"{name} {versions[name]}" for name in others) for versions in (before, after))
+    return "; it goes on with ".join(told) if others else ""

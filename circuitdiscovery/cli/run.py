@@ -25,7 +25,7 @@ from circuitdiscovery.cli.journal import (
 )
 from circuitdiscovery.cli.search import chosen, evaluate, search
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.errors import CircuitDiscoveryError, ResumeError
 from circuitdiscovery.files.disk import read_json, to_json, write_json
 from circuitdiscovery.registry import OPTIONS
 from circuitdiscovery.reporting.folder import (
@@ -158,11 +158,15 @@ class _Run:
         known: dict[str, Any] = {}
         for name, read in ((SCORES, Scores.load), (CIRCUIT, load_circuit)):
             if (self.folder / name).exists():
-                known[name] = found = read(self.folder / name)
-                if not self.journal.claims(name):
-                    self._check_mine(name, found)
-                elif not self.journal.intact(name):
+                claimed = self.journal.claims(name)
+                if claimed and not self.journal.intact(name):
                     raise self._foreign(name, "it was changed since")
+                try:
+                    known[name] = found = read(self.folder / name)
+                except CircuitDiscoveryError as error:
+                    raise self._foreign(name, str(error)) from None
+                if not claimed:
+                    self._check_mine(name, found)
         circuit, scores = known.get(CIRCUIT), known.get(SCORES)
         taken = circuit is not None and "selection" in circuit.info.get("options", {})
         if scores is None and (taken or SCORES in self.journal.record["done"]):
@@ -204,8 +208,8 @@ class _Run:
         if found.info.get("examples") != len(task):
             raise self._foreign(name, f"it is of {found.info.get('examples')} examples, not {len(task)}")
 
-    def _foreign(self, name: str, why: str) -> CircuitDiscoveryError:
-        return CircuitDiscoveryError(
+    def _foreign(self, name: str, why: str) -> ResumeError:
+        return ResumeError(
             f"{self.folder / name} is not of this run: {why}; put its own back, or remove it to search again"
         )
 

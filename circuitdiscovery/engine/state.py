@@ -15,7 +15,9 @@ step is whole, with all that the next step stands on, the generators of random n
 The file holds the arrays, bit by bit (safetensors), and as JSON the numbers and what search this is: `info`,
 which is the result's provenance with all options and digests of the data, with digests of the graph's parts
 and of given replacements. The state of any other search is an error that names what differs; of a metric or
-an ablation of a user's own the name alone is known. Of several processes the first one reads and writes.
+an ablation of a user's own the name alone is known. The versions of packages may differ: a search goes on
+after an upgrade, and its result names those that finished it. Of several processes the first one reads and
+writes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import torch
 
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.setup import Setup
-from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.errors import CircuitDiscoveryError, ResumeError
 from circuitdiscovery.files.disk import read_arrays, write_atomically
 
 FORMAT = "circuitdiscovery state 1"
@@ -134,8 +136,8 @@ class State:
         self._kept = None
         self._due = time.monotonic() + max(SAVE_SECONDS, _SHARE * (time.monotonic() - started))
 
-    def _broken(self, what: str) -> CircuitDiscoveryError:
-        return CircuitDiscoveryError(f"{self.path}: not the state of a {self._what} ({what})")
+    def _broken(self, what: str) -> ResumeError:
+        return _no_state(self.path, self._what, what)
 
 
 @contextmanager
@@ -206,19 +208,29 @@ def _read(path: Path | None, search: Mapping[str, Any], what: str) -> _Content |
     try:
         header, arrays = read_arrays(path)
     except CircuitDiscoveryError as error:
-        raise CircuitDiscoveryError(f"{path}: not the state of a {what} ({error})") from None
+        raise _no_state(path, what, error) from None
     if header.get("format") != FORMAT or header.get("arrays") != sorted(arrays):
-        raise CircuitDiscoveryError(f"{path}: not the state of a {what} ({FORMAT!r} is expected)")
-    if header.get("search") != search:
-        raise CircuitDiscoveryError(
-            f"{path}: the state of another {what} ({_difference(header.get('search'), search)})"
+        raise _no_state(path, what, f"{FORMAT!r} is expected")
+    there, here = _identity(header.get("search")), _identity(search)
+    if there != here:
+        raise ResumeError(
+            f"{path}: the state of another {what} ({_difference(there, here)}); remove it to begin anew"
         )
     return arrays, header.get("numbers", {})
 
 
-def _difference(saved: Any, ours: Mapping[str, Any]) -> str:
+def _no_state(path: Path | None, what: str, why: object) -> ResumeError:
+    return ResumeError(f"{path}: not the state of a {what} ({why}); remove it to begin anew")
+
+
+def _identity(search: Any) -> dict[str, Any]:
+    """Which work it is, by whatever versions of packages."""
+    known = search if isinstance(search, dict) else {}
+    return {name: value for name, value in known.items() if name != "versions"}
+
+
+def _difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """What is not the same, down to the one option."""
-    saved = saved if isinstance(saved, dict) else {}
     told: list[str] = []
     for key in dict.fromkeys([*ours, *saved]):
         there, here = saved.get(key), ours.get(key)

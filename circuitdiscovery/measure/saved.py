@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from circuitdiscovery.engine import distributed
-from circuitdiscovery.errors import CircuitDiscoveryError
+from circuitdiscovery.errors import CircuitDiscoveryError, ResumeError
 from circuitdiscovery.files.disk import read_arrays, write_atomically
 
 FORMAT = "circuitdiscovery measured 1"
@@ -101,11 +101,16 @@ def saved(path: Path | None, fingerprint: str) -> Iterator[Saved]:
 def _read(path: Path, fingerprint: str) -> dict[tuple[str, bytes], tuple[np.ndarray, np.ndarray]]:
     if not path.exists():
         return {}
-    header, tensors = read_arrays(path)
+    try:
+        header, tensors = read_arrays(path)
+    except CircuitDiscoveryError as error:
+        raise ResumeError(f"{path} is no saved measurement ({error}); delete it to measure anew") from None
     if header.get("format") != FORMAT:
-        raise CircuitDiscoveryError(f"{path} is not a saved measurement; delete it, or give another path")
+        raise ResumeError(
+            f"{path} is no saved measurement ({FORMAT!r} is expected); delete it to measure anew"
+        )
     if header.get("of") != fingerprint:
-        raise CircuitDiscoveryError(
+        raise ResumeError(
             f"{path} was saved by another measurement (other model, task, circuit or options); delete it "
             "to measure anew"
         )
@@ -115,9 +120,7 @@ def _read(path: Path, fingerprint: str) -> dict[tuple[str, bytes], tuple[np.ndar
             rows = zip(tensors[f"{i}.keys"], tensors[f"{i}.known"], tensors[f"{i}.values"], strict=True)
             values |= {(name, key.tobytes()): (known.copy(), kept.copy()) for key, known, kept in rows}
     except (KeyError, TypeError, ValueError) as error:
-        raise CircuitDiscoveryError(
-            f"{path} is a broken measurement ({error!r}); delete it to measure anew"
-        ) from None
+        raise ResumeError(f"{path} is a broken measurement ({error!r}); delete it to measure anew") from None
     return values
 
 
