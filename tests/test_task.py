@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_letters
 from typing import Any
@@ -634,7 +634,10 @@ def test_options_are_checked(words: Reader, tmp_path: Path) -> None:
         load_task("ioi", Reader(None))
     with pytest.raises(CircuitDiscoveryError, match="table has its counterfactuals as rows"):
         csv_task(tmp_path, TABLE, counterfactual="abc")
-    assert load_task("ioi", words, metric="kl-divergence").metric == "kl_divergence"
+    task = load_task("ioi", words, metric="kl-divergence")
+    assert task.metric == "kl_divergence"
+    for each in (task, replace(load_task("ioi", words), metric="kl_divergence")):
+        assert each.held_out is not None and each.held_out.metric == "kl_divergence"
 
 
 TINY = """

@@ -40,7 +40,7 @@ class Task:
         examples: what searches and `run_circuit` use, in this order.
         held_out: what `evaluate` uses, drawn apart: no clean prompt is in both, but one of them may be the
             corrupted prompt of an example, and `print(task)` says how many are; None where there is none.
-        metric: the task's own.
+        metric: the task's own, and that of what is held out of it.
         seed: of the drawing or of the split; None where nothing was random.
         info: what else is known, ready for JSON: version, source, counterfactual and
             what it asks, the words left out by list.
@@ -57,6 +57,10 @@ class Task:
     info: Mapping[str, Any] = field(default_factory=dict, hash=False)
     others: tuple[Example, ...] = field(default=(), compare=False)
     apart: Callable[[], tuple[Example, ...]] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.held_out is not None and self.held_out.metric != self.metric:
+            object.__setattr__(self, "held_out", replace(self.held_out, metric=self.metric))
 
     @classmethod
     def from_tokens(
