@@ -41,7 +41,7 @@ from circuitdiscovery.measure import criteria, evaluation
 from circuitdiscovery.measure import curve as curves
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.measure.evaluator import Evaluator
-from circuitdiscovery.measure.intervals import difference, mean, mean_over_pairs, means
+from circuitdiscovery.measure.intervals import difference, mean, mean_over_pairs, means, ratio
 from circuitdiscovery.measure.work import Family
 
 POPULATION, SIZES, SEARCHED = 2000, (16, 64), 16
@@ -333,8 +333,28 @@ def stability(count: int, runs: int = 200) -> dict[str, Any]:
     return out
 
 
+# ------------------------------------------------------------------ values of known truth
+
+
+def known(count: int) -> dict[str, Any]:
+    """The coverage of figures of few prompts whose truth is known, without a model: `accuracy` of a circuit
+    that keeps a share of the answers, all of which the model has right and no edges wrong.
+    """
+    out = {}
+    for n in (8, *SIZES):
+        counted, rng, draws = Counted(), np.random.default_rng(n), weights(n, 0)
+        for _ in range(count):
+            for kept in SHARES:
+                right = (rng.random(n) < kept).astype(float)
+                found = ratio(right, np.ones(n), draws, binary=True)
+                counted.note(f"normalized, accuracy, {kept} kept", found, kept)
+        out[str(n)] = counted.of
+    return out
+
+
 # ------------------------------------------------------------------ the table
 
+SHARES = (0.5, 0.9, 0.97)
 KINDS = {
     "full": "mean, bootstrap-t",
     "circuit": "mean, bootstrap-t",
@@ -363,7 +383,7 @@ KINDS = {
     "scrub.renamed_mean": "mean over hypotheses, bootstrap-t",
     "stability.edge_jaccard": "jackknife over runs",
     "stability.node_jaccard": "jackknife over runs",
-}
+} | {f"normalized, accuracy, {kept} kept": "ratio of differences of shares" for kept in SHARES}
 
 
 def table(parts: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -418,6 +438,7 @@ def main() -> None:
         "toy, scrubbing among themselves": lambda: among_themselves(given.draws // 4),
         "toy, renamed hypotheses": lambda: renamed(given.draws),
         "toy, stability": lambda: stability(2 * given.draws),
+        "values of known truth": lambda: known(4 * given.draws),
     }
     paths = {name: given.out / f"{name.replace(', ', '-').replace(' ', '-')}.json" for name in wanted}
     for name in given.only or wanted:

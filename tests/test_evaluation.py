@@ -141,6 +141,27 @@ def test_model_and_empty_circuit_may_be_right_equally_often_on_other_prompts(
     assert result.reason is not None and "not distinguishable from 0" in result.reason
 
 
+def test_a_share_that_is_kept_on_every_prompt_may_still_be_lost_on_others() -> None:
+    """The rule of three: of 16 prompts none lost leaves a share of up to 3 / 16 that may be."""
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=16)
+    ranking = cd.eap_ig(model, task, steps=2)
+
+    def unsaid(logits: Any, part: Any) -> Any:
+        right = [
+            row[e.correct[0]] > row[e.incorrect[0]] for row, e in zip(logits, part.examples, strict=True)
+        ]
+        return torch.stack(right).to(logits)
+
+    for metric in ("accuracy", unsaid):
+        found = cd.evaluate(model, task, ranking.top(60), metric=metric, scores=ranking, effort="quick")
+        whole = found.curve.normalized[-1]
+        assert found.normalized == whole == 1 and found.curve.area > 0.5
+        for each in (found.normalized, whole, found.curve.area):
+            assert each.low < float(each) - 3 / 16 * 0.5 and each.high >= float(each)
+        assert whole.low < 1 - 3 / 16
+
+
 def test_a_metric_of_your_own_says_whether_it_is_a_share(setting: tuple[Any, Any, Any]) -> None:
     """All 1 is the best of ranks, and the whole of shares."""
     model, task, circuit = setting

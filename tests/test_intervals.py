@@ -82,6 +82,23 @@ def test_two_shares_differ_by_what_is_won_less_what_is_lost() -> None:
     assert won.low < 0.5 < won.high and won == 0.5
 
 
+def test_a_ratio_of_shares_is_what_their_limits_allow() -> None:
+    """Of 64 that the model has right and no edges wrong, 60 are kept: each limit is Clopper and Pearson's."""
+    whole, part, draws = np.ones(64), (np.arange(64) < 60).astype(float), weights(64, 0)
+
+    def limits(hits: int) -> Any:
+        return stats.binomtest(hits, 64).proportion_ci(confidence_level=0.975, method="exact")
+
+    kept, lost, never, least = limits(60), limits(4), limits(0).high, limits(64).low
+    low, high = (kept.low - never) / (kept.low - never + lost.high), 1 - (lost.low - never) / (least - never)
+    for found in (
+        intervals.ratio(part, whole, draws, binary=True),
+        intervals.ratio(-part, -whole, draws, binary=None),
+    ):
+        assert (found.low, found, found.high) == pytest.approx((low, 60 / 64, high))
+    assert not intervals.ratio(part[:2], whole[:2], draws, binary=True).has_interval  # over what may be 0
+
+
 def test_what_is_a_share_by_its_nature_is_one_where_all_are_0_too() -> None:
     """And what is none is none where all are 1: a rank cannot be below 1."""
     zeros, ones, draws = np.zeros(16), np.ones(16), weights(16, 0)
@@ -160,6 +177,16 @@ FIGURES: dict[str, tuple[float, Callable[[int, np.random.Generator, np.ndarray],
         lambda n, rng, draws: intervals.difference(rng.normal(size=n), rng.normal(size=n), draws).magnitude(),
     ),
     "ratio": (0.5, lambda n, rng, draws: intervals.ratio(rng.normal(1, 1, n), rng.normal(2, 1, n), draws)),
+    "ratio of differences of shares": (
+        0.97,
+        lambda n, rng, draws: intervals.ratio(
+            (rng.random(n) < 0.97).astype(float), np.ones(n), draws, binary=True
+        ),
+    ),
+    "ratio of differences of shares, averaged over draws": (
+        0.9,
+        lambda n, rng, draws: intervals.ratio(rng.binomial(5, 0.9, n) / 5, np.ones(n), draws, binary=True),
+    ),
     "mean of magnitudes": (
         0.1,
         lambda n, rng, draws: intervals.mean_of_magnitudes(

@@ -111,7 +111,7 @@ def curve(
         scores: they rank the edges.
         ablation: what a removed edge carries: a name, or your own (an object with `rows`).
         metric: a name, a `Metric` or a function of (logits, task); by default the task's own.
-        direction: `noising` or `denoising`.
+        direction: `noising`, or `denoising`, which takes no `ablation`.
         fractions: shares of all edges to measure at, rising from 0 to 1; by default MIB's.
         batch_size: examples in one forward; by default as many as bounded memory holds.
         seed: of the bootstrap.
@@ -169,8 +169,9 @@ def curve_of(evaluator: Evaluator, scores: Scores, fractions: Sequence[float]) -
     kept = np.stack([evaluator.values(mask) - evaluator.values(empty) for mask in masks])
     ours, mib = kept[: len(fractions)], kept[len(fractions) :]
     edges = tuple(len(scores.top(n).pruned()) for n in requested)
-    area, distance, points = areas(np.array(edges) / len(scores.graph), ours, whole, evaluator.draws)
-    cpr, cmd, _ = areas(np.array(fractions), mib, whole, evaluator.draws)
+    draws, binary = evaluator.draws, evaluator.metric.share
+    area, distance, points = areas(np.array(edges) / len(scores.graph), ours, whole, draws, binary)
+    cpr, cmd, _ = areas(np.array(fractions), mib, whole, draws, binary)
     return Curve(
         tuple(fractions),
         requested,
@@ -186,7 +187,7 @@ def curve_of(evaluator: Evaluator, scores: Scores, fractions: Sequence[float]) -
 
 
 def areas(
-    x: np.ndarray, parts: np.ndarray, whole: np.ndarray, draws: np.ndarray
+    x: np.ndarray, parts: np.ndarray, whole: np.ndarray, draws: np.ndarray, binary: bool | None
 ) -> tuple[Estimate, Estimate, list[Estimate]]:
     """The areas under f and |1 - f| by linear trapezoids, and the points f,
     each a ratio of two means over the examples.
@@ -196,13 +197,15 @@ def areas(
         parts: [points, examples], F(C) - F(empty).
         whole: [examples], F(M) - F(empty).
         draws: of the bootstrap.
+        binary: whether F is a mean of values that are 0 or 1; None: where all are.
     """
     steps = np.diff(x)
     weight = (np.append(steps, 0) + np.insert(steps, 0, 0)) / 2  # of each point in the sum of the trapezoids
-    missing = intervals.ratios(whole - parts, whole, draws)
-    points = intervals.ratios(parts, whole, draws)
+    binary = intervals.of_shares(parts, whole, binary)
+    missing = intervals.ratios(whole - parts, whole, draws, binary=binary)
+    points = intervals.ratios(parts, whole, draws, binary=binary)
     return (
-        intervals.ratio(weight @ parts, whole, draws),
+        intervals.ratio(weight @ parts, whole, draws, binary=binary),
         intervals.weighted_magnitudes(missing, weight),
         points,
     )

@@ -388,7 +388,7 @@ class Evaluator:
             )
         if span.low <= 0 <= span.high:
             return None, f"F(M) - F(empty) = {span} is not distinguishable from 0"
-        return intervals.ratio(kept - empty, full - empty, self.draws), None
+        return intervals.ratio(kept - empty, full - empty, self.draws, binary=self.metric.share), None
 
 
 def _content(mask: np.ndarray) -> bytes:

@@ -8,7 +8,10 @@
 2. A mean of a quantity that is never negative and about log-normal over prompts, such as KL: on each side the
    further of that limit and Cox's limit for the mean of a log-normal quantity (Zhou and Gao 1997), because
    a few prompts seldom include the rare large values. No limit is below 0.
-3. A share of the examples: Clopper and Pearson 1934, which covers for any share and number.
+3. A share of the examples: Clopper and Pearson 1934, which covers for any share and number. Of a difference
+   of shares, what is won and what is lost have such limits each; of a ratio of such differences, the limits
+   are the least and the largest ratio that theirs allow. A bootstrap sees no variance where all examples
+   agree, which with few examples is common even if the share is not 1.
 4. A magnitude |x|: the interval of the signed x, folded at 0. Percentiles of |x| exclude 0 even if x is 0.
 5. A mean of magnitudes: the mean of the folded limits, which is too wide rather than too narrow.
 6. A mean over pairs of runs: the jackknife over runs with Student's t; where all runs agree alike, the limits
@@ -71,25 +74,40 @@ def difference(a: np.ndarray, b: np.ndarray, draws: np.ndarray, *, binary: bool 
     If all values are 0 or 1 (`binary`, as of `mean`), such as `accuracy`, it is the share won minus the share
     lost, each with its own limits at 97.5%.
     """
-    if not _are_shares(np.concatenate([a, b]), binary):
-        return mean(a - b, draws)
-    won, lost = (share(int((x > y).sum()), len(a), 0.5 * (1 - LEVEL)) for x, y in ((a, b), (b, a)))
-    return Estimate(won - lost, won.low - lost.high, won.high - lost.low)
+    return _won_and_lost(a - b) if _are_shares(np.concatenate([a, b]), binary) else mean(a - b, draws)
 
 
-def ratio(part: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> Estimate:
+def ratio(part: np.ndarray, whole: np.ndarray, draws: np.ndarray, *, binary: bool | None = False) -> Estimate:
     """The mean of `part` over the mean of `whole`, [n] values each, of the same examples; NaN over 0.
+
+    Args:
+        part, whole, draws: see `mean`.
+        binary: whether `part`, `whole` and the rest are differences of values that are 0 or 1 by their
+            nature; None: where they are -1, 0 or 1 each.
 
     >>> from circuitdiscovery.measure.estimates import weights
     >>> ratio(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]), weights(3, 0))
     0.5 [0.5, 0.5]
+    >>> ratio(np.ones(64), np.ones(64), weights(64, 0), binary=True)
+    1 [0.872, 1.07]
     """
-    return _ratios(np.asarray(part, dtype=float)[None], np.asarray(whole, dtype=float), draws)[0]
+    return ratios(np.asarray(part)[None], whole, draws, binary=binary)[0]
 
 
-def ratios(parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> list[Estimate]:
+def ratios(
+    parts: np.ndarray, whole: np.ndarray, draws: np.ndarray, *, binary: bool | None = False
+) -> list[Estimate]:
     """As `ratio`, for [figures, n] parts of one whole."""
-    return _ratios(np.asarray(parts, dtype=float), np.asarray(whole, dtype=float), draws)
+    parts, whole = np.asarray(parts, dtype=float), np.asarray(whole, dtype=float)
+    if of_shares(parts, whole, binary):
+        return [_ratio_of_shares(part, whole) for part in parts]
+    return _ratios(parts, whole, draws)
+
+
+def of_shares(parts: np.ndarray, whole: np.ndarray, binary: bool | None) -> bool:
+    """Whether parts, a whole and its rests are differences of values that are 0 or 1 (see `ratio`)."""
+    some = (whole, parts, whole - parts)
+    return all(bool(np.isin(each, (-1, 0, 1)).all()) for each in some) if binary is None else binary
 
 
 def clipped(found: Estimate, least: float = -math.inf, most: float = math.inf) -> Estimate:
@@ -104,8 +122,10 @@ def clipped(found: Estimate, least: float = -math.inf, most: float = math.inf) -
     return Estimate(float(found), min(float(found), low), max(float(found), high))
 
 
-def share(hits: int, count: int, outside: float = 1 - LEVEL) -> Estimate:
+def share(hits: float, count: int, outside: float = 1 - LEVEL) -> Estimate:
     """`hits` of `count`, with the limits of Clopper and Pearson.
+
+    The hits may be a sum of values from 0 to 1, which vary less than those that are 0 or 1.
 
     >>> share(8, 8), share(0, 16)
     (1 [0.631, 1], 0 [0, 0.206])
@@ -115,6 +135,37 @@ def share(hits: int, count: int, outside: float = 1 - LEVEL) -> Estimate:
     low = float(betaincinv(hits, count - hits + 1, outside / 2)) if hits else 0.0
     high = float(betaincinv(hits + 1, count - hits, 1 - outside / 2)) if hits < count else 1.0
     return Estimate(hits / count, low, high)
+
+
+def _won_and_lost(values: np.ndarray) -> Estimate:
+    """The mean of [n] differences of shares' values: what is won minus what is lost, with limits at 97.5%."""
+    won, lost = (
+        share(float(np.maximum(side * values, 0).sum()), len(values), 0.5 * (1 - LEVEL)) for side in (1, -1)
+    )
+    return Estimate(won - lost, won.low - lost.high, won.high - lost.low)
+
+
+def _ratio_of_shares(part: np.ndarray, whole: np.ndarray) -> Estimate:
+    """The ratio of the means of [n] differences of shares' values: x / (x + y) of the part x and the rest y.
+
+    Its limits are the least and the largest that it is while x, y and x + y are within theirs, which it
+    takes at the corners of these. There are none where x + y may be 0.
+    """
+    side = math.copysign(1.0, whole.sum())
+    x, y, both = (_won_and_lost(side * each) for each in (part, whole - part, whole))
+    value = float(x) / float(both) if both else math.nan
+    if both.low <= 0:
+        return Estimate(value)
+    corners = [(a, b) for a in (x.low, x.high) for b in (y.low, y.high)]
+    corners += [(a, both.low - a) for a in (x.low, x.high)] + [(both.low - b, b) for b in (y.low, y.high)]
+    inside = [
+        a / (a + b)
+        for a, b in corners
+        if a + b >= both.low - _CALM
+        and x.low - _CALM <= a <= x.high + _CALM
+        and y.low - _CALM <= b <= y.high + _CALM
+    ]
+    return Estimate(value, min(value, *inside), max(value, *inside))
 
 
 def _are_shares(values: np.ndarray, binary: bool | None) -> bool:

@@ -120,7 +120,7 @@ def scrub(
     # of shares a mean over draws is one where all draws agree on every example
     shares = [bound.share and bool(np.isin(values, (0, 1)).all()) for values in (full, scrubbed, resampled)]
     noise = 0.0 if bound.share else noise
-    recovered, reason = _recovered(scrubbed, full, resampled, seed, noise, shares[2])
+    recovered, reason = _recovered(scrubbed, full, resampled, seed, noise, bound.share)
     return Scrubbing(
         hypothesis=hypothesis.name,
         model=model.name,
@@ -329,4 +329,4 @@ def _recovered(
         )
     if span.low <= 0 <= span.high:
         return None, f"F(model) - F(everything resampled) = {span} is not distinguishable from 0"
-    return intervals.ratio(scrubbed - resampled, full - resampled, draws), None
+    return intervals.ratio(scrubbed - resampled, full - resampled, draws, binary=binary), None
