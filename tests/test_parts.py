@@ -359,6 +359,16 @@ def test_a_schema_maps_prompts_of_different_length_to_the_same_spans(tmp_path: P
         cd.run_circuit(model, unknown, cd.Circuit(by_schema, mask))
 
 
+@pytest.mark.parametrize(("metric", "ablation"), [("kl_divergence", "resample"), ("nll", "zeros")])
+def test_parts_are_kept_by_the_metric_and_the_ablation_that_are_asked_for(metric: str, ablation: str) -> None:
+    model, nodes = cd.load_model("toy"), {"m3": "neurons"}
+    task, how = cd.load_task("ioi", model, examples=8), {"metric": metric, "ablation": ablation}
+    kept = cd.split(model, nodes, task=task, keep=8, **how).parts("m3")
+    best = cd.neurons(model, task, top=8, method="eap_ig", graph=cd.split(model, nodes), **how)
+    assert set(kept) == {*best.names, "m3/rest"}
+    assert set(kept) != set(cd.split(model, nodes, task=task, keep=8).parts("m3"))
+
+
 @pytest.mark.parametrize(
     ("nodes", "more", "message"),
     [
@@ -375,6 +385,13 @@ def test_a_schema_maps_prompts_of_different_length_to_the_same_spans(tmp_path: P
         ({"input": {"a": [1], "b": [1, 2]}}, {"run": True}, "share a token"),
         ({"m1": "neurons"}, {"keep": 5}, "keep needs a task"),
         ({"m1": "neurons"}, {"keep": 0}, "at least 1"),
+        ({"m1": [3]}, {"task": "ioi", "metric": "nll"}, "metric and ablation are what keep chooses by"),
+        ({"m1": [3]}, {"task": "ioi", "ablation": "zero"}, "metric and ablation are what keep chooses by"),
+        (
+            {"m1": "neurons"},
+            {"task": "ioi", "keep": 5, "ablation": "mean"},
+            "resample or zero, not by 'mean'",
+        ),
         ({"input": "all"}, {"task": "ioi"}, "for prompts of one length"),
     ],
 )

@@ -24,6 +24,7 @@ from circuitdiscovery.circuit.layout import layout, strongest_paths
 from circuitdiscovery.circuit.scores import Scores
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.cli import run
+from circuitdiscovery.cli.search import graph_of
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.explanation.attention import observe
 from circuitdiscovery.explanation.parts import WrittenParts
@@ -33,6 +34,7 @@ from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.measure.criteria import removable_nodes
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.reporting.drawing import drawing
+from circuitdiscovery.reporting.options import Options
 from circuitdiscovery.task.task import Task
 
 SPLITS = (
@@ -479,6 +481,24 @@ def test_all_mlps_are_split_by_one_option(call: Call, tmp_path: Path) -> None:
     assert status == 0, err
     splits = cd.load_circuit(tmp_path / "a").graph.splits
     assert [(split.node, len(split.parts)) for split in splits] == [(f"m{layer}", 2) for layer in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("options", "metric", "ablation"),
+    [
+        ({"method": "eap_ig", "metric": "nll", "ablation": "zero"}, "nll", "zero"),
+        ({"method": "acdc"}, "kl_divergence", "resample"),  # which it searches by unless told
+        ({"method": "eap", "ablation": "mean"}, None, "resample"),
+    ],
+)
+def test_a_search_chooses_its_parts_by_its_own_metric_and_ablation(
+    toy: Model, options: dict[str, Any], metric: str | None, ablation: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nodes, task = {"m3": "neurons"}, cd.load_task("ioi", toy, examples=8)
+    found = graph_of(toy, task, Options("toy", "ioi", split="m3=neurons", keep=8, **options))
+    assert found == cd.split(toy, nodes, task=task, keep=8, metric=metric, ablation=ablation)
+    said = "not by mean ablation, but by resample" in capfd.readouterr().err
+    assert said == (options.get("ablation") == "mean")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.registry import DEFAULT_THRESHOLD, METHODS
@@ -84,13 +84,24 @@ def chosen(scores: Scores, options: Options) -> Circuit:
 
 
 def graph_of(model: Model, task: Task, options: Options) -> Graph:
-    """The graph that options search in."""
+    """The graph that options search in; the parts that are kept are chosen by the metric and the ablation of
+    the search, or where neurons are not ranked by that ablation, by resample."""
     import circuitdiscovery as cd
+    from circuitdiscovery.search.neurons import ABLATIONS
 
     nodes = options.parts(model.graph.n_layers * model.graph.has_mlp)
     if not nodes:
         return cd.Graph.from_model(model, split_qkv=options.split_qkv)
-    graph = cd.split(model, nodes, task=task, keep=options.keep or options.neurons)
+    keep, by = options.keep or options.neurons, dict[str, Any]()
+    if keep is not None:
+        ranked = options.ablation in ABLATIONS
+        by = {
+            "metric": options.metric or METHODS[options.method].metric,
+            "ablation": options.ablation if ranked else "resample",
+        }
+        if not ranked:
+            say(f"the neurons that are kept are chosen not by {options.ablation} ablation, but by resample")
+    graph = cd.split(model, nodes, task=task, keep=keep, **by)
     return graph if options.split_qkv else replace(graph, split_qkv=False)
 
 

@@ -68,7 +68,7 @@ class Setup:
     Args:
         model, task, graph: which model, on all examples of which task, by which edges.
         metric: a divergence is from the logits that `metric.against` is given.
-        ablation: what a removed edge carries, by name or as it was given.
+        ablation: what a removed edge carries, by its canonical name or as it was given.
         denoising: whether the corrupted run is mended, and not the clean one damaged.
         batch_size: examples in one forward, at most; None: as many as are worth it.
         need: what the method holds.
@@ -110,10 +110,12 @@ class Setup:
             CircuitDiscoveryError: an unknown name; a metric that the task cannot have; denoising with an
                 ablation.
         """
-        denoising = is_denoising(direction, name_of(ablation))
+        name = name_of(ablation)
+        denoising = is_denoising(direction, name)
         bound = bind(metric or task.metric, model, task, plain=plain)
         graph = graph or model.graph
         check_parts(model, graph)
+        ablation = name if isinstance(ablation, str) else ablation
         return cls(model, task, graph, bound, ablation, denoising, batch_size, need(model, graph, task))
 
     @cached_property

@@ -13,6 +13,7 @@ import torch
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine import distributed
+from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Dictionary
@@ -42,6 +43,8 @@ def split(
     *,
     task: Task | None = None,
     keep: int | None = None,
+    metric: str | Metric | Any | None = None,
+    ablation: str | None = None,
 ) -> Graph:
     """The model's graph with some nodes as sums of parts, each of which is a node with edges of its own.
 
@@ -58,6 +61,8 @@ def split(
         keep: how many neurons or features of each MLP become parts: those of the largest |damage| by
             integrated gradients on the task's examples. By default all; of features, where there is a task,
             all that are active on its clean or corrupted prompts, where the answer depends on it.
+        metric, ablation: of the damage that `keep` chooses by, as in `neurons`; by default the task's own and
+            `resample`. Give what the search will have.
 
     Returns:
         The graph, as searches and `Circuit` take it. Its parts are named `m2/n301` (a neuron), `m2/f17` (a
@@ -65,7 +70,8 @@ def split(
 
     Raises:
         CircuitDiscoveryError: no such node, neuron, expert or position; a kind that the node cannot be
-            split into; a dictionary of another site or width; `keep` or positions without a task.
+            split into; a dictionary of another site or width; `keep` or positions without a task; a metric or
+            an ablation without `keep`, or one by which parts cannot be ranked.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -76,6 +82,8 @@ def split(
         raise CircuitDiscoveryError(f"keep must be a whole number of at least 1, not {keep!r}")
     if keep is not None and task is None:
         raise CircuitDiscoveryError("keep needs a task, whose examples decide which parts are kept")
+    if keep is None and (metric is not None or ablation is not None):
+        raise CircuitDiscoveryError("metric and ablation are what keep chooses by: give keep, too")
     for node in nodes:
         if "/" in str(node):
             raise CircuitDiscoveryError(f"{node} is a part already: name the node itself, with all its parts")
@@ -83,7 +91,7 @@ def split(
             raise no_node(node, model.graph.nodes)
     splits = [_split(model, node, parts, task) for node, parts in nodes.items() if not _is_empty(parts)]
     if task is not None:
-        splits = _kept(model, task, splits, keep)
+        splits = _kept(model, task, splits, keep, {"metric": metric, "ablation": ablation or "resample"})
     return replace(model.graph, splits=tuple(splits))
 
 
@@ -134,7 +142,9 @@ def _neurons(node: str, numbers: Any, width: int) -> Split:
     return Split(node, "neurons", tuple(f"n{int(number)}" for number in sorted(numbers)), own=True)
 
 
-def _kept(model: Model, task: Task, splits: Sequence[Split], keep: int | None) -> list[Split]:
+def _kept(
+    model: Model, task: Task, splits: Sequence[Split], keep: int | None, how: Mapping[str, Any]
+) -> list[Split]:
     """The splits with the parts of the largest |damage| alone, and of features at most the active ones."""
     kinds: dict[int, Kind] = {}
     for split in splits:
@@ -146,7 +156,7 @@ def _kept(model: Model, task: Task, splits: Sequence[Split], keep: int | None) -
         if keep is not None and splits:
             raise CircuitDiscoveryError("keep is for neurons and features: spans and experts are all kept")
         return list(splits)
-    setup = chosen_by(Setup.of(model, task, plain=True))
+    setup = chosen_by(Setup.of(model, task, plain=True, **how))
     damages = {} if keep is None else unit_damages(setup, kinds, line(_KEPT_BY))
     active, found = _active(setup, kinds), []
     for split in splits:
