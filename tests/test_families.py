@@ -424,6 +424,20 @@ def test_in_half_precision_from_a_folder(network: Any, tmp_path: Path) -> None:
     assert (errors < 0.1 * expected.abs().max()).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes"), [CASES[name] for name in CASES if re.search("experts|mixtral|olmoe|gpt-oss", name)], ids=str
+)
+def test_in_double_precision_from_a_folder(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """What transformers computes faster, it computes in single precision alone."""
+    network, prompts = random_model(config_of(kind, changes)), random_prompts(VOCABULARY, 4, 6)
+    network.save_pretrained(tmp_path)
+    model = cd.load_model(tmp_path, dtype="float64")
+    logits = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
+    network.set_experts_implementation("eager")
+    expected = hf_logits(network.double(), prompts.clean)
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 def test_in_half_precision_as_a_large_model(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which the first and last layers run alone, whatever kinds they are of."""
     monkeypatch.setattr(proof, "SMALL", 0)

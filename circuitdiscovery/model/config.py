@@ -8,6 +8,7 @@ from typing import Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import read_json
+from circuitdiscovery.model.architectures.architecture import EXPERTS
 from circuitdiscovery.model.build import architecture_of, check_kind, check_supported
 from circuitdiscovery.registry import ARCHITECTURES
 
@@ -72,7 +73,8 @@ def config_of(data: Mapping[str, Any], name: str) -> Any:
         if key not in _IMPLEMENTATION and (key in kind.__annotations__ or not key.startswith("_"))
     }
     try:
-        config = kind.from_dict(kept, attn_implementation=architecture_of(data["model_type"]).attention)
+        attention = architecture_of(data["model_type"]).attention
+        config = kind.from_dict(kept, attn_implementation=attention, experts_implementation=EXPERTS)
         check_supported(config, name)
     except CircuitDiscoveryError:
         raise

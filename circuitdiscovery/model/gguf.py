@@ -14,7 +14,7 @@ import torch
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import needs_gguf
-from circuitdiscovery.model.architectures.architecture import ATTENTION
+from circuitdiscovery.model.architectures.architecture import ATTENTION, EXPERTS
 from circuitdiscovery.model.build import check_supported
 from circuitdiscovery.model.folder import quiet_transformers
 from circuitdiscovery.model.gguf_keys import check_keys, complete
@@ -53,6 +53,7 @@ def read_gguf(path: str | Path, name: str, dtype: torch.dtype) -> tuple[Any, Any
                 config=config,
                 dtype=dtype,
                 attn_implementation=ATTENTION,
+                experts_implementation=EXPERTS,
                 use_safetensors=True,
             )
         except CircuitDiscoveryError:

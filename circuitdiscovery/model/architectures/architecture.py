@@ -18,6 +18,7 @@ from circuitdiscovery.model.positions import Rotary
 
 Weights = Mapping[str, Tensor]
 ATTENTION = "eager"  # Hugging Face's own, in Python: there is no kernel to fetch
+EXPERTS = "eager"  # which run in every dtype, on every device
 
 
 def none(config: Any) -> None:

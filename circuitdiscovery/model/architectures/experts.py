@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from circuitdiscovery.model.architectures.architecture import Weights
+from circuitdiscovery.model.architectures.architecture import EXPERTS, Weights
 from circuitdiscovery.model.block import Experts
 
 
@@ -21,7 +21,7 @@ def experts_by(family: str, name: str) -> Callable[[Any, Weights, str], Experts]
     def experts(config: Any, weights: Weights, at: str) -> Experts:
         own = {key.removeprefix(at): value for key, value in weights.items() if key.startswith(at)}
         config = copy.copy(config)
-        config._experts_implementation = "eager"  # which runs in every dtype, on every device
+        config._experts_implementation = EXPERTS
         kind = getattr(import_module(f"transformers.models.{family}.modeling_{family}"), name)
         with torch.device("meta"):
             module: nn.Module = kind(config)
