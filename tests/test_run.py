@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -566,6 +567,42 @@ def test_what_is_gone_from_a_finished_run_is_made_again(
     assert record["summary"]["folder"] == str(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "edit", "makes"),
+    [
+        ("report.json", lambda each: [each.pop(key) for key in ("scores", "searched", "asked")], []),
+        ("report.json", lambda each: each.pop("effort"), ["_curve", "draw"]),  # a full one's, by its age
+        ("report.json", lambda each: each.update(format="circuitdiscovery report 0"), ["_curve", "draw"]),
+        ("report.json", lambda each: each.pop("curve"), ["_curve", "draw"]),
+        ("explanation.json", lambda each: each.pop("unmeasured"), []),
+        ("explanation.json", lambda each: each.pop("cards"), ["explain", "_curve", "draw"]),
+        ("evaluation.json", lambda each: each.pop("empty_kl"), []),
+        ("evaluation.json", lambda each: each.pop("kl"), ["evaluate", "explain", "_curve", "draw"]),
+    ],
+)
+def test_a_run_of_an_older_version_goes_on(
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    edit: Callable[[Any], None],
+    makes: list[str],
+) -> None:
+    """Its files are as run.json says; what they lack has the value that it had then, and what is unfit is made
+    anew."""
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    change(folder / name, edit)
+    digest = sha256((folder / name).read_bytes()).hexdigest()
+    change(folder / "run.json", lambda record: record["done"].update({name: digest}))
+    (folder / "report.html").unlink()
+    done = counted(monkeypatch)
+    run.discover(SMALL, folder, ["x"])
+    assert list(dict.fromkeys(done)) == makes
+    assert page.report(folder) == folder / "report.html"
+    if makes:
+        assert files(folder) == files(whole)
+
+
 def test_a_finished_runs_circuit_that_was_changed_is_refused(tmp_path: Path, whole: Path) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     before = (folder / "run.json").read_bytes()
@@ -779,15 +816,15 @@ def test_a_journal_forgets_what_comes_after(tmp_path: Path) -> None:
     for name in ("circuit.json", "evaluation.json", "report.json"):
         (tmp_path / name).write_text("{}")
         journal.finish(name, write=lambda: None)
-    assert all(journal.holds(name) for name in ("circuit.json", "evaluation.json", "report.json"))
+    assert all(journal.intact(name) for name in ("circuit.json", "evaluation.json", "report.json"))
     journal.finish("evaluation.json", write=lambda: None)
-    assert [journal.holds(name) for name in ("circuit.json", "evaluation.json", "report.json")] == [
+    assert [journal.intact(name) for name in ("circuit.json", "evaluation.json", "report.json")] == [
         True,
         True,
         False,
     ]
     (tmp_path / "circuit.json").write_text("[]")
-    assert journal.claims("circuit.json") and not journal.holds("circuit.json")
-    assert Journal(tmp_path, SMALL, ["y"], json.loads((tmp_path / "run.json").read_text())).holds(
+    assert journal.claims("circuit.json") and not journal.intact("circuit.json")
+    assert Journal(tmp_path, SMALL, ["y"], json.loads((tmp_path / "run.json").read_text())).intact(
         "evaluation.json"
     )

@@ -160,12 +160,8 @@ class Journal:
 
     # ------------------------------------------------------------------ files
 
-    def holds(self, name: str) -> bool:
-        """Whether a file is done and as it was written; the same in all processes."""
-        return distributed.from_first(lambda: self.intact(name))
-
     def intact(self, name: str) -> bool:
-        """As `holds`, for the first process."""
+        """Whether a file is done and as it was written. For the first process."""
         return self.claims(name) and self.record["done"][name] == _digest(self.folder / name)
 
     def claims(self, name: str) -> bool:

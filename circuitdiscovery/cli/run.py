@@ -10,8 +10,10 @@ bytes in all of them but run.json, which alone knows times, versions and the com
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 from importlib import import_module
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ from circuitdiscovery.cli.journal import (
 from circuitdiscovery.cli.search import chosen, evaluate, search
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.errors import CircuitDiscoveryError, ResumeError
-from circuitdiscovery.files.disk import read_json, to_json, write_json
+from circuitdiscovery.files.disk import to_json, write_json
 from circuitdiscovery.registry import OPTIONS
 from circuitdiscovery.reporting.folder import (
     CIRCUIT,
@@ -36,9 +38,11 @@ from circuitdiscovery.reporting.folder import (
     FILES,
     PAGE,
     SCORES,
+    contents_in,
+    evaluation_in,
+    explanation_in,
     load,
     strongest_roles_of,
-    with_roles,
 )
 from circuitdiscovery.reporting.options import Options
 from circuitdiscovery.reporting.progress import stage
@@ -195,9 +199,9 @@ class _Run:
             "seed": found.info.get("seed"),
         }
         wanted = self.options.to_dict() | {"task": task.name, "seed": task.seed}
-        named = {key for key, option in OPTIONS.items() if option.kind == "circuits"}  # and known by digests
-        for key in sorted((used.keys() & wanted.keys()) - named):
-            if wanted[key] is not None and used[key] != wanted[key]:
+        for key in sorted(used.keys() & wanted.keys()):
+            may_be = OPTIONS[key].may_be if key in OPTIONS else eq
+            if wanted[key] is not None and not may_be(wanted[key], used[key]):
                 raise self._foreign(name, f"its {key} is {used[key]!r}, not {wanted[key]!r}")
         nodes = self.options.parts(found.graph.n_layers * found.graph.has_mlp)
         if (there := {split.node for split in found.graph.splits}) != set(nodes):
@@ -237,8 +241,9 @@ class _Run:
             self.journal.record["report"] = _unmeasured(circuit)
             self._forget_states()
             return None
-        if self.journal.holds(EVALUATION):
-            return distributed.from_first(lambda: read_json(self.folder / EVALUATION))
+        known = self._taken(EVALUATION, lambda: evaluation_in(self.folder, circuit))
+        if known is not None:
+            return known
         state = self.folder / f"measured-{effort}.state"
         model, task = self.loaded
         with self.journal.stage("evaluate", "measuring"):
@@ -248,6 +253,19 @@ class _Run:
         self.journal.finish(EVALUATION, write=lambda: write_json(self.folder / EVALUATION, values))
         self._forget_states()
         return values
+
+    def _taken(self, name: str, read: Callable[[], Json | None]) -> Json | None:
+        """What a file holds that is done, as the page reads it; None where it is to be made anew, as what
+        another version of the package wrote may be. The same in all processes.
+        """
+
+        def taken() -> Json | None:
+            try:
+                return read() if self.journal.intact(name) else None
+            except CircuitDiscoveryError:
+                return None
+
+        return distributed.from_first(taken)
 
     def _forget_states(self) -> None:
         for left in self.folder.glob("measured-*.state") if distributed.rank() == 0 else ():
@@ -261,14 +279,11 @@ class _Run:
         """explanation.json, where there are cards, and report.json."""
         from circuitdiscovery.reporting.data import contents_of, explanation_of
 
-        known = [name for name in (EXPLANATION, CONTENTS) if self.journal.holds(name)]
-        explanation, contents = distributed.from_first(
-            lambda: [
-                read_json(self.folder / name) if name in known else None for name in (EXPLANATION, CONTENTS)
-            ]
-        )
-        explanation = with_roles(explanation)
-        if contents is not None:
+        contents = self._taken(CONTENTS, lambda: contents_in(self.folder, circuit, effort))
+        if contents is not None and contents["no_cards"] is not None:
+            return None, contents
+        explanation = self._taken(EXPLANATION, lambda: explanation_in(self.folder, circuit))
+        if contents is not None and explanation is not None:
             return explanation, contents
         model, task = self.loaded
         no_cards = None

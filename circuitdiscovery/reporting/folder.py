@@ -154,10 +154,23 @@ def completed(run: Run, explanation: Mapping[str, Any] | None, contents: Mapping
 
 def _evaluation(record: Mapping[str, Any], folder: Path, circuit: Circuit) -> dict[str, Any]:
     """evaluation.json; where nothing was measured, how large the circuit is."""
-    path, edges = folder / EVALUATION, len(circuit)
     if record.get("effort") == "none":
-        counts = {"edges": edges, "edges_pruned": len(circuit.pruned()), "edges_total": len(circuit.graph)}
+        counts = {
+            "edges": len(circuit),
+            "edges_pruned": len(circuit.pruned()),
+            "edges_total": len(circuit.graph),
+        }
         return {"effort": "none", **counts, "normalized": None, "reason": NOT_MEASURED, **NOT_ASKED}
+    return evaluation_in(folder, circuit)
+
+
+def evaluation_in(folder: Path, circuit: Circuit) -> dict[str, Any]:
+    """evaluation.json.
+
+    Raises:
+        CircuitDiscoveryError: no such file; one that is broken, or of a circuit of another size.
+    """
+    path, edges = folder / EVALUATION, len(circuit)
     known = _since(read_json(path), effort="full", empty_kl=None)
     if isinstance(known, dict) and "minimality" in known:
         known["minimality"] = _since(known["minimality"], unmeasured=[])
@@ -173,23 +186,38 @@ def _explained(
     folder: Path, circuit: Circuit, effort: str
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """explanation.json and report.json, where both are there and of this circuit."""
+    contents = contents_in(folder, circuit, effort)
+    if contents is None or contents["no_cards"] is not None:
+        return None, contents
+    explanation = explanation_in(folder, circuit)
+    return (None, None) if explanation is None else (explanation, contents)
+
+
+def contents_in(folder: Path, circuit: Circuit, effort: str) -> dict[str, Any] | None:
+    """report.json, where it is there, and of this circuit, measured so much.
+
+    Raises:
+        CircuitDiscoveryError: a broken file; by field.
+    """
     if not (folder / CONTENTS).exists():
-        return None, None
+        return None
     added = {"effort": "full", "scores": None, "searched": None, "asked": NOT_ASKED}
     contents = _like(_since(read_json(folder / CONTENTS), **added), CONTENTS_SHAPE, str(folder / CONTENTS))
     _same_length(folder / CONTENTS, "example", contents["example"]["clean"], contents["example"]["corrupted"])
     if contents["curve"] is not None:
         _same_length(folder / CONTENTS, "curve", contents["curve"]["edges"], contents["curve"]["normalized"])
-    if (contents["format"], contents["circuit"], contents["effort"]) != (
-        FORMAT,
-        fingerprint(circuit),
-        effort,
-    ):
-        return None, None
-    if contents["no_cards"] is not None:
-        return None, contents
+    wanted = FORMAT, fingerprint(circuit), effort
+    return contents if (contents["format"], contents["circuit"], contents["effort"]) == wanted else None
+
+
+def explanation_in(folder: Path, circuit: Circuit) -> dict[str, Any] | None:
+    """explanation.json, where it is there and of nodes of this circuit.
+
+    Raises:
+        CircuitDiscoveryError: a broken file; by field.
+    """
     if not (folder / EXPLANATION).exists():
-        return None, None
+        return None
     explanation = _like(
         with_roles(_since(read_json(folder / EXPLANATION), unmeasured=[])),
         EXPLANATION_SHAPE,
@@ -209,7 +237,7 @@ def _explained(
                 folder / EXPLANATION, f"cards.{node}.units", snippet["tokens"], snippet["activations"]
             )
     strangers = set(explanation["cards"]) - set(circuit.nodes)
-    return (None, None) if strangers else (explanation, contents)
+    return None if strangers else explanation
 
 
 def cards_beside(path: Path, circuit: Circuit) -> dict[str, Any]:
