@@ -18,6 +18,7 @@ from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
 from circuitdiscovery.cli.commands import cli
+from circuitdiscovery.search import matryoshka
 from circuitdiscovery.search.edge_pruning import edge_pruning
 
 TASKS = ["greater_than", "subject_verb_agreement"]
@@ -186,7 +187,44 @@ def test_every_row_is_in_the_part_of_its_value(toy: cd.Model) -> None:
                 e.text for e in side(task) if e.variables[what] in parts
             )
     assert list(task.by("template")) == [str(i) for i in range(15)]
-    assert task.by("order")["ABBA"].name == "ioi, order ABBA"
+
+
+def test_a_part_is_its_task_and_says_which_part(toy: cd.Model, tmp_path: Path) -> None:
+    part = cd.load_task("ioi", toy, examples=8).by("order")["ABBA"]
+    assert part.name == "ioi" and part.held_out is not None and part.held_out.name == "ioi"
+    assert part.title == "ioi, order ABBA" and repr(part).startswith("<Task ioi, order ABBA: ")
+    path = tmp_path / "part.json"
+    part.save(path)
+    assert cd.load_task(path, toy) == part
+    scores = cd.eap(toy, part)
+    assert scores.info["task"] == "ioi, order ABBA"
+    assert cd.evaluate(toy, part, scores.top(20), effort="quick").task == "ioi, order ABBA"
+    found = cd.scrub(toy, part, cd.load_hypothesis("toy/ioi-position"), draws=1, renamed=0)
+    assert found.task == "ioi, order ABBA" and set(cd.features.labels(part, "repeated").values) <= {
+        "first",
+        "second",
+    }
+
+
+def test_further_prompts_of_a_part_are_of_the_part(toy: cd.Model, tmp_path: Path) -> None:
+    """A search learns from no other sentence; a part of a part narrows it, rows by number have none."""
+    task = cd.load_task("ioi", toy, examples=32)
+    part, path = task.by("template")["3"], tmp_path / "part.json"
+    assert task.further() == task.apart()
+    part.save(path)
+    for each in (part, part.held_out, cd.load_task(path, toy)):
+        assert each is not None and each.further()
+        pool = matryoshka._pool(toy, each, 480)
+        assert len(pool) == len(each) + len(each.further())
+        assert {e.variables["template"] for e in pool} == {"3"}
+    both = part.by("order")["ABBA"]
+    assert {(e.variables["template"], e.variables["order"]) for e in both.further()} == {("3", "ABBA")}
+    assert both.title == "ioi, template 3, order ABBA"
+    few = task.select([0, 1])
+    few.save(path)
+    assert few.further() == () == cd.load_task(path, toy).further() == few.by("order")["ABBA"].further()
+    task.save(path)
+    assert cd.load_task(path, toy, examples=4).further() == task.further()
 
 
 @pytest.mark.parametrize("draws", [True, False])

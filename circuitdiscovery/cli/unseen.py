@@ -124,7 +124,7 @@ def _prompts(task: Task, circuit: Circuit, path: str) -> frozenset[tuple[int, ..
     """The tokens of a search's prompts: a task's, and those that Matryoshka drew beside them, at most."""
     given = {"drawn": circuit.info.get("options", {}).get("drawn")}
     beside = checked(given, path)["drawn"]
-    more = () if task.apart is None or not beside else task.apart()[:beside]
+    more = task.further()[:beside] if beside else ()
     return frozenset(example.clean for example in (*task.examples, *more))
 
 
@@ -176,8 +176,8 @@ def _none_new(task: Task, seen: frozenset[tuple[int, ...]]) -> CircuitDiscoveryE
     drawable = isinstance(task.apart, Apart) or not every <= seen
     give = "another --seed, more --examples" if drawable else "fewer circuits"
     return CircuitDiscoveryError(
-        f"task {task.name}: every prompt that is held out is one that a circuit was searched on; give {give} "
-        "or another --task"
+        f"task {task.title}: every prompt that is held out is one that a circuit was searched on; give "
+        f"{give} or another --task"
     )
 
 

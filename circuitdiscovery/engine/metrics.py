@@ -189,7 +189,7 @@ def bind(
         name = canonical("metric", metric)
         if METRICS[name].needs_incorrect and not all(example.incorrect for example in task.examples):
             raise CircuitDiscoveryError(
-                f"metric {name!r} needs an incorrect answer in every row of task {task.name!r}"
+                f"metric {name!r} needs an incorrect answer in every row of task {task.title!r}"
             )
         given = by_rows(clean_logits(model, task)) if METRICS[name].divergence and plain else _not_given
         return _from_registry(name, given)

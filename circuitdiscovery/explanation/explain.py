@@ -169,7 +169,7 @@ def explain(
     cards = _cards(trials, circuit, seen, ablation, more) if chosen else {}
     return Explanation(
         model=model.name,
-        task=task.name,
+        task=task.title,
         part="examples" if task.held_out is None else "held_out",
         examples=len(used),
         metric=bound.name,

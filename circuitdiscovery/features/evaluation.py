@@ -154,7 +154,7 @@ class Examples:
         rows = [row for row, example in enumerate(some.examples) if example.clean not in seen]
         if not rows:
             raise CircuitDiscoveryError(
-                f"all prompts of task {task.name} were trained on: give a task with held-out examples"
+                f"all prompts of task {task.title} were trained on: give a task with held-out examples"
             )
         return cls(some if len(rows) == len(some) else some.select(rows), part)
 

@@ -125,7 +125,7 @@ def project(
             raise CircuitDiscoveryError(
                 "task is for a node or a site by its name: what stands there on average"
             )
-        return _of_tokens(model, f"the mean of {what} on {task.name}", _mean(model, what, task), top)
+        return _of_tokens(model, f"the mean of {what} on {task.title}", _mean(model, what, task), top)
     if isinstance(what, str) and (match := _HEAD.fullmatch(what)):
         return _of_head(model, what, match, top)
     if isinstance(what, str) and "/" not in what:

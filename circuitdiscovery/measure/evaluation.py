@@ -252,7 +252,7 @@ def _evaluation(
     normalized, reason = evaluator.normalized(kept, full, empty)
     return Evaluation(
         model=model.name,
-        task=task.name,
+        task=task.title,
         part="examples" if task.held_out is None else "held_out",
         examples=evaluator.count,
         metric=evaluator.metric.name,

@@ -252,7 +252,7 @@ def hypothesis_tests(
     )
     return HypothesisTests(
         model=model.name,
-        task=task.name,
+        task=task.title,
         part="examples" if task.held_out is None else "held_out",
         examples=evaluator.count,
         metric=evaluator.metric.name,

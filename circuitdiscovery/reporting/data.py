@@ -84,7 +84,7 @@ def contents_of(
     report: Json = {"format": FORMAT, "circuit": fingerprint(circuit), "effort": effort}
     report |= {"asked": asked | {"part": "examples" if task.held_out is None else "held_out"}}
     report |= {
-        "task": {"name": task.name} | {key: task.info.get(key) for key in _IN_WORDS},
+        "task": {"name": task.title} | {key: task.info.get(key) for key in _IN_WORDS},
         "example": _example(model, used.examples[0]),
     }
     if evaluation is None:

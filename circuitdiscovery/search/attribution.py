@@ -233,7 +233,7 @@ def _attribute(
     info = provenance(model, task, method, setup.options(**line.options))
     if not np.isfinite(values).all():
         raise CircuitDiscoveryError(
-            f"{method}: the gradients of task {task.name} are not finite numbers; try dtype float32"
+            f"{method}: the gradients of task {task.title} are not finite numbers; try dtype float32"
         )
     return Scores(graph, np.where(graph.allowed, values, 0.0), info)
 

@@ -25,7 +25,7 @@ from circuitdiscovery.model.load import as_dtype
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.outline import outline
 from circuitdiscovery.model.run import parameters
-from circuitdiscovery.registry import METHODS
+from circuitdiscovery.registry import DRAWN, METHODS
 from circuitdiscovery.search.alternatives import TOKENS
 from circuitdiscovery.search.edge_pruning import EXAMPLES
 from circuitdiscovery.search.matryoshka import KEPT_BYTES, LOGIT_BYTES, PROMPTS
@@ -156,7 +156,7 @@ def plan(
     as_dtype(dtype)
     if isinstance(task, Task) and (examples is not None or skip_bad):
         raise CircuitDiscoveryError(
-            f"plan: examples and skip_bad say how a task is loaded, and {task.name} is loaded already; give "
+            f"plan: examples and skip_bad say how a task is loaded, and {task.title} is loaded already; give "
             "neither, or the task's name"
         )
     model = source if isinstance(source, Model) else outline(source, dtype)
@@ -172,7 +172,7 @@ def estimated(model: Model, task: Task, rate: float) -> Plan:
     room = _budget(model, work.weights * size)
     return Plan(
         model=model.name,
-        task=task.name,
+        task=task.title,
         examples=len(task),
         tokens=work.tokens,
         edges=len(model.graph),
@@ -275,7 +275,7 @@ class _Work:
     def _shown(self) -> int:
         """How many prompts matryoshka learns from, of a task that can draw some."""
         most = LOGIT_BYTES // (4 * self.model.vocab_size)
-        return len(self.task) + min(_option("matryoshka", "drawn"), most)
+        return len(self.task) + min(DRAWN, most)
 
     def _each_edge(self) -> float:
         """For every edge what follows its receiver."""

@@ -50,6 +50,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
+from circuitdiscovery.registry import DRAWN
 from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.edge_pruning import check_edges
 from circuitdiscovery.search.provenance import provenance
@@ -62,7 +63,6 @@ _FIRST = 0.4  # of the steps are the first part
 _AT_ONCE, _ANY = 16, 1e9  # examples in one forward, whatever their lengths, where these may differ
 _MEMORY = 100  # steps that the running mean reaches back
 PROMPTS = 4  # in one step: more steps are worth more than quieter ones
-_DRAWN = 480  # prompts that are drawn beside a task's own
 LOGIT_BYTES = 2**28  # of what the model says to them, which is kept
 _APART, _MOST_APART = 8, 16  # where none can be drawn, one in so many is set apart, at most so many
 _WEIGHT = 2.0  # of the metric's difference beside KL: at 1, small circuits do too little of the behaviour
@@ -82,7 +82,7 @@ def matryoshka(
     *,
     edges: int | None = None,
     steps: int = 520,
-    drawn: int = _DRAWN,
+    drawn: int | None = None,
     metric: str | Metric | Any | None = None,
     ablation: str | Ablation = "resample",
     split_qkv: bool = True,
@@ -101,7 +101,8 @@ def matryoshka(
             task that cannot, one in eight is set apart to choose by, 16 at most.
         edges: the size that the second part of the steps is for; None: 1% and 2% of all edges.
         steps: of gradient descent; each is a relaxed forward and backward of four examples.
-        drawn: how many prompts are drawn beside the examples, at most; 0: none.
+        drawn: how many prompts are drawn beside the examples, at most; 0: none. By default 480, and none where
+            the ablation is given, because its replacements are of the examples. The provenance says how many.
         metric: differentiable; the loss is KL(model || circuit) + 2 |F(circuit) - F(model)| / |F(model)|. By
             default the task's own; for kl_divergence the second part is left out.
         ablation: what a closed edge carries; noising.
@@ -115,8 +116,8 @@ def matryoshka(
         Scores that are not negative.
 
     Raises:
-        CircuitDiscoveryError: an impossible number of edges or steps; a metric
-            without a gradient; a state of another search.
+        CircuitDiscoveryError: an impossible number of edges or steps; prompts to draw beside replacements
+            that are given; a metric without a gradient; a state of another search.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -127,13 +128,17 @@ def matryoshka(
         check_edges(graph, edges)
     if type(steps) is not int or steps < 2:
         raise CircuitDiscoveryError(f"steps must be a whole number of at least 2, not {steps!r}")
+    by_name = isinstance(ablation, str)
+    drawn = (DRAWN if by_name else 0) if drawn is None else drawn
     if type(drawn) is not int or drawn < 0:
         raise CircuitDiscoveryError(f"drawn must be a whole number of at least 0, not {drawn!r}")
+    if drawn and not by_name:
+        raise CircuitDiscoveryError("drawn is for an ablation by its name: a given one is of the task's examples")
     report = progress or (lambda done, total: None)
     report(0, _START + steps)
-    pool = _pool(model, task, min(drawn, steps * PROMPTS) if isinstance(ablation, str) else 0)
+    pool = _pool(model, task, min(drawn, steps * PROMPTS))
     setup = Setup.of(model, pool, graph, metric=metric, ablation=ablation, need=by_steps)
-    options = setup.options(edges=edges, steps=steps, drawn=drawn)
+    options = setup.options(edges=edges, steps=steps, drawn=len(pool) - len(task))
     info = provenance(model, task, "matryoshka", {**options, "seed": seed})
     with saved_in(state, setup, info) as saved:
         if saved.found:
@@ -174,7 +179,7 @@ def _pool(model: Model, task: Task, drawn: int) -> Task:
     any; means are then taken over all of these.
     """
     most = min(drawn, LOGIT_BYTES // (4 * model.vocab_size))
-    more = task.apart()[:most] if task.apart is not None and most else ()
+    more = task.further()[:most] if most else ()
     return (
         replace(task, examples=(*task.examples, *more), held_out=None, apart=None, others=())
         if more

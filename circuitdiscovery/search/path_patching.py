@@ -209,7 +209,7 @@ def path_patching(
     full = evaluator.values(graph.allowed)
     return PathEffects(
         model=model.name,
-        task=task.name,
+        task=task.title,
         examples=len(task),
         metric=evaluator.metric.name,
         ablation=setup.ablation_name,

@@ -25,7 +25,7 @@ def provenance(model: Model, task: Task, method: str, options: Mapping[str, Any]
             "digest": model.digest,
             "dtype": str(model.dtype).removeprefix("torch."),
         },
-        "task": task.name,
+        "task": task.title,
         "counterfactual": task.info.get("counterfactual"),
         "seed": task.seed,
         "examples": len(task),

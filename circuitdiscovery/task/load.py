@@ -99,7 +99,7 @@ def _made(
         for example in part.examples
     ):
         raise CircuitDiscoveryError(
-            f"task {task.name}: every corrupted prompt is its clean prompt, so there is nothing to explain"
+            f"task {task.title}: every corrupted prompt is its clean prompt, so there is nothing to explain"
         )
     return task
 
@@ -223,20 +223,21 @@ def _from_saved(saved: SavedTask, model: HasTokenizer, examples: int | None, bos
         held_out = None if kept.held_out is None else made(kept.held_out)
         apart = None if kept.apart is None else Drawn(saved.examples(kept.apart))
         prompts, others = saved.examples(kept.examples), saved.examples(kept.others)
-        return Task(kept.name, prompts, held_out, kept.metric, kept.seed, kept.info, others, apart)
+        known = (kept.name, prompts, held_out, kept.metric, kept.seed, kept.info, others, apart)
+        return Task(*known, part=kept.part or {}, chosen=bool(kept.chosen))
 
     task = made(saved.task)
     if examples is None or examples == len(task):
         return task
     if examples > len(task):
         raise CircuitDiscoveryError(
-            f"examples must be from 1 to {len(task)}, not {examples}: so many were saved of task {task.name}"
+            f"examples must be from 1 to {len(task)}, not {examples}: so many were saved of task {task.title}"
         )
-    held = task.held_out
-    return replace(
-        task.select(range(examples)),
-        held_out=None if held is None else held.select(range(min(examples, len(held)))),
-    )
+
+    def first(part: Task) -> Task:
+        return replace(part.select(range(min(examples, len(part)))), chosen=part.chosen)
+
+    return replace(first(task), held_out=None if task.held_out is None else first(task.held_out))
 
 
 def _from_file(

@@ -16,7 +16,7 @@ from circuitdiscovery.files.disk import read_json
 from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.tokenization import Encoder
-from circuitdiscovery.values import read
+from circuitdiscovery.values import left_out, read
 
 if TYPE_CHECKING:
     from circuitdiscovery.task.task import Task
@@ -36,6 +36,8 @@ class Kept:
     others: tuple[int, ...]
     apart: tuple[int, ...] | None
     held_out: Kept | None
+    part: Mapping[str, str] | None = left_out()
+    chosen: bool | None = left_out()
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def _kept(task: Task, numbers: dict[Example, int]) -> Kept:
     examples, others = indices(task.examples), indices(task.others)
     apart = None if task.apart is None else indices(task.apart())
     held_out = None if task.held_out is None else _kept(task.held_out, numbers)
-    return Kept(task.name, task.metric, task.seed, task.info, examples, others, apart, held_out)
+    known = (task.name, task.metric, task.seed, task.info, examples, others, apart, held_out)
+    return Kept(*known, part=dict(task.part) or None, chosen=task.chosen or None)
 
 
 def read_saved(path: Path) -> SavedTask:

@@ -46,7 +46,10 @@ class Task:
             what it asks, the words left out by list.
         others: further rows of its kind, in none of the examples, that means are
             taken over, as well as the examples themselves.
-        apart: draws prompts of its kind that means are taken over; None where it has none but its rows.
+        apart: draws prompts that means are taken over, for a part those of the whole task; None where it has
+            none but its rows.
+        part: what its examples have in common, such as {"order": "ABBA"}; empty but for a part (`by`).
+        chosen: whether its rows were chosen by number (`select`), so that no further prompt is of its kind.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Task:
     info: Mapping[str, Any] = field(default_factory=dict, hash=False)
     others: tuple[Example, ...] = field(default=(), compare=False)
     apart: Callable[[], tuple[Example, ...]] | None = field(default=None, compare=False)
+    part: Mapping[str, str] = field(default_factory=dict, hash=False)
+    chosen: bool = False
 
     def __post_init__(self) -> None:
         if self.held_out is not None and self.held_out.metric != self.metric:
@@ -193,7 +198,7 @@ class Task:
         parts += [f"counterfactual {self.info['counterfactual']}"] if "counterfactual" in self.info else []
         parts += [f"seed {self.seed}"] if self.seed is not None else []
         parts += [f"{self.info['skipped']} bad rows left out"] if "skipped" in self.info else []
-        return f"<Task {self.name}: {', '.join(parts)}{self._left_out()}{self._seen()}>"
+        return f"<Task {self.title}: {', '.join(parts)}{self._left_out()}{self._seen()}>"
 
     def __getitem__(self, row: int) -> Example:
         """The example of a row."""
@@ -262,6 +267,19 @@ class Task:
         return f"; {told}: {seen} of {len(held)}" if seen else ""
 
     @property
+    def title(self) -> str:
+        """The name, for a part with what it is of, such as `ioi, order ABBA`."""
+        return ", ".join([self.name, *(f"{what} {value}" for what, value in self.part.items())])
+
+    def further(self) -> tuple[Example, ...]:
+        """Of the prompts that are drawn apart those of its own kind, which a search may learn from as well:
+        for a part those that have in common what its examples have.
+        """
+        if self.apart is None or self.chosen:
+            return ()
+        return tuple(each for each in self.apart() if self.part.items() <= each.variables.items())
+
+    @property
     def digest(self) -> str:
         """Of the examples' tokens, answers and positions, and of the
         rows beside them that means are taken over.
@@ -272,9 +290,12 @@ class Task:
         return sha256(repr(rows).encode()).hexdigest()[:16]
 
     def select(self, rows: Sequence[int]) -> Task:
-        """The task with these of its examples and none held out; means
-        are taken over the same prompts as before.
+        """The task with these of its examples and none held out; means are taken over the same prompts as
+        before. Searches draw no further prompts of it: which are of its kind only its rows say.
         """
+        return replace(self._some(rows), chosen=True)
+
+    def _some(self, rows: Sequence[int]) -> Task:
         chosen = set(rows)
         others = (*self.others, *(example for row, example in enumerate(self.examples) if row not in chosen))
         return replace(self, examples=tuple(self.examples[row] for row in rows), held_out=None, others=others)
@@ -289,7 +310,8 @@ class Task:
 
         Returns:
             value -> task. The held-out examples of a part are those of its value; where none has it, none are
-            held out. Means are taken over the same prompts as before.
+            held out. Means are taken over the same prompts as before, and what a search draws beside the
+            examples is of the part.
 
         Raises:
             CircuitDiscoveryError: examples of which that is not known; it names what is.
@@ -302,9 +324,10 @@ class Task:
         found = dict[str, Task]()
         held_out = {} if self.held_out is None else self.held_out._rows_by(what)
         for value, rows in sorted(self._rows_by(what).items(), key=lambda each: _in_order(each[0])):
-            part = replace(self.select(rows), name=f"{self.name}, {what} {value}")
+            known = {**self.part, what: value}
+            part = replace(self._some(rows), part=known)
             if self.held_out is not None and value in held_out:
-                held = replace(self.held_out.select(held_out[value]), name=part.name)
+                held = replace(self.held_out._some(held_out[value]), part=known)
                 part = replace(part, held_out=held)
             found[value] = part
         return found
@@ -314,7 +337,7 @@ class Task:
         found = dict[str, list[int]]()
         for row, example in enumerate(self.examples):
             if what not in example.variables:
-                where = f"task {self.name}, row {row}"
+                where = f"task {self.title}, row {row}"
                 if not example.variables:
                     raise CircuitDiscoveryError(f"{where}: it is not known what the prompt is made of")
                 raise CircuitDiscoveryError(f"{where}: {unknown('variable', what, example.variables)}")
@@ -341,7 +364,7 @@ class Task:
         prompt is longer than the model can read.
         """
         for row, example in enumerate(self.examples):
-            where = f"task {self.name}, row {row}"
+            where = f"task {self.title}, row {row}"
             if n_positions is not None and len(example.clean) > n_positions:
                 raise CircuitDiscoveryError(
                     f"{where}: has {len(example.clean)} tokens, but the model reads at most {n_positions}"

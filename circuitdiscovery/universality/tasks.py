@@ -74,8 +74,8 @@ def task_for(model: Model, task: Any, *, examples: int | None = None, seed: int 
     texts = [(each.text, each.clean) for each in task.examples if each.text]
     if texts and model.tokenizer is not None:
         text, tokens = texts[0]
-        if encoder_of(model, task.name, False).ids(text) not in (tokens, tokens[1:]):  # or with a BOS
+        if encoder_of(model, task.title, False).ids(text) not in (tokens, tokens[1:]):  # or with a BOS
             raise CircuitDiscoveryError(
-                f"task {task.name} is not in the tokens of {model.name}: give the task by its name"
+                f"task {task.title} is not in the tokens of {model.name}: give the task by its name"
             )
     return task
