@@ -18,6 +18,7 @@ from circuitdiscovery.engine.metrics import Metric, bind, by_rows, kl_from
 from circuitdiscovery.engine.relaxed import Relaxed
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation.interventions import Trials
+from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.measure.work import Work
 from circuitdiscovery.model.norm import Norm
@@ -236,3 +237,48 @@ def test_a_norm_divides_large_streams_in_float16(kind: Any) -> None:
     for found, goal in pairs:
         assert found.dtype == torch.float16
         torch.testing.assert_close(found.double(), goal, atol=1e-3 * float(goal.abs().max()), rtol=2e-3)
+
+
+def test_a_dictionary_is_one_in_its_own_precision_everywhere() -> None:
+    """Beside a dimension that is much larger than the others, rounding would make other features active."""
+    network = random_model(tiny_config("gpt2"))
+    with torch.no_grad():
+        network.transformer.h[1].mlp.c_proj.bias[7] = 300.0
+    model = cd.load_model((network, None), dtype="bfloat16")
+    prompts = random_prompts(101, 4, 6)
+    rows, task = prompts.clean.tolist(), prompts.task
+    acts = cd.features.activations(model, rows, "m1", position="all")
+    encoder = torch.randn(24, 32, generator=torch.Generator().manual_seed(0))
+    bias = -encoder @ acts.values.float().mean(0)
+    sae = Dictionary("relu", "m1", "output", encoder, bias, encoder / 32, acts.values.float().mean(0))
+    expected = (acts.values.float() @ encoder.T + bias).relu()
+
+    alone = cd.features.top_activations(model, sae[3], rows)
+    together = cd.features.top_activations(model, [sae[3], sae[5]], rows)
+    for found, number in ((alone, 3), *zip(together, (3, 5), strict=True)):
+        assert found.high == pytest.approx(float(expected[:, number].max()), rel=1e-4)
+        assert found.zero == float((expected[:, number] == 0).double().mean())
+
+    written = sae.decode(sae.encode(acts.values))
+    assert written.dtype == torch.float32 and torch.equal(sae.written(acts.values), written)
+
+    def edit(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[:, :1], written.to(x.dtype).view(4, 5, 32)], 1)
+
+    plain, edited = (
+        cd.features.run(model, rows, edits=edits).values("logits")[:, 1:].float().log_softmax(-1)
+        for edits in ({}, {"m1": edit})
+    )
+    kl = (plain.exp() * (plain - edited)).sum(-1).mean()
+    found = cd.features.evaluate_sae(sae, acts, model=model, baselines=False)
+    assert float(found.kl_reconstruction) == pytest.approx(float(kl), rel=1e-3)
+
+    graph = cd.split(model, {"m1": sae}, task=task)
+    every = (rows, prompts.corrupted.tolist())
+    active = torch.stack(
+        [sae.encode(cd.features.run(model, each).values("m1")).flatten(0, 1).amax(0) > 0 for each in every]
+    )
+    names = [f"m1/f{number}" for number in active.any(0).nonzero()[:, 0].tolist()]
+    assert list(graph.parts("m1")[:-1]) == names
+    found = cd.explain(model, task, cd.Circuit.full(graph), nodes=[names[0]], effort="quick")
+    assert found.cards[names[0]].units[0].name == names[0]

@@ -66,7 +66,7 @@ def dictionaries(model: Model, given: Any) -> Dictionaries:
             where = "" if node is None else f", here of {node}"
             raise CircuitDiscoveryError(f"features takes dictionaries of MLPs{where}, not one of {own.site}")
         unit_of(model, own[0])  # which checks the site and the width
-        found[own.site] = own.to(model.device, str(model.dtype).removeprefix("torch."))
+        found[own.site] = own.to(model.device)
     return found
 
 

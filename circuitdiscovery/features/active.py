@@ -149,9 +149,7 @@ def _reader(asked: Sequence[Any], units: Sequence[Unit], which: Sequence[int]) -
     dictionary, numbers = asked[which[0]].dictionary, torch.tensor([asked[i].number for i in which])
 
     def value(x: Tensor) -> Tensor:
-        return dictionary.to(x.device, str(x.dtype).removeprefix("torch.")).encode_some(
-            x, numbers.to(x.device)
-        )
+        return dictionary.to(x.device).encode_some(x, numbers.to(x.device))
 
     return _Reader(first.read, tuple(which), value)
 

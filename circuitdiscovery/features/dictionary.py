@@ -147,8 +147,9 @@ class Dictionary:
     def encode(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., features]: how active each feature is.
 
-        All that happens to an activation before is part of it. Where an autoencoder normalises activations,
-        the values are in the activation's own scale, so that a feature always writes its value times its row.
+        All that happens to an activation before is part of it, and it is computed in the dictionary's own
+        precision, whatever the activation's. Where an autoencoder normalises activations, the values are in
+        the activation's own scale, so that a feature always writes its value times its row.
 
         Raises:
             CircuitDiscoveryError: an activation of another width.
@@ -195,7 +196,7 @@ class Dictionary:
             raise CircuitDiscoveryError(f"decode needs x, what was read: this dictionary {why}")
         written = f @ self.W_dec
         if self.W_skip is not None:  # it reads what was not normalised
-            written = written + F.linear(x, self.W_skip)
+            written = written + F.linear(x.to(self.W_skip.dtype), self.W_skip)
         _, scale, shift = self._read(x)
         if scale is None:
             return written + self.b_dec
@@ -219,7 +220,7 @@ class Dictionary:
             raise CircuitDiscoveryError(
                 f"the dictionary reads activations of width {self.d_in}, not of shape {list(x.shape)}"
             )
-        scale = shift = None
+        x, scale, shift = x.to(self.W_enc.dtype), None, None
         if self.normalizes == "layer_norm":
             shift = x.mean(-1, keepdim=True)
             x = x - shift

@@ -120,14 +120,15 @@ def reconstructed(sae: Dictionary, model: Model, kept: Tensor) -> dict[str, Edit
     """
     read, place = places_of_dictionary(sae, model)
     device = device_of(model, place)
-    own, seen = sae.to(device, str(model.dtype).removeprefix("torch.")), list[Tensor]()
+    own, seen = sae.to(device), list[Tensor]()
 
     def remember(x: Tensor) -> Tensor:
         seen[:] = [x]
         return x
 
     def edit(x: Tensor) -> Tensor:
-        return torch.where(kept[..., None].to(x.device), x, own.written(x if read is None else seen[0]))
+        written = own.written(x if read is None else seen[0]).to(x.dtype)
+        return torch.where(kept[..., None].to(x.device), x, written)
 
     return {place: edit} if read is None else {read: remember, place: edit}
 

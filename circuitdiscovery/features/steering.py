@@ -278,7 +278,7 @@ def _added(site: Site, vector: Tensor, where: Tensor) -> Callable[[Tensor], Tens
     def edit(x: Tensor) -> Tensor:
         add = where.to(x.device)[..., None] * vector.to(x.device)
         if site.unit is None:
-            return x + add
+            return x + add.to(x.dtype)
         x = x.clone()
         site.of(x).add_(add)
         return x

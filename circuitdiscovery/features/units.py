@@ -94,7 +94,7 @@ def _feature(model: Model, feature: Feature) -> Unit:
     if dictionary.site is None:
         raise CircuitDiscoveryError("the dictionary does not say where in a model it stands")
     read, written = places_of_dictionary(dictionary, model)
-    dictionary = dictionary.to(device_of(model, written), model.dtype)
+    dictionary = dictionary.to(device_of(model, written))
     which = torch.tensor([number], device=dictionary.vectors.device)
     direction = dictionary.vectors[number]
     check_width(model, f"{feature}", written, len(direction))
@@ -139,6 +139,8 @@ def in_stream(model: Model, site: Site, direction: Tensor) -> Tensor:
     """[..., d_model]: what directions [..., width] at a site are in the stream that our forward keeps,
     through the output matrix where the site is before it; a norm that follows the node is left out."""
     block = _block(model, site.place)
+    if site.place.endswith((".z", ".neurons")):
+        direction = direction.to(model.dtype)
     if site.place.endswith(".z"):
         heads = direction.reshape(-1, *block.W_O.shape[:2])  # [all directions, H, K]
         return block.together(heads.movedim(1, 0)[:, None])[0].view(*direction.shape[:-1], -1)
@@ -166,7 +168,7 @@ def words_of(model: Model, stream: Tensor) -> Tensor:
 
     nostalgebraist 2020 (the logit lens); of MLP value vectors Geva et al. 2022 (arXiv 2203.14680).
     """
-    return model.logit_terms(model.final_norm.gained(stream))
+    return model.logit_terms(model.final_norm.gained(stream).to(model.W_U))
 
 
 def logits_of(model: Model, stream: Tensor) -> Tensor:

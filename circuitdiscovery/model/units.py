@@ -127,30 +127,32 @@ def _neurons(block: Block, some: Tensor) -> Units:
 
 
 def _features(block: Block, dictionary: Any, some: Tensor) -> Units:
-    """Of a transcoder."""
-    norm = {"normed": block.norm2, "normed without gain": block.norm2.bare, "stream": no_norm(block.W_Q)}
-    weight, which = dictionary.W_enc[some][:, None], torch.arange(len(some), device=some.device)
+    """Of a transcoder: products are in the model's precision, which features are active is told in its own."""
+    like = block.W_Q
+    norm = {"normed": block.norm2, "normed without gain": block.norm2.bare, "stream": no_norm(like)}
+    weight, vectors = dictionary.W_enc[some][:, None].to(like), dictionary.vectors[some].to(like)
+    which = torch.arange(len(some), device=some.device)
     if dictionary.separately():
         return Units(
             norm[dictionary.reads],
             weight,
             None,
-            dictionary.vectors[some],
-            lambda values, which: dictionary.values_of(values[..., 0], some[which]),
+            vectors,
+            lambda values, which: dictionary.values_of(values[..., 0], some[which]).to(values.dtype),
             None,
             which,
         )
 
     def activation(values: Tensor, which: Tensor) -> Tensor:
         own = dictionary.b_enc[some[which]].view(-1, *(1,) * (values.dim() - 2))
-        numbers = values[..., 0] + own
+        numbers = (values[..., 0] + own).to(values.dtype)
         return (numbers if dictionary.signed else numbers.relu()) * values[..., 1].detach()
 
     return Units(
         norm[dictionary.reads],
         torch.cat([weight, torch.zeros_like(weight)], 1),
         None,
-        dictionary.vectors[some],
+        vectors,
         activation,
         lambda x, which: dictionary.encode_some(x, some[which]) != 0,
         which,

@@ -90,7 +90,7 @@ def features_of(dictionary: Any, stream_unit: float) -> Kind:
         return dictionary.encode(given())
 
     def back(_: Block, gradient: Tensor) -> Tensor:
-        return gradient @ dictionary.vectors.T
+        return gradient.to(dictionary.vectors.dtype) @ dictionary.vectors.T
 
     return Kind(lambda _: dictionary.width, values, back, before_norm=dictionary.inner)
 

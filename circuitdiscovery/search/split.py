@@ -206,7 +206,7 @@ def _dictionary(model: Model, node: str, found: Dictionary) -> Split:
         raise CircuitDiscoveryError(
             f"{node}: a transcoder that normalises what it reads ({found.normalizes}) has no parts that read"
         )
-    own = replace(found, site=node).to(model.device, str(model.dtype).removeprefix("torch."))
+    own = replace(found, site=node).to(model.device)
     parts = tuple(f"f{number}" for number in range(found.width))
     return Split(node, "features", parts, found.transcoder, digest=found.digest, dictionary=own)
 

@@ -192,8 +192,8 @@ def _by_decoder(own: Features, others: Sequence[Features], names: Sequence[str],
 
 def _written(features: Features) -> Tensor:
     """[features, d_model]: what each writes to the residual stream."""
-    model, written = features.model, features.dictionary.to(features.model.device).vectors
-    return in_stream(model, features.written, written.to(model.dtype)).cpu().double()
+    written = features.dictionary.to(features.model.device).vectors
+    return in_stream(features.model, features.written, written).cpu().double()
 
 
 def _tokens(model: Model, other: Model) -> tuple[list[int], list[int]]:

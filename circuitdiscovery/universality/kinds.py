@@ -204,8 +204,7 @@ class Features:
 
     def values(self, read: Tensor) -> Tensor:
         """See `Units`."""
-        read = _wide(read)
-        return self.dictionary.to(read.device, str(read.dtype).removeprefix("torch.")).encode(read)
+        return self.dictionary.to(read.device).encode(read)
 
     def places(self, batch: Batch) -> Places:
         """See `Units`."""
