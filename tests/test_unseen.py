@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 import circuitdiscovery as cd
 from circuitdiscovery.cli.arguments import TASK
 from circuitdiscovery.cli.commands import cli
+from circuitdiscovery.cli.files import EVALUATION_FIELDS, evaluation_options
 from circuitdiscovery.measure.evaluator import Evaluator
 
 HEAD = "clean,corrupted,correct,incorrect\n"
@@ -363,3 +364,31 @@ def test_a_table_with_bad_rows_can_be_used(run: Run, arguments: str) -> None:
             *(word for word in arguments.replace("--to sae", "--to new").split() if word != "--skip-bad")
         )
         assert "rows cannot be used (--skip-bad" in str(refused.exception), refused.exception
+
+
+def test_where_and_in_what_batches_it_was_searched_is_of_no_account(run: Run) -> None:
+    """A run that was made on another machine is measured, explained and shown here, as this one can."""
+    found = run(
+        "discover", "toy", "ioi", "--method", "eap", "--examples", 4, "--measure", "none", "--out", "far"
+    )
+    assert found.exit_code == 0, found.stderr
+    record = json.loads(Path("far/run.json").read_text())
+    record["options"] |= {"device": "cuda:99", "batch_size": 3}
+    Path("far/run.json").write_text(json.dumps(record))
+    circuit = cd.load_circuit("far")
+    given = dict.fromkeys(EVALUATION_FIELDS)
+    options = evaluation_options(circuit, "far", given)
+    assert (options.device, options.batch_size, options.examples, options.method) == (None, None, 4, "acdc")
+    options = evaluation_options(circuit, "far", given | {"device": "cpu", "batch_size": 2})
+    assert (options.device, options.batch_size) == ("cpu", 2)
+    commands = (
+        ("evaluate", "far", "--measure", "quick"),
+        ("explain", "far", "--effort", "quick", "--node", circuit.nodes[1]),
+        ("transfer", "far"),
+        ("checkpoints", "far", "1=toy"),
+    )
+    for command in commands:
+        told = run(*command)
+        assert told.exit_code == 0, (told.stderr, told.exception)
+    Path("far/report.json").unlink()
+    assert run("report", "far").exit_code == 0 and Path("far/report.json").exists()

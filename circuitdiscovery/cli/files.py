@@ -17,7 +17,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import shipped
 from circuitdiscovery.registry import is_denoising
 from circuitdiscovery.reporting.folder import recorded
-from circuitdiscovery.reporting.options import Options, check_model, checked, searched_with
+from circuitdiscovery.reporting.options import MAY_DIFFER, Options, check_model, checked, searched_with
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit.circuit import Circuit
@@ -73,9 +73,11 @@ def known_of_search(circuit: Circuit, path: str, names: Collection[str]) -> dict
 def evaluation_options(
     circuit: Circuit, path: str, given: dict[str, Any], names: Collection[str] = EVALUATION_FIELDS
 ) -> Options:
-    """What is given; else what is known of the circuit's search, of the options that are named."""
+    """What is given; else what is known of the circuit's search, of the options that are named. On which
+    device it was searched, and how many examples at a time, was of that machine.
+    """
     asked_anew = {key: value for key, value in given.items() if value is not None}
-    others = [name for name in names if name not in asked_anew]
+    others = [name for name in names if name not in (*asked_anew, *MAY_DIFFER)]
     values = known_of_search(circuit, path, others) | asked_anew
     path = file_of(path)
     for key, check in (("model", check_model), ("task", task_name)):

@@ -92,14 +92,15 @@ def _completed(run: Run) -> Run:
     from circuitdiscovery.reporting.data import contents_of, explanation_of
 
     scores = run.scores()
+    options = replace(run.options, device=None, batch_size=None)  # which were of the machine it was made on
     try:
-        model, task = load(run.options)
+        model, task = load(options)
     except (CircuitDiscoveryError, OSError) as error:
-        return replace(run, missing=sentences.without_paths(str(error), run.options))
+        return replace(run, missing=sentences.without_paths(str(error), options))
     run.circuit.check_model(model)
     evaluation = None if run.effort == "none" else run.evaluation
-    explanation, no_cards = explanation_of(model, task, run.circuit, run.options, run.effort)
-    found = model, task, run.circuit, scores, evaluation, run.options, run.effort
+    explanation, no_cards = explanation_of(model, task, run.circuit, options, run.effort)
+    found = model, task, run.circuit, scores, evaluation, options, run.effort
     return completed(run, explanation, contents_of(*found, no_cards))
 
 
