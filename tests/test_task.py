@@ -940,6 +940,24 @@ def test_select_keeps_the_rows_in_the_order_given() -> None:
     assert task.select([1, 0]).examples == task.examples[::-1]
 
 
+def test_rows_are_numbers_of_any_package_or_refused() -> None:
+    task = Task.from_tokens(**ROWS)
+    last = len(task) - 1
+    for rows in ([last], [-1], torch.tensor([last]), np.array([-1]), range(last, last + 1)):
+        chosen = task.select(rows)
+        assert chosen.examples == task.examples[last:] and chosen.others == task.examples[:last]
+        assert chosen.digest == task.select([last]).digest
+    wrong: dict[str, Any] = {
+        r"rows\[0\] must be a whole number, not True": [True, False],
+        "rows must be a list of at least one whole number": [],
+        "rows must be a list of whole numbers, not 1": 1,
+        rf"rows must be from 0 to {last}, or from -{last + 1} to -1, not 7": [0, 7],
+    }
+    for told, rows in wrong.items():
+        with pytest.raises(CircuitDiscoveryError, match=told):
+            task.select(rows)
+
+
 def test_what_a_counterfactual_asks_is_known(words: Reader, tmp_path: Path) -> None:
     asks = {name: load_task("ioi", words, counterfactual=name).info["asks"] for name in ("abc", "flip")}
     assert "Three other names" in asks["abc"] and "both names stay" in asks["flip"]

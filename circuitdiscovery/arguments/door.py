@@ -31,6 +31,7 @@ KINDS: dict[str, Check] = {
     "str | Path": plain.path,
     "Path": plain.file,
     "Sequence[float]": plain.fractions,
+    "Sequence[int]": plain.rows,
     "Sequence[str]": plain.names,
     "Iterable[str]": plain.names,
     "str | Iterable[str]": plain.names,

@@ -109,6 +109,17 @@ def fractions(call: Call, name: str, value: Any) -> Any:
     return [number(call, f"{name}[{i}]", each) for i, each in enumerate(value)]
 
 
+def rows(call: Call, name: str, value: Any) -> list[int]:
+    """Numbers of rows, at least one; the function itself checks how many rows there are."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not several(value):
+        raise refused(call, name, "a list of whole numbers", value)
+    found = [whole(call, f"{name}[{i}]", each) for i, each in enumerate(value)]
+    if not found:
+        raise refused(call, name, "a list of at least one whole number", value)
+    return found
+
+
 def several(value: Any) -> bool:
     """Whether a value is an iterable of others, and not a text, a mapping or a single number."""
     return (

@@ -289,11 +289,22 @@ class Task:
         ]
         return sha256(repr(rows).encode()).hexdigest()[:16]
 
+    @guarded
     def select(self, rows: Sequence[int]) -> Task:
         """The task with these of its examples and none held out; means are taken over the same prompts as
         before. Searches draw no further prompts of it: which are of its kind only its rows say.
+
+        Args:
+            rows: their numbers, from 0, negative ones from the end, in any order and as often as wanted.
+
+        Raises:
+            CircuitDiscoveryError: none at all, or one that the task does not have.
         """
-        return replace(self._some(rows), chosen=True)
+        count = len(self)
+        if wrong := [row for row in rows if not -count <= row < count]:
+            told = f"rows must be from 0 to {count - 1}, or from -{count} to -1"
+            raise CircuitDiscoveryError(f"{told}, not {wrong[0]}: task {self.title} has {count}")
+        return replace(self._some([row % count for row in rows]), chosen=True)
 
     def _some(self, rows: Sequence[int]) -> Task:
         chosen = set(rows)
