@@ -4,6 +4,8 @@ a derivative, and what it finds is known.
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from test_families import BY_LENGTH, config_by_length
 from tiny import Tiny, random_model, random_prompts
 
 import circuitdiscovery as cd
+from circuitdiscovery.cli import run
 from circuitdiscovery.engine.relaxed import Relaxed
 from circuitdiscovery.engine.setup import Setup
+from circuitdiscovery.reporting.options import Options
 from circuitdiscovery.search.matryoshka import _Search, hard_top, soft_top, through_soft_top
 
 
@@ -83,8 +87,35 @@ def test_further_prompts_are_drawn_and_none_is_held_out() -> None:
         and not asked & {example.clean for example in task.held_out}
     )
     asked.clear()
+    assert more.info["options"]["drawn"] == 80  # four in each of 20 steps
     alone = cd.matryoshka(model, task, edges=40, steps=20, drawn=0, metric=metric)
-    assert asked == {example.clean for example in task} and not np.array_equal(more.values, alone.values)
+    own = {example.clean for example in task}
+    assert asked == own and not np.array_equal(more.values, alone.values)
+    asked.clear()
+    given = cd.matryoshka(
+        model, task, edges=40, steps=20, metric=metric, ablation=cd.replacements(model, task)
+    )
+    assert asked == own and given.info["options"] == alone.info["options"] != more.info["options"]
+
+
+def test_a_circuit_that_says_fewer_prompts_than_were_asked_for_is_of_the_run(tmp_path: Path) -> None:
+    """Where a process died between circuit.json and run.json, the circuit itself says whose it is."""
+    how = {"drawn": 10, "steps": 2}
+    options = Options("toy", "ioi", method="matryoshka", edges=10, examples=4, measure="none", how=how)
+    run.discover(options, tmp_path, ["x"])
+    found = (tmp_path / "circuit.json").read_bytes()
+    assert json.loads(found)["options"]["drawn"] == 8
+    for drawn, right in ((8, True), (11, False)):
+        (tmp_path / "circuit.json").write_bytes(found.replace(b'"drawn": 8', f'"drawn": {drawn}'.encode()))
+        record = json.loads((tmp_path / "run.json").read_bytes()) | {"done": {}}
+        del record["summary"]
+        (tmp_path / "run.json").write_text(json.dumps(record))
+        with (
+            nullcontext()
+            if right
+            else pytest.raises(cd.CircuitDiscoveryError, match="its drawn is 11, not 10")
+        ):
+            run.discover(options, tmp_path, ["x"])
 
 
 @pytest.mark.parametrize(("kind", "rope"), BY_LENGTH, ids=[kind for kind, _ in BY_LENGTH])
@@ -179,12 +210,19 @@ def test_twice_the_same_and_another_draw(llama: Tiny) -> None:
     assert not np.array_equal(a, c)
 
 
+class Given:
+    """Replacements of somebody's own."""
+
+    name, rows = "given", None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"edges": 0}, "edges must be a whole number from 1 to"),
         ({"edges": 10**6}, "edges must be a whole number from 1 to"),
         ({"drawn": -1}, "drawn must be a whole number of at least 0, not -1"),
+        ({"drawn": 4, "ablation": Given()}, "drawn is for a named ablation"),
         ({"steps": 1}, "steps must be a whole number of at least 2, not 1"),
         ({"metric": "accuracy"}, "'accuracy' has no gradient"),
         ({"metric": "nonsense"}, "no metric 'nonsense'"),

@@ -29,6 +29,7 @@ from circuitdiscovery.registry.option import Option
 
 # nats: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
 DEFAULT_THRESHOLD = 0.002
+DRAWN = 480  # prompts, beside a task's own
 DIRECTIONS = ("noising", "denoising")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 KL = "kl_divergence"
@@ -137,7 +138,9 @@ OPTIONS = {
     "steps": Option("count", "how many"),
     "rule": Option(("midpoint", "left"), "where on the line the gradients are taken"),
     "rounds": Option("whole", "how often it looks again at the edges near the cut"),
-    "drawn": Option("whole", "further prompts to draw from the task's templates"),
+    "drawn": Option(
+        "whole", f"further prompts to draw from the task's templates, {DRAWN} unless told", at_most=True
+    ),
     "order": Option("whole", "decide the edges in a random order, by this seed"),
     "apart_from": Option("circuits", "find a circuit that shares little with this one"),
     "repulsion": Option(
@@ -188,7 +191,7 @@ METHODS: dict[str, Method] = {
     ),
     "matryoshka": Method(
         ".search.matryoshka:matryoshka", "learn an order of the edges (Matryoshka Attribution)",
-        {"edges": None, "steps": 520, "drawn": 480}, sizes="edges", gradient="other", damages=False,
+        {"edges": None, "steps": 520, "drawn": None}, sizes="edges", gradient="other", damages=False,
     ),
     "random": Method(".search.random_scores:random", "random scores, to compare with"),
 }  # fmt: skip

@@ -23,12 +23,14 @@ class Option:
         words: what it does.
         least: of a number.
         needs: another option, without which it does nothing.
+        at_most: whether a search may do with less, which its circuit says.
     """
 
     kind: Literal["count", "whole", "number", "switch", "circuits"] | tuple[str, ...]
     words: str
     least: float = -math.inf
     needs: str | None = None
+    at_most: bool = False
 
     def read(self, text: str) -> Any:
         """The value that a text stands for; of circuits one of several.
@@ -63,3 +65,9 @@ class Option:
         if self.kind == "number":
             return real and self.least <= value and abs(value) < MOST
         return real and isinstance(value, int) and (self.kind == "count") <= value <= MOST
+
+    def may_be(self, asked: Any, said: Any) -> bool:
+        """Whether a circuit can say one value of a search that was asked for another."""
+        if self.kind == "circuits":  # it says their digests
+            return True
+        return isinstance(said, int) and said <= asked if self.at_most else said == asked

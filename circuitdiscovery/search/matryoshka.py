@@ -101,8 +101,8 @@ def matryoshka(
             task that cannot, one in eight is set apart to choose by, 16 at most.
         edges: the size that the second part of the steps is for; None: 1% and 2% of all edges.
         steps: of gradient descent; each is a relaxed forward and backward of four examples.
-        drawn: how many prompts are drawn beside the examples, at most; 0: none. By default 480, and none where
-            the ablation is given, because its replacements are of the examples. The provenance says how many.
+        drawn: how many prompts are drawn beside the examples, at most, which the provenance says; by default
+            480, or 0 where the ablation is not a name: given replacements are of the examples alone.
         metric: differentiable; the loss is KL(model || circuit) + 2 |F(circuit) - F(model)| / |F(model)|. By
             default the task's own; for kl_divergence the second part is left out.
         ablation: what a closed edge carries; noising.
@@ -133,7 +133,7 @@ def matryoshka(
     if type(drawn) is not int or drawn < 0:
         raise CircuitDiscoveryError(f"drawn must be a whole number of at least 0, not {drawn!r}")
     if drawn and not by_name:
-        raise CircuitDiscoveryError("drawn is for an ablation by its name: a given one is of the task's examples")
+        raise CircuitDiscoveryError("drawn is for a named ablation: a given one is of the task's examples")
     report = progress or (lambda done, total: None)
     report(0, _START + steps)
     pool = _pool(model, task, min(drawn, steps * PROMPTS))
