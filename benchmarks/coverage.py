@@ -31,6 +31,7 @@ from pages import check, show
 
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.explanation import explain as explanation
 from circuitdiscovery.explanation import interventions
@@ -42,9 +43,11 @@ from circuitdiscovery.measure import curve as curves
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.measure.intervals import difference, mean, mean_over_pairs, means, ratio
+from circuitdiscovery.measure.normalized import normalized
 from circuitdiscovery.measure.work import Family
 
 POPULATION, SIZES, SEARCHED = 2000, (16, 64), 16
+LOGIT_DIFF = BoundMetric("logit_diff", True, lambda logits, _: logits)  # for its statistics alone
 
 
 class Counted:
@@ -282,11 +285,13 @@ def _scrubbed(model: cd.Model, task: cd.Task, seed: int) -> np.ndarray:
     """[3, examples]: the metric scrubbed, of the model, and with everything resampled."""
     found: list[np.ndarray] = []
 
-    def kept(scrubbed: np.ndarray, full: np.ndarray, resampled: np.ndarray, *_: Any) -> tuple[None, str]:
+    def kept(
+        scrubbed: np.ndarray, full: np.ndarray, resampled: np.ndarray, *_: Any, **how: Any
+    ) -> tuple[None, str]:
         found.append(np.stack([scrubbed, full, resampled]))
         return None, "only the values are wanted"
 
-    with patch.object(scrubs, "_recovered", kept):
+    with patch.object(scrubs, "normalized", kept):
         cd.scrub(model, task, load_hypothesis("toy/ioi-position"), renamed=0, seed=seed)
     return found[0]
 
@@ -297,7 +302,7 @@ def _note_scrubbing(counted: Counted, values: np.ndarray, truth: np.ndarray) -> 
     for name, each, true in zip(("scrubbed", "full", "resampled"), values, truth, strict=True):
         counted.note(f"scrub.{name}", mean(each, draws), float(true))
     scrubbed, full, resampled = values
-    recovered, _ = scrubs._recovered(scrubbed, full, resampled, 0, 0.0)
+    recovered, _ = normalized(scrubbed, full, resampled, draws, metric=LOGIT_DIFF, least=0.0)
     counted.note("scrub.recovered", recovered, float((truth[0] - truth[2]) / (truth[1] - truth[2])))
 
 

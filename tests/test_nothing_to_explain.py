@@ -15,9 +15,14 @@ import torch
 from tiny import ARCHITECTURES, Tiny, each_and_each, random_prompts
 
 import circuitdiscovery as cd
+from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.engine.setup import Setup
-from circuitdiscovery.explanation.scrubbing.scrub import _recovered
+from circuitdiscovery.explanation.scrubbing.hypothesis import load_hypothesis
+from circuitdiscovery.measure.estimates import weights
 from circuitdiscovery.measure.evaluator import Evaluator
+from circuitdiscovery.measure.normalized import normalized
+from circuitdiscovery.reporting.sentences import verdict
+from circuitdiscovery.values import plain
 
 
 def unchanged(task: Any, keep: int = 0) -> Any:
@@ -140,8 +145,38 @@ def test_the_given_file_is_refused(shared: Path) -> None:
         cd.load_task(shared / "faults" / "clean-equals-corrupted.csv", cd.load_model("toy"))
 
 
-def test_a_scrubbing_of_rounding_recovers_nothing() -> None:
-    full = np.array([1.0, 2.0, 3.0])
-    share, reason = _recovered(full, full, full - 1e-7, 0, noise=1e-6)
-    assert share is None and "is rounding" in str(reason)
-    assert _recovered(full, full, full - 1e-5, 0, noise=1e-6)[0] == 1.0
+@pytest.mark.parametrize("higher", [True, False])
+def test_rounding_and_the_wrong_side_are_no_spans(higher: bool) -> None:
+    full, draws = np.array([1.0, 2.0, 3.0]), weights(3, 0)
+    metric = BoundMetric("mine", higher, lambda logits, _: logits)
+
+    def found(nothing: np.ndarray) -> Any:
+        return normalized(full, full, nothing, draws, metric=metric, least=1e-6)
+
+    side = 1 if higher else -1
+    assert found(full - 1e-7)[0] is None and "is rounding" in found(full - 1e-7)[1]
+    assert found(full - 1e-5 * side) == (1.0, None)
+    share, reason = found(full + 1e-5 * side)
+    assert share is None and "the model is worse than no edges; right and wrong answers" in reason
+
+
+def test_a_model_that_prefers_the_wrong_answers_has_no_behaviour_to_keep() -> None:
+    """Of exchanged answers F(M) - F(empty) is that of the right ones with the other sign."""
+    model = cd.load_model("toy")
+    task = replace(cd.load_task("ioi", model, examples=16), held_out=None)
+    turned = tuple(replace(e, correct=e.incorrect, incorrect=e.correct) for e in task.examples)
+    circuit = cd.eap(model, task).top(100)
+    right, wrong = (
+        cd.evaluate(model, replace(task, examples=each), circuit, effort="quick")
+        for each in (task.examples, turned)
+    )
+    assert right.normalized is not None and right.full - right.empty > 1
+    assert wrong.full - wrong.empty == pytest.approx(right.empty - right.full, abs=1e-4)
+    assert wrong.normalized is None and "right and wrong answers" in str(wrong.reason)
+    word, _, said = verdict(plain(wrong.to_dict()), 5, 12)
+    assert word == "Undetermined" and any("the model is worse than no edges" in each for each in said)
+    found = cd.universality.transfer({"one": (model, circuit)}, {"turned": replace(task, examples=turned)})
+    assert np.isnan(found["one", "turned"]) and "worse than no edges" in str(found)
+    how: dict[str, Any] = {"prompts": cd.load_task("ioi", model, examples=300), "renamed": 0}
+    scrubbed = cd.scrub(model, replace(task, examples=turned), load_hypothesis("toy/ioi-position"), **how)
+    assert scrubbed.recovered is None and "worse than with everything resampled" in str(scrubbed.reason)

@@ -62,7 +62,7 @@ class Minimality:
             examples of the search; without held-out examples it has no interval.
         below: the nodes whose effect is below the bar, or rounding where there is none, here and for every
             K on the examples of the search.
-        bar: the effect that counts as negligible, 1% of |F(M) - F(empty)|; None where that may be 0, and
+        bar: the effect that counts as negligible, 1% of |F(M) - F(empty)|; None where
             normalized faithfulness is None too.
         unmeasured: the nodes that the effort `quick` left out.
     """
@@ -254,7 +254,7 @@ def completeness_of(evaluator: Evaluator, plan: Sets, apart: bool) -> Completene
 
 
 def minimality_of(evaluator: Evaluator, plan: Sets, apart: bool, spanned: bool) -> Minimality:
-    """`spanned`: F(M) - F(empty) can be told from 0."""
+    """`spanned`: there is a normalized faithfulness."""
     scores: dict[str, Estimate] = {}
     for node, removed in zip(plan.nodes, plan.most, strict=True):
         found = evaluator.difference(*_with_and_without(evaluator, plan.circuit, removed, node)).magnitude()

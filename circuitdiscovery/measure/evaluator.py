@@ -26,6 +26,7 @@ from circuitdiscovery.engine.setup import Progress, Setup, replacement_bytes
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.normalized import normalized
 from circuitdiscovery.measure.plan import Costs, Plan, Planner
 from circuitdiscovery.measure.saved import KEY_BYTES, Saved
 from circuitdiscovery.measure.work import Family, Work
@@ -376,19 +377,9 @@ class Evaluator:
         self, kept: np.ndarray, full: np.ndarray, empty: np.ndarray
     ) -> tuple[Estimate | None, str | None]:
         """(normalized faithfulness, None), or (None, why there is none)."""
-        span = self.difference(full, empty)
         # shares can be equal where single examples differ
-        if abs(span) <= self.least(full, empty) and (self.unchanged or not self.metric.share):
-            return (
-                None,
-                (
-                    f"F(M) - F(empty) = {span} is rounding: replacing every edge changes nothing, so there "
-                    "is nothing to explain"
-                ),
-            )
-        if span.low <= 0 <= span.high:
-            return None, f"F(M) - F(empty) = {span} is not distinguishable from 0"
-        return intervals.ratio(kept - empty, full - empty, self.draws, binary=self.metric.share), None
+        least = self.least(full, empty) if self.unchanged or not self.metric.share else -math.inf
+        return normalized(kept, full, empty, self.draws, metric=self.metric, least=least)
 
 
 def _content(mask: np.ndarray) -> bytes:

@@ -211,7 +211,7 @@ def _minimality(evaluation: Mapping[str, Any]) -> str:
         return "It has no heads or MLPs, so minimality does not apply."
     if evaluation["minimality"]["bar"] is None:
         without = f"; without any effect: {', '.join(below)}" if below else ""
-        return f"How little a node may matter cannot be said, as that span may be 0 (minimality){without}."
+        return f"How little a node may matter is undetermined too (minimality){without}."
     nodes = (
         f"its {plural(len(scores), 'node')}"
         if not others

@@ -280,11 +280,6 @@ class _Asked:
         evaluator.measure([*masks, *ablated.values()])
         full, kept, empty = map(evaluator.values, masks)
         faithfulness, reason = evaluator.normalized(kept, full, empty)
-        if reason is None and evaluator.damage(full, empty) <= 0:
-            faithfulness = None
-            reason = (
-                f"F(M) - F(empty) = {evaluator.difference(full, empty)}: the model is worse than no edges"
-            )
         roles = {
             role: RoleStrength(
                 str(strength.figures[role]),

@@ -39,12 +39,13 @@ from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts, count_pl
 from circuitdiscovery.explanation.scrubbing.written import Written, stream_of
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import edge_name
-from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.estimates import weights
+from circuitdiscovery.measure.normalized import Ends, normalized
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
 
+RESAMPLED = Ends("F(model) - F(everything resampled)", "resampling everything", "with everything resampled")
 RENAMED = 20  # hypotheses of the same shape about other heads: a share of 0 among them is p < 0.05
 
 
@@ -119,8 +120,9 @@ def scrub(
     (full, noise), (resampled, scrubbed, *rest) = evaluator.full(), (each.values for each in tested)
     # of shares a mean over draws is one where all draws agree on every example
     shares = [bound.share and bool(np.isin(values, (0, 1)).all()) for values in (full, scrubbed, resampled)]
-    noise = 0.0 if bound.share else noise
-    recovered, reason = _recovered(scrubbed, full, resampled, seed, noise, bound.share)
+    least = 0.0 if bound.share else noise
+    values = scrubbed, full, resampled, weights(len(used), seed)
+    recovered, reason = normalized(*values, metric=bound, least=least, ends=RESAMPLED)
     return Scrubbing(
         hypothesis=hypothesis.name,
         model=model.name,
@@ -309,24 +311,3 @@ def _share(scrubbed: Any, full: Any, resampled: Any) -> Any:
     """Of the way from everything resampled to the model."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num((scrubbed - resampled) / (full - resampled), posinf=0, neginf=0)
-
-
-def _recovered(
-    scrubbed: np.ndarray,
-    full: np.ndarray,
-    resampled: np.ndarray,
-    seed: int,
-    noise: float,
-    binary: bool | None = None,
-) -> tuple[Estimate | None, str | None]:
-    """(how much is recovered, None), or (None, why it cannot be said)."""
-    draws = weights(len(full), seed)
-    span = intervals.difference(full, resampled, draws, binary=binary)
-    if abs(span) <= noise:
-        return (
-            None,
-            f"F(model) - F(everything resampled) = {span} is rounding: resampling everything changes nothing",
-        )
-    if span.low <= 0 <= span.high:
-        return None, f"F(model) - F(everything resampled) = {span} is not distinguishable from 0"
-    return intervals.ratio(scrubbed - resampled, full - resampled, draws, binary=binary), None
