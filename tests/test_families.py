@@ -425,7 +425,9 @@ def test_in_half_precision_from_a_folder(network: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"), [CASES[name] for name in CASES if re.search("experts|mixtral|olmoe|gpt-oss", name)], ids=str
+    ("kind", "changes"),
+    [CASES[name] for name in CASES if re.search("experts|mixtral|olmoe|gpt-oss", name)],
+    ids=str,
 )
 def test_in_double_precision_from_a_folder(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
     """What transformers computes faster, it computes in single precision alone."""

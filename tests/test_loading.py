@@ -52,9 +52,10 @@ def folder(gpt2: Tiny, words: Path, tmp_path: Path) -> Path:
 
 SCRIPT = """
 import sys, circuitdiscovery as cd
-for folder in sys.argv[1:]:
+for folder in sys.argv[2:]:
     try:
-        cd.load_model(folder)
+        model, planned = cd.load_model(folder), cd.plan(folder, sys.argv[1])
+        print(model.digest, planned.edges == len(model.graph), model.tokenizer("w5 w7").input_ids)
     except cd.CircuitDiscoveryError as error:
         print(str(error).count(chr(10)), error)
 """
@@ -64,36 +65,46 @@ CODE = (
     "open('this-model-ran-code', 'w').write('x')\nfrom transformers import GPT2Config as C, "
     "GPT2LMHeadModel as M, GPT2Tokenizer as T\n"
 )
-ASKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "unknown": (
-        "config.json",
-        {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}},
-    ),
-    "known": ("config.json", {"auto_map": {"AutoModelForCausalLM": "code.M"}}),
-    "tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["code.T", None]}}),
-}
+MODELS = {"auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M", "AutoTokenizer": "code.T"}}
+TOKENIZERS = {"auto_map": {"AutoTokenizer": ["code.T", None]}}
 
 
-def test_code_in_a_folder_never_runs(folder: Path, tmp_path: Path) -> None:
-    """Nor is anybody asked whether it may, in a process whose standard input says yes to everything."""
+def test_code_in_a_folder_never_runs(gpt2: Tiny, folder: Path, tmp_path: Path) -> None:
+    """Nor is anybody asked whether it may, in a process whose standard input says yes to everything. What
+    transformers has a class for, as the hub's Phi-3, Falcon and MPT, is loaded as that.
+    """
     (folder / "code.py").write_text(CODE)
-    folders = [
-        edit(Path(shutil.copytree(folder, tmp_path / name)), file, **changes)
-        for name, (file, changes) in ASKS.items()
-    ]
+    known, unknown = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("known", "unknown"))
+    for each in (known, unknown):
+        edit(edit(each, **MODELS), "tokenizer_config.json", **TOKENIZERS)
+    edit(unknown, model_type="mine")
+    folders, own = [known, unknown], "config.json asks for Python code of its own (auto_map: "
+    expected = [f"{gpt2.model.digest} True [5, 7]", f"0 unknown: {own}code.C"]
     given = Path(__file__).resolve().parents[2] / "shared" / "faults" / "remote-code"
-    folders += [Path(shutil.copytree(given, tmp_path / "remote-code"))] if given.is_dir() else []
-    command = [sys.executable, "-c", SCRIPT, *map(str, folders)]
+    if given.is_dir():
+        folders.append(Path(shutil.copytree(given, tmp_path / "remote-code")))
+        expected.append(f"0 remote-code: {own}evil.EvilConfig")
+    pairs = [{"clean": "w1 w2 w3", "corrupted": "w1 w4 w3", "correct": " w5", "incorrect": " w6"}] * 4
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "pairs.jsonl"), *map(str, folders)]
     result = subprocess.run(
         command, input="y\n" * 20, capture_output=True, text=True, cwd=tmp_path, check=False
     )
     lines = result.stdout.splitlines()
-    expected = [f"0 {name}: {file} asks for Python code of its own" for name, (file, _) in ASKS.items()]
-    expected += [
-        "0 remote-code: config.json asks for Python code of its own (auto_map: evil.EvilConfig"
-    ] * given.is_dir()
-    assert len(lines) == len(expected) and all(map(str.startswith, lines, expected))
+    assert len(lines) == len(expected) and all(map(str.startswith, lines, expected)), lines
     assert result.stderr == "" and not list(tmp_path.rglob("this-model-ran-code"))
+
+
+@pytest.mark.parametrize("lacking", ["family", "file"])
+def test_a_tokenizer_that_transformers_has_no_class_for(lacking: str, gpt2: Tiny, folder: Path) -> None:
+    """As its family is not known, or as nothing is there that another class can read."""
+    edit(folder, "tokenizer_config.json", **TOKENIZERS)
+    cd.load_model((gpt2.hf, folder))
+    if lacking == "family":
+        edit(folder, model_type="mine")
+    else:
+        (folder / "tokenizer.json").unlink()
+    refused((gpt2.hf, folder), r"tokenizer_config.json asks for Python code of its own \(auto_map: .*code.T")
 
 
 TOKEN = {"content": "<|endoftext|>", "lstrip": False, "zstrip": True}

@@ -1,4 +1,4 @@
-"""config.json of a model folder, read as data: without code, of a supported family."""
+"""config.json of a model folder, read as data: no code of its own runs, and it is of a supported family."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.files.disk import read_json
 from circuitdiscovery.model.architectures.architecture import EXPERTS
 from circuitdiscovery.model.build import architecture_of, check_kind, check_supported
-from circuitdiscovery.registry import ARCHITECTURES
 
 CONFIG = "config.json"
 TEXT_PARTS = {"gemma3": "gemma3_text"}  # of models that read images too, by what these are called
@@ -19,27 +18,27 @@ TEXT_PARTS = {"gemma3": "gemma3_text"}  # of models that read images too, by wha
 _IMPLEMENTATION = (
     "attn_implementation", "experts_implementation", "fusion_config", "distributed_config",
     "transformers_weights", "kernel_config", "use_kernels", "name_or_path", "dtype", "torch_dtype",
-    "transformers_version", "return_dict",
+    "transformers_version", "return_dict", "auto_map",
 )  # fmt: skip
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """config.json as it stands, of a supported family and without code; of a model that
-    reads images too, what it says of the text.
+    """config.json as it stands, of a supported family; of a model that reads images too, what
+    it says of the text.
 
     Raises:
-        CircuitDiscoveryError: a file that is not a JSON object; code; another family; quantized weights.
+        CircuitDiscoveryError: a file that is not a JSON object; a family that only code of the folder's own
+            computes, or another one that is not supported; quantized weights.
     """
     data = read_json(folder / CONFIG)
     if not isinstance(data, dict):
         raise CircuitDiscoveryError(f"{name}: {CONFIG} must be an object, not {type(data).__name__}")
-    refuse_code(data, CONFIG, name)
+    refuse_code(data, CONFIG, name, data.get("model_type"))
     if data.get("model_type") is None:
         raise CircuitDiscoveryError(f"{name}: {CONFIG} does not say which architecture it is of (model_type)")
     quantized, text = data.get("quantization_config"), data.get("text_config")
     part = TEXT_PARTS.get(str(data["model_type"]))
     if part is not None and isinstance(text, dict):
-        refuse_code(text, CONFIG, name)
         data = {**text, "model_type": part}
     check_kind(data["model_type"], name)
     if quantized:
@@ -50,15 +49,18 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     return data
 
 
-def refuse_code(data: Mapping[str, Any], file: str, name: str) -> None:
-    """Raise where a file of a folder asks for Python code of its own."""
-    if code := data.get("auto_map"):
+def refuse_code(data: Mapping[str, Any], file: str, name: str, kind: Any) -> None:
+    """Raise where a file of a folder asks for Python code of its own, unless transformers has a class for
+    that kind of model (`model_type`): it is taken, and the code is left aside.
+    """
+    if not (code := data.get("auto_map")):
+        return
+    from transformers import CONFIG_MAPPING
+
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         named = ", ".join(map(str, code.values())) if isinstance(code, dict) else str(code)
-        known = data.get("model_type") in [*ARCHITECTURES] and file == CONFIG
-        hint = f"; without auto_map it would be a plain {data['model_type']}" if known else ""
         raise CircuitDiscoveryError(
-            f"{name}: {file} asks for Python code of its own (auto_map: {named[:100]}), which is never "
-            f"run{hint}"
+            f"{name}: {file} asks for Python code of its own (auto_map: {named[:100]}), which is never run"
         )
 
 

@@ -1,8 +1,8 @@
 """A model folder: its config, weights and tokenizer, read so that nothing in it can run.
 
 1. config.json, tokenizer_config.json and the headers of the .safetensors files are read as data, strictly.
-   What asks for Python code of its own is refused; what names an implementation (an attention kernel, a
-   fusion) is left out: ours is fixed.
+   Python code of its own is left aside where transformers has a class for the family, and refused
+   otherwise; what names an implementation (an attention kernel, a fusion) is left out: ours is fixed.
 2. Every weight's name and shape is compared with what the config makes of
    it, before anything of that size is built.
 3. Hugging Face gets a config and tensors, never the folder, so that it looks for

@@ -10,7 +10,7 @@ from typing import Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line, shown, unknown
 from circuitdiscovery.files.disk import read_json
-from circuitdiscovery.model.config import refuse_code
+from circuitdiscovery.model.config import CONFIG, refuse_code
 
 TOKEN_FILES = (
     "tokenizer_config.json",
@@ -24,18 +24,14 @@ def read_tokenizer(folder: Path, name: str) -> Any:
     """The folder's tokenizer, None where it has none, checked to encode text to something.
 
     A folder whose tokenizer is of another class than its architecture's can load as that class and encode
-    text to nothing; its tokenizer.json is then read as it stands.
+    text to nothing; its tokenizer.json is then read as it stands. Code of its own is refused where
+    transformers has no class for its kind of model, or none that reads its files.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if config.is_file():
-        data = read_json(config)
-        if not isinstance(data, dict):
-            raise CircuitDiscoveryError(
-                f"{name}: tokenizer_config.json must be an object, not {type(data).__name__}"
-            )
-        refuse_code(data, config.name, name)
+    file, config = folder / "tokenizer.json", "tokenizer_config.json"
+    told, model = (_object(folder / each, name) for each in (config, CONFIG))
+    refuse_code(told, config, name, model.get("model_type"))
     _refuse_token_fields(folder, name)
     if not file.exists() and not list(folder.glob("*token*")):
         return None
@@ -54,7 +50,16 @@ def read_tokenizer(folder: Path, name: str) -> Any:
             raise
         except BaseException as error:  # each class fails in its own way; one in Rust can panic
             problem = one_line(error)
+    refuse_code(told, config, name, None)
     raise CircuitDiscoveryError(f"{name}: the tokenizer cannot be used: {problem}")
+
+
+def _object(path: Path, name: str) -> Mapping[str, Any]:
+    """What a JSON file says; nothing where there is none."""
+    data = read_json(path) if path.is_file() else {}
+    if not isinstance(data, dict):
+        raise CircuitDiscoveryError(f"{name}: {path.name} must be an object, not {type(data).__name__}")
+    return data
 
 
 def _refuse_token_fields(folder: Path, name: str) -> None:
