@@ -392,3 +392,23 @@ def test_where_and_in_what_batches_it_was_searched_is_of_no_account(run: Run) ->
         assert told.exit_code == 0, (told.stderr, told.exception)
     Path("far/report.json").unlink()
     assert run("report", "far").exit_code == 0 and Path("far/report.json").exists()
+
+
+def test_another_task_is_measured_by_its_own_metric(run: Run) -> None:
+    """Whether a run's folder or its circuit alone is given; a task that is named again is the search's."""
+    how = ("--method", "eap", "--counterfactual", "flip", "--measure", "none", "--examples", 2)
+    for metric in ("", "prob_diff"):  # the task's own, and one that was asked for
+        asked = ("--metric", metric) if metric else ()
+        done = run("discover", "toy", "ioi", *how, *asked, "--out", metric or "own")
+        assert done.exit_code == 0, done.stderr
+        Path("alone.json").write_bytes(Path(metric or "own", "circuit.json").read_bytes())
+        for path in (metric or "own", "alone.json"):
+            circuit, given = cd.load_circuit(path), dict.fromkeys(EVALUATION_FIELDS)
+            other = evaluation_options(circuit, path, given | {"task": "greater_than"})
+            assert (other.task, other.metric, other.counterfactual) == ("greater_than", None, None)
+            for same in ({}, {"task": "ioi"}):
+                options = evaluation_options(circuit, path, given | same)
+                assert options.counterfactual == "flip"
+                assert options.metric in ([metric] if metric else [None, "logit_diff"])  # ioi's own
+            options = evaluation_options(circuit, path, given | {"task": "greater_than", "metric": "nll"})
+            assert options.metric == "nll"

@@ -74,19 +74,20 @@ def evaluation_options(
     circuit: Circuit, path: str, given: dict[str, Any], names: Collection[str] = EVALUATION_FIELDS
 ) -> Options:
     """What is given; else what is known of the circuit's search, of the options that are named. On which
-    device it was searched, and how many examples at a time, was of that machine.
+    device it was searched, and how many examples at a time, was of that machine; by which metric and
+    counterfactual, of its task.
     """
     asked_anew = {key: value for key, value in given.items() if value is not None}
-    others = [name for name in names if name not in (*asked_anew, *MAY_DIFFER)]
-    values = known_of_search(circuit, path, others) | asked_anew
+    before = known_of_search(circuit, path, ("task",)).get("task")
+    another = "task" in asked_anew and Path(asked_anew["task"]).stem != Path(before or "").stem
+    not_taken = (*asked_anew, *MAY_DIFFER, *(("metric", "counterfactual") if another else ()))
+    values = known_of_search(circuit, path, set(names) - set(not_taken)) | asked_anew
     path = file_of(path)
     for key, check in (("model", check_model), ("task", task_name)):
         if not isinstance(values.get(key), str):
             raise CircuitDiscoveryError(f"{path} does not say its {key}: give --{key}")
         if given[key] is None:
             values[key] = from_file(path, key, check, values[key])
-    if given["task"] is not None and given["counterfactual"] is None:
-        values.pop("counterfactual", None)  # was another task's
     if isinstance(values.get("counterfactual"), str):
         values["counterfactual"] = valid_counterfactual(values["task"], values["counterfactual"])
     options = Options.of({field: values[field] for field in names if field in values})
