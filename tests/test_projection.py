@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from test_families import CASES, config_of
-from tiny import VOCABULARY, Tiny, random_model
+from tiny import VOCABULARY, Tiny, random_model, random_prompts, tiny_config
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -127,6 +128,8 @@ def test_heads_of_other_families(name: str) -> None:
     writes = f.run(model, [[token] for token in range(VOCABULARY)]).values("a0.h1")[:, 0]
     if block.b_V is not None:  # a constant
         writes = writes - block.b_V[len(block.b_V) // model.n_heads] @ block.W_O[1]
+    if block.heads_norm is not None:  # what is added to the stream, but for its division
+        writes = writes * block.heads_norm.scale
     norm = model.final_norm
     writes = writes - writes.mean(-1, keepdim=True) if norm.kind == "layer" else writes
     check(found, F.linear(writes * norm.scale, model.W_U) * model.logit_scale, 5)
@@ -166,3 +169,28 @@ def test_it_is_a_table_and_a_file(toy: Any, tmp_path: Any) -> None:
     found.save(tmp_path / "words.json")
     assert f.Projection.load(tmp_path / "words.json") == found
     assert " -> " in found.promoted[0][0] and len(str(found).splitlines()) == 3
+
+
+@pytest.mark.parametrize("name", ["gemma3", "olmo2"])
+def test_a_norm_after_the_node_counts_everywhere(name: str) -> None:
+    """By Hugging Face's modules, whose norms multiply what a node writes before it is added to the stream."""
+    config = tiny_config(name) if name == "gemma3" else config_of(*CASES[name])
+    network = random_model(config)
+    model = cd.load_model((network, None))
+    layer, task = network.model.layers[1], random_prompts(VOCABULARY, 4, 6).task
+    one = 1 if name == "gemma3" else 0  # Gemma's gains are what is added to 1
+    after, last = one + layer.post_feedforward_layernorm.weight, one + network.model.norm.weight
+
+    column = layer.mlp.down_proj.weight[:, 5].detach()
+    expected, without = (
+        ((column * gains) @ network.lm_head.weight.T).detach() for gains in (after * last, last)
+    )
+    check(f.project(model, "m1/n5"), expected)
+    check(f.project(model, column, at="m1.inner"), expected)
+    sae = Dictionary("relu", "m1", "output", column[None], torch.zeros(1), column[None], torch.zeros(32))
+    check(f.project(model, replace(sae, inner=True)[0]), expected)
+    check(f.project(model, sae[0]), without)
+    best = [token for token, _ in f.project(model, "m1/n5").promoted]
+    assert [token for token, _ in f.top_activations(model, "m1/n5", task).promoted] == best
+    assert [token for token, _ in f.steer(model, task, "m1/n5", by=1, largest=1.0).promoted] == best
+    assert [token for token, _ in cd.neurons(model, task, top=96).promoted["m1/n5"]] == best[:6]

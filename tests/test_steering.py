@@ -232,3 +232,30 @@ def test_the_command(toy: Any, tmp_path: Path) -> None:
         CliRunner().invoke(
             cli, [*line[:3], "m1/f3", "--dictionary", str(tmp_path / "sae")], catch_exceptions=False
         )
+
+
+@pytest.mark.parametrize("at", ["m3.stream", "m3.bare", "m3.normed"])
+def test_what_an_mlp_reads_has_no_path_of_its_own_to_the_logits(
+    toy: Any, agreement_task: cd.Task, at: str, tmp_path: Path
+) -> None:
+    """With what the MLP writes held, adding there changes no logit."""
+    vector = torch.randn(128, generator=torch.Generator().manual_seed(0))
+    plain = f.run(toy, agreement_task)
+    held = f.run(toy, agreement_task, edits={at: lambda x: x + 5 * vector, "m3": plain.values("m3")})
+    assert torch.equal(held.logits, plain.logits)
+
+    move = f.steer(toy, agreement_task, vector, by=[1, 2], at=at, draws=2)
+    assert move.promoted == () and move.overlap is None and float(move.effect[0]) != 0
+    assert "overlap" not in str(move) and "random: effect" in str(move)
+    move.save(tmp_path / "a.json")
+    assert str(f.Steering.load(tmp_path / "a.json")) == str(move)
+    assert not any(move.to_dataframe()["overlap"])
+    found = f.top_activations(toy, vector, agreement_task, at=at, top=2)
+    assert found.promoted == found.suppressed == () and found.attribution is None and found.snippets
+    assert "nothing directly" in str(found)
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match="^m3.* is what an MLP reads: nothing that stands there"
+    ):
+        f.project(toy, vector, at=at)
+    with pytest.raises(cd.CircuitDiscoveryError, match="is what an MLP reads: nothing that stands there"):
+        f.project(toy, at, task=agreement_task)

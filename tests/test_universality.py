@@ -14,7 +14,7 @@ import pytest
 import torch
 from matplotlib.collections import PathCollection
 from test_parts import network_of
-from tiny import random_prompts
+from tiny import random_model, random_prompts, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -323,7 +323,8 @@ def test_what_features_write_is_what_each_writes(toy: cd.Model, site: str, width
     draw = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(1))
     sae = cd.features.Dictionary("relu", site, "output", draw[0], torch.zeros(5), draw[1], torch.zeros(width))
     together = in_stream(toy, Features(toy, sae).written, sae.W_dec)
-    torch.testing.assert_close(together, torch.stack([unit_of(toy, sae[i]).stream for i in range(5)]))
+    alone = [stream for i in range(5) if (stream := unit_of(toy, sae[i]).stream) is not None]
+    torch.testing.assert_close(together, torch.stack(alone))
     block = toy.blocks[1]
     assert block.W_out is not None
     through = {"a1.z": block.W_O.flatten(0, 1), "m1.neurons": block.W_out.T, "resid2": torch.eye(128)}
@@ -472,3 +473,17 @@ def test_the_command(tmp_path: Path) -> None:
     ):
         with pytest.raises(CircuitDiscoveryError, match=told):
             CliRunner().invoke(cli, ["universal", *some], standalone_mode=False, catch_exceptions=False)
+
+
+def test_dictionaries_before_and_after_a_norm_that_add_the_same_are_the_same() -> None:
+    network = random_model(tiny_config("gemma3"))
+    model = cd.load_model((network, None))
+    draw, zeros = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(32)
+    gain = 1 + network.model.layers[1].post_feedforward_layernorm.weight.detach()
+    before, after = (
+        cd.features.Dictionary("relu", "m1", "normed", draw[0], zeros[:8], rows, zeros, inner=inner)
+        for rows, inner in ((draw[1], True), (draw[1] * gain, False))
+    )
+    texts = random_prompts(101, 4, 6).clean.tolist()
+    found = cd.universality.features(before, after, texts, model=model)
+    assert found.by_decoder.correlation.min() == pytest.approx(1, abs=1e-5)

@@ -194,7 +194,7 @@ def _found(
     texts: Texts,
     direct: Estimate | None,
 ) -> TopActivations:
-    promoted, suppressed = written(model, unit.stream)
+    promoted, suppressed = ((), ()) if unit.stream is None else written(model, unit.stream)
     edges, counts = kept.histogram()
     return TopActivations(
         unit=unit.name,

@@ -122,6 +122,11 @@ def device_of(model: Model, place: str) -> torch.device:
     return model.blocks[layer].device
 
 
+def is_input(place: str) -> bool:
+    """Whether the values of a place are only read, by an MLP."""
+    return place.partition(".")[2] in INPUTS
+
+
 def is_stream(place: str) -> bool:
     """Whether the values of a place are streams, in the model's own unit."""
     return place.startswith("resid") or place.endswith(".stream")

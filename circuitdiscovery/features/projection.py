@@ -92,8 +92,8 @@ def project(
     weights bind.
 
     A direction's numbers are what one of it adds to the logits of the last layer: with the final norm's gain,
-    without its division by the stream's size, before a cap. A norm that follows the node (Gemma 2 and 3) is
-    left out of neurons, features, vectors and heads.
+    without its division by the stream's size, before a cap. A norm that follows the node (Gemma 2 and 3)
+    counts in the same way.
 
     Args:
         model: a loaded model.
@@ -108,7 +108,8 @@ def project(
         `.promoted` and `.suppressed`: (token, number).
 
     Raises:
-        CircuitDiscoveryError: none of these; a node without a task; a site of what is not a vector.
+        CircuitDiscoveryError: none of these; a node without a task; a site of what is not a vector, or of
+            what an MLP reads, of which nothing is added to the stream.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -136,10 +137,11 @@ def project(
         )
     if isinstance(what, str | Feature):
         unit = unit_of(model, what, at)
-        return _of_tokens(model, unit.name, unit.stream, top)
+        return _of_tokens(model, unit.name, in_stream(model, unit.written, unit.direction), top)
     unit = unit_of(model, what, "resid0" if at is None else at)
     size = float(torch.as_tensor(what).detach().double().norm())
-    return _of_tokens(model, "a vector" if at is None else unit.name, unit.stream * size, top)
+    stream = in_stream(model, unit.written, unit.direction) * size
+    return _of_tokens(model, "a vector" if at is None else unit.name, stream, top)
 
 
 def _mean(model: Model, name: str, task: Task) -> Tensor:
@@ -164,7 +166,7 @@ def _of_tokens(model: Model, what: str, stream: Tensor, top: int) -> Projection:
 
 
 def _of_head(model: Model, name: str, match: re.Match[str], top: int) -> Projection:
-    site_of(model, name.removesuffix(_QK))
+    site = site_of(model, name.removesuffix(_QK))
     block, head = model.blocks[int(match[1])], int(match[2])
     if match[3]:
         left, right = (
@@ -178,7 +180,8 @@ def _of_head(model: Model, name: str, match: re.Match[str], top: int) -> Project
         own = head * len(block.W_V) // len(block.W_Q)
         embedded = (block.norm1(part) for part in _embeddings(model, block.device))
         left = torch.cat([part @ block.W_V[own].T for part in embedded])
-        right = words_of(model, block.W_O[head].to(model.device)).T.to(left.device)
+        written = in_stream(model, site, block.W_O[head]).to(model.device)
+        right = words_of(model, written).T.to(left.device)
         told = "what attending to the first adds to the logit of the second"
     pairs = _extremes(left, right, top)
     ends = [tuple((f"{word(model, a)} -> {word(model, b)}", value) for value, a, b in each) for each in pairs]

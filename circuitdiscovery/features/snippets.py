@@ -89,9 +89,10 @@ class TopActivations(Value):
         edges, counts: the same in more bins, without snippets: count i is of activations from edge i to below
             edge i + 1; those that are 0 are not counted.
         promoted, suppressed: the tokens whose logits one unit of activation raises and lowers the most, by
-            what the unit writes, without the last norm's division.
+            what the unit writes, with the gains of the norm after its node and of the last one, without their
+            divisions; none of what an MLP reads, which is not added to the stream.
         attribution: of a task: what the unit writes at the answer's position onto the logit difference, on
-            average, through the last norm as it is in each run; None of texts.
+            average, through these norms as they are in each run; None of texts, or if nothing is promoted.
     """
 
     unit: str
@@ -190,7 +191,7 @@ class TopActivations(Value):
         yield f"{self.unit} of {self.model} on {self.tokens:,} tokens of {self.prompts:,} {of}"
         yield f"{'activation':<13} {self.low:.3g} to {self.high:.3g}, 0 at {self.zero:.1%} of the tokens"
         for name, some in (("promotes", self.promoted), ("suppresses", self.suppressed)):
-            yield f"{name:<13} {', '.join(repr(token) for token, _ in some)}"
+            yield f"{name:<13} {', '.join(repr(token) for token, _ in some) or 'nothing directly'}"
         if self.attribution is not None:
             yield f"{'direct':<13} {self.attribution} of the logit difference"
         for each in self.snippets:

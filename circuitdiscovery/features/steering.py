@@ -51,14 +51,15 @@ class Move(Value):
         effects: the metric's mean change, steered - plain, with a 95% interval over the examples.
         risen: the tokens whose log-probability at the answer's position rises most, by how many nats, on
             average over the examples.
-        overlaps: the share of these that are among as many tokens that the unit's direction promotes most.
+        overlaps: the share of these that are among as many tokens that the unit's direction promotes most;
+            None where nothing that stands at the site is added to the stream (what an MLP reads).
     """
 
     by: tuple[float, ...]
     single: bool
     effects: tuple[Estimate, ...]
     risen: tuple[Words, ...]
-    overlaps: tuple[float, ...]
+    overlaps: tuple[float, ...] | None
 
     @property
     def effect(self) -> Any:
@@ -73,7 +74,7 @@ class Move(Value):
     @property
     def overlap(self) -> Any:
         """The share of them that the unit's direction promotes most."""
-        return self._by(self.overlaps)
+        return None if self.overlaps is None else self._by(self.overlaps)
 
     def _by(self, values: Sequence[T]) -> T | tuple[T, ...]:
         return values[0] if self.single else tuple(values)
@@ -89,7 +90,8 @@ class Steering(Move):
         site: where its direction is added.
         position: at which tokens; None: at all but the first.
         largest: the magnitude of the unit's largest activation on the prompts.
-        promoted: the tokens that its direction promotes most, straight to the logits.
+        promoted: the tokens that its direction promotes most, straight to the logits; none where it has no
+            overlap.
         random: the same, of random directions of equal norm.
     """
 
@@ -112,7 +114,7 @@ class Steering(Move):
             (name, by, float(effect), effect.low, effect.high, overlap, " ".join(token for token, _ in risen))
             for name, move in named
             for by, effect, overlap, risen in zip(
-                move.by, move.effects, move.overlaps, move.risen, strict=True
+                move.by, move.effects, move.overlaps or [None] * len(move.by), move.risen, strict=True
             )
         ]
         return data_frame(rows, columns=["direction", "by", "effect", "low", "high", "overlap", "tokens"])
@@ -128,13 +130,18 @@ class Steering(Move):
         )
         for i, by in enumerate(self.by):
             rises = " ".join(repr(token) for token, _ in self.risen[i][:_SHOWN])
-            yield f"by {by:<10g} effect {self.effects[i]}, overlap {self.overlaps[i]:.2g}; rises {rises}"
             others = [float(each.effects[i]) for each in self.random]
-            overlap = float(np.mean([each.overlaps[i] for each in self.random]))
+            yield f"by {by:<10g} effect {self.effects[i]}{_overlap([self], i)}; rises {rises}"
             yield (
-                f"{'':<13} {len(others)} random: effect {min(others):.3g} to {max(others):.3g}, "
-                f"overlap {overlap:.2g}"
+                f"{'':<13} {len(others)} random: effect {min(others):.3g} to {max(others):.3g}"
+                f"{_overlap(self.random, i)}"
             )
+
+
+def _overlap(moves: Sequence[Move], i: int) -> str:
+    """The mean overlap of the i-th amount, where there is one."""
+    shares = [each.overlaps[i] for each in moves if each.overlaps is not None]
+    return f", overlap {np.mean(shares):.2g}" if shares else ""
 
 
 @guarded
@@ -200,12 +207,11 @@ def steer(
     mask = _where(model, task, position)
     plain, values, rises = run.all(added, [size * each for each in amounts], mask, batch_size, progress)
     resamples, top = weights(len(task), seed), min(TOP, model.vocab_size)
-    direct = precise(words_of(model, found.stream))
-    promoted = [set((each * direct).topk(top).indices.tolist()) for each in amounts]
+    direct = None if found.stream is None else precise(words_of(model, found.stream))
+    ids = [] if direct is None else [set((each * direct).topk(top).indices.tolist()) for each in amounts]
 
     def move(i: int) -> dict[str, Any]:
         best = [row.topk(top).indices.tolist() for row in rises[i]]
-        both = zip(promoted, best, strict=True)
         return {
             "by": amounts,
             "single": single,
@@ -213,7 +219,8 @@ def steer(
                 intervals.difference(each, plain, resamples, binary=run.metric.share) for each in values[i]
             ),
             "risen": tuple(named(model, row, tokens) for row, tokens in zip(rises[i], best, strict=True)),
-            "overlaps": tuple(len(known.intersection(tokens)) / top for known, tokens in both),
+            "overlaps": tuple(len(known & set(own)) / top for known, own in zip(ids, best, strict=False))
+            or None,
         }
 
     return Steering(
@@ -226,7 +233,7 @@ def steer(
         site=found.written.name,
         position=None if position is None else str(as_python(position)),
         largest=float(size),
-        promoted=named(model, direct, direct.topk(top).indices.tolist()),
+        promoted=() if direct is None else named(model, direct, direct.topk(top).indices.tolist()),
         random=tuple(Move(**move(i)) for i in range(1, len(added))),
     )
 
@@ -265,8 +272,9 @@ def _random(model: Model, unit: Unit, draws: int, seed: int) -> list[tuple[Site,
     """Directions as long as the unit's, where it is added or, before an output matrix, where that writes."""
     site, direction = unit.written, unit.direction
     if site.place.endswith(_BEFORE_OUTPUT):
+        assert unit.inner is not None
         node = site.place.partition(".")[0]
-        site, direction = Site(f"{node}.inner", f"{node}.inner"), unit.stream
+        site, direction = Site(f"{node}.inner", f"{node}.inner"), unit.inner
     noise = torch.randn(draws, len(direction), generator=torch.Generator().manual_seed(seed))
     noise = noise * (direction.norm().cpu() / noise.norm(dim=1, keepdim=True))
     return [(site, each) for each in noise.to(direction)]

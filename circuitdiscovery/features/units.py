@@ -20,10 +20,13 @@ from torch.nn import functional as F
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Feature
-from circuitdiscovery.features.forward import Site, device_of, is_stream, site_of
+from circuitdiscovery.features.forward import Site, device_of, is_input, is_stream, site_of
 from circuitdiscovery.features.standing import places_of_dictionary
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.norm import Norm
+
+_BEFORE_NORM = ("z", "heads", "neurons", "inner")  # parts of a node whose sum a norm may follow
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,7 +39,10 @@ class Unit:
         value: [..., width] at that site (of a neuron [...]) -> [...], how active it is.
         written: the site to which its direction is added.
         direction: [width] of that site, what one of it writes.
-        stream: [d_model]: the same in the residual stream, before a norm that may follow the node.
+        inner: [d_model]: the same as the node writes it, before a norm that may follow; None where the site is
+            only read.
+        stream: [d_model]: the same as it is added to the residual stream, with the gain of such a norm; what
+            that divides by, which depends on the prompt, is left out.
     """
 
     name: str
@@ -44,7 +50,8 @@ class Unit:
     value: Callable[[Tensor], Tensor]
     written: Site
     direction: Tensor
-    stream: Tensor
+    inner: Tensor | None
+    stream: Tensor | None
 
     def __repr__(self) -> str:
         return f"<Unit {self.name}>"
@@ -86,7 +93,7 @@ def _neuron(model: Model, name: str) -> Unit:
     assert block.W_out is not None and site.unit is not None
     neurons = Site(site.place, site.place)
     direction = F.one_hot(torch.tensor(site.unit), block.d_mlp).to(block.W_out)
-    return Unit(name, site, lambda x: x, neurons, direction, block.W_out[:, site.unit])
+    return Unit(name, site, lambda x: x, neurons, direction, *_directions(model, neurons, direction))
 
 
 def _feature(model: Model, feature: Feature) -> Unit:
@@ -104,7 +111,7 @@ def _feature(model: Model, feature: Feature) -> Unit:
         lambda x: dictionary.encode_some(x, which)[0],
         Site(written, written),
         direction,
-        in_stream(model, Site(written, written), direction),
+        *_directions(model, Site(written, written), direction),
     )
 
 
@@ -123,8 +130,8 @@ def _vector(model: Model, given: Any, site: Site) -> Unit:
         raise CircuitDiscoveryError(f"{site.name} is a number, not a place for a vector")
     check_width(model, "the vector", site.place, len(vector))
     direction = vector / vector.norm()
-    stream = in_stream(model, site, direction)
-    return Unit(f"a vector at {site.name}", site, lambda x: x @ direction, site, direction, stream)
+    written = _directions(model, site, direction)
+    return Unit(f"a vector at {site.name}", site, lambda x: x @ direction, site, direction, *written)
 
 
 def width_of(model: Model, place: str) -> int:
@@ -136,8 +143,36 @@ def width_of(model: Model, place: str) -> int:
 
 
 def in_stream(model: Model, site: Site, direction: Tensor) -> Tensor:
-    """[..., d_model]: what directions [..., width] at a site are in the stream that our forward keeps,
-    through the output matrix where the site is before it; a norm that follows the node is left out."""
+    """[..., d_model]: what directions [..., width] at a site add to the stream that our forward keeps: through
+    the output matrix where the site is before it, and with the gain of a norm that follows the node, without
+    its division.
+
+    Raises:
+        CircuitDiscoveryError: a site that is only read.
+    """
+    inner, norm = _inner(model, site, direction), norm_after(model, site.place)
+    return inner if norm is None else norm.gained(inner)
+
+
+def norm_after(model: Model, place: str) -> Norm | None:
+    """The norm through which what stands at a place goes on its way to the stream, where there is one."""
+    node, _, part = place.partition(".")
+    return _block(model, place).norm_after(node[0]) if part in _BEFORE_NORM else None
+
+
+def _directions(model: Model, site: Site, direction: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """(inner, stream) of a unit."""
+    if is_input(site.place):
+        return None, None
+    return _inner(model, site, direction), in_stream(model, site, direction)
+
+
+def _inner(model: Model, site: Site, direction: Tensor) -> Tensor:
+    """As `in_stream`, before a norm."""
+    if is_input(site.place):
+        raise CircuitDiscoveryError(
+            f"{site.name} is what an MLP reads: nothing that stands there is added to the residual stream"
+        )
     block = _block(model, site.place)
     if site.place.endswith((".z", ".neurons")):
         direction = direction.to(model.dtype)

@@ -108,6 +108,11 @@ class Block:
         """(weight [heads or groups, d_head, d_model], bias [heads or groups, d_head]) of "q", "k" or "v"."""
         return {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
 
+    def norm_after(self, letter: str) -> Norm | None:
+        """The norm that what all heads write ("a"), or what the MLP writes ("m"), goes through together before
+        it is added to the stream."""
+        return {"a": self.heads_norm, "m": self.mlp_norm}[letter]
+
     @property
     def device(self) -> torch.device:
         """Where its weights are, and where it computes."""

@@ -382,8 +382,8 @@ def _tokens(model: Model, units: Sequence[tuple[int, int]]) -> tuple[list[_Token
     for layer, unit in units:
         block = model.blocks[layer]
         assert block.W_out is not None
-        column = block.W_out[:, unit].to(wide)
-        columns.append((column if block.mlp_norm is None else block.mlp_norm.gained(column)).to(model.device))
+        column, norm = block.W_out[:, unit].to(wide), block.norm_after("m")
+        columns.append((column if norm is None else norm.gained(column)).to(model.device))
     vectors = model.final_norm.gained(torch.stack(columns))
     logits = model.logit_terms(vectors.to(model.W_U)).to(wide)
     found: tuple[list[_Tokens], list[_Tokens]] = [], []
