@@ -162,6 +162,12 @@ def test_a_share_that_is_kept_on_every_prompt_may_still_be_lost_on_others() -> N
         assert whole.low < 1 - 3 / 16
 
 
+def test_faithfulness_by_kl_is_kl(setting: tuple[Any, Any, Any]) -> None:
+    """KL of the model from itself is 0."""
+    found = cd.evaluate(*setting, metric="kl_divergence", effort="quick")
+    assert found.faithfulness.to_dict() == pytest.approx(found.kl.to_dict())
+
+
 def test_a_metric_of_your_own_says_whether_it_is_a_share(setting: tuple[Any, Any, Any]) -> None:
     """All 1 is the best of ranks, and the whole of shares."""
     model, task, circuit = setting
@@ -370,10 +376,10 @@ def test_scores_of_another_graph_are_refused_before_any_work(
 
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
-def test_a_curve_says_its_direction(setting: tuple[Any, Any, Any], direction: str) -> None:
+def test_a_curve_says_its_direction(toy: Any, direction: str) -> None:
     """As an evaluation does; one of an older file does not know it."""
-    model, task, _ = setting
-    found = cd.curve(model, task, cd.random(model, task), direction=direction)
+    task = cd.load_task("ioi", toy, examples=8)
+    found = cd.curve(toy, task, cd.random(toy, task), direction=direction)
     assert found.direction == found.to_dict()["direction"] == direction
     assert str(found).splitlines()[0].endswith(f" resample ablation, {direction}")
     older = {name: value for name, value in found.to_dict().items() if name != "direction"}

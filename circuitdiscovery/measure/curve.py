@@ -49,6 +49,7 @@ class Curve(Reported):
         distance: the area under |1 - f| over the same share; 0 is best.
         ablation: what a removed edge carries.
         mean_over: the smallest number of prompts that a replacement is a mean over; None if it is not a mean.
+        direction: `noising` or `denoising`.
     """
 
     fractions: tuple[float, ...]
@@ -61,10 +62,12 @@ class Curve(Reported):
     distance: Estimate
     ablation: str | None = left_out()
     mean_over: int | None = left_out()
+    direction: str | None = left_out()
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         if self.ablation is not None:
-            yield "measured", ablation_words(self.ablation, self.mean_over)
+            how = (ablation_words(self.ablation, self.mean_over), self.direction)
+            yield "measured", ", ".join(filter(None, how))
         for requested, edges, normalized in zip(self.requested, self.edges, self.normalized, strict=True):
             yield f"{requested:,} edges", f"{normalized} ({edges:,} on a path from input to logits)"
         yield "areas", f"area {self.area}, distance {self.distance}; MIB's CPR {self.cpr}, CMD {self.cmd}"
@@ -183,6 +186,7 @@ def curve_of(evaluator: Evaluator, scores: Scores, fractions: Sequence[float]) -
         distance,
         evaluator.setup.ablation_name,
         evaluator.setup.mean_over,
+        evaluator.setup.direction,
     )
 
 
