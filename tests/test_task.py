@@ -692,6 +692,23 @@ def test_words_of_the_answers_alone_make_no_other_prompts(tmp_path: Path, exampl
     assert (len(task), len(task.held_out), task.apart()) == (2, 2, ())
 
 
+def test_a_drawn_prompt_that_cannot_be_used_is_left_out_of_means(tmp_path: Path) -> None:
+    """Two word lists share words: a prompt with one of them twice has the same right and wrong answer."""
+    some, more = ([f"q{start}{letter}" for letter in ascii_letters] for start in "ab")
+    text = TINY.replace('B = "w"', 'B = "m"').replace('["a", "b", "c", "d"]', json.dumps(some))
+    (tmp_path / "tiny.toml").write_text(f"{text}m = {json.dumps([*some[:10], *more[10:]])}\n")
+    model = word_level([*SMALL, *some, *more])
+    task = load_task(tmp_path / "tiny.toml", model, examples=8)
+    assert task.held_out is not None and task.apart is not None
+    drawn = task.apart()
+    assert len(drawn) == 500 and not set(drawn) & {*task, *task.held_out}
+    assert all(example.variables["A"] != example.variables["B"] for example in drawn)
+    with pytest.raises(CircuitDiscoveryError, match="correct and incorrect are the same token"):
+        load_task(tmp_path / "tiny.toml", model, examples=1300)  # of the 2704 prompts ten cannot be used
+    task.save(tmp_path / "mine.json")
+    assert load_task(tmp_path / "mine.json", model) == task
+
+
 def test_prompts_that_two_templates_share_count_once(tmp_path: Path) -> None:
     twice = TINY.replace('["one {A} {B}"]', '["one {A} {B}", "one {B} {A}"]')
     with pytest.raises(
@@ -1012,10 +1029,10 @@ def test_what_a_call_of_the_tokenizer_asks_for_is_of_that_call(how: dict[str, An
     assert (backend.truncation, backend.padding) == before != (None, None)
 
 
-def test_prompts_drawn_apart_end_only_where_none_is_as_long(tmp_path: Path) -> None:
-    """An answer that is no token is an error there too, and not fewer prompts to take means over."""
+def test_prompts_drawn_apart_are_all_that_can_be_used(tmp_path: Path) -> None:
+    """Where an answer is of two tokens, or no counterfactual is as long, the drawing goes on."""
     text = TINY.replace('"d"]', '"d", "a b"]').replace('redraw = ["A", "B"]', 'redraw = ["B"]')
     task = toml_task(tmp_path, text.replace("description", 'multi_token = ["w"]\ndescription'), examples=1)
-    assert task.apart is not None
-    with pytest.raises(CircuitDiscoveryError, match=r"' a b' does not continue .* as one token"):
-        task.apart()
+    assert task.held_out is not None and task.apart is not None
+    texts = {e.text for e in (*task, *task.held_out, *task.apart())}
+    assert texts == {f"one {a} {b}" for a in "abcd" for b in "abcd" if a != b}

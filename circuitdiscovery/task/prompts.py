@@ -13,8 +13,7 @@ import random
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
@@ -24,25 +23,25 @@ from circuitdiscovery.task.form import Form, corrupted, forms
 from circuitdiscovery.task.generators import generator_of
 from circuitdiscovery.task.table import Row
 from circuitdiscovery.task.taskfile import Counterfactual, TaskFile
-from circuitdiscovery.task.tokenization import Encoder, UnequalLengths
+from circuitdiscovery.task.tokenization import Encoder
 from circuitdiscovery.task.vocabulary import Vocabulary, vocabulary
 
 FRESH_TRIES = 200  # counterfactuals drawn for one clean prompt until one is as long
 REFERENCE = 500  # prompts drawn apart, for means: some fifteen of each of a task's thirty templates
-CLEAN_TRIES = 1000  # clean prompts in a row without a counterfactual that is as long, until that is an error
+CLEAN_TRIES = 1000  # clean prompts in a row that cannot be used, until that is an error or the end
 
 
 def draw(
-    task: TaskFile, encoder: Encoder, *, counterfactual: str, seed: int
+    task: TaskFile, encoder: Encoder, *, counterfactual: str, seed: int, skip_bad: bool = False
 ) -> tuple[tuple[float, float], Vocabulary, Iterator[Example]]:
     """How many prompts there may be at most and after how many draws all are there, the words in use, and the
     examples in random order: round-robin over the templates, or as a generator of whole prompts makes them,
-    without an end as far as is known.
+    without an end as far as is known. One that cannot be used is an error, or skipped.
     """
     generator = generator_of(task)
     if task.generator is not None and generator is not None and generator.prompts is not None:
         made = generator.prompts(task, encoder, counterfactual, seed, **task.generator.options)
-        return (math.inf, math.inf), Vocabulary({}, {}), made
+        return (math.inf, math.inf), Vocabulary({}, {}), _usable(made, skip_bad)
     rule = task.counterfactuals[counterfactual]
     vocab = vocabulary(task, encoder)
     _check_enough(task, vocab, rule)
@@ -55,7 +54,25 @@ def draw(
     rows = _rows(task, encoder, rule, deque((form, draws) for form, _, draws in streams), again)
     most = sum(form.draws(form.shown, rng, {})[0] for form in everything)
     number = (most, sum(count for _, count, _ in streams))
-    return number, vocab, islice(rows, min(most, sys.maxsize))
+    made = map(encoder.example, islice(rows, min(most, sys.maxsize)))
+    return number, vocab, _usable(made, skip_bad)
+
+
+def _usable(made: Iterator[Example], skip_bad: bool) -> Iterator[Example]:
+    """The examples, without those that are an error where these are skipped."""
+    missed = 0
+    while missed < CLEAN_TRIES:
+        try:
+            example = next(made, None)
+        except CircuitDiscoveryError:
+            if not skip_bad:
+                raise
+            missed += 1
+            continue
+        if example is None:
+            return
+        missed = 0
+        yield example
 
 
 def _rows(
@@ -64,7 +81,7 @@ def _rows(
     rule: Counterfactual,
     streams: deque[tuple[Form, Iterator[dict[str, int]]]],
     rng: random.Random,
-) -> Iterator[Example]:
+) -> Iterator[Row]:
     seen: set[str] = set()
     unpaired = 0
     while streams:
@@ -74,48 +91,36 @@ def _rows(
             continue
         streams.append((form, draws))
         clean = form.prompt(drawn, {})
-        row = _pair(form, encoder, rule, drawn, clean, rng, last_try=unpaired == CLEAN_TRIES)
-        unpaired = unpaired + 1 if row is None else 0
-        if row is not None and clean not in seen:
+        other, paired = _counterfactual(form, encoder, rule, drawn, clean, rng)
+        unpaired = 0 if paired else unpaired + 1
+        last = unpaired > CLEAN_TRIES
+        if last or (paired and clean not in seen):
             seen.add(clean)
-            yield encoder.example(replace(row, where=f"task {task.name}, row {len(seen)}"))
+            where, position = f"task {task.name}, row {len(seen)}", form.task.position
+            answers = _answers(form, drawn)
+            known = form.ends(drawn), form.variables(drawn)
+            yield Row(where, clean, other, *answers, position, form.id, *known)
+        if last:
+            return
 
 
-def _pair(
+def _counterfactual(
     form: Form,
     encoder: Encoder,
     rule: Counterfactual,
     drawn: Mapping[str, int],
     clean: str,
     rng: random.Random,
-    *,
-    last_try: bool,
-) -> Row | None:
-    """The clean prompt with a counterfactual as long as it.
-
-    None where fresh words give none. One that could not be otherwise, or the last try,
-    stays unequal: `Encoder.example` tells of it.
+) -> tuple[str, bool]:
+    """(a corrupted prompt for the clean one, whether it is as long or could not be another); fresh words may
+    give none that is. `Encoder.example` tells of one that is not.
     """
     length, others = len(encoder.ids(clean)), list[str]()
     for other in islice(corrupted(form, rule, drawn, rng), FRESH_TRIES):
         others.append(other)
         if len(encoder.ids(other)) == length:
-            break
-    else:
-        if len(others) > 1 and not last_try:
-            return None
-    correct, incorrect = _answers(form, drawn)
-    return Row(
-        "",
-        clean,
-        others[-1],
-        correct,
-        incorrect,
-        form.task.position,
-        form.id,
-        form.ends(drawn),
-        form.variables(drawn),
-    )
+            return other, True
+    return others[-1], len(others) == 1
 
 
 def _answers(form: Form, drawn: Mapping[str, int]) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
@@ -164,9 +169,7 @@ class Apart:
 
     @cached_property
     def _drawn(self) -> tuple[Example, ...]:
-        _, _, rows = draw(self.task, self.encoder, counterfactual=self.counterfactual, seed=self.seed)
-        found: list[Example] = []
-        # a prompt without a counterfactual of its length ends the drawing, and is not needed
-        with suppress(UnequalLengths):
-            found.extend(islice(rows, self.after, self.after + REFERENCE))
-        return tuple(found)
+        how = {"counterfactual": self.counterfactual, "seed": self.seed}
+        # one that cannot be used would have been an error of the task, and is not needed here
+        _, _, examples = draw(self.task, self.encoder, **how, skip_bad=True)
+        return tuple(islice(examples, self.after, self.after + REFERENCE))

@@ -17,10 +17,6 @@ from circuitdiscovery.task.table import Row, Table
 _ENCODING = Lock()  # of threads with one tokenizer, whose settings are changed for a moment
 
 
-class UnequalLengths(CircuitDiscoveryError):
-    """A corrupted prompt of more or fewer tokens than its clean one."""
-
-
 class HasTokenizer(Protocol):
     """A model, as far as text needs one."""
 
@@ -224,7 +220,7 @@ class Encoder:
         """
         clean, corrupted = self.prompt(row.clean, row.where), self.prompt(row.corrupted, row.where)
         if len(clean) != len(corrupted):
-            raise UnequalLengths(
+            raise CircuitDiscoveryError(
                 f"{row.where}: clean has {len(clean)} tokens and corrupted {len(corrupted)}: "
                 f"{self.show(clean)} and {self.show(corrupted)}"
             )
