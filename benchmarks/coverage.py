@@ -220,9 +220,9 @@ def cards(count: int) -> dict[str, Any]:
         values["card.direct"] += [] if options else list(given)  # `mean` has options, and calls this too
         return means(given, draws, **options)
 
-    def of_difference(a: np.ndarray, b: np.ndarray, draws: np.ndarray) -> Estimate:
+    def of_difference(a: np.ndarray, b: np.ndarray, draws: np.ndarray, **how: Any) -> Estimate:
         values["card.effect, roles"].append(a - b)
-        return difference(a, b, draws)
+        return difference(a, b, draws, **how)
 
     def of_damage(self: Evaluator, old: np.ndarray, new: np.ndarray) -> Estimate:
         values["path patching"].append(old - new)
@@ -343,7 +343,8 @@ def stability(count: int, runs: int = 200) -> dict[str, Any]:
 
 def known(count: int) -> dict[str, Any]:
     """The coverage of figures of few prompts whose truth is known, without a model: `accuracy` of a circuit
-    that keeps a share of the answers, all of which the model has right and no edges wrong.
+    that keeps a share of the answers, all of which the model has right and no edges wrong; and log-normal
+    KL, of a circuit and of the model without some nodes.
     """
     out = {}
     for n in (8, *SIZES):
@@ -353,13 +354,21 @@ def known(count: int) -> dict[str, Any]:
                 right = (rng.random(n) < kept).astype(float)
                 found = ratio(right, np.ones(n), draws, binary=True)
                 counted.note(f"normalized, accuracy, {kept} kept", found, kept)
+            logs = rng.multivariate_normal(np.zeros(2), SPREAD**2 * (0.3 * np.eye(2) + 0.7), n)
+            circuit, other = np.exp(logs.T) * [[1.0], [0.5]]
+            mean_kl = float(np.exp(SPREAD**2 / 2))
+            counted.note("kl", mean(circuit, draws, skewed=True), mean_kl)
+            by_kl = {"faithfulness": (np.zeros(n), mean_kl), "completeness.sets": (other, 0.5 * mean_kl)}
+            for name, (whole, truth) in by_kl.items():
+                found = difference(circuit, whole, draws, skewed=True, binary=False)
+                counted.note(f"{name}, kl_divergence", found.magnitude(), truth)
         out[str(n)] = counted.of
     return out
 
 
 # ------------------------------------------------------------------ the table
 
-SHARES = (0.5, 0.9, 0.97)
+SHARES, SPREAD = (0.5, 0.9, 0.97), 1.5
 KINDS = {
     "full": "mean, bootstrap-t",
     "circuit": "mean, bootstrap-t",
@@ -388,6 +397,8 @@ KINDS = {
     "scrub.renamed_mean": "mean over hypotheses, bootstrap-t",
     "stability.edge_jaccard": "jackknife over runs",
     "stability.node_jaccard": "jackknife over runs",
+    "faithfulness, kl_divergence": "magnitude of the mean, bootstrap-t and Cox",
+    "completeness.sets, kl_divergence": "magnitude of a mean difference",
 } | {f"normalized, accuracy, {kept} kept": "ratio of differences of shares" for kept in SHARES}
 
 

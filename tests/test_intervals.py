@@ -122,6 +122,24 @@ def test_a_quantity_that_is_never_negative_has_no_negative_limit(n: int) -> None
     assert all(0 <= each.low <= each <= each.high for each in intervals.means(values, draws, skewed=True))
 
 
+def test_a_skewed_quantity_less_nothing_is_that_quantity() -> None:
+    """As F(M) - F(C) of KL, which is 0 for the model: the same interval as of KL itself."""
+    values, draws, nothing = (
+        np.random.default_rng(3).lognormal(sigma=2, size=16),
+        weights(16, 0),
+        np.zeros(16),
+    )
+    itself = intervals.mean(values, draws, skewed=True)
+    found, less = (
+        intervals.difference(*pair, draws, skewed=True, binary=False)
+        for pair in ((values, nothing), (nothing, values))
+    )
+    assert found.to_dict() == less.magnitude().to_dict() == itself.to_dict()
+    assert itself.low == 0 > intervals.mean(values, draws).low
+    both = intervals.difference(2 * values, values, draws, skewed=True, binary=False)
+    assert both.to_dict() == intervals.mean(values, draws).to_dict()
+
+
 def test_what_was_not_measured_twice_has_no_interval() -> None:
     alone = intervals.mean(np.array([3.0]), weights(1, 0))
     assert (

@@ -360,7 +360,7 @@ class Evaluator:
 
     def difference(self, a: np.ndarray, b: np.ndarray) -> Estimate:
         """The mean of the metric's a - b, of the same examples, with its interval."""
-        return intervals.difference(a, b, self.draws, binary=self.metric.share)
+        return intervals.difference(a, b, self.draws, skewed=self.metric.skewed, binary=self.metric.share)
 
     def damage(self, old: np.ndarray, new: np.ndarray) -> Estimate:
         """How much worse the metric's new values are than the old ones on average, with its interval."""

@@ -68,13 +68,21 @@ def means(
     ]
 
 
-def difference(a: np.ndarray, b: np.ndarray, draws: np.ndarray, *, binary: bool | None = None) -> Estimate:
-    """The mean of a - b, [n] values each, of the same examples.
+def difference(
+    a: np.ndarray, b: np.ndarray, draws: np.ndarray, *, skewed: bool = False, binary: bool | None = None
+) -> Estimate:
+    """The mean of a - b, [n] values each, of the same examples (`skewed`, `binary`: as of `mean`).
 
-    If all values are 0 or 1 (`binary`, as of `mean`), such as `accuracy`, it is the share won minus the share
-    lost, each with its own limits at 97.5%.
+    If all values are 0 or 1, such as `accuracy`, it is the share won minus the share lost, each with its own
+    limits at 97.5%. A skewed quantity that is 0 on one side, as the model's KL from itself is, is as on the
+    other side.
     """
-    return _won_and_lost(a - b) if _are_shares(np.concatenate([a, b]), binary) else mean(a - b, draws)
+    if _are_shares(np.concatenate([a, b]), binary):
+        return _won_and_lost(a - b)
+    if skewed and not a.any():
+        found = mean(b, draws, skewed=True, binary=False)
+        return Estimate(-found, -found.high, -found.low)
+    return mean(a - b, draws, skewed=skewed and not b.any(), binary=False)
 
 
 def ratio(part: np.ndarray, whole: np.ndarray, draws: np.ndarray, *, binary: bool | None = False) -> Estimate:

@@ -48,7 +48,7 @@ def normalized(
         least: what a difference of two means must be above to be more than rounding.
         ends: what they are called.
     """
-    span = intervals.difference(full, empty, draws, binary=metric.share)
+    span = intervals.difference(full, empty, draws, skewed=metric.skewed, binary=metric.share)
     said = f"{ends.span} = {span}"
     if abs(span) <= least:
         return None, f"{said} is rounding: {ends.removing} changes nothing, so there is nothing to explain"
