@@ -18,7 +18,7 @@ TEXT_PARTS = {"gemma3": "gemma3_text"}  # of models that read images too, by wha
 _IMPLEMENTATION = (
     "attn_implementation", "experts_implementation", "fusion_config", "distributed_config",
     "transformers_weights", "kernel_config", "use_kernels", "name_or_path", "dtype", "torch_dtype",
-    "transformers_version", "return_dict", "auto_map",
+    "transformers_version", "return_dict", "auto_map", "reorder_and_upcast_attn",
 )  # fmt: skip
 
 
