@@ -698,7 +698,7 @@ def test_a_drawn_prompt_that_cannot_be_used_is_left_out_of_means(tmp_path: Path)
     text = TINY.replace('B = "w"', 'B = "m"').replace('["a", "b", "c", "d"]', json.dumps(some))
     (tmp_path / "tiny.toml").write_text(f"{text}m = {json.dumps([*some[:10], *more[10:]])}\n")
     model = word_level([*SMALL, *some, *more])
-    task = load_task(tmp_path / "tiny.toml", model, examples=8)
+    task = load_task(tmp_path / "tiny.toml", model, examples=4)
     assert task.held_out is not None and task.apart is not None
     drawn = task.apart()
     assert len(drawn) == 500 and not set(drawn) & {*task, *task.held_out}
