@@ -315,6 +315,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         for kind in ("Gemma", "Gemma2", "Gemma3Text")
     ),
     ("OlmoeConfig", {"clip_qkv": 2.0, "num_experts": 2, "num_experts_per_tok": 1}, "clipped queries"),
+    *(
+        ("LlamaConfig", {"hidden_act": name}, f"the activation '{name}' with weights of its own is not supported")
+        for name in ("prelu", "xielu")
+    ),
     ("GraniteConfig", {"residual_multiplier": 0.0}, "residual_multiplier = 0 is not supported"),
     ("GraniteConfig", {"logits_scaling": 0.0}, "logits_scaling = 0 is not supported"),
     ("StableLmConfig", {"qk_layernorm": True}, r"norms with each head's own weights .qk_layernorm\) is not supported"),

@@ -216,6 +216,7 @@ def test_the_given_folder_with_fewer_layers(shared: Path) -> None:
         ({"activation_function": "no_such"}, "no_such"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized"),
         ({"model_type": None}, "does not say which architecture"),
+        ({"model_type": "transformer_lens_native"}, "config.json cannot be used"),
         ({"model_type": ["gpt2"]}, r"architecture \['gpt2'\] is not supported"),
     ],
     ids=str,

@@ -217,6 +217,12 @@ def test_a_model_without_a_head_is_refused(name: str, tinies: Callable[[str], Ti
     refused(AutoModelForSequenceClassification.from_config(hf.config), "no head that predicts the next token")
 
 
+def test_a_config_that_makes_no_sense_is_refused(llama: Tiny) -> None:
+    hf = copy.deepcopy(llama.hf)
+    hf.config.rope_parameters["partial_rotary_factor"] = None
+    refused(hf, "its config cannot be used: '<' not supported between instances of 'int' and 'NoneType'")
+
+
 def test_weights_that_are_not_in_memory_are_refused(gpt2: Tiny) -> None:
     from transformers import AutoModelForCausalLM
 

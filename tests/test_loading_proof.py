@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tiny import Tiny, random_model, tiny_config
 
 import circuitdiscovery as cd
 from circuitdiscovery.model import proof
+from circuitdiscovery.model.build import weights_digest
 
 LAYERS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
 
@@ -119,6 +122,14 @@ def test_the_digest_does_not_depend_on_the_dtype_that_is_asked_for(
     digests = {cd.load_model(tmp_path / "half", dtype=dtype).digest for dtype in ("float32", name)}
     digests |= {cd.load_model(rounded, dtype=dtype).digest for dtype in ("float32", name)}
     assert len(digests) == 1 and digests == {cd.load_model(copy.deepcopy(rounded).float()).digest} != {whole}
+
+
+def test_a_weight_without_a_dimension_counts(llama: Tiny) -> None:
+    hf = copy.deepcopy(llama.hf)
+    hf.lm_head.extra = torch.nn.Parameter(torch.tensor(1.5))
+    assert cd.load_model(hf).digest != llama.model.digest
+    inner = hashlib.sha256(struct.pack("<f", 1.5)).hexdigest()
+    assert weights_digest({"a": hf.lm_head.extra}) == hashlib.sha256(f"a [] {inner}".encode()).hexdigest()
 
 
 def test_a_circuit_found_in_float32_is_one_of_the_same_model_in_half_precision(gpt2: Tiny) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from circuitdiscovery.errors import CircuitDiscoveryError, shown
+from circuitdiscovery.errors import CircuitDiscoveryError, one_line, shown
 from circuitdiscovery.graph.graph import Graph
-from circuitdiscovery.model.architectures.architecture import Architecture, Weights, activation
+from circuitdiscovery.model.architectures.architecture import Architecture, Weights, activation, has_weights
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.norm import Norm
@@ -52,6 +52,15 @@ def check_kind(kind: Any, name: str) -> None:
 
 def check_supported(config: Any, name: str) -> None:
     """Refuse, by name, what the forward does not compute."""
+    try:
+        _check(config, name)
+    except CircuitDiscoveryError:
+        raise
+    except Exception as error:  # each of its fields can be wrong in its own way
+        raise CircuitDiscoveryError(f"{name}: its config cannot be used: {one_line(error)}") from error
+
+
+def _check(config: Any, name: str) -> None:
     check_kind(config.model_type, name)
     if getattr(config, "add_cross_attention", False):
         raise CircuitDiscoveryError(f"{name}: cross-attention is not supported")
@@ -82,7 +91,10 @@ def check_supported(config: Any, name: str) -> None:
         raise CircuitDiscoveryError(
             f"{name}: layer_types must name the kind of each of its {layers} layers, not {shown(kinds, 100)}"
         )
-    for what, asked in architecture_of(config.model_type).refused(config).items():
+    architecture = architecture_of(config.model_type)
+    act = architecture.activation(config)
+    learnt = {f"the activation {act!r} with weights of its own": has_weights(act)}
+    for what, asked in {**learnt, **architecture.refused(config)}.items():
         if asked:
             raise CircuitDiscoveryError(f"{name}: {what} is not supported")
 
@@ -176,9 +188,8 @@ def weights_digest(weights: Weights) -> str:
     def one(name: str) -> str:
         tensor = weights[name].detach().cpu().contiguous()
         tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-        return (
-            f"{name} {list(tensor.shape)} {hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()}"
-        )
+        numbers = tensor.reshape(-1).view(torch.uint8).numpy()  # which a scalar has too
+        return f"{name} {list(tensor.shape)} {hashlib.sha256(numbers.data).hexdigest()}"
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         return hashlib.sha256("\n".join(pool.map(one, sorted(weights))).encode()).hexdigest()

@@ -68,18 +68,16 @@ def config_of(data: Mapping[str, Any], name: str) -> Any:
     """Hugging Face's config of what is computed."""
     from transformers import CONFIG_MAPPING
 
-    kind = CONFIG_MAPPING[data["model_type"]]
-    kept = {
-        key: value
-        for key, value in data.items()
-        if key not in _IMPLEMENTATION and (key in kind.__annotations__ or not key.startswith("_"))
-    }
     try:
+        kind = CONFIG_MAPPING[data["model_type"]]
+        kept = {
+            key: value
+            for key, value in data.items()
+            if key not in _IMPLEMENTATION and (key in kind.__annotations__ or not key.startswith("_"))
+        }
         attention = architecture_of(data["model_type"]).attention
         config = kind.from_dict(kept, attn_implementation=attention, experts_implementation=EXPERTS)
-        check_supported(config, name)
-    except CircuitDiscoveryError:
-        raise
     except Exception as error:  # each of its fields can be wrong in its own way
         raise CircuitDiscoveryError(f"{name}: {CONFIG} cannot be used: {one_line(error)}") from error
+    check_supported(config, name)
     return config

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from circuitdiscovery.model.block import Block
@@ -143,3 +143,9 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     from transformers.activations import ACT2FN
 
     return {"gelu": F.gelu, "silu": F.silu, "swish": F.silu, "relu": F.relu}.get(name) or ACT2FN[name]
+
+
+def has_weights(name: str) -> bool:
+    """Whether an activation is learnt."""
+    found = activation(name)
+    return isinstance(found, nn.Module) and any(True for _ in found.parameters())
