@@ -488,6 +488,15 @@ def test_effects_are_those_of_exact_patching(tiny: Tiny, ablation: str) -> None:
     )
 
 
+def test_a_share_of_none_may_have_changed_on_other_prompts(gpt2: Tiny) -> None:
+    """Wrong with and without a node on all n prompts: Clopper and Pearson's limit at 97.5% on both sides."""
+    logits = cd.run_circuit(gpt2.model, task_of(gpt2), cd.Circuit.full(gpt2.model.graph))
+    task = task_of(gpt2, correct=logits.argmin(-1), incorrect=logits.argmax(-1))
+    most = 1 - 0.0125 ** (1 / len(task))
+    for card in explain(gpt2, task, metric="accuracy", nodes=["a1.h1", "m2"]).cards.values():
+        assert (card.effect.low, card.effect, card.effect.high) == pytest.approx((-most, 0, most))
+
+
 def test_lower_is_better_turns_the_effects_sign(gpt2: Tiny) -> None:
     found = explain(gpt2, metric="kl_divergence")
     expected = cd.exact(gpt2.model, task_of(gpt2), level="node", metric="kl_divergence")
