@@ -465,6 +465,29 @@ def test_a_full_disk_under_standard_output_is_named() -> None:
     assert (done.returncode, done.stderr) == (2, said)
 
 
+@pytest.mark.parametrize("closed", [[1], [2], [1, 2]])
+def test_a_standard_stream_that_is_closed_is_written_to_nowhere(tmp_path: Path, closed: list[int]) -> None:
+    """As `2>&-` closes it. Nothing that is opened later takes its place."""
+    table = "clean,corrupted,correct,incorrect\none,two, a, b\n"
+    (tmp_path / "mine.csv").write_text(table)
+    code = "from circuitdiscovery.reporting.progress import say, stage\n"
+    code += "from circuitdiscovery.cli.commands import cli\nfrom circuitdiscovery.cli.main import main\n"
+    code += "import time\n@cli.command()\ndef slow():\n    with stage('it'), open('mine.csv', 'a'):\n"
+    code += "        time.sleep(2.5)\n        say('said')\nmain({arguments})"
+    for arguments, status in ((["slow"], 0), (["tasks"], 0), (["nothing"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(arguments=arguments)],
+            env=environment(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda: [os.close(number) for number in closed],
+        )
+        assert done.returncode == status and "Traceback" not in done.stderr
+        assert (1 in closed) <= (done.stdout == "") and (2 in closed) <= (done.stderr == "")
+    assert (tmp_path / "mine.csv").read_text() == table
+
+
 OTHER = {
     "method": "acdc",
     "ablation": "resample",

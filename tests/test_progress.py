@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 
 import pytest
 
+from circuitdiscovery.circuit.render import render
 from circuitdiscovery.reporting import progress
-from circuitdiscovery.reporting.progress import Pace, stage
+from circuitdiscovery.reporting.progress import Pace, say, stage
 
 
 class Clock:
@@ -107,3 +109,18 @@ def test_a_silent_stage_is_heard_of_too(
     with stage("short"):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_without_standard_error_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a program without a console."""
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.01)
+    monkeypatch.setattr(sys, "stderr", None)
+    with stage("searching") as report:
+        report(0, 2)
+        time.sleep(0.1)
+        report(1, 2)
+    say("something")
+    assert b"<svg" in render("digraph { layout=dot; a }", "svg")
+    assert capsys.readouterr() == ("", "")

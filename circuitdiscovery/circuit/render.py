@@ -39,6 +39,9 @@ def render(dot: str, kind: str) -> bytes:
 @contextmanager
 def _quiet_fontconfig() -> Iterator[None]:
     """Hold back what the C libraries say of the font configuration; whatever else they say is passed on."""
+    if not sys.stderr:  # in a program without a console
+        yield
+        return
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as heard:

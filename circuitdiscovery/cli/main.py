@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Timer
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _spare_collections()
     try:
-        with distributed.launched(), _named_output(), _heard_everywhere():
+        with _open_streams(), distributed.launched(), _named_output(), _heard_everywhere():
             cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except (click.Abort, KeyboardInterrupt) as stopped:
         if notes := notes_of(stopped.__cause__ or stopped):  # an Abort is click's, of a KeyboardInterrupt
@@ -72,6 +72,17 @@ def _heard_everywhere() -> Generator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+@contextmanager
+def _open_streams() -> Generator[None]:
+    """A standard stream that is closed, as by `2>&-`, is one to nowhere, not the file that is opened next."""
+    with ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            if not getattr(sys, name):
+                stack.callback(setattr, sys, name, None)
+                setattr(sys, name, stack.enter_context(open(os.devnull, "w")))
+        yield
 
 
 @contextmanager

@@ -56,13 +56,14 @@ class Pace:
 @contextmanager
 def stage(label: str) -> Iterator[Report]:
     """Show one stage of the work while it lasts; the yielded function is told (done, total) as it goes."""
-    with _bar(label) if sys.stderr.isatty() else _lines(label) as report:
+    with _bar(label) if sys.stderr and sys.stderr.isatty() else _lines(label) as report:
         yield report
 
 
 def say(text: str) -> None:
-    """One line on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """One line on standard error, where there is one: a program without a console has none."""
+    if sys.stderr:
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
