@@ -303,6 +303,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("MptConfig", {"logit_scale": 0.5}, r"a scale of the logits \(logit_scale\) is not supported"),
     ("MptConfig", {"no_bias": False}, r"a bias of a linear layer \(no_bias\) is not supported"),
     ("MptConfig", {"expansion_ratio": 2}, r"2 times the width \(expansion_ratio\) is not supported"),
+    ("MptConfig", {"max_seq_len": -5}, "number of positions must be a whole number of at least 1, not -5"),
     ("MptConfig", {"norm_type": "low_precision_rmsnorm"}, r"the norm 'low_precision_rmsnorm' .* is not supported"),
     (
         "Gemma3TextConfig",
@@ -472,6 +473,25 @@ def test_a_window_counts_where_the_family_has_one(kind: str, changes: dict[str, 
     logits = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
     expected = hf_logits(network, prompts.clean)
     assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", [*SIZES, "GPT2Config", "LlamaConfig"])
+def test_prompts_that_are_too_long_for_transformers_are_refused(kind: str) -> None:
+    """They are in families with a table of positions, learnt or not, which is of 64 here."""
+    network = random_model(config_of(kind, {}))
+    model, longest, longer = cd.load_model((network, None)), *(random_prompts(101, 2, n) for n in (64, 65))
+    full = cd.Circuit.full(model.graph)
+    expected = hf_logits(network, longest.clean)
+    assert (cd.run_circuit(model, longest.task, full) - expected).abs().max() < 1e-5 * expected.abs().max()
+    try:
+        hf_logits(network, longer.clean)
+    except (IndexError, RuntimeError):
+        assert model.max_length == 64
+        with pytest.raises(cd.CircuitDiscoveryError, match="65 tokens, but the model reads at most 64"):
+            cd.run_circuit(model, longer.task, full)
+    else:
+        assert model.max_length is None
+        cd.run_circuit(model, longer.task, full)
 
 
 def test_an_object_that_was_converted_to_a_half_precision(network: Any) -> None:

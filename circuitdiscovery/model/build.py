@@ -77,26 +77,25 @@ def _check(config: Any, name: str) -> None:
                 f"{name}: the rotary part of a head must be above 0 and at most 1, not {turned!r}"
             )
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    slides = kinds is None or "sliding_attention" in kinds
-    if (
-        slides
-        and window is not None
-        and (isinstance(window, bool) or not isinstance(window, int) or window < 1)
-    ):
-        raise CircuitDiscoveryError(
-            f"{name}: a sliding window must be a whole number of at least 1, not {window!r}"
-        )
+    if kinds is None or "sliding_attention" in kinds:
+        _check_count("a sliding window", window, name)
+    architecture = architecture_of(config.model_type)
+    _check_count("the number of positions", architecture.longest(config), name)
     layers = config.num_hidden_layers
     if kinds is not None and not (isinstance(kinds, list | tuple) and len(kinds) == layers):
         raise CircuitDiscoveryError(
             f"{name}: layer_types must name the kind of each of its {layers} layers, not {shown(kinds, 100)}"
         )
-    architecture = architecture_of(config.model_type)
     act = architecture.activation(config)
     learnt = {f"the activation {act!r} with weights of its own": has_weights(act)}
     for what, asked in {**learnt, **architecture.refused(config)}.items():
         if asked:
             raise CircuitDiscoveryError(f"{name}: {what} is not supported")
+
+
+def _check_count(what: str, value: Any, name: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise CircuitDiscoveryError(f"{name}: {what} must be a whole number of at least 1, not {value!r}")
 
 
 def of_family(config: Any, field: str) -> Any:
@@ -171,6 +170,7 @@ def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any)
         logit_scale=architecture.logit_scale(config),
         logit_cap=architecture.logit_cap(config),
         stream_unit=architecture.stream_unit(config),
+        longest=architecture.longest(config),
         embed_norm=architecture.norm(config, weights, architecture.embed_norm)
         if architecture.embed_norm
         else None,

@@ -60,6 +60,7 @@ class Model:
     logit_scale: float = 1.0  # of the logits
     logit_cap: float | None = None  # c: a logit x is c tanh(x / c) (Gemma 2)
     embed_norm: Norm | None = None  # of the token embeddings (BLOOM)
+    longest: int | None = None  # prompt that its own forward computes, where that has a table (GPT-J, MPT)
     # r: the model's own stream is r times ours, and adds r times what layers write (Granite)
     stream_unit: float = 1.0
     source: Source | None = None  # what it was loaded from
@@ -133,8 +134,8 @@ class Model:
 
     @property
     def n_positions(self) -> int | None:
-        """How many positions it has learnt; None where positions are not learnt."""
-        return None if self.W_pos is None else len(self.W_pos)
+        """How many positions it has, learnt or in a table; None where it has neither."""
+        return self.longest if self.W_pos is None else len(self.W_pos)
 
     @property
     def max_length(self) -> int | None:
@@ -149,9 +150,9 @@ class Model:
     def check_tokens(self, tokens: Tensor) -> None:
         """Refuse [..., position] token ids that this model cannot read."""
         length = tokens.shape[-1]
-        if self.W_pos is not None and length > len(self.W_pos):
+        if self.max_length is not None and length > self.max_length:
             raise CircuitDiscoveryError(
-                f"{self.name}: a prompt of {length} tokens is longer than its {len(self.W_pos)} positions"
+                f"{self.name}: a prompt of {length} tokens is longer than its {self.max_length} positions"
             )
         if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= len(self.W_E)):
             worst = int(tokens.max()) if int(tokens.max()) >= len(self.W_E) else int(tokens.min())

@@ -60,6 +60,8 @@ class Architecture:
         parallel: of the config, whether attention and MLP read the same.
         unembedding_bias: the name of this weight, where there may be one.
         embed_scale, logit_scale, logit_cap, stream_unit: of the config, as in `Model`.
+        longest: of the config, the longest prompt that transformers computes, where a table of positions that
+            is not learnt bounds it.
         embed_norm: the prefix of its weights, where the token embeddings go through one.
         attention: which of Hugging Face's attentions a model from a folder is compared with.
         refused: of the config, what the forward does not compute, by name, and whether it asks for that.
@@ -81,6 +83,7 @@ class Architecture:
     logit_scale: Callable[[Any], float] = one
     logit_cap: Callable[[Any], float | None] = none
     stream_unit: Callable[[Any], float] = one
+    longest: Callable[[Any], int | None] = none
     embed_norm: str | None = None
     attention: str = ATTENTION
     refused: Callable[[Any], Mapping[str, bool]] = nothing

@@ -51,5 +51,6 @@ GPTJ = Architecture(
     rotary=rotary,
     activation=lambda config: config.activation_function,
     parallel=lambda config: True,
+    longest=lambda config: config.n_positions,
     refused=refused,
 )

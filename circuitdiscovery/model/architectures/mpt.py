@@ -55,5 +55,6 @@ MPT = Architecture(
     embedding="transformer.wte.weight",
     final_norm="transformer.norm_f",
     activation=lambda config: "gelu",
+    longest=lambda config: config.max_seq_len,
     refused=refused,
 )
