@@ -137,7 +137,7 @@ def test_erasing_is_the_projection_in_a_plain_run(toy: Any) -> None:
     probe = f.probe(
         f.activations(toy, task, "a2.h3", position="S2"), f.labels(task, "repeated"), control=False
     )
-    found = probe.erase(toy, task, position="S2", draws=1)
+    found = probe.erase(toy, task, draws=1)  # where it reads
     basis, mean = (each.float() for each in probe.erased())
     changes = []
     assert task.held_out is not None

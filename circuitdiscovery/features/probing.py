@@ -155,14 +155,15 @@ class Probe:
     ) -> Erasure:
         """What a task loses where the model cannot read the label at the probe's site.
 
-        At one position of each prompt the site's x becomes x - B'B (x - mean): B, of `erased`, spans the
-        probe's weights and what is between the labels' means. Beside it as many random directions are taken
+        Where it is erased the site's x becomes x - B'B (x - mean): B, of `erased`, spans the probe's weights
+        and what is between the labels' means. Beside it as many random directions are taken
         out. The task's held-out examples are measured where it has some.
 
         Args:
             model: whose activations the probe reads.
             task: what is measured.
-            position: where, as for `activations`; by default the answer's position.
+            position: where, as for `activations`; by default where the probe reads, or, where its activations
+                do not say that, the answer's position.
             metric: by default the task's own.
             draws: how many sets of random directions.
             batch_size: how many prompts are run at once.
@@ -184,7 +185,8 @@ class Probe:
         """
         from circuitdiscovery.features.probe_erasing import erase
 
-        return erase(self, model, task, position, metric, draws, batch_size, seed)
+        where = self._rows.position if position is None else position
+        return erase(self, model, task, where, metric, draws, batch_size, seed)
 
     def left(self) -> float:
         """The accuracy on the held-out rows of a new probe that is fitted to what `erase` leaves."""
@@ -227,13 +229,15 @@ def shared_words(shared: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What probes of one site are fitted to: values [n, d], truth [n], and which are held out [n] bool."""
+    """What probes of one site are fitted to: values [n, d], truth [n], and which are held out [n] bool; of
+    which position of each prompt, as `Activations` say it."""
 
     values: Tensor
     truth: np.ndarray
     test: np.ndarray
     l2: float
     model: str
+    position: str | int | None
 
 
 def probe_of(question: Question, acts: Activations, k: int | None, l2: float, seed: int) -> Probe:
@@ -264,7 +268,7 @@ def probe_of(question: Question, acts: Activations, k: int | None, l2: float, se
         selectivity=None if other is None else probe_fit.more_right(right, other, units, seed),
         shared=question.shared,
     )
-    rows = Rows(values, question.truth, test, l2, acts.model)
+    rows = Rows(values, question.truth, test, l2, acts.model, acts.position)
     return Probe(acts.site, question.label, question.classes, scores, found, k, rows)
 
 
