@@ -61,6 +61,28 @@ def load(folder: Path, text: str, model: cd.Model, **options: Any) -> cd.Task:
     return cd.load_task(path, model, **options)
 
 
+def test_no_clean_prompt_is_made_twice(
+    toy: cd.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generator that draws from few prompts gives each once, and says how many there are."""
+
+    def few(task: object, encoder: Any, counterfactual: str, seed: int) -> Iterator[Example]:
+        rng = Random(f"{seed}")
+        while True:
+            a, b, c = rng.sample(range(10, 14), 3)
+            yield Example((a, b, a), (c, b, c), (b,), (c,), 2)
+
+    monkeypatch.setitem(GENERATORS, "few", Entry(PromptGenerator((), "pair", prompts=few)))
+    text = COPIES.replace('"copies"', '"few"').replace("gap = 2\n", "")
+    task = load(tmp_path, text, toy, examples=4)
+    assert task.held_out is not None and task.apart is not None
+    clean = [example.clean for example in (*task, *task.held_out, *task.apart())]
+    assert sorted(clean) == [(a, b, a) for a in range(10, 14) for b in range(10, 14) if a != b]
+    assert len(load(tmp_path, text, toy)) == 6
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"from 1 to 6, not 7: .* makes 12 different prompts"):
+        load(tmp_path, text, toy, examples=7)
+
+
 def test_a_generator_of_whole_prompts(toy: cd.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GENERATORS, "copies", Entry(PromptGenerator(("gap",), "pair", prompts=copies)))
     task = load(tmp_path, COPIES, toy, examples=8)

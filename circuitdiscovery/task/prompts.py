@@ -28,7 +28,7 @@ from circuitdiscovery.task.vocabulary import Vocabulary, vocabulary
 
 FRESH_TRIES = 200  # counterfactuals drawn for one clean prompt until one is as long
 REFERENCE = 500  # prompts drawn apart, for means: some fifteen of each of a task's thirty templates
-CLEAN_TRIES = 1000  # clean prompts in a row that cannot be used, until that is an error or the end
+CLEAN_TRIES = 1000  # clean prompts in a row that are not new or cannot be used, until that is the end
 
 
 def draw(
@@ -36,12 +36,13 @@ def draw(
 ) -> tuple[tuple[float, float], Vocabulary, Iterator[Example]]:
     """How many prompts there may be at most and after how many draws all are there, the words in use, and the
     examples in random order: round-robin over the templates, or as a generator of whole prompts makes them,
-    without an end as far as is known. One that cannot be used is an error, or skipped.
+    without an end as far as is known. No two have the same clean prompt; one that cannot be used is an error,
+    or is skipped.
     """
     generator = generator_of(task)
     if task.generator is not None and generator is not None and generator.prompts is not None:
         made = generator.prompts(task, encoder, counterfactual, seed, **task.generator.options)
-        return (math.inf, math.inf), Vocabulary({}, {}), _usable(made, skip_bad)
+        return (math.inf, math.inf), Vocabulary({}, {}), _different(made, skip_bad)
     rule = task.counterfactuals[counterfactual]
     vocab = vocabulary(task, encoder)
     _check_enough(task, vocab, rule)
@@ -55,11 +56,12 @@ def draw(
     most = sum(form.draws(form.shown, rng, {})[0] for form in everything)
     number = (most, sum(count for _, count, _ in streams))
     made = map(encoder.example, islice(rows, min(most, sys.maxsize)))
-    return number, vocab, _usable(made, skip_bad)
+    return number, vocab, _different(made, skip_bad)
 
 
-def _usable(made: Iterator[Example], skip_bad: bool) -> Iterator[Example]:
-    """The examples, without those that are an error where these are skipped."""
+def _different(made: Iterator[Example], skip_bad: bool) -> Iterator[Example]:
+    """The examples whose clean prompt is new, without those that are an error where these are skipped."""
+    seen: set[tuple[int, ...]] = set()
     missed = 0
     while missed < CLEAN_TRIES:
         try:
@@ -71,8 +73,11 @@ def _usable(made: Iterator[Example], skip_bad: bool) -> Iterator[Example]:
             continue
         if example is None:
             return
-        missed = 0
-        yield example
+        missed += 1
+        if example.clean not in seen:
+            seen.add(example.clean)
+            missed = 0
+            yield example
 
 
 def _rows(
