@@ -5,6 +5,7 @@ the numbers, seeds, tables and circuits; and tables with bad rows go through eve
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -412,3 +413,27 @@ def test_another_task_is_measured_by_its_own_metric(run: Run) -> None:
                 assert options.metric in ([metric] if metric else [None, "logit_diff"])  # ioi's own
             options = evaluation_options(circuit, path, given | {"task": "greater_than", "metric": "nll"})
             assert options.metric == "nll"
+
+
+def test_scores_beside_another_circuit_are_not_its_own(run: Run, toy: cd.Model) -> None:
+    """What they rank best is not what it is made of: no area under a curve, no sum, is of it."""
+    circuit = cd.load_circuit(searched(run, "ioi", "run", "--examples", 2))
+    others = {
+        "of another search": cd.eap(toy, cd.load_task("ioi", toy, examples=2, seed=5)).top(40),
+        "without scores": cd.Circuit.from_edges(circuit.graph, circuit.edges),
+        "of another graph": cd.Circuit.from_edges(cd.Graph(1, 1, n_kv_heads=1), ["input->logits"]),
+    }
+    a_part = circuit.without([circuit.nodes[1]])
+    for name, each in {"its own": circuit, "a part of it": a_part, **others}.items():
+        each.save("run/circuit.json")
+        with_scores = name not in others
+        cd.Circuit.from_edges(each.graph, each.edges[:1]).save("one.json")
+        compared = run("compare", "run", "one.json", "--json")
+        assert compared.exit_code == 0, (name, compared.exception)
+        assert (json.loads(compared.stdout)["auc_trapezoid"] is not None) == with_scores, name
+        said = "run/scores.safetensors is of another circuit than run/circuit.json, and not used\n"
+        assert compared.stderr == ("" if with_scores else said), name
+    others["without scores"].save("run/circuit.json")
+    measured = run("evaluate", "run", "--measure", "quick")
+    assert measured.exit_code == 0 and said in measured.stderr
+    assert not re.search("^scores ", measured.stdout, re.MULTILINE)

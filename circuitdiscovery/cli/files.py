@@ -16,8 +16,9 @@ from circuitdiscovery.cli.arguments import task_name, valid_counterfactual
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import shipped
 from circuitdiscovery.registry import is_denoising
-from circuitdiscovery.reporting.folder import recorded
+from circuitdiscovery.reporting.folder import CIRCUIT, SCORES, recorded
 from circuitdiscovery.reporting.options import MAY_DIFFER, Options, check_model, checked, searched_with
+from circuitdiscovery.reporting.progress import say
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit.circuit import Circuit
@@ -46,13 +47,27 @@ def file_of(path: str) -> str:
     return str(circuit_file(path))
 
 
-def scores_of(path: str) -> Scores | None:
-    """The scores in the run folder that a circuit lies in, where it lies in one that has some."""
+def scores_of(circuit: Circuit, path: str) -> Scores | None:
+    """The scores in the run folder that a circuit lies in, where it lies in one that has some, and was taken
+    from them; where it was not, a line says so."""
     from circuitdiscovery.circuit.scores import Scores
 
     path = file_of(path)
-    beside = Path(path).parent / "scores.safetensors"
-    return Scores.load(beside) if Path(path).name == "circuit.json" and beside.exists() else None
+    beside = Path(path).parent / SCORES
+    if Path(path).name != CIRCUIT or not beside.exists():
+        return None
+    scores = Scores.load(beside)
+    if taken_from(circuit, scores):
+        return scores
+    say(f"{beside} is of another circuit than {path}, and not used")
+    return None
+
+
+def taken_from(circuit: Circuit, scores: Scores) -> bool:
+    """Whether a circuit's edges have the scores that they have there."""
+    if circuit.graph != scores.graph or circuit.scores is None:
+        return circuit.graph == scores.graph and len(circuit) == 0
+    return bool((circuit.scores[circuit.mask] == scores.values[circuit.mask]).all())
 
 
 def known_of_search(circuit: Circuit, path: str, names: Collection[str]) -> dict[str, Any]:
@@ -65,7 +80,7 @@ def known_of_search(circuit: Circuit, path: str, names: Collection[str]) -> dict
         return checked({name: value for name, value in options.items() if name in names}, where)
 
     values = those(searched_with(circuit.info), path)
-    if Path(path).name == "circuit.json" and run.exists():
+    if Path(path).name == CIRCUIT and run.exists():
         values |= those(recorded(run.parent)["options"], str(run))
     return values
 

@@ -17,6 +17,7 @@ from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuitdiscovery.cli.files import taken_from
 from circuitdiscovery.cli.journal import (
     STATE,
     Journal,
@@ -175,7 +176,7 @@ class _Run:
         taken = circuit is not None and "selection" in circuit.info.get("options", {})
         if scores is None and (taken or SCORES in self.journal.record["done"]):
             return None, None  # somebody removed the scores
-        if circuit is not None and scores is not None and not _of_scores(circuit, scores):
+        if circuit is not None and scores is not None and not taken_from(circuit, scores):
             raise self._foreign(CIRCUIT, f"its scores are not those of {SCORES}")
         data = None if circuit is None else circuit.to_dict()
         return data, None if scores is None else (scores.graph, scores.values, dict(scores.info))
@@ -351,13 +352,6 @@ class _Run:
             "files": [name for name in FILES if name == "run.json" or (self.folder / name).exists()],
         }
         self.journal.save()
-
-
-def _of_scores(circuit: Circuit, scores: Scores) -> bool:
-    """Whether a circuit's edges have the scores that they have there."""
-    if circuit.graph != scores.graph or circuit.scores is None:
-        return circuit.graph == scores.graph and len(circuit) == 0
-    return bool((circuit.scores[circuit.mask] == scores.values[circuit.mask]).all())
 
 
 def _unmeasured(circuit: Circuit) -> str:

@@ -49,7 +49,7 @@ def evaluate(circuit: str, measure: str, as_json: bool, **given: Any) -> None:
     from circuitdiscovery.cli.search import evaluate as measured
 
     model, task, found, options = _searched_in(circuit, given)
-    scores = scores_of(circuit)
+    scores = scores_of(found, circuit)
     result = measured(model, task, found, scores, options, effort=measure)
     show(result, as_json)
     if not as_json:
@@ -144,7 +144,8 @@ def compare(a: str, b: str, as_json: bool) -> None:
     """
     from circuitdiscovery.circuit.comparison import compare
 
-    show(compare(circuit_of(a), circuit_of(b), scores=scores_of(a)), as_json)
+    found = circuit_of(a)
+    show(compare(found, circuit_of(b), scores=scores_of(found, a)), as_json)
 
 
 @cli.command(short_help="Draw CIRCUIT into a picture.")
