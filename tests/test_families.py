@@ -461,6 +461,7 @@ def test_in_half_precision_as_a_large_model(network: Any, monkeypatch: pytest.Mo
     [
         *((kind, {"sliding_window": 18}) for kind in (*SIZES, "GPT2Config", "LlamaConfig", "GemmaConfig")),
         ("LlamaConfig", {"sliding_window": 18, "layer_types": ["sliding_attention"] * 3}),
+        ("LlamaConfig", {"sliding_window": 0}),
         ("MistralConfig", {"sliding_window": 18, "layer_types": ["full_attention"] * 3}),
         ("Qwen2Config", {"sliding_window": 18, "use_sliding_window": True, "max_window_layers": 1}),
     ],

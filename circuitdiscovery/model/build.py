@@ -76,7 +76,7 @@ def _check(config: Any, name: str) -> None:
             raise CircuitDiscoveryError(
                 f"{name}: the rotary part of a head must be above 0 and at most 1, not {turned!r}"
             )
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    window, kinds = of_family(config, "sliding_window"), of_family(config, "layer_types")
     if kinds is None or "sliding_attention" in kinds:
         _check_count("a sliding window", window, name)
     architecture = architecture_of(config.model_type)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from circuitdiscovery.errors import CircuitDiscoveryError, one_line
 from circuitdiscovery.model.block import Block, Experts
+from circuitdiscovery.model.build import of_family
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.norm import Norm
 from circuitdiscovery.model.run import plain_run, unembed
@@ -161,7 +162,7 @@ def _name_kinds(part: Any, name: str, chosen: Sequence[int]) -> None:
     around = [part.get_submodule(".".join(inside[:depth])) for depth in range(len(inside))]
     configs = {id(module.config): module.config for module in around if hasattr(module, "config")}
     for config in configs.values():
-        if (kinds := getattr(config, "layer_types", None)) is not None:
+        if (kinds := of_family(config, "layer_types")) is not None:
             config.layer_types = [*(kinds[i] for i in chosen), *kinds[len(chosen) :]]
 
 
