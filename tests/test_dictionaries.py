@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from dictionaries import Arrays, activations, active, arrays
 from reference import Reference
-from tiny import save_tiny
+from tiny import random_model, random_prompts, save_tiny, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -364,7 +365,7 @@ def test_places_are_what_transformer_lens_has_there(name: str, tmp_path: Path) -
         "hook_resid_pre": "resid1", "hook_in": "resid1", "hook_resid_post": "resid2", "hook_out": "resid2",
         "hook_attn_out": "a1", "hook_mlp_out": "m1", "mlp.hook_out": "m1 inner", "attn.hook_out": "a1 inner",
         "attn.hook_z": "a1.z", "mlp.hook_post": "m1.neurons", "mlp.hook_in": "normed", "ln2.hook_out": "normed",
-        "ln2.hook_normalized": "normed without gain", "hook_resid_mid": "stream", "hook_mlp_in": "stream",
+        "ln2.hook_normalized": "hook_normalized", "hook_resid_mid": "stream", "hook_mlp_in": "stream",
         "ln2.hook_in": "stream",
     }  # fmt: skip
     reference._forward(torch.tensor([[1, 5, 7, 9, 30], [4, 4, 61, 2, 80]]), [keep(rest) for rest in rests])
@@ -377,7 +378,7 @@ def test_places_are_what_transformer_lens_has_there(name: str, tmp_path: Path) -
     expected = {
         "resid1": before, "resid2": after, "a1": stream - before, "m1": after - stream, "m1 inner": written,
         "a1 inner": z if block.b_O is None else z + block.b_O,
-        "normed": normed, "normed without gain": block.norm2.jacobian(stream)[0], "stream": stream,
+        "normed": normed, "hook_normalized": block.norm2.jacobian(stream)[0], "stream": stream,
     }  # fmt: skip
     for rest, meant in rests.items():
         place = location_of(f"blocks.1.{rest}", "")
@@ -418,8 +419,51 @@ def test_a_place_is_read_as_it_was_written(site: str, inner: bool) -> None:
     assert place.inner == (inner and site in ("m2", "a2"))
     assert int(hook_of(site, "output", inner).split(".")[1]) <= 11  # a model of 12 layers has this hook
     if site == "m2":
-        for reads in ("normed", "normed without gain", "stream"):
+        for reads in ("normed", "hook_normalized", "stream"):
             assert location_of(hook_of(site, reads, inner), "").reads == reads
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3"])
+def test_hook_normalized_is_what_the_models_norm_has_there(name: str, tmp_path: Path) -> None:
+    """HookedTransformer's LayerNorm has the hook after the gain and bias; its RMSNorm, and a LayerNorm whose
+    gain is folded, before."""
+    model = cd.load_model((random_model(tiny_config(name)), None))
+    rows = [[1, 5, 7, 9, 30], [4, 4, 61, 2, 80]]
+    draw = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0)).unbind()
+    Dictionary("relu", "m1", "hook_normalized", draw[0], torch.zeros(8), draw[1], torch.zeros(32)).save(
+        tmp_path
+    )
+    path = tmp_path / "cfg.json"
+    config = json.loads(path.read_text())
+    assert config["metadata"]["hook_name"] == "blocks.1.ln2.hook_normalized"
+    normed = "normed" if name == "gpt2" else "bare"
+    task = random_prompts(101, 2, 5).task
+    for more, place in (
+        ({}, normed),
+        ({"model_from_pretrained_kwargs": {"fold_ln": True}}, "bare"),
+        ({"model_class_name": "TransformerBridge"}, "bare"),
+        ({"model_class_name": "HookedTransformer"}, normed),
+    ):
+        path.write_text(json.dumps(config | {"metadata": config["metadata"] | more}))
+        sae = load(tmp_path)
+        read, written = (
+            cd.features.activations(model, rows, site, position="all") for site in (f"m1.{place}", "m1")
+        )
+        expected = sae.encode(read.values)
+        found = cd.features.top_activations(model, sae[3], rows)
+        assert found.high == pytest.approx(float(expected[:, 3].max()), rel=1e-5)
+        assert cd.features.evaluate_sae(sae, read, target=written, model=model, baselines=False).rows == 8
+        other = cd.features.activations(model, rows, {"normed": "m1.bare", "bare": "m1.normed"}[place])
+        with pytest.raises(
+            cd.CircuitDiscoveryError, match=f"reads activations at m1.{place}, but these are at"
+        ):
+            cd.features.evaluate_sae(sae, other, target=written, model=model)
+        same = replace(sae, reads={"bare": "normed without gain"}.get(place, place), digest="")
+        scores = [cd.eap(model, task, graph=cd.split(model, {"m1": each})) for each in (sae, same)]
+        np.testing.assert_allclose(scores[0].values, scores[1].values)
+        same.save(tmp_path / "again")
+        assert load(tmp_path / "again").reads == same.reads
+    assert load(tmp_path, reads="normed").reads == "normed"
 
 
 def test_a_name_of_hugging_face_is_better(tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_what_an_mlp_reads_has_no_path_of_its_own_to_the_logits(
     assert found.promoted == found.suppressed == () and found.attribution is None and found.snippets
     assert "nothing directly" in str(found)
     with pytest.raises(
-        cd.CircuitDiscoveryError, match="^m3.* is what an MLP reads: nothing that stands there"
+        cd.CircuitDiscoveryError, match=r"^m3.* is what an MLP reads: nothing that stands there"
     ):
         f.project(toy, vector, at=at)
     with pytest.raises(cd.CircuitDiscoveryError, match="is what an MLP reads: nothing that stands there"):

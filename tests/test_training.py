@@ -465,19 +465,22 @@ def test_a_transcoder_is_of_files_and_memory_together(
     assert len(f.sweep(kept, target=written, **how).rows) == 1
 
 
-def test_a_norm_that_follows_a_node_makes_two_places_of_it(toy: Any, tinies: Any) -> None:
-    """Gemma has one; elsewhere a dictionary from before it and activations from after it are of one."""
+def test_a_norm_that_follows_a_node_makes_two_places_of_it(toy: Any, tinies: Any, tmp_path: Path) -> None:
+    """Gemma has one; elsewhere a dictionary from before it and activations from after it are of one. Activations
+    say it themselves, in files, too."""
     for model, same in ((toy, True), (cd.load_model(tinies("gemma3").hf), False)):
         prompts = [[5, 6, 7, 8], [9, 3, 4]]
         before, after = (f.activations(model, prompts, site) for site in ("m1.inner", "m1"))
         assert torch.equal(before.values, after.values) == same
         sae = f.train_sae(before, n=8, k=2, steps=2)
         assert sae.inner and f.evaluate_sae(sae, before, model=model, baselines=False).rows == 5
-        if same:
-            assert f.evaluate_sae(sae, after, model=model, baselines=False).rows == 5
-        else:
+        kept = f.activations(model, prompts, "m1", to=tmp_path / model.digest[:8])
+        for given, how in ((after, {"model": model}), (after, {}), (kept, {})):
+            if same:
+                assert f.evaluate_sae(sae, given, baselines=False, **how).rows == 5
+                continue
             with pytest.raises(cd.CircuitDiscoveryError, match=r"at m1\.inner, but these are at m1$"):
-                f.evaluate_sae(sae, after, model=model, baselines=False)
+                f.evaluate_sae(sae, given, baselines=False, **how)
 
 
 def test_what_is_kept_of_nothing_is_undefined(toy: Any, task: Any) -> None:

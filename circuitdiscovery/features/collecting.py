@@ -17,7 +17,7 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
-from circuitdiscovery.features.forward import forward, site_of
+from circuitdiscovery.features.forward import forward, norm_of, site_of
 from circuitdiscovery.features.places import Places, flat, meant, positions_of
 from circuitdiscovery.features.prompts import Prompts, batches, prompts_of
 from circuitdiscovery.files.disk import is_folder, read_json, write_atomically, write_json
@@ -41,6 +41,8 @@ class Activations:
         parts: [n_i, d] each, together the values; of files they are read where they are needed.
         model: the digest of the model's weights.
         position: which of each prompt, as it was asked for: "all", a name or a number; None: not known.
+        normed: whether a norm is known to follow the site's node, before and after which it writes two
+            things.
     """
 
     site: str | None
@@ -50,6 +52,7 @@ class Activations:
     parts: tuple[Tensor, ...]
     model: str
     position: str | int | None = None
+    normed: bool = False
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -205,12 +208,14 @@ def activations(
         return torch.cat(found)
 
     rows, positions = flat(places)
+    normed = norm_of(model, site.place) is not None
     if to is None:
         parts = [collected(*ends) for ends in _ends(prompts, places, _SHARD)]
         whole = (torch.cat(parts),)
-        return Activations(site.name, prompts.rows, rows, positions, whole, model.digest, position)
+        return Activations(site.name, prompts.rows, rows, positions, whole, model.digest, position, normed)
     dtype = str(model.dtype).removeprefix("torch.")
     info = {"site": site.name, "model": model.digest, "dtype": dtype, "position": position}
+    info |= {"normed": True} if normed else {}
     _to_folder(Path(to), info, prompts, places, collected)
     return load_activations(to)
 
@@ -329,4 +334,5 @@ def load_activations(folder: str | Path) -> Activations:
         tuple(columns["values"]),
         manifest["model"],
         manifest.get("position"),
+        manifest.get("normed", False),
     )

@@ -27,7 +27,7 @@ from circuitdiscovery.model.load import as_dtype
 
 Kind = Literal["relu", "topk", "jumprelu", "gated"]
 KINDS = ("relu", "topk", "jumprelu", "gated")
-READS = ("output", "normed", "normed without gain", "stream")
+READS = ("output", "normed", "normed without gain", "hook_normalized", "stream")
 NORMALIZES = ("none", "layer_norm", "constant_norm_rescale")
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag", "W_skip")
 _NEEDS: Mapping[str, tuple[str, ...]] = {"jumprelu": ("threshold",), "gated": ("r_mag", "b_mag")}
@@ -48,7 +48,8 @@ class Dictionary:
             say.
         reads: "output": an autoencoder, which reads what stands at the site; otherwise a transcoder of an
             MLP, which reads the stream before its norm ("stream"), what the norm gives ("normed"), or that
-            before the norm's gain and bias ("normed without gain").
+            before the norm's gain and bias ("normed without gain"); "hook_normalized" is what
+            TransformerLens' HookedTransformer calls so: that of an RMSNorm, what a LayerNorm gives.
         W_enc: [features, d_in], and b_enc: [features]; of a gated one the gate's bias.
         W_dec: [features, d_out], and b_dec: [d_out].
         threshold: [features] (jumprelu).

@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
+from circuitdiscovery.model.norm import Norm
 from circuitdiscovery.model.run import embed, per_head
 
 LAST, LOGITS = "last", "logits"
@@ -120,6 +121,12 @@ def device_of(model: Model, place: str) -> torch.device:
     if place.startswith("resid"):  # what the layer before gives
         return model.blocks[layer - 1].device if layer else model.device
     return model.blocks[layer].device
+
+
+def norm_of(model: Model, place: str) -> Norm | None:
+    """The norm that follows the node of a place; None of streams."""
+    node = re.match(r"([am])(\d+)", place)
+    return None if node is None else model.blocks[int(node[2])].norm_after(node[1])
 
 
 def is_input(place: str) -> bool:

@@ -41,7 +41,8 @@ def load_sae(
         layer: which one, where the folder has one for each layer.
         site: where the dictionary stands, where the folder does not say ("m2", "a1.z", "resid5").
         reads: what it reads, where the folder does not say: "output" (an autoencoder), or of a transcoder
-            "normed" (what the MLP's norm gives), "normed without gain" or "stream" (before the norm).
+            "normed" (what the MLP's norm gives), "normed without gain" or "stream" (before the norm). Which
+            of the first two a folder calls `ln2.hook_normalized` is decided at the model, or here.
 
     Returns:
         The dictionary, in float32 or float64.
@@ -68,6 +69,8 @@ def load_sae(
         what = "is a file; give the folder that it is in" if path.is_file() else "is not a folder"
         raise CircuitDiscoveryError(f"load_sae: {path} {what}")
     found = _read(path, layer, reads)
+    if found.reads == "hook_normalized" and reads in ("normed", "normed without gain"):
+        found = replace(found, reads=reads, digest="")
     if layer is not None and found.site is not None and layer not in layers_of(found.site):
         raise CircuitDiscoveryError(
             f"{path}: layer {layer} is asked for, but the dictionary is of {found.site}"

@@ -8,7 +8,7 @@ same way when they are written, so that it refuses them: `topk_transcoder`, `sig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def read(folder: Path, reads: str | None = None) -> Dictionary:
     config = _flat(read_config(where), where)
     built = _architecture(config, where)
     place = _place(config, built, where)
+    place = _unfolded(config, place, where)
     reads = what_is_read(place, built.transcoder, field(config, "reads", str, where, reads), where)
     normalizes = _normalizes(config, where)
     tensors = read_tensors(weights)
@@ -246,6 +247,15 @@ def _hook(config: Mapping[str, Any], name: str, better: str, where: Path) -> Loc
     return location_of(found.replace("{layer}", str(layer)), where) if found else None
 
 
+def _unfolded(config: Mapping[str, Any], place: Location | None, where: Path) -> Location | None:
+    """A place at `hook_normalized`, where the model that it is of has that before every norm's gain."""
+    options = field(config, "model_from_pretrained_kwargs", dict, where, {})
+    bare = options.get("fold_ln") or config.get("model_class_name") == "TransformerBridge"
+    if place is None or place.reads != "hook_normalized" or not bare:
+        return place
+    return replace(place, reads="normed without gain")
+
+
 def _check_processing(config: Mapping[str, Any], place: Location, where: Path) -> None:
     """Refuse a dictionary of a model whose weights were processed so that what it reads is another thing."""
     options = field(config, "model_from_pretrained_kwargs", dict, where, {})
@@ -290,6 +300,8 @@ def _config(dictionary: Dictionary) -> dict[str, Any]:
         metadata["hook_name"] = hook_of(site, reads, dictionary.inner)
     if site is not None and dictionary.transcoder:
         metadata["hook_name_out"] = hook_of(site, "output", dictionary.inner)
+    if reads == "normed without gain":
+        metadata["model_from_pretrained_kwargs"] = {"fold_ln": True}
     return {
         "architecture": built.name,
         "d_in": dictionary.d_in,

@@ -2,8 +2,9 @@
 
 TransformerLens: `blocks.2.hook_mlp_out` is what the MLP adds to the stream, after a norm if one follows it; a
 bridge's `blocks.2.mlp.hook_out` and Hugging Face's module `layers.2.mlp` are before that norm. An MLP's input
-is named at three places: the stream (`hook_resid_mid`), the norm's output (`mlp.hook_in`), and that before
-the norm's gain (`ln2.hook_normalized`).
+is named at three places: the stream (`hook_resid_mid`), the norm's output (`mlp.hook_in`), and
+`ln2.hook_normalized`: of an RMSNorm that before the gain; of a LayerNorm the output again, but where the gain
+was folded into the weights (`fold_ln`), or in a bridge.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _TRANSFORMER_LENS: dict[str, tuple[str, str, bool]] = {
     "attn.hook_z": ("a{0}.z", _OUTPUT, False),
     "mlp.hook_in": ("m{0}", "normed", False),
     "ln2.hook_out": ("m{0}", "normed", False),
-    "ln2.hook_normalized": ("m{0}", "normed without gain", False),
+    "ln2.hook_normalized": ("m{0}", "hook_normalized", False),
     "hook_resid_mid": ("m{0}", "stream", False),
     "hook_mlp_in": ("m{0}", "stream", False),
     "ln2.hook_in": ("m{0}", "stream", False),
@@ -88,7 +89,7 @@ def location_of(hook: str, where: str | Path) -> Location:
     >>> location_of("blocks.2.hook_mlp_out", ""), location_of("model.layers.3.output", "").site
     (Location(site='m2', reads='output', inner=False), 'resid4')
     >>> location_of("blocks.2.ln2.hook_normalized", "").reads
-    'normed without gain'
+    'hook_normalized'
 
     Args:
         hook: TransformerLens' name, or Hugging Face's module with `.input` or `.output`; without
@@ -131,12 +132,13 @@ def _listed(transformer_lens: bool) -> str:
 def hook_of(site: str, reads: str = _OUTPUT, inner: bool = False) -> str:
     """TransformerLens' name of a place; the reverse of `location_of`.
 
-    The stream is named by the block that it is after, which is there of the last stream too.
+    The stream is named by the block that it is after, which is there of the last stream too; what is normed
+    without gain as in a model whose gains are folded.
 
     >>> hook_of("m2"), hook_of("m2", "normed"), hook_of("resid0"), hook_of("resid4")
     ('blocks.2.hook_mlp_out', 'blocks.2.mlp.hook_in', 'blocks.0.hook_resid_pre', 'blocks.3.hook_resid_post')
     """
-    layer = max(0, layers_of(site)[0])
+    layer, reads = max(0, layers_of(site)[0]), "hook_normalized" if reads == "normed without gain" else reads
     for rest, known in _TRANSFORMER_LENS.items():
         if known[0].format(layer, layer + 1) == site and known[1:] == (reads, inner and reads == _OUTPUT):
             return f"blocks.{layer}.{rest}"

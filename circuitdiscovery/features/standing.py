@@ -13,7 +13,6 @@ Coordinates are of activations less their mean, and of both signs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -29,7 +28,7 @@ from circuitdiscovery.features.sites import is_mlp
 from circuitdiscovery.model.model import Model
 
 WIDEST = 4096  # activations of more numbers have no baselines: a basis of them would be too large
-_PLACE = {reads: place for place, reads in INPUTS.items()}
+_PLACES = {reads: (place,) for place, reads in INPUTS.items()} | {"hook_normalized": ("bare", "normed")}
 Edit = Callable[[Tensor], Tensor]
 Edits = Callable[[Model, Tensor], Mapping[str, Edit]]  # of a model, and [n, T] where it stays as it is
 Rows = Iterator[
@@ -56,7 +55,16 @@ def places_of_dictionary(sae: Dictionary, model: Model) -> tuple[str | None, str
     """(the place that a transcoder reads, the place that is written)."""
     assert sae.site is not None
     site = site_of(model, sae.site + (".inner" if sae.inner and "." not in sae.site else ""))
-    return (f"{sae.site}.{_PLACE[sae.reads]}" if sae.transcoder else None), site.place
+    return (_read(sae, model)[0] if sae.transcoder else None), site.place
+
+
+def _read(sae: Dictionary, model: Model | None) -> list[str]:
+    """The place that a transcoder reads; without a model it may be one of two."""
+    places = _PLACES[sae.reads]
+    if model is not None and len(places) > 1:
+        centred = model.blocks[int(str(sae.site)[1:])].norm2.centred
+        places = places[centred : centred + 1]
+    return [f"{sae.site}.{place}" for place in places]
 
 
 def check_rows(read: Activations, written: Activations) -> None:
@@ -84,17 +92,15 @@ def check_activations(
 ) -> None:
     """Refuse activations that are not of what a dictionary reads and writes, row for row.
 
-    Whether a norm follows a node is known of a model: without one, what is before it is taken for the same.
+    Where no norm is known to follow the node, what is before one and after it are the same.
 
     Raises:
         CircuitDiscoveryError: another width or site, or a target of other rows.
     """
     site, after = sae.site, {sae.site, f"{sae.site}.inner"}
-    if model is not None and site is not None and re.fullmatch(r"[am]\d+", site):
-        block = model.blocks[int(site[1:])]
-        if (block.mlp_norm if is_mlp(site) else block.heads_norm) is not None:
-            after = {f"{site}.inner" if sae.inner else site}
-    before = {f"{site}.{_PLACE[sae.reads]}"} if sae.transcoder else after
+    if written.normed:
+        after = {f"{site}.inner" if sae.inner and "." not in str(site) else site}
+    before = {*_read(sae, model)} if sae.transcoder else after
     for what, acts, width, sites in (
         ("reads", read, sae.d_in, before),
         ("writes", written, sae.d_out, after),

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Feature
-from circuitdiscovery.features.forward import Site, device_of, is_input, is_stream, site_of
+from circuitdiscovery.features.forward import Site, device_of, is_input, is_stream, norm_of, site_of
 from circuitdiscovery.features.standing import places_of_dictionary
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
@@ -39,8 +39,8 @@ class Unit:
         value: [..., width] at that site (of a neuron [...]) -> [...], how active it is.
         written: the site to which its direction is added.
         direction: [width] of that site, what one of it writes.
-        inner: [d_model]: the same as the node writes it, before a norm that may follow; None where the site is
-            only read.
+        inner: [d_model]: the same as the node writes it, before a norm that may follow; None where the site
+            is only read.
         stream: [d_model]: the same as it is added to the residual stream, with the gain of such a norm; what
             that divides by, which depends on the prompt, is left out.
     """
@@ -143,9 +143,9 @@ def width_of(model: Model, place: str) -> int:
 
 
 def in_stream(model: Model, site: Site, direction: Tensor) -> Tensor:
-    """[..., d_model]: what directions [..., width] at a site add to the stream that our forward keeps: through
-    the output matrix where the site is before it, and with the gain of a norm that follows the node, without
-    its division.
+    """[..., d_model]: what directions [..., width] at a site add to the stream that our forward keeps:
+    through the output matrix where the site is before it, and with the gain of a norm that follows the node,
+    without its division.
 
     Raises:
         CircuitDiscoveryError: a site that is only read.
@@ -156,8 +156,7 @@ def in_stream(model: Model, site: Site, direction: Tensor) -> Tensor:
 
 def norm_after(model: Model, place: str) -> Norm | None:
     """The norm through which what stands at a place goes on its way to the stream, where there is one."""
-    node, _, part = place.partition(".")
-    return _block(model, place).norm_after(node[0]) if part in _BEFORE_NORM else None
+    return norm_of(model, place) if place.partition(".")[2] in _BEFORE_NORM else None
 
 
 def _directions(model: Model, site: Site, direction: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -109,8 +109,8 @@ class Block:
         return {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}[letter]
 
     def norm_after(self, letter: str) -> Norm | None:
-        """The norm that what all heads write ("a"), or what the MLP writes ("m"), goes through together before
-        it is added to the stream."""
+        """The norm that what all heads write ("a"), or what the MLP writes ("m"), goes through before it is
+        added to the stream."""
         return {"a": self.heads_norm, "m": self.mlp_norm}[letter]
 
     @property

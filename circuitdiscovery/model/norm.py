@@ -48,6 +48,12 @@ class Norm:
         return replace(self, weight=torch.ones_like(self.weight), bias=None, from_one=False)
 
     @property
+    def hooked(self) -> Norm:
+        """The norm as far as TransformerLens' `hook_normalized`, which a LayerNorm of its HookedTransformer
+        has after the gain and bias, and an RMSNorm before the gain."""
+        return self if self.centred else self.bare
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.weight.device

@@ -218,7 +218,7 @@ class Parts:
             spans = self._spans(node, position).to(out)  # [s, N, T]
             return Written(spans.view(len(spans), *(1,) * (out.dim() - 3), *spans.shape[1:], 1) * out)
         dictionary, some = dictionary_of(split), torch.tensor(split.numbers, device=out.device)
-        # [p, ..., N, T] by the dictionary as it is; rounded with what they write, the rest is the rest of that
+        # [p, ..., N, T] by the dictionary as it is, then rounded: the rest is the rest of what is kept
         numbers, vectors = dictionary.encode_some(out, some).to(out), dictionary.vectors[some].to(out)
         rest = out - numbers.movedim(0, -1) @ vectors
         return Written(rest[None], numbers, vectors)

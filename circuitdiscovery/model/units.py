@@ -127,14 +127,16 @@ def _neurons(block: Block, some: Tensor) -> Units:
 
 
 def _features(block: Block, dictionary: Any, some: Tensor) -> Units:
-    """Of a transcoder: products are in the model's precision, which features are active is told in its own."""
+    """Of a transcoder: products are in the model's precision, how active features are is told in its own."""
     like = block.W_Q
-    norm = {"normed": block.norm2, "normed without gain": block.norm2.bare, "stream": no_norm(like)}
+    own = block.norm2
+    norms = {"normed": own, "normed without gain": own.bare, "hook_normalized": own.hooked}
+    norm = norms.get(dictionary.reads, no_norm(like))
     weight, vectors = dictionary.W_enc[some][:, None].to(like), dictionary.vectors[some].to(like)
     which = torch.arange(len(some), device=some.device)
     if dictionary.separately():
         return Units(
-            norm[dictionary.reads],
+            norm,
             weight,
             None,
             vectors,
@@ -149,7 +151,7 @@ def _features(block: Block, dictionary: Any, some: Tensor) -> Units:
         return (numbers if dictionary.signed else numbers.relu()) * values[..., 1].detach()
 
     return Units(
-        norm[dictionary.reads],
+        norm,
         torch.cat([weight, torch.zeros_like(weight)], 1),
         None,
         vectors,

@@ -85,6 +85,7 @@ def features_of(dictionary: Any, stream_unit: float) -> Kind:
             "output": lambda: written,
             "normed": lambda: read.values,
             "normed without gain": lambda: block.norm2.bare(read.stream),
+            "hook_normalized": lambda: block.norm2.hooked(read.stream),
             "stream": lambda: read.stream * stream_unit,
         }[dictionary.reads]
         return dictionary.encode(given())
