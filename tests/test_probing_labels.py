@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ def test_any_variable_is_a_label_and_the_control_is_of_the_word_that_is_named(to
 
 def test_words_are_labelled_at_their_last_token(toy: Any) -> None:
     texts = ["Mary gave the keys to John.", "The dog was by the table."]
-    own = f.word_labels(toy, texts, "part_of_speech")
+    own = f.word_labels(toy, texts, "part_of_speech", first=True)
     for label, word, row, place in zip(own.values, own.types or (), own.rows, own.positions, strict=True):
         assert toy.tokenizer.decode([own.prompts[row][place]]).strip().lower() == word
         assert lexicon("part_of_speech")[word] == label
@@ -75,6 +77,29 @@ def test_words_are_labelled_at_their_last_token(toy: Any) -> None:
     for row, (prompt, place) in enumerate(zip(own.rows, own.positions, strict=True)):
         run = f.run(toy, [list(own.prompts[prompt])])
         torch.testing.assert_close(acts.values[row], run.values("m1")[0, place])
+
+
+def test_a_prompts_first_token_is_left_out_of_words_too(toy: Any) -> None:
+    texts = ["Mary gave the keys to John.", "The dog was by the table."]
+    every, own = (f.word_labels(toy, texts, "part_of_speech", first=first) for first in (True, False))
+    assert every.types is not None and every.types[0] == "mary" and every.positions.count(0) == 2
+    assert 0 not in own.positions and len(own) == len(every) - 2
+
+
+def test_words_of_a_tasks_prompts_are_in_them_as_they_are(toy: Any, tmp_path: Path) -> None:
+    """With its BOS, which the tokenizer's own call does not put in front."""
+    tokenizer = copy.deepcopy(toy.tokenizer)
+    tokenizer.bos_token = tokenizer.eos_token
+    model = replace(toy, tokenizer=tokenizer)
+    rows: dict[str, Any] = {"clean": ["The keys", "The dogs"], "corrupted": ["The key", "The dog"]}
+    rows |= {"correct": [" are"] * 2, "incorrect": [" is"] * 2}
+    task = cd.Task.from_prompts(model, **rows, bos=True)
+    assert all(each.clean[0] == tokenizer.bos_token_id for each in task.examples)
+    own = f.word_labels(model, task, "number")
+    assert own.prompts == tuple(each.clean for each in task.examples)
+    assert own.types == ("keys", "dogs") and own.positions == (2, 2)
+    without = f.word_labels(model, cd.Task.from_prompts(model, **rows, bos=False), "number")
+    assert without.types == own.types and without.positions == (1, 1)
 
 
 def test_words_of_two_classes_are_left_out() -> None:

@@ -22,14 +22,14 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.features.collecting import Activations
-from circuitdiscovery.features.forward import forward, site_of
+from circuitdiscovery.features.forward import forward, norm_of, site_of
 from circuitdiscovery.features.prompts import Prompts, batches, prompts_of
 from circuitdiscovery.files.disk import read_text
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.read import read_task
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.task.taskfile import PLAIN, TaskFile
-from circuitdiscovery.task.tokenization import Encoder
+from circuitdiscovery.task.tokenization import Encoder, encoder_of
 from circuitdiscovery.values import Value
 
 ATTRIBUTES = ("part_of_speech", "number", "tense", "gender")  # that are known of words
@@ -129,7 +129,9 @@ def collected(
             values[site.name][[row for _, row in here]] = own
     rows, positions = (torch.tensor([place[i] for place in places]) for i in (0, 1))
     for site in found:
-        yield Activations(site.name, prompts.rows, rows, positions, (values[site.name],), model.digest)
+        normed = norm_of(model, site.place) is not None
+        own = (values[site.name],)
+        yield Activations(site.name, prompts.rows, rows, positions, own, model.digest, normed=normed)
 
 
 # ------------------------------------------------------------------ of a task's prompts
@@ -232,14 +234,15 @@ def _classes() -> Iterator[tuple[Iterable[str], Mapping[str, str]]]:
 
 
 @guarded
-def word_labels(model: Model, task_or_texts: Any, name: str) -> Labels:
+def word_labels(model: Model, task_or_texts: Any, name: str, *, first: bool = False) -> Labels:
     """A label of each word that is known: of those that are a task's prompts, or texts.
 
     Args:
         model: whose tokens are labelled: the last of each word.
-        task_or_texts: a task, whose clean prompts are meant, or texts.
+        task_or_texts: a task, whose clean prompts are meant as they are, with its BOS or without, or texts.
         name: `part_of_speech`, `number` (of nouns), `tense` (of verbs) or `gender` (of names, nouns and
             pronouns).
+        first: whether a word that is a prompt's first token counts; see `activations`.
 
     Returns:
         The labels with their prompts; their types are the words.
@@ -250,22 +253,22 @@ def word_labels(model: Model, task_or_texts: Any, name: str) -> Labels:
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
     >>> print(cd.features.word_labels(model, ["Mary gave a ring to John."], "part_of_speech"))
-    part_of_speech: 6 labels, 1 determiner, 1 noun, 1 preposition, 2 proper noun, 1 verb
+    part_of_speech: 5 labels, 1 determiner, 1 noun, 1 preposition, 1 proper noun, 1 verb
     """
     if name not in ATTRIBUTES:
         raise unknown("label", name, ATTRIBUTES, plural="labels of words")
     texts = _texts(task_or_texts)
-    prompts, known, encoder = (
-        prompts_of(model, texts, "task_or_texts"),
-        lexicon(name),
-        Encoder(model.tokenizer),
-    )
+    task = task_or_texts if isinstance(task_or_texts, Task) else None
+    prompts, known = prompts_of(model, task or texts, "task_or_texts"), lexicon(name)
+    # whether a prompt begins with BOS is a task's own
+    encoders = {bos: encoder_of(model, task.name if task else "texts", bos) for bos in (True, False)}
     found: list[tuple[str, str, int, int]] = []
-    for row, text in enumerate(texts):
+    for row, (text, ids) in enumerate(zip(texts, prompts.rows, strict=True)):
+        encoder = encoders[ids[0] == model.tokenizer.bos_token_id]
         for word in _WORD.finditer(text):
             label = known.get(word[0].lower())
-            place = None if label is None else encoder.index(text, word.end(), prompts.rows[row])
-            if label is not None and place is not None:
+            place = None if label is None else encoder.index(text, word.end(), ids)
+            if label is not None and place is not None and (first or place):
                 found.append((label, word[0].lower(), row, place))
     if not found:
         raise CircuitDiscoveryError(f"the {name} of no word in these {len(texts)} texts is known")
