@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_families import CASES, config_of
+from test_families import BY_LENGTH, CASES, config_by_length, config_of
 from test_loading_objects import Prefixed, with_adapters
 from test_native import native, task_of, tokens
 from tiny import CONFIGS, Tiny, random_model, random_prompts, save_gguf, save_tiny, tiny_config
@@ -51,6 +51,20 @@ def test_a_folder_and_its_object_have_bridges_that_compute_the_same(name: str, t
 def test_other_families(name: str) -> None:
     hf = random_model(config_of(*CASES[name]))
     agrees(cd.load_model(hf))
+
+
+@pytest.mark.parametrize(("kind", "rope"), BY_LENGTH, ids=[kind for kind, _ in BY_LENGTH])
+def test_rotary_scalings_of_each_prompts_own_length(kind: str, rope: dict[str, Any]) -> None:
+    """Also of prompts that are longer than those that the bridge is compared on before it is handed out."""
+    hf = random_model(config_by_length(kind, rope))
+    model, prompts = cd.load_model(hf), random_prompts(101, 3, 40)
+    bridge = agrees(model)
+    mine = cd.run_circuit(model, prompts.task, cd.Circuit.full(model.graph))
+    with torch.no_grad():
+        theirs = bridge(prompts.clean, return_type="logits")[:, -1]
+        expected = hf(prompts.clean).logits[:, -1]
+    torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(mine, expected, atol=1e-4, rtol=0)
 
 
 def test_the_object_stays_as_it_was_and_shares_its_weights(llama: Tiny) -> None:
