@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from test_parts import network_of
 
 import circuitdiscovery as cd
+from circuitdiscovery.cli.commands import forming as forming_command
 from circuitdiscovery.cli.main import cli
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.explanation.attention import Sights, observe
@@ -240,7 +241,7 @@ def test_one_model_is_held_at_a_time(
         return model
 
     monkeypatch.setattr(training_run, "load_model", load)
-    checkpoints({0: "a", 1: "b"}, circuit, task)
+    checkpoints({0: "toy", 1: "toy"}, circuit, task)
     assert len(loaded) == 2
 
 
@@ -260,6 +261,9 @@ def test_what_cannot_be_measured_is_one_line(
     models = {0: toy, 7: tmp_path / "step-7", 9: (other, None)}
     with pytest.raises(CircuitDiscoveryError, match=r"^the checkpoint of step 7: .*not of step-7 \(3 layers"):
         checkpoints(models, circuit, task, progress=lambda *_: pytest.fail("was measured"))
+    for absent in (tmp_path / "nope", str(tmp_path / "nope"), "nope", "runs/nope", tmp_path / "nope.gguf"):
+        with pytest.raises(CircuitDiscoveryError, match=r"^the checkpoint of step 7: .*nope"):
+            checkpoints({0: toy, 7: absent}, circuit, task, progress=lambda *_: pytest.fail("was measured"))
     renamed = replace(toy, tokenizer=Words({"a": 0}))
     with pytest.raises(CircuitDiscoveryError, match="step 2: toy has other tokens than that of step 0"):
         checkpoints({0: toy, 2: renamed}, circuit, task)
@@ -316,3 +320,15 @@ def test_the_command(toy: cd.Model, task: cd.Task, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("circuitdiscovery.universality.forming.strengths", stop)
     stopped = CliRunner().invoke(cli, words)
     assert stopped.exit_code == 130 and stopped.output.strip() == "interrupted; nothing was kept"
+
+
+def test_a_model_that_there_is_not_is_told_before_any_is_loaded(
+    circuit: cd.Circuit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    circuit.save(tmp_path / "circuit.json")
+    monkeypatch.setattr(cd, "load_model", lambda *_, **__: pytest.fail("was loaded"), raising=False)
+    monkeypatch.setattr(forming_command, "load_unseen", lambda *_: pytest.fail("was loaded"))
+    for absent in ("/nope", "nope", str(tmp_path)):
+        asked = ["checkpoints", str(tmp_path / "circuit.json"), "1=toy", f"2={absent}", "3=toy"]
+        with pytest.raises(CircuitDiscoveryError, match=r"nope|has no config\.json"):
+            CliRunner().invoke(cli, [*asked, "--task", "ioi"], catch_exceptions=False)

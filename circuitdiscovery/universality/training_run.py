@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.files.disk import is_folder
-from circuitdiscovery.model.load import load_model
+from circuitdiscovery.model.load import load_model, located
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.outline import outline
 
@@ -101,12 +102,14 @@ class TrainingRun:
     _tokens: tuple[int, int, Any] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        """Folders are checked by their config and tokenizer, before the first one is measured."""
+        """Each is looked for before the first one is measured: a folder or a name on the hub is checked by its
+        config and tokenizer."""
         for step, source in self.sources.items():
-            if isinstance(source, Model):
-                self._check(step, source)
-            elif isinstance(source, str | Path) and is_folder(source):
-                self._check(step, outline(source))
+            with _told(step):
+                if isinstance(source, Model):
+                    self._check(source)
+                elif isinstance(source, str | Path) and not located(source, weights=False)[0].is_file():
+                    self._check(outline(source))
 
     def load(self, step: int) -> Model:
         """The model of a step; a loaded one as it is.
@@ -115,18 +118,16 @@ class TrainingRun:
             CircuitDiscoveryError: as `load_model`; another graph, width or other tokens than the first.
         """
         source = self.sources[step]
-        model = source if isinstance(source, Model) else self._read(source)
-        self._check(step, model)
+        with _told(step):
+            model = source if isinstance(source, Model) else self._read(source)
+            self._check(model)
         return model
 
     def _read(self, source: Any) -> Model:
         return load_model(source, device=self.device, dtype=self.dtype)
 
-    def _check(self, step: int, model: Model) -> None:
-        try:
-            on_weights_of(self.circuit, model).check_model(model)
-        except CircuitDiscoveryError as error:
-            raise CircuitDiscoveryError(f"the checkpoint of step {step}: {error}") from None
+    def _check(self, model: Model) -> None:
+        on_weights_of(self.circuit, model).check_model(model)
         words = None if model.tokenizer is None else model.tokenizer.get_vocab()
         own = (model.d_model, model.vocab_size, words)
         if self._tokens is None:
@@ -135,9 +136,17 @@ class TrainingRun:
         for what, mine, first in zip(differing, own, self._tokens, strict=True):
             if mine != first and mine is not None and first is not None:
                 raise CircuitDiscoveryError(
-                    f"the checkpoint of step {step}: {model.name} has {what} than that of step "
-                    f"{next(iter(self.sources))}"
+                    f"{model.name} has {what} than that of step {next(iter(self.sources))}"
                 )
+
+
+@contextmanager
+def _told(step: int) -> Iterator[None]:
+    """An error says of which checkpoint it is."""
+    try:
+        yield
+    except CircuitDiscoveryError as error:
+        raise CircuitDiscoveryError(f"the checkpoint of step {step}: {error}") from None
 
 
 def on_weights_of(circuit: Circuit, model: Model) -> Circuit:

@@ -15,6 +15,7 @@ from circuitdiscovery.cli.prompts import PICTURE
 from circuitdiscovery.cli.unseen import load_unseen
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.reporting.folder import cards_beside, roles_of
+from circuitdiscovery.reporting.options import check_model
 
 
 @cli.command(short_help="Measure CIRCUIT at the checkpoints of a training run.")
@@ -71,7 +72,7 @@ def _sources(given: tuple[str, ...]) -> dict[int, Any]:
     found = dict[int, Any]()
     for text in given:
         step, equals, path = text.partition("=")
-        some = {int(step): path} if equals and step.isdecimal() else checkpoint_folders(text)
+        some = {int(step): check_model(path)} if equals and step.isdecimal() else checkpoint_folders(text)
         if twice := found.keys() & some.keys():
             raise CircuitDiscoveryError(
                 f"two checkpoints of step {min(twice)}: {found[min(twice)]} and {text}"
