@@ -66,7 +66,8 @@ def test_the_last_layers_lens_is_hugging_faces_model(pair: tuple[Any, Any]) -> N
     last = f"resid{model.n_layers}"
     stream = f.run(model, ROWS).values(last)
     for kind in ("logit", "linear", "tuned"):
-        lens = f.lens(model, kind=kind, fit_on=ROWS, steps=1 if kind == "tuned" else None)
+        rows, steps = None if kind == "logit" else ROWS, 1 if kind == "tuned" else None
+        lens = f.lens(model, kind=kind, fit_on=rows, steps=steps)
         close(lens.logits(last, stream), expected)
         reading = lens.read(ROWS, first=True)
         assert reading.kl[-1] == pytest.approx(0, abs=1e-6) and reading.recall(1)[-1] == 1
@@ -125,7 +126,7 @@ def test_fits_are_numpys_least_squares(
 ) -> None:
     """From each token to the last stream, `ahead` tokens later, of all texts but their first tokens."""
     some = texts[0][:60]
-    lens = f.lens(toy, kind=kind, fit_on=some, ahead=ahead or 1)
+    lens = f.lens(toy, kind=kind, fit_on=some, ahead=ahead or None)
     last, stream = (f.activations(toy, some, site) for site in ("resid4", "resid1"))
     lengths = [len(row) for row in last.prompts]
     here = torch.tensor(
@@ -145,8 +146,9 @@ def test_tuned_is_nearer_than_linear_and_linear_than_logit_on_held_out_documents
     toy: Any, tuned: Any, texts: tuple[list[str], list[str]]
 ) -> None:
     fit, held = texts
-    kl = {"tuned": tuned.read(held).kl} | {
-        kind: f.lens(toy, kind=kind, fit_on=fit).read(held).kl for kind in ("logit", "linear")
+    linear, logit = f.lens(toy, kind="linear", fit_on=fit), f.lens(toy)
+    kl = {
+        kind: lens.read(held).kl for kind, lens in {"tuned": tuned, "linear": linear, "logit": logit}.items()
     }
     for layer in range(toy.n_layers):
         assert kl["tuned"][layer] < kl["linear"][layer] < kl["logit"][layer]
@@ -267,6 +269,15 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_lens(
         ({"kind": "linear", "fit_on": [""]}, "fit_on, text 0"),
         ({"kind": "linear", "fit_on": ["the"]}, "fit_on has no token to fit on"),
         ({"kind": "future", "fit_on": ["the dog"], "ahead": 4}, "ahead must be a whole number from 1 to 3"),
+        (
+            {"kind": "linear", "fit_on": ["the dog"], "ahead": 1},
+            "ahead is for the future lens, not the linear",
+        ),
+        ({"ahead": 2}, "ahead is for the future lens, not the logit one"),
+        (
+            {"fit_on": ["the dog"]},
+            "fit_on is not for the logit lens, but for: linear, tuned, attention, future",
+        ),
         ({"kind": "linear", "fit_on": ["the dog"], "steps": 5}, "steps is for lenses that are trained"),
         ({"kind": "tuned", "fit_on": ["the dog"], "lr": -1.0}, "lr must be above 0"),
     ],
@@ -363,8 +374,8 @@ CLI = [
     (["lens", "toy", "ioi", "--saved", "EMPTY"], 2, "there is no lens in it"),
     (["lens", "toy", "ioi", "--saved", "EMPTY", "--kind", "tuned"], 2, "was fitted: --kind is for a new one"),
     (["lens", "toy", "ioi", "--saved", "EMPTY", "--ahead", "2"], 2, "was fitted: --ahead is for a new one"),
-    (["lens", "toy", "ioi", "--fit-on", "TEXTS"], 2, "--fit-on is not for the logit lens; valid with --kind lin"),
-    (["lens", "toy", "ioi", "--ahead", "3"], 2, "--ahead is for --kind future"),
+    (["lens", "toy", "ioi", "--fit-on", "TEXTS"], 2, "fit_on is not for the logit lens, but for: linear, "),
+    (["lens", "toy", "ioi", "--ahead", "3"], 2, "ahead is for the future lens, not the logit one"),
     (["lens", "toy", "--texts", "TEXTS", "--examples", "1"], 2, "--examples is how many prompts of a task"),
     (["lens", "toy", "ioi", "--plot", "nowhere/a.png"], 2, "there is no folder nowhere"),
     (["lens", "toy", "ioi", "--examples", "4"], 0, "resid4   0 [0, 0]"),

@@ -48,10 +48,9 @@ def test_the_last_layer_is_hugging_faces_model(folder: Path, model: Any) -> None
 def test_fitted_lenses_are_below_the_logit_lens_at_every_layer(model: Any) -> None:
     """With a twentieth of the steps that the page's lens takes."""
     train, held = real_lenses.pieces(model)
-    kl = {
-        kind: cd.features.lens(model, kind=kind, fit_on=train[:60], **how).read(held[:3]).kl
-        for kind, how in {"logit": {}, "linear": {}, "tuned": {"steps": 10}}.items()
-    }
+    rows = train[:60]
+    of = {"logit": {}, "linear": {"fit_on": rows}, "tuned": {"fit_on": rows, "steps": 10}}
+    kl = {kind: cd.features.lens(model, kind=kind, **how).read(held[:3]).kl for kind, how in of.items()}
     for layer in range(LAYERS):
         assert kl["tuned"][layer] < kl["logit"][layer] and kl["linear"][layer] < kl["logit"][layer]
     assert all(each[-1] == 0 for each in kl.values())

@@ -244,7 +244,7 @@ def lens(
     *,
     kind: str = "logit",
     fit_on: Any = None,
-    ahead: int = 1,
+    ahead: int | None = None,
     steps: int | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
@@ -262,7 +262,7 @@ def lens(
             the affine map that brings it nearest to the last stream some tokens later.
         fit_on: texts, or rows of token ids, of every kind but `logit`: thousands of tokens, more than the
             model is wide. Their first tokens are left out.
-        ahead: how many tokens later, 1 to 3 (`future`).
+        ahead: how many tokens later, 1 to 3 (`future`); by default 1.
         steps, lr: of Adam for each layer (`tuned` and `attention`); by default 200 and 0.0003.
         batch_size: how many prompts are run at once.
         seed: for the order of the tokens in the training.
@@ -273,8 +273,8 @@ def lens(
         The lens; `.read(task_or_texts)` looks through it.
 
     Raises:
-        CircuitDiscoveryError: an unknown kind; no texts to fit on, or without tokens; a training that
-            diverges.
+        CircuitDiscoveryError: an unknown kind; what is not for the kind; no texts to fit on, or without
+            tokens; a training that diverges.
 
     >>> import circuitdiscovery as cd
     >>> model = cd.load_model("toy")
@@ -284,7 +284,12 @@ def lens(
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
-    if not 1 <= ahead <= AHEAD:
+    if fit_on is not None and kind == "logit":
+        raise CircuitDiscoveryError(f"fit_on is not for the logit lens, but for: {', '.join(KINDS[1:])}")
+    if ahead is not None and kind != "future":
+        raise CircuitDiscoveryError(f"ahead is for the future lens, not the {kind} one")
+    later = int(kind == "future") if ahead is None else ahead
+    if later not in range(kind == "future", AHEAD + 1):
         raise CircuitDiscoveryError(f"ahead must be a whole number from 1 to {AHEAD}, not {ahead}")
     for name, value in (("steps", steps), ("lr", lr)):
         if value is not None and kind not in TRAINED:
@@ -297,7 +302,6 @@ def lens(
     if fit_on is None:
         raise CircuitDiscoveryError(f"a {kind} lens is fitted: give fit_on= texts")
     prompts = prompts_of(model, fit_on, "fit_on")
-    later = ahead if kind == "future" else 0
     where = [range(1, len(row) - later) for row in prompts.rows]
     if not any(where):
         raise CircuitDiscoveryError(

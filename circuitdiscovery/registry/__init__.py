@@ -30,6 +30,7 @@ from circuitdiscovery.registry.option import Option
 # nats: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
 DEFAULT_THRESHOLD = 0.002
 DRAWN = 480  # prompts, beside a task's own
+REPULSION = 0.5  # for all edges of an earlier circuit; in units of the loss with every edge closed
 DIRECTIONS = ("noising", "denoising")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 KL = "kl_divergence"
@@ -145,7 +146,8 @@ OPTIONS = {
     "apart_from": Option("circuits", "find a circuit that shares little with this one"),
     "repulsion": Option(
         "number",
-        "what all edges of such a circuit cost, as a share of the loss with every edge removed",
+        "what all edges of such a circuit cost, as a share of the loss with every edge removed, "
+        f"{REPULSION} unless told",
         least=0,
         needs="apart_from",
     ),
@@ -186,7 +188,7 @@ METHODS: dict[str, Method] = {
     ),
     "edge_pruning": Method(
         ".search.edge_pruning:edge_pruning", "learn a mask (Bhaskar et al. 2024)",
-        {"edges": None, "steps": 200, "apart_from": None, "repulsion": 0.5},
+        {"edges": None, "steps": 200, "apart_from": None, "repulsion": None},
         metric=KL, sizes="edges", gradient="other", damages=False,
     ),
     "matryoshka": Method(

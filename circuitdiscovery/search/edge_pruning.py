@@ -53,7 +53,7 @@ from circuitdiscovery.engine.state import Array, State, adam_arrays, adam_as_kep
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.registry import KL
+from circuitdiscovery.registry import KL, REPULSION
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
@@ -63,7 +63,6 @@ _SHIFT = _BETA * math.log(-_GAMMA / _ZETA)
 _START = 2.0  # log alpha of every edge: nearly always open, and near enough to closing for some hundred steps
 _RATE = 0.1  # of log alpha
 _RATE_LAMBDA = 2.0  # above the rate of log alpha, so that a few hundred steps come near the target
-REPULSION = 0.5  # for all edges of an earlier circuit; in units of the loss with every gate closed
 EXAMPLES = 32  # in one step, as in the paper
 _RAMP = 5 / 6  # of the steps, as in the paper's runs on GPT-2 (2,500 of 3,000)
 
@@ -80,7 +79,7 @@ def edge_pruning(
     split_qkv: bool = True,
     graph: Graph | None = None,
     apart_from: Circuit | Sequence[Circuit] | None = None,
-    repulsion: float = REPULSION,
+    repulsion: float | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -104,7 +103,7 @@ def edge_pruning(
         apart_from: an earlier circuit of the same graph, or several, or their files: their edges are kept
             closed where others do as well.
         repulsion: what it costs to open all edges of an earlier circuit, as a share of the loss with every
-            edge closed.
+            edge closed; by default 0.5.
         batch_size: examples in one forward and backward; another size changes roundings only.
         seed: of the gates' draws.
         progress: called with (steps done, steps).
@@ -114,8 +113,9 @@ def edge_pruning(
         Probabilities in [0, 1].
 
     Raises:
-        CircuitDiscoveryError: an impossible number of edges or steps; a negative repulsion; a metric
-            without a gradient; an earlier circuit of another model or graph; a state of another search.
+        CircuitDiscoveryError: an impossible number of edges or steps; a negative repulsion, or one from
+            nothing; a metric without a gradient; an earlier circuit of another model or graph; a state of
+            another search.
 
     >>> import circuitdiscovery as cd
     >>> from circuitdiscovery.search.edge_pruning import edge_pruning
@@ -126,12 +126,15 @@ def edge_pruning(
     check_edges(graph, edges)
     if steps < 1:
         raise CircuitDiscoveryError(f"steps must be at least 1, not {steps}")
+    given = [apart_from] if isinstance(apart_from, Circuit) else apart_from or ()
+    if repulsion is not None and not given:
+        raise CircuitDiscoveryError("repulsion does nothing without apart_from: give it, too")
+    repulsion = REPULSION if repulsion is None else repulsion
     if repulsion < 0:
         raise CircuitDiscoveryError(f"repulsion must be at least 0, not {repulsion}")
     how: dict[str, Any] = {"ablation": ablation, "batch_size": batch_size, "need": relaxed}
     setup = Setup.of(model, task, graph, metric=metric or KL, **how)
     options = setup.options(edges=edges, steps=steps, seed=seed)
-    given = [apart_from] if isinstance(apart_from, Circuit) else apart_from or ()
     earlier = _earlier(model, graph, given)
     if earlier:
         options |= {"apart_from": [_digest(each) for each in earlier], "repulsion": repulsion}

@@ -54,7 +54,7 @@ def lens(
     if saved is not None:
         looked = cd.features.Lens.load(saved, model)
     else:
-        how: dict[str, Any] = {"batch_size": given["batch_size"], "seed": given["seed"], "ahead": ahead or 1}
+        how: dict[str, Any] = {"batch_size": given["batch_size"], "seed": given["seed"], "ahead": ahead}
         with stage("fitting") as report:
             looked = cd.features.lens(model, kind=kind, fit_on=fit_on, progress=report, **how)
     if save is not None:
@@ -73,12 +73,6 @@ def _checked(kind: str | None, saved: Path | None, given: dict[str, Any]) -> str
             raise CircuitDiscoveryError(f"--saved is a lens that was fitted: --{other[0]} is for a new one")
         return "logit"
     kind = kind or "logit"
-    if kind == "logit" and given["fit-on"] is not None:
-        raise CircuitDiscoveryError(
-            f"--fit-on is not for the logit lens; valid with --kind {', '.join(_KINDS[1:])}"
-        )
     if kind != "logit" and given["fit-on"] is None:
         raise CircuitDiscoveryError(f"a {kind} lens is fitted: give --fit-on FILE, or --saved DIR")
-    if kind != "future" and given["ahead"] is not None:
-        raise CircuitDiscoveryError("--ahead is for --kind future")
     return kind
