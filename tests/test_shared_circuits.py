@@ -8,19 +8,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import random_prompts
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 import circuitdiscovery as cd
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import data_folder
 from circuitdiscovery.task.load import tasks_alike
+from circuitdiscovery.task.tokenization import Encoder
 from circuitdiscovery.universality.matching import Pair, align, similarities
 from circuitdiscovery.universality.overlap import chance, clustered_share, jaccard, links
+from circuitdiscovery.universality.tasks import task_for
 from circuitdiscovery.universality.views import Views, products
 
 SEED = 5
@@ -348,6 +353,25 @@ def test_tokens_of_another_model_are_refused(toy: cd.Model) -> None:
     )
     with pytest.raises(CircuitDiscoveryError, match="is not in the tokens of toy"):
         cd.universality.circuits({"a": (toy, circuit), "b": (toy, circuit)}, named)
+
+
+def test_random_tokens_are_of_the_model_that_drew_them() -> None:
+    """Their text is written in other tokens: `a` and `b` one after the other are `ab`, which is one token."""
+    pairs = [(a, b) for a in "abcdefgh" for b in "ijklmnop"]
+    words = [*"abcdefghijklmnop", *(a + b for a, b in pairs)]
+
+    def model(words: list[str]) -> Any:
+        inner = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, pairs))
+        inner.decoder = decoders.Fuse()  # type: ignore[assignment]
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+        return SimpleNamespace(tokenizer=tokenizer, name="mine", n_positions=None)
+
+    ids = Encoder(model(words).tokenizer).ids
+    task = cd.load_task("induction", model(words), examples=64)
+    task = task.select([row for row, each in enumerate(task) if ids(each.text) != each.clean])
+    assert task_for(model(words), task) is task
+    with pytest.raises(CircuitDiscoveryError, match="is not in the tokens of mine"):
+        task_for(model([*reversed(words)]), task)
 
 
 def test_the_command_compares_circuits(toy: cd.Model, task: cd.Task, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.prompts import Apart, draw
 from circuitdiscovery.task.read import counterfactual_of, read_task
-from circuitdiscovery.task.saved import Drawn, Kept, SavedTask, check_tokenizer
+from circuitdiscovery.task.saved import Drawn, Kept, SavedTask
 from circuitdiscovery.task.table import Table, table_of
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.task.taskfile import TaskFile
-from circuitdiscovery.task.tokenization import Encoder, HasTokenizer, encoder_of
+from circuitdiscovery.task.tokenization import Encoder, HasTokenizer, encoder_of, first_foreign
 from circuitdiscovery.task.vocabulary import Vocabulary, vocabulary
 
 EXAMPLES = 64  # of a task that can draw any number: enough for a stable ranking, few enough for a CPU
@@ -217,7 +217,13 @@ def _from_saved(saved: SavedTask, model: HasTokenizer, examples: int | None, bos
             f"task {saved.name}: a saved task has the BOS that its tokens begin with; bos is for texts"
         )
     if model.tokenizer is not None:
-        check_tokenizer(saved, model.tokenizer)
+        row = first_foreign(saved.examples(saved.task.examples), model.tokenizer)
+        if row is not None:
+            told = (
+                "the model's tokenizer makes other tokens of its text than those that were saved: it is "
+                "another model's task"
+            )
+            raise CircuitDiscoveryError(f"task {saved.name}, row {row}: {told}")
 
     def made(kept: Kept) -> Task:
         held_out = None if kept.held_out is None else made(kept.held_out)

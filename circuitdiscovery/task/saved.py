@@ -15,7 +15,6 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import read_json
 from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.example import Example
-from circuitdiscovery.task.tokenization import Encoder
 from circuitdiscovery.values import left_out, read
 
 if TYPE_CHECKING:
@@ -139,28 +138,3 @@ def _check_prompt(where: str, prompt: Example) -> None:
         raise CircuitDiscoveryError(
             f"{where}: a position is outside of the prompt's {len(prompt.clean)} tokens"
         )
-
-
-def check_tokenizer(saved: SavedTask, tokenizer: Any) -> None:
-    """Refuse a tokenizer that makes other tokens of the texts than those that
-    were saved, or reads these as other texts.
-    """
-    encoders = [
-        Encoder(tokenizer, bos) for bos in (None, True, False) if not (bos and tokenizer.bos_token_id is None)
-    ]
-
-    def fits(prompt: Example) -> bool:
-        # of random tokens, whose text may be written in others, with or without the BOS
-        starts = (0, 1) if prompt.clean[:1] == (tokenizer.bos_token_id,) else (0,)
-        same = any(tokenizer.decode(list(prompt.clean[start:])) == prompt.text for start in starts)
-        return (
-            not prompt.text or same or any(encoder.ids(prompt.text) == prompt.clean for encoder in encoders)
-        )
-
-    for row, prompt in enumerate(saved.examples(saved.task.examples)):
-        if not fits(prompt):
-            told = (
-                "the model's tokenizer makes other tokens of its text than those that were saved: it "
-                "is another model's task"
-            )
-            raise CircuitDiscoveryError(f"task {saved.name}, row {row}: {told}")

@@ -265,6 +265,25 @@ def encoder_of(model: HasTokenizer, name: str, bos: bool | None) -> Encoder:
     return Encoder(model.tokenizer, bos, getattr(model, "n_positions", None))
 
 
+def first_foreign(examples: Sequence[Example], tokenizer: Any) -> int | None:
+    """The first of some examples whose tokens are another tokenizer's: this one makes others of its text, and
+    reads these as another text. None if there is none.
+    """
+    encoders = [
+        Encoder(tokenizer, bos) for bos in (None, True, False) if not (bos and tokenizer.bos_token_id is None)
+    ]
+
+    def fits(prompt: Example) -> bool:
+        # of random tokens, whose text may be written in others, with or without the BOS
+        starts = (0, 1) if prompt.clean[:1] == (tokenizer.bos_token_id,) else (0,)
+        same = any(tokenizer.decode(list(prompt.clean[start:])) == prompt.text for start in starts)
+        return (
+            not prompt.text or same or any(encoder.ids(prompt.text) == prompt.clean for encoder in encoders)
+        )
+
+    return next((row for row, example in enumerate(examples) if not fits(example)), None)
+
+
 def tokenizer_digest(tokenizer: Any) -> str | None:
     """Of what a tokenizer does: its vocabulary, its special tokens, and the rules where it
     can write them; None where there is none.

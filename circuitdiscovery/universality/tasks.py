@@ -10,7 +10,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.load import load_task, tasks_alike
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.task.tokenization import encoder_of
+from circuitdiscovery.task.tokenization import first_foreign
 
 
 def check_pairs(given: Mapping[Any, Any]) -> None:
@@ -71,11 +71,8 @@ def task_for(model: Model, task: Any, *, examples: int | None = None, seed: int 
     """
     if not isinstance(task, Task):
         return load_task(task, model, examples=examples, seed=seed)
-    texts = [(each.text, each.clean) for each in task.examples if each.text]
-    if texts and model.tokenizer is not None:
-        text, tokens = texts[0]
-        if encoder_of(model, task.title, False).ids(text) not in (tokens, tokens[1:]):  # or with a BOS
-            raise CircuitDiscoveryError(
-                f"task {task.title} is not in the tokens of {model.name}: give the task by its name"
-            )
+    if model.tokenizer is not None and first_foreign(task.examples, model.tokenizer) is not None:
+        raise CircuitDiscoveryError(
+            f"task {task.title} is not in the tokens of {model.name}: give the task by its name"
+        )
     return task
