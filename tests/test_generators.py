@@ -83,6 +83,19 @@ def test_no_clean_prompt_is_made_twice(
         load(tmp_path, text, toy, examples=7)
 
 
+def test_the_answer_of_repeated_tokens_is_of_the_position(toy: cd.Model, tmp_path: Path) -> None:
+    """Of a prompt's last token but two: what followed it the time before, which stands after it as well."""
+    text = (Path(cd.__file__).parents[1] / "tasks" / "induction.toml").read_text()
+    for example in load(tmp_path, f"position = -3\n{text}", toy, examples=8):
+        assert example.position == len(example.clean) - 3
+        assert example.correct == (example.clean[-2],) and example.clean[-2] not in example.incorrect
+        assert example.clean[example.positions["previous"]] == example.clean[-3]
+        assert example.clean[example.positions["next"]] == example.clean[-2]
+        assert example.variables["token"] == toy.tokenizer.decode([example.clean[-3]])
+    with pytest.raises(cd.CircuitDiscoveryError, match="position 5 is before the first repeated token"):
+        load(tmp_path, f"position = 5\n{text}", toy, examples=2)
+
+
 def test_a_generator_of_whole_prompts(toy: cd.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GENERATORS, "copies", Entry(PromptGenerator(("gap",), "pair", prompts=copies)))
     task = load(tmp_path, COPIES, toy, examples=8)

@@ -24,7 +24,8 @@ def repeated_tokens(
     length: tuple[int, ...],
     periods: tuple[int, ...],
 ) -> Iterator[Example]:
-    """Random tokens that repeat themselves; the answer is what followed the last token the time before.
+    """Random tokens that repeat themselves; the answer is what followed the last token, or the one at the
+    file's position, the time before.
 
     With period p, the first p tokens are all different. Every counterfactual puts p others in their place.
     """
@@ -36,20 +37,24 @@ def repeated_tokens(
         raise CircuitDiscoveryError(
             f"task {task.name} needs {2 * max(periods)} tokens, but the tokenizer has {len(tokens)}"
         )
-    where = f"task {task.name}"
+    position = resolve_position(task.position, len(start) + n, f"task {task.name}")
+    if position < len(start) + max(periods):
+        raise CircuitDiscoveryError(
+            f"task {task.name}: position {task.position} is before the first repeated token of a period of "
+            f"{max(periods)}: valid are {len(start) + max(periods)} to {len(start) + n - 1}, or from the end"
+        )
     while True:
         period = rng.choice(periods)
         drawn = rng.sample(tokens, 2 * period)
         first, fresh = drawn[:period], drawn[period:]
         rest = first[: n - period]
-        answer = first[n - period]
+        answer = first[(position - len(start) + 1) % period]
         clean, other = (*start, *first, *rest), (*start, *fresh, *rest)
         wrong = tuple(token for token in first if token != answer)
-        position = resolve_position(task.position, len(clean), where)
         decode = encoder.tokenizer.decode
-        previous = len(clean) - 1 - period
+        previous = position - period
         positions = {"previous": previous, "next": previous + 1}
-        variables = {"token": decode([clean[-1]]), "answer": decode([answer]), "period": str(period)}
+        variables = {"token": decode([clean[position]]), "answer": decode([answer]), "period": str(period)}
         yield Example(
             clean,
             other,
