@@ -638,7 +638,7 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path, circui
         )
     ).words()
     assert "logit_diff, resample ablation, noising; quickly (--measure quick)" in text
-    assert f"positive 66.2, negative {numbers.MINUS}49.1; F(M) {numbers.MINUS} F(empty) 4.25" in text
+    assert f"positive 66.2, negative {numbers.MINUS}49.1; the damage of removing everything 4.25" in text
     assert "0.0113 to 0.0133; empty circuit 3.7" in text
     assert "Not measured, because their scores are smaller: m1, a2.h3." in text
     assert "Not measured, because their scores are smaller: a1.h1, m2." in text

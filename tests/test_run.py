@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.engine.state import State
 from circuitdiscovery.explanation import explain as explanation
 from circuitdiscovery.measure import criteria, evaluation
+from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.reporting import data, page
 from circuitdiscovery.reporting.folder import fingerprint
 from circuitdiscovery.reporting.options import Options
@@ -792,8 +794,37 @@ def test_the_mass_of_the_scores_is_that_of_all_edges(whole: Path) -> None:
     record = json.loads((whole / "run.json").read_text())
     assert record["summary"]["scores"] == said
     assert re.search(
-        r"^scores +positive [\d.]+, negative -[\d.]+; F\(M\) - F\(empty\) ", record["report"], re.MULTILINE
+        r"^scores +positive [\d.]+, negative -[\d.]+; the damage of removing everything \d",
+        record["report"],
+        re.MULTILINE,
     )
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+@pytest.mark.parametrize(
+    ("searched", "measured", "sign"),
+    [
+        ("logit_diff", "logit_diff", -1),
+        ("nll", "nll", 1),
+        ("kl_divergence", "logit_diff", 1),
+        ("nll", "logit_diff", None),
+    ],
+)
+def test_scores_stand_beside_the_damage_of_everything_in_their_unit(
+    held_out: bool, searched: str, measured: str, sign: int | None
+) -> None:
+    """By the metric that they were searched with, whatever the circuit is measured by."""
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=3)
+    task = task if held_out else replace(task, held_out=None)
+    scores = cd.eap_ig(model, task, metric=searched, steps=1)
+    circuit, options = scores.top(20), Options("toy", "ioi", metric=measured)
+    found = WHOLE(model, task, circuit, metric=measured, effort="quick").to_dict()
+    said = data.contents_of(model, task, circuit, scores, found, options, "quick", None)["scores"]
+    by = Evaluator.build(Setup.of(model, task, circuit.graph, metric=searched))
+    full, empty = (by.values(mask).mean() for mask in (circuit.graph.allowed, np.zeros_like(circuit.mask)))
+    expected = None if sign is None else pytest.approx(sign * (empty - full), rel=1e-4)
+    assert said["difference"] == expected and (expected is None or said["difference"] > 0)
 
 
 def test_the_prompts_of_the_search_are_measured_beside_those_held_out() -> None:

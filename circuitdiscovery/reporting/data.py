@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.registry import are_damages
+from circuitdiscovery.registry import METRICS, are_damages
 from circuitdiscovery.reporting.folder import FORMAT, NOT_MEASURED, fingerprint
 from circuitdiscovery.reporting.options import MEASURED_WITH, Options
 from circuitdiscovery.reporting.progress import stage
@@ -90,8 +90,8 @@ def contents_of(
     if evaluation is None:
         unmeasured = {"scores": mass(scores, None), "searched": None, "prompts": None, "curve": None}
         return report | unmeasured | {"no_curve": NOT_MEASURED, "no_cards": NOT_MEASURED}
-    searched, difference = _searched(model, task, circuit, evaluation, options)
-    report |= {"scores": mass(scores, difference), "searched": searched}
+    searched, ends = _searched(model, task, circuit, evaluation, options)
+    report |= {"scores": mass(scores, _damage_of_all(scores, evaluation, ends)), "searched": searched}
     curve, no_curve = _curve(model, task, circuit, scores, evaluation, options)
     report |= {"prompts": _prompts(model, used, circuit, options), "curve": curve, "no_curve": no_curve}
     return report | {"no_cards": no_cards}
@@ -101,8 +101,8 @@ def contents_of(
 
 
 def mass(scores: Scores | None, difference: float | None) -> Json | None:
-    """The sums of the positive and the negative scores, and F(M) - F(empty) on the search's prompts; None of
-    scores that are no damages, which add up to nothing.
+    """The sums of the positive and the negative scores, and the damage of removing everything (`difference`)
+    on the search's prompts; None of scores that are no damages, which add up to nothing.
     """
     if scores is None or not are_damages(scores.info):
         return None
@@ -115,10 +115,30 @@ def mass(scores: Scores | None, difference: float | None) -> Json | None:
     return {name: None if value is None else _rounded(float(value)) for name, value in sums.items()}
 
 
+def _damage_of_all(
+    scores: Scores | None, evaluation: Mapping[str, Any], ends: Mapping[str, float]
+) -> float | None:
+    """The damage of removing every edge, by what the scores were searched with; None where that was not
+    measured.
+    """
+    if scores is None:
+        return None
+    how = {"direction": evaluation["direction"], **scores.info.get("options", {})}
+    metric = how.get("metric")
+    if metric not in METRICS or any(how.get(name) != evaluation[name] for name in ("ablation", "direction")):
+        return None
+    if METRICS[metric].divergence:
+        return ends.get("empty_kl")
+    if metric != evaluation["metric"]:
+        return None
+    return (ends["full"] - ends["empty"]) * (1 if METRICS[metric].higher_is_better else -1)
+
+
 def _searched(
     model: Model, task: Task, circuit: Circuit, evaluation: Mapping[str, Any], options: Options
-) -> tuple[Json | None, float]:
-    """The faithfulness of the circuit on the prompts of the search, and F(M) - F(empty) there.
+) -> tuple[Json | None, dict[str, float]]:
+    """The faithfulness of the circuit on the prompts of the search, and there F(M), F(empty) and the empty
+    circuit's KL.
 
     The first is None if no prompts are held out, because the evaluation is then on these prompts.
     """
@@ -126,7 +146,8 @@ def _searched(
     from circuitdiscovery.measure.evaluator import Evaluator
 
     if task.held_out is None:
-        return None, evaluation["full"]["value"] - evaluation["empty"]["value"]
+        known = ("full", "empty", "empty_kl")
+        return None, {name: evaluation[name]["value"] for name in known if name in evaluation}
     setup = Setup.of(model, task, circuit.graph, **options.some(*MEASURED_WITH))
     masks = circuit.graph.allowed, circuit.mask, np.zeros_like(circuit.mask)
     with stage("the prompts of the search") as progress:
@@ -141,7 +162,11 @@ def _searched(
             name: None if value is None else _rounded(value) for name, value in normalized.to_dict().items()
         }
     )
-    return {"examples": len(task), "normalized": estimate}, float(full.mean() - empty.mean())
+    ends = {"full": full, "empty": empty, "empty_kl": evaluator.values(masks[-1], "kl")}
+    return (
+        {"examples": len(task), "normalized": estimate},
+        {name: float(values.mean()) for name, values in ends.items()},
+    )
 
 
 # --------------------------------------------------------------------- curve

@@ -315,13 +315,11 @@ def told(evaluation: Json | None, contents: Json) -> list[str]:
 
 
 def mass(scores: Json) -> str:
-    """The sums of the scores, as `positive 66.2, negative -49.1; F(M) - F(empty) 4.32`."""
+    """The sums of the scores, as `positive 66.2, negative -49.1; the damage of removing everything 4.32`."""
     text = f"positive {number(scores['positive'])}, negative {number(scores['negative'])}"
-    return (
-        text
-        if scores["difference"] is None
-        else f"{text}; F(M) {MINUS} F(empty) {number(scores['difference'])}"
-    )
+    if scores["difference"] is None:
+        return text
+    return f"{text}; the damage of removing everything {number(scores['difference'])}"
 
 
 # -------------------------------------------------------------------- how made
