@@ -179,6 +179,25 @@ def test_few_of_a_template_are_pooled_to_the_length(gpt2: Tiny) -> None:
         torch.testing.assert_close(found, runs.mean(1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [
+        (torch.tensor([1, 2, 3]), "reference, row 0: must be token ids, not int"),
+        (["one"], r"reference, row 0: must be token ids, not str; for texts there is Task.from_prompts"),
+        ([["a", "b", "c", "d"]], "reference, row 0: must be token ids, not str"),
+        (torch.full((2, 4), 0.5), r"reference, row 0: must be token ids, not 0\.5"),
+        (torch.full((2, 4), -1), "reference, row 0: must be token ids, not -1"),
+        ([[True] * 4], "reference, row 0: must be token ids, not True"),
+        ([[1, 2, 3, 4], [1, 101, 2, 3]], "task reference, row 1: clean has token 101"),
+        ([[]], "reference, row 0: has no token"),
+        ([], "reference: at least one prompt is needed"),
+    ],
+)
+def test_a_reference_is_rows_of_tokens(gpt2: Tiny, reference: Any, told: str) -> None:
+    with pytest.raises(cd.CircuitDiscoveryError, match=told):
+        cd.replacements(gpt2.model, random_prompts(101, 2, 4).task, ablation="mean", reference=reference)
+
+
 def test_a_selection_keeps_what_means_are_over(gpt2: Tiny) -> None:
     task = random_prompts(101, 5, 4, seed=7).task
     whole, some = rows_of(gpt2.model, task, "mean"), rows_of(gpt2.model, task.select([3, 1]), "mean")

@@ -40,6 +40,7 @@ from circuitdiscovery.registry import ABLATIONS, canonical
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
+from circuitdiscovery.task.tokens import token_rows
 
 _SEEDS = 2**63  # that a generator takes
 
@@ -196,7 +197,7 @@ def on_demand(
     name = canonical("ablation", ablation)
     known, parts = ABLATIONS[name], Parts.of(model, graph)
     bare = graph.without("positions")
-    reference = _as_reference(task, reference)
+    reference = _as_reference(model, task, reference)
     made = known.load()(model, task=task, graph=bare, reference=reference, seed=seed, k=k)
     rows = _lifting(parts, task, made.rows, (bare, graph.whole))
     return OnDemand(name, known.own_run, rows, parts, made.mean_over, starts_at_input=known.own_run)
@@ -300,15 +301,20 @@ def _without_pads(rows: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
     return with_pads
 
 
-def _as_reference(task: Task, reference: Task | Tensor | Sequence[Sequence[int]] | None) -> Task | None:
+def _as_reference(
+    model: Model, task: Task, reference: Task | Tensor | Sequence[Sequence[int]] | None
+) -> Task | None:
     """The reference prompts, as the corrupted prompts of a task."""
-    if reference is None or isinstance(reference, Task):
-        return reference
-    rows = reference.tolist() if isinstance(reference, Tensor) else [list(row) for row in reference]
-    if not rows:
-        raise CircuitDiscoveryError("reference: at least one prompt is needed")
-    examples = tuple(Example(tuple(row), tuple(row), (0,), (1,), len(row) - 1, None, "") for row in rows)
-    return replace(task, examples=examples, held_out=None)
+    if reference is None:
+        return None
+    if not isinstance(reference, Task):
+        rows = token_rows("reference", reference)
+        if not rows:
+            raise CircuitDiscoveryError("reference: at least one prompt is needed")
+        examples = tuple(Example(row, row, (0,), (1,), len(row) - 1, None, "") for row in rows)
+        reference = replace(task, name="reference", part={}, examples=examples, held_out=None)
+    reference.check(model.vocab_size, model.n_positions)
+    return reference
 
 
 @guarded

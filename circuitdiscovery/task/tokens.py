@@ -15,7 +15,7 @@ def examples_of_tokens(
     sides: Mapping[str, Any], position: Any, positions: Mapping[str, Any], variables: Mapping[str, Any]
 ) -> tuple[Example, ...]:
     """The examples of `Task.from_tokens`; the sides are clean, corrupted, correct and incorrect."""
-    rows_of = {name: _rows(name, value) for name, value in sides.items()}
+    rows_of = {name: token_rows(name, value) for name, value in sides.items()}
     counts = {name: len(rows) for name, rows in rows_of.items()}
     if len(set(counts.values())) != 1 or not counts["clean"]:
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -31,7 +31,8 @@ def as_python(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _rows(name: str, value: Any) -> list[tuple[int, ...]]:
+def token_rows(name: str, value: Any) -> list[tuple[int, ...]]:
+    """Rows of token ids: a tensor, an array, or a list of rows; answers may be one id each."""
     rows = as_python(value)
     if not isinstance(rows, list | tuple):
         raise CircuitDiscoveryError(
