@@ -696,6 +696,23 @@ def test_a_device_that_is_not_there_is_one_line(call: Call) -> None:
     assert "cuda:99" in one_line(call("discover", "toy", "ioi", "--device", "cuda:99"))
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "universal toy toy --task ioi --circuit nope.json --circuit nope.json",
+        "universal toy toy --task ioi --circuit gpt2/ioi --circuit nope",
+        "explain gpt2/ioi --model toy --task ioi --dictionary nope",
+        "neuron toy m2/f3 ioi --dictionary nope",
+    ],
+)
+def test_a_file_that_is_not_there_is_told_before_a_model_is_loaded(
+    call: Call, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for module in (cd, load):
+        monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("was loaded"), raising=False)
+    assert "nope" in one_line(call(*command.split()))
+
+
 def test_only_an_end_of_line_ends_a_text(call: Call, tmp_path: Path) -> None:
     """Not what Unicode calls a boundary inside of a line: U+2028, a form feed, NEL."""
     lines = ["The keys\u2028on the\x0ctable\x85are small.", "There is a dog."]

@@ -102,8 +102,8 @@ class TrainingRun:
     _tokens: tuple[int, int, Any] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        """Each is looked for before the first one is measured: a folder or a name on the hub is checked by its
-        config and tokenizer."""
+        """Each is looked for before the first one is measured: a folder or a name on the hub is checked by
+        its config and tokenizer."""
         for step, source in self.sources.items():
             with _told(step):
                 if isinstance(source, Model):

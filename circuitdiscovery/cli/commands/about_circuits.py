@@ -48,7 +48,8 @@ def evaluate(circuit: str, measure: str, as_json: bool, **given: Any) -> None:
     """
     from circuitdiscovery.cli.search import evaluate as measured
 
-    model, task, found, options = _searched_in(circuit, given)
+    found = circuit_of(circuit)
+    model, task, options = _searched_in(found, circuit, given)
     scores = scores_of(found, circuit)
     result = measured(model, task, found, scores, options, effort=measure)
     show(result, as_json)
@@ -60,17 +61,15 @@ def evaluate(circuit: str, measure: str, as_json: bool, **given: Any) -> None:
             click.echo(line)
 
 
-def _searched_in(circuit: str, given: dict[str, Any]) -> tuple[Any, Any, Circuit, Options]:
-    """(model, task, circuit, options) of a command about a circuit:
-    what is given, else as it was searched."""
-    found = circuit_of(circuit)
-    options = evaluation_options(found, circuit, given)
-    model, task = load_unseen(found, circuit, options)
+def _searched_in(found: Circuit, path: str, given: dict[str, Any]) -> tuple[Any, Any, Options]:
+    """(model, task, options) of a command about a circuit: what is given, else as it was searched."""
+    options = evaluation_options(found, path, given)
+    model, task = load_unseen(found, path, options)
     from circuitdiscovery.engine import threads  # imports torch
 
     threads.choose(model, task, options.batch_size)
     found.check_model(model)
-    return model, task, found, options
+    return model, task, options
 
 
 @cli.command(short_help="Say what the heads and MLPs of CIRCUIT do.")
@@ -114,12 +113,13 @@ def explain(
     """Say what the heads and MLPs of CIRCUIT do, a circuit.json, a run's folder
     or a shipped graph's name: a card for each.
     """
-    # cards are of noising, whatever the search was
-    model, task, found, options = _searched_in(circuit, {**given, "direction": "noising"})
     import circuitdiscovery as cd
     from circuitdiscovery.reporting.progress import stage
 
+    found = circuit_of(circuit)
     dictionaries = [cd.features.load_sae(folder) for folder in folders]
+    # cards are of noising, whatever the search was
+    model, task, options = _searched_in(found, circuit, {**given, "direction": "noising"})
     with stage("explaining") as report:
         chosen: dict[str, Any] = {
             "nodes": nodes or None,

@@ -29,12 +29,12 @@ def neuron(
     """What makes UNIT of MODEL active, a neuron such as m2/n301 or a feature of a dictionary, on the prompts
     of TASK or in texts; and what it writes.
     """
+    meant = unit_named(unit, dictionary)
     model, where = loaded(given)
     import circuitdiscovery as cd
     from circuitdiscovery.reporting.progress import stage
 
     how = {"top": top, "seed": given["seed"], "batch_size": given["batch_size"]}
-    meant = unit_named(unit, dictionary)
     with stage("looking") as report:
         found = cd.features.top_activations(model, meant, where, progress=report, **how)
     if html is not None:

@@ -10,7 +10,7 @@ import click
 
 from circuitdiscovery.cli.arguments import CIRCUIT, COUNT, MODEL, TASK, Checked, as_json, on_runs
 from circuitdiscovery.cli.commands.group import cli
-from circuitdiscovery.cli.files import circuit_of, file_of, show
+from circuitdiscovery.cli.files import circuit_of, show
 from circuitdiscovery.cli.prompts import PICTURE, TEXTS, all_of_them
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 
@@ -62,8 +62,10 @@ def universal(
     kind = of or ("circuits" if circuits or edges is not None else "neurons")
     if len(models) < 2:
         raise CircuitDiscoveryError("give at least two models: MODEL OTHER...")
+    own: list[Circuit] = []
     if kind == "circuits":
         _check_circuits(models, texts, task, circuits, edges)
+        own = [circuit_of(path) for path in circuits]
     elif circuits or edges is not None:
         raise CircuitDiscoveryError(f"--circuit and --edges are for --of circuits, not --of {kind}")
     elif (texts is None) == (task is None):
@@ -77,7 +79,7 @@ def universal(
         loaded = [cd.load_model(each, device=given["device"], dtype=given["dtype"]) for each in models]
     drawing = {name: given[name] for name in ("examples", "seed", "skip_bad")}
     if kind == "circuits":
-        found: Any = _circuits(loaded, task, circuits, edges, drawing, given["batch_size"])
+        found: Any = _circuits(loaded, task, own, edges, drawing, given["batch_size"])
     else:
         where: Any = texts
         if task is not None:
@@ -109,14 +111,12 @@ def _check_circuits(
         raise CircuitDiscoveryError(
             f"give one --circuit for each MODEL: there are {len(models)} models, {len(circuits)} circuits"
         )
-    for path in circuits:  # before the models are loaded
-        file_of(path)
 
 
 def _circuits(
     models: Sequence[Model],
     task: str | None,
-    circuits: Sequence[str],
+    circuits: Sequence[Circuit],
     edges: int | None,
     drawing: dict[str, Any],
     batch_size: int | None,
@@ -130,10 +130,7 @@ def _circuits(
     labels = [name if names.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(names)]
     of: dict[str, tuple[Model, Circuit]] = {}
     if circuits:
-        of = {
-            label: (model, circuit_of(path))
-            for label, model, path in zip(labels, models, circuits, strict=True)
-        }
+        of = {label: (model, circuit) for label, model, circuit in zip(labels, models, circuits, strict=True)}
     else:
         assert edges is not None
         for label, model in zip(labels, models, strict=True):
