@@ -18,8 +18,9 @@ from tiny import random_model, random_prompts, save_tiny, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
-from circuitdiscovery.features.dictionary import KINDS, TENSORS, Dictionary
+from circuitdiscovery.features.dictionary import TENSORS, Dictionary
 from circuitdiscovery.features.sites import hook_of, location_of
+from circuitdiscovery.features.whole import KINDS
 
 load = cd.features.load_sae
 X = activations()
@@ -145,7 +146,7 @@ def test_old_layouts_of_sae_lens(tmp_path: Path, activation: str) -> None:
     config |= {"activation_fn_kwargs": {"k": 6}} if activation == "topk" else {}
     files = {"cfg.json": config, "sae_weights.safetensors": found | {"scaling_factor": scaling}}
     folder = made.write(tmp_path / "a", files)
-    dictionary = load(folder)
+    dictionary = load(folder, centred=False)
     assert (dictionary.kind, dictionary.site) == (activation, "resid3")
     f = active(activation, X - found["b_dec"], found)
     check(dictionary, f, (f * scaling) @ found["W_dec"] + found["b_dec"], tmp_path)
@@ -504,8 +505,12 @@ WRONG_CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("standard", {"metadata": {"hook_name": "blocks.2.attn.hook_q"}}, "'blocks.2.attn.hook_q' is not known; known"),
     ("standard", {"metadata": {"hook_name": "hook_embed"}}, "the place 'hook_embed' is not known"),
     ("standard", {"metadata": {"hook_name": "blocks.2.attn.hook_z", "hook_head_index": 1}}, "hook_head_index is 1"),
-    ("standard", {"metadata": made.HOOKS | {"model_from_pretrained_kwargs": {"center_writing_weights": True}}},
-     "trained on a model with center_writing_weights"),
+    ("standard", {"normalize_activations": "constant_norm_rescale", "metadata": made.HOOKS |
+                  {"model_from_pretrained_kwargs": {"center_writing_weights": True}}},
+     "center_writing_weights and constant_norm_rescale together are not computed"),
+    ("transcoder", TRANSCODER | {"metadata": made.THROUGH |
+                                 {"model_from_pretrained_kwargs": {"center_writing_weights": True}}},
+     "with center_writing_weights, whose activations at m2 differ"),
     ("transcoder", {"metadata": {}, "apply_b_dec_to_input": False}, "what the transcoder reads is not in the file; give reads="),
     ("transcoder", TRANSCODER | {"metadata": {"hook_name": "blocks.2.mlp.hook_in"}}, "hook_name_out is missing"),
     ("transcoder", TRANSCODER | {"metadata": made.THROUGH | {"hook_name": "blocks.1.mlp.hook_in"}},
@@ -522,6 +527,64 @@ def test_a_configuration_that_is_not_computed(
 ) -> None:
     kind = architecture if architecture in KINDS else "relu"
     refused(match, made.sae_lens(tmp_path / "a", architecture, arrays(kind), **options))
+
+
+CENTRED = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+
+
+def test_centred_activations_are_made_of_the_models_own(tmp_path: Path) -> None:
+    """As TransformerLens' center_writing_weights makes the stream: less its mean over the width, which is given
+    back. Old folders do not say it; gpt2-small-res-jb's has no more than these fields."""
+    found = arrays("relu")
+    mean = X.mean(-1, keepdims=True)
+    f = active("relu", X - mean - found["b_dec"], found)
+    output = f @ found["W_dec"] + found["b_dec"] + mean
+    told = made.sae_lens(tmp_path / "a", "standard", found, metadata=made.HOOKS | CENTRED)
+    check(load(told), f, output, tmp_path)
+    old = {
+        "d_in": made.D_IN, "d_sae": made.FEATURES, "hook_point": "blocks.3.hook_resid_pre", "hook_point_layer": 3,
+        "model_name": "gpt2-small", "dataset_path": "x", "context_size": 128, "dtype": "torch.float32",
+    }  # fmt: skip
+    folder = made.write(tmp_path / "b", {"cfg.json": old, "sae_weights.safetensors": found})
+    refused(
+        "does not say whether center_writing_weights was on, .*; give centred=True or centred=False", folder
+    )
+    check(load(folder, centred=True), f, output, tmp_path)
+    other = made.sparsify(tmp_path / "c", found, transcode=False)
+    refused("centred= is of a folder of SAE Lens, which this is not", other, centred=True)
+    f = active("relu", X - found["b_dec"], found)
+    for plain in (load(folder, centred=False), load(told, centred=False)):
+        check(plain, f, f @ found["W_dec"] + found["b_dec"], tmp_path)
+
+
+@pytest.mark.parametrize("site", ["attn.hook_z", "mlp.hook_post"])
+def test_what_no_layer_adds_is_not_centred(site: str, tmp_path: Path) -> None:
+    found = arrays("relu")
+    f = active("relu", X - found["b_dec"], found)
+    metadata = {"hook_name": f"blocks.2.{site}"} | CENTRED
+    folder = made.sae_lens(tmp_path / "a", "standard", found, metadata=metadata)
+    check(load(folder), f, f @ found["W_dec"] + found["b_dec"], tmp_path)
+    old = OLD | {"hook_point": f"blocks.2.{site}", "hook_point_layer": 2}
+    folder = made.write(tmp_path / "b", {"cfg.json": old, "sae_weights.safetensors": found})
+    check(load(folder), f, f @ found["W_dec"] + found["b_dec"], tmp_path)
+
+
+def test_centred_activations_of_a_model_without_a_layer_norm(tmp_path: Path) -> None:
+    rows = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    sae = Dictionary(
+        "relu", "resid1", "output", rows, torch.zeros(8), rows, torch.zeros(32), normalizes="centre"
+    )
+    prompts = [[1, 5, 7, 9, 30], [4, 4, 61, 2, 80]]
+    model = cd.load_model((random_model(tiny_config("gpt2")), None))
+    acts = cd.features.activations(model, prompts, "resid1")
+    centred = acts.values - acts.values.mean(-1, keepdim=True)
+    found = cd.features.top_activations(model, sae[3], prompts)
+    assert found.high == pytest.approx(float((centred @ rows[3]).max()), rel=1e-5)
+    model = cd.load_model((random_model(tiny_config("gemma3")), None))
+    with pytest.raises(cd.CircuitDiscoveryError, match="has no LayerNorm"):
+        cd.features.top_activations(model, sae[3], prompts)
+    with pytest.raises(cd.CircuitDiscoveryError, match="centred where they are added to the stream"):
+        replace(sae, site="a1.z")
 
 
 def test_processing_that_does_not_matter_is_allowed(tmp_path: Path) -> None:

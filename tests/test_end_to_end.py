@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import circuitdiscovery as cd
-from circuitdiscovery.features.dictionary import KINDS
 from circuitdiscovery.features.end_to_end import Downstream
+from circuitdiscovery.features.whole import KINDS
 
 f = cd.features
 TEXTS = ["The keys on the table are small.", "There is a dog by the door.", "The dog is old."]

@@ -18,7 +18,7 @@ import circuitdiscovery as cd
 from circuitdiscovery.cli.commands.dictionaries import SAE_KINDS
 from circuitdiscovery.cli.main import cli, main
 from circuitdiscovery.features import losses, sweeping, training
-from circuitdiscovery.features.dictionary import KINDS
+from circuitdiscovery.features.whole import KINDS
 
 f = cd.features
 TEXTS = ["The keys on the table are small.", "There is a dog by the door.", "The dog is old."]

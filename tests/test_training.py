@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 import circuitdiscovery as cd
 from circuitdiscovery.features import collecting, losses
-from circuitdiscovery.features.dictionary import KINDS, Dictionary
+from circuitdiscovery.features.dictionary import Dictionary
+from circuitdiscovery.features.whole import KINDS
 
 f = cd.features
 SMALL: dict[str, Any] = {"n": 24, "k": 3, "steps": 60, "lr": 5e-3}

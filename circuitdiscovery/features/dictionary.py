@@ -20,17 +20,13 @@ from torch.nn import functional as F
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine import memory
-from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
-from circuitdiscovery.features.sites import checked_site, is_mlp
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
+from circuitdiscovery.features.whole import check
 from circuitdiscovery.model.build import weights_digest
 from circuitdiscovery.model.load import as_dtype
 
 Kind = Literal["relu", "topk", "jumprelu", "gated"]
-KINDS = ("relu", "topk", "jumprelu", "gated")
-READS = ("output", "normed", "normed without gain", "hook_normalized", "stream")
-NORMALIZES = ("none", "layer_norm", "constant_norm_rescale")
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag", "W_skip")
-_NEEDS: Mapping[str, tuple[str, ...]] = {"jumprelu": ("threshold",), "gated": ("r_mag", "b_mag")}
 _LAYER_NORM_EPS = 1e-5  # SAE Lens adds it to the deviation, not to the variance
 _BYTES = 2**26  # of all features' pre-activations that are held at a time where a few are asked for
 
@@ -59,7 +55,9 @@ class Dictionary:
         W_skip: [d_out, d_in]: what a transcoder reads goes to its output through it, too.
         subtracts_b_dec: whether b_dec is taken from what is read (an autoencoder's).
         normalizes: what is done to each activation before (and undone to an autoencoder's output): "none",
-            "layer_norm" (mean 0, deviation 1) or "constant_norm_rescale" (norm sqrt(d_in)).
+            "centre" (mean 0 over its width; of what is added to the stream, and the stream, in a model whose
+            writing weights TransformerLens centred), "layer_norm" (mean 0, deviation 1) or
+            "constant_norm_rescale" (norm sqrt(d_in)).
         signed: whether a feature that was selected may be negative (circuit-tracer's topk and jumprelu).
         inner: whether the site is meant before the norm that Gemma 2 and 3 have after it; elsewhere there is
             no difference.
@@ -90,7 +88,7 @@ class Dictionary:
     history: tuple[Mapping[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
         if not self.digest:
             object.__setattr__(self, "digest", _digest(self))
 
@@ -199,9 +197,8 @@ class Dictionary:
         if self.W_skip is not None:  # it reads what was not normalised
             written = written + F.linear(x.to(self.W_skip.dtype), self.W_skip)
         _, scale, shift = self._read(x)
-        if scale is None:
-            return written + self.b_dec
-        return written + self.b_dec * scale + (0.0 if shift is None else shift)
+        written = written + (self.b_dec if scale is None else self.b_dec * scale)
+        return written if shift is None else written + shift
 
     @property
     def at_once(self) -> int:
@@ -222,9 +219,10 @@ class Dictionary:
                 f"the dictionary reads activations of width {self.d_in}, not of shape {list(x.shape)}"
             )
         x, scale, shift = x.to(self.W_enc.dtype), None, None
-        if self.normalizes == "layer_norm":
+        if self.normalizes in ("centre", "layer_norm"):
             shift = x.mean(-1, keepdim=True)
             x = x - shift
+        if self.normalizes == "layer_norm":
             scale = x.std(-1, keepdim=True)
             x = x / (scale + _LAYER_NORM_EPS)
         elif self.normalizes == "constant_norm_rescale":
@@ -321,69 +319,6 @@ class Feature:
 
     def __str__(self) -> str:
         return f"{self.dictionary.site or 'a dictionary'}/f{self.number}"
-
-
-def _check(found: Dictionary) -> None:
-    """Refuse what is not a whole dictionary."""
-    for name, value, valid in (
-        ("kind", found.kind, KINDS),
-        ("reads", found.reads, READS),
-        ("normalizes", found.normalizes, NORMALIZES),
-    ):
-        if value not in valid:
-            raise unknown(name, value, valid, plural=f"values of {name}")
-    for name in ("W_enc", "W_dec"):
-        if getattr(found, name).dim() != 2:
-            shape = list(getattr(found, name).shape)
-            raise CircuitDiscoveryError(f"a dictionary's {name} is a matrix, not of shape {shape}")
-    features, d_in = found.W_enc.shape
-    d_out = found.W_dec.shape[1]
-    for name, shape in {
-        "W_enc": (features, d_in),
-        "W_dec": (features, d_out),
-        "b_dec": (d_out,),
-        "W_skip": (d_out, d_in),
-    }.items():
-        _check_tensor(name, getattr(found, name), shape)
-    for name in ("b_enc", "threshold", "r_mag", "b_mag"):
-        _check_tensor(name, getattr(found, name), (features,))
-    needed = _NEEDS.get(found.kind, ())
-    for name in ("threshold", "r_mag", "b_mag"):
-        if (getattr(found, name) is None) == (name in needed):
-            verb = "lacks" if name in needed else "does not use"
-            raise CircuitDiscoveryError(f"a {found.kind} dictionary {verb} {name}")
-    if (found.kind == "topk") != (found.k is not None) or (
-        found.k is not None and not 1 <= found.k <= features
-    ):
-        raise CircuitDiscoveryError(
-            f"k is {found.k}; a topk dictionary of {features} features needs a k from 1 to {features}, "
-            "and other kinds have none"
-        )
-    if found.signed and found.kind not in ("topk", "jumprelu"):
-        raise CircuitDiscoveryError(
-            f"a feature of a {found.kind} dictionary is never negative: it is not signed"
-        )
-    if found.site is not None:
-        checked_site(found.site, "a dictionary")
-        if found.transcoder and not is_mlp(found.site):
-            raise CircuitDiscoveryError(f"a transcoder is of an MLP (m2), not of {found.site}")
-    if found.transcoder and found.subtracts_b_dec:
-        raise CircuitDiscoveryError(
-            "a transcoder's b_dec is not part of what it reads, so it cannot be subtracted"
-        )
-    if not found.transcoder and d_in != d_out:
-        raise CircuitDiscoveryError(f"an autoencoder writes what it reads, not {d_out} numbers of {d_in}")
-
-
-def _check_tensor(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
-    if tensor is None:
-        return
-    if tuple(tensor.shape) != shape:
-        raise CircuitDiscoveryError(
-            f"a dictionary's {name} has shape {list(tensor.shape)}; by its other tensors {list(shape)}"
-        )
-    if not bool(torch.isfinite(tensor).all()):
-        raise CircuitDiscoveryError(f"a dictionary's {name} has numbers that are not finite")
 
 
 def _digest(found: Dictionary) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.features import circuit_tracer, gemma_scope, sae_lens, sparsify
-from circuitdiscovery.features.dictionary import READS, Dictionary
+from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.sites import checked_site, layers_of
+from circuitdiscovery.features.whole import READS
 from circuitdiscovery.files.disk import is_folder
 
 # whose, and the files that such a folder has: the weights and what describes them
@@ -25,7 +26,12 @@ _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 
 @guarded
 def load_sae(
-    folder: str | Path, *, layer: int | None = None, site: str | None = None, reads: str | None = None
+    folder: str | Path,
+    *,
+    layer: int | None = None,
+    site: str | None = None,
+    reads: str | None = None,
+    centred: bool | None = None,
 ) -> Dictionary:
     """Read a sparse dictionary: a sparse autoencoder, or a transcoder.
 
@@ -43,6 +49,10 @@ def load_sae(
         reads: what it reads, where the folder does not say: "output" (an autoencoder), or of a transcoder
             "normed" (what the MLP's norm gives), "normed without gain" or "stream" (before the norm). Which
             of the first two a folder calls `ln2.hook_normalized` is decided at the model, or here.
+        centred: of SAE Lens, whether TransformerLens had centred the weights that write to the stream
+            (`center_writing_weights`), as for gpt2-small-res-jb and others of its time: then the mean over
+            the width is taken from each activation and given back. By default what the folder says; old ones
+            do not.
 
     Returns:
         The dictionary, in float32 or float64.
@@ -68,7 +78,9 @@ def load_sae(
     if not is_folder(path):
         what = "is a file; give the folder that it is in" if path.is_file() else "is not a folder"
         raise CircuitDiscoveryError(f"load_sae: {path} {what}")
-    found = _read(path, layer, reads)
+    if centred is not None and not (path / sae_lens.WEIGHTS).is_file():
+        raise CircuitDiscoveryError(f"{path}: centred= is of a folder of SAE Lens, which this is not")
+    found = _read(path, layer, reads, centred)
     if found.reads == "hook_normalized" and reads in ("normed", "normed without gain"):
         found = replace(found, reads=reads, digest="")
     if layer is not None and found.site is not None and layer not in layers_of(found.site):
@@ -81,10 +93,10 @@ def load_sae(
     return found if site is None else replace(found, site=site)
 
 
-def _read(path: Path, layer: int | None, reads: str | None) -> Dictionary:
+def _read(path: Path, layer: int | None, reads: str | None, centred: bool | None) -> Dictionary:
     """The dictionary, by the files that are there."""
     readers: dict[str, Callable[[], Dictionary]] = {
-        "SAE Lens": lambda: sae_lens.read(path, reads),
+        "SAE Lens": lambda: sae_lens.read(path, reads, centred),
         "EleutherAI's sparsify": lambda: sparsify.read(path, path.name, reads),
         "Gemma Scope 2": lambda: gemma_scope.read_second(path),
         "Gemma Scope": lambda: gemma_scope.read_first(path, reads),

@@ -39,7 +39,9 @@ _TENSORS: Mapping[str, tuple[str, ...]] = {
     "gated": ("b_gate", "r_mag", "b_mag"),
 }
 # what TransformerLens may do to the weights before activations are collected, and where it matters
-_PROCESSING = {"center_writing_weights": "", "fold_value_biases": ".z", "fold_ln": "normed"}
+_PROCESSING = {"fold_value_biases": ".z", "fold_ln": "normed"}
+_CENTRED = "center_writing_weights"
+_OLD = "hook_point"  # what only old versions write
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,12 @@ _BY_NAME = {
 }
 
 
-def read(folder: Path, reads: str | None = None) -> Dictionary:
+def read(folder: Path, reads: str | None = None, centred: bool | None = None) -> Dictionary:
     """The dictionary of a folder.
 
     Args:
         reads: what a transcoder reads, where the folder does not say.
+        centred: whether what it reads is centred, whatever the folder says.
 
     Raises:
         CircuitDiscoveryError: whatever is missing, contradictory or not computed, by name.
@@ -85,8 +88,7 @@ def read(folder: Path, reads: str | None = None) -> Dictionary:
     where, weights = folder / CONFIG, folder / WEIGHTS
     config = _flat(read_config(where), where)
     built = _architecture(config, where)
-    place = _place(config, built, where)
-    place = _unfolded(config, place, where)
+    place = _unfolded(config, _place(config, built, where), where)
     reads = what_is_read(place, built.transcoder, field(config, "reads", str, where, reads), where)
     normalizes = _normalizes(config, where)
     tensors = read_tensors(weights)
@@ -100,6 +102,10 @@ def read(folder: Path, reads: str | None = None) -> Dictionary:
     if normalizes == "expected_average_only_in":
         _scale(tensors, folder, where)
         normalizes = "none"
+    if _centres(config, place, centred, where):
+        if normalizes == "constant_norm_rescale":
+            raise CircuitDiscoveryError(f"{where}: {_CENTRED} and {normalizes} together are not computed")
+        normalizes = "centre" if normalizes == "none" else normalizes  # layer_norm centres, too
     if built.kind == "topk" and field(config, "rescale_acts_by_decoder_norm", bool, where, False):
         _rescale(tensors)
     return made(
@@ -125,7 +131,7 @@ def _flat(config: dict[str, Any], where: Path) -> dict[str, Any]:
     """A configuration of any version: its metadata beside the rest, by the names of today."""
     metadata = field(config, "metadata", dict, where, {})
     renamed = {_RENAMED.get(name, name): value for name, value in config.items()}
-    return {**metadata, **renamed}
+    return {**metadata, **config, **renamed}
 
 
 def _architecture(config: Mapping[str, Any], where: Path) -> _Architecture:
@@ -261,10 +267,34 @@ def _check_processing(config: Mapping[str, Any], place: Location, where: Path) -
     options = field(config, "model_from_pretrained_kwargs", dict, where, {})
     for name, matters in _PROCESSING.items():
         if options.get(name) and (place.site.endswith(matters) or place.reads == matters):
-            raise CircuitDiscoveryError(
-                f"{where}: it was trained on a model with {name}, whose activations at {place.site} differ "
-                "from those of the model as it is"
-            )
+            raise _of_another(where, name, place.site)
+
+
+def _of_another(where: Path, name: str, site: str) -> CircuitDiscoveryError:
+    return CircuitDiscoveryError(
+        f"{where}: it was trained on a model with {name}, whose activations at {site} differ from those of "
+        "the model as it is"
+    )
+
+
+def _centres(config: Mapping[str, Any], place: Location | None, told: bool | None, where: Path) -> bool:
+    """Whether it is of activations without their mean over the width: of a model with center_writing_weights,
+    which centres the stream and what is added to it, so that nothing changes behind a LayerNorm.
+
+    Old versions do not say what was done to the model's weights.
+    """
+    options = field(config, "model_from_pretrained_kwargs", dict, where, None)
+    if place is not None and "." in place.site:
+        return False
+    if told is None and options is None and _OLD in config and place is not None and place.reads == "output":
+        raise CircuitDiscoveryError(
+            f"{where}: an old folder does not say whether {_CENTRED} was on, as for gpt2-small-res-jb; give "
+            "centred=True or centred=False to load_sae"
+        )
+    centred = bool((options or {}).get(_CENTRED)) if told is None else told
+    if centred and place is not None and place.reads != "output":
+        raise _of_another(where, _CENTRED, place.site)  # what it writes
+    return centred
 
 
 # ------------------------------------------------------------------- writing
@@ -302,6 +332,8 @@ def _config(dictionary: Dictionary) -> dict[str, Any]:
         metadata["hook_name_out"] = hook_of(site, "output", dictionary.inner)
     if reads == "normed without gain":
         metadata["model_from_pretrained_kwargs"] = {"fold_ln": True}
+    if dictionary.normalizes == "centre":
+        metadata["model_from_pretrained_kwargs"] = {_CENTRED: True}
     return {
         "architecture": built.name,
         "d_in": dictionary.d_in,
@@ -311,7 +343,7 @@ def _config(dictionary: Dictionary) -> dict[str, Any]:
         "dtype": str(dictionary.W_enc.dtype)[6:],
         "device": "cpu",
         "apply_b_dec_to_input": dictionary.subtracts_b_dec,
-        "normalize_activations": dictionary.normalizes,
+        "normalize_activations": "none" if dictionary.normalizes == "centre" else dictionary.normalizes,
         "reshape_activations": "hook_z" if site is not None and site.endswith(".z") else "none",
         "metadata": metadata,
     }

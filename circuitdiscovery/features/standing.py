@@ -52,8 +52,17 @@ class Stand:
 
 
 def places_of_dictionary(sae: Dictionary, model: Model) -> tuple[str | None, str]:
-    """(the place that a transcoder reads, the place that is written)."""
+    """(the place that a transcoder reads, the place that is written).
+
+    Raises:
+        CircuitDiscoveryError: the model has no such site, or no centred activations.
+    """
     assert sae.site is not None
+    if sae.normalizes == "centre" and not model.final_norm.centred:
+        raise CircuitDiscoveryError(
+            f"the dictionary is of centred activations, but {model.name} has no LayerNorm, without which "
+            "TransformerLens centres nothing: load it with centred=False"
+        )
     site = site_of(model, sae.site + (".inner" if sae.inner and "." not in sae.site else ""))
     return (_read(sae, model)[0] if sae.transcoder else None), site.place
 

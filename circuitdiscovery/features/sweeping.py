@@ -17,11 +17,12 @@ from circuitdiscovery.engine.metrics import bind
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.features.collecting import Activations, as_activations
-from circuitdiscovery.features.dictionary import KINDS, Dictionary
+from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.evaluation import DictionaryQuality, Examples, qualities
 from circuitdiscovery.features.load import load_sae
 from circuitdiscovery.features.standing import Stand, baselines, of_dictionary, places_of_dictionary
 from circuitdiscovery.features.training import STEPS, train_sae
+from circuitdiscovery.features.whole import KINDS
 from circuitdiscovery.files.disk import data_frame, read_json, write_json
 from circuitdiscovery.files.figures import figure_path, write_figure
 from circuitdiscovery.model.model import Model

@@ -18,11 +18,12 @@ from circuitdiscovery.engine.state import State, adam_arrays, adam_as_kept, kept
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.features import losses
 from circuitdiscovery.features.collecting import Activations, as_activations
-from circuitdiscovery.features.dictionary import KINDS, Dictionary
+from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.features.end_to_end import Downstream
 from circuitdiscovery.features.forward import INPUTS
 from circuitdiscovery.features.sites import is_site
 from circuitdiscovery.features.standing import check_rows
+from circuitdiscovery.features.whole import KINDS
 from circuitdiscovery.model.model import Model
 
 _BATCH = 1024
