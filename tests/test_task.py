@@ -675,6 +675,16 @@ def test_a_task_gives_all_its_prompts_and_says_how_many_there_are(tmp_path: Path
     assert len(toml_task(tmp_path, TINY)) == 6  # not asked for a number, it takes what there is
 
 
+def test_a_task_of_one_prompt_is_one_example(tmp_path: Path) -> None:
+    one = TINY.replace('A = "w"', 'A = "v"').replace('redraw = ["A", "B"]', 'set = { A = "b" }')
+    one = one.replace('B = "w"', 'B = "u"') + 'v = ["a"]\nu = ["c"]\n'
+    for examples in (None, 1):
+        task = toml_task(tmp_path, one, examples=examples)
+        assert [e.text for e in task] == ["one a c"] and task.held_out is None
+    with pytest.raises(CircuitDiscoveryError, match="from 1 to 1, not 2: the task tiny makes 1 different"):
+        toml_task(tmp_path, one, examples=2)
+
+
 @pytest.mark.parametrize("examples", [3, 10, 10**6])
 def test_words_of_the_answers_alone_make_no_other_prompts(tmp_path: Path, examples: int) -> None:
     """Four prompts, whatever the wrong answers are; it is told at once, however many these could be."""

@@ -268,16 +268,18 @@ def _from_file(
 def _drawn(
     file: TaskFile, encoder: Encoder, examples: int | None, seed: int, counterfactual: str
 ) -> tuple[tuple[Example, ...], Vocabulary]:
-    """Twice as many as asked for, or an error that says how many there are; not asked, at most twice 64."""
-    count = 2 * (examples or EXAMPLES)
+    """Twice as many as asked for, or an error that says how many there are; not asked, at most twice 64. The
+    only prompt of a task is its example, and none is held out.
+    """
+    count, least = 2 * (examples or EXAMPLES), 1 if examples in (None, 1) else 2 * examples
     (most, draws), vocab, rows = draw(file, encoder, counterfactual=counterfactual, seed=seed)
-    tried = count <= most or draws <= COUNTED or examples is None
+    tried = least <= most or draws <= COUNTED
     found = tuple(islice(rows, count)) if tried else ()
-    if len(found) < count and (examples is not None or not found):
+    if len(found) < least:
         there = len(found) if tried else int(most)
         number = f"{there}" if tried else f"at most {there}"
         told = f"{file.name} makes {number} different prompts with this tokenizer, and half are held out"
         raise CircuitDiscoveryError(
-            f"examples must be from 1 to {there // 2}, not {count // 2}: the task {told}"
+            f"examples must be from 1 to {max(1, there // 2)}, not {count // 2}: the task {told}"
         )
     return found, vocab
