@@ -65,8 +65,10 @@ CODE = (
     "open('this-model-ran-code', 'w').write('x')\nfrom transformers import GPT2Config as C, "
     "GPT2LMHeadModel as M, GPT2Tokenizer as T\n"
 )
-MODELS = {"auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M", "AutoTokenizer": "code.T"}}
-TOKENIZERS = {"auto_map": {"AutoTokenizer": ["code.T", None]}}
+MODELS: dict[str, Any] = {
+    "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M", "AutoTokenizer": "code.T"}
+}
+TOKENIZERS: dict[str, Any] = {"auto_map": {"AutoTokenizer": ["code.T", None]}}
 
 
 def test_code_in_a_folder_never_runs(gpt2: Tiny, folder: Path, tmp_path: Path) -> None:
