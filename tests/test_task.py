@@ -368,6 +368,18 @@ def test_an_inductions_text_is_without_the_token_that_the_tokenizer_puts_in_fron
         load_task(tmp_path / "mine.json", other)
 
 
+@pytest.mark.parametrize("task", ["induction", "ioi"])
+def test_a_tokenizer_that_ends_texts_is_an_error_in_a_line(task: str) -> None:
+    model = word_level([*ascii_letters, *shipped_words(), "</s>"])
+    number = model.tokenizer.convert_tokens_to_ids("</s>")
+    model.tokenizer.add_special_tokens({"eos_token": "</s>"})
+    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A </s>", special_tokens=[("<bos>", 1), ("</s>", number)]
+    )
+    with pytest.raises(CircuitDiscoveryError, match=f"task {task}: the tokenizer ends every text in '</s>'"):
+        load_task(task, model, examples=4)
+
+
 @pytest.mark.parametrize("name", shipped_tasks())
 def test_a_word_level_tokenizer_makes_every_shipped_task(name: str, words: Reader) -> None:
     task = load_task(name, words)

@@ -257,12 +257,23 @@ class Encoder:
 
 
 def encoder_of(model: HasTokenizer, name: str, bos: bool | None) -> Encoder:
-    """The model's, for the texts of a task of that name; a model without a tokenizer is an error."""
+    """The model's, for the texts of a task of that name; a model without a tokenizer is an error, and one
+    whose tokenizer ends every text in a token of its own, which no answer can follow.
+    """
     if model.tokenizer is None:
         raise CircuitDiscoveryError(
             f"task {name} is text, but the model has no tokenizer; give tokens with Task.from_tokens"
         )
-    return Encoder(model.tokenizer, bos, getattr(model, "n_positions", None))
+    found = Encoder(model.tokenizer, bos, getattr(model, "n_positions", None))
+    ends = {found.ids(text)[-1:] for text in (" a", " b")}
+    special = {(token,) for token in model.tokenizer.all_special_ids} - {(model.tokenizer.unk_token_id,)}
+    if len(ends) == 1 and ends <= special:
+        ((token,),) = ends
+        raise CircuitDiscoveryError(
+            f"task {name}: the tokenizer ends every text in {found.token(token)!r}, so no answer can follow "
+            "a prompt; load it with add_eos_token=False"
+        )
+    return found
 
 
 def first_foreign(examples: Sequence[Example], tokenizer: Any) -> int | None:
