@@ -605,6 +605,26 @@ def test_a_run_of_an_older_version_goes_on(
         assert files(folder) == files(whole)
 
 
+@pytest.mark.parametrize("field", ["format", "circuit", "effort"])
+def test_what_a_page_had_to_compute_is_kept(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    """Where the folder's own is of another format, circuit or effort, and is not used."""
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    change(folder / "report.json", lambda each: each.update({field: "another"}))
+    change(folder / "explanation.json", lambda each: each.update(cards={}))
+    before = files(folder)
+    done = counted(monkeypatch)
+    page.report(folder, tmp_path / "elsewhere.html")
+    assert "explain" in done and files(folder) == before
+    done.clear()
+    page.report(folder)
+    assert "explain" in done and files(folder) == files(whole)
+    done.clear()
+    page.report(folder)
+    assert not done and files(folder) == files(whole)
+
+
 def test_a_finished_runs_circuit_that_was_changed_is_refused(tmp_path: Path, whole: Path) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     before = (folder / "run.json").read_bytes()

@@ -62,9 +62,10 @@ def report(run_folder: str | Path, path: str | Path | None = None) -> Path:
     folder = Path(run_folder)
     finished(folder)
     target = folder / PAGE if path is None else _target(Path(path))
-    run = _completed(read(folder))
+    known = read(folder)
+    run = _completed(known)
     if distributed.rank() == 0:
-        if path is None and run.contents is not None:
+        if path is None and known.contents is None:
             _keep(run)
         _write(run, target)
     return target
@@ -105,8 +106,9 @@ def _completed(run: Run) -> Run:
 
 
 def _keep(run: Run) -> None:
+    """Write what was computed, also over what is there of another format or circuit."""
     for name, value in ((EXPLANATION, run.explanation), (CONTENTS, run.contents)):
-        if value is not None and not (run.folder / name).exists():
+        if value is not None:
             write_json(run.folder / name, value)
 
 
