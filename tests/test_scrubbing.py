@@ -28,7 +28,7 @@ from circuitdiscovery.explanation.scrubbing import scrub as scrubbing
 from circuitdiscovery.explanation.scrubbing.hypothesis import Hypothesis, load_hypothesis, shipped_hypotheses
 from circuitdiscovery.explanation.scrubbing.result import Scrubbing
 from circuitdiscovery.explanation.scrubbing.scrub import scrub
-from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts
+from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts, other_heads
 from circuitdiscovery.files.disk import data_folder
 
 
@@ -311,7 +311,7 @@ def test_recovered_is_the_share_of_the_way(gpt2: Tiny, task: Any) -> None:
     assert float(result.full) == pytest.approx(0, abs=1e-6) and result.recovered is not None
     assert float(result.recovered) == pytest.approx(1 - result.scrubbed / result.resampled, abs=1e-6)
     assert result.recovered.low < result.recovered < result.recovered.high
-    assert len(result.renamed) == 4 and result.renamed_mean is not None
+    assert len(result.renamed) == 3 and result.renamed_mean is not None  # the other heads of the layer
     assert float(result.renamed_mean) == pytest.approx(np.mean(result.renamed))
     assert result.as_much == np.mean([each >= result.recovered for each in result.renamed])
 
@@ -451,7 +451,7 @@ def test_renamed_hypotheses_have_the_same_shape(
     )
     result = scrub(model, task, Hypothesis("tokens", {}, edges, shared=()), draws=1, metric="kl_divergence")
     renamed = [each for each, _, _ in trees[2:]]
-    assert len(renamed) == len(result.renamed) == 20 and len({str(each) for each in renamed}) > 5
+    assert len({str(each) for each in renamed}) == len(renamed) == len(result.renamed) > 5
 
     def shape(held: Mapping[str, Any]) -> Any:
         """Heads and groups numbered as they first come, in the order of the edges from the logits back."""
@@ -480,6 +480,19 @@ def test_renamed_hypotheses_have_the_same_shape(
     for each in renamed:
         assert each != trees[1][0] and list(each) == sorted(each, key=model.graph.index)
         assert same(shape(each), shape(trees[1][0]))
+
+
+def test_there_are_as_many_others_as_other_heads(gpt2: Tiny, task: Any) -> None:
+    """Of a hypothesis about one head of four, three; if none recovers as much, p is 1 of 4."""
+    held = {"a2.h0->logits": ("a",), "input->a2.h0<v>": ("b",)}
+    others = list(other_heads(gpt2.model.graph, held, 20, seed=0))
+    assert sorted(edge for each in others for edge in each if "logits" in edge) == [
+        f"a2.h{head}->logits" for head in range(1, gpt2.model.graph.n_heads)
+    ]
+    found = scrub(gpt2.model, task, Hypothesis("tokens", {}, held, shared=()), metric="kl_divergence")
+    count = sum(each >= (found.recovered or 0) for each in found.renamed)
+    assert found.p == (1 + count) / (1 + len(others)) == found.to_dict()["p"]
+    assert f"over {len(others)} of the same shape; {count} recover as much (p {found.p:.2g})" in str(found)
 
 
 def test_what_no_exchange_changes_has_no_other_names(gpt2: Tiny, task: Any) -> None:

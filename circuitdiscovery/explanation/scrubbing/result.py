@@ -36,7 +36,7 @@ class Scrubbing(Reported):
             less where it calls irrelevant what is needed, and more where what it calls irrelevant hinders.
             None where the denominator cannot be told from 0.
         reason: why there is none.
-        renamed: what hypotheses of the same shape about other heads recover.
+        renamed: what hypotheses of the same shape about other heads recover, each of them once.
         own: edge -> the share of its draws that were the prompt itself, because no other agrees with it.
         own_rest: the same of what the hypothesis does not hold.
     """
@@ -74,9 +74,18 @@ class Scrubbing(Reported):
             else float(np.mean([each >= self.recovered for each in self.renamed]))
         )
 
+    @property
+    def p(self) -> float | None:
+        """How likely it is that as few of `renamed` recover as much if the hypothesis is one of them at
+        random: (1 + their number) / (1 + all); None where there are none."""
+        if self.as_much is None:
+            return None
+        return (1 + round(self.as_much * len(self.renamed))) / (1 + len(self.renamed))
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON."""
-        return plain(self) | {"renamed_mean": plain(self.renamed_mean), "as_much": self.as_much}
+        beside = {"renamed_mean": plain(self.renamed_mean), "as_much": self.as_much, "p": self.p}
+        return plain(self) | beside
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         yield (
@@ -87,10 +96,11 @@ class Scrubbing(Reported):
         yield "measured", f"{self.metric} on {self.examples} {part_in_words(self.part)}, {drawn}"
         yield "F", f"model {self.full}, scrubbed {self.scrubbed}, everything resampled {self.resampled}"
         yield "recovered", str(self.recovered) if self.reason is None else f"none: {self.reason}"
-        if self.renamed_mean is not None:
+        if self.as_much is not None:
+            count = len(self.renamed)
             told = (
-                f"mean {self.renamed_mean} of {len(self.renamed)} hypotheses of the same shape; "
-                f"{self.as_much:.0%} recover as much"
+                f"mean {self.renamed_mean} over {count} of the same shape; "
+                f"{round(self.as_much * count)} recover as much (p {self.p:.2g})"
             )
             yield "other heads", told
         few = [edge for edge, share in self.own.items() if share > TOO_FEW]

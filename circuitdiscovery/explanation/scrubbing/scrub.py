@@ -46,7 +46,7 @@ from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
 
 RESAMPLED = Ends("F(model) - F(everything resampled)", "resampling everything", "with everything resampled")
-RENAMED = 20  # hypotheses of the same shape about other heads: a share of 0 among them is p < 0.05
+RENAMED = 20  # hypotheses of the same shape about other heads: if none recovers as much, p is 1 / 21
 
 
 @guarded
@@ -77,8 +77,8 @@ def scrub(
             a variable takes many values, such as a name, few of the measured prompts agree on it.
         metric: by default the task's own.
         draws: for each example and node of the tree; the metric is averaged over them.
-        renamed: hypotheses of the same shape to compare with: the heads of each layer
-            exchanged at random, the edges with them.
+        renamed: hypotheses of the same shape to compare with, fewer where there are fewer: the heads of each
+            layer exchanged at random, the edges with them.
         seed: of the draws, the renamed hypotheses and the bootstrap; the same call gives the same bytes.
         batch_size: examples in one forward, each with all its draws.
         progress: called with (hypotheses tested, in all).

@@ -146,13 +146,16 @@ def draw_tree(
 def other_heads(
     graph: Graph, edges: Mapping[str, Variables], count: int, seed: int
 ) -> Iterator[Mapping[str, Variables]]:
-    """The hypothesis about other heads, as often as asked for; never,
-    where no exchange of heads changes it."""
+    """The hypothesis about other heads, each at most once: as many as asked for, or fewer where exchanging
+    heads gives no more that are found.
+    """
     rng = np.random.default_rng((seed, 0))
+    known = [dict(edges)]
     for _ in range(count):
         for _ in range(100):
             other = _with_names(edges, _exchanged(graph, rng))
-            if other != edges:
+            if other not in known:
+                known.append(other)
                 yield {edge: other[edge] for edge in sorted(other, key=graph.index)}
                 break
         else:
