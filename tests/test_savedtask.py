@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,6 +77,20 @@ def test_a_saved_task_is_the_same_again(model: Any, name: str, tmp_path: Path) -
     found.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
     assert "saved task" in next(shown_task(read_task(path)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"info": {"of": {"words": {"a"}}}}, r"task\.info\.of\.words"),
+        ({"metric": cd.Metric("mine", lambda logits, task: logits[:, 0])}, r"task\.metric\.function"),
+    ],
+)
+def test_what_cannot_be_written_is_named(changed: Any, field: str, model: Any, tmp_path: Path) -> None:
+    task = replace(of_tokens(model), **changed)
+    with pytest.raises(cd.CircuitDiscoveryError, match=f"task tokens: field '{field}' must be a text"):
+        task.save(tmp_path / "mine.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_fewer_examples_are_the_first_ones(model: Any, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.files.disk import read_json
+from circuitdiscovery.errors import CircuitDiscoveryError, shown
+from circuitdiscovery.files.disk import read_json, write_json
 from circuitdiscovery.registry import canonical
 from circuitdiscovery.task.example import Example
-from circuitdiscovery.values import left_out, read
+from circuitdiscovery.values import left_out, plain, read
 
 if TYPE_CHECKING:
     from circuitdiscovery.task.task import Task
@@ -67,11 +67,31 @@ class Drawn:
         return self.prompts
 
 
-def saved_task(task: Task) -> SavedTask:
-    """The task as its file has it: its tokens, held-out examples, and what means are taken over."""
+def write_saved(path: str | Path, task: Task) -> None:
+    """Write a task's tokens, held-out examples, and what means are taken over.
+
+    Raises:
+        CircuitDiscoveryError: a field of something that JSON does not have; names it.
+    """
     numbers: dict[Example, int] = {}
     kept = _kept(task, numbers)
-    return SavedTask(FORMAT, tuple(numbers), kept)
+    data = plain(SavedTask(FORMAT, tuple(numbers), kept))
+    for field, value in _leaves(data):
+        if not isinstance(value, str | int | float | None):
+            raise CircuitDiscoveryError(
+                f"task {task.title}: field {field!r} must be a text, a number, or a list or a mapping of "
+                f"these, to be saved, not {shown(value)}"
+            )
+    write_json(path, data)
+
+
+def _leaves(data: Any, field: str = "") -> Iterator[tuple[str, Any]]:
+    """What is in the lists and mappings, with the name of its field."""
+    if isinstance(data, Mapping | list):
+        for name, value in data.items() if isinstance(data, Mapping) else enumerate(data):
+            yield from _leaves(value, f"{field}.{name}" if field else str(name))
+    else:
+        yield field, data
 
 
 def _kept(task: Task, numbers: dict[Example, int]) -> Kept:

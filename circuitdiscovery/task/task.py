@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
-from circuitdiscovery.files.disk import data_frame, ending, write_json
+from circuitdiscovery.files.disk import data_frame, ending
 from circuitdiscovery.task.batch import Batch, batches
 from circuitdiscovery.task.example import Example
-from circuitdiscovery.task.saved import saved_task
+from circuitdiscovery.task.saved import write_saved
 from circuitdiscovery.task.table import table_of
 from circuitdiscovery.task.tokenization import HasTokenizer, encoder_of
 from circuitdiscovery.task.tokens import examples_of_tokens, positions_of_rows
-from circuitdiscovery.values import plain, table
+from circuitdiscovery.values import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -227,6 +227,9 @@ class Task:
 
         Prompts that are drawn apart for means are drawn now. Atomically, the same task the same bytes.
 
+        Raises:
+            CircuitDiscoveryError: a metric that is not a name, or info that JSON does not have.
+
         >>> import circuitdiscovery as cd, os, tempfile
         >>> model, path = cd.load_model("toy"), os.path.join(tempfile.mkdtemp(), "mine.json")
         >>> task = cd.load_task("ioi", model, examples=4)
@@ -235,7 +238,7 @@ class Task:
         True
         """
         ending(path, ".json")
-        write_json(path, plain(saved_task(self)))
+        write_saved(path, self)
 
     def _repr_html_(self) -> str:
         """The first prompts."""
