@@ -303,7 +303,7 @@ class _Asked:
             found=self._found(model, options) if self.search else None,
         )
         return found, {
-            "task": self.task.name,
+            "task": self.task.title,
             "part": "examples" if self.task.held_out is None else "held_out",
             "examples": len(used),
             "metric": evaluator.metric.name,

@@ -126,7 +126,7 @@ def scrub(
     return Scrubbing(
         hypothesis=hypothesis.name,
         model=model.name,
-        task=task.name,
+        task=task.title,
         part="examples" if task.held_out is None else "held_out",
         examples=len(used),
         prompts=sum(len(group.prompts.examples) for group in groups),
@@ -296,11 +296,12 @@ def _check_variables(task: Task, hypothesis: Hypothesis) -> None:
             where = f"hypothesis {hypothesis.name}{': shared' if name in hypothesis.shared else ''}"
             if example.variables:
                 raise CircuitDiscoveryError(
-                    f"{where}: {unknown('variable', name, example.variables)} (row {row} of task {task.name})"
+                    f"{where}: {unknown('variable', name, example.variables)} (row {row} of task "
+                    f"{task.title})"
                 )
             told = "has no variables; Task.from_tokens(..., variables={...}) gives them to your own prompts"
             raise CircuitDiscoveryError(
-                f"{where}: no variable {name!r}, for row {row} of task {task.name} {told}"
+                f"{where}: no variable {name!r}, for row {row} of task {task.title} {told}"
             )
 
 
