@@ -174,9 +174,34 @@ def test_what_a_path_adds_is_new() -> None:
 
 
 def test_a_distance_is_the_mean_square_of_what_is_no_rounding() -> None:
-    assert distance(np.array([1.0, 2.0, 5.0]), np.array([1.0, 4.0, 4.0])) == pytest.approx((0 + 4 + 1) / 3)
-    assert distance(np.array([10.0, 0.0]), np.array([10.00001, 1e-6])) == 0
-    assert distance(np.array([10.0, 0.0]), np.array([10.01, 0.0])) > 0
+    assert distance(np.array([1.0, 2.0, 5.0]), np.array([1.0, 4.0, 4.0]), 0.0) == pytest.approx(
+        (0 + 4 + 1) / 3
+    )
+    assert distance(np.array([10.0, 0.0]), np.array([10.00001, 1e-6]), 1e-5) == 0
+    assert distance(np.array([10.0, 0.0]), np.array([10.01, 0.0]), 1e-5) > 0
+
+
+def test_the_metric_s_unit_changes_nothing() -> None:
+    """Each test is of ranks or of signs, so one in another unit decides the same."""
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=12)
+    circuit = cd.eap(model, task).top(60)
+
+    def measured(unit: float) -> list[tuple[float, float]]:
+        def difference(logits: torch.Tensor, part: Any) -> torch.Tensor:
+            ends = [
+                row[e.correct[0]] - row[e.incorrect[0]] for row, e in zip(logits, part.examples, strict=True)
+            ]
+            return unit * torch.stack(ends)
+
+        how: dict[str, Any] = {"metric": difference, "edges": 5, "reference": 20}
+        found = hypothesis_tests(model, task, circuit, **how)
+        tests = found.equivalence, found.independence, found.minimality, found.sufficiency
+        return [(each.statistic, each.p) for each in tests]
+
+    whole, small = measured(1.0), measured(0.0005)
+    assert whole[3][0] > 0.5
+    assert small == [pytest.approx(each) for each in whole]
 
 
 def test_redundant_edges_are_removed_from_an_inflated_circuit(gpt2: Tiny) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.graph.random_paths import RandomPaths
 from circuitdiscovery.measure.evaluator import Evaluator
-from circuitdiscovery.measure.significance import distance
+from circuitdiscovery.measure.significance import SAME, distance
 from circuitdiscovery.measure.work import Family
+from circuitdiscovery.registry import METRICS
 
 
 class Runs:
@@ -27,6 +28,10 @@ class Runs:
         evaluator.measure_families(self._families(reference))
         ends = graph.allowed, circuit.mask, graph.allowed & ~circuit.mask
         self.full, self.kept, self.rest = (evaluator.values(mask) for mask in ends)
+        # what two values near 0 must differ by to be more than roundings, in the metric's unit
+        known = evaluator.metric.name in METRICS
+        scale = float(np.abs(self.full).mean() + np.abs(self.rest).mean())
+        self.least = evaluator.rounding() if known else SAME * scale
 
     def _families(self, reference: int) -> Iterator[Family]:
         """Everything that the tests ask for."""
@@ -47,11 +52,14 @@ class Runs:
 
     def effect(self, mask: np.ndarray, edge: np.ndarray) -> float:
         """How far the metric of a circuit moves when the circuit loses an edge."""
-        return distance(self.evaluator.values(mask), self.evaluator.values(without(mask, edge)))
+        return self._distance(mask, without(mask, edge))
 
     def redundant_effect(self, number: int) -> float:
         """The effect of a random edge of those by which a random path inflates the circuit."""
-        return distance(*(self.evaluator.values(mask) for mask in self._inflated(number).masks))
+        return self._distance(*self._inflated(number).masks)
+
+    def _distance(self, a: np.ndarray, b: np.ndarray) -> float:
+        return distance(self.evaluator.values(a), self.evaluator.values(b), self.least)
 
     def random(self, number: int) -> np.ndarray:
         """[examples]: the metric of a random circuit of as many edges."""

@@ -270,7 +270,7 @@ def hypothesis_tests(
 
 
 def _equivalence(runs: Runs, epsilon: float) -> HypothesisTest:
-    ties = same(runs.kept, runs.full)
+    ties = same(runs.kept, runs.full, runs.least)
     wins, rounds = (
         int((runs.evaluator.metric.damage(runs.full, runs.kept)[~ties] < 0).sum()),
         int((~ties).sum()),
@@ -327,9 +327,9 @@ def _minimality(
 
 
 def _sufficiency(runs: Runs, reference: int, quantile: float) -> HypothesisTest:
-    own = distance(runs.kept, runs.full)
-    others = np.array([distance(runs.random(number), runs.full) for number in range(reference)])
-    ties = same(others, np.full(reference, own))
+    own = distance(runs.kept, runs.full, runs.least)
+    others = np.array([distance(runs.random(number), runs.full, runs.least) for number in range(reference)])
+    ties = same(np.sqrt(others), np.full(reference, own**0.5), runs.least)
     n = int(((own < others) & ~ties).sum())
     null = f"the circuit is more faithful than a random one with a probability of at most {quantile:g}"
     alike = f" ({int(ties.sum())} ties)" if ties.any() else ""

@@ -10,20 +10,22 @@ from typing import Any
 
 import numpy as np
 
-# two values of float32 forwards that are no further apart, relatively or absolutely, are the same
-_SAME = 1e-5
+SAME = 1e-5  # two values of float32 forwards that are relatively no further apart are the same
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> float:
+def distance(a: np.ndarray, b: np.ndarray, least: float) -> float:
     """How far apart two circuits are by their [examples] values: the
-    mean squared difference, roundings left out.
+    mean squared difference, roundings left out (`least`: see `same`).
     """
-    return float((np.where(same(a, b), 0, a - b) ** 2).mean())
+    return float((np.where(same(a, b, least), 0, a - b) ** 2).mean())
 
 
-def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Elementwise, whether two values of forwards differ by no more than roundings."""
-    return np.isclose(a, b, rtol=_SAME, atol=_SAME)
+def same(a: np.ndarray, b: np.ndarray, least: float) -> np.ndarray:
+    """Elementwise, whether two values of forwards differ by no more than roundings.
+
+    `least`: how far apart values near 0 must be to be more, in their unit.
+    """
+    return np.isclose(a, b, rtol=SAME, atol=least)
 
 
 def sign_test(wins: int, rounds: int, epsilon: float) -> float:
