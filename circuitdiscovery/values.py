@@ -96,6 +96,12 @@ def part_in_words(part: str) -> str:
     return "held-out examples" if part == "held_out" else "examples (none are held out)"
 
 
+def repeated_in_words(examples: int, prompts: int) -> str:
+    """A warning of intervals over examples of which several have the same prompt."""
+    different = f"{prompts:,} different prompt{'s' * (prompts != 1)}"
+    return f"{examples:,} examples of {different}: intervals take examples as independent, and are too narrow"
+
+
 def brief(value: Any) -> str:
     """The repr of a dataclass, of at most 600 characters: what is long in it is counted.
 

@@ -4,6 +4,7 @@ with run_circuit and plain arithmetic."""
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,20 @@ def test_faithfulness_by_kl_is_kl(setting: tuple[Any, Any, Any]) -> None:
     """KL of the model from itself is 0."""
     found = cd.evaluate(*setting, metric="kl_divergence", effort="quick")
     assert found.faithfulness.to_dict() == pytest.approx(found.kl.to_dict())
+
+
+def test_what_may_matter_more_than_the_bar_is_said() -> None:
+    """Of 16 answers none changed without a node: up to a fifth of all answers may, which is above 1%."""
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=16)
+    found = cd.evaluate(
+        model, task, cd.eap_ig(model, task, steps=2).top(60), metric="accuracy", effort="quick"
+    )
+    below = found.minimality.below
+    assert below and all(found.minimality.scores[node].high > 0.1 for node in below)
+    assert f"matter less than 1% ({len(below)} of them may matter more" in str(found)
+    said = verdict(plain(found.to_dict()), 5, 12).sentences
+    assert any(f"; {len(below)} of these may matter more" in each for each in said)
 
 
 def test_a_metric_of_your_own_says_whether_it_is_a_share(setting: tuple[Any, Any, Any]) -> None:
@@ -433,3 +448,20 @@ def test_circuits_that_differ_in_dead_edges_only_run_once(setting: tuple[Any, An
         torch.tensor(evaluator.values(padded.mask)), torch.tensor(each(setting, padded)), atol=1e-5, rtol=0
     )
     assert evaluator.values(circuit.mask) is evaluator.values(padded.mask)
+
+
+def test_repeated_rows_are_told_where_intervals_are(toy: Any) -> None:
+    """Each of four rows three times is no more than four: the intervals do not know it, and the reader does."""
+    task = cd.load_task("ioi", toy, examples=4)
+    circuit = cd.eap(toy, task).top(20)
+    for given in (task.select([0, 1, 2, 3] * 3), replace(task, held_out=task.select([0, 1, 2, 3] * 3))):
+        found = cd.evaluate(toy, given, circuit, effort="quick")
+        told = (
+            "12 examples of 4 different prompts: intervals take examples as independent, and are too narrow"
+        )
+        assert f"warning       {told}" in str(found)
+        assert type(found).from_dict(found.to_dict()) == found and found.to_dict()["prompts"] == 4
+        assert f"{told}." in verdict(found.to_dict(), 9, 15).sentences
+    assert "12 examples of 14-16 tokens, 4 different prompts, " in repr(task.select([0, 1, 2, 3] * 3))
+    usual = cd.evaluate(toy, task, circuit, effort="quick")
+    assert "warning" not in str(usual) and "prompts" not in usual.to_dict() and "different" not in repr(task)

@@ -56,7 +56,7 @@ from circuitdiscovery.measure.work import Family
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import ablation_words
 from circuitdiscovery.task.task import Task
-from circuitdiscovery.values import Reported, left_out, part_in_words
+from circuitdiscovery.values import Reported, left_out, part_in_words, repeated_in_words
 
 EFFORTS = ("full", "quick")
 _AFFORDABLE = 1e13  # FLOP of a full measurement that is done unasked: some minutes on two cores
@@ -96,6 +96,8 @@ class Evaluation(Reported):
     curve: Curve | None = field(default=None)
     # the fewest prompts that a replacement is a mean over; None: it is not a mean
     mean_over: int | None = left_out()
+    # how many different prompts the examples have; None: all are different
+    prompts: int | None = left_out()
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         yield (
@@ -127,12 +129,17 @@ class Evaluation(Reported):
                 ),
             )
 
+        if self.prompts is not None:
+            yield "warning", repeated_in_words(self.examples, self.prompts)
+
     def _minimality(self) -> str:
         known = self.minimality
         named = f": {', '.join(known.below)}" if known.below else ""
         rest = f"; {len(known.unmeasured)} not measured" if known.unmeasured else ""
         how = f"matter less than {NEGLIGIBLE:.0%}" if known.bar is not None else "have no effect at all"
-        return f"{len(known.below)} of {len(known.scores)} nodes {how}{named}{rest}"
+        unsure = f" ({known.unsure} of them may matter more: their intervals reach above it)"
+        more = unsure if known.unsure else ""
+        return f"{len(known.below)} of {len(known.scores)} nodes {how}{more}{named}{rest}"
 
 
 @guarded
@@ -250,6 +257,7 @@ def _evaluation(
     circuit, allowed, nothing = plan.circuit, plan.circuit.graph.allowed, np.zeros_like(plan.circuit.mask)
     full, kept, empty = (evaluator.values(mask) for mask in (allowed, circuit.mask, nothing))
     normalized, reason = evaluator.normalized(kept, full, empty)
+    prompts = (task.held_out or task).different
     return Evaluation(
         model=model.name,
         task=task.title,
@@ -275,6 +283,7 @@ def _evaluation(
         minimality=minimality_of(evaluator, plan, apart, reason is None),
         curve=curve_of(evaluator, scores, MIB_FRACTIONS) if scores is not None and reason is None else None,
         mean_over=evaluator.setup.mean_over,
+        prompts=None if prompts == evaluator.count else prompts,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from circuitdiscovery.circuit.numbers import MINUS, interval, number, percent, plural
 from circuitdiscovery.registry import TABLES
 from circuitdiscovery.reporting.options import Options
+from circuitdiscovery.values import repeated_in_words
 
 METRIC_MEANING = {
     "logit_diff": (
@@ -105,6 +106,7 @@ def verdict(
         _completeness(evaluation),
         _minimality(evaluation),
         *_caveats(evaluation),
+        *_repeated(evaluation),
         *warnings(evaluation, contents),
     )
     return Verdict(word, headline, sentences)
@@ -224,9 +226,12 @@ def _minimality(evaluation: Mapping[str, Any]) -> str:
         alone, tried = "", " at every K that was tried"
     if not below:
         return f"All of {nodes} {alone}matter by at least 1% of the span (minimality){rest}."
+    bar = evaluation["minimality"]["bar"]
+    unsure = sum((scores[node]["high"] or 0) > bar for node in below)
+    more = f"; {unsure} of these may matter more, as their intervals reach above it" if unsure else ""
     return (
         f"{len(below)} of {nodes} {alone}matter by less than 1% of the span{tried}: "
-        f"{', '.join(below)} (minimality){rest}."
+        f"{', '.join(below)} (minimality){more}{rest}."
     )
 
 
@@ -262,6 +267,12 @@ def warnings(evaluation: Json | None, contents: Json | None = None) -> list[str]
     if evaluation is None or not _measured(evaluation):
         return []
     return [*_beside_empty(evaluation), *_beside_search(evaluation, contents)]
+
+
+def _repeated(evaluation: Json) -> list[str]:
+    """Which a terminal has among the lines of the evaluation."""
+    prompts = evaluation.get("prompts")
+    return [] if prompts is None else [f"{repeated_in_words(evaluation['examples'], prompts)}."]
 
 
 def _beside_empty(evaluation: Json) -> list[str]:

@@ -19,6 +19,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import data_frame, ending
 from circuitdiscovery.task.batch import Batch, batches
 from circuitdiscovery.task.example import Example
+from circuitdiscovery.task.line import in_a_line
 from circuitdiscovery.task.saved import write_saved
 from circuitdiscovery.task.table import table_of
 from circuitdiscovery.task.tokenization import HasTokenizer, encoder_of
@@ -187,18 +188,7 @@ class Task:
         return len(self.examples)
 
     def __repr__(self) -> str:
-        lengths = sorted({len(example.clean) for example in self.examples})
-        tokens = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]}-{lengths[-1]}"
-        held = "none" if self.held_out is None else str(len(self.held_out))
-        parts = [
-            f"{len(self)} example{'s' * (len(self) > 1)} of {tokens} tokens",
-            f"{held} held out",
-            self.metric,
-        ]
-        parts += [f"counterfactual {self.info['counterfactual']}"] if "counterfactual" in self.info else []
-        parts += [f"seed {self.seed}"] if self.seed is not None else []
-        parts += [f"{self.info['skipped']} bad rows left out"] if "skipped" in self.info else []
-        return f"<Task {self.title}: {', '.join(parts)}{self._left_out()}{self._seen()}>"
+        return f"<Task {in_a_line(self)}>"
 
     def __getitem__(self, row: int) -> Example:
         """The example of a row."""
@@ -253,21 +243,10 @@ class Task:
         rest = f"; {len(self) - SHOWN} more" if len(self) > SHOWN else ""
         return table(rows, head=("row", "clean", "made of"), note=repr(self)[1:-1] + rest)
 
-    def _left_out(self) -> str:
-        left_out: Mapping[str, Sequence[str]] = self.info.get("left_out", {})
-        told = [
-            f"{len(words)} of {name} ({', '.join(words[:3])}{', ...' if len(words) > 3 else ''})"
-            for name, words in left_out.items()
-        ]
-        return "; words left out: " + ", ".join(told) if told else ""
-
-    def _seen(self) -> str:
-        """Of the held-out prompts those that a search runs as corrupted ones."""
-        corrupted = {example.corrupted for example in self.examples}
-        held = () if self.held_out is None else self.held_out.examples
-        seen = sum(example.clean in corrupted for example in held)
-        told = "held-out prompts that are corrupted ones of the search"
-        return f"; {told}: {seen} of {len(held)}" if seen else ""
+    @property
+    def different(self) -> int:
+        """How many different clean prompts the examples have."""
+        return len({example.clean for example in self.examples})
 
     @property
     def title(self) -> str:
