@@ -72,6 +72,11 @@ class Minimality:
     bar: float | None
     unmeasured: tuple[str, ...] = ()
 
+    @property
+    def unsure(self) -> int:
+        """How many of the nodes below the bar may matter more: their intervals reach above it."""
+        return sum(self.bar is not None and self.scores[node].high > self.bar for node in self.below)
+
 
 def removable_nodes(circuit: Circuit) -> list[str]:
     """Its heads and MLPs, of those that are split the parts, and what heads share."""
