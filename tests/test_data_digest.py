@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import Tiny
 
 import circuitdiscovery as cd
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.cli import run
+from circuitdiscovery.reporting.options import Options
 from circuitdiscovery.search import acdc
 from circuitdiscovery.task.tokenization import tokenizer_digest
 
@@ -109,6 +113,59 @@ def test_rows_replaced_between_kill_and_resume_are_refused(
     assert call(table, out, capsys, "--resume")[0] == 0
     for name in ("circuit.json", "evaluation.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("where", ["search", "measure", "end"])
+def test_a_project_that_was_moved_goes_on_if_its_rows_did_not_change(
+    toy: Any,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+) -> None:
+    """By the same relative command: whose files they are, their digests say, not where they lie."""
+    (tmp_path / "then").mkdir()
+    monkeypatch.chdir(tmp_path / "then")
+    table, out = Path("table.csv"), Path("run")
+    write_table(table, toy, seed=1)
+    with monkeypatch.context() as patch, suppress(Killed):
+        if where != "end":
+            stop(patch, where)
+        call(table, out, capsys)
+    monkeypatch.chdir((tmp_path / "then").rename(tmp_path / "now"))
+    write_table(table, toy, seed=1, change="Zoe")
+    code, said = call(table, out, capsys, "--resume")
+    assert code == 2 and "the task's rows are others than then" in said.splitlines()[-1]
+    write_table(table.with_name("other.csv"), toy, seed=1)
+    code, said = call(table.with_name("other.csv"), out, capsys, "--resume")
+    assert code == 2 and "was begun with task " in said and "resume with the same options" in said
+    write_table(table, toy, seed=1)
+    assert call(table, out, capsys, "--resume")[0] == 0
+    for name in ("circuit.json", "evaluation.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert json.loads((out / "run.json").read_text())["options"]["task"] == str(table.resolve())
+    monkeypatch.setattr(run, "load", None)  # whoever calls it fails
+    assert call(table, out, capsys, "--resume")[0] == 0
+
+
+def test_a_model_that_was_moved_is_known_by_its_weights(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(shutil.copytree(toy.source.path, tmp_path / "then" / "model"))
+    options = Options(str(own), "ioi", method="eap", examples=2, edges=9, measure="none")
+    (tmp_path / "then" / "run").mkdir()
+    run.discover(options, tmp_path / "then" / "run", ["x"])
+    now = (tmp_path / "then").rename(tmp_path / "now")
+    options = replace(options, model=str(now / "model"))
+    weights = now / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    save_file({name: 1.01 * values for name, values in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"is not of this run: .*weights"):
+        run.discover(options, now / "run", ["x"])
+    weights.write_bytes(before)
+    record = run.discover(options, now / "run", ["x"])
+    assert record["options"]["model"] == record["summary"]["model"] == options.model
 
 
 def test_a_search_names_the_rows_and_the_tokenizer(toy: Any, tmp_path: Path) -> None:

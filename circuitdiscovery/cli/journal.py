@@ -33,6 +33,7 @@ from circuitdiscovery.reporting.progress import say
 
 STATE = "search.state"
 KEPT = ("started", "effort", "data", "done", "seconds", "report")  # of an earlier process's run.json
+_FILES = ("model", "task")  # options that may be paths
 PACKAGES = (
     "circuitdiscovery",
     "torch",
@@ -59,7 +60,8 @@ def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
     """run.json of the run that is to go on, None where the folder is
     new; other options than then are an error.
 
-    Device and batch size may differ, which do not change what is found, and how much is measured.
+    Device and batch size may differ, which do not change what is found, and how much is measured. The files
+    of the model and the task may lie elsewhere: what was found says by digests whether they are the same.
     """
     if not (folder / "run.json").exists():
         if contents(folder):
@@ -72,7 +74,7 @@ def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
         # an older version's may be fewer, and has False for a switch of the method's own that is not given
         before, now = then.get(name, FIELDS.get(name)), asked.get(name)
         before = None if before is False and name not in FIELDS else before
-        if name not in MAY_DIFFER and before != now:
+        if name not in MAY_DIFFER and before != now and not (name in _FILES and _moved(before, now)):
             raise ResumeError(
                 f"{folder} was begun with {name} {before!r}, not {now!r}: resume with the same options"
             )
@@ -83,7 +85,7 @@ def going_on(options: Options, earlier: dict[str, Any] | None) -> tuple[Options,
     """The options that a run goes on with, and whether it is finished already.
 
     What is measured stays: a run that goes on may measure more than was asked for first,
-    and less only where nothing is measured.
+    and less only where nothing is measured. One whose files lie elsewhere is looked through again.
     """
     if earlier is None:
         return options, False
@@ -91,7 +93,21 @@ def going_on(options: Options, earlier: dict[str, Any] | None) -> tuple[Options,
     more = asked is not None and MEASURES.index(asked) > MEASURES.index(effort)
     kept = "summary" in earlier or EVALUATION in earlier.get("done", {})
     unchanged = asked is None or (kept and not more)
-    return (replace(options, measure=then) if unchanged else options), "summary" in earlier and not more
+    over = "summary" in earlier and not more and not _elsewhere(options, earlier)
+    return (replace(options, measure=then) if unchanged else options), over
+
+
+def _elsewhere(options: Options, earlier: dict[str, Any]) -> bool:
+    """Whether the files of the model or the task lie elsewhere than when a run was begun."""
+    return any(earlier["options"].get(name) != getattr(options, name) for name in _FILES)
+
+
+def _moved(before: Any, now: Any) -> bool:
+    """Whether both are paths of files or of folders of one name."""
+    if not (isinstance(before, str) and isinstance(now, str)):
+        return False
+    paths = Path(before), Path(now)
+    return all(path.is_absolute() for path in paths) and paths[0].name == paths[1].name
 
 
 def altered(folder: Path, record: dict[str, Any]) -> list[str]:
@@ -135,7 +151,7 @@ class Journal:
             for name in altered(folder, self.record):
                 if name not in (CIRCUIT, SCORES):  # which are not made again, but refused
                     self.forget(name)
-        self._new = earlier is None
+        self._new, self.moved = earlier is None, earlier is not None and _elsewhere(options, earlier)
 
     def save(self) -> None:
         """Write run.json."""

@@ -170,7 +170,7 @@ class _Run:
                     known[name] = found = read(self.folder / name)
                 except CircuitDiscoveryError as error:
                     raise self._foreign(name, str(error)) from None
-                if not claimed:
+                if not claimed or self.journal.moved:
                     self._check_mine(name, found)
         circuit, scores = known.get(CIRCUIT), known.get(SCORES)
         taken = circuit is not None and "selection" in circuit.info.get("options", {})
@@ -182,7 +182,9 @@ class _Run:
         return data, None if scores is None else (scores.graph, scores.values, dict(scores.info))
 
     def _check_mine(self, name: str, found: Circuit | Scores) -> None:
-        """Whether a file that run.json does not know is of this run: of this model, task and options."""
+        """Whether a file is of this run, of this model, task and options: one that run.json does not know, or
+        any where the model's or the task's files lie elsewhere.
+        """
         from circuitdiscovery.circuit.circuit import Circuit
         from circuitdiscovery.circuit.circuit_json import options_of
         from circuitdiscovery.engine.state import other_data
