@@ -362,7 +362,8 @@ def test_a_schema_maps_prompts_of_different_length_to_the_same_spans(tmp_path: P
 @pytest.mark.parametrize(("metric", "ablation"), [("kl_divergence", "resample"), ("nll", "zeros")])
 def test_parts_are_kept_by_the_metric_and_the_ablation_that_are_asked_for(metric: str, ablation: str) -> None:
     model, nodes = cd.load_model("toy"), {"m3": "neurons"}
-    task, how = cd.load_task("ioi", model, examples=8), {"metric": metric, "ablation": ablation}
+    task = cd.load_task("ioi", model, examples=8)
+    how: dict[str, Any] = {"metric": metric, "ablation": ablation}
     kept = cd.split(model, nodes, task=task, keep=8, **how).parts("m3")
     best = cd.neurons(model, task, top=8, method="eap_ig", graph=cd.split(model, nodes), **how)
     assert set(kept) == {*best.names, "m3/rest"}
