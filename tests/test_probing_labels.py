@@ -184,3 +184,13 @@ def test_faults(toy: Any) -> None:
         with pytest.raises(cd.CircuitDiscoveryError) as error:
             call()
         assert told in str(error.value)
+
+
+def test_a_task_of_a_shipped_name_has_the_labels_of_its_own_variables(toy: Any) -> None:
+    """The rule of `repeated` is of the order, which this task's prompts do not say."""
+    rows = cd.load_task("ioi", toy, examples=4).examples
+    bare = tuple(replace(each, variables={"IO": each.variables["IO"]}) for each in rows)
+    task = cd.Task("ioi", bare)
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"no label 'repeated'.*IO"):
+        cd.features.labels(task, "repeated")
+    assert cd.features.labels(task, "IO").values == tuple(each.variables["IO"] for each in rows)

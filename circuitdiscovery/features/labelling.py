@@ -164,8 +164,14 @@ def labels(task: Task, name: str, *, of: str | None = None) -> Labels:
     examples = task.examples
     known = [name for name in examples[0].variables if all(name in each.variables for each in examples)]
     if not known:
-        raise CircuitDiscoveryError(f"task {task.name} does not say what its prompts are made of")
-    own: Mapping[str, Any] = _file()["tasks"].get(task.name, {})
+        raise CircuitDiscoveryError(f"task {task.title} does not say what its prompts are made of")
+    shipped: Mapping[str, Mapping[str, Any]] = _file()["tasks"].get(task.name, {})
+    # a task of that name may be of other prompts
+    own = {
+        label: rule
+        for label, rule in shipped.items()
+        if {rule[use] for use in ("word", "variable", "of") if use in rule} <= {*known}
+    }
     for variable in [] if of is None else [of]:
         if variable not in known:
             raise unknown("variable", variable, known)
