@@ -183,6 +183,17 @@ def test_what_may_matter_more_than_the_bar_is_said() -> None:
     assert any(f"; {len(below)} of these may matter more" in each for each in said)
 
 
+def test_of_a_single_prompt_the_largest_is_said_to_be_the_most() -> None:
+    """Another K than the worst on the search's prompts may be the worst there."""
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=16)
+    circuit = cd.eap_ig(model, task, steps=2).top(30)
+    for row in range(4):
+        found = cd.evaluate(model, replace(task, held_out=task.held_out.select([row])), circuit)
+        assert found.completeness.max == max(each.incompleteness for each in found.completeness.sets)
+        assert f"at most {found.completeness.max}" in str(found)
+
+
 def test_a_metric_of_your_own_says_whether_it_is_a_share(setting: tuple[Any, Any, Any]) -> None:
     """All 1 is the best of ranks, and the whole of shares."""
     model, task, circuit = setting

@@ -44,7 +44,7 @@ class Completeness:
     Args:
         sets: each K with its incompleteness |F(C\\K) - F(M\\K)|, in the metric's units.
         max: the incompleteness of the K that was worst on examples of the search; without held-out examples,
-            and for a quick measurement, the largest value, without an interval.
+            for a quick measurement, and of a single example, the largest value, without an interval.
         mean: the mean over the random K, minus what noise adds to a mean of magnitudes.
     """
 
@@ -62,8 +62,8 @@ class Minimality:
             examples of the search; without held-out examples it has no interval.
         below: the nodes whose effect is below the bar, or rounding where there is none, here and for every
             K on the examples of the search.
-        bar: the effect that counts as negligible, 1% of |F(M) - F(empty)|; None where
-            normalized faithfulness is None too.
+        bar: the effect that counts as negligible, 1% of |F(M) - F(empty)|; None where normalized
+            faithfulness is None too.
         unmeasured: the nodes that the effort `quick` left out.
     """
 
@@ -253,9 +253,11 @@ def completeness_of(evaluator: Evaluator, plan: Sets, apart: bool) -> Completene
         Knockout(kind, removed, Estimate(each) if kind == "greedy" and not apart else each)
         for (kind, removed), each in zip(plan.sets, found, strict=True)
     )
-    largest = found[plan.worst] if apart or len(found) == 1 else Estimate(max(map(float, found)))
+    worst = found[plan.worst]
+    if len(found) > 1 and not (apart and worst.has_interval):
+        worst = Estimate(max(map(float, found)))
     random = [each for (kind, _), each in zip(plan.sets, signed, strict=True) if kind == "random"]
-    return Completeness(knockouts, largest, intervals.mean_of_magnitudes(random or signed))
+    return Completeness(knockouts, worst, intervals.mean_of_magnitudes(random or signed))
 
 
 def minimality_of(evaluator: Evaluator, plan: Sets, apart: bool, spanned: bool) -> Minimality:
