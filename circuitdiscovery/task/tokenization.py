@@ -107,6 +107,12 @@ class Encoder:
             return (token, *ids)
         return ids[1:] if self.bos is False and token is not None and ids[:1] == (token,) else ids
 
+    def ending(self) -> int | None:
+        """The special token that the tokenizer puts behind every text; None where it puts none."""
+        a, b = (self._encode(text)[-1] for text in (" a", " b"))
+        special = a in self.tokenizer.all_special_ids and a != self._unknown
+        return a if a == b and special else None
+
     def show(self, ids: Sequence[int]) -> str:
         """The tokens in words, for errors: their texts with a bar between."""
         return repr("|".join(self.token(token) for token in ids))
@@ -265,10 +271,8 @@ def encoder_of(model: HasTokenizer, name: str, bos: bool | None) -> Encoder:
             f"task {name} is text, but the model has no tokenizer; give tokens with Task.from_tokens"
         )
     found = Encoder(model.tokenizer, bos, getattr(model, "n_positions", None))
-    ends = {found.ids(text)[-1:] for text in (" a", " b")}
-    special = {(token,) for token in model.tokenizer.all_special_ids} - {(model.tokenizer.unk_token_id,)}
-    if len(ends) == 1 and ends <= special:
-        ((token,),) = ends
+    token = found.ending()
+    if token is not None:
         raise CircuitDiscoveryError(
             f"task {name}: the tokenizer ends every text in {found.token(token)!r}, so no answer can follow "
             "a prompt; load it with add_eos_token=False"
