@@ -201,7 +201,7 @@ class _Run:
             "task": found.info.get("task"),
             "seed": found.info.get("seed"),
         }
-        wanted = self.options.to_dict() | {"task": task.name, "seed": task.seed}
+        wanted = self.options.to_dict() | {"task": task.title, "seed": task.seed}
         for key in sorted(used.keys() & wanted.keys()):
             may_be = OPTIONS[key].may_be if key in OPTIONS else eq
             if wanted[key] is not None and not may_be(wanted[key], used[key]):

@@ -199,7 +199,7 @@ def _found(
     return TopActivations(
         unit=unit.name,
         model=model.name,
-        task=None if task is None else task.name,
+        task=None if task is None else task.title,
         prompts=prompts,
         tokens=kept.tokens,
         zero=kept.zeros / kept.tokens,

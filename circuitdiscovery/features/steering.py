@@ -199,7 +199,7 @@ def steer(
     size = _largest(model, task, found, batch_size) if largest is None else largest
     if not size > 0:
         raise CircuitDiscoveryError(
-            f"{found.name} is active nowhere on the prompts of {task.name} (its largest activation is "
+            f"{found.name} is active nowhere on the prompts of {task.title} (its largest activation is "
             f"{size:.3g}): give largest="
         )
     added = [(found.written, found.direction), *_random(model, found, draws, seed)]
@@ -226,7 +226,7 @@ def steer(
     return Steering(
         **move(0),
         model=model.name,
-        task=task.name,
+        task=task.title,
         metric=run.metric.name,
         examples=len(task),
         unit=found.name,

@@ -126,7 +126,7 @@ def unit_damages(
         found[layer] = distributed.total(torch.from_numpy(found[layer])).numpy()
         if not np.isfinite(found[layer]).all():
             raise CircuitDiscoveryError(
-                f"the gradients of task {task.name} at {mlp_name(layer)} are not finite numbers"
+                f"the gradients of task {task.title} at {mlp_name(layer)} are not finite numbers"
             )
     return found
 
@@ -328,7 +328,7 @@ def neurons(
     promoted, suppressed = _tokens(model, ranked)
     return Neurons(
         model=model.name,
-        task=task.name,
+        task=task.title,
         examples=len(task),
         measured=len(other.task),
         metric=setup.metric.name,

@@ -225,7 +225,7 @@ def _positions(node: str, parts: Any, task: Task | None) -> Split:
         lengths = {len(example.clean) for part in (task, task.held_out) if part for example in part.examples}
         if len(lengths) > 1:
             raise CircuitDiscoveryError(
-                f"{node}: 'all' positions are for prompts of one length; those of {task.name} have "
+                f"{node}: 'all' positions are for prompts of one length; those of {task.title} have "
                 f"{min(lengths)} to {max(lengths)} tokens"
             )
         (length,) = lengths
@@ -263,7 +263,7 @@ def _named(node: str, task: Task) -> list[str]:
     examples = [example.positions for part in (task, task.held_out) if part for example in part.examples]
     common = [name for name in examples[0] if all(name in each for each in examples)]
     if not common:
-        raise CircuitDiscoveryError(f"{node}: the examples of {task.name} have no named position in common")
+        raise CircuitDiscoveryError(f"{node}: the examples of {task.title} have no named position in common")
     found = list[str]()
     for name in common:
         same = [other for other in found if all(each[name] == each[other] for each in examples)]
@@ -272,7 +272,7 @@ def _named(node: str, task: Task) -> list[str]:
         for other in found:
             if any(each[name] == each[other] for each in examples):
                 raise CircuitDiscoveryError(
-                    f"{node}: {name} and {other} are the same token in some prompts of {task.name} and not "
+                    f"{node}: {name} and {other} are the same token in some prompts of {task.title} and not "
                     "in others: name the spans yourself"
                 )
         found.append(name)
