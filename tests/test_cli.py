@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from forked import Forked, Result
@@ -30,6 +31,7 @@ from circuitdiscovery import registry
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.cli import prompts, run
 from circuitdiscovery.cli.arguments import task_name
+from circuitdiscovery.cli.commands.discover import discover
 from circuitdiscovery.engine import state
 from circuitdiscovery.files.disk import data_folder
 from circuitdiscovery.measure import criteria
@@ -195,6 +197,41 @@ def test_help_comes_within_half_a_second() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert any(seconds() < 0.5 for _ in range(5))
+
+
+def test_help_names_the_methods_that_take_an_option() -> None:
+    """Those that `check` lets have it, and by what they search where no metric is given."""
+    own = [name for name in registry.METHODS if ":" not in name]  # another test may have added its own
+    words = {param.name: str(param.help) for param in discover.params if isinstance(param, click.Option)}
+
+    def named(text: str) -> set[str]:
+        return {name for name in own if re.search(rf"(?<![\w-]){name.replace('_', '-')}(?![\w-])", text)}
+
+    def take(**option: Any) -> set[str]:
+        taking = {*own}
+        for name in own:
+            try:
+                Options("toy", "ioi", method=name, **option).check()
+            except cd.CircuitDiscoveryError:
+                taking.remove(name)
+        return taking
+
+    assert named(words["threshold"]) == take(threshold=0.1)
+    assert named(words["edges"]) == {*own} - take(edges=9)
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=1)
+    few: dict[str, dict[str, Any]] = {
+        name: {"edges": 9, "steps": 2} for name in ("edge_pruning", "matryoshka")
+    }
+    few |= {"hybrid": {"edges": 9, "rounds": 0}, "acdc": {"threshold": 9.0}, "trace_back": {"threshold": 9.0}}
+    metrics = {
+        name: getattr(cd, name)(model, task, **few.get(name, {})).info["options"]
+        for name in own
+        if name != "random"
+    }
+    assert named(words["metric"]) == {
+        name for name, said in metrics.items() if said["metric"] == "kl_divergence"
+    }
 
 
 def test_help_states_every_choice_and_default(light: Call) -> None:

@@ -19,6 +19,7 @@ from circuitdiscovery.registry import (
     METHODS,
     OPTIONS,
     Kind,
+    Method,
     Option,
     canonical,
     opened,
@@ -237,6 +238,11 @@ def in_folder(default: str, resumed: str) -> Callable[[Command], Command]:
         return click.option("--out", type=PATH, metavar="DIR", help=words)(command)
 
     return with_folder
+
+
+def methods(which: Callable[[Method], bool]) -> str:
+    """The names of those search methods, for a sentence."""
+    return ", ".join(name.replace("_", "-") for name, method in METHODS.items() if which(method))
 
 
 def methods_own(command: Command) -> Command:

@@ -23,6 +23,7 @@ from circuitdiscovery.cli.arguments import (
     check_rows,
     in_folder,
     memory,
+    methods,
     methods_own,
     on_task,
     one_of,
@@ -31,7 +32,7 @@ from circuitdiscovery.cli.arguments import (
 )
 from circuitdiscovery.cli.commands.group import PROGRAM, cli
 from circuitdiscovery.cli.files import show_json, show_report
-from circuitdiscovery.registry import DEFAULT_THRESHOLD
+from circuitdiscovery.registry import DEFAULT_THRESHOLD, KL
 from circuitdiscovery.reporting.options import Options
 
 
@@ -48,7 +49,10 @@ from circuitdiscovery.reporting.options import Options
 @click.option(
     "--metric",
     type=METRIC,
-    help="What is measured.  [default: kl-divergence to search by acdc, exact, trace-back, else the task's]",
+    help=(
+        f"What is measured.  [default: kl-divergence to search by {methods(lambda each: each.metric == KL)}, "
+        "else the task's]"
+    ),
 )
 @click.option(
     "--direction",
@@ -61,16 +65,17 @@ from circuitdiscovery.reporting.options import Options
     "--threshold",
     type=THRESHOLD,
     help=(
-        f"acdc, trace-back: no edge of damage below T  [default: {DEFAULT_THRESHOLD}].  Others: "
-        "keep edges of |score| T or more."
+        f"{methods(lambda each: each.sizes == 'threshold')}: no edge of damage below T  "
+        f"[default: {DEFAULT_THRESHOLD}].  {methods(lambda each: each.sizes == 'any')}: keep edges of "
+        "|score| T or more."
     ),
 )
 @click.option(
     "--edges",
     type=COUNT,
     help=(
-        "Circuit size (not for acdc, trace-back): at most N edges, all on whole paths from input to "
-        "logits, of large total |score|.  [default: 10% of all, but "
+        f"Circuit size (not for {methods(lambda each: each.sizes == 'threshold')}): at most N edges, all on "
+        "whole paths from input to logits, of large total |score|.  [default: 10% of all, but "
         f"no more than {defaults.FEW}, or 1% where that is more]"
     ),
 )
