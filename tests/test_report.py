@@ -495,6 +495,8 @@ def test_the_verdict_states_each_figure_with_its_interval(tmp_path: Path, circui
         f"2 of its {len(nodes)} nodes matter by less than 1% of the span at every K that was tried: " in text
     )
     assert "knocked out of both (5 sets tried)" in text and "could be removed" not in text
+    random = sum(each["kind"] == "random" for each in evaluation_of(circuit)["completeness"]["sets"])
+    assert f" on average over the {random} random sets, " in text
 
 
 def test_what_has_no_interval_stands_alone(circuit: Circuit) -> None:

@@ -201,8 +201,11 @@ def _completeness(evaluation: Mapping[str, Any]) -> str:
         if most["low"] is None
         else "for the set where they differ most on the prompts of the search,"
     )
-    apart = f"circuit and model differ by {interval(mean)} on average{share}; {worst} by {interval(most)}"
-    tried = plural(len(evaluation["completeness"]["sets"]), "set")
+    sets = evaluation["completeness"]["sets"]
+    random = sum(each["kind"] == "random" for each in sets)
+    average = f"on average over the {plural(random, 'random set')}" if random else "on average"
+    apart = f"circuit and model differ by {interval(mean)} {average}{share}; {worst} by {interval(most)}"
+    tried = plural(len(sets), "set")
     return f"When the same nodes are knocked out of both ({tried} tried), {apart} (completeness)."
 
 
