@@ -271,6 +271,7 @@ def test_a_dictionary_is_one_in_its_own_precision_everywhere() -> None:
     )
     kl = (plain.exp() * (plain - edited)).sum(-1).mean()
     found = cd.features.evaluate_sae(sae, acts, model=model, baselines=False)
+    assert found.kl_reconstruction is not None
     assert float(found.kl_reconstruction) == pytest.approx(float(kl), rel=1e-3)
 
     graph = cd.split(model, {"m1": sae}, task=task)
