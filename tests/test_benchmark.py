@@ -23,7 +23,7 @@ from circuitdiscovery.benchmark.methods import resolve
 from circuitdiscovery.benchmark.options import BenchmarkOptions
 from circuitdiscovery.benchmark.problems.problem import Problem
 from circuitdiscovery.benchmark.problems.programs import RECIPES
-from circuitdiscovery.benchmark.report import markdown
+from circuitdiscovery.benchmark.report import markdown, picture
 from circuitdiscovery.benchmark.run import run
 from circuitdiscovery.cli import main as cli
 from circuitdiscovery.registry import opened
@@ -54,6 +54,26 @@ def test_the_truth_scores_perfectly(ioi: Problem) -> None:
         assert at.overlap is not None
         assert (at.asked, at.edges, at.overlap.jaccard, result.missed) == (7, 7, 1.0, [])
         assert at.normalized == pytest.approx(1, abs=1e-5) and at.kl == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("truth", "levels"), [("nodes", ["nodes"]), ("full", ["edges", "nodes"])])
+def test_where_all_are_true_there_is_no_rate(
+    ioi: Problem, truth: str, levels: list[str], tmp_path: Path
+) -> None:
+    """As `compare` has none: nothing is there to be wrongly found."""
+    graph = ioi.model.graph
+    whole = cd.Circuit.full(graph)
+    given = whole if truth == "full" else cd.Circuit.from_edges(graph, whole.edges[::2])
+    assert set(given.nodes) >= set(graph.inner)
+    scores = cd.eap(ioi.model, ioi.task)
+    result = measured(replace(ioi, truth=given), scores)
+    beside = cd.compare(scores.top(10), given, scores=scores)
+    for level, name in (("edges", "auc"), ("nodes", "auc_nodes")):
+        for rule in ("pessimistic", "trapezoid"):
+            assert (result.areas[f"{level}_{rule}"] is None) == (level in levels)
+            assert result.areas[f"{level}_{rule}"] == getattr(beside, f"{name}_{rule}")
+    assert "nan" not in markdown([result], {}, "") and "nan" not in json.dumps(result.to_dict()).lower()
+    picture([result], tmp_path / "figure.png")
 
 
 def test_rates_by_hand(ioi: Problem) -> None:

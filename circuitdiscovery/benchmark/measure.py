@@ -26,6 +26,7 @@ from circuitdiscovery.circuit.comparison import (
     compare,
     components,
     pessimistic_auc,
+    rated,
     roc,
     trapezoid_auc,
 )
@@ -66,7 +67,7 @@ class Measured:
         seconds: that the search took; of a sweep, all its searches.
         forwards: the same in plain forwards of the model on the same examples.
         areas: ROC AUC of `edges` and `nodes` by the rules
-            `pessimistic` and `trapezoid`; empty without a truth.
+            `pessimistic` and `trapezoid`; empty without a truth, None where all are true, or none.
         roc: [points, 2] false and true positive rates of the edges.
         at: its circuits at fixed numbers of edges.
         curve: [points, 2] actual number of edges and normalized faithfulness.
@@ -82,7 +83,7 @@ class Measured:
     truth: int | None
     seconds: float
     forwards: float
-    areas: Mapping[str, float]
+    areas: Mapping[str, float | None]
     roc: list[list[float]]
     at: list[At]
     curve: list[list[float]]
@@ -140,6 +141,7 @@ def measure(
         area, distance = _areas_under(curve, len(sweep.graph))
         cpr, cmd = _mib(evaluator, sweep.scores)
     levels = {} if truth is None else {level: sweep.roc(truth, level) for level in ("edges", "nodes")}
+    rates = levels.get("edges")
     return Measured(
         problem=problem,
         method=method,
@@ -148,11 +150,11 @@ def measure(
         seconds=seconds,
         forwards=seconds / one_forward(model, task),
         areas={
-            f"{level}_{rule}": area(*points)
+            f"{level}_{rule}": None if points is None else area(*points)
             for level, points in levels.items()
             for rule, area in RULES.items()
         },
-        roc=np.stack(levels["edges"], axis=1).tolist() if levels else [],
+        roc=[] if rates is None else np.stack(rates, axis=1).tolist(),
         at=at,
         curve=[[float(n), float(f)] for n, f in curve],
         cpr=cpr,
@@ -253,10 +255,12 @@ class Sweep:
         ]
         return sorted((n, f) for n, f in points if f is not None)
 
-    def roc(self, truth: Circuit, level: str) -> tuple[np.ndarray, np.ndarray]:
-        """([points] false, [points] true positive rates) of the
-        `edges`, or of the `nodes`: heads and MLPs."""
+    def roc(self, truth: Circuit, level: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """([points] false, [points] true positive rates) of the `edges`, or of the `nodes`: heads and MLPs;
+        None where all of them are true, or none."""
         positive = _members(truth, level)
+        if not rated(positive):
+            return None
         if self.scores is not None:
             by_node = list(self.scores.by_node().values())[1:]  # without `input`
             return roc(

@@ -31,7 +31,7 @@ def markdown(results: Sequence[Measured], why: dict[str, str], heading: str) -> 
         ]
         parts += [
             "Edge AUROC by problem.",
-            _table(*_by_problem(known, lambda r: f"{r.areas['edges_pessimistic']:.2f}")),
+            _table(*_by_problem(known, lambda r: _number(r.areas["edges_pessimistic"], 2))),
         ]
         parts += _failures(known, why)
         told = "KL in nats on held-out examples, of the circuit with as many edges as the true one."
@@ -116,7 +116,7 @@ def _failures(results: Sequence[Measured], why: dict[str, str]) -> list[str]:
     lines = []
     for result in results:
         area = result.areas["edges_pessimistic"]
-        if area < FAILED and result.method != "random":
+        if area is not None and area < FAILED and result.method != "random":
             missed = (
                 f"lacks {', '.join(result.missed)} at {result.truth} edges"
                 if result.missed
@@ -154,8 +154,8 @@ def _faithfulness(results: Sequence[Measured]) -> tuple[list[str], Rows]:
     ], rows
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{round(value, 3) + 0.0:.3f}"  # + 0.0: no -0.000
+def _number(value: float | None, places: int = 3) -> str:
+    return "-" if value is None else f"{round(value, places) + 0.0:.{places}f}"  # + 0.0: no -0.000
 
 
 # ------------------------------------------------------------------ the picture
@@ -169,7 +169,7 @@ def picture(results: Sequence[Measured], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    known = [result for result in results if result.truth is not None]
+    known = [result for result in results if result.roc]
     panels: list[tuple[str, Sequence[Measured]]] = [("roc", known)] if known else []
     problems = _names(results, "problem")
     panels += (

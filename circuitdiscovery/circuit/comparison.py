@@ -180,6 +180,8 @@ def trapezoid_auc(fpr: ArrayLike, tpr: ArrayLike) -> float:
 def roc(values: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """([points] false, [points] true positive rates) of [n] values against [n] bool; ties enter together.
 
+    Neither has a rate where all, or none, are positive (see `rated`).
+
     >>> fpr, tpr = roc(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
     >>> fpr.tolist(), tpr.tolist()
     ([0.0, 1.0, 1.0], [0.5, 0.5, 1.0])
@@ -189,6 +191,11 @@ def roc(values: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.cumsum(~positive[order])[ends] / (~positive).sum(), np.cumsum(positive[order])[
         ends
     ] / positive.sum()
+
+
+def rated(positive: np.ndarray) -> bool:
+    """Whether true and false positives have rates: some of [n] bool are positive, and not all."""
+    return bool(positive.any() and not positive.all())
 
 
 def _areas(scores: Scores, reference: Circuit, absolute: bool) -> dict[str, float | None]:
@@ -203,7 +210,7 @@ def _areas(scores: Scores, reference: Circuit, absolute: bool) -> dict[str, floa
     }
     found: dict[str, float | None] = {}
     for level, (values, positive) in levels.items():
-        if positive.any() and not positive.all():
+        if rated(positive):
             points = roc(np.abs(values) if absolute else values, positive)
             found |= {
                 f"{level}_pessimistic": pessimistic_auc(*points),
