@@ -22,7 +22,7 @@ from torch import Tensor
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.collecting import Activations
 from circuitdiscovery.features.dictionary import Dictionary
-from circuitdiscovery.features.forward import INPUTS, device_of, forward, site_of
+from circuitdiscovery.features.forward import INPUTS, device_of, forward, norm_of, site_of
 from circuitdiscovery.features.prompts import batches
 from circuitdiscovery.features.sites import is_mlp
 from circuitdiscovery.model.model import Model
@@ -107,7 +107,7 @@ def check_activations(
         CircuitDiscoveryError: another width or site, or a target of other rows.
     """
     site, after = sae.site, {sae.site, f"{sae.site}.inner"}
-    if written.normed:
+    if written.normed or (model is not None and site is not None and norm_of(model, site) is not None):
         after = {f"{site}.inner" if sae.inner and "." not in str(site) else site}
     before = {*_read(sae, model)} if sae.transcoder else after
     for what, acts, width, sites in (
