@@ -12,12 +12,14 @@ import dictionaries as made
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from dictionaries import Arrays, activations, active, arrays
 from reference import Reference
 from tiny import random_model, random_prompts, save_tiny, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
+from circuitdiscovery.cli.main import cli
 from circuitdiscovery.features.dictionary import TENSORS, Dictionary
 from circuitdiscovery.features.sites import hook_of, location_of
 from circuitdiscovery.features.whole import KINDS
@@ -547,9 +549,13 @@ def test_centred_activations_are_made_of_the_models_own(tmp_path: Path) -> None:
     }  # fmt: skip
     folder = made.write(tmp_path / "b", {"cfg.json": old, "sae_weights.safetensors": found})
     refused(
-        "does not say whether center_writing_weights was on, .*; give centred=True or centred=False", folder
+        "does not say whether center_writing_weights was on, .*; give load_sae centred=True or centred=False, or",
+        folder,
     )
     check(load(folder, centred=True), f, output, tmp_path)
+    line = ["sae", "show", str(folder), "--centred", "--to", str(tmp_path / "said")]
+    assert CliRunner().invoke(cli, line, catch_exceptions=False).exit_code == 0
+    check(load(tmp_path / "said"), f, output, tmp_path)
     other = made.sparsify(tmp_path / "c", found, transcode=False)
     refused("centred= is of a folder of SAE Lens, which this is not", other, centred=True)
     f = active("relu", X - found["b_dec"], found)

@@ -289,7 +289,7 @@ def _centres(config: Mapping[str, Any], place: Location | None, told: bool | Non
     if told is None and options is None and _OLD in config and place is not None and place.reads == "output":
         raise CircuitDiscoveryError(
             f"{where}: an old folder does not say whether {_CENTRED} was on, as for gpt2-small-res-jb; give "
-            "centred=True or centred=False to load_sae"
+            "load_sae centred=True or centred=False, or `sae show` --centred or --not-centred"
         )
     centred = bool((options or {}).get(_CENTRED)) if told is None else told
     if centred and place is not None and place.reads != "output":

@@ -27,6 +27,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError, unknown
 from circuitdiscovery.files.disk import is_folder
 from circuitdiscovery.files.text import finite
 
+TOLD = ("layer", "site", "reads", "centred")  # of load_sae: what a folder may leave out
 SAE_KINDS = ("topk", "relu", "jumprelu", "gated")  # as in features/dictionary.py, which imports torch
 
 
@@ -120,18 +121,29 @@ def train(to: Path, kind: str, k: int | None, sparsity: float | None, **given: A
 @click.argument("model", type=MODEL, required=False)
 @click.option("--layer", type=SEED, help="Of a folder with dictionaries of several layers.")
 @click.option("--site", metavar="SITE", help="Where it stands, if the folder does not say.")
+@click.option(
+    "--reads", metavar="WHAT", help="What it reads, if the folder does not say: normed, ..."
+)
+@click.option(
+    "--centred/--not-centred",
+    default=None,
+    help="Of SAE Lens: whether its model's center_writing_weights was on, if the folder does not say.",
+)
+@click.option("--to", type=FOLDER, help="Write it as a folder that says all of this.")
 @on_prompts_of
 @as_json
-def show_one(folder: Path, model: str | None, layer: int | None, site: str | None, **given: Any) -> None:
+def show_one(folder: Path, model: str | None, to: Path | None, **given: Any) -> None:
     """What the dictionary in FOLDER is; with MODEL and --texts or --task how well it writes what it is of."""
-    as_json = given.pop("as_json")
+    as_json, told = given.pop("as_json"), {name: given.pop(name) for name in TOLD}
     if not is_folder(folder):
         raise CircuitDiscoveryError(f"there is no folder {folder}")
     if model is None and (given["texts"] or given["task"]):
         raise CircuitDiscoveryError("give MODEL, too, which is run on the prompts")
     import circuitdiscovery as cd
 
-    found = cd.features.load_sae(folder, layer=layer, site=site)
+    found = cd.features.load_sae(folder, **told)
+    if to is not None:
+        found.save(to)
     if model is None:
         fields = ("kind", "site", "reads", "width", "d_in", "d_out", "k", "digest")
         known = {name: getattr(found, name) for name in fields}
