@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from test_parts_planted import SUMS, cell_damages, sums
 from test_report import circuit_of, explanation_of, make_run
 from test_snippets import EVIL, Tags
 
 import circuitdiscovery as cd
+from circuitdiscovery.cli.commands import cli
 from circuitdiscovery.explanation.cards import CardSnippet, CardUnit, Explanation
 from circuitdiscovery.features.dictionary import Dictionary
 from circuitdiscovery.reporting.page import report
@@ -37,7 +39,22 @@ def both_ways(model: Any, site: str) -> Dictionary:
     eye = torch.eye(model.d_model, dtype=model.dtype)
     zeros = torch.zeros(2 * len(eye), dtype=model.dtype)
     each = torch.cat([eye, -eye])
-    return Dictionary("relu", site, "output", each, zeros, each, zeros[: len(eye)])
+    return Dictionary("relu", site, "output", each, zeros, each, zeros[: len(eye)].clone())
+
+
+def test_two_dictionaries_of_one_mlp_are_refused(toy: Any, tmp_path: Path) -> None:
+    """Neither is left out unsaid; one of each MLP is read."""
+    folders = {name: tmp_path / name for name in ("first", "second", "other")}
+    for name, folder in folders.items():
+        both_ways(toy, "m1" if name == "other" else "m2").save(folder)
+    line = ["explain", "gpt2/ioi", "--model", "toy", "--task", "ioi"]
+    for names, told in (
+        (("first", "other", "second"), f"{folders['first']} and {folders['second']} are both of m2"),
+        (("first", "other"), "not of toy"),  # told once they are read
+    ):
+        given = [word for name in names for word in ("--dictionary", str(folders[name]))]
+        with pytest.raises(cd.CircuitDiscoveryError, match=told):
+            CliRunner().invoke(cli, [*line, *given], catch_exceptions=False)
 
 
 def test_a_planted_mlps_neurons_are_the_cells_that_are_looked_up() -> None:

@@ -424,6 +424,7 @@ def test_scores_beside_another_circuit_are_not_its_own(run: Run, toy: cd.Model) 
         "of another graph": cd.Circuit.from_edges(cd.Graph(1, 1, n_kv_heads=1), ["input->logits"]),
     }
     a_part = circuit.without([circuit.nodes[1]])
+    said = "run/scores.safetensors is of another circuit than run/circuit.json, and not used\n"
     for name, each in {"its own": circuit, "a part of it": a_part, **others}.items():
         each.save("run/circuit.json")
         with_scores = name not in others
@@ -431,7 +432,6 @@ def test_scores_beside_another_circuit_are_not_its_own(run: Run, toy: cd.Model) 
         compared = run("compare", "run", "one.json", "--json")
         assert compared.exit_code == 0, (name, compared.exception)
         assert (json.loads(compared.stdout)["auc_trapezoid"] is not None) == with_scores, name
-        said = "run/scores.safetensors is of another circuit than run/circuit.json, and not used\n"
         assert compared.stderr == ("" if with_scores else said), name
     others["without scores"].save("run/circuit.json")
     measured = run("evaluate", "run", "--measure", "quick")

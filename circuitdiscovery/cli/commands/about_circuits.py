@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,12 @@ from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import circuit_of, evaluation_options, file_of, scores_of, show
 from circuitdiscovery.cli.prompts import TEXTS
 from circuitdiscovery.cli.unseen import load_unseen
+from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.reporting.options import Options
 
 if TYPE_CHECKING:
     from circuitdiscovery.circuit.circuit import Circuit
+    from circuitdiscovery.features.dictionary import Dictionary
 
 MOST_EDGES = 60  # as in layout.py, which imports numpy
 
@@ -117,14 +120,14 @@ def explain(
     from circuitdiscovery.reporting.progress import stage
 
     found = circuit_of(circuit)
-    dictionaries = [cd.features.load_sae(folder) for folder in folders]
+    features = _by_site(folders)
     # cards are of noising, whatever the search was
     model, task, options = _searched_in(found, circuit, {**given, "direction": "noising"})
     with stage("explaining") as report:
         chosen: dict[str, Any] = {
             "nodes": nodes or None,
             "effort": effort,
-            "features": {str(each.site): each for each in dictionaries} or None,
+            "features": features or None,
             "texts": texts,
             "labels": labels,
             "batch_size": options.batch_size,
@@ -132,6 +135,23 @@ def explain(
         }
         result = cd.explain(model, task, found, metric=options.metric, ablation=options.ablation, **chosen)
     show(result, as_json)
+
+
+def _by_site(folders: Sequence[str]) -> dict[str, Dictionary]:
+    """The dictionaries in folders, by the MLP that each is of."""
+    from circuitdiscovery.features.load import load_sae
+
+    found: dict[str, Dictionary] = {}
+    first: dict[str, str] = {}
+    for folder in folders:
+        each = load_sae(folder)
+        site = str(each.site)
+        if site in found:
+            raise CircuitDiscoveryError(
+                f"{first[site]} and {folder} are both of {site}: give one --dictionary for an MLP"
+            )
+        found[site], first[site] = each, folder
+    return found
 
 
 @cli.command(short_help="Compare circuit A with circuit B, the reference.")
