@@ -135,7 +135,7 @@ def test_every_greedy_edge_leads_to_the_logits(graph: Graph) -> None:
         assert len(circuit) == n
         view = circuit.to_networkx()
         view.add_edges_from(
-            (node, head) for node, heads in list(view.nodes(data="heads")) for head in heads or ()
+            (node, head) for node, heads in list(view.nodes(data="heads")) for head in (heads or "").split()
         )
         assert all(node == "logits" or nx.has_path(view, node, "logits") for node in circuit.nodes)
 
@@ -447,6 +447,23 @@ def test_networkx_view_has_edges_letters_and_scores() -> None:
     assert names == set(circuit.edges)
     a, b, data = next(iter(view.edges(data=True)))
     assert data["score"] in [circuit.score(edge) for edge in circuit.edges if edge.startswith(f"{a}->{b}")]
+
+
+def test_networkx_view_is_written_as_graphml(tmp_path: Path) -> None:
+    """Whose attributes are texts and numbers; a group's heads are read from it again."""
+    for circuit in (random_scores(GROUPED).top(60), random_scores(GRAPH).top(60)):
+        view = circuit.to_networkx()
+        nx.write_graphml(view, tmp_path / "a.graphml")
+        read = nx.read_graphml(tmp_path / "a.graphml", force_multigraph=True)
+        edges = [
+            sorted((a, b, str(key), data) for a, b, key, data in each.edges(keys=True, data=True))
+            for each in (view, read)
+        ]
+        assert edges[0] == edges[1] and len(edges[0]) == 60
+        groups = {node: heads.split("\n") for node, heads in read.nodes(data="heads") if heads}
+        assert (len(groups) > 0) == circuit.graph.grouped
+        for node, heads in groups.items():
+            assert tuple(heads) == circuit.graph.reader_nodes(f"{node}<k>")
 
 
 def model(name: str = "toy", digest: str = INFO["model"]["digest"], graph: Graph = GRAPH) -> Any:

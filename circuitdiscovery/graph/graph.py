@@ -205,7 +205,7 @@ class Graph(Structure):
     def to_networkx(self) -> nx.MultiDiGraph:
         """A MultiDiGraph over nodes, an edge per edge, keyed by `q`, `k`, `v`, or 0 for MLPs and logits.
 
-        Several heads read through a group's node `a{l}.kv{g}`; its attribute `heads` names them.
+        Several heads read through a group's node `a{l}.kv{g}`; its attribute `heads` names them, one a line.
         """
         from circuitdiscovery.graph.views import networkx_of
 

@@ -16,6 +16,7 @@ def networkx_of(graph: Graph, mask: np.ndarray) -> nx.MultiDiGraph:
         name = graph.receivers[column]
         reader = node_of(name)
         if parsed(name).kind == "group" and reader not in view:
-            view.add_node(reader, heads=graph.reader_nodes(name))
+            # a text, as formats of networkx take it; no name has a line's end
+            view.add_node(reader, heads="\n".join(graph.reader_nodes(name)))
         view.add_edge(graph.sources[row], reader, key=letter_of(name) or 0)
     return view
