@@ -982,7 +982,8 @@ def test_select_keeps_the_rows_in_the_order_given() -> None:
 def test_rows_are_numbers_of_any_package_or_refused() -> None:
     task = Task.from_tokens(**ROWS)
     last = len(task) - 1
-    for rows in ([last], [-1], torch.tensor([last]), np.array([-1]), range(last, last + 1)):
+    kinds: list[Any] = [[last], [-1], torch.tensor([last]), np.array([-1]), range(last, last + 1)]
+    for rows in kinds:
         chosen = task.select(rows)
         assert chosen.examples == task.examples[last:] and chosen.others == task.examples[:last]
         assert chosen.digest == task.select([last]).digest

@@ -210,7 +210,7 @@ def test_further_prompts_of_a_part_are_of_the_part(toy: cd.Model, tmp_path: Path
     """A search learns from no other sentence; a part of a part narrows it, rows by number have none."""
     task = cd.load_task("ioi", toy, examples=32)
     part, path = task.by("template")["3"], tmp_path / "part.json"
-    assert task.further() == task.apart()
+    assert task.apart is not None and task.further() == task.apart()
     part.save(path)
     for each in (part, part.held_out, cd.load_task(path, toy)):
         assert each is not None and each.further()

@@ -109,9 +109,9 @@ class Encoder:
 
     def ending(self) -> int | None:
         """The special token that the tokenizer puts behind every text; None where it puts none."""
-        a, b = (self._encode(text)[-1] for text in (" a", " b"))
-        special = a in self.tokenizer.all_special_ids and a != self._unknown
-        return a if a == b and special else None
+        a, b = (list(self._encode(text))[-1:] for text in (" a", " b"))
+        special = {*self.tokenizer.all_special_ids} - {self._unknown}
+        return a[0] if a == b and {*a} & special else None
 
     def show(self, ids: Sequence[int]) -> str:
         """The tokens in words, for errors: their texts with a bar between."""
