@@ -248,7 +248,7 @@ def test_a_measurement_goes_on_in_the_middle(tmp_path: Path, monkeypatch: pytest
     )
     assert names(tmp_path) == FOUND and (tmp_path / "measured-quick.state").exists()
     monkeypatch.setattr(explanation, "explain", refused)  # which has a evaluator of its own
-    monkeypatch.setattr(data, "_searched", lambda *_: (None, 0.0))
+    monkeypatch.setattr(data, "_searched", lambda *_: (None, {"full": 0.0, "empty": 0.0}))
     monkeypatch.setattr(evaluation.Evaluator, "_note", counting("resumed", 10_000))
     run.discover(options, tmp_path, ["x"])
     resumed, counts["resumed"] = counts["resumed"], 0
@@ -856,10 +856,10 @@ def test_the_prompts_of_the_search_are_measured_beside_those_held_out() -> None:
     )
     ends = [evaluator.values(mask) for mask in (circuit.mask, circuit.graph.allowed, circuit.mask & False)]
     expected, _ = evaluator.normalized(*ends)
-    said, difference = data._searched(model, task, circuit, {}, SMALL)
+    said, means = data._searched(model, task, circuit, {}, SMALL)
     assert expected is not None and said is not None and said["examples"] == 12
     assert said["normalized"] == pytest.approx(expected.to_dict(), rel=1e-5)
-    assert difference == pytest.approx(ends[1].mean() - ends[2].mean())
+    assert means["full"] - means["empty"] == pytest.approx(ends[1].mean() - ends[2].mean())
 
 
 def test_a_journal_forgets_what_comes_after(tmp_path: Path) -> None:
