@@ -167,10 +167,9 @@ def labels(task: Task, name: str, *, of: str | None = None) -> Labels:
         raise CircuitDiscoveryError(f"task {task.title} does not say what its prompts are made of")
     shipped: Mapping[str, Mapping[str, Any]] = _file()["tasks"].get(task.name, {})
     # a task of that name may be of other prompts
+    uses = {"word", "variable", "of"}
     own = {
-        label: rule
-        for label, rule in shipped.items()
-        if {rule[use] for use in ("word", "variable", "of") if use in rule} <= {*known}
+        label: rule for label, rule in shipped.items() if {rule[use] for use in uses & {*rule}} <= {*known}
     }
     for variable in [] if of is None else [of]:
         if variable not in known:
