@@ -167,10 +167,8 @@ def labels(task: Task, name: str, *, of: str | None = None) -> Labels:
         raise CircuitDiscoveryError(f"task {task.title} does not say what its prompts are made of")
     shipped: Mapping[str, Mapping[str, Any]] = _file()["tasks"].get(task.name, {})
     # a task of that name may be of other prompts
-    uses = {"word", "variable", "of"}
-    own = {
-        label: rule for label, rule in shipped.items() if {rule[use] for use in uses & {*rule}} <= {*known}
-    }
+    needed = {label: {*rule} & {"word", "variable", "of"} for label, rule in shipped.items()}
+    own = {label: rule for label, rule in shipped.items() if {rule[use] for use in needed[label]} <= {*known}}
     for variable in [] if of is None else [of]:
         if variable not in known:
             raise unknown("variable", variable, known)
