@@ -181,7 +181,8 @@ def test_failures_are_told_with_their_reason() -> None:
     result = measure(
         "or", problem.model, problem.task, problem.truth, "exact", lambda model, task: cd.exact(model, task)
     )
-    assert result.areas["edges_pessimistic"] < 0.5  # only the edge after the gate shows
+    area = result.areas["edges_pessimistic"]
+    assert area is not None and area < 0.5  # only the edge after the gate shows
     text = markdown([result], {"or": problem.why}, "heading")
     assert "- exact on or, " in text and "input->a0.h1<v>" in text and "an OR" in text
 

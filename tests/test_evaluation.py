@@ -156,9 +156,10 @@ def test_a_share_that_is_kept_on_every_prompt_may_still_be_lost_on_others() -> N
 
     for metric in ("accuracy", unsaid):
         found = cd.evaluate(model, task, ranking.top(60), metric=metric, scores=ranking, effort="quick")
-        whole = found.curve.normalized[-1]
-        assert found.normalized == whole == 1 and found.curve.area > 0.5
-        for each in (found.normalized, whole, found.curve.area):
+        assert found.curve is not None and found.normalized is not None
+        whole, area = found.curve.normalized[-1], found.curve.area
+        assert found.normalized == whole == 1 and area > 0.5
+        for each in (found.normalized, whole, area):
             assert each.low < float(each) - 3 / 16 * 0.5 and each.high >= float(each)
         assert whole.low < 1 - 3 / 16
 
@@ -187,9 +188,10 @@ def test_of_a_single_prompt_the_largest_is_said_to_be_the_most() -> None:
     """Another K than the worst on the search's prompts may be the worst there."""
     model = cd.load_model("toy")
     task = cd.load_task("ioi", model, examples=16)
-    circuit = cd.eap_ig(model, task, steps=2).top(30)
+    circuit, unseen = cd.eap_ig(model, task, steps=2).top(30), task.held_out
+    assert unseen is not None
     for row in range(4):
-        found = cd.evaluate(model, replace(task, held_out=task.held_out.select([row])), circuit)
+        found = cd.evaluate(model, replace(task, held_out=unseen.select([row])), circuit)
         assert found.completeness.max == max(each.incompleteness for each in found.completeness.sets)
         assert f"at most {found.completeness.max}" in str(found)
 

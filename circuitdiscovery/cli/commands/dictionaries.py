@@ -121,9 +121,7 @@ def train(to: Path, kind: str, k: int | None, sparsity: float | None, **given: A
 @click.argument("model", type=MODEL, required=False)
 @click.option("--layer", type=SEED, help="Of a folder with dictionaries of several layers.")
 @click.option("--site", metavar="SITE", help="Where it stands, if the folder does not say.")
-@click.option(
-    "--reads", metavar="WHAT", help="What it reads, if the folder does not say: normed, ..."
-)
+@click.option("--reads", metavar="WHAT", help="What it reads, if the folder does not say: normed, ...")
 @click.option(
     "--centred/--not-centred",
     default=None,
