@@ -498,16 +498,29 @@ def test_what_is_kept_of_nothing_is_undefined(toy: Any, task: Any) -> None:
     for given in (sure, replace(sure, metric=cd.Metric("none", lambda logits, _: logits.sum(-1) * 0))):
         found = f.evaluate_sae(identity("m1", acts.d, mean), acts, model=toy, task=given, baselines=False)
         assert found.behaviour is None and "behaviour kept" not in str(found)
-        assert (
-            "every token but the first of 6 examples (none are held out): the mean there changes nothing"
-            in str(found)
-        )
+        assert "every token but the first of 6 examples (none are held out): F(x) - F(m) = 0" in str(found)
+        assert " is rounding: the mean there changes nothing" in str(found)
         assert type(found).from_dict(found.to_dict()).to_dict() == found.to_dict()
     signs = torch.tensor([1.0, -1.0] * 3)
     tilted = cd.Metric("tilted", lambda logits, rows: logits[:, 0] * signs[: len(logits)])
     given = replace(sure, metric=tilted)
     found = f.evaluate_sae(identity("m1", acts.d, mean), acts, model=toy, task=given, baselines=False)
     assert found.behaviour is None and "is not distinguishable from 0" in str(found)
+
+
+def test_what_is_kept_of_every_answer_may_be_lost_elsewhere(toy: Any) -> None:
+    """What stands there keeps all of what its mean takes away, of 48 prompts; and a model that is better with
+    the mean has nothing to keep."""
+    task = replace(cd.load_task("ioi", toy, examples=48), metric="accuracy", held_out=None)
+    acts = f.activations(toy, task, "resid2", position="all")
+    same = identity("resid2", acts.d, acts.values.mean(0))
+    turned = tuple(replace(e, correct=e.incorrect, incorrect=e.correct) for e in task.examples)
+    kept, none = (
+        f.evaluate_sae(same, acts, model=toy, task=replace(task, examples=each), baselines=False)
+        for each in (task.examples, turned)
+    )
+    assert kept.behaviour is not None and kept.behaviour == 1 and kept.behaviour.low < 1 - 3 / 48
+    assert none.behaviour is None and "worse than with the mean there" in str(none.behaviour_of)
 
 
 def test_what_is_everywhere_the_same_is_not_shrunk() -> None:

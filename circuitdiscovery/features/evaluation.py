@@ -35,6 +35,7 @@ from circuitdiscovery.features.standing import (
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.normalized import Ends, normalized
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Reported, part_in_words
@@ -53,6 +54,7 @@ FIGURES = {
     "behaviour": "behaviour kept",
 }
 
+MEAN = Ends("F(x) - F(m)", "the mean there", "with the mean there")
 _ROUNDING = 1e-9  # a correlation that is not above it is rounding
 
 
@@ -76,7 +78,8 @@ class DictionaryQuality(Reported):
         loss_recovered: 1 - kl_reconstruction / kl_mean.
         behaviour: (F(x') - F(m)) / (F(x) - F(m)), where F is the task's metric of the model with that in
             place of x at the positions that the activations are of: what is kept of the behaviour where the
-            error is ablated; None without a task, and where F(x) - F(m) is rounding or its interval has 0.
+            error is ablated; None without a task, and where F(x) - F(m) is rounding, its interval has
+            0, or the model is worse than with m.
         behaviour_of: at which position of which examples the behaviour was measured; where nothing of it can
             be kept, why.
         baselines: the same of what else could be written with round(l0) numbers per activation: the largest
@@ -367,10 +370,9 @@ def _behaviour(
             values[figure, batch.rows.cpu().numpy()] = metric(answers, batch).double().cpu().numpy()
     full, *each, mean = values
     draws = weights(len(task), seed)
-    taken = intervals.difference(full, mean, draws, binary=metric.share)
-    if abs(taken) <= noise / len(task):
-        return {}, ": the mean there changes nothing, so there is nothing to keep"
-    if taken.low <= 0 <= taken.high:
-        return {}, f": what the mean there takes away, {taken}, is not distinguishable from 0"
-    kept = [intervals.ratio(made - mean, full - mean, draws) for made in each]
-    return dict(zip(edits, kept, strict=True)), ""
+    found = [
+        normalized(made, full, mean, draws, metric=metric, least=noise / len(task), ends=MEAN)
+        for made in each
+    ]
+    kept = {name: value for name, (value, _) in zip(edits, found, strict=True) if value is not None}
+    return kept, "" if found[0][1] is None else f": {found[0][1]}"
