@@ -129,9 +129,11 @@ def test_kl_of_a_search_is_from_its_own_run(dtype: str, direction: str) -> None:
     """The full circuit's is 0 on each row, by the same forward that other circuits go through."""
     model = cd.load_model("toy", dtype=dtype)
     task = cd.load_task("ioi", model, examples=6)
-    found, full = cases(
-        Setup.of(model, task, model.graph, ablation="mean", direction=direction, batch_size=4)
-    )
+    how: dict[str, Any] = {
+        "direction": direction,
+        "ablation": "mean" if direction == "noising" else "resample",
+    }
+    found, full = cases(Setup.of(model, task, model.graph, **how, batch_size=4))
     metric = bind("kl_divergence", model, task, plain=False).against(by_rows(full))
     for case in found:
         logits = case.patched.logits(model.graph.allowed if direction == "noising" else ~model.graph.allowed)

@@ -102,7 +102,7 @@ def view(circuit: Circuit, edges: set[str] | None = None) -> Any:
     kept = circuit if edges is None else Circuit.from_edges(circuit.graph, edges)
     graph = nx.DiGraph(kept.to_networkx())
     for group, heads in nx.get_node_attributes(graph, "heads").items():
-        graph.add_edges_from((group, head) for head in heads if head in graph)
+        graph.add_edges_from((group, head) for head in heads.split() if head in graph)
     return graph
 
 
