@@ -467,6 +467,13 @@ def test_hook_normalized_is_what_the_models_norm_has_there(name: str, tmp_path: 
         same.save(tmp_path / "again")
         assert load(tmp_path / "again").reads == same.reads
     assert load(tmp_path, reads="normed").reads == "normed"
+    # as our own folders were before they said it: what is before the gain
+    old = {key: each for key, each in config["metadata"].items() if key != "reads"}
+    path.write_text(json.dumps(config | {"metadata": old}))
+    assert load(tmp_path).reads == "normed without gain"
+    homeless = replace(sae, site=None)
+    with pytest.raises(cd.CircuitDiscoveryError, match="does not say where it stands"):
+        cd.features.evaluate_sae(homeless, read, target=written, model=model)
 
 
 def test_a_name_of_hugging_face_is_better(tmp_path: Path) -> None:
@@ -589,6 +596,8 @@ def test_centred_activations_of_a_model_without_a_layer_norm(tmp_path: Path) -> 
     model = cd.load_model((random_model(tiny_config("gemma3")), None))
     with pytest.raises(cd.CircuitDiscoveryError, match="has no LayerNorm"):
         cd.features.top_activations(model, sae[3], prompts)
+    with pytest.raises(cd.CircuitDiscoveryError, match="has no LayerNorm"):
+        cd.split(model, {"m1": replace(sae, site="m1")})
     with pytest.raises(cd.CircuitDiscoveryError, match="centred where they are added to the stream"):
         replace(sae, site="a1.z")
 

@@ -137,7 +137,8 @@ def project(
         )
     if isinstance(what, str | Feature):
         unit = unit_of(model, what, at)
-        return _of_tokens(model, unit.name, in_stream(model, unit.written, unit.direction), top)
+        assert unit.stream is not None  # a node writes it
+        return _of_tokens(model, unit.name, unit.stream, top)
     unit = unit_of(model, what, "resid0" if at is None else at)
     size = float(torch.as_tensor(what).detach().double().norm())
     stream = in_stream(model, unit.written, unit.direction) * size

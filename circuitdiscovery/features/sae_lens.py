@@ -254,9 +254,13 @@ def _hook(config: Mapping[str, Any], name: str, better: str, where: Path) -> Loc
 
 
 def _unfolded(config: Mapping[str, Any], place: Location | None, where: Path) -> Location | None:
-    """A place at `hook_normalized`, where the model that it is of has that before every norm's gain."""
+    """A place at `hook_normalized`, where the model that it is of has that before every norm's gain.
+
+    Folders of our own say no model, and once meant what is before the gain by this hook.
+    """
     options = field(config, "model_from_pretrained_kwargs", dict, where, {})
-    bare = options.get("fold_ln") or config.get("model_class_name") == "TransformerBridge"
+    earlier = config.get("sae_lens_version") == _LAYOUT and not {"model_name", "reads"} & set(config)
+    bare = options.get("fold_ln") or config.get("model_class_name") == "TransformerBridge" or earlier
     if place is None or place.reads != "hook_normalized" or not bare:
         return place
     return replace(place, reads="normed without gain")
@@ -330,6 +334,8 @@ def _config(dictionary: Dictionary) -> dict[str, Any]:
         metadata["hook_name"] = hook_of(site, reads, dictionary.inner)
     if site is not None and dictionary.transcoder:
         metadata["hook_name_out"] = hook_of(site, "output", dictionary.inner)
+    if reads == "hook_normalized":
+        metadata["reads"] = reads
     if reads == "normed without gain":
         metadata["model_from_pretrained_kwargs"] = {"fold_ln": True}
     if dictionary.normalizes == "centre":

@@ -58,19 +58,24 @@ def places_of_dictionary(sae: Dictionary, model: Model) -> tuple[str | None, str
         CircuitDiscoveryError: the model has no such site, or no centred activations.
     """
     assert sae.site is not None
+    check_centring(sae, model)
+    site = site_of(model, sae.site + (".inner" if sae.inner and "." not in sae.site else ""))
+    return (_read(sae, model)[0] if sae.transcoder else None), site.place
+
+
+def check_centring(sae: Dictionary, model: Model) -> None:
+    """Refuse a dictionary of centred activations in a model whose activations nothing centres."""
     if sae.normalizes == "centre" and not model.final_norm.centred:
         raise CircuitDiscoveryError(
             f"the dictionary is of centred activations, but {model.name} has no LayerNorm, without which "
             "TransformerLens centres nothing: load it with centred=False"
         )
-    site = site_of(model, sae.site + (".inner" if sae.inner and "." not in sae.site else ""))
-    return (_read(sae, model)[0] if sae.transcoder else None), site.place
 
 
 def _read(sae: Dictionary, model: Model | None) -> list[str]:
-    """The place that a transcoder reads; without a model it may be one of two."""
+    """The place that a transcoder reads; without a model, or a site, it may be one of two."""
     places = _PLACES[sae.reads]
-    if model is not None and len(places) > 1:
+    if model is not None and sae.site is not None and len(places) > 1:
         centred = model.blocks[int(str(sae.site)[1:])].norm2.centred
         places = places[centred : centred + 1]
     return [f"{sae.site}.{place}" for place in places]

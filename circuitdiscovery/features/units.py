@@ -93,7 +93,8 @@ def _neuron(model: Model, name: str) -> Unit:
     assert block.W_out is not None and site.unit is not None
     neurons = Site(site.place, site.place)
     direction = F.one_hot(torch.tensor(site.unit), block.d_mlp).to(block.W_out)
-    return Unit(name, site, lambda x: x, neurons, direction, *_directions(model, neurons, direction))
+    inner = block.W_out[:, site.unit]
+    return Unit(name, site, lambda x: x, neurons, direction, inner, _gained(model, neurons, inner))
 
 
 def _feature(model: Model, feature: Feature) -> Unit:
@@ -150,7 +151,11 @@ def in_stream(model: Model, site: Site, direction: Tensor) -> Tensor:
     Raises:
         CircuitDiscoveryError: a site that is only read.
     """
-    inner, norm = _inner(model, site, direction), norm_after(model, site.place)
+    return _gained(model, site, _inner(model, site, direction))
+
+
+def _gained(model: Model, site: Site, inner: Tensor) -> Tensor:
+    norm = norm_after(model, site.place)
     return inner if norm is None else norm.gained(inner)
 
 
@@ -163,7 +168,8 @@ def _directions(model: Model, site: Site, direction: Tensor) -> tuple[Tensor | N
     """(inner, stream) of a unit."""
     if is_input(site.place):
         return None, None
-    return _inner(model, site, direction), in_stream(model, site, direction)
+    inner = _inner(model, site, direction)
+    return inner, _gained(model, site, inner)
 
 
 def _inner(model: Model, site: Site, direction: Tensor) -> Tensor:
