@@ -181,20 +181,22 @@ def test_a_distance_is_the_mean_square_of_what_is_no_rounding() -> None:
     assert distance(np.array([10.0, 0.0]), np.array([10.01, 0.0]), 1e-5) > 0
 
 
-def test_the_metric_s_unit_changes_nothing() -> None:
-    """Each test is of ranks or of signs, so one in another unit decides the same."""
-    model = cd.load_model("toy")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_metric_s_unit_changes_nothing(dtype: str) -> None:
+    """Each test is of ranks or of signs, so one in another unit decides the same, as does the metric by name."""
+    model = cd.load_model("toy", dtype=dtype)
     task = cd.load_task("ioi", model, examples=12)
     circuit = cd.eap(model, task).top(60)
 
-    def measured(unit: float) -> list[tuple[float, float]]:
+    def measured(unit: float | None) -> list[tuple[float, float]]:
         def difference(logits: torch.Tensor, part: Any) -> torch.Tensor:
             ends = [
                 row[e.correct[0]] - row[e.incorrect[0]] for row, e in zip(logits, part.examples, strict=True)
             ]
-            return unit * torch.stack(ends)
+            return (unit or 1.0) * torch.stack(ends).float()
 
-        how: dict[str, Any] = {"metric": difference, "edges": 5, "reference": 20}
+        metric = "logit_diff" if unit is None else difference
+        how: dict[str, Any] = {"metric": metric, "edges": 30, "reference": 20}
         found = hypothesis_tests(model, task, circuit, **how)
         tests = found.equivalence, found.independence, found.minimality, found.sufficiency
         return [(each.statistic, each.p) for each in tests]
@@ -202,6 +204,7 @@ def test_the_metric_s_unit_changes_nothing() -> None:
     whole, small = measured(1.0), measured(0.0005)
     assert whole[3][0] > 0.5
     assert small == [pytest.approx(each) for each in whole]
+    assert measured(None) == [pytest.approx(each, rel=1e-3) for each in whole]
 
 
 def test_redundant_edges_are_removed_from_an_inflated_circuit(gpt2: Tiny) -> None:

@@ -82,21 +82,29 @@ def test_two_shares_differ_by_what_is_won_less_what_is_lost() -> None:
     assert won.low < 0.5 < won.high and won == 0.5
 
 
-def test_a_ratio_of_shares_is_what_their_limits_allow() -> None:
-    """Of 64 that the model has right and no edges wrong, 60 are kept: each limit is Clopper and Pearson's."""
-    whole, part, draws = np.ones(64), (np.arange(64) < 60).astype(float), weights(64, 0)
+def test_a_ratio_of_shares_is_no_narrower_than_their_limits() -> None:
+    """Of 64 that the model has right and no edges wrong, all or 60 are kept: each limit is Clopper and Pearson's,
+    of what is won (less what may be lost), where a bootstrap says less."""
+    whole, draws = np.ones(64), weights(64, 0)
 
     def limits(hits: int) -> Any:
         return stats.binomtest(hits, 64).proportion_ci(confidence_level=0.975, method="exact")
 
-    kept, lost, never, least = limits(60), limits(4), limits(0).high, limits(64).low
-    low, high = (kept.low - never) / (kept.low - never + lost.high), 1 - (lost.low - never) / (least - never)
-    for found in (
-        intervals.ratio(part, whole, draws, binary=True),
-        intervals.ratio(-part, -whole, draws, binary=None),
-    ):
-        assert (found.low, found, found.high) == pytest.approx((low, 60 / 64, high))
-    assert not intervals.ratio(part[:2], whole[:2], draws, binary=True).has_interval  # over what may be 0
+    never = limits(0).high
+    for hits in (60, 64):
+        part = (np.arange(64) < hits).astype(float)
+        plain = intervals.ratio(part, whole, draws)
+        for found in (
+            intervals.ratio(part, whole, draws, binary=True),
+            intervals.ratio(-part, -whole, draws, binary=None),
+        ):
+            assert found == hits / 64 and found.low == pytest.approx(limits(hits).low - never)
+            assert found.high == pytest.approx(max(plain.high, limits(hits).high))
+    some = (np.arange(64) < 40).astype(float)
+    rest, span = some - (np.arange(64) % 3 == 0) * some, whole - (np.arange(64) % 3 == 0)
+    found, plain = intervals.ratio(rest, span, draws, binary=True), intervals.ratio(rest, span, draws)
+    assert found.low <= plain.low < plain < plain.high <= found.high < 1.2
+    assert not intervals.ratio(part[:1], whole[:1], draws, binary=True).has_interval
 
 
 def test_what_is_a_share_by_its_nature_is_one_where_all_are_0_too() -> None:

@@ -625,7 +625,7 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path, circui
     evaluation["minimality"]["unmeasured"] = ["m1", "a2.h3"]
     contents = contents_of(circuit) | {
         "effort": "quick",
-        "scores": {"positive": 66.25, "negative": -49.125, "difference": 4.25},
+        "scores": {"positive": 66.25, "negative": -49.125, "damage": 4.25},
     }
     explanation = explanation_of(circuit) | {"unmeasured": ["a1.h1", "m2"]}
     record = {"options": {"model": "toy", "task": "ioi"}, "summary": {}, "effort": "quick"}
@@ -662,7 +662,7 @@ def test_a_circuit_that_was_not_measured_has_a_page_that_says_so(tmp_path: Path,
     contents |= {
         "no_curve": "not measured",
         "no_cards": "not measured",
-        "scores": {"positive": 3.0, "negative": -1.0, "difference": None},
+        "scores": {"positive": 3.0, "negative": -1.0, "damage": None},
     }
     record = {"options": {"model": "toy", "task": "ioi", "measure": "none"}, "summary": {}, "effort": "none"}
     page = page_of(

@@ -28,6 +28,7 @@ import circuitdiscovery as cd
 from circuitdiscovery.circuit import draw
 from circuitdiscovery.cli import journal, run
 from circuitdiscovery.cli import main as cli
+from circuitdiscovery.cli.files import evaluation_options
 from circuitdiscovery.cli.folders import open_folder
 from circuitdiscovery.cli.journal import Journal
 from circuitdiscovery.engine.setup import Setup
@@ -605,6 +606,50 @@ def test_a_run_of_an_older_version_goes_on(
         assert files(folder) == files(whole)
 
 
+def test_an_older_versions_difference_is_not_taken_for_a_damage(tmp_path: Path, whole: Path) -> None:
+    """It was F(M) - F(empty) by the metric of the evaluation, in whatever unit the scores are."""
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    change(
+        folder / "report.json", lambda each: each["scores"].update(difference=each["scores"].pop("damage"))
+    )
+    digest = sha256((folder / "report.json").read_bytes()).hexdigest()
+
+    def older(record: dict[str, Any]) -> None:
+        record["done"]["report.json"] = digest
+        record["report"] = record["report"].replace("the damage of removing everything", "F(M) - F(empty)")
+
+    change(folder / "run.json", older)
+    (folder / "report.html").unlink()
+    report = run.discover(SMALL, folder, ["x"])["report"]
+    (line,) = (each for each in report.splitlines() if each.startswith("scores "))
+    assert "F(M) - F(empty)" not in line and "the damage of" not in line
+
+
+def test_the_prompts_of_a_search_without_held_out_ones_may_lack_the_empty_circuits_kl() -> None:
+    """As folders of older versions do."""
+    model = cd.load_model("toy")
+    task = replace(cd.load_task("ioi", model, examples=3), held_out=None)
+    circuit = cd.eap(model, task).top(12)
+    found = WHOLE(model, task, circuit, effort="quick").to_dict() | {"empty_kl": None}
+    assert data._searched(model, task, circuit, found, SMALL)[1].keys() == {"full", "empty"}
+
+
+def test_a_run_by_denoising_goes_on_whatever_ablation_was_noted(tmp_path: Path) -> None:
+    """Earlier versions took one, which did nothing."""
+    folder, options = tmp_path, replace(SMALL, direction="denoising", measure="none")
+    run.discover(options, folder, ["x"])
+    change(folder / "run.json", lambda record: record["options"].update(ablation="mean"))
+    (folder / "report.html").unlink()
+    run.discover(options, folder, ["x"])
+    assert (folder / "report.html").exists()
+    given = dict.fromkeys(("model", "task", "counterfactual"))
+    circuit = cd.load_circuit(folder / "circuit.json")
+    assert evaluation_options(circuit, str(folder), given).ablation == "resample"
+    change(folder / "run.json", lambda record: record["options"].update(ablation="zero", direction="noising"))
+    asked = {**given, "direction": "denoising"}
+    assert evaluation_options(circuit, str(folder), asked).ablation == "resample"
+
+
 @pytest.mark.parametrize("field", ["format", "circuit", "effort"])
 def test_what_a_page_had_to_compute_is_kept(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, field: str
@@ -810,7 +855,7 @@ def test_the_mass_of_the_scores_is_that_of_all_edges(whole: Path) -> None:
         said["negative"] == pytest.approx(sum(value for value in values if value < 0), rel=1e-4)
         and said["negative"] < 0
     )
-    assert said["difference"] == pytest.approx(full - empty, rel=1e-4)
+    assert said["damage"] == pytest.approx(full - empty, rel=1e-4)
     record = json.loads((whole / "run.json").read_text())
     assert record["summary"]["scores"] == said
     assert re.search(
@@ -844,7 +889,7 @@ def test_scores_stand_beside_the_damage_of_everything_in_their_unit(
     by = Evaluator.build(Setup.of(model, task, circuit.graph, metric=searched))
     full, empty = (by.values(mask).mean() for mask in (circuit.graph.allowed, np.zeros_like(circuit.mask)))
     expected = None if sign is None else pytest.approx(sign * (empty - full), rel=1e-4)
-    assert said["difference"] == expected and (expected is None or said["difference"] > 0)
+    assert said["damage"] == expected and (expected is None or said["damage"] > 0)
 
 
 def test_the_prompts_of_the_search_are_measured_beside_those_held_out() -> None:

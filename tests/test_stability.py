@@ -278,3 +278,16 @@ def test_of_a_graph_with_parts(toy: cd.Model) -> None:
     assert {each.graph for each in found.circuits} == {graph}
     with pytest.raises(CircuitDiscoveryError, match="a circuit of the graph that it is given"):
         cd.stability(lambda model, task, graph: cd.eap(model, task).top(40), toy, task, runs=5, graph=graph)
+
+
+def test_a_bootstrap_draw_is_of_the_tasks_own_kind() -> None:
+    """So that a search draws as many prompts beside it as beside the task."""
+    model = cd.load_model("toy")
+    task = cd.load_task("ioi", model, examples=6)
+
+    def search(model: cd.Model, task: cd.Task, **how: Any) -> cd.Circuit:
+        return cd.matryoshka(model, task, edges=30, steps=4).top(30)
+
+    drawn = search(model, task).info["options"]["drawn"]
+    found = cd.stability(search, model, task, runs=5, over="examples")
+    assert drawn > 0 and [each.info["options"]["drawn"] for each in found.circuits] == [drawn] * 5

@@ -105,6 +105,8 @@ def evaluation_options(
             values[key] = from_file(path, key, check, values[key])
     if isinstance(values.get("counterfactual"), str):
         values["counterfactual"] = valid_counterfactual(values["task"], values["counterfactual"])
+    if values.get("direction") == "denoising" and "ablation" not in asked_anew:
+        values["ablation"] = "resample"  # whatever the search took, or an earlier version noted beside it
     options = Options.of({field: values[field] for field in names if field in values})
     is_denoising(options.direction, options.ablation)  # refuses what does not go together
     return options

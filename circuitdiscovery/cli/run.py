@@ -328,7 +328,7 @@ class _Run:
         """run.json's last state. For the first process."""
         import torch
 
-        from circuitdiscovery.reporting.sentences import told, warnings
+        from circuitdiscovery.reporting.sentences import TOLD, told, warnings
 
         record = self.journal.record
         record |= {
@@ -336,8 +336,8 @@ class _Run:
             "threads": torch.get_num_threads(),
             "processes": distributed.world_size(),
         }
-        said, more = record["report"].splitlines(), told(evaluation, contents)
-        record["report"] = "\n".join([*(line for line in said if line not in more), *more])
+        said = (line for line in record["report"].splitlines() if line.split(" ")[0] not in TOLD)
+        record["report"] = "\n".join([*said, *told(evaluation, contents)])
         record["summary"] = {
             "model": self.options.model,
             "task": self.options.task,

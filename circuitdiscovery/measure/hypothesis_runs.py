@@ -11,7 +11,6 @@ from circuitdiscovery.graph.random_paths import RandomPaths
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.measure.significance import SAME, distance
 from circuitdiscovery.measure.work import Family
-from circuitdiscovery.registry import METRICS
 
 
 class Runs:
@@ -29,9 +28,7 @@ class Runs:
         ends = graph.allowed, circuit.mask, graph.allowed & ~circuit.mask
         self.full, self.kept, self.rest = (evaluator.values(mask) for mask in ends)
         # what two values near 0 must differ by to be more than roundings, in the metric's unit
-        known = evaluator.metric.name in METRICS
-        scale = float(np.abs(self.full).mean() + np.abs(self.rest).mean())
-        self.least = evaluator.rounding() if known else SAME * scale
+        self.least = SAME * float(np.abs(self.full).mean() + np.abs(self.rest).mean())
 
     def _families(self, reference: int) -> Iterator[Family]:
         """Everything that the tests ask for."""

@@ -9,9 +9,9 @@
    further of that limit and Cox's limit for the mean of a log-normal quantity (Zhou and Gao 1997), because
    a few prompts seldom include the rare large values. No limit is below 0.
 3. A share of the examples: Clopper and Pearson 1934, which covers for any share and number. Of a difference
-   of shares, what is won and what is lost have such limits each; of a ratio of such differences, the limits
-   are the least and the largest ratio that theirs allow. A bootstrap sees no variance where all examples
-   agree, which with few examples is common even if the share is not 1.
+   of shares, what is won and what is lost have such limits each. Of a ratio of such differences, bootstrap-t,
+   and no narrower than by such limits of its part or of the rest: a bootstrap sees no variance where all
+   examples agree, which with few examples is common even if the share is not 1.
 4. A magnitude |x|: the interval of the signed x, folded at 0. Percentiles of |x| exclude 0 even if x is 0.
 5. A mean of magnitudes: the mean of the folded limits, which is too wide rather than too narrow.
 6. A mean over pairs of runs: the jackknife over runs with Student's t; where all runs agree alike, the limits
@@ -77,6 +77,7 @@ def difference(
     limits at 97.5%. A skewed quantity that is 0 on one side, as the model's KL from itself is, is as on the
     other side.
     """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if _are_shares(np.concatenate([a, b]), binary):
         return _won_and_lost(a - b)
     if skewed and not a.any():
@@ -97,7 +98,7 @@ def ratio(part: np.ndarray, whole: np.ndarray, draws: np.ndarray, *, binary: boo
     >>> ratio(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]), weights(3, 0))
     0.5 [0.5, 0.5]
     >>> ratio(np.ones(64), np.ones(64), weights(64, 0), binary=True)
-    1 [0.929, 1.08]
+    1 [0.868, 1]
     """
     return ratios(np.asarray(part)[None], whole, draws, binary=binary)[0]
 
@@ -107,9 +108,10 @@ def ratios(
 ) -> list[Estimate]:
     """As `ratio`, for [figures, n] parts of one whole."""
     parts, whole = np.asarray(parts, dtype=float), np.asarray(whole, dtype=float)
+    found = _ratios(parts, whole, draws)
     if of_shares(parts, whole, binary):
-        return [_ratio_of_shares(part, whole) for part in parts]
-    return _ratios(parts, whole, draws)
+        return [_widened(each, part, whole) for each, part in zip(found, parts, strict=True)]
+    return found
 
 
 def of_shares(parts: np.ndarray, whole: np.ndarray, binary: bool | None) -> bool:
@@ -153,27 +155,17 @@ def _won_and_lost(values: np.ndarray) -> Estimate:
     return Estimate(won - lost, won.low - lost.high, won.high - lost.low)
 
 
-def _ratio_of_shares(part: np.ndarray, whole: np.ndarray) -> Estimate:
-    """The ratio of the means of [n] differences of shares' values: x / (x + y) of the part x and the rest y.
-
-    Its limits are the least and the largest that it is while x, y and x + y are within theirs, which it
-    takes at the corners of these. There are none where x + y may be 0.
+def _widened(found: Estimate, part: np.ndarray, whole: np.ndarray) -> Estimate:
+    """The ratio of the means of [n] differences of shares' values, with limits that are no nearer than those
+    of the part, or of the rest, over the whole as it was measured; of these two the narrower.
     """
-    side = math.copysign(1.0, whole.sum())
-    x, y, both = (_won_and_lost(side * each) for each in (part, whole - part, whole))
-    value = float(x) / float(both) if both else math.nan
-    if both.low <= 0:
-        return Estimate(value)
-    corners = [(a, b) for a in (x.low, x.high) for b in (y.low, y.high)]
-    corners += [(a, both.low - a) for a in (x.low, x.high)] + [(both.low - b, b) for b in (y.low, y.high)]
-    inside = [
-        a / (a + b)
-        for a, b in corners
-        if a + b >= both.low - _CALM
-        and x.low - _CALM <= a <= x.high + _CALM
-        and y.low - _CALM <= b <= y.high + _CALM
-    ]
-    return Estimate(value, min(value, *inside), max(value, *inside))
+    if not found.has_interval:
+        return found
+    size = float(whole.mean())
+    kept, rest = _won_and_lost(part), _won_and_lost(whole - part)
+    both = (kept.low / size, kept.high / size), (1 - rest.low / size, 1 - rest.high / size)
+    low, high = min((sorted(each) for each in both), key=lambda each: each[1] - each[0])
+    return Estimate(float(found), min(found.low, low), max(found.high, high))
 
 
 def _are_shares(values: np.ndarray, binary: bool | None) -> bool:

@@ -100,8 +100,8 @@ def contents_of(
 # -------------------------------------------------------------------- scores
 
 
-def mass(scores: Scores | None, difference: float | None) -> Json | None:
-    """The sums of the positive and the negative scores, and the damage of removing everything (`difference`)
+def mass(scores: Scores | None, damage: float | None) -> Json | None:
+    """The sums of the positive and the negative scores, and the `damage` of removing everything
     on the search's prompts; None of scores that are no damages, which add up to nothing.
     """
     if scores is None or not are_damages(scores.info):
@@ -110,7 +110,7 @@ def mass(scores: Scores | None, difference: float | None) -> Json | None:
     sums = {
         "positive": values[values > 0].sum(),
         "negative": values[values < 0].sum(),
-        "difference": difference,
+        "damage": damage,
     }
     return {name: None if value is None else _rounded(float(value)) for name, value in sums.items()}
 
@@ -147,7 +147,7 @@ def _searched(
 
     if task.held_out is None:
         known = ("full", "empty", "empty_kl")
-        return None, {name: evaluation[name]["value"] for name in known if name in evaluation}
+        return None, {name: evaluation[name]["value"] for name in known if evaluation.get(name) is not None}
     setup = Setup.of(model, task, circuit.graph, **options.some(*MEASURED_WITH))
     masks = circuit.graph.allowed, circuit.mask, np.zeros_like(circuit.mask)
     with stage("the prompts of the search") as progress:

@@ -202,7 +202,10 @@ def contents_in(folder: Path, circuit: Circuit, effort: str) -> dict[str, Any] |
     if not (folder / CONTENTS).exists():
         return None
     added = {"effort": "full", "scores": None, "searched": None, "asked": NOT_ASKED}
-    contents = _like(_since(read_json(folder / CONTENTS), **added), CONTENTS_SHAPE, str(folder / CONTENTS))
+    known = _since(read_json(folder / CONTENTS), **added)
+    if isinstance(known, dict) and known.get("scores") is not None:
+        known["scores"] = _since(known["scores"], damage=None)
+    contents = _like(known, CONTENTS_SHAPE, str(folder / CONTENTS))
     _same_length(folder / CONTENTS, "example", contents["example"]["clean"], contents["example"]["corrupted"])
     if contents["curve"] is not None:
         _same_length(folder / CONTENTS, "curve", contents["curve"]["edges"], contents["curve"]["normalized"])

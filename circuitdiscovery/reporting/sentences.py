@@ -314,6 +314,9 @@ def _beside_search(evaluation: Json, contents: Json | None) -> list[str]:
     ]
 
 
+TOLD = ("scores", "searched", "warning")  # what the lines of `told` begin with
+
+
 def told(evaluation: Json | None, contents: Json) -> list[str]:
     """What a terminal shows after the evaluation: the sums of the scores, the faithfulness on the prompts of
     the search, and the warnings.
@@ -331,9 +334,9 @@ def told(evaluation: Json | None, contents: Json) -> list[str]:
 def mass(scores: Json) -> str:
     """The sums of the scores, as `positive 66.2, negative -49.1; the damage of removing everything 4.32`."""
     text = f"positive {number(scores['positive'])}, negative {number(scores['negative'])}"
-    if scores["difference"] is None:
+    if scores["damage"] is None:
         return text
-    return f"{text}; the damage of removing everything {number(scores['difference'])}"
+    return f"{text}; the damage of removing everything {number(scores['damage'])}"
 
 
 # -------------------------------------------------------------------- how made

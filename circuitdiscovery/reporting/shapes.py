@@ -47,7 +47,7 @@ CONTENTS_SHAPE: Shape = {
     },
     "effort": str,
     "asked": {**dict.fromkeys(("metric", "ablation", "direction", "part"), str), "examples": int},
-    "scores": ({"positive": NUMBER, "negative": NUMBER, "difference": (*NUMBER, type(None))}, type(None)),
+    "scores": ({"positive": NUMBER, "negative": NUMBER, "damage": (*NUMBER, type(None))}, type(None)),
     "searched": ({"examples": int, "normalized": (ESTIMATE, type(None))}, type(None)),
     "prompts": (
         [

@@ -73,6 +73,12 @@ def _checked(kind: str | None, saved: Path | None, given: dict[str, Any]) -> str
             raise CircuitDiscoveryError(f"--saved is a lens that was fitted: --{other[0]} is for a new one")
         return "logit"
     kind = kind or "logit"
+    if kind == "logit" and given["fit-on"] is not None:
+        raise CircuitDiscoveryError(
+            f"--fit-on is not for the logit lens; valid with --kind {', '.join(_KINDS[1:])}"
+        )
+    if kind != "future" and given["ahead"] is not None:
+        raise CircuitDiscoveryError("--ahead is for --kind future")
     if kind != "logit" and given["fit-on"] is None:
         raise CircuitDiscoveryError(f"a {kind} lens is fitted: give --fit-on FILE, or --saved DIR")
     return kind

@@ -34,7 +34,7 @@ class Scrubbing(Reported):
         resampled: with everything exchanged, which is the hypothesis that nothing matters.
         recovered: (scrubbed - resampled) / (full - resampled): 1 where the hypothesis explains the behaviour,
             less where it calls irrelevant what is needed, and more where what it calls irrelevant hinders.
-            None where the denominator cannot be told from 0, and where the model is worse than with everything
+            None where the denominator cannot be told from 0, or the model is worse than with everything
             resampled.
         reason: why there is none.
         renamed: what hypotheses of the same shape about other heads recover, each of them once; none where
