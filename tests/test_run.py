@@ -642,7 +642,7 @@ def test_a_run_by_denoising_goes_on_whatever_ablation_was_noted(tmp_path: Path) 
     (folder / "report.html").unlink()
     run.discover(options, folder, ["x"])
     assert (folder / "report.html").exists()
-    given = dict.fromkeys(("model", "task", "counterfactual"))
+    given: dict[str, Any] = dict.fromkeys(("model", "task", "counterfactual"))
     circuit = cd.load_circuit(folder / "circuit.json")
     assert evaluation_options(circuit, str(folder), given).ablation == "resample"
     change(folder / "run.json", lambda record: record["options"].update(ablation="zero", direction="noising"))
