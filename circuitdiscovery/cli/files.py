@@ -15,7 +15,7 @@ import click
 from circuitdiscovery.cli.arguments import task_name, valid_counterfactual
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import shipped
-from circuitdiscovery.registry import is_denoising
+from circuitdiscovery.registry import checked_direction
 from circuitdiscovery.reporting.folder import CIRCUIT, SCORES, recorded
 from circuitdiscovery.reporting.options import MAY_DIFFER, Options, check_model, checked, searched_with
 from circuitdiscovery.reporting.progress import say
@@ -106,9 +106,9 @@ def evaluation_options(
     if isinstance(values.get("counterfactual"), str):
         values["counterfactual"] = valid_counterfactual(values["task"], values["counterfactual"])
     if values.get("direction") == "denoising" and "ablation" not in asked_anew:
-        values["ablation"] = "resample"  # whatever the search took, or an earlier version noted beside it
+        values["ablation"] = "resample"  # whatever the search took
     options = Options.of({field: values[field] for field in names if field in values})
-    is_denoising(options.direction, options.ablation)  # refuses what does not go together
+    checked_direction(options.direction, options.ablation)
     return options
 
 

@@ -68,9 +68,7 @@ def earlier_run(folder: Path, options: Options) -> dict[str, Any] | None:
             raise ResumeError(f"{folder} has no run.json, so it is not a run that can be resumed")
         return None
     earlier = recorded(folder)
-    then = dict(earlier["options"])
-    if then.get("direction") == "denoising":
-        then["ablation"] = "resample"  # earlier versions noted another, which did nothing
+    then = earlier["options"]
     asked = options.to_dict()
     for name in {**FIELDS, **OPTIONS}:
         # an older version's may be fewer, and has False for a switch of the method's own that is not given

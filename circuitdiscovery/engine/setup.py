@@ -43,7 +43,7 @@ from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.parts import Parts, check_parts
 from circuitdiscovery.model.run import embed, replaced_logits, run_tokens
 from circuitdiscovery.model.units import Units
-from circuitdiscovery.registry import is_denoising
+from circuitdiscovery.registry import checked_direction
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 
@@ -111,7 +111,7 @@ class Setup:
                 ablation.
         """
         name = name_of(ablation)
-        denoising = is_denoising(direction, name)
+        denoising = checked_direction(direction, name) == "denoising"
         bound = bind(metric or task.metric, model, task, plain=plain)
         graph = graph or model.graph
         check_parts(model, graph)

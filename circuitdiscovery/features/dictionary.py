@@ -265,9 +265,10 @@ class Dictionary:
             CircuitDiscoveryError: an unknown dtype.
         """
         precision = None if dtype is None else as_dtype(dtype)
-        return replace(
-            self, **{name: each.to(device=device, dtype=precision) for name, each in self.tensors.items()}
-        )
+        moved = {name: each.to(device=device, dtype=precision) for name, each in self.tensors.items()}
+        if all(moved[name] is each for name, each in self.tensors.items()):
+            return self  # without looking through all its weights again
+        return replace(self, **moved)
 
     @guarded
     def save(self, folder: str | Path) -> None:

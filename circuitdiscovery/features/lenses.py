@@ -288,8 +288,8 @@ def lens(
         raise CircuitDiscoveryError(f"fit_on is not for the logit lens, but for: {', '.join(KINDS[1:])}")
     if ahead is not None and kind != "future":
         raise CircuitDiscoveryError(f"ahead is for the future lens, not the {kind} one")
-    later = int(kind == "future") if ahead is None else ahead
-    if later not in range(kind == "future", AHEAD + 1):
+    later = 0 if kind != "future" else 1 if ahead is None else ahead
+    if kind == "future" and not 1 <= later <= AHEAD:
         raise CircuitDiscoveryError(f"ahead must be a whole number from 1 to {AHEAD}, not {ahead}")
     for name, value in (("steps", steps), ("lr", lr)):
         if value is not None and kind not in TRAINED:

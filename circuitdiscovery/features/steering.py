@@ -208,7 +208,14 @@ def steer(
     plain, values, rises = run.all(added, [size * each for each in amounts], mask, batch_size, progress)
     resamples, top = weights(len(task), seed), min(TOP, model.vocab_size)
     direct = None if found.stream is None else precise(words_of(model, found.stream))
-    ids = [] if direct is None else [set((each * direct).topk(top).indices.tolist()) for each in amounts]
+    ids = None
+    if direct is not None:
+        ids = [set((each * direct).topk(top).indices.tolist()) for each in amounts]
+
+    def overlaps(best: list[list[int]]) -> tuple[float, ...] | None:
+        if ids is None:
+            return None
+        return tuple(len(known.intersection(own)) / top for known, own in zip(ids, best, strict=True))
 
     def move(i: int) -> dict[str, Any]:
         best = [row.topk(top).indices.tolist() for row in rises[i]]
@@ -219,8 +226,7 @@ def steer(
                 intervals.difference(each, plain, resamples, binary=run.metric.share) for each in values[i]
             ),
             "risen": tuple(named(model, row, tokens) for row, tokens in zip(rises[i], best, strict=True)),
-            "overlaps": tuple(len(known & set(own)) / top for known, own in zip(ids, best, strict=False))
-            or None,
+            "overlaps": overlaps(best),
         }
 
     return Steering(

@@ -13,7 +13,7 @@ A circuit is an estimate from a sample of prompts, and so it has a variance (Mel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -216,8 +216,7 @@ def _changed(task: Task, over: str, seed: int, run: int) -> tuple[Task, dict[str
     """The task and the options of one run."""
     if over == "examples":
         rows = np.random.default_rng((seed, run)).integers(len(task), size=len(task))
-        drawn = task.select(np.sort(rows).tolist())
-        return replace(drawn, chosen=task.chosen), {}  # of the task's own kind
+        return task.subset(np.sort(rows).tolist()), {}
     return task, {"seed" if over == "seeds" else "order": seed + run}
 
 

@@ -358,15 +358,15 @@ def opened(kind: Kind, name: str) -> str:
     return name
 
 
-def is_denoising(direction: str, ablation: str) -> bool:
-    """Whether a direction is denoising, which puts the clean run's activations into the corrupted run: no
-    ablation enters, and only `resample` can stand for none.
+def checked_direction(direction: str, ablation: str) -> str:
+    """The direction's name, where it goes with the ablation. Denoising puts the clean run's activations into
+    the corrupted run: no ablation enters, and only `resample` can stand for none.
 
     Raises:
         CircuitDiscoveryError: an unknown direction; denoising with another ablation.
     """
-    found = canonical("direction", direction) == "denoising"
-    if found and ablation != "resample":
+    found = canonical("direction", direction)
+    if found == "denoising" and ablation != "resample":
         raise CircuitDiscoveryError(
             "denoising takes no ablation but resample, because what it puts in is the clean run's; "
             f"{ablation!r} is for direction noising"

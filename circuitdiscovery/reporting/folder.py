@@ -79,10 +79,14 @@ class Run:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """What run.json in a folder says: the options, and once the run is finished its summary."""
+    """What run.json in a folder says: the options, and once the run is finished its summary. Earlier versions
+    noted an ablation beside denoising, which did nothing: it is `resample`, as it is named now.
+    """
     record = read_json(folder / "run.json")
     if not isinstance(record, dict) or not isinstance(record.get("options"), dict):
         raise CircuitDiscoveryError(f"{folder / 'run.json'}: the field 'options' is missing")
+    if record["options"].get("direction") == "denoising":
+        record["options"]["ablation"] = "resample"
     return record
 
 

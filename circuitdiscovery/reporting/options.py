@@ -14,7 +14,7 @@ from typing import Any, cast, get_args, get_type_hints
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.files.disk import GGUF, can_be_a_path, expanded, needs_gguf, shipped
 from circuitdiscovery.graph.nodes import mlp_name, parsed, whole_of
-from circuitdiscovery.registry import METHODS, METRICS, OPTIONS, Kind, canonical, is_denoising
+from circuitdiscovery.registry import METHODS, METRICS, OPTIONS, Kind, canonical, checked_direction
 from circuitdiscovery.registry.option import MOST
 
 ONE_WORD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
@@ -102,7 +102,7 @@ class Options:
                 raise CircuitDiscoveryError(
                     f"{_flag(name)} does nothing without {_flag(needed)}: give it, too"
                 )
-        if is_denoising(self.direction, self.ablation) and not method.takes("direction"):
+        if checked_direction(self.direction, self.ablation) == "denoising" and not method.takes("direction"):
             raise CircuitDiscoveryError(
                 f"--direction denoising is not for {_hyphened(self.method)}; {_valid_with('direction')}"
             )

@@ -38,7 +38,7 @@ from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.registry import is_denoising
+from circuitdiscovery.registry import checked_direction
 from circuitdiscovery.search.gradient_products import batch_products
 from circuitdiscovery.search.provenance import provenance
 from circuitdiscovery.task.task import Task
@@ -89,7 +89,7 @@ def eap(
     >>> model = cd.load_model("toy")
     >>> scores = cd.eap(model, cd.load_task("ioi", model, examples=4))
     """
-    denoising = is_denoising(direction, name_of(ablation))
+    denoising = checked_direction(direction, name_of(ablation)) == "denoising"
     at = (0.0,) if denoising else (1.0,)
     carried = "resample" if denoising else ablation
     line = _Line("eap", at, {"direction": direction})

@@ -241,7 +241,7 @@ def _from_saved(saved: SavedTask, model: HasTokenizer, examples: int | None, bos
         )
 
     def first(part: Task) -> Task:
-        return replace(part.select(range(min(examples, len(part)))), chosen=part.chosen)
+        return part.subset(range(min(examples, len(part))))
 
     return replace(first(task), held_out=None if task.held_out is None else first(task.held_out))
 

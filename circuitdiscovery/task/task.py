@@ -286,9 +286,12 @@ class Task:
         if wrong := [row for row in rows if not -count <= row < count]:
             told = f"rows must be from 0 to {count - 1}, or from -{count} to -1"
             raise CircuitDiscoveryError(f"{told}, not {wrong[0]}: task {self.title} has {count}")
-        return replace(self._some([row % count for row in rows]), chosen=True)
+        return replace(self.subset([row % count for row in rows]), chosen=True)
 
-    def _some(self, rows: Sequence[int]) -> Task:
+    def subset(self, rows: Sequence[int]) -> Task:
+        """As `select`, of rows from 0 on that are of the task's own kind, such as the first ones or a draw:
+        searches draw further prompts of it as of the task.
+        """
         chosen = set(rows)
         others = (*self.others, *(example for row, example in enumerate(self.examples) if row not in chosen))
         return replace(self, examples=tuple(self.examples[row] for row in rows), held_out=None, others=others)
@@ -318,9 +321,9 @@ class Task:
         held_out = {} if self.held_out is None else self.held_out._rows_by(what)
         for value, rows in sorted(self._rows_by(what).items(), key=lambda each: _in_order(each[0])):
             known = {**self.part, what: value}
-            part = replace(self._some(rows), part=known)
+            part = replace(self.subset(rows), part=known)
             if self.held_out is not None and value in held_out:
-                held = replace(self.held_out._some(held_out[value]), part=known)
+                held = replace(self.held_out.subset(held_out[value]), part=known)
                 part = replace(part, held_out=held)
             found[value] = part
         return found

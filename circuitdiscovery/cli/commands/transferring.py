@@ -28,7 +28,7 @@ from circuitdiscovery.cli.commands.group import cli
 from circuitdiscovery.cli.files import circuit_of, evaluation_options, file_of, show
 from circuitdiscovery.cli.prompts import PICTURE
 from circuitdiscovery.cli.unseen import Drawing, Searched, searched, unseen
-from circuitdiscovery.registry import is_denoising
+from circuitdiscovery.registry import checked_direction
 from circuitdiscovery.reporting.folder import CIRCUIT as CIRCUIT_FILE
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def transfer(
     """How faithful each CIRCUIT (a circuit.json, a run's folder or a shipped graph's name) is on each task,
     its own and those of the others, as a matrix with intervals.
     """
-    is_denoising(how["direction"], how["ablation"])  # refuses what does not go together
+    checked_direction(how["direction"], how["ablation"])
     import circuitdiscovery as cd
     from circuitdiscovery.reporting.progress import stage
 
