@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-from collections.abc import Callable
-from functools import partial
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import budgeted
 import pytest
 import torch
 from click.testing import CliRunner
-from forked import Forked
 from tiny import Tiny, random_prompts
 
 import circuitdiscovery as cd
@@ -22,92 +20,24 @@ from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.files.text import size
 from circuitdiscovery.search.alternatives import cases, most_alternatives
 
-STATUS, REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def held(field: str) -> int:
-    """Bytes: of this process now (VmRSS), or the most since the peak began anew (VmHWM)."""
-    lines = STATUS.read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
-def measured(run: Callable[[], Any], before: Callable[[], Any], folder: Path) -> tuple[Any, int]:
-    """(what a call gives, the bytes that it took at its peak), in a process of its own that called another first."""
-    said, file = folder / "said", folder / "found.pt"
-    said.mkdir(parents=True)
-
-    def own() -> None:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: what is freed goes back to the system at once
-        before()  # what libraries read from their files is not counted
-        gc.collect()
-        gc.freeze()  # garbage is collected when it is a quarter of all objects, and not of earlier tests' too
-        libc.malloc_trim(0)
-        REFS.write_text("5")
-        already = held("VmRSS")
-        found = run()
-        torch.save((torch.as_tensor(found).double(), held("VmHWM") - already), file)
-
-    ended = Forked(own, folder, said).ended()
-    assert ended.status == 0, ended.err
-    return torch.load(file)
-
 
 @pytest.fixture(scope="module")
 def wide() -> Any:
-    """A random Llama whose examples take megabytes each."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=4, vocab_size=101, tie_word_embeddings=True,
-    )  # fmt: skip
-    return cd.load_model(LlamaForCausalLM(config).eval())
+    return budgeted.wide()
 
 
-def effects(model: Any, task: Any) -> list[float]:
-    """Of some nodes, by their cards."""
-    circuit = cd.random(model, task).best(20)
-    return [card.effect for card in cd.explain(model, task, circuit, effort="quick").cards.values()]
-
-
-def through_neurons(model: Any, task: Any) -> list[float]:
-    """Of two heads on a later one, by paths through MLPs that are split into neurons."""
-    graph = cd.split(model, {"m1": "neurons", "m2": "neurons"})
-    step = cd.path_patching(model, task, graph=graph, receivers="a3.h0", senders=["a0.h0", "a1.h1"])
-    return [float(effect) for effect in step.effects.values()]
-
-
-SEARCHES: dict[str, tuple[int, str, Callable[[Any, Any], Any]]] = {
-    "eap": (48, "60MB", lambda model, task: cd.eap(model, task).values),
-    "run_circuit": (48, "60MB", lambda model, task: cd.run_circuit(model, task, cd.Circuit.full(model.graph))),
-    "edge_pruning": (12, "100MB", lambda model, task: cd.edge_pruning(model, task, edges=50, steps=1).values),
-    "explain": (48, "40MB", effects),
-    "path_patching": (8, "120MB", through_neurons),
-}  # fmt: skip
-
-
-@pytest.mark.skipif(not STATUS.is_file() or not REFS.is_file(), reason="needs Linux' own measure of memory")
-@pytest.mark.parametrize("name", SEARCHES)
-def test_a_search_stays_within_its_budget_and_finds_the_same(wide: Any, name: str, tmp_path: Path) -> None:
-    examples, budget, search = SEARCHES[name]
-    task, small = (random_prompts(wide.vocab_size, *shape).task for shape in ((examples, 32), (4, 32)))
-    first = partial(search, wide, small)
-    bounded, least = measured(
-        partial(_within, budget, partial(search, wide, task)), first, tmp_path / "bounded"
-    )
-    free, most = measured(partial(search, wide, task), first, tmp_path / "free")
-    # the allocator keeps what was freed: the process holds up to about 1.7 times what lives, and twice where
-    # the heap is torn by the tests before
-    assert least < 2 * size(budget) and 1.5 * least < most, (least / 1e6, most / 1e6)
+@pytest.mark.skipif(
+    not budgeted.STATUS.is_file() or not budgeted.REFS.is_file(), reason="needs Linux' own measure of memory"
+)
+@pytest.mark.parametrize("name", budgeted.SEARCHES)
+def test_a_search_stays_within_its_budget_and_finds_the_same(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "measured.pt"
+    subprocess.run([sys.executable, budgeted.__file__, name, file], check=True)
+    (bounded, least), (free, most) = torch.load(file)
+    # the allocator keeps what was freed
+    assert least < 1.5 * size(budgeted.SEARCHES[name][1]) and 1.5 * least < most, (least / 1e6, most / 1e6)
     assert free.any()
     torch.testing.assert_close(bounded, free, atol=2e-5 * float(free.abs().max()), rtol=0)
-
-
-def _within(budget: int | str, run: Callable[[], Any]) -> Any:
-    with cd.memory_budget(budget):
-        return run()
 
 
 def test_what_one_example_needs_is_said(wide: Any) -> None:
