@@ -12,9 +12,10 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import transformers
 from forked import Forked
 from tiny import random_prompts
 
@@ -23,16 +24,19 @@ import circuitdiscovery as cd
 STATUS, REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def wide() -> Any:
-    """A random Llama whose examples take megabytes each."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+def wide(kind: str = "Llama", **more: Any) -> Any:
+    """A random model whose examples take megabytes each."""
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = getattr(transformers, f"{kind}Config")(
         hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=4, vocab_size=101, tie_word_embeddings=True,
+        num_key_value_heads=4, vocab_size=101, tie_word_embeddings=True, **more,
     )  # fmt: skip
-    return cd.load_model(LlamaForCausalLM(config).eval())
+    return cd.load_model(getattr(transformers, f"{kind}ForCausalLM")(config).eval())
+
+
+def soft_capped() -> Any:
+    """One that holds the attention scores of all pairs of positions."""
+    return wide("Gemma2", head_dim=32, query_pre_attn_scalar=32)
 
 
 def effects(model: Any, task: Any) -> list[float]:
@@ -48,13 +52,30 @@ def through_neurons(model: Any, task: Any) -> list[float]:
     return [float(effect) for effect in step.effects.values()]
 
 
-SEARCHES: dict[str, tuple[int, str, Callable[[Any, Any], Any]]] = {
-    "eap": (48, "60MB", lambda model, task: cd.eap(model, task).values),
-    "run_circuit": (48, "60MB", lambda model, task: cd.run_circuit(model, task, cd.Circuit.full(model.graph))),
-    "edge_pruning": (12, "100MB", lambda model, task: cd.edge_pruning(model, task, edges=50, steps=1).values),
-    "explain": (48, "40MB", effects),
-    "path_patching": (8, "120MB", through_neurons),
-}  # fmt: skip
+def attributed(model: Any, task: Any) -> Any:
+    return cd.eap(model, task).values
+
+
+class Case(NamedTuple):
+    budget: str
+    search: Callable[[Any, Any], Any]
+    examples: int
+    length: int = 32
+    model: Callable[[], Any] = wide
+
+
+SEARCHES = {
+    "eap": Case("60MB", attributed, 48),
+    "eap of long prompts": Case("500MB", attributed, 8, 512, soft_capped),
+    "run_circuit": Case(
+        "60MB", lambda model, task: cd.run_circuit(model, task, cd.Circuit.full(model.graph)), 48
+    ),
+    "edge_pruning": Case(
+        "100MB", lambda model, task: cd.edge_pruning(model, task, edges=50, steps=1).values, 12
+    ),
+    "explain": Case("40MB", effects, 48),
+    "path_patching": Case("120MB", through_neurons, 8),
+}
 
 
 def held(field: str) -> int:
@@ -85,16 +106,17 @@ def measured(run: Callable[[], Any], before: Callable[[], Any]) -> tuple[Any, in
 def main(name: str, file: str) -> None:
     """Write what a search finds and takes within its budget, and without one."""
     torch.set_num_threads(1)  # a fork waits for ever for threads that its parent had
-    examples, budget, search = SEARCHES[name]
-    model = wide()
-    task, small = (random_prompts(model.vocab_size, *shape).task for shape in ((examples, 32), (4, 32)))
+    case = SEARCHES[name]
+    model = case.model()
+    task = random_prompts(model.vocab_size, case.examples, case.length).task
+    small = random_prompts(model.vocab_size, 4, 32).task
 
     def run(limit: str | None) -> Any:
         with cd.memory_budget(limit) if limit else nullcontext():
-            return search(model, task)
+            return case.search(model, task)
 
-    before = partial(search, model, small)
-    torch.save([measured(partial(run, limit), before) for limit in (budget, None)], file)
+    before = partial(case.search, model, small)
+    torch.save([measured(partial(run, limit), before) for limit in (case.budget, None)], file)
 
 
 if __name__ == "__main__":

@@ -186,6 +186,7 @@ def test_patterns_are_of_the_first_prompts_whatever_their_lengths(gpt2: Tiny) ->
     )
     assert patterns[1].positions == {"A": 1, "END": 2} and patterns[1].weights.dtype == np.float32
     for pattern, row in zip(patterns, rows, strict=False):
+        assert pattern.weights.flags.owndata  # a view would keep all heads of the batch
         expected = bridge_attention(gpt2.reference, torch.tensor([row]))[2, 0, 3]
         np.testing.assert_allclose(pattern.weights, expected, atol=1e-5)
     assert (

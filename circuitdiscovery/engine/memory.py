@@ -184,9 +184,9 @@ class Need:
         )
 
 
-def run_token(model: Model) -> float:
-    """The bytes that a plain run without a gradient holds of one token."""
-    return _layers(model, 0) / model.n_layers
+def run_token(model: Model, length: int) -> float:
+    """The bytes that a plain run without a gradient holds of one token of a prompt of so many."""
+    return _layers(model, 0) / model.n_layers + scores_token(model, length)
 
 
 def _longest(task: Task) -> int:
@@ -201,6 +201,14 @@ def of_token(model: Model, graph: Graph) -> int:
 def packed_token(model: Model, graph: Graph) -> int:
     """The same where parts that are numbers times vectors are kept as numbers."""
     return graph.layout.rows(model.d_model) * model.d_model * model.W_E.element_size()
+
+
+def scores_token(model: Model, length: int, backward: bool = False) -> int:
+    """The bytes of one token's attention scores to so many, where they are held: what one layer makes of
+    them; for a backward, what all layers keep beside."""
+    holding = sum(block.holds_scores for block in model.blocks)
+    tensors = (3 if holding else 0) + (2 * holding if backward else 0)  # in float32 at least
+    return tensors * model.graph.n_heads * max(4, model.W_E.element_size()) * length
 
 
 def _layers(model: Model, points: int) -> int:
@@ -222,29 +230,39 @@ def _streams(model: Model) -> int:
 
 def plain(model: Model, task: Task) -> Need:
     """Of plain runs, without a gradient."""
-    return Need(_longest(task) * run_token(model) + 4 * _logits(model))
+    longest = _longest(task)
+    return Need(longest * run_token(model, longest) + 4 * _logits(model))
 
 
 def masked(model: Model, graph: Graph, task: Task) -> Need:
     """Of runs under a mask: replacements, what is read where all edges are removed, what a run writes, and a
     state that others start from."""
+    longest = _longest(task)
     written = packed_token(model, graph) + 2 * of_token(model, graph)
-    return Need(_longest(task) * (written + _streams(model)) + 4 * _logits(model))
+    token = written + _streams(model) + scores_token(model, longest)
+    return Need(longest * token + 4 * _logits(model))
 
 
 def along_a_line(model: Model, graph: Graph, task: Task, points: int) -> Need:
     """Of attribution: what sources write, what autograd keeps, the gradients at some points."""
     # of each part that reads for itself: what it makes of the stream, its gradient, and what a norm takes
     own = (3 + points) * graph.layout.numbers * model.W_E.element_size()
-    each = _longest(task) * (packed_token(model, graph) + own + _layers(model, points)) + 4 * _logits(model)
-    return Need(each, packs=True)
+    longest = _longest(task)
+    kept = _layers(model, points) + scores_token(model, longest, backward=True)
+    return Need(longest * (packed_token(model, graph) + own + kept) + 4 * _logits(model), packs=True)
+
+
+def alternative_token(model: Model, graph: Graph, length: int) -> int:
+    """The bytes of one token of one receiver's alternative, of a prompt of so many."""
+    return of_token(model, graph) + scores_token(model, length)
 
 
 def stepwise(model: Model, graph: Graph, task: Task) -> Need:
     """Of one receiver's alternatives: replacements and two states of all prompts, and what alternatives
     write, one at a time."""
+    longest = _longest(task)
     tokens = sum(len(example.clean) for example in task.examples) / distributed.world_size()
-    return Need(_longest(task) * of_token(model, graph), 3 * tokens * of_token(model, graph))
+    return Need(longest * alternative_token(model, graph, longest), 3 * tokens * of_token(model, graph))
 
 
 def floating(model: Model, graph: Graph, task: Task) -> Need:
@@ -258,7 +276,9 @@ def relaxed(model: Model, graph: Graph, task: Task) -> Need:
     tokens = sum(len(example.clean) for example in task.examples) / distributed.world_size()
     receivers = 3 * len(graph.receivers) * model.d_model * model.W_E.element_size()
     kept = 2 * of_token(model, graph) + _streams(model)  # a step's examples are a copy
-    return Need(_longest(task) * (of_token(model, graph) + receivers), tokens * kept)
+    longest = _longest(task)
+    scores = scores_token(model, longest, backward=True)
+    return Need(longest * (of_token(model, graph) + receivers + scores), tokens * kept)
 
 
 def by_steps(model: Model, graph: Graph, task: Task) -> Need:

@@ -114,10 +114,9 @@ def at_once(model: Model, length: int, *, sources: bool = False) -> int:
     graph, block = model.graph, model.blocks[0]
     # numbers per token that a plain run keeps of a layer
     streams = 3 * model.d_model + (graph.n_heads + 2 * graph.n_kv_heads) * block.d_head
-    each = graph.n_layers * (streams + graph.n_heads * length) + (
-        len(graph.sources) * model.d_model if sources else 0
-    )
-    return memory.at_once(length * each * model.W_E.element_size(), model.device)
+    numbers = graph.n_layers * streams + (len(graph.sources) * model.d_model if sources else 0)
+    weights = graph.n_layers * graph.n_heads * length  # float32
+    return memory.at_once(length * (numbers * model.W_E.element_size() + 4 * weights), model.device)
 
 
 @torch.no_grad()

@@ -200,7 +200,8 @@ class Seen:
     def _pattern(self, example: Example, weights: Tensor) -> Pattern:
         weights = weights[: len(example.clean), : len(example.clean)]  # without pads
         tokens = tuple(shown(self.model, [token]) for token in example.clean)
-        return Pattern(self._text(example), tokens, weights.cpu().numpy(), named(example, self._names))
+        # a copy: a view would hold the attention of all heads of the batch
+        return Pattern(self._text(example), tokens, weights.cpu().numpy().copy(), named(example, self._names))
 
 
 def _dot(written: Tensor, direction: Tensor) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from circuitdiscovery.features.forward import forward
-from circuitdiscovery.features.prompts import tokens_at_once
+from circuitdiscovery.features.prompts import at_once
 from circuitdiscovery.features.units import logits_of
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import at_position
@@ -25,7 +25,7 @@ def answer_logits(model: Model, batch: Batch, edits: Mapping[str, Callable[[Tens
 def answer_batches(model: Model, task: Task, batch_size: int | None) -> Iterator[Batch]:
     """A task's examples on the model's device, of about as many tokens at once as other runs have."""
     longest = max(len(example.clean) for example in task.examples)
-    for batch in task.batches(batch_size or max(1, tokens_at_once(model) // longest)):
+    for batch in task.batches(batch_size or at_once(model, longest)):
         yield batch.to(model.device)
 
 

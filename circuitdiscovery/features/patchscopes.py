@@ -22,7 +22,7 @@ from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.forward import LAST, forward
 from circuitdiscovery.features.places import Places, places_of
-from circuitdiscovery.features.prompts import batches, tokens_at_once
+from circuitdiscovery.features.prompts import at_once, batches
 from circuitdiscovery.features.target import PLACEHOLDER, Target, expected_of, target_of
 from circuitdiscovery.features.units import logits_of
 from circuitdiscovery.files.disk import data_frame
@@ -307,12 +307,9 @@ def _said(
         torch.empty(shape, dtype=torch.double),
         torch.empty(shape, dtype=torch.double),
     )
-    fitting = min(
-        tokens_at_once(model) // (len(target.tokens) + generate),
-        memory.logits_at_once(model),
-    )
+    fitting = min(at_once(model, len(target.tokens) + generate), memory.logits_at_once(model))
     done = 0
-    for some in torch.arange(count).split(batch_size or max(1, fitting)):
+    for some in torch.arange(count).split(batch_size or fitting):
         own = precise(logits_of(model, last[some])).log_softmax(-1)  # [n, V]
         if right is None:
             found.right[some] = own.argmax(-1).cpu()

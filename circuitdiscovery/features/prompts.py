@@ -88,9 +88,11 @@ def _row(row: Any, where: str) -> tuple[int, ...]:
     return tuple(as_python(each) for each in ids)
 
 
-def tokens_at_once(model: Model) -> int:
-    """How many tokens are run at once where no batch size is given."""
-    return memory.at_once(memory.run_token(model), model.device, TOKENS * memory.run_token(model))
+def at_once(model: Model, length: int, most: int = TOKENS) -> int:
+    """How many prompts of so many tokens are run at once where no batch size is given: of about `most`
+    tokens, as far as memory allows; at least one."""
+    each = length * memory.run_token(model, length)
+    return memory.at_once(each, model.device, most // length * each)
 
 
 def batches(
@@ -104,12 +106,11 @@ def batches(
         batch_size: how many at once; None: of about `most` tokens, as far as memory allows.
         most: how many tokens at once.
     """
-    fitting = min(most, tokens_at_once(model))
     by_length: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
         by_length.setdefault(len(row), []).append(number)
     for length, numbers in sorted(by_length.items()):
-        size = max(1, fitting // length) if batch_size is None else batch_size
+        size = at_once(model, length, most) if batch_size is None else batch_size
         for start in range(0, len(numbers), size):
             some = numbers[start : start + size]
             yield some, torch.tensor([rows[number] for number in some], device=model.device)

@@ -119,6 +119,11 @@ class Block:
         return self.W_Q.device
 
     @property
+    def holds_scores(self) -> bool:
+        """Whether to attend holds the scores of all pairs of positions: no fused product has these."""
+        return self.soft_cap is not None or self.sinks is not None
+
+    @property
     def joint(self) -> bool:
         """Whether what a head reads depends on the other heads' weights."""
         return self.joint_q is not None or self.joint_k is not None
@@ -183,7 +188,7 @@ class Block:
         """
         position = None if position is None else position.to(self.device)
         q, k = self._turned(q, k, position)
-        if self.soft_cap is not None or self.sinks is not None:
+        if self.holds_scores:
             return self._weights(q, k, position, heads).to(v.dtype) @ v
         causal = position is None and (self.window is None or self.window >= k.shape[-2])
         if causal and self.alibi is None:

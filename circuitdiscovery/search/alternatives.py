@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.fast import PatchedRun, State
 from circuitdiscovery.engine.finite import finite_logits
-from circuitdiscovery.engine.memory import budget, of_token
+from circuitdiscovery.engine.memory import alternative_token, budget
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.model.run import plain_run
@@ -41,7 +41,9 @@ def cases(setup: Setup) -> tuple[list[Case], Tensor]:
     full circuit, for KL)."""
     found: list[Case] = []
     # asked for before the states are held
-    most = setup.need.room(of_token(setup.model, setup.graph), budget(setup.model.device))
+    longest = max(len(example.clean) for example in setup.task.examples)
+    token = alternative_token(setup.model, setup.graph, longest)
+    most = setup.need.room(token, budget(setup.model.device))
     run_of = "corrupted" if setup.denoising else "clean"
     for batch, patched in setup.patched_runs():
         run = plain_run(setup.model, patched.start, batch.position, keep_sources=True, parts=patched.parts)
