@@ -35,7 +35,8 @@ def test_a_search_stays_within_its_budget_and_finds_the_same(name: str, tmp_path
     subprocess.run([sys.executable, budgeted.__file__, name, file], check=True)
     (bounded, least), (free, most) = torch.load(file)
     # the allocator keeps what was freed
-    assert least < 1.5 * size(budgeted.SEARCHES[name].budget) and 1.5 * least < most, (least / 1e6, most / 1e6)
+    assert least < 1.5 * size(budgeted.SEARCHES[name].budget), least
+    assert 1.5 * least < most, (least, most)
     assert free.any()
     torch.testing.assert_close(bounded, free, atol=2e-5 * float(free.abs().max()), rtol=0)
 
