@@ -772,6 +772,14 @@ def test_dictionaries_that_cannot_be_made() -> None:
 # ------------------------------------------------------------------- saving
 
 
+def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
+    one = ALL["relu"]()
+    same = torch.ones_like(one.b_enc)
+    both = replace(one, W_enc=one.W_dec, b_enc=same, b_dec=same[: len(one.b_dec)])
+    both.save(tmp_path)
+    assert all((load(tmp_path).tensors[name] == each).all() for name, each in both.tensors.items())
+
+
 def test_an_interrupted_save_leaves_nothing_that_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -577,6 +577,11 @@ def test_a_table_of_one_row_has_none_held_out(tmp_path: Path) -> None:
     assert csv_task(tmp_path, "\n".join(TABLE.splitlines()[:2])).held_out is None
 
 
+def test_a_task_has_an_example(tmp_path: Path) -> None:
+    with pytest.raises(CircuitDiscoveryError, match="an example at least"):
+        replace(csv_task(tmp_path, TABLE), examples=())
+
+
 def test_several_answers_and_a_position(tmp_path: Path) -> None:
     text = "clean,corrupted,correct,incorrect,position\none two a b,two two a b, a| b, c,-2\n"
     (example,) = csv_task(tmp_path, text).examples

@@ -312,7 +312,8 @@ def write(dictionary: Dictionary, folder: Path) -> None:
     tensors["W_enc"] = tensors["W_enc"].T
     if dictionary.kind == "gated":
         tensors["b_gate"] = tensors.pop("b_enc")
-    data = save({name: each.contiguous() for name, each in tensors.items()})
+    # copies: what shares memory is refused
+    data = save({name: each.clone(memory_format=torch.contiguous_format) for name, each in tensors.items()})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).unlink(missing_ok=True)

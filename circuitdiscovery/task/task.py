@@ -65,6 +65,8 @@ class Task:
     chosen: bool = False
 
     def __post_init__(self) -> None:
+        if not self.examples:
+            raise CircuitDiscoveryError(f"the task {self.name} must have an example at least")
         if self.held_out is not None and self.held_out.metric != self.metric:
             object.__setattr__(self, "held_out", replace(self.held_out, metric=self.metric))
 
