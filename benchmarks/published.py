@@ -5,7 +5,9 @@
 IOI: Wang et al. 2022 (arXiv 2211.00593), figure 2, as edges between heads and MLPs in the way of Conmy et al.
 2023 (arXiv 2304.14997), appendix: every MLP belongs to `input` and to `logits`, so a connection may pass
 through any of them. Greater-than: Hanna et al. 2023 (arXiv 2305.00586). Docstring: Heimersheim and Janiak
-2023. Induction: the two-layer textbook case.
+2023, of TransformerLens' `attn-only-4l`. Induction: Shi et al. 2024 (arXiv 2410.13032), the circuit of their
+repository (blei-lab/circuitry) for `redwood_attn_2l`, the model of Conmy et al., who have no ground truth for
+it. It is a Shortformer, not TransformerLens' `attn-only-2l`, which has as many layers and heads.
 """
 
 from __future__ import annotations
@@ -136,11 +138,11 @@ def circuits() -> dict[str, cd.Circuit]:
             "Heimersheim and Janiak 2023 (Alignment Forum)",
             {"argument mover": "3.0 3.6"},
         ),
-        "attn-only-2l/induction": attention_only(
+        "redwood_attn_2l/induction": attention_only(
             2,
             INDUCTION,
             "induction",
-            "Elhage et al. 2021; edges as in Conmy et al. 2023",
+            "Shi et al. 2024 (arXiv 2410.13032), get_induction_canonical_circuit",
             {"previous token": "0.0", "induction": "1.6"},
         ),
     }

@@ -58,17 +58,31 @@ def test_greater_than() -> None:
         assert edge not in circuit.edges
 
 
-@pytest.mark.parametrize(("name", "edges", "total"), [("docstring", 24, 1281), ("induction", 6, 257)])
+@pytest.mark.parametrize(
+    ("name", "edges", "total"), [("attn-only-4l/docstring", 24, 1281), ("redwood_attn_2l/induction", 6, 257)]
+)
 def test_attention_only(name: str, edges: int, total: int) -> None:
-    circuit = cd.load_circuit(f"attn-only-{4 if name == 'docstring' else 2}l/{name}")
+    circuit = cd.load_circuit(name)
     assert (len(circuit), len(circuit.graph)) == (edges, total)
     assert not circuit.graph.has_mlp
+
+
+def test_the_induction_circuit_is_of_the_model_whose_heads_it_names() -> None:
+    """Shi et al.'s `get_induction_canonical_circuit`, whose task loads `redwood_attn_2l`; TransformerLens'
+    `attn-only-2l` has other weights in the same shape."""
+    circuit = cd.load_circuit("redwood_attn_2l/induction")
+    assert set(circuit.edges) == {
+        "input->a0.h0<v>", "input->a1.h6<q>", "a0.h0->a1.h6<k>", "input->a1.h6<v>", "input->logits", "a1.h6->logits",
+    }  # fmt: skip
+    assert "2410.13032" in circuit.info["options"]["source"]
+    with pytest.raises(cd.CircuitDiscoveryError, match="no folder 'attn-only-2l/induction'.* redwood_attn_2l/"):
+        cd.load_circuit("attn-only-2l/induction")
 
 
 def test_every_published_edge_lies_on_a_path() -> None:
     """Hand-made circuits say how information gets from the input to
     the logits: pruning takes nothing away."""
-    for name in ("gpt2/ioi", "gpt2/greater_than", "attn-only-4l/docstring", "attn-only-2l/induction"):
+    for name in ("gpt2/ioi", "gpt2/greater_than", "attn-only-4l/docstring", "redwood_attn_2l/induction"):
         circuit = cd.load_circuit(name)
         assert len(circuit.pruned()) == len(circuit), name
         assert circuit.to_dict()["method"] == "published" and "source" in circuit.info["options"]
