@@ -75,7 +75,9 @@ def test_the_induction_circuit_is_of_the_model_whose_heads_it_names() -> None:
         "input->a0.h0<v>", "input->a1.h6<q>", "a0.h0->a1.h6<k>", "input->a1.h6<v>", "input->logits", "a1.h6->logits",
     }  # fmt: skip
     assert "2410.13032" in circuit.info["options"]["source"]
-    with pytest.raises(cd.CircuitDiscoveryError, match="no folder 'attn-only-2l/induction'.* redwood_attn_2l/"):
+    with pytest.raises(
+        cd.CircuitDiscoveryError, match=r"no folder 'attn-only-2l/induction'.* redwood_attn_2l/"
+    ):
         cd.load_circuit("attn-only-2l/induction")
 
 
