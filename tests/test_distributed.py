@@ -246,7 +246,7 @@ DISCOVER = ("discover", "toy", "ioi", "--examples", "3", "--threshold", "0.05", 
 
 
 def torchrun(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line in two processes."""
+    """A script or module in two processes."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     launch = (
@@ -255,8 +255,6 @@ def torchrun(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "--standalone",
         "--nproc-per-node",
         "2",
-        "-m",
-        "circuitdiscovery",
     )
     return subprocess.run(
         [sys.executable, *launch, *arguments], capture_output=True, text=True, cwd=cwd, env=environment
@@ -271,7 +269,7 @@ def test_torchrun_discovers_what_one_process_discovers(
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
     with pytest.raises(SystemExit, match="0"):
         cli.main([*DISCOVER, "--out", str(folders[0])])
-    result = torchrun(tmp_path, *DISCOVER, "--out", "2")
+    result = torchrun(tmp_path, "-m", "circuitdiscovery", *DISCOVER, "--out", "2")
     assert result.returncode == 0, result.stderr
     # printed once, or it were no JSON
     one, two = (json.loads(out) for out in (capsys.readouterr().out, result.stdout))
@@ -293,6 +291,25 @@ def test_torchrun_discovers_what_one_process_discovers(
             rtol=0,
             atol=1e-5 * max(map(abs, numbers), default=0),
         ), field
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux' names of threads")
+def test_a_group_leaves_no_threads_behind(tmp_path: Path) -> None:
+    """Which abort the process now and then, where they let go of something while Python exits."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, torch\n"
+        "from circuitdiscovery.engine import distributed\n"
+        "threads = lambda: [each.read_text().strip() for each in pathlib.Path('/proc/self/task').glob('*/comm')]\n"
+        "with distributed.launched():\n"
+        "    import transformers.modeling_utils\n"  # which imports what keeps the group that there is
+        "    distributed.total(torch.ones(1))\n"
+        "    during = threads()\n"
+        "print('gloo' in ' '.join(during), 'gloo' in ' '.join(threads()))\n"
+    )
+    result = torchrun(tmp_path, str(script))
+    assert result.stdout.split() == ["True", "False"] * 2, result.stdout + result.stderr
 
 
 @pytest.mark.slow

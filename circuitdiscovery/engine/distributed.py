@@ -119,6 +119,10 @@ def launched() -> Iterator[None]:
         return
     import torch
     import torch.distributed as dist
+
+    # before there is a group: the defaults of its functions hold the one that there is when it is imported,
+    # and a group that is held has threads when Python exits, which aborts the process now and then
+    import torch.distributed.nn
     from torch.distributed.rendezvous import rendezvous
 
     gpus = torch.cuda.device_count()
