@@ -385,6 +385,23 @@ def test_the_curve_s_areas_are_trapezoids_ours_and_mib_s(setting: tuple[Any, Any
     assert curve.edges[-1] == len(scores.graph)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_of_shared_keys_and_values_mib_s_areas_say_that_mib_counts_other_edges(
+    gpt2: Tiny, llama: Tiny, grouped: bool
+) -> None:
+    """EAP-IG's graph, which MIB's figures are of, has q, k and v of each head, in a grouped model too."""
+    model, task = (llama if grouped else gpt2).model, random_prompts(101, n_examples=8, seed=3).task
+    scores = cd.random(model, task)
+    found = cd.evaluate(model, task, scores.top(40), metric="kl_divergence", scores=scores, effort="quick")
+    assert found.curve is not None
+    lines = [
+        next(line for line in str(each).splitlines() if " CPR " in line) for each in (found, found.curve)
+    ]
+    clause = " (edges into k and v by group; MIB's are by head)"
+    assert [line.endswith(clause) for line in lines] == [grouped, grouped]
+    assert type(found).from_dict(found.to_dict()).curve == found.curve
+
+
 @pytest.mark.parametrize("other", [{"split_qkv": False}, {"graph": {"x": [-1]}}])
 def test_scores_of_another_graph_are_refused_before_any_work(
     setting: tuple[Any, Any, Any], other: dict[str, Any]

@@ -41,6 +41,13 @@ def load(tmp_path: Path, data: Any, **options: Any) -> Circuit:
     return load_circuit(tmp_path / "mib.json", **options)
 
 
+def test_of_shared_keys_and_values_they_count_other_edges() -> None:
+    """Their graph is of heads, in a grouped model too; the page has the figures of SmolLM2-135M's shape."""
+    page = (Path(__file__).parent.parent / "docs" / "concepts.md").read_text("utf-8")
+    ours, others = len(Graph(n_layers=30, n_heads=9, n_kv_heads=3)), len(theirs(30, 9)["edges"])
+    assert f"this graph has {ours:,} edges and MIB's {others:,}" in page and ours < others
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_their_circuit_is_read_edge_for_edge(tmp_path: Path, parallel: bool) -> None:
     data = theirs(2, 2, parallel)

@@ -427,6 +427,12 @@ def test_a_real_models_circuit_is_drawn_in_part_and_says_so(tmp_path: Path) -> N
 # ---------------------------------------------------------------- what it says
 
 
+@pytest.mark.parametrize("graph", [GRAPH, GROUPED], ids=["single", "grouped"])
+def test_of_which_edges_mib_s_areas_are(tmp_path: Path, graph: Graph) -> None:
+    text = page_of(make_run(tmp_path / "run", circuit_of(graph))).words()
+    assert " CMD " in text and (" (edges into k and v by group; MIB's are by head)." in text) == graph.grouped
+
+
 def test_the_header_says_what_was_asked_and_how(tmp_path: Path, circuit: Circuit) -> None:
     text = page_of(make_run(tmp_path / "run", circuit)).words()
     for said in (

@@ -6,7 +6,8 @@ faithful their circuits are at equal sparsity.
    searches for a given number of edges takes `sizes` as well, and gives a circuit for each.
 3. `measure` runs one method on one problem: seconds and F; ROC AUC, precision, recall and Jaccard against the
    truth; normalized faithfulness and KL on held-out examples at fixed numbers of edges; of scores the areas
-   under the curve at MIB's fractions, and CPR and CMD by its rule (Mueller et al. 2025, arXiv 2504.13151).
+   under the curve at MIB's fractions, and CPR and CMD by its rule (Mueller et al. 2025, arXiv 2504.13151),
+   in a grouped model of fewer edges than MIB's own (see `measure.Curve`).
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ def _areas_under(curve: Sequence[tuple[int, float]], total: int) -> tuple[float,
 
 
 def _mib(evaluator: Evaluator, scores: Scores) -> tuple[float, float]:
-    """(CPR, CMD) by MIB's rule."""
+    """(CPR, CMD) by MIB's rule, over the edges of the scores' own graph."""
     circuits = mib_circuits(scores)
     evaluator.measure([circuit.mask for circuit in circuits])
     f = np.array([_faithfulness(evaluator, circuit) for circuit in circuits], dtype=float)

@@ -43,13 +43,16 @@ class Curve(Reported):
         edges: [points], how many of these are left after pruning.
         normalized: [points], f of the requested edges.
         cpr: the area under f by the rule of MIB's code (Mueller et al. 2025): over the fractions, each
-            rounded down to edges, of the edges of highest signed score, pruned.
+            rounded down to edges, of the edges of highest signed score, pruned. Where heads share keys and
+            values, these are this graph's edges, into k and v one per group; MIB's graph has one per head
+            (`ungroup_grouped_query_attention`), so its published figures are of other circuits.
         cmd: the area under |1 - f| by the same rule.
         area: the area under f over the share of edges left after pruning.
         distance: the area under |1 - f| over the same share; 0 is best.
         ablation: what a removed edge carries.
         mean_over: the smallest number of prompts that a replacement is a mean over; None if it is not a mean.
         direction: `noising` or `denoising`.
+        grouped: True where heads share keys and values; else None.
     """
 
     fractions: tuple[float, ...]
@@ -63,6 +66,7 @@ class Curve(Reported):
     ablation: str | None = left_out()
     mean_over: int | None = left_out()
     direction: str | None = left_out()
+    grouped: bool | None = left_out()
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         if self.ablation is not None:
@@ -70,7 +74,12 @@ class Curve(Reported):
             yield "measured", ", ".join(filter(None, how))
         for requested, edges, normalized in zip(self.requested, self.edges, self.normalized, strict=True):
             yield f"{requested:,} edges", f"{normalized} ({edges:,} on a path from input to logits)"
-        yield "areas", f"area {self.area}, distance {self.distance}; MIB's CPR {self.cpr}, CMD {self.cmd}"
+        yield "areas", self.areas_in_words()
+
+    def areas_in_words(self) -> str:
+        """The four areas, and what MIB's are of."""
+        ours = f"area {self.area}, distance {self.distance}; MIB's CPR {self.cpr}, CMD {self.cmd}"
+        return f"{ours} (edges into k and v by group; MIB's are by head)" if self.grouped else ours
 
     def plot(self, path: str | Path | None = None) -> Chart:
         """Draw the curve over a logarithmic axis of edges, with its intervals.
@@ -151,7 +160,10 @@ def _sizes(scores: Scores, fractions: Sequence[float]) -> tuple[int, ...]:
 
 
 def mib_circuits(scores: Scores, fractions: Sequence[float] = MIB_FRACTIONS) -> list[Circuit]:
-    """The circuits of MIB's curve: the fractions rounded down to edges, the highest signed scores, pruned."""
+    """The circuits of MIB's curve: the fractions rounded down to edges, the highest signed scores, pruned.
+
+    Of the scores' own edges: of shared keys and values MIB has one per head, not per group.
+    """
     return [scores.top(int(fraction * len(scores.graph)), absolute=False).pruned() for fraction in fractions]
 
 
@@ -187,6 +199,7 @@ def curve_of(evaluator: Evaluator, scores: Scores, fractions: Sequence[float]) -
         evaluator.setup.ablation_name,
         evaluator.setup.mean_over,
         evaluator.setup.direction,
+        scores.graph.grouped or None,
     )
 
 

@@ -121,14 +121,7 @@ class Evaluation(Reported):
         yield "completeness", f"mean incompleteness {self.completeness.mean}, {worst} {self.completeness.max}"
         yield "minimality", self._minimality()
         if self.curve is not None:
-            yield (
-                "curve",
-                (
-                    f"area {self.curve.area}, distance {self.curve.distance}; MIB's CPR {self.curve.cpr}, "
-                    f"CMD {self.curve.cmd}"
-                ),
-            )
-
+            yield "curve", self.curve.areas_in_words()
         if self.prompts is not None:
             yield "warning", repeated_in_words(self.examples, self.prompts)
 

@@ -26,6 +26,7 @@ def _curve(run: Run) -> dict[str, Any]:
     former = "area" not in known  # in which ours stood under MIB's names
     ours = (known["cpr"], known["cmd"]) if former else (known["area"], known["distance"])
     mib = {name: None if former else known[name] for name in ("cpr", "cmd")}
+    mib["grouped"] = run.circuit.graph.grouped
     return {"svg": Markup(chart), "ranking": known["ranking"], "area": ours[0], "distance": ours[1]} | mib
 
 
