@@ -7,8 +7,11 @@ a replacement of what the source writes.
 | `mean` | mean over reference prompts there, of the template, else of the length (Wang et al. 2022) |
 | `mean_all` | mean over all tokens of the reference prompts |
 | `zero` | 0 |
-| `noise` | a clean run with Gaussian noise on the embeddings (Meng et al. 2022, arXiv 2202.05262, 2.1) |
+| `noise` | a clean run with Gaussian noise on the embeddings (after Meng et al. 2022, arXiv 2202.05262, 2.1) |
 | `random` | a Gaussian draw with the reference's mean and variance, per source, position and dimension |
+
+Meng et al. add noise to the subject's tokens alone, in deviations of the embeddings of their subjects; here
+it is added to every token, in deviations of the whole embedding matrix.
 
 The reference (moments.py) is drawn apart from the examples; where a task cannot draw,
 a row's are the other rows, never itself.
@@ -345,7 +348,8 @@ def replacements(
             the row itself.
         seed: of the draws of `noise` and `random`.
         k: the standard deviation of `noise`, in standard deviations of the
-            embedding matrix's entries (3 as in Meng et al.).
+            embedding matrix's entries (3 as in Meng et al., whose deviation is that of the subjects'
+            embeddings, and whose noise is on the subject's tokens alone).
         graph: one with nodes that are split, whose parts' replacements are wanted; by default the model's.
 
     Returns:

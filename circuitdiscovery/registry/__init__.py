@@ -138,7 +138,7 @@ OPTIONS = {
     "level": Option(("edge", "node"), "ablate one edge at a time, or all that a node writes"),
     "steps": Option("count", "how many"),
     "rule": Option(("midpoint", "left"), "where on the line the gradients are taken"),
-    "rounds": Option("whole", "how often it looks again at the edges near the cut"),
+    "rounds": Option("whole", "how often removed edges may come back, at most"),
     "drawn": Option(
         "whole", f"further prompts to draw from the task's templates, {DRAWN} unless told", at_most=True
     ),
