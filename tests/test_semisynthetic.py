@@ -9,9 +9,11 @@ trained with.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,10 @@ from circuitdiscovery.benchmark.problems import semisynthetic
 from circuitdiscovery.benchmark.problems.problem import Problem
 from circuitdiscovery.benchmark.problems.semisynthetic import CAUSAL_MODELS, NAMES, CausalModel
 from circuitdiscovery.model.load import bundled_models
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from train_semisynthetic import SEED, card  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 EXAMPLES = 256
 D_HEAD = 16
@@ -292,3 +298,13 @@ def test_errors_say_what_is_valid(causal: CausalModel) -> None:
             cd.CircuitDiscoveryError, match="examples must be a whole number from 1 to 10,000"
         ):
             semisynthetic.draw_task(causal, examples=wrong, seed=0)  # type: ignore[arg-type]
+
+
+def test_the_card_is_the_script_s_and_names_files_that_exist() -> None:
+    """Whose measured rows are left out."""
+    text = (semisynthetic.folder("") / "README.md").read_text("utf-8")
+    head, figures = text.split("| model | accuracy |")
+    rows = [line for line in figures.splitlines() if line.startswith(tuple(f"| {name} |" for name in NAMES))]
+    assert len(rows) == len(NAMES) and card({}, seed=SEED) == text.replace("\n".join(rows) + "\n", "", 1)
+    for path in re.findall(r"[\w/]+/\w+\.py", head):
+        assert (ROOT / path).is_file()
