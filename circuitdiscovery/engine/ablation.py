@@ -7,7 +7,7 @@ a replacement of what the source writes.
 | `mean` | mean over reference prompts there, of the template, else of the length (Wang et al. 2022) |
 | `mean_all` | mean over all tokens of the reference prompts |
 | `zero` | 0 |
-| `noise` | a clean run with Gaussian noise on the embeddings (after Meng et al. 2022, arXiv 2202.05262, 2.1) |
+| `noise` | a clean run with Gaussian noise on the embeddings (after Meng et al. 2022, arXiv 2202.05262) |
 | `random` | a Gaussian draw with the reference's mean and variance, per source, position and dimension |
 
 Meng et al. add noise to the subject's tokens alone, in deviations of the embeddings of their subjects; here
