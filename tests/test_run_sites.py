@@ -196,6 +196,14 @@ def test_prompts_of_several_lengths_run_as_if_alone(tiny_gpt2: Any) -> None:
         close(values, alone.values("m2")[0])
 
 
+@pytest.mark.parametrize("site", ["m1/n5", "a1.h2", "m1"])
+def test_what_is_given_holds_no_more_than_it_shows(tiny_gpt2: Any, site: str) -> None:
+    """One of many units does not keep the others' values."""
+    found = f.run(tiny_gpt2[1], [[1, 2, 3, 4]] * 3 + [[5, 6, 7]] * 2).values(site)
+    held = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in found}
+    assert sum(held.values()) == sum(each.numel() * each.element_size() for each in found)
+
+
 def test_a_function_of_two_arguments_knows_the_prompts(tiny_gpt2: Any) -> None:
     _, model = tiny_gpt2
     rows = [[5, 6, 7], [8, 9], [3, 2, 1]]

@@ -71,6 +71,7 @@ class Run:
         each: list[Tensor | None] = [None] * len(self.prompts)
         for rows, tokens in batches(self._model, self.prompts, self._batch_size):
             values = found.of(_once(self._model, tokens, rows, edits, found.place))
+            values = values if found.unit is None else values.clone()  # a view would keep all units' values
             for row, value in zip(rows, values, strict=True):
                 each[row] = value
         rows = [value for value in each if value is not None]
