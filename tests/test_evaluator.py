@@ -23,6 +23,7 @@ from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.measure import evaluator as evaluator_file
 from circuitdiscovery.measure import plan as plan_file
+from circuitdiscovery.measure.criteria import without_each
 from circuitdiscovery.measure.evaluation import default_effort, price
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.measure.work import Family
@@ -167,6 +168,29 @@ def test_one_batch_s_replacements_are_held_at_once(gpt2: Tiny, monkeypatch: pyte
     for mask, each in zip(masks, expected, strict=True):
         np.testing.assert_allclose(evaluator.values(mask), each, atol=1e-5)
     assert len(alive) == 3
+
+
+def test_few_masks_are_held_at_once(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, task = gpt2.model.graph, random_prompts(101, n_examples=3, seed=5).task
+    asked, at_once = families(graph, seed=1), build(gpt2.model, task)
+    at_once.measure_families(asked)
+    planned: list[int] = []
+    plans = Evaluator.plans
+    monkeypatch.setattr(
+        Evaluator,
+        "plans",
+        lambda self, some: (planned.append(sum(len(each.masks) for each in some)), plans(self, some))[1],
+    )
+    monkeypatch.setattr(evaluator_file, "_MASK_BYTES", 4 * graph.allowed.nbytes)
+    evaluator = build(gpt2.model, task)
+    evaluator.measure_families(asked)
+    assert max(planned) <= 4 and max(len(each.masks) for each in asked) > 4
+    for mask in (mask for family in asked for mask in family.masks):
+        np.testing.assert_allclose(evaluator.values(mask), at_once.values(mask), atol=1e-5)
+    circuit, made = cd.Circuit.full(graph), []
+    monkeypatch.setattr("circuitdiscovery.measure.criteria._less", lambda *_: made.append(1))
+    without_each(circuit, (), graph.sources[1:-1])
+    assert len(made) == 1  # the base: others when they are asked for
 
 
 def test_where_all_fits_patched_runs_are_made_once(gpt2: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

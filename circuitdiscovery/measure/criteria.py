@@ -16,7 +16,7 @@ from circuitdiscovery.graph.nodes import whole_of
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.measure.evaluator import Evaluator
-from circuitdiscovery.measure.work import Family
+from circuitdiscovery.measure.work import Family, Masks
 
 ENDS = ("input", "logits")
 RANDOM_SETS = 20  # random K, each node with probability 1/2 (Wang et al. 2022, section 4.2)
@@ -130,8 +130,8 @@ class Sets:
         """The circuits that are measured in any case, except for the curve."""
         circuit, whole = self.circuit, Circuit.full(self.circuit.graph)
         yield Family([np.zeros_like(circuit.mask)])
-        yield Family([_less(whole, removed) for _, removed in self.sets], whole.mask)
-        yield Family([_less(circuit, removed) for _, removed in self.sets], circuit.mask)
+        for each in (whole, circuit):
+            yield Family(Masks(self.sets, lambda of, each=each: _less(each, of[1])), each.mask)
 
     def candidates(self) -> Iterator[Family]:
         """The circuits that are measured to choose each node's K for minimality."""
@@ -189,8 +189,8 @@ def _less(circuit: Circuit, removed: Iterable[str]) -> np.ndarray:
 
 def without_each(circuit: Circuit, removed: tuple[str, ...], nodes: Sequence[str]) -> Family:
     """C\\K, and the same with each of some nodes added to K or taken out of it."""
-    base = _less(circuit, removed)
-    return Family([base, *(_less(circuit, set(removed) ^ {node}) for node in nodes)], base)
+    sets = [set(removed), *(set(removed) ^ {node} for node in nodes)]
+    return Family(Masks(sets, lambda each: _less(circuit, each)), _less(circuit, removed))
 
 
 def _incomplete(

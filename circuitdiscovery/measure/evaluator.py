@@ -20,7 +20,7 @@ from torch import Tensor
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.fast import PatchedRun
 from circuitdiscovery.engine.finite import finite_logits, rounding
-from circuitdiscovery.engine.memory import budget
+from circuitdiscovery.engine.memory import at_once, budget
 from circuitdiscovery.engine.metrics import BoundMetric, kl_from
 from circuitdiscovery.engine.setup import Progress, Setup, replacement_bytes
 from circuitdiscovery.graph.graph import Graph
@@ -29,7 +29,7 @@ from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.measure.normalized import normalized
 from circuitdiscovery.measure.plan import Costs, Plan, Planner
 from circuitdiscovery.measure.saved import KEY_BYTES, Saved
-from circuitdiscovery.measure.work import Family, Work
+from circuitdiscovery.measure.work import Family, Masks, Work, passes
 from circuitdiscovery.registry import METRICS
 from circuitdiscovery.task.batch import Batch
 
@@ -49,6 +49,7 @@ class Evaluator:
     draws: np.ndarray  # [resamples, examples]: how often each example is drawn, as weights that sum to 1
     unchanged: bool  # whether what is replaced is what was there, on every example
     costs: Costs
+    most: int  # masks in one pass over the batches
     work: Work
     saved: Saved | None = None
     name: str = "evaluator"  # in what is saved
@@ -81,12 +82,14 @@ class Evaluator:
             work: in place of `progress`, of another evaluator that is part of the same work.
             saved: where values are kept beyond this process, under `name`.
         """
-        count, found, examples = len(setup.task), setup.batches, setup.task.examples
-        tokens = [batch.clean.numel() for batch in found]
-        longest = max(tokens, default=0)
-        costs = Costs(setup.model, setup.graph, sum(map(len, found)), sum(tokens), len(found), longest)
-        kept = replacement_bytes(setup.model, setup.graph, sum(tokens))
-        room = setup.need.with_kept(2 * kept).fitting(1, budget(setup.model.device))
+        model, count, found, examples = setup.model, len(setup.task), setup.batches, setup.task.examples
+        tokens, rows = [batch.clean.numel() for batch in found], [len(batch) for batch in found]
+        largest = max(tokens, default=0), max(rows, default=0)
+        costs = Costs(model, setup.graph, sum(rows), sum(tokens), len(found), *largest)
+        kept = replacement_bytes(model, setup.graph, sum(tokens))
+        logits = sum(rows) * model.vocab_size * model.W_E.element_size()
+        room = setup.need.with_kept(2 * kept + logits).fitting(1, budget(model.device))
+        most = at_once(setup.graph.allowed.nbytes, model.device, _MASK_BYTES)
         same = all(each.clean == each.corrupted for each in examples)
         evaluator = cls(
             setup,
@@ -95,6 +98,7 @@ class Evaluator:
             weights(count, seed),
             same and (setup.denoising or setup.ablation_name == "resample"),
             costs,
+            distributed.least(most),  # all processes make the same passes
             work or Work(progress, max(costs.forward, 1.0) / _UNITS),
             saved,
             name,
@@ -127,12 +131,18 @@ class Evaluator:
     def ablated(self, sources: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
         """([examples] the metric with every edge kept, the same for each source with its out-edges removed),
         all measured together."""
-        masks = []
-        for source in sources:
-            masks.append(self.graph.allowed.copy())
-            masks[-1][self.graph.source_index[source]] = False
-        self.measure([self.graph.allowed, *masks])
-        return self.values(self.graph.allowed), [self.values(mask) for mask in masks]
+        whole = self.graph.allowed
+
+        def less(source: str | None) -> np.ndarray:
+            mask = whole.copy()
+            if source is not None:
+                mask[self.graph.source_index[source]] = False
+            return mask
+
+        masks = Masks([None, *sources], less)
+        self.measure_families([Family(masks, whole)])
+        full, *without = (self.values(mask) for mask in masks)
+        return full, without
 
     def measure(self, masks: Sequence[np.ndarray], base: np.ndarray | None = None) -> None:
         """Measure circuits together: each batch's replacements are computed once, and what
@@ -148,13 +158,8 @@ class Evaluator:
         """As `measure`, of several families in one pass over the batches, or
         more where their masks take too much memory.
         """
-        some: list[Family] = []
-        for family in families:
-            some.append(family)
-            if sum(len(each.masks) for each in some) * self.graph.allowed.nbytes > _MASK_BYTES:
-                self._measure(self.plans(some))
-                some = []
-        self._measure(self.plans(some))
+        for some in passes(families, self.most):
+            self._measure(self.plans(some))
 
     @torch.no_grad()
     def _measure(self, plans: Sequence[Plan]) -> None:
@@ -185,7 +190,7 @@ class Evaluator:
 
     def cost(self, families: Sequence[Family]) -> float:
         """FLOP of measuring what is not known yet of some families, roughly."""
-        return sum(plan.cost for plan in self.plans(families))
+        return sum(plan.cost for some in passes(families, self.most) for plan in self.plans(some))
 
     def plans(self, families: Sequence[Family]) -> list[Plan]:
         """The runs that measure what is not known yet of some families, each circuit once."""
@@ -200,8 +205,7 @@ class Evaluator:
                     masks[key] = canonical_mask
             if not masks:
                 continue
-            base = np.logical_or.reduce(list(family.masks)) if family.base is None else family.base
-            key, base = self._identity(base)
+            key, base = self._identity(family.common)
             asked = key if masks.pop(key, None) is not None else None
             planned |= {*masks, key} if asked else {*masks}
             plans += planner.family(base, asked, masks)

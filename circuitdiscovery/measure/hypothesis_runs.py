@@ -10,7 +10,7 @@ from circuitdiscovery.circuit.circuit import Circuit
 from circuitdiscovery.graph.random_paths import RandomPaths
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.measure.significance import SAME, distance
-from circuitdiscovery.measure.work import Family
+from circuitdiscovery.measure.work import Family, Masks
 
 
 class Runs:
@@ -33,7 +33,8 @@ class Runs:
     def _families(self, reference: int) -> Iterator[Family]:
         """Everything that the tests ask for."""
         graph, own = self.circuit.graph, self.circuit.mask
-        yield Family([own, *(without(own, edge) for edge in self.tested)], own)
+        lost = [None, *self.tested]
+        yield Family(Masks(lost, lambda edge: own if edge is None else without(own, edge)), own)
         for mask in (graph.allowed, graph.allowed & ~own):
             yield Family([mask])
         for number in range(reference):

@@ -21,12 +21,15 @@ from functools import cached_property
 import numpy as np
 
 from circuitdiscovery.engine.fast import Part
+from circuitdiscovery.engine.memory import at_once
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import parsed
+from circuitdiscovery.measure.work import together
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import parameters
 
 _MERGED_BYTES = 2**25  # of what sources write in one run of several versions
+_LOGITS = 3  # of one version: its logits, and what a divergence makes of them, in float32
 _OVERHEAD = 3e7  # FLOP in the time that a layer costs beside its products
 _KEPT = 32  # FLOP in the time that a number costs which is kept for later
 _ADDED = 10  # adding up a stream's sources costs so many times its share in a product (as in sums.py)
@@ -45,7 +48,7 @@ class Costs:
         model, graph: what runs, and how its edges are counted.
         examples, tokens: of all batches together.
         batches: how many.
-        places: tokens of the largest batch.
+        places, rows: tokens and examples of the largest batches.
     """
 
     model: Model
@@ -54,6 +57,7 @@ class Costs:
     tokens: int
     batches: int
     places: int
+    rows: int
 
     @cached_property
     def forward(self) -> float:
@@ -113,14 +117,23 @@ class Costs:
             + self.batches * layers * _OVERHEAD
         )
 
+    @cached_property
+    def _room(self) -> int:
+        """The bytes of what sources write in one run of several versions."""
+        return at_once(1, self.model.device, _MERGED_BYTES)
+
+    @cached_property
+    def _most_logits(self) -> int:
+        """How many versions' logits fit in bounded memory."""
+        return at_once(_LOGITS * 4 * max(1, self.rows) * self.model.vocab_size, self.model.device)
+
     def most_versions(self, part: Part) -> int:
         """How many versions fit in bounded memory."""
         moved = part.nodes | part.held
         places = self.places * (1 + int((moved & part.wide).sum())) + self.places // 10
         # a process without examples has no places
-        return max(
-            1, int(_MERGED_BYTES // max(1, places * self.model.d_model * self.model.W_E.element_size()))
-        )
+        written = max(1, places * self.model.d_model * self.model.W_E.element_size())
+        return max(1, min(self._room // written, self._most_logits))
 
 
 @dataclass(frozen=True)
@@ -209,7 +222,7 @@ class Planner:
         silenced, if it pays; the circuits that are not).
         """
         base, masks = wanted.base, wanted.masks
-        common = np.logical_or.reduce([base, *masks.values()])
+        common = together((base, *masks.values()))
         off = self._silenced(common, base)
         silenced = {
             each: found for each, mask in masks.items() if (found := self._silenced(common, mask)) is not None
@@ -309,9 +322,8 @@ class _Versions:
         silences or wakes, and all that follows."""
         planner, graph = self.planner, self.planner.graph
         silenced = np.stack([self.silenced[key] for key in keys])
-        mask = (
-            self.masks[keys[0]] if len(keys) == 1 else np.logical_or.reduce([self.masks[key] for key in keys])
-        )
+        masks = (self.masks[key] for key in keys)
+        mask = next(masks) if len(keys) == 1 else together(masks)
         flipped = np.any(silenced ^ self.off, axis=0)
         following = graph.reached(self.common, planner.fed(np.any(self.common[flipped], axis=0)))
         nodes = _running(mask) & (following | (flipped & self.off))
