@@ -97,6 +97,20 @@ def test_the_logit_lens_is_transformerlens(name: str, tinies: Callable[[str], Ti
         close(lens.logits(site, run.values(site)), theirs.values[i])
 
 
+def test_a_token_is_recalled_where_it_is_the_lens_s_own() -> None:
+    """In bfloat16, where many tokens have the same logit, of which one is the likeliest; by NumPy's stable
+    sort of the logits, too."""
+    model = cd.load_model((random_model(tiny_config("gpt2", vocab_size=2000)), None), dtype="bfloat16")
+    lens, rows = f.lens(model), random_prompts(2000, 20, 12).clean.tolist()
+    reading = lens.read(rows, first=True)
+    right = reading.tokens[-1]
+    own = (reading.tokens == right).double().mean(1).tolist()
+    assert [float(each) for each in reading.recall(1)] == pytest.approx(own)
+    logits = lens.logits("resid1", f.run(model, rows).values("resid1")).flatten(0, 1).double()
+    order = np.argsort(-logits.numpy(), axis=-1, kind="stable")
+    assert reading.ranks[1].tolist() == (order == right.numpy()[:, None]).argmax(1).tolist()
+
+
 def test_ranks_and_recall_are_transformerlens_of_the_answers(toy: Any) -> None:
     from transformer_lens.tools.analysis import logit_lens
 

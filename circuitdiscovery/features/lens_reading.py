@@ -50,8 +50,8 @@ class LensReading:
         sites: where.
         prompts, positions: [n], of each row its prompt and the position of the model's output.
         divergences: [sites, n], KL(model || lens) in nats.
-        ranks: [sites, n], how many tokens the lens holds likelier than the one to be recalled; of several
-            right answers the best is meant.
+        ranks: [sites, n], how many tokens the lens holds likelier than the one to be recalled, or as likely
+            and of lower number; of several right answers the best is meant.
         tokens: [sites, n], the lens's likeliest token.
         top: [sites], the tokens of highest mean probability, each with it.
     """
@@ -202,8 +202,7 @@ def read(
             logits = lens.logits(site, held[lens.place_of(site)][here])
             made = precise(logits).log_softmax(-1)
             divergences[i, here] = torch.einsum("nv,nv->n", chances, expected - made).double().cpu()
-            best = logits.gather(-1, right.clamp_min(0)).masked_fill(right < 0, -torch.inf).amax(-1)
-            ranks[i, here] = (logits > best[:, None]).sum(-1).cpu()
+            ranks[i, here] = _ranks(logits, right).cpu()
             tokens[i, here] = logits.argmax(-1).cpu()
             total[i] += made.exp_().sum(0).double().cpu()
     on = f"{given.name}" if isinstance(given, Task) else f"{len(read_at.prompts):,} texts"
@@ -232,6 +231,22 @@ def _within(read_at: Places, given: Any, position: Any, ahead: int, least: int) 
             f"a lens that looks {ahead} ahead needs prompts with {ahead} tokens before the position"
         )
     return kept
+
+
+def _ranks(logits: Tensor, right: Tensor) -> Tensor:
+    """[n]: how many tokens come before the best right one by logit, and among equal logits, of which a half
+    precision has many, by number, as with argmax.
+
+    Args:
+        logits: [n, vocabulary].
+        right: [n, most], -1 where a row has fewer.
+    """
+    own = logits.gather(-1, right.clamp_min(0)).masked_fill(right < 0, -torch.inf)
+    best = own.amax(-1, keepdim=True)
+    first = right.masked_fill(own < best, logits.shape[-1]).amin(-1, keepdim=True)
+    tied = logits[:, : int(first.max())] == best
+    before = torch.arange(tied.shape[1], device=first.device) < first
+    return (logits > best).sum(-1) + (tied & before).sum(-1)
 
 
 def _padded(answers: Sequence[tuple[int, ...]], model: Model) -> Tensor:
