@@ -15,7 +15,8 @@ import torch
 from click.testing import CliRunner
 from dictionaries import Arrays, activations, active, arrays
 from reference import Reference
-from tiny import random_model, random_prompts, save_tiny, tiny_config
+from test_families import CASES, config_of
+from tiny import CONFIGS, random_model, random_prompts, tiny_config
 from torch import Tensor
 
 import circuitdiscovery as cd
@@ -350,10 +351,11 @@ def test_at_its_threshold_a_feature_is_not_active() -> None:
 # ------------------------------------------------------------------- places
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "granite"])
 def test_places_are_what_transformer_lens_has_there(name: str, tmp_path: Path) -> None:
-    """Each hook's activation in a bridge against what our site of that name means."""
-    folder = save_tiny(tmp_path / name, name)
+    """Each hook's activation in a bridge against what our site of that name means, and has in a run."""
+    network = random_model(tiny_config(name) if name in CONFIGS else config_of(*CASES[name]))
+    network.save_pretrained(folder := tmp_path / name)
     model = cd.load_model(folder, dtype="float64")
     block, reference = (
         model.blocks[1],
@@ -371,17 +373,20 @@ def test_places_are_what_transformer_lens_has_there(name: str, tmp_path: Path) -
         "ln2.hook_normalized": "hook_normalized", "hook_resid_mid": "stream", "hook_mlp_in": "stream",
         "ln2.hook_in": "stream",
     }  # fmt: skip
-    reference._forward(torch.tensor([[1, 5, 7, 9, 30], [4, 4, 61, 2, 80]]), [keep(rest) for rest in rests])
+    rows = [[1, 5, 7, 9, 30], [4, 4, 61, 2, 80]]
+    reference._forward(torch.tensor(rows), [keep(rest) for rest in rests])
+    run, unit = cd.features.run(model, rows), getattr(network.config, "residual_multiplier", 1.0)
     before, after = seen["hook_resid_pre"], seen["hook_resid_post"]
     stream = before + seen["hook_attn_out"]
-    normed = block.norm2(stream)
+    normed = block.norm2(stream / unit)
     plain = replace(block, mlp_norm=None, heads_norm=None)
     written = plain.mlp(normed)
     z = seen["attn.hook_z"].flatten(-2) @ block.W_O.flatten(0, 1)
     expected = {
         "resid1": before, "resid2": after, "a1": stream - before, "m1": after - stream, "m1 inner": written,
         "a1 inner": z if block.b_O is None else z + block.b_O,
-        "normed": normed, "hook_normalized": block.norm2.jacobian(stream)[0], "stream": stream,
+        "normed": normed, "hook_normalized": block.norm2.jacobian(stream / unit)[0],
+        "stream": stream,
     }  # fmt: skip
     for rest, meant in rests.items():
         place = location_of(f"blocks.1.{rest}", "")
@@ -389,12 +394,51 @@ def test_places_are_what_transformer_lens_has_there(name: str, tmp_path: Path) -
         assert (place.site + inner if place.reads == "output" else place.reads) == meant
         if meant in expected:
             torch.testing.assert_close(seen[rest], expected[meant], atol=1e-9, rtol=1e-9)
+        ours = {"output": place.site + inner.replace(" ", "."), "hook_normalized": "m1.bare"}
+        values = run.values(ours.get(place.reads, f"m1.{place.reads}"))
+        torch.testing.assert_close(values, seen[rest].flatten(2), atol=1e-5, rtol=1e-5)
     assert block.W_out is not None
     out = seen["mlp.hook_post"] @ block.W_out.mT
     torch.testing.assert_close(
         out if block.b_out is None else out + block.b_out, written, atol=1e-9, rtol=1e-9
     )
-    assert (name == "gemma3") == (not torch.allclose(seen["mlp.hook_out"], seen["hook_mlp_out"]))
+    assert (name in ("gemma3", "granite")) == (not torch.allclose(seen["mlp.hook_out"], seen["hook_mlp_out"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [("bloom", {"m": "mlp", "a": "self_attention"}), ("mpt", {"m": "ffn"}), ("falcon in series", {})],
+)
+def test_modules_that_add_the_stream_are_not_what_a_node_writes(name: str, modules: dict[str, str]) -> None:
+    network = random_model(config_of(*CASES[name]))
+    model, rows = cd.load_model((network, None)), [[1, 5, 7, 9, 30], [4, 4, 61, 2, 80]]
+    base, seen = network.base_model, dict[str, Tensor]()
+    block = (base.h if hasattr(base, "h") else base.blocks)[1]
+    names = {"m": ("mlp", "ffn"), "a": ("self_attention", "attn")}
+    for letter, some in names.items():
+        module = next(getattr(block, each) for each in some if hasattr(block, each))
+        module.register_forward_hook(
+            lambda _, __, out, key=letter: seen.update({key: out[0] if isinstance(out, tuple) else out})
+        )
+    with torch.no_grad():
+        network(torch.tensor(rows))
+    run, draw = cd.features.run(model, rows), torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    sae = Dictionary("relu", None, "output", draw, torch.zeros(8), draw, torch.zeros(32))
+    for letter in "am":
+        own = replace(sae, site=f"{letter}1", inner=True)
+        assert torch.allclose(run.values(f"{letter}1"), seen[letter], atol=1e-5) == (letter not in modules)
+        if letter not in modules:
+            cd.features.top_activations(model, own[3], rows)
+            continue
+        after = run.values("resid2" if letter == "m" else "m1.stream")
+        torch.testing.assert_close(seen[letter], after, atol=1e-5, rtol=1e-5)
+        with pytest.raises(cd.CircuitDiscoveryError, match=f"module of {letter}1 gives holds the stream"):
+            cd.features.top_activations(model, own[3], rows)
+    if modules:
+        with pytest.raises(
+            cd.CircuitDiscoveryError, match=r"it is one of resid2: replace\(sae, site='resid2'"
+        ):
+            cd.split(model, {"m1": replace(sae, site=None, inner=True)})
 
 
 HUGGING_FACE = [

@@ -248,16 +248,38 @@ def test_features(name: str, kind: str, reads: str) -> None:
     check(model, task, graph)
 
 
-def test_transcoders_of_a_model_that_multiplies_what_layers_add() -> None:
-    """They read what its norms give; the stream before a norm is in another unit, and refused."""
-    model = cd.load_model((network_of("granite"), None), dtype="float64")
-    task = random_prompts(VOCABULARY, 3, 6).task
-    check(model, task, cd.split(model, {"m1": dictionary_of("relu", "normed", 32, inner=False)}))
-    graph = cd.split(model, {"m1": dictionary_of("relu", "stream", 32, inner=False)})
-    with pytest.raises(
-        cd.CircuitDiscoveryError, match=r"m1 of .* a transcoder that reads the stream before a norm"
-    ):
-        cd.eap(model, task, graph=graph)
+@pytest.mark.parametrize("reads", ["output", "normed", "stream"])
+def test_features_of_a_model_that_multiplies_what_layers_add(reads: str) -> None:
+    """What is added, and the stream, are Hugging Face's: one feature less, by hooks of its modules."""
+    network = network_of("granite").double()
+    model = cd.load_model((network, None), dtype="float64")
+    found, prompts = dictionary_of("relu", reads, 32, inner=False), random_prompts(VOCABULARY, 3, 6)
+    graph, layer = cd.split(model, {"m1": found}), network.model.layers[1]
+    check(model, prompts.task, graph)
+    mask, r, seen = graph.allowed.copy(), network.config.residual_multiplier, list[Tensor]()
+    mask[graph.source_index["m1/f3"]] = False
+
+    def without(_: Any, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        read = {"output": r * out, "normed": given[0], "stream": seen[-1]}[reads]
+        value = (read @ found.W_enc[3] + found.b_enc[3]).relu()
+        seen.append(value)
+        return out - value[..., None] * found.W_dec[3] / r
+
+    layer.post_attention_layernorm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad(), honest_float64():
+        plain = network(prompts.clean).logits[:, -1]
+        layer.mlp.register_forward_hook(without)
+        expected = network(prompts.clean).logits[:, -1] - plain
+    circuits = [cd.Circuit(graph, each) for each in (mask, graph.allowed)]
+    logits = [cd.run_circuit(model, prompts.task, each, ablation="zero") for each in circuits]
+    # Hugging Face's rotary tables are of float32
+    assert (logits[0] - logits[1] - expected).abs().max() < 1e-5 * expected.abs().max()
+    (value,) = cd.features.top_activations(model, [replace(found, site="m1")[3]], prompts.clean, first=True)
+    assert value.high == pytest.approx(float(seen[-1].max()), rel=1e-5)
+    damages = np.abs(cd.eap_ig(model, prompts.task, graph=graph).values.sum(1))
+    best = sorted(graph.parts("m1")[:-1], key=lambda name: -damages[graph.source_index[name]])[:5]
+    kept = cd.split(model, {"m1": found}, task=prompts.task, keep=5)
+    assert set(kept.parts("m1")[:-1]) == set(best)
 
 
 def test_the_features_that_matter_are_kept() -> None:

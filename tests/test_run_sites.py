@@ -86,7 +86,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 
 def places(name: str, network: Any) -> Iterator[tuple[str, Any, bool]]:
-    """(site, module, whether its input)."""
+    """(site, module, whether its input); what a site has is `unit_at` times what the module has."""
     blocks = layers(network)
     for layer in range(len(blocks)):
         yield f"resid{layer}", blocks[layer], True
@@ -103,6 +103,8 @@ def places(name: str, network: Any) -> Iterator[tuple[str, Any, bool]]:
     elif name not in ("bloom",):  # whose modules add the stream themselves
         yield "a1", attention, False
         yield "m1", block.mlp, False
+        yield "a1.inner", attention, False
+        yield "m1.inner", block.mlp, False
     down = next((getattr(block.mlp, each) for each in ("c_proj", "down_proj", "dense_4h_to_h", "fc2")
                  if hasattr(block.mlp, each)), None)  # fmt: skip
     if down is not None:
@@ -111,6 +113,11 @@ def places(name: str, network: Any) -> Iterator[tuple[str, Any, bool]]:
         yield "m1.normed", block.mlp, True
     if name == "granite":
         yield "m1.stream", block.post_attention_layernorm, True
+
+
+def unit_at(network: Any, site: str) -> float:
+    """What Granite multiplies what a module gives with before it is added to the stream."""
+    return getattr(network.config, "residual_multiplier", 1.0) if site in ("a1", "m1") else 1.0
 
 
 def test_what_is_read_and_replaced_is_hugging_faces(pair: tuple[str, Any, Any]) -> None:
@@ -123,14 +130,15 @@ def test_what_is_read_and_replaced_is_hugging_faces(pair: tuple[str, Any, Any]) 
         close(plain.values("logits"), network(TOKENS).logits)
     count = 0
     for site, module, before in places(name, network):
-        expected = seen(network, module, before=before)
-        close(plain.values(site).flatten(), expected.flatten())
+        expected, unit = seen(network, module, before=before), unit_at(network, site)
+        close(plain.values(site).flatten(), unit * expected.flatten())
         add = torch.randn(expected.shape[-1], generator=shift)
 
         def changed(x: Tensor, add: Tensor = add) -> Tensor:
             return x / 2 + add
 
-        with hooked(module, lambda x, add=add: x / 2 + add, before=before), torch.no_grad():
+        own = add / unit
+        with hooked(module, lambda x, own=own: x / 2 + own, before=before), torch.no_grad():
             expected = network(TOKENS).logits[:, -1]
         close(f.run(model, TOKENS, edits={site: changed}).logits, expected)
         count += 1

@@ -17,7 +17,7 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.engine.setup import Progress
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
-from circuitdiscovery.features.forward import forward, norm_of, site_of
+from circuitdiscovery.features.forward import forward, has_inner, site_of
 from circuitdiscovery.features.places import Places, flat, meant, positions_of
 from circuitdiscovery.features.prompts import Prompts, batches, prompts_of
 from circuitdiscovery.files.disk import is_folder, read_json, write_atomically, write_json
@@ -41,8 +41,8 @@ class Activations:
         parts: [n_i, d] each, together the values; of files they are read where they are needed.
         model: the digest of the model's weights.
         position: which of each prompt, as it was asked for: "all", a name or a number; None: not known.
-        normed: whether a norm is known to follow the site's node, before and after which it writes two
-            things.
+        normed: whether a norm or a multiplication is known to follow the site's node, before and after which
+            it writes two things.
     """
 
     site: str | None
@@ -208,7 +208,7 @@ def activations(
         return torch.cat(found)
 
     rows, positions = flat(places)
-    normed = norm_of(model, site.place) is not None
+    normed = has_inner(model, site.place)
     if to is None:
         parts = [collected(*ends) for ends in _ends(prompts, places, _SHARD)]
         whole = (torch.cat(parts),)

@@ -59,8 +59,8 @@ class Dictionary:
             writing weights TransformerLens centred), "layer_norm" (mean 0, deviation 1) or
             "constant_norm_rescale" (norm sqrt(d_in)).
         signed: whether a feature that was selected may be negative (circuit-tracer's topk and jumprelu).
-        inner: whether the site is meant before the norm that Gemma 2 and 3 have after it; elsewhere there is
-            no difference.
+        inner: whether the site is meant before the norm that Gemma 2 and 3 have after it, or the number that
+            Granite multiplies it with; elsewhere there is no difference.
         digest: SHA-256 over the tensors and all else that changes what is computed; given, it is kept.
         history: of one that was trained here, the training's curve (see `train_sae`); files do not have it.
 

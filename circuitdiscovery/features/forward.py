@@ -19,8 +19,9 @@ d_head:
 
 Values are on the device of the layer that makes them (`device_of`), logits on the model's.
 
-Where an architecture multiplies what a layer adds by a number r (Granite), the stream is the model's own, r
-times the one that our forward keeps (`Model.stream_unit`); a{l} and m{l} are before the multiplication.
+Where an architecture multiplies what a layer adds by a number r (Granite), the stream and what is added to it
+(a{l}, m{l}) are the model's own, r times those that our forward keeps (`Model.stream_unit`); a{l}.heads,
+a{l}.inner and m{l}.inner are before the multiplication.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ ATTENTION, PATTERN, Z, NEURONS = "a{}", "a{}.pattern", "a{}.z", "m{}.neurons"
 # the places of what an MLP reads -> what a dictionary calls them (`Dictionary.reads`)
 INPUTS = {"stream": "stream", "normed": "normed", "bare": "normed without gain"}
 _STREAM = re.compile(r"resid(\d{1,5})")
+_IN_STREAM = re.compile(r"(resid|a|m)\d+|m\d+\.stream")
 _ATTENTION = re.compile(r"a(\d{1,5})(\.z|\.inner|\.h(\d{1,5}))?")
 _MLP = re.compile(r"m(\d{1,5})(\.neurons|\.stream|\.bare|\.normed|\.inner|/n(\d{1,7}))?")
 _VALID = (
@@ -129,14 +131,20 @@ def norm_of(model: Model, place: str) -> Norm | None:
     return None if node is None else model.blocks[int(node[2])].norm_after(node[1])
 
 
+def has_inner(model: Model, place: str) -> bool:
+    """Whether what the node of a place writes is another thing than what it adds to the stream: a norm or a
+    multiplication follows it."""
+    return not place.startswith("resid") and (norm_of(model, place) is not None or model.stream_unit != 1.0)
+
+
 def is_input(place: str) -> bool:
     """Whether the values of a place are only read, by an MLP."""
     return place.partition(".")[2] in INPUTS
 
 
 def is_stream(place: str) -> bool:
-    """Whether the values of a place are streams, in the model's own unit."""
-    return place.startswith("resid") or place.endswith(".stream")
+    """Whether the values of a place are streams or what is added to them, in the model's own unit."""
+    return _IN_STREAM.fullmatch(place) is not None
 
 
 class _AllRead(Exception):

@@ -22,7 +22,7 @@ from torch import Tensor
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.errors import CircuitDiscoveryError, shown, unknown
 from circuitdiscovery.features.collecting import Activations
-from circuitdiscovery.features.forward import forward, norm_of, site_of
+from circuitdiscovery.features.forward import forward, has_inner, site_of
 from circuitdiscovery.features.prompts import Prompts, batches, prompts_of
 from circuitdiscovery.files.disk import read_text
 from circuitdiscovery.model.model import Model
@@ -129,7 +129,7 @@ def collected(
             values[site.name][[row for _, row in here]] = own
     rows, positions = (torch.tensor([place[i] for place in places]) for i in (0, 1))
     for site in found:
-        normed = norm_of(model, site.place) is not None
+        normed = has_inner(model, site.place)
         own = (values[site.name],)
         yield Activations(site.name, prompts.rows, rows, positions, own, model.digest, normed=normed)
 

@@ -1,8 +1,10 @@
 """Where a dictionary stands: the names that other libraries have for places in a model, and ours.
 
-TransformerLens: `blocks.2.hook_mlp_out` is what the MLP adds to the stream, after a norm if one follows it; a
-bridge's `blocks.2.mlp.hook_out` and Hugging Face's module `layers.2.mlp` are before that norm. An MLP's input
-is named at three places: the stream (`hook_resid_mid`), the norm's output (`mlp.hook_in`), and
+TransformerLens: `blocks.2.hook_mlp_out` is what the MLP adds to the stream: after a norm if one follows it,
+and in Granite times a number. A bridge's `blocks.2.mlp.hook_out` and Hugging Face's module `layers.2.mlp` are
+before these. In BLOOM and MPT that module adds the stream, as BLOOM's attention does (`Model.adding`).
+
+An MLP's input is named at three places: the stream (`hook_resid_mid`), the norm's output (`mlp.hook_in`), and
 `ln2.hook_normalized`: of an RMSNorm that before the gain; of a LayerNorm the output again, but where the gain
 was folded into the weights (`fold_ln`), or in a bridge.
 """
@@ -25,7 +27,7 @@ class Location:
     Args:
         site: a node, a stream or what a node is made of.
         reads: "output", or which of the inputs of the site's node it is.
-        inner: whether it is before a norm that may follow.
+        inner: whether it is before a norm or a multiplication that may follow.
     """
 
     site: str

@@ -22,7 +22,7 @@ from torch import Tensor
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.features.collecting import Activations
 from circuitdiscovery.features.dictionary import Dictionary
-from circuitdiscovery.features.forward import INPUTS, device_of, forward, norm_of, site_of
+from circuitdiscovery.features.forward import INPUTS, device_of, forward, has_inner, site_of
 from circuitdiscovery.features.prompts import batches
 from circuitdiscovery.features.sites import is_mlp
 from circuitdiscovery.model.model import Model
@@ -55,16 +55,25 @@ def places_of_dictionary(sae: Dictionary, model: Model) -> tuple[str | None, str
     """(the place that a transcoder reads, the place that is written).
 
     Raises:
-        CircuitDiscoveryError: the model has no such site, or no centred activations.
+        CircuitDiscoveryError: the model has no such site, or no centred activations; a module's output that
+            holds the stream.
     """
     assert sae.site is not None
-    check_centring(sae, model)
+    check_model(sae, model, sae.site)
     site = site_of(model, sae.site + (".inner" if sae.inner and "." not in sae.site else ""))
     return (_read(sae, model)[0] if sae.transcoder else None), site.place
 
 
-def check_centring(sae: Dictionary, model: Model) -> None:
-    """Refuse a dictionary of centred activations in a model whose activations nothing centres."""
+def check_model(sae: Dictionary, model: Model, site: str) -> None:
+    """Refuse a dictionary of centred activations in a model whose activations nothing centres, and one of a
+    module's output that holds the stream."""
+    if sae.inner and site[0] in model.adding and "." not in site:
+        after = f"resid{int(site[1:]) + 1}"
+        found = f"; it is one of {after}: replace(sae, site={after!r}, inner=False)"
+        raise CircuitDiscoveryError(
+            f"what Hugging Face's module of {site} gives holds the stream in {model.name}: a dictionary of "
+            f"it is not one of {site}{found if is_mlp(site) and not sae.transcoder else ''}"
+        )
     if sae.normalizes == "centre" and not model.final_norm.centred:
         raise CircuitDiscoveryError(
             f"the dictionary is of centred activations, but {model.name} has no LayerNorm, without which "
@@ -106,13 +115,13 @@ def check_activations(
 ) -> None:
     """Refuse activations that are not of what a dictionary reads and writes, row for row.
 
-    Where no norm is known to follow the node, what is before one and after it are the same.
+    Where neither a norm nor a multiplication is known to follow the node, before and after are the same.
 
     Raises:
         CircuitDiscoveryError: another width or site, or a target of other rows.
     """
     site, after = sae.site, {sae.site, f"{sae.site}.inner"}
-    if written.normed or (model is not None and site is not None and norm_of(model, site) is not None):
+    if written.normed or (model is not None and site is not None and has_inner(model, site)):
         after = {f"{site}.inner" if sae.inner and "." not in str(site) else site}
     before = {*_read(sae, model)} if sae.transcoder else after
     for what, acts, width, sites in (

@@ -171,6 +171,7 @@ def build(config: Any, weights: Weights, name: str, digest: str, tokenizer: Any)
         logit_cap=architecture.logit_cap(config),
         stream_unit=architecture.stream_unit(config),
         longest=architecture.longest(config),
+        adding=architecture.adding,
         embed_norm=architecture.norm(config, weights, architecture.embed_norm)
         if architecture.embed_norm
         else None,

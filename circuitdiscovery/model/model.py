@@ -63,6 +63,8 @@ class Model:
     longest: int | None = None  # prompt that its own forward computes, where that has a table (GPT-J, MPT)
     # r: the model's own stream is r times ours, and adds r times what layers write (Granite)
     stream_unit: float = 1.0
+    # which of Hugging Face's modules, attention ("a") or MLP ("m"), add the stream to what they write
+    adding: str = ""
     source: Source | None = None  # what it was loaded from
 
     @property

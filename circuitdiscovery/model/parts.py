@@ -26,7 +26,7 @@ from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.norm import Norm
 from circuitdiscovery.model.packing import Packing, Written
-from circuitdiscovery.model.units import Units, dictionary_of, units_of
+from circuitdiscovery.model.units import Units, dictionary_of, unit_of, units_of, vectors_of
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Parts:
         if split.own:
             return self.units(parsed(split.node).layer).vectors
         dictionary = dictionary_of(split)
-        return dictionary.vectors[torch.tensor(split.numbers, device=dictionary.vectors.device)]
+        some = torch.tensor(split.numbers, device=dictionary.vectors.device)
+        return vectors_of(dictionary, some, self.model.stream_unit)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -190,7 +191,7 @@ class Parts:
         split = self._split_of_mlp(layer)
         assert split is not None and split.own
         if layer not in self.known:
-            self.known[layer] = units_of(self.model.blocks[layer], split)
+            self.known[layer] = units_of(self.model.blocks[layer], split, self.model.stream_unit)
         return self.known[layer]
 
     def splits_mlp(self, layer: int) -> bool:
@@ -218,8 +219,10 @@ class Parts:
             spans = self._spans(node, position).to(out)  # [s, N, T]
             return Written(spans.view(len(spans), *(1,) * (out.dim() - 3), *spans.shape[1:], 1) * out)
         dictionary, some = dictionary_of(split), torch.tensor(split.numbers, device=out.device)
+        unit = unit_of(dictionary, self.model.stream_unit)
         # [p, ..., N, T] by the dictionary as it is, then rounded: the rest is the rest of what is kept
-        numbers, vectors = dictionary.encode_some(out, some).to(out), dictionary.vectors[some].to(out)
+        numbers = dictionary.encode_some(out if unit == 1.0 else out * unit, some).to(out)
+        vectors = vectors_of(dictionary, some, self.model.stream_unit).to(out)
         rest = out - numbers.movedim(0, -1) @ vectors
         return Written(rest[None], numbers, vectors)
 
@@ -237,12 +240,6 @@ def check_parts(model: Model, graph: Graph) -> None:
     for split in graph.splits:
         if split.kind == "positions":
             continue
-        transcoder = split.kind == "features" and split.own
-        if transcoder and model.stream_unit != 1.0 and dictionary_of(split).reads == "stream":
-            raise CircuitDiscoveryError(
-                f"{split.node} of {model.name} cannot be split by a transcoder that reads the stream before "
-                "a norm, as the model multiplies what is added to it; one that reads what the norm gives can"
-            )
         block = model.blocks[parsed(split.node).layer]
         there = {
             "neurons": 0 if block.W_in is None else block.d_mlp,

@@ -101,10 +101,12 @@ def _with_last(values: Tensor, last: Tensor) -> Tensor:
     return torch.cat([values[..., :-1], last[..., None].to(values.dtype)], dim=-1)
 
 
-def units_of(block: Block, split: Split) -> Units:
-    """The named parts of an MLP, where each has a receiver of its own."""
+def units_of(block: Block, split: Split, stream_unit: float) -> Units:
+    """The named parts of an MLP, where each has a receiver of its own, in a model of that `stream_unit`."""
     some = torch.tensor(split.numbers, dtype=torch.long, device=block.W_Q.device)
-    return _neurons(block, some) if split.kind == "neurons" else _features(block, dictionary_of(split), some)
+    if split.kind == "neurons":
+        return _neurons(block, some)
+    return _features(block, dictionary_of(split), some, stream_unit)
 
 
 def _neurons(block: Block, some: Tensor) -> Units:
@@ -126,13 +128,14 @@ def _neurons(block: Block, some: Tensor) -> Units:
     return Units(block.norm2, weight, bias, block.W_out.T[some], activation, None, which)
 
 
-def _features(block: Block, dictionary: Any, some: Tensor) -> Units:
+def _features(block: Block, dictionary: Any, some: Tensor, stream_unit: float) -> Units:
     """Of a transcoder: products are in the model's precision, how active features are is told in its own."""
-    like = block.W_Q
+    like, unit = block.W_Q, stream_unit if dictionary.reads == "stream" else 1.0
     own = block.norm2
     norms = {"normed": own, "normed without gain": own.bare, "hook_normalized": own.hooked}
     norm = norms.get(dictionary.reads, no_norm(like))
-    weight, vectors = dictionary.W_enc[some][:, None].to(like), dictionary.vectors[some].to(like)
+    weight = (dictionary.W_enc[some][:, None] * unit).to(like)
+    vectors = vectors_of(dictionary, some, stream_unit).to(like)
     which = torch.arange(len(some), device=some.device)
     if dictionary.separately():
         return Units(
@@ -156,9 +159,19 @@ def _features(block: Block, dictionary: Any, some: Tensor) -> Units:
         None,
         vectors,
         activation,
-        lambda x, which: dictionary.encode_some(x, some[which]) != 0,
+        lambda x, which: dictionary.encode_some(x if unit == 1.0 else x * unit, some[which]) != 0,
         which,
     )
+
+
+def unit_of(dictionary: Any, stream_unit: float) -> float:
+    """r: where a dictionary stands, there is r times what a block of ours writes (`Model.stream_unit`)."""
+    return 1.0 if dictionary.inner else stream_unit
+
+
+def vectors_of(dictionary: Any, some: Tensor, stream_unit: float) -> Tensor:
+    """[p, D]: what one of each of some features adds to what a block of ours writes."""
+    return dictionary.vectors[some] / unit_of(dictionary, stream_unit)
 
 
 def dictionary_of(split: Split) -> Any:

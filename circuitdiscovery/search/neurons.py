@@ -34,6 +34,7 @@ from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import Reading, Run, embed, plain_run
+from circuitdiscovery.model.units import unit_of
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.task.tokenization import text_of
@@ -80,9 +81,11 @@ def features_of(dictionary: Any, stream_unit: float) -> Kind:
     """The features of a dictionary of what an MLP writes, or of a transcoder of it, in a model of that
     `stream_unit`."""
 
+    unit = unit_of(dictionary, stream_unit)
+
     def values(block: Block, read: Reading, written: Tensor) -> Tensor:
         given = {
-            "output": lambda: written,
+            "output": lambda: written * unit,
             "normed": lambda: read.values,
             "normed without gain": lambda: block.norm2.bare(read.stream),
             "hook_normalized": lambda: block.norm2.hooked(read.stream),
@@ -91,7 +94,7 @@ def features_of(dictionary: Any, stream_unit: float) -> Kind:
         return dictionary.encode(given())
 
     def back(_: Block, gradient: Tensor) -> Tensor:
-        return gradient.to(dictionary.vectors.dtype) @ dictionary.vectors.T
+        return gradient.to(dictionary.vectors.dtype) @ dictionary.vectors.T / unit
 
     return Kind(lambda _: dictionary.width, values, back, before_norm=dictionary.inner)
 

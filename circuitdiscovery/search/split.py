@@ -17,7 +17,7 @@ from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, shown
 from circuitdiscovery.features.dictionary import Dictionary
-from circuitdiscovery.features.standing import check_centring
+from circuitdiscovery.features.standing import check_model
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import no_node, parsed
 from circuitdiscovery.graph.splits import LETTER, Schema, Split
@@ -207,7 +207,7 @@ def _dictionary(model: Model, node: str, found: Dictionary) -> Split:
         raise CircuitDiscoveryError(
             f"{node}: a transcoder that normalises what it reads ({found.normalizes}) has no parts that read"
         )
-    check_centring(found, model)
+    check_model(found, model, node)
     own = replace(found, site=node).to(model.device)
     parts = tuple(f"f{number}" for number in range(found.width))
     return Split(node, "features", parts, found.transcoder, digest=found.digest, dictionary=own)

@@ -63,6 +63,7 @@ class Architecture:
         longest: of the config, the longest prompt that transformers computes, where a table of positions that
             is not learnt bounds it.
         embed_norm: the prefix of its weights, where the token embeddings go through one.
+        adding: as in `Model`.
         attention: which of Hugging Face's attentions a model from a folder is compared with.
         refused: of the config, what the forward does not compute, by name, and whether it asks for that.
     """
@@ -85,6 +86,7 @@ class Architecture:
     stream_unit: Callable[[Any], float] = one
     longest: Callable[[Any], int | None] = none
     embed_norm: str | None = None
+    adding: str = ""
     attention: str = ATTENTION
     refused: Callable[[Any], Mapping[str, bool]] = nothing
 

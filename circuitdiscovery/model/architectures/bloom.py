@@ -25,6 +25,7 @@ BLOOM = replace(
     activation=lambda config: "gelu_pytorch_tanh",
     parallel=lambda config: False,
     attention=ATTENTION,
+    adding="am",
     refused=lambda config: {
         "a residual stream of norms (apply_residual_connection_post_layernorm)": bool(
             config.apply_residual_connection_post_layernorm

@@ -56,5 +56,6 @@ MPT = Architecture(
     final_norm="transformer.norm_f",
     activation=lambda config: "gelu",
     longest=lambda config: config.max_seq_len,
+    adding="m",
     refused=refused,
 )
