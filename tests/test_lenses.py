@@ -15,6 +15,8 @@ from test_families import CASES, config_of
 from test_run_sites import hooked, layers, networks, seen
 from tiny import ARCHITECTURES, VOCABULARY, Tiny, random_model, random_prompts, tiny_config
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import circuitdiscovery as cd
 from circuitdiscovery.cli.main import main
@@ -185,6 +187,27 @@ def test_a_step_that_sees_a_part_of_the_vocabulary_estimates_the_whole_divergenc
     estimates = [float(part._loss(made, at, part._seen(generator))) for _ in range(100)]
     assert np.mean(estimates) == pytest.approx(exact, rel=0.03)
     assert np.std(estimates) > 0
+
+
+class LargestMade(TorchDispatchMode):
+    """Of what torch makes inside, the most elements of one tensor."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        made = [each for each in tree_leaves(found) if isinstance(each, Tensor)]
+        self.elements = max([self.elements, *(each.numel() for each in made)])
+        return found
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_a_training_makes_nothing_as_large_as_its_rows(toy: Any, normed: bool) -> None:
+    """Which may lie in a file because they are more than fits into memory."""
+    final, x = torch.randn(2, 20_000, toy.d_model, generator=torch.Generator().manual_seed(0))
+    with LargestMade() as made:
+        KLTraining(toy, final, normed=normed, lr=1e-3, steps=3).fit(x, 0)
+    assert 0 < made.elements < final.numel() / 2
 
 
 def test_heads_parts_add_up_to_what_their_layer_says(toy: Any, texts: tuple[list[str], list[str]]) -> None:

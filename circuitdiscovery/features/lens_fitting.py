@@ -14,7 +14,7 @@ to count:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from tempfile import TemporaryFile
@@ -42,6 +42,7 @@ _LEAST = 1e-30  # variance
 _CUT = 1e-12  # of the largest variance: least squares leaves out directions with less
 _AT_ONCE = 2**12  # rows
 Places = Mapping[str, tuple[str, Sequence[Sequence[int]]]]
+Rows = Callable[[Tensor], Tensor]
 
 
 def gathered(
@@ -117,6 +118,10 @@ class Affine:
         return Affine(**{name: each.to(device) for name, each in self.tensors.items()})
 
 
+def _as_it_is(rows: Tensor) -> Tensor:
+    return rows
+
+
 @dataclass(frozen=True)
 class _Moments:
     """Of rows x and y, in float64: their means, and the covariances of x with itself and with y."""
@@ -127,17 +132,18 @@ class _Moments:
     xy: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, centred: bool = True) -> _Moments:
+    def of(cls, x: Tensor, y: Tensor, centred: bool = True, to: Rows = _as_it_is) -> _Moments:
+        """Of y what `to` makes of its rows is meant."""
         d, e = x.shape[1], y.shape[1]
         found = cls(*(torch.zeros(shape, dtype=torch.float64) for shape in ((d,), (e,), (d, d), (d, e))))
         parts = list(zip(x.split(_AT_ONCE), y.split(_AT_ONCE), strict=True))
         for a, b in parts if centred else ():
             found.x.add_(a.double().sum(0) / len(x))
-            found.y.add_(b.double().sum(0) / len(x))
+            found.y.add_(to(b).double().sum(0) / len(x))
         for a, b in parts:
             left = a.double() - found.x
             found.xx.addmm_(left.T, left, alpha=1 / len(x))
-            found.xy.addmm_(left.T, b.double() - found.y, alpha=1 / len(x))
+            found.xy.addmm_(left.T, to(b).double() - found.y, alpha=1 / len(x))
         return found
 
 
@@ -152,6 +158,8 @@ def least_squares(x: Tensor, y: Tensor, *, bias: bool) -> Affine:
 class KLTraining:
     """Maps to what the unembedding reads, each trained to give the model's own distribution.
 
+    The rows may lie in a file: what is made of them is made of some at a time.
+
     Args:
         model: whose.
         final: [n, d_model], its last stream before the final norm, a row for each of what is read.
@@ -164,9 +172,9 @@ class KLTraining:
         self.lr, self.steps = lr, steps
         wide = torch.promote_types(model.dtype, torch.float32)
         self.model = replace(model, final_norm=_as(model.stream_norm, wide))
-        self.target = torch.cat([self._normed(part) for part in final.split(_AT_ONCE)])
-        self.goal = final if normed else self.target
-        self.after = self.model.final_norm if normed else no_norm(self.target[:1].to(model.device))
+        self.final = final
+        self.goal = _as_it_is if normed else self._normed
+        self.after = self.model.final_norm if normed else no_norm(final[:1].to(model.device))
         self.common = self._common()
 
     def _normed(self, final: Tensor) -> Tensor:
@@ -177,16 +185,16 @@ class KLTraining:
         if self.model.vocab_size <= COMMON + DRAWN:
             return None
         total = torch.zeros(self.model.vocab_size)
-        every = max(1, len(self.target) // _COUNTED)
+        every = max(1, len(self.final) // _COUNTED)
         with torch.no_grad():
-            for part in self.target[::every].split(BATCH):
-                logits = self.model.logits_of(part.to(self.model.device, self.model.dtype))
+            for part in self.final[::every].split(BATCH):
+                logits = self.model.logits_of(self._normed(part).to(self.model.device, self.model.dtype))
                 total += logits.float().softmax(-1).sum(0).cpu()
         return total.argsort(descending=True, stable=True)
 
     def _seen(self, generator: torch.Generator) -> tuple[Model, Tensor]:
         """(the model with the tokens that one step sees, what is added to each one's logit)."""
-        model, wide = self.model, self.target.dtype
+        model, wide = self.model, self.final.dtype
         if self.common is None:
             seen, share = torch.arange(model.vocab_size), torch.zeros(model.vocab_size, dtype=wide)
         else:
@@ -203,9 +211,14 @@ class KLTraining:
     def _loss(self, made: Tensor, rows: Tensor, seen: tuple[Model, Tensor]) -> Tensor:
         """The mean KL(model || lens) over some rows, estimated on the tokens that are seen."""
         model, share = seen
-        target = model.logits_of(self.target[rows].to(model.device)) + share
+        target = model.logits_of(self._normed(self.final[rows]).to(model.device)) + share
         given = (model.logits_of(self.after(made)) + share).log_softmax(-1)
         return F.kl_div(given, target.log_softmax(-1), log_target=True, reduction="batchmean")
+
+    def _deviation(self, mean: Tensor) -> float:
+        """The root of the mean square of what the maps are to, about its mean."""
+        parts = (self.goal(part) - mean for part in self.final.split(_AT_ONCE))
+        return math.sqrt(sum(float(part.double().square().sum()) for part in parts) / self.final.numel())
 
     def fit(self, x: Tensor, seed: int, progress: Progress | None = None) -> Affine:
         """The map of [n, width] rows.
@@ -214,14 +227,14 @@ class KLTraining:
             CircuitDiscoveryError: the loss is not a finite number.
         """
         generator, device = torch.Generator().manual_seed(seed), self.model.device
-        moments = _Moments.of(x, self.goal)
+        moments = _Moments.of(x, self.final, to=self.goal)
         values, vectors = torch.linalg.eigh(moments.xx)
         values = values.clamp_min(0) + _FLAT * values.mean().clamp_min(_LEAST)
         white = vectors * values.rsqrt()  # (x - its mean) @ white has covariance 1
         centre, whitener = moments.x.to(x.dtype), white.to(x.dtype)
-        size = float((self.goal - moments.y.to(x.dtype)).square().mean().sqrt()) or 1.0
+        size = self._deviation(moments.y.to(x.dtype)) or 1.0
         starts = [(moments.y, white.T @ moments.xy / size)]
-        if x.shape[1] == self.goal.shape[1] and self.after is self.model.final_norm:  # the identity
+        if x.shape[1] == self.final.shape[1] and self.after is self.model.final_norm:  # the identity
             starts.append((moments.x, (vectors * values.sqrt()).T / size))
         rows = torch.randperm(len(x), generator=generator)
 
