@@ -177,6 +177,8 @@ def test_sparsify(tmp_path: Path, transcode: bool, skip: bool) -> None:
     found = arrays("topk", skip=skip)
     for layer in (0, 2):
         made.sparsify(tmp_path / "many" / f"layers.{layer}.mlp", found, transcode=transcode, k=6 - layer)
+    off = {"matching_pursuit": False, "mp_untie": True, "gram_lookup": False, "lookup_max_order": 4}
+    made.sparsify(tmp_path / "many" / "layers.0.mlp", found, transcode=transcode, **off)
     dictionary = load(tmp_path / "many", layer=0)
     assert (dictionary.site, dictionary.inner) == ("m0", True)
     assert dictionary.reads == ("normed" if transcode else "output")
@@ -571,6 +573,9 @@ WRONG_CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("transcoder", {"metadata": made.THROUGH}, "b_dec is not part of what it reads"),
     ("transcoder", TRANSCODER | {"metadata": made.THROUGH | {"model_from_pretrained_kwargs": {"fold_ln": True}}},
      "trained on a model with fold_ln"),
+    *(("standard", {"metadata": {"hook_name": "blocks.2.attn.hook_z", "model_from_pretrained_kwargs": {name: True}}},
+       f"trained on a model with {name}, whose activations at a2.z differ")
+      for name in ("fold_value_biases", "refactor_factored_attn_matrices")),
 ]  # fmt: skip
 
 
@@ -694,6 +699,8 @@ def test_what_the_others_do_that_is_not_computed(tmp_path: Path) -> None:
     for number, (options, match) in enumerate([
         ({"activation": "groupmax"}, "activation 'groupmax' is not computed; topk is"),
         ({"signed": True}, "signed features, the largest by magnitude, are not computed"),
+        *(({name: True}, f"'{name}' is on: what it changes is not computed")
+          for name in ("matching_pursuit", "slice_encoder", "ito", "gram_lookup", "embed_skip", "monet")),
         ({"num_latents": 41}, "num_latents is 41, but 40 by the tensors"),
         ({"k": None}, "k is missing"),
         ({"skip_connection": True}, "the tensor W_skip is missing"),
@@ -710,9 +717,12 @@ def test_what_the_others_do_that_is_not_computed(tmp_path: Path) -> None:
         ({"activation": "topk"}, "k of topk is missing"),
         ({"activation": "gelu"}, "activation 'gelu' is not computed"),
         ({"activation": "topk", "k": 3}, "threshold is not used where the activation is topk"),
+        ({"activation": "relu"}, "threshold is not used where the activation is relu"),
         ({"scan": "!!python/object/apply:os.system [exit]"}, "config.yaml: not YAML"),
     ]):  # fmt: skip
         refused(match, made.circuit_tracer(tmp_path / f"c{number}", jump, **options), layer=2)
+    folder = made.circuit_tracer(tmp_path / "j", arrays("relu"), activation="jump_relu")
+    refused("threshold is missing, but the activation is jump_relu", folder, layer=2)
     for number, (options, match) in enumerate([
         ({"architecture": "topk"}, "architecture 'topk' is not computed; jump_relu is"),
         ({"hf_hook_point_in": None}, "field 'hf_hook_point_in' is missing"),

@@ -18,6 +18,7 @@ from circuitdiscovery.features.sites import location_of, transcoded
 CONFIG = "config.yaml"
 _KIND = "transcoder_set"
 _THRESHOLD = "activation_function.threshold"
+_JUMP = ("jumprelu", "jump_relu")
 _FILE = re.compile(r"layer_(\d{1,5})\.safetensors")
 
 
@@ -42,8 +43,11 @@ def read(folder: Path, layer: int | None) -> Dictionary:
     taken(tensors, weights, ("W_enc", "b_enc", "W_dec", "b_dec"), (_THRESHOLD, "W_skip"))
     threshold = tensors.get(_THRESHOLD)
     k = _k(config, where)
-    if k is not None and threshold is not None:
-        raise CircuitDiscoveryError(f"{weights}: {_THRESHOLD} is not used where the activation is topk")
+    told = config.get("activation")
+    if threshold is not None and told in ("relu", "topk"):
+        raise CircuitDiscoveryError(f"{weights}: {_THRESHOLD} is not used where the activation is {told}")
+    if threshold is None and told in _JUMP:
+        raise CircuitDiscoveryError(f"{weights}: {_THRESHOLD} is missing, but the activation is {told}")
     if threshold is not None and threshold.dim() == 0:
         threshold = threshold.expand_as(tensors["b_enc"]).contiguous()
     return made(
@@ -73,7 +77,7 @@ def _hook(config: dict[str, Any], name: str, where: Path) -> str:
 def _k(config: dict[str, Any], where: Path) -> int | None:
     """How many features are taken; None where it is not topk."""
     activation = field(config, "activation", str, where, "")
-    if activation not in ("", "relu", "jumprelu", "jump_relu", "topk"):
+    if activation not in ("", "relu", "topk", *_JUMP):
         raise CircuitDiscoveryError(f"{where}: the activation {shown(activation)} is not computed")
     if activation != "topk":
         return None

@@ -39,7 +39,7 @@ _TENSORS: Mapping[str, tuple[str, ...]] = {
     "gated": ("b_gate", "r_mag", "b_mag"),
 }
 # what TransformerLens may do to the weights before activations are collected, and where it matters
-_PROCESSING = {"fold_value_biases": ".z", "fold_ln": "normed"}
+_PROCESSING = {"fold_value_biases": ".z", "refactor_factored_attn_matrices": ".z", "fold_ln": "normed"}
 _CENTRED = "center_writing_weights"
 _OLD = "hook_point"  # what only old versions write
 

@@ -17,6 +17,10 @@ from circuitdiscovery.features.files import field, made, read_config, read_tenso
 from circuitdiscovery.features.sites import Location, is_module, location_of, transcoded, what_is_read
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+_READ = ("activation", "signed", "transcode", "skip_connection", "d_in", "num_latents", "k")
+_OF_TRAINING = ("expansion_factor", "normalize_decoder", "multi_topk")
+# what is without effect unless gram_lookup or matching_pursuit is on, which are not computed
+_BESIDE = ("lookup_max_order", "gram_table_hash", "mp_untie")
 
 
 def folders(folder: Path) -> list[Path]:
@@ -51,7 +55,7 @@ def read(folder: Path, module: str, reads: str | None) -> Dictionary:
     if not where.is_file():
         raise CircuitDiscoveryError(f"{folder}: {WEIGHTS} is there, but {CONFIG} beside it is missing")
     config = read_config(where)
-    _check_activation(config, where)
+    _check(config, where)
     transcode = field(config, "transcode", bool, where, False)
     skip = field(config, "skip_connection", bool, where, False)
     place = _place(module, transcode, where)
@@ -86,12 +90,19 @@ def read(folder: Path, module: str, reads: str | None) -> Dictionary:
     )
 
 
-def _check_activation(config: dict[str, Any], where: Path) -> None:
+def _check(config: dict[str, Any], where: Path) -> None:
+    """Refuse what is not computed: any field that is on and not known to change nothing."""
     activation = field(config, "activation", str, where, "topk")
     if activation != "topk":
         raise CircuitDiscoveryError(f"{where}: the activation {shown(activation)} is not computed; topk is")
     if field(config, "signed", bool, where, False):
         raise CircuitDiscoveryError(f"{where}: signed features, the largest by magnitude, are not computed")
+    known = (*_READ, *_OF_TRAINING, *_BESIDE)
+    if other := [name for name, value in config.items() if value and name not in known]:
+        raise CircuitDiscoveryError(
+            f"{where}: {shown(other[0])} is on: what it changes is not computed; "
+            f"known fields are {', '.join(known)}"
+        )
 
 
 def _place(module: str, transcode: bool, where: Path) -> Location | None:
