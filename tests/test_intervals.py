@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.features import probe_fit
+from circuitdiscovery.measure import estimates, intervals
+from circuitdiscovery.measure.estimates import Estimate, Resamples, drawn, weights
 
 SAMPLES = 400
 RNG = np.random.default_rng(7)
@@ -53,6 +55,34 @@ def test_bootstrap_t_is_the_slow_one(n: int) -> None:
     several = intervals.ratios(np.stack([whole, skewed]), whole, draws)
     assert (float(several[0]), several[0].low, several[0].high) == pytest.approx((1, 1, 1))
     assert several[1].to_dict() == pytest.approx(found.to_dict())
+
+
+def test_draws_of_many_rows_are_made_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = 10_000
+    truth = np.arange(rows) % 2
+    found = np.where(np.arange(rows) % 7 == 0, 1 - truth, truth)
+    tracemalloc.start()
+    f1, more = probe_fit.f1(truth, found, [0, 1], None), probe_fit.more_right(truth == found, found * 0, None)
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 60e6 and kept < 5e6  # all draws at once are 80 MB
+    share = 6 / 7  # as labels are equally frequent, F1 is the share that is right
+    wide = 1.96 * math.sqrt(share * (1 - share) / rows)
+    for each in (f1, more):
+        assert (each.low, each.high) == pytest.approx((float(each) - wide, float(each) + wide), abs=wide / 9)
+    values, whole = RNG.exponential(size=(2, 50)), RNG.normal(4, 1, 50)
+    once = intervals.ratios(values, whole, Resamples(50, 3))
+    (table,) = Resamples(50, 3)
+    assert drawn(50, 3) is weights(50, 3)
+    for resamples in (7, 500):
+        monkeypatch.setattr(estimates, "_AT_ONCE", resamples * 8 * 50)
+        blocks = list(Resamples(50, 3))
+        assert len(blocks) == math.ceil(1000 / resamples) and (np.concatenate(blocks) == table).all()
+        parts = intervals.ratios(values, whole, Resamples(50, 3))
+        assert [each.to_dict() for each in parts] == [pytest.approx(each.to_dict()) for each in once]
+    assert table.sum(1) == pytest.approx(1)
+    counts = table * 50  # of each row binomial: 50 times 1 in 50
+    assert counts.var() == pytest.approx(0.98, rel=0.02) and counts == pytest.approx(counts.round())
 
 
 def test_a_mean_s_interval_is_student_s_at_least() -> None:

@@ -58,7 +58,7 @@ from circuitdiscovery.explanation.roles import find_roles
 from circuitdiscovery.explanation.seen import EACH, Seen
 from circuitdiscovery.graph.nodes import no_node, parsed, whole_of
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import weights
+from circuitdiscovery.measure.estimates import drawn
 from circuitdiscovery.measure.work import Work
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import parameters
@@ -243,7 +243,7 @@ def _cards(
             model, task, batch_size=trials.batch_size, progress=lambda share: work.did(random * share)
         )
     of_direct = (
-        intervals.means(np.stack(list(seen.direct.values())), weights(len(task), SEED)) if seen.direct else []
+        intervals.means(np.stack(list(seen.direct.values())), drawn(len(task), SEED)) if seen.direct else []
     )
     direct = dict(zip(seen.direct, of_direct, strict=True))
     scores = {head: patterns.of(head) | seen.copying.of(head) for head in heads}

@@ -221,7 +221,7 @@ class Trials:
 
     def _damage(self, full: np.ndarray, less: np.ndarray) -> Estimate:
         better, worse = (full, less) if self.metric.higher_is_better else (less, full)
-        draws = estimates.weights(len(full), SEED)
+        draws = estimates.drawn(len(full), SEED)
         return difference(better, worse, draws, skewed=self.metric.skewed, binary=self.metric.share)
 
     def after_copies(self, heads: Sequence[str]) -> Mapping[str, float]:

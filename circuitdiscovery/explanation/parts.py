@@ -87,5 +87,5 @@ def effects_of(
     full, without = evaluator.ablated(parts)
     for part, less in zip(parts, without, strict=True):
         better, worse = (full, less) if evaluator.metric.higher_is_better else (less, full)
-        found[part] = difference(better, worse, estimates.weights(len(full), SEED))
+        found[part] = difference(better, worse, estimates.drawn(len(full), SEED))
     return found

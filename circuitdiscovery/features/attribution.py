@@ -12,7 +12,7 @@ from circuitdiscovery.features.forward import forward
 from circuitdiscovery.features.prompts import batches
 from circuitdiscovery.features.units import Unit, norm_after
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.estimates import Estimate, drawn
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
@@ -48,7 +48,7 @@ def attributed(
             term = model.final_norm.share(found[last][n, ends] / model.stream_unit, term)
             products = (term * directions[rows]).sum(-1)
             values[i, rows] = products.double().cpu().numpy()
-    means = intervals.means(values, weights(len(task), seed))
+    means = intervals.means(values, drawn(len(task), seed))
     return [None if unit.inner is None else mean for unit, mean in zip(units, means, strict=True)]
 
 

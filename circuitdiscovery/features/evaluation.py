@@ -34,7 +34,7 @@ from circuitdiscovery.features.standing import (
 )
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.estimates import Estimate, drawn
 from circuitdiscovery.measure.normalized import Ends, normalized
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
@@ -321,7 +321,7 @@ def _loss(
             divergence = kl_from(plain, forward(model, tokens, (LOGITS,), made(model, kept))[LOGITS])
             sums[figure, rows] = torch.where(kept, 0.0, divergence).sum(-1).double().cpu().numpy()
     some = counts > 0
-    draws = weights(int(some.sum()), seed)
+    draws = drawn(int(some.sum()), seed)
     *each, mean = [intervals.clipped(intervals.ratio(row[some], counts[some], draws), 0.0) for row in sums]
     return {
         name: {
@@ -369,7 +369,7 @@ def _behaviour(
             noise += 0.0 if figure else float(rounding(answers, model.dtype, metric.name).sum())
             values[figure, batch.rows.cpu().numpy()] = metric(answers, batch).double().cpu().numpy()
     full, *each, mean = values
-    draws = weights(len(task), seed)
+    draws = drawn(len(task), seed)
     found = [
         normalized(made, full, mean, draws, metric=metric, least=noise / len(task), ends=MEAN)
         for made in each

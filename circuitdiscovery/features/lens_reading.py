@@ -24,7 +24,7 @@ from circuitdiscovery.features.words import words
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.files.figures import figure_path, write_figure
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.estimates import Estimate, drawn
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import told
@@ -92,7 +92,7 @@ class LensReading:
         _, prompt, counts = np.unique(self.prompts.numpy(), return_inverse=True, return_counts=True)
         if len(counts) == 1:
             return tuple(Estimate(float(row.mean())) for row in rows)
-        draws = weights(len(counts), 0)
+        draws = drawn(len(counts), 0)
         if len(counts) == rows.shape[1]:  # one row of each prompt
             if values.dtype == torch.bool:
                 return tuple(intervals.share(int(row.sum()), len(row)) for row in rows)

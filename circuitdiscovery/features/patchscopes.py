@@ -27,7 +27,7 @@ from circuitdiscovery.features.target import PLACEHOLDER, Target, expected_of, t
 from circuitdiscovery.features.units import logits_of
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.estimates import Estimate, drawn
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.tokens import as_python
 from circuitdiscovery.values import Value
@@ -124,7 +124,7 @@ class Patchscope(Value):
         return intervals.share(sum(rank < k for rank in ranks), len(ranks))
 
     def _means(self, values: Sequence[Sequence[float]]) -> list[Estimate]:
-        return intervals.means(np.array(values), weights(len(self.expected), 0), skewed=True)
+        return intervals.means(np.array(values), drawn(len(self.expected), 0), skewed=True)
 
     def __str__(self) -> str:
         return "\n".join(self._lines())

@@ -21,7 +21,7 @@ from circuitdiscovery.features.forward import Site, device_of, site_of
 from circuitdiscovery.features.places import places_of
 from circuitdiscovery.features.probing import Probe
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.estimates import Estimate, drawn
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.values import Reported, part_in_words
@@ -96,16 +96,16 @@ def erase(
             answers = answer_logits(model, batch, edits)
             values[figure, batch.rows.cpu().numpy()] = bound(answers, batch).double().cpu().numpy()
     plain, changes = values[0], values[1:] - values[0]
-    drawn = weights(len(measured), seed)
+    resamples = drawn(len(measured), seed)
     return Erasure(
         probe.site,
         bound.name,
         len(measured),
         "examples" if task.held_out is None else "held_out",
         len(basis),
-        intervals.mean(plain, drawn, binary=bound.share),
-        intervals.difference(values[1], plain, drawn, binary=bound.share),
-        intervals.mean(changes[1:].mean(0), drawn, binary=False),
+        intervals.mean(plain, resamples, binary=bound.share),
+        intervals.difference(values[1], plain, resamples, binary=bound.share),
+        intervals.mean(changes[1:].mean(0), resamples, binary=False),
         float(np.abs(changes[1:].mean(1)).max()),
         probe.left(),
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.estimates import Estimate, drawn
 
 HELD_OUT = 0.3  # of the rows, or of the groups' rows
 _TRIES = 100
@@ -189,7 +189,7 @@ def share_right(right: np.ndarray, units: np.ndarray | None, seed: int = 0) -> E
     if units is None:
         return intervals.share(int(right.sum()), len(right))
     parts, sizes = _summed(right[:, None], units)
-    found = intervals.clipped(intervals.ratio(parts[:, 0], sizes, weights(len(sizes), seed)), 0.0, 1.0)
+    found = intervals.clipped(intervals.ratio(parts[:, 0], sizes, drawn(len(sizes), seed)), 0.0, 1.0)
     if 0 < float(found) < 1:
         return found
     return intervals.share(round(float(found) * len(sizes)), len(sizes))
@@ -206,7 +206,7 @@ def more_right(right: np.ndarray, other: np.ndarray, units: np.ndarray | None, s
     """
     own = np.arange(len(right)) if units is None else units
     parts, sizes = _summed((right * 1.0 - other)[:, None], own)
-    found = intervals.clipped(intervals.ratio(parts[:, 0], sizes, weights(len(sizes), seed)), -1.0, 1.0)
+    found = intervals.clipped(intervals.ratio(parts[:, 0], sizes, drawn(len(sizes), seed)), -1.0, 1.0)
     if found.low < found.high:
         return found
     wide = 1 - intervals.share(len(sizes), len(sizes)).low
@@ -236,7 +236,7 @@ def f1(
         fewest = min(len(np.unique(own[truth == number])) for number in np.unique(truth))
         return intervals.share(fewest, fewest)
     each = values.mean() + ((tops - values * bottoms) / whole).mean(1)
-    return intervals.clipped(intervals.mean(each, weights(len(each), seed)), 0.0, 1.0)
+    return intervals.clipped(intervals.mean(each, drawn(len(each), seed)), 0.0, 1.0)
 
 
 def _summed(values: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from circuitdiscovery.features.units import Unit, unit_of, words_of
 from circuitdiscovery.features.words import Words, named
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.estimates import Estimate, drawn
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
@@ -206,7 +206,7 @@ def steer(
     run = _Run(model, task, bind(task.metric if metric is None else metric, model, task))
     mask = _where(model, task, position)
     plain, values, rises = run.all(added, [size * each for each in amounts], mask, batch_size, progress)
-    resamples, top = weights(len(task), seed), min(TOP, model.vocab_size)
+    resamples, top = drawn(len(task), seed), min(TOP, model.vocab_size)
     direct = None if found.stream is None else precise(words_of(model, found.stream))
     ids = None
     if direct is not None:

@@ -17,7 +17,7 @@ from circuitdiscovery.engine.metrics import Metric
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate
+from circuitdiscovery.measure.estimates import Draws, Estimate
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import ablation_words
@@ -204,7 +204,7 @@ def curve_of(evaluator: Evaluator, scores: Scores, fractions: Sequence[float]) -
 
 
 def areas(
-    x: np.ndarray, parts: np.ndarray, whole: np.ndarray, draws: np.ndarray, binary: bool | None
+    x: np.ndarray, parts: np.ndarray, whole: np.ndarray, draws: Draws, binary: bool | None
 ) -> tuple[Estimate, Estimate, list[Estimate]]:
     """The areas under f and |1 - f| by linear trapezoids, and the points f,
     each a ratio of two means over the examples.

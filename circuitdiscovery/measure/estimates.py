@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -73,6 +75,7 @@ def _without_interval(value: float) -> dict[str, float | None]:
 
 
 RESAMPLES = 1000
+_AT_ONCE = 2**24  # bytes of draws that are held at once
 
 
 def bootstrap(count: int, seed: int) -> np.ndarray:
@@ -86,3 +89,30 @@ def weights(count: int, seed: int) -> np.ndarray:
     found = bootstrap(count, seed) / count
     found.flags.writeable = False
     return found
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """The bootstrap draws of many items, made anew and some at a time wherever they are used."""
+
+    count: int
+    seed: int
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Blocks of resamples, [some, count] each, as weights that sum to 1."""
+        rng, count = np.random.default_rng(self.seed), self.count
+        some = max(1, _AT_ONCE // (8 * count))
+        for start in range(0, RESAMPLES, some):
+            block = np.empty((min(some, RESAMPLES - start), count))
+            for draw in block:  # faster than `multinomial`, which is slow where items are many
+                draw[:] = np.bincount(rng.integers(count, size=count), minlength=count)
+            block /= count
+            yield block
+
+
+Draws = np.ndarray | Resamples
+
+
+def drawn(count: int, seed: int) -> Draws:
+    """The bootstrap draws of so many items: a table of them, where it is not too large."""
+    return weights(count, seed) if 8 * RESAMPLES * count <= _AT_ONCE else Resamples(count, seed)

@@ -25,7 +25,7 @@ from circuitdiscovery.engine.metrics import BoundMetric, kl_from
 from circuitdiscovery.engine.setup import Progress, Setup, replacement_bytes
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.estimates import Draws, Estimate, drawn
 from circuitdiscovery.measure.normalized import normalized
 from circuitdiscovery.measure.plan import Costs, Plan, Planner
 from circuitdiscovery.measure.saved import KEY_BYTES, Saved
@@ -46,7 +46,7 @@ class Evaluator:
     setup: Setup
     metric: BoundMetric  # the setup's; a divergence is from the full circuit's logits
     count: int
-    draws: np.ndarray  # [resamples, examples]: how often each example is drawn, as weights that sum to 1
+    draws: Draws  # of the examples, for the bootstrap
     unchanged: bool  # whether what is replaced is what was there, on every example
     costs: Costs
     most: int  # masks in one pass over the batches
@@ -95,7 +95,7 @@ class Evaluator:
             setup,
             setup.metric.against(lambda batch: evaluator._reference(batch)),
             count,
-            weights(count, seed),
+            drawn(count, seed),
             same and (setup.denoising or setup.ablation_name == "resample"),
             costs,
             distributed.least(most),  # all processes make the same passes

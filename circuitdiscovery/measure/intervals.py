@@ -26,7 +26,7 @@ from itertools import combinations
 
 import numpy as np
 
-from circuitdiscovery.measure.estimates import Estimate
+from circuitdiscovery.measure.estimates import Draws, Estimate, Resamples
 
 LEVEL = 0.95
 _TAIL = (1 - LEVEL) / 2
@@ -35,14 +35,12 @@ _SMALL = 1e-3  # of the mean: smaller values are raised to it before their logar
 _CALM = 1e-9  # of the sample's standard error, or of a share's whole: a standard error below it is rounding
 
 
-def mean(
-    values: np.ndarray, draws: np.ndarray, *, skewed: bool = False, binary: bool | None = None
-) -> Estimate:
+def mean(values: np.ndarray, draws: Draws, *, skewed: bool = False, binary: bool | None = None) -> Estimate:
     """The mean of [n] values.
 
     Args:
         values: [n], one per example.
-        draws: [resamples, n] weights of bootstrap draws (see `estimates.weights`).
+        draws: of the bootstrap, [resamples, n] weights or blocks of them (see `estimates.drawn`).
         skewed: the values are about log-normal, and never negative except by rounding.
         binary: whether every value is 0 or 1 by its nature, so that the mean is a share; None: where they
             are all 0 or 1 and some 1.
@@ -55,7 +53,7 @@ def mean(
 
 
 def means(
-    values: np.ndarray, draws: np.ndarray, *, skewed: bool = False, binary: bool | None = None
+    values: np.ndarray, draws: Draws, *, skewed: bool = False, binary: bool | None = None
 ) -> list[Estimate]:
     """As `mean`, for [figures, n] values at once."""
     values = np.asarray(values, dtype=float)
@@ -69,7 +67,7 @@ def means(
 
 
 def difference(
-    a: np.ndarray, b: np.ndarray, draws: np.ndarray, *, skewed: bool = False, binary: bool | None = None
+    a: np.ndarray, b: np.ndarray, draws: Draws, *, skewed: bool = False, binary: bool | None = None
 ) -> Estimate:
     """The mean of a - b, [n] values each, of the same examples (`skewed`, `binary`: as of `mean`).
 
@@ -86,7 +84,7 @@ def difference(
     return mean(a - b, draws, skewed=skewed and not b.any(), binary=False)
 
 
-def ratio(part: np.ndarray, whole: np.ndarray, draws: np.ndarray, *, binary: bool | None = False) -> Estimate:
+def ratio(part: np.ndarray, whole: np.ndarray, draws: Draws, *, binary: bool | None = False) -> Estimate:
     """The mean of `part` over the mean of `whole`, [n] values each, of the same examples; NaN over 0.
 
     Args:
@@ -104,7 +102,7 @@ def ratio(part: np.ndarray, whole: np.ndarray, draws: np.ndarray, *, binary: boo
 
 
 def ratios(
-    parts: np.ndarray, whole: np.ndarray, draws: np.ndarray, *, binary: bool | None = False
+    parts: np.ndarray, whole: np.ndarray, draws: Draws, *, binary: bool | None = False
 ) -> list[Estimate]:
     """As `ratio`, for [figures, n] parts of one whole."""
     parts, whole = np.asarray(parts, dtype=float), np.asarray(whole, dtype=float)
@@ -244,7 +242,7 @@ def mean_over_pairs(values: np.ndarray, runs: int) -> Estimate:
 # ------------------------------------------------------------------ bootstrap-t
 
 
-def _ratios(parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> list[Estimate]:
+def _ratios(parts: np.ndarray, whole: np.ndarray, draws: Draws) -> list[Estimate]:
     """The ratio of the means of [figures, n] parts and of [n] whole, by bootstrap-t."""
     from scipy.special import stdtrit
 
@@ -266,8 +264,16 @@ def _ratios(parts: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> list[Est
     ]
 
 
-def _quantiles(left: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _quantiles(left: np.ndarray, whole: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
     """[figures] each: the upper and the lower quantile of the draws' studentised errors."""
+    blocks = draws if isinstance(draws, Resamples) else (draws,)
+    order = np.sort(np.concatenate([_studentised(left, whole, each) for each in blocks], axis=1), axis=1)
+    first = math.floor(_TAIL * (order.shape[1] - 1))
+    return order[:, -1 - first], order[:, first]
+
+
+def _studentised(left: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """[figures, resamples]: the draws' errors, each over its own standard error."""
     count = len(whole)
     of_whole = draws @ whole  # [resamples]
     moved = left @ draws.T  # [figures, resamples]: the error of the ratio, times the draw's whole
@@ -276,12 +282,9 @@ def _quantiles(left: np.ndarray, whole: np.ndarray, draws: np.ndarray) -> tuple[
     error = np.sqrt(np.maximum(spread, 0) / (count - 1))
     calm = error <= _CALM * np.sqrt((left**2).mean(1, keepdims=True))
     moved = moved * np.sign(of_whole)
-    t = np.where(
+    return np.where(
         calm, np.where(moved == 0, 0.0, np.copysign(np.inf, moved)), moved / np.where(calm, 1, error)
     )
-    order = np.sort(t, axis=1)
-    first = math.floor(_TAIL * (len(draws) - 1))
-    return order[:, -1 - first], order[:, first]
 
 
 def _with_cox(values: np.ndarray, found: Estimate) -> Estimate:

@@ -8,7 +8,7 @@ import numpy as np
 
 from circuitdiscovery.engine.metrics import BoundMetric
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate
+from circuitdiscovery.measure.estimates import Draws, Estimate
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def normalized(
     kept: np.ndarray,
     full: np.ndarray,
     empty: np.ndarray,
-    draws: np.ndarray,
+    draws: Draws,
     *,
     metric: BoundMetric,
     least: float,

@@ -29,7 +29,7 @@ from circuitdiscovery.explanation.heads import IO, S2
 from circuitdiscovery.explanation.seen import direction_of
 from circuitdiscovery.graph.nodes import head_name, head_of, parsed, whole_of
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.estimates import Estimate, drawn
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.example import Example
 from circuitdiscovery.task.task import Task
@@ -166,7 +166,7 @@ def _looks(
 def _mean(values: np.ndarray, seed: int) -> Estimate:
     """Over the examples that have a value."""
     known = values[~np.isnan(values)]
-    return intervals.mean(known, weights(len(known), seed)) if len(known) else Estimate(np.nan)
+    return intervals.mean(known, drawn(len(known), seed)) if len(known) else Estimate(np.nan)
 
 
 def _highest(patterns: PatternScores) -> dict[str, tuple[str, float]]:

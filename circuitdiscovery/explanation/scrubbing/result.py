@@ -10,7 +10,7 @@ import numpy as np
 
 from circuitdiscovery.explanation.scrubbing.hypothesis import Variables
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.estimates import Estimate, drawn
 from circuitdiscovery.values import Reported, part_in_words, plain
 
 TOO_FEW = 0.1  # of the draws; where more of them are the prompt itself, the result says so
@@ -124,4 +124,4 @@ class Scrubbing(Reported):
 
 def mean(values: np.ndarray, seed: int, binary: bool | None = None) -> Estimate:
     """The mean of some values with its interval (`binary`: see `intervals.mean`)."""
-    return intervals.mean(values, weights(len(values), seed), binary=binary)
+    return intervals.mean(values, drawn(len(values), seed), binary=binary)

@@ -39,7 +39,7 @@ from circuitdiscovery.explanation.scrubbing.tree import Drawn, Prompts, count_pl
 from circuitdiscovery.explanation.scrubbing.written import Written, stream_of
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import edge_name
-from circuitdiscovery.measure.estimates import weights
+from circuitdiscovery.measure.estimates import drawn
 from circuitdiscovery.measure.normalized import Ends, normalized
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.example import Example
@@ -121,7 +121,7 @@ def scrub(
     # of shares a mean over draws is one where all draws agree on every example
     shares = [bound.share and bool(np.isin(values, (0, 1)).all()) for values in (full, scrubbed, resampled)]
     least = 0.0 if bound.share else noise
-    values = scrubbed, full, resampled, weights(len(used), seed)
+    values = scrubbed, full, resampled, drawn(len(used), seed)
     recovered, reason = normalized(*values, metric=bound, least=least, ends=RESAMPLED)
     return Scrubbing(
         hypothesis=hypothesis.name,
