@@ -658,11 +658,10 @@ def test_copying_is_what_a_head_writes_that_has_nothing_else_to_attend_to(
     cards = explain(tiny, task).cards
     shares = set()
     for head in range(4):
-        logits = logit_readout(bridge, results[0][:, 0, head]).values  # [n, vocabulary]
         for score, sign in (("copying", 1), ("negative copying", -1)):
+            logits = logit_readout(bridge, sign * results[0][:, 0, head]).values  # [n, vocabulary]
             near = [
-                int(word) in (sign * each).topk(5).indices.tolist()
-                for word, each in zip(words, logits, strict=True)
+                int(word) in each.topk(5).indices.tolist() for word, each in zip(words, logits, strict=True)
             ]
             assert cards[f"a{layer}.h{head}"].scores[score] == pytest.approx(np.mean(near))
             shares.add(np.mean(near))

@@ -6,16 +6,16 @@
 | `duplicate token` | mean attention from the second occurrence of a token to the first |
 | `induction` | mean attention from the second occurrence of a token to the token after the first |
 | `copying` | share of answers that a head would move to the top 5 tokens if it attended to nothing else |
-| `negative copying` | the same with the 5 lowest |
+| `negative copying` | the same of a head that would write the negative of what it does |
 
 1. The first three are measured on random tokens (Olsson et al. 2022, arXiv 2209.11895, head activation
    evaluators; duplicate token heads are Wang et al.'s, section 3.3): a sequence of distinct ordinary tokens,
    twice, after BOS if the task's prompts begin with it; means over all tokens.
 2. The last two are Wang et al.'s copy score (2022, arXiv 2211.00593, section 3.1): the residual stream after
    the first MLP, at a token of the task's prompts, passes through the head's value and output, the final norm
-   and the unembedding. The tokens are those that are a right or wrong answer of some example; if there are
-   none, all tokens of the prompts. Ties with the right token count against it, so a head that writes nothing
-   copies nothing.
+   and the unembedding; for the negative one, what the head writes is negated before. The tokens are those
+   that are a right or wrong answer of some example; if there are none, all tokens of the prompts. Ties with
+   the right token count against it, so a head that writes nothing copies nothing.
 
 Shapes: L layers, H heads, T positions, D d_model, V vocabulary.
 """
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -165,12 +165,12 @@ class CopyScores:
             stream_after(Parts.of(seen.model), early[:, rows, places], 1),
             seen.batch.clean[rows, places],
         )
-        size = memory.at_once(seen.model.vocab_size * stream.element_size(), seen.model.device, _BYTES)
+        size = memory.at_once(2 * seen.model.vocab_size * stream.element_size(), seen.model.device, _BYTES)
         for part, right in zip(stream.split(size), words.split(size), strict=True):
             for head, count in self._counts.items():
-                count += (
-                    torch.stack(among(_copied(seen.model, head, part), right[:, None])).sum(1).cpu().numpy()
-                )
+                both = _copied(seen.model, head, part)
+                near = torch.stack([among(logits, right[:, None])[0] for logits in both])
+                count += near.sum(1).cpu().numpy()
 
     def of(self, head: str) -> dict[str, float]:
         """The two scores of one head."""
@@ -188,10 +188,14 @@ def among(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return (logits >= best).sum(1) <= TOP, (logits <= least).sum(1) <= TOP
 
 
-def _copied(model: Model, node: str, stream: Tensor) -> Tensor:
-    """[n, V]: the logits of what a head writes if it attends only to one position, with [n, D] streams."""
+def _copied(model: Model, node: str, stream: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, V] both: the logits, before a cap, of what a head writes if it attends only to one position, with
+    [n, D] streams, and those of its negative."""
     layer, head = head_of(node)
     block = model.blocks[layer]
     value = block.head_reads("v", head, stream.to(block.device))
     written = block.written(value[None], [head])[0]
-    return unembed(model, block.out_share(written, written).to(model.device))
+    out = block.out_share(written, written).to(model.device)
+    uncapped = replace(model, logit_cap=None)
+    logits, none = (unembed(uncapped, x) for x in (out, torch.zeros_like(out[:1])))
+    return logits, 2 * none - logits  # of the norm's and the unembedding's biases nothing is negated
