@@ -212,6 +212,16 @@ def test_the_alignment_is_the_best_of_all(toy: cd.Model) -> None:
     assert sum(pair.similarity for pair in found) == pytest.approx(total[every, best].sum())
 
 
+@pytest.mark.parametrize("by", [("role",), ("attention",), ("role", "attention")])
+def test_a_pair_of_which_nothing_is_known_is_as_similar_as_its_depths(by: tuple[str, ...]) -> None:
+    """Whichever views were asked for; what is known of another pair changes nothing."""
+    nodes, depth = ("a0.h0", "m0", "m2"), np.array([0.0, 0.0, 0.5])
+    roles = {"a0.h0": frozenset({"p"}), "m0": frozenset(), "m2": frozenset()}
+    a = Views(nodes, depth, roles, {"a0.h0": {"x": 1.0, "y": 0.0}}, None)
+    pairs = {(pair.a, pair.b): pair.similarity for pair in align(a, replace(a, depth=depth + 0.25), by)}
+    assert pairs == {("a0.h0", "a0.h0"): 1.0, ("m0", "m0"): 0.75, ("m2", "m2"): 0.75}
+
+
 def test_cka_is_unbiased() -> None:
     """The same values turned and scaled have 1; wide values that have nothing in common have 0 on average,
     which the biased estimator misses by far."""

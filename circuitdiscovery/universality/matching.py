@@ -17,7 +17,7 @@ class Pair:
 
     Args:
         a, b: their names.
-        similarity: the mean of the views, from 0 to 1.
+        similarity: the mean of the views but depth, from 0 to 1; where there is no other, the depth.
         views: each of them that is known of both.
     """
 
@@ -41,7 +41,7 @@ def align(a: Views, b: Views, by: Sequence[str]) -> tuple[Pair, ...]:
         if not rows or not columns:
             continue
         known = similarities(a, b, rows, columns, by)
-        mean = _mean([each for name, each in known.items() if name != "depth"] or [known["depth"]])
+        mean = _mean([each for name, each in known.items() if name != "depth"], known["depth"])
         chosen = linear_sum_assignment(mean + 1e-9 * known["depth"], maximize=True)  # ties by depth
         for i, j in zip(*(each.tolist() for each in chosen), strict=True):
             its = {name: float(each[i, j]) for name, each in known.items() if not np.isnan(each[i, j])}
@@ -57,7 +57,7 @@ def similarities(
 
     role: the Jaccard index of two nodes' roles, where one of them has any. attention: the cosine of what is
     measured of both. activation: the CKA, 0 where it is negative. depth: 1 - the difference of the relative
-    depths; it counts where no other view is known, and between equals.
+    depths; it counts for a pair of which no other view is known, and between equals.
     """
     found = {"depth": 1 - np.abs(a.depth[rows, None] - b.depth[None, columns])}
     names, others = [a.nodes[i] for i in rows], [b.nodes[j] for j in columns]
@@ -82,8 +82,8 @@ def _cosines(a: Sequence[Mapping[str, float]], b: Sequence[Mapping[str, float]])
     return np.clip(x @ y.T, 0, 1)
 
 
-def _mean(known: Sequence[np.ndarray]) -> np.ndarray:
-    """Of what is known; 0 where nothing is."""
-    stacked = np.stack(known)
-    there = ~np.isnan(stacked)
-    return np.nansum(stacked, axis=0) / np.maximum(1, there.sum(0))
+def _mean(known: Sequence[np.ndarray], otherwise: np.ndarray) -> np.ndarray:
+    """Of what is known of each pair; the other where nothing is."""
+    stacked = np.stack([*known, np.full_like(otherwise, np.nan)])
+    there = (~np.isnan(stacked)).sum(0)
+    return np.where(there > 0, np.nansum(stacked, axis=0) / np.maximum(1, there), otherwise)
