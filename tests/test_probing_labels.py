@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,32 @@ def test_a_table_of_labels(toy: Any, tmp_path: Path) -> None:
         "dogs", "dog", ".",
     ]  # fmt: skip
     assert len(own.prompts) == 2
+
+
+def test_a_long_table_is_not_searched_for_each_row(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = list[str]()
+
+    class Text(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            compared.append(self)
+            return str.__eq__(self, other)
+
+    class Reader(csv.DictReader):
+        def __next__(self) -> Any:
+            row = super().__next__()
+            return row | {"text": Text(row["text"])}
+
+    texts = dict.fromkeys(each.text for each in cd.load_task("ioi", toy, examples=64))
+    rows = "".join(f'"{text}",0,some\n' for text in texts)
+    (tmp_path / "own.csv").write_text("text,token,label\n" + rows)
+    monkeypatch.setattr(csv, "DictReader", Reader)
+    own = f.labels_from_csv(tmp_path / "own.csv", toy)
+    assert own.rows == tuple(range(len(own.prompts))) and len(own.rows) > 30
+    assert len(compared) < 5 * len(own.rows)
 
 
 @pytest.mark.parametrize(

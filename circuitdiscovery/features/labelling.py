@@ -359,18 +359,17 @@ def labels_from_csv(path: str | Path, model: Model) -> Labels:
             raise CircuitDiscoveryError(f"{path}: the column {column!r} is missing")
     if not table:
         raise CircuitDiscoveryError(f"{path} has no row")
-    encoder, found = Encoder(model.tokenizer), list[tuple[str, str, int]]()
-    texts = list(dict.fromkeys(each["text"] or "" for each in table))
-    prompts = prompts_of(model, texts, str(path))
-    ids = dict(zip(texts, prompts.rows, strict=True))
+    encoder, found = Encoder(model.tokenizer), list[tuple[str, str, int, int]]()
+    numbers = {text: i for i, text in enumerate(dict.fromkeys(each["text"] or "" for each in table))}
+    prompts = prompts_of(model, list(numbers), str(path))
     for number, row in enumerate(table, 1):
         where, text, token = f"{path}, row {number}", row["text"] or "", (row["token"] or "").strip()
         if not (row["label"] or "").strip():
             raise CircuitDiscoveryError(f"{where}: there is no label")
-        found.append((row["label"].strip(), token, _place(encoder, text, ids[text], token, where)))
-    values, tokens, places = zip(*found, strict=True)
+        at = numbers[text]
+        found.append((row["label"].strip(), token, _place(encoder, text, prompts.rows[at], token, where), at))
+    values, tokens, places, rows = zip(*found, strict=True)
     words = all(token and not _is_number(token) for token in tokens)
-    rows = tuple(texts.index(each["text"] or "") for each in table)
     types = tuple(token.lower() for token in tokens) if words else None
     return Labels(Path(path).stem, values, types, None, prompts.rows, rows, places)
 
