@@ -96,7 +96,7 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
     return once
 
 
-WHOLE = evaluation.evaluate  # measures each time that it is called
+WHOLE, PROMPTS = evaluation.evaluate, data._prompts  # which measure each time that they are called
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -905,6 +905,29 @@ def test_the_prompts_of_the_search_are_measured_beside_those_held_out() -> None:
     assert expected is not None and said is not None and said["examples"] == 12
     assert said["normalized"] == pytest.approx(expected.to_dict(), rel=1e-5)
     assert means["full"] - means["empty"] == pytest.approx(ends[1].mean() - ends[2].mean())
+
+
+@pytest.mark.parametrize("how", [{"ablation": "mean"}, {"ablation": "noise"}, {"direction": "denoising"}])
+def test_only_the_prompts_that_are_shown_are_run(
+    how: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = cd.load_model("toy")
+    task, circuit = (
+        cd.load_task("ioi", model, examples=50),
+        cd.random(model, cd.load_task("ioi", model)).top(300),
+    )
+    full, kept = (cd.run_circuit(model, task, of, **how) for of in (cd.Circuit.full(model.graph), circuit))
+    ran: list[int] = []
+    patched = Setup.patched
+    monkeypatch.setattr(
+        Setup, "patched", lambda self, batch: (ran.append(len(batch)), patched(self, batch))[1]
+    )
+    rows = PROMPTS(model, task, circuit, Options("toy", "ioi", **how))
+    assert sum(ran) == len(rows) == 20
+    for row, found in enumerate(rows):
+        chance = [float(each[row].softmax(-1).max()) for each in (full, kept)]
+        assert [found[side]["probability"] for side in ("full", "circuit")] == pytest.approx(chance, rel=1e-4)
+    assert any(found["full"] != found["circuit"] for found in rows)
 
 
 def test_a_journal_forgets_what_comes_after(tmp_path: Path) -> None:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 PROMPTS = 20  # rows of the table
 ANSWERS = 3  # the most answers that are named; greater_than has up to 98
 AREAS = ("cpr", "cmd", "area", "distance")  # under the curve
-_BY_ROW = ("resample", "zero")  # ablations whose replacements do not depend on the other prompts
 _IN_WORDS = ("description", "source", "counterfactual", "asks")
 
 Json = dict[str, Any]
@@ -229,26 +228,35 @@ def _example(model: Model, example: Example) -> Json:
 
 
 def _prompts(model: Model, task: Task, circuit: Circuit, options: Options) -> list[Json]:
-    """The first prompts with the answers of model and circuit.
-
-    All examples are run if the ablation depends on all of them.
-    """
+    """The first prompts with the answers of model and circuit; means are over all."""
     from circuitdiscovery.engine.metrics import clean_logits
-    from circuitdiscovery.engine.run_circuit import run_circuit
 
-    if options.ablation in _BY_ROW:
-        task = task.select(range(min(PROMPTS, len(task))))
+    first = task.select(range(min(PROMPTS, len(task))))
     with stage("answers"):
-        full = clean_logits(model, task).float().cpu()  # [examples, vocabulary]
-        how = options.some("ablation", "direction", "batch_size")
-        kept = run_circuit(model, task, circuit, **how).float().cpu()  # [examples, vocabulary]
+        full = clean_logits(model, first).float().cpu()  # [prompts, vocabulary]
+        kept = _circuit_logits(model, task, first, circuit, options).float().cpu()  # [prompts, vocabulary]
     return [
         {"text": example.text or text_of(model.tokenizer, example.clean)}
         | _answers(model, example)
         | {"full": _answered(model, example, full[row]), "circuit": _answered(model, example, kept[row])}
         | {"agree": bool(full[row].argmax() == kept[row].argmax())}
-        for row, example in enumerate(task.examples[:PROMPTS])
+        for row, example in enumerate(first.examples)
     ]
+
+
+def _circuit_logits(model: Model, task: Task, first: Task, circuit: Circuit, options: Options) -> Tensor:
+    """[prompts, vocabulary]: a circuit's on the first prompts of a task, under an ablation of all of it."""
+    import torch
+
+    from circuitdiscovery.engine import distributed
+    from circuitdiscovery.engine.setup import Setup, batches
+
+    setup = Setup.of(model, task, circuit.graph, **options.some("ablation", "direction", "batch_size"))
+    logits = torch.zeros(len(first), model.vocab_size, device=model.device, dtype=model.dtype)
+    with torch.no_grad():
+        for batch in batches(model, circuit.graph, first, setup.batch_size, setup.need):
+            logits[batch.rows] = setup.patched(batch).logits(setup.carrying(circuit.mask))
+    return distributed.total(logits)
 
 
 def _answered(model: Model, example: Example, logits: Tensor) -> Json:
