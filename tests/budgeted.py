@@ -27,16 +27,23 @@ STATUS, REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def wide(kind: str = "Llama", **more: Any) -> Any:
     """A random model whose examples take megabytes each."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(
-        hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=4, vocab_size=101, tie_word_embeddings=True, **more,
-    )  # fmt: skip
+    shape = {
+        "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "vocab_size": 101, "tie_word_embeddings": True,
+    }  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(**shape | more)
     return cd.load_model(getattr(transformers, f"{kind}ForCausalLM")(config).eval())
 
 
 def soft_capped() -> Any:
     """One that holds the attention scores of all pairs of positions."""
     return wide("Gemma2", head_dim=32, query_pre_attn_scalar=32)
+
+
+def many_words() -> Any:
+    """One whose logits take much more than all that its nodes write."""
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return wide(**small, num_key_value_heads=2, vocab_size=20_000)
 
 
 def effects(model: Any, task: Any) -> list[float]:
@@ -52,8 +59,36 @@ def through_neurons(model: Any, task: Any) -> list[float]:
     return [float(effect) for effect in step.effects.values()]
 
 
+def of_nodes(model: Any, task: Any) -> list[float]:
+    return list(cd.exact(model, task, level="node").values())
+
+
+def all_but_one(model: Any, task: Any) -> Any:
+    """In few measurements; places depend on roundings."""
+    edges = len(model.graph) - 1
+    return cd.hybrid(model, task, edges=edges, rounds=1).top(edges).mask
+
+
 def attributed(model: Any, task: Any) -> Any:
     return cd.eap(model, task).values
+
+
+def measured_nodes(model: Any, task: Any) -> list[float]:
+    """What a quick evaluation says of each node."""
+    circuit = cd.Circuit.full(model.graph)
+    return list(map(float, cd.evaluate(model, task, circuit, effort="quick").minimality.scores.values()))
+
+
+def many_parts() -> Any:
+    """One whose masks are larger than everything else where its neurons are sources of their own."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_inner=200, vocab_size=101)
+    return cd.load_model(transformers.GPT2LMHeadModel(config).eval())
+
+
+def measured_neurons(model: Any, task: Any) -> list[float]:
+    found = cd.neurons(model, task, top=400, method="exact").damages
+    return [float(found[name]) for name in sorted(found)]
 
 
 class Case(NamedTuple):
@@ -73,8 +108,16 @@ SEARCHES = {
     "edge_pruning": Case(
         "100MB", lambda model, task: cd.edge_pruning(model, task, edges=50, steps=1).values, 12
     ),
+    "exact of many words": Case("30MB", lambda model, task: cd.exact(model, task).values, 64, 6, many_words),
+    "exact of many words by nodes": Case("60MB", of_nodes, 256, 6, many_words),
+    "acdc of many words": Case(
+        "30MB", lambda model, task: ~cd.acdc(model, task, threshold=1e9).mask, 64, 6, many_words
+    ),
+    "hybrid of many words": Case("30MB", all_but_one, 64, 6, many_words),
     "explain": Case("40MB", effects, 48),
     "path_patching": Case("120MB", through_neurons, 8),
+    "evaluate": Case("60MB", measured_nodes, 128, 6, many_words),
+    "neurons": Case("40MB", measured_neurons, 2, 4, many_parts),
 }
 
 

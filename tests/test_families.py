@@ -411,7 +411,7 @@ def test_relaxed_and_branching_forwards_are_the_definition(model64: Any) -> None
     for row, column in rng.permutation(np.argwhere(graph.allowed))[:8]:
         kept = graph.allowed.copy()
         kept[row, column] = False
-        rise = rises(found, graph.allowed, column, lambda logits: differences(logits[0]))[row]
+        rise = rises(found, graph.allowed, column, lambda logits: differences(next(iter(logits))))[row]
         assert rise == pytest.approx(measured(kept) - full, abs=1e-9)
 
 

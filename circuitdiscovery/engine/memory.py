@@ -252,17 +252,25 @@ def along_a_line(model: Model, graph: Graph, task: Task, points: int) -> Need:
     return Need(longest * (packed_token(model, graph) + own + kept) + 4 * _logits(model), packs=True)
 
 
-def alternative_token(model: Model, graph: Graph, length: int) -> int:
-    """The bytes of one token of one receiver's alternative, of a prompt of so many."""
-    return of_token(model, graph) + scores_token(model, length)
+def measured(model: Model) -> int:
+    """The bytes of one example's logits and of what a metric makes of them, in float32 at least; as many are
+    those that a divergence is from."""
+    return 3 * model.vocab_size * max(4, model.W_E.element_size())
+
+
+def alternative(model: Model, graph: Graph, length: int, places: int) -> int:
+    """The bytes of one receiver's alternative on a prompt of so many tokens, of which it differs at so many
+    places: what it writes there, and what is measured of it."""
+    return places * (of_token(model, graph) + scores_token(model, length)) + measured(model)
 
 
 def stepwise(model: Model, graph: Graph, task: Task) -> Need:
-    """Of one receiver's alternatives: replacements and two states of all prompts, and what alternatives
-    write, one at a time."""
+    """Of one receiver's alternatives, one at a time; and replacements, two states and the full circuit's
+    logits of all prompts."""
     longest = _longest(task)
     tokens = sum(len(example.clean) for example in task.examples) / distributed.world_size()
-    return Need(longest * alternative_token(model, graph, longest), 3 * tokens * of_token(model, graph))
+    each = alternative(model, graph, longest, longest) + measured(model)
+    return Need(each, 3 * tokens * of_token(model, graph) + _logits(model) * len(task))
 
 
 def floating(model: Model, graph: Graph, task: Task) -> Need:

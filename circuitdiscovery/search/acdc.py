@@ -263,5 +263,5 @@ class _Search:
         self, current: list[Case], mask: np.ndarray, receiver: int, alternatives: np.ndarray
     ) -> np.ndarray:
         """[M]: the mean metric for [M, S] alternatives of the sources that a receiver keeps."""
-        logits = [case.patched.branch(mask, case.state, receiver, alternatives) for case in current]
+        logits = (case.patched.branch(mask, case.state, receiver, alternatives) for case in current)
         return mean_metric(self.task, current, self.metric, logits)

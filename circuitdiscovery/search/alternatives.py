@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,13 +12,13 @@ from torch import Tensor
 from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.fast import PatchedRun, State
 from circuitdiscovery.engine.finite import finite_logits
-from circuitdiscovery.engine.memory import alternative_token, budget
-from circuitdiscovery.engine.metrics import BoundMetric
+from circuitdiscovery.engine.memory import alternative, budget, measured
 from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 
+Measure = Callable[[Tensor, Batch], Tensor]  # [..., N, vocabulary] logits of a batch -> [..., N]
 # alternatives x examples x positions in one forward: enough to fill the cores, little enough for the caches
 TOKENS = {"cpu": 2048}
 TOKENS_ACCELERATOR = 65536
@@ -32,7 +32,7 @@ class Case:
     patched: PatchedRun
     clean: State  # every edge kept
     state: State  # the edges of some mask kept
-    most: float  # alternatives x examples x positions that memory has room for in one forward
+    room: float  # the bytes that one forward's alternatives may take
 
 
 @torch.no_grad()
@@ -40,17 +40,14 @@ def cases(setup: Setup) -> tuple[list[Case], Tensor]:
     """(a case per batch of this process's share, all edges kept; the [examples, vocabulary] logits of the
     full circuit, for KL)."""
     found: list[Case] = []
-    # asked for before the states are held
-    longest = max(len(example.clean) for example in setup.task.examples)
-    token = alternative_token(setup.model, setup.graph, longest)
-    most = setup.need.room(token, budget(setup.model.device))
+    room = setup.need.room(1.0, budget(setup.model.device))  # asked for before the states are held
     run_of = "corrupted" if setup.denoising else "clean"
     for batch, patched in setup.patched_runs():
         run = plain_run(setup.model, patched.start, batch.position, keep_sources=True, parts=patched.parts)
         finite_logits(run.logits, batch.rows, run_of)
         assert run.sources is not None
         clean = patched.clean_state(run.sources)
-        found.append(Case(batch, patched, clean, clean, most))
+        found.append(Case(batch, patched, clean, clean, room))
     return found, setup.full_logits([(case.batch, case.patched) for case in found])
 
 
@@ -59,21 +56,36 @@ def most_alternatives(cases: Sequence[Case], mask: np.ndarray, receiver: int) ->
     forward: the same number in every process."""
     worth = [TOKENS_ACCELERATOR]
     for case in cases:
-        places = case.batch.clean.numel() if case.patched.spreads(mask, receiver) else len(case.batch.clean)
+        count, length = case.batch.clean.shape
+        places = length if case.patched.spreads(mask, receiver) else 1
+        model, graph = case.patched.model, case.patched.graph
+        room = (case.room / count - measured(model)) // alternative(model, graph, length, places)
         tokens = TOKENS.get(case.batch.clean.device.type, TOKENS_ACCELERATOR)
-        worth.append(int(min(tokens, case.most)) // places)
+        worth.append(int(min(tokens // (count * places), room)))
     return max(1, distributed.least(min(worth)))
 
 
-def mean_metric(
-    task: Task, cases: Sequence[Case], metric: BoundMetric, logits: Sequence[Tensor]
+def mean_metric(task: Task, cases: Sequence[Case], metric: Measure, logits: Iterable[Tensor]) -> np.ndarray:
+    """[M]: a metric's mean over all examples, from each case's [M, N, vocabulary] logits."""
+    return mean_metrics(task, cases, [metric], logits)[0]
+
+
+def mean_metrics(
+    task: Task, cases: Sequence[Case], metrics: Sequence[Measure], logits: Iterable[Tensor]
 ) -> np.ndarray:
-    """[M]: the metric's mean over all examples, from each case's [M, N, vocabulary] logits."""
-    own = sum(
-        metric(one, case.batch).double().sum(-1).cpu().numpy()
-        for case, one in zip(cases, logits, strict=True)
-    )
-    total = np.array(own, dtype=np.float64)  # of this process's cases; a plain 0 where it has none
+    """[metrics, M]: the means of several over all examples.
+
+    The logits are of one case after the other: those that are computed as they are asked for are held one
+    case at a time.
+    """
+
+    def sums(case: Case, one: Tensor) -> np.ndarray:
+        """[metrics, M]; the logits are let go with the call."""
+        return np.stack([metric(one, case.batch).double().sum(-1).cpu().numpy() for metric in metrics])
+
+    given = iter(logits)
+    # of this process's cases; plain zeros where it has none
+    total = np.array(sum(sums(case, next(given)) for case in cases), dtype=np.float64)
     if len(task) < distributed.world_size():
         total = np.resize(total, distributed.from_first(lambda: total.shape))
     return distributed.total(torch.from_numpy(total)).numpy() / len(task)
@@ -81,7 +93,7 @@ def mean_metric(
 
 @torch.no_grad()
 def rises(
-    cases: Sequence[Case], mask: np.ndarray, receiver: int, measure: Callable[[Sequence[Tensor]], np.ndarray]
+    cases: Sequence[Case], mask: np.ndarray, receiver: int, measure: Callable[[Iterable[Tensor]], np.ndarray]
 ) -> np.ndarray:
     """[S]: how much a measure rises where each source that a receiver
     keeps is removed alone; 0 for the others.
@@ -93,14 +105,14 @@ def rises(
         cases: with their states under the mask.
         mask: [S, R], the edges that are kept.
         receiver: its column.
-        measure: [M], from each case's [M, N, vocabulary] logits.
+        measure: [M], from each case's [M, N, vocabulary] logits, which are computed as it asks for them.
     """
     kept, values = mask[:, receiver], np.zeros(len(mask))
     sources, size = np.flatnonzero(kept), most_alternatives(cases, mask, receiver)
     alternatives = np.concatenate([kept[None], without_each(kept, sources)])
     parts = np.array_split(alternatives, -(-len(alternatives) // size))
     found = np.concatenate(
-        [measure([case.patched.branch(mask, case.state, receiver, part) for case in cases]) for part in parts]
+        [measure(case.patched.branch(mask, case.state, receiver, part) for case in cases) for part in parts]
     )
     values[sources] = found[1:] - found[0]
     return values

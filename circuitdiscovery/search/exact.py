@@ -6,7 +6,7 @@ only the nodes downstream of the receiver run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,11 @@ def exact(
         found, full = cases(setup)
         bound, sign = setup.metric.against(by_rows(full)), -1 if setup.denoising else 1
 
-        def measure(logits: Sequence[torch.Tensor]) -> np.ndarray:
+        def measure(logits: Iterable[torch.Tensor]) -> np.ndarray:
             return sign * bound.damage(0.0, mean_metric(task, found, bound, logits))
 
         def removed(mask: np.ndarray) -> float:
-            return float(measure([case.patched.logits(mask)[None] for case in found])[0])
+            return float(measure(case.patched.logits(mask)[None] for case in found)[0])
 
         nothing = removed(graph.allowed) if level == "node" else 0.0
         for at in range(done, count):

@@ -18,7 +18,7 @@ elimination measures within what is left, the loss, and step 3 are ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
 from circuitdiscovery.circuit.scores import Scores
-from circuitdiscovery.engine import distributed
 from circuitdiscovery.engine.ablation import Ablation
 from circuitdiscovery.engine.finite import rounding
 from circuitdiscovery.engine.memory import floating
@@ -40,10 +39,11 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import KL
-from circuitdiscovery.search.alternatives import Case, at_mask, cases, mean_metric, rises
+from circuitdiscovery.search.alternatives import Case, at_mask, cases, mean_metric, mean_metrics, rises
 from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.edge_pruning import check_edges, check_gradient, mask_gradient
 from circuitdiscovery.search.provenance import provenance
+from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
 
 _POOL = 3  # times the wanted edges enter elimination
@@ -158,22 +158,21 @@ class _Loss:
         model, task, graph = setup.model, setup.task, setup.graph
         kl = bind(KL, model, task, plain=False).against(by_rows(logits))
         metric = setup.metric.against(by_rows(logits))
-        ends = [
-            [case.patched.logits(mask)[None] for case in found]
-            for mask in (graph.allowed, graph.allowed & False)
-        ]
-        full, empty = (float(mean_metric(task, found, metric, logits)[0]) for logits in ends)
-        noise = [float(rounding(logits, model.dtype, metric.name).sum()) for logits in ends[0]]
-        least = float(distributed.total(torch.tensor(sum(noise), dtype=torch.float64))) / len(task)
+
+        def noise(logits: Tensor, _: Batch) -> Tensor:
+            return rounding(logits, model.dtype, metric.name)[None]
+
+        full, least = mean_metrics(task, found, (metric, noise), _logits(found, graph.allowed))[:, 0].tolist()
+        empty = float(mean_metric(task, found, metric, _logits(found, graph.allowed & False))[0])
         counts = not metric.divergence and abs(full - empty) > least
         return cls(task, found, kl, metric, full, full - empty if counts else math.inf)
 
-    def __call__(self, logits: Sequence[Tensor]) -> np.ndarray:
+    def __call__(self, logits: Iterable[Tensor]) -> np.ndarray:
         """[M], from each case's [M, N, vocabulary]."""
-        kl, f = (mean_metric(self.task, self.cases, metric, logits) for metric in (self.kl, self.metric))
+        kl, f = mean_metrics(self.task, self.cases, (self.kl, self.metric), logits)
         return kl + np.abs((f - self.full) / self.span)
 
-    def around(self, logits: Sequence[Tensor]) -> BoundMetric:
+    def around(self, logits: Iterable[Tensor]) -> BoundMetric:
         """What has the loss's gradient near [1, N, vocabulary] logits of each
         case: there F(C) is above F(M), or below.
         """
@@ -182,6 +181,13 @@ class _Loss:
         return BoundMetric(
             "loss", False, lambda given, batch: self.kl(given, batch) + weight * self.metric(given, batch)
         )
+
+
+@torch.no_grad()
+def _logits(cases: Sequence[Case], mask: np.ndarray) -> Iterator[Tensor]:
+    """[1, N, vocabulary] of each case with a mask's edges kept."""
+    for case in cases:
+        yield case.patched.logits(mask)[None]
 
 
 def _gone(kept: int, edges: int, share: float = _AT_ONCE) -> int:
@@ -330,11 +336,6 @@ class _Search:
     loss: _Loss
 
     @torch.no_grad()
-    def logits(self, mask: np.ndarray) -> list[Tensor]:
-        """[1, N, vocabulary] of each case with a mask's edges kept."""
-        return [case.patched.logits(mask)[None] for case in self.cases]
-
-    @torch.no_grad()
     def damages(self, walk: _Walk) -> np.ndarray:
         """[S, R]: how much the loss rises when each of the trial's edges goes alone; 0 elsewhere."""
         current = [at_mask(case, walk.trial, 0) for case in self.cases]
@@ -344,7 +345,7 @@ class _Search:
 
     def value(self, mask: np.ndarray) -> float:
         """The loss with a mask's edges kept."""
-        return float(self.loss(self.logits(mask))[0])
+        return float(self.loss(_logits(self.cases, mask))[0])
 
     def eliminate(self, walk: _Walk) -> None:
         """As many of the trial's edges as are wanted: the least needed fifth goes, again and again."""
@@ -386,7 +387,7 @@ class _Search:
         relaxed = torch.from_numpy(mask + _AJAR * absent)
         parts = [(case.batch, case.patched) for case in self.cases]
         gradient = mask_gradient(
-            self.graph, self.loss.around(self.logits(mask)), parts, relaxed, len(self.task)
+            self.graph, self.loss.around(_logits(self.cases, mask)), parts, relaxed, len(self.task)
         )
         rows, columns = np.nonzero(absent)
         best = np.argsort(gradient[rows, columns], kind="stable")[:size]

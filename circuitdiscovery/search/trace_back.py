@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def trace_back(
         found, full = cases(setup)
         bound = setup.metric.against(by_rows(full))
 
-        def measure(logits: Sequence[Tensor]) -> np.ndarray:
+        def measure(logits: Iterable[Tensor]) -> np.ndarray:
             return bound.damage(0.0, mean_metric(task, found, bound, logits))
 
         # every reader before what it reads
