@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from circuitdiscovery.explanation.head_scores import TOP, CopyScores, among
 from circuitdiscovery.explanation.heads import S2
 from circuitdiscovery.explanation.parts import WrittenParts
 from circuitdiscovery.explanation.words import standing
+from circuitdiscovery.features.attribution import difference, direction_of
 from circuitdiscovery.graph.nodes import head_of, parsed, whole_of
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.task.example import Example
@@ -24,23 +25,12 @@ from circuitdiscovery.task.task import Task
 EACH = 16  # every so many tokens are looked at before all are, to see that an answer is not among the highest
 
 
-def direction_of(model: Model, example: Example) -> Tensor:
-    """[D]: the direction of the logit difference in the normalised stream."""
-    return _difference(example, model.logit_directions)
-
-
 def offset_of(model: Model, example: Example) -> float:
     """What the unembedding's bias adds to the logit difference."""
     bias = model.b_U
     if bias is None:
         return 0.0
-    return float(_difference(example, lambda tokens: bias[list(tokens)])) * model.logit_scale
-
-
-def _difference(example: Example, of: Callable[[Sequence[int]], Tensor]) -> Tensor:
-    """The mean of what there is of each right answer, less that of the wrong ones."""
-    correct, incorrect = (of(answers) for answers in (example.correct, example.incorrect))
-    return correct.mean(0) - incorrect.mean(0) if len(incorrect) else correct.mean(0)
+    return float(difference(example, lambda tokens: bias[list(tokens)])) * model.logit_scale
 
 
 class Seen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def attributed(
     last = f"resid{model.n_layers}"
     places = {last, *(unit.read.place for unit in units)}
     places |= {place for place, norm in zip(inner, norms, strict=True) if norm is not None}
-    directions = torch.stack([_direction(model, each) for each in task.examples])
+    directions = torch.stack([direction_of(model, each) for each in task.examples])
     for rows, tokens in batches(model, [each.clean for each in task.examples], batch_size):
         found, n = forward(model, tokens, places), torch.arange(len(rows), device=model.device)
         ends = torch.tensor([task.examples[row].position for row in rows], device=model.device)
@@ -52,7 +52,12 @@ def attributed(
     return [None if unit.inner is None else mean for unit, mean in zip(units, means, strict=True)]
 
 
-def _direction(model: Model, example: Example) -> Tensor:
+def direction_of(model: Model, example: Example) -> Tensor:
     """[D]: the direction of the logit difference in the normalised stream."""
-    right, wrong = (model.logit_directions(each) for each in (example.correct, example.incorrect))
-    return right.mean(0) - wrong.mean(0) if len(wrong) else right.mean(0)
+    return difference(example, model.logit_directions)
+
+
+def difference(example: Example, of: Callable[[Sequence[int]], Tensor]) -> Tensor:
+    """The mean of what there is of each right answer, less that of the wrong ones."""
+    correct, incorrect = (of(answers) for answers in (example.correct, example.incorrect))
+    return correct.mean(0) - incorrect.mean(0) if len(incorrect) else correct.mean(0)

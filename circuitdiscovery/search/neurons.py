@@ -1,29 +1,20 @@
-"""The neurons of all MLPs as nodes: how much each one matters to a task, and what it writes.
-
-Attribution patching of nodes (Syed et al. 2023, arXiv 2310.10348, equation 2, for a neuron instead of an
-edge): the damage of a neuron is, to first order, -(replacement - activation) . gradient. The gradient at a
-neuron's activation is that at what its MLP writes times its column of W_out, so that all neurons of a layer
-take one product. With integrated gradients (Hanna et al. 2024, arXiv 2403.17806, equation 3) the gradient is
-the mean over the line between the two prompts' embeddings.
-
-Shapes: N examples, T positions or 1 (the answer's), D d_model, U neurons (or features) of a layer.
-"""
+"""The neurons of all MLPs as nodes: how much each matters to a task (unit_damages.py), and what it writes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from circuitdiscovery.arguments import guarded
-from circuitdiscovery.engine import distributed
-from circuitdiscovery.engine.metrics import BoundMetric, Metric, bind
+from circuitdiscovery.engine.memory import masked
+from circuitdiscovery.engine.metrics import BoundMetric, Metric
 from circuitdiscovery.engine.setup import Progress, Setup
 from circuitdiscovery.errors import CircuitDiscoveryError, unknown
+from circuitdiscovery.features.units import words_of
 from circuitdiscovery.files.disk import data_frame
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import mlp_name, parsed, part_name
@@ -31,11 +22,8 @@ from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.measure.evaluator import Evaluator
-from circuitdiscovery.model.block import Block
 from circuitdiscovery.model.model import Model
-from circuitdiscovery.model.run import Reading, Run, embed, plain_run
-from circuitdiscovery.model.units import unit_of
-from circuitdiscovery.task.batch import Batch
+from circuitdiscovery.search.unit_damages import NEURONS, chosen_by, line, mean_damages, need_of, unit_damages
 from circuitdiscovery.task.task import Task
 from circuitdiscovery.task.tokenization import text_of
 from circuitdiscovery.values import Value
@@ -44,154 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METHODS = ("eap", "eap_ig", "exact")
-ABLATIONS = ("resample", "zero")
 TOKENS = 6  # of a neuron, that are named at each end
-_STEPS = 5
 _Tokens = tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Numbers times vectors that an MLP's output is made of: its neurons, or features of a dictionary.
-
-    Args:
-        count: how many of a block.
-        values: (block, what the MLP reads, what it writes, [N, T, D]) -> [N, T, U].
-        back: (block, the gradient at what the MLP writes, [N, T, D]) -> that at the numbers, [N, T, U].
-        before_norm: whether what the MLP writes is meant before a norm of it.
-    """
-
-    count: Callable[[Block], int]
-    values: Callable[[Block, Reading, Tensor], Tensor]
-    back: Callable[[Block, Tensor], Tensor]
-    before_norm: bool
-
-
-def _back(block: Block, gradient: Tensor) -> Tensor:
-    assert block.W_out is not None
-    return gradient @ block.W_out
-
-
-NEURONS = Kind(
-    lambda block: block.d_mlp, lambda block, read, _: block.hidden(read.values), _back, before_norm=True
-)
-
-
-def features_of(dictionary: Any, stream_unit: float) -> Kind:
-    """The features of a dictionary of what an MLP writes, or of a transcoder of it, in a model of that
-    `stream_unit`."""
-
-    unit = unit_of(dictionary, stream_unit)
-
-    def values(block: Block, read: Reading, written: Tensor) -> Tensor:
-        given = {
-            "output": lambda: written * unit,
-            "normed": lambda: read.values,
-            "normed without gain": lambda: block.norm2.bare(read.stream),
-            "hook_normalized": lambda: block.norm2.hooked(read.stream),
-            "stream": lambda: read.stream * stream_unit,
-        }[dictionary.reads]
-        return dictionary.encode(given())
-
-    def back(_: Block, gradient: Tensor) -> Tensor:
-        return gradient.to(dictionary.vectors.dtype) @ dictionary.vectors.T / unit
-
-    return Kind(lambda _: dictionary.width, values, back, before_norm=dictionary.inner)
-
-
-def unit_damages(
-    setup: Setup, kinds: Mapping[int, Kind], points: Sequence[float], progress: Progress | None = None
-) -> dict[int, np.ndarray]:
-    """layer -> [examples, U]: the damage of ablating each unit of some layers' MLPs, to first order.
-
-    Args:
-        setup: the examples, the metric (see `chosen_by`), and the ablation: `resample` or `zero`.
-        kinds: layer -> its units.
-        points: where on the line the gradient is taken: 0 is the corrupted prompt's embedding, 1 the clean
-            one's.
-        progress: called with (examples done, examples in all).
-    """
-    task, blocks, done = setup.task, setup.model.blocks, 0
-    if setup.ablation not in ABLATIONS:
-        raise CircuitDiscoveryError(
-            f"units are ablated by {' or '.join(ABLATIONS)}, not by {setup.ablation_name!r}"
-        )
-    found = {layer: np.zeros((len(task), kind.count(blocks[layer]))) for layer, kind in kinds.items()}
-    share, sign = len(distributed.share(task)), -1.0 if setup.metric.higher_is_better else 1.0
-    for batch in setup.batches:
-        rows = batch.rows.cpu().numpy()
-        for layer, each in _of_batch(setup, batch, kinds, points).items():
-            found[layer][rows] = each.double().cpu().numpy() * (sign / len(points))
-        done += len(batch)
-        if progress:
-            progress(done, share)
-    for layer in kinds:
-        found[layer] = distributed.total(torch.from_numpy(found[layer])).numpy()
-        if not np.isfinite(found[layer]).all():
-            raise CircuitDiscoveryError(
-                f"the gradients of task {task.title} at {mlp_name(layer)} are not finite numbers"
-            )
-    return found
-
-
-def unit_values(model: Model, kinds: Mapping[int, Kind], run: Run) -> dict[int, Tensor]:
-    """layer -> [B, T, U]: the numbers of the units in a run."""
-    read = {each.readers.layer: each for each in run.readings if each.readers.letter == "m"}
-    return {
-        layer: kind.values(model.blocks[layer], read[layer], run.mlps[layer][not kind.before_norm])
-        for layer, kind in kinds.items()
-    }
-
-
-def _of_batch(
-    setup: Setup, batch: Batch, kinds: Mapping[int, Kind], points: Sequence[float]
-) -> dict[int, Tensor]:
-    """layer -> [B, U], summed over the points."""
-    model = setup.model
-    clean, other = embed(model, batch.clean), embed(model, batch.corrupted)
-
-    def plain(start: Tensor) -> dict[int, Tensor]:
-        with torch.no_grad():
-            return unit_values(model, kinds, plain_run(model, start, batch.position, keep_readings=True))
-
-    replaced = None if setup.ablation == "zero" else plain(other)
-    own = None if points[0] == 1.0 else plain(clean)  # else the run that has the gradient
-    found: dict[int, Tensor] = {}
-    for weight in points:
-        with torch.enable_grad():
-            start = (other + weight * (clean - other)).detach().requires_grad_()
-            run = plain_run(model, start, batch.position, keep_readings=True)
-            measured = setup.metric(run.logits, batch).sum()
-            if not measured.requires_grad or setup.metric.share:
-                raise CircuitDiscoveryError(
-                    f"metric {setup.metric.name!r} has no gradient, by which neurons and features are "
-                    "ranked; use another metric"
-                )
-            at = [run.mlps[layer][not kind.before_norm] for layer, kind in kinds.items()]
-            gradients = torch.autograd.grad(measured, at)
-        with torch.no_grad():
-            own = unit_values(model, kinds, run) if own is None else own
-        for (layer, kind), gradient in zip(kinds.items(), gradients, strict=True):
-            change = (0.0 if replaced is None else replaced[layer]) - own[layer]
-            product = (kind.back(model.blocks[layer], gradient) * change).sum(1)
-            found[layer] = found[layer] + product if layer in found else product
-    return found
-
-
-def chosen_by(setup: Setup) -> Setup:
-    """What units are chosen by: the setup's metric, but for accuracy, which has no gradient, the logit
-    difference."""
-    if not setup.metric.share:
-        return setup
-    return replace(setup, metric=bind("logit_diff", setup.model, setup.task))
-
-
-def line(method: str, steps: int = _STEPS) -> tuple[float, ...]:
-    """The points of the line at which a method takes gradients."""
-    return (1.0,) if method == "eap" else tuple((i + 0.5) / steps for i in range(steps))
-
-
-# ------------------------------------------------------------------ the neurons that matter most
 
 
 @dataclass(frozen=True, repr=False)
@@ -310,20 +152,23 @@ def neurons(
     if type(top) is not int or not 1 <= top <= count:
         raise CircuitDiscoveryError(f"top must be a whole number from 1 to {count:,}, not {top!r}")
     how: dict[str, Any] = {"metric": metric, "ablation": ablation, "batch_size": batch_size}
-    setup, points = Setup.of(model, task, plain=True, **how), line("eap_ig" if method == "exact" else method)
+    how |= {"plain": True, "need": need_of(kinds)}
+    setup, points = Setup.of(model, task, **how), line("eap_ig" if method == "exact" else method)
     _check_gradient(setup.metric, method)
-    damages = unit_damages(chosen_by(setup), kinds, points, progress)
+    damages = mean_damages(chosen_by(setup), kinds, points, progress)
     ranked = sorted(
         ((layer, unit) for layer, units in ranks.items() for unit in units),
-        key=lambda at: -abs(damages[at[0]][:, at[1]].mean()),
+        key=lambda at: -abs(damages[at[0]][at[1]]),
     )[:top]
-    other = setup if task.held_out is None else Setup.of(model, task.held_out, plain=True, **how)
+    other = setup if task.held_out is None else Setup.of(model, task.held_out, **how)
     if method == "exact":
         estimates = _measured(other, ranked)
+    elif other is setup:
+        estimates = [damages[layer][unit] for layer, unit in ranked]
     else:
-        chosen = {layer: NEURONS for layer, _ in ranked}
-        of = damages if other is setup else unit_damages(other, chosen, points)
-        values = np.stack([of[layer][:, unit] for layer, unit in ranked])
+        units = {layer: [unit for own, unit in ranked if own == layer] for layer, _ in ranked}
+        found = unit_damages(other, dict.fromkeys(units, NEURONS), points, only=units)
+        values = np.stack([found[layer][:, units[layer].index(unit)] for layer, unit in ranked])
         estimates = intervals.means(values, weights(values.shape[1], 0))
     if other is setup:  # the examples that they were chosen on, of whose largest no interval would hold
         estimates = [Estimate(float(each)) for each in estimates]
@@ -374,7 +219,8 @@ def _measured(setup: Setup, ranked: Sequence[tuple[int, int]]) -> list[Estimate]
         for layer, units in sorted(by_layer.items())
     )
     graph = replace(setup.model.graph, splits=tuple(splits))
-    evaluator = Evaluator.build(replace(setup, graph=graph))
+    need = masked(setup.model, graph, setup.task)
+    evaluator = Evaluator.build(replace(setup, graph=graph, need=need))
     full, without = evaluator.ablated([part_name(mlp_name(layer), f"n{unit}") for layer, unit in ranked])
     return [evaluator.damage(full, less) for less in without]
 
@@ -388,8 +234,7 @@ def _tokens(model: Model, units: Sequence[tuple[int, int]]) -> tuple[list[_Token
         assert block.W_out is not None
         column, norm = block.W_out[:, unit].to(wide), block.norm_after("m")
         columns.append((column if norm is None else norm.gained(column)).to(model.device))
-    vectors = model.final_norm.gained(torch.stack(columns))
-    logits = model.logit_terms(vectors.to(model.W_U)).to(wide)
+    logits = words_of(model, torch.stack(columns)).to(wide)
     found: tuple[list[_Tokens], list[_Tokens]] = [], []
     for sign, into in zip((1, -1), found, strict=True):
         best = (sign * logits).topk(min(TOKENS, logits.shape[-1]))

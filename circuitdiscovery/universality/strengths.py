@@ -26,7 +26,7 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.explanation.attention import Observed, observe, one_names, read_at
 from circuitdiscovery.explanation.head_scores import PatternScores
 from circuitdiscovery.explanation.heads import IO, S2
-from circuitdiscovery.explanation.seen import direction_of
+from circuitdiscovery.features.attribution import direction_of
 from circuitdiscovery.graph.nodes import head_name, head_of, parsed, whole_of
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, drawn

@@ -2,7 +2,8 @@
 
 Gurnee et al. 2024, arXiv 2401.12181: a unit's excess correlation is the mean over the other models of the
 highest Pearson correlation with any unit of that model, less the highest with any unit of a random rotation
-of each layer's units. The rotations here are orthogonal.
+of each layer's units. The rotations here are orthogonal; the units of a layer of more than 2,048 are rotated
+in equal parts.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Universality(Value):
         names: [units].
         correlation: [others, units], the highest with any unit of that model.
         partners: [others, units], the name of that unit; "" where the unit is dead, or all of those are.
-        baseline: [others, units], the highest with any unit of a random rotation of each layer's.
+        baseline: [others, units], the highest with any unit of a random rotation of each layer's, where these
+            are more than 2,048 of each equal part.
         dead: the units that are constant on the texts; their correlations are 0.
     """
 
