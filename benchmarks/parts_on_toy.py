@@ -38,7 +38,7 @@ from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.files.disk import write_json
 from circuitdiscovery.graph.nodes import parsed
 from circuitdiscovery.measure.evaluator import Evaluator
-from circuitdiscovery.search.neurons import NEURONS, features_of, line, unit_damages
+from circuitdiscovery.search.unit_damages import NEURONS, features_of, line, unit_damages
 
 TASKS = ("ioi", "subject_verb_agreement")
 KINDS = {

@@ -14,6 +14,7 @@ from circuitdiscovery.engine.setup import Setup
 from circuitdiscovery.measure import intervals
 from circuitdiscovery.measure.estimates import Estimate, weights
 from circuitdiscovery.search import neurons
+from circuitdiscovery.search.unit_damages import NEURONS, line, unit_damages
 
 PROMPTS, TOP, TASKS = 200, 20, 60
 
@@ -48,10 +49,15 @@ class Pool:
         what the same intervals of the choice's own prompts would)."""
         row = {example.clean: i for i, example in enumerate(self.task.examples)}
 
-        def looked_up(setup: Setup, kinds: Iterable[int], *_: Any) -> dict[int, np.ndarray]:
+        def looked_up(setup: Setup, *_: Any, only: Mapping[int, Any]) -> dict[int, np.ndarray]:
             rows = [row[example.clean] for example in setup.task.examples]
-            return {layer: self.damages[layer][rows] for layer in kinds}
+            return {layer: self.damages[layer][rows][:, units] for layer, units in only.items()}
 
+        def averaged(setup: Setup, kinds: Iterable[int], *_: Any) -> dict[int, np.ndarray]:
+            all_of = dict.fromkeys(kinds, slice(None))
+            return {layer: each.mean(0) for layer, each in looked_up(setup, only=all_of).items()}
+
+        patch.setattr(neurons, "mean_damages", averaged)
         patch.setattr(neurons, "unit_damages", looked_up)
         rng, draws, others, same = np.random.default_rng(0), weights(size, 0), [], []
         for _ in range(TASKS):
@@ -68,9 +74,9 @@ class Pool:
 def pool() -> Pool:
     model = cd.load_model("toy")
     task = cd.load_task("subject_verb_agreement", model, examples=PROMPTS, seed=1)
-    kinds = dict.fromkeys(range(model.n_layers), neurons.NEURONS)
+    kinds = dict.fromkeys(range(model.n_layers), NEURONS)
     task = replace(task, held_out=None)
-    return Pool(model, task, neurons.unit_damages(Setup.of(model, task), kinds, neurons.line("eap")))
+    return Pool(model, task, unit_damages(Setup.of(model, task), kinds, line("eap")))
 
 
 @pytest.mark.parametrize("size", [16, 64])

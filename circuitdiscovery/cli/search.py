@@ -87,7 +87,7 @@ def graph_of(model: Model, task: Task, options: Options) -> Graph:
     """The graph that options search in; the parts that are kept are chosen by the metric and the ablation of
     the search, or where neurons are not ranked by that ablation, by resample."""
     import circuitdiscovery as cd
-    from circuitdiscovery.search.neurons import ABLATIONS
+    from circuitdiscovery.search.unit_damages import ABLATIONS
 
     nodes = options.parts(model.graph.n_layers * model.graph.has_mlp)
     if not nodes:

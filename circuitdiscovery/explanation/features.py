@@ -2,7 +2,7 @@
 and where they are most active.
 
 Units are ranked by attribution patching, to first order, with the gradient on the clean prompt (Syed et al.
-2023, arXiv 2310.10348; search/neurons.py).
+2023, arXiv 2310.10348; search/unit_damages.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from circuitdiscovery.graph.nodes import mlp_name, parsed, part_name, whole_of
 from circuitdiscovery.measure.estimates import Estimate
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import parameters
-from circuitdiscovery.search.neurons import ABLATIONS, NEURONS, features_of, unit_damages
+from circuitdiscovery.search.unit_damages import ABLATIONS, NEURONS, features_of, unit_damages
 from circuitdiscovery.task.task import Task
 
 UNITS = 3  # of a card

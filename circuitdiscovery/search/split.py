@@ -23,13 +23,14 @@ from circuitdiscovery.graph.nodes import no_node, parsed
 from circuitdiscovery.graph.splits import LETTER, Schema, Split
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import embed, plain_run
-from circuitdiscovery.search.neurons import (
+from circuitdiscovery.search.unit_damages import (
     NEURONS,
     Kind,
     chosen_by,
     features_of,
     line,
-    unit_damages,
+    mean_damages,
+    need_of,
     unit_values,
 )
 from circuitdiscovery.task.task import Task
@@ -157,8 +158,8 @@ def _kept(
         if keep is not None and splits:
             raise CircuitDiscoveryError("keep is for neurons and features: spans and experts are all kept")
         return list(splits)
-    setup = chosen_by(Setup.of(model, task, plain=True, **how))
-    damages = {} if keep is None else unit_damages(setup, kinds, line(_KEPT_BY))
+    setup = chosen_by(Setup.of(model, task, plain=True, need=need_of(kinds), **how))
+    damages = {} if keep is None else mean_damages(setup, kinds, line(_KEPT_BY))
     active, found = _active(setup, kinds), []
     for split in splits:
         layer = parsed(split.node).layer
@@ -166,7 +167,7 @@ def _kept(
             numbers = np.array(split.numbers, dtype=int)
             some = np.flatnonzero(active[layer][numbers])
             if keep is not None:
-                each = np.abs(damages[layer].mean(0))[numbers[some]]
+                each = np.abs(damages[layer][numbers[some]])
                 some = np.sort(some[np.argsort(-each, kind="stable")[:keep]])
             if not len(some):
                 continue
