@@ -20,6 +20,7 @@ from forked import Forked
 from tiny import random_prompts
 
 import circuitdiscovery as cd
+from circuitdiscovery.features.dictionary import Dictionary
 
 STATUS, REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -42,7 +43,12 @@ def soft_capped() -> Any:
 
 def many_words() -> Any:
     """One whose logits take much more than all that its nodes write."""
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     return wide(**small, num_key_value_heads=2, vocab_size=20_000)
 
 
@@ -91,6 +97,23 @@ def measured_neurons(model: Any, task: Any) -> list[float]:
     return [float(found[name]) for name in sorted(found)]
 
 
+def many_features() -> Any:
+    """One that is small beside the features of its dictionary."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=101)
+    return cd.load_model(transformers.GPT2LMHeadModel(config).eval())
+
+
+def kept_features(model: Any, task: Any) -> list[float]:
+    """Their numbers."""
+    weight = torch.randn(16_000, 32, generator=torch.Generator().manual_seed(1))
+    tensors = {"W_enc": weight, "b_enc": torch.zeros(16_000), "W_dec": weight / 5, "b_dec": torch.zeros(32)}
+    sae = Dictionary(kind="relu", site="m0", reads="output", **tensors)
+    split = cd.split(model, {"m0": sae}, task=task, keep=5).split_of("m0")
+    assert split is not None
+    return list(map(float, split.numbers))
+
+
 class Case(NamedTuple):
     budget: str
     search: Callable[[Any, Any], Any]
@@ -118,6 +141,7 @@ SEARCHES = {
     "path_patching": Case("120MB", through_neurons, 8),
     "evaluate": Case("60MB", measured_nodes, 128, 6, many_words),
     "neurons": Case("40MB", measured_neurons, 2, 4, many_parts),
+    "features that are kept": Case("60MB", kept_features, 150, 6, many_features),
 }
 
 

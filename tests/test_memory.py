@@ -55,6 +55,22 @@ def test_what_one_example_needs_is_said(wide: Any) -> None:
     cd.eap(wide, task)  # the budget is over
 
 
+def test_means_of_many_lengths_are_counted(wide: Any) -> None:
+    """One for each length is held whatever goes through: [sources, length, width] in float32."""
+    lengths = [length for length in range(2, 32) for _ in range(3)]
+    prompts = [[1 + (i + j) % 100 for j in range(length)] for i, length in enumerate(lengths)]
+    task = cd.Task.from_tokens(
+        clean=prompts, corrupted=[row[::-1] for row in prompts], correct=[0] * 90, incorrect=[1] * 90
+    )
+    means = 4 * len(wide.graph.sources) * wide.d_model * sum(set(lengths))
+    for ablation, kept in (("resample", 0), ("mean_all", means / sum(set(lengths))), ("mean", means)):
+        assert Setup.of(wide, task, ablation=ablation).held.always == kept
+    # beside the mean, the sum of squares
+    assert Setup.of(wide, task, ablation="random").held.always == 2 * means
+    with cd.memory_budget(means), pytest.raises(cd.CircuitDiscoveryError, match="of all examples together"):
+        cd.run_circuit(wide, task, cd.Circuit.full(wide.graph), ablation="mean")
+
+
 def test_a_budget_never_takes_more_examples_at_once(llama: Tiny) -> None:
     need, plenty = memory.Need(each=10.0, always=5.0), 1e12
     assert need.at_once(7, plenty) == 7 and need.at_once(7, 120.0) == 7 and need.at_once(7, 60.0) == 3

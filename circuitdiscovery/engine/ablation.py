@@ -81,6 +81,7 @@ class OnDemand:
     parts: Parts  # of the sources
     mean_over: int | None = None  # the fewest prompts that a replacement is a mean over
     starts_at_input: bool = False  # whether a run that starts at the replacement of `input` writes the others
+    kept: int = 0  # the bytes that are held from the first batch on
 
     def packed(self, batch: Batch) -> Tensor:
         """[rows, B, T, d_model] for a batch's examples, as `parts` packs them; what stands at pads is
@@ -97,12 +98,13 @@ class OnDemand:
 
 
 class Made(NamedTuple):
-    """A function from a batch to its replacements, and the fewest prompts that
-    one is a mean over; None: it is not a mean.
+    """A function from a batch to its replacements; the fewest prompts that one is a mean over (None: it is
+    not a mean); the bytes that it holds from the first batch on.
     """
 
     rows: Callable[[Batch], Tensor]
     mean_over: int | None = None
+    kept: int = 0
 
 
 def resample(model: Model, *, graph: Graph | None = None, **_: Any) -> Made:
@@ -128,7 +130,9 @@ def noise(model: Model, *, seed: int, k: float, graph: Graph | None = None, **_:
 
 def mean(model: Model, *, task: Task, reference: Task | None, graph: Graph | None = None, **_: Any) -> Made:
     moments = Moments(model, task, reference, graph=graph)
-    return Made(lambda batch: filled(moments.of(batch)[0], batch).to(model.dtype), moments.least)
+    return Made(
+        lambda batch: filled(moments.of(batch)[0], batch).to(model.dtype), moments.least, moments.kept
+    )
 
 
 def random(model: Model, *, task: Task, reference: Task | None, seed: int, **_: Any) -> Made:
@@ -138,7 +142,7 @@ def random(model: Model, *, task: Task, reference: Task | None, seed: int, **_: 
         mean, variance = (filled(each, batch) for each in moments.of(batch))
         return (mean + variance.sqrt() * _draws(seed, batch, len(mean), mean)).to(model.dtype)
 
-    return Made(rows, moments.least)
+    return Made(rows, moments.least, moments.kept)
 
 
 def mean_all(
@@ -150,7 +154,7 @@ def mean_all(
         mean = torch.stack(moments.of(batch)[0], dim=1)  # [S, B, D]
         return mean[:, :, None].expand(-1, -1, batch.clean.shape[1], -1).to(model.dtype)
 
-    return Made(rows, moments.least)
+    return Made(rows, moments.least, moments.kept)
 
 
 def _draws(seed: int, batch: Batch, sources: int, like: Tensor) -> Tensor:
@@ -203,7 +207,8 @@ def on_demand(
     reference = _as_reference(model, task, reference)
     made = known.load()(model, task=task, graph=bare, reference=reference, seed=seed, k=k)
     rows = _lifting(parts, task, made.rows, (bare, graph.whole))
-    return OnDemand(name, known.own_run, rows, parts, made.mean_over, starts_at_input=known.own_run)
+    own_run = known.own_run
+    return OnDemand(name, own_run, rows, parts, made.mean_over, starts_at_input=own_run, kept=made.kept)
 
 
 def _given(model: Model, task: Task, given: Replacements, graph: Graph) -> OnDemand:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -143,7 +143,7 @@ class Moments:
     ) -> None:
         self._parts = Parts.of(model, graph)
         self._model, self._task, self._given, self._tokens = model, task, given, tokens
-        self._fewest = 2 if variance else 1
+        self._fewest = self._sums = 2 if variance else 1  # prompts; and sums, of values and of their squares
         self._of = Group.of_tokens if tokens else partial(Group.of, squares=variance)
         apart = given.examples if given is not None else () if task.apart is None else task.apart()
         own = () if given is not None else (*task.others, *task.examples)
@@ -166,12 +166,18 @@ class Moments:
         for row, count in enumerate(self._counts):
             if count < self._fewest:
                 raise self._lacking(row, count)
-        self._groups = self._collected()
 
     @property
     def least(self) -> int:
         """The fewest prompts that a row's reference holds."""
         return min(self._counts)
+
+    @property
+    def kept(self) -> int:
+        """The bytes of the sums, which are held from the first batch on."""
+        places = sum(key.length or 1 for key in set(self._keys))
+        numbers = len(self._parts.packing) * self._model.d_model * self._sums
+        return places * numbers * max(4, self._model.W_E.element_size())
 
     def of(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """(each example's mean, [S, T, D] or over all tokens [S, D]; their
@@ -239,7 +245,8 @@ class Moments:
         values = run_sources(self._model, tokens.to(self._model.device), self._parts)
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
-    def _collected(self) -> dict[Key, Group]:
+    @cached_property
+    def _groups(self) -> dict[Key, Group]:
         keys, groups = sorted(set(self._keys), key=repr), dict[Key, Group]()
         member = [
             [key for key in keys if key.holds(e, i >= self._apart)] for i, e in enumerate(self._pool.examples)

@@ -124,6 +124,11 @@ class Setup:
         first needed, after a search has said that it began."""
         return on_demand(self.model, self.task, self.ablation, graph=self.graph)
 
+    @cached_property
+    def held(self) -> Need:
+        """What the method holds, and beside it what the ablation does."""
+        return self.need if self.denoising else self.need.with_kept(self.carried.kept)
+
     @property
     def direction(self) -> str:
         """`noising` or `denoising`."""
@@ -151,7 +156,7 @@ class Setup:
     @cached_property
     def batches(self) -> list[Batch]:
         """This process's share of the examples, on the model's device."""
-        return list(batches(self.model, self.graph, self.task, self.batch_size, self.need))
+        return list(batches(self.model, self.graph, self.task, self.batch_size, self.held))
 
     def options(self, **given: Any) -> dict[str, Any]:
         """Of a search's provenance: its own options, the metric, the ablation and `split_qkv`."""

@@ -88,7 +88,7 @@ class Evaluator:
         costs = Costs(model, setup.graph, sum(rows), sum(tokens), len(found), *largest)
         kept = replacement_bytes(model, setup.graph, sum(tokens))
         logits = sum(rows) * model.vocab_size * model.W_E.element_size()
-        room = setup.need.with_kept(2 * kept + logits).fitting(1, budget(model.device))
+        room = setup.held.with_kept(2 * kept + logits).fitting(1, budget(model.device))
         most = at_once(setup.graph.allowed.nbytes, model.device, _MASK_BYTES)
         same = all(each.clean == each.corrupted for each in examples)
         evaluator = cls(

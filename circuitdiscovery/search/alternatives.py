@@ -40,7 +40,7 @@ def cases(setup: Setup) -> tuple[list[Case], Tensor]:
     """(a case per batch of this process's share, all edges kept; the [examples, vocabulary] logits of the
     full circuit, for KL)."""
     found: list[Case] = []
-    room = setup.need.room(1.0, budget(setup.model.device))  # asked for before the states are held
+    room = setup.held.room(1.0, budget(setup.model.device))  # asked for before the states are held
     run_of = "corrupted" if setup.denoising else "clean"
     for batch, patched in setup.patched_runs():
         run = plain_run(setup.model, patched.start, batch.position, keep_sources=True, parts=patched.parts)

@@ -297,7 +297,7 @@ class _Search:
         """Ready for the first step; the first `own` of the task's examples are what the search was given."""
         model, task = setup.model, setup.task
         task.check(model.vocab_size, model.n_positions)
-        longest, need, free = max(len(e.clean) for e in task.examples), setup.need, budget(model.device)
+        longest, need, free = max(len(e.clean) for e in task.examples), setup.held, budget(model.device)
         size = replacement_bytes(model, setup.graph, len(task) * longest)
         kept = need.with_kept(size)
         if isinstance(setup.ablation, str) and size <= KEPT_BYTES and kept.fitting(1, free):
