@@ -20,14 +20,16 @@ from torch import Tensor
 
 import circuitdiscovery as cd
 from circuitdiscovery.benchmark.problems.suite import planted
+from circuitdiscovery.circuit.charts import heat_map
 from circuitdiscovery.explanation import attention as attention_module
 from circuitdiscovery.explanation import explain as explanation
 from circuitdiscovery.explanation import interchange
 from circuitdiscovery.explanation.attention import attention, observe, read_at
-from circuitdiscovery.explanation.cards import Explanation
+from circuitdiscovery.explanation.cards import Explanation, Pattern
 from circuitdiscovery.explanation.head_scores import CopyScores, PatternScores, repeated_sequences
 from circuitdiscovery.explanation.seen import Seen
 from circuitdiscovery.features.words import words
+from circuitdiscovery.files.disk import to_json
 from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.reporting.data import contents_of
 from circuitdiscovery.reporting.options import Options
@@ -770,6 +772,46 @@ def test_the_same_call_gives_the_same_bytes(gpt2: Tiny, tmp_path: Path) -> None:
     for name in ("a.json", "b.json"):
         explain(gpt2, task).save(tmp_path / name)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_a_file_has_the_largest_weights_of_long_prompts(
+    ioi: tuple[Task, cd.Circuit, Explanation], tmp_path: Path
+) -> None:
+    tokens, rng = tuple(f" word{i}" for i in range(400)), np.random.default_rng(0)
+    weights = np.exp(4 * rng.normal(size=(400, 400))) * np.tri(400)
+    weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    long = Pattern("".join(tokens), tokens, weights, {"END": 399})
+    card = ioi[2].cards["a2.h0"]
+    explained = replace(ioi[2], cards={"a2.h0": replace(card, patterns=(long, card.patterns[0]))})
+    explained.save(tmp_path / "a.json")
+    whole = replace(explained, cards={"a2.h0": replace(card, patterns=(card.patterns[0],))})
+    assert (tmp_path / "a.json").stat().st_size < len(to_json(whole.to_dict())) + 150_000
+    again = Explanation.load(tmp_path / "a.json")
+    found, short = (each.weights for each in again.cards["a2.h0"].patterns)
+    np.testing.assert_allclose(short, card.patterns[0].weights, rtol=1e-5)
+    known = ~np.isnan(found)
+    np.testing.assert_allclose(found[known], weights[known], rtol=6e-3)
+    assert known.sum() == 2048 and weights[known].min() == np.sort(weights, axis=None)[-2048]
+    again.save(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    data = json.loads((tmp_path / "a.json").read_text())
+    pattern = data["cards"]["a2.h0"]["patterns"][0]
+    drawn = (
+        heat_map(each, 300).count("fill-opacity") for each in (pattern, {**vars(long), "weights": weights})
+    )
+    assert list(drawn) == [300, 300]
+    pattern["strongest"][5][1] = 400
+    with pytest.raises(cd.CircuitDiscoveryError, match=r"cards.a2.h0.patterns.0.strongest"):
+        Explanation.from_dict(data)
+
+
+def test_a_file_that_has_all_patterns_whole_is_read(ioi: tuple[Task, cd.Circuit, Explanation]) -> None:
+    data = ioi[2].to_dict()
+    card = data["cards"]["a2.h0"]
+    card["patterns"] = [{"text": "x", "tokens": ["x"] * 70, "weights": np.eye(70).tolist(), "positions": {}}]
+    again = Explanation.from_dict(data | {"format": "circuitdiscovery explanation 2"})
+    assert (again.cards["a2.h0"].patterns[0].weights == np.eye(70)).all()
+    assert again.to_dict()["format"] == "circuitdiscovery explanation 3"
 
 
 @pytest.mark.parametrize(

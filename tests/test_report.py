@@ -819,6 +819,19 @@ def test_heat_maps_have_a_cell_for_each_weight_at_its_place() -> None:
     assert sorted(v["fill-opacity"] for v in few.all("rect") if "fill-opacity" in v) == ["0.75", "1.00"]
 
 
+def test_of_long_prompts_the_page_draws_the_weights_that_the_file_has(
+    tmp_path: Path, circuit: Circuit
+) -> None:
+    explanation = explanation_of(circuit)
+    node = next(node for node, card in explanation["cards"].items() if card["kind"] == "head")
+    tokens = [f" t{i}" for i in range(70)]
+    pattern = {"text": "x", "tokens": tokens, "strongest": [[3, 1, 0.5], [69, 68, 0.25]], "positions": {}}
+    explanation["cards"][node]["patterns"] = [pattern]
+    page = Page(report(make_run(tmp_path / "run", circuit, explanation=explanation)).read_text("utf-8"))
+    assert "t3 → t1: 0.5" in page.text and "t69 → t68: 0.25" in page.text
+    assert page.text.count("Of a long prompt only the largest weights are known.") == 1
+
+
 def test_the_role_table_says_which_heads_and_where_they_look(tmp_path: Path, circuit: Circuit) -> None:
     explanation = explanation_of(circuit)
     text = report(make_run(tmp_path / "run", circuit, explanation=explanation)).read_text("utf-8")
@@ -1094,6 +1107,12 @@ BROKEN = [
         "cards.a0.h0.patterns.0.weights.1",
         [1.0],
         "explanation.json: the field 'cards.a0.h0.patterns' holds lists",
+    ),
+    (
+        "explanation",
+        "cards.a0.h0.patterns.0",
+        {"text": "x", "tokens": ["x"], "strongest": [[0, 1, 0.5]], "positions": {}},
+        "the field 'cards.a0.h0.patterns' has weights of tokens that there are not",
     ),
     (
         "report",

@@ -317,18 +317,20 @@ def cells_each(patterns: int) -> int:
 
 
 def heat_map(pattern: Mapping[str, Any], limit: int) -> str:
-    """An attention pattern: a row per attending token, a column per token attended to; darker is more."""
-    tokens, weights = pattern["tokens"], pattern["weights"]
+    """An attention pattern, whole or its strongest weights: a row per attending token, a column per token
+    attended to; darker is more.
+    """
+    tokens = pattern["tokens"]
+    weights = (
+        [(i, j, each) for i, row in enumerate(pattern["weights"]) for j, each in enumerate(row)]
+        if "weights" in pattern
+        else pattern["strongest"]
+    )
     places = {index: name for name, index in pattern["positions"].items()}
     names = [_name(text, places.get(i)) for i, text in enumerate(tokens)]
     side = 8 + max(len(name) for name in names) * 6.6
     size = len(tokens) * CELL
-    found = [
-        (weight, row, column)
-        for row, line in enumerate(weights)
-        for column, weight in enumerate(line)
-        if weight >= FAINTEST
-    ]
+    found = [(weight, row, column) for row, column, weight in weights if weight >= FAINTEST]
     kept = sorted(sorted(found, reverse=True)[:limit], key=lambda cell: cell[1:])
     cells = "".join(_cell(weight, row, column, names) for weight, row, column in kept)
     rows = "".join(

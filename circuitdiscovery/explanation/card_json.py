@@ -12,6 +12,8 @@ from circuitdiscovery.explanation.json_values import Reader, as_json
 from circuitdiscovery.files.fields import exactly, typed
 from circuitdiscovery.measure.estimates import Estimate
 
+WHOLE = 64  # tokens of the longest prompt whose pattern a file has whole; it would grow with their square
+STRONGEST = 2048  # weights that it has of a longer one's
 LATER = ("roles", "units", "probes")  # which the files of older versions do not have
 # files from before a card could have several roles have the first, and all evidence
 FIELDS = tuple(
@@ -27,7 +29,21 @@ def card_as_json(card: Card) -> dict[str, Any]:
     attention = [[source, target, weight] for (source, target), weight in card.attention.items()]
     known = {name: getattr(card, name) for name in (*FIELDS, "roles")}
     known |= {name: getattr(card, name) for name in LATER[1:] if getattr(card, name)}
-    return as_json(known | {"attention": attention})
+    patterns = [_pattern_as_json(each) for each in card.patterns]
+    return as_json(known | {"attention": attention, "patterns": patterns})
+
+
+def _pattern_as_json(pattern: Pattern) -> dict[str, Any]:
+    """A pattern as a file has it: `weights`, or of many tokens the `strongest` of them, [query, key, weight]
+    each, to three digits."""
+    size, weights = len(pattern.tokens), pattern.weights
+    if size > WHOLE:
+        flat = np.nan_to_num(weights).ravel()
+        largest = np.argsort(-flat, kind="stable")[:STRONGEST]
+        places = np.sort(largest[flat[largest] > 0]).tolist()
+        weights = [[at // size, at % size, float(f"{flat[at]:.3g}")] for at in places]
+    known = {"text": pattern.text, "tokens": pattern.tokens}
+    return known | {"strongest" if size > WHOLE else "weights": weights, "positions": pattern.positions}
 
 
 class CardReader(Reader):
@@ -111,19 +127,33 @@ class CardReader(Reader):
         return tuple(self.text(name, each) for each in self.items(data, name))
 
     def pattern(self, data: Any) -> Pattern:
-        exactly(data, Pattern.__dataclass_fields__, self.where, self.field)
+        weights = "strongest" if isinstance(data, dict) and "strongest" in data else "weights"
+        exactly(data, ("text", "tokens", weights, "positions"), self.where, self.field)
         tokens = tuple(self.text("tokens", each) for each in self.items(data, "tokens"))
-        rows = [
-            [self.number("weights", each) for each in row] for row in self.rows(data, "weights", len(tokens))
-        ]
-        if len(rows) != len(tokens):
-            raise self.wrong("weights")
         places = typed(data["positions"], dict, self.where, f"{self.field}.positions")
         positions = {
             name: int(typed(at, int, self.where, f"{self.field}.positions.{name}"))
             for name, at in places.items()
         }
-        return Pattern(self.text("text", data["text"]), tokens, np.array(rows, dtype=np.float32), positions)
+        found = (self.strongest if weights == "strongest" else self.whole)(data, len(tokens))
+        return Pattern(self.text("text", data["text"]), tokens, found, positions)
+
+    def whole(self, data: Any, size: int) -> np.ndarray:
+        """[T, T]: a pattern's weights."""
+        rows = [[self.number("weights", each) for each in row] for row in self.rows(data, "weights", size)]
+        if len(rows) != size:
+            raise self.wrong("weights")
+        return np.array(rows, dtype=np.float32)
+
+    def strongest(self, data: Any, size: int) -> np.ndarray:
+        """[T, T]: the largest of a pattern's weights, NaN elsewhere."""
+        found = np.full((size, size), np.nan, dtype=np.float32)
+        for *at, weight in self.rows(data, "strongest", 3):
+            query, key = (typed(each, int, self.where, f"{self.field}.strongest") for each in at)
+            if not (0 <= query < size and 0 <= key < size):
+                raise self.wrong("strongest")
+            found[query, key] = self.number("strongest", weight)
+        return found
 
     def lens(self, data: Any) -> Lens:
         exactly(data, Lens.__dataclass_fields__, self.where, self.field)

@@ -23,8 +23,9 @@ from circuitdiscovery.values import Value, part_in_words, table
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = "circuitdiscovery explanation 2"
-FORMER = "circuitdiscovery explanation 1"
+FORMAT = "circuitdiscovery explanation 3"
+FIRST_FORMAT = "circuitdiscovery explanation 1"
+FORMER = "circuitdiscovery explanation 2"  # has every pattern whole
 SHOWN = 60  # cards that a notebook shows
 FIRST = "first token"  # a prompt's; where many heads look that find nothing
 
@@ -36,7 +37,8 @@ class Pattern:
     Args:
         text: the prompt.
         tokens: [T], as text; token ids where the model has no tokenizer.
-        weights: [T, T] float32, from query (row) to key.
+        weights: [T, T] float32, from query (row) to key. Of more than 64 tokens a file has the 2,048 largest,
+            to three digits; what it does not have is NaN where it is read.
         positions: the prompt's named positions.
     """
 
@@ -316,7 +318,9 @@ class Explanation(Value):
         """
         from circuitdiscovery.explanation.card_json import CardReader
 
-        if isinstance(data, dict) and data.get("format") == FORMER:  # knew no other effort
+        if isinstance(data, dict) and data.get("format") == FORMER:
+            data = data | {"format": FORMAT}
+        if isinstance(data, dict) and data.get("format") == FIRST_FORMAT:  # knew no other effort
             data = data | {
                 "format": FORMAT,
                 "effort": "full",

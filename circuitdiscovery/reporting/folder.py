@@ -232,13 +232,7 @@ def explanation_in(folder: Path, circuit: Circuit) -> dict[str, Any] | None:
     )
     for node, card in explanation["cards"].items():
         for pattern in card["patterns"]:
-            _same_length(
-                folder / EXPLANATION,
-                f"cards.{node}.patterns",
-                pattern["tokens"],
-                pattern["weights"],
-                *pattern["weights"],
-            )
+            _check_pattern(folder / EXPLANATION, f"cards.{node}.patterns", pattern)
         for snippet in (each for unit in card["units"] for each in unit["snippets"]):
             _same_length(
                 folder / EXPLANATION, f"cards.{node}.units", snippet["tokens"], snippet["activations"]
@@ -254,6 +248,14 @@ def cards_beside(path: Path, circuit: Circuit) -> dict[str, Any]:
         return {}
     cards = _like(with_roles(read_json(file)), ROLES_SHAPE, str(file))["cards"]
     return {node: card for node, card in cards.items() if node in circuit.nodes}
+
+
+def _check_pattern(path: Path, field: str, pattern: Mapping[str, Any]) -> None:
+    tokens, weights = pattern["tokens"], pattern.get("weights")
+    _same_length(path, field, tokens, *([] if weights is None else [weights, *weights]))
+    cells = pattern["strongest"] if weights is None else ()
+    if not all(0 <= place < len(tokens) for *places, _ in cells for place in places):
+        raise CircuitDiscoveryError(f"{path}: the field {field!r} has weights of tokens that there are not")
 
 
 def _same_length(path: Path, field: str, *lists: Sequence[Any]) -> None:

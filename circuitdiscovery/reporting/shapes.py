@@ -69,6 +69,7 @@ CONTENTS_SHAPE: Shape = {
     "no_curve": (str, type(None)),
     "no_cards": (str, type(None)),
 }
+_PATTERN = {"text": str, "tokens": [str], "positions": {"*": int}}
 _CARD = {
     "node": str,
     "kind": str,
@@ -80,7 +81,7 @@ _CARD = {
     "attended": PAIRS,
     **dict.fromkeys(("in_edges", "out_edges"), EDGES),
     "scores": {"*": NUMBER},
-    "patterns": [{"text": str, "tokens": [str], "weights": [[NUMBER]], "positions": {"*": int}}],
+    "patterns": [(_PATTERN | {"weights": [[NUMBER]]}, _PATTERN | {"strongest": [[int, int, NUMBER]]})],
     "lens": [{"text": str, "at": str, "promoted": PAIRS, "suppressed": PAIRS}],
     "units": [
         {

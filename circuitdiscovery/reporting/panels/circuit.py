@@ -57,6 +57,7 @@ def _cards(run: Run) -> list[dict[str, Any]]:
         | {
             "marks": [(role, marks[role], tints[role], why) for role, why in card["roles"].items()],
             "about": about(card["node"]),
+            "partly": any("strongest" in pattern for pattern in card["patterns"]),
             "looks": looks(card),
             "end": end(card),
             "table": _table(card),
