@@ -909,7 +909,7 @@ def test_the_prompts_of_the_search_are_measured_beside_those_held_out() -> None:
 
 @pytest.mark.parametrize("how", [{"ablation": "mean"}, {"ablation": "noise"}, {"direction": "denoising"}])
 def test_only_the_prompts_that_are_shown_are_run(
-    how: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = cd.load_model("toy")
     task, circuit = (
