@@ -107,8 +107,8 @@ def many_features() -> Any:
 def kept_features(model: Any, task: Any) -> list[float]:
     """Their numbers."""
     weight = torch.randn(16_000, 32, generator=torch.Generator().manual_seed(1))
-    tensors = {"W_enc": weight, "b_enc": torch.zeros(16_000), "W_dec": weight / 5, "b_dec": torch.zeros(32)}
-    sae = Dictionary(kind="relu", site="m0", reads="output", **tensors)
+    zero = torch.zeros(16_000), torch.zeros(32)
+    sae = Dictionary("relu", "m0", "output", weight, zero[0], weight / 5, zero[1])
     split = cd.split(model, {"m0": sae}, task=task, keep=5).split_of("m0")
     assert split is not None
     return list(map(float, split.numbers))
