@@ -10,7 +10,8 @@ import pytest
 from tiny import Tiny, save_tiny
 
 import circuitdiscovery as cd
-from circuitdiscovery.cli.defaults import LARGE, default_edges, default_method, edges_of
+from circuitdiscovery.cli.defaults import LARGE, default_method, edges_of
+from circuitdiscovery.registry import default_edges
 
 
 def test_the_edges_of_a_config_are_the_graphs(any_model: Tiny) -> None:

@@ -16,7 +16,6 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.files.disk import GGUF, HUB_NAME, data_folder, read_json, shipped
 
 LARGE = 2_000  # edges above which a ranking of all is learnt
-FEW = 200  # edges that are kept of all but the smallest and the largest graphs
 _NAMES = {  # of a config's numbers, the first one that it has
     "n_layers": ("n_layer", "num_hidden_layers", "num_layers", "n_layers", "block_count"),
     "n_heads": ("n_head", "num_attention_heads", "num_heads", "n_heads", "attention.head_count"),
@@ -55,15 +54,6 @@ def default_method(model: str) -> str:
     """
     edges = edges_of(model)
     return "matryoshka" if edges is not None and edges > LARGE else "acdc"
-
-
-def default_edges(total: int) -> int:
-    """How many edges of a graph are kept: a tenth, but no more than 200, or 1% where that is more.
-
-    >>> default_edges(479), default_edges(5_644), default_edges(70_651)
-    (48, 200, 707)
-    """
-    return max(1, round(max(0.01 * total, min(0.1 * total, FEW))))
 
 
 def edges_of(model: str) -> int | None:

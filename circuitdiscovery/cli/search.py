@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitdiscovery.errors import CircuitDiscoveryError
-from circuitdiscovery.registry import DEFAULT_THRESHOLD, METHODS
+from circuitdiscovery.registry import DEFAULT_THRESHOLD, METHODS, default_edges
 from circuitdiscovery.reporting.options import MEASURED_WITH, Options
 from circuitdiscovery.reporting.progress import say, stage
 
@@ -71,8 +71,6 @@ def search(
 
 def wanted(graph: Graph, options: Options) -> int:
     """How many edges a circuit shall have, at most."""
-    from circuitdiscovery.cli.defaults import default_edges  # imports numpy
-
     return options.edges or default_edges(len(graph))
 
 

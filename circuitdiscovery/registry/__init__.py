@@ -29,6 +29,7 @@ from circuitdiscovery.registry.option import Option
 
 # nats: about an eighth of toy's edges are left on ioi, and nearly all of the behaviour
 DEFAULT_THRESHOLD = 0.002
+FEW = 200  # edges that are kept of all but the smallest and the largest graphs
 DRAWN = 480  # prompts, beside a task's own
 REPULSION = 0.5  # for all edges of an earlier circuit; in units of the loss with every edge closed
 DIRECTIONS = ("noising", "denoising")
@@ -382,3 +383,12 @@ def ablation_words(name: str, mean_over: int | None) -> str:
     'mean ablation (over 16 or more prompts)'
     """
     return f"{name} ablation" + (f" (over {mean_over} or more prompts)" if mean_over is not None else "")
+
+
+def default_edges(total: int) -> int:
+    """How many edges of a graph are kept: a tenth, but no more than 200, or 1% where that is more.
+
+    >>> default_edges(479), default_edges(5_644), default_edges(70_651)
+    (48, 200, 707)
+    """
+    return max(1, round(max(0.01 * total, min(0.1 * total, FEW))))

@@ -14,6 +14,8 @@ from circuitdiscovery.engine.fast import PatchedRun, State
 from circuitdiscovery.engine.finite import finite_logits
 from circuitdiscovery.engine.memory import alternative, budget, measured
 from circuitdiscovery.engine.setup import Setup
+from circuitdiscovery.graph.graph import Graph
+from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.run import plain_run
 from circuitdiscovery.task.batch import Batch
 from circuitdiscovery.task.task import Task
@@ -134,3 +136,33 @@ def without_more(kept: np.ndarray, sources: np.ndarray) -> np.ndarray:
 def at_mask(case: Case, mask: np.ndarray, first_layer: int) -> Case:
     """The case under a mask that removes nothing before a layer."""
     return replace(case, state=case.patched.state(mask, case.clean, first_layer))
+
+
+@dataclass(frozen=True)
+class EachCost:
+    """What one alternative of what a receiver reads costs, in forwards: the weights that it meets."""
+
+    graph: Graph
+    nodes: np.ndarray  # [S]: of a source at one position, in forwards
+    unembed: float
+    length: float  # positions
+
+    @classmethod
+    def of(cls, model: Model, task: Task, graph: Graph) -> EachCost:
+        """By the mean length of a task's prompts."""
+        length = float(np.mean([len(example.clean) for example in task.examples]))
+        nodes = np.zeros(len(graph.sources))
+        for layer, block in enumerate(model.blocks):
+            heads, mlp = block.sizes()
+            nodes[graph.heads(layer)], nodes[graph.mlps(layer)] = heads / graph.n_heads, mlp
+        forward = length * float(nodes.sum()) + model.unembedding_size
+        return cls(graph, nodes / forward, model.unembedding_size / forward, length)
+
+    def of_each(self, mask: np.ndarray, receivers: Sequence[int]) -> list[float]:
+        """Of all kept in-edges of each receiver, one after the other, under a mask."""
+        at = np.where(self.graph.everywhere(mask), self.length, 1.0) * self.nodes * self.graph.live(mask)
+        reached = (self.graph.reached(mask, self.graph.feeds[receiver]) for receiver in receivers)
+        return [
+            int(mask[:, r].sum()) * (float(at[moved].sum()) + self.unembed)
+            for r, moved in zip(receivers, reached, strict=True)
+        ]

@@ -3,8 +3,14 @@
 A cost is in F, one Hugging Face forward of all prompts with the logits at every position. What a search
 multiplies is counted (weights, and the products of sources and receivers); what it does beside that is one
 factor per method, measured on SmolLM2-135M (docs/real-models.md). On other models and tasks an estimate can
-be off by half. How long acdc, trace_back and hybrid take depends on what they find: of them the most that
-they can cost is given.
+be off by half.
+
+How long acdc, trace_back and hybrid take depends on what they find:
+
+- Of trace_back and acdc the most that they can cost is given. trace_back tests each edge once; acdc tests a
+  chain of them, and again what follows a refusal: each edge twice at most, over all.
+- Of hybrid an estimate is given, for as many edges as `discover` keeps where nothing is said, with every
+  round of floating as large as the first. It can be twice that, or half.
 """
 
 from __future__ import annotations
@@ -25,9 +31,10 @@ from circuitdiscovery.model.load import as_dtype
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.model.outline import outline
 from circuitdiscovery.model.run import parameters
-from circuitdiscovery.registry import DRAWN, METHODS
+from circuitdiscovery.registry import DRAWN, METHODS, default_edges
 from circuitdiscovery.search.alternatives import TOKENS
 from circuitdiscovery.search.edge_pruning import EXAMPLES
+from circuitdiscovery.search.hybrid import forwards
 from circuitdiscovery.search.matryoshka import KEPT_BYTES, LOGIT_BYTES, PROMPTS
 from circuitdiscovery.task.load import load_task
 from circuitdiscovery.task.task import Task
@@ -38,7 +45,7 @@ _USABLE = 0.9  # of a card's memory
 _SMALL = 0.2  # seconds of a forward
 # a cost over the products alone: norms, attention, the optimizer
 _BESIDE = {"matryoshka": 2.5, "edge_pruning": 1.6}
-_DEPENDS = ("acdc", "trace_back", "hybrid")  # on what they find
+_AT_MOST = ("acdc", "trace_back")  # what they find decides how long they take
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,7 +54,7 @@ class Cost(Value):
 
     Args:
         forwards: in F.
-        at_most: whether that depends on what is found, and this is the most.
+        at_most: whether that depends on what is found, and this is the most; else it is an estimate.
         seconds: on this machine.
         gigabytes: above the weights.
         fits: how much of what goes through at once has room in the memory budget: 1 all of it, 0 not even one
@@ -183,7 +190,7 @@ def estimated(model: Model, task: Task, rate: float) -> Plan:
         costs={
             name: Cost(
                 products[name] / work.forward,
-                name in _DEPENDS,
+                name in _AT_MOST,
                 products[name] / rate,
                 gigabytes[name],
                 need.fitting(many, room) / many,
@@ -265,7 +272,9 @@ class _Work:
             "eap": along_a_line(1, 1),
             "eap_ig": along_a_line(2, _option("eap_ig", "steps")),
             "clean_corrupted": along_a_line(1, 2),
-            **dict.fromkeys(("exact", *_DEPENDS), self._each_edge()),
+            **dict.fromkeys(("exact", "trace_back"), self._each_edge(1)),
+            "acdc": self._each_edge(2, 4),
+            "hybrid": self._hybrid(),
             "edge_pruning": self._learnt("edge_pruning", EXAMPLES, len(self.task)),
             "matryoshka": self._learnt("matryoshka", PROMPTS, self._shown),
             "random": 0.0,
@@ -277,13 +286,18 @@ class _Work:
         most = LOGIT_BYTES // (4 * self.model.vocab_size)
         return len(self.task) + min(DRAWN, most)
 
-    def _each_edge(self) -> float:
-        """For every edge what follows its receiver."""
+    def _each_edge(self, times: int, more: int = 0) -> float:
+        """What follows a receiver, so many times for every edge into it, and more for the receiver itself: in
+        acdc its state, what the first chain is compared with, and two alternatives of that chain."""
         graph = self.model.graph
         left = 1 - np.array(graph.receiver_layers) / graph.n_layers  # of the layers
-        share = float((graph.allowed.sum(0) * left).sum())
-        logits = len(graph) * self.model.unembedding_size * len(self.task)
-        return share * parameters(self.model) * self.tokens + logits
+        tests = times * graph.allowed.sum(0) + more
+        logits = float(tests.sum()) * self.model.unembedding_size * len(self.task)
+        return float((tests * left).sum()) * parameters(self.model) * self.tokens + logits
+
+    def _hybrid(self) -> float:
+        graph, rounds = self.model.graph, _option("hybrid", "rounds")
+        return forwards(self.model, self.task, graph, default_edges(len(graph)), rounds) * self.plain
 
     def _learnt(self, method: str, at_once: int, shown: int) -> float:
         """Relaxed forwards and backwards, and the runs of all prompts that they compare with."""
@@ -307,7 +321,7 @@ class _Work:
             "eap": (along_a_line(model, graph, task, 1), many),
             "eap_ig": (along_a_line(model, graph, task, steps), many),
             "clean_corrupted": (along_a_line(model, graph, task, 2), many),
-            **dict.fromkeys(("exact", *_DEPENDS), (whole, max(1, TOKENS["cpu"] // longest))),
+            **dict.fromkeys(("exact", *_AT_MOST, "hybrid"), (whole, max(1, TOKENS["cpu"] // longest))),
             "edge_pruning": (learnt, min(EXAMPLES, len(task))),
             "matryoshka": (
                 Need(learnt.each, logits + (kept if kept <= KEPT_BYTES else 0)),

@@ -39,7 +39,15 @@ from circuitdiscovery.errors import CircuitDiscoveryError
 from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.registry import KL
-from circuitdiscovery.search.alternatives import Case, at_mask, cases, mean_metric, mean_metrics, rises
+from circuitdiscovery.search.alternatives import (
+    Case,
+    EachCost,
+    at_mask,
+    cases,
+    mean_metric,
+    mean_metrics,
+    rises,
+)
 from circuitdiscovery.search.attribution import eap_ig
 from circuitdiscovery.search.edge_pruning import check_edges, check_gradient, mask_gradient
 from circuitdiscovery.search.provenance import provenance
@@ -115,7 +123,7 @@ def hybrid(
     info = provenance(model, task, "hybrid", options)
     shared: dict[str, Any] = {"ablation": ablation, "graph": graph, "batch_size": batch_size}
     with saved_in(state, setup, info) as saved:
-        walk = _Walk(graph, edges, rounds, _Cost.of(model, task, graph), saved, progress)
+        walk = _Walk(graph, edges, rounds, EachCost.of(model, task, graph), saved, progress)
         walk.show()
         if walk.stage == 0:
             ranked = eap_ig(model, task, metric=KL, **shared, progress=walk.show_ranking)
@@ -204,34 +212,15 @@ def _passes(kept: int, edges: int, share: float) -> list[int]:
     return passes
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """What one alternative of what a receiver reads costs, in forwards: the weights that it meets."""
-
-    graph: Graph
-    nodes: np.ndarray  # [S]: of a source at one position, in forwards
-    unembed: float
-    length: float  # positions
-
-    @classmethod
-    def of(cls, model: Model, task: Task, graph: Graph) -> _Cost:
-        """By the mean length of a task's prompts."""
-        length = float(np.mean([len(example.clean) for example in task.examples]))
-        nodes = np.zeros(len(graph.sources))
-        for layer, block in enumerate(model.blocks):
-            heads, mlp = block.sizes()
-            nodes[graph.heads(layer)], nodes[graph.mlps(layer)] = heads / graph.n_heads, mlp
-        forward = length * nodes.sum() + model.unembedding_size
-        return cls(graph, nodes / forward, model.unembedding_size / forward, length)
-
-    def of_each(self, mask: np.ndarray, receivers: Sequence[int]) -> list[float]:
-        """Of all kept in-edges of each receiver, one after the other, under a mask."""
-        at = np.where(self.graph.everywhere(mask), self.length, 1.0) * self.nodes * self.graph.live(mask)
-        reached = (self.graph.reached(mask, self.graph.feeds[receiver]) for receiver in receivers)
-        return [
-            int(mask[:, r].sum()) * (float(at[moved].sum()) + self.unembed)
-            for r, moved in zip(receivers, reached, strict=True)
-        ]
+def forwards(model: Model, task: Task, graph: Graph, edges: int, rounds: int) -> float:
+    """About how many it takes, where each round lets as many edges come back as the first."""
+    count = len(graph.receivers)
+    each = sum(EachCost.of(model, task, graph).of_each(graph.allowed, range(count))) / len(graph)
+    passes = [*_passes(min(_POOL * edges, len(graph)), edges, _AT_ONCE), edges]
+    passes += rounds * _passes(min(edges + max(1, int(_FLOAT * edges)), len(graph)), edges, _AT_ONCE)
+    # a receiver with kept edges runs with all of them, too: so many have some, were edges spread by chance
+    readers = [count * (1 - math.exp(-kept / count)) for kept in passes]
+    return _RANKING + sum((kept + own) * each + _PASS for kept, own in zip(passes, readers, strict=True))
 
 
 class _Walk:
@@ -242,7 +231,7 @@ class _Walk:
     """
 
     def __init__(
-        self, graph: Graph, edges: int, rounds: int, cost: _Cost, saved: State, progress: Progress | None
+        self, graph: Graph, edges: int, rounds: int, cost: EachCost, saved: State, progress: Progress | None
     ) -> None:
         self.graph, self.edges, self.rounds = graph, edges, rounds
         self._cost, self._saved, self._progress = cost, saved, progress

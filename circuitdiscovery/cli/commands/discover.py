@@ -32,7 +32,7 @@ from circuitdiscovery.cli.arguments import (
 )
 from circuitdiscovery.cli.commands.group import PROGRAM, cli
 from circuitdiscovery.cli.files import show_json, show_report
-from circuitdiscovery.registry import DEFAULT_THRESHOLD, KL
+from circuitdiscovery.registry import DEFAULT_THRESHOLD, FEW, KL
 from circuitdiscovery.reporting.options import Options
 
 
@@ -76,7 +76,7 @@ from circuitdiscovery.reporting.options import Options
     help=(
         f"Circuit size (not for {methods(lambda each: each.sizes == 'threshold')}): at most N edges, all on "
         "whole paths from input to logits, of large total |score|.  [default: 10% of all, but "
-        f"no more than {defaults.FEW}, or 1% where that is more]"
+        f"no more than {FEW}, or 1% where that is more]"
     ),
 )
 @click.option(
