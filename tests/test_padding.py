@@ -4,6 +4,7 @@ it ran alone, whatever stands behind it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -256,3 +257,12 @@ def test_large_models_are_padded_little(gpt2: Tiny, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(run, "_RUN_FLOP", {"cpu": 0.0})
     assert few > 100 * run.run_tokens(gpt2.model)
     assert np.isfinite(few)
+
+
+def test_many_lengths_are_grouped_in_no_time() -> None:
+    """A thousand of them; by the square of that many batches it takes seconds."""
+    rows = [[1] * length for length in range(2, 1_002)]
+    task = cd.Task.from_tokens(clean=rows, corrupted=rows, correct=[1] * 1_000, incorrect=[2] * 1_000)
+    begun = time.process_time()
+    found = [len(batch) for batch in task.batches(16, run_tokens=50.0)]
+    assert time.process_time() - begun < 2 and sum(found) == 1_000 and max(found) <= 16

@@ -114,20 +114,23 @@ def _cheapest(counts: Sequence[tuple[int, int]], batch_size: int, run_tokens: fl
     """
     lengths = np.repeat([length for length, _ in counts], [count for _, count in counts])  # of all rows
     ends = np.cumsum([0, *(count for _, count in counts)])
-    # of the first so many lengths: (tokens, where the last group begins)
-    best: list[tuple[float, int]] = [(0.0, 0)]
+    size = min(batch_size, len(lengths))
+    # of full batches one after the other, the last of which ends before a row: of two rows that are some
+    # batches apart, the difference is what these cost
+    padded = np.zeros(-(-(len(lengths) + 1) // size) * size, dtype=np.int64)
+    padded[size : len(lengths) + 1] = size * lengths[size - 1 :]
+    full = padded.reshape(-1, size).cumsum(0).ravel()
+    # of the first so many lengths: tokens, and where the last group begins
+    best, begins = np.zeros(len(ends)), np.zeros(len(ends), dtype=np.int64)
     for stop in range(1, len(ends)):
-        options: list[tuple[float, int]] = []
-        for start in range(stop):
-            # where each batch ends
-            last = np.minimum(np.arange(ends[start], ends[stop], batch_size) + batch_size, ends[stop])
-            sizes = np.diff(last, prepend=ends[start])
-            options.append(
-                (best[start][0] + float(sizes @ lengths[last - 1]) + run_tokens * len(last), start)
-            )
-        best.append(min(options, key=lambda option: (option[0], -option[1])))
+        starts = ends[:stop]
+        count, rest = np.divmod(ends[stop] - starts, size)
+        tokens = full[starts + count * size] - full[starts] + rest * lengths[ends[stop] - 1]
+        options = best[:stop] + tokens + run_tokens * (count + (rest > 0))
+        begins[stop] = stop - 1 - options[::-1].argmin()  # of equals the last one
+        best[stop] = options[begins[stop]]
     groups, stop = [], len(counts)
     while stop:
-        groups.insert(0, [length for length, _ in counts[best[stop][1] : stop]])
-        stop = best[stop][1]
+        groups.insert(0, [length for length, _ in counts[begins[stop] : stop]])
+        stop = int(begins[stop])
     return groups
