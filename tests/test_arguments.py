@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +135,6 @@ def test_wrong_kinds(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ArgumentError, match=told) as caught:
         example(0, **options)
     assert isinstance(caught.value, cd.CircuitDiscoveryError) and isinstance(caught.value, TypeError)
-
-
-def test_a_task_without_examples_is_refused_by_name(toy: Any, ioi: Any) -> None:
-    none = replace(ioi, examples=())
-    with pytest.raises(ArgumentError, match="eap: task is a task without examples; at least one is needed"):
-        cd.eap(toy, none)
-    with pytest.raises(ArgumentError, match="replacements: reference is a task without examples"):
-        cd.replacements(toy, ioi, ablation="mean", reference=none)
 
 
 def test_an_error_is_one_line_that_can_be_printed() -> None:

@@ -144,8 +144,8 @@ def test_memory_does_not_grow_with_the_reference(gpt2: Tiny, monkeypatch: pytest
     kept = moments.Moments(
         gpt2.model, random_prompts(101, 2, 4).task, random_prompts(101, 300, 4, seed=5).task, variance=True
     )
-    assert sum(most) == len(reference) == kept.least and max(most) <= 32
     assert [tuple(group.mean.shape) for group in kept._groups.values()] == [(16, 4, 32)]
+    assert sum(most) == len(reference) == kept.least and max(most) <= 32
 
 
 def test_a_row_without_others_of_its_length_is_named(gpt2: Tiny) -> None:

@@ -73,10 +73,8 @@ def with_tokenizer(call: Call, name: str, value: Any) -> Any:
 
 
 def task(call: Call, name: str, value: Any) -> Any:
-    """A task with examples; a name, a path or a table is loaded in the tokens of the call's model."""
+    """A task; a name, a path or a table is loaded in the tokens of the call's model."""
     if is_a(value, "Task"):
-        if not len(value):
-            raise _is(call, name, "a task without examples; at least one is needed")
         return value
     if is_a(value, "Model") or _is_module(value):
         raise _is(call, name, f"a model; the model comes first: {call.function}(model, task)")

@@ -166,7 +166,7 @@ def _features(block: Block, dictionary: Any, some: Tensor, stream_unit: float) -
 
 def unit_of(dictionary: Any, stream_unit: float) -> float:
     """r: where a dictionary stands, there is r times what a block of ours writes (`Model.stream_unit`)."""
-    return 1.0 if dictionary.inner else stream_unit
+    return 1.0 if stream_unit == 1.0 or dictionary.inner else stream_unit
 
 
 def vectors_of(dictionary: Any, some: Tensor, stream_unit: float) -> Tensor:
