@@ -171,7 +171,8 @@ def unit_of(dictionary: Any, stream_unit: float) -> float:
 
 def vectors_of(dictionary: Any, some: Tensor, stream_unit: float) -> Tensor:
     """[p, D]: what one of each of some features adds to what a block of ours writes."""
-    return dictionary.vectors[some] / unit_of(dictionary, stream_unit)
+    vectors, unit = dictionary.vectors[some], unit_of(dictionary, stream_unit)
+    return vectors if unit == 1.0 else vectors / unit
 
 
 def dictionary_of(split: Split) -> Any:

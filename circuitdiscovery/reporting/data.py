@@ -254,7 +254,7 @@ def _circuit_logits(model: Model, task: Task, first: Task, circuit: Circuit, opt
     setup = Setup.of(model, task, circuit.graph, **options.some("ablation", "direction", "batch_size"))
     logits = torch.zeros(len(first), model.vocab_size, device=model.device, dtype=model.dtype)
     with torch.no_grad():
-        for batch in batches(model, circuit.graph, first, setup.batch_size, setup.need):
+        for batch in batches(model, circuit.graph, first, setup.batch_size, setup.held):
             logits[batch.rows] = setup.patched(batch).logits(setup.carrying(circuit.mask))
     return distributed.total(logits)
 

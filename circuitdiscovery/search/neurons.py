@@ -20,7 +20,7 @@ from circuitdiscovery.graph.graph import Graph
 from circuitdiscovery.graph.nodes import mlp_name, parsed, part_name
 from circuitdiscovery.graph.splits import Split
 from circuitdiscovery.measure import intervals
-from circuitdiscovery.measure.estimates import Estimate, weights
+from circuitdiscovery.measure.estimates import Estimate, drawn
 from circuitdiscovery.measure.evaluator import Evaluator
 from circuitdiscovery.model.model import Model
 from circuitdiscovery.search.unit_damages import NEURONS, chosen_by, line, mean_damages, need_of, unit_damages
@@ -169,7 +169,7 @@ def neurons(
         units = {layer: [unit for own, unit in ranked if own == layer] for layer, _ in ranked}
         found = unit_damages(other, dict.fromkeys(units, NEURONS), points, only=units)
         values = np.stack([found[layer][:, units[layer].index(unit)] for layer, unit in ranked])
-        estimates = intervals.means(values, weights(values.shape[1], 0))
+        estimates = intervals.means(values, drawn(values.shape[1], 0))
     if other is setup:  # the examples that they were chosen on, of whose largest no interval would hold
         estimates = [Estimate(float(each)) for each in estimates]
     names = [part_name(mlp_name(layer), f"n{unit}") for layer, unit in ranked]

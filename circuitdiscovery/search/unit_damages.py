@@ -67,12 +67,11 @@ NEURONS = Kind(
 def features_of(dictionary: Any, stream_unit: float) -> Kind:
     """The features of a dictionary of what an MLP writes, or of a transcoder of it, in a model of that
     `stream_unit`."""
-
     unit = unit_of(dictionary, stream_unit)
 
     def values(block: Block, read: Reading, written: Tensor) -> Tensor:
         given = {
-            "output": lambda: written * unit,
+            "output": lambda: written if unit == 1.0 else written * unit,
             "normed": lambda: read.values,
             "normed without gain": lambda: block.norm2.bare(read.stream),
             "hook_normalized": lambda: block.norm2.hooked(read.stream),
@@ -81,7 +80,8 @@ def features_of(dictionary: Any, stream_unit: float) -> Kind:
         return dictionary.encode(given())
 
     def back(_: Block, gradient: Tensor) -> Tensor:
-        return gradient.to(dictionary.vectors.dtype) @ dictionary.vectors.T / unit
+        gradient = gradient.to(dictionary.vectors.dtype)
+        return (gradient if unit == 1.0 else gradient / unit) @ dictionary.vectors.T
 
     return Kind(lambda _: dictionary.width, values, back, before_norm=dictionary.inner)
 
